@@ -1,0 +1,1 @@
+"""Synthetic images for training classifiers, and the audit that says whether they are copies."""

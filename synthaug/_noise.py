@@ -1,0 +1,53 @@
+"""One noise stream per row, so that neither batching, order nor resumption changes a row's noise.
+
+Streams are CPU `torch.Generator`s, which every diffusers scheduler accepts as a list. A plain
+`torch.Generator().manual_seed(seed)` keeps only the low 32 bits of `seed`, so among 100,000 rows two
+would share all their noise more likely than not. We therefore key the same Mersenne twister with
+all 64 bits (`init_by_array` of Matsumoto and Nishimura, through numpy).
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Layout of a CPU generator's state: seed, (left, seeded), next, then the 624 words of the twister,
+# each in eight bytes. `test_noise` checks it against torch itself.
+_WORDS = slice(24, 24 + 8 * 624)
+_TEMPLATE = torch.Generator().manual_seed(0).get_state()
+
+
+def stream(seed: int) -> torch.Generator:
+    """The noise stream of one row, keyed with all 64 bits of `seed`."""
+    key = np.random.RandomState(np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32))
+    words = key.get_state(legacy=False)["state"]["key"].astype(np.uint64)
+    state = _TEMPLATE.clone()
+    state[_WORDS] = torch.from_numpy(words.view(np.uint8))
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator
+
+
+def streams(seeds: Iterable[int]) -> list[torch.Generator]:
+    """One stream per seed, in order."""
+    return [stream(int(seed)) for seed in seeds]
+
+
+def randn(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise, float32 (len(generators), *shape): row i comes from generator i alone.
+
+    Drawn on the CPU: the streams of CUDA devices differ, and this is never the slow part.
+    """
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
+
+
+def counter_rng(seed: int, *counters: int) -> np.random.Generator:
+    """A numpy generator that is a pure function of `seed` and up to three counters.
+
+    For choices keyed by (seed, epoch, index): any one can be made without making those before it.
+    """
+    if len(counters) > 3:
+        raise ValueError(f"`counters` holds {len(counters)} values, at most 3 are possible.")
+    words = [0, *counters, *[0] * (3 - len(counters))]  # word 0 counts the draws themselves
+    return np.random.Generator(np.random.Philox(key=seed & (2**128 - 1), counter=words))

@@ -1,0 +1,316 @@
+"""The plan: a table with one row per synthetic image, complete before any image is made.
+
+Knowing every row first makes a job reproducible (an image is a pure function of weights, settings
+and its row), resumable (what is left are the rows not yet done), shardable (a slice is a plan),
+estimable, and auditable (the provenance of an image is its row).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from synthaug._types import JSON, Labels
+
+REQUIRED = ("label", "source", "source_key", "variant", "seed")
+"""Columns that every plan has; all others are parameters of the synthesizer."""
+
+_DTYPES = {
+    "label": np.int64,
+    "source": np.int64,
+    "source_key": np.uint64,
+    "variant": np.int64,
+    "seed": np.uint64,
+}
+
+
+def canonical_json(value: JSON | Mapping[str, Any]) -> str:
+    """JSON in which equal settings are equal text: keys sorted, and 2.0 written as 2."""
+
+    def plain(v: Any) -> Any:
+        if isinstance(v, Mapping):
+            return {str(k): plain(x) for k, x in v.items()}
+        if isinstance(v, list | tuple):
+            return [plain(x) for x in v]
+        if isinstance(v, np.generic):
+            v = v.item()
+        if isinstance(v, float) and v.is_integer():
+            return int(v)
+        return v
+
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits of blake2b over `canonical_json(settings)`."""
+    return hashlib.blake2b(canonical_json(settings).encode(), digest_size=16).hexdigest()
+
+
+def row_seed(base_seed: int, settings: str, source_key: str, variant: int) -> int:
+    """The 64-bit seed of one row: blake2b, so equal on every platform and in every process."""
+    text = canonical_json([base_seed, settings, source_key, variant])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def balanced_quota(num_classes: int, *, per_class: int) -> Labels:
+    """The same number of images for every class, int64 (num_classes,)."""
+    if per_class < 1:
+        raise ValueError(f"`per_class` must be at least 1, got {per_class}.")
+    return np.full(num_classes, per_class, np.int64)
+
+
+def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labels:
+    """`ratio` images per real image with the class proportions of `labels`.
+
+    The total is `round(ratio * len(labels))`; classes get theirs by largest remainder, so each is
+    within one image of its exact share.
+    """
+    if not ratio > 0:
+        raise ValueError(f"`ratio` must be positive, got {ratio}.")
+    counts = np.bincount(np.asarray(labels, np.int64), minlength=num_classes)
+    exact = counts * ratio
+    quota = np.floor(exact).astype(np.int64)
+    missing = round(float(exact.sum())) - int(quota.sum())
+    quota[np.argsort(quota - exact, kind="stable")[:missing]] += 1
+    return quota
+
+
+def given_quota(counts: Mapping[str, int], classes: Sequence[str]) -> Labels:
+    """A number of images for each class name; classes not named get none."""
+    unknown = sorted(set(counts) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"`counts` names {unknown[0]!r}, which is not a class. Classes: {', '.join(classes)}."
+        )
+    negative = sorted(name for name, n in counts.items() if n < 0)
+    if negative:
+        raise ValueError(f"`counts` must not be negative, got {counts[negative[0]]} for {negative[0]!r}.")
+    return np.array([counts.get(name, 0) for name in classes], np.int64)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan will cost."""
+
+    rows: int
+    """Images."""
+    bytes: int
+    """Size of the images in the cache."""
+    network_evaluations: int
+    """Forward passes of one image through the network."""
+    seconds: float | None
+    """Time on one device; `None` until a rate was measured."""
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.rows:,} images, {self.bytes / 1e6:,.1f} MB, "
+            f"{self.network_evaluations:,} network evaluations"
+        )
+        return text if self.seconds is None else f"{text}, about {self.seconds / 60:,.1f} minutes"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A table with one row per synthetic image.
+
+        plan = synthesizer.plan(per_class=100, seed=0)            # the usual way
+        plan = Plan.build(quota, classes=names, settings={}, seed=0)   # for a synthesizer of your own
+        plan[:1000], plan[mask]                                   # a slice is a plan
+        plan["label"], plan.row(3)                                # a column; a row as a dict
+
+    Two plans are equal if their digests are.
+    """
+
+    columns: Mapping[str, NDArray[Any]]
+    """Arrays of equal length: those in `REQUIRED`, and the synthesizer's parameters (float64 or
+    int64). `source` is the index of the real image that a row starts from, -1 for none;
+    `source_key` the content digest of that image, 0 for none."""
+    classes: tuple[str, ...]
+    """Names of the classes; `columns["label"]` indexes into them."""
+    settings: Mapping[str, Any]
+    """What all rows share: the `settings` of the synthesizer's recipe."""
+
+    def __post_init__(self) -> None:
+        missing = [name for name in REQUIRED if name not in self.columns]
+        if missing:
+            raise ValueError(f"`columns` lacks {missing[0]!r}; a plan needs {', '.join(REQUIRED)}.")
+        columns = {}
+        for name in (*REQUIRED, *sorted(set(self.columns) - set(REQUIRED))):
+            column = np.asarray(self.columns[name])
+            if column.ndim != 1 or len(column) != len(self.columns["label"]):
+                raise ValueError(
+                    f"Column {name!r} has shape {column.shape}, expected ({len(self.columns['label'])},)."
+                )
+            default = np.float64 if column.dtype.kind == "f" else np.int64
+            column = column.astype(_DTYPES.get(name, default), copy=True)
+            if column.dtype == np.float64 and not np.isfinite(column).all():
+                raise ValueError(f"Column {name!r} holds a value that is not finite.")
+            column.setflags(write=False)
+            columns[name] = column
+        label = columns["label"]
+        if len(label) and not (0 <= label.min() and label.max() < len(self.classes)):
+            bad = label.max() if label.max() >= len(self.classes) else label.min()
+            raise ValueError(f"Label {bad} is not one of the {len(self.classes)} classes.")
+        object.__setattr__(self, "columns", columns)
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "settings", json.loads(canonical_json(self.settings)))
+
+    @classmethod
+    def build(
+        cls,
+        quota: ArrayLike,
+        *,
+        classes: Sequence[str],
+        settings: Mapping[str, Any],
+        seed: int,
+        sources: Sequence[ArrayLike] | None = None,
+        source_keys: ArrayLike | None = None,
+        parameters: Mapping[str, float | Sequence[float]] | None = None,
+    ) -> "Plan":
+        """Lays out the rows, class by class, and gives each its seed.
+
+        Args:
+            quota: Images per class, int (num_classes,).
+            classes: Names of the classes.
+            settings: What all rows share and the images depend on.
+            seed: Base seed.
+            sources: Per class the indices of the real images to start from, used in turn until the
+                quota is filled; `None` starts every row from noise.
+            source_keys: Content digest of every real image, uint64, indexed by source.
+            parameters: Further columns. A single value is used in every row; of a sequence the
+                values are used in turn, so that each class (and each source) sees all of them.
+
+        Raises:
+            ValueError: For an empty plan, a quota of the wrong length, or a class with a quota but
+                no source.
+        """
+        quota = np.asarray(quota, np.int64)
+        if quota.shape != (len(classes),):
+            raise ValueError(f"`quota` has shape {quota.shape}, expected ({len(classes)},).")
+        if quota.sum() < 1:
+            raise ValueError("The plan is empty: every class has a quota of 0.")
+        if (sources is None) != (source_keys is None):
+            raise ValueError("`sources` and `source_keys` go together.")
+        label = np.repeat(np.arange(len(classes)), quota)
+        within = np.concatenate([np.arange(n) for n in quota])  # position within the class
+        source = np.full(len(label), -1, np.int64)
+        source_key = np.zeros(len(label), np.uint64)
+        turn = within
+        if sources is not None:
+            keys = np.asarray(source_keys, np.uint64)
+            for c, n in enumerate(quota):
+                pool = np.asarray(sources[c], np.int64)
+                if n and not len(pool):
+                    raise ValueError(
+                        f"Class {classes[c]!r} has a quota of {n} but no real image to start from."
+                    )
+                if n:
+                    source[label == c] = pool[np.arange(n) % len(pool)]
+                    turn[label == c] = np.arange(n) // len(pool)
+            source_key = keys[source]
+        columns: dict[str, Any] = {"label": label, "source": source, "source_key": source_key}
+        for name, value in (parameters or {}).items():
+            if name in REQUIRED:
+                raise ValueError(f"Parameter {name!r} has the name of a column that every plan has.")
+            values = np.atleast_1d(np.asarray(value))
+            columns[name] = values[turn % len(values)]
+        columns["variant"], columns["seed"] = _variants_and_seeds(columns, classes, settings, seed)
+        return cls(columns=columns, classes=tuple(classes), settings=settings)
+
+    def __len__(self) -> int:
+        return len(self.columns["label"])
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, str):
+            return self.columns[rows]
+        if isinstance(rows, int | np.integer):
+            raise TypeError("A plan is indexed by a slice, indices, a mask or a column name; see `row`.")
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Plan(columns=columns, classes=self.classes, settings=self.settings)
+
+    def __repr__(self) -> str:
+        parameters = [name for name in self.columns if name not in REQUIRED]
+        return (
+            f"Plan({len(self):,} rows, {len(self.classes)} classes, "
+            f"parameters: {', '.join(parameters) or 'none'}, digest: {self.digest[:12]})"
+        )
+
+    def row(self, index: int) -> dict[str, int | float]:
+        """Row `index` as a dict of Python numbers."""
+        return {name: column[index].item() for name, column in self.columns.items()}
+
+    def batches(self, batch_size: int) -> Iterator["Plan"]:
+        """The plan in slices of `batch_size` rows, the last one possibly shorter."""
+        for start in range(0, len(self), batch_size):
+            yield self[start : start + batch_size]
+
+    @property
+    def quota(self) -> Labels:
+        """Images per class, int64 (num_classes,)."""
+        return np.bincount(self.columns["label"], minlength=len(self.classes))
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits over every column, the class names and the settings."""
+        hashed = hashlib.blake2b(digest_size=16)
+        hashed.update(canonical_json([list(self.classes), dict(self.settings)]).encode())
+        for name, column in self.columns.items():  # __post_init__ fixed the order and the dtypes
+            hashed.update(f"{name}:{column.dtype.str}:{len(column)}".encode())
+            hashed.update(column.tobytes())
+        return hashed.hexdigest()
+
+    def estimate(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        evaluations: ArrayLike = 1,
+        evaluations_per_second: float | None = None,
+    ) -> Estimate:
+        """What the plan will cost.
+
+        Args:
+            image_shape: (C, H, W) of one image, one byte per value.
+            evaluations: Network evaluations of every row, or one number for all.
+            evaluations_per_second: Rate of one device, if it was measured.
+        """
+        total = int(np.broadcast_to(np.asarray(evaluations), len(self)).sum())
+        size = len(self) * int(np.prod(image_shape))
+        seconds = total / evaluations_per_second if evaluations_per_second else None
+        return Estimate(rows=len(self), bytes=size, network_evaluations=total, seconds=seconds)
+
+
+def _variants_and_seeds(
+    columns: Mapping[str, NDArray[Any]], classes: Sequence[str], settings: Mapping[str, Any], seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Numbers the rows of each source (or class), and hashes each row's seed.
+
+    Rows are counted by the content of their source and not by its index, so that two equal images
+    in a data set do not get equal variants.
+    """
+    parameters = sorted(set(columns) - set(REQUIRED))
+    digests: dict[tuple[float, ...], str] = {}
+    counts: dict[tuple[int, int], int] = {}
+    variants = np.empty(len(columns["label"]), np.int64)
+    seeds = np.empty(len(columns["label"]), np.uint64)
+    values = np.stack([columns[name] for name in parameters], axis=1) if parameters else None
+    for i, (label, source, key) in enumerate(
+        zip(
+            columns["label"].tolist(),
+            columns["source"].tolist(),
+            columns["source_key"].tolist(),
+            strict=True,
+        )
+    ):
+        row = () if values is None else tuple(values[i].tolist())
+        if row not in digests:
+            shared = {"settings": dict(settings), "row": dict(zip(parameters, row, strict=True))}
+            digests[row] = settings_digest(shared)
+        variants[i] = counts.get((label, key), 0)
+        counts[label, key] = int(variants[i]) + 1
+        name = f"class:{classes[label]}" if source < 0 else f"image:{key:016x}:{classes[label]}"
+        seeds[i] = row_seed(seed, digests[row], name, int(variants[i]))
+    return variants, seeds

@@ -1,0 +1,28 @@
+"""The vocabulary: shape, dtype and value range live in the type.
+
+Axis names bind across the arguments of one call, so sets that may differ in size use `_n`.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+Images: TypeAlias = Float[Tensor, "_n c h w"]
+"""Model space: floating point, values in [-1, 1]."""
+
+Pixels: TypeAlias = UInt8[Tensor, "_n c h w"]
+"""Storage space: values in [0, 255]; `c` is 1 (grey) or 3 (RGB)."""
+
+Labels: TypeAlias = Int64[np.ndarray, " _n"]
+"""Class indices."""
+
+Indices: TypeAlias = Int64[np.ndarray, " _n"]
+"""Row numbers of a plan or of a data set."""
+
+Features: TypeAlias = Float[np.ndarray, "_n d"]
+"""One row per image."""
+
+JSON: TypeAlias = None | bool | int | float | str | list[Any] | dict[str, Any]
+"""What a recipe, a manifest or a report may hold."""
