@@ -1,1 +1,27 @@
-"""Synthesizers: one paper, one file."""
+"""Synthesizers: one paper, one file. Each knows how to fit itself and how to draw."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from synthaug.synthesizers._base import AbstractSynthesizer as AbstractSynthesizer
+    from synthaug.synthesizers.class_conditional import ClassConditional as ClassConditional
+    from synthaug.synthesizers.constant import Constant as Constant
+
+_HOME = {
+    "AbstractSynthesizer": "_base",
+    "ClassConditional": "class_conditional",
+    "Constant": "constant",
+}
+
+__all__ = ["AbstractSynthesizer", "ClassConditional", "Constant"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,334 @@
+"""One trainer, on accelerate: EMA, bfloat16, checkpoints, exact resume, progress.
+
+What to optimise is a function `loss(module, indices)`. All randomness of step `i` comes from torch's
+global generator, which is seeded anew from (seed, i, rank) at each step, so a run that was killed and
+resumed equals one that was not.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from synthaug._errors import CheckpointError, DivergedError
+from synthaug._noise import counter_rng
+from synthaug._plan import canonical_json, settings_digest
+from synthaug._types import Indices
+
+logger = logging.getLogger("synthaug")
+
+Loss = Callable[[nn.Module, Indices], Tensor]
+"""`loss(module, indices)`: the mean loss of the training examples `indices`, a scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to optimise."""
+
+    steps: int = 10_000
+    """Optimiser steps. A run may be resumed with more."""
+    batch_size: int = 64
+    """Examples per step, over all processes."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 200
+    """Steps over which the learning rate rises linearly from 0."""
+    decay_steps: int = 0
+    """Steps at the end over which it falls linearly to 0; 0 keeps it constant."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients with a larger norm are scaled down to it."""
+    ema_decay: float = 0.9995
+    """Decay of the moving average of the weights; step n uses min(decay, (1 + n) / (10 + n))."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the network under autocast; weights and optimiser stay in float32."""
+    compile: bool = False
+    """Compile the network: slow first step, then about twice as fast on a CPU."""
+    seed: int = 0
+    """Seeds the order of the data and all noise."""
+    checkpoint_seconds: float = 120.0
+    """Seconds between checkpoints."""
+    device: str | None = None
+    """"cpu", "cuda" ...; `None` takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"`precision` must be float32 or bfloat16, got {self.precision!r}.")
+
+    def digest(self, extra: Any) -> str:
+        """Identifies a run: everything that changes its result, but not how long or where it runs."""
+        free = ("steps", "decay_steps", "checkpoint_seconds", "device", "compile")
+        kept = {k: v for k, v in asdict(self).items() if k not in free}
+        return settings_digest({"config": kept, "extra": extra})
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay_steps:
+            rate *= min(1.0, max(0.0, (self.steps - step) / self.decay_steps))
+        return rate
+
+
+@dataclass
+class TrainingResult:
+    """What a run left behind."""
+
+    step: int
+    """Optimiser steps taken in all."""
+    loss_curve: list[tuple[int, float]] = field(default_factory=list)
+    """(step, mean loss since the point before)."""
+    examples_per_second: float = 0.0
+    """Measured over this run, checkpoints included."""
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_examples: int) -> NDArray[np.int64]:
+    return counter_rng(seed, 1, epoch).permutation(num_examples)
+
+
+def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> Indices:
+    """The examples of one step: consecutive entries of one shuffle per epoch, int64 (batch_size,).
+
+    A pure function of its arguments, so a resumed run needs no loader state. Epochs join inside a
+    batch, so no example is dropped.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, within = np.divmod(positions, num_examples)
+    return np.array(
+        [_permutation(seed, int(e), num_examples)[i] for e, i in zip(epochs, within, strict=True)],
+        np.int64,
+    )
+
+
+def train(
+    module: nn.Module,
+    loss: Loss,
+    num_examples: int,
+    *,
+    config: TrainingConfig,
+    output_dir: str | Path,
+    identity: Any,
+    on_checkpoint: Callable[[nn.Module, int], None] | None = None,
+    progress: bool = True,
+) -> TrainingResult:
+    """Optimises `module`, and leaves its moving average in it.
+
+    Args:
+        module: The network to train, in float32, on any device.
+        loss: `loss(module, indices)`.
+        num_examples: Size of the training set.
+        config: How to optimise.
+        output_dir: Checkpoints go to `checkpoint/` in it; the log to `train.jsonl`.
+        identity: JSON that names data and model. A checkpoint of another identity is refused.
+        on_checkpoint: Called with the averaged module and the step, after every checkpoint.
+        progress: Show a bar with rate and time left.
+
+    Raises:
+        DivergedError: If the loss or a weight is not finite. The last checkpoint stays.
+        CheckpointError: If the directory holds a checkpoint of another run.
+    """
+    from accelerate import Accelerator
+    from diffusers.training_utils import EMAModel
+    from tqdm.auto import tqdm
+
+    output_dir = Path(output_dir)
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+    )
+    main = accelerator.is_main_process
+    if config.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"`batch_size` {config.batch_size} is not a multiple of the "
+            f"{accelerator.num_processes} processes."
+        )
+    local = config.batch_size // accelerator.num_processes
+    rank = accelerator.process_index
+
+    module.train()
+    module.to(accelerator.device)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    ema = EMAModel(module.parameters(), decay=config.ema_decay)
+    result = TrainingResult(step=0)
+    digest = config.digest(identity)
+    _resume(output_dir, module, optimizer, ema, result, digest)
+    if main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        logger.info(
+            "training %s parameters on %s examples from step %d to %d, %s",
+            f"{sum(p.numel() for p in module.parameters()):,}",
+            f"{num_examples:,}",
+            result.step,
+            config.steps,
+            config,
+        )
+    runner = accelerator.prepare(torch.compile(module) if config.compile else module)
+    optimizer = accelerator.prepare(optimizer)
+
+    def checkpoint() -> None:
+        if main:
+            _save(output_dir, module, optimizer, ema, result, digest)
+            if on_checkpoint is not None:
+                ema.store(module.parameters())
+                ema.copy_to(module.parameters())
+                module.eval()
+                on_checkpoint(module, result.step)
+                module.train()
+                ema.restore(module.parameters())
+        accelerator.wait_for_everyone()
+
+    bar = tqdm(
+        total=config.steps,
+        initial=result.step,
+        desc="train",
+        unit="step",
+        disable=not (main and progress),
+        smoothing=0.05,
+    )
+    first_step, started = result.step, time.monotonic()
+    saved_at, saved_step = started, result.step
+    recent: list[Tensor] = []
+    log_every = max(1, config.steps // 200)
+    for step in range(result.step, config.steps):
+        rate = config.learning_rate_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        indices = batch_indices(config.seed, step, config.batch_size, num_examples)
+        torch.manual_seed(int(counter_rng(config.seed, 2, step, rank).integers(2**63)))
+        value = loss(runner, indices[rank * local : (rank + 1) * local])
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.step(module.parameters())
+        recent.append(value.detach())
+        result.step = step + 1
+        bar.update()
+        if (step + 1) % log_every == 0 or step + 1 == config.steps:
+            mean = float(torch.stack(recent).mean())
+            recent.clear()
+            if not math.isfinite(mean):
+                bar.close()
+                raise DivergedError(
+                    f"The loss became {mean} by step {step + 1}. The last checkpoint, of step "
+                    f"{saved_step}, is intact in {output_dir}. Lower `learning_rate` (now "
+                    f"{config.learning_rate}) or use precision float32, and run again."
+                )
+            result.loss_curve.append((step + 1, mean))
+            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+            if main:
+                with open(output_dir / "train.jsonl", "a") as log:
+                    line = {"step": step + 1, "loss": mean, "learning_rate": rate}
+                    log.write(json.dumps({**line, "seconds": time.monotonic() - started}) + "\n")
+        # Rank 0's clock decides, or the ranks would disagree about when to wait for each other.
+        due = time.monotonic() - saved_at >= config.checkpoint_seconds
+        if accelerator.num_processes > 1:
+            due = bool(accelerator.gather(torch.tensor([due], device=accelerator.device))[0])
+        if due and step + 1 < config.steps:
+            _check_weights(module, output_dir, saved_step)
+            checkpoint()
+            saved_at, saved_step = time.monotonic(), step + 1
+    bar.close()
+    taken = result.step - first_step
+    if taken:
+        result.examples_per_second = taken * config.batch_size / (time.monotonic() - started)
+        _check_weights(module, output_dir, saved_step)
+        checkpoint()
+    ema.copy_to(module.parameters())
+    module.eval()
+    return result
+
+
+def _check_weights(module: nn.Module, output_dir: Path, saved_step: int) -> None:
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise DivergedError(
+                f"The weight {name} is no longer finite. The last checkpoint, of step {saved_step}, "
+                f"is intact in {output_dir}. Lower `learning_rate` and run again."
+            )
+
+
+def _save(
+    output_dir: Path, module: nn.Module, optimizer: Any, ema: Any, result: TrainingResult, digest: str
+) -> None:
+    """Writes the checkpoint beside the old one, then swaps: a kill leaves one of the two whole."""
+    from safetensors.torch import save_file
+
+    new, old, final = (output_dir / name for name in (".checkpoint-new", ".checkpoint-old", "checkpoint"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    save_file(weights, str(new / "model.safetensors"))
+    average = {f"{i:05d}": p.detach().cpu().contiguous() for i, p in enumerate(ema.shadow_params)}
+    save_file(average, str(new / "ema.safetensors"))
+    torch.save(optimizer.state_dict(), new / "optimizer.pt")
+    state = {
+        "digest": digest,
+        "step": result.step,
+        "ema_step": ema.optimization_step,
+        "loss_curve": result.loss_curve,
+    }
+    (new / "state.json").write_text(canonical_json(state))
+    for path in new.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _resume(
+    output_dir: Path, module: nn.Module, optimizer: Any, ema: Any, result: TrainingResult, digest: str
+) -> None:
+    """Loads the last whole checkpoint, if there is one."""
+    from safetensors.torch import load_file
+
+    final, old = output_dir / "checkpoint", output_dir / ".checkpoint-old"
+    if not final.exists() and old.exists():
+        old.rename(final)  # killed between the two renames of `_save`
+    if not final.exists():
+        return
+    try:
+        state = json.loads((final / "state.json").read_text())
+        if state["digest"] != digest:
+            raise CheckpointError(
+                f"{final} belongs to a run with other data, another network or other training "
+                "settings. Use another output directory, or delete this one to start over."
+            )
+        module.load_state_dict(load_file(str(final / "model.safetensors")))
+        average = load_file(str(final / "ema.safetensors"))
+        optimizer.load_state_dict(torch.load(final / "optimizer.pt", weights_only=True))
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{final} cannot be read ({error}). Delete it to start over."
+        ) from error
+    for shadow, name in zip(ema.shadow_params, sorted(average), strict=True):
+        shadow.data.copy_(average[name])
+    ema.optimization_step = state["ema_step"]
+    result.step = state["step"]
+    result.loss_curve = [(int(s), float(v)) for s, v in state["loss_curve"]]
+    logger.info("resuming %s at step %d", output_dir, result.step)

@@ -1,0 +1,125 @@
+"""diffusers networks behind one call, and guidance terms that compose.
+
+Inside synthaug there is one convention: `denoiser(x_t, t, condition)` returns the prediction that the
+checkpoint was trained for (noise, velocity or clean image), in float32. What a condition is (class
+index, token sequence, nothing) is decided here and nowhere else.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from synthaug._errors import CheckpointError
+from synthaug._types import Images
+
+
+@final
+class Denoiser:
+    """Calls a diffusers network in its own dtype and memory format.
+
+    Args:
+        network: `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`. The first and the
+            third take class indices int64 (n,) as condition, the second takes token sequences
+            (n, k, d). A network may have been wrapped by `torch.compile`.
+
+    Raises:
+        CheckpointError: For any other network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        inner = getattr(network, "_orig_mod", network)
+        self.kind = type(inner).__name__
+        if self.kind not in ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"):
+            raise CheckpointError(
+                f"Cannot denoise with a {self.kind}. Known networks: UNet2DModel, "
+                "UNet2DConditionModel, DiTTransformer2DModel."
+            )
+        self.network = network
+        self.config: Any = inner.config
+        self.in_channels = int(self.config.in_channels)
+        self.takes_labels = self.kind == "DiTTransformer2DModel" or (
+            self.kind == "UNet2DModel" and self.config.num_class_embeds is not None
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.network.parameters()).device
+
+    def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Images:
+        """The network's prediction, float32 (n, C, H, W), for noisy images `x` at timestep `t`.
+
+        Args:
+            x: Noisy images or latents (n, C, H, W).
+            t: Timestep on the training grid, a scalar or (n,).
+            condition: Class indices (n,), token sequences (n, k, d), or `None` for a network that
+                takes no condition.
+        """
+        memory_format = torch.channels_last if x.device.type == "cpu" else torch.preserve_format
+        x = x.to(self.dtype).contiguous(memory_format=memory_format)
+        t = t.to(x.device).expand(len(x))
+        if self.kind == "UNet2DConditionModel":
+            if condition is None:
+                raise ValueError("`condition` is missing: this network attends to token sequences.")
+            out = self.network(x, t, encoder_hidden_states=condition.to(self.dtype)).sample
+        elif self.kind == "DiTTransformer2DModel":
+            out = self.network(x, timestep=t, class_labels=condition).sample
+        elif self.takes_labels:
+            out = self.network(x, t, class_labels=condition).sample
+        else:
+            out = self.network(x, t).sample
+        # A network that also predicts its variance has twice the channels; the mean comes first.
+        return out[:, : self.in_channels].float()
+
+
+@runtime_checkable
+class GuidanceTerm(Protocol):
+    """Something that adds to a denoiser's prediction. Terms compose by addition."""
+
+    def __call__(self, x: Images, t: Tensor, prediction: Images) -> Images | float:
+        """What to add to `prediction` for noisy images `x` at timestep `t`; row i depends on row i
+        alone."""
+        ...
+
+    def evaluations(self) -> Tensor:
+        """Network evaluations this term costs each row per step, int64 (n,)."""
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ClassifierFreeGuidance:
+    """Classifier-free guidance as a term (Ho and Salimans 2022).
+
+    The guided prediction is `u + g (c - u)` for the conditional prediction c, the unconditional u and
+    `guidance_scale` g: 1 means no guidance, 0 the unconditional branch. (Papers that write
+    `(1 + w) c - w u` mean g = 1 + w.) As a term added to c it reads `(g - 1) (c - u)`, which is
+    exactly zero at g = 1: those rows skip the second network evaluation.
+    """
+
+    denoiser: Denoiser
+    guidance_scale: Tensor
+    """float32 (n,): every row has its own."""
+    unconditional: Tensor
+    """Condition of the unconditional branch, one per row: (n,) class indices or (n, k, d) tokens."""
+
+    def __call__(self, x: Images, t: Tensor, prediction: Images) -> Images:
+        """The term for the rows with a guidance scale other than 1, zero for the others."""
+        term = torch.zeros_like(prediction)
+        rows = (self.guidance_scale != 1).nonzero()[:, 0].to(x.device)
+        if len(rows):
+            unconditional = self.denoiser(x[rows], t, self.unconditional[rows])
+            weight = (self.guidance_scale.to(x.device)[rows] - 1).view(-1, 1, 1, 1)
+            term[rows] = weight * (prediction[rows] - unconditional)
+        return term
+
+    def evaluations(self) -> Tensor:
+        """One per row and step, none where the guidance scale is 1."""
+        return (self.guidance_scale != 1).long()

@@ -1,0 +1,137 @@
+"""One denoising loop over diffusers schedulers, with one random stream per row.
+
+The loop is the usual one: predict, add the guidance terms, let the scheduler step. What is ours is
+the bookkeeping that makes an image a pure function of its row: each row's initial noise and every
+later draw come from that row's stream, and a scheduler's state never outlives a batch.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthaug._noise import randn
+from synthaug._types import Images
+from synthaug.denoisers import Denoiser, GuidanceTerm
+
+SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+}
+"""Short names for the schedulers of `make_scheduler`."""
+
+
+def make_scheduler(name: str | None, config: Any) -> Any:
+    """A fresh diffusers scheduler of the kind `name` for a checkpoint's scheduler config.
+
+    Args:
+        name: "ddpm", "ddim" or "dpmsolver++", the class name of any diffusers scheduler, or `None`
+            for the kind that the checkpoint ships.
+        config: The checkpoint's scheduler config, a mapping with `_class_name`.
+
+    Raises:
+        ValueError: If diffusers has no such scheduler.
+    """
+    import diffusers
+
+    kind = SCHEDULERS.get(name, name) if name is not None else config["_class_name"]
+    cls = getattr(diffusers, str(kind), None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+        raise ValueError(
+            f"`scheduler` must be one of {', '.join(SCHEDULERS)}, or the name of a diffusers "
+            f"scheduler; got {name!r}."
+        )
+    overrides: dict[str, Any] = {}
+    if kind == "DPMSolverMultistepScheduler" and config.get("_class_name") != kind:
+        overrides = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+    return cls.from_config(config, **overrides)
+
+
+def step_arguments(scheduler: Any, generators: Sequence[torch.Generator], eta: float) -> dict[str, Any]:
+    """The keyword arguments that `scheduler.step` takes, of those that make a step random.
+
+    Raises:
+        ValueError: If `eta` was asked for but this scheduler would silently ignore it.
+    """
+    accepted = inspect.signature(scheduler.step).parameters
+    if eta and "eta" not in accepted:
+        raise ValueError(
+            f"`eta` = {eta} has no effect with {type(scheduler).__name__}. Use the scheduler "
+            "'ddim', or leave `eta` at 0."
+        )
+    arguments: dict[str, Any] = {}
+    if "eta" in accepted:
+        arguments["eta"] = eta
+    if "generator" in accepted:
+        arguments["generator"] = list(generators)
+    return arguments
+
+
+def timesteps_from(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor:
+    """The timesteps to visit: all of them for `strength` 1, the last part for less.
+
+    `strength` is the share of the schedule, as in diffusers' image-to-image pipelines: the source
+    image is noised to the first timestep returned. At least one step is always taken.
+    """
+    order = getattr(scheduler, "order", 1)
+    skipped = num_inference_steps - max(1, round(num_inference_steps * strength))
+    if skipped and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped * order)
+    return scheduler.timesteps[skipped * order :]
+
+
+def sample(
+    denoiser: Denoiser,
+    scheduler: Any,
+    condition: Tensor | None,
+    *,
+    shape: Sequence[int],
+    generators: Sequence[torch.Generator],
+    num_inference_steps: int,
+    sources: Images | None = None,
+    strength: float = 1.0,
+    eta: float = 0.0,
+    terms: Sequence[GuidanceTerm] = (),
+) -> Images:
+    """Draws one image (or latent) per row, float32 (n, *shape).
+
+    Args:
+        denoiser: The network.
+        scheduler: A fresh scheduler (`make_scheduler`); its state is used up.
+        condition: One condition per row, or `None`.
+        shape: (C, H, W) of one image or latent.
+        generators: One stream per row (`_noise.streams`); everything random comes from them.
+        num_inference_steps: Steps of the full schedule.
+        sources: Images to start from, (n, *shape) in [-1, 1] (or latents); noise if `None`.
+        strength: With `sources`, the share of the schedule to redo, in (0, 1]. At 1 the start is
+            still the source noised to the first timestep, which differs from pure noise only if
+            the schedule does not reach zero signal.
+        eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
+        terms: Guidance terms, added to the prediction.
+
+    Raises:
+        ValueError: For a `strength` outside (0, 1], or an `eta` that the scheduler ignores.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
+    arguments = step_arguments(scheduler, generators, eta)
+    scheduler.set_timesteps(num_inference_steps)
+    noise = randn(generators, shape).to(denoiser.device)
+    if sources is None:
+        timesteps = scheduler.timesteps
+        x = noise * scheduler.init_noise_sigma
+    else:
+        timesteps = timesteps_from(scheduler, num_inference_steps, strength)
+        start = timesteps[:1].expand(len(noise)).to(denoiser.device)
+        x = scheduler.add_noise(sources.to(denoiser.device), noise, start)
+    for t in timesteps:
+        x_in = scheduler.scale_model_input(x, t)
+        prediction = denoiser(x_in, t, condition)
+        total = prediction
+        for term in terms:
+            total = total + term(x_in, t, prediction)
+        x = scheduler.step(total, t, x, **arguments).prev_sample
+    return x

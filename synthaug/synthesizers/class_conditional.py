@@ -1,0 +1,780 @@
+"""Class-conditional diffusion: DDPM, DDIM or DPM-Solver++ with classifier-free guidance.
+
+Ho, Jain and Abbeel 2020 (denoising diffusion), Ho and Salimans 2022 (classifier-free guidance),
+Meng et al. 2022 (starting from a noised real image), Azizi et al. 2023 (one- or two-word class names
+as prompts, low guidance).
+
+Notation (code -> papers): `x` -> x_t; `guidance_scale` -> g = 1 + w; `strength` -> t_0 / T.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from synthaug._errors import CheckpointError, DataError, DivergedError
+from synthaug._noise import streams
+from synthaug._pixels import digest, to_images
+from synthaug._plan import Plan
+from synthaug._training import TrainingConfig, TrainingResult, train
+from synthaug._types import JSON, Images, Indices, Pixels
+from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
+from synthaug.samplers import make_scheduler, sample, step_arguments
+from synthaug.synthesizers._base import AbstractSynthesizer
+
+logger = logging.getLogger("synthaug")
+
+_FILE = "synthaug.json"
+"""What a diffusers directory does not say: class names, image shape, how classes are conditions."""
+
+
+class ImageSource(Protocol):
+    """Real images by index: what `synthaug` data sets and caches offer."""
+
+    def read(self, indices: Indices) -> Pixels:
+        """uint8 (n, C, H, W)."""
+        ...
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassConditional(AbstractSynthesizer):
+    """Images of a class, from noise or from a real image of it.
+
+        synthesizer = ClassConditional.from_pretrained("runs/cifar", num_inference_steps=25)
+        plan = synthesizer.plan(per_class=500, guidance_scale=1.5, seed=0)
+        variants = synthesizer.with_sources(real).plan(per_class=500, strength=0.5, seed=0)
+
+    Row parameters: `guidance_scale` (1 is no guidance), and with sources `strength` in (0, 1], the
+    share of the diffusion that is undone and redone.
+    """
+
+    network: nn.Module
+    """`UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`."""
+    scheduler_config: Mapping[str, Any]
+    """The checkpoint's scheduler config, with `_class_name`."""
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of the images, in pixels."""
+    vae: nn.Module | None = None
+    """`AutoencoderKL` of a latent model."""
+    class_embeddings: Tensor | None = None
+    """Token sequences of the classes, float32 (num_classes + 1, k, d), the last one for the
+    unconditional branch; for networks that attend to tokens."""
+    prompts: tuple[str, ...] | None = None
+    """The prompts that `class_embeddings` were computed from, the last one the negative prompt."""
+    scheduler: str | None = "ddim"
+    """"ddim", "ddpm", "dpmsolver++", a diffusers class name, or `None` for the checkpoint's own."""
+    num_inference_steps: int = 50
+    eta: float = 0.0
+    """0 for deterministic DDIM steps, 1 for ancestral ones."""
+    real: ImageSource | None = None
+    """Where `source` indices point to; see `with_sources`."""
+    real_labels: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise ValueError(
+                f"`num_inference_steps` must be at least 1, got {self.num_inference_steps}."
+            )
+        trained = int(self.scheduler_config.get("num_train_timesteps", 1000))
+        if self.num_inference_steps > trained:
+            raise ValueError(
+                f"`num_inference_steps` is {self.num_inference_steps}, but the checkpoint has only "
+                f"{trained} timesteps."
+            )
+        step_arguments(self.make_scheduler(), [], self.eta)  # refuses an `eta` without effect
+        known = self._num_conditions
+        if known is not None and known < len(self.classes):
+            raise CheckpointError(
+                f"The network knows {known} classes, but {len(self.classes)} are named."
+            )
+
+    # -- conditions ------------------------------------------------------------------------------
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The network behind the one call that samplers use."""
+        return Denoiser(self.network)
+
+    @property
+    def _num_conditions(self) -> int | None:
+        """Number of conditions the network knows; `None` if it takes none."""
+        if self.class_embeddings is not None:
+            return len(self.class_embeddings) - 1
+        if not self.denoiser.takes_labels:
+            return None
+        if self.denoiser.kind == "DiTTransformer2DModel":
+            return int(self.denoiser.config.num_embeds_ada_norm)
+        return int(self.denoiser.config.num_class_embeds) - 1
+
+    def _conditions(self, labels: Tensor) -> Tensor | None:
+        if self.class_embeddings is not None:
+            return self.class_embeddings.to(self.denoiser.device)[labels]
+        return labels.to(self.denoiser.device) if self.denoiser.takes_labels else None
+
+    # -- sampling --------------------------------------------------------------------------------
+
+    def make_scheduler(self) -> Any:
+        """A fresh scheduler with this synthesizer's settings."""
+        return make_scheduler(self.scheduler, self.scheduler_config)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network denoises."""
+        if self.vae is None:
+            return self.image_shape
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        _, height, width = self.image_shape
+        if height % factor or width % factor:
+            raise ValueError(
+                f"Image size {height} x {width} must be a multiple of {factor}, the autoencoder's "
+                "downsampling factor."
+            )
+        return self.vae.config.latent_channels, height // factor, width // factor
+
+    @torch.inference_mode()
+    def draw(self, rows: Plan) -> Images:
+        """One image per row, float32 (n, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: If the rows have sources but the synthesizer has not.
+            DataError: If a source image is not the one that the plan was made with.
+            DivergedError: If an image is not finite; the message names the row.
+        """
+        if rows.classes != self.classes:
+            raise ValueError(
+                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
+                f"{', '.join(self.classes)}."
+            )
+        latents = torch.empty(len(rows), *self.latent_shape)
+        strengths = np.where(rows["source"] < 0, -1.0, _column(rows, "strength", 1.0))
+        for strength in np.unique(strengths):  # rows that share a start share a batch
+            chosen = np.flatnonzero(strengths == strength)
+            latents[torch.from_numpy(chosen)] = self._sample(rows[chosen], float(strength)).cpu()
+        images = self._decode(latents.to(self.denoiser.device)).cpu()
+        finite = torch.isfinite(images).flatten(1).all(1)
+        if not finite.all():
+            bad = rows.row(int((~finite).nonzero()[0, 0]))
+            raise DivergedError(
+                f"{int((~finite).sum())} of {len(rows)} images are not finite; the first is of row "
+                f"{bad}. If the checkpoint is sound, use dtype float32 or a lower guidance scale."
+            )
+        return images
+
+    def _sample(self, rows: Plan, strength: float) -> Tensor:
+        generators = streams(rows["seed"])
+        labels = torch.tensor(rows["label"])
+        condition = self._conditions(labels)
+        terms = []
+        scale = torch.tensor(_column(rows, "guidance_scale", 1.0), dtype=torch.float32)
+        if (scale != 1).any():
+            unconditional = self._conditions(torch.full_like(labels, self._null))
+            if unconditional is None:
+                raise ValueError(
+                    "`guidance_scale` other than 1 needs a network that knows classes; this one is "
+                    "unconditional."
+                )
+            terms.append(ClassifierFreeGuidance(self.denoiser, scale, unconditional))
+        return sample(
+            self.denoiser,
+            self.make_scheduler(),
+            condition,
+            shape=self.latent_shape,
+            generators=generators,
+            num_inference_steps=self.num_inference_steps,
+            sources=None if strength < 0 else self._encode(self._source_pixels(rows)),
+            strength=abs(strength),
+            eta=self.eta,
+            terms=terms,
+        )
+
+    @property
+    def _null(self) -> int:
+        """Index of the unconditional branch: one past the last condition."""
+        return -1 if self._num_conditions is None else self._num_conditions
+
+    def _source_pixels(self, rows: Plan) -> Pixels:
+        if self.real is None:
+            raise ValueError(
+                "The plan starts from real images, but this synthesizer has none. Call "
+                "`with_sources(real)` first."
+            )
+        pixels = self.real.read(rows["source"])
+        for i, image in enumerate(pixels):
+            if digest(image) != int(rows["source_key"][i]):
+                raise DataError(
+                    f"Real image {rows['source'][i]} is not the one that the plan was made with. "
+                    "Give the same data set in the same order, or make a new plan."
+                )
+        return pixels
+
+    def _encode(self, pixels: Pixels) -> Tensor:
+        """Source images as the network's inputs. The autoencoder's mode, not a sample: a draw here
+        would add nothing to the noise that follows."""
+        images = to_images(pixels).to(self.denoiser.device)
+        if self.vae is None:
+            return images
+        latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
+        return (latents - _shift(self.vae)) * self.vae.config.scaling_factor
+
+    def _decode(self, latents: Tensor) -> Images:
+        if self.vae is None:
+            return latents.clamp(-1, 1)
+        latents = latents / self.vae.config.scaling_factor + _shift(self.vae)
+        # One image at a time: the decoder's activations are the largest in the whole pipeline.
+        images = [self.vae.decode(z[None].to(self.vae.dtype)).sample.float() for z in latents]
+        return torch.cat(images).clamp(-1, 1)
+
+    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+        """Network evaluations per row: steps taken, twice with guidance."""
+        strengths = np.where(rows["source"] < 0, 1.0, _column(rows, "strength", 1.0))
+        guided = _column(rows, "guidance_scale", 1.0) != 1
+        scheduler = self.make_scheduler()
+        scheduler.set_timesteps(self.num_inference_steps)
+        extra = len(scheduler.timesteps) - self.num_inference_steps  # PNDM repeats one timestep
+        steps = np.maximum(1, np.rint(self.num_inference_steps * strengths)).astype(np.int64)
+        return (steps + extra) * (1 + guided)
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def with_sources(self, real: Any, labels: ArrayLike | None = None) -> "ClassConditional":
+        """The same synthesizer, starting from real images.
+
+        Args:
+            real: Has `read(indices)`, and `targets` unless `labels` are given: any synthaug data
+                set or cache.
+            labels: Class indices of the real images, int (n,).
+        """
+        found = np.asarray(real.targets if labels is None else labels, np.int64)
+        return replace(self, real=real, real_labels=found)
+
+    def plan(
+        self,
+        labels: ArrayLike | None = None,
+        *,
+        per_class: int | None = None,
+        ratio: float | None = None,
+        counts: Mapping[str, int] | None = None,
+        seed: int = 0,
+        **parameters: float | Sequence[float],
+    ) -> Plan:
+        """Lays out the rows; see `AbstractSynthesizer.plan`.
+
+        With sources, each class's rows start from its real images in turn.
+
+        Args:
+            labels: Labels of the real images, int (n,); by default those of the sources.
+            per_class: Images of every class.
+            ratio: Images per real image.
+            counts: Images of each class by name.
+            seed: Base seed.
+            parameters: `guidance_scale` (default 1) and, with sources, `strength` (default 0.5).
+
+        Raises:
+            ValueError: For an unknown parameter, or a value out of range.
+        """
+        row = {"guidance_scale": 1.0, **({"strength": 0.5} if self.real is not None else {})}
+        unknown = sorted(set(parameters) - set(row))
+        if unknown:
+            hint = " (`strength` needs `with_sources`)" if unknown[0] == "strength" else ""
+            raise ValueError(
+                f"Unknown row parameter {unknown[0]!r}{hint}; known: {', '.join(row)}."
+            )
+        merged: dict[str, float | Sequence[float]] = {**row, **parameters}
+        if "strength" in merged:
+            values = np.atleast_1d(np.asarray(merged["strength"], float))
+            if not ((values > 0) & (values <= 1)).all():
+                raise ValueError(f"`strength` must be in (0, 1], got {merged['strength']}.")
+        scales = np.atleast_1d(np.asarray(merged["guidance_scale"], float))
+        if not (scales >= 0).all():
+            raise ValueError(f"`guidance_scale` must not be negative, got {merged['guidance_scale']}.")
+        if (scales != 1).any() and self._num_conditions is None:
+            raise ValueError("`guidance_scale` other than 1 needs a network that knows classes.")
+        sources = keys = None
+        if self.real is not None and self.real_labels is not None:
+            sources = [np.flatnonzero(self.real_labels == c) for c in range(len(self.classes))]
+            keys = np.zeros(len(self.real_labels), np.uint64)
+            for start in range(0, len(keys), 1024):
+                block = np.arange(start, min(start + 1024, len(keys)))
+                keys[block] = [digest(image) for image in self.real.read(block)]
+            labels = self.real_labels if labels is None else labels
+        return self._build_plan(
+            labels,
+            per_class=per_class,
+            ratio=ratio,
+            counts=counts,
+            seed=seed,
+            parameters=merged,
+            sources=sources,
+            source_keys=keys,
+        )
+
+    # -- identity --------------------------------------------------------------------------------
+
+    @cached_property
+    def _weights(self) -> dict[str, JSON]:
+        weights: dict[str, JSON] = {"network": _state_digest(self.network)}
+        if self.vae is not None:
+            weights["vae"] = _state_digest(self.vae)
+        if self.class_embeddings is not None:
+            weights["class_embeddings"] = _tensor_digest({"": self.class_embeddings})
+        return weights
+
+    def recipe(self) -> dict[str, JSON]:
+        """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
+        scheduler = {k: v for k, v in self.make_scheduler().config.items() if not k.startswith("_")}
+        settings: dict[str, JSON] = {
+            "scheduler": type(self.make_scheduler()).__name__,
+            "scheduler_config": json.loads(json.dumps(scheduler, default=list)),
+            "num_inference_steps": self.num_inference_steps,
+            "eta": self.eta,
+            "dtype": str(self.denoiser.dtype).removeprefix("torch."),
+            "image_shape": list(self.image_shape),
+        }
+        if self.prompts is not None:
+            settings["prompts"] = list(self.prompts)
+        return {"synthesizer": "ClassConditional", "settings": settings, "weights": self._weights}
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a diffusers directory with safetensors weights, and `synthaug.json` beside them.
+
+        Prompts are saved as the embeddings they became: the text encoder is not copied.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
+        inner: Any = getattr(self.network, "_orig_mod", self.network)
+        inner.save_pretrained(path / folder, safe_serialization=True)
+        make_scheduler(None, self.scheduler_config).save_pretrained(path / "scheduler")
+        index = {
+            "_class_name": "DDPMPipeline" if folder == "unet" and self.vae is None else "DiffusionPipeline",
+            "_diffusers_version": _diffusers_version(),
+            folder: ["diffusers", self.denoiser.kind],
+            "scheduler": ["diffusers", self.scheduler_config["_class_name"]],
+        }
+        if self.vae is not None:
+            vae: Any = self.vae
+            vae.save_pretrained(path / "vae", safe_serialization=True)
+            index["vae"] = ["diffusers", type(vae).__name__]
+        if self.class_embeddings is not None:
+            from safetensors.torch import save_file
+
+            table = {"class_embeddings": self.class_embeddings.cpu().contiguous()}
+            save_file(table, str(path / "class_embeddings.safetensors"))
+        own = {
+            "synthesizer": "ClassConditional",
+            "classes": list(self.classes),
+            "image_shape": list(self.image_shape),
+            "prompts": None if self.prompts is None else list(self.prompts),
+            "scheduler": self.scheduler,
+            "num_inference_steps": self.num_inference_steps,
+        }
+        _write_json(path / _FILE, own)
+        _write_json(path / "model_index.json", index)  # last: it makes the directory a checkpoint
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        image_size: int | None = None,
+        prompt_template: str = "{}",
+        negative_prompt: str = "",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        **settings: Any,
+    ) -> "ClassConditional":
+        """Loads a diffusers directory, or a model of the hub.
+
+        Args:
+            path: A directory with `model_index.json`; or the name of a model on the hub.
+            classes: Class names. Needed unless the checkpoint was trained by us. For a checkpoint
+                with a text encoder they are the prompts: one or two words each work best at low
+                guidance (Azizi et al. 2023).
+            image_size: Height and width in pixels; by default the checkpoint's own.
+            prompt_template: `{}` in it stands for the class name; underscores become spaces.
+            negative_prompt: Prompt of the unconditional branch.
+            dtype: Dtype of the network. bfloat16 is faster; rounding then differs between batch
+                sizes by more than it does in float32.
+            device: Where to run; a GPU if there is one by default.
+            settings: `scheduler`, `num_inference_steps`, `eta`.
+
+        Raises:
+            CheckpointError: If there is no such directory, it is not a diffusers directory, a part
+                is missing, or a weight is not finite.
+        """
+        path = _resolve(path)
+        index = _read_json(path / "model_index.json")
+        own = _read_json(path / _FILE) if (path / _FILE).exists() else {}
+        folder = "transformer" if "transformer" in index else "unet"
+        network = _load_part(path, index, folder, dtype)
+        vae = _load_part(path, index, "vae", torch.float32) if index.get("vae") else None
+        scheduler_config = _read_json(path / "scheduler" / "scheduler_config.json")
+        names = classes if classes is not None else own.get("classes")
+        if not names:
+            raise ValueError(
+                f"{path} does not name its classes. Pass `classes`, in the order of its labels (or "
+                "as prompts)."
+            )
+        if len(set(names)) != len(names):
+            raise ValueError(f"`classes` holds a name twice: {', '.join(map(str, names))}.")
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        embeddings, prompts = None, None
+        if (path / "class_embeddings.safetensors").exists() and classes is None:
+            from safetensors.torch import load_file
+
+            table = load_file(str(path / "class_embeddings.safetensors"))
+            embeddings = table["class_embeddings"]
+            prompts = tuple(own["prompts"]) if own.get("prompts") else None
+        elif index.get("text_encoder"):
+            prompts = (
+                *(prompt_template.format(str(name).replace("_", " ")) for name in names),
+                negative_prompt,
+            )
+            embeddings = _embed_prompts(path, prompts)
+        elif Denoiser(network).kind == "UNet2DConditionModel":
+            raise CheckpointError(
+                f"The network in {path} attends to token sequences, but there is neither a text "
+                "encoder nor a class_embeddings.safetensors beside it."
+            )
+        shape = tuple(own.get("image_shape") or _default_shape(network, vae))
+        if image_size is not None:
+            shape = (shape[0], image_size, image_size)
+        saved = {k: own[k] for k in ("scheduler", "num_inference_steps") if k in own}
+        return cls(
+            network=network.eval().requires_grad_(False).to(target),
+            scheduler_config=scheduler_config,
+            classes=tuple(map(str, names)),
+            image_shape=shape,
+            vae=None if vae is None else vae.eval().requires_grad_(False).to(target),
+            class_embeddings=embeddings,
+            prompts=prompts,
+            **{**saved, **settings},
+        )
+
+    # -- training --------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        real: Any,
+        output_dir: str | Path,
+        *,
+        unlabelled: Any = None,
+        config: TrainingConfig | None = None,
+        channels: int = 32,
+        num_layers: int = 1,
+        prediction_type: str = "v_prediction",
+        label_dropout: float = 0.1,
+        horizontal_flip: bool = False,
+        progress: bool = True,
+    ) -> tuple["ClassConditional", TrainingResult]:
+        """Trains a pixel-space `UNet2DModel` on labelled images, and saves it in `output_dir`.
+
+        Minimises the mean squared error of the prediction at uniformly drawn timesteps (stratified
+        over the batch), on a cosine noise schedule of 1,000 steps. With probability `label_dropout`
+        the label is replaced by the null label, which trains the unconditional branch. Run again
+        with the same arguments it resumes.
+
+        Args:
+            real: Has `read(indices)`, `targets`, `classes` and `image_shape`.
+            output_dir: Becomes a diffusers directory; updated at every checkpoint.
+            unlabelled: Further images of the same shape; they train the unconditional branch only.
+            config: How to optimise.
+            channels: Width of the first level; the next ones have 2 and 4 times as many.
+            num_layers: Residual blocks per level.
+            prediction_type: "v_prediction", "epsilon" or "sample".
+            label_dropout: Probability of the null label.
+            horizontal_flip: Mirror half of the training images.
+            progress: Show a bar.
+
+        Raises:
+            DataError: If a class has no image, or the shapes of the two sets differ.
+            DivergedError: If loss or weights stop being finite.
+        """
+        config = config or TrainingConfig()
+        classes = tuple(map(str, real.classes))
+        labels = np.asarray(real.targets, np.int64)
+        counts = np.bincount(labels, minlength=len(classes))
+        if (counts == 0).any():
+            raise DataError(
+                f"Class {classes[int(counts.argmin())]!r} has no images. Add some, or remove the class."
+            )
+        shape = tuple(real.image_shape)
+        if unlabelled is not None and tuple(unlabelled.image_shape) != shape:
+            raise DataError(
+                f"`unlabelled` holds images of shape {tuple(unlabelled.image_shape)}, `real` of {shape}."
+            )
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"`label_dropout` must be in [0, 1], got {label_dropout}.")
+        null = len(classes)
+        sources = [real] if unlabelled is None else [real, unlabelled]
+        extra = 0 if unlabelled is None else len(unlabelled)
+        all_labels = torch.from_numpy(np.concatenate([labels, np.full(extra, null)]))
+        torch.manual_seed(config.seed)  # initial weights
+        network = build_unet(shape, num_classes=null, channels=channels, num_layers=num_layers)
+        scheduler = make_scheduler(
+            "ddpm",
+            {
+                "beta_schedule": "squaredcos_cap_v2",
+                "prediction_type": prediction_type,
+                "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
+            },
+        )
+        steps = scheduler.config.num_train_timesteps
+
+        def read(indices: Indices) -> Pixels:
+            if unlabelled is None:
+                return real.read(indices)
+            own = indices < len(labels)
+            pixels = torch.empty(len(indices), *shape, dtype=torch.uint8)
+            pixels[torch.from_numpy(own)] = real.read(indices[own])
+            pixels[torch.from_numpy(~own)] = unlabelled.read(indices[~own] - len(labels))
+            return pixels
+
+        def loss(module: nn.Module, indices: Indices) -> Tensor:
+            device = next(module.parameters()).device
+            x0 = to_images(read(indices)).to(device)
+            y = all_labels[torch.from_numpy(indices)].to(device)
+            if horizontal_flip:
+                mirrored = torch.rand(len(x0)) < 0.5
+                x0 = torch.where(mirrored.to(device).view(-1, 1, 1, 1), x0.flip(-1), x0)
+            y = torch.where((torch.rand(len(y)) < label_dropout).to(device), null, y)
+            strata = (torch.arange(len(x0)) + torch.rand(len(x0))) / len(x0)
+            t = (strata * steps).long().clamp(max=steps - 1).to(device)
+            noise = torch.randn(x0.shape).to(device)
+            x_t = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
+            target = {
+                "epsilon": noise,
+                "sample": x0,
+                "v_prediction": scheduler.get_velocity(x0, noise, t),
+            }[prediction_type]
+            autocast = torch.autocast(
+                device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+            )
+            with autocast:
+                prediction = module(x_t, t, class_labels=y, return_dict=False)[0]
+            return nn.functional.mse_loss(prediction.float(), target)
+
+        def wrap(module: nn.Module) -> "ClassConditional":
+            return cls(
+                network=module,
+                scheduler_config={**scheduler.config, "_class_name": "DDPMScheduler"},
+                classes=classes,
+                image_shape=shape,
+            )
+
+        result = train(
+            network.to(memory_format=torch.channels_last),
+            loss,
+            len(all_labels),
+            config=config,
+            output_dir=output_dir,
+            identity={
+                "synthesizer": "ClassConditional",
+                "network": {k: v for k, v in network.config.items() if not k.startswith("_")},
+                "data": [getattr(source, "fingerprint", len(source)) for source in sources],
+                "classes": list(classes),
+                "prediction_type": prediction_type,
+                "label_dropout": label_dropout,
+                "horizontal_flip": horizontal_flip,
+            },
+            on_checkpoint=lambda module, step: wrap(module).save_pretrained(output_dir),
+            progress=progress,
+        )
+        synthesizer = wrap(network.requires_grad_(False))
+        synthesizer.save_pretrained(output_dir)
+        return synthesizer, result
+
+
+def build_unet(
+    image_shape: tuple[int, ...], *, num_classes: int, channels: int = 32, num_layers: int = 1
+) -> Any:
+    """A `UNet2DModel` for small images with `num_classes` classes and a null class.
+
+    Levels down to 4 pixels (8 for images above 16), self-attention on the last one. The width is
+    `channels` on the first level, twice that on the second, four times that from the third on.
+    """
+    from diffusers import UNet2DModel
+
+    c, height, width = image_shape
+    lowest = 4 if min(height, width) <= 16 else 8
+    levels = 1 + max(0, int(math.log2(min(height, width) / lowest)))
+    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+        raise DataError(
+            f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
+            "with an image size that is a multiple of 8."
+        )
+    widths = [channels * min(4, 2**i) for i in range(levels)]
+    down = ["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"]
+    return UNet2DModel(
+        sample_size=height if height == width else (height, width),
+        in_channels=c,
+        out_channels=c,
+        block_out_channels=widths,
+        layers_per_block=num_layers,
+        down_block_types=down,
+        up_block_types=[name.replace("Down", "Up") for name in reversed(down)],
+        attention_head_dim=math.gcd(widths[-1], 32),
+        norm_num_groups=math.gcd(channels, 32),
+        num_class_embeds=num_classes + 1,
+    )
+
+
+# -- small parts -----------------------------------------------------------------------------------
+
+
+def _column(rows: Plan, name: str, default: float) -> NDArray[np.float64]:
+    return rows.columns.get(name, np.full(len(rows), default))
+
+
+def _shift(vae: Any) -> float:
+    return getattr(vae.config, "shift_factor", None) or 0.0
+
+
+def _tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    hashed = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        hashed.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        hashed.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _state_digest(module: nn.Module) -> str:
+    inner: Any = getattr(module, "_orig_mod", module)
+    return _tensor_digest(inner.state_dict())
+
+
+def _diffusers_version() -> str:
+    from importlib.metadata import version
+
+    return version("diffusers")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} is not a diffusers checkpoint: it has no {path.name}."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object.")
+    return value
+
+
+def _resolve(path: str | Path) -> Path:
+    """A local directory, or a snapshot of a model on the hub."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise CheckpointError(f"{path} is a file; a checkpoint is a directory with model_index.json.")
+    if isinstance(path, Path) or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"There is no directory {path}. Train a model with `synthaug train`, or give the path "
+            "of a checkpoint in diffusers layout."
+        )
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"There is no directory {path}, and it could not be loaded from the hub "
+            f"({type(error).__name__}). Check the path, or download the checkpoint first."
+        ) from error
+
+
+_PARTS = {
+    "unet": ("UNet2DModel", "UNet2DConditionModel"),
+    "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
+    "vae": ("AutoencoderKL",),
+}
+
+
+def _load_part(path: Path, index: Mapping[str, Any], name: str, dtype: torch.dtype) -> Any:
+    """Loads one part by its class name, from a closed list: nothing in the directory is executed."""
+    import diffusers
+
+    kind = (index.get(name) or (None, None))[1]
+    if kind not in _PARTS[name]:
+        raise CheckpointError(
+            f"{path}: the {name} is {kind or 'missing'}; we load {' or '.join(_PARTS[name])}."
+        )
+    if kind == "Transformer2DModel":  # what DiT checkpoints call it
+        kind = "DiTTransformer2DModel"
+    try:
+        part = getattr(diffusers, kind).from_pretrained(
+            path / name, use_safetensors=True, torch_dtype=dtype, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / name} cannot be loaded: {error}") from error
+    for key, weight in part.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise CheckpointError(
+                f"{path / name}: the weight {key} is not finite. The checkpoint is broken; take an "
+                "earlier one."
+            )
+    return part
+
+
+def _embed_prompts(path: Path, prompts: Sequence[str]) -> Tensor:
+    """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder."""
+    try:
+        from transformers import AutoTokenizer, CLIPTextModel
+    except ImportError:
+        raise ImportError(
+            "A checkpoint with a text encoder needs transformers. Install it with "
+            "`pip install synthaug[text]`."
+        ) from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+        encoder = CLIPTextModel.from_pretrained(
+            path / "text_encoder", use_safetensors=True, local_files_only=True
+        ).eval()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: the text encoder cannot be loaded: {error}") from error
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        return encoder(tokens.input_ids)[0].float().clone()
+
+
+def _default_shape(network: Any, vae: Any) -> tuple[int, int, int]:
+    size = network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if vae is None:
+        return network.config.in_channels, height, width
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.out_channels, height * factor, width * factor
