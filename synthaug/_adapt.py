@@ -1,0 +1,154 @@
+"""Images and labels of any common type to our pixels, and back to the type that they came in.
+
+Real and synthetic images must leave a data set in one type, or the first batch that mixes them
+fails in `default_collate`. So each foreign type is converted in one place, here:
+
+    pixels_of(image) -> uint8 (C, H, W)        # what the cache, the digests and the audit speak
+    like(pixels, example) -> an image of the type of `example`
+    label_like(label, example) -> a label of the type of `example`
+
+Float images are in [0, 1], as torchvision has them. Our model space [-1, 1] never comes here.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from synthaug._pixels import to_pil
+
+_MODES = {"L": 1, "RGB": 3}
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_SLACK = (
+    1e-4  # resizing and bfloat16 overshoot [0, 1] a little; normalised images do so by far more
+)
+
+
+def describe(image: Any) -> str:
+    """A few words on the type of an image, for messages."""
+    if isinstance(image, Image.Image):
+        return f"a PIL image of mode {image.mode}, {image.width}x{image.height}"
+    if isinstance(image, Tensor | np.ndarray):
+        kind = "a tensor" if isinstance(image, Tensor) else "an array"
+        return f"{kind} of {image.dtype} with shape {tuple(image.shape)}"
+    return f"{type(image).__module__}.{type(image).__qualname__}"
+
+
+def pixels_of(image: Any) -> Tensor:
+    """One image of any common type as uint8 (C, H, W), C 1 or 3.
+
+    Args:
+        image: A PIL image of mode L or RGB; a tensor (C, H, W), also a `tv_tensors.Image`, uint8 or
+            floating point in [0, 1]; an array (H, W) or (H, W, C), uint8 or floating point in
+            [0, 1]. Float images are rounded to the nearest of the 256 levels.
+
+    Returns:
+        A tensor on the CPU. It may share memory with `image`: do not write to it.
+
+    Raises:
+        TypeError: For any other type or dtype.
+        ValueError: For another PIL mode, another shape, or values outside [0, 1].
+    """
+    if isinstance(image, Image.Image):
+        if image.mode not in _MODES:
+            raise ValueError(
+                f"Got {describe(image)}, expected mode L or RGB. Convert it first, "
+                'for example with `image.convert("RGB")`.'
+            )
+        array = np.array(image)  # a copy: torch warns about memory that it must not write to
+        return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    if isinstance(image, np.ndarray):
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+            raise ValueError(
+                f"Got {describe(image)}, expected (H, W) or (H, W, C) with C 1 or 3. "
+                "Arrays have their channels last, tensors have them first."
+            )
+        hwc = image[..., None] if image.ndim == 2 else image
+        return _levels(torch.from_numpy(np.ascontiguousarray(hwc.transpose(2, 0, 1))), image)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] not in (1, 3):
+            raise ValueError(
+                f"Got {describe(image)}, expected (C, H, W) with C 1 or 3. "
+                "Tensors have their channels first, arrays have them last."
+            )
+        return _levels(image.detach().as_subclass(Tensor).cpu(), image)
+    raise TypeError(f"Got {describe(image)}, expected a PIL image, a tensor or a numpy array.")
+
+
+def _levels(chw: Tensor, image: Any) -> Tensor:
+    if chw.dtype == torch.uint8:
+        return chw
+    if not chw.is_floating_point():
+        raise TypeError(f"Got {describe(image)}, expected uint8, or floating point in [0, 1].")
+    low, high = (float(v) for v in chw.aminmax()) if chw.numel() else (0.0, 0.0)
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # a NaN fails this too
+        raise ValueError(
+            f"Got {describe(image)} with values from {low:.4g} to {high:.4g}, expected [0, 1]. "
+            "Normalise after the images of both kinds came together: take `Normalize` off this "
+            "data set, and give it where the images are used."
+        )
+    return (chw.float() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def like(pixels: Tensor, example: Any) -> Any:
+    """One image, uint8 (C, H, W), in the type of `example`.
+
+    Args:
+        pixels: uint8 (C, H, W).
+        example: An image that `pixels_of` accepts. Its type, PIL mode, dtype, device and axes are
+            followed, its size is not.
+
+    Raises:
+        TypeError: If `example` has a type that `pixels_of` refuses.
+        ValueError: If the numbers of channels differ.
+    """
+    channels = pixels.shape[0]
+    if isinstance(example, Image.Image):
+        if _MODES.get(example.mode) != channels:
+            raise ValueError(f"An image of {channels} channels cannot be like {describe(example)}.")
+        return to_pil(pixels)
+    if isinstance(example, np.ndarray):
+        if (1 if example.ndim == 2 else example.shape[2]) != channels:
+            raise ValueError(f"An image of {channels} channels cannot be like {describe(example)}.")
+        hwc = np.ascontiguousarray(pixels.numpy().transpose(1, 2, 0))  # CHW => HWC
+        array = hwc[:, :, 0] if example.ndim == 2 else hwc
+        return (
+            array
+            if example.dtype == np.uint8
+            else array.astype(example.dtype) / example.dtype.type(255)
+        )
+    if isinstance(example, Tensor):
+        if example.shape[0] != channels:
+            raise ValueError(f"An image of {channels} channels cannot be like {describe(example)}.")
+        image = pixels.clone() if example.dtype == torch.uint8 else pixels.to(example.dtype) / 255
+        image = image.to(example.device)
+        if type(example) is Tensor:
+            return image
+        from torchvision import tv_tensors
+
+        return tv_tensors.wrap(image, like=example)
+    raise TypeError(f"An image cannot be like {describe(example)}.")
+
+
+def label_like(label: int, example: Any) -> Any:
+    """A class index in the type of `example`: int, numpy integer, or integer tensor without axes.
+
+    Raises:
+        TypeError: If `example` is none of these.
+    """
+    if isinstance(example, bool | np.bool_):
+        raise TypeError(f"Labels must be class indices, got {example!r}.")
+    if isinstance(example, int):
+        return int(label)
+    if isinstance(example, np.integer):
+        return type(example)(label)
+    if isinstance(example, np.ndarray) and example.ndim == 0 and example.dtype.kind in "iu":
+        return np.asarray(label, example.dtype)
+    if isinstance(example, Tensor) and example.ndim == 0 and example.dtype in _INTEGERS:
+        return torch.tensor(label, dtype=example.dtype, device=example.device)
+    raise TypeError(
+        f"Labels must be class indices (int, numpy integer or integer tensor without axes), "
+        f"got {example!r}."
+    )
