@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
+from synthaug._errors import DataError
 from synthaug._pixels import to_pil
+from synthaug._types import Labels
 
 _MODES = {"L": 1, "RGB": 3}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_SLACK = (
-    1e-4  # resizing and bfloat16 overshoot [0, 1] a little; normalised images do so by far more
-)
+_SLACK = 1e-4
+"""Resizing and bfloat16 overshoot [0, 1] a little; normalised images do so by far more."""
 
 
 def describe(image: Any) -> str:
@@ -152,3 +154,89 @@ def label_like(label: int, example: Any) -> Any:
         f"Labels must be class indices (int, numpy integer or integer tensor without axes), "
         f"got {example!r}."
     )
+
+
+# Items and data sets
+
+
+_FIELDS = {
+    "image": (0, ("image", "img", "pixel_values", "images")),
+    "label": (1, ("label", "labels", "target", "targets")),
+}
+
+
+def field_key(item: Any, name: str) -> Any:
+    """Where an item of a data set has its "image" or its "label": a position, or a key.
+
+    Raises:
+        TypeError: If the item is neither a tuple, a list nor a dict, or has no such key.
+    """
+    position, keys = _FIELDS[name]
+    if isinstance(item, dict):
+        for key in keys:
+            if key in item:
+                return key
+        raise TypeError(
+            f"An item of the data set has the keys {', '.join(map(repr, item))}, and no {name}: "
+            f"expected one of {', '.join(map(repr, keys))}."
+        )
+    if isinstance(item, tuple | list) and len(item) >= 2:
+        return position
+    raise TypeError(
+        f"An item of the data set is {type(item).__name__}, expected (image, label, ...) or "
+        '{"image": ..., "label": ...}.'
+    )
+
+
+def field(item: Any, name: str) -> Any:
+    """The "image" or the "label" of an item of a data set."""
+    return item[field_key(item, name)]
+
+
+def labels_of(dataset: Any) -> Labels:
+    """The class index of every image of any map-style data set, int64 (N,).
+
+    Looks for `labels` or `targets`, through `Subset` and `ConcatDataset`; only a data set with
+    neither is read from end to end.
+
+    Raises:
+        DataError: If the labels are not one integer per image.
+    """
+    if isinstance(dataset, Subset):
+        return labels_of(dataset.dataset)[np.asarray(dataset.indices, np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        return np.concatenate([labels_of(part) for part in dataset.datasets])
+    for name in ("labels", "targets", "_labels"):  # the last one: Food101, Flowers102, DTD, ...
+        found = getattr(dataset, name, None)
+        if found is not None and not callable(found) and len(found) == len(dataset):
+            break
+    else:
+        found = [int(field(dataset[i], "label")) for i in range(len(dataset))]
+    labels = np.asarray(found)
+    if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"The labels of {type(dataset).__name__} have shape {labels.shape} and dtype "
+            f"{labels.dtype}, expected one class index per image, shape ({len(dataset)},)."
+        )
+    return labels.astype(np.int64)
+
+
+def classes_of(dataset: Any) -> tuple[str, ...] | None:
+    """The class names of any data set, through `Subset` and `ConcatDataset`; `None` if unknown.
+
+    Raises:
+        DataError: If the parts of a `ConcatDataset` have different classes.
+    """
+    if isinstance(dataset, Subset):
+        return classes_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        found = {names for part in dataset.datasets if (names := classes_of(part)) is not None}
+        if len(found) > 1:
+            first, second = sorted(found)[:2]
+            raise DataError(
+                f"The parts of the ConcatDataset have different classes: {', '.join(first)} and "
+                f"{', '.join(second)}."
+            )
+        return found.pop() if found else None
+    names = getattr(dataset, "classes", None)
+    return None if names is None else tuple(str(name) for name in names)
