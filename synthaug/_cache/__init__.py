@@ -1,0 +1,26 @@
+"""The cache: one plain HDF5 file that is laid out completely before its first image is made.
+
+    data set      dtype, shape             meaning
+    images        uint8  (N, C, H, W)      the pixels
+    labels        int64  (N,)              the plan's column `label`
+    state         uint8  (N,)              0 pending, 1 done, 2 withdrawn (pixels zeroed)
+    checksum      uint32 (N,)              CRC-32C of the image's bytes
+    plan/<column> int64, uint64, float64   one per further column of the plan
+
+    attribute         of the root group
+    format            "synthaug-cache"
+    format_version    1
+    manifest          JSON: recipe, weights, source data, classes, versions, licence, "synthetic"
+    manifest_digest   32 hexadecimal digits of blake2b over the text of `manifest`
+    plan_digest       `Plan.digest` of the rows
+
+Every data set is contiguous and allocated at creation. After that no HDF5 metadata ever changes:
+rows are written in place at their file offsets, image first, then checksum, then state. So a
+process killed at any instant leaves a valid file in which every row is done and intact, or pending.
+Readers map the file and gather a batch in one indexing call.
+"""
+
+from synthaug._cache._format import FORMAT, FORMAT_VERSION, State
+from synthaug._cache._store import SynthCache
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "State", "SynthCache"]

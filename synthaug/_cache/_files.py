@@ -1,0 +1,154 @@
+"""Files that appear whole or not at all, and writes that finish or say why not."""
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from synthaug._errors import CacheError
+
+_ZEROS = bytes(1 << 20)
+
+
+def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Writes all of `data` at `offset`: the system may take it in several pieces."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        written = os.pwrite(fd, view, offset)
+        if not written:
+            raise OSError(errno.EIO, "the system wrote nothing")
+        view, offset = view[written:], offset + written
+
+
+def pread(fd: int, size: int, offset: int) -> bytearray:
+    """Reads exactly `size` bytes at `offset`; an unreadable medium is an `OSError`."""
+    data = bytearray(size)
+    view = memoryview(data)
+    while len(view):
+        got = os.preadv(fd, [view], offset)
+        if not got:
+            raise OSError(errno.EIO, "the file ended before its last row")
+        view, offset = view[got:], offset + got
+    return data
+
+
+def reserve(fd: int, size: int, path: Path) -> None:
+    """Claims `size` bytes of disk, so that a full disk is met now and not halfway.
+
+    Raises:
+        CacheError: The disk is full, or the file would exceed a limit; says how much was needed.
+    """
+    try:
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except (AttributeError, OSError) as error:
+            # macOS lacks the call, some file systems refuse it: there, zeros claim the space.
+            if getattr(error, "errno", None) not in (None, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            for start in range(0, size, len(_ZEROS)):
+                pwrite(fd, memoryview(_ZEROS)[: size - start], start)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise CacheError(
+            f"{path} needs {size:,} bytes, and the system refused them ({error.strerror}); "
+            f"{free:,} bytes are free in {path.parent}. Free some space, choose another folder, or "
+            "plan fewer images. Nothing was written."
+        ) from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[int]:
+    """A file descriptor for what becomes `path` once the block has ended without an error.
+
+    The bytes go to a temporary file beside `path`. An error removes it; after a kill the next
+    `new_file` for the same path does.
+
+    Raises:
+        CacheError: `path` exists, also if another process made it meanwhile; its folder does not
+            exist; or the file cannot be written.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    if not path.parent.is_dir():
+        raise CacheError(f"Cannot create {path}: no folder {path.parent}. Create it first.")
+    remove_orphans(path)
+    try:
+        fd, temporary = _open_temporary(path)
+        try:
+            yield fd
+            os.fsync(fd)
+            _publish(temporary, path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            os.close(fd)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise CacheError(
+            f"Cannot create {path}: {error.strerror}. Choose another folder, or repair this one."
+        ) from error
+
+
+def _open_temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, locked: the lock says that it is in use, and dies with us."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks: there, orphans stay
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd, temporary
+        os.close(fd)  # between creation and lock another process took it for an orphan
+
+
+def remove_orphans(path: Path) -> None:
+    """Removes what a kill during `new_file(path)` left behind: partial files without a lock."""
+    for orphan in path.parent.glob(f".{_literal(path.name)}.????????.partial"):
+        try:
+            fd = os.open(orphan, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # gone already, or not ours to remove
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(orphan)
+        except OSError:  # in use, or a file system without locks
+            continue
+        finally:
+            os.close(fd)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Gives the finished file its name, unless another process took the name first."""
+    try:
+        os.link(temporary, path)  # unlike a rename, this fails if `path` exists
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise _exists(path) from None
+        os.replace(temporary, path)
+
+
+def _exists(path: Path) -> CacheError:
+    return CacheError(
+        f"{path} exists already. Open it with `SynthCache(path)`, continue it with "
+        "`SynthCache.open_for_writing`, or choose another name."
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a new name last through a power failure."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _literal(name: str) -> str:
+    """`name` for use in a glob pattern."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
