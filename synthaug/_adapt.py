@@ -211,8 +211,10 @@ def labels_of(dataset: Any) -> Labels:
         if found is not None and not callable(found) and len(found) == len(dataset):
             break
     else:
-        found = [int(field(dataset[i], "label")) for i in range(len(dataset))]
-    labels = np.asarray(found)
+        found = [field(dataset[i], "label") for i in range(len(dataset))]
+    labels = (
+        np.array([np.asarray(x) for x in found]) if isinstance(found, list) else np.asarray(found)
+    )
     if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu":
         raise DataError(
             f"The labels of {type(dataset).__name__} have shape {labels.shape} and dtype "

@@ -220,7 +220,10 @@ def _torchvision(
     if len(dataset) == 0:
         raise DataError(f"torchvision's {name} in {options.get('root')!r} is empty.")
     labels = labels_of(dataset)
-    found = classes_of(dataset) or tuple(str(i) for i in range(int(labels.max()) + 1))
+    found = classes_of(dataset)
+    if found is None:  # SVHN, FakeData, ...
+        found = tuple(classes or (str(i) for i in range(int(labels.max()) + 1)))
+    labels = checked_labels(labels, found, f"torchvision's {name}")
     labels, names = _reorder(labels, found, classes, f"torchvision's {name}")
     return Indexed(dataset, 0, conform), labels, names, None
 
