@@ -1,1 +1,90 @@
-"""Synthetic images for training classifiers, and the audit that says whether they are copies."""
+"""Synthetic images for training classifiers, and the audit that says whether they are copies.
+
+    import synthaug
+
+    cache = synthaug.SynthCache("cifar.h5")
+    report = synthaug.audit(cache, train, holdout=test)
+    mixed = synthaug.MixedDataset(real, cache, audit=report, fraction=0.5)
+
+Names are loaded when first used, so `import synthaug` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from synthaug import denoisers as denoisers
+    from synthaug import features as features
+    from synthaug import samplers as samplers
+    from synthaug import synthesizers as synthesizers
+    from synthaug import transforms as transforms
+    from synthaug._audit import AuditReport as AuditReport
+    from synthaug._audit import audit as audit
+    from synthaug._cache import SynthCache as SynthCache
+    from synthaug._data import LabelledImages as LabelledImages
+    from synthaug._data import load_dataset as load_dataset
+    from synthaug._datasets import MixedBatchSampler as MixedBatchSampler
+    from synthaug._datasets import MixedDataset as MixedDataset
+    from synthaug._errors import AuditError as AuditError
+    from synthaug._errors import CacheCorruptError as CacheCorruptError
+    from synthaug._errors import CacheError as CacheError
+    from synthaug._errors import CacheFormatError as CacheFormatError
+    from synthaug._errors import CacheMismatchError as CacheMismatchError
+    from synthaug._errors import CachePendingError as CachePendingError
+    from synthaug._errors import CheckpointError as CheckpointError
+    from synthaug._errors import DataError as DataError
+    from synthaug._errors import DivergedError as DivergedError
+    from synthaug._errors import SynthaugError as SynthaugError
+    from synthaug._evaluation import Arm as Arm
+    from synthaug._evaluation import EvaluationReport as EvaluationReport
+    from synthaug._evaluation import StandardAugment as StandardAugment
+    from synthaug._evaluation import evaluate as evaluate
+    from synthaug._generate import generate as generate
+    from synthaug._plan import Plan as Plan
+    from synthaug._training import TrainingConfig as TrainingConfig
+    from synthaug.synthesizers import AbstractSynthesizer as AbstractSynthesizer
+    from synthaug.synthesizers import ClassConditional as ClassConditional
+
+_HOME = {
+    "AbstractSynthesizer": "synthesizers",
+    "Arm": "_evaluation",
+    "AuditError": "_errors",
+    "AuditReport": "_audit",
+    "CacheCorruptError": "_errors",
+    "CacheError": "_errors",
+    "CacheFormatError": "_errors",
+    "CacheMismatchError": "_errors",
+    "CachePendingError": "_errors",
+    "CheckpointError": "_errors",
+    "ClassConditional": "synthesizers",
+    "DataError": "_errors",
+    "DivergedError": "_errors",
+    "EvaluationReport": "_evaluation",
+    "LabelledImages": "_data",
+    "MixedBatchSampler": "_datasets",
+    "MixedDataset": "_datasets",
+    "Plan": "_plan",
+    "StandardAugment": "_evaluation",
+    "SynthCache": "_cache",
+    "SynthaugError": "_errors",
+    "TrainingConfig": "_training",
+    "audit": "_audit",
+    "evaluate": "_evaluation",
+    "generate": "_generate",
+    "load_dataset": "_data",
+}
+_NAMESPACES = ("denoisers", "features", "samplers", "synthesizers", "transforms")
+
+__all__ = sorted([*_HOME, *_NAMESPACES])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        return import_module(f"synthaug.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"synthaug.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'synthaug' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

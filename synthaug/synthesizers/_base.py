@@ -79,7 +79,12 @@ class AbstractSynthesizer(abc.ABC):
             ValueError: For no quota, two quotas, or an unknown class or parameter.
         """
         return self._build_plan(
-            labels, per_class=per_class, ratio=ratio, counts=counts, seed=seed, parameters=parameters
+            labels,
+            per_class=per_class,
+            ratio=ratio,
+            counts=counts,
+            seed=seed,
+            parameters=parameters,
         )
 
     def _build_plan(

@@ -38,7 +38,9 @@ class Constant(AbstractSynthesizer):
         self.classes = tuple(map(str, classes or range(int(label.max()) + 1)))
         self.pixels = pixels
         self._by_class = [np.flatnonzero(label == c) for c in range(len(self.classes))]
-        empty = [name for name, rows in zip(self.classes, self._by_class, strict=True) if not len(rows)]
+        empty = [
+            name for name, rows in zip(self.classes, self._by_class, strict=True) if not len(rows)
+        ]
         if empty:
             raise ValueError(f"`labels` holds no image of class {empty[0]!r}.")
 
@@ -61,4 +63,8 @@ class Constant(AbstractSynthesizer):
         digest = hashlib.blake2b(self.pixels.numpy().tobytes(), digest_size=16)
         for rows in self._by_class:
             digest.update(rows.tobytes() + b"|")
-        return {"synthesizer": "Constant", "settings": {}, "weights": {"pixels": digest.hexdigest()}}
+        return {
+            "synthesizer": "Constant",
+            "settings": {},
+            "weights": {"pixels": digest.hexdigest()},
+        }
