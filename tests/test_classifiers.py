@@ -10,13 +10,13 @@ def parameters(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (3, 16, 16), (1, 28, 28), (3, 32, 32)])
-def test_the_small_cnn_takes_small_images_and_stays_small(shape):
+def test_the_small_cnn_takes_small_images_and_stays_small(shape: tuple[int, int, int]) -> None:
     network = build_classifier("small-cnn", 7, shape)
     assert network(torch.rand(5, *shape)).shape == (5, 7)
     assert 50_000 < parameters(network) < 300_000
 
 
-def test_the_small_cnn_tells_the_upper_half_from_the_lower_one():
+def test_the_small_cnn_tells_the_upper_half_from_the_lower_one() -> None:
     torch.manual_seed(0)
     network = small_cnn(3, (1, 8, 8)).eval()
     image = torch.zeros(1, 1, 8, 8)
@@ -25,7 +25,7 @@ def test_the_small_cnn_tells_the_upper_half_from_the_lower_one():
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("resnet20", 3), ("resnet32", 5), ("resnet56", 9)])
-def test_cifar_resnets_have_the_layers_and_parameters_of_the_paper(name, blocks):
+def test_cifar_resnets_have_the_layers_and_parameters_of_the_paper(name: str, blocks: int) -> None:
     network = build_classifier(name, 10, (3, 32, 32))
     weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert len(weighted) == 6 * blocks + 2  # so no shortcut has weights
@@ -41,7 +41,7 @@ def test_cifar_resnets_have_the_layers_and_parameters_of_the_paper(name, blocks)
         assert expected == 269_722  # 0.27 million in the paper's table 6
 
 
-def test_a_block_whose_weights_are_zero_passes_its_input_through_the_shortcut():
+def test_a_block_whose_weights_are_zero_passes_its_input_through_the_shortcut() -> None:
     network = CifarResNet(1, 4).eval()
     shrinking = network.blocks[1]
     for parameter in shrinking.parameters():
@@ -52,7 +52,7 @@ def test_a_block_whose_weights_are_zero_passes_its_input_through_the_shortcut():
     assert torch.equal(out[:, 16:], torch.zeros(2, 16, 4, 4))
 
 
-def test_torchvision_resnets_keep_the_resolution_of_small_images_only():
+def test_torchvision_resnets_keep_the_resolution_of_small_images_only() -> None:
     sizes = {}
     for size in (32, 64):
         network = build_classifier("resnet18", 5, (3, size, size))
@@ -61,7 +61,7 @@ def test_torchvision_resnets_keep_the_resolution_of_small_images_only():
     assert sizes == {32: 32, 64: 16}
 
 
-def test_grey_images_are_shown_to_torchvision_models_as_three_equal_channels():
+def test_grey_images_are_shown_to_torchvision_models_as_three_equal_channels() -> None:
     torch.manual_seed(0)
     grey = build_classifier("resnet18", 5, (1, 32, 32)).eval()
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_grey_images_are_shown_to_torchvision_models_as_three_equal_channels():
     torch.testing.assert_close(grey(x), colour(x.repeat(1, 3, 1, 1)))
 
 
-def test_equal_seeds_give_equal_weights():
+def test_equal_seeds_give_equal_weights() -> None:
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
@@ -79,33 +79,33 @@ def test_equal_seeds_give_equal_weights():
     assert any(not torch.equal(states[0][k], states[2][k]) for k in states[0])
 
 
-def test_checking_the_shape_leaves_batch_norm_as_it_was():
+def test_checking_the_shape_leaves_batch_norm_as_it_was() -> None:
     network = build_classifier("small-cnn", 4, (1, 8, 8))
     assert network.training
     assert network.state_dict()["1.num_batches_tracked"] == 0
     assert torch.equal(network.state_dict()["1.running_mean"], torch.zeros(32))
 
 
-def test_an_unknown_name_lists_those_that_are_known():
-    with pytest.raises(ValueError, match="'resnet19' is unknown.*small-cnn, resnet20.*resnet18"):
+def test_an_unknown_name_lists_those_that_are_known() -> None:
+    with pytest.raises(ValueError, match=r"'resnet19' is unknown.*small-cnn, resnet20.*resnet18"):
         build_classifier("resnet19", 10, (3, 32, 32))
 
 
-def test_models_that_return_more_than_logits_are_not_offered():
+def test_models_that_return_more_than_logits_are_not_offered() -> None:
     names = classifier_names()
     assert "mobilenet_v2" in names
     assert not {"googlenet", "inception_v3"} & set(names)
     assert len(set(names)) == len(names)
 
 
-def test_a_model_that_does_not_take_the_images_is_refused_before_training():
+def test_a_model_that_does_not_take_the_images_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match=r"'alexnet' does not take images of shape \(3, 8, 8\)"):
         build_classifier("alexnet", 10, (3, 8, 8))
     with pytest.raises(ValueError, match="at least 4 pixels"):
         build_classifier("small-cnn", 10, (3, 2, 2))
 
 
-def test_a_function_of_ones_own_is_checked_for_its_logits():
+def test_a_function_of_ones_own_is_checked_for_its_logits() -> None:
     class Flat(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1)
@@ -121,6 +121,6 @@ def test_a_function_of_ones_own_is_checked_for_its_logits():
         build_classifier(wrong, 3, (1, 8, 8))
 
 
-def test_one_class_is_nothing_to_tell_apart():
+def test_one_class_is_nothing_to_tell_apart() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         build_classifier("small-cnn", 1, (1, 8, 8))

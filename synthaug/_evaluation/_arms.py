@@ -1,0 +1,53 @@
+"""What is compared: a data set and how its images are augmented."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from torch.utils.data import Dataset
+
+from synthaug._evaluation._augment import Augment
+
+CAS = "synthetic only (CAS)"
+"""Name of the arm whose test accuracy is the classification accuracy score."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A data set to train on, and the augmentation of its images.
+
+    Arm(real, augment=None)                          # as they are
+    Arm(real)                                        # what `evaluate(augment=...)` says
+    Arm(real, augment=StandardAugment(padding=2))
+    """
+
+    dataset: Dataset[Any]
+    """Map-style: an item is a pair (image, label)."""
+    augment: Augment | Literal["default"] | None = "default"
+    """A function of pixels, uint8 (n, C, H, W) => the same; `None` for none; "default" for the one
+    of the evaluation."""
+
+
+def standard_arms(
+    real: Dataset[Any],
+    *,
+    mixed: Dataset[Any] | None = None,
+    synthetic: Dataset[Any] | None = None,
+) -> dict[str, Arm]:
+    """The four arms that answer whether synthetic images help.
+
+    Args:
+        real: The real training images, the baseline with and without augmentation.
+        mixed: Real and synthetic images, for example a `MixedDataset`.
+        synthetic: Synthetic images alone, for example those of a cache that an audit passed:
+            `Subset(cache, np.flatnonzero(report.passed))`.
+
+    Returns:
+        Arms for `evaluate`, of which the second, augmented real images, is the one to beat.
+    """
+    arms = {"real": Arm(real, augment=None), "real, augmented": Arm(real)}
+    if mixed is not None:
+        arms["real + synthetic, augmented"] = Arm(mixed)
+    if synthetic is not None:
+        arms[CAS] = Arm(synthetic)
+    return arms

@@ -1,0 +1,146 @@
+"""Augmentation of whole batches, each image with its own draw."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from synthaug._types import Pixels
+
+Augment: TypeAlias = Callable[[Tensor], Tensor]
+"""Pixels uint8 (n, C, H, W) => pixels uint8 (n, C, H, W), random by torch's global stream."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StandardAugment:
+    """The usual augmentation of small images: random shifts, and mirroring if it keeps the class.
+
+    StandardAugment(padding=4)               # handwritten digits of 28x28
+    StandardAugment(padding=4, flip=True)    # CIFAR
+
+    Every image is padded and cropped to its old size at a random place, and mirrored left to right
+    with probability 1/2 if `flip`.
+    """
+
+    padding: int
+    """Largest shift in pixels, in each direction."""
+    flip: bool = False
+    """Mirror half of the images. Wrong for digits, letters and organs."""
+    fill: int = 0
+    """Level of the pixels that come in at the border, 0 to 255."""
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise ValueError(f"`padding` must not be negative, got {self.padding}.")
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"`fill` must be a level from 0 to 255, got {self.fill}.")
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """Draws anew for every image, on the CPU, so that all devices see the same images."""
+        n, _, height, width = pixels.shape
+        top, left = torch.randint(0, 2 * self.padding + 1, (2, n)).to(pixels.device)
+        padded = F.pad(pixels, [self.padding] * 4, value=self.fill)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # views, nothing is copied yet
+        shifted = windows[torch.arange(n, device=pixels.device), :, top, left]
+        if not self.flip:
+            return shifted
+        mirrored = (torch.rand(n) < 0.5).to(pixels.device)
+        return torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AffineAugment:
+    """Small random shifts, turns and changes of size, between the pixels: for very small images.
+
+    AffineAugment()                                            # handwritten digits of 8x8
+    AffineAugment(max_shift=0.5, max_rotation=0, max_scale=0)  # shifts by parts of a pixel only
+
+    On 8x8 pixels a shift by whole pixels loses strokes at the border. Every draw is uniform; images
+    are resampled bilinearly.
+    """
+
+    max_shift: float = 0.75
+    """Largest shift in pixels, in each direction."""
+    max_rotation: float = 10.0
+    """Largest turn about the centre, in degrees, either way."""
+    max_scale: float = 0.1
+    """Largest change of size: 0.1 makes images 10 % larger or smaller at most."""
+    fill: int = 0
+    """Level of what comes in at the border, 0 to 255."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_shift < math.inf:
+            raise ValueError(f"`max_shift` must not be negative, got {self.max_shift}.")
+        if not 0 <= self.max_rotation <= 180:
+            raise ValueError(
+                f"`max_rotation` must be from 0 to 180 degrees, got {self.max_rotation}."
+            )
+        if not 0 <= self.max_scale < 1:
+            raise ValueError(f"`max_scale` must be at least 0 and below 1, got {self.max_scale}.")
+        if not 0 <= self.fill <= 255:
+            raise ValueError(f"`fill` must be a level from 0 to 255, got {self.fill}.")
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """Draws anew for every image, on the CPU, so that all devices see the same images."""
+        n, _, height, width = pixels.shape
+        turn, resize, right, down = 2 * torch.rand(4, n) - 1
+        angle = turn * math.radians(self.max_rotation)
+        cos, sin = angle.cos(), angle.sin()
+        # `affine_grid` says where each pixel of the result comes from, in halves of the image.
+        to_source = torch.stack(
+            [
+                torch.stack([cos, sin * height / width, right * self.max_shift * 2 / width], dim=1),
+                torch.stack(
+                    [-sin * width / height, cos, down * self.max_shift * 2 / height], dim=1
+                ),
+            ],
+            dim=1,
+        )
+        to_source[:, :, :2] /= (1 + resize * self.max_scale)[:, None, None]
+        grid = F.affine_grid(to_source.to(pixels.device), list(pixels.shape), align_corners=False)
+        levels = F.grid_sample(pixels.float() - self.fill, grid, align_corners=False) + self.fill
+        return levels.round().clamp(0, 255).to(torch.uint8)
+
+
+def standard_augment(image_shape: tuple[int, int, int]) -> Augment:
+    """The usual augmentation for images of shape (C, H, W).
+
+    Below 16 pixels a side `AffineAugment()`. Else `StandardAugment` with shifts by up to 1/8 of the
+    shorter side; colour images are mirrored too, grey ones are not, since those are mostly digits,
+    letters and scans.
+    """
+    channels, height, width = image_shape
+    side = min(height, width)
+    if side < 16:
+        return AffineAugment()
+    return StandardAugment(padding=round(side / 8), flip=channels == 3)
+
+
+def apply_augment(augment: Augment, pixels: Pixels) -> Pixels:
+    """Augments a batch, each image with its own draw.
+
+    torchvision's v2 transforms draw once per call, for all images alike, so those are called image
+    by image.
+
+    Raises:
+        ValueError: If the result is not uint8 of the shape it had.
+    """
+    from torchvision.transforms import v2
+
+    if isinstance(augment, v2.Transform):
+        result = torch.stack([augment(image) for image in pixels])
+    else:
+        result = augment(pixels)
+    if result.dtype != torch.uint8 or result.shape != pixels.shape:
+        raise ValueError(
+            f"`augment` made {result.dtype} {tuple(result.shape)} out of uint8 "
+            f"{tuple(pixels.shape)}; it must keep both. Leave conversion to float, normalisation "
+            "and resizing out of it."
+        )
+    return result

@@ -1,0 +1,304 @@
+"""`evaluate`: checks first, then one run per arm and seed, kept as soon as it is done."""
+
+import hashlib
+import logging
+import operator
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from synthaug._classifiers import Builder, build_classifier
+from synthaug._errors import DataError
+from synthaug._evaluation._arms import Arm
+from synthaug._evaluation._augment import Augment, apply_augment, standard_augment
+from synthaug._evaluation._fit import MOMENTUM, Settings, correct, fit, seed_initial_weights
+from synthaug._evaluation._inputs import Inputs, check_overlap
+from synthaug._evaluation._report import EvaluationReport, Run, read_json, run_from_json, write_json
+from synthaug._plan import settings_digest
+from synthaug._types import JSON
+
+logger = logging.getLogger("synthaug")
+
+
+def evaluate(
+    arms: Mapping[str, Dataset[Any] | Arm],
+    *,
+    test: Dataset[Any],
+    validation: Dataset[Any] | None = None,
+    seeds: int | Sequence[int] = 3,
+    steps: int = 1000,
+    batch_size: int = 64,
+    model: str | Builder = "small-cnn",
+    augment: Augment | Literal["standard"] | None = "standard",
+    learning_rate: float = 0.05,
+    weight_decay: float = 5e-4,
+    warmup_steps: int | None = None,
+    eval_every: int | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    baseline: str | None = None,
+    allow_overlap: bool = False,
+    device: str | torch.device | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> EvaluationReport:
+    """Trains the same classifier on every arm and tests it on real images.
+
+        report = synthaug.evaluate({"real": real, "real + synthetic": mixed}, test=test, seeds=3)
+        print(report.table())
+
+    Args:
+        arms: Name => what to train on: a map-style data set of (image, label), or an `Arm`, which
+            can have an augmentation of its own.
+        test: Real images that no model and no choice has seen.
+        validation: Real images for choosing, in each run, the step whose weights are tested.
+            Without them it is the last step.
+        seeds: So many seeds, 0, 1, ...; or the seeds themselves.
+        steps: Optimiser steps of every run.
+        batch_size: Images per step.
+        model: "small-cnn", "resnet20", "resnet18", ... (all torchvision classifiers), or a function
+            of (num_classes, image_shape) that returns a module: images float (n, C, H, W) in
+            [-1, 1] => logits.
+        augment: For arms without their own. "standard": shifts by up to 1/8 of the side, and
+            mirroring of colour images only (`StandardAugment`); below 16 pixels a side, small
+            shifts and turns between the pixels (`AffineAugment`). Or a function of pixels, uint8
+            (n, C, H, W) => the same; or a torchvision v2 transform, called image by image.
+        learning_rate: Its peak.
+        weight_decay: L2 penalty.
+        warmup_steps: Steps of linear warm-up; by default 5 % of `steps`.
+        eval_every: Steps between two looks at `validation`; by default 5 % of `steps`.
+        precision: "bfloat16" is 2 to 4 times as fast on most devices, and a little less exact.
+        baseline: Arm that the others are compared with; by default the first.
+        allow_overlap: Go on if `test` or `validation` share images with an arm or each other. The
+            report says how many.
+        device: By default the GPU if there is one.
+        output_dir: Folder that keeps every finished run. Called again with the same data and
+            settings, only runs that are missing are made.
+        progress: Show one bar over all steps of all runs.
+
+    Returns:
+        The report. On a CPU it is the same, to the last bit, whenever data, settings and number of
+        threads are.
+
+    Raises:
+        ValueError: For wrong arguments, before any training.
+        DataError: If data sets are empty, differ in classes or shape, or share images with `test`
+            or `validation`.
+        DivergedError: If a loss becomes NaN or infinite. Finished runs stay in `output_dir`.
+    """
+    given = _checked_arms(arms)
+    seed_list = _checked_seeds(seeds)
+    baseline = next(iter(given)) if baseline is None else baseline
+    if baseline not in given:
+        raise ValueError(f"`baseline` {baseline!r} is not an arm. Arms: {', '.join(given)}.")
+    twentieth = max(1, steps // 20)
+    settings = Settings(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup_steps=twentieth if warmup_steps is None else warmup_steps,
+        eval_every=twentieth if eval_every is None else eval_every,
+        precision=precision,
+    )
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    inputs = Inputs.open(
+        {name: arm.dataset for name, arm in given.items()}, test, validation, place
+    )
+    contents = inputs.contents()
+    overlap = check_overlap(contents, allow=allow_overlap)
+    augments = {name: _augment_of(arm, augment, inputs.image_shape) for name, arm in given.items()}
+    with _own_randomness(place):  # a wrong model or augmentation is found before the first run
+        parameters = sum(p.numel() for p in _build(model, inputs, seed_list[0]).parameters())
+        for name, chosen in augments.items():
+            if chosen is not None:
+                apply_augment(chosen, inputs.sources[name].batch(0, np.arange(1))[0])
+    described: dict[str, dict[str, JSON]] = {
+        name: {"images": len(inputs.sources[name]), "augment": _named(augments[name])}
+        for name in given
+    }
+    shared: dict[str, JSON] = {
+        **asdict(settings),
+        "momentum": MOMENTUM,
+        "model": model if isinstance(model, str) else _named(model),
+        "parameters": parameters,
+        "image_shape": list(inputs.image_shape),
+        "test_images": len(inputs.test),
+        "validation_images": len(inputs.validation) if inputs.validation else 0,
+        "overlap": {name: dict(counts) for name, counts in overlap.items()},
+        "device": str(place),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+    todo = [(name, seed) for seed in seed_list for name in given]
+    runs: dict[tuple[str, int], Run] = {}
+    files: dict[tuple[str, int], Path] = {}
+    if output_dir is not None:
+        with _own_randomness(place):
+            prints = inputs.fingerprints(contents)
+            weights = {seed: _digest_of(_build(model, inputs, seed)) for seed in seed_list}
+        held_out = [prints["`test`"], prints.get("`validation`")]
+        for name, seed in todo:
+            arm_key = [name, prints[f"Arm {name!r}"], described[name]["augment"]]
+            key = {**shared, "data": held_out, "arm": arm_key, "seed": seed, "net": weights[seed]}
+            files[name, seed] = _file_name(Path(output_dir), name, seed, settings_digest(key))
+        runs = {run: _stored(path) for run, path in files.items() if path.exists()}
+        todo = [run for run in todo if run not in runs]
+        if runs:
+            logger.info("%d of %d runs are in %s already.", len(runs), len(files), output_dir)
+
+    with tqdm(total=len(todo) * steps, disable=not progress, unit="step") as bar:
+        for name, seed in todo:
+            bar.set_description(f"{name}, seed {seed}")
+            with _own_randomness(place):
+                run = _train_and_test(
+                    name,
+                    seed,
+                    inputs,
+                    settings,
+                    model=model,
+                    augment=augments[name],
+                    device=place,
+                    advance=bar.update,
+                )
+            if files:
+                write_json(files[name, seed], asdict(run))
+            runs[name, seed] = run
+    return EvaluationReport(
+        runs=[runs[name, seed] for name in given for seed in seed_list],
+        classes=list(inputs.classes),
+        settings=shared,
+        arms=described,
+        baseline=baseline,
+    )
+
+
+def _train_and_test(
+    arm: str,
+    seed: int,
+    inputs: Inputs,
+    settings: Settings,
+    *,
+    model: str | Builder,
+    augment: Augment | None,
+    device: torch.device,
+    advance: Callable[[int], object],
+) -> Run:
+    started = time.perf_counter()
+    network = _build(model, inputs, seed).to(device)
+    if settings.precision == "bfloat16":
+        network = network.to(memory_format=torch.channels_last)
+    source = inputs.sources[arm]
+    source.forget_seen()
+    curves = fit(
+        network,
+        source,
+        settings,
+        seed=seed,
+        augment=augment,
+        validation=inputs.validation,
+        device=device,
+        run=f"Arm {arm!r}, seed {seed}",
+        advance=advance,
+    )
+    seen = source.seen()
+    hits, labels = correct(network, inputs.test, settings, device)
+    by_class = [hits[labels == c] for c in range(len(inputs.classes))]
+    return Run(
+        arm=arm,
+        seed=seed,
+        steps=settings.steps,
+        selected_step=curves.selected_step,
+        test_accuracy=float(hits.mean()),
+        class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
+        validation_accuracy=dict(curves.validation).get(curves.selected_step),
+        images_seen=settings.steps * settings.batch_size,
+        unique_real=seen[0] if seen else None,
+        unique_synthetic=seen[1] if seen else None,
+        seconds=time.perf_counter() - started,
+        loss_curve=curves.loss,
+        validation_curve=curves.validation,
+    )
+
+
+def _build(model: str | Builder, inputs: Inputs, seed: int) -> nn.Module:
+    seed_initial_weights(seed)
+    return build_classifier(model, len(inputs.classes), inputs.image_shape)
+
+
+def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves the caller's random streams as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _checked_arms(arms: Mapping[str, Dataset[Any] | Arm]) -> dict[str, Arm]:
+    if not isinstance(arms, Mapping) or not arms:
+        raise ValueError(
+            "`arms` must map at least one name to a data set, for example "
+            '{"real": real, "real + synthetic": mixed}.'
+        )
+    for name in arms:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"Names of arms must be text that is not empty, got {name!r}.")
+    return {name: arm if isinstance(arm, Arm) else Arm(arm) for name, arm in arms.items()}
+
+
+def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise ValueError(f"`seeds` must be at least 1, got {seeds}.")
+        return list(range(seeds))
+    chosen = [operator.index(seed) for seed in seeds]
+    if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
+        raise ValueError(f"`seeds` must be different numbers from 0 on, got {chosen}.")
+    return chosen
+
+
+def _augment_of(
+    arm: Arm, default: Augment | Literal["standard"] | None, image_shape: tuple[int, int, int]
+) -> Augment | None:
+    chosen = default if arm.augment == "default" else arm.augment
+    if chosen is None or callable(chosen):
+        return chosen
+    if chosen == "standard":
+        return standard_augment(image_shape)
+    raise ValueError(f"`augment` must be 'standard', a function or None, got {chosen!r}.")
+
+
+def _named(thing: object) -> str:
+    """What a function or module is called in a report, the same in every process."""
+    return getattr(thing, "__qualname__", None) or repr(thing)
+
+
+def _digest_of(network: nn.Module) -> str:
+    """32 hexadecimal digits over a network's structure and weights."""
+    hashed = hashlib.blake2b(repr(network).encode(), digest_size=16)
+    for name, value in network.state_dict().items():
+        hashed.update(name.encode())
+        hashed.update(value.cpu().numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _file_name(folder: Path, arm: str, seed: int, key: str) -> Path:
+    slug = re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-") or "arm"
+    return folder / f"{slug}-seed{seed}-{key}.json"
+
+
+def _stored(path: Path) -> Run:
+    try:
+        return run_from_json(read_json(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no run of an evaluation: {error!r}. Delete it.") from error
