@@ -83,7 +83,7 @@ def new_file(path: Path) -> Iterator[int]:
             os.fsync(fd)
             _publish(temporary, path)
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # renamed already, or left for the next `remove_orphans`
                 os.unlink(temporary)
             os.close(fd)
         _sync_folder(path.parent)

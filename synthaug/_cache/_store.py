@@ -90,7 +90,7 @@ class SynthCache(Dataset[Any]):
         path: str | os.PathLike[str],
         plan: Plan,
         *,
-        image_shape: tuple[int, int, int],
+        image_shape: Sequence[int],
         manifest: Mapping[str, Any],
     ) -> "SynthCache":
         """Lays out a new cache with every row of `plan` pending, and opens it.
@@ -119,7 +119,7 @@ class SynthCache(Dataset[Any]):
         path: str | os.PathLike[str],
         plan: Plan,
         *,
-        image_shape: tuple[int, int, int],
+        image_shape: Sequence[int],
         manifest: Mapping[str, Any],
     ) -> "SynthCache":
         """Opens a cache to continue it, or creates it; arguments as `create`.
@@ -455,8 +455,8 @@ class SynthCache(Dataset[Any]):
                 os.close(fd)
         except OSError as error:
             raise CacheError(
-                f"Cannot {doing} {self.path}: {error.strerror}. Rows that were done are untouched; "
-                "repair the cause, then run again to continue."
+                f"Cannot {doing} {self.path}: {error.strerror}. Every row is either done and "
+                "intact or still pending: repair the cause, then run again to continue."
             ) from error
 
     # One mapping per process

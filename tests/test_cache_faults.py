@@ -1,0 +1,294 @@
+"""The cache under attack: kills, full disks, failing system calls, two writers, hostile files."""
+
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from synthaug._cache import SynthCache
+from synthaug._errors import CacheError
+from synthaug._plan import Plan
+
+SHAPE = (3, 16, 16)
+ROWS = 600
+BATCH = 8
+KILLS = int(os.environ.get("SYNTHAUG_KILLS", "20"))
+MANIFEST = {"recipe": {"synthesizer": "Noise", "settings": {}}}
+FORK = multiprocessing.get_context("fork")  # children need no import, so kills land in the writing
+
+
+def plan_of(rows: int = ROWS) -> Plan:
+    return Plan.build([rows // 2, rows - rows // 2], classes=("a", "b"), settings={}, seed=0)
+
+
+def pixels_of(rows: int = ROWS) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(5).integers(0, 256, (rows, *SHAPE), np.uint8))
+
+
+def create(path: Path, rows: int = ROWS) -> SynthCache:
+    return SynthCache.create(path, plan_of(rows), image_shape=SHAPE, manifest=MANIFEST)
+
+
+def fill(
+    path: Path,
+    pixels: torch.Tensor,
+    acknowledged: Any,
+    share: slice = slice(None),
+    fsync: Any = "never",
+) -> None:
+    """What a generating process does: opens the file, and writes the rows that are not done."""
+    cache = SynthCache.open_for_writing(
+        path, plan_of(len(pixels)), image_shape=SHAPE, manifest=MANIFEST
+    )
+    mine = np.arange(len(pixels))[share]
+    left = np.random.default_rng(len(mine)).permutation(mine[~cache.done[mine]])
+    for start in range(0, len(left), BATCH):
+        rows = left[start : start + BATCH]
+        cache.write(rows, pixels[rows], fsync=fsync)
+        for row in rows:
+            acknowledged[row] = 1
+
+
+def content(path: Path) -> dict[str, bytes]:
+    with h5py.File(path) as file:
+        return {name: file[name][()].tobytes() for name in ("images", "labels", "state")}
+
+
+@pytest.mark.parametrize("writers", [1, 2])
+def test_a_kill_at_any_instant_costs_no_done_row_and_resuming_equals_no_kill(
+    tmp_path: Path, writers: int
+) -> None:
+    path, reference = tmp_path / "killed.h5", tmp_path / "reference.h5"
+    pixels = pixels_of()
+    create(reference).write(range(ROWS), pixels)
+    rng = np.random.default_rng()
+    acknowledged = RawArray("b", ROWS)
+    shares = [slice(i, None, writers) for i in range(writers)]
+
+    def start() -> list[Any]:
+        children = [
+            FORK.Process(target=fill, args=(path, pixels, acknowledged, share)) for share in shares
+        ]
+        for child in children:
+            child.start()
+        return children
+
+    create(path)
+    began = time.perf_counter()
+    for child in start():
+        child.join()
+    whole = time.perf_counter() - began
+    killed = finished = 0
+    while killed < KILLS // 2:
+        path.unlink(missing_ok=True)
+        acknowledged[:] = [0] * ROWS
+        create(path)
+        while not SynthCache(path).done.all():
+            children = start()
+            time.sleep(rng.uniform(0, whole))
+            for child in children:
+                child.kill()
+            for child in children:
+                child.join()
+            killed += any(child.exitcode == -signal.SIGKILL for child in children)
+            cache = SynthCache(path)
+            done = cache.done
+            assert len(cache.verify()) == 0
+            assert torch.equal(cache.read(np.flatnonzero(done)), pixels[torch.from_numpy(done)])
+            assert done[np.array(acknowledged) == 1].all()
+        finished += 1
+        assert content(path) == content(reference)
+    assert finished > 0
+
+
+def test_a_kill_while_creating_leaves_a_whole_cache_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    began = time.perf_counter()
+    create(path)
+    whole = time.perf_counter() - began
+    rng = np.random.default_rng()
+    for _ in range(KILLS):
+        path.unlink(missing_ok=True)
+        child = FORK.Process(target=create, args=(path,))
+        child.start()
+        time.sleep(rng.uniform(0, 1.5 * whole))
+        child.kill()
+        child.join()
+        if path.exists():
+            assert len(SynthCache(path)) == ROWS
+    path.unlink(missing_ok=True)
+    create(path)
+    assert os.listdir(tmp_path) == ["c.h5"]  # what the kills left behind is gone
+
+
+def test_a_partial_file_in_use_is_not_taken_for_an_orphan(tmp_path: Path) -> None:
+    from synthaug._cache._files import new_file
+
+    with new_file(tmp_path / "c.h5") as fd:
+        os.write(fd, b"half")
+        create(tmp_path / "d.h5")
+        with pytest.raises(ZeroDivisionError), new_file(tmp_path / "c.h5"):
+            raise ZeroDivisionError
+        assert len(os.listdir(tmp_path)) == 2
+    assert (tmp_path / "c.h5").read_bytes() == b"half"
+
+
+def test_of_two_that_create_the_same_file_one_wins_and_the_other_is_told(tmp_path: Path) -> None:
+    from synthaug._cache._files import new_file
+
+    path = tmp_path / "c.h5"
+    with pytest.raises(CacheError, match="exists already"), new_file(path):
+        create(path)
+    assert len(SynthCache(path)) == ROWS
+    assert os.listdir(tmp_path) == ["c.h5"]
+
+
+def test_a_disk_too_small_is_met_before_the_job_and_named_with_its_numbers(tmp_path: Path) -> None:
+    def limited(result: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            create(tmp_path / "c.h5")
+        except CacheError as error:
+            result.send(str(error))
+
+    receive, send = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=limited, args=(send,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0  # not a signal
+    message = receive.recv()
+    needed = int(message.split(" needs ")[1].split(" bytes")[0].replace(",", ""))
+    assert needed == os.stat(create(tmp_path / "whole.h5").path).st_size
+    assert "bytes are free" in message
+    assert os.listdir(tmp_path) == ["whole.h5"]
+
+
+class Faults:
+    """Makes the n-th of some system calls fail, and counts them."""
+
+    NAMES = ("open", "pwrite", "fsync", "link", "posix_fallocate", "unlink")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, n: int, code: int) -> None:
+        self.calls, self.n, self.code = 0, n, code
+        for name in self.NAMES:
+            monkeypatch.setattr(os, name, self.wrap(getattr(os, name)))
+
+    def wrap(self, function: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.n:
+                raise OSError(self.code, os.strerror(self.code))
+            return function(*args, **kwargs)
+
+        return call
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_any_failing_system_call_is_one_clear_error_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path, pixels = tmp_path / "c.h5", pixels_of(12)
+
+    def job() -> None:
+        cache = SynthCache.open_for_writing(path, plan_of(12), image_shape=SHAPE, manifest=MANIFEST)
+        for rows in ([0, 1, 5], [2, 3], [4, 11], [6, 7, 8, 9, 10]):
+            if not cache.done[rows].all():
+                cache.write(rows, pixels[rows])
+
+    n = 0
+    while True:
+        n += 1
+        path.unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, n, code)
+            message = None
+            try:
+                job()
+            except CacheError as error:
+                message = str(error)
+        if faults.calls < n:
+            break  # every call has failed once
+        if message is not None:  # else it was a call that does not matter
+            assert str(path) in message
+            assert os.strerror(code) in message
+        if path.exists():
+            cache = SynthCache(path)
+            done = np.flatnonzero(cache.done)
+            assert len(cache.verify()) == 0
+            assert torch.equal(cache.read(done), pixels[done])
+        job()
+        assert torch.equal(SynthCache(path).read(range(12)), pixels)
+        assert os.listdir(tmp_path) == ["c.h5"]
+    assert n > 30
+
+
+def test_short_and_interrupted_writes_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:7], at))
+    cache, pixels = create(tmp_path / "c.h5", 4), pixels_of(4)
+    cache.write(range(4), pixels)
+    assert torch.equal(cache.read(range(4)), pixels)
+
+
+def test_ctrl_c_while_writing_leaves_a_valid_file(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "c.h5", pixels_of()
+    create(path)
+    acknowledged = RawArray("b", ROWS)
+
+    def interrupted() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            fill(path, pixels, acknowledged, fsync="batch")
+        except KeyboardInterrupt:
+            os._exit(7)
+
+    child = FORK.Process(target=interrupted)
+    child.start()
+    while not any(acknowledged):
+        time.sleep(0.001)
+    os.kill(child.pid or 0, signal.SIGINT)
+    child.join()
+    assert child.exitcode in (0, 7)
+    cache = SynthCache(path)
+    assert cache.done.any()
+    assert len(cache.verify()) == 0
+    fill(path, pixels, acknowledged)
+    assert torch.equal(cache.read(range(ROWS)), pixels)
+
+
+def test_readers_that_poll_while_writers_fill_see_only_whole_images(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "c.h5", pixels_of()
+    create(path)
+    acknowledged = RawArray("b", ROWS)
+
+    def poll() -> None:
+        cache, count = SynthCache(path), 0
+        while count < ROWS:
+            done = np.flatnonzero(cache.done)
+            assert len(done) >= count
+            count = len(done)
+            assert torch.equal(cache.read(done), pixels[done])
+
+    def write(share: slice) -> None:
+        fill(path, pixels, acknowledged, share)
+
+    jobs = [FORK.Process(target=poll) for _ in range(4)]
+    jobs += [FORK.Process(target=write, args=(slice(i, None, 2),)) for i in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0] * 6
