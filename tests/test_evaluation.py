@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages, load_dataset
+from synthaug._datasets import MixedDataset
 from synthaug._errors import DataError, DivergedError
 from synthaug._evaluation import (
     CAS,
@@ -105,7 +106,7 @@ def test_every_shifted_image_is_one_of_the_windows_of_the_padded_image() -> None
         for order in (1, -1)
     }
     batch = image.expand(2000, -1, -1, -1)
-    out = StandardAugment(padding=2, flip=True, fill=7)(batch)
+    out = StandardAugment(padding=2, horizontal_flip=True, fill=7)(batch)
     assert {one.numpy().tobytes() for one in out} == windows  # no other one, and each of the 50
 
 
@@ -116,7 +117,7 @@ def test_without_padding_and_mirroring_images_stay_as_they_are(train: LabelledIm
 
 def test_half_of_the_images_are_mirrored() -> None:
     image = torch.arange(4, dtype=torch.uint8).expand(4000, 1, 1, 4)
-    out = StandardAugment(padding=0, flip=True)(image)
+    out = StandardAugment(padding=0, horizontal_flip=True)(image)
     share = (out[:, 0, 0, 0] == 3).float().mean().item()
     assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(4000)
 
@@ -284,7 +285,7 @@ def test_the_networks_own_randomness_is_the_same_whatever_the_augmentation_draws
             logits: Tensor = self.net(images)
             return logits
 
-    arms: dict[str, Any] = {"none": Arm(train, augment=None), "shifted": train}
+    arms: dict[str, Any] = {"none": Arm(train), "shifted": train}
     evaluate(arms, test=test, seeds=1, model=Dropping, **FAST)
     assert len(masks) == 8
     assert torch.equal(torch.stack(masks[:4]), torch.stack(masks[4:]))
@@ -413,19 +414,16 @@ class Mixture(Dataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def is_synthetic(self, index: int) -> bool:
-        return (index + self.epoch) % 2 == 1
-
-    def provenance(self, index: int) -> dict[str, Any]:
-        return {"row": (index + self.epoch) % len(self.synthetic)}
+    def synthetic_rows(self, indices: Any) -> Any:
+        shifted = np.asarray(indices) + self.epoch
+        return np.where(shifted % 2 == 1, shifted % len(self.synthetic), -1)
 
     def __len__(self) -> int:
         return len(self.real)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        if self.is_synthetic(index):
-            return self.synthetic[self.provenance(index)["row"]]
-        return self.real[index]
+        row = int(self.synthetic_rows(index))
+        return self.real[index] if row < 0 else self.synthetic[row]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, Any]]:
         self.asked.append((self.epoch, list(indices)))
@@ -436,7 +434,7 @@ def test_a_mixture_is_asked_through_its_own_indexing_epoch_by_epoch(
     digits: LabelledImages, test: LabelledImages, watched: list[Watched]
 ) -> None:
     mixture = Mixture(digits.subset(np.arange(12)), digits.subset(np.arange(20, 50)))
-    arms = {"mixed": Arm(mixture, augment=None)}
+    arms = {"mixed": Arm(mixture)}
     report = evaluate(arms, test=test, seeds=1, model=Watched, **FAST)
     asked = mixture.asked[-5:]  # 4 steps of 8, cut at the ends of epochs of 12 items
     assert [epoch for epoch, _ in asked] == [0, 0, 1, 1, 2]
@@ -449,26 +447,49 @@ def test_a_mixture_is_asked_through_its_own_indexing_epoch_by_epoch(
     np.testing.assert_allclose(
         torch.cat(trained(watched)[0].trained_on)[:, 0], np.stack(expected), atol=1e-6
     )
-    real, synthetic = set(), set()
+    real: set[int] = set()
+    synthetic: set[int] = set()
     for epoch, indices in asked:
         mixture.set_epoch(epoch)
         for i in indices:
-            if mixture.is_synthetic(i):
-                synthetic.add(mixture.provenance(i)["row"])
-            else:
-                real.add(i)
+            row = int(mixture.synthetic_rows(i))
+            (real if row < 0 else synthetic).add(i if row < 0 else row)
     (run,) = report.runs
     assert (run.unique_real, run.unique_synthetic) == (len(real), len(synthetic))
 
 
-def test_the_four_arms_count_the_real_and_synthetic_images_that_they_saw(
-    digits: LabelledImages, test: LabelledImages, tmp_path: Path
-) -> None:
+@pytest.fixture
+def cache(digits: LabelledImages, tmp_path: Path) -> SynthCache:
     quota = balanced_quota(10, per_class=3)
     plan = Plan.build(quota, classes=digits.classes, settings={}, seed=0)
     cache = SynthCache.create(tmp_path / "c.h5", plan, image_shape=(1, 8, 8), manifest={})
     rows = [int(np.flatnonzero(digits.labels == c)[k + 40]) for c in range(10) for k in range(3)]
     cache.write(np.arange(30), digits.read(rows))
+    return cache
+
+
+def test_a_mixed_data_set_shows_the_same_images_with_and_without_a_transform(
+    train: LabelledImages, test: LabelledImages, cache: SynthCache, watched: list[Watched]
+) -> None:
+    def mixed(**changed: Any) -> MixedDataset:
+        return MixedDataset(train, cache, audit=None, mode="append", ratio=0.5, **changed)
+
+    same = mixed(transform=v2.Identity())  # so it goes through PIL, item by item
+    halves = Subset(mixed(), list(range(90)))
+    arms = {"a": Arm(mixed()), "b": Arm(same), "c": Arm(halves)}
+    report = evaluate(arms, test=test, seeds=1, model=Watched, **{**FAST, "steps": 30})
+    shown = [torch.cat(network.trained_on) for network in trained(watched)]
+    assert torch.equal(shown[0], shown[1])
+    assert torch.equal(shown[0], shown[2])  # epochs reach the mixture inside
+    counts = {run.arm: (run.unique_real, run.unique_synthetic) for run in report.runs}
+    assert set(counts.values()) == {(60, 30)}
+    first, second = shown[0][:90], shown[0][90:180]  # both epochs whole, so the order is all
+    assert sorted(x.sum().item() for x in first) != sorted(x.sum().item() for x in second)
+
+
+def test_the_four_arms_count_the_real_and_synthetic_images_that_they_saw(
+    digits: LabelledImages, test: LabelledImages, cache: SynthCache
+) -> None:
     real = digits.subset(np.arange(40))
     passed = Subset(cache, list(range(25)))
     arms = standard_arms(real, mixed=ConcatDataset([real, cache]), synthetic=passed)
@@ -529,7 +550,7 @@ def test_a_transform_of_the_data_set_is_part_of_what_is_trained_on(
     inverted.transform = lambda image: v2.functional.invert(image)
     assert is_plain(train)
     assert not is_plain(inverted)
-    arms = {"a": Arm(train, augment=None), "b": Arm(inverted, augment=None)}
+    arms = {"a": Arm(train), "b": Arm(inverted)}
     evaluate(arms, test=test, seeds=1, model=Watched, **FAST)
     a, b = trained(watched)
     torch.testing.assert_close(torch.cat(a.trained_on), -torch.cat(b.trained_on))
@@ -700,7 +721,7 @@ def made_up(arm: str, seed: int, accuracy: float) -> Run:
         validation_accuracy=None,
         images_seen=80,
         unique_real=20,
-        unique_synthetic=None if arm == "mixed" else 0,
+        unique_synthetic=1234 if arm == "mixed" else 0,
         seconds=1.5,
         loss_curve=[(5, 1.0), (10, 0.5 + seed / 10)],
         validation_curve=[],
@@ -756,7 +777,7 @@ def test_the_table_reads_like_this(report: EvaluationReport) -> None:
             "arm    n    accuracy %  gain over real  real seen  synthetic seen",
             "-----------------------------------------------------------------",
             "real   3  81.00 ± 2.65                         20               0",
-            "mixed  3  86.00 ± 1.00    +5.00 ± 1.15         20               ?",
+            "mixed  3  86.00 ± 1.00    +5.00 ± 1.15         20           1,234",
         ]
     )
     assert str(report) == report.table()

@@ -16,16 +16,17 @@ CAS = "synthetic only (CAS)"
 class Arm:
     """A data set to train on, and the augmentation of its images.
 
-    Arm(real, augment=None)                          # as they are
-    Arm(real)                                        # what `evaluate(augment=...)` says
+    Arm(real)                                        # images as they are
+    Arm(real, augment="standard")
     Arm(real, augment=StandardAugment(padding=2))
+
+    To `evaluate`, a data set alone is an arm with the augmentation of the evaluation.
     """
 
     dataset: Dataset[Any]
     """Map-style: an item is a pair (image, label)."""
-    augment: Augment | Literal["default"] | None = "default"
-    """A function of pixels, uint8 (n, C, H, W) => the same; `None` for none; "default" for the one
-    of the evaluation."""
+    augment: Augment | Literal["standard"] | None = None
+    """As in `evaluate`."""
 
 
 def standard_arms(
@@ -33,7 +34,7 @@ def standard_arms(
     *,
     mixed: Dataset[Any] | None = None,
     synthetic: Dataset[Any] | None = None,
-) -> dict[str, Arm]:
+) -> dict[str, Dataset[Any] | Arm]:
     """The four arms that answer whether synthetic images help.
 
     Args:
@@ -43,11 +44,12 @@ def standard_arms(
             `Subset(cache, np.flatnonzero(report.passed))`.
 
     Returns:
-        Arms for `evaluate`, of which the second, augmented real images, is the one to beat.
+        Arms for `evaluate`, all but the first with its augmentation. The second one, augmented real
+        images, is the one to beat.
     """
-    arms = {"real": Arm(real, augment=None), "real, augmented": Arm(real)}
+    arms: dict[str, Dataset[Any] | Arm] = {"real": Arm(real), "real, augmented": real}
     if mixed is not None:
-        arms["real + synthetic, augmented"] = Arm(mixed)
+        arms["real + synthetic, augmented"] = mixed
     if synthetic is not None:
-        arms[CAS] = Arm(synthetic)
+        arms[CAS] = synthetic
     return arms

@@ -21,15 +21,15 @@ class StandardAugment:
     """The usual augmentation of small images: random shifts, and mirroring if it keeps the class.
 
     StandardAugment(padding=4)               # handwritten digits of 28x28
-    StandardAugment(padding=4, flip=True)    # CIFAR
+    StandardAugment(padding=4, horizontal_flip=True)    # CIFAR
 
     Every image is padded and cropped to its old size at a random place, and mirrored left to right
-    with probability 1/2 if `flip`.
+    with probability 1/2 if `horizontal_flip`.
     """
 
     padding: int
     """Largest shift in pixels, in each direction."""
-    flip: bool = False
+    horizontal_flip: bool = False
     """Mirror half of the images. Wrong for digits, letters and organs."""
     fill: int = 0
     """Level of the pixels that come in at the border, 0 to 255."""
@@ -47,7 +47,7 @@ class StandardAugment:
         padded = F.pad(pixels, [self.padding] * 4, value=self.fill)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # views, nothing is copied yet
         shifted = windows[torch.arange(n, device=pixels.device), :, top, left]
-        if not self.flip:
+        if not self.horizontal_flip:
             return shifted
         mirrored = (torch.rand(n) < 0.5).to(pixels.device)
         return torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
@@ -119,7 +119,7 @@ def standard_augment(image_shape: tuple[int, int, int]) -> Augment:
     side = min(height, width)
     if side < 16:
         return AffineAugment()
-    return StandardAugment(padding=round(side / 8), flip=channels == 3)
+    return StandardAugment(padding=round(side / 8), horizontal_flip=channels == 3)
 
 
 def apply_augment(augment: Augment, pixels: Pixels) -> Pixels:

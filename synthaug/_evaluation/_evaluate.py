@@ -60,7 +60,7 @@ def evaluate(
 
     Args:
         arms: Name => what to train on: a map-style data set of (image, label), or an `Arm`, which
-            can have an augmentation of its own.
+            says itself how its images are augmented.
         test: Real images that no model and no choice has seen.
         validation: Real images for choosing, in each run, the step whose weights are tested.
             Without them it is the last step.
@@ -70,8 +70,8 @@ def evaluate(
         model: "small-cnn", "resnet20", "resnet18", ... (all torchvision classifiers), or a function
             of (num_classes, image_shape) that returns a module: images float (n, C, H, W) in
             [-1, 1] => logits.
-        augment: For arms without their own. "standard": shifts by up to 1/8 of the side, and
-            mirroring of colour images only (`StandardAugment`); below 16 pixels a side, small
+        augment: For arms given as a data set alone. "standard": shifts by up to 1/8 of the side,
+            and mirroring of colour images only (`StandardAugment`); below 16 pixels a side, small
             shifts and turns between the pixels (`AffineAugment`). Or a function of pixels, uint8
             (n, C, H, W) => the same; or a torchvision v2 transform, called image by image.
         learning_rate: Its peak.
@@ -97,7 +97,7 @@ def evaluate(
             or `validation`.
         DivergedError: If a loss becomes NaN or infinite. Finished runs stay in `output_dir`.
     """
-    given = _checked_arms(arms)
+    given = _checked_arms(arms, augment)
     seed_list = _checked_seeds(seeds)
     baseline = next(iter(given)) if baseline is None else baseline
     if baseline not in given:
@@ -118,7 +118,7 @@ def evaluate(
     )
     contents = inputs.contents()
     overlap = check_overlap(contents, allow=allow_overlap)
-    augments = {name: _augment_of(arm, augment, inputs.image_shape) for name, arm in given.items()}
+    augments = {name: _augment_of(arm, inputs.image_shape) for name, arm in given.items()}
     with _own_randomness(place):  # a wrong model or augmentation is found before the first run
         parameters = sum(p.numel() for p in _build(model, inputs, seed_list[0]).parameters())
         for name, chosen in augments.items():
@@ -226,8 +226,8 @@ def _train_and_test(
         class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
         validation_accuracy=dict(curves.validation).get(curves.selected_step),
         images_seen=settings.steps * settings.batch_size,
-        unique_real=seen[0] if seen else None,
-        unique_synthetic=seen[1] if seen else None,
+        unique_real=seen[0],
+        unique_synthetic=seen[1],
         seconds=time.perf_counter() - started,
         loss_curve=curves.loss,
         validation_curve=curves.validation,
@@ -244,7 +244,9 @@ def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def _checked_arms(arms: Mapping[str, Dataset[Any] | Arm]) -> dict[str, Arm]:
+def _checked_arms(
+    arms: Mapping[str, Dataset[Any] | Arm], augment: Augment | Literal["standard"] | None
+) -> dict[str, Arm]:
     if not isinstance(arms, Mapping) or not arms:
         raise ValueError(
             "`arms` must map at least one name to a data set, for example "
@@ -253,7 +255,10 @@ def _checked_arms(arms: Mapping[str, Dataset[Any] | Arm]) -> dict[str, Arm]:
     for name in arms:
         if not isinstance(name, str) or not name:
             raise ValueError(f"Names of arms must be text that is not empty, got {name!r}.")
-    return {name: arm if isinstance(arm, Arm) else Arm(arm) for name, arm in arms.items()}
+    return {
+        name: arm if isinstance(arm, Arm) else Arm(arm, augment=augment)
+        for name, arm in arms.items()
+    }
 
 
 def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
@@ -267,15 +272,12 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     return chosen
 
 
-def _augment_of(
-    arm: Arm, default: Augment | Literal["standard"] | None, image_shape: tuple[int, int, int]
-) -> Augment | None:
-    chosen = default if arm.augment == "default" else arm.augment
-    if chosen is None or callable(chosen):
-        return chosen
-    if chosen == "standard":
+def _augment_of(arm: Arm, image_shape: tuple[int, int, int]) -> Augment | None:
+    if arm.augment is None or callable(arm.augment):
+        return arm.augment
+    if arm.augment == "standard":
         return standard_augment(image_shape)
-    raise ValueError(f"`augment` must be 'standard', a function or None, got {chosen!r}.")
+    raise ValueError(f"`augment` must be 'standard', a function or None, got {arm.augment!r}.")
 
 
 def _named(thing: object) -> str:

@@ -9,15 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from synthaug._adapt import classes_of, labels_of
 from synthaug._errors import DataError
-from synthaug._evaluation._sources import (
-    Source,
-    class_names,
-    digests,
-    fingerprint,
-    largest_label,
-    open_source,
-)
+from synthaug._evaluation._sources import Source, digests, fingerprint, open_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +122,12 @@ def check_overlap(
 def _classes(raw: Mapping[str, Dataset[Any]]) -> tuple[str, ...]:
     for name, dataset in raw.items():  # the test set comes first
         try:
-            names = class_names(dataset)
+            names = classes_of(dataset)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
         if names is not None:
             if len(set(names)) < len(names):
                 raise DataError(f"{name} has two classes of one name: {', '.join(names)}.")
             return names
-    largest = max(largest_label(dataset, name) for name, dataset in raw.items())
-    return tuple(map(str, range(largest + 1)))
+    largest = max(labels_of(dataset).max() for dataset in raw.values())
+    return tuple(str(c) for c in range(int(largest) + 1))

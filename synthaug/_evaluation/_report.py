@@ -41,9 +41,9 @@ class Run:
     """Accuracy on the validation set at `selected_step`; `None` without one."""
     images_seen: int
     """Images in all batches together: steps times batch size."""
-    unique_real: int | None
-    """Different real images among them; `None` if the data set cannot say."""
-    unique_synthetic: int | None
+    unique_real: int
+    """Different real images among them."""
+    unique_synthetic: int
     """Different synthetic images among them."""
     seconds: float
     """Time for training and testing."""
@@ -181,8 +181,8 @@ class EvaluationReport:
             str(len(runs)),
             accuracy,
             gain,
-            _mean_count([run.unique_real for run in runs]),
-            _mean_count([run.unique_synthetic for run in runs]),
+            f"{np.mean([run.unique_real for run in runs]):,.0f}",
+            f"{np.mean([run.unique_synthetic for run in runs]):,.0f}",
         ]
 
     def __str__(self) -> str:
@@ -286,8 +286,3 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError(f"{path} holds a {type(data).__name__}, expected a JSON object.")
     return data
-
-
-def _mean_count(counts: list[int | None]) -> str:
-    known = [count for count in counts if count is not None]
-    return f"{np.mean(known):,.0f}" if known and len(known) == len(counts) else "?"
