@@ -1,0 +1,140 @@
+"""The report as a page for people."""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from synthaug._html import histogram, page
+from synthaug._types import JSON
+
+if TYPE_CHECKING:
+    from synthaug._audit._report import AuditReport
+
+_PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
+
+_TITLES = {
+    "pass": "No copies found, at the power below",
+    "fail": "Images too close to training images",
+    "inconclusive": "Inconclusive: copies might have gone unseen",
+}
+
+_STYLE = """
+.verdict { border-left: 5px solid var(--open); padding: .2em 0 .2em 1em; }
+.verdict.pass { border-color: var(--good); } .verdict.fail { border-color: var(--bad); }
+.verdict p:first-of-type { font-size: 1.05rem; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(196px, 1fr)); gap: 12px; }
+.pair { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 10px; }
+.pair.flagged { border-color: var(--bad); }
+.pair .two { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
+.pair img { width: 100%; height: auto; } .pair .withheld { aspect-ratio: 1; }
+.pair .withheld { display: grid; place-content: center; background: var(--line); font-size: .8rem; }
+.pair figcaption { line-height: 1.35; margin-top: .3em; overflow-wrap: anywhere; }
+.pair p { font-size: .84rem; margin: .5em 0 0; font-variant-numeric: tabular-nums; }
+.pair b { color: var(--bad); }
+.limits { background: var(--card); border: 1px solid var(--line); padding: .4em 1.2em .8em; }
+.limits ul { padding-left: 1.2em; } .limits li { max-width: 80ch; margin: .35em 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 18px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25em 1.4em; }
+dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
+"""
+
+
+def render(report: "AuditReport") -> str:
+    """The whole page as text."""
+    environment = Environment(
+        loader=PackageLoader("synthaug._audit", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "share": _share, "picture": _picture}
+    body = environment.get_template("report.html.jinja").render(
+        report=report,
+        title=_TITLES[report.verdict],
+        judged=int((report.tier >= 0).sum()),
+        charts=_charts(report),
+        per_class=_per_class(report),
+        facts=_facts(report.settings),
+    )
+    return page(f"Audit: {_TITLES[report.verdict]}", Markup(body), style=_STYLE)
+
+
+def _charts(report: "AuditReport") -> list[tuple[str, Markup]]:
+    charts = []
+    for caption, label, rows, null in (
+        (
+            "Score: distance to the nearest training image over the mean distance to the next "
+            "ones. Copies lie at the left end.",
+            "score",
+            report.scores,
+            report.holdout_scores,
+        ),
+        (
+            "Distance to the nearest training image in feature space.",
+            "distance",
+            report.distances,
+            report.holdout_distances,
+        ),
+    ):
+        series = {"synthetic": rows[np.isfinite(rows)], "hold-out": null[np.isfinite(null)]}
+        series = {name: values for name, values in series.items() if len(values)}
+        if series:
+            charts.append((caption, histogram(series, x_label=label)))
+    return charts
+
+
+def _per_class(report: "AuditReport") -> list[dict[str, Any]]:
+    """One line per class that has judged rows; nothing if classes are unknown."""
+    lines = []
+    for label in np.unique(report.labels[report.tier >= 0]).tolist():
+        if label < 0:
+            return []
+        rows = (report.labels == label) & (report.tier >= 0)
+        p = report.p_values[rows]
+        lines.append(
+            {
+                "name": report.classes[label] if report.classes else str(label),
+                "rows": int(rows.sum()),
+                "exact": int((report.tier[rows] == 1).sum()),
+                "calibrated": int((report.tier[rows] == 2).sum()),
+                "median": float(np.median(report.scores[rows])),
+                "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
+            }
+        )
+    return lines
+
+
+def _facts(settings: Mapping[str, JSON], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as a flat list of names and values."""
+    facts: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            facts.extend(_facts(value, f"{prefix}{name}."))
+        elif value is not None:
+            facts.append((f"{prefix}{name}", _number(value)))
+    return facts
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"  # noqa: RUF001
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def _picture(pair: Mapping[str, JSON], key: str) -> str | None:
+    """The image's address, if it is one of ours: a report from elsewhere might hold any text."""
+    value = pair.get(key)
+    return value if isinstance(value, str) and _PNG.fullmatch(value) else None

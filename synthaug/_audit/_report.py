@@ -1,0 +1,354 @@
+"""The audit's report: a record that is its own file, as JSON for programs and HTML for people."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._errors import AuditError
+from synthaug._types import JSON
+
+FORMAT = "synthaug-audit"
+FORMAT_VERSION = 1
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+EXIT_CODES: dict[str, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+NOT_JUDGED, CLEAR, EXACT, CALIBRATED = -1, 0, 1, 2
+"""Tiers: the row has no image; nothing was found; equal or nearly equal pixels; closer than the
+hold-out allows."""
+
+_ROW_COLUMNS: dict[str, type] = {
+    "tier": np.int8,
+    "p_value": np.float64,
+    "q_value": np.float64,
+    "score": np.float64,
+    "distance": np.float64,
+    "rmse": np.float64,
+    "neighbour": np.int64,
+    "neighbour_flipped": np.bool_,
+    "label": np.int64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """What became of planted copies of one kind."""
+
+    kind: str
+    """How the copies differ from their originals."""
+    required: bool
+    """Whether an audit that misses them must not say "pass"."""
+    planted: int
+    """Rows that they took the place of."""
+    power: float
+    """Share of them that was flagged."""
+    found: float
+    """Share whose nearest training image was the original."""
+    needed: int | None
+    """Fewest such copies that would have been seen; `None`: not even if all rows were copies."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AuditReport:
+    """What an audit found. Arrays have one entry per row of the cache, N in all.
+
+    report.verdict, report.reasons     # "pass", "fail" or "inconclusive", and why
+    report.flagged                     # row numbers that are too close to a training image
+    report.to_html("audit.html")       # to look at
+    report.to_json("audit.json"), AuditReport.from_json("audit.json")
+    """
+
+    verdict: Verdict
+    """`fail`: something was flagged. `pass`: nothing was, and copies would have been seen.
+    `inconclusive`: nothing was flagged, but copies might have gone unseen."""
+    reasons: tuple[str, ...]
+    """Sentences that explain the verdict, the first one alone suffices."""
+    identity: dict[str, JSON]
+    """Which cache was judged: its plan digest, weights and number of rows."""
+    tier: NDArray[np.int8]
+    """-1 not judged, 0 clear, 1 equal or nearly equal pixels, 2 closer than the hold-out allows."""
+    p_values: NDArray[np.float64]
+    """Chance that a fresh real image comes as close; NaN for rows that were not compared with the
+    hold-out: those not judged, those of tier 1, and all if there was no hold-out."""
+    q_values: NDArray[np.float64]
+    """Smallest false discovery rate at which the row would be flagged; NaN as above."""
+    scores: NDArray[np.float64]
+    """Distance to the nearest training image over the mean distance to the next ones; small is
+    suspicious. NaN for rows that were not judged, as are the distances below."""
+    distances: NDArray[np.float64]
+    """Distance to the nearest training image in feature space."""
+    rmse: NDArray[np.float64]
+    """Root mean square difference to that training image, in grey levels of 0 to 255."""
+    neighbours: NDArray[np.int64]
+    """Index of that training image; -1 for rows that were not judged."""
+    neighbour_flipped: NDArray[np.bool_]
+    """Whether it was nearest to the mirrored row."""
+    labels: NDArray[np.int64]
+    """Class of each row; -1 if unknown."""
+    classes: tuple[str, ...]
+    """Names of the classes; empty if unknown."""
+    holdout_scores: NDArray[np.float64]
+    """Scores of the hold-out images, (n,); empty without a hold-out."""
+    holdout_distances: NDArray[np.float64]
+    """Distances of the hold-out images to their nearest training images, (n,)."""
+    power: tuple[Power, ...]
+    """What became of planted copies, kind by kind."""
+    self_test: dict[str, JSON]
+    """One half of the hold-out audited against the other, over many random halvings."""
+    settings: dict[str, JSON]
+    """All arguments and counts."""
+    environment: dict[str, JSON]
+    """Versions of Python and of the libraries, and the time in UTC."""
+    pairs: tuple[dict[str, JSON], ...]
+    """The closest pairs, flagged ones first, with both images as PNG in `data:` addresses."""
+    holdout_pairs: tuple[dict[str, JSON], ...]
+    """The closest pairs of hold-out and training images, for scale."""
+
+    def __len__(self) -> int:
+        return len(self.tier)
+
+    @property
+    def flagged(self) -> NDArray[np.int64]:
+        """Row numbers that are too close to a training image, ascending."""
+        return np.flatnonzero(self.tier > CLEAR)
+
+    @property
+    def passed(self) -> NDArray[np.bool_]:
+        """Rows that may be served: judged, and not flagged."""
+        return self.tier == CLEAR
+
+    @property
+    def exit_code(self) -> int:
+        """For scripts: 0 pass, 1 fail, 3 inconclusive."""
+        return EXIT_CODES[self.verdict]
+
+    def __repr__(self) -> str:
+        judged = int((self.tier != NOT_JUDGED).sum())
+        return (
+            f"AuditReport({self.verdict}: {len(self.flagged):,} of {judged:,} images flagged)\n"
+            + "\n".join(f"    {reason}" for reason in self.reasons)
+        )
+
+    def to_json(self, path: str | os.PathLike[str], *, redact: bool = False) -> None:
+        """Writes the whole report. The file appears at once or not at all, readable by its owner.
+
+        Args:
+            path: File to write; an existing one is replaced.
+            redact: For a report that leaves the house: real images are left out, and flagged
+                synthetic ones, which look like real ones.
+        """
+        if redact:
+            return self._redacted().to_json(path)
+        record = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "verdict": self.verdict,
+            "exit_code": self.exit_code,
+            "reasons": list(self.reasons),
+            "identity": self.identity,
+            "settings": self.settings,
+            "environment": self.environment,
+            "classes": list(self.classes),
+            "rows": {
+                "tier": _listed(self.tier),
+                "p_value": _listed(self.p_values),
+                "q_value": _listed(self.q_values),
+                "score": _listed(self.scores),
+                "distance": _listed(self.distances),
+                "rmse": _listed(self.rmse),
+                "neighbour": _listed(self.neighbours),
+                "neighbour_flipped": _listed(self.neighbour_flipped),
+                "label": _listed(self.labels),
+            },
+            "holdout": {
+                "score": _listed(self.holdout_scores),
+                "distance": _listed(self.holdout_distances),
+            },
+            "power": [asdict(p) for p in self.power],
+            "self_test": self.self_test,
+            "pairs": list(self.pairs),
+            "holdout_pairs": list(self.holdout_pairs),
+        }
+        return write_text(path, json.dumps(record, allow_nan=False, indent=1))
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> "AuditReport":
+        """Reads a report that `to_json` wrote.
+
+        Raises:
+            AuditError: There is no such file, or it is not a whole report of a known version.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise AuditError(
+                f"{path} does not exist. Make a report with `synthaug.audit(...).to_json(path)`."
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise AuditError(f"{path} cannot be read: {error}.") from error
+        try:
+            record = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise AuditError(
+                f"{path} is not valid JSON: {error}. Audit the cache again."
+            ) from error
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise AuditError(f"{path} is not an audit report: it lacks `format: {FORMAT}`.")
+        if record.get("format_version") != FORMAT_VERSION:
+            raise AuditError(
+                f"{path} has format version {record.get('format_version')!r}, this version of "
+                f"synthaug reads {FORMAT_VERSION}. Audit the cache again."
+            )
+        try:
+            return _parsed(record)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise AuditError(
+                f"{path} is damaged: {type(error).__name__}: {error}. Audit the cache again."
+            ) from error
+
+    def to_html(self, path: str | os.PathLike[str], *, redact: bool = False) -> None:
+        """Writes one self-contained page that opens from disk, offline; arguments as `to_json`."""
+        from synthaug._audit._page import render
+
+        write_text(path, render(self._redacted() if redact else self))
+
+    def _redacted(self) -> "AuditReport":
+        return replace(
+            self,
+            pairs=tuple(
+                pair
+                | {"train_image": None, "image": None if pair.get("tier") else pair.get("image")}
+                for pair in self.pairs
+            ),
+            holdout_pairs=tuple(
+                pair | {"train_image": None, "image": None} for pair in self.holdout_pairs
+            ),
+        )
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file that is whole or absent, with permissions for its owner only."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _listed(array: NDArray[Any]) -> list[JSON]:
+    """An array as a list in which NaN, which JSON does not have, is null."""
+    if array.dtype.kind != "f":
+        return array.tolist()
+    return [
+        x if finite else None for x, finite in zip(array.tolist(), np.isfinite(array), strict=True)
+    ]
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _floats(values: Any, what: str) -> NDArray[np.float64]:
+    for value in _typed(values, list, what):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{what} holds {value!r}, expected numbers or null")
+    array = np.array([np.nan if v is None else v for v in values], np.float64)
+    if np.isinf(array).any():
+        raise ValueError(f"{what} holds a number that is too large")
+    return array
+
+
+def _column(values: Any, dtype: type, what: str) -> NDArray[Any]:
+    if dtype is np.float64:
+        return _floats(values, what)
+    wanted: type = bool if dtype is np.bool_ else int
+    for value in _typed(values, list, what):
+        if type(value) is not wanted:
+            raise ValueError(f"{what} holds {value!r}, expected {wanted.__name__}")
+    return np.array(values, dtype)
+
+
+def _typed(value: Any, kind: type, what: str) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{what} is {type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+    return tuple(_typed(v, str, what) for v in _typed(values, list, what))
+
+
+def _records(values: Any, what: str) -> tuple[dict[str, JSON], ...]:
+    return tuple(_typed(v, dict, what) for v in _typed(values, list, what))
+
+
+def _power(record: dict[str, Any]) -> Power:
+    shares = _floats([record["power"], record["found"]], "power")
+    needed = record["needed"]
+    if needed is not None:
+        needed = int(_column([needed], np.int64, "power.needed")[0])
+    return Power(
+        kind=_typed(record["kind"], str, "power.kind"),
+        required=_typed(record["required"], bool, "power.required"),
+        planted=int(_column([record["planted"]], np.int64, "power.planted")[0]),
+        power=float(shares[0]),
+        found=float(shares[1]),
+        needed=needed,
+    )
+
+
+def _parsed(record: dict[str, Any]) -> AuditReport:
+    table = _typed(record["rows"], dict, "rows")
+    rows = {
+        name: _column(table[name], dtype, f"rows.{name}") for name, dtype in _ROW_COLUMNS.items()
+    }
+    lengths = {name: len(column) for name, column in rows.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"columns of rows differ in length: {lengths}")
+    if not np.isin(rows["tier"], (NOT_JUDGED, CLEAR, EXACT, CALIBRATED)).all():
+        raise ValueError("rows.tier holds an unknown tier")
+    classes = _texts(record["classes"], "classes")
+    if len(classes) and len(rows["label"]) and not rows["label"].max() < len(classes):
+        raise ValueError(
+            f"rows.label holds {rows['label'].max()}, there are {len(classes)} classes"
+        )
+    if record["verdict"] not in EXIT_CODES:
+        raise ValueError(f"verdict is {record['verdict']!r}")
+    if (record["verdict"] == "fail") != bool((rows["tier"] > CLEAR).any()):
+        raise ValueError(f"verdict {record['verdict']!r} does not fit the flagged rows")
+    holdout = _typed(record["holdout"], dict, "holdout")
+    return AuditReport(
+        verdict=record["verdict"],
+        reasons=_texts(record["reasons"], "reasons"),
+        identity=_typed(record["identity"], dict, "identity"),
+        tier=rows["tier"],
+        p_values=rows["p_value"],
+        q_values=rows["q_value"],
+        scores=rows["score"],
+        distances=rows["distance"],
+        rmse=rows["rmse"],
+        neighbours=rows["neighbour"],
+        neighbour_flipped=rows["neighbour_flipped"],
+        labels=rows["label"],
+        classes=classes,
+        holdout_scores=_floats(holdout["score"], "holdout.score"),
+        holdout_distances=_floats(holdout["distance"], "holdout.distance"),
+        power=tuple(_power(p) for p in _records(record["power"], "power")),
+        self_test=_typed(record["self_test"], dict, "self_test"),
+        settings=_typed(record["settings"], dict, "settings"),
+        environment=_typed(record["environment"], dict, "environment"),
+        pairs=_records(record["pairs"], "pairs"),
+        holdout_pairs=_records(record["holdout_pairs"], "holdout_pairs"),
+    )

@@ -1,0 +1,154 @@
+"""What the numbers amount to: the verdict, and the sentences that explain it.
+
+A verdict of "pass" is a statement about what the audit could have seen, so it needs two things:
+nothing flagged, and planted copies that were. It never says that data are private or anonymous.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from synthaug._audit._report import Power, Verdict
+from synthaug._types import JSON
+
+SMALLEST_COUNT = 25
+SMALLEST_SHARE = 0.02
+"""An audit may say "pass" only if it would have seen this many copies, or this share of the rows if
+that is more. A hold-out of 50 / fdr images can resolve the share: 1,000 at an fdr of 0.05."""
+
+_SELF_TEST_LIMIT = 0.1
+"""Share of halvings that may flag anything, beyond the fdr itself, before we distrust the audit.
+Each does so with a chance of at most fdr, so that 100 of them stay below by a wide margin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many images an audit has seen."""
+
+    synthetic_rows: int
+    """Rows of what was audited."""
+    synthetic_judged: int
+    """Rows that had an image."""
+    train: int
+    train_distinct: int
+    """Different images among them."""
+    holdout: int
+    holdout_dropped: int
+    """Images set aside since they are also in train."""
+    holdout_near_equal: int
+    """Hold-out images with nearly the pixels of a training image."""
+    resolution: int | None
+    """Fewest rows that could be flagged by the hold-out's p-values; `None` without a hold-out."""
+
+
+def smallest_visible(num_rows: int) -> int:
+    """Number of copies that a passing audit of so many rows must have been able to see."""
+    return max(SMALLEST_COUNT, math.ceil(SMALLEST_SHARE * num_rows))
+
+
+def judge(
+    *,
+    exact: int,
+    calibrated: int,
+    counts: Counts,
+    power: Sequence[Power],
+    self_test: dict[str, JSON],
+    fdr: float,
+) -> tuple[Verdict, list[str]]:
+    """The verdict and its reasons.
+
+    Args:
+        exact: Rows flagged for equal or nearly equal pixels.
+        calibrated: Rows flagged for coming closer than the hold-out allows.
+        counts: How many images were seen.
+        power: What became of the planted copies.
+        self_test: What became of the halved hold-out.
+        fdr: False discovery rate.
+    """
+    m = counts.synthetic_judged
+    required = [p for p in power if p.required]
+    doubts = _doubts(counts, required, self_test, fdr)
+    reasons = []
+    if exact or calibrated:
+        verdict: Verdict = "fail"
+        reasons.append(
+            f"{exact + calibrated:,} of {m:,} images are too close to a training image: {exact:,} "
+            f"with equal or nearly equal pixels, {calibrated:,} closer than held-out real images."
+        )
+        if calibrated:
+            reasons.append(
+                f"Of those {calibrated:,}, on average {fdr:.0%} may be no copies; an audit of "
+                f"images that copy nothing flags something in at most {fdr:.0%} of all cases."
+            )
+        reasons.extend(doubts)
+    elif doubts:
+        verdict = "inconclusive"
+        reasons.append(
+            f"Nothing was flagged among {m:,} images, but copies might have gone unseen."
+        )
+        reasons.extend(doubts)
+    else:
+        verdict = "pass"
+        needed = max(p.needed or m for p in required)
+        kinds = ", ".join(p.kind for p in required)
+        reasons.append(
+            f"No copies found among {m:,} images, at this power: had there been at least "
+            f"{needed:,} copies of training images ({kinds}), they would have been seen."
+        )
+        unseen = [p.kind for p in power if p.needed is None or p.needed > smallest_visible(m)]
+        if unseen:
+            reasons.append(f"Copies changed more than that may go unseen: {', '.join(unseen)}.")
+    if counts.holdout_near_equal:
+        reasons.append(
+            f"{counts.holdout_near_equal:,} of {counts.holdout:,} held-out real images also have "
+            "nearly the pixels of a training image: the data repeat themselves."
+        )
+    if counts.synthetic_judged < counts.synthetic_rows:
+        reasons.append(
+            f"{counts.synthetic_rows - m:,} of {counts.synthetic_rows:,} rows have no image yet, "
+            "or none any more. They were not judged and will not be served."
+        )
+    return verdict, reasons
+
+
+def _doubts(
+    counts: Counts, required: Sequence[Power], self_test: dict[str, JSON], fdr: float
+) -> list[str]:
+    """Why a copy might have gone unseen, and what to do about it."""
+    if not counts.holdout:
+        return [
+            "Without a hold-out nothing says how close real images come by chance, so only equal "
+            "and nearly equal pixels were looked for. Give `holdout`: real images from the same "
+            "source that the generator has never seen."
+        ]
+    doubts = []
+    limit = smallest_visible(counts.synthetic_judged)
+    weak = [p for p in required if p.needed is None or p.needed > limit]
+    for p in weak:
+        least = "not even if all were" if p.needed is None else f"from {p.needed:,} on"
+        doubts.append(
+            f"Copies of the kind '{p.kind}' would have been seen {least}; that must be possible "
+            f"from {limit:,} on."
+        )
+    if weak and counts.resolution is not None and counts.resolution > limit:
+        enough = math.ceil(counts.synthetic_judged / (fdr * limit)) - 1
+        doubts.append(
+            f"{counts.holdout:,} held-out images are too few to judge {counts.synthetic_judged:,}: "
+            f"hold out at least {enough:,}, or audit fewer images."
+        )
+    elif weak:
+        doubts.append(
+            "Some held-out images come as close to a training image as such copies do. If the "
+            "closest hold-out pairs show the same scenes, remove them from the hold-out."
+        )
+    flagged, halvings = self_test.get("any_flagged"), self_test.get("halvings")
+    if (
+        isinstance(flagged, int)  # absent from a tiny hold-out
+        and isinstance(halvings, int)
+        and flagged > (fdr + _SELF_TEST_LIMIT) * halvings
+    ):
+        doubts.append(
+            f"The hold-out audited against itself was flagged in {flagged} of {halvings} halvings, "
+            f"where at most about {fdr * halvings:.0f} are expected: do not trust these p-values."
+        )
+    return doubts

@@ -1,0 +1,247 @@
+"""Feature extractors: images in, one vector per image out.
+
+An extractor is any callable with a `name` that maps uint8 pixels (n, C, H, W) to a float32 array
+(n, d). Three come with the package:
+
+    features.Pixel()                          # the image itself, made small; needs no weights
+    features.TorchModule(network)             # any module, for example a classifier's trunk
+    features.TorchScript("encoder.pt")        # a file made by torch.jit.save
+
+`extract` runs one over many images in bounded memory and checks what it returns.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, final, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthaug._types import JSON, Features, Pixels
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Turns images into vectors whose Euclidean distance says how alike two images are."""
+
+    name: str
+    """Shown in reports."""
+
+    @property
+    def dim(self) -> int | None:
+        """Length of a vector; `None` if it follows from the images."""
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """uint8 (n, C, H, W) to float32 (n, d), each row a function of its image alone."""
+
+
+def describe(extractor: Extractor) -> dict[str, JSON]:
+    """What identifies an extractor in a report: its name and the digest of its weights, if any."""
+    return {"name": extractor.name, "weights": getattr(extractor, "weights", None)}
+
+
+@final
+class Pixel:
+    """The image itself, averaged down to at most `size` x `size` pixels.
+
+    Vectors are scaled so that the Euclidean distance of two images is the root mean square
+    difference of their small versions, in grey levels of 0 to 255.
+
+    Args:
+        size: Longest side of the small version, at least 1. Smaller images stay as they are.
+        standardize: First brings every image to mean 0 and standard deviation 1, so that a change
+            of brightness or contrast goes unseen. The distance of two images is then
+            `sqrt(2 - 2 r)`, r their correlation. An image of one colour becomes 0.
+
+    >>> black, white = torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.full((1, 1, 8, 8), 255)
+    >>> pixel = Pixel(4)
+    >>> float(np.linalg.norm(pixel(black) - pixel(white.to(torch.uint8))))
+    255.0
+    """
+
+    dim: int | None = None
+
+    def __init__(self, size: int = 16, *, standardize: bool = False) -> None:
+        if size < 1:
+            raise ValueError(f"`size` must be at least 1, got {size}.")
+        self.size = size
+        self.standardize = standardize
+        self.name = f"pixels {size}x{size}" + (", standardized" if standardize else "")
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """uint8 (n, C, H, W) to float32 (n, C * h * w) with h, w at most `size`."""
+        h, w = pixels.shape[-2:]
+        scale = min(1.0, self.size / max(h, w))
+        small = F.adaptive_avg_pool2d(
+            pixels.float(), (max(1, round(h * scale)), max(1, round(w * scale)))
+        ).flatten(1)
+        if self.standardize:
+            small = small - small.mean(1, keepdim=True)
+            norm = small.norm(dim=1, keepdim=True)
+            # Averages of equal numbers may differ in the last bit: that is not structure.
+            return torch.where(norm > 1e-3, small / norm.clamp(min=1e-3), 0).numpy()
+        return (small / small.shape[1] ** 0.5).numpy()
+
+
+@final
+class TorchModule:
+    """Any torch module as an extractor.
+
+    Args:
+        module: Maps what `preprocess` returns to a tensor whose first axis is the batch, or to a
+            tuple or list whose first item is one. It is put into evaluation mode and moved to
+            `device`.
+        name: Shown in reports; the class name by default.
+        preprocess: uint8 (n, C, H, W) to the module's input. By default `to_unit`: float in
+            [0, 1], grey images repeated to three channels.
+        device: Where the module runs.
+    """
+
+    dim: int | None = None
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str | None = None,
+        preprocess: Callable[[Tensor], Tensor] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.name = name or type(module).__name__
+        self.weights: str | None = weights_digest(module.state_dict())
+        self.device = torch.device(device)
+        self.preprocess = preprocess or to_unit
+        self._module = module.to(self.device).eval()
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """uint8 (n, C, H, W) to float32 (n, d); further axes of the output are flattened."""
+        with torch.inference_mode():
+            output = self._module(self.preprocess(pixels.to(self.device)))
+        if isinstance(output, tuple | list):
+            output = output[0]
+        if not isinstance(output, Tensor) or len(output) != len(pixels):
+            raise TypeError(
+                f"{self.name} returned {_shown(output)} for {len(pixels)} images. It must return "
+                "a tensor with one row per image, or a tuple whose first item is one."
+            )
+        return output.reshape(len(pixels), -1).float().cpu().numpy()
+
+
+@final
+class TorchScript:
+    """A network in a TorchScript file as an extractor: no code of its own is needed.
+
+    The network takes float images (n, 3, H, W) in [0, 1] and returns features, or a tuple whose
+    first item is the features. Grey images are repeated to three channels.
+
+    Args:
+        path: File made by `torch.jit.save`.
+        name: Shown in reports; the file's name by default.
+        device: Where the network runs.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not TorchScript.
+    """
+
+    def __init__(
+        self, path: str | Path, *, name: str | None = None, device: str | torch.device = "cpu"
+    ) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"`path` {path} does not exist. Give a TorchScript file.")
+        try:
+            module = torch.jit.load(str(path), map_location=device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"`path` {path} is not a TorchScript file. Make one with `torch.jit.save`."
+            ) from error
+        self._extractor = TorchModule(module, name=name or path.name, device=device)
+        self.name = self._extractor.name
+        self.weights: str | None = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    @property
+    def dim(self) -> int | None:
+        """Unknown before the first call."""
+        return self._extractor.dim
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """uint8 (n, C, H, W) to float32 (n, d)."""
+        return self._extractor(pixels)
+
+
+def to_unit(pixels: Pixels) -> Tensor:
+    """uint8 (n, C, H, W) to float32 (n, 3, H, W) in [0, 1]; grey is repeated to three channels."""
+    images = pixels.float() / 255
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def extract(
+    extractor: Extractor, pixels: Pixels, *, batch_size: int = 512, progress: bool = False
+) -> Features:
+    """Runs `extractor` over all images, `batch_size` at a time.
+
+    Args:
+        extractor: What to run.
+        pixels: uint8 (n, C, H, W), n at least 1.
+        batch_size: Images per call.
+        progress: Shows a bar with the rate and the time left.
+
+    Returns:
+        float32 (n, d), contiguous.
+
+    Raises:
+        TypeError: The extractor does not return a two-dimensional array with a row per image.
+        ValueError: No images; a value that is not finite; rows of different length.
+    """
+    from tqdm.auto import tqdm
+
+    if len(pixels) == 0:
+        raise ValueError("`pixels` holds no image.")
+    features: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    with tqdm(
+        total=len(pixels), desc=extractor.name, unit="image", disable=None if progress else True
+    ) as bar:
+        for start in range(0, len(pixels), batch_size):
+            batch = pixels[start : start + batch_size]
+            rows = np.asarray(extractor(batch), np.float32)
+            if rows.ndim != 2 or len(rows) != len(batch):
+                raise TypeError(
+                    f"{extractor.name} returned shape {rows.shape} for {len(batch)} images, "
+                    f"expected ({len(batch)}, d)."
+                )
+            if not np.isfinite(rows).all():
+                bad = start + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+                raise ValueError(
+                    f"{extractor.name} returned a value that is not finite for image {bad}. "
+                    "Check its weights and its preprocessing."
+                )
+            if features is None:
+                features = np.empty((len(pixels), rows.shape[1]), np.float32)
+            if rows.shape[1] != features.shape[1]:
+                raise ValueError(
+                    f"{extractor.name} returned vectors of length {features.shape[1]} and then of "
+                    f"length {rows.shape[1]}. It must return one length for all images."
+                )
+            features[start : start + len(batch)] = rows
+            bar.update(len(batch))
+    assert features is not None
+    return features
+
+
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits of blake2b over the names, shapes and values of a state dict."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(state.items()):
+        if isinstance(value, Tensor):
+            array = value.detach().cpu().contiguous()
+            hashed.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
+            hashed.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _shown(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,712 @@
+"""Images here are smooth random fields: made up, but with the structure that distances live on."""
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import false_discovery_control
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from synthaug import features
+from synthaug._audit import AuditReport, audit
+from synthaug._audit._calibration import conformal_p_values, q_values, resolution
+from synthaug._audit._disturbances import disturbances
+from synthaug._audit._matching import Matcher
+from synthaug._audit._neighbours import Index, merge, search
+from synthaug._errors import AuditError
+
+
+def fields(n: int, seed: int = 0, c: int = 1, size: int = 8) -> Tensor:
+    """Smooth random images, uint8 (n, c, size, size): no two alike, none alike mirrored."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (n, c, 4, 4)))
+    return F.interpolate(coarse, (size, size), mode="bilinear").round().to(torch.uint8)
+
+
+def quiet(*args: Any, **kwargs: Any) -> AuditReport:
+    return audit(*args, progress=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def train() -> Tensor:
+    return fields(300, seed=1)
+
+
+@pytest.fixture(scope="module")
+def holdout() -> Tensor:
+    return fields(600, seed=2)
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Tensor:
+    return fields(200, seed=3)
+
+
+@pytest.fixture(scope="module")
+def with_copies(fresh: Tensor, train: Tensor) -> Tensor:
+    """Rows 0 to 9 are training images 20 to 29; rows 10 to 19 are 30 to 39, mirrored."""
+    pixels = fresh.clone()
+    pixels[:10] = train[20:30]
+    pixels[10:20] = train[30:40].flip(-1)
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def failed(with_copies: Tensor, train: Tensor, holdout: Tensor) -> AuditReport:
+    return quiet(with_copies, train, holdout=holdout)
+
+
+@pytest.fixture(scope="module")
+def passed(fresh: Tensor, train: Tensor, holdout: Tensor) -> AuditReport:
+    return quiet(fresh, train, holdout=holdout)
+
+
+# ---------------------------------------------------------------------------------- calibration
+
+
+def test_p_values_count_hold_out_scores_that_are_as_low_ties_included() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 50):
+        null, scores = rng.integers(0, 9, n) / 3, rng.integers(-1, 10, 40) / 3
+        expected = [(1 + sum(h <= s for h in null)) / (n + 1) for s in scores]
+        np.testing.assert_array_equal(conformal_p_values(scores[:, None], null[:, None]), expected)
+
+
+@pytest.mark.parametrize("kinds", [2, 3])
+def test_p_values_of_several_scores_rank_every_image_by_its_lowest_rank(kinds: int) -> None:
+    rng = np.random.default_rng(1)
+    null, scores = rng.integers(0, 12, (20, kinds)) / 1.0, rng.integers(0, 12, (30, kinds)) / 1.0
+    for row, p in zip(scores, conformal_p_values(scores, null), strict=True):
+        pool = np.vstack([row, null])
+        ranks = np.array([[(pool[:, j] <= x[j]).sum() for j in range(kinds)] for x in pool])
+        lowest = ranks.min(axis=1)
+        assert p == (lowest <= lowest[0]).mean()
+
+
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_p_values_of_exchangeable_images_are_uniform(kinds: int) -> None:
+    rng = np.random.default_rng(2)
+    p = []
+    for _ in range(400):
+        shared = rng.standard_normal((20, 1))  # scores of one image depend on each other
+        pool = shared + rng.standard_normal((20, kinds))
+        p.append(conformal_p_values(pool[:1], pool[1:])[0])
+    for level in (0.05, 0.1, 0.25, 0.5):
+        assert np.mean(np.array(p) <= level) <= level + 3 * (level * (1 - level) / 400) ** 0.5
+
+
+def test_q_values_equal_those_of_scipy() -> None:
+    rng = np.random.default_rng(3)
+    for m in (1, 2, 10, 50):
+        p = rng.integers(1, 20, m) / 20  # with ties
+        np.testing.assert_allclose(q_values(p), false_discovery_control(p), rtol=1e-12)
+
+
+def test_q_values_never_decrease_with_p_and_do_not_depend_on_the_order() -> None:
+    rng = np.random.default_rng(4)
+    p = rng.uniform(size=60)
+    order = rng.permutation(60)
+    q = q_values(p)
+    assert (np.diff(q[np.argsort(p)]) >= 0).all()
+    np.testing.assert_array_equal(q_values(p[order]), q[order])
+
+
+@pytest.mark.parametrize(("m", "n", "fdr"), [(1000, 200, 0.05), (5000, 10_000, 0.05), (7, 3, 0.3)])
+def test_resolution_is_the_smallest_number_of_smallest_p_values_that_is_flagged(
+    m: int, n: int, fdr: float
+) -> None:
+    def flagged(count: int) -> bool:
+        p = np.r_[np.full(min(count, m), 1 / (n + 1)), np.ones(m - min(count, m))]
+        return (q_values(p) <= fdr).sum() >= count
+
+    least = resolution(m, n, fdr)
+    assert flagged(least) or least > m
+    assert least == 1 or not flagged(least - 1)
+
+
+# ----------------------------------------------------------------------------------- neighbours
+
+
+def brute_force(xb: Any, xq: Any) -> Any:
+    return np.sqrt(((xq[:, None].astype(np.float64) - xb[None]) ** 2).sum(-1))
+
+
+def test_neighbours_and_their_plain_distances_equal_brute_force() -> None:
+    rng = np.random.default_rng(5)
+    xb, xq = rng.standard_normal((100, 12), np.float32), rng.standard_normal((30, 12), np.float32)
+    D, ids = search(xb, xq, 7)
+    expected = brute_force(xb, xq)
+    np.testing.assert_array_equal(ids, np.argsort(expected, axis=1)[:, :7])
+    np.testing.assert_allclose(D, np.sort(expected, axis=1)[:, :7], rtol=1e-12)
+
+
+def test_distances_do_not_depend_on_how_many_queries_are_sent_together() -> None:
+    rng = np.random.default_rng(6)
+    xb = rng.standard_normal((400, 64), np.float32)
+    xq = np.concatenate([xb[:500:4] + np.float32(1e-4), rng.standard_normal((900, 64), np.float32)])
+    index = Index(xb)
+    D, ids = index.search(xq, 10)
+    for i in range(0, len(xq), 97):
+        D_alone, ids_alone = index.search(xq[i : i + 1], 10)
+        np.testing.assert_array_equal(D_alone[0], D[i])
+        np.testing.assert_array_equal(ids_alone[0], ids[i])
+
+
+@pytest.mark.parametrize("displacement", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_tiny_displacements_are_measured_within_one_percent(displacement: float) -> None:
+    rng = np.random.default_rng(7)
+    xb = rng.standard_normal((300, 512), np.float32)
+    direction = rng.standard_normal((300, 512))
+    direction *= displacement * np.linalg.norm(xb, axis=1, keepdims=True)
+    direction /= np.linalg.norm(rng.standard_normal((1, 512)))
+    xq = (xb + direction).astype(np.float32)
+    D, ids = search(xb, xq, 1)
+    np.testing.assert_array_equal(ids[:, 0], np.arange(300))
+    # The planted displacement itself is rounded to float32.
+    planted = np.linalg.norm(xq.astype(np.float64) - xb, axis=1)
+    np.testing.assert_allclose(D[:, 0], planted, rtol=1e-12)
+    np.testing.assert_allclose(D[:, 0], np.linalg.norm(direction, axis=1), rtol=0.01)
+
+
+def test_equally_distant_rows_come_in_order_of_their_numbers() -> None:
+    xb = np.repeat(np.eye(3, dtype=np.float32), 5, axis=0)
+    D, ids = search(xb, xb[5:6], 8)
+    np.testing.assert_array_equal(ids[0], [5, 6, 7, 8, 9, 0, 1, 2])
+    np.testing.assert_allclose(D[0], [0] * 5 + [2**0.5] * 3)
+
+
+def test_merged_lists_hold_every_row_once_with_its_smaller_distance() -> None:
+    rng = np.random.default_rng(8)
+    xb = rng.standard_normal((40, 5), np.float32)
+    a, b = rng.standard_normal((2, 25, 5), np.float32)
+    lists = [search(xb, x, 10) for x in (a, b)]
+    D, ids, column = merge(np.hstack([d for d, _ in lists]), np.hstack([i for _, i in lists]), 10)
+    both = np.stack([brute_force(xb, a), brute_force(xb, b)])
+    nearest = both.min(axis=0)
+    np.testing.assert_array_equal(ids, np.argsort(nearest, axis=1)[:, :10])
+    np.testing.assert_allclose(D, np.sort(nearest, axis=1)[:, :10], rtol=1e-12)
+    which = np.take_along_axis(both.argmin(axis=0), ids, 1)
+    np.testing.assert_array_equal(column >= 10, which == 1)
+
+
+# ------------------------------------------------------------------------------------- matching
+
+
+def test_the_score_is_the_first_distance_over_the_mean_of_the_next(
+    train: Tensor, fresh: Tensor
+) -> None:
+    matches = Matcher(train, features.Pixel(), k=6, batch_size=64).match(fresh[:20])
+    x, y = features.Pixel()(train), features.Pixel()(fresh[:20])
+    d = np.minimum(brute_force(x, y), brute_force(x, features.Pixel()(fresh[:20].flip(-1))))
+    nearest = np.sort(d, axis=1)[:, :6]
+    np.testing.assert_allclose(matches.distances, nearest[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(matches.scores, nearest[:, 0] / nearest[:, 1:].mean(1), rtol=1e-9)
+    np.testing.assert_array_equal(matches.neighbours, d.argmin(axis=1))
+    # Pixels of 8 x 8 are not averaged, so their distance is the root mean square difference.
+    np.testing.assert_allclose(matches.rmse, nearest[:, 0], rtol=1e-5)
+
+
+def test_repeating_training_images_changes_no_score(train: Tensor, fresh: Tensor) -> None:
+    once = Matcher(train, features.Pixel(), k=6, batch_size=64).match(fresh)
+    twice = Matcher(torch.cat([train, train]), features.Pixel(), k=6, batch_size=64).match(fresh)
+    np.testing.assert_array_equal(once.scores, twice.scores)
+    np.testing.assert_array_equal(once.neighbours, twice.neighbours)
+
+
+def test_far_away_training_images_beyond_k_change_no_score(train: Tensor, fresh: Tensor) -> None:
+    black = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 8, 8)
+    near = Matcher(train, features.Pixel(), k=4, batch_size=64).match(fresh)
+    more = Matcher(torch.cat([train, black]), features.Pixel(), k=4, batch_size=64).match(fresh)
+    np.testing.assert_array_equal(near.scores, more.scores)
+
+
+def test_nothing_depends_on_the_batch_size(train: Tensor, fresh: Tensor) -> None:
+    one = Matcher(train, features.Pixel(4), k=6, batch_size=1).match(fresh[:30])
+    many = Matcher(train, features.Pixel(4), k=6, batch_size=100).match(fresh[:30])
+    np.testing.assert_array_equal(one.scores, many.scores)
+
+
+def test_equal_pixels_are_found_even_if_the_features_do_not_see_them(train: Tensor) -> None:
+    class Blind:
+        name, dim = "blind", 2
+
+        def __call__(self, pixels: Tensor) -> Any:  # tells images apart, but not which are alike
+            return np.random.default_rng(0).standard_normal((len(pixels), 2)).astype(np.float32)
+
+    matches = Matcher(train, Blind(), k=3, batch_size=64).match(train[[7, 4]].flip(-1))
+    np.testing.assert_array_equal(matches.neighbours, [7, 4])
+    assert matches.flipped.all()
+    assert matches.near_equal.all()
+
+
+# -------------------------------------------------------------------------------------- verdicts
+
+
+def test_exact_and_mirrored_copies_are_all_flagged_and_traced_to_their_originals(
+    failed: AuditReport,
+) -> None:
+    assert failed.verdict == "fail"
+    assert failed.exit_code == 1
+    np.testing.assert_array_equal(failed.flagged, np.arange(20))
+    np.testing.assert_array_equal(failed.neighbours[:20], np.arange(20, 40))
+    np.testing.assert_array_equal(failed.neighbour_flipped[:20], [False] * 10 + [True] * 10)
+    np.testing.assert_array_equal(failed.rmse[:20], 0)
+    np.testing.assert_array_equal(failed.scores[:20], 0)
+
+
+def test_rows_that_may_be_served_are_exactly_those_not_flagged(failed: AuditReport) -> None:
+    np.testing.assert_array_equal(np.flatnonzero(~failed.passed), failed.flagged)
+
+
+def test_images_that_copy_nothing_pass_and_the_report_says_at_which_power(
+    passed: AuditReport,
+) -> None:
+    assert passed.verdict == "pass"
+    assert passed.exit_code == 0
+    assert len(passed.flagged) == 0
+    assert "No copies found among 200 images, at this power" in passed.reasons[0]
+    power = {p.kind: p for p in passed.power}
+    for kind in ("unchanged", "mirrored", "noise, sigma 8"):
+        assert power[kind].required
+        assert power[kind].power == 1
+        assert power[kind].found == 1
+    assert power["unchanged"].needed == 1
+
+
+def test_no_report_claims_privacy(passed: AuditReport, failed: AuditReport, tmp_path: Path) -> None:
+    for i, report in enumerate((passed, failed)):
+        report.to_html(tmp_path / f"{i}.html")
+        text = repr(report) + (tmp_path / f"{i}.html").read_text()
+        text = text.replace("not a privacy guarantee", "")
+        assert not re.search(r"privat|privacy|anonym", text, re.IGNORECASE)
+
+
+def test_noisy_copies_are_flagged_by_their_rank_among_the_hold_out(
+    fresh: Tensor, train: Tensor, holdout: Tensor
+) -> None:
+    noise = next(d for d in disturbances((1, 8, 8)) if d.name == "noise, sigma 8")
+    pixels = torch.cat([noise.apply(train[50:80], 9), fresh])
+    report = quiet(pixels, train, holdout=holdout)
+    np.testing.assert_array_equal(report.flagged[:30], np.arange(30))
+    assert (report.tier[:30] == 2).all()
+    assert (report.q_values[report.tier == 2] <= 0.05).all()
+    np.testing.assert_array_equal(report.neighbours[:30], np.arange(50, 80))
+
+
+def test_p_values_of_the_report_follow_from_its_scores(failed: AuditReport) -> None:
+    rest = failed.tier != 1
+    expected = [(1 + (failed.holdout_scores <= s).sum()) / 601 for s in failed.scores[rest]]
+    np.testing.assert_allclose(failed.p_values[rest], expected)
+    np.testing.assert_allclose(failed.q_values[rest], false_discovery_control(expected))
+    assert np.isnan(failed.p_values[~rest]).all()
+
+
+def test_fresh_images_audited_as_synthetic_are_flagged_at_no_more_than_the_nominal_rate() -> None:
+    """Over many random splits of one pool; 80 splits at a level of 0.2 give 16 or fewer."""
+    pool = fields(400, seed=10)
+    matched = Matcher(pool[:100], features.Pixel(), k=10, batch_size=512).match(pool[100:])
+    assert not matched.near_equal.any()
+    any_flagged = 0.0
+    for seed in range(80):
+        order = np.random.default_rng(seed).permutation(300)
+        scores = matched.scores[order, None]
+        any_flagged += bool((q_values(conformal_p_values(scores[:30], scores[30:])) <= 0.2).any())
+    assert any_flagged / 80 <= 0.2 + 3 * (0.2 * 0.8 / 80) ** 0.5
+
+
+def test_without_a_hold_out_the_verdict_is_at_best_inconclusive(
+    fresh: Tensor, with_copies: Tensor, train: Tensor
+) -> None:
+    report = quiet(fresh, train)
+    assert report.verdict == "inconclusive"
+    assert report.exit_code == 3
+    assert "Give `holdout`" in " ".join(report.reasons)
+    assert np.isnan(report.p_values).all()
+    assert report.passed.all()
+    np.testing.assert_array_equal(quiet(with_copies, train).flagged, np.arange(20))
+
+
+def test_a_hold_out_too_small_for_the_task_is_inconclusive_and_says_how_many_are_needed(
+    fresh: Tensor, train: Tensor, holdout: Tensor
+) -> None:
+    report = quiet(fresh, train, holdout=holdout[:100])
+    assert report.verdict == "inconclusive"
+    wanted = re.search(r"hold out at least (\d+)", " ".join(report.reasons))
+    assert wanted
+    assert int(wanted[1]) == 159  # 25 of 200 rows at 0.05 are 1 / 160
+    assert quiet(fresh, train, holdout=holdout[: int(wanted[1])]).verdict == "pass"
+
+
+def test_the_order_of_rows_changes_nothing_but_the_order(
+    with_copies: Tensor, train: Tensor, holdout: Tensor, failed: AuditReport
+) -> None:
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(with_copies)))
+    shuffled = quiet(with_copies[order], train, holdout=holdout.flip(0))
+    np.testing.assert_array_equal(shuffled.scores, failed.scores[order.numpy()])
+    np.testing.assert_array_equal(shuffled.q_values, failed.q_values[order.numpy()])
+    np.testing.assert_array_equal(shuffled.tier, failed.tier[order.numpy()])
+
+
+def test_audits_repeat_exactly(
+    passed: AuditReport, fresh: Tensor, train: Tensor, holdout: Tensor
+) -> None:
+    again = quiet(fresh, train, holdout=holdout)
+    assert again.power == passed.power
+    assert again.self_test == passed.self_test
+    np.testing.assert_array_equal(again.p_values, passed.p_values)
+
+
+def test_one_row_is_audited_like_any_other(train: Tensor, holdout: Tensor) -> None:
+    assert quiet(train[:1], train, holdout=holdout).verdict == "fail"
+    assert quiet(fields(1, seed=77), train, holdout=holdout).verdict == "pass"
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_every_disturbance_keeps_shape_and_type_and_all_but_one_change_something(c: int) -> None:
+    pixels = fields(5, c=c, size=16)
+    names = set()
+    for kind in disturbances((c, 16, 16)):
+        names.add(kind.name)
+        changed = kind.apply(pixels, 0)
+        assert changed.shape == pixels.shape
+        assert changed.dtype == torch.uint8
+        assert torch.equal(changed, pixels) == (kind.name == "unchanged")
+        assert torch.equal(kind.apply(pixels, 0), changed)
+    assert len(names) == 10
+
+
+# ---------------------------------------------------------------------------------------- inputs
+
+
+class Labelled(Dataset):
+    """A map-style data set with classes."""
+
+    def __init__(self, pixels: Tensor, classes: Any = ("cat", "dog")) -> None:
+        self.pixels, self.classes = pixels, list(classes)
+        self.targets = [i % len(classes) for i in range(len(pixels))]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.pixels[index], self.targets[index]
+
+
+class Cache(Labelled):
+    """What the audit needs of a cache."""
+
+    identity = {"plan_digest": "0" * 32, "weights": {}, "rows": 30}  # noqa: RUF012
+
+    def __init__(self, pixels: Tensor, done: Any) -> None:
+        super().__init__(pixels)
+        self.done = done
+        self.labels = np.array(self.targets)
+
+    def read(self, indices: Any) -> Tensor:
+        assert self.done[indices].all(), "only finished rows may be read"
+        return self.pixels[torch.as_tensor(indices)]
+
+
+def test_rows_of_a_cache_that_are_not_done_are_neither_judged_nor_served(
+    train: Tensor, holdout: Tensor
+) -> None:
+    done = np.arange(30) % 3 > 0
+    pixels = fields(30, seed=5)
+    pixels[4] = train[11]  # done
+    pixels[3] = train[11]  # not done
+    report = quiet(Cache(pixels, done), train, holdout=holdout)
+    np.testing.assert_array_equal(report.tier == -1, ~done)
+    np.testing.assert_array_equal(report.flagged, [4])
+    assert not report.passed[~done].any()
+    assert np.isnan(report.scores[~done]).all()
+    assert (report.neighbours[~done] == -1).all()
+    assert report.identity == Cache.identity
+    assert len(report) == 30
+    assert "10 of 30 rows" in report.reasons[-1]
+
+
+def test_data_sets_and_bare_pixels_give_the_same_report_and_arrays_too(
+    fresh: Tensor, train: Tensor, holdout: Tensor, passed: AuditReport
+) -> None:
+    report = quiet(Labelled(fresh), Labelled(train), holdout=holdout.numpy())
+    np.testing.assert_array_equal(report.p_values, passed.p_values)
+    assert report.classes == ("cat", "dog")
+    assert {pair["class"] for pair in report.pairs} == {"cat", "dog"}
+
+
+def test_a_copy_of_an_image_of_another_class_is_traced_to_it(
+    fresh: Tensor, train: Tensor, holdout: Tensor
+) -> None:
+    pixels = fresh.clone()
+    pixels[0] = train[5]  # row 0 is a cat, training image 5 a dog
+    pair = quiet(Labelled(pixels), Labelled(train), holdout=holdout).pairs[0]
+    assert (pair["row"], pair["class"]) == (0, "cat")
+    assert (pair["train_row"], pair["train_class"]) == (5, "dog")
+
+
+def test_a_hold_out_that_overlaps_the_training_images_is_refused_or_cleaned(
+    fresh: Tensor, train: Tensor, holdout: Tensor
+) -> None:
+    leaky = torch.cat([holdout, train[3:6]])
+    with pytest.raises(ValueError, match=r"3 of the 603 images in `holdout` are also in `train`"):
+        quiet(fresh, train, holdout=leaky)
+    report = quiet(fresh, train, holdout=leaky, deduplicate=True)
+    assert report.settings["holdout_dropped"] == 3
+    assert len(report.holdout_scores) == 600
+    with pytest.raises(ValueError, match="nothing is held out"):
+        quiet(fresh, train, holdout=train, deduplicate=True)
+
+
+def test_hold_out_images_nearly_equal_to_training_images_are_set_aside_and_mentioned(
+    fresh: Tensor, train: Tensor, holdout: Tensor
+) -> None:
+    near = train[:5].clone()
+    near[:, 0, 0, 0] ^= 1  # one grey level in one pixel
+    report = quiet(fresh, train, holdout=torch.cat([holdout, near]))
+    assert report.settings["holdout_near_equal"] == 5
+    assert "5 of 605 held-out real images" in report.reasons[-1]
+    expected = (1 + (np.sort(report.holdout_scores)[5:] <= report.scores[0]).sum()) / 601
+    assert report.p_values[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"synthetic": torch.zeros(0, 1, 8, 8, dtype=torch.uint8)},
+            ValueError,
+            "`synthetic` holds no",
+        ),
+        (
+            {"train": torch.zeros(0, 1, 8, 8, dtype=torch.uint8)},
+            ValueError,
+            "`train` holds no image",
+        ),
+        ({"synthetic": torch.zeros(3, 1, 8, 8)}, TypeError, "dtype torch.float32, expected uint8"),
+        ({"synthetic": torch.zeros(3, 8, 8, dtype=torch.uint8)}, ValueError, r"shape \(3, 8, 8\)"),
+        ({"synthetic": fields(3, c=3)}, ValueError, r"`train` of shape \(1, 8, 8\)"),
+        ({"holdout": fields(3, size=16)}, ValueError, r"`holdout` of shape \(1, 16, 16\)"),
+        ({"synthetic": 7}, TypeError, "`synthetic` is a int, expected a cache"),
+        ({"fdr": 0.0}, ValueError, "`fdr` must lie between 0 and 1"),
+        ({"k": 1}, ValueError, "`k` is 1, but must lie between 2 and 300"),
+        ({"k": 301}, ValueError, "`k` is 301"),
+        ({"batch_size": 0}, ValueError, "`batch_size`"),
+        ({"max_pairs": -1}, ValueError, "`max_pairs`"),
+        ({"features": "dino"}, TypeError, "`features` is a str"),
+        ({"train": fields(1)}, ValueError, "must lie between 2 and 1"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(
+    fresh: Tensor,
+    train: Tensor,
+    holdout: Tensor,
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    arguments = {"synthetic": fresh, "train": train, "holdout": holdout} | change
+    with pytest.raises(error, match=message):
+        quiet(arguments.pop("synthetic"), arguments.pop("train"), **arguments)
+
+
+def test_a_cache_without_a_finished_row_is_refused(train: Tensor) -> None:
+    with pytest.raises(ValueError, match="no row is generated yet"):
+        quiet(Cache(fields(3), np.zeros(3, bool)), train)
+
+
+def test_features_that_are_not_finite_are_refused(fresh: Tensor, train: Tensor) -> None:
+    class Broken:
+        name, dim = "broken", 1
+
+        def __call__(self, pixels: Tensor) -> Any:
+            return np.full((len(pixels), 1), np.nan, np.float32)
+
+    with pytest.raises(ValueError, match="broken returned a value that is not finite"):
+        quiet(fresh, train, features=Broken())
+
+
+def test_any_extractor_can_be_used_and_is_named_in_the_report(
+    with_copies: Tensor, train: Tensor, holdout: Tensor
+) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 16))
+    extractor = features.TorchModule(network, name="projection")
+    report = quiet(with_copies, train, holdout=holdout, features=extractor)
+    np.testing.assert_array_equal(report.flagged[:20], np.arange(20))
+    assert report.settings["features"] == {"name": "projection", "weights": extractor.weights}
+
+
+# --------------------------------------------------------------------------------------- reports
+
+
+def assert_equal_reports(a: Any, b: Any) -> None:
+    for name in AuditReport.__dataclass_fields__:
+        x, y = getattr(a, name), getattr(b, name)
+        if isinstance(x, np.ndarray):
+            assert x.dtype == y.dtype, name
+            np.testing.assert_array_equal(x, y, err_msg=name)
+        else:
+            assert x == y, name
+
+
+def test_a_report_survives_its_file(failed: AuditReport, tmp_path: Path) -> None:
+    failed.to_json(tmp_path / "audit.json")
+    again = AuditReport.from_json(tmp_path / "audit.json")
+    assert_equal_reports(failed, again)
+    assert repr(again) == repr(failed)
+    assert stat.S_IMODE((tmp_path / "audit.json").stat().st_mode) == 0o600
+
+
+def test_the_file_is_strict_json_with_a_version_and_no_temporary_file_stays(
+    failed: AuditReport, tmp_path: Path
+) -> None:
+    failed.to_json(tmp_path / "audit.json")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    record = json.loads((tmp_path / "audit.json").read_text(), parse_constant=refuse)
+    assert (record["format"], record["format_version"]) == ("synthaug-audit", 1)
+    assert {len(column) for column in record["rows"].values()} == {200}
+    assert record["environment"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert [p.name for p in tmp_path.iterdir()] == ["audit.json"]
+
+
+def test_a_failed_write_leaves_the_old_report_and_nothing_else(
+    failed: AuditReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.json"
+    path.write_text("old")
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        failed.to_json(path)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["audit.json"]
+
+
+def test_damaged_files_are_refused_with_one_kind_of_error(
+    failed: AuditReport, tmp_path: Path
+) -> None:
+    failed.to_json(tmp_path / "audit.json")
+    text = (tmp_path / "audit.json").read_text()
+    record = json.loads(text)
+    damaged = [
+        "",
+        "[]",
+        "{",
+        "null",
+        "[" * 100_000,
+        text[: len(text) // 2],
+        text.replace('"format_version": 1', '"format_version": 2'),
+        text.replace("0.05", "NaN", 1),
+        json.dumps(record | {"format": "other"}),
+        json.dumps(record | {"verdict": "great"}),
+        json.dumps(record | {"verdict": "pass"}),  # while rows are flagged
+        json.dumps(record | {"power": [{"kind": 3}]}),
+        json.dumps({k: v for k, v in record.items() if k != "identity"}),
+        json.dumps(
+            record | {"classes": ["only one"], "rows": {**record["rows"], "label": [5] * 200}}
+        ),
+    ]
+    for name in record["rows"]:
+        for value in ([], [None] * 199, ["x"] * 200, [1e400] * 200, [10**400] * 200, None, 3):
+            damaged.append(json.dumps(record | {"rows": record["rows"] | {name: value}}))
+    path = tmp_path / "damaged.json"
+    for content in damaged:
+        path.write_text(content)
+        with pytest.raises(AuditError, match=r"damaged\.json"):
+            AuditReport.from_json(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(AuditError, match="cannot be read"):
+        AuditReport.from_json(path)
+    with pytest.raises(AuditError, match="does not exist"):
+        AuditReport.from_json(tmp_path / "none.json")
+
+
+def html(report: AuditReport, tmp_path: Path, **kwargs: Any) -> str:
+    path = Path(tmp_path) / "audit.html"
+    report.to_html(path, **kwargs)
+    return path.read_text()
+
+
+def test_the_page_shows_verdict_pairs_power_and_limits_in_this_order(
+    failed: AuditReport, tmp_path: Path
+) -> None:
+    text = html(failed, tmp_path)
+    places = [
+        text.index(part)
+        for part in (
+            "Images too close to training images</h1>",
+            "20 of 200 images are too close",
+            "What was compared",
+            "The closest pairs",
+            "For scale: held-out real images",
+            "All distances",
+            "What this audit could have seen",
+            "noise, sigma 25",
+            "not a privacy guarantee",
+            "faiss-cpu",
+        )
+    ]
+    assert places == sorted(places)
+    assert text.count('alt="synthetic ') == 50
+    assert text.count("nearly equal pixels</b>") == 20
+
+
+def test_the_page_loads_nothing_and_runs_nothing(failed: AuditReport, tmp_path: Path) -> None:
+    text = html(failed, tmp_path)
+    assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_a_script_in_a_class_name_is_inert(
+    fresh: Tensor, train: Tensor, holdout: Tensor, tmp_path: Path
+) -> None:
+    name = "<script>alert(1)</script>"
+    report = quiet(Labelled(fresh, (name, "b")), Labelled(train, (name, "b")), holdout=holdout)
+    text = html(report, tmp_path)
+    assert name not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_a_report_from_elsewhere_cannot_bring_its_own_addresses(
+    failed: AuditReport, tmp_path: Path
+) -> None:
+    failed.to_json(tmp_path / "audit.json")
+    record = json.loads((tmp_path / "audit.json").read_text())
+    record["pairs"][0]["image"] = "https://example.org/tracker.png"
+    record["pairs"][1]["train_image"] = 'data:image/png;base64,AAAA" onerror="alert(1)'
+    (tmp_path / "audit.json").write_text(json.dumps(record))
+    text = html(AuditReport.from_json(tmp_path / "audit.json"), tmp_path)
+    assert "example.org" not in text
+    assert "onerror" not in text
+
+
+def test_a_redacted_report_holds_no_real_image(failed: AuditReport, tmp_path: Path) -> None:
+    real = {str(p["train_image"]) for p in (*failed.pairs, *failed.holdout_pairs)}
+    real |= {str(p["image"]) for p in failed.holdout_pairs}
+    text = html(failed, tmp_path, redact=True)
+    failed.to_json(tmp_path / "audit.json", redact=True)
+    text += (tmp_path / "audit.json").read_text()
+    real |= {str(p["image"]) for p in failed.pairs if p["tier"]}
+    assert not any(image in text for image in real)
+    assert any(str(p["image"]) in text for p in failed.pairs), "clear synthetic images stay"
+
+
+def test_reports_without_hold_out_classes_or_pairs_have_a_page_too(
+    fresh: Tensor, train: Tensor, tmp_path: Path
+) -> None:
+    text = html(quiet(fresh, train, max_pairs=0), tmp_path)
+    assert "Inconclusive" in text
+    assert "By class" not in text

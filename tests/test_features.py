@@ -1,0 +1,161 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synthaug import features
+
+
+def images(n: int = 6, c: int = 3, size: int = 8, seed: int = 0) -> Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.integers(0, 256, (n, c, size, size), np.uint8))
+
+
+@pytest.mark.parametrize("c", [1, 3])
+def test_the_distance_of_small_images_is_their_root_mean_square_difference(c: int) -> None:
+    a, b = images(2, c)
+    x, y = features.Pixel(16)(torch.stack([a, b]))
+    expected = (a.double() - b.double()).square().mean().sqrt()
+    assert np.linalg.norm(x - y) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_large_images_are_averaged_over_equal_areas() -> None:
+    pixels = images(1, 1, size=8)
+    small = features.Pixel(2)(pixels)[0] * 2  # four values, scaled by 1 / sqrt(4)
+    blocks = pixels[0, 0].double().reshape(2, 4, 2, 4).mean((1, 3)).flatten()
+    np.testing.assert_allclose(small, blocks, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("h", "w", "expected"), [(8, 8, 64), (32, 16, 128), (40, 3, 16)])
+def test_small_versions_keep_their_shape_and_are_never_enlarged(
+    h: int, w: int, expected: int
+) -> None:
+    pixels = torch.zeros(1, 1, h, w, dtype=torch.uint8)
+    assert features.Pixel(16)(pixels).shape == (1, expected)
+
+
+def test_standardized_distances_are_those_of_the_correlation_whatever_the_brightness() -> None:
+    a, b = images(2, 1)
+    dim = (a.float() * 0.5 + 20).round().to(torch.uint8)
+    x, y, z = features.Pixel(8, standardize=True)(torch.stack([a, b, dim]))
+    r = np.corrcoef(a.flatten().numpy(), b.flatten().numpy())[0, 1]
+    assert np.linalg.norm(x - y) == pytest.approx((2 - 2 * r) ** 0.5, rel=1e-5)
+    assert np.linalg.norm(x - z) < 0.01
+
+
+def test_an_image_of_one_colour_has_no_structure_and_no_nan() -> None:
+    pixels = torch.full((2, 3, 11, 7), 77, dtype=torch.uint8)
+    assert not features.Pixel(4, standardize=True)(pixels).any()
+
+
+def test_a_module_is_run_in_evaluation_mode_and_its_first_output_is_flattened() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.drop(x), x.sum()
+
+    extractor = features.TorchModule(Two())
+    pixels = images(4)
+    np.testing.assert_allclose(extractor(pixels), pixels.flatten(1).numpy() / 255, rtol=1e-6)
+    assert extractor.name == "Two"
+
+
+def test_grey_images_are_shown_to_a_network_in_three_channels() -> None:
+    pixels = images(2, 1)
+    assert features.TorchModule(nn.Identity())(pixels).shape == (2, 3 * 64)
+
+
+def test_preprocess_replaces_the_default() -> None:
+    extractor = features.TorchModule(nn.Identity(), preprocess=lambda x: x.float().mean((2, 3)))
+    pixels = images(2)
+    np.testing.assert_allclose(extractor(pixels), pixels.float().mean((2, 3)).numpy())
+
+
+def test_a_torchscript_file_gives_what_the_module_gave(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    path = tmp_path / "network.pt"
+    torch.jit.script(network).save(path)
+    extractor = features.TorchScript(path)
+    np.testing.assert_allclose(
+        extractor(images()), features.TorchModule(network)(images()), rtol=1e-5
+    )
+    assert extractor.name == "network.pt"
+    assert extractor.weights is not None
+    assert len(extractor.weights) == 64
+
+
+def test_a_missing_and_a_wrong_torchscript_file_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no\.pt does not exist"):
+        features.TorchScript(tmp_path / "no.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match="not a TorchScript file"):
+        features.TorchScript(tmp_path / "text.pt")
+
+
+def test_digests_change_with_any_weight_and_with_nothing_else() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    before = features.TorchModule(network).weights
+    assert features.TorchModule(network).weights == before
+    with torch.no_grad():
+        network.bias[1] += 1e-6
+    assert features.TorchModule(network).weights != before
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 100])
+def test_extraction_does_not_depend_on_the_batch_size(batch_size: int) -> None:
+    pixels = images(9)
+    np.testing.assert_array_equal(
+        features.extract(features.Pixel(4), pixels, batch_size=batch_size),
+        features.Pixel(4)(pixels),
+    )
+
+
+class Fixed:
+    """An extractor that returns what it is told to."""
+
+    name = "fixed"
+    dim = None
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __call__(self, pixels: Tensor) -> Any:
+        return self.make(len(pixels))
+
+
+def test_an_object_with_a_name_and_a_call_is_an_extractor() -> None:
+    assert isinstance(Fixed(lambda n: np.zeros((n, 2))), features.Extractor)
+    assert not isinstance(len, features.Extractor)
+    for shipped in (features.Pixel(), features.TorchModule(nn.Identity())):
+        assert isinstance(shipped, features.Extractor)
+
+
+def test_a_value_that_is_not_finite_is_traced_to_its_image() -> None:
+    count = iter(range(100))
+    extractor = Fixed(lambda n: np.array([[np.nan if next(count) == 7 else 0.0] for _ in range(n)]))
+    with pytest.raises(ValueError, match="fixed returned a value that is not finite for image 7"):
+        features.extract(extractor, images(9), batch_size=4)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"shape \(9,\) for 9 images"):
+        features.extract(Fixed(np.zeros), images(9))
+    with pytest.raises(TypeError, match=r"shape \(3, 2\) for 9 images"):
+        features.extract(Fixed(lambda n: np.zeros((3, 2))), images(9))
+    with pytest.raises(ValueError, match="length 4 and then of length 1"):
+        features.extract(Fixed(lambda n: np.zeros((n, n))), images(5), batch_size=4)
+    with pytest.raises(ValueError, match="no image"):
+        features.extract(features.Pixel(), images(0))
+    with pytest.raises(ValueError, match="`size` must be at least 1"):
+        features.Pixel(0)
+    with pytest.raises(TypeError, match="one row per image"):
+        features.TorchModule(nn.Flatten(0))(images(2))

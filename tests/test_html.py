@@ -1,0 +1,145 @@
+import base64
+import io
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from markupsafe import Markup
+from PIL import Image
+
+from synthaug._html import (
+    CONTENT_SECURITY_POLICY,
+    Line,
+    data_uri,
+    dot_chart,
+    histogram,
+    line_chart,
+    page,
+    ticks,
+)
+
+NASTY = '<script>alert("x")</script>'
+
+
+def drawing(chart: Markup) -> ET.Element:
+    """The SVG of a chart, parsed: fails if it is not well-formed."""
+    return ET.fromstring(str(chart)[str(chart).index("<svg") :])
+
+
+def paths(chart: Markup) -> list[str]:
+    return [p.attrib["d"] for p in drawing(chart).iter("path")]
+
+
+def points(path: str) -> list[tuple[float, ...]]:
+    return [tuple(map(float, p.split())) for p in path.strip("MZ").split("L")]
+
+
+def test_a_page_forbids_everything_but_its_own_images_and_styles() -> None:
+    text = page("title", Markup("<p>body</p>"))
+    assert f'content="{CONTENT_SECURITY_POLICY}"' in text
+    assert CONTENT_SECURITY_POLICY.startswith("default-src 'none'")
+    assert "<script" not in text
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_a_title_cannot_break_out_of_its_element() -> None:
+    assert NASTY not in page(NASTY, Markup("<p>body</p>"))
+
+
+def test_an_image_survives_its_data_address_without_loss() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    head, encoded = data_uri(Image.fromarray(pixels)).split(",")
+    assert head == "data:image/png;base64"
+    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        histogram({NASTY: [1, 2, 3], "b": [2, 2]}, x_label=NASTY, y_label=NASTY, marks={NASTY: 2}),
+        line_chart(
+            [Line(NASTY, [0, 1], [0, 1]), Line("b", [0], [2])], x_label=NASTY, y_label=NASTY
+        ),
+        dot_chart({NASTY: [1.0, 2.0], "b": [1.0]}, x_label=NASTY),
+    ],
+    ids=["histogram", "line_chart", "dot_chart"],
+)
+def test_charts_are_well_formed_and_escape_every_name(chart: Markup) -> None:
+    assert NASTY not in chart
+    assert 'alert("x")' in "".join(drawing(chart).itertext())
+
+
+def test_the_heights_of_a_histogram_are_shares_of_each_series() -> None:
+    chart = histogram({"a": [0, 0, 0, 1], "b": [0] * 50 + [1] * 50}, x_label="x", bins=2)
+    a, b = (points(p) for p in paths(chart)[1::2])  # every series: an area, then an outline
+    base = a[0][1]
+    height = {name: base - min(y for _, y in p) for name, p in (("a", a), ("b", b))}
+    assert height["b"] / height["a"] == pytest.approx(0.5 / 0.75, rel=0.01)
+
+
+def test_a_line_goes_through_its_points_in_proportion() -> None:
+    (path,) = paths(line_chart([Line("a", [0, 1, 4], [0, 10, 40])], x_label="x", y_label="y"))
+    (x0, y0), (x1, y1), (x2, y2) = points(path)
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(0.25, abs=0.01)
+    assert (y1 - y0) / (y2 - y0) == pytest.approx(0.25, abs=0.01)
+    assert y2 < y0, "larger values are drawn higher"
+
+
+def test_a_step_keeps_its_value_until_the_next_point() -> None:
+    (path,) = paths(line_chart([Line("a", [0, 1], [0, 1])], x_label="x", y_label="y", step=True))
+    (x0, y0), (x1, y1), (x2, y2) = points(path)
+    assert x0 < x1 == x2
+    assert y0 == y1 > y2
+
+
+def test_a_band_surrounds_its_line() -> None:
+    line = Line("a", [0, 1, 2], [1, 2, 3], low=[0, 1, 2], high=[2, 3, 4])
+    band, path = paths(line_chart([line], x_label="x", y_label="y"))
+    outline, middle = points(band), points(path)
+    for i, (x, y) in enumerate(middle):
+        below, above = outline[i], outline[-1 - i]
+        assert below[0] == above[0] == x
+        assert above[1] < y < below[1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (-3, 7), (0.001, 0.0042), (1e6, 1.5e6), (5, 5.1)]
+)
+def test_ticks_are_round_evenly_spaced_and_inside(low: float, high: float) -> None:
+    places = ticks(low, high)
+    steps = np.diff(places)
+    assert 3 <= len(places) <= 12
+    assert low - 1e-9 <= places[0]
+    assert places[-1] <= high + 1e-9
+    np.testing.assert_allclose(steps, steps[0])
+    mantissa = steps[0] / 10 ** np.floor(np.log10(steps[0]) + 1e-9)
+    assert min(abs(mantissa - m) for m in (1, 2, 5, 10)) < 1e-6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_cannot_be_drawn_are_refused_by_name(value: float) -> None:
+    with pytest.raises(ValueError, match="'mine' holds a value that is not finite"):
+        histogram({"mine": [1, value]}, x_label="x")
+    with pytest.raises(ValueError, match="'mine' holds a value that is not finite"):
+        line_chart([Line("mine", [0, 1], [1, value])], x_label="x", y_label="y")
+
+
+def test_charts_without_data_are_refused() -> None:
+    with pytest.raises(ValueError, match="no series"):
+        histogram({}, x_label="x")
+    with pytest.raises(ValueError, match="'mine' is empty"):
+        dot_chart({"mine": []}, x_label="x")
+    with pytest.raises(ValueError, match="at most 6"):
+        histogram({str(i): [1] for i in range(7)}, x_label="x")
+    with pytest.raises(ValueError, match="equal length"):
+        line_chart([Line("mine", [0, 1], [1])], x_label="x", y_label="y")
+    with pytest.raises(ValueError, match="same name"):
+        line_chart([Line("a", [0], [1]), Line("a", [0], [1])], x_label="x", y_label="y")
+
+
+def test_equal_values_still_make_a_chart() -> None:
+    drawing(histogram({"a": [2, 2, 2]}, x_label="x"))
+    drawing(line_chart([Line("a", [1], [1])], x_label="x", y_label="y"))
+    drawing(dot_chart({"a": [3.0]}, x_label="x"))
