@@ -1,8 +1,8 @@
 """One trainer, on accelerate: EMA, bfloat16, checkpoints, exact resume, progress.
 
-What to optimise is a function `loss(module, indices)`. All randomness of step `i` comes from torch's
-global generator, which is seeded anew from (seed, i, rank) at each step, so a run that was killed and
-resumed equals one that was not.
+What to optimise is a function `loss(module, indices)`. All randomness of step `i` comes from
+torch's global generator, which is seeded anew from (seed, i, rank) at each step, so a run that was
+killed and resumed equals one that was not.
 """
 
 import json
@@ -30,7 +30,8 @@ from synthaug._types import Indices
 logger = logging.getLogger("synthaug")
 
 Loss = Callable[[nn.Module, Indices], Tensor]
-"""`loss(module, indices)`: the mean loss of the training examples `indices`, a scalar."""
+"""`loss(module, indices)`: the mean loss of the training examples `indices`, a scalar. With
+precision bfloat16 it runs under autocast, so it should end in float32: `prediction.float()`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,10 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are scaled down to it."""
     ema_decay: float = 0.9995
-    """Decay of the moving average of the weights; step n uses min(decay, (1 + n) / (10 + n))."""
+    """Decay of the moving average of the weights. Step n, counted from 0, uses
+    min(decay, (1 + n) / (10 + n)); the first one copies the weights."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the network under autocast; weights and optimiser stay in float32."""
+    """bfloat16 runs the loss under autocast; weights and optimiser stay in float32."""
     compile: bool = False
     """Compile the network: slow first step, then about twice as fast on a CPU."""
     seed: int = 0
@@ -62,21 +64,25 @@ class TrainingConfig:
     checkpoint_seconds: float = 120.0
     """Seconds between checkpoints."""
     device: str | None = None
-    """"cpu", "cuda" ...; `None` takes a GPU if there is one."""
+    """"cpu", "cuda", "cuda:1" ...; `None` takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "checkpoint_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"`precision` must be float32 or bfloat16, got {self.precision!r}.")
 
     def digest(self, extra: Any) -> str:
-        """Identifies a run: everything that changes its result, but not how long or where it runs."""
+        """Identifies a run: all that changes its result, but not how long or where it runs."""
         free = ("steps", "decay_steps", "checkpoint_seconds", "device", "compile")
         kept = {k: v for k, v in asdict(self).items() if k not in free}
         return settings_digest({"config": kept, "extra": extra})
@@ -96,7 +102,9 @@ class TrainingResult:
     step: int
     """Optimiser steps taken in all."""
     loss_curve: list[tuple[int, float]] = field(default_factory=list)
-    """(step, mean loss since the point before)."""
+    """(step, mean loss since the point before); of rank 0's share of the batches."""
+    recent: list[float] = field(default_factory=list)
+    """Losses of the steps since the last point."""
     examples_per_second: float = 0.0
     """Measured over this run, checkpoints included."""
 
@@ -144,18 +152,22 @@ def train(
         progress: Show a bar with rate and time left.
 
     Raises:
+        ValueError: If there is nothing to train on, or no such device.
         DivergedError: If the loss or a weight is not finite. The last checkpoint stays.
-        CheckpointError: If the directory holds a checkpoint of another run.
+        CheckpointError: If the directory holds a checkpoint of another run, or a damaged one.
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
     from tqdm.auto import tqdm
 
+    if num_examples < 1:
+        raise ValueError(f"`num_examples` must be at least 1, got {num_examples}.")
     output_dir = Path(output_dir)
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision="bf16" if config.precision == "bfloat16" else "no",
-    )
+    # Accelerate remembers device and precision for the life of the process, and would refuse a
+    # second run with others. So it only learns of a CPU where it chooses how the ranks talk.
+    parallel = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    accelerator = Accelerator(cpu=parallel and config.device == "cpu", device_placement=False)
+    device = _device(config.device, accelerator.device, parallel=parallel)
     main = accelerator.is_main_process
     if config.batch_size % accelerator.num_processes:
         raise ValueError(
@@ -166,14 +178,15 @@ def train(
     rank = accelerator.process_index
 
     module.train()
-    module.to(accelerator.device)
+    module.to(device)
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     ema = EMAModel(module.parameters(), decay=config.ema_decay)
     result = TrainingResult(step=0)
     digest = config.digest(identity)
-    _resume(output_dir, module, optimizer, ema, result, digest)
+    with accelerator.main_process_first():  # it may have a kill in the middle of a swap to repair
+        _resume(output_dir, module, optimizer, ema, result, digest)
     if main:
         output_dir.mkdir(parents=True, exist_ok=True)
         logger.info(
@@ -199,84 +212,129 @@ def train(
                 ema.restore(module.parameters())
         accelerator.wait_for_everyone()
 
-    bar = tqdm(
+    first_step, started = result.step, time.monotonic()
+    saved_at = started
+    log_every = max(1, config.steps // 200)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    losses: list[Tensor] = []  # of the last steps, still on the device
+    with tqdm(
         total=config.steps,
         initial=result.step,
         desc="train",
         unit="step",
         disable=not (main and progress),
         smoothing=0.05,
-    )
-    first_step, started = result.step, time.monotonic()
-    saved_at, saved_step = started, result.step
-    recent: list[Tensor] = []
-    log_every = max(1, config.steps // 200)
-    for step in range(result.step, config.steps):
-        rate = config.learning_rate_at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        indices = batch_indices(config.seed, step, config.batch_size, num_examples)
-        torch.manual_seed(int(counter_rng(config.seed, 2, step, rank).integers(2**63)))
-        value = loss(runner, indices[rank * local : (rank + 1) * local])
-        accelerator.backward(value)
-        accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.step(module.parameters())
-        recent.append(value.detach())
-        result.step = step + 1
-        bar.update()
-        if (step + 1) % log_every == 0 or step + 1 == config.steps:
-            mean = float(torch.stack(recent).mean())
-            recent.clear()
-            if not math.isfinite(mean):
-                bar.close()
-                raise DivergedError(
-                    f"The loss became {mean} by step {step + 1}. The last checkpoint, of step "
-                    f"{saved_step}, is intact in {output_dir}. Lower `learning_rate` (now "
-                    f"{config.learning_rate}) or use precision float32, and run again."
-                )
-            result.loss_curve.append((step + 1, mean))
-            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            if main:
-                with open(output_dir / "train.jsonl", "a") as log:
-                    line = {"step": step + 1, "loss": mean, "learning_rate": rate}
-                    log.write(json.dumps({**line, "seconds": time.monotonic() - started}) + "\n")
-        # Rank 0's clock decides, or the ranks would disagree about when to wait for each other.
-        due = time.monotonic() - saved_at >= config.checkpoint_seconds
-        if accelerator.num_processes > 1:
-            due = bool(accelerator.gather(torch.tensor([due], device=accelerator.device))[0])
-        if due and step + 1 < config.steps:
-            _check_weights(module, output_dir, saved_step)
-            checkpoint()
-            saved_at, saved_step = time.monotonic(), step + 1
-    bar.close()
+    ) as bar:
+        for step in range(result.step, config.steps):
+            rate = config.learning_rate_at(step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            indices = batch_indices(config.seed, step, config.batch_size, num_examples)
+            torch.manual_seed(int(counter_rng(config.seed, 2, step, rank).integers(2**63)))
+            with autocast:
+                value = loss(runner, indices[rank * local : (rank + 1) * local])
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.step(module.parameters())
+            losses.append(value.detach().float())
+            result.step = step + 1
+            bar.update()
+            # Rank 0's clock decides, or the ranks would disagree about when to wait for each other.
+            due = time.monotonic() - saved_at >= config.checkpoint_seconds
+            if accelerator.num_processes > 1:
+                due = bool(accelerator.gather(torch.tensor([due], device=device))[0])
+            due = due or result.step == config.steps
+            point = result.step % log_every == 0 or result.step == config.steps
+            if due or point:
+                result.recent.extend(torch.stack(losses).tolist())
+                losses.clear()
+                _check_losses(result, output_dir, config)
+            if point:
+                mean = math.fsum(result.recent) / len(result.recent)
+                result.recent.clear()
+                result.loss_curve.append((result.step, mean))
+                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                if main:
+                    line = {"step": result.step, "loss": mean, "learning_rate": rate}
+                    with open(output_dir / "train.jsonl", "a") as log:
+                        seconds = time.monotonic() - started
+                        log.write(json.dumps({**line, "seconds": seconds}) + "\n")
+            if due:
+                _check_weights(module, output_dir)
+                checkpoint()
+                saved_at = time.monotonic()
     taken = result.step - first_step
     if taken:
         result.examples_per_second = taken * config.batch_size / (time.monotonic() - started)
-        _check_weights(module, output_dir, saved_step)
-        checkpoint()
     ema.copy_to(module.parameters())
     module.eval()
     return result
 
 
-def _check_weights(module: nn.Module, output_dir: Path, saved_step: int) -> None:
+def _device(name: str | None, default: torch.device, *, parallel: bool) -> torch.device:
+    """The device to train on; `default` is what accelerate found."""
+    if name is None:
+        return default
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch asserts that CUDA is compiled in
+        raise ValueError(
+            f"`device` is {name!r}, which torch cannot use here. Leave it out to take a GPU if "
+            "there is one, or use 'cpu'."
+        ) from None
+    if not parallel:
+        return device
+    if device.type != default.type:
+        raise ValueError(
+            f"`device` is {name!r}, but this process was launched for {default}. Leave it out."
+        )
+    return default
+
+
+def _check_losses(result: TrainingResult, output_dir: Path, config: TrainingConfig) -> None:
+    for step, value in enumerate(result.recent, result.step - len(result.recent) + 1):
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"The loss of step {step} is {value}. {_last_checkpoint(output_dir)} "
+                f"Lower `learning_rate` (now {config.learning_rate}) or use precision float32, and "
+                "run again."
+            )
+
+
+def _last_checkpoint(output_dir: Path) -> str:
+    path = output_dir / "checkpoint" / "state.json"
+    if not path.exists():
+        return "No checkpoint had been written yet."
+    step = json.loads(path.read_text())["step"]
+    return f"The last checkpoint, of step {step}, is intact in {output_dir}."
+
+
+def _check_weights(module: nn.Module, output_dir: Path) -> None:
     for name, weight in module.named_parameters():
         if not torch.isfinite(weight).all():
             raise DivergedError(
-                f"The weight {name} is no longer finite. The last checkpoint, of step {saved_step}, "
-                f"is intact in {output_dir}. Lower `learning_rate` and run again."
+                f"The weight {name} is no longer finite. {_last_checkpoint(output_dir)} Lower "
+                "`learning_rate` and run again."
             )
 
 
 def _save(
-    output_dir: Path, module: nn.Module, optimizer: Any, ema: Any, result: TrainingResult, digest: str
+    output_dir: Path,
+    module: nn.Module,
+    optimizer: Any,
+    ema: Any,
+    result: TrainingResult,
+    digest: str,
 ) -> None:
     """Writes the checkpoint beside the old one, then swaps: a kill leaves one of the two whole."""
     from safetensors.torch import save_file
 
-    new, old, final = (output_dir / name for name in (".checkpoint-new", ".checkpoint-old", "checkpoint"))
+    new, old, final = (
+        output_dir / name for name in (".checkpoint-new", ".checkpoint-old", "checkpoint")
+    )
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
@@ -289,6 +347,7 @@ def _save(
         "step": result.step,
         "ema_step": ema.optimization_step,
         "loss_curve": result.loss_curve,
+        "recent": result.recent,
     }
     (new / "state.json").write_text(canonical_json(state))
     for path in new.iterdir():
@@ -302,9 +361,17 @@ def _save(
 
 
 def _resume(
-    output_dir: Path, module: nn.Module, optimizer: Any, ema: Any, result: TrainingResult, digest: str
+    output_dir: Path,
+    module: nn.Module,
+    optimizer: Any,
+    ema: Any,
+    result: TrainingResult,
+    digest: str,
 ) -> None:
     """Loads the last whole checkpoint, if there is one."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     final, old = output_dir / "checkpoint", output_dir / ".checkpoint-old"
@@ -322,13 +389,22 @@ def _resume(
         module.load_state_dict(load_file(str(final / "model.safetensors")))
         average = load_file(str(final / "ema.safetensors"))
         optimizer.load_state_dict(torch.load(final / "optimizer.pt", weights_only=True))
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        for shadow, name in zip(ema.shadow_params, sorted(average), strict=True):
+            shadow.data.copy_(average[name])
+        ema.optimization_step = state["ema_step"]
+        result.step = state["step"]
+        result.loss_curve = [(int(s), float(v)) for s, v in state["loss_curve"]]
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
         raise CheckpointError(
             f"{final} cannot be read ({error}). Delete it to start over."
         ) from error
-    for shadow, name in zip(ema.shadow_params, sorted(average), strict=True):
-        shadow.data.copy_(average[name])
-    ema.optimization_step = state["ema_step"]
-    result.step = state["step"]
-    result.loss_curve = [(int(s), float(v)) for s, v in state["loss_curve"]]
+    result.recent = [float(v) for v in state.get("recent", [])]
     logger.info("resuming %s at step %d", output_dir, result.step)
