@@ -1,9 +1,9 @@
 """One noise stream per row, so that neither batching, order nor resumption changes a row's noise.
 
 Streams are CPU `torch.Generator`s, which every diffusers scheduler accepts as a list. A plain
-`torch.Generator().manual_seed(seed)` keeps only the low 32 bits of `seed`, so among 100,000 rows two
-would share all their noise more likely than not. We therefore key the same Mersenne twister with
-all 64 bits (`init_by_array` of Matsumoto and Nishimura, through numpy).
+`torch.Generator().manual_seed(seed)` keeps only the low 32 bits of `seed`, so among 100,000 rows
+two would share all their noise more likely than not. We therefore key the same Mersenne twister
+with all 64 bits (`init_by_array` of Matsumoto and Nishimura, through numpy).
 """
 
 from collections.abc import Iterable, Sequence

@@ -45,7 +45,7 @@ def to_pil(pixels: Tensor) -> Image.Image:
 
 
 def grid(pixels: Pixels, *, columns: int, scale: int = 1, padding: int = 2) -> Image.Image:
-    """Lays images out row by row on a white sheet, each enlarged `scale` times without smoothing."""
+    """Lays images out row by row on a white sheet, each enlarged `scale` times, not smoothed."""
     if len(pixels) == 0:
         raise ValueError("`pixels` holds no image to lay out.")
     n, c, h, w = pixels.shape

@@ -7,6 +7,7 @@ estimable, and auditable (the provenance of an image is its row).
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,12 +70,15 @@ def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labe
     The total is `round(ratio * len(labels))`; classes get theirs by largest remainder, so each is
     within one image of its exact share.
     """
-    if not ratio > 0:
-        raise ValueError(f"`ratio` must be positive, got {ratio}.")
-    counts = np.bincount(np.asarray(labels, np.int64), minlength=num_classes)
-    exact = counts * ratio
+    if not (ratio > 0 and math.isfinite(ratio)):
+        raise ValueError(f"`ratio` must be positive and finite, got {ratio}.")
+    found = np.asarray(labels, np.int64)
+    outside = found[(found < 0) | (found >= num_classes)]
+    if len(outside):
+        raise ValueError(f"`labels` holds {outside[0]}, but there are {num_classes} classes.")
+    exact = np.bincount(found, minlength=num_classes) * ratio
     quota = np.floor(exact).astype(np.int64)
-    missing = round(float(exact.sum())) - int(quota.sum())
+    missing = round(ratio * len(found)) - int(quota.sum())
     quota[np.argsort(quota - exact, kind="stable")[:missing]] += 1
     return quota
 
@@ -88,7 +92,9 @@ def given_quota(counts: Mapping[str, int], classes: Sequence[str]) -> Labels:
         )
     negative = sorted(name for name, n in counts.items() if n < 0)
     if negative:
-        raise ValueError(f"`counts` must not be negative, got {counts[negative[0]]} for {negative[0]!r}.")
+        raise ValueError(
+            f"`counts` must not be negative, got {counts[negative[0]]} for {negative[0]!r}."
+        )
     return np.array([counts.get(name, 0) for name in classes], np.int64)
 
 
@@ -118,11 +124,11 @@ class Plan:
     """A table with one row per synthetic image.
 
         plan = synthesizer.plan(per_class=100, seed=0)            # the usual way
-        plan = Plan.build(quota, classes=names, settings={}, seed=0)   # for a synthesizer of your own
+        plan = Plan.build(quota, classes=names, settings={}, seed=0)   # for one of your own
         plan[:1000], plan[mask]                                   # a slice is a plan
         plan["label"], plan.row(3)                                # a column; a row as a dict
 
-    Two plans are equal if their digests are.
+    Plans are compared by their `digest`.
     """
 
     columns: Mapping[str, NDArray[Any]]
@@ -143,7 +149,8 @@ class Plan:
             column = np.asarray(self.columns[name])
             if column.ndim != 1 or len(column) != len(self.columns["label"]):
                 raise ValueError(
-                    f"Column {name!r} has shape {column.shape}, expected ({len(self.columns['label'])},)."
+                    f"Column {name!r} has shape {column.shape}, expected "
+                    f"({len(self.columns['label'])},)."
                 )
             default = np.float64 if column.dtype.kind == "f" else np.int64
             column = column.astype(_DTYPES.get(name, default), copy=True)
@@ -151,12 +158,16 @@ class Plan:
                 raise ValueError(f"Column {name!r} holds a value that is not finite.")
             column.setflags(write=False)
             columns[name] = column
+        names = tuple(self.classes)
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"`classes` holds {twice!r} more than once.")
         label = columns["label"]
-        if len(label) and not (0 <= label.min() and label.max() < len(self.classes)):
+        if len(label) and (label.min() < 0 or label.max() >= len(names)):
             bad = label.max() if label.max() >= len(self.classes) else label.min()
             raise ValueError(f"Label {bad} is not one of the {len(self.classes)} classes.")
         object.__setattr__(self, "columns", columns)
-        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "classes", names)
         object.__setattr__(self, "settings", json.loads(canonical_json(self.settings)))
 
     @classmethod
@@ -181,16 +192,19 @@ class Plan:
             sources: Per class the indices of the real images to start from, used in turn until the
                 quota is filled; `None` starts every row from noise.
             source_keys: Content digest of every real image, uint64, indexed by source.
-            parameters: Further columns. A single value is used in every row; of a sequence the
-                values are used in turn, so that each class (and each source) sees all of them.
+            parameters: Further columns. A single value is used in every row. The values of a
+                sequence are used in turn: within each class, or with sources within the rows of
+                each source, the first rows of neighbouring sources beginning with different values.
 
         Raises:
-            ValueError: For an empty plan, a quota of the wrong length, or a class with a quota but
-                no source.
+            ValueError: For an empty plan, a quota of the wrong length, a class with a quota but no
+                source, or a parameter without values.
         """
         quota = np.asarray(quota, np.int64)
         if quota.shape != (len(classes),):
             raise ValueError(f"`quota` has shape {quota.shape}, expected ({len(classes)},).")
+        if (quota < 0).any():
+            raise ValueError(f"`quota` must not be negative, got {quota.min()}.")
         if quota.sum() < 1:
             raise ValueError("The plan is empty: every class has a quota of 0.")
         if (sources is None) != (source_keys is None):
@@ -199,7 +213,7 @@ class Plan:
         within = np.concatenate([np.arange(n) for n in quota])  # position within the class
         source = np.full(len(label), -1, np.int64)
         source_key = np.zeros(len(label), np.uint64)
-        turn = within
+        turn = within.copy()
         if sources is not None:
             keys = np.asarray(source_keys, np.uint64)
             for c, n in enumerate(quota):
@@ -209,14 +223,20 @@ class Plan:
                         f"Class {classes[c]!r} has a quota of {n} but no real image to start from."
                     )
                 if n:
-                    source[label == c] = pool[np.arange(n) % len(pool)]
-                    turn[label == c] = np.arange(n) // len(pool)
+                    lap, place = np.divmod(np.arange(n), len(pool))
+                    source[label == c] = pool[place]
+                    # Shifted by the place, or a quota below the pool's size would see one value.
+                    turn[label == c] = lap + place
             source_key = keys[source]
         columns: dict[str, Any] = {"label": label, "source": source, "source_key": source_key}
         for name, value in (parameters or {}).items():
             if name in REQUIRED:
-                raise ValueError(f"Parameter {name!r} has the name of a column that every plan has.")
+                raise ValueError(
+                    f"Parameter {name!r} has the name of a column that every plan has."
+                )
             values = np.atleast_1d(np.asarray(value))
+            if values.ndim != 1 or not len(values):
+                raise ValueError(f"Parameter {name!r} must be a number or a list, got {value!r}.")
             columns[name] = values[turn % len(values)]
         columns["variant"], columns["seed"] = _variants_and_seeds(columns, classes, settings, seed)
         return cls(columns=columns, classes=tuple(classes), settings=settings)
@@ -228,7 +248,9 @@ class Plan:
         if isinstance(rows, str):
             return self.columns[rows]
         if isinstance(rows, int | np.integer):
-            raise TypeError("A plan is indexed by a slice, indices, a mask or a column name; see `row`.")
+            raise TypeError(
+                "A plan is indexed by a slice, indices, a mask or a column name; see `row`."
+            )
         columns = {name: column[rows] for name, column in self.columns.items()}
         return Plan(columns=columns, classes=self.classes, settings=self.settings)
 
@@ -284,7 +306,10 @@ class Plan:
 
 
 def _variants_and_seeds(
-    columns: Mapping[str, NDArray[Any]], classes: Sequence[str], settings: Mapping[str, Any], seed: int
+    columns: Mapping[str, NDArray[Any]],
+    classes: Sequence[str],
+    settings: Mapping[str, Any],
+    seed: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Numbers the rows of each source (or class), and hashes each row's seed.
 
