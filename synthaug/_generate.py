@@ -1,10 +1,11 @@
 """Fills a cache: plan x synthesizer -> images.
 
-The cache holds the plan and the state of every row, so it is also the record of what is left to do: a
-job that was killed is simply run again.
+The cache holds the plan and the state of every row, so it is also the record of what is left to do:
+a job that was killed is simply run again.
 """
 
 import logging
+import os
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +36,7 @@ class Synthesizer(Protocol):
 def generate(
     synthesizer: Synthesizer,
     plan: Plan,
-    path: str,
+    path: str | os.PathLike[str],
     *,
     batch_size: int = 64,
     source: Any = None,
@@ -44,9 +45,9 @@ def generate(
 ) -> SynthCache:
     """Draws every row of `plan` that is not yet in the cache at `path`.
 
-    The file is laid out whole before the first image is drawn, so a full disk is met at once. Rows
-    are stored as they are drawn; killed at any time and run again, the job continues, and its result
-    equals that of an uninterrupted run. Rows whose bytes were damaged in the meantime are drawn anew.
+    The file is laid out whole before the first image is stored, so a full disk is met at once. Rows
+    are stored as they are drawn; killed at any time and run again, the job continues, and its
+    result equals that of an uninterrupted run. Rows that were damaged meanwhile are drawn anew.
 
     Args:
         synthesizer: Has `draw(rows)` and `recipe()`.
@@ -61,8 +62,8 @@ def generate(
         The cache, with every row done (or withdrawn earlier).
 
     Raises:
-        ValueError: If the plan is empty or was made with other settings, or `draw` returns something
-            that is not images in [-1, 1].
+        ValueError: If the plan is empty or was made with other settings or classes, or `draw`
+            returns something that is not images in [-1, 1].
         CacheMismatchError: If the file belongs to another plan or recipe; it is left untouched.
         CacheError: If the disk cannot hold the file.
         DivergedError: If an image is not finite. Rows already done stay.
@@ -75,7 +76,15 @@ def generate(
         raise ValueError("`plan` has no rows.")
     recipe = synthesizer.recipe()
     _check_settings(plan, recipe)
+    classes = tuple(getattr(synthesizer, "classes", ()))
+    if classes and classes != plan.classes:
+        raise ValueError(
+            f"The plan is about the classes {', '.join(plan.classes)}; the synthesizer knows "
+            f"{', '.join(classes)}. Make the plan with the synthesizer that draws it."
+        )
     shape = getattr(synthesizer, "image_shape", None)
+    if shape is None and os.path.exists(path):
+        shape = SynthCache(path).image_shape
     if shape is None:  # a user's synthesizer need not say: its first image does
         shape = tuple(_draw(synthesizer, plan[:1], None).shape[1:])
     manifest: dict[str, Any] = {"recipe": recipe}
@@ -122,8 +131,8 @@ def _check_settings(plan: Plan, recipe: dict[str, Any]) -> None:
     if different:
         name = different[0]
         raise ValueError(
-            f"The plan was made with other settings: {name} was {planned.get(name, 'not set')} and is "
-            f"now {given.get(name, 'not set')}. Make the plan with the synthesizer that draws it."
+            f"The plan was made with other settings: {name} was {planned.get(name, 'not set')} and "
+            f"is now {given.get(name, 'not set')}. Make the plan with this synthesizer."
         )
 
 
@@ -141,9 +150,9 @@ def _draw(synthesizer: Synthesizer, rows: Plan, shape: tuple[int, ...] | None) -
     finite = torch.isfinite(images).flatten(1).all(1)
     if not finite.all():
         raise DivergedError(
-            f"{name}.draw returned {int((~finite).sum())} of {len(rows)} images that are not finite; "
-            f"the first is of row {rows.row(int((~finite).nonzero()[0, 0]))}. Rows drawn before are "
-            "kept. Use dtype float32, or a lower guidance scale."
+            f"{name}.draw returned {int((~finite).sum())} of {len(rows)} images that are not "
+            f"finite; the first is of row {rows.row(int((~finite).nonzero()[0, 0]))}. Rows drawn "
+            "before are kept. Use dtype float32, or a lower guidance scale."
         )
     largest = float(images.abs().max())
     if largest > 2:

@@ -124,7 +124,8 @@ class AbstractSynthesizer(abc.ABC):
         """Images per class, int64 (num_classes,), from exactly one of the three ways to say it."""
         if not self.classes:
             raise ValueError(
-                f"{type(self).__name__} does not name its classes; set `classes`, or use `Plan.build`."
+                f"{type(self).__name__} does not name its classes; set `classes`, or use "
+                "`Plan.build`."
             )
         given = [
             name
@@ -133,7 +134,8 @@ class AbstractSynthesizer(abc.ABC):
         ]
         if len(given) != 1:
             raise ValueError(
-                f"Give exactly one of `per_class`, `ratio` and `counts`; got {' and '.join(given) or 'none'}."
+                "Give exactly one of `per_class`, `ratio` and `counts`; got "
+                f"{' and '.join(given) or 'none'}."
             )
         if per_class is not None:
             return balanced_quota(len(self.classes), per_class=per_class)

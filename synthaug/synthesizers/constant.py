@@ -51,7 +51,16 @@ class Constant(AbstractSynthesizer):
         return c, h, w
 
     def draw(self, rows: Plan) -> Images:
-        """The class's images in turn, float32 (n, C, H, W) in [-1, 1]."""
+        """The class's images in turn, float32 (n, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: If the plan is about other classes.
+        """
+        if rows.classes != self.classes:
+            raise ValueError(
+                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
+                f"{', '.join(self.classes)}."
+            )
         chosen = [
             self._by_class[label][variant % len(self._by_class[label])]
             for label, variant in zip(rows["label"], rows["variant"], strict=True)
