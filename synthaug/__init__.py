@@ -75,7 +75,7 @@ _HOME = {
 }
 _NAMESPACES = ("denoisers", "features", "samplers", "synthesizers", "transforms")
 
-__all__ = sorted([*_HOME, *_NAMESPACES])  # noqa: PLE0605
+__all__ = sorted([*_HOME, *_NAMESPACES])
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The command line: parse, call one public function, print.
 
 Exit codes: 0 done (an audit passed), 1 an audit found copies, 2 wrong arguments or input that does
-not fit, 3 an audit is inconclusive, 4 a file is missing, unreadable or damaged.
+not fit, 3 an audit is inconclusive, 4 a file is missing, damaged, or cannot be read or written.
 """
 
 import inspect
@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from synthaug._errors import (
-    AuditError,
-    CacheCorruptError,
-    CacheFormatError,
-    CheckpointError,
-    DataError,
+    CacheMismatchError,
+    CachePendingError,
+    DivergedError,
     SynthaugError,
 )
 
-UNREADABLE = (AuditError, CacheCorruptError, CacheFormatError, CheckpointError, DataError)
+DOES_NOT_FIT = (ValueError, ImportError, CacheMismatchError, CachePendingError, DivergedError)
+"""Errors that mean exit code 2; the others that we expect mean 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +87,9 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
     if options.source is not None:
         source = load_dataset(options.source, classes=synthesizer.classes)
     row: dict[str, Any] = {}
-    if options.guidance_scale:
+    if options.guidance_scale is not None:
         row["guidance_scale"] = options.guidance_scale
-    if options.strength:
+    if options.strength is not None:
         if source is None:
             raise ValueError("`--strength` needs `--source`, the real images to start from.")
         synthesizer = synthesizer.with_sources(source)
@@ -235,7 +234,7 @@ def generate(checkpoint: str, out: str, options: PlanOptions, *, batch_size: int
 
     Args:
         checkpoint: Directory in diffusers layout, trained by us or not.
-        out: The cache, an HDF5 file.
+        out: The cache, an HDF5 file. Samples of it are shown in a picture of that name with .png.
         options: What to draw.
         batch_size: Images per batch; does not change them.
     """
@@ -244,14 +243,15 @@ def generate(checkpoint: str, out: str, options: PlanOptions, *, batch_size: int
 
     synthesizer, rows, source = _prepare(checkpoint, options)
     cache = fill(synthesizer, rows, out, batch_size=batch_size, source=source)
-    shown = [
-        i for c in range(min(10, len(rows.classes))) for i in (rows["label"] == c).nonzero()[0][:8]
-    ]
-    picture = Path(out).with_suffix(".png")
-    scale = max(1, 32 // cache.image_shape[-1])
-    grid(cache.read(shown), columns=8, scale=scale).save(picture)
     print(cache)
-    print(f"Samples: {picture}")
+    done = cache.done.nonzero()[0]
+    labels = cache.labels[done]
+    shown = [i for label in sorted(set(labels))[:10] for i in done[labels == label][:8]]
+    if shown:  # not if all were withdrawn
+        picture = Path(out).with_suffix(".png")
+        scale = max(1, 32 // cache.image_shape[-1])
+        grid(cache.read(shown), columns=8, scale=scale).save(picture)
+        print(f"Samples: {picture}")
 
 
 def audit(
@@ -422,7 +422,7 @@ def verify(cache: str) -> int:
     return 0
 
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": train,
     "plan": plan,
@@ -430,7 +430,7 @@ COMMANDS = {
     "audit": audit,
     "evaluate": evaluate,
 }
-CACHE_COMMANDS = {"info": info, "verify": verify}
+CACHE_COMMANDS: dict[str, Any] = {"info": info, "verify": verify}
 
 
 def build_parser() -> Any:
@@ -452,7 +452,7 @@ def build_parser() -> Any:
         parameters = inspect.signature(function).parameters.values()
         switches = [p.name for p in parameters if isinstance(p.default, bool)]
         has_plan = "options" in function.__annotations__
-        skip = {*switches, "options"} if has_plan else set(switches)
+        skip: set[str | int] = {*switches, "options"} if has_plan else {*switches}
         parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip)
         if has_plan:
             parser.add_class_arguments(PlanOptions, as_group=False)
@@ -520,7 +520,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"synthaug: error: {error}", file=sys.stderr)
         print("(Set SYNTHAUG_TRACEBACK=1 to see where.)", file=sys.stderr)
-        sys.exit(4 if isinstance(error, UNREADABLE) else 2)
+        sys.exit(2 if isinstance(error, DOES_NOT_FIT) else 4)
     except KeyboardInterrupt:
         print("synthaug: stopped. What was done is kept; run again to go on.", file=sys.stderr)
         sys.exit(130)
