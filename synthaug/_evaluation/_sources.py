@@ -265,7 +265,7 @@ def _transforms(dataset: Any) -> list[str]:
 def _synthetic_rows(dataset: Any, indices: Indices) -> Indices:
     """What tells the synthetic images among some items apart, -1 for the real ones.
 
-    A mixture says it itself, for its epoch. Of the others a cache is synthetic: it alone has a plan.
+    A mixture says it itself, for its epoch. Of others, a cache is synthetic: it alone has a plan.
     """
     if hasattr(dataset, "synthetic_rows"):
         rows: Indices = dataset.synthetic_rows(indices)
