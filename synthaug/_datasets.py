@@ -1,0 +1,563 @@
+"""Real and synthetic images in one data set.
+
+Which image index `i` gives is a pure function of (seed, epoch, i): the choices of a whole epoch are
+drawn at once into a table, by each process for itself, the first time it sees the epoch. So it does
+not matter how many workers there are, how they were started, or in which order they are asked; and
+a choice costs one array access instead of a generator object.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch.utils.data import Dataset, Sampler
+
+from synthaug._adapt import (
+    Transform,
+    classes_of,
+    describe,
+    field_key,
+    label_like,
+    labels_of,
+    like,
+    pixels_of,
+    without_transforms,
+)
+from synthaug._data import as_pixels
+from synthaug._errors import CacheMismatchError, DataError
+from synthaug._noise import counter_rng
+from synthaug._pixels import to_pil
+from synthaug._plan import matching_quota
+from synthaug._serving import SyntheticImages, Verdicts, servable
+from synthaug._types import Indices, Labels, Pixels
+
+log = logging.getLogger(__name__)
+
+# Streams of random numbers; no two uses share one.
+_WHICH, _SHUFFLE, _DECK, _BATCHES = 0, 1, 2, 3
+_THUMBNAILS = 24
+
+Mode = Literal["replace", "append"]
+
+
+class MixedDataset(Dataset[Any]):
+    """Real images mixed with synthetic ones of the same classes, as one map-style data set.
+
+        mixed = MixedDataset(real, cache, audit=report, fraction=0.5)
+        mixed = MixedDataset(real, cache, audit=report, mode="append", ratio=1.0)
+        mixed = MixedDataset(real, cache, audit=None, fraction=0.5)   # unaudited
+        for epoch in range(epochs):
+            mixed.set_epoch(epoch)          # reaches persistent workers too
+            for images, labels in loader: ...
+
+    **replace**: `len(mixed) == len(real)`. Each item is replaced, with probability `fraction`, by
+    a synthetic image of its class; its label and all other fields stay those of the real item. In
+    one epoch no synthetic image occurs twice before all of its class have occurred.
+
+    **append**: the items of `real` in their order, each once per epoch, then `round(ratio *
+    len(real))` synthetic ones in the class proportions of `real`. Over the epochs no synthetic
+    image occurs again before all of its class have occurred.
+
+    Which images an epoch has is a function of `seed`, the epoch, and the arguments, and of nothing
+    else: any number of workers gives the same.
+
+    Items have the types of the items of `real`, which may be (image, label), a longer tuple, a list
+    or a dict with "image" (or "img", "pixel_values") and "label" (or "labels", "target"); images
+    may be of PIL, tensors, `tv_tensors` or arrays. If `real` has a `transform`, it is taken over:
+    both kinds of images go through it here, and `mixed.transform` may be assigned. The same holds
+    for `target_transform`. `real` itself is not changed. A data set that transforms its images in
+    another way is mixed as it is, so take random changes out of it.
+    """
+
+    def __init__(
+        self,
+        real: Any,
+        synthetic: SyntheticImages,
+        *,
+        audit: Verdicts | None,
+        mode: Mode = "replace",
+        fraction: float | None = None,
+        ratio: float | None = None,
+        seed: int = 0,
+        transform: Transform | None = None,
+        target_transform: Transform | None = None,
+        classes: Sequence[str] | None = None,
+        any_size: bool = False,
+    ) -> None:
+        """Checks that the two sides fit together, and takes over the transforms of `real`.
+
+        Args:
+            real: A map-style data set, also inside `Subset` and `ConcatDataset`.
+            synthetic: A `SynthCache`. Rows that are done now are used.
+            audit: A report about it; images that it did not pass are not served. `None` skips the
+                audit.
+            mode: "replace" or "append".
+            fraction: For "replace": the probability of an item to be replaced, in [0, 1].
+            ratio: For "append": synthetic images per real image, at least 0.
+            seed: Of the choices.
+            transform: For both kinds of images, if `real` has none.
+            target_transform: For the labels of both, if `real` has none.
+            classes: Class names of `real`, if it does not know them.
+            any_size: Allows synthetic images of another size than the real ones, which makes sense
+                if the transform brings all to one size.
+
+        Raises:
+            ValueError, TypeError: For wrong arguments, or items that we cannot make equal.
+            AuditError: If the report judges another cache.
+            CacheMismatchError: If the classes, channels or sizes differ.
+            DataError: If a class has no synthetic image that may be served.
+        """
+        self._share = _checked_share(mode, fraction, ratio)
+        self.mode = mode
+        self.seed = seed
+        self.real, self.synthetic = real, synthetic
+        usable = servable(synthetic, audit)
+        self._num_done, self._audited = int(np.sum(synthetic.done)), audit is not None
+        if len(real) == 0:
+            raise DataError("`real` holds no image.")
+
+        self._raw, taken, target_taken = without_transforms(real)
+        for name, given, own in [
+            ("transform", transform, taken),
+            ("target_transform", target_transform, target_taken),
+        ]:
+            if given is not None and own is not None:
+                raise ValueError(
+                    f"`real` has a transform already, and `{name}` was given too. Without the "
+                    "argument, that of `real` goes to both kinds of images."
+                )
+        self.transform = transform if transform is not None else taken
+        self.target_transform = target_transform if target_transform is not None else target_taken
+
+        self.classes = _checked_classes(real, synthetic, classes)
+        self._labels = _checked_labels(self._raw, len(self.classes))
+        self._example = self._raw[0]
+        self._image_key = field_key(self._example, "image")
+        self._label_key = field_key(self._example, "label")
+        self._check_example(any_size)
+
+        # Servable rows in the order of their classes; those of class c lie between two starts.
+        rows = np.flatnonzero(usable)
+        labels = np.asarray(synthetic.labels)[rows]
+        self._pool: Indices = rows[np.argsort(labels, kind="stable")]
+        self._starts = np.searchsorted(np.sort(labels), np.arange(len(self.classes) + 1))
+        if mode == "replace":
+            self._quota = np.bincount(self._labels, minlength=len(self.classes))
+            self._by_class = np.argsort(self._labels, kind="stable")
+        elif self._share == 0:
+            self._quota = np.zeros(len(self.classes), np.int64)
+        else:
+            self._quota = matching_quota(self._labels, len(self.classes), ratio=self._share)
+        short = (self._quota > 0) & (np.diff(self._starts) == 0)
+        if self._share > 0 and short.any():
+            c = int(np.flatnonzero(short)[0])
+            made = int((np.asarray(synthetic.labels) == c).sum())
+            raise DataError(
+                f"Class {self.classes[c]!r} has no synthetic image that may be served: of {made} "
+                f"rows, {int(np.sum(synthetic.done[np.asarray(synthetic.labels) == c]))} are done"
+                f"{' and none of them passed the audit' if self._audited else ''}. Generate more "
+                "images of it, or leave the class out of `real`."
+            )
+        # In shared memory, so that workers that already run see a new epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._table: tuple[int, Indices] | None = None
+
+    def _check_example(self, any_size: bool) -> None:
+        """Whether synthetic items can be made like the first real one."""
+        image, label = self._example[self._image_key], self._example[self._label_key]
+        try:
+            shape = tuple(pixels_of(image).shape)
+            label_like(0, label)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Item 0 of `real` cannot be mixed. {error}") from error
+        last = self._raw[len(self._raw) - 1][self._label_key]
+        if (int(label), int(last)) != (self._labels[0], self._labels[-1]):
+            raise DataError(
+                f"The labels that `real` lists are not those of its items: {self._labels[0]} and "
+                f"{self._labels[-1]} for the first and the last, which have {int(label)} and "
+                f"{int(last)}. Its `targets` or `labels` must be in the order of its items."
+            )
+        if self.mode == "append" and self._has_extras:
+            fields = list(self._example) if isinstance(self._example, dict) else len(self._example)
+            raise TypeError(
+                f"An item of `real` has the fields {fields}. Appended images have no more than an "
+                'image and a label: leave the others away, or use mode="replace".'
+            )
+        channels, height, width = self.synthetic.image_shape
+        if shape[0] != channels:
+            raise CacheMismatchError(
+                f"Synthetic images have {channels} channels, item 0 of `real` has {shape[0]}: "
+                f"{describe(image)}. Load the real images with `channels={channels}`."
+            )
+        if shape[1:] != (height, width) and not any_size:
+            raise CacheMismatchError(
+                f"Synthetic images are {height}x{width} (height x width), item 0 of `real` is "
+                f"{shape[1]}x{shape[2]}. Load the real images with the size of the synthetic ones "
+                "(`image_size=`); or, if the transform makes all of one size, pass `any_size=True`."
+            )
+
+    @property
+    def _has_extras(self) -> bool:
+        return len(self._example) > 2
+
+    # Choices
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose images are served."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Changes the choices; call it before each epoch. Workers that already run follow."""
+        if epoch < 0:
+            raise ValueError(f"`epoch` must be at least 0, got {epoch}.")
+        self._epoch.fill_(epoch)
+
+    def synthetic_rows(self, indices: ArrayLike | None = None) -> Indices:
+        """The row of the cache that each index gives in this epoch, -1 for a real image.
+
+        Args:
+            indices: int (n,); all if `None`.
+        """
+        rows = self._rows()
+        return rows.copy() if indices is None else rows[np.asarray(indices, np.int64)]
+
+    def is_synthetic(self, index: int) -> bool:
+        """Whether an index gives a synthetic image in this epoch."""
+        return bool(self._rows()[index] >= 0)
+
+    def provenance(self, index: int) -> dict[str, Any]:
+        """Where the image of an index comes from in this epoch.
+
+        Of a real image `{"synthetic": False, "index": ...}`; of a synthetic one its `row`, and what
+        the cache says about it.
+        """
+        row = int(self._rows()[index])
+        if row < 0:
+            return {"synthetic": False, "index": int(index) % len(self)}
+        known = getattr(self.synthetic, "provenance", None)
+        return {"synthetic": True, "row": row, **({} if known is None else known(row))}
+
+    def _rows(self) -> Indices:
+        epoch = self.epoch
+        if self._table is None or self._table[0] != epoch:
+            draw = self._draw_replaced if self.mode == "replace" else self._draw_appended
+            rows = draw(epoch)
+            rows.setflags(write=False)
+            self._table = epoch, rows
+        return self._table[1]
+
+    def _draw_replaced(self, epoch: int) -> Indices:
+        replaced = counter_rng(self.seed, _WHICH, epoch).random(len(self._labels)) < self._share
+        rows = np.full(len(self._labels), -1, np.int64)
+        members = self._by_class[replaced[self._by_class]]  # sorted by class
+        ends = np.cumsum(np.bincount(self._labels[members], minlength=len(self.classes)))
+        for c, part in enumerate(np.split(members, ends[:-1])):
+            if len(part):
+                pool = self._pool[self._starts[c] : self._starts[c + 1]]
+                rng = counter_rng(self.seed, _SHUFFLE, epoch, c)
+                rounds = -(-len(part) // len(pool))
+                deck = np.concatenate([_shuffled(rng, pool) for _ in range(rounds)])
+                rows[part] = deck[: len(part)]
+        return rows
+
+    def _draw_appended(self, epoch: int) -> Indices:
+        parts = [np.full(len(self._labels), -1, np.int64)]
+        for c, quota in enumerate(self._quota.tolist()):
+            if quota:
+                pool = self._pool[self._starts[c] : self._starts[c + 1]]
+                first, last = epoch * quota, (epoch + 1) * quota  # counted over all epochs
+                rounds = range(first // len(pool), (last - 1) // len(pool) + 1)
+                decks = [_shuffled(counter_rng(self.seed, _DECK, c, r), pool) for r in rounds]
+                skip = first - rounds[0] * len(pool)
+                parts.append(np.concatenate(decks)[skip : skip + quota])
+        return np.concatenate(parts)
+
+    # Items
+
+    def __len__(self) -> int:
+        return len(self._labels) + (int(self._quota.sum()) if self.mode == "append" else 0)
+
+    def __getitem__(self, index: int) -> Any:
+        if not -len(self) <= index < len(self):  # what ends a `for` loop over us
+            raise IndexError(f"Index {index} is out of range for {len(self)} items.")
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """A whole batch: each side is asked once. `DataLoader` and `Subset` call it."""
+        where = np.arange(len(self))[np.asarray(indices, np.int64)]  # checks and wraps them
+        rows = self._rows()[where]
+        made = rows >= 0
+        needed = where[~made | self._has_extras]
+        raw = iter(_items(self._raw, needed.tolist()))
+        pixels = iter(self.synthetic.read(rows[made])) if made.any() else iter(())
+        labels = np.asarray(self.synthetic.labels)[rows]
+        items = []
+        for is_made, label in zip(made.tolist(), labels.tolist(), strict=True):
+            item = next(raw) if not is_made or self._has_extras else self._example
+            image = item[self._image_key]
+            changed: dict[Any, Any] = {}
+            if is_made:
+                changed[self._image_key] = image = like(next(pixels), image)
+                if not self._has_extras:
+                    changed[self._label_key] = label_like(label, self._example[self._label_key])
+            if self.transform is not None:
+                changed[self._image_key] = self.transform(image)
+            if self.target_transform is not None:
+                given = changed.get(self._label_key, item[self._label_key])
+                changed[self._label_key] = self.target_transform(given)
+            items.append(_with(item, changed) if changed else item)
+        return items
+
+    def read(self, indices: ArrayLike) -> Pixels:
+        """The images of this epoch as pixels, uint8 (n, C, H, W), without the transform."""
+        where = np.asarray(indices, np.int64)
+        rows = self._rows()[where]
+        made = torch.from_numpy(rows >= 0)
+        if made.all():
+            return self.synthetic.read(rows)
+        real = as_pixels(self._raw, where[rows < 0] % len(self))
+        if not made.any():
+            return real
+        fake = self.synthetic.read(rows[rows >= 0])
+        if real.shape[1:] != fake.shape[1:]:
+            raise DataError(
+                f"Real images have shape {tuple(real.shape[1:])}, synthetic ones "
+                f"{tuple(fake.shape[1:])}: only a transform can bring them together."
+            )
+        pixels = torch.empty((len(rows), *fake.shape[1:]), dtype=torch.uint8)
+        pixels[made], pixels[~made] = fake, real
+        return pixels
+
+    @property
+    def labels(self) -> Labels:
+        """Class index of every item, int64 (N,): of `real`, then of the appended ones."""
+        if self.mode == "replace":
+            return self._labels.copy()
+        return np.concatenate([self._labels, np.repeat(np.arange(len(self._quota)), self._quota)])
+
+    @property
+    def targets(self) -> list[int]:
+        """`labels` as a list, the same in every epoch, as torchvision's data sets have it."""
+        return self.labels.tolist()
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class name to class index."""
+        return {name: i for i, name in enumerate(self.classes)}
+
+    # Copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_table": None}  # cheaper to draw again than to send
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()  # a deep copy is not; one in another process already is
+
+    # Display
+
+    def __repr__(self) -> str:
+        share = "fraction" if self.mode == "replace" else "ratio"
+        audit = "passed the audit" if self._audited else "not audited"
+        made = int((self._rows() >= 0).sum())
+        lines = [
+            f"Dataset {type(self).__name__}",
+            f"    Number of datapoints: {len(self)}",
+            f"    Mode: {self.mode}, {share} {self._share:g}, seed {self.seed}",
+            f"    Real: {len(self._labels)}, {type(self.real).__name__}",
+            f"    Synthetic: {len(self._pool)} of {self._num_done} done, {audit}",
+            f"    Epoch {self.epoch}: {len(self) - made} real, {made} synthetic",
+            f"    Classes: {len(self.classes)}",
+        ]
+        if self.transform is not None:
+            lines.append(f"    Transform: {self.transform!r}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the text, and up to 24 images of this epoch, half of them synthetic."""
+        from markupsafe import escape
+
+        from synthaug._html import data_uri
+
+        made = self._rows() >= 0
+        figures = []
+        for kind, indices in (("real", np.flatnonzero(~made)), ("synthetic", np.flatnonzero(made))):
+            count = min(_THUMBNAILS // 2, len(indices))
+            chosen = indices[np.linspace(0, len(indices) - 1, count).astype(np.int64)]
+            images = "".join(
+                f'<img src="{data_uri(to_pil(self.read([i])[0]))}" style="width:64px;margin:1px;'
+                f'image-rendering:pixelated" title="{escape(self.classes[label])}">'
+                for i, label in zip(chosen.tolist(), self.labels[chosen].tolist(), strict=True)
+            )
+            figures.append(f"<div>{kind}<br>{images}</div>" if count else "")
+        return f"<pre>{escape(repr(self))}</pre>{''.join(figures)}"
+
+
+class MixedBatchSampler(Sampler[list[int]]):
+    """Batches with exactly so many synthetic images each, for a `MixedDataset` that appends.
+
+        mixed = MixedDataset(real, cache, audit=report, mode="append", ratio=1.0)
+        sampler = MixedBatchSampler(mixed, batch_size=128, synthetic_per_batch=64)
+        loader = DataLoader(mixed, batch_sampler=sampler)
+
+    An epoch has every real image once. In a batch the real ones come first. The last batch may be
+    shorter; its synthetic share is the same, to the nearest whole image. The order is a function of
+    (seed, epoch), and the epoch is that of `mixed`.
+
+    `mixed` must append enough: `ratio` at least synthetic / real per batch. If it appends more,
+    each epoch takes a random part.
+    """
+
+    def __init__(
+        self,
+        mixed: MixedDataset,
+        batch_size: int,
+        synthetic_per_batch: int,
+        *,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        """Counts the batches.
+
+        Args:
+            mixed: With `mode="append"`.
+            batch_size: Images per batch.
+            synthetic_per_batch: How many of them are synthetic, in [0, batch_size).
+            seed: Of the order.
+            drop_last: Leaves a shorter last batch away, and so the real images in it.
+
+        Raises:
+            TypeError: If `mixed` is not a `MixedDataset`.
+            ValueError: If `mixed` replaces, or appends too little, or the numbers make no sense.
+        """
+        if not isinstance(mixed, MixedDataset):
+            raise TypeError(f"`mixed` is a {type(mixed).__name__}, expected a MixedDataset.")
+        if not 0 <= synthetic_per_batch < batch_size:
+            raise ValueError(
+                f"`synthetic_per_batch` must be in [0, {batch_size}), below the batch size; got "
+                f"{synthetic_per_batch}."
+            )
+        if mixed.mode != "append":
+            raise ValueError(
+                "`mixed` replaces images at random. For exact counts make it with "
+                f'mode="append" and ratio={synthetic_per_batch}/{batch_size - synthetic_per_batch}.'
+            )
+        self.mixed, self.batch_size, self.seed = mixed, batch_size, seed
+        self.synthetic_per_batch, self.drop_last = synthetic_per_batch, drop_last
+        per_batch = batch_size - synthetic_per_batch
+        self._num_real = len(mixed.synthetic_rows()) - int(mixed._quota.sum())
+        available = len(mixed) - self._num_real
+        full, rest = divmod(self._num_real, per_batch)
+        self._counts = [(per_batch, synthetic_per_batch)] * full
+        if rest and not drop_last:
+            left = available - full * synthetic_per_batch
+            self._counts.append((rest, _nearest(rest * synthetic_per_batch, per_batch, left)))
+        needed = sum(s for _, s in self._counts)
+        if needed > available:
+            raise ValueError(
+                f"`mixed` appends {available} synthetic images to {self._num_real} real ones, "
+                f"these batches need {needed}. Make it with "
+                f"ratio={synthetic_per_batch}/{per_batch}."
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Changes the order, and the images of `mixed`."""
+        self.mixed.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = counter_rng(self.seed, _BATCHES, self.mixed.epoch)
+        real = _shuffled(rng, np.arange(self._num_real))
+        fake = _shuffled(rng, np.arange(self._num_real, len(self.mixed)))
+        r = s = 0
+        for num_real, num_synthetic in self._counts:
+            yield [*real[r : r + num_real].tolist(), *fake[s : s + num_synthetic].tolist()]
+            r, s = r + num_real, s + num_synthetic
+
+
+def _nearest(numerator: int, denominator: int, limit: int) -> int:
+    """The whole number nearest to a fraction; of two equally near ones, one within the limit."""
+    down, rest = divmod(numerator, denominator)
+    if 2 * rest == denominator:
+        return down + (down < limit)
+    return down + (2 * rest > denominator)
+
+
+def _shuffled(rng: np.random.Generator, values: Indices) -> Indices:
+    # By sorting uniform numbers: numpy may change `permutation` between versions.
+    return values[np.argsort(rng.random(len(values)), kind="stable")]
+
+
+def _items(dataset: Any, indices: list[int]) -> list[Any]:
+    if not indices:
+        return []
+    if hasattr(dataset, "__getitems__"):
+        return list(dataset.__getitems__(indices))
+    return [dataset[i] for i in indices]
+
+
+def _with(item: Any, changed: dict[Any, Any]) -> Any:
+    """A copy of an item, of the same type, with some fields changed."""
+    if isinstance(item, dict):
+        return {**item, **changed}
+    values = [changed.get(position, value) for position, value in enumerate(item)]
+    return item._make(values) if hasattr(item, "_make") else type(item)(values)  # namedtuple
+
+
+def _checked_share(mode: str, fraction: float | None, ratio: float | None) -> float:
+    if mode not in ("replace", "append"):
+        raise ValueError(f'`mode` must be "replace" or "append", got {mode!r}.')
+    needed, other = ("fraction", "ratio") if mode == "replace" else ("ratio", "fraction")
+    value, unused = (fraction, ratio) if mode == "replace" else (ratio, fraction)
+    if value is None or unused is not None:
+        raise ValueError(
+            f'mode="{mode}" needs `{needed}` and no `{other}`; got {needed}={value}, '
+            f"{other}={unused}."
+        )
+    if not 0 <= value < float("inf") or (mode == "replace" and value > 1):
+        bounds = "in [0, 1]" if mode == "replace" else "at least 0"
+        raise ValueError(f"`{needed}` must be {bounds}, got {value}.")
+    return float(value)
+
+
+def _checked_classes(
+    real: Any, synthetic: SyntheticImages, given: Sequence[str] | None
+) -> tuple[str, ...]:
+    found = classes_of(real) if given is None else tuple(str(name) for name in given)
+    theirs = tuple(synthetic.classes)
+    if found is None:
+        raise DataError(
+            f"{type(real).__name__} does not know its class names. Pass `classes=`; the synthetic "
+            f"images have {', '.join(theirs)}."
+        )
+    if found == theirs:
+        return found
+    for one, other, where in ((found, theirs, "real"), (theirs, found, "synthetic")):
+        extra = [name for name in one if name not in other]
+        if extra:
+            raise CacheMismatchError(
+                f"The classes differ: only the {where} images have {extra[0]!r}. Real: "
+                f"{', '.join(found)}. Synthetic: {', '.join(theirs)}."
+            )
+    c = next(i for i, (one, other) in enumerate(zip(found, theirs, strict=False)) if one != other)
+    raise CacheMismatchError(
+        f"The classes have another order: class {c} is {found[c]!r} among the real images and "
+        f"{theirs[c]!r} among the synthetic ones. Load the real ones with `classes={list(theirs)}`."
+    )
+
+
+def _checked_labels(dataset: Any, num_classes: int) -> Labels:
+    labels = labels_of(dataset)
+    if not (labels.min() >= 0 and labels.max() < num_classes):
+        bad = int(labels.max() if labels.max() >= num_classes else labels.min())
+        index = int(np.flatnonzero(labels == bad)[0])
+        raise DataError(
+            f"Item {index} of `real` has label {bad}, but there are {num_classes} classes."
+        )
+    return labels
