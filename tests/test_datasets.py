@@ -237,7 +237,8 @@ def test_a_batch_is_its_items_and_indices_wrap_and_end_as_those_of_a_list(real, 
             mixed[index]
     with pytest.raises(IndexError):
         mixed.__getitems__([90])
-    assert len(list(mixed)) == 90
+    iterable: Any = mixed
+    assert len(list(iterable)) == 90
 
 
 MODES: list[dict[str, Any]] = [{"fraction": 0.5}, {"mode": "append", "ratio": 0.7}]

@@ -1,0 +1,204 @@
+"""`SyntheticVariant`: an image becomes a cached variant of itself."""
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from synthaug import _pixels
+from synthaug._adapt import like, pixels_of
+from synthaug._cache import SynthCache
+from synthaug._data import LabelledImages
+from synthaug._errors import AuditError, CacheMismatchError, DataError
+from synthaug._plan import Plan
+from synthaug.transforms import SyntheticVariant
+
+CLASSES = ("ant", "bee")
+FIRST_ROW = 100
+
+
+@pytest.fixture
+def real() -> LabelledImages:
+    """Eight images, of which only the first six have variants."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 4, 5), np.uint8)
+    return LabelledImages(torch.from_numpy(pixels), np.arange(8) % 2, CLASSES)
+
+
+def make_cache(
+    folder: Path, real: LabelledImages, *, sources: Any = ([0, 2, 4], [1, 3, 5]), shape: Any = None
+) -> SynthCache:
+    """Nine rows per class; row `r` has the value `100 + r` everywhere."""
+    keys = None
+    if sources is not None:
+        keys = [_pixels.digest(pixels) for pixels in real.read(range(len(real)))]
+    plan = Plan.build(
+        [9, 9], classes=CLASSES, settings={}, seed=0, sources=sources, source_keys=keys
+    )
+    shape = real.image_shape if shape is None else shape
+    manifest = {"recipe": {"synthesizer": "test", "settings": {}, "weights": {}}}
+    path = folder / f"{len(list(folder.iterdir()))}.h5"
+    cache = SynthCache.create(path, plan, image_shape=shape, manifest=manifest)
+    values = torch.arange(FIRST_ROW, FIRST_ROW + 18, dtype=torch.uint8)
+    cache.write(np.arange(18), values[:, None, None, None].expand(-1, *shape).contiguous())
+    return cache
+
+
+@pytest.fixture
+def cache(tmp_path, real):
+    return make_cache(tmp_path, real)
+
+
+def row_of(image: Any) -> int | None:
+    """The row of the cache that an image is; `None` for a real one."""
+    levels = pixels_of(image).unique()
+    return int(levels) - FIRST_ROW if len(levels) == 1 else None
+
+
+def test_an_image_becomes_a_variant_of_itself_and_all_of_them_equally_often(real, cache):
+    variant = SyntheticVariant(cache, audit=None, p=1.0)
+    torch.manual_seed(0)
+    for i in range(6):
+        rows = [row_of(variant(real[i][0])) for _ in range(300)]
+        own = np.flatnonzero(cache.plan["source"] == i).tolist()
+        assert len(own) == 3
+        counts = [rows.count(row) for row in own]
+        assert sum(counts) == 300
+        assert min(counts) > 60
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_p_is_the_probability_of_a_change(real, cache, p):
+    variant = SyntheticVariant(cache, audit=None, p=p)
+    image = real[0][0]
+    torch.manual_seed(0)
+    changed = [variant(image) is not image for _ in range(1000)]
+    assert abs(np.mean(changed) - p) <= 4 * np.sqrt(p * (1 - p) / 1000)
+
+
+def test_an_image_without_variants_stays_or_raises(real, cache):
+    image = real[7][0]
+    assert SyntheticVariant(cache, audit=None, p=1.0)(image) is image
+    strict = SyntheticVariant(cache, audit=None, p=1.0, on_missing="raise")
+    with pytest.raises(DataError, match=r"has no variant in the cache\. Put this transform before"):
+        strict(image)
+    assert row_of(strict(real[0][0])) is not None
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        Image.new("RGB", (1, 1)),
+        torch.zeros(3, 1, 1, dtype=torch.uint8),
+        torch.zeros(3, 1, 1),
+        torch.zeros(3, 1, 1, dtype=torch.float64),
+        tv_tensors.Image(torch.zeros(3, 1, 1, dtype=torch.uint8)),
+        tv_tensors.Image(torch.zeros(3, 1, 1)),
+    ],
+    ids=lambda x: f"{type(x).__name__} {getattr(x, 'dtype', '')}",
+)
+@pytest.mark.parametrize("pickled", [False, True])
+def test_the_type_of_the_image_is_kept_and_labels_pass_through(real, cache, example, pickled):
+    variant = SyntheticVariant(cache, audit=None, p=1.0)
+    if pickled:
+        variant = pickle.loads(pickle.dumps(variant))
+    image = like(real.read([3])[0], example)
+    label = torch.tensor(1)
+    shown, same = variant(image, label)
+    assert same is label
+    assert type(shown) is type(image)
+    assert getattr(shown, "dtype", None) == getattr(image, "dtype", None)
+    assert row_of(shown) in np.flatnonzero(cache.plan["source"] == 3)
+    nested = variant({"image": image, "label": 1, "name": "x"})
+    assert (nested["label"], nested["name"]) == (1, "x")
+    assert type(nested["image"]) is type(image)
+
+
+def test_float_images_are_matched_after_rounding(real, cache):
+    variant = SyntheticVariant(cache, audit=None, p=1.0, on_missing="raise")
+    image = real.read([2])[0] / 255 + 0.4 / 255 * (torch.rand(3, 4, 5) - 0.5)
+    assert row_of(variant(image)) in np.flatnonzero(cache.plan["source"] == 2)
+
+
+def test_it_stands_first_in_a_pipeline_and_is_seeded_by_torch(real, cache):
+    pipeline = v2.Compose(
+        [
+            SyntheticVariant(cache, audit=None),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    real.transform = pipeline
+
+    def epoch(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return torch.stack([real[i][0] for i in range(8)])
+
+    assert torch.equal(epoch(0), epoch(0))
+    assert not torch.equal(epoch(0), epoch(1))
+    assert {image.dtype for image in epoch(0)} == {torch.float32}
+
+
+def test_all_images_of_one_sample_share_the_draw(real, cache):
+    variant = SyntheticVariant(cache, audit=None, p=0.5)
+    torch.manual_seed(0)
+    for _ in range(40):
+        one, two = variant(real[0][0], real[1][0])
+        rows = row_of(one), row_of(two)
+        if rows == (None, None):
+            continue
+        turns = [cache.plan["variant"][row] for row in rows]
+        assert turns[0] == turns[1]
+
+
+def test_variants_that_did_not_pass_or_are_withdrawn_are_never_served(real, cache):
+    passed = cache.plan["variant"] != 1
+    report = SimpleNamespace(identity=cache.identity, passed=passed)
+    cache.withdraw(np.flatnonzero(cache.plan["variant"] == 2))
+    variant = SyntheticVariant(cache, audit=report, p=1.0)
+    rows = {row_of(variant(real[i][0])) for i in range(6) for _ in range(20)}
+    assert rows == set(np.flatnonzero(cache.plan["variant"] == 0).tolist())
+    other = SimpleNamespace(identity={**cache.identity, "rows": 3}, passed=passed)
+    with pytest.raises(AuditError, match="another cache"):
+        SyntheticVariant(cache, audit=other)
+
+
+@pytest.mark.parametrize("key", [0, 2**63, 2**64 - 1])
+def test_the_smallest_and_the_largest_key_are_found(real, cache, monkeypatch, key):
+    variant = SyntheticVariant(cache, audit=None, p=1.0)
+    variant._keys = np.array([key, key], np.uint64)
+    monkeypatch.setattr("synthaug.transforms.digest", lambda pixels: key)
+    assert row_of(variant(real[0][0])) in variant._rows[:2]
+
+
+def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
+    for options, message in [
+        ({"p": 1.5}, r"`p` must be in \[0, 1\], got 1.5"),
+        ({"p": float("nan")}, "got nan"),
+        ({"on_missing": "skip"}, '`on_missing` must be "keep" or "raise"'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            SyntheticVariant(cache, audit=None, **options)  # type: ignore[arg-type]
+    without = make_cache(tmp_path, real, sources=None)
+    with pytest.raises(DataError, match=r"made from a real image. Use .*MixedDataset"):
+        SyntheticVariant(without, audit=None)
+    small = make_cache(tmp_path, real, shape=(3, 2, 2))
+    with pytest.raises(CacheMismatchError, match=r"shape \(3, 2, 2\), their source has \(3, 4"):
+        SyntheticVariant(small, audit=None, p=1.0)(real[0][0])
+    variant = SyntheticVariant(cache, audit=None, p=1.0)
+    with pytest.raises(TypeError, match="Mask cannot follow an image"):
+        variant(real[0][0], tv_tensors.Mask(torch.zeros(4, 5)))
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\), expected \(C, H, W\)"):
+        variant(torch.zeros(2, 3, 4, 5))
+
+
+def test_it_prints_its_settings(cache):
+    text = repr(SyntheticVariant(cache, audit=None, p=0.25))
+    assert text == "SyntheticVariant(p=0.25, on_missing=keep)"
