@@ -2,7 +2,8 @@
 
 A cache may come from a stranger. HDF5 lets a file name other files on the reader's disk (external
 storage, external links, virtual data sets), run filter plug-ins, and declare shapes far larger than
-itself. None of that has a place in a cache, so each is refused.
+itself. None of that has a place in a cache, so each is refused. Compressed copies, which `export`
+and `h5repack` make, may be read if their filters are among those that come with h5py.
 """
 
 import errno
@@ -38,6 +39,11 @@ _ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum
 }
 _TEXTS = ("format", "manifest", "manifest_digest", "plan_digest")
 _MAX_PLAN = 4 * 2**30  # bytes; a sparse file can declare more than its disk holds
+_MAX_CHUNK = 64 * 2**20  # bytes, unpacked whole for a single value
+_MAX_RATIO = 256  # declared over stored bytes of a compressed plan, whose seeds do not compress
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32} | {
+    h5py.h5z.FILTER_LZF
+}
 _RESTORE = "Restore it from a copy, or generate it again."
 
 
@@ -45,8 +51,8 @@ _RESTORE = "Restore it from a copy, or generate it again."
 class Region:
     """Where a data set lies in the file."""
 
-    offset: int
-    """Of the first byte."""
+    offset: int | None
+    """Of the first byte; `None` if HDF5 keeps the rows in chunks."""
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
@@ -56,9 +62,9 @@ class Region:
         return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
 
     @property
-    def stop(self) -> int:
-        """Offset after the last byte."""
-        return self.offset + self.shape[0] * self.row_bytes
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.shape[0] * self.row_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +80,11 @@ class Contents:
     manifest: dict[str, Any]
     manifest_digest: str
     regions: dict[str, Region]
+
+    @property
+    def plain(self) -> bool:
+        """Whether every data set is contiguous, as in the files that we write."""
+        return all(region.offset is not None for region in self.regions.values())
 
 
 def inspect(path: Path) -> Contents:
@@ -242,20 +253,26 @@ def _check_links(path: Path, group: h5py.Group, prefix: str, *, limit: int) -> N
 
 
 def _region(path: Path, name: str, dataset: h5py.Dataset) -> Region:
-    """Where `dataset` lies, after its storage was found to be plain."""
+    """Where `dataset` lies, after its storage was found to be harmless."""
     storage = dataset.id.get_create_plist()
+    layout = storage.get_layout()
+    filters = {storage.get_filter(i)[0] for i in range(storage.get_nfilters())}
+    chunk = storage.get_chunk() if layout == h5py.h5d.CHUNKED else ()
+    chunk_bytes = int(np.prod(chunk, dtype=object)) * dataset.dtype.itemsize
     faults = {
         "is external storage": storage.get_external_count() > 0,
-        "is a virtual data set": storage.get_layout() == h5py.h5d.VIRTUAL,
-        "has filters": storage.get_nfilters() > 0,
-        "is not contiguous": storage.get_layout() != h5py.h5d.CONTIGUOUS,
+        "is a virtual data set": layout == h5py.h5d.VIRTUAL,
+        "is neither contiguous nor chunked": layout not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED),
+        "needs a filter that does not come with h5py": not filters <= _FILTERS,
         "is empty": not dataset.shape or 0 in dataset.shape,
+        "has chunks that do not fit it": bool(chunk) and len(chunk) != len(dataset.shape or ()),
+        f"has chunks of {chunk_bytes:,} bytes": chunk_bytes > _MAX_CHUNK,
     }
     for fault, found in faults.items():
         if found:
             raise CacheFormatError(f"{path}: {name!r} {fault}. {_foreign()}")
     offset = dataset.id.get_offset()
-    if offset is None:
+    if layout == h5py.h5d.CONTIGUOUS and offset is None:
         raise CacheFormatError(f"{path}: {name!r} has no place in the file. {_foreign()}")
     # Exact HDF5 type: numpy's view of an enumeration or a boolean would pass for an integer.
     if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype.newbyteorder("<"))):
@@ -285,20 +302,21 @@ def _check_shapes(path: Path, regions: dict[str, Region]) -> tuple[int, int, int
 
 
 def _check_extent(path: Path, regions: dict[str, Region], size: int) -> None:
-    """Every data set lies inside the file, and no two share a byte."""
+    """Every data set lies inside the file, no two share a byte, and the plan fits in memory."""
     end = 0
-    for name, region in sorted(regions.items(), key=lambda item: item[1].offset):
-        if region.stop > size:
+    placed = [(r.offset, name, r) for name, r in regions.items() if r.offset is not None]
+    for offset, name, region in sorted(placed, key=lambda item: item[0]):
+        stop = offset + region.nbytes
+        if stop > size:
             raise CacheFormatError(
-                f"{path}: {name!r} would end at byte {region.stop:,}, the file at {size:,}. "
-                f"{_RESTORE}"
+                f"{path}: {name!r} would end at byte {stop:,}, the file at {size:,}. {_RESTORE}"
             )
-        if region.offset < end:
+        if offset < end:
             raise CacheFormatError(f"{path}: {name!r} overlaps another data set. {_RESTORE}")
-        end = region.stop
-    plan = sum(r.stop - r.offset for name, r in regions.items() if name != "images")
-    if plan > _MAX_PLAN:
-        raise CacheFormatError(f"{path}: a plan of {plan:,} bytes is too large. {_RESTORE}")
+        end = stop
+    plan = sum(region.nbytes for name, region in regions.items() if name != "images")
+    if plan > _MAX_PLAN or plan > _MAX_RATIO * size:
+        raise CacheFormatError(f"{path}: a plan of {plan:,} bytes is not plausible. {_RESTORE}")
 
 
 def _plan(

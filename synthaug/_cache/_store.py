@@ -1,14 +1,12 @@
 """`SynthCache`: a cache file as a map-style data set, and the only writer of its rows."""
 
-import base64
-import html
-import io
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,24 +14,46 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from synthaug import _pixels
-from synthaug._cache import _format
-from synthaug._cache._files import pread, pwrite, remove_orphans
+from synthaug._cache import _format, _show
+from synthaug._cache._compare import (
+    described,
+    listed,
+    manifest_differences,
+    plan_differences,
+    recipe_differences,
+    shape_differences,
+)
+from synthaug._cache._files import pwrite, remove_orphans
 from synthaug._cache._format import State, checksums, erased_checksum
-from synthaug._cache._schema import Contents, Region, inspect
+from synthaug._cache._readers import Reader, check_same, open_reader
+from synthaug._cache._schema import Contents, inspect
+from synthaug._cache._verify import verify
 from synthaug._errors import (
     CacheCorruptError,
     CacheError,
     CacheMismatchError,
     CachePendingError,
 )
-from synthaug._plan import Plan
+from synthaug._plan import Plan, canonical_json
 from synthaug._types import Indices, Labels, Pixels
 
 OutputType = Literal["pil", "pt", "np"]
 Fsync = Literal["never", "batch"]
+OnCorrupt = Literal["raise", "regenerate", "skip"]
 
-_THUMBNAILS = 24
-_VERIFY_BYTES = 16 * 2**20
+_BLOCK = 16 * 2**20  # bytes that are erased in one call
+
+
+class Synthesizer(Protocol):
+    """What `on_corrupt="regenerate"` asks of a synthesizer."""
+
+    def draw(self, rows: Plan) -> torch.Tensor:
+        """One image per row, float (n, C, H, W) in [-1, 1]."""
+        ...
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Must equal the cache's recipe."""
+        ...
 
 
 class SynthCache(Dataset[Any]):
@@ -48,8 +68,7 @@ class SynthCache(Dataset[Any]):
     become done as they are written, and may be withdrawn. An image is checked against its checksum
     when this process first serves it.
 
-    Copies in other processes (fork, spawn, pickle) read the same file through mappings of their
-    own.
+    Copies in other processes (fork, spawn, pickle) read the same file, each on its own.
 
     Args:
         path: A cache file.
@@ -58,10 +77,15 @@ class SynthCache(Dataset[Any]):
         output_type: What `cache[i]` returns as image: "pil" a PIL image of mode L or RGB, "pt" a
             uint8 tensor (C, H, W), "np" a uint8 array (H, W, C).
         check_rows: Compare a row with its checksum on first serve. `False` leaves that to `verify`.
+        on_corrupt: What to do with a row whose bytes are wrong. "raise" an error; "regenerate"
+            draws it anew with `synthesizer` and stores it; "skip" serves the next intact image of
+            the same class in its place, warns, and counts it in `skipped`.
+        synthesizer: The one that made the cache, for `on_corrupt="regenerate"`.
 
     Raises:
         CacheFormatError: The file is not a cache, or has a structure that could do harm.
         CacheCorruptError: The plan, the manifest or the states are damaged.
+        CacheMismatchError: `synthesizer` has another recipe than the cache.
         CacheError: The file is missing or unreadable.
     """
 
@@ -73,16 +97,38 @@ class SynthCache(Dataset[Any]):
         target_transform: Callable[[int], Any] | None = None,
         output_type: OutputType = "pil",
         check_rows: bool = True,
+        on_corrupt: OnCorrupt = "raise",
+        synthesizer: Synthesizer | None = None,
     ) -> None:
         if output_type not in ("pil", "pt", "np"):
             raise ValueError(f"`output_type` must be 'pil', 'pt' or 'np', got {output_type!r}.")
+        if on_corrupt not in ("raise", "regenerate", "skip"):
+            raise ValueError(
+                f"`on_corrupt` must be 'raise', 'regenerate' or 'skip', got {on_corrupt!r}."
+            )
+        if (on_corrupt == "regenerate") != (synthesizer is not None):
+            raise ValueError("`on_corrupt='regenerate'` and `synthesizer` go together.")
+        if on_corrupt != "raise" and not check_rows:
+            raise ValueError(f"`on_corrupt={on_corrupt!r}` needs `check_rows=True`.")
         self.path = Path(path).absolute()
         self.transform = transform
         self.target_transform = target_transform
         self.output_type = output_type
         self.check_rows = check_rows
-        self._mapped: _Mapped | None = _Mapped(inspect(self.path))
+        self.on_corrupt = on_corrupt
+        self.synthesizer = synthesizer
+        self._substitutes: dict[int, int] = {}
+        self._reader: Reader | None = open_reader(inspect(self.path))
         self._digests = self._contents.plan_digest, self._contents.manifest_digest
+        if synthesizer is not None:
+            self._check_recipe(synthesizer)
+        if not self._contents.plain:
+            warnings.warn(
+                f"{path} is a compressed copy: it is read through HDF5 row by row, which is many "
+                "times slower, and cannot be written. `synthaug cache merge` makes a plain cache "
+                "of it.",
+                stacklevel=2,
+            )
 
     @classmethod
     def create(
@@ -136,16 +182,14 @@ class SynthCache(Dataset[Any]):
         cache = cls(path)
         given = _format.complete_manifest(plan, manifest)
         differences = {
-            **_differences("", _binding(cache.manifest), _binding(given)),
-            **_plan_differences(cache.plan, plan),
-            **_differences(
-                "", {"image_shape": cache.image_shape}, {"image_shape": tuple(image_shape)}
-            ),
+            **manifest_differences(cache.manifest, given),
+            **plan_differences(cache.plan, plan),
+            **shape_differences(cache.image_shape, image_shape),
         }
-        if differences or cache.plan_digest != plan.digest:
-            lines = [f"  {k}: {a} in the file, {b} given" for k, (a, b) in differences.items()]
+        if differences:
             raise CacheMismatchError(
-                f"{path} was made for something else:\n" + "\n".join(lines) + "\n"
+                f"{path} was made for something else:\n"
+                f"{described(differences, 'in the file', 'given')}\n"
                 "Write to another file, or delete this one to start over."
             )
         cache._finish_withdrawals()
@@ -173,31 +217,42 @@ class SynthCache(Dataset[Any]):
         return torch.from_numpy(self._gather(_row_numbers(indices)))
 
     def _gather(self, rows: Indices) -> NDArray[np.uint8]:
-        mapped = self._open()
+        reader = self._open()
         # Counting bytes is several times faster than comparing and reducing so few elements.
-        if mapped.served.take(rows).tobytes().count(1) != len(rows):
-            self._first_serve(mapped, rows)
-        pixels = mapped.images.take(rows, axis=0)
+        if reader.served.take(rows).tobytes().count(1) != len(rows):
+            rows = self._first_serve(reader, rows)
+        pixels = reader.gather(rows)
         # States come last: a row that was withdrawn meanwhile was marked before it was zeroed.
-        if mapped.state.take(rows).tobytes().count(State.DONE) != len(rows):
+        if reader.state.take(rows).tobytes().count(State.DONE) != len(rows):
             raise self._not_done(rows)
         return pixels
 
-    def _first_serve(self, mapped: "_Mapped", rows: Indices) -> None:
-        """Checks rows that this process has not served yet."""
-        rows = np.unique(rows % len(self))
-        rows = rows[mapped.served[rows] == 0]
-        if (mapped.state[rows] != State.DONE).any():
-            raise self._not_done(rows)
-        if self.check_rows:
-            bad = rows[checksums(mapped.images[rows]) != mapped.checksum[rows]]
-            if len(bad):
-                raise CacheCorruptError(
-                    f"{self.path}: the pixels of {_listed(bad)} are not those that were written. "
-                    "Restore the file from a copy; or call `cache.invalidate(cache.verify())`, and "
-                    "generate again to redraw just these rows."
-                )
-        mapped.served[rows] = 1
+    def _first_serve(self, reader: Reader, rows: Indices) -> Indices:
+        """Checks rows that this process has not served yet; returns the rows to serve."""
+        rows = rows % len(self)
+        new = np.unique(rows)
+        new = new[reader.served[new] == 0]
+        if (reader.state[new] != State.DONE).any():
+            raise self._not_done(new)
+        intact = reader.intact(new) if self.check_rows else np.ones(len(new), bool)
+        reader.served[new[intact]] = 1
+        if intact.all():
+            return rows
+        bad = new[~intact]
+        if self.on_corrupt == "regenerate":
+            self._regenerate(bad)
+            return rows
+        if self.on_corrupt == "skip":
+            self._find_substitutes(reader, bad)
+            return np.array([self._substitutes.get(row, row) for row in rows.tolist()], np.int64)
+        raise self._corrupt(bad)
+
+    def _corrupt(self, bad: Indices) -> CacheCorruptError:
+        return CacheCorruptError(
+            f"{self.path}: the pixels of {listed(bad)} are not those that were written. Restore "
+            "the file from a copy; or call `cache.invalidate(cache.verify())` and generate again, "
+            "which redraws just these rows."
+        )
 
     def _not_done(self, rows: Indices) -> CachePendingError:
         state = self.state
@@ -205,7 +260,7 @@ class SynthCache(Dataset[Any]):
         withdrawn = rows[state[rows] == State.WITHDRAWN]
         which, what = (withdrawn, "withdrawn") if len(withdrawn) else (rows, "not generated yet")
         return CachePendingError(
-            f"{self.path}: {_listed(which)} {'was' if len(which) == 1 else 'were'} {what}. Use "
+            f"{self.path}: {listed(which)} {'was' if len(which) == 1 else 'were'} {what}. Use "
             "only rows where `cache.done` is true"
             + (", or generate again to fill the cache." if what != "withdrawn" else ".")
         )
@@ -230,6 +285,67 @@ class SynthCache(Dataset[Any]):
         if self.target_transform is not None:
             labels = map(self.target_transform, labels)
         return list(zip(images, labels, strict=True))
+
+    # Rows whose bytes are wrong
+
+    @property
+    def skipped(self) -> Indices:
+        """Rows that this process found corrupt and skipped, int64, ascending."""
+        return np.array(sorted(self._substitutes), np.int64)
+
+    def _find_substitutes(self, reader: Reader, bad: Indices) -> None:
+        for row in bad.tolist():
+            if row in self._substitutes:
+                continue
+            same = np.flatnonzero((self.labels == self.labels[row]) & self.done)
+            after = np.roll(same, -int(np.searchsorted(same, row, side="right")))
+            for candidate in after.tolist():
+                if reader.intact(np.array([candidate])).all():
+                    break
+            else:
+                raise self._corrupt(np.array([row]))
+            reader.served[candidate] = 1
+            self._substitutes[row] = candidate
+            warnings.warn(
+                f"{self.path}: row {row} is corrupt and was skipped; row {candidate} of the same "
+                f"class takes its place. {len(self._substitutes)} skipped so far.",
+                stacklevel=2,
+            )
+
+    def _regenerate(self, bad: Indices) -> None:
+        assert self.synthesizer is not None
+        images = self.synthesizer.draw(self.plan[bad])
+        if tuple(images.shape) != (len(bad), *self.image_shape) or not images.isfinite().all():
+            raise CacheCorruptError(
+                f"{self.path}: {listed(bad)} could not be drawn anew: `draw` returned "
+                f"{tuple(images.shape)}, finite: {bool(images.isfinite().all())}."
+            )
+        self.write(bad, _pixels.to_pixels(images))
+        warnings.warn(f"{self.path}: {listed(bad)} was corrupt and was drawn anew.", stacklevel=2)
+
+    def _check_recipe(self, synthesizer: Synthesizer) -> None:
+        given, stored = synthesizer.recipe(), self.manifest["recipe"]
+        if canonical_json(given) != canonical_json(stored):
+            differences = described(recipe_differences(stored, given), "in the file", "given")
+            raise CacheMismatchError(f"{self.path} was made by another synthesizer:\n{differences}")
+
+    def verify(self, *, workers: int = 2, progress: bool = False) -> Indices:
+        """Reads every row, and returns those whose bytes are wrong, int64, ascending.
+
+        These are done rows that do not match their checksum, and withdrawn rows that were not
+        erased to the last byte.
+
+        Args:
+            workers: Threads that read ahead.
+            progress: Show a bar.
+
+        Raises:
+            CacheError: The file cannot be read to its end.
+        """
+        if workers < 1:
+            raise ValueError(f"`workers` must be at least 1, got {workers}.")
+        with self._descriptor(os.O_RDONLY) as fd:
+            return verify(self._open(), fd, workers=workers, progress=progress)
 
     # What the file says about itself
 
@@ -302,35 +418,6 @@ class SynthCache(Dataset[Any]):
             "synthetic": True,
         }
 
-    def verify(self) -> Indices:
-        """Reads every row, and returns those whose bytes are wrong, int64, ascending.
-
-        These are done rows that do not match their checksum, and withdrawn rows that were not
-        erased to the last byte.
-
-        Raises:
-            CacheError: The file cannot be read to its end.
-        """
-        mapped = self._open()
-        region = self._contents.regions["images"]
-        erased = erased_checksum(self.image_shape)
-        state, recorded = self.state, np.array(mapped.checksum)
-        expected = np.where(state == State.WITHDRAWN, np.uint32(erased), recorded)
-        step = max(1, _VERIFY_BYTES // region.row_bytes)
-        bad = []
-        with self._descriptor(os.O_RDONLY) as fd:
-            for start in range(0, len(self), step):
-                rows = np.arange(start, min(start + step, len(self)))
-                # Not through the mapping: there, an unreadable medium would be a signal.
-                offset = region.offset + start * region.row_bytes
-                data = pread(fd, len(rows) * region.row_bytes, offset)
-                images = np.frombuffer(data, np.uint8).reshape(len(rows), -1)
-                wrong = checksums(images) != expected[rows]
-                wrong |= (state[rows] == State.WITHDRAWN) & (recorded[rows] != erased)
-                bad.append(rows[wrong & (state[rows] != State.PENDING)])
-        found = np.concatenate(bad)
-        return found[self.state[found] == state[found]]  # others changed while we were reading
-
     # Writing
 
     def write(
@@ -361,15 +448,15 @@ class SynthCache(Dataset[Any]):
             )
         if fsync not in ("never", "batch"):
             raise ValueError(f"`fsync` must be 'never' or 'batch', got {fsync!r}.")
-        mapped = self._open()
-        withdrawn = numbers[mapped.state[numbers] == State.WITHDRAWN]
+        reader = self._open()
+        withdrawn = numbers[reader.state[numbers] == State.WITHDRAWN]
         if len(withdrawn):
-            raise ValueError(f"{self.path}: {_listed(withdrawn)} cannot be written: withdrawn.")
+            raise ValueError(f"{self.path}: {listed(withdrawn)} cannot be written: withdrawn.")
         order = np.argsort(numbers)
         numbers, images = numbers[order], pixels.detach().cpu().numpy()[order]
         with self._descriptor(os.O_RDWR) as fd:
-            again = numbers[mapped.state[numbers] == State.DONE]
-            mapped.served[again] = 0
+            again = numbers[reader.state[numbers] == State.DONE]
+            reader.served[again] = 0
             self._put(fd, "state", again, State.PENDING, fsync=fsync)
             self._put(fd, "images", numbers, images)
             self._put(fd, "checksum", numbers, checksums(images), fsync=fsync)
@@ -378,9 +465,9 @@ class SynthCache(Dataset[Any]):
     def invalidate(self, rows: ArrayLike | Sequence[int]) -> None:
         """Makes done rows pending again, so that they are drawn anew; others stay as they are."""
         numbers = np.sort(self._to_write(rows))
-        mapped = self._open()
-        numbers = numbers[mapped.state[numbers] == State.DONE]
-        mapped.served[numbers] = 0
+        reader = self._open()
+        numbers = numbers[reader.state[numbers] == State.DONE]
+        reader.served[numbers] = 0
         with self._descriptor(os.O_RDWR) as fd:
             self._put(fd, "state", numbers, State.PENDING, fsync="batch")
 
@@ -396,20 +483,28 @@ class SynthCache(Dataset[Any]):
         """
         numbers = np.sort(self._to_write(rows))
         self._open().served[numbers] = 0
-        zeros = np.zeros((len(numbers), *self.image_shape), np.uint8)  # untouched, so no memory yet
+        step = max(1, _BLOCK // self._contents.regions["images"].row_bytes)
         with self._descriptor(os.O_RDWR) as fd:
             self._put(fd, "state", numbers, State.WITHDRAWN, fsync="batch")
-            self._put(fd, "images", numbers, zeros, fsync="batch")
+            for start in range(0, len(numbers), step):
+                block = numbers[start : start + step]
+                zeros = np.zeros((len(block), *self.image_shape), np.uint8)
+                self._put(fd, "images", block, zeros, fsync="batch")
             self._put(fd, "checksum", numbers, erased_checksum(self.image_shape), fsync="batch")
 
     def _finish_withdrawals(self) -> None:
-        mapped = self._open()
-        erased = mapped.checksum == erased_checksum(self.image_shape)
-        unfinished = np.flatnonzero((mapped.state == State.WITHDRAWN) & ~erased)
+        reader = self._open()
+        erased = reader.checksum == erased_checksum(self.image_shape)
+        unfinished = np.flatnonzero((reader.state == State.WITHDRAWN) & ~erased)
         if len(unfinished):
             self.withdraw(unfinished)
 
     def _to_write(self, rows: ArrayLike | Sequence[int]) -> Indices:
+        if not self._contents.plain:
+            raise CacheError(
+                f"{self.path} is a compressed copy, which cannot be written. "
+                "`synthaug cache merge` makes a plain cache of it."
+            )
         numbers = _row_numbers(rows)
         outside = numbers[(numbers < 0) | (numbers >= len(self))]
         if len(outside):
@@ -429,6 +524,7 @@ class SynthCache(Dataset[Any]):
     ) -> None:
         """Writes `values` at ascending `rows` of one data set: one call per run of neighbours."""
         region = self._contents.regions[name]
+        assert region.offset is not None
         if not len(rows):
             return
         if isinstance(values, int):
@@ -447,9 +543,7 @@ class SynthCache(Dataset[Any]):
         try:
             fd = os.open(self.path, flags | os.O_CLOEXEC)
             try:
-                info = os.fstat(fd)
-                if (info.st_dev, info.st_ino) != self._contents.file_id:
-                    raise CacheMismatchError(f"{self.path} was replaced since. Open it again.")
+                check_same(self._contents, fd)
                 yield fd
             finally:
                 os.close(fd)
@@ -459,125 +553,33 @@ class SynthCache(Dataset[Any]):
                 "intact or still pending: repair the cause, then run again to continue."
             ) from error
 
-    # One mapping per process
+    # One reader per process
 
     @property
     def _contents(self) -> Contents:
         return self._open().contents
 
-    def _open(self) -> "_Mapped":
-        # A forked process goes on with its parent's mapping: unlike an HDF5 handle it has no state
-        # that two processes could disturb. An unpickled copy opens the file anew.
-        if self._mapped is None:
-            mapped = _Mapped(inspect(self.path))
-            if (mapped.contents.plan_digest, mapped.contents.manifest_digest) != self._digests:
+    def _open(self) -> Reader:
+        if self._reader is None:  # unpickled in another process
+            contents = inspect(self.path)
+            if (contents.plan_digest, contents.manifest_digest) != self._digests:
                 raise CacheMismatchError(
                     f"{self.path} is another cache than the one that was pickled. Open it again."
                 )
-            self._mapped = mapped
-        return self._mapped
+            self._reader = open_reader(contents)
+        return self._reader
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}
+        return {**self.__dict__, "_reader": None}
 
     # Display
 
-    def _counts(self) -> str:
-        counts = np.bincount(self._open().state, minlength=len(State))
-        return ", ".join(f"{counts[s]:,} {s.name.lower()}" for s in (1, 0, 2) for s in [State(s)])
-
     def __repr__(self) -> str:
-        c, h, w = self.image_shape
-        lines = [
-            "Dataset SynthCache",
-            f"    Number of datapoints: {len(self)}",
-            f"    Rows: {self._counts()}",
-            f"    Classes: {len(self.classes)}",
-            f"    Images: {c} x {h} x {w}, synthetic",
-            f"    Location: {self.path}",
-        ]
-        return "\n".join(lines)
+        return _show.text(self)
 
     def _repr_html_(self) -> str:
         """For notebooks: the text, and up to 24 images spread over the cache."""
-        done = np.flatnonzero(self.done)
-        rows = done[np.linspace(0, len(done) - 1, min(_THUMBNAILS, len(done))).astype(np.int64)]
-        figures = []
-        for row, image in zip(rows.tolist(), self.read(rows), strict=True):
-            buffer = io.BytesIO()
-            _pixels.to_pil(image).save(buffer, format="PNG")
-            data = base64.b64encode(buffer.getvalue()).decode()
-            title = html.escape(f"{row}: {self.classes[int(self.labels[row])]}", quote=True)
-            figures.append(
-                f'<img src="data:image/png;base64,{data}" title="{title}" alt="{title}" '
-                'style="width:64px;margin:1px;image-rendering:pixelated">'
-            )
-        return f"<pre>{html.escape(repr(self))}</pre><div>{''.join(figures)}</div>"
-
-
-class _Mapped:
-    """A file's rows as arrays; nothing is read before it is indexed."""
-
-    def __init__(self, contents: Contents) -> None:
-        self.contents = contents
-        with contents.path.open("rb") as file:
-            info = os.fstat(file.fileno())
-            if (info.st_dev, info.st_ino) != contents.file_id:
-                raise CacheMismatchError(f"{contents.path} was replaced just now. Open it again.")
-            self.images, self.state, self.checksum = (
-                _map(file, contents.regions[name]) for name in ("images", "state", "checksum")
-            )
-        self.served = np.zeros(len(self.state), np.uint8)
-        """1 for rows whose pixels this process has checked."""
-
-
-def _map(file: BinaryIO, region: Region) -> NDArray[Any]:
-    # A plain array: `memmap` itself costs time on every index.
-    return np.asarray(np.memmap(file, region.dtype, "r", region.offset, region.shape))
-
-
-def _binding(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a manifest decides the images; the rest may change between two runs of a job."""
-    source = manifest["source"]
-    if isinstance(source, Mapping) and "fingerprint" in source:  # a folder may be moved
-        source = {"fingerprint": source["fingerprint"]}
-    return {**{k: manifest[k] for k in ("recipe", "classes", "settings")}, "source": source}
-
-
-def _plan_differences(stored: Plan, given: Plan) -> dict[str, tuple[str, str]]:
-    """Where two plans differ, by column."""
-    if len(stored) != len(given):
-        return {"plan rows": (f"{len(stored):,}", f"{len(given):,}")}
-    found = {}
-    for name in sorted({*stored.columns, *given.columns}):
-        if name not in stored.columns or name not in given.columns:
-            has = name in stored.columns
-            found[f"plan column {name}"] = ("present", "absent") if has else ("absent", "present")
-            continue
-        rows = np.flatnonzero(stored[name] != given[name])
-        if len(rows):
-            where = f"plan column {name}, {_listed(rows)}"
-            found[where] = (f"{stored[name][rows[0]]}", f"{given[name][rows[0]]}")
-    return found
-
-
-def _differences(prefix: str, stored: Any, given: Any) -> dict[str, tuple[str, str]]:
-    """The leaves in which two JSON values differ, by their path."""
-    if isinstance(stored, Mapping) and isinstance(given, Mapping):
-        found: dict[str, tuple[str, str]] = {}
-        for key in sorted({**stored, **given}):
-            path = f"{prefix}.{key}" if prefix else key
-            found |= _differences(path, stored.get(key, _ABSENT), given.get(key, _ABSENT))
-        return found
-    return {} if stored == given else {prefix: (_shown(stored), _shown(given))}
-
-
-_ABSENT = object()
-
-
-def _shown(value: Any) -> str:
-    text = "absent" if value is _ABSENT else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+        return _show.page(self)
 
 
 def _row_numbers(indices: Any) -> Indices:
@@ -591,10 +593,3 @@ def _row_numbers(indices: Any) -> Indices:
             raise TypeError(f"Row numbers must be integers, got {rows.dtype}.{hint}")
         return np.empty(0, np.int64)
     return rows.astype(np.int64, copy=False)
-
-
-def _listed(rows: Indices) -> str:
-    """Names a few rows: "row 3", "rows 3, 5 and 12 more"."""
-    first = ", ".join(map(str, rows[:5].tolist()))
-    more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
-    return f"row{'s' if len(rows) != 1 else ''} {first}{more}"

@@ -1,0 +1,163 @@
+"""How rows come out of a file: through a memory map, or, for compressed copies, through HDF5."""
+
+import mmap
+import os
+from typing import Any, Protocol
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
+
+from synthaug._cache._files import pread
+from synthaug._cache._format import checksums
+from synthaug._cache._schema import Contents
+from synthaug._errors import CacheCorruptError, CacheMismatchError
+from synthaug._types import Indices
+
+_RESIDENT = 64 * 2**20
+"""Bytes of the file that a loader's worker keeps mapped."""
+_FAULT_AROUND = 64 * 2**10
+"""Bytes that Linux maps at most when a page is touched first."""
+
+
+class Reader(Protocol):
+    """The rows of one file, as one process sees them."""
+
+    contents: Contents
+    state: NDArray[np.uint8]
+    """Of each row, now."""
+    checksum: NDArray[np.uint32]
+    served: NDArray[np.uint8]
+    """1 for rows whose pixels this process has checked."""
+
+    def gather(self, rows: Indices) -> NDArray[np.uint8]:
+        """Pixels of `rows`, uint8 (n, C, H, W), in any order."""
+        ...
+
+    def intact(self, rows: Indices) -> NDArray[np.bool_]:
+        """Which of `rows` match their checksum."""
+        ...
+
+    def stored_checksums(self, fd: int, start: int, stop: int) -> NDArray[np.uint32]:
+        """CRC-32C of what the medium holds in rows start to stop."""
+        ...
+
+
+def open_reader(contents: Contents) -> Reader:
+    """The fastest way to read this file."""
+    return Mapped(contents) if contents.plain else Unpacked(contents)
+
+
+class Mapped:
+    """Maps the file: a batch is one indexing call, and nothing is read before it is indexed.
+
+    A mapping has no state that two processes could disturb, so a forked process goes on with its
+    parent's.
+    """
+
+    def __init__(self, contents: Contents) -> None:
+        self.contents = contents
+        with contents.path.open("rb") as file:
+            check_same(contents, file.fileno())
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.images = self._array("images")
+        self.state = self._array("state")
+        self.checksum = self._array("checksum")
+        self.served = np.zeros(len(self.state), np.uint8)
+        self._touched = 0
+
+    def _array(self, name: str) -> NDArray[Any]:
+        # A plain array: `numpy.memmap` costs time on every index.
+        region = self.contents.regions[name]
+        assert region.offset is not None
+        flat = np.frombuffer(self._map, region.dtype, int(np.prod(region.shape)), region.offset)
+        return flat.reshape(region.shape)
+
+    def gather(self, rows: Indices) -> NDArray[np.uint8]:
+        pixels = self.images.take(rows, axis=0)
+        self._touched += pixels.nbytes + len(rows) * _FAULT_AROUND
+        if self._touched > _RESIDENT:
+            self._unmap_pages()
+        return pixels
+
+    def _unmap_pages(self) -> None:
+        """Gives mapped pages back; they stay in the system's cache.
+
+        Only in the workers of a loader: pages count as memory of each process that maps them, and
+        next to the hand-over between processes, mapping them again costs little.
+        """
+        self._touched = 0
+        if get_worker_info() is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def intact(self, rows: Indices) -> NDArray[np.bool_]:
+        return checksums(self.gather(rows)) == self.checksum[rows]
+
+    def stored_checksums(self, fd: int, start: int, stop: int) -> NDArray[np.uint32]:
+        # Not through the mapping: there, an unreadable medium would be a signal.
+        region = self.contents.regions["images"]
+        assert region.offset is not None
+        size = (stop - start) * region.row_bytes
+        data = pread(fd, size, region.offset + start * region.row_bytes)
+        return checksums(np.frombuffer(data, np.uint8).reshape(stop - start, -1))
+
+
+class Unpacked:
+    """Reads chunked or compressed copies through HDF5, row by row: many times slower."""
+
+    def __init__(self, contents: Contents) -> None:
+        self.contents = contents
+        self._owner = 0
+        file = self._open()
+        self.state = file["state"][()]
+        self.checksum = file["checksum"][()]
+        self.served = np.zeros(len(self.state), np.uint8)
+
+    def _open(self) -> h5py.File:
+        # A handle must not cross into a forked process: two would share one file position.
+        if self._owner != os.getpid():
+            self._file = h5py.File(self.contents.path, "r", locking=False)
+            self._owner = os.getpid()
+        return self._file
+
+    def gather(self, rows: Indices) -> NDArray[np.uint8]:
+        images = self._open()["images"]
+        unique, inverse = np.unique(rows % len(self.state), return_inverse=True)
+        pixels = np.empty((len(unique), *self.contents.image_shape), np.uint8)
+        for i, row in enumerate(unique.tolist()):
+            try:
+                images.read_direct(pixels, row, i)
+            except OSError as error:
+                raise CacheCorruptError(
+                    f"{self.contents.path}: row {row} cannot be unpacked ({error}). Restore the "
+                    "file from a copy."
+                ) from error
+        return pixels[inverse]
+
+    def intact(self, rows: Indices) -> NDArray[np.bool_]:
+        return np.array([self._checksum(row) == self.checksum[row] for row in rows.tolist()], bool)
+
+    def stored_checksums(self, fd: int, start: int, stop: int) -> NDArray[np.uint32]:
+        # A row that cannot be unpacked must differ from what is recorded, whatever that is.
+        return np.array(
+            [
+                ~self.checksum[row] if crc is None else crc
+                for row, crc in ((row, self._checksum(row)) for row in range(start, stop))
+            ],
+            np.uint32,
+        )
+
+    def _checksum(self, row: int) -> int | None:
+        """CRC-32C of one row, `None` if it cannot be unpacked."""
+        try:
+            return int(checksums(self.gather(np.array([row])))[0])
+        except CacheCorruptError:
+            return None
+
+
+def check_same(contents: Contents, fd: int) -> None:
+    """Refuses a file that took the place of the one that was opened."""
+    info = os.fstat(fd)
+    if (info.st_dev, info.st_ino) != contents.file_id:
+        raise CacheMismatchError(f"{contents.path} was replaced since. Open it again.")
