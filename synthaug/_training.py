@@ -341,7 +341,12 @@ def _save(
     save_file(weights, str(new / "model.safetensors"))
     average = {f"{i:05d}": p.detach().cpu().contiguous() for i, p in enumerate(ema.shadow_params)}
     save_file(average, str(new / "ema.safetensors"))
-    torch.save(optimizer.state_dict(), new / "optimizer.pt")
+    moments = {  # its settings are in the config; what is left are tensors, so nothing is pickled
+        f"{i:05d}.{name}": value.detach().cpu().contiguous()
+        for i, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    save_file(moments, str(new / "optimizer.safetensors"))
     state = {
         "digest": digest,
         "step": result.step,
@@ -369,8 +374,6 @@ def _resume(
     digest: str,
 ) -> None:
     """Loads the last whole checkpoint, if there is one."""
-    from pickle import UnpicklingError
-
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -388,21 +391,17 @@ def _resume(
             )
         module.load_state_dict(load_file(str(final / "model.safetensors")))
         average = load_file(str(final / "ema.safetensors"))
-        optimizer.load_state_dict(torch.load(final / "optimizer.pt", weights_only=True))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(str(final / "optimizer.safetensors")).items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         for shadow, name in zip(ema.shadow_params, sorted(average), strict=True):
             shadow.data.copy_(average[name])
         ema.optimization_step = state["ema_step"]
         result.step = state["step"]
         result.loss_curve = [(int(s), float(v)) for s, v in state["loss_curve"]]
-    except (
-        OSError,
-        EOFError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{final} cannot be read ({error}). Delete it to start over."
         ) from error
