@@ -39,6 +39,8 @@ def canonical_json(value: JSON | Mapping[str, Any]) -> str:
             return [plain(x) for x in v]
         if isinstance(v, np.generic):
             v = v.item()
+        if isinstance(v, float) and not math.isfinite(v):
+            raise ValueError(f"{v} cannot be written as JSON; give a finite number.")
         if isinstance(v, float) and v.is_integer():
             return int(v)
         return v
@@ -237,6 +239,8 @@ class Plan:
             values = np.atleast_1d(np.asarray(value))
             if values.ndim != 1 or not len(values):
                 raise ValueError(f"Parameter {name!r} must be a number or a list, got {value!r}.")
+            if not np.isfinite(values).all():
+                raise ValueError(f"Parameter {name!r} holds a value that is not finite: {value!r}.")
             columns[name] = values[turn % len(values)]
         columns["variant"], columns["seed"] = _variants_and_seeds(columns, classes, settings, seed)
         return cls(columns=columns, classes=tuple(classes), settings=settings)
