@@ -1,0 +1,517 @@
+"""The trainer: a killed run that is resumed equals one that was not, and nothing bad is saved."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from synthaug._errors import CheckpointError, DivergedError
+from synthaug._training import Loss, TrainingConfig, TrainingResult, batch_indices, train
+
+NUM_EXAMPLES = 10
+EVERY_STEP: dict[str, Any] = {"checkpoint_seconds": 0.0}
+
+
+def config_of(**changes: Any) -> TrainingConfig:
+    defaults = {"steps": 12, "batch_size": 4, "learning_rate": 1e-2, "device": "cpu"}
+    return TrainingConfig(**{**defaults, "warmup_steps": 3, "checkpoint_seconds": 1e9, **changes})
+
+
+def module_of() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.25), nn.Linear(4, 3))
+
+
+class Killed(BaseException):
+    """What a kill would do to Python: nothing catches it."""
+
+
+def loss_of(*, killed_at: int | None = None, nan_at: int | None = None) -> Loss:
+    """Denoises ten fixed vectors, with noise from torch's global generator."""
+    data = torch.randn(NUM_EXAMPLES, 3, generator=torch.Generator().manual_seed(1))
+    calls = 0
+
+    def loss(module: nn.Module, indices: np.ndarray) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == killed_at:
+            raise Killed
+        x = data[indices]
+        value = (module(x + torch.randn_like(x)).float() - x).square().mean()
+        return value * math.nan if calls == nan_at else value
+
+    return loss
+
+
+def run(out: Path, loss: Loss | None = None, **changes: Any) -> tuple[nn.Module, TrainingResult]:
+    module = module_of()
+    arguments = {k: changes.pop(k) for k in ("identity", "on_checkpoint") if k in changes}
+    result = train(
+        module,
+        loss or loss_of(),
+        NUM_EXAMPLES,
+        config=config_of(**changes),
+        output_dir=out,
+        progress=False,
+        **{"identity": "digits", **arguments},
+    )
+    return module, result
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """All that a checkpoint holds."""
+    folder = out / "checkpoint"
+    return {
+        "weights": load_file(folder / "model.safetensors"),
+        "ema": load_file(folder / "ema.safetensors"),
+        "optimizer": load_file(folder / "optimizer.safetensors"),
+        "state": json.loads((folder / "state.json").read_text()),
+    }
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        assert_equal(dict(enumerate(a)), dict(enumerate(b)))
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+# Resuming
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[Path, nn.Module, TrainingResult]:
+    out = tmp_path_factory.mktemp("whole")
+    return out, *run(out)
+
+
+@pytest.mark.parametrize("kills", [(1,), (2,), (7,), (12,), (1, 1, 2, 3, 2)], ids=str)
+def test_a_killed_run_that_is_resumed_equals_one_that_was_not(tmp_path, uninterrupted, kills):
+    for killed_at in kills:
+        with pytest.raises(Killed):
+            run(tmp_path, loss_of(killed_at=killed_at), **EVERY_STEP)
+    module, result = run(tmp_path, **EVERY_STEP)
+    out, expected, expected_result = uninterrupted
+    assert_equal(contents(tmp_path), contents(out))
+    assert_equal(dict(module.state_dict()), dict(expected.state_dict()))
+    assert result.loss_curve == expected_result.loss_curve
+    assert result.step == 12
+
+
+def test_the_loss_curve_is_whole_when_a_kill_falls_between_two_of_its_points(tmp_path):
+    # 2,000 steps make a point every 10 steps.
+    for name, kills in (("whole", [24]), ("in parts", [6, 18])):
+        for steps in kills:
+            with pytest.raises(Killed):
+                run(tmp_path / name, loss_of(killed_at=steps + 1), steps=2_000, **EVERY_STEP)
+    whole, parts = (contents(tmp_path / name)["state"] for name in ("whole", "in parts"))
+    assert whole == parts
+    assert [step for step, _ in whole["loss_curve"]] == [10, 20]
+
+
+def test_the_steps_taken_since_the_checkpoint_are_taken_again(tmp_path):
+    # A checkpoint after step 3 only, a kill in step 8.
+    with pytest.raises(Killed):
+        run(tmp_path, loss_of(killed_at=4), **EVERY_STEP)
+    with pytest.raises(Killed):
+        run(tmp_path, loss_of(killed_at=5))
+    assert contents(tmp_path)["state"]["step"] == 3
+    out = tmp_path / "whole"
+    expected, _ = run(out)
+    module, _ = run(tmp_path)
+    assert_equal(dict(module.state_dict()), dict(expected.state_dict()))
+
+
+@pytest.mark.parametrize("moment", ["before the swap", "between the renames", "after the swap"])
+def test_a_kill_in_the_middle_of_saving_leaves_one_checkpoint_whole(
+    tmp_path, uninterrupted, monkeypatch, moment
+):
+    rename, renames = Path.rename, 0
+
+    def killing_rename(self: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if moment == "before the swap" and renames == 4:
+            raise Killed
+        if moment == "between the renames" and renames == 5:
+            raise Killed
+        moved = rename(self, target)
+        if moment == "after the swap" and renames == 5:
+            raise Killed
+        return moved
+
+    # The first checkpoint renames once, each later one twice: number 4 begins the third swap.
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killing_rename)
+        with pytest.raises(Killed):
+            run(tmp_path, **EVERY_STEP)
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert ("checkpoint" in folders) == (moment != "between the renames")
+    taken: list[int] = []
+    module, _ = run(tmp_path, counting(taken))
+    assert len(taken) == (9 if moment == "after the swap" else 10)
+    assert_equal(contents(tmp_path), contents(uninterrupted[0]))
+    assert_equal(dict(module.state_dict()), dict(uninterrupted[1].state_dict()))
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "train.jsonl"}
+
+
+def counting(taken: list[int]) -> Loss:
+    inner = loss_of()
+
+    def loss(module: nn.Module, indices: np.ndarray) -> Tensor:
+        taken.append(len(indices))
+        return inner(module, indices)
+
+    return loss
+
+
+def test_a_finished_run_takes_no_step_again_and_leaves_the_same_average(tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    taken: list[int] = []
+    module, result = run(tmp_path, counting(taken))
+    assert not taken
+    assert_equal(dict(module.state_dict()), dict(uninterrupted[1].state_dict()))
+    assert result.loss_curve == uninterrupted[2].loss_curve
+
+
+def test_a_run_can_be_resumed_with_more_steps(tmp_path, uninterrupted):
+    run(tmp_path, steps=5)
+    module, result = run(tmp_path, steps=12)
+    assert_equal(dict(module.state_dict()), dict(uninterrupted[1].state_dict()))
+    assert_equal(contents(tmp_path), contents(uninterrupted[0]))
+    assert [step for step, _ in result.loss_curve] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_runs_of_both_precisions_follow_each_other_in_one_process(tmp_path, precision):
+    seen = []
+
+    def loss(module: nn.Module, indices: np.ndarray) -> Tensor:
+        prediction = module(torch.ones(len(indices), 3))
+        seen.append(prediction.dtype)
+        return prediction.float().square().mean()
+
+    module, _ = run(tmp_path, loss, precision=precision, steps=2)
+    assert set(seen) == {getattr(torch, precision)}
+    assert module(torch.ones(1, 3)).dtype == torch.float32  # autocast ended with the training
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"identity": "other data"},
+        {"seed": 1},
+        {"learning_rate": 2e-2},
+        {"batch_size": 2},
+        {"ema_decay": 0.5},
+        {"precision": "bfloat16"},
+        {"weight_decay": 0.1},
+        {"max_grad_norm": 2.0},
+        {"warmup_steps": 4},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(tmp_path, uninterrupted, changes):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    with pytest.raises(CheckpointError, match="belongs to a run with other data"):
+        run(tmp_path, **changes)
+    assert_equal(contents(tmp_path), contents(uninterrupted[0]))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 12, "decay_steps": 5}, {"checkpoint_seconds": 1.0}, {"device": None}]
+)
+def test_what_only_says_how_long_or_where_to_run_does_not_bind_a_checkpoint(changes):
+    assert config_of(**changes).digest("digits") == config_of().digest("digits")
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "gone"])
+def test_a_damaged_checkpoint_is_a_clear_error(tmp_path, uninterrupted, name, damage):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "checkpoint" / name
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        damaged = {"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"x" * 99}
+        path.write_bytes(damaged[damage])
+    with pytest.raises(CheckpointError, match=r"checkpoint cannot be read \(.*Delete it to start"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"learning_rate": 0}, "`learning_rate` must be positive, got 0"),
+        ({"learning_rate": math.nan}, "`learning_rate` must be positive, got nan"),
+        ({"max_grad_norm": 0}, "`max_grad_norm` must be positive"),
+        ({"warmup_steps": -1}, "`warmup_steps` must not be negative"),
+        ({"decay_steps": -1}, "`decay_steps` must not be negative"),
+        ({"weight_decay": -0.1}, "`weight_decay` must not be negative"),
+        ({"checkpoint_seconds": -1}, "`checkpoint_seconds` must not be negative"),
+        ({"ema_decay": 1}, r"`ema_decay` must be in \[0, 1\), got 1"),
+        ({"precision": "float16"}, "`precision` must be float32 or bfloat16, got 'float16'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(**changes)
+
+
+def test_an_unknown_device_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="`device` is 'abacus', which torch cannot use here"):
+        run(tmp_path / "out", device="abacus")
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_on_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`num_examples` must be at least 1"):
+        train(module_of(), loss_of(), 0, config=config_of(), output_dir=tmp_path, identity=1)
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("steps", [12, 4000])
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(tmp_path, steps):
+    with pytest.raises(Killed):
+        run(tmp_path, loss_of(killed_at=4), steps=steps, **EVERY_STEP)
+    before = contents(tmp_path)
+    with pytest.raises(DivergedError, match=r"loss of step 5 is nan. .* of step 3, is intact in "):
+        run(tmp_path, loss_of(nan_at=2), steps=steps)
+    assert_equal(contents(tmp_path), before)
+
+
+def test_a_loss_that_is_not_finite_is_met_before_the_next_checkpoint(tmp_path):
+    with pytest.raises(DivergedError, match=r"loss of step 3 is nan. .* of step 2, is intact"):
+        run(tmp_path, loss_of(nan_at=3), steps=4000, **EVERY_STEP)
+    assert contents(tmp_path)["state"]["step"] == 2
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_says_so(tmp_path):
+    with pytest.raises(DivergedError, match="No checkpoint had been written yet"):
+        run(tmp_path, loss_of(nan_at=1))
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
+    inner, calls = loss_of(), 0
+
+    def loss(module: nn.Module, indices: np.ndarray) -> Tensor:
+        nonlocal calls
+        calls += 1
+        value = inner(module, indices)
+        if calls == 3:  # the loss itself stays finite
+            value.register_hook(lambda gradient: gradient * math.inf)
+        return value
+
+    with pytest.raises(DivergedError, match=r"The weight 0.weight is no longer finite. .* step 2"):
+        run(tmp_path, loss, **EVERY_STEP)
+    saved = contents(tmp_path)
+    assert saved["state"]["step"] == 2
+    assert all(torch.isfinite(w).all() for w in saved["weights"].values())
+
+
+# Moving average, learning rate, order of the data, seeds
+
+
+def test_the_moving_average_is_the_documented_one(tmp_path):
+    decay, trajectory = 0.3, []
+
+    def loss(module: nn.Module, indices: np.ndarray) -> Tensor:
+        trajectory.append([p.detach().clone() for p in module.parameters()])
+        return loss_(module, indices)
+
+    loss_ = loss_of()
+    module, _ = run(tmp_path, loss, ema_decay=decay)
+    weights = contents(tmp_path)["weights"]
+    trajectory.append([weights[name] for name, _ in module.named_parameters()])
+    average = [p.double() for p in trajectory[1]]  # step 0 copies
+    for step in range(1, 12):
+        beta = min(decay, (1 + step) / (10 + step))
+        average = [
+            beta * a + (1 - beta) * p for a, p in zip(average, trajectory[step + 1], strict=True)
+        ]
+    assert min(decay, 2 / 11) < decay < 12 / 21  # both arms of the minimum were taken
+    for expected, parameter in zip(average, module.parameters(), strict=True):
+        torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(trajectory[-1][0], next(module.parameters()))
+
+
+def test_a_checkpoint_is_reported_with_the_average_and_training_goes_on_with_the_weights(tmp_path):
+    reported: dict[int, tuple[bool, list[Tensor]]] = {}
+
+    def report(module: nn.Module, step: int) -> None:
+        reported[step] = module.training, [p.detach().clone() for p in module.parameters()]
+
+    module, _ = run(tmp_path, on_checkpoint=report, **EVERY_STEP)
+    assert list(reported) == list(range(1, 13))
+    assert not any(training for training, _ in reported.values())
+    assert not module.training
+    assert_equal(list(module.state_dict().values()), reported[12][1])
+    for step in (1, 5):  # a run of that many steps ends in that average
+        other, _ = run(tmp_path / str(step), steps=step)
+        assert_equal(list(other.state_dict().values()), reported[step][1])
+
+
+def test_the_learning_rate_rises_stays_and_falls_linearly():
+    config = config_of(steps=10, learning_rate=1.0, warmup_steps=4, decay_steps=5)
+    rates = [config.learning_rate_at(step) for step in range(10)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    constant = config_of(steps=10, learning_rate=1.0, warmup_steps=0, decay_steps=0)
+    assert [constant.learning_rate_at(step) for step in (0, 5, 9)] == [1, 1, 1]
+
+
+def test_the_optimiser_uses_the_learning_rate_of_each_step(tmp_path):
+    # The gradient has one sign and one size: Adam's first steps move by the learning rate.
+    moved = []
+
+    def loss(module: nn.Module, indices: np.ndarray) -> Tensor:
+        del indices
+        weight = next(module.parameters())
+        moved.append(float(weight.detach()[0, 0]))
+        return weight.sum()
+
+    config = {"steps": 6, "warmup_steps": 3, "decay_steps": 2, "learning_rate": 0.1}
+    run(tmp_path, loss, **config)
+    rates = [config_of(**config).learning_rate_at(step) for step in range(5)]
+    assert -np.diff(moved) == pytest.approx(rates, rel=1e-4)
+    log = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in log[:5]] == rates
+
+
+@pytest.mark.parametrize(("batch_size", "num_examples"), [(1, 7), (3, 7), (7, 7), (8, 4), (5, 2)])
+def test_every_example_comes_once_per_epoch_and_epochs_join_inside_a_batch(
+    batch_size, num_examples
+):
+    steps = 4 * num_examples
+    order = np.concatenate(
+        [batch_indices(5, step, batch_size, num_examples) for step in range(steps)]
+    )
+    epochs = order[: len(order) // num_examples * num_examples].reshape(-1, num_examples)
+    assert (np.sort(epochs, axis=1) == np.arange(num_examples)).all()
+    if num_examples == 7:
+        assert len(np.unique(epochs, axis=0)) > 1  # shuffled anew
+
+
+def test_the_order_of_the_data_follows_from_the_seed():
+    orders = {tuple(batch_indices(seed, 0, 20, 20)) for seed in range(5)}
+    assert len(orders) == 5
+    assert tuple(batch_indices(3, 0, 20, 20)) in orders
+
+
+def test_the_seed_decides_data_order_and_noise_and_each_step_has_noise_of_its_own(tmp_path):
+    def noises(name: str, seed: int) -> list[float]:
+        drawn = []
+
+        def loss(module: nn.Module, indices: np.ndarray) -> Tensor:
+            drawn.append(float(torch.rand(())))
+            return module(torch.ones(len(indices), 3)).square().mean()
+
+        torch.manual_seed(1234 + seed)  # what the caller did before has no influence
+        run(tmp_path / name, loss, seed=seed)
+        return drawn
+
+    first, again, other = noises("a", 0), noises("b", 0), noises("c", 1)
+    assert first == again
+    assert len({*first, *other}) == 24
+
+
+def test_gradients_are_clipped_to_the_largest_norm(tmp_path):
+    norms = []
+
+    def loss(module: nn.Module, indices: np.ndarray) -> Tensor:
+        return 1e3 * module(torch.ones(len(indices), 3)).sum()
+
+    original = torch.optim.AdamW.step
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        run(tmp_path, loss, max_grad_norm=0.5)
+    assert norms == pytest.approx([0.5] * 12, rel=1e-3)
+
+
+def test_the_log_has_a_line_for_each_point_of_the_curve(uninterrupted):
+    out, _, result = uninterrupted
+    log = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in log] == result.loss_curve
+    assert result.examples_per_second > 0
+
+
+# Several processes
+
+_TWO = """
+import sys, numpy as np, torch
+from pathlib import Path
+from tests.test_training import config_of, module_of, loss_of
+from synthaug._training import train
+out, rank = Path(sys.argv[1]), __import__("os").environ["RANK"]
+inner, seen = loss_of(), []
+def loss(module, indices):
+    seen.append(indices.tolist())
+    return inner(module, indices)
+module = module_of()
+train(module, loss, 10, config=config_of(steps=6), output_dir=out, identity=1, progress=False)
+torch.save([seen, module.state_dict()], out / f"rank{rank}.pt")
+"""
+
+
+def test_two_processes_split_each_batch_and_end_with_the_same_weights(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TWO, str(tmp_path)],
+            env={**environment, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(2)
+    ]
+    errors = [process.communicate(timeout=600)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], errors
+    (seen0, weights0), (seen1, weights1) = (
+        torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2)
+    )
+    assert_equal(dict(weights0), dict(weights1))
+    for step, (first, second) in enumerate(zip(seen0, seen1, strict=True)):
+        assert first + second == batch_indices(0, step, 4, NUM_EXAMPLES).tolist()
+    assert contents(tmp_path)["state"]["step"] == 6
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
