@@ -84,6 +84,11 @@ class ClassConditional(AbstractSynthesizer):
     real_labels: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
+        # Only what the file says: diffusers' private notes would not survive being saved.
+        config = {
+            k: v for k, v in self.scheduler_config.items() if k == "_class_name" or k[0] != "_"
+        }
+        object.__setattr__(self, "scheduler_config", config)
         if self.num_inference_steps < 1:
             raise ValueError(
                 f"`num_inference_steps` must be at least 1, got {self.num_inference_steps}."
@@ -327,7 +332,13 @@ class ClassConditional(AbstractSynthesizer):
 
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
-        scheduler = {k: v for k, v in self.make_scheduler().config.items() if not k.startswith("_")}
+        config = self.make_scheduler().config.items()
+        # Through text and back: tuples become lists, and -inf (a limit that is off) a string.
+        scheduler = {
+            k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in config
+            if not k.startswith("_")
+        }
         settings: dict[str, JSON] = {
             "scheduler": type(self.make_scheduler()).__name__,
             "scheduler_config": json.loads(json.dumps(scheduler, default=list)),
@@ -352,7 +363,8 @@ class ClassConditional(AbstractSynthesizer):
         folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
         inner: Any = getattr(self.network, "_orig_mod", self.network)
         inner.save_pretrained(path / folder, safe_serialization=True)
-        make_scheduler(None, self.scheduler_config).save_pretrained(path / "scheduler")
+        (path / "scheduler").mkdir(exist_ok=True)
+        _write_json(path / "scheduler" / "scheduler_config.json", dict(self.scheduler_config))
         index = {
             "_class_name": "DDPMPipeline"
             if folder == "unet" and self.vae is None
@@ -523,14 +535,13 @@ class ClassConditional(AbstractSynthesizer):
         all_labels = torch.from_numpy(np.concatenate([labels, np.full(extra, null)]))
         torch.manual_seed(config.seed)  # initial weights
         network = build_unet(shape, num_classes=null, channels=channels, num_layers=num_layers)
-        scheduler = make_scheduler(
-            "ddpm",
-            {
-                "beta_schedule": "squaredcos_cap_v2",
-                "prediction_type": prediction_type,
-                "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
-            },
-        )
+        scheduler_config = {
+            "_class_name": "DDPMScheduler",
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction_type": prediction_type,
+            "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
+        }
+        scheduler = make_scheduler(None, scheduler_config)
         steps = scheduler.config.num_train_timesteps
 
         def read(indices: Indices) -> Pixels:
@@ -569,7 +580,7 @@ class ClassConditional(AbstractSynthesizer):
         def wrap(module: nn.Module) -> "ClassConditional":
             return cls(
                 network=module,
-                scheduler_config={**scheduler.config, "_class_name": "DDPMScheduler"},
+                scheduler_config=scheduler_config,
                 classes=classes,
                 image_shape=shape,
             )

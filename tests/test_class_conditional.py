@@ -1,0 +1,413 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from synthaug._errors import CheckpointError, DataError
+from synthaug._noise import streams
+from synthaug._pixels import to_images, to_pixels
+from synthaug._plan import Plan
+from synthaug._training import TrainingConfig
+from synthaug.synthesizers import ClassConditional
+from synthaug.synthesizers.class_conditional import build_unet
+from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_diffusion
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+class Real:
+    """Eight grey images of 8x8 pixels, two of each class."""
+
+    classes = NAMES
+    image_shape = (1, 8, 8)
+    fingerprint = "real"
+
+    def __init__(self, seed: int = 0, labels: tuple[int, ...] = (0, 1, 2, 3, 0, 1, 2, 3)) -> None:
+        self.targets = list(labels)
+        generator = torch.Generator().manual_seed(seed)
+        shape = (len(labels), *self.image_shape)
+        self.pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def read(self, indices: Any) -> Tensor:
+        return self.pixels[torch.tensor(np.asarray(indices))]
+
+
+def tiny(network: Any = None, **settings: Any) -> ClassConditional:
+    defaults: dict[str, Any] = {
+        "network": network if network is not None else tiny_unet(),
+        "scheduler_config": cosine_config(),
+        "num_inference_steps": 4,
+    }
+    return ClassConditional(classes=NAMES, image_shape=(1, 8, 8), **{**defaults, **settings})
+
+
+def test_saved_and_loaded_it_draws_the_same_images(tmp_path):
+    before = tiny()
+    before.save_pretrained(tmp_path / "model")
+    after = ClassConditional.from_pretrained(tmp_path / "model")
+    plan = before.plan(per_class=2, guidance_scale=[1.0, 3.0])
+    assert after.recipe() == before.recipe()
+    assert torch.equal(after.draw(plan), before.draw(plan))
+
+
+def test_plain_diffusers_loads_what_we_save(tmp_path):
+    from diffusers import DDPMPipeline
+
+    synthesizer = tiny()
+    synthesizer.save_pretrained(tmp_path)
+    pipeline = DDPMPipeline.from_pretrained(tmp_path)
+    for name, weight in synthesizer.network.state_dict().items():
+        assert torch.equal(pipeline.unet.state_dict()[name], weight)
+    assert list(tmp_path.rglob("*.bin")) == list(tmp_path.rglob("*.pt")) == []
+
+
+def test_an_image_does_not_depend_on_the_rows_drawn_with_it():
+    synthesizer = tiny().with_sources(Real())
+    plan = synthesizer.plan(per_class=4, guidance_scale=[1.0, 2.0], strength=[0.3, 0.9])
+    together = to_pixels(synthesizer.draw(plan)).int()
+    order = np.random.default_rng(0).permutation(len(plan))
+    shuffled = to_pixels(synthesizer.draw(plan[order])).int()
+    alone = torch.cat([to_pixels(synthesizer.draw(row)).int() for row in plan.batches(1)])
+    assert (together - alone).abs().max() <= 1
+    assert (together[torch.from_numpy(order)] - shuffled).abs().max() <= 1
+
+
+def test_rows_differ_by_label_seed_and_guidance():
+    synthesizer = tiny()
+    plan = synthesizer.plan(per_class=2, guidance_scale=[1.0, 4.0])
+    images = synthesizer.draw(plan).flatten(1)
+    assert (torch.cdist(images, images) + 10 * torch.eye(len(plan))).min() > 0.1
+    columns = dict(plan.columns)
+    columns["seed"] = np.full(len(plan), 5, np.uint64)
+    same_seed = Plan(columns=columns, classes=plan.classes, settings=plan.settings)
+    images = synthesizer.draw(same_seed).flatten(1)
+    assert (torch.cdist(images, images) + torch.eye(len(plan))).min() > 1e-4
+
+
+def test_the_estimate_of_evaluations_is_what_the_network_sees():
+    counting = Counting(tiny_unet())
+    synthesizer = tiny(counting, num_inference_steps=10).with_sources(Real())
+    plan = synthesizer.plan(per_class=6, guidance_scale=[1.0, 2.0, 1.0], strength=[0.2, 1.0])
+    synthesizer.draw(plan)
+    assert counting.images == synthesizer.evaluations(plan).sum()
+    assert len(set(synthesizer.evaluations(plan).tolist())) > 2
+
+
+def test_a_changed_or_missing_source_image_is_noticed():
+    synthesizer = tiny().with_sources(Real())
+    plan = synthesizer.plan(per_class=2, strength=0.5)
+    assert set(np.unique(plan["source"])) == set(range(8))
+    for label, source in zip(plan["label"], plan["source"], strict=True):
+        assert Real().targets[source] == label
+    with pytest.raises(DataError, match="Real image 0 is not the one that the plan was made with"):
+        tiny().with_sources(Real(seed=1)).draw(plan)
+    with pytest.raises(ValueError, match="Call `with_sources"):
+        tiny().draw(plan)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_inference_steps": 5},
+        {"scheduler": "ddpm"},
+        {"scheduler": "dpmsolver++"},
+        {"eta": 0.5},
+        {"scheduler_config": cosine_config(beta_schedule="linear")},
+        {"network": tiny_unet(num_classes=5)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_changes_the_images_changes_the_recipe(change):
+    changed = tiny(**change)
+    assert changed.recipe() != tiny().recipe()
+    json.dumps(changed.recipe(), allow_nan=False)
+    if "network" not in change:  # settings are hashed into the seeds, weights are not
+        assert (changed.plan(per_class=1)["seed"] != tiny().plan(per_class=1)["seed"]).all()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({}, "exactly one of `per_class`, `ratio` and `counts`; got none"),
+        ({"per_class": 1, "ratio": 1.0}, "got per_class and ratio"),
+        ({"per_class": 0}, "`per_class` must be at least 1"),
+        ({"ratio": 1.0}, "`ratio` needs `labels`"),
+        ({"counts": {"cow": 1}}, "`counts` names 'cow', which is not a class"),
+        ({"per_class": 1, "strength": 0.5}, "`strength` needs `with_sources`"),
+        ({"per_class": 1, "guidance": 2.0}, "Unknown row parameter 'guidance'"),
+        ({"per_class": 1, "guidance_scale": -1.0}, "must not be negative"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        tiny().plan(**parameters)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="`num_inference_steps` must be at least 1, got 0"):
+        tiny(num_inference_steps=0)
+    with pytest.raises(ValueError, match="only 1000 timesteps"):
+        tiny(num_inference_steps=1001)
+    with pytest.raises(ValueError, match="`eta` = 1.0 has no effect"):
+        tiny(scheduler="dpmsolver++", eta=1.0)
+    with pytest.raises(CheckpointError, match="knows 2 classes, but 4 are named"):
+        tiny(tiny_unet(num_classes=2))
+    with pytest.raises(ValueError, match="other than 1 needs a network that knows classes"):
+        tiny(tiny_unet(num_classes=None)).plan(per_class=1, guidance_scale=2.0)
+    plan = Plan.build([1], classes=["cow"], settings={}, seed=0)
+    with pytest.raises(ValueError, match="about the classes cow"):
+        tiny().draw(plan)
+
+
+# -- checkpoints -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tiny().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def load_error(path: Any, **arguments: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        ClassConditional.from_pretrained(path, **arguments)
+    return str(caught.value)
+
+
+def test_a_checkpoint_that_cannot_be_used_is_named(saved, tmp_path):
+    assert "There is no directory" in load_error(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "is not a diffusers checkpoint: it has no model_index.json" in load_error(
+        tmp_path / "empty"
+    )
+    assert "is a file" in load_error(saved / "synthaug.json")
+    (saved / "scheduler" / "scheduler_config.json").write_text("{")
+    assert "scheduler_config.json cannot be read" in load_error(saved)
+
+
+def test_missing_or_broken_weights_are_named(saved):
+    weights = saved / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "unet cannot be loaded" in load_error(saved)
+    weights.unlink()
+    assert "unet cannot be loaded" in load_error(saved)
+
+
+def test_pickled_weights_are_not_loaded(saved):
+    unet = tiny_unet()
+    shutil.rmtree(saved / "unet")
+    unet.save_pretrained(saved / "unet", safe_serialization=False)
+    assert "unet cannot be loaded" in load_error(saved)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    unet = tiny_unet()
+    torch.nn.init.constant_(unet.conv_in.weight, float("nan"))
+    tiny(unet).save_pretrained(tmp_path)
+    assert "the weight conv_in.weight is not finite" in load_error(tmp_path)
+
+
+def test_only_known_parts_are_loaded(saved):
+    index = json.loads((saved / "model_index.json").read_text())
+    index["unet"] = ["os", "system"]
+    (saved / "model_index.json").write_text(json.dumps(index))
+    assert "the unet is system; we load UNet2DModel or UNet2DConditionModel" in load_error(saved)
+
+
+def test_class_names_are_asked_for_and_must_differ(saved):
+    (saved / "synthaug.json").unlink()
+    with pytest.raises(ValueError, match="does not name its classes. Pass `classes`"):
+        ClassConditional.from_pretrained(saved)
+    with pytest.raises(ValueError, match="holds a name twice"):
+        ClassConditional.from_pretrained(saved, classes=["a", "a"])
+    assert ClassConditional.from_pretrained(saved, classes=["a", "b"]).classes == ("a", "b")
+
+
+def test_a_model_that_the_hub_does_not_give_is_named(monkeypatch):
+    import huggingface_hub
+
+    def offline(*arguments: Any, **settings: Any) -> str:
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    assert "could not be loaded from the hub (OSError)" in load_error("someone/something")
+
+
+# -- Stable Diffusion and DiT ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_stable_diffusion_checkpoint_draws_what_its_own_pipeline_draws(tmp_path, prediction_type):
+    pipeline = write_stable_diffusion(tmp_path, prediction_type, scaling_factor=0.5)
+    synthesizer = ClassConditional.from_pretrained(
+        tmp_path, classes=["red_fox", "owl"], prompt_template="a {}", num_inference_steps=5
+    )
+    plan = synthesizer.plan(per_class=2, guidance_scale=3.0)
+    ours = (synthesizer.draw(plan) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+    theirs = pipeline(
+        ["a red fox", "a red fox", "a owl", "a owl"],
+        height=8,
+        width=8,
+        guidance_scale=3.0,
+        num_inference_steps=5,
+        generator=streams(plan["seed"]),
+        output_type="np",
+    ).images
+    assert synthesizer.image_shape == (3, 8, 8)
+    assert np.abs(ours - theirs).max() < 1 / 255
+    assert np.abs(theirs[0] - theirs[2]).max() > 1 / 255
+    assert synthesizer.recipe()["settings"]["prompts"] == ["a red fox", "a owl", ""]  # type: ignore[index,call-overload]
+
+
+def test_a_text_checkpoint_is_saved_with_its_embeddings_and_without_its_text_encoder(tmp_path):
+    write_stable_diffusion(tmp_path / "sd")
+    before = ClassConditional.from_pretrained(
+        tmp_path / "sd", classes=["fox", "owl"], num_inference_steps=3
+    )
+    before.save_pretrained(tmp_path / "ours")
+    after = ClassConditional.from_pretrained(tmp_path / "ours")
+    plan = before.plan(per_class=1, guidance_scale=2.0)
+    assert torch.equal(after.draw(plan), before.draw(plan))
+    assert not (tmp_path / "ours" / "text_encoder").exists()
+
+
+def test_the_checkpoints_own_scheduler_may_repeat_a_step_and_that_is_counted(tmp_path):
+    from diffusers import PNDMScheduler
+
+    write_stable_diffusion(tmp_path)
+    PNDMScheduler(skip_prk_steps=True, steps_offset=1).save_pretrained(tmp_path / "scheduler")
+    synthesizer = ClassConditional.from_pretrained(
+        tmp_path, classes=["fox"], num_inference_steps=6, scheduler=None
+    )
+    counting = Counting(synthesizer.network)
+    object.__setattr__(synthesizer, "network", counting)
+    plan = synthesizer.plan(per_class=1)
+    synthesizer.draw(plan)
+    assert counting.images == synthesizer.evaluations(plan).sum() == 7
+
+
+def test_latents_are_scaled_by_the_autoencoders_own_factor(tmp_path):
+    write_stable_diffusion(tmp_path, scaling_factor=0.5)
+    synthesizer = ClassConditional.from_pretrained(tmp_path, classes=["fox"])
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    with torch.inference_mode():
+        vae: Any = synthesizer.vae
+        mean = vae.encode(to_images(pixels)).latent_dist.mode()
+        torch.testing.assert_close(synthesizer._encode(pixels), 0.5 * mean)
+        torch.testing.assert_close(
+            synthesizer._decode(0.5 * mean), vae.decode(mean).sample.clamp(-1, 1)
+        )
+
+
+def test_a_size_that_the_autoencoder_cannot_halve_is_refused(tmp_path):
+    write_stable_diffusion(tmp_path)
+    synthesizer = ClassConditional.from_pretrained(tmp_path, classes=["fox"], image_size=11)
+    with pytest.raises(ValueError, match="11 x 11 must be a multiple of 2"):
+        synthesizer.draw(synthesizer.plan(per_class=1))
+
+
+def test_a_transformer_that_also_predicts_its_variance_is_sampled(tmp_path):
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=1,
+        out_channels=2,
+        num_layers=1,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=4,
+        norm_num_groups=1,
+    ).eval()
+    synthesizer = tiny(transformer)
+    synthesizer.save_pretrained(tmp_path)
+    loaded = ClassConditional.from_pretrained(tmp_path)
+    plan = loaded.plan(per_class=1, guidance_scale=2.0)
+    images = loaded.draw(plan)
+    assert images.shape == (4, 1, 8, 8)
+    assert torch.equal(images, synthesizer.draw(plan))
+
+
+# -- training ----------------------------------------------------------------------------------------
+
+
+def fit(path: Path, real: Any = None, steps: int = 4, **arguments: Any) -> ClassConditional:
+    config = TrainingConfig(
+        steps=steps, batch_size=4, warmup_steps=1, ema_decay=0.5, device="cpu", seed=3
+    )
+    return ClassConditional.fit(
+        real or Real(), path, config=config, channels=8, progress=False, **arguments
+    )[0]
+
+
+def test_training_resumed_equals_training_in_one_go(tmp_path):
+    whole = fit(tmp_path / "whole", steps=4)
+    fit(tmp_path / "parts", steps=2)
+    parts = fit(tmp_path / "parts", steps=4)
+    for name, weight in whole.network.state_dict().items():
+        assert torch.equal(parts.network.state_dict()[name], weight), name
+    loaded = ClassConditional.from_pretrained(tmp_path / "parts")
+    plan = whole.plan(per_class=1)
+    torch.testing.assert_close(loaded.draw(plan), whole.draw(plan), atol=1e-4, rtol=0)
+
+
+def test_training_lowers_the_loss_and_learns_the_classes(tmp_path):
+    """Four classes of constant grey: after training, each class is drawn in its own grey."""
+    real = Real(labels=(0, 1, 2, 3) * 4)
+    greys = torch.tensor([32, 96, 160, 224], dtype=torch.uint8)
+    real.pixels = greys[torch.tensor(real.targets)].view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
+    config = TrainingConfig(
+        steps=250, batch_size=16, warmup_steps=20, learning_rate=3e-3, ema_decay=0.95, device="cpu"
+    )
+    synthesizer, result = ClassConditional.fit(
+        real, tmp_path, config=config, channels=8, progress=False
+    )
+    assert result.loss_curve[-1][1] < 0.25 * result.loss_curve[0][1]
+    plan = synthesizer.plan(per_class=4, guidance_scale=1.0)
+    drawn = to_pixels(synthesizer.draw(plan)).float().mean((1, 2, 3)).view(4, 4).mean(1)
+    assert (drawn - greys.float()).abs().max() < 20
+
+
+def test_unlabelled_images_only_train_the_unconditional_branch(tmp_path):
+    synthesizer = fit(tmp_path, unlabelled=Real(seed=1), label_dropout=0.0, steps=2)
+    assert synthesizer.classes == NAMES
+    embedding: Any = synthesizer.network.class_embedding  # type: ignore[union-attr]
+    assert embedding.weight.shape[0] == len(NAMES) + 1
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_every_prediction_type_trains_and_draws(tmp_path, prediction_type):
+    synthesizer = fit(tmp_path, prediction_type=prediction_type, steps=2)
+    assert synthesizer.scheduler_config["prediction_type"] == prediction_type
+    assert torch.isfinite(synthesizer.draw(synthesizer.plan(per_class=1))).all()
+
+
+def test_data_that_cannot_be_trained_on_are_refused_before_any_work(tmp_path):
+    with pytest.raises(DataError, match="Class 'dog' has no images"):
+        fit(tmp_path / "run", Real(labels=(0, 1, 2)))
+    odd = Real()
+    odd.image_shape = (1, 8, 16)
+    with pytest.raises(DataError, match=r"shape \(1, 8, 16\), `real` of \(1, 8, 8\)"):
+        fit(tmp_path / "run", unlabelled=odd)
+    with pytest.raises(ValueError, match=r"`label_dropout` must be in \[0, 1\]"):
+        fit(tmp_path / "run", label_dropout=2.0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 28, 32, 64])
+def test_the_network_fits_the_image_size(size):
+    network = build_unet((1, size, size), num_classes=2, channels=8)
+    with torch.inference_mode():
+        out = network(torch.zeros(1, 1, size, size), 5, class_labels=torch.tensor([2])).sample
+    assert out.shape == (1, 1, size, size)

@@ -1,0 +1,276 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from synthaug._noise import randn, streams
+from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
+from synthaug.samplers import make_scheduler, sample
+from tests.checkpoints import Counting, cosine_config, tiny_unet
+
+EPSILON = cosine_config(prediction_type="epsilon", clip_sample=False)
+
+
+class ExactDenoiser:
+    """The optimal noise prediction for data that are a finite set of points: no training needed."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, points: Tensor) -> None:
+        self.points = points.double()
+        self.alphas_cumprod = make_scheduler("ddpm", EPSILON).alphas_cumprod.double()
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        a = self.alphas_cumprod[int(t)]
+        x = x.double()
+        distance = (x[:, None] - a.sqrt() * self.points[None]).flatten(2).square().sum(-1)
+        weight = torch.softmax(-distance / (2 * (1 - a)), dim=1)
+        mean = (weight[:, :, None, None, None] * self.points[None]).sum(1)
+        return ((x - a.sqrt() * mean) / (1 - a).sqrt()).float()
+
+
+class GaussianDenoiser(ExactDenoiser):
+    """The optimal noise prediction for independent values of N(0, std^2)."""
+
+    def __init__(self, std: float) -> None:
+        super().__init__(torch.zeros(1, 1, 1, 1))
+        self.std = std
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        a = self.alphas_cumprod[int(t)]
+        return (x.double() * (1 - a).sqrt() / (a * self.std**2 + 1 - a)).float()
+
+
+def draw(denoiser: Any, name: str, n: int = 6, steps: int = 50, **arguments: Any) -> Tensor:
+    return sample(
+        denoiser,
+        make_scheduler(name, EPSILON),
+        None,
+        shape=arguments.pop("shape", (1, 2, 2)),
+        generators=streams(arguments.pop("seeds", range(n))),
+        num_inference_steps=steps,
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver++"])
+def test_the_exact_denoiser_of_a_finite_set_draws_only_its_points(name):
+    points = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    images = draw(ExactDenoiser(points), name, n=40, steps=200)
+    distance = torch.cdist(images.flatten(1), points.flatten(1))
+    assert distance.min(1).values.max() < 0.03
+    assert len(set(distance.argmin(1).tolist())) == 5  # and all of them
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmsolver++", 2)])
+def test_solvers_converge_to_the_exact_solution_with_their_order(name, order):
+    """For Gaussian data the probability-flow ODE scales each value by a known factor."""
+    std = 0.5
+    denoiser = GaussianDenoiser(std)
+    noise = randn(streams(range(6)), (1, 2, 2)).double()
+    errors = []
+    for steps in (10, 20, 40):
+        scheduler = make_scheduler(name, EPSILON)
+        scheduler.set_timesteps(steps)
+        a = denoiser.alphas_cumprod[int(scheduler.timesteps[0])]
+        exact = noise * std / (a * std**2 + 1 - a).sqrt()
+        images = sample(
+            denoiser,  # type: ignore[arg-type]
+            make_scheduler(name, EPSILON),
+            None,
+            shape=(1, 2, 2),
+            generators=streams(range(6)),
+            num_inference_steps=steps,
+        )
+        errors.append(float((images.double() - exact).abs().max()))
+    measured = -np.polyfit(np.log([10, 20, 40]), np.log(errors), 1)[0]
+    assert measured > order - 0.35
+    assert errors[-1] < 0.1
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_ancestral_sampling_of_gaussian_data_gives_their_variance(name):
+    eta = {"eta": 1.0} if name == "ddim" else {}
+    images = draw(GaussianDenoiser(0.5), name, n=400, steps=100, shape=(1, 8, 8), **eta)
+    assert float(images.std()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_our_loop_equals_the_diffusers_pipelines():
+    from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler
+
+    unet = tiny_unet(num_classes=None)
+    trained = DDPMScheduler.from_config(cosine_config(clip_sample=True))
+    for name, pipeline in (
+        ("ddpm", DDPMPipeline(unet, trained)),
+        ("ddim", DDIMPipeline(unet, trained)),
+    ):
+        pipeline.set_progress_bar_config(disable=True)
+        theirs = pipeline(
+            batch_size=3, generator=streams([1, 2, 3]), num_inference_steps=7, output_type="np"
+        ).images
+        with torch.inference_mode():
+            ours = sample(
+                Denoiser(unet),
+                make_scheduler(name, cosine_config(clip_sample=True)),
+                None,
+                shape=(1, 8, 8),
+                generators=streams([1, 2, 3]),
+                num_inference_steps=7,
+            )
+        ours = (ours.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1)
+        torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver++"])
+def test_a_row_is_the_same_alone_in_a_batch_and_in_another_order(name):
+    denoiser = Denoiser(tiny_unet())
+
+    @torch.inference_mode()
+    def rows(seeds: list[int]) -> Tensor:
+        labels = torch.tensor([s % 4 for s in seeds])
+        scale = torch.tensor([1.0 + s % 2 for s in seeds])
+        guidance = ClassifierFreeGuidance(denoiser, scale, torch.full_like(labels, 4))
+        return sample(
+            denoiser,
+            make_scheduler(name, cosine_config()),
+            labels,
+            shape=(1, 8, 8),
+            generators=streams(seeds),
+            num_inference_steps=8,
+            terms=[guidance],
+        )
+
+    together = rows(list(range(8)))
+    alone = torch.cat([rows([s]) for s in range(8)])
+    shuffled = rows([5, 2, 7, 0, 1, 6, 3, 4])[torch.tensor([3, 4, 1, 6, 7, 0, 5, 2])]
+    level = 1 / 127.5
+    assert (together - alone).abs().max() < level / 50
+    assert (together - shuffled).abs().max() < level / 50
+
+
+def test_every_draw_of_a_row_is_bit_equal_whatever_the_batch():
+    """Initial and ancestral noise together: with a denoiser that is elementwise, so are images."""
+    denoiser = GaussianDenoiser(0.5)
+    together = draw(denoiser, "ddpm", seeds=range(5), steps=20)
+    alone = torch.cat([draw(denoiser, "ddpm", seeds=[s], steps=20) for s in range(5)])
+    assert torch.equal(together, alone)
+
+
+def guided(
+    scale: list[float], unconditional: int = 4, with_term: bool = True
+) -> tuple[Tensor, Counting]:
+    counting = Counting(tiny_unet())
+    denoiser = Denoiser(counting)
+    labels = torch.zeros(len(scale), dtype=torch.int64)
+    term = ClassifierFreeGuidance(
+        denoiser, torch.tensor(scale), torch.full_like(labels, unconditional)
+    )
+    with torch.inference_mode():
+        images = sample(
+            denoiser,
+            make_scheduler("ddim", cosine_config(clip_sample=False)),
+            labels,
+            shape=(1, 8, 8),
+            generators=streams([7] * len(scale)),
+            num_inference_steps=1,
+            terms=[term] if with_term else [],
+        )
+    return images, counting
+
+
+def test_guidance_scale_one_is_the_conditional_branch_and_costs_nothing():
+    images, counting = guided([1.0, 1.0])
+    assert counting.images == 2
+    plain, _ = guided([1.0, 1.0], with_term=False)
+    assert torch.equal(images, plain)
+
+
+def test_guidance_scale_zero_is_the_unconditional_branch_and_the_scale_acts_linearly():
+    images, counting = guided([0.0, 1.0, 2.0, 3.0])
+    assert counting.images == 4 + 3  # rows at scale 1 skip the second evaluation
+    torch.testing.assert_close(images[2] - images[1], images[1] - images[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(images[3] - images[2], images[1] - images[0], atol=1e-5, rtol=0)
+    denoiser = Denoiser(tiny_unet())
+    with torch.inference_mode():
+        null = sample(
+            denoiser,
+            make_scheduler("ddim", cosine_config(clip_sample=False)),
+            torch.tensor([4]),
+            shape=(1, 8, 8),
+            generators=streams([7]),
+            num_inference_steps=1,
+        )
+    torch.testing.assert_close(images[:1], null, atol=1e-5, rtol=0)
+
+
+def test_guidance_towards_the_condition_itself_changes_nothing():
+    images, _ = guided([1.0, 5.0], unconditional=0)
+    torch.testing.assert_close(images[0], images[1], atol=1e-5, rtol=0)
+
+
+def test_terms_add_up():
+    denoiser = GaussianDenoiser(0.5)
+
+    class Push:
+        def __init__(self, size: float) -> None:
+            self.size = size
+
+        def __call__(self, x: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+            return torch.full_like(prediction, self.size)
+
+        def evaluations(self) -> Tensor:
+            return torch.zeros(1, dtype=torch.int64)
+
+    both = draw(denoiser, "ddim", terms=[Push(0.1), Push(0.2)])
+    torch.testing.assert_close(both, draw(denoiser, "ddim", terms=[Push(0.3)]))
+    assert not torch.allclose(both, draw(denoiser, "ddim"))
+
+
+def test_a_low_strength_stays_with_the_source_and_a_high_one_leaves_it():
+    points = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    denoiser = ExactDenoiser(points)
+    stayed = [
+        float(
+            (draw(denoiser, "ddim", sources=points, strength=s) - points)
+            .flatten(1)
+            .norm(dim=1)
+            .lt(0.1)
+            .float()
+            .mean()
+        )
+        for s in (0.1, 1.0)
+    ]
+    assert stayed[0] == 1
+    assert stayed[1] < 1
+
+
+@pytest.mark.parametrize(("strength", "calls"), [(1.0, 10), (0.5, 5), (0.26, 3), (0.01, 1)])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver++"])
+def test_strength_is_the_share_of_the_steps_taken(name, strength, calls):
+    counting = Counting(tiny_unet(num_classes=None))
+    with torch.inference_mode():
+        sample(
+            Denoiser(counting),
+            make_scheduler(name, cosine_config()),
+            None,
+            shape=(1, 8, 8),
+            generators=streams([0]),
+            num_inference_steps=10,
+            sources=torch.zeros(1, 1, 8, 8),
+            strength=strength,
+        )
+    assert counting.images == calls
+    assert counting.timesteps == sorted(counting.timesteps, reverse=True)
+    assert 0 <= min(counting.timesteps) and max(counting.timesteps) <= 999
+
+
+def test_what_a_scheduler_would_ignore_is_refused():
+    with pytest.raises(ValueError, match="`eta` = 1.0 has no effect with DPMSolverMultistep"):
+        draw(GaussianDenoiser(0.5), "dpmsolver++", eta=1.0)
+    with pytest.raises(ValueError, match="must be one of ddpm, ddim, dpmsolver"):
+        make_scheduler("euler?", EPSILON)
+    with pytest.raises(ValueError, match=r"`strength` must be in \(0, 1\]"):
+        draw(GaussianDenoiser(0.5), "ddim", strength=math.inf)
