@@ -259,7 +259,7 @@ def without_transforms(dataset: Any) -> tuple[Any, Transform | None, Transform |
         ValueError: If they cannot be taken off: joint `transforms` of image and label, different
             ones in the parts of a `ConcatDataset`, or transforms on two levels.
     """
-    own = {name: vars(dataset).get(name) for name in ("transform", "target_transform")}
+    own = {n: getattr(dataset, "__dict__", {}).get(n) for n in ("transform", "target_transform")}
     own = {name: value for name, value in own.items() if callable(value)}
     raw, transform, target_transform = _without_transforms_below(dataset)
     if not own:
