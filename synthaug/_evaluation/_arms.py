@@ -49,7 +49,7 @@ def standard_arms(
     """
     arms: dict[str, Dataset[Any] | Arm] = {"real": Arm(real), "real, augmented": real}
     if mixed is not None:
-        arms["real + synthetic, augmented"] = mixed
+        arms["real + synthetic"] = mixed
     if synthetic is not None:
         arms[CAS] = synthetic
     return arms

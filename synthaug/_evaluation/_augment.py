@@ -59,13 +59,13 @@ class AffineAugment:
     """Small random shifts, turns and changes of size, between the pixels: for very small images.
 
     AffineAugment()                                            # handwritten digits of 8x8
-    AffineAugment(max_shift=0.5, max_rotation=0, max_scale=0)  # shifts by parts of a pixel only
+    AffineAugment(max_shift=1, max_rotation=0, max_scale=0)    # shifts only, by up to a pixel
 
     On 8x8 pixels a shift by whole pixels loses strokes at the border. Every draw is uniform; images
     are resampled bilinearly.
     """
 
-    max_shift: float = 0.75
+    max_shift: float = 0.5
     """Largest shift in pixels, in each direction."""
     max_rotation: float = 10.0
     """Largest turn about the centre, in degrees, either way."""

@@ -1,33 +1,26 @@
 """`evaluate`: checks first, then one run per arm and seed, kept as soon as it is done."""
 
-import hashlib
 import logging
 import operator
 import os
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-import torchvision
-from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from synthaug._classifiers import Builder, build_classifier
+from synthaug._classifiers import Builder
 from synthaug._errors import DataError
 from synthaug._evaluation._arms import Arm
-from synthaug._evaluation._augment import Augment, apply_augment, standard_augment
-from synthaug._evaluation._fit import MOMENTUM, Settings, correct, fit, seed_initial_weights
+from synthaug._evaluation._augment import Augment, standard_augment
+from synthaug._evaluation._fit import Settings
 from synthaug._evaluation._inputs import Inputs, check_overlap
+from synthaug._evaluation._job import Job
 from synthaug._evaluation._report import EvaluationReport, Run, read_json, run_from_json, write_json
-from synthaug._plan import settings_digest
-from synthaug._types import JSON
 
 logger = logging.getLogger("synthaug")
 
@@ -113,135 +106,38 @@ def evaluate(
         precision=precision,
     )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    inputs = Inputs.open(
-        {name: arm.dataset for name, arm in given.items()}, test, validation, place
-    )
+    datasets = {name: arm.dataset for name, arm in given.items()}
+    inputs = Inputs.open(datasets, test, validation, place)
     contents = inputs.contents()
     overlap = check_overlap(contents, allow=allow_overlap)
     augments = {name: _augment_of(arm, inputs.image_shape) for name, arm in given.items()}
-    with _own_randomness(place):  # a wrong model or augmentation is found before the first run
-        parameters = sum(p.numel() for p in _build(model, inputs, seed_list[0]).parameters())
-        for name, chosen in augments.items():
-            if chosen is not None:
-                apply_augment(chosen, inputs.sources[name].batch(0, np.arange(1))[0])
-    described: dict[str, dict[str, JSON]] = {
-        name: {"images": len(inputs.sources[name]), "augment": _named(augments[name])}
-        for name in given
-    }
-    shared: dict[str, JSON] = {
-        **asdict(settings),
-        "momentum": MOMENTUM,
-        "model": model if isinstance(model, str) else _named(model),
-        "parameters": parameters,
-        "image_shape": list(inputs.image_shape),
-        "test_images": len(inputs.test),
-        "validation_images": len(inputs.validation) if inputs.validation else 0,
-        "overlap": {name: dict(counts) for name, counts in overlap.items()},
-        "device": str(place),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
+    job = Job(inputs=inputs, settings=settings, model=model, augments=augments, device=place)
+    samples = {name: job.augmented_sample(name) for name in given}
+    facts = job.facts(seed_list[0])
 
-    todo = [(name, seed) for seed in seed_list for name in given]
     runs: dict[tuple[str, int], Run] = {}
     files: dict[tuple[str, int], Path] = {}
     if output_dir is not None:
-        with _own_randomness(place):
-            prints = inputs.fingerprints(contents)
-            weights = {seed: _digest_of(_build(model, inputs, seed)) for seed in seed_list}
-        held_out = [prints["`test`"], prints.get("`validation`")]
-        for name, seed in todo:
-            arm_key = [name, prints[f"Arm {name!r}"], described[name]["augment"]]
-            key = {**shared, "data": held_out, "arm": arm_key, "seed": seed, "net": weights[seed]}
-            files[name, seed] = _file_name(Path(output_dir), name, seed, settings_digest(key))
+        for (name, seed), key in job.keys(seed_list, contents, samples).items():
+            files[name, seed] = Path(output_dir) / f"{_slug(name)}-seed{seed}-{key}.json"
         runs = {run: _stored(path) for run, path in files.items() if path.exists()}
-        todo = [run for run in todo if run not in runs]
         if runs:
             logger.info("%d of %d runs are in %s already.", len(runs), len(files), output_dir)
-
+    # Seed by seed, so that what an interrupted job leaves can be compared.
+    todo = [(name, seed) for seed in seed_list for name in given if (name, seed) not in runs]
     with tqdm(total=len(todo) * steps, disable=not progress, unit="step") as bar:
         for name, seed in todo:
             bar.set_description(f"{name}, seed {seed}")
-            with _own_randomness(place):
-                run = _train_and_test(
-                    name,
-                    seed,
-                    inputs,
-                    settings,
-                    model=model,
-                    augment=augments[name],
-                    device=place,
-                    advance=bar.update,
-                )
+            runs[name, seed] = job.run(name, seed, advance=bar.update)
             if files:
-                write_json(files[name, seed], asdict(run))
-            runs[name, seed] = run
+                write_json(files[name, seed], asdict(runs[name, seed]))
     return EvaluationReport(
         runs=[runs[name, seed] for name in given for seed in seed_list],
         classes=list(inputs.classes),
-        settings=shared,
-        arms=described,
+        settings={**facts, "overlap": {name: dict(counts) for name, counts in overlap.items()}},
+        arms=job.arm_facts(),
         baseline=baseline,
     )
-
-
-def _train_and_test(
-    arm: str,
-    seed: int,
-    inputs: Inputs,
-    settings: Settings,
-    *,
-    model: str | Builder,
-    augment: Augment | None,
-    device: torch.device,
-    advance: Callable[[int], object],
-) -> Run:
-    started = time.perf_counter()
-    network = _build(model, inputs, seed).to(device)
-    if isinstance(model, str):  # a fifth faster; a network of one's own may need the usual layout
-        network = network.to(memory_format=torch.channels_last)
-    source = inputs.sources[arm]
-    source.forget_seen()
-    curves = fit(
-        network,
-        source,
-        settings,
-        seed=seed,
-        augment=augment,
-        validation=inputs.validation,
-        device=device,
-        run=f"Arm {arm!r}, seed {seed}",
-        advance=advance,
-    )
-    seen = source.seen()
-    hits, labels = correct(network, inputs.test, settings, device)
-    by_class = [hits[labels == c] for c in range(len(inputs.classes))]
-    return Run(
-        arm=arm,
-        seed=seed,
-        steps=settings.steps,
-        selected_step=curves.selected_step,
-        test_accuracy=float(hits.mean()),
-        class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
-        validation_accuracy=dict(curves.validation).get(curves.selected_step),
-        images_seen=settings.steps * settings.batch_size,
-        unique_real=seen[0],
-        unique_synthetic=seen[1],
-        seconds=time.perf_counter() - started,
-        loss_curve=curves.loss,
-        validation_curve=curves.validation,
-    )
-
-
-def _build(model: str | Builder, inputs: Inputs, seed: int) -> nn.Module:
-    seed_initial_weights(seed)
-    return build_classifier(model, len(inputs.classes), inputs.image_shape)
-
-
-def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
-    """Leaves the caller's random streams as they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _checked_arms(
@@ -262,10 +158,11 @@ def _checked_arms(
 
 
 def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
-    if isinstance(seeds, int):
-        if seeds < 1:
-            raise ValueError(f"`seeds` must be at least 1, got {seeds}.")
-        return list(range(seeds))
+    if not isinstance(seeds, Sequence):
+        count = operator.index(seeds)
+        if count < 1:
+            raise ValueError(f"`seeds` must be at least 1, got {count}.")
+        return list(range(count))
     chosen = [operator.index(seed) for seed in seeds]
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise ValueError(f"`seeds` must be different numbers from 0 on, got {chosen}.")
@@ -280,23 +177,8 @@ def _augment_of(arm: Arm, image_shape: tuple[int, int, int]) -> Augment | None:
     raise ValueError(f"`augment` must be 'standard', a function or None, got {arm.augment!r}.")
 
 
-def _named(thing: object) -> str:
-    """What a function or module is called in a report, the same in every process."""
-    return getattr(thing, "__qualname__", None) or repr(thing)
-
-
-def _digest_of(network: nn.Module) -> str:
-    """32 hexadecimal digits over a network's structure and weights."""
-    hashed = hashlib.blake2b(repr(network).encode(), digest_size=16)
-    for name, value in network.state_dict().items():
-        hashed.update(name.encode())
-        hashed.update(value.cpu().numpy().tobytes())
-    return hashed.hexdigest()
-
-
-def _file_name(folder: Path, arm: str, seed: int, key: str) -> Path:
-    slug = re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-") or "arm"
-    return folder / f"{slug}-seed{seed}-{key}.json"
+def _slug(arm: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-") or "arm"
 
 
 def _stored(path: Path) -> Run:

@@ -72,7 +72,10 @@ class Inputs:
         known: dict[int, NDArray[np.uint64]] = {}
         for name, dataset in self.raw.items():
             if id(dataset) not in known:
-                known[id(dataset)] = digests(dataset, name)
+                try:
+                    known[id(dataset)] = digests(dataset, name)
+                except (DataError, TypeError, ValueError) as error:
+                    raise DataError(f"{name}: {error}") from error
         return {name: known[id(dataset)] for name, dataset in self.raw.items()}
 
     def fingerprints(self, contents: Mapping[str, NDArray[np.uint64]]) -> dict[str, str]:

@@ -43,6 +43,7 @@ def html_sections(report: "EvaluationReport") -> Markup:
         _table(
             ["arm", "images", "augmentation"],
             [[name, facts["images"], facts["augment"]] for name, facts in report.arms.items()],
+            text_columns=1,
         ),
     ]
     return Markup("\n").join(parts)
@@ -84,7 +85,7 @@ def plot(report: "EvaluationReport", path: str | os.PathLike[str]) -> Path:
             steps, scale * (mean - spread), scale * (mean + spread), color=color, alpha=0.15, lw=0
         )
     left.set_yticks(range(len(arms)), arms)
-    left.invert_yaxis()
+    left.set_ylim(len(arms) - 0.5, -0.5)
     left.set_xlabel("test accuracy in percent: seeds, mean ± standard deviation")
     left.grid(axis="x", alpha=0.3)
     right.set_xlabel("optimiser step")
@@ -140,13 +141,22 @@ def _by_class(report: "EvaluationReport") -> Markup:
 
 
 def _facts(facts: Mapping[str, Any]) -> Markup:
-    return _table(["setting", "value"], [[name, str(value)] for name, value in facts.items()])
+    rows = [[name, str(value)] for name, value in facts.items()]
+    return _table(["setting", "value"], rows, text_columns=1)
 
 
-def _table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Markup:
+def _table(
+    header: Sequence[Any], rows: Sequence[Sequence[Any]], *, text_columns: int = 0
+) -> Markup:
+    """A table of numbers; so many columns at its right end are text."""
+
     def line(cells: Sequence[Any], tag: str) -> Markup:
+        left = len(cells) - text_columns
         return Markup("<tr>{}</tr>").format(
-            Markup("").join(Markup(f"<{tag}>{escape(cell)}</{tag}>") for cell in cells)
+            Markup("").join(
+                Markup(f"<{tag}{' class=text' if i >= left else ''}>{escape(cell)}</{tag}>")
+                for i, cell in enumerate(cells)
+            )
         )
 
     body = Markup("\n").join(line(row, "td") for row in rows)

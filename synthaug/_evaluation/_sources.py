@@ -8,7 +8,7 @@ what it does with an index is part of what is evaluated.
 
 import hashlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast, final
 
 import numpy as np
@@ -59,9 +59,12 @@ def open_source(
     relabel = _Relabel(classes_of(dataset), classes, name)
     image, _ = _items(dataset, [0], name)
     shape = cast(tuple[int, int, int], tuple(image.shape[1:]))
-    if is_plain(dataset) and size * image.numel() <= MEMORY_LIMIT:
-        return _InMemory(dataset, relabel, device)
-    return _Asked(dataset, name, relabel, shape)
+    try:
+        if is_plain(dataset) and size * image.numel() <= MEMORY_LIMIT:
+            return _InMemory(dataset, relabel, device)
+        return _Asked(dataset, name, relabel, shape)
+    except DataError as error:
+        raise error if name in str(error) else DataError(f"{name}: {error}") from error
 
 
 def is_plain(dataset: Any) -> bool:
@@ -82,23 +85,36 @@ def is_plain(dataset: Any) -> bool:
 def digests(dataset: Any, name: str) -> NDArray[np.uint64]:
     """Content digests of all images that a data set can show, before transforms, uint64 (n,).
 
-    Of a data set that mixes a `.real` and a `.synthetic` one, of both. Images of which the
-    transform cannot be taken off count as they come.
+    Of a data set that mixes a `.real` and a `.synthetic` one, of both. Where the transform cannot
+    be taken off, images count as they come.
     """
     if hasattr(dataset, "real") and hasattr(dataset, "synthetic"):
         return np.concatenate([digests(dataset.real, name), digests(dataset.synthetic, name)])
     rows = np.arange(_length(dataset, name))
     if hasattr(dataset, "done"):
         rows = np.flatnonzero(dataset.done)  # what is not generated yet cannot be shown
-    try:
-        raw = without_transforms(dataset)[0]
-    except ValueError:
-        raw = dataset
-    keys = np.zeros(len(rows), np.uint64)
-    for start in range(0, len(rows), 1024):
-        for i, image in enumerate(as_pixels(raw, rows[start : start + 1024]), start):
-            keys[i] = digest(image)
-    return keys
+    images = _stored_images(dataset, rows)
+    return np.fromiter((digest(image) for image in images), np.uint64, len(rows))
+
+
+def _stored_images(dataset: Any, rows: Indices) -> Iterator[Tensor]:
+    """Images before transforms, uint8 (C, H, W), which may differ in size."""
+    if hasattr(dataset, "read"):
+        for start in range(0, len(rows), 1024):
+            yield from dataset.read(rows[start : start + 1024])
+    elif isinstance(dataset, Subset):
+        yield from _stored_images(dataset.dataset, np.asarray(dataset.indices, np.int64)[rows])
+    else:
+        try:
+            raw = without_transforms(dataset)[0]
+        except ValueError:  # they cannot be taken off
+            raw = dataset
+        for i in rows.tolist():
+            try:
+                image = pixels_of(field(raw[i], "image"))
+            except (TypeError, ValueError):  # of a mode that only the transform makes usable
+                image = pixels_of(field(dataset[i], "image"))
+            yield image
 
 
 def fingerprint(dataset: Any, name: str, keys: NDArray[np.uint64]) -> str:
