@@ -20,7 +20,23 @@ process killed at any instant leaves a valid file in which every row is done and
 Readers map the file and gather a batch in one indexing call.
 """
 
+from synthaug._cache._export import export
 from synthaug._cache._format import FORMAT, FORMAT_VERSION, State
+from synthaug._cache._show import contact_sheet, info, info_text
 from synthaug._cache._store import SynthCache
+from synthaug._cache._tools import check_sources, forget, import_images, merge
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "State", "SynthCache"]
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "State",
+    "SynthCache",
+    "check_sources",
+    "contact_sheet",
+    "export",
+    "forget",
+    "import_images",
+    "info",
+    "info_text",
+    "merge",
+]

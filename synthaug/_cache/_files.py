@@ -86,7 +86,7 @@ def new_file(path: Path) -> Iterator[int]:
             with suppress(OSError):  # renamed already, or left for the next `remove_orphans`
                 os.unlink(temporary)
             os.close(fd)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise CacheError(
             f"Cannot create {path}: {error.strerror}. Choose another folder, or repair this one."
@@ -140,7 +140,7 @@ def _exists(path: Path) -> CacheError:
     )
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a new name last through a power failure."""
     fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -5,7 +5,8 @@ import importlib.metadata
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ MAX_COLUMNS = 256
 MAX_SIDE = 2**14
 MAX_MANIFEST = 64 * 2**20  # bytes
 PAGE = 4096
+"""Where data sets start: numbers lie aligned in memory, large rows on whole pages."""
 
 _LIBRARIES = ("synthaug", "torch", "diffusers", "numpy", "h5py")
 
@@ -132,12 +134,9 @@ def create(
     text = json.dumps(complete_manifest(plan, manifest), sort_keys=True)
     structure = _Structure()
     columns = {name: column for name, column in plan.columns.items() if name != "label"}
-    offsets = _write_structure(
-        structure,
-        attributes={"format": FORMAT, "manifest": text, "manifest_digest": text_digest(text)}
-        | {"plan_digest": plan.digest},
-        sets=data_sets(len(plan), image_shape, {name: c.dtype for name, c in columns.items()}),
-    )
+    sets = data_sets(len(plan), image_shape, {name: c.dtype for name, c in columns.items()})
+    with new_hdf5(structure, text, plan.digest, alignment=PAGE) as file:
+        offsets = _allocate(file, sets)
     stored = {"labels": plan["label"], **{f"plan/{name}": c for name, c in columns.items()}}
     with new_file(path) as fd:
         reserve(fd, structure.size, path)
@@ -178,41 +177,49 @@ def valid_shape(image_shape: tuple[int, ...]) -> bool:
     return all(1 <= side <= MAX_SIDE for side in image_shape[1:])
 
 
-def _write_structure(
-    structure: "_Structure",
-    *,
-    attributes: Mapping[str, str],
-    sets: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+@contextmanager
+def new_hdf5(
+    target: io.RawIOBase, manifest: str, plan_digest: str, *, alignment: int = 1
+) -> Iterator[h5py.File]:
+    """A new HDF5 file in `target` with the attributes of a cache and the empty group "plan".
+
+    Since version 1.10 HDF5 protects its metadata with checksums, so damage there is noticed too.
+    """
+    attributes = {"format": FORMAT, "manifest": manifest, "plan_digest": plan_digest}
+    with h5py.File(
+        target,
+        "w",
+        libver=("v110", "v110"),
+        alignment_threshold=1,
+        alignment_interval=alignment,
+    ) as file:
+        for name, text in {**attributes, "manifest_digest": text_digest(manifest)}.items():
+            data = text.encode()
+            file.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", len(data)))
+        file.attrs.create("format_version", FORMAT_VERSION, dtype="<i8")
+        file.create_group("plan")
+        yield file
+
+
+def _allocate(
+    file: h5py.File, sets: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 ) -> dict[str, int]:
-    """Lets HDF5 write everything but the rows; returns the file offset of each data set."""
+    """Gives every data set its place in the file, and returns the places."""
     contiguous = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     contiguous.set_layout(h5py.h5d.CONTIGUOUS)
     contiguous.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     contiguous.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the reserved file is zero already
     contiguous.set_obj_track_times(False)  # equal caches are equal files
     offsets = {}
-    # Since version 1.10 HDF5 protects its metadata with checksums, so damage there is noticed too.
-    with h5py.File(
-        structure,
-        "w",
-        libver=("v110", "v110"),
-        alignment_threshold=1,
-        alignment_interval=PAGE,  # numbers lie aligned in memory, large rows on whole pages
-    ) as file:
-        for name, text in attributes.items():
-            data = text.encode()
-            file.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", len(data)))
-        file.attrs.create("format_version", FORMAT_VERSION, dtype="<i8")
-        file.create_group("plan")
-        for name, (dtype, shape) in sets.items():
-            created = h5py.h5d.create(
-                file.id,
-                name.encode(),
-                h5py.h5t.py_create(dtype, logical=True),
-                h5py.h5s.create_simple(shape),
-                contiguous,
-            )
-            offsets[name] = created.get_offset()
+    for name, (dtype, shape) in sets.items():
+        created = h5py.h5d.create(
+            file.id,
+            name.encode(),
+            h5py.h5t.py_create(dtype, logical=True),
+            h5py.h5s.create_simple(shape),
+            contiguous,
+        )
+        offsets[name] = created.get_offset()
     return offsets
 
 

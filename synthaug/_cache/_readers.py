@@ -1,7 +1,9 @@
 """How rows come out of a file: through a memory map, or, for compressed copies, through HDF5."""
 
+import io
 import mmap
 import os
+import weakref
 from typing import Any, Protocol
 
 import h5py
@@ -11,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from synthaug._cache._files import pread
 from synthaug._cache._format import checksums
-from synthaug._cache._schema import Contents
+from synthaug._cache._schema import Contents, open_stream
 from synthaug._errors import CacheCorruptError, CacheMismatchError
 from synthaug._types import Indices
 
@@ -117,7 +119,10 @@ class Unpacked:
     def _open(self) -> h5py.File:
         # A handle must not cross into a forked process: two would share one file position.
         if self._owner != os.getpid():
-            self._file = h5py.File(self.contents.path, "r", locking=False)
+            stream = open_stream(self.contents.path)
+            check_same(self.contents, stream.fileno())
+            self._file = h5py.File(stream, "r")
+            weakref.finalize(self, _close, self._file, stream)
             self._owner = os.getpid()
         return self._file
 
@@ -154,6 +159,11 @@ class Unpacked:
             return int(checksums(self.gather(np.array([row])))[0])
         except CacheCorruptError:
             return None
+
+
+def _close(file: h5py.File, stream: io.FileIO) -> None:
+    file.close()
+    stream.close()
 
 
 def check_same(contents: Contents, fd: int) -> None:

@@ -7,6 +7,7 @@ and `h5repack` make, may be read if their filters are among those that come with
 """
 
 import errno
+import io
 import json
 import os
 import stat
@@ -38,6 +39,9 @@ _ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum
     "plan": "group"
 }
 _TEXTS = ("format", "manifest", "manifest_digest", "plan_digest")
+_MANIFEST = {"classes": list, "settings": dict, "value_range": list} | {
+    name: dict for name in ("recipe", "licence", "versions")
+}
 _MAX_PLAN = 4 * 2**30  # bytes; a sparse file can declare more than its disk holds
 _MAX_CHUNK = 64 * 2**20  # bytes, unpacked whole for a single value
 _MAX_RATIO = 256  # declared over stored bytes of a compressed plan, whose seeds do not compress
@@ -95,34 +99,41 @@ def inspect(path: Path) -> Contents:
         CacheCorruptError: A cache whose plan, manifest or states are damaged.
         CacheError: The file is missing or unreadable.
     """
-    info = _stat(path)
-    try:
-        # No lock: the metadata never changes, and read-only media often have no locks.
-        file = h5py.File(path, "r", locking=False)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE):
-            raise CacheError(f"Cannot read {path}: {os.strerror(error.errno)}.") from error
-        raise CacheFormatError(f"{path} is no intact HDF5 file ({error}). {_RESTORE}") from error
-    try:
-        with file:
-            return _inspect(path, file, info)
-    except CacheError:
-        raise
-    except Exception as error:  # what HDF5 and h5py raise for damaged metadata is not documented
-        raise CacheFormatError(f"{path} is not intact: HDF5 says {error}. {_RESTORE}") from error
+    with open_stream(path) as stream:
+        info = os.fstat(stream.fileno())
+        try:
+            with h5py.File(stream, "r") as file:
+                return _inspect(path, file, info)
+        except CacheError:
+            raise
+        except Exception as error:  # what HDF5 raises for damaged metadata is not documented
+            if isinstance(error, OSError) and error.errno == errno.EIO:
+                raise CacheError(f"Cannot read {path}: {error.strerror}.") from error
+            raise CacheFormatError(
+                f"{path} is not an intact HDF5 file ({error}). {_RESTORE}"
+            ) from error
 
 
-def _stat(path: Path) -> os.stat_result:
+def open_stream(path: Path) -> io.FileIO:
+    """The file for HDF5 to read through.
+
+    HDF5 opening the path itself would take locks, which read-only media may not have and which the
+    metadata, never changing, does not need; and would refuse if this process has the file open
+    with others.
+
+    Raises:
+        CacheFormatError: `path` is something other than a file.
+        CacheError: It is missing or unreadable.
+    """
     try:
-        info = os.stat(path)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
+            raise CacheFormatError(f"{path} is not a file. Give the path of a cache: cache.h5.")
+        return io.FileIO(path)
     except OSError as error:
         raise CacheError(
             f"Cannot open {path}: {error.strerror}. Check the name; "
             "`synthaug.generate(synthesizer, plan, path)` makes a cache."
         ) from error
-    if not stat.S_ISREG(info.st_mode):
-        raise CacheFormatError(f"{path} is not a file. Give the path of a cache, such as cache.h5.")
-    return info
 
 
 def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> Contents:
@@ -201,10 +212,11 @@ def _manifest(path: Path, text: str) -> dict[str, Any]:
         manifest = json.loads(text)
     except (ValueError, RecursionError):
         raise CacheCorruptError(f"{path}: the manifest is not JSON. {_RESTORE}") from None
-    wanted = {"classes": list, "settings": dict, "recipe": dict, "value_range": list}
-    for name, kind in wanted.items():
+    for name, kind in _MANIFEST.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
             raise CacheFormatError(f"{path}: the manifest has no valid {name!r}. {_RESTORE}")
+    if "source" not in manifest:
+        raise CacheFormatError(f"{path}: the manifest has no 'source'. {_RESTORE}")
     classes = manifest["classes"]
     if not classes or not all(isinstance(c, str) for c in classes):
         raise CacheFormatError(f"{path}: 'classes' in the manifest are not names. {_RESTORE}")

@@ -395,6 +395,11 @@ class SynthCache(Dataset[Any]):
         return np.array(self._open().state)
 
     @property
+    def checksums(self) -> NDArray[np.uint32]:
+        """Recorded CRC-32C of each row, uint32 (N,); 0 for rows that were never written. A copy."""
+        return np.array(self._open().checksum)
+
+    @property
     def done(self) -> NDArray[np.bool_]:
         """Which rows can be read now, bool (N,)."""
         return self._open().state == State.DONE

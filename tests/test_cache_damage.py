@@ -1,0 +1,545 @@
+"""Files that are damaged or hostile: refused or found, never served, never a crash."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from synthaug._cache import SynthCache, _store
+from synthaug._cache._format import text_digest
+from synthaug._errors import CacheCorruptError, CacheError, CacheFormatError, CachePendingError
+from synthaug._plan import Plan
+
+SHAPE = (3, 8, 8)
+ROWS = 12
+VARIANTS = int(os.environ.get("SYNTHAUG_DAMAGE", "1000"))
+MANIFEST = {"recipe": {"synthesizer": "Noise", "settings": {}, "weights": {"unet": "ab"}}}
+PIXELS = np.random.default_rng(5).integers(0, 256, (ROWS, *SHAPE), np.uint8)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> SynthCache:
+    """Ten rows done, one pending, one withdrawn."""
+    import torch
+
+    plan = Plan.build(
+        [6, 6], classes=("a", "b"), settings={}, seed=0, parameters={"strength": [0.5, 1.0]}
+    )
+    made = SynthCache.create(tmp_path / "c.h5", plan, image_shape=SHAPE, manifest=MANIFEST)
+    made.write(range(ROWS - 1), torch.from_numpy(PIXELS[:-1]))
+    made.withdraw([4])
+    return made
+
+
+# Hostile files: valid HDF5 with something in it that a cache does not have
+
+Attack = Callable[[h5py.File, Path], Any]
+ATTACKS: dict[str, Attack] = {}
+
+
+def attack(function: Attack) -> Attack:
+    ATTACKS[getattr(function, "__name__", "")] = function
+    return function
+
+
+def replace(file: h5py.File, name: str, *args: Any, **kwargs: Any) -> Any:
+    del file[name]
+    return file.create_dataset(name, *args, **kwargs)
+
+
+def set_manifest(file: h5py.File, **changes: Any) -> None:
+    manifest = {**json.loads(file.attrs["manifest"]), **changes}
+    set_text(file, json.dumps(manifest))
+
+
+def set_text(file: h5py.File, text: str, name: str = "manifest") -> None:
+    data = text.encode()
+    for key, value in ((name, data), ("manifest_digest", text_digest(text).encode())):
+        del file.attrs[key]
+        file.attrs.create(key, value, dtype=h5py.string_dtype("utf-8", len(value)))
+
+
+def low_level(file: h5py.File, name: str, shape: tuple[int, ...], **plist: Any) -> None:
+    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    for key, value in plist.items():
+        getattr(created, key)(*(value if isinstance(value, tuple) else (value,)))
+    if name in file:
+        del file[name]
+    space = h5py.h5s.create_simple(shape)
+    kind = h5py.h5t.STD_U8LE if name in ("images", "state") else h5py.h5t.STD_I64LE
+    h5py.h5d.create(file.id, name.encode(), kind, space, created)
+
+
+@attack
+def pixels_in_another_file(file: h5py.File, folder: Path) -> None:
+    (folder / "secret").write_bytes(b"x" * PIXELS.nbytes)
+    external = [(str(folder / "secret"), 0, PIXELS.nbytes)]
+    replace(file, "images", PIXELS.shape, "u1", external=external)
+
+
+@attack
+def external_link_to_pixels(file: h5py.File, folder: Path) -> None:
+    with h5py.File(folder / "other.h5", "w") as other:
+        other["images"] = PIXELS
+    del file["images"]
+    file["images"] = h5py.ExternalLink(str(folder / "other.h5"), "/images")
+
+
+@attack
+def external_link_to_the_plan(file: h5py.File, folder: Path) -> None:
+    del file["plan"]
+    file["plan"] = h5py.ExternalLink(str(folder / "other.h5"), "/plan")
+
+
+@attack
+def soft_link_to_pixels(file: h5py.File, folder: Path) -> None:
+    file.move("images", "hidden")
+    file["images"] = h5py.SoftLink("/hidden")
+
+
+@attack
+def soft_link_in_the_plan(file: h5py.File, folder: Path) -> None:
+    del file["plan/seed"]
+    file["plan/seed"] = h5py.SoftLink("/plan/source_key")
+
+
+@attack
+def dangling_link(file: h5py.File, folder: Path) -> None:
+    del file["labels"]
+    file["labels"] = h5py.SoftLink("/nowhere")
+
+
+@attack
+def virtual_pixels(file: h5py.File, folder: Path) -> None:
+    layout = h5py.VirtualLayout(PIXELS.shape, "u1")
+    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "images", PIXELS.shape)
+    del file["images"]
+    file.create_virtual_dataset("images", layout)
+
+
+@attack
+def group_in_a_circle(file: h5py.File, folder: Path) -> None:
+    file["plan/again"] = file["/"]
+
+
+@attack
+def unknown_data_set(file: h5py.File, folder: Path) -> None:
+    file["payload"] = [1]
+
+
+@attack
+def unknown_group(file: h5py.File, folder: Path) -> None:
+    file.create_group("extra")
+
+
+@attack
+def many_objects(file: h5py.File, folder: Path) -> None:
+    for i in range(3000):
+        file.create_group(f"plan/g{i}")
+
+
+@attack
+def many_attributes(file: h5py.File, folder: Path) -> None:
+    for i in range(500):
+        file.attrs[f"a{i}"] = i
+
+
+@attack
+def unknown_attribute(file: h5py.File, folder: Path) -> None:
+    file.attrs["note"] = "hello"
+
+
+@attack
+def missing_attribute(file: h5py.File, folder: Path) -> None:
+    del file.attrs["plan_digest"]
+
+
+@attack
+def other_format(file: h5py.File, folder: Path) -> None:
+    file.attrs["format"] = np.bytes_(b"synthaug-cachE")
+
+
+@attack
+def later_version(file: h5py.File, folder: Path) -> None:
+    file.attrs["format_version"] = 2
+
+
+@attack
+def version_of_another_type(file: h5py.File, folder: Path) -> None:
+    file.attrs["format_version"] = [1, 1]
+
+
+@attack
+def manifest_of_variable_length(file: h5py.File, folder: Path) -> None:
+    file.attrs["manifest"] = file.attrs["manifest"].decode()
+
+
+@attack
+def manifest_as_numbers(file: h5py.File, folder: Path) -> None:
+    file.attrs["manifest"] = np.frombuffer(file.attrs["manifest"], np.uint8)
+
+
+@attack
+def manifest_that_is_no_json(file: h5py.File, folder: Path) -> None:
+    set_text(file, "{")
+
+
+@attack
+def manifest_nested_deeply(file: h5py.File, folder: Path) -> None:
+    set_text(file, "[" * 50_000 + "]" * 50_000)
+
+
+@attack
+def manifest_of_another_cache(file: h5py.File, folder: Path) -> None:
+    text = file.attrs["manifest"].decode().replace('"ab"', '"cd"').encode()
+    file.attrs.modify("manifest", np.array(text, h5py.string_dtype("utf-8", len(text))))
+
+
+@attack
+def classes_that_are_no_names(file: h5py.File, folder: Path) -> None:
+    set_manifest(file, classes=[1, 2])
+
+
+@attack
+def too_few_classes(file: h5py.File, folder: Path) -> None:
+    set_manifest(file, classes=["a"])
+
+
+@attack
+def other_value_range(file: h5py.File, folder: Path) -> None:
+    set_manifest(file, value_range=[0, 1])
+
+
+@attack
+def recipe_that_is_no_dict(file: h5py.File, folder: Path) -> None:
+    set_manifest(file, recipe="x")
+
+
+@attack
+def licence_that_is_no_dict(file: h5py.File, folder: Path) -> None:
+    set_manifest(file, licence=[1])
+
+
+@attack
+def manifest_without_a_source(file: h5py.File, folder: Path) -> None:
+    manifest = json.loads(file.attrs["manifest"])
+    del manifest["source"]
+    set_text(file, json.dumps(manifest))
+
+
+@attack
+def float_pixels(file: h5py.File, folder: Path) -> None:
+    replace(file, "images", data=PIXELS.astype("<f4"))
+
+
+@attack
+def signed_pixels(file: h5py.File, folder: Path) -> None:
+    replace(file, "images", data=PIXELS.astype("i1"))
+
+
+@attack
+def pixels_of_rank_three(file: h5py.File, folder: Path) -> None:
+    replace(file, "images", data=PIXELS[:, 0])
+
+
+@attack
+def two_channels(file: h5py.File, folder: Path) -> None:
+    replace(file, "images", data=PIXELS[:, :2])
+
+
+@attack
+def pixels_of_variable_length(file: h5py.File, folder: Path) -> None:
+    replace(file, "images", PIXELS.shape[:1], h5py.vlen_dtype(np.uint8))
+
+
+@attack
+def pixels_that_are_references(file: h5py.File, folder: Path) -> None:
+    replace(file, "images", PIXELS.shape, h5py.ref_dtype)
+
+
+@attack
+def short_labels(file: h5py.File, folder: Path) -> None:
+    replace(file, "labels", data=np.zeros(ROWS, "<i4"))
+
+
+@attack
+def big_endian_labels(file: h5py.File, folder: Path) -> None:
+    replace(file, "labels", data=np.zeros(ROWS, ">i8"))
+
+
+@attack
+def labels_of_another_length(file: h5py.File, folder: Path) -> None:
+    replace(file, "labels", data=np.zeros(ROWS - 1, "<i8"))
+
+
+@attack
+def labels_without_a_shape(file: h5py.File, folder: Path) -> None:
+    replace(file, "labels", data=h5py.Empty("<i8"))
+
+
+@attack
+def one_label(file: h5py.File, folder: Path) -> None:
+    replace(file, "labels", data=np.int64(1))
+
+
+@attack
+def states_as_enumeration(file: h5py.File, folder: Path) -> None:
+    kind = h5py.enum_dtype({"x": 0, "y": 1}, basetype="u1")
+    replace(file, "state", np.ones(ROWS, "u1").shape, kind)
+
+
+@attack
+def states_as_booleans(file: h5py.File, folder: Path) -> None:
+    replace(file, "state", data=np.ones(ROWS, bool))
+
+
+@attack
+def no_rows(file: h5py.File, folder: Path) -> None:
+    for name in ("images", "labels", "state", "checksum"):
+        data = file[name][:0]
+        replace(file, name, data=data)
+
+
+@attack
+def shape_far_larger_than_the_file(file: h5py.File, folder: Path) -> None:
+    replace(file, "images", (2**40, *SHAPE), "u1", chunks=(1, *SHAPE), compression="gzip")
+
+
+@attack
+def plan_far_larger_than_the_file(file: h5py.File, folder: Path) -> None:
+    rows = 2**28
+    for name in ("labels", *(f"plan/{c}" for c in file["plan"])):
+        replace(file, name, (rows,), file[name].dtype, chunks=(2**16,), compression="gzip")
+    replace(file, "images", (rows, *SHAPE), "u1", chunks=(1, *SHAPE))
+    replace(file, "state", (rows,), "u1", chunks=(2**16,))
+    replace(file, "checksum", (rows,), "<u4", chunks=(2**16,))
+
+
+@attack
+def pixels_without_a_place(file: h5py.File, folder: Path) -> None:
+    low_level(file, "images", PIXELS.shape, set_layout=h5py.h5d.CONTIGUOUS)
+
+
+@attack
+def compact_labels(file: h5py.File, folder: Path) -> None:
+    low_level(file, "labels", (ROWS,), set_layout=h5py.h5d.COMPACT)
+
+
+@attack
+def chunks_that_fill_memory(file: h5py.File, folder: Path) -> None:
+    rows = 2**19
+    replace(file, "images", (rows, *SHAPE), "u1", chunks=(rows, *SHAPE), compression="gzip")
+
+
+@attack
+def filter_that_is_not_ours(file: h5py.File, folder: Path) -> None:
+    replace(file, "images", data=PIXELS, chunks=(1, *SHAPE), scaleoffset=0)
+
+
+@attack
+def filter_that_nobody_has(file: h5py.File, folder: Path) -> None:
+    low_level(
+        file,
+        "images",
+        PIXELS.shape,
+        set_chunk=((1, *SHAPE),),
+        set_filter=(32004, h5py.h5z.FLAG_OPTIONAL, ()),
+    )
+
+
+@attack
+def two_names_for_the_same_bytes(file: h5py.File, folder: Path) -> None:
+    del file["plan/variant"]
+    file["plan/variant"] = file["plan/source"]
+
+
+@attack
+def type_in_place_of_pixels(file: h5py.File, folder: Path) -> None:
+    del file["images"]
+    file["images"] = np.dtype("u1")
+
+
+@attack
+def group_in_place_of_pixels(file: h5py.File, folder: Path) -> None:
+    del file["images"]
+    file.create_group("images")
+
+
+@attack
+def data_set_in_place_of_the_plan(file: h5py.File, folder: Path) -> None:
+    replace(file, "plan", data=[1])
+
+
+@attack
+def missing_pixels(file: h5py.File, folder: Path) -> None:
+    del file["images"]
+
+
+@attack
+def missing_column(file: h5py.File, folder: Path) -> None:
+    del file["plan/seed"]
+
+
+@attack
+def column_of_text(file: h5py.File, folder: Path) -> None:
+    file["plan/extra"] = np.full(ROWS, b"x")
+
+
+@attack
+def column_of_records(file: h5py.File, folder: Path) -> None:
+    file["plan/extra"] = np.zeros(ROWS, [("a", "<i8"), ("b", "<f8")])
+
+
+@attack
+def column_that_is_not_finite(file: h5py.File, folder: Path) -> None:
+    file["plan/strength"][0] = np.inf
+
+
+@attack
+def second_label_column(file: h5py.File, folder: Path) -> None:
+    file["plan/label"] = np.zeros(ROWS, "<i8")
+
+
+@attack
+def column_with_a_control_character(file: h5py.File, folder: Path) -> None:
+    file["plan/a\x1b[31m"] = np.zeros(ROWS, "<i8")
+
+
+@attack
+def further_column(file: h5py.File, folder: Path) -> None:
+    file["plan/extra"] = np.zeros(ROWS, "<f8")
+
+
+@attack
+def labels_beyond_the_classes(file: h5py.File, folder: Path) -> None:
+    file["labels"][0] = 2
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_hostile_file_is_refused_before_a_pixel_is_read(
+    cache: SynthCache, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_store, "open_reader", lambda contents: pytest.fail("rows were opened"))
+    with h5py.File(cache.path, "r+") as file:
+        ATTACKS[name](file, tmp_path)
+    with pytest.raises((CacheFormatError, CacheCorruptError), match=r"c\.h5") as caught:
+        SynthCache(cache.path)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_sparse_file_that_declares_more_than_memory_is_refused(tmp_path: Path) -> None:
+    path, rows = tmp_path / "sparse.h5", 2**30
+    plan = Plan.build([1], classes=("a",), settings={}, seed=0)
+    good = SynthCache.create(tmp_path / "c.h5", plan, image_shape=(1, 1, 1), manifest=MANIFEST)
+    with h5py.File(good.path) as source, h5py.File(path, "w") as file:
+        for key, value in source.attrs.items():
+            file.attrs[key] = value
+        for name in ("images", "labels", "state", "checksum", *(f"plan/{c}" for c in plan.columns)):
+            if name != "plan/label":
+                shape = (rows, *source[name].shape[1:])
+                created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                created.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+                created.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+                file.require_group("plan")
+                space = h5py.h5s.create_simple(shape)
+                kind = source[name].id.get_type()
+                h5py.h5d.create(file.id, name.encode(), kind, space, created)
+    assert path.stat().st_blocks * 512 < 2**20
+    with pytest.raises(CacheFormatError, match="not plausible"):
+        SynthCache(path)
+
+
+def test_the_attacks_are_many_and_the_file_that_they_start_from_is_good(cache: SynthCache) -> None:
+    assert len(ATTACKS) >= 25
+    with h5py.File(cache.path, "r+"):
+        pass
+    assert SynthCache(cache.path).done.sum() == ROWS - 2
+
+
+def test_file_locks_of_others_and_read_only_media_do_not_matter(cache: SynthCache) -> None:
+    cache.path.chmod(0o444)
+    for locking in (True, False):
+        with h5py.File(cache.path, "r", locking=locking):
+            assert np.array_equal(SynthCache(cache.path).read([0])[0], PIXELS[0])
+
+
+# Damaged files
+
+
+def damages(data: bytes, offsets: dict[str, int], rng: np.random.Generator) -> bytes:
+    """One random accident to the bytes of a file."""
+    damaged = bytearray(data)
+    size = len(data)
+    kind = rng.choice(["bit", "metadata bit", "truncate", "page", "swap", "random", "shift"])
+    if kind == "bit":
+        at = int(rng.integers(size))
+        damaged[at] ^= 1 << int(rng.integers(8))
+    elif kind == "metadata bit":  # where the data sets are not
+        at = int(rng.integers(offsets["images"]))
+        damaged[at] ^= 1 << int(rng.integers(8))
+    elif kind == "truncate":
+        del damaged[int(rng.integers(size)) :]
+    elif kind == "page":
+        at = int(rng.integers(size // 4096)) * 4096
+        damaged[at : at + 4096] = bytes(len(damaged[at : at + 4096]))
+    elif kind == "swap":
+        a, b = (offsets["images"] + 192 * int(r) for r in rng.permutation(ROWS)[:2])
+        damaged[a : a + 192], damaged[b : b + 192] = data[b : b + 192], data[a : a + 192]
+    elif kind == "random":
+        at = int(rng.integers(size))
+        some = rng.integers(0, 256, int(rng.integers(1, 64)), np.uint8).tobytes()
+        damaged[at : at + len(some)] = some
+    else:
+        del damaged[int(rng.integers(size))]
+    return bytes(damaged)
+
+
+def judge(path: Path, plan_digest: str, manifest: dict[str, Any], state: np.ndarray) -> None:
+    """What must hold for any bytes at `path`."""
+    refused = ""
+    try:
+        cache = SynthCache(path)
+    except CacheError as error:
+        refused = str(error)
+    if refused:
+        assert path.name in refused
+        return
+    assert cache.plan.digest == plan_digest
+    assert cache.manifest == manifest
+    bad = set(cache.verify().tolist())
+    for row in range(ROWS):
+        if row in bad:
+            with pytest.raises(CacheError, match=rf"{path.name}.*row {row} "):
+                cache.read([row])
+        elif cache.done[row]:
+            assert state[row] == 1
+            assert np.array_equal(cache.read([row])[0].numpy(), PIXELS[row])
+        else:
+            with pytest.raises(CachePendingError, match=rf"{path.name}.*row {row} "):
+                cache.read([row])
+
+
+def test_no_damage_crashes_or_is_served(cache: SynthCache, tmp_path: Path) -> None:
+    good = cache.path.read_bytes()
+    with h5py.File(cache.path) as file:
+        offsets = {name: file[name].id.get_offset() for name in ("images", "state", "checksum")}
+    facts = cache.plan_digest, cache.manifest, cache.state
+    seed = int(np.random.default_rng().integers(2**32))
+
+    def run() -> None:
+        rng = np.random.default_rng(seed)
+        path = tmp_path / "damaged.h5"
+        for _ in range(VARIANTS):
+            path.write_bytes(damages(good, offsets, rng))
+            judge(path, *facts)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join()
+    assert child.exitcode == 0, f"seed {seed}"  # a crash of the library would be a signal
