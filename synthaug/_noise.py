@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Layout of a CPU generator's state: seed, (left, seeded), next, then the 624 words of the twister,
@@ -29,7 +30,7 @@ def stream(seed: int) -> torch.Generator:
     return generator
 
 
-def streams(seeds: Iterable[int]) -> list[torch.Generator]:
+def streams(seeds: Iterable[int] | NDArray[np.uint64]) -> list[torch.Generator]:
     """One stream per seed, in order."""
     return [stream(int(seed)) for seed in seeds]
 
