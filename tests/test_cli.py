@@ -1,0 +1,421 @@
+"""The command line: what is pasted works, and what goes wrong is said in a line."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from synthaug import _cli
+from synthaug._cache import SynthCache
+from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
+
+PATHS = [(name,) for name in COMMANDS] + [("cache", name) for name in CACHE_COMMANDS]
+CLASSES = ("cat", "dog", "emu")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments: Any) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as caught,
+    ):
+        main([str(argument) for argument in arguments])
+    code = caught.value.code
+    assert isinstance(code, int)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def succeed(*arguments: Any) -> str:
+    outcome = run(*arguments)
+    assert outcome.code == 0, outcome.err
+    return outcome.out
+
+
+def fail(code: int, *arguments: Any) -> str:
+    """The message of a run that must fail with `code`."""
+    outcome = run(*arguments)
+    assert outcome.code == code, outcome
+    found = re.search(
+        r"^synthaug: error: (.*)\n\(Set SYNTHAUG_TRACEBACK=1 to see where.\)\n\Z",
+        outcome.err,
+        re.MULTILINE | re.DOTALL,
+    )
+    assert found, outcome.err
+    assert "Traceback" not in outcome.err
+    return found[1]
+
+
+# Help and arguments
+
+
+def example(path: tuple[str, ...]) -> str:
+    """The line in a command's help that can be pasted."""
+    text = succeed(*path, "--help")
+    (line,) = re.findall(rf"^ *(synthaug {' '.join(path)}\b.*)$", text, re.MULTILINE)
+    return line
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_the_help_of_each_command_has_a_line_that_can_be_pasted(path):
+    _, *arguments = shlex.split(example(path))
+    parsed = build_parser().parse_args([_cli._underscored(text) for text in arguments])
+    chosen = parsed[path[0]]
+    assert parsed.command == path[0]
+    assert path[1:] in ((), (chosen.get("action"),))
+
+
+@pytest.mark.parametrize("path", [*PATHS, ("cache",), ()], ids=" ".join)
+def test_the_help_explains_every_argument(path):
+    parser = build_parser()
+    for name in path:
+        parser = parser._subcommands_action.choices[name]
+    for action in parser._actions:
+        if action.nargs == "A...":  # the list of commands, each with its own line
+            continue
+        assert action.help, f"{' '.join(path)} {action.dest} has no help"
+
+
+def test_the_overview_names_every_command_and_what_it_does():
+    text = succeed("--help")
+    for name, function in COMMANDS.items():
+        assert re.search(rf"^ *{name} ", text, re.MULTILINE)
+        assert " ".join(str(function.__doc__).split("\n")[0].split()) in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--per-class", "3", "--guidance-scale", "1.5"],
+        ["--per_class", "3", "--guidance_scale", "1.5"],
+        ["--per-class=3", "--guidance-scale=1.5"],
+    ],
+)
+def test_dashes_and_underscores_mean_the_same(arguments, monkeypatch):
+    given: dict[str, Any] = {}
+    monkeypatch.setitem(_cli.COMMANDS, "generate", spy(_cli.generate, given))
+    succeed("generate", "run-1", "a-b.h5", *arguments, "--counts", '{"big-dog": 2}')
+    options = given["options"]
+    assert (given["checkpoint"], given["out"]) == ("run-1", "a-b.h5")
+    assert (options.per_class, options.guidance_scale) == (3, 1.5)
+    assert options.counts == {"big-dog": 2}
+
+
+def spy(function: Any, given: dict[str, Any]) -> Any:
+    """Stands in for a command, and notes what it was called with."""
+
+    def called(**values: Any) -> None:
+        given.update(values)
+
+    called.__doc__, called.__annotations__ = function.__doc__, function.__annotations__
+    called.__signature__ = _cli.inspect.signature(function)  # type: ignore[attr-defined]
+    return called
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("[1.0, 1.5]", [1.0, 1.5]), ("2", 2), ("[0]", [0])]
+)
+def test_a_number_or_a_list_of_them_is_taken_for_row_parameters(text, value, monkeypatch):
+    given: dict[str, Any] = {}
+    monkeypatch.setitem(_cli.COMMANDS, "plan", spy(_cli.plan, given))
+    succeed("plan", "run", "--strength", text, "--estimate")
+    assert given["options"].strength == value
+    assert given["estimate"] is True
+
+
+def test_arguments_can_come_from_a_file_that_the_command_prints(tmp_path, monkeypatch):
+    given: dict[str, Any] = {}
+    monkeypatch.setitem(_cli.COMMANDS, "train", spy(_cli.train, given))
+    arguments = ["train", "digits", "runs/a", "--steps", "7", "--horizontal-flip"]
+    succeed(*arguments)
+    direct = dict(given)
+    config = tmp_path / "train.yaml"
+    config.write_text(succeed(*arguments, "--print_config"))
+    given.clear()
+    succeed("train", "--config", config)
+    assert given == direct
+    assert (given["data"], given["steps"], given["horizontal_flip"]) == ("digits", 7, True)
+    given.clear()
+    succeed("train", "--config", config, "--steps", 9)
+    assert given == {**direct, "steps": 9}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["cache"],
+        ["paint"],
+        ["train"],
+        ["train", "digits"],
+        ["train", "digits", "out", "--steps", "many"],
+        ["train", "digits", "out", "--stepz", "3"],
+        ["train", "digits", "out", "--precision", "float8"],
+        ["generate", "run", "a.h5", "--counts", "[1]"],
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_cannot_be_parsed_exit_with_2_before_anything_is_loaded(arguments):
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert "error:" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+# The whole job
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """Three classes of 8 x 8 images in folders, and a model that was trained on them a little."""
+    root = tmp_path_factory.mktemp("work")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("holdout", 8), ("test", 6)):
+        for label, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 120, (8, 8), np.uint8)
+                image[2 * label : 2 * label + 3] += 120
+                Image.fromarray(image).save(folder / f"{i}.png")
+    train = ["train", f"folder:{root / 'train'}", root / "run", "--batch-size", 8, "--width", 8]
+    text = succeed(*train, "--steps", 3, "--device", "cpu")
+    assert text.startswith("3 steps, loss ")
+    assert (root / "run" / "model_index.json").exists()
+    with Image.open(root / "run" / "samples.png") as picture:
+        assert picture.width > 8 * 8
+    return root
+
+
+DRAW = ("--num-inference-steps", 2, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def cache(work) -> Path:
+    path = work / "cats.h5"
+    text = succeed("generate", work / "run", path, "--per-class", 5, *DRAW)
+    assert "15 done" in text
+    assert "0 pending" in text
+    return path
+
+
+def test_training_goes_on_from_a_checkpoint(work):
+    train = ["train", f"folder:{work / 'train'}", work / "run", "--batch-size", 8, "--width", 8]
+    assert succeed(*train, "--steps", 4, "--device", "cpu").startswith("4 steps")
+    message = fail(4, *train, "--steps", 5, "--device", "cpu", "--seed", 1)
+    assert "belongs to a run with other data" in message
+
+
+def test_a_plan_is_shown_with_its_cost(work):
+    text = succeed(
+        "plan", work / "run", "--counts", '{"cat": 2, "emu": 3}', *DRAW,
+        "--guidance-scale", "[1.0, 2.0]", "--estimate",
+    )  # fmt: skip
+    assert "5 rows, 3 classes, parameters: guidance_scale" in text
+    # Of cat one row each, of emu two rows at 1 and one at 2: guidance costs twice.
+    assert "5 images, 0.0 MB, 14 network evaluations, about 0.0 minutes" in text
+    assert [line.split() for line in text.splitlines()[-3:]] == [
+        ["cat:", "2"],
+        ["dog:", "0"],
+        ["emu:", "3"],
+    ]
+
+
+def test_generating_again_changes_nothing_and_the_picture_shows_each_class(work, cache):
+    before = cache.read_bytes()
+    text = succeed("generate", work / "run", cache, "--per-class", 5, *DRAW, "--batch-size", 4)
+    assert cache.read_bytes() == before
+    picture = cache.with_suffix(".png")
+    assert f"Samples: {picture}" in text
+    opened = SynthCache(cache)
+    assert opened.classes == CLASSES
+    assert opened.plan.quota.tolist() == [5, 5, 5]
+
+
+def test_guidance_of_zero_is_a_value_and_not_the_absence_of_one(work):
+    path = work / "zero.h5"
+    succeed("generate", work / "run", path, "--per-class", 1, "--guidance-scale", 0, *DRAW)
+    assert SynthCache(path).plan["guidance_scale"].tolist() == [0, 0, 0]
+
+
+def test_variants_of_real_images_start_from_the_source(work):
+    path = work / "variants.h5"
+    source = f"folder:{work / 'train'}"
+    succeed(
+        "generate", work / "run", path, "--ratio", 0.5, "--source", source,
+        "--strength", "[0.5, 1]", *DRAW,
+    )  # fmt: skip
+    plan = SynthCache(path).plan
+    assert plan.quota.tolist() == [6, 6, 6]
+    assert (plan["source"] >= 0).all()
+    assert set(plan["strength"]) == {0.5, 1.0}
+
+
+def test_withdrawn_rows_do_not_stop_the_command(work):
+    path = work / "withdrawn.h5"
+    generate = ["generate", work / "run", path, "--per-class", 2, *DRAW]
+    succeed(*generate)
+    SynthCache(path).withdraw([0, 2, 3])
+    assert "3 withdrawn" in succeed(*generate)
+    SynthCache(path).withdraw([1, 4, 5])
+    assert "Samples" not in succeed(*generate)
+
+
+def test_audit_and_evaluation_follow_each_other(work, cache):
+    report = work / "audit"
+    audit = [
+        "audit", cache, f"folder:{work / 'train'}", "--holdout", f"folder:{work / 'holdout'}",
+        "--out", report,
+    ]  # fmt: skip
+    outcome = run(*audit)
+    record = json.loads(report.with_suffix(".json").read_text())
+    assert outcome.code == record["exit_code"]
+    assert outcome.code in (0, 1, 3)
+    assert outcome.out.startswith(f"{record['verdict']}: ")
+    assert "<html" in report.with_suffix(".html").read_text()
+
+    copies = run("audit", f"folder:{work / 'train'}", *audit[2:-1], work / "copies")
+    assert copies.code == 1
+    assert copies.out.startswith("fail: ")
+
+    out = work / "evaluation"
+    text = succeed(
+        "evaluate", f"folder:{work / 'train'}", cache, f"folder:{work / 'test'}",
+        "--audit", report.with_suffix(".json"), "--steps", 3, "--batch-size", 8, "--seeds", 2,
+        "--out", out,
+    )  # fmt: skip
+    for arm in ("real", "real, augmented", "real + synthetic, augmented", "synthetic only"):
+        assert arm in text
+    assert out.with_suffix(".json").exists()
+    assert "<html" in out.with_suffix(".html").read_text()
+    message = fail(
+        4, "evaluate", f"folder:{work / 'train'}", work / "zero.h5", f"folder:{work / 'test'}",
+        "--audit", report.with_suffix(".json"), "--out", work / "other",
+    )  # fmt: skip
+    assert message.startswith("The report judges another cache")
+
+
+def test_a_cache_can_be_looked_at_and_verified(work, cache):
+    text = succeed("cache", "info", cache)
+    assert '"synthesizer": "ClassConditional"' in text
+    assert "15 rows, 3 classes" in text
+    assert succeed("cache", "verify", cache) == "Every row is intact.\n"
+    damaged = work / "damaged.h5"
+    content = bytearray(cache.read_bytes())
+    with h5py.File(cache) as file:
+        content[file["images"].id.get_offset() + 7 * 64] ^= 1
+    damaged.write_bytes(content)
+    outcome = run("cache", "verify", damaged)
+    assert outcome.code == 4
+    assert outcome.out.startswith("1 damaged rows: 7.")
+    succeed("generate", work / "run", damaged, "--per-class", 5, *DRAW)
+    assert damaged.read_bytes() == cache.read_bytes()
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--per-class", 2, "--ratio", 1], "exactly one of `per_class`, `ratio` and `counts`"),
+        ([], "exactly one of"),
+        (["--per-class", 0], "`per_class` must be at least 1, got 0"),
+        (["--counts", '{"cow": 1}'], "names 'cow', which is not a class"),
+        (["--ratio", 1], "`ratio` needs `labels`"),
+        (["--per-class", 1, "--strength", 0.5], "`--strength` needs `--source`"),
+        (["--per-class", 1, "--source", "digit"], "Got the data set 'digit', expected"),
+        (["--per-class", 1, "--num-inference-steps", 0], "`num_inference_steps` must be at least"),
+        (["--per-class", 1, "--scheduler", "tea"], "`scheduler` must be one of"),
+        (["--per-class", 1, "--guidance-scale", -1], "`guidance_scale` must not be negative"),
+    ],
+    ids=str,
+)
+def test_input_that_does_not_fit_exits_with_2_and_writes_nothing(work, arguments, message):
+    out = work / "never.h5"
+    assert message in fail(2, "generate", work / "run", out, "--device", "cpu", *arguments)
+    assert not out.exists()
+
+
+def test_a_cache_of_another_plan_exits_with_2(work, cache):
+    message = fail(2, "generate", work / "run", cache, "--per-class", 6, *DRAW)
+    assert "plan rows: 15 in the file, 18 given" in message
+
+
+def test_what_is_missing_or_unreadable_exits_with_4(work, cache):
+    text = work / "text.h5"
+    text.write_text("no cache")
+    (work / "empty").mkdir()
+    broken = work / "broken" / "cat"
+    broken.mkdir(parents=True)
+    (broken / "1.png").write_bytes((work / "train" / "cat" / "1.png").read_bytes()[:40])
+    train, test = f"folder:{work / 'train'}", f"folder:{work / 'test'}"
+    for arguments, names in [
+        (["plan", work / "no", "--per-class", 1], "no"),
+        (["plan", text, "--per-class", 1], "text.h5"),
+        (["plan", work / "empty", "--per-class", 1], "empty"),
+        (["train", f"folder:{work / 'no'}", work / "o"], "no"),
+        (["train", f"folder:{work / 'empty'}", work / "o"], "empty"),
+        (["train", f"folder:{work / 'broken'}", work / "o"], "1.png"),
+        (["generate", work / "run", work / "no" / "a.h5", "--per-class", 1, *DRAW], "no"),
+        (["generate", work / "run", text, "--per-class", 1, *DRAW], "text.h5"),
+        (["audit", work / "no.h5", train], "no.h5"),
+        (["audit", cache, f"folder:{work / 'no'}"], "no"),
+        (["evaluate", train, work / "no.h5", test], "no.h5"),
+        (["evaluate", train, cache, test, "--audit", work / "no.json"], "no.json"),
+        (["evaluate", train, cache, test, "--audit", text], "text.h5"),
+        (["cache", "info", work / "no.h5"], "no.h5"),
+        (["cache", "verify", text], "text.h5"),
+    ]:
+        message = fail(4, *arguments)
+        assert names in message
+        assert "\n" not in message
+    assert not (work / "o").exists()
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    def broken(**values: Any) -> None:
+        raise ZeroDivisionError
+
+    broken.__annotations__ = {}
+    monkeypatch.setitem(_cli.COMMANDS, "demo", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["demo"])
+
+
+def test_the_traceback_of_an_error_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("SYNTHAUG_TRACEBACK", "1")
+    with pytest.raises(_cli.SynthaugError):
+        main(["cache", "info", os.devnull + "/none"])
+
+
+def test_an_interrupted_command_says_that_it_can_be_run_again(monkeypatch):
+    def interrupted(**values: Any) -> None:
+        raise KeyboardInterrupt
+
+    interrupted.__annotations__ = {}
+    monkeypatch.setitem(_cli.COMMANDS, "demo", interrupted)
+    outcome = run("demo")
+    assert outcome.code == 130
+    assert "run again to go on" in outcome.err
+
+
+def test_the_version_is_printed():
+    assert re.search(r"\d+\.\d+", succeed("--version"))

@@ -1,0 +1,127 @@
+"""The public names: all of them, nothing else, and none that costs before it is used."""
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import synthaug
+from synthaug import _errors, synthesizers
+
+HEAVY = (
+    "accelerate",
+    "albumentations",
+    "diffusers",
+    "docstring_parser",
+    "faiss",
+    "jinja2",
+    "jsonargparse",
+    "matplotlib",
+    "sklearn",
+    "transformers",
+)
+
+
+def declared(module: ModuleType) -> dict[str, str]:
+    """Names that the `TYPE_CHECKING` block of a module exports, and where they come from."""
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    (block,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    found = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.asname == alias.name  # what type checkers take as an export
+            found[alias.name] = str(node.module)
+    return found
+
+
+@pytest.mark.parametrize("module", [synthaug, synthesizers], ids=lambda m: m.__name__)
+def test_the_public_names_are_those_that_type_checkers_see(module):
+    assert module.__all__ == sorted(declared(module))
+    assert dir(module) == module.__all__
+
+
+@pytest.mark.parametrize("module", [synthaug, synthesizers], ids=lambda m: m.__name__)
+def test_every_public_name_is_the_object_that_type_checkers_see(module):
+    for name, home in declared(module).items():
+        found = getattr(module, name)
+        if inspect.ismodule(found):
+            assert found is importlib.import_module(f"{module.__name__}.{name}")
+        else:
+            assert found is getattr(importlib.import_module(home), name)
+
+
+def test_every_public_name_says_what_it_is():
+    for name in synthaug.__all__:
+        text = inspect.getdoc(getattr(synthaug, name))
+        assert text, f"{name} has no docstring"
+        assert len(text.splitlines()[0]) > 12
+
+
+def test_what_star_imports_is_the_public_names():
+    names: dict[str, Any] = {}
+    exec("from synthaug import *", names)
+    assert set(names) - {"__builtins__"} == set(synthaug.__all__)
+
+
+@pytest.mark.parametrize("module", [synthaug, synthesizers], ids=lambda m: m.__name__)
+def test_an_unknown_name_is_an_attribute_error(module):
+    with pytest.raises(AttributeError, match=f"'{module.__name__}' has no attribute 'Unheard'"):
+        _ = module.Unheard
+
+
+def test_every_error_of_ours_is_public_and_caught_by_one_base_class():
+    errors = {
+        name: value
+        for name, value in vars(_errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+    assert set(errors) <= set(synthaug.__all__)
+    assert all(issubclass(error, synthaug.SynthaugError) for error in errors.values())
+    tree = str(_errors.__doc__)
+    assert all(name in tree for name in errors)
+
+
+_LOADED = """
+import json, sys
+def loaded():
+    return sorted({name.partition(".")[0] for name in sys.modules})
+before = set(sys.modules)
+import synthaug
+root = sorted(set(sys.modules) - before)
+dir(synthaug)
+names = {}
+for name in synthaug.__all__:
+    getattr(synthaug, name)
+    names[name] = loaded()
+import synthaug._cli
+print(json.dumps({"root": root, "names": names, "cli": loaded()}))
+"""
+
+
+def test_importing_costs_next_to_nothing_and_using_a_name_loads_no_heavy_library():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", _LOADED], env=environment, capture_output=True, text=True, check=True
+    )
+    found = json.loads(run.stdout)
+    ours = [name for name in found["root"] if name.partition(".")[0] == "synthaug"]
+    assert ours == ["synthaug"]
+    third_party = {name.partition(".")[0] for name in found["root"]} - sys.stdlib_module_names
+    assert third_party == {"synthaug"}  # neither torch nor numpy
+    assert len(found["root"]) < 30
+    for name, loaded in found["names"].items():
+        assert not set(HEAVY) & set(loaded), f"synthaug.{name} loads a heavy library"
+    assert not set(HEAVY) & set(found["cli"])
