@@ -338,6 +338,8 @@ def test_an_hdf5_file_is_read_in_either_layout(tmp_path, last, memory_limit):
     assert loaded.classes == ("a", "b", "c")
     assert loaded.targets == labels.tolist()
     assert np.array_equal(loaded.read([7, 1, 7, 19]).numpy(), pixels[[7, 1, 7, 19]])
+    turned = load_dataset(f"hdf5:{tmp_path / 'x.h5'}", classes=["c", "a", "b"])
+    assert [turned.classes[label] for label in turned.targets] == ["abc"[label] for label in labels]
     again = pickle.loads(pickle.dumps(loaded))
     assert again.fingerprint == LabelledImages(torch.tensor(pixels), labels, "abc").fingerprint
 
