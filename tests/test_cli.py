@@ -1,6 +1,7 @@
 """The command line: what is pasted works, and what goes wrong is said in a line."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 from synthaug import _cli
 from synthaug._cache import SynthCache
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
+from synthaug._errors import CacheError
 
 PATHS = [(name,) for name in COMMANDS] + [("cache", name) for name in CACHE_COMMANDS]
 CLASSES = ("cat", "dog", "emu")
@@ -121,11 +123,10 @@ def test_dashes_and_underscores_mean_the_same(arguments, monkeypatch):
 def spy(function: Any, given: dict[str, Any]) -> Any:
     """Stands in for a command, and notes what it was called with."""
 
+    @functools.wraps(function)
     def called(**values: Any) -> None:
         given.update(values)
 
-    called.__doc__, called.__annotations__ = function.__doc__, function.__annotations__
-    called.__signature__ = _cli.inspect.signature(function)  # type: ignore[attr-defined]
     return called
 
 
@@ -402,7 +403,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
 
 def test_the_traceback_of_an_error_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("SYNTHAUG_TRACEBACK", "1")
-    with pytest.raises(_cli.SynthaugError):
+    with pytest.raises(CacheError):
         main(["cache", "info", os.devnull + "/none"])
 
 

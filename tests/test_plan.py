@@ -383,7 +383,7 @@ def test_the_digest_changes_with_every_column_every_row_the_names_and_the_settin
 def test_the_digest_does_not_depend_on_the_order_of_columns():
     plan = plan_from_sources(parameters={"strength": 0.5, "eta": 1})
     shuffled = Plan(
-        columns=dict(reversed(plan.columns.items())), classes=CLASSES, settings=SETTINGS
+        columns=dict(reversed(list(plan.columns.items()))), classes=CLASSES, settings=SETTINGS
     )
     assert shuffled.digest == plan.digest
 
