@@ -1,5 +1,6 @@
 """The cache as a data set: what is written is what is read, everywhere and in every form."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from synthaug._cache import SynthCache
+from synthaug._cache import SynthCache, _readers
 from synthaug._errors import (
     CacheCorruptError,
     CacheError,
@@ -25,6 +26,7 @@ from synthaug._errors import (
     CacheMismatchError,
     CachePendingError,
 )
+from synthaug._pixels import to_images
 from synthaug._plan import Plan
 
 SHAPE = (3, 8, 6)
@@ -226,6 +228,8 @@ def test_rows_not_done_are_never_served(empty: SynthCache, pixels: torch.Tensor)
             empty.read(rows)
     with pytest.raises(CachePendingError, match=r"row 3 .*cache\.done"):
         empty[3]
+    with pytest.raises(CachePendingError, match="row 32 was not generated"):
+        empty.read([-1, 4])
 
 
 def test_an_open_reader_sees_rows_become_done_and_withdrawn(
@@ -356,6 +360,102 @@ def test_a_row_is_checked_once_per_process_unless_it_is_written_again(
     reader.write([1], pixels[:1])
     reader.read([1, 2])
     assert len(calls) == 3 + 2  # when written, and when read again
+
+
+def flip_first_bit(row: bytearray) -> None:
+    row[0] ^= 1
+
+
+def test_a_corrupt_row_may_be_skipped_with_a_count(cache: SynthCache, pixels: torch.Tensor) -> None:
+    for row in (9, 20):  # the last row of the first class, and the last but one of the second
+        overwrite(cache.path, "images", row, flip_first_bit)
+    reader = SynthCache(cache.path, on_corrupt="skip")
+    with pytest.warns(UserWarning, match=r"row 9 is corrupt .* row 0 of the same class"):
+        assert torch.equal(reader.read([8, 9, -24]), pixels[[8, 0, 0]])
+    with pytest.warns(UserWarning, match=r"row 20 .*2 skipped so far"):
+        image, label = reader[20]
+    assert label == 1
+    assert torch.equal(reader.read([20, 9]), pixels[[10, 0]])  # no second warning
+    assert reader.skipped.tolist() == [9, 20]
+    assert np.array_equal(np.asarray(image).transpose(2, 0, 1), pixels[10])
+
+
+def test_a_class_without_an_intact_image_is_an_error_even_if_skipping(cache: SynthCache) -> None:
+    for row in range(10):
+        overwrite(cache.path, "images", row, flip_first_bit)
+    with pytest.raises(CacheCorruptError, match="row 4 "):
+        SynthCache(cache.path, on_corrupt="skip").read([4])
+
+
+class Redraws:
+    """A synthesizer whose images are what the test wrote."""
+
+    def __init__(self, recipe: Any = RECIPE) -> None:
+        self._recipe = recipe
+        self.drawn: list[int] = []
+
+    def draw(self, rows: Plan) -> torch.Tensor:
+        numbers = [np.flatnonzero(plan_of()["seed"] == s)[0] for s in rows["seed"]]
+        self.drawn += [int(n) for n in numbers]
+        return to_images(pixels_of(len(plan_of()))[numbers])
+
+    def recipe(self) -> Any:
+        return self._recipe
+
+
+def test_a_corrupt_row_may_be_drawn_anew(cache: SynthCache, pixels: torch.Tensor) -> None:
+    overwrite(cache.path, "images", 9, flip_first_bit)
+    synthesizer = Redraws()
+    reader = SynthCache(cache.path, on_corrupt="regenerate", synthesizer=synthesizer)
+    with pytest.warns(UserWarning, match="redrew row 9, whose bytes were corrupt"):
+        assert torch.equal(reader.read([8, 9]), pixels[[8, 9]])
+    assert synthesizer.drawn == [9]
+    assert torch.equal(SynthCache(cache.path).read([9]), pixels[[9]])
+
+
+def test_only_the_synthesizer_that_made_a_cache_may_redraw_its_rows(cache: SynthCache) -> None:
+    with pytest.raises(
+        CacheMismatchError, match=r"recipe\.settings\.steps: 4 in the file, 5 given"
+    ):
+        SynthCache(
+            cache.path,
+            on_corrupt="regenerate",
+            synthesizer=Redraws({**RECIPE, "settings": {"steps": 5}}),
+        )
+    for arguments in (
+        {"on_corrupt": "regenerate"},
+        {"synthesizer": Redraws()},
+        {"on_corrupt": "ignore"},
+        {"on_corrupt": "skip", "check_rows": False},
+        {"output_type": "jpeg"},
+    ):
+        with pytest.raises(ValueError, match=r"`(on_corrupt|output_type)"):
+            SynthCache(cache.path, **cast(Any, arguments))
+
+
+def test_verifying_gives_the_same_rows_however_many_threads_read(cache: SynthCache) -> None:
+    for row in (0, 13, 32):
+        overwrite(cache.path, "images", row, flip_first_bit)
+    for workers in (1, 3):
+        assert cache.verify(workers=workers).tolist() == [0, 13, 32]
+    with pytest.raises(ValueError, match="`workers`"):
+        cache.verify(workers=0)
+
+
+def test_rewriting_a_done_row_makes_it_pending_first(
+    cache: SynthCache, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(self: SynthCache, fd: Any, name: str, *args: Any, **kwargs: Any) -> None:
+        if name == "checksum":
+            raise KeyboardInterrupt
+        put(self, fd, name, *args, **kwargs)
+
+    put = SynthCache._put
+    monkeypatch.setattr(SynthCache, "_put", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        cache.write([7, 8], pixels[:2])
+    assert cache.state[6:10].tolist() == [1, 0, 0, 1]
+    assert len(cache.verify()) == 0
 
 
 def test_states_that_do_not_exist_are_refused(cache: SynthCache) -> None:
@@ -551,6 +651,57 @@ def test_loaders_read_the_right_bytes_whatever_the_processes(
         images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
         assert torch.equal(images, pixels[order])
         assert torch.equal(labels, torch.from_numpy(cache.labels[order]))
+
+
+class Watched(Dataset[Any]):
+    """Serves a cache, and how much of the process's memory is resident."""
+
+    def __init__(self, cache: SynthCache) -> None:
+        self.cache = cache
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        read = self.cache.read(indices)
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return [(resident, read[0, 0, 0, 0])] * len(indices)
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+
+def test_workers_read_a_large_cache_without_holding_it_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_readers, "_RESIDENT", 2**20)
+    shape, rows = (3, 64, 64), 4000
+    plan = Plan.build([rows], classes=("a",), settings={}, seed=0)
+    cache = SynthCache.create(tmp_path / "c.h5", plan, image_shape=shape, manifest=MANIFEST)
+    block = pixels_of(rows // 10, shape)
+    for start in range(0, rows, len(block)):
+        cache.write(range(start, start + len(block)), block, fsync="never")
+    loader = DataLoader(
+        Watched(cache), 64, shuffle=True, num_workers=1, multiprocessing_context="fork"
+    )
+    resident = torch.cat([memory for memory, _ in loader])
+    assert int(resident.max() - resident[0]) < rows * 64 * 64 * 3 / 3
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_rows_read_in_a_worker_are_those_of_the_mapping(
+    cache: SynthCache, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    monkeypatch.setattr(_readers, "_RESIDENT", 0)
+    monkeypatch.setattr(_readers, "get_worker_info", lambda: "a worker")
+    rows = [5, -1, 0, 5]
+    if not failing:
+        assert torch.equal(cache.read(rows), pixels[rows])
+        return
+
+    def preadv(fd: int, buffers: Any, offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with pytest.raises(CacheError, match=r"cache\.h5: Input/output error"):
+        cache.read(rows)
 
 
 def test_two_copies_write_disjoint_rows_of_one_file(

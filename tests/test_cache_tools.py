@@ -209,10 +209,10 @@ def test_the_hugging_face_directory_has_a_card_and_labels(
     out = export(cache, tmp_path / "out", format="huggingface")
     card = (out / "README.md").read_text()
     assert card.startswith("---\n")
-    for line in ("- synthetic", "- machine-generated", "'1': \"dog\"", "- n<1K", "| ox | 4 |"):
+    for line in ("- synthetic", "- machine-generated", "- n<1K", "| ox | 4 |", "MIT"):
         assert line in card
-    records = [json.loads(line) for line in lines(out / "train" / "metadata.jsonl")]
-    assert all((out / "train" / record["file_name"]).exists() for record in records)
+    records = [json.loads(line) for line in lines(out / "provenance.jsonl")]
+    assert all((out / record["file_name"]).exists() for record in records)
     assert [record["label"] for record in records] == cache.labels.tolist()
 
 

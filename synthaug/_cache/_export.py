@@ -166,19 +166,21 @@ def _manifest(cache: SynthCache) -> str:
     return json.dumps({**cache.manifest, "identity": cache.identity}, indent=2)
 
 
-def _folder(
-    cache: SynthCache,
-    folder: Path,
-    rows: Indices,
-    advance: Advance,
-    record_name: str = "provenance.jsonl",
+def _folder(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
+    _class_folders(cache, folder, folder, rows, advance)
+
+
+def _class_folders(
+    cache: SynthCache, folder: Path, images: Path, rows: Indices, advance: Advance
 ) -> None:
-    with (folder / record_name).open("w", encoding="utf-8") as records:
+    """PNG files below `images`, and `provenance.jsonl` in `folder`."""
+    with (folder / "provenance.jsonl").open("w", encoding="utf-8") as records:
         for row, png in _images(cache, rows, advance):
-            name = Path(cache.classes[int(cache.labels[row])], f"{row:08d}.png")
-            (folder / name.parent).mkdir(exist_ok=True)
-            (folder / name).write_bytes(png)
-            print(json.dumps({"file_name": name.as_posix(), **_record(cache, row)}), file=records)
+            path = images / cache.classes[int(cache.labels[row])] / f"{row:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(png)
+            name = path.relative_to(folder).as_posix()
+            print(json.dumps({"file_name": name, **_record(cache, row)}), file=records)
 
 
 def _webdataset(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
@@ -198,7 +200,7 @@ def _webdataset(cache: SynthCache, folder: Path, rows: Indices, advance: Advance
 
 def _huggingface(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
     (folder / "train").mkdir()
-    _folder(cache, folder / "train", rows, advance, "metadata.jsonl")
+    _class_folders(cache, folder, folder / "train", rows, advance)
     (folder / "README.md").write_text(_card(cache, rows), encoding="utf-8")
 
 
@@ -209,10 +211,6 @@ def _card(cache: SynthCache, rows: Indices) -> str:
     limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
     size = next((name for limit, name in limits if len(rows) < limit), "1M<n<10M")
     counts = np.bincount(cache.labels[rows], minlength=len(cache.classes))
-    names = "\n".join(f"          '{i}': {json.dumps(c)}" for i, c in enumerate(cache.classes))
-    columns = "\n".join(
-        f"  - name: {json.dumps(name)}\n    dtype: {dtype}" for name, dtype in _features(cache)
-    )
     table = "\n".join(
         f"| {_cell(name)} | {count:,} |" for name, count in zip(cache.classes, counts, strict=True)
     )
@@ -229,18 +227,9 @@ size_categories:
 tags:
 - synthetic
 - synthaug
-dataset_info:
-  features:
-  - name: image
-    dtype: image
-  - name: label
-    dtype:
-      class_label:
-        names:
-{names}
-{columns}
 configs:
 - config_name: default
+  drop_labels: false
   data_files:
   - split: train
     path: train/**
@@ -258,19 +247,13 @@ question for an audit; this card does not answer it.
 
 Licence of the generator: {generator}. Licence of the real images it learned from: {source}.
 
-How they were made (`manifest.json` has all of it):
+Labels are the folders in sorted order. `provenance.jsonl` says of every image what it was made
+from, `manifest.json` how all of them were made:
 
 ```json
 {recipe}
 ```
 """
-
-
-def _features(cache: SynthCache) -> Iterator[tuple[str, str]]:
-    for name, column in cache.plan.columns.items():
-        if name != "label":
-            yield name, "string" if name in _HASHES else column.dtype.name
-    yield "row", "int64"
 
 
 def _cell(name: str) -> str:

@@ -24,16 +24,14 @@ def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def pread(fd: int, size: int, offset: int) -> bytearray:
-    """Reads exactly `size` bytes at `offset`; an unreadable medium is an `OSError`."""
-    data = bytearray(size)
-    view = memoryview(data)
+def pread_into(fd: int, buffer: memoryview, offset: int) -> None:
+    """Fills `buffer` from `offset` on; an unreadable medium is an `OSError`."""
+    view = buffer.cast("B")
     while len(view):
         got = os.preadv(fd, [view], offset)
         if not got:
             raise OSError(errno.EIO, "the file ended before its last row")
         view, offset = view[got:], offset + got
-    return data
 
 
 def reserve(fd: int, size: int, path: Path) -> None:

@@ -11,16 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from synthaug._cache._files import pread
+from synthaug._cache._files import pread_into
 from synthaug._cache._format import checksums
 from synthaug._cache._schema import Contents, open_stream
-from synthaug._errors import CacheCorruptError, CacheMismatchError
+from synthaug._errors import CacheCorruptError, CacheError, CacheMismatchError
 from synthaug._types import Indices
 
 _RESIDENT = 64 * 2**20
-"""Bytes of the file that a loader's worker keeps mapped."""
-_FAULT_AROUND = 64 * 2**10
-"""Bytes that Linux maps at most when a page is touched first."""
+"""Bytes of images above which the workers of a loader read instead of mapping."""
 
 
 class Reader(Protocol):
@@ -60,14 +58,14 @@ class Mapped:
 
     def __init__(self, contents: Contents) -> None:
         self.contents = contents
-        with contents.path.open("rb") as file:
-            check_same(contents, file.fileno())
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._fd = os.open(contents.path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._fd)
+        check_same(contents, self._fd)
+        self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         self.images = self._array("images")
         self.state = self._array("state")
         self.checksum = self._array("checksum")
         self.served = np.zeros(len(self.state), np.uint8)
-        self._touched = 0
 
     def _array(self, name: str) -> NDArray[Any]:
         # A plain array: `numpy.memmap` costs time on every index.
@@ -77,21 +75,29 @@ class Mapped:
         return flat.reshape(region.shape)
 
     def gather(self, rows: Indices) -> NDArray[np.uint8]:
-        pixels = self.images.take(rows, axis=0)
-        self._touched += pixels.nbytes + len(rows) * _FAULT_AROUND
-        if self._touched > _RESIDENT:
-            self._unmap_pages()
-        return pixels
+        if get_worker_info() is not None and self.images.nbytes > _RESIDENT:
+            return self._read(rows)
+        return self.images.take(rows, axis=0)
 
-    def _unmap_pages(self) -> None:
-        """Gives mapped pages back; they stay in the system's cache.
+    def _read(self, rows: Indices) -> NDArray[np.uint8]:
+        """`gather` without the mapping, for workers.
 
-        Only in the workers of a loader: pages count as memory of each process that maps them, and
-        next to the hand-over between processes, mapping them again costs little.
+        Pages count as memory of every process that maps them, and one random row may map two
+        megabytes. Reading is slower, but far cheaper than handing the batch to the main process.
         """
-        self._touched = 0
-        if get_worker_info() is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        region = self.contents.regions["images"]
+        assert region.offset is not None
+        size = region.row_bytes
+        pixels = np.empty((len(rows), *self.contents.image_shape), np.uint8)
+        view = pixels.data.cast("B")
+        try:
+            for i, row in enumerate((rows % len(self.images)).tolist()):
+                pread_into(self._fd, view[i * size : (i + 1) * size], region.offset + row * size)
+        except OSError as error:
+            raise CacheError(
+                f"Cannot read {self.contents.path}: {error.strerror}. Check the disk."
+            ) from error
+        return pixels
 
     def intact(self, rows: Indices) -> NDArray[np.bool_]:
         return checksums(self.gather(rows)) == self.checksum[rows]
@@ -100,9 +106,9 @@ class Mapped:
         # Not through the mapping: there, an unreadable medium would be a signal.
         region = self.contents.regions["images"]
         assert region.offset is not None
-        size = (stop - start) * region.row_bytes
-        data = pread(fd, size, region.offset + start * region.row_bytes)
-        return checksums(np.frombuffer(data, np.uint8).reshape(stop - start, -1))
+        images = np.empty((stop - start, region.row_bytes), np.uint8)
+        pread_into(fd, images.data, region.offset + start * region.row_bytes)
+        return checksums(images)
 
 
 class Unpacked:

@@ -321,7 +321,7 @@ class SynthCache(Dataset[Any]):
                 f"{tuple(images.shape)}, finite: {bool(images.isfinite().all())}."
             )
         self.write(bad, _pixels.to_pixels(images))
-        warnings.warn(f"{self.path}: {listed(bad)} was corrupt and was drawn anew.", stacklevel=2)
+        warnings.warn(f"{self.path}: redrew {listed(bad)}, whose bytes were corrupt.", stacklevel=2)
 
     def _check_recipe(self, synthesizer: Synthesizer) -> None:
         given, stored = synthesizer.recipe(), self.manifest["recipe"]
