@@ -1,9 +1,10 @@
 """Feature extractors: images in, one vector per image out.
 
 An extractor is any callable with a `name` that maps uint8 pixels (n, C, H, W) to a float32 array
-(n, d). Three come with the package:
+(n, d). Four come with the package:
 
     features.Pixel()                          # the image itself, made small; needs no weights
+    features.Spectrum()                       # its lowest frequencies, whatever their phase
     features.TorchModule(network)             # any module, for example a classifier's trunk
     features.TorchScript("encoder.pt")        # a file made by torch.jit.save
 
@@ -84,6 +85,37 @@ class Pixel:
             # Averages of equal numbers may differ in the last bit: that is not structure.
             return torch.where(norm > 1e-3, small / norm.clamp(min=1e-3), 0).numpy()
         return (small / small.shape[1] ** 0.5).numpy()
+
+
+@final
+class Spectrum:
+    """Amplitudes of the lowest spatial frequencies: hardly changed by a shift of the image.
+
+    The image is averaged down to at most 16 x 16 pixels, brought to mean 0 and norm 1, faded out
+    towards its borders and Fourier transformed; of each amplitude the square root is taken, lest
+    the lowest frequencies drown the others. Needs no weights.
+    """
+
+    dim: int | None = None
+    name: str = "spectrum"
+
+    _SIDE = 16
+    _FREQUENCIES = 5
+    """In each direction, 0 included."""
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """uint8 (n, C, H, W) to float32 (n, C * frequencies), 45 of them from 9 x 9 pixels on."""
+        h, w = (min(self._SIDE, side) for side in pixels.shape[-2:])
+        small = F.adaptive_avg_pool2d(pixels.float(), (h, w))
+        small = small - small.mean((1, 2, 3), keepdim=True)
+        norm = small.flatten(1).norm(dim=1)[:, None, None, None]
+        small = torch.where(norm > 1e-3, small / norm.clamp(min=1e-3), 0)
+        fade = torch.outer(*(_window(side) for side in (h, w))).sqrt()
+        amplitudes = torch.fft.rfft2(small * fade).abs().sqrt()
+        down = min(self._FREQUENCIES, h // 2 + 1)
+        # Of a real image, rows -1, -2, ... are frequencies in their own right, columns are not.
+        rows = [*range(down), *range(h - min(down - 1, h - down), h)]
+        return amplitudes[:, :, rows, : self._FREQUENCIES].flatten(1).numpy()
 
 
 @final
@@ -171,6 +203,11 @@ class TorchScript:
     def __call__(self, pixels: Pixels) -> Features:
         """uint8 (n, C, H, W) to float32 (n, d)."""
         return self._extractor(pixels)
+
+
+def _window(side: int) -> torch.Tensor:
+    """Hann window of `side` values, all above 0."""
+    return torch.hann_window(side + 2, periodic=False)[1:-1]
 
 
 def to_unit(pixels: Pixels) -> Tensor:

@@ -52,6 +52,41 @@ def test_an_image_of_one_colour_has_no_structure_and_no_nan() -> None:
     assert not features.Pixel(4, standardize=True)(pixels).any()
 
 
+@pytest.mark.parametrize("c", [1, 3])
+def test_a_shift_changes_a_spectrum_less_than_another_image_does(c: int) -> None:
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (20, c, 10, 10)))
+    large = nn.functional.interpolate(coarse, (40, 40), mode="bilinear").round().to(torch.uint8)
+    here, there = (features.Spectrum()(x) for x in (large[..., 4:36, 4:36], large[..., 8:, 2:34]))
+    distance = np.linalg.norm(here[:, None] - there[None], axis=2)
+    np.testing.assert_array_equal(distance.argmin(axis=1), np.arange(20))
+    assert here.shape == (20, c * 45)
+
+
+def test_a_spectrum_holds_the_amplitude_of_every_low_frequency_once() -> None:
+    pixels = images(2, 1, size=16)
+    x = pixels[0, 0].double()
+    x = x - x.mean()
+    x = x / x.norm()
+    window = np.hanning(18)[1:-1]
+    x = x * torch.from_numpy(np.sqrt(np.outer(window, window)))
+    full = torch.fft.fft2(x).abs().sqrt()
+    expected = [full[i, j] for i in (0, 1, 2, 3, 4, -4, -3, -2, -1) for j in range(5)]
+    np.testing.assert_allclose(features.Spectrum()(pixels)[0], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 9, 40])
+def test_spectra_of_any_size_are_finite_and_ignore_brightness_and_contrast(size: int) -> None:
+    pixels = images(3, 1, size=size)
+    x = features.Spectrum()(pixels)
+    assert np.isfinite(x).all()
+    assert x.shape[1] <= 45
+    darker = (pixels // 4 * 2 + 20).to(torch.uint8)
+    np.testing.assert_allclose(
+        features.Spectrum()(pixels // 4), features.Spectrum()(darker), atol=1e-3
+    )
+
+
 def test_a_module_is_run_in_evaluation_mode_and_its_first_output_is_flattened() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

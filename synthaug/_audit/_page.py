@@ -22,7 +22,7 @@ _TITLES = {
     "inconclusive": "Inconclusive: copies might have gone unseen",
 }
 
-_STYLE = """
+STYLE = """
 .verdict { border-left: 5px solid var(--open); padding: .2em 0 .2em 1em; }
 .verdict.pass { border-color: var(--good); } .verdict.fail { border-color: var(--bad); }
 .verdict p:first-of-type { font-size: 1.05rem; }
@@ -45,6 +45,11 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 
 def render(report: "AuditReport") -> str:
     """The whole page as text."""
+    return page(f"Audit: {_TITLES[report.verdict]}", sections(report), style=STYLE)
+
+
+def sections(report: "AuditReport") -> Markup:
+    """Verdict, pairs, charts and tables: without a page around them, for reports that hold more."""
     environment = Environment(
         loader=PackageLoader("synthaug._audit", "."),
         autoescape=True,
@@ -61,30 +66,24 @@ def render(report: "AuditReport") -> str:
         per_class=_per_class(report),
         facts=_facts(report.settings),
     )
-    return page(f"Audit: {_TITLES[report.verdict]}", Markup(body), style=_STYLE)
+    return Markup(body)
 
 
 def _charts(report: "AuditReport") -> list[tuple[str, Markup]]:
     charts = []
-    for caption, label, rows, null in (
-        (
-            "Score: distance to the nearest training image over the mean distance to the next "
-            "ones. Copies lie at the left end.",
-            "score",
-            report.scores,
-            report.holdout_scores,
-        ),
-        (
-            "Distance to the nearest training image in feature space.",
-            "distance",
-            report.distances,
-            report.holdout_distances,
-        ),
-    ):
-        series = {"synthetic": rows[np.isfinite(rows)], "hold-out": null[np.isfinite(null)]}
-        series = {name: values for name, values in series.items() if len(values)}
-        if series:
-            charts.append((caption, histogram(series, x_label=label)))
+    judged = report.tier >= 0
+    for j, name in enumerate(report.statistics):
+        series = {"synthetic": report.scores[judged, j], "hold-out": report.holdout_scores[:, j]}
+        series = {key: values for key, values in series.items() if len(values)}
+        if not series:
+            continue
+        caption = (
+            "Distance to the most similar training image under the best alignment."
+            if name == "aligned"
+            else f"{name}: distance to the nearest training image over the mean distance to the "
+            "next ones."
+        )
+        charts.append((caption, histogram(series, x_label=f"score, {name}")))
     return charts
 
 
@@ -102,7 +101,7 @@ def _per_class(report: "AuditReport") -> list[dict[str, Any]]:
                 "rows": int(rows.sum()),
                 "exact": int((report.tier[rows] == 1).sum()),
                 "calibrated": int((report.tier[rows] == 2).sum()),
-                "median": float(np.median(report.scores[rows])),
+                "median": float(np.median(report.scores[rows, 0])),
                 "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
             }
         )
@@ -115,6 +114,9 @@ def _facts(settings: Mapping[str, JSON], prefix: str = "") -> list[tuple[str, st
     for name, value in settings.items():
         if isinstance(value, dict):
             facts.extend(_facts(value, f"{prefix}{name}."))
+        elif isinstance(value, list):
+            numbered = {str(i): item for i, item in enumerate(value, 1)}
+            facts.extend(_facts(numbered, f"{prefix}{name}."))
         elif value is not None:
             facts.append((f"{prefix}{name}", _number(value)))
     return facts

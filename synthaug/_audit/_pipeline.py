@@ -9,11 +9,12 @@ Two tiers judge the comparison:
    takes the very same path, and its images that fall under 1 are set aside as well, so that what
    remains of both is compared like with like.
 
-The score is the distance to the nearest training image over the mean distance to the next ones
-(after Carlini et al. 2023, https://arxiv.org/abs/2301.13188). Against the bare distance it keeps
-its calibration when a generator makes images that are more typical, and so closer to everything,
-than real ones: with such images and 1 % planted copies, the share of wrong flags at a nominal 0.1
-was 0.27 for the bare distance and 0.125 for the ratio.
+Two kinds of statistic say how close an image comes (`_matching`): in every feature space the
+distance to the nearest training image over the mean distance to the next ones (after Carlini et
+al. 2023, https://arxiv.org/abs/2301.13188), and the distance under the best alignment. The ratio
+keeps its calibration better than the bare distance when a generator makes images that are more
+typical, and so closer to everything, than real ones: with such images and 1 % planted copies, the
+share of wrong flags at a nominal 0.1 was 0.27 for the bare distance and 0.125 for the ratio.
 
 Every audit also measures itself: it plants copies of training images, disturbed in several ways,
 among the synthetic ones and reports how many it flagged.
@@ -22,6 +23,7 @@ among the synthetic ones and reports how many it flagged.
 import math
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -32,10 +34,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthaug._audit._calibration import conformal_p_values, q_values, resolution
-from synthaug._audit._disturbances import disturbances
+from synthaug._audit._calibration import Scores, conformal_p_values, q_values, resolution
+from synthaug._audit._disturbances import Disturbance, disturbances
 from synthaug._audit._inputs import ImageSet, check_comparable, image_set, keys
-from synthaug._audit._matching import Matcher, Matches
+from synthaug._audit._matching import Matcher, Matches, rmse
 from synthaug._audit._report import CALIBRATED, CLEAR, EXACT, NOT_JUDGED, AuditReport, Power
 from synthaug._audit._verdict import Counts, judge, smallest_visible
 from synthaug._html import data_uri
@@ -58,7 +60,7 @@ def audit(
     train: Any,
     *,
     holdout: Any = None,
-    features: Extractor | None = None,
+    features: Extractor | Sequence[Extractor] | None = None,
     fdr: float = 0.05,
     k: int | None = None,
     max_pairs: int = 50,
@@ -76,8 +78,9 @@ def audit(
             same shape. Every class is searched for every row.
         holdout: Real images from the same source that the generator has never seen, a random split
             made before it was trained. Without them the verdict is at best "inconclusive".
-        features: The space in which distances are taken; `features.Pixel(16)` by default. Equal
-            and nearly equal pixels are looked for in any case.
+        features: The space in which distances are taken, or several; `features.Pixel(16)` by
+            default. Equal and nearly equal pixels, and images that were shifted, cropped or
+            recoloured, are looked for in any case.
         fdr: False discovery rate: the share of flagged rows, on average, that may be no copies.
             Also the chance to flag anything if the generator copies nothing.
         k: Neighbours that the score looks at. By default 50, or the root of the number of training
@@ -104,13 +107,7 @@ def audit(
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     if max_pairs < 0:
         raise ValueError(f"`max_pairs` must not be negative, got {max_pairs}.")
-    extractor: Extractor = Pixel() if features is None else features
-    if not isinstance(extractor, Extractor):
-        raise TypeError(
-            f"`features` is a {type(features).__name__}, expected an extractor such as "
-            "`features.Pixel()` or `features.TorchModule(network)`."
-        )
-
+    extractors = _extractors(features)
     S = image_set(synthetic, "synthetic", progress=progress)
     T = image_set(train, "train", progress=progress)
     H = None if holdout is None else image_set(holdout, "holdout", progress=progress)
@@ -127,39 +124,22 @@ def audit(
     with tqdm(
         total=total, desc="Auditing", unit="image", disable=None if progress else True
     ) as bar:
-        matcher = Matcher(T.pixels, extractor, k=k, batch_size=batch_size, tick=bar.update)
+        matcher = Matcher(T.pixels, extractors, k=k, batch_size=batch_size, tick=bar.update)
         found = matcher.match(S.pixels)
         null = None if H is None else matcher.match(H.pixels)
         originals = counter_rng(seed, 1).choice(len(T), num_planted, replace=False)
         copies = T.pixels[torch.from_numpy(originals)]
         plants = [matcher.match(kind.apply(copies, seed)) for kind in kinds]
 
-    tier = np.where(found.near_equal, EXACT, CLEAR).astype(np.int8)
-    p = np.full(len(S), np.nan)
-    q = np.full(len(S), np.nan)
-    fresh = None if null is None else null.scores[~null.near_equal]
-    self_test: dict[str, JSON] = {}
-    if fresh is not None and len(fresh):
-        rest = ~found.near_equal
-        p[rest] = _p_values(found.scores[rest], fresh)
-        q[rest] = q_values(p[rest])
-        tier[rest & (q <= fdr)] = CALIBRATED
-        self_test = _halvings(fresh, fdr, seed)
-    train_keys = np.array(keys(T.pixels), dtype=object)
-    power = []
-    for kind, planted in zip(kinds, plants, strict=True):
-        found_again = train_keys[planted.neighbours] == train_keys[originals]
-        share, needed = _power(planted, fresh, len(S), fdr)
-        power.append(
-            Power(
-                kind=kind.name,
-                required=kind.required,
-                planted=min(len(S), smallest_visible(len(S))),
-                power=share,
-                found=float(found_again.mean()),
-                needed=needed,
-            )
-        )
+    # Hold-out images that are twins of training images are set aside, as synthetic ones are.
+    fresh = None if null is None or null.near_equal.all() else null.scores[~null.near_equal]
+    tier, p, q = _tiers(found, fresh, fdr)
+    self_test = {} if fresh is None else _halvings(fresh, fdr, seed)
+    pick = _Pick(found, fresh, T)
+    power = tuple(
+        _power(kind, planted, _Pick(planted, fresh, T), T, originals, fresh, len(S), fdr)
+        for kind, planted in zip(kinds, plants, strict=True)
+    )
     counts = Counts(
         synthetic_rows=S.total,
         synthetic_judged=len(S),
@@ -178,49 +158,106 @@ def audit(
         self_test=self_test,
         fdr=fdr,
     )
-    shown = _closest(tier, found)[:max_pairs]
-    closest_null = np.zeros(0, np.int64) if null is None else np.argsort(null.scores, kind="stable")
+    # Flagged rows first, then by how suspicious they are.
+    shown = np.lexsort((found.scores[:, 0], p, tier == CLEAR))[:max_pairs]
+    pairs = [
+        _pair(i, S, T, found, pick, matcher.statistics)
+        | {"tier": int(tier[i]), "p_value": _number(p[i]), "q_value": _number(q[i])}
+        for i in shown.tolist()
+    ]
+    holdout_pairs = []
+    if H is not None and null is not None:
+        closest = _Pick(null, fresh, T)
+        order = np.lexsort((null.scores[:, 0], closest.lowest_p))[:_HOLDOUT_PAIRS]
+        holdout_pairs = [_pair(i, H, T, null, closest, matcher.statistics) for i in order.tolist()]
+    num_statistics = len(matcher.statistics)
     return AuditReport(
         verdict=verdict,
         reasons=tuple(reasons),
         identity=S.identity,
+        statistics=matcher.statistics,
         tier=_spread(tier, S, NOT_JUDGED),
         p_values=_spread(p, S, np.nan),
         q_values=_spread(q, S, np.nan),
         scores=_spread(found.scores, S, np.nan),
         distances=_spread(found.distances, S, np.nan),
-        rmse=_spread(found.rmse, S, np.nan),
-        neighbours=_spread(T.rows[found.neighbours], S, -1),
-        neighbour_flipped=_spread(found.flipped, S, False),
+        decided_by=_spread(pick.statistic, S, -1),
+        neighbours=_spread(T.rows[pick.neighbours], S, -1),
+        neighbour_flipped=_spread(pick.flipped, S, False),
+        rmse=_spread(rmse(S.pixels, T.pixels, pick.neighbours, pick.flipped), S, np.nan),
         labels=S.labels,
         classes=S.classes,
-        holdout_scores=np.zeros(0) if null is None else null.scores,
-        holdout_distances=np.zeros(0) if null is None else null.distances,
-        power=tuple(power),
+        holdout_scores=np.zeros((0, num_statistics)) if null is None else null.scores,
+        holdout_distances=np.zeros((0, num_statistics)) if null is None else null.distances,
+        power=power,
         self_test=self_test,
         settings={
             "fdr": fdr,
             "k": k,
             "seed": seed,
-            "features": describe(extractor),
+            "features": [describe(extractor) for extractor in extractors],
             "train_identity": T.identity,
             "holdout_identity": None if H is None else H.identity,
             **asdict(counts),
         },
         environment=_environment(),
-        pairs=tuple(
-            _pair(i, S, T, found)
-            | {"tier": int(tier[i]), "p_value": _number(p[i]), "q_value": _number(q[i])}
-            for i in shown.tolist()
-        ),
-        holdout_pairs=()
-        if null is None or H is None
-        else tuple(_pair(i, H, T, null) for i in closest_null[:_HOLDOUT_PAIRS].tolist()),
+        pairs=tuple(pairs),
+        holdout_pairs=tuple(holdout_pairs),
     )
 
 
-def _p_values(scores: NDArray[np.float64], fresh: NDArray[np.float64]) -> NDArray[np.float64]:
-    return conformal_p_values(scores[:, None], fresh[:, None])
+class _Pick:
+    """The one training image to name for each of n images.
+
+    Its twin if it has one, else the neighbour by the statistic in which the image ranks lowest
+    among the hold-out; without a hold-out by the first statistic.
+    """
+
+    def __init__(self, found: Matches, fresh: Scores | None, T: ImageSet) -> None:
+        n, s = found.scores.shape
+        ranks = np.zeros((n, s))
+        if fresh is not None:
+            ranks = np.stack(
+                [conformal_p_values(found.scores[:, [j]], fresh[:, [j]]) for j in range(s)], axis=1
+            )
+        self.lowest_p = ranks.min(axis=1)
+        self.statistic = ranks.argmin(axis=1)
+        chosen = np.arange(n), self.statistic
+        twin = found.twins >= 0
+        self.neighbours = np.where(twin, found.twins, found.neighbours[chosen])
+        self.flipped = np.where(twin, found.twin_flipped, found.flipped[chosen])
+
+
+def _extractors(features: Extractor | Sequence[Extractor] | None) -> list[Extractor]:
+    listed: list[Any] = [Pixel()]
+    if features is not None:
+        listed = list(features) if isinstance(features, list | tuple) else [features]
+    for extractor in listed:
+        if not isinstance(extractor, Extractor):
+            raise TypeError(
+                f"`features` holds a {type(extractor).__name__}, expected extractors such as "
+                "`features.Pixel()` or `features.TorchModule(network)`."
+            )
+    names = [extractor.name for extractor in listed]
+    if not names:
+        raise ValueError("`features` is empty. Leave it out to compare pixels.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"`features` holds two extractors of one name: {', '.join(names)}.")
+    return listed
+
+
+def _tiers(
+    found: Matches, fresh: Scores | None, fdr: float
+) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
+    """Tier, p-value and q-value of each row; the last two NaN where the hold-out has no say."""
+    tier = np.where(found.near_equal, EXACT, CLEAR).astype(np.int8)
+    p, q = np.full((2, len(tier)), np.nan)
+    if fresh is not None:
+        rest = ~found.near_equal
+        p[rest] = conformal_p_values(found.scores[rest], fresh)
+        q[rest] = q_values(p[rest])
+        tier[rest & (q <= fdr)] = CALIBRATED
+    return tier, p, q
 
 
 def _without_overlap(H: ImageSet, T: ImageSet, deduplicate: bool) -> tuple[ImageSet, int]:
@@ -241,29 +278,46 @@ def _without_overlap(H: ImageSet, T: ImageSet, deduplicate: bool) -> tuple[Image
 
 
 def _power(
-    planted: Matches, fresh: NDArray[np.float64] | None, m: int, fdr: float
-) -> tuple[float, int | None]:
-    """Share of planted copies that is flagged among m rows, and how many copies it takes.
+    kind: Disturbance,
+    planted: Matches,
+    pick: _Pick,
+    T: ImageSet,
+    originals: NDArray[np.int64],
+    fresh: Scores | None,
+    m: int,
+    fdr: float,
+) -> Power:
+    """What becomes of planted copies of one kind among m rows, and how many of them it takes.
 
     All other rows are taken to be far from suspicious; where they are not, that helps the copies.
     """
-    if fresh is None or not len(fresh):
-        share = float(planted.near_equal.mean())
-        return share, 1 if share >= NEEDED_POWER else None
-    copies = np.where(planted.near_equal, 0.0, _p_values(planted.scores, fresh))
+    share, needed = float(planted.near_equal.mean()), None
     count = min(m, smallest_visible(m))
-    among = np.concatenate([np.resize(copies, count), np.ones(m - count)])
-    share = float((q_values(among)[:count] <= fdr).mean())
-    hardest = float(np.quantile(copies, NEEDED_POWER, method="inverted_cdf"))
-    if hardest == 0:
-        return share, 1
-    # Of j copies at least the share that has p <= hardest is flagged as soon as
-    # hardest <= fdr * share * j / m.
-    needed = math.ceil(hardest * m / (fdr * float((copies <= hardest).mean())) - 1e-9)
-    return share, needed if needed <= m else None
+    if fresh is None:
+        needed = 1 if share >= NEEDED_POWER else None
+    else:
+        p = np.where(planted.near_equal, 0.0, conformal_p_values(planted.scores, fresh))
+        among = np.concatenate([np.resize(p, count), np.ones(m - count)])
+        share = float((q_values(among)[:count] <= fdr).mean())
+        hardest = float(np.quantile(p, NEEDED_POWER, method="inverted_cdf"))
+        # Of j copies at least the share that has p <= hardest is flagged as soon as
+        # hardest <= fdr * share * j / m.
+        least = math.ceil(hardest * m / (fdr * float((p <= hardest).mean())) - 1e-9)
+        needed = max(1, least) if least <= m else None
+    # Training images may repeat: any of equal ones is the original.
+    content = np.array(keys(T.pixels[torch.from_numpy(pick.neighbours)]), dtype=object)
+    wanted = np.array(keys(T.pixels[torch.from_numpy(originals)]), dtype=object)
+    return Power(
+        kind=kind.name,
+        required=kind.required,
+        planted=count,
+        power=share,
+        found=float((content == wanted).mean()),
+        needed=needed,
+    )
 
 
-def _halvings(fresh: NDArray[np.float64], fdr: float, seed: int) -> dict[str, JSON]:
+def _halvings(fresh: Scores, fdr: float, seed: int) -> dict[str, JSON]:
     """Audits one half of the hold-out against the other, many times: hardly any may flag."""
     if len(fresh) < 4:
         return {}
@@ -271,7 +325,7 @@ def _halvings(fresh: NDArray[np.float64], fdr: float, seed: int) -> dict[str, JS
     flagged = []
     for i in range(_HALVINGS):
         order = counter_rng(seed, 2, i).permutation(len(fresh))
-        p = _p_values(fresh[order[:half]], fresh[order[half:]])
+        p = conformal_p_values(fresh[order[:half]], fresh[order[half:]])
         flagged.append(int((q_values(p) <= fdr).sum()))
     counts = np.array(flagged)
     return {
@@ -282,25 +336,23 @@ def _halvings(fresh: NDArray[np.float64], fdr: float, seed: int) -> dict[str, JS
     }
 
 
-def _closest(tier: NDArray[np.int8], found: Matches) -> NDArray[np.int64]:
-    """All rows, flagged ones first, the lowest scores first within each."""
-    return np.lexsort((found.rmse, found.scores, tier == CLEAR))
-
-
-def _pair(i: int, images: ImageSet, T: ImageSet, found: Matches) -> dict[str, JSON]:
-    row, neighbour = int(images.rows[i]), int(found.neighbours[i])
-    flipped = bool(found.flipped[i])
-    counterpart = T.pixels[neighbour]
+def _pair(
+    i: int, images: ImageSet, T: ImageSet, found: Matches, pick: _Pick, statistics: Sequence[str]
+) -> dict[str, JSON]:
+    row, neighbour = int(images.rows[i]), int(pick.neighbours[i])
+    flipped, statistic = bool(pick.flipped[i]), int(pick.statistic[i])
+    image, counterpart = images.pixels[i], T.pixels[neighbour]
+    difference = rmse(image[None], T.pixels, pick.neighbours[[i]], pick.flipped[[i]])
     return {
         "row": row,
         "class": _class_name(images, row),
         "train_row": int(T.rows[neighbour]),
         "train_class": _class_name(T, int(T.rows[neighbour])),
         "flipped": flipped,
-        "score": float(found.scores[i]),
-        "distance": float(found.distances[i]),
-        "rmse": float(found.rmse[i]),
-        "image": _shown(images.pixels[i]),
+        "statistic": statistics[statistic],
+        "score": float(found.scores[i, statistic]),
+        "rmse": float(difference[0]),
+        "image": _shown(image),
         # Mirrored for the eye, so that both images show the same side.
         "train_image": _shown(counterpart.flip(-1) if flipped else counterpart),
     }
@@ -321,7 +373,7 @@ def _shown(pixels: Tensor) -> str:
 
 def _spread(values: NDArray[Any], images: ImageSet, missing: Any) -> NDArray[Any]:
     """Values of the judged rows at their places among all rows."""
-    spread = np.full(images.total, missing, values.dtype)
+    spread = np.full((images.total, *values.shape[1:]), missing, values.dtype)
     spread[images.rows] = values
     return spread
 

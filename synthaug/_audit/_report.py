@@ -27,11 +27,10 @@ _ROW_COLUMNS: dict[str, type] = {
     "tier": np.int8,
     "p_value": np.float64,
     "q_value": np.float64,
-    "score": np.float64,
-    "distance": np.float64,
-    "rmse": np.float64,
+    "decided_by": np.int64,
     "neighbour": np.int64,
     "neighbour_flipped": np.bool_,
+    "rmse": np.float64,
     "label": np.int64,
 }
 
@@ -78,25 +77,30 @@ class AuditReport:
     hold-out: those not judged, those of tier 1, and all if there was no hold-out."""
     q_values: NDArray[np.float64]
     """Smallest false discovery rate at which the row would be flagged; NaN as above."""
+    statistics: tuple[str, ...]
+    """Names of the s ways in which closeness was measured: the feature spaces, then `aligned`."""
     scores: NDArray[np.float64]
-    """Distance to the nearest training image over the mean distance to the next ones; small is
-    suspicious. NaN for rows that were not judged, as are the distances below."""
+    """How close each row comes by each statistic, (N, s); small is suspicious. In a feature space
+    the distance to the nearest training image over the mean distance to the next ones; aligned,
+    the distance itself. NaN for rows that were not judged, as are the distances."""
     distances: NDArray[np.float64]
-    """Distance to the nearest training image in feature space."""
+    """Distance to the nearest training image by each statistic, (N, s)."""
+    decided_by: NDArray[np.int64]
+    """The statistic in which the row ranks lowest among the hold-out; -1 if not judged."""
+    neighbours: NDArray[np.int64]
+    """Index of the training image that the row comes closest to; -1 if not judged."""
+    neighbour_flipped: NDArray[np.bool_]
+    """Whether it is the mirrored row that comes so close."""
     rmse: NDArray[np.float64]
     """Root mean square difference to that training image, in grey levels of 0 to 255."""
-    neighbours: NDArray[np.int64]
-    """Index of that training image; -1 for rows that were not judged."""
-    neighbour_flipped: NDArray[np.bool_]
-    """Whether it was nearest to the mirrored row."""
     labels: NDArray[np.int64]
     """Class of each row; -1 if unknown."""
     classes: tuple[str, ...]
     """Names of the classes; empty if unknown."""
     holdout_scores: NDArray[np.float64]
-    """Scores of the hold-out images, (n,); empty without a hold-out."""
+    """Scores of the hold-out images, (n, s); n is 0 without a hold-out."""
     holdout_distances: NDArray[np.float64]
-    """Distances of the hold-out images to their nearest training images, (n,)."""
+    """Distances of the hold-out images to their nearest training images, (n, s)."""
     power: tuple[Power, ...]
     """What became of planted copies, kind by kind."""
     self_test: dict[str, JSON]
@@ -155,21 +159,22 @@ class AuditReport:
             "settings": self.settings,
             "environment": self.environment,
             "classes": list(self.classes),
+            "statistics": list(self.statistics),
             "rows": {
                 "tier": _listed(self.tier),
                 "p_value": _listed(self.p_values),
                 "q_value": _listed(self.q_values),
-                "score": _listed(self.scores),
-                "distance": _listed(self.distances),
-                "rmse": _listed(self.rmse),
+                "decided_by": _listed(self.decided_by),
                 "neighbour": _listed(self.neighbours),
                 "neighbour_flipped": _listed(self.neighbour_flipped),
+                "rmse": _listed(self.rmse),
                 "label": _listed(self.labels),
             },
-            "holdout": {
-                "score": _listed(self.holdout_scores),
-                "distance": _listed(self.holdout_distances),
-            },
+            # One list per statistic, in the order of `statistics`.
+            "scores": [_listed(column) for column in self.scores.T],
+            "distances": [_listed(column) for column in self.distances.T],
+            "holdout_scores": [_listed(column) for column in self.holdout_scores.T],
+            "holdout_distances": [_listed(column) for column in self.holdout_distances.T],
             "power": [asdict(p) for p in self.power],
             "self_test": self.self_test,
             "pairs": list(self.pairs),
@@ -280,6 +285,13 @@ def _column(values: Any, dtype: type, what: str) -> NDArray[Any]:
     return np.array(values, dtype)
 
 
+def _columns(values: Any, count: int, what: str) -> NDArray[np.float64]:
+    columns = [_floats(column, what) for column in _typed(values, list, what)]
+    if len(columns) != count or len({len(column) for column in columns}) != 1:
+        raise ValueError(f"{what} does not hold {count} columns of one length")
+    return np.stack(columns, axis=1)
+
+
 def _typed(value: Any, kind: type, what: str) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"{what} is {type(value).__name__}, expected {kind.__name__}")
@@ -328,7 +340,15 @@ def _parsed(record: dict[str, Any]) -> AuditReport:
         raise ValueError(f"verdict is {record['verdict']!r}")
     if (record["verdict"] == "fail") != bool((rows["tier"] > CLEAR).any()):
         raise ValueError(f"verdict {record['verdict']!r} does not fit the flagged rows")
-    holdout = _typed(record["holdout"], dict, "holdout")
+    statistics = _texts(record["statistics"], "statistics")
+    scores, distances, holdout_scores, holdout_distances = (
+        _columns(record[name], len(statistics), name)
+        for name in ("scores", "distances", "holdout_scores", "holdout_distances")
+    )
+    if len(scores) != len(rows["tier"]) or distances.shape != scores.shape:
+        raise ValueError("scores, distances and rows differ in length")
+    if not (rows["decided_by"] < len(statistics)).all():
+        raise ValueError("rows.decided_by names an unknown statistic")
     return AuditReport(
         verdict=record["verdict"],
         reasons=_texts(record["reasons"], "reasons"),
@@ -336,15 +356,17 @@ def _parsed(record: dict[str, Any]) -> AuditReport:
         tier=rows["tier"],
         p_values=rows["p_value"],
         q_values=rows["q_value"],
-        scores=rows["score"],
-        distances=rows["distance"],
+        statistics=statistics,
+        scores=scores,
+        distances=distances,
+        decided_by=rows["decided_by"],
         rmse=rows["rmse"],
         neighbours=rows["neighbour"],
         neighbour_flipped=rows["neighbour_flipped"],
         labels=rows["label"],
         classes=classes,
-        holdout_scores=_floats(holdout["score"], "holdout.score"),
-        holdout_distances=_floats(holdout["distance"], "holdout.distance"),
+        holdout_scores=holdout_scores,
+        holdout_distances=holdout_distances,
         power=tuple(_power(p) for p in _records(record["power"], "power")),
         self_test=_typed(record["self_test"], dict, "self_test"),
         settings=_typed(record["settings"], dict, "settings"),

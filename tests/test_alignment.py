@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from synthaug._audit._alignment import REACH, SCALES, Aligner, small
+
+
+def fields(n: int, *, c: int = 1, h: int = 16, w: int = 16, seed: int = 0) -> Tensor:
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (n, c, 6, 6)))
+    return F.interpolate(coarse, (h, w), mode="bilinear").round().to(torch.uint8)
+
+
+def aligned(pixels: Tensor, train: Tensor, candidates: list[list[int]]) -> tuple[Tensor, Tensor]:
+    distance, flipped = Aligner(train).distances(pixels, np.array(candidates))
+    return torch.from_numpy(distance), torch.from_numpy(flipped)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-9))
+
+
+@pytest.mark.parametrize(("c", "h", "w"), [(1, 16, 16), (3, 16, 16), (1, 8, 12)])
+def test_the_distance_is_that_of_the_best_correlated_windows(c: int, h: int, w: int) -> None:
+    queries, train = fields(4, c=c, h=h, w=w), fields(5, c=c, h=h, w=w, seed=1)
+    distance, flipped = aligned(queries, train, [[0, 1, 2, 3, 4]] * 4)
+    for i, query in enumerate(small(queries)):
+        for j, image in enumerate(small(train)):
+            best = {}
+            for mirrored in (False, True):
+                shown = query.flip(-1) if mirrored else query
+                top, left = round(h * REACH), round(w * REACH)
+                windows = [shown[:, top : h - top, left : w - left]]
+                for scale in SCALES:
+                    size = (round(h * scale), round(w * scale))
+                    windows.append(
+                        F.interpolate(shown[None], size, mode="bilinear", antialias=True)[0]
+                    )
+                best[mirrored] = max(
+                    correlation(window, image[:, y : y + window.shape[1], x : x + window.shape[2]])
+                    for window in windows
+                    for y in range(h - window.shape[1] + 1)
+                    for x in range(w - window.shape[2] + 1)
+                )
+            expected = (2 - 2 * max(best.values())) ** 0.5
+            assert float(distance[i, j]) == pytest.approx(expected, abs=1e-4)
+            assert bool(flipped[i, j]) == (best[True] > best[False])
+
+
+def test_moved_mirrored_and_recoloured_copies_are_at_distance_0_and_others_are_not() -> None:
+    train = fields(6, c=3, h=32, w=32)
+    moved = F.pad(train.float(), (4, 0, 0, 4), mode="replicate")[..., 4:, :32]
+    copies = [train, train.flip(-1), moved, moved.flip(-1), train.float() * 0.5 + 20]
+    for copy in copies:
+        copy = copy.round().to(torch.uint8)
+        distance, _ = aligned(copy, train, [[i, (i + 1) % 6] for i in range(6)])
+        assert (distance[:, 0] < 0.02).all()
+        assert (distance[:, 1] > 0.3).all()
+
+
+def test_an_enlarged_part_is_found_in_its_original() -> None:
+    train = fields(6, c=3, h=32, w=32)
+    for size in (29, 26):
+        part = train[..., 2 : 2 + size, 1 : 1 + size].float()
+        enlarged = F.interpolate(part, (32, 32), mode="bilinear").round().to(torch.uint8)
+        distance, _ = aligned(enlarged, train, [[i, (i + 1) % 6] for i in range(6)])
+        assert (distance[:, 0] < 0.1).all()
+        assert (distance[:, 1] > 0.3).all()
+
+
+def test_images_of_one_colour_fit_nothing_and_make_no_nan() -> None:
+    flat = torch.full((2, 1, 16, 16), 200, dtype=torch.uint8)
+    train = torch.cat([fields(1), flat[:1]])
+    distance, _ = aligned(flat, train, [[0, 1], [0, 1]])
+    np.testing.assert_allclose(distance, 2**0.5)
+
+
+def test_a_missing_candidate_is_infinitely_far() -> None:
+    distance, _ = aligned(fields(1), fields(3), [[0, -1, 2]])
+    assert torch.isinf(distance[0]).tolist() == [False, True, False]
+    assert distance[0, 0] == pytest.approx(0, abs=5e-3)
+
+
+def test_results_do_not_depend_on_how_many_images_are_compared_together() -> None:
+    queries, train = fields(300, seed=3), fields(20)
+    candidates = np.random.default_rng(0).integers(0, 20, (300, 3))
+    together, _ = Aligner(train).distances(queries, candidates)
+    for i in range(0, 300, 37):
+        alone, _ = Aligner(train).distances(queries[i : i + 1], candidates[i : i + 1])
+        np.testing.assert_allclose(alone[0], together[i], atol=1e-4)
+
+
+def test_a_little_blur_is_hardly_seen_beside_other_differences() -> None:
+    rough = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 1, 32, 32), np.uint8))
+    blurred = F.avg_pool2d(F.pad(rough.float(), (1, 1, 1, 1), mode="replicate"), 3, 1)
+    distance, _ = aligned(blurred.to(torch.uint8), rough, [[i, (i + 1) % 4] for i in range(4)])
+    assert (distance[:, 0] < 0.7).all(), "without smoothing it is above 1"
+    assert (distance[:, 1] > 1).all()
+
+
+def test_large_images_are_averaged_down_and_small_ones_are_not() -> None:
+    assert small(torch.zeros(1, 3, 128, 64, dtype=torch.uint8)).shape == (1, 3, 32, 16)
+    assert small(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).shape == (1, 1, 8, 8)
