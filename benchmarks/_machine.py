@@ -32,7 +32,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit,
         "versions": {
-            name: version(name) for name in ("synthaug", "torch", "torchvision", "diffusers", "numpy")
+            name: version(name)
+            for name in ("synthaug", "torch", "torchvision", "diffusers", "numpy")
         },
     }
 

@@ -179,10 +179,14 @@ def train(
 
     module.train()
     module.to(device)
+    # Fused and foreach: in small networks the update would otherwise cost a tenth of the step.
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        module.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
-    ema = EMAModel(module.parameters(), decay=config.ema_decay)
+    ema = EMAModel(module.parameters(), decay=config.ema_decay, foreach=True)
     result = TrainingResult(step=0)
     digest = config.digest(identity)
     with accelerator.main_process_first():  # it may have a kill in the middle of a swap to repair

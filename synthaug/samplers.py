@@ -50,7 +50,9 @@ def make_scheduler(name: str | None, config: Any) -> Any:
     return cls.from_config(config, **overrides)
 
 
-def step_arguments(scheduler: Any, generators: Sequence[torch.Generator], eta: float) -> dict[str, Any]:
+def step_arguments(
+    scheduler: Any, generators: Sequence[torch.Generator], eta: float
+) -> dict[str, Any]:
     """The keyword arguments that `scheduler.step` takes, of those that make a step random.
 
     Raises:

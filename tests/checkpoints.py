@@ -61,7 +61,12 @@ def write_stable_diffusion(
     path: Path, prediction_type: str = "epsilon", scaling_factor: float = 0.18215
 ) -> Any:
     """A Stable Diffusion directory with random weights: returns the diffusers pipeline."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
