@@ -309,6 +309,20 @@ def test_digits_are_learnt(digits: LabelledImages) -> None:
     assert losses[-1] < losses[0] / 2
 
 
+def test_weight_decay_is_by_default_as_strong_in_short_trainings_as_in_long_ones(
+    train: LabelledImages, test: LabelledImages
+) -> None:
+    def decay(steps: int, learning_rate: float) -> Any:
+        arguments = {**FAST, "steps": steps, "learning_rate": learning_rate}
+        report = evaluate({"a": train}, test=test, seeds=1, model=linear, **arguments)
+        return report.settings["weight_decay"]
+
+    assert decay(40, 0.5) == pytest.approx(0.5 / 20)
+    assert decay(80, 0.5) == pytest.approx(0.5 / 40)
+    assert decay(40, 1.0) == pytest.approx(0.5 / 40)
+    assert decay(4, 0.05) == 0.05  # no more than this was ever tried
+
+
 # Model selection and the test set
 
 
@@ -527,6 +541,17 @@ def test_the_four_arms_count_the_real_and_synthetic_images_that_they_saw(
     assert report.mean(CAS) > 0.3  # labels and images of the cache belong together
 
 
+def test_images_are_counted_anew_in_every_run(
+    train: LabelledImages, test: LabelledImages, cache: SynthCache
+) -> None:
+    mixed = MixedDataset(train, cache, audit=None, fraction=0.5)
+    report = evaluate({"real": train, "mixed": mixed}, test=test, seeds=2, **{**FAST, "steps": 1})
+    real, mixed_runs = report.of("real"), report.of("mixed")
+    assert [run.unique_real for run in real] == [8, 8]
+    assert all(run.unique_real + run.unique_synthetic <= 8 for run in mixed_runs)
+    assert all(run.unique_synthetic > 0 for run in mixed_runs)
+
+
 def test_labels_are_compared_by_the_name_of_their_class(
     train: LabelledImages, test: LabelledImages
 ) -> None:
@@ -720,9 +745,8 @@ def test_finished_runs_are_not_repeated_until_data_or_settings_change(
     def run(first: LabelledImages = train, **changed: Any) -> tuple[EvaluationReport, int]:
         watched.clear()
         arguments = {**FAST, "model": Watched, "seeds": 2, **changed}
-        report = evaluate(
-            {"a": first, "b": Mixture(train, train)}, test=test, output_dir=tmp_path, **arguments
-        )
+        arms = {"a": first, "b": Mixture(train, train)}
+        report = evaluate(arms, output_dir=tmp_path, **{"test": test, **arguments})
         return report, len(trained(watched))
 
     report, made = run()
@@ -741,12 +765,18 @@ def test_finished_runs_are_not_repeated_until_data_or_settings_change(
     assert run(augment=StandardAugment(padding=3))[1] == 4
     assert run(augment=lambda pixels: pixels.flip(2))[1] == 4
     assert run(augment=lambda pixels: pixels.flip(3))[1] == 4  # of the same name
+    assert run(test=test.subset(np.arange(80)))[1] == 4
+    chosen = test.subset(np.arange(80, 90))
+    assert run(test=test.subset(np.arange(80)), validation=chosen)[1] == 4
+    chosen = chosen.subset(np.arange(9))
+    assert run(test=test.subset(np.arange(80)), validation=chosen)[1] == 4
     assert run(first=train.subset(np.arange(1, 60)))[1] == 2
     relabelled = LabelledImages(train.read(np.arange(60)), np.roll(train.labels, 1), train.classes)
     assert run(first=relabelled)[1] == 2
-    files = len(list(tmp_path.iterdir()))
-    run(model=linear)
-    assert len(list(tmp_path.iterdir())) == files + 4
+    for bias in (True, False):  # functions of the same name
+        files = len(list(tmp_path.iterdir()))
+        run(model=lambda n, _, b=bias: nn.Sequential(nn.Flatten(), nn.Linear(64, n, bias=b)))
+        assert len(list(tmp_path.iterdir())) == files + 4
     assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.iterdir()))
 
 
@@ -879,7 +909,9 @@ def test_html_holds_the_numbers_and_takes_names_as_text(
 ) -> None:
     evil = "<script>alert(1)</script>"
     renamed = replace(
-        report, runs=[replace(r, arm=evil) if r.arm == "mixed" else r for r in report.runs]
+        report,
+        runs=[replace(r, arm=evil) if r.arm == "mixed" else r for r in report.runs],
+        arms={"real": report.arms["real"], evil: report.arms["mixed"]},
     )
     html = renamed.to_html(tmp_path / "report.html").read_text()
     assert "default-src 'none'" in html
@@ -887,6 +919,7 @@ def test_html_holds_the_numbers_and_takes_names_as_text(
     assert "86.00 ± 1.00" in html
     assert "+5.00 ± 1.15" in html
     assert "no test image" in html  # of class "dog"
+    assert "seconds per run" in html
     assert html.count("<svg") == 2
     assert "81.00 ± 2.65" in report._repr_html_()
 
@@ -895,7 +928,8 @@ def test_more_arms_than_a_chart_can_tell_apart_get_several_charts(
     report: EvaluationReport,
 ) -> None:
     runs = [made_up(f"arm {i}", 0, 0.5 + i / 100) for i in range(8)]
-    many = replace(report, runs=runs, baseline="arm 0")
+    arms = {run.arm: report.arms["real"] for run in runs}
+    many = replace(report, runs=runs, arms=arms, baseline="arm 0")
     assert many.html_sections().count("<svg") == 3
 
 

@@ -36,7 +36,7 @@ def evaluate(
     model: str | Builder = "small-cnn",
     augment: Augment | Literal["standard"] | None = "standard",
     learning_rate: float = 0.05,
-    weight_decay: float = 5e-4,
+    weight_decay: float | None = None,
     warmup_steps: int | None = None,
     eval_every: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -68,7 +68,8 @@ def evaluate(
             shifts and turns between the pixels (`AffineAugment`). Or a function of pixels, uint8
             (n, C, H, W) => the same; or a torchvision v2 transform, called image by image.
         learning_rate: Its peak.
-        weight_decay: L2 penalty.
+        weight_decay: L2 penalty; by default 0.5 / (learning_rate * steps), but 0.05 at most, so
+            that it shrinks the weights alike whether the training is short or long.
         warmup_steps: Steps of linear warm-up; by default 5 % of `steps`.
         eval_every: Steps between two looks at `validation`; by default 5 % of `steps`.
         precision: "bfloat16" is about twice as fast on 32x32 pixels, and a little less exact.
@@ -100,7 +101,7 @@ def evaluate(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        weight_decay=weight_decay,
+        weight_decay=_decay(learning_rate, steps) if weight_decay is None else weight_decay,
         warmup_steps=twentieth if warmup_steps is None else warmup_steps,
         eval_every=twentieth if eval_every is None else eval_every,
         precision=precision,
@@ -167,6 +168,13 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise ValueError(f"`seeds` must be different numbers from 0 on, got {chosen}.")
     return chosen
+
+
+def _decay(learning_rate: float, steps: int) -> float:
+    # What counts is the product of rate, decay and steps. The 5e-4 that is usual for 50,000 steps
+    # loses 2.5 points at 300 steps on few labelled digits, against 0.02 to 0.05.
+    product = learning_rate * steps
+    return min(0.05, 0.5 / product) if product > 0 else 0.0
 
 
 def _augment_of(arm: Arm, image_shape: tuple[int, int, int]) -> Augment | None:

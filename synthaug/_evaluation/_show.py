@@ -41,8 +41,16 @@ def html_sections(report: "EvaluationReport") -> Markup:
         Markup("<h2>How it was done</h2>"),
         _facts({**report.settings, "baseline": report.baseline}),
         _table(
-            ["arm", "images", "augmentation"],
-            [[name, facts["images"], facts["augment"]] for name, facts in report.arms.items()],
+            ["arm", "images", "seconds per run", "augmentation"],
+            [
+                [
+                    name,
+                    facts["images"],
+                    f"{np.mean([run.seconds for run in report.of(name)]):,.1f}",
+                    facts["augment"],
+                ]
+                for name, facts in report.arms.items()
+            ],
             text_columns=1,
         ),
     ]
