@@ -302,7 +302,7 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
         "--audit", report.with_suffix(".json"), "--steps", 3, "--batch-size", 8, "--seeds", 2,
         "--out", out,
     )  # fmt: skip
-    for arm in ("real", "real, augmented", "real + synthetic, augmented", "synthetic only"):
+    for arm in ("real", "real, augmented", "real + synthetic", "synthetic only"):
         assert arm in text
     assert out.with_suffix(".json").exists()
     assert "<html" in out.with_suffix(".html").read_text()
