@@ -3,6 +3,7 @@
 import json
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,23 @@ from synthaug._audit import AuditReport, audit
 from synthaug._audit._alignment import Aligner
 from synthaug._audit._calibration import conformal_p_values, q_values, resolution
 from synthaug._audit._disturbances import disturbances
-from synthaug._audit._matching import Matcher, rmse
+from synthaug._audit._matching import Matcher, resembling, rmse
 from synthaug._audit._neighbours import Index, merge, search
+from synthaug._audit._report import Power
+from synthaug._audit._verdict import Counts, judge
 from synthaug._errors import AuditError
+
+COUNTS = Counts(
+    synthetic_rows=100,
+    synthetic_judged=100,
+    train=50,
+    train_distinct=50,
+    holdout=500,
+    holdout_dropped=0,
+    holdout_near_equal=0,
+    resolution=4,
+    competition_resolution=2,
+)
 
 
 def fields(n: int, seed: int = 0, c: int = 1, size: int = 8) -> Tensor:
@@ -411,6 +426,116 @@ def test_one_row_is_audited_like_any_other(train: Tensor, holdout: Tensor) -> No
     assert quiet(train[:1], train, holdout=holdout).verdict == "fail"
     report = quiet(fields(1, seed=78), train, holdout=holdout)
     assert report.verdict == ("fail" if report.p_values[0] <= 0.05 else "pass")
+
+
+def test_images_that_are_closer_to_everything_are_left_to_competition() -> None:
+    """Real images scatter around six patterns; synthetic ones are the patterns, nearly."""
+    patterns = fields(6, seed=20).float()
+    kind = np.random.default_rng(0).integers(0, 6, 700)
+
+    def scattered(rows: slice, share: float, seed: int) -> Tensor:
+        own = fields(len(kind[rows]), seed=seed).float()
+        return ((1 - share) * patterns[kind[rows]] + share * own).round().to(torch.uint8)
+
+    train, holdout = scattered(slice(200), 0.5, 21), scattered(slice(200, 500), 0.5, 22)
+    typical = scattered(slice(500, 700), 0.05, 23)
+    report = quiet(typical, train, holdout=holdout)
+    assert report.shift["shifted"]
+    assert len(report.flagged) == 0
+    assert report.competition["clusters"] == 6, "one for each pattern"
+
+    noise = next(d for d in disturbances((1, 8, 8)) if d.name == "noise, sigma 8")
+    typical[:60] = noise.apply(train[:60], 5)
+    report = quiet(typical, train, holdout=holdout)
+    assert report.shift["shifted"]
+    assert report.verdict == "fail"
+    assert "found by target-decoy competition" in report.reasons[0]
+    assert (report.q_decoy[:60] <= 0.05).mean() > 0.9
+    assert (report.q_decoy[60:] <= 0.05).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("exact", "calibrated", "competed", "shifted", "verdict"),
+    [
+        (0, 0, 0, False, "pass"),
+        (1, 0, 0, False, "fail"),
+        (1, 0, 0, True, "fail"),
+        (0, 9, 0, False, "fail"),
+        (0, 9, 0, True, "inconclusive"),
+        (0, 9, 9, True, "fail"),
+        (0, 0, 9, False, "pass"),
+        (0, 0, 0, True, "pass"),
+    ],
+)
+def test_a_shift_decides_which_evidence_counts(
+    exact: int, calibrated: int, competed: int, shifted: bool, verdict: str
+) -> None:
+    result, reasons = judge(
+        flagged=exact + calibrated,
+        exact=exact,
+        calibrated=calibrated,
+        competed=competed,
+        shifted=shifted,
+        counts=COUNTS,
+        power=[Power(kind="any", required=True, planted=25, power=1, found=1, needed=3)],
+        self_test={"any_flagged": 5, "halvings": 100},
+        fdr=0.05,
+    )
+    assert result == verdict
+    assert len(reasons) >= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"counts": replace(COUNTS, holdout=0)}, "Give `holdout`"),
+        ({"self_test": {"any_flagged": 30, "halvings": 100}}, "do not trust these p-values"),
+        ({"shifted": True, "counts": replace(COUNTS, competition_resolution=26)}, "26 clusters"),
+        (
+            {"power": [Power(kind="k", required=True, planted=25, power=0, found=1, needed=26)]},
+            "'k'",
+        ),
+        (
+            {"power": [Power(kind="k", required=True, planted=25, power=0, found=1, needed=None)]},
+            "'k'",
+        ),
+    ],
+)
+def test_every_doubt_makes_the_verdict_inconclusive(change: dict[str, Any], reason: str) -> None:
+    arguments: dict[str, Any] = {
+        "flagged": 0,
+        "exact": 0,
+        "calibrated": 0,
+        "competed": 0,
+        "shifted": False,
+        "counts": COUNTS,
+        "power": [Power(kind="k", required=True, planted=25, power=1, found=1, needed=25)],
+        "self_test": {},
+        "fdr": 0.05,
+    }
+    assert judge(**arguments)[0] == "pass"
+    verdict, reasons = judge(**(arguments | change))
+    assert verdict == "inconclusive"
+    assert reason in " ".join(reasons)
+
+
+def test_a_fresh_set_is_not_called_shifted_and_matches_both_sides_in_proportion(
+    passed: AuditReport,
+) -> None:
+    assert not passed.shift["shifted"]
+    assert passed.competition["expected_share"] == 0.4
+    share = passed.competition["share_p_value"]
+    assert isinstance(share, float)
+    assert share > 0.001
+
+
+def test_images_resemble_each_other_if_they_are_closer_than_half_way_to_anything_real() -> None:
+    pixels = torch.tensor([0, 10, 100, 200], dtype=torch.uint8)[:, None, None, None]
+    pixels = pixels.expand(4, 1, 2, 2).contiguous()
+    links = resembling(pixels, features.Pixel(), np.array([21.0, 40, 50, 50]), batch_size=2)
+    assert sorted(map(tuple, links.tolist())) == [(0, 1), (1, 0)]
+    links = resembling(pixels, features.Pixel(), np.array([19.0, 40, 50, 50]), batch_size=2)
+    assert len(links) == 0
 
 
 @pytest.mark.parametrize("c", [1, 3])

@@ -196,6 +196,30 @@ class Matcher:
         return twins, twin_flipped
 
 
+def resembling(
+    pixels: Pixels, extractor: Extractor, nearest: NDArray[np.float64], *, batch_size: int
+) -> Indices:
+    """Pairs of images that are less than half as far from each other as from any real one.
+
+    Args:
+        pixels: uint8 (n, C, H, W).
+        extractor: The space in which distances are taken.
+        nearest: Distance of each image to the nearest real image in that space, (n,).
+        batch_size: Images per call of the extractor.
+
+    Returns:
+        int64 (l, 2); the five nearest of each image are looked at.
+    """
+    if len(pixels) < 2:
+        return np.zeros((0, 2), np.int64)
+    features = extract(extractor, pixels, batch_size=batch_size)
+    D, ids = Index(features).search(features, min(6, len(pixels)))
+    left = np.repeat(np.arange(len(pixels)), D.shape[1])
+    right, distance = ids.ravel(), D.ravel()
+    near = (left != right) & (distance < 0.5 * np.minimum(nearest[left], nearest[right]))
+    return np.stack([left[near], right[near]], axis=1)
+
+
 def _once(candidates: Indices) -> Indices:
     """Each row with every repetition replaced by -1."""
     order = np.argsort(candidates, axis=1, kind="stable")

@@ -1,13 +1,16 @@
 """The memorization audit: are synthetic images copies of training images?
 
 Every synthetic image is compared with all training images, of all classes, as it is and mirrored.
-Two tiers judge the comparison:
+Three tiers judge the comparison:
 
 1. equal or nearly equal pixels are flagged, always. No statistics;
 2. of the rest, those are flagged which come closer to a training image than held-out real images
    do, as far as that can be told at a given false discovery rate (`_calibration`). The hold-out
    takes the very same path, and its images that fall under 1 are set aside as well, so that what
-   remains of both is compared like with like.
+   remains of both is compared like with like;
+3. training and hold-out images compete for being the closest match (`_competition`). That needs
+   more copies to see any, but holds for synthetic images that as a whole are closer to real ones
+   than real ones are to each other. If they are so, this tier decides and not the second.
 
 Two kinds of statistic say how close an image comes (`_matching`): in every feature space the
 distance to the nearest training image over the mean distance to the next ones (after Carlini et
@@ -32,13 +35,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest, ks_2samp, rankdata
 from torch import Tensor
 
 from synthaug._audit._calibration import Scores, conformal_p_values, q_values, resolution
+from synthaug._audit._competition import Competition, compete
 from synthaug._audit._disturbances import Disturbance, disturbances
 from synthaug._audit._inputs import ImageSet, check_comparable, image_set, keys
-from synthaug._audit._matching import Matcher, Matches, rmse
-from synthaug._audit._report import CALIBRATED, CLEAR, EXACT, NOT_JUDGED, AuditReport, Power
+from synthaug._audit._matching import Matcher, Matches, resembling, rmse
+from synthaug._audit._report import (
+    CALIBRATED,
+    CLEAR,
+    COMPETED,
+    EXACT,
+    NOT_JUDGED,
+    AuditReport,
+    Power,
+)
 from synthaug._audit._verdict import Counts, judge, smallest_visible
 from synthaug._html import data_uri
 from synthaug._noise import counter_rng
@@ -48,6 +61,8 @@ from synthaug.features import Extractor, Pixel, describe
 
 NEEDED_POWER = 0.9
 """Share of the planted copies of each required kind that must be flagged."""
+
+_SHIFT_SHARE, _SHIFT_LEVEL = 0.6, 0.001
 
 _PLANTED_AT_LEAST = 50
 _HALVINGS = 100
@@ -120,7 +135,9 @@ def audit(
     num_planted = min(len(T), max(_PLANTED_AT_LEAST, smallest_visible(len(S))))
     kinds = disturbances((S.pixels.shape[1], S.pixels.shape[2], S.pixels.shape[3]))
 
-    total = num_distinct + len(S) + (0 if H is None else len(H)) + len(kinds) * num_planted
+    total = num_distinct + len(S) + len(kinds) * num_planted
+    if H is not None:
+        total += 2 * len(H) + num_distinct + len(S)
     with tqdm(
         total=total, desc="Auditing", unit="image", disable=None if progress else True
     ) as bar:
@@ -130,10 +147,32 @@ def audit(
         originals = counter_rng(seed, 1).choice(len(T), num_planted, replace=False)
         copies = T.pixels[torch.from_numpy(originals)]
         plants = [matcher.match(kind.apply(copies, seed)) for kind in kinds]
+        contest = None
+        if H is not None:
+            both = Matcher(
+                torch.cat([T.pixels, H.pixels]),
+                extractors,
+                k=k,
+                batch_size=batch_size,
+                tick=bar.update,
+            )
+            pooled = both.match(S.pixels)
+            links = resembling(
+                S.pixels, extractors[0], pooled.distances[:, 0], batch_size=batch_size
+            )
+            contest = _contest(pooled, links, num_distinct, len(T), len(both.distinct), fdr)
 
     # Hold-out images that are twins of training images are set aside, as synthetic ones are.
     fresh = None if null is None or null.near_equal.all() else null.scores[~null.near_equal]
     tier, p, q = _tiers(found, fresh, fdr)
+    q_decoy = np.full(len(S), np.nan)
+    if contest is not None:
+        rows, competition = contest
+        q_decoy[rows] = competition.q_values
+    shift = _shift(found, null, p)
+    shifted = bool(shift.get("shifted"))
+    if shifted:
+        tier[(tier == CLEAR) & (q_decoy <= fdr)] = COMPETED
     self_test = {} if fresh is None else _halvings(fresh, fdr, seed)
     pick = _Pick(found, fresh, T)
     power = tuple(
@@ -149,10 +188,14 @@ def audit(
         holdout_dropped=overlap,
         holdout_near_equal=0 if null is None else int(null.near_equal.sum()),
         resolution=None if fresh is None else resolution(len(S), len(fresh), fdr),
+        competition_resolution=None if contest is None else contest[1].resolution,
     )
     verdict, reasons = judge(
+        flagged=int((tier > CLEAR).sum()),
         exact=int((tier == EXACT).sum()),
         calibrated=int((tier == CALIBRATED).sum()),
+        competed=int((q_decoy <= fdr).sum()),
+        shifted=shifted,
         counts=counts,
         power=power,
         self_test=self_test,
@@ -179,6 +222,7 @@ def audit(
         tier=_spread(tier, S, NOT_JUDGED),
         p_values=_spread(p, S, np.nan),
         q_values=_spread(q, S, np.nan),
+        q_decoy=_spread(q_decoy, S, np.nan),
         scores=_spread(found.scores, S, np.nan),
         distances=_spread(found.distances, S, np.nan),
         decided_by=_spread(pick.statistic, S, -1),
@@ -191,6 +235,8 @@ def audit(
         holdout_distances=np.zeros((0, num_statistics)) if null is None else null.distances,
         power=power,
         self_test=self_test,
+        competition={} if contest is None else _summary(contest[1]),
+        shift=shift,
         settings={
             "fdr": fdr,
             "k": k,
@@ -275,6 +321,74 @@ def _without_overlap(H: ImageSet, T: ImageSet, deduplicate: bool) -> tuple[Image
     if count == len(H):
         raise ValueError("All images in `holdout` are also in `train`: nothing is held out.")
     return H.select(~overlapping), count
+
+
+def _contest(
+    pooled: Matches,
+    links: NDArray[np.int64],
+    num_train: int,
+    first_holdout: int,
+    num_pooled: int,
+    fdr: float,
+) -> tuple[NDArray[np.int64], Competition] | None:
+    """Lets training and hold-out images compete for the rows, and says which rows took part.
+
+    Rows with a twin in either are left out, as the first tier has judged them.
+    """
+    rows = np.flatnonzero(~pooled.near_equal)
+    if not len(rows) or num_pooled == num_train:
+        return None
+    # Ranks among the rows themselves: nothing here knows which matches are training images.
+    ranks = rankdata(pooled.scores[rows], method="min", axis=0)
+    matches = pooled.neighbours[rows, ranks.argmin(axis=1)]
+    place = np.full(len(pooled.twins), -1, np.int64)
+    place[rows] = np.arange(len(rows))
+    links = place[links]
+    return rows, compete(
+        ranks.min(axis=1),
+        matches,
+        matches < first_holdout,
+        links[(links >= 0).all(axis=1)],
+        num_targets=num_train,
+        num_decoys=num_pooled - num_train,
+        fdr=fdr,
+    )
+
+
+def _summary(competition: Competition) -> dict[str, JSON]:
+    return {
+        "clusters": competition.num_clusters,
+        "targets": competition.targets,
+        "share": competition.share,
+        "expected_share": competition.expected_share,
+        "share_p_value": competition.share_p_value,
+        "resolution": competition.resolution,
+    }
+
+
+def _shift(found: Matches, null: Matches | None, p: NDArray[np.float64]) -> dict[str, JSON]:
+    """Whether synthetic images as a whole are closer to training images than real ones are.
+
+    Then a small p-value need not mean a copy. Copies alone, were they a fifth of all rows, could
+    bring the share of p-values up to 0.5 to 0.6, so beyond that we call it a shift.
+    """
+    judged = p[np.isfinite(p)]
+    if null is None or not len(judged):
+        return {}
+    # The mean distance to the second to k-th neighbour, in the first space.
+    rows, fresh = (
+        m.distances[m.scores[:, 0] > 0, 0] / m.scores[m.scores[:, 0] > 0, 0] for m in (found, null)
+    )
+    low = int((judged <= 0.5).sum())
+    test = binomtest(low, len(judged), _SHIFT_SHARE, alternative="greater")
+    shift: dict[str, JSON] = {
+        "share_of_low_p_values": low / len(judged),
+        "shifted": bool(test.pvalue < _SHIFT_LEVEL),
+    }
+    if len(rows) and len(fresh):
+        compared = ks_2samp(rows, fresh)
+        shift |= {"ks_distance": float(compared.statistic), "ks_p_value": float(compared.pvalue)}
+    return shift
 
 
 def _power(

@@ -19,14 +19,15 @@ FORMAT_VERSION = 1
 Verdict = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: dict[str, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
-NOT_JUDGED, CLEAR, EXACT, CALIBRATED = -1, 0, 1, 2
+NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED = -1, 0, 1, 2, 3
 """Tiers: the row has no image; nothing was found; equal or nearly equal pixels; closer than the
-hold-out allows."""
+hold-out allows; closest to training images more often than chance has it."""
 
 _ROW_COLUMNS: dict[str, type] = {
     "tier": np.int8,
     "p_value": np.float64,
     "q_value": np.float64,
+    "q_decoy": np.float64,
     "decided_by": np.int64,
     "neighbour": np.int64,
     "neighbour_flipped": np.bool_,
@@ -64,19 +65,23 @@ class AuditReport:
     """
 
     verdict: Verdict
-    """`fail`: something was flagged. `pass`: nothing was, and copies would have been seen.
-    `inconclusive`: nothing was flagged, but copies might have gone unseen."""
+    """`fail`: copies were found. `pass`: nothing was flagged, and copies would have been seen.
+    `inconclusive`: copies might have gone unseen, or what was flagged may have another reason."""
     reasons: tuple[str, ...]
     """Sentences that explain the verdict, the first one alone suffices."""
     identity: dict[str, JSON]
     """Which cache was judged: its plan digest, weights and number of rows."""
     tier: NDArray[np.int8]
-    """-1 not judged, 0 clear, 1 equal or nearly equal pixels, 2 closer than the hold-out allows."""
+    """-1 not judged, 0 clear, 1 equal or nearly equal pixels, 2 closer than the hold-out allows,
+    3 found by target-decoy competition alone."""
     p_values: NDArray[np.float64]
     """Chance that a fresh real image comes as close; NaN for rows that were not compared with the
     hold-out: those not judged, those of tier 1, and all if there was no hold-out."""
     q_values: NDArray[np.float64]
     """Smallest false discovery rate at which the row would be flagged; NaN as above."""
+    q_decoy: NDArray[np.float64]
+    """The same by target-decoy competition, 1 for rows that are not the closest of their cluster;
+    NaN for rows that did not compete."""
     statistics: tuple[str, ...]
     """Names of the s ways in which closeness was measured: the feature spaces, then `aligned`."""
     scores: NDArray[np.float64]
@@ -105,6 +110,11 @@ class AuditReport:
     """What became of planted copies, kind by kind."""
     self_test: dict[str, JSON]
     """One half of the hold-out audited against the other, over many random halvings."""
+    competition: dict[str, JSON]
+    """Of target-decoy competition: clusters, how many matched training images, the share expected
+    by chance, and the fewest that can be found; empty without a hold-out."""
+    shift: dict[str, JSON]
+    """Whether synthetic images as a whole are closer to training images than real ones are."""
     settings: dict[str, JSON]
     """All arguments and counts."""
     environment: dict[str, JSON]
@@ -164,6 +174,7 @@ class AuditReport:
                 "tier": _listed(self.tier),
                 "p_value": _listed(self.p_values),
                 "q_value": _listed(self.q_values),
+                "q_decoy": _listed(self.q_decoy),
                 "decided_by": _listed(self.decided_by),
                 "neighbour": _listed(self.neighbours),
                 "neighbour_flipped": _listed(self.neighbour_flipped),
@@ -177,6 +188,8 @@ class AuditReport:
             "holdout_distances": [_listed(column) for column in self.holdout_distances.T],
             "power": [asdict(p) for p in self.power],
             "self_test": self.self_test,
+            "competition": self.competition,
+            "shift": self.shift,
             "pairs": list(self.pairs),
             "holdout_pairs": list(self.holdout_pairs),
         }
@@ -329,7 +342,7 @@ def _parsed(record: dict[str, Any]) -> AuditReport:
     lengths = {name: len(column) for name, column in rows.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"columns of rows differ in length: {lengths}")
-    if not np.isin(rows["tier"], (NOT_JUDGED, CLEAR, EXACT, CALIBRATED)).all():
+    if not np.isin(rows["tier"], (NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED)).all():
         raise ValueError("rows.tier holds an unknown tier")
     classes = _texts(record["classes"], "classes")
     if len(classes) and len(rows["label"]) and not rows["label"].max() < len(classes):
@@ -338,7 +351,8 @@ def _parsed(record: dict[str, Any]) -> AuditReport:
         )
     if record["verdict"] not in EXIT_CODES:
         raise ValueError(f"verdict is {record['verdict']!r}")
-    if (record["verdict"] == "fail") != bool((rows["tier"] > CLEAR).any()):
+    flagged = bool((rows["tier"] > CLEAR).any())
+    if record["verdict"] == ("pass" if flagged else "fail"):
         raise ValueError(f"verdict {record['verdict']!r} does not fit the flagged rows")
     statistics = _texts(record["statistics"], "statistics")
     scores, distances, holdout_scores, holdout_distances = (
@@ -356,6 +370,7 @@ def _parsed(record: dict[str, Any]) -> AuditReport:
         tier=rows["tier"],
         p_values=rows["p_value"],
         q_values=rows["q_value"],
+        q_decoy=rows["q_decoy"],
         statistics=statistics,
         scores=scores,
         distances=distances,
@@ -369,6 +384,8 @@ def _parsed(record: dict[str, Any]) -> AuditReport:
         holdout_distances=holdout_distances,
         power=tuple(_power(p) for p in _records(record["power"], "power")),
         self_test=_typed(record["self_test"], dict, "self_test"),
+        competition=_typed(record["competition"], dict, "competition"),
+        shift=_typed(record["shift"], dict, "shift"),
         settings=_typed(record["settings"], dict, "settings"),
         environment=_typed(record["environment"], dict, "environment"),
         pairs=_records(record["pairs"], "pairs"),

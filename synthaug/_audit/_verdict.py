@@ -39,6 +39,8 @@ class Counts:
     """Hold-out images with nearly the pixels of a training image."""
     resolution: int | None
     """Fewest rows that could be flagged by the hold-out's p-values; `None` without a hold-out."""
+    competition_resolution: int | None
+    """Fewest clusters that competition could find; `None` if there was none."""
 
 
 def smallest_visible(num_rows: int) -> int:
@@ -48,8 +50,11 @@ def smallest_visible(num_rows: int) -> int:
 
 def judge(
     *,
+    flagged: int,
     exact: int,
     calibrated: int,
+    competed: int,
+    shifted: bool,
     counts: Counts,
     power: Sequence[Power],
     self_test: dict[str, JSON],
@@ -58,8 +63,12 @@ def judge(
     """The verdict and its reasons.
 
     Args:
+        flagged: Rows flagged for any reason.
         exact: Rows flagged for equal or nearly equal pixels.
         calibrated: Rows flagged for coming closer than the hold-out allows.
+        competed: Rows found by target-decoy competition.
+        shifted: Whether synthetic images as a whole are closer to training images than real ones
+            are. If so, competition decides; if not, the hold-out does.
         counts: How many images were seen.
         power: What became of the planted copies.
         self_test: What became of the halved hold-out.
@@ -67,19 +76,32 @@ def judge(
     """
     m = counts.synthetic_judged
     required = [p for p in power if p.required]
-    doubts = _doubts(counts, required, self_test, fdr)
+    doubts = _doubts(counts, required, self_test, fdr, shifted)
     reasons = []
-    if exact or calibrated:
+    if exact or (competed if shifted else calibrated):
         verdict: Verdict = "fail"
-        reasons.append(
-            f"{exact + calibrated:,} of {m:,} images are too close to a training image: {exact:,} "
-            f"with equal or nearly equal pixels, {calibrated:,} closer than held-out real images."
+        decided = (
+            f"{competed:,} found by target-decoy competition"
+            if shifted
+            else f"{calibrated:,} closer than held-out real images"
         )
-        if calibrated:
+        reasons.append(
+            f"{flagged:,} of {m:,} images are too close to a training image: {exact:,} with equal "
+            f"or nearly equal pixels, {decided}."
+        )
+        if flagged > exact:
             reasons.append(
-                f"Of those {calibrated:,}, on average {fdr:.0%} may be no copies; an audit of "
-                f"images that copy nothing flags something in at most {fdr:.0%} of all cases."
+                f"Of the others, on average {fdr:.0%} may be no copies; an audit of images that "
+                f"copy nothing flags something in at most {fdr:.0%} of all cases."
             )
+        reasons.extend(doubts)
+    elif calibrated:
+        verdict = "inconclusive"
+        reasons.append(
+            f"{calibrated:,} of {m:,} images come closer to a training image than held-out real "
+            "images do, but so do the synthetic images as a whole: that may be their smoothness, "
+            "or it may be copying. They are withheld; look at the pairs."
+        )
         reasons.extend(doubts)
     elif doubts:
         verdict = "inconclusive"
@@ -112,7 +134,11 @@ def judge(
 
 
 def _doubts(
-    counts: Counts, required: Sequence[Power], self_test: dict[str, JSON], fdr: float
+    counts: Counts,
+    required: Sequence[Power],
+    self_test: dict[str, JSON],
+    fdr: float,
+    shifted: bool,
 ) -> list[str]:
     """Why a copy might have gone unseen, and what to do about it."""
     if not counts.holdout:
@@ -122,7 +148,8 @@ def _doubts(
             "source that the generator has never seen."
         ]
     doubts = []
-    limit = smallest_visible(counts.synthetic_judged)
+    m = counts.synthetic_judged
+    limit = smallest_visible(m)
     weak = [p for p in required if p.needed is None or p.needed > limit]
     for p in weak:
         least = "not even if all were" if p.needed is None else f"from {p.needed:,} on"
@@ -131,15 +158,22 @@ def _doubts(
             f"from {limit:,} on."
         )
     if weak and counts.resolution is not None and counts.resolution > limit:
-        enough = math.ceil(counts.synthetic_judged / (fdr * limit)) - 1
+        enough = math.ceil(m / (fdr * limit)) - 1
         doubts.append(
-            f"{counts.holdout:,} held-out images are too few to judge {counts.synthetic_judged:,}: "
+            f"{counts.holdout:,} held-out images are too few to judge {m:,}: "
             f"hold out at least {enough:,}, or audit fewer images."
         )
     elif weak:
         doubts.append(
             "Some held-out images come as close to a training image as such copies do. If the "
             "closest hold-out pairs show the same scenes, remove them from the hold-out."
+        )
+    if shifted and (counts.competition_resolution or m) > limit:
+        doubts.append(
+            "The synthetic images as a whole are closer to training images than real ones are, so "
+            "that competition decides. With so many training and hold-out images it finds copies "
+            f"from {counts.competition_resolution or m:,} clusters on; that must be possible from "
+            f"{limit:,} on. Hold out more images."
         )
     flagged, halvings = self_test.get("any_flagged"), self_test.get("halvings")
     if (
