@@ -302,8 +302,7 @@ class MixedDataset(Dataset[Any]):
             changed: dict[Any, Any] = {}
             if is_made:
                 changed[self._image_key] = image = like(next(pixels), image)
-                if not self._has_extras:
-                    changed[self._label_key] = label_like(label, self._example[self._label_key])
+                changed[self._label_key] = label_like(label, self._example[self._label_key])
             if self.transform is not None:
                 changed[self._image_key] = self.transform(image)
             if self.target_transform is not None:

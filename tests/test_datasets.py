@@ -217,6 +217,8 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(real, cache, options):
 
     tables = {(s, e): rows(s, e) for s in (0, 1, 2**63) for e in (0, 1, 2)}
     assert len({tuple(t) for t in tables.values()}) == 9
+    if "fraction" in options:  # not only which synthetic image, but also which real one it replaces
+        assert len({tuple(row < 0 for row in t) for t in tables.values()}) == 9
     mixed = MixedDataset(real, cache, audit=None, seed=1, **options)
     for epoch in (2, 0, 1, 0):  # in any order, and again
         mixed.set_epoch(epoch)
@@ -543,9 +545,10 @@ def test_rows_that_did_not_pass_are_never_served(real, cache, caplog):
 def test_rows_that_are_pending_or_withdrawn_are_never_served(real, tmp_path):
     cache = make_cache(tmp_path, done=[0, 1, 2, 8, 9, 15, 16])
     cache.withdraw([1, 16])
-    mixed = MixedDataset(real, cache, audit=None, fraction=1.0)
-    assert set(mixed.synthetic_rows().tolist()) == {0, 2, 8, 9, 15}
-    assert len(values(mixed)) == 60
+    for audit in (None, report_on(cache)):  # a report from before they were withdrawn
+        mixed = MixedDataset(real, cache, audit=audit, fraction=1.0)
+        assert set(mixed.synthetic_rows().tolist()) == {0, 2, 8, 9, 15}
+        assert len(values(mixed)) == 60
 
 
 def test_a_report_about_another_cache_is_refused_naming_both(real, cache, tmp_path):

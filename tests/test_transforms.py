@@ -178,6 +178,14 @@ def test_the_smallest_and_the_largest_key_are_found(real, cache, monkeypatch, ke
     assert row_of(variant(real[0][0])) in variant._rows[:2]
 
 
+def test_neighbouring_keys_are_told_apart(real, cache, monkeypatch):
+    variant = SyntheticVariant(cache, audit=None, p=1.0)
+    variant._keys = np.array([2**62, 2**62 + 1], np.uint64)  # equal as float64
+    for key, row in [(2**62, variant._rows[0]), (2**62 + 1, variant._rows[1]), (2**62 + 2, None)]:
+        monkeypatch.setattr("synthaug.transforms.digest", lambda pixels, key=key: key)
+        assert row_of(variant(real[0][0])) == row
+
+
 def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
     for options, message in [
         ({"p": 1.5}, r"`p` must be in \[0, 1\], got 1.5"),
