@@ -196,6 +196,25 @@ class Matcher:
         return twins, twin_flipped
 
 
+def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
+    """For every image others, and itself, that may be near-duplicates of it: int64 (n, K).
+
+    Looks at each image and its mirror image; -1 fills up where a proposal would be repeated.
+    """
+    k = min(_PROPOSED, len(pixels))
+    lists = []
+    for extractor in _PROPOSERS:
+        index = Index(extract(extractor, pixels, batch_size=batch_size))
+        for shown in (pixels, pixels.flip(-1)):
+            features = extract(extractor, shown, batch_size=batch_size)
+            parts = [
+                index.search(features[i : i + _CHUNK], k)[1]
+                for i in range(0, len(features), _CHUNK)
+            ]
+            lists.append(np.concatenate(parts))
+    return _once(np.hstack(lists))
+
+
 def resembling(
     pixels: Pixels, extractor: Extractor, nearest: NDArray[np.float64], *, batch_size: int
 ) -> Indices:
