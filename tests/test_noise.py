@@ -104,8 +104,10 @@ def test_a_counter_makes_any_choice_without_those_before_it():
 
 def test_neighbouring_counters_do_not_share_their_draws():
     # A counter that advanced where the draws advance would repeat its neighbour, a few words later.
-    draws = np.stack([counter_rng(0, 1, i).integers(2**63, size=1000) for i in range(20)])
-    assert len(np.unique(draws)) == draws.size
+    for place in range(3):
+        counters = [[*[1] * place, i] for i in range(20)]
+        draws = np.stack([counter_rng(0, *c).integers(2**63, size=1000) for c in counters])
+        assert len(np.unique(draws)) == draws.size
 
 
 def test_a_counter_has_at_most_three_words():
