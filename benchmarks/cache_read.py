@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def hdf5_chunks_gzip(folder: Path, images: np.ndarray) -> Read:
 
 @way("LMDB, raw")
 def lmdb_raw(folder: Path, images: np.ndarray) -> Read:
-    import lmdb
+    lmdb = import_module("lmdb")
 
     environment = lmdb.open(str(folder / "lmdb"), map_size=2 * images.nbytes + 2**24)
     with environment.begin(write=True) as transaction:
@@ -144,7 +145,7 @@ def lmdb_raw(folder: Path, images: np.ndarray) -> Read:
 
 @way("HF datasets, raw")
 def hf_raw(folder: Path, images: np.ndarray) -> Read:
-    import datasets
+    datasets = import_module("datasets")
 
     datasets.disable_progress_bars()
     made = datasets.Dataset.from_dict({"pixels": [image.tobytes() for image in images]})
@@ -160,7 +161,7 @@ def hf_raw(folder: Path, images: np.ndarray) -> Read:
 
 @way("HF datasets, PNG")
 def hf_png(folder: Path, images: np.ndarray) -> Read:
-    import datasets
+    datasets = import_module("datasets")
 
     datasets.disable_progress_bars()
     features = datasets.Features({"image": datasets.Image()})
@@ -173,7 +174,7 @@ def hf_png(folder: Path, images: np.ndarray) -> Read:
 
 @way("webdataset, raw, in order")
 def webdataset_raw(folder: Path, images: np.ndarray) -> Read:
-    import webdataset
+    webdataset = import_module("webdataset")
 
     with webdataset.TarWriter(str(folder / "images.tar")) as archive:
         for i, image in enumerate(images):
@@ -196,17 +197,16 @@ def webdataset_raw(folder: Path, images: np.ndarray) -> Read:
 
 @way("litdata, raw")
 def litdata_raw(folder: Path, images: np.ndarray) -> Read:
-    from litdata import StreamingDataset
-    from litdata.streaming.writer import BinaryWriter
-
+    litdata = import_module("litdata")
+    writing = import_module("litdata.streaming.writer")
     out = folder / "litdata"
     out.mkdir()
-    writer = BinaryWriter(str(out), chunk_bytes="64MB")
+    writer = writing.BinaryWriter(str(out), chunk_bytes="64MB")
     for i, image in enumerate(images):
         writer[i] = torch.from_numpy(image)
     writer.done()
     writer.merge()
-    data = StreamingDataset(str(out))
+    data = litdata.StreamingDataset(str(out))
     return lambda i: torch.stack([data[int(j)] for j in i])
 
 

@@ -1,6 +1,7 @@
 """The cache under attack: kills, full disks, failing system calls, two writers, hostile files."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -23,7 +24,7 @@ from synthaug._plan import Plan
 SHAPE = (3, 16, 16)
 ROWS = 600
 BATCH = 8
-KILLS = int(os.environ.get("SYNTHAUG_KILLS", "20"))
+KILLS = int(os.environ.get("SYNTHAUG_KILLS", "15"))
 MANIFEST = {"recipe": {"synthesizer": "Noise", "settings": {}}}
 FORK = multiprocessing.get_context("fork")  # children need no import, so kills land in the writing
 
@@ -90,7 +91,7 @@ def test_a_kill_at_any_instant_costs_no_done_row_and_resuming_equals_no_kill(
         child.join()
     whole = time.perf_counter() - began
     killed = finished = 0
-    while killed < KILLS // 2:
+    while killed < KILLS:
         path.unlink(missing_ok=True)
         acknowledged[:] = [0] * ROWS
         create(path)
@@ -241,6 +242,40 @@ def test_short_and_interrupted_writes_are_finished(
     cache, pixels = create(tmp_path / "c.h5", 4), pixels_of(4)
     cache.write(range(4), pixels)
     assert torch.equal(cache.read(range(4)), pixels)
+
+
+def test_signals_that_interrupt_writes_do_not_matter(tmp_path: Path) -> None:
+    pixels, caught = pixels_of(), []
+    before = signal.signal(signal.SIGALRM, lambda *_: caught.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        cache = create(tmp_path / "c.h5")
+        cache.write(range(ROWS), pixels)
+        while len(caught) < 20:
+            cache.write(range(ROWS), pixels)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert torch.equal(cache.read(range(ROWS)), pixels)
+
+
+def test_a_file_system_without_hard_links_or_locks_or_fallocate_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    cache = create(tmp_path / "c.h5", 12)
+    info = os.stat(cache.path)
+    assert info.st_blocks * 512 >= info.st_size
+    cache.write(range(12), pixels_of(12))
+    assert torch.equal(SynthCache(cache.path).read(range(12)), pixels_of(12))
+    with pytest.raises(CacheError, match="exists already"):
+        create(tmp_path / "c.h5", 12)
+    assert os.listdir(tmp_path) == ["c.h5"]
 
 
 def test_ctrl_c_while_writing_leaves_a_valid_file(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Merging, exporting, importing, forgetting, and showing what a cache holds."""
 
+import ctypes
 import io
 import json
 import logging
+import multiprocessing
 import os
 import pickle
+import resource
 import tarfile
 from collections.abc import Sequence
 from itertools import pairwise
@@ -300,6 +303,26 @@ def test_an_export_that_fails_leaves_nothing(
         export(cache, tmp_path / "x", format=cast(Any, "zip"))
     with pytest.raises(ValueError, match="whole cache"):
         export(cache, tmp_path / "x", format="hdf5", rows=[1])
+
+
+@pytest.mark.parametrize("form", ["folder", "webdataset", "huggingface", "hdf5"])
+def test_a_full_disk_ends_an_export_with_one_clear_error_and_no_crash(
+    tmp_path: Path, cache: SynthCache, form: Any
+) -> None:
+    def limited(result: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        with pytest.raises(CacheError, match="out: File too large"):
+            export(cache, tmp_path / "out", format=form)
+        result.send(os.listdir(tmp_path))
+        ctypes.CDLL(None).exit(0)  # as a process ends: HDF5 cleans up, and would crash here
+
+    fork = multiprocessing.get_context("fork")
+    receive, send = fork.Pipe(duplex=False)
+    child = fork.Process(target=limited, args=(send,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert receive.recv() == ["cache.h5"]
 
 
 def test_an_unknown_licence_is_mentioned(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import PngImagePlugin
 
-from synthaug._cache._files import new_file, sync_folder
+from synthaug._cache._files import Patient, new_file, sync_folder
 from synthaug._cache._format import State, data_sets, new_hdf5
 from synthaug._cache._store import SynthCache
 from synthaug._cache._tools import bar, blocks
@@ -273,22 +273,23 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
         **{f"plan/{name}": column for name, column in columns.items()},
     }
     text = json.dumps(cache.manifest, sort_keys=True)
-    # HDF5 writes through a Python file: there a full disk is an exception and not a crash.
-    with (
-        new_file(target) as fd,
-        os.fdopen(os.dup(fd), "r+b", buffering=0) as stream,
-        new_hdf5(stream, text, plan.digest) as file,
-    ):
-        for name, (dtype, shape) in sets.items():
-            chunk = (1, *shape[1:]) if name == "images" else (min(shape[0], 2**16),)
-            file.create_dataset(name, shape, dtype, chunks=chunk, compression="gzip", shuffle=True)
-            if name in values:
-                file[name][...] = values[name]
-        images = file["images"]
-        for block in blocks(np.flatnonzero(state == State.DONE), cache.image_shape):
-            for row, image in zip(block.tolist(), cache.read(block).numpy(), strict=True):
-                images[row] = image
-                advance(1)
+    with new_file(target) as fd:
+        stream = Patient(fd)
+        with new_hdf5(stream, text, plan.digest) as file:
+            for name, (dtype, shape) in sets.items():
+                chunk = (1, *shape[1:]) if name == "images" else (min(shape[0], 2**16),)
+                file.create_dataset(
+                    name, shape, dtype, chunks=chunk, compression="gzip", shuffle=True
+                )
+                if name in values:
+                    file[name][...] = values[name]
+            images = file["images"]
+            for block in blocks(np.flatnonzero(state == State.DONE), cache.image_shape):
+                stream.check()
+                for row, image in zip(block.tolist(), cache.read(block).numpy(), strict=True):
+                    images[row] = image
+                    advance(1)
+        stream.check()
 
 
 @contextmanager

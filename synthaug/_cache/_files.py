@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from synthaug._errors import CacheError
 
@@ -32,6 +34,54 @@ def pread_into(fd: int, buffer: memoryview, offset: int) -> None:
         if not got:
             raise OSError(errno.EIO, "the file ended before its last row")
         view, offset = view[got:], offset + got
+
+
+class Patient(io.RawIOBase):
+    """A file for HDF5 to write, which keeps an error for later instead of raising it.
+
+    HDF5 does not survive a failing write: the file cannot be closed then, and the process crashes
+    when it ends. So what cannot be written is dropped, and `check` raises the error in good time.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._position = self._size = 0
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raises the first error there was."""
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def write(self, data: Any, /) -> int:
+        piece = bytes(data)
+        self._try(lambda: pwrite(self._fd, piece, self._position))
+        self._position += len(piece)
+        self._size = max(self._size, self._position)
+        return len(piece)
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        self._try(lambda: pread_into(self._fd, view, self._position))
+        self._position += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self._size = self._position if size is None else size
+        self._try(lambda: os.ftruncate(self._fd, self._size))
+        return self._size
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            if self._error is None:
+                action()
+        except OSError as error:
+            self._error = error
 
 
 def reserve(fd: int, size: int, path: Path) -> None:

@@ -58,10 +58,13 @@ class Mapped:
 
     def __init__(self, contents: Contents) -> None:
         self.contents = contents
-        self._fd = os.open(contents.path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._fd)
+        try:
+            self._fd = os.open(contents.path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._fd)
+            self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise CacheError(f"Cannot map {contents.path}: {error.strerror}.") from error
         check_same(contents, self._fd)
-        self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         self.images = self._array("images")
         self.state = self._array("state")
         self.checksum = self._array("checksum")
