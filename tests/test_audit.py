@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, mannwhitneyu, norm
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,6 +19,7 @@ from synthaug import features
 from synthaug._audit import AuditReport, audit
 from synthaug._audit._alignment import Aligner
 from synthaug._audit._calibration import conformal_p_values, q_values, resolution
+from synthaug._audit._descriptive import mann_whitney_z
 from synthaug._audit._disturbances import disturbances
 from synthaug._audit._matching import Matcher, resembling, rmse
 from synthaug._audit._neighbours import Index, merge, search
@@ -550,6 +551,49 @@ def test_every_disturbance_keeps_shape_and_type_and_all_but_one_change_something
         assert torch.equal(changed, pixels) == (kind.name == "unchanged")
         assert torch.equal(kind.apply(pixels, 0), changed)
     assert len(names) == 10
+
+
+# ----------------------------------------------------------------------------------- descriptive
+
+
+def test_a_training_image_is_isolated_from_the_others_and_not_from_itself(train: Tensor) -> None:
+    x = features.Pixel()(train)
+    d = brute_force(x, x)
+    np.fill_diagonal(d, np.inf)
+    rows = np.array([5, 0, 5, 199])
+    np.testing.assert_allclose(matcher(train).isolation(rows), d.min(axis=1)[rows], rtol=1e-9)
+
+
+def test_mann_whitney_z_agrees_with_scipy_and_is_antisymmetric() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 20, 60) / 1.0, rng.integers(3, 23, 40) / 1.0
+    expected = mannwhitneyu(x, y, method="asymptotic", use_continuity=False, alternative="less")
+    assert norm.cdf(mann_whitney_z(x, y)) == pytest.approx(expected.pvalue, rel=1e-9)
+    assert mann_whitney_z(x, y) == pytest.approx(-mann_whitney_z(y, x))
+    assert mann_whitney_z(x, x) == pytest.approx(0)
+    assert mann_whitney_z(np.ones(3), np.ones(4)) == 0
+
+
+def test_numbers_from_the_literature_stand_beside_those_of_the_hold_out(
+    train: Tensor, holdout: Tensor, passed: AuditReport
+) -> None:
+    copies = {d["name"]: d for d in quiet(train, train, holdout=holdout).descriptive}
+    assert copies["authentic share"]["synthetic"] == 0
+    assert copies["ratio below 0.5"]["synthetic"] == 1
+    assert copies["correlation above 0.95"]["synthetic"] == 1
+    z = copies["C_T, one cell"]["synthetic"]
+    assert isinstance(z, float)
+    assert z < -15
+    for record in passed.descriptive[:3]:
+        a, b = record["synthetic"], record["holdout"]
+        assert isinstance(a, float)
+        assert isinstance(b, float)
+        assert abs(a - b) < 0.2
+
+
+def test_flagged_copies_of_given_training_images_are_listed(failed: AuditReport) -> None:
+    np.testing.assert_array_equal(failed.copies_of([25, 31, 150]), [5, 11])
+    assert len(failed.copies_of([])) == 0
 
 
 # ---------------------------------------------------------------------------------------- inputs

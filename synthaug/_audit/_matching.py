@@ -109,6 +109,23 @@ class Matcher:
         """Index of the equal training image of each image, int64 (n,); -1 if there is none."""
         return np.array([self._first.get(key, -1) for key in keys(pixels)], np.int64)
 
+    def isolation(self, rows: Indices) -> NDArray[np.float64]:
+        """Distance of training images to the nearest other one, in the first space, (n,).
+
+        Args:
+            rows: Row numbers of training images, int64 (n,).
+        """
+        extractor, index = self._spaces[0]
+        unique, place = np.unique(rows, return_inverse=True)
+        nearest = []
+        for start in range(0, len(unique), _CHUNK):
+            some = unique[start : start + _CHUNK]
+            D, ids = index.search(self._features(extractor, self._train[torch.from_numpy(some)]), 2)
+            # Excluded by number and not by distance 0: the features may not tell images apart.
+            itself = self.distinct[ids[:, 0]] == some
+            nearest.append(np.where(itself, D[:, 1], D[:, 0]))
+        return np.concatenate(nearest)[place]
+
     def match(self, pixels: Pixels) -> Matches:
         """Compares images, uint8 (n, C, H, W), and their mirror images with all training images."""
         parts = []

@@ -42,19 +42,18 @@ class Index:
     """A database that is searched more than once."""
 
     def __init__(self, xb: Features) -> None:
-        import faiss
-
         self._xb = np.ascontiguousarray(xb, np.float32)
-        self._index = faiss.IndexFlatL2(self._xb.shape[1])
-        self._index.add(self._xb)
 
     def __len__(self) -> int:
         return len(self._xb)
 
     def search(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """As the function `search`."""
+        import faiss
+
         xq = np.ascontiguousarray(xq, np.float32)
-        _, candidates = self._index.search(xq, min(k + _SLACK, len(self._xb)))
+        # `knn` reads the array where it lies; an `IndexFlatL2` would keep a second copy of it.
+        _, candidates = faiss.knn(xq, self._xb, min(k + _SLACK, len(self._xb)))
         D = distances(self._xb, xq, candidates)
         return _nearest_first(D, candidates, k)
 

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from synthaug._audit._calibration import Scores, conformal_p_values, q_values, resolution
 from synthaug._audit._competition import Competition, compete
+from synthaug._audit._descriptive import descriptive
 from synthaug._audit._disturbances import Disturbance, disturbances
 from synthaug._audit._inputs import ImageSet, check_comparable, image_set, keys
 from synthaug._audit._matching import Matcher, Matches, resembling, rmse
@@ -161,6 +162,7 @@ def audit(
                 S.pixels, extractors[0], pooled.distances[:, 0], batch_size=batch_size
             )
             contest = _contest(pooled, links, num_distinct, len(T), len(both.distinct), fdr)
+        described = descriptive(matcher, found, null)
 
     # Hold-out images that are twins of training images are set aside, as synthetic ones are.
     fresh = None if null is None or null.near_equal.all() else null.scores[~null.near_equal]
@@ -237,6 +239,7 @@ def audit(
         self_test=self_test,
         competition={} if contest is None else _summary(contest[1]),
         shift=shift,
+        descriptive=tuple(described),
         settings={
             "fdr": fdr,
             "k": k,

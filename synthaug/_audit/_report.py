@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from synthaug._errors import AuditError
 from synthaug._types import JSON
@@ -115,6 +115,9 @@ class AuditReport:
     by chance, and the fewest that can be found; empty without a hold-out."""
     shift: dict[str, JSON]
     """Whether synthetic images as a whole are closer to training images than real ones are."""
+    descriptive: tuple[dict[str, JSON], ...]
+    """Numbers from the literature beside the hold-out's own: `name`, `meaning`, `synthetic` and
+    `holdout`. They decide nothing."""
     settings: dict[str, JSON]
     """All arguments and counts."""
     environment: dict[str, JSON]
@@ -131,6 +134,17 @@ class AuditReport:
     def flagged(self) -> NDArray[np.int64]:
         """Row numbers that are too close to a training image, ascending."""
         return np.flatnonzero(self.tier > CLEAR)
+
+    def copies_of(self, train_rows: ArrayLike) -> NDArray[np.int64]:
+        """Row numbers that were flagged as too close to any of the given training images.
+
+        With `cache.withdraw(report.copies_of(rows))` a cache forgets them. What was merely made
+        from those images is found by the plan's `source` column.
+
+        Args:
+            train_rows: Indices of training images, int (n,).
+        """
+        return self.flagged[np.isin(self.neighbours[self.flagged], np.asarray(train_rows))]
 
     @property
     def passed(self) -> NDArray[np.bool_]:
@@ -190,6 +204,7 @@ class AuditReport:
             "self_test": self.self_test,
             "competition": self.competition,
             "shift": self.shift,
+            "descriptive": list(self.descriptive),
             "pairs": list(self.pairs),
             "holdout_pairs": list(self.holdout_pairs),
         }
@@ -386,6 +401,7 @@ def _parsed(record: dict[str, Any]) -> AuditReport:
         self_test=_typed(record["self_test"], dict, "self_test"),
         competition=_typed(record["competition"], dict, "competition"),
         shift=_typed(record["shift"], dict, "shift"),
+        descriptive=_records(record["descriptive"], "descriptive"),
         settings=_typed(record["settings"], dict, "settings"),
         environment=_typed(record["environment"], dict, "environment"),
         pairs=_records(record["pairs"], "pairs"),
