@@ -740,7 +740,11 @@ def test_the_bar_counts_every_step_of_every_run_once(
 
 
 def test_finished_runs_are_not_repeated_until_data_or_settings_change(
-    train: LabelledImages, test: LabelledImages, tmp_path: Path, watched: list[Watched]
+    digits: LabelledImages,
+    train: LabelledImages,
+    test: LabelledImages,
+    tmp_path: Path,
+    watched: list[Watched],
 ) -> None:
     def run(first: LabelledImages = train, **changed: Any) -> tuple[EvaluationReport, int]:
         watched.clear()
@@ -773,6 +777,10 @@ def test_finished_runs_are_not_repeated_until_data_or_settings_change(
     assert run(first=train.subset(np.arange(1, 60)))[1] == 2
     relabelled = LabelledImages(train.read(np.arange(60)), np.roll(train.labels, 1), train.classes)
     assert run(first=relabelled)[1] == 2
+    images, labels = digits.read(np.arange(300, 700)), digits.labels[300:700].copy()
+    assert run(first=LabelledImages(images, labels, train.classes))[1] == 2
+    labels[-1] = (labels[-1] + 1) % 10
+    assert run(first=LabelledImages(images, labels, train.classes))[1] == 2
     for bias in (True, False):  # functions of the same name
         files = len(list(tmp_path.iterdir()))
         run(model=lambda n, _, b=bias: nn.Sequential(nn.Flatten(), nn.Linear(64, n, bias=b)))
