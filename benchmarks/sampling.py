@@ -4,10 +4,10 @@
     python benchmarks/sampling.py --checkpoint runs/cifar10 --data folder:cifar10/test \
         --features resnet20.pt                                      # quality per network evaluation
 
-Cost: the same random network, batch and number of steps for all ways, interleaved, ratios to the bare
-calls of the same round. Quality: Fréchet distance of samples to real images in the features given,
-for three samplers at equal numbers of network evaluations, beside the distance between two halves of
-the real images at the same size.
+Cost: the same random network, batch and number of steps for all ways, interleaved, ratios to the
+bare calls of the same round. Quality: Fréchet distance of samples to real images in the features
+given, for three samplers at equal numbers of network evaluations, beside the distance between two
+halves of the real images at the same size.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from _machine import interleave, summary, write
 from synthaug import ClassConditional, load_dataset
 from synthaug._noise import streams
 from synthaug._pixels import to_pixels
-from synthaug.synthesizers.class_conditional import build_unet
+from synthaug.denoisers import build_unet
 
 
 def cost(size: int, width: int, batch: int, steps: int, rounds: int) -> dict[str, Any]:

@@ -32,6 +32,6 @@ mixed = synthaug.MixedDataset(real, cache, audit=report, fraction=0.5)
 mixed.transform = v2.PILToTensor()
 for epoch in range(2):
     mixed.set_epoch(epoch)
-    for images, labels in DataLoader(mixed, batch_size=64, shuffle=True):
-        pass  # your training step
-print(mixed, images.shape, labels.shape)
+    for _images, _labels in DataLoader(mixed, batch_size=64, shuffle=True):
+        pass  # your training step: a plain loop, left as it is
+print(mixed)

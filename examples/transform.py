@@ -1,6 +1,6 @@
 """Add as a transform: an image becomes a cached variant of itself, in a torchvision pipeline.
 
-    python examples/transform.py
+python examples/transform.py
 """
 
 from pathlib import Path

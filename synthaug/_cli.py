@@ -311,7 +311,7 @@ def evaluate(
     batch_size: int = 128,
     seeds: int = 3,
     padding: int | None = None,
-    horizontal_flip: bool = False,
+    horizontal_flip: bool | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     out: str = "evaluation",
 ) -> None:
@@ -330,8 +330,9 @@ def evaluate(
         steps: Optimiser steps of every arm.
         batch_size: Images per step.
         seeds: Runs per arm.
-        padding: Pixels of random shift in the augmented arms; an eighth of the width by default.
-        horizontal_flip: Also mirror images in the augmented arms.
+        padding: Largest random shift in pixels; by default an eighth of the side, and below 16
+            pixels a side small shifts and turns between the pixels.
+        horizontal_flip: true mirrors half of the images; by default colour images only.
         precision: bfloat16 runs the network under autocast.
         out: Writes OUT.html and OUT.json, and keeps finished runs in the directory OUT.
     """
@@ -339,25 +340,25 @@ def evaluate(
     from synthaug._cache import SynthCache
     from synthaug._data import load_dataset
     from synthaug._datasets import MixedDataset
-    from synthaug._evaluation import Arm, StandardAugment
+    from synthaug._evaluation import StandardAugment, standard_arms
     from synthaug._evaluation import evaluate as run
 
     images = load_dataset(real)
     cache = SynthCache(synthetic)
     report = None if audit is None else AuditReport.from_json(audit)
-    shift = max(1, cache.image_shape[-1] // 8) if padding is None else padding
-    augment = StandardAugment(padding=shift, horizontal_flip=horizontal_flip)
+    augment: Any = "standard"
+    if padding is not None or horizontal_flip is not None:
+        colour, side = cache.image_shape[0] == 3, min(cache.image_shape[1:])
+        augment = StandardAugment(
+            padding=round(side / 8) if padding is None else padding,
+            horizontal_flip=colour if horizontal_flip is None else horizontal_flip,
+        )
     table = run(
-        {
-            "real": Arm(images),
-            "real, augmented": Arm(images, augment=augment),
-            "real + synthetic, augmented": Arm(
-                MixedDataset(images, cache, audit=report, fraction=fraction), augment=augment
-            ),
-            "synthetic only, augmented": Arm(
-                MixedDataset(images, cache, audit=report, fraction=1.0), augment=augment
-            ),
-        },
+        standard_arms(
+            images,
+            mixed=MixedDataset(images, cache, audit=report, fraction=fraction),
+            synthetic=MixedDataset(images, cache, audit=report, fraction=1.0),
+        ),
         test=load_dataset(test),
         validation=None if validation is None else load_dataset(validation),
         model=model,
@@ -365,6 +366,8 @@ def evaluate(
         batch_size=batch_size,
         seeds=seeds,
         precision=precision,
+        augment=augment,
+        baseline="real, augmented",
         output_dir=out,
     )
     table.to_html(f"{out}.html")

@@ -5,7 +5,7 @@
   x CheckpointError        weights are missing, or not in a layout we load
   x DivergedError          a loss, weight or image became NaN or infinite
   x CacheError
-    - CacheFormatError     not a cache, or a file that could do harm: refused before any pixel is read
+    - CacheFormatError     not a cache, or a file that could do harm: refused unread
     - CacheCorruptError    a row's bytes are not the bytes that were written
     - CacheMismatchError   the cache belongs to another plan, recipe or class list
     - CachePendingError    a row was asked for that has not been generated yet

@@ -24,5 +24,5 @@ Indices: TypeAlias = Int64[np.ndarray, " _n"]
 Features: TypeAlias = Float[np.ndarray, "_n d"]
 """One row per image."""
 
-JSON: TypeAlias = None | bool | int | float | str | list[Any] | dict[str, Any]
+JSON: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 """What a recipe, a manifest or a report may hold."""

@@ -1,17 +1,18 @@
 """diffusers networks behind one call, and guidance terms that compose.
 
-Inside synthaug there is one convention: `denoiser(x_t, t, condition)` returns the prediction that the
-checkpoint was trained for (noise, velocity or clean image), in float32. What a condition is (class
-index, token sequence, nothing) is decided here and nowhere else.
+Inside synthaug there is one convention: `denoiser(x_t, t, condition)` returns the prediction that
+the checkpoint was trained for (noise, velocity or clean image), in float32. What a condition is
+(class index, token sequence, nothing) is decided here and nowhere else.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from synthaug._errors import CheckpointError
+from synthaug._errors import CheckpointError, DataError
 from synthaug._types import Images
 
 
@@ -29,7 +30,7 @@ class Denoiser:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        inner = getattr(network, "_orig_mod", network)
+        inner: Any = getattr(network, "_orig_mod", network)
         self.kind = type(inner).__name__
         if self.kind not in ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"):
             raise CheckpointError(
@@ -98,8 +99,8 @@ class GuidanceTerm(Protocol):
 class ClassifierFreeGuidance:
     """Classifier-free guidance as a term (Ho and Salimans 2022).
 
-    The guided prediction is `u + g (c - u)` for the conditional prediction c, the unconditional u and
-    `guidance_scale` g: 1 means no guidance, 0 the unconditional branch. (Papers that write
+    The guided prediction is `u + g (c - u)` for the conditional prediction c, the unconditional u
+    and `guidance_scale` g: 1 means no guidance, 0 the unconditional branch. (Papers that write
     `(1 + w) c - w u` mean g = 1 + w.) As a term added to c it reads `(g - 1) (c - u)`, which is
     exactly zero at g = 1: those rows skip the second network evaluation.
     """
@@ -108,7 +109,7 @@ class ClassifierFreeGuidance:
     guidance_scale: Tensor
     """float32 (n,): every row has its own."""
     unconditional: Tensor
-    """Condition of the unconditional branch, one per row: (n,) class indices or (n, k, d) tokens."""
+    """Conditions of the unconditional branch: class indices (n,) or tokens (n, k, d)."""
 
     def __call__(self, x: Images, t: Tensor, prediction: Images) -> Images:
         """The term for the rows with a guidance scale other than 1, zero for the others."""
@@ -123,3 +124,37 @@ class ClassifierFreeGuidance:
     def evaluations(self) -> Tensor:
         """One per row and step, none where the guidance scale is 1."""
         return (self.guidance_scale != 1).long()
+
+
+def build_unet(
+    image_shape: tuple[int, ...], *, num_classes: int, channels: int = 32, num_layers: int = 1
+) -> Any:
+    """A `UNet2DModel` for small images with `num_classes` classes and a null class.
+
+    Levels down to 4 pixels (8 for images above 16), self-attention on the last one. The width is
+    `channels` on the first level, twice that on the second, four times that from the third on.
+    """
+    from diffusers import UNet2DModel
+
+    c, height, width = image_shape
+    lowest = 4 if min(height, width) <= 16 else 8
+    levels = 1 + max(0, int(math.log2(min(height, width) / lowest)))
+    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+        raise DataError(
+            f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
+            "with an image size that is a multiple of 8."
+        )
+    widths = [channels * min(4, 2**i) for i in range(levels)]
+    down = ["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"]
+    return UNet2DModel(
+        sample_size=height if height == width else (height, width),
+        in_channels=c,
+        out_channels=c,
+        block_out_channels=widths,
+        layers_per_block=num_layers,
+        down_block_types=down,
+        up_block_types=[name.replace("Down", "Up") for name in reversed(down)],
+        attention_head_dim=math.gcd(widths[-1], 32),
+        norm_num_groups=math.gcd(channels, 32),
+        num_class_embeds=num_classes + 1,
+    )

@@ -38,7 +38,7 @@ def make_scheduler(name: str | None, config: Any) -> Any:
     import diffusers
 
     kind = SCHEDULERS.get(name, name) if name is not None else config["_class_name"]
-    cls = getattr(diffusers, str(kind), None)
+    cls: Any = getattr(diffusers, str(kind), None)
     if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise ValueError(
             f"`scheduler` must be one of {', '.join(SCHEDULERS)}, or the name of a diffusers "

@@ -14,7 +14,16 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     {"_errors", "_types"},
     {"_plan"},
     # mathematics: pure functions of tensors and arrays
-    {"_noise", "_pixels", "_html", "_classifiers", "_serving", "denoisers", "features"},
+    {
+        "_checkpoints",
+        "_noise",
+        "_pixels",
+        "_html",
+        "_classifiers",
+        "_serving",
+        "denoisers",
+        "features",
+    },
     {"samplers", "_training", "_adapt"},
     # real images in
     {"_stores"},

@@ -13,6 +13,7 @@ the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxi
 from synthaug._evaluation._arms import CAS, Arm, standard_arms
 from synthaug._evaluation._augment import AffineAugment, StandardAugment
 from synthaug._evaluation._evaluate import evaluate
+from synthaug._evaluation._predict import class_probabilities
 from synthaug._evaluation._report import Difference, EvaluationReport, Run
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "EvaluationReport",
     "Run",
     "StandardAugment",
+    "class_probabilities",
     "evaluate",
     "standard_arms",
 ]

@@ -1,17 +1,14 @@
 """Class-conditional diffusion: DDPM, DDIM or DPM-Solver++ with classifier-free guidance.
 
 Ho, Jain and Abbeel 2020 (denoising diffusion), Ho and Salimans 2022 (classifier-free guidance),
-Meng et al. 2022 (starting from a noised real image), Azizi et al. 2023 (one- or two-word class names
-as prompts, low guidance).
+Meng et al. 2022 (starting from a noised real image), Azizi et al. 2023 (one- or two-word class
+names as prompts, low guidance).
 
 Notation (code -> papers): `x` -> x_t; `guidance_scale` -> g = 1 + w; `strength` -> t_0 / T.
 """
 
-import hashlib
 import json
-import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,17 +20,26 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from synthaug._checkpoints import (
+    default_shape,
+    diffusers_version,
+    embed_prompts,
+    load_part,
+    read_json,
+    resolve,
+    state_digest,
+    tensor_digest,
+    write_json,
+)
 from synthaug._errors import CheckpointError, DataError
 from synthaug._noise import streams
 from synthaug._pixels import digest, to_images
 from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult, train
 from synthaug._types import JSON, Images, Indices, Pixels
-from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
+from synthaug.denoisers import ClassifierFreeGuidance, Denoiser, build_unet
 from synthaug.samplers import make_scheduler, sample, step_arguments
 from synthaug.synthesizers._base import AbstractSynthesizer
-
-logger = logging.getLogger("synthaug")
 
 _FILE = "synthaug.json"
 """What a diffusers directory does not say: class names, image shape, how classes are conditions."""
@@ -67,7 +73,7 @@ class ClassConditional(AbstractSynthesizer):
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     """(C, H, W) of the images, in pixels."""
-    vae: nn.Module | None = None
+    vae: Any = None
     """`AutoencoderKL` of a latent model."""
     class_embeddings: Tensor | None = None
     """Token sequences of the classes, float32 (num_classes + 1, k, d), the last one for the
@@ -323,11 +329,11 @@ class ClassConditional(AbstractSynthesizer):
 
     @cached_property
     def _weights(self) -> dict[str, JSON]:
-        weights: dict[str, JSON] = {"network": _state_digest(self.network)}
+        weights: dict[str, JSON] = {"network": state_digest(self.network)}
         if self.vae is not None:
-            weights["vae"] = _state_digest(self.vae)
+            weights["vae"] = state_digest(self.vae)
         if self.class_embeddings is not None:
-            weights["class_embeddings"] = _tensor_digest({"": self.class_embeddings})
+            weights["class_embeddings"] = tensor_digest({"": self.class_embeddings})
         return weights
 
     def recipe(self) -> dict[str, JSON]:
@@ -364,12 +370,12 @@ class ClassConditional(AbstractSynthesizer):
         inner: Any = getattr(self.network, "_orig_mod", self.network)
         inner.save_pretrained(path / folder, safe_serialization=True)
         (path / "scheduler").mkdir(exist_ok=True)
-        _write_json(path / "scheduler" / "scheduler_config.json", dict(self.scheduler_config))
+        write_json(path / "scheduler" / "scheduler_config.json", dict(self.scheduler_config))
         index = {
             "_class_name": "DDPMPipeline"
             if folder == "unet" and self.vae is None
             else "DiffusionPipeline",
-            "_diffusers_version": _diffusers_version(),
+            "diffusers_version": diffusers_version(),
             folder: ["diffusers", self.denoiser.kind],
             "scheduler": ["diffusers", self.scheduler_config["_class_name"]],
         }
@@ -390,8 +396,8 @@ class ClassConditional(AbstractSynthesizer):
             "scheduler": self.scheduler,
             "num_inference_steps": self.num_inference_steps,
         }
-        _write_json(path / _FILE, own)
-        _write_json(path / "model_index.json", index)  # last: it makes the directory a checkpoint
+        write_json(path / _FILE, own)
+        write_json(path / "model_index.json", index)  # last: it makes the directory a checkpoint
 
     @classmethod
     def from_pretrained(
@@ -425,13 +431,13 @@ class ClassConditional(AbstractSynthesizer):
             CheckpointError: If there is no such directory, it is not a diffusers directory, a part
                 is missing, or a weight is not finite.
         """
-        path = _resolve(path)
-        index = _read_json(path / "model_index.json")
-        own = _read_json(path / _FILE) if (path / _FILE).exists() else {}
+        path = resolve(path)
+        index = read_json(path / "model_index.json")
+        own = read_json(path / _FILE) if (path / _FILE).exists() else {}
         folder = "transformer" if "transformer" in index else "unet"
-        network = _load_part(path, index, folder, dtype)
-        vae = _load_part(path, index, "vae", torch.float32) if index.get("vae") else None
-        scheduler_config = _read_json(path / "scheduler" / "scheduler_config.json")
+        network = load_part(path, index, folder, dtype)
+        vae = load_part(path, index, "vae", torch.float32) if index.get("vae") else None
+        scheduler_config = read_json(path / "scheduler" / "scheduler_config.json")
         names = classes if classes is not None else own.get("classes")
         if not names:
             raise ValueError(
@@ -453,16 +459,18 @@ class ClassConditional(AbstractSynthesizer):
                 *(prompt_template.format(str(name).replace("_", " ")) for name in names),
                 negative_prompt,
             )
-            embeddings = _embed_prompts(path, prompts)
+            embeddings = embed_prompts(path, prompts)
         elif Denoiser(network).kind == "UNet2DConditionModel":
             raise CheckpointError(
                 f"The network in {path} attends to token sequences, but there is neither a text "
                 "encoder nor a class_embeddings.safetensors beside it."
             )
-        shape = tuple(own.get("image_shape") or _default_shape(network, vae))
+        shape = tuple(own.get("image_shape") or default_shape(network, vae))
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
-        saved = {k: own[k] for k in ("scheduler", "num_inference_steps") if k in own}
+        saved: dict[str, Any] = {
+            k: own[k] for k in ("scheduler", "num_inference_steps") if k in own
+        }
         return cls(
             network=network.eval().requires_grad_(False).to(target),
             scheduler_config=scheduler_config,
@@ -471,7 +479,7 @@ class ClassConditional(AbstractSynthesizer):
             vae=None if vae is None else vae.eval().requires_grad_(False).to(target),
             class_embeddings=embeddings,
             prompts=prompts,
-            **{**saved, **settings},
+            **(saved | settings),
         )
 
     # -- training --------------------------------------------------------------------------------
@@ -520,12 +528,13 @@ class ClassConditional(AbstractSynthesizer):
         counts = np.bincount(labels, minlength=len(classes))
         if (counts == 0).any():
             raise DataError(
-                f"Class {classes[int(counts.argmin())]!r} has no images. Add some, or remove the class."
+                f"Class {classes[int(counts.argmin())]!r} has no images. Add some, or remove it."
             )
         shape = tuple(real.image_shape)
         if unlabelled is not None and tuple(unlabelled.image_shape) != shape:
             raise DataError(
-                f"`unlabelled` holds images of shape {tuple(unlabelled.image_shape)}, `real` of {shape}."
+                f"`unlabelled` holds images of shape {tuple(unlabelled.image_shape)}, "
+                f"`real` of {shape}."
             )
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"`label_dropout` must be in [0, 1], got {label_dropout}.")
@@ -608,181 +617,9 @@ class ClassConditional(AbstractSynthesizer):
         return synthesizer, result
 
 
-def build_unet(
-    image_shape: tuple[int, ...], *, num_classes: int, channels: int = 32, num_layers: int = 1
-) -> Any:
-    """A `UNet2DModel` for small images with `num_classes` classes and a null class.
-
-    Levels down to 4 pixels (8 for images above 16), self-attention on the last one. The width is
-    `channels` on the first level, twice that on the second, four times that from the third on.
-    """
-    from diffusers import UNet2DModel
-
-    c, height, width = image_shape
-    lowest = 4 if min(height, width) <= 16 else 8
-    levels = 1 + max(0, int(math.log2(min(height, width) / lowest)))
-    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        raise DataError(
-            f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
-            "with an image size that is a multiple of 8."
-        )
-    widths = [channels * min(4, 2**i) for i in range(levels)]
-    down = ["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"]
-    return UNet2DModel(
-        sample_size=height if height == width else (height, width),
-        in_channels=c,
-        out_channels=c,
-        block_out_channels=widths,
-        layers_per_block=num_layers,
-        down_block_types=down,
-        up_block_types=[name.replace("Down", "Up") for name in reversed(down)],
-        attention_head_dim=math.gcd(widths[-1], 32),
-        norm_num_groups=math.gcd(channels, 32),
-        num_class_embeds=num_classes + 1,
-    )
-
-
-# -- small parts -----------------------------------------------------------------------------------
-
-
 def _column(rows: Plan, name: str, default: float) -> NDArray[np.float64]:
     return rows.columns.get(name, np.full(len(rows), default))
 
 
 def _shift(vae: Any) -> float:
     return getattr(vae.config, "shift_factor", None) or 0.0
-
-
-def _tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    hashed = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        hashed.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        hashed.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
-
-
-def _state_digest(module: nn.Module) -> str:
-    inner: Any = getattr(module, "_orig_mod", module)
-    return _tensor_digest(inner.state_dict())
-
-
-def _diffusers_version() -> str:
-    from importlib.metadata import version
-
-    return version("diffusers")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.parent} is not a diffusers checkpoint: it has no {path.name}."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object.")
-    return value
-
-
-def _resolve(path: str | Path) -> Path:
-    """A local directory, or a snapshot of a model on the hub."""
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local
-    if local.exists():
-        raise CheckpointError(
-            f"{path} is a file; a checkpoint is a directory with model_index.json."
-        )
-    if isinstance(path, Path) or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"There is no directory {path}. Train a model with `synthaug train`, or give the path "
-            "of a checkpoint in diffusers layout."
-        )
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"There is no directory {path}, and it could not be loaded from the hub "
-            f"({type(error).__name__}). Check the path, or download the checkpoint first."
-        ) from error
-
-
-_PARTS = {
-    "unet": ("UNet2DModel", "UNet2DConditionModel"),
-    "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
-    "vae": ("AutoencoderKL",),
-}
-
-
-def _load_part(path: Path, index: Mapping[str, Any], name: str, dtype: torch.dtype) -> Any:
-    """Loads one part by its class name, from a closed list: nothing in the directory is executed."""
-    import diffusers
-
-    kind = (index.get(name) or (None, None))[1]
-    if kind not in _PARTS[name]:
-        raise CheckpointError(
-            f"{path}: the {name} is {kind or 'missing'}; we load {' or '.join(_PARTS[name])}."
-        )
-    if kind == "Transformer2DModel":  # what DiT checkpoints call it
-        kind = "DiTTransformer2DModel"
-    try:
-        part = getattr(diffusers, kind).from_pretrained(
-            path / name, use_safetensors=True, torch_dtype=dtype, local_files_only=True
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / name} cannot be loaded: {error}") from error
-    for key, weight in part.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise CheckpointError(
-                f"{path / name}: the weight {key} is not finite. The checkpoint is broken; take an "
-                "earlier one."
-            )
-    return part
-
-
-def _embed_prompts(path: Path, prompts: Sequence[str]) -> Tensor:
-    """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder."""
-    try:
-        from transformers import AutoTokenizer, CLIPTextModel
-    except ImportError:
-        raise ImportError(
-            "A checkpoint with a text encoder needs transformers. Install it with "
-            "`pip install synthaug[text]`."
-        ) from None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(
-            path / "text_encoder", use_safetensors=True, local_files_only=True
-        ).eval()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: the text encoder cannot be loaded: {error}") from error
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    with torch.inference_mode():
-        return encoder(tokens.input_ids)[0].float().clone()
-
-
-def _default_shape(network: Any, vae: Any) -> tuple[int, int, int]:
-    size = network.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    if vae is None:
-        return network.config.in_channels, height, width
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    return vae.config.out_channels, height * factor, width * factor

@@ -1,0 +1,63 @@
+import re
+
+import numpy as np
+
+from synthaug._audit import AuditReport
+from synthaug._cache import SynthCache
+from synthaug._data import load_dataset
+from synthaug._demo import Settings, demo, split_digits
+from synthaug._evaluation import EvaluationReport
+
+TOY = Settings(
+    holdout_per_class=5,
+    training_steps=4,
+    width=8,
+    synthetic_per_class=3,
+    num_inference_steps=2,
+    classifier_steps=4,
+    seeds=2,
+)
+
+
+def test_the_split_takes_every_image_of_the_training_half_once():
+    half = load_dataset("digits", split="train")
+    split = split_digits(half.targets, Settings(), seed=0)
+    parts = [split.labelled, split.holdout, split.pool]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(half)))
+    labels = np.asarray(half.targets)
+    assert (np.bincount(labels[split.labelled]) == Settings().per_class).all()
+    other = split_digits(half.targets, Settings(), seed=1)
+    assert set(other.labelled) != set(split.labelled)
+
+
+def test_the_test_half_is_other_images_than_the_training_half():
+    half, test = (load_dataset("digits", split=name) for name in ("train", "test"))
+    assert len(half) + len(test) == len(load_dataset("digits"))
+    known = {image.numpy().tobytes() for image in half.read(range(len(half)))}
+    fresh = [image.numpy().tobytes() not in known for image in test.read(range(len(test)))]
+    assert all(fresh)
+
+
+def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsys):
+    path = demo(tmp_path, settings=TOY, progress=False)
+    printed = capsys.readouterr().out
+    cache = SynthCache(tmp_path / "digits.h5")
+    assert cache.done.all()
+    assert len(cache) == 30
+    report = AuditReport.from_json(tmp_path / "audit.json")
+    assert report.identity == cache.identity
+    evaluation = EvaluationReport.from_json(tmp_path / "evaluation.json")
+    assert len(evaluation.arm_names) == 5
+    for arm in evaluation.arm_names:
+        assert f"{100 * evaluation.mean(arm):.2f}"[:4] in printed
+    html = path.read_text()
+    assert len(re.findall("<img src=.data:image/png", html)) > 10
+    assert html.count("<svg") >= 4
+    for heading in ("The images", "Do they help?", "Are they copies?", "The closest pairs"):
+        assert f"<h2>{heading}</h2>" in html
+    assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", html)
+
+    written = (tmp_path / "digits.h5").stat().st_mtime_ns
+    demo(tmp_path, settings=TOY, progress=False)
+    assert (tmp_path / "digits.h5").stat().st_mtime_ns == written
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Report: ")
