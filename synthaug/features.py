@@ -8,11 +8,14 @@ An extractor is any callable with a `name` that maps uint8 pixels (n, C, H, W) t
     features.TorchModule(network)             # any module, for example a classifier's trunk
     features.TorchScript("encoder.pt")        # a file made by torch.jit.save
 
-`extract` runs one over many images in bounded memory and checks what it returns.
+`named` makes one from a name, so that a command line or a file can ask for it, and knows the
+networks of torchvision and timm. `extract` runs one over many images in bounded memory and checks
+what it returns.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -210,10 +213,103 @@ def _window(side: int) -> torch.Tensor:
     return torch.hann_window(side + 2, periodic=False)[1:-1]
 
 
+NAMES = "pixels, pixels:SIZE, spectrum, torchscript:PATH, torchvision:MODEL or timm:MODEL"
+"""What `named` understands."""
+
+
+def named(
+    name: str, *, pretrained: bool = True, device: str | torch.device = "cpu"
+) -> "Pixel | Spectrum | TorchModule | TorchScript":
+    """An extractor from a name.
+
+        features.named("pixels:8"), features.named("spectrum")
+        features.named("torchscript:encoder.pt")
+        features.named("torchvision:resnet50")    # with its published weights and preprocessing
+        features.named("timm:vit_small_patch14_dinov2.lvd142m")
+
+    Networks give what their classifier would have been given. Their weights are downloaded to the
+    cache of torch or of Hugging Face if they are not there yet.
+
+    Args:
+        name: See above.
+        pretrained: For networks: published weights, or random ones.
+        device: Where a network runs.
+
+    Raises:
+        ValueError: An unknown name, or a network that has no published weights.
+        FileNotFoundError: The TorchScript file does not exist.
+        ImportError: timm is asked for and not installed.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "pixels" and (not rest or rest.isdecimal()):
+        return Pixel(int(rest)) if rest else Pixel()
+    if name == "spectrum":
+        return Spectrum()
+    if kind == "torchscript" and rest:
+        return TorchScript(rest, device=device)
+    if kind == "torchvision" and rest:
+        return _torchvision(rest, pretrained, device)
+    if kind == "timm" and rest:
+        return _timm(rest, pretrained, device)
+    raise ValueError(f"No features are called {name!r}. Known: {NAMES}.")
+
+
+def _torchvision(name: str, pretrained: bool, device: str | torch.device) -> TorchModule:
+    from torchvision import models
+
+    if name not in models.list_models(models):
+        raise ValueError(
+            f"torchvision has no classifier {name!r}. See `torchvision.models.list_models()`."
+        )
+    weights = models.get_model_weights(name).DEFAULT
+    network = models.get_model(name, weights=weights if pretrained else None)
+    # The last linear layer maps features to classes: without it, features come out.
+    last = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
+    if not last:
+        raise ValueError(f"torchvision's {name!r} does not end in a linear layer. Pass a module.")
+    parent, _, attribute = last[0].rpartition(".")
+    setattr(network.get_submodule(parent), attribute, nn.Identity())
+    transform = weights.transforms(antialias=True)
+    return TorchModule(
+        network,
+        name=f"torchvision {name}",
+        preprocess=lambda pixels: transform(_three_channels(pixels)),
+        device=device,
+    )
+
+
+def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModule:
+    try:
+        timm = import_module("timm")
+    except ImportError:
+        raise ImportError(
+            f"Features {f'timm:{name}'!r} need timm. Install it with `pip install timm`."
+        ) from None
+    if not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
+    network = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    config = timm.data.resolve_model_data_config(network)
+    size, mean, std = config["input_size"][1:], *map(torch.tensor, (config["mean"], config["std"]))
+
+    def preprocess(pixels: Tensor) -> Tensor:
+        images = _three_channels(pixels).float() / 255
+        images = F.interpolate(
+            images, size, mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 1)
+        return (images - mean.to(images.device)[:, None, None]) / std.to(images.device)[
+            :, None, None
+        ]
+
+    return TorchModule(network, name=f"timm {name}", preprocess=preprocess, device=device)
+
+
+def _three_channels(pixels: Tensor) -> Tensor:
+    return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+
+
 def to_unit(pixels: Pixels) -> Tensor:
     """uint8 (n, C, H, W) to float32 (n, 3, H, W) in [0, 1]; grey is repeated to three channels."""
-    images = pixels.float() / 255
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    return _three_channels(pixels).float() / 255
 
 
 def extract(

@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,39 @@ def test_wrong_shapes_are_refused() -> None:
         features.Pixel(0)
     with pytest.raises(TypeError, match="one row per image"):
         features.TorchModule(nn.Flatten(0))(images(2))
+
+
+def test_names_make_the_extractors_they_name(tmp_path: Path) -> None:
+    for name, shown in (
+        ("pixels", "pixels 16x16"),
+        ("pixels:8", "pixels 8x8"),
+        ("spectrum", "spectrum"),
+    ):
+        assert features.named(name).name == shown
+    torch.jit.script(nn.Flatten()).save(tmp_path / "flat.pt")
+    assert features.named(f"torchscript:{tmp_path / 'flat.pt'}")(images(2)).shape == (2, 192)
+
+
+@pytest.mark.parametrize(("model", "dim"), [("resnet18", 512), ("mobilenet_v3_small", 1024)])
+def test_a_torchvision_network_gives_what_its_classifier_would_have_been_given(
+    model: str, dim: int
+) -> None:
+    torch.manual_seed(0)
+    extractor = features.named(f"torchvision:{model}", pretrained=False)
+    assert extractor(images(2, size=32)).shape == (2, dim)
+    assert extractor(images(2, 1, size=32)).shape == (2, dim)
+    assert extractor.name == f"torchvision {model}"
+
+
+@pytest.mark.parametrize("name", ["", "pixels:x", "pixels:0", "dino", "torchscript:", "timm:", ":"])
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"No features are called|`size` must be at least 1"):
+        features.named(name)
+
+
+def test_unknown_networks_and_a_missing_library_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="torchvision has no classifier 'resnet1'"):
+        features.named("torchvision:resnet1")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match="pip install timm"):
+        features.named("timm:resnet18")
