@@ -101,6 +101,16 @@ def test_a_little_blur_is_hardly_seen_beside_other_differences() -> None:
     assert (distance[:, 1] > 1).all()
 
 
+def test_images_are_smoothed_with_the_kernel_that_is_documented() -> None:
+    image = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
+    image[0, 0, 2, 2] = 255
+    kernel = torch.tensor([0.25, 0.5, 0.25])
+    expected = F.pad(torch.outer(kernel, kernel), (1, 1, 1, 1))
+    torch.testing.assert_close(small(image)[0, 0], expected)
+    flat = torch.full((1, 3, 4, 4), 51, dtype=torch.uint8)
+    torch.testing.assert_close(small(flat), torch.full((1, 3, 4, 4), 0.2))
+
+
 def test_large_images_are_averaged_down_and_small_ones_are_not() -> None:
     assert small(torch.zeros(1, 3, 128, 64, dtype=torch.uint8)).shape == (1, 3, 32, 16)
     assert small(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).shape == (1, 1, 8, 8)
