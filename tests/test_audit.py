@@ -862,6 +862,40 @@ def test_damaged_files_are_refused_with_one_kind_of_error(
         AuditReport.from_json(tmp_path / "none.json")
 
 
+def test_whatever_is_changed_in_a_file_only_our_own_errors_come_of_it(
+    failed: AuditReport, tmp_path: Path
+) -> None:
+    """Replaces or removes values at random places, at all depths."""
+    failed.to_json(tmp_path / "audit.json")
+    text = (tmp_path / "audit.json").read_text()
+    rng = np.random.default_rng(0)
+    values: list[Any] = [None, True, -1, 1e300, 10**30, "x", "<b>", [], {}, [[]], [None], {"a": 1}]
+    outcomes = set()
+    for _ in range(150):
+        record = json.loads(text)
+        place: Any = record
+        for _ in range(rng.integers(1, 5)):
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            key = keys[rng.integers(len(keys))]
+            inner = place[key]
+            if not isinstance(inner, dict | list) or not inner:
+                break
+            parent, place = place, inner
+        else:
+            place = parent
+        if rng.random() < 0.2:
+            del place[key]
+        else:
+            place[key] = values[rng.integers(len(values))]
+        (tmp_path / "changed.json").write_text(json.dumps(record))
+        try:
+            AuditReport.from_json(tmp_path / "changed.json").to_html(tmp_path / "changed.html")
+            outcomes.add("shown")
+        except AuditError:
+            outcomes.add("refused")
+    assert outcomes == {"shown", "refused"}
+
+
 def html(report: AuditReport, tmp_path: Path, **kwargs: Any) -> str:
     path = Path(tmp_path) / "audit.html"
     report.to_html(path, **kwargs)

@@ -246,10 +246,23 @@ class AuditReport:
             ) from error
 
     def to_html(self, path: str | os.PathLike[str], *, redact: bool = False) -> None:
-        """Writes one self-contained page that opens from disk, offline; arguments as `to_json`."""
+        """Writes one self-contained page that opens from disk, offline; arguments as `to_json`.
+
+        Raises:
+            AuditError: The report was read from a file that lacks what the page shows.
+        """
+        from jinja2 import TemplateError
+
         from synthaug._audit._page import render
 
-        write_text(path, render(self._redacted() if redact else self))
+        try:
+            text = render(self._redacted() if redact else self)
+        except (TemplateError, KeyError, TypeError, ValueError) as error:
+            # Only a report that was read from a file which somebody changed has such gaps.
+            raise AuditError(
+                f"The report cannot be shown: {type(error).__name__}: {error}. Audit again."
+            ) from error
+        write_text(path, text)
 
     def _redacted(self) -> "AuditReport":
         return replace(
