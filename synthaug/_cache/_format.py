@@ -44,8 +44,7 @@ class State(IntEnum):
 
 def checksums(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """CRC-32C of every image, uint8 (n, ...) -> uint32 (n,)."""
-    rows = np.ascontiguousarray(images).reshape(len(images), -1)
-    values = [google_crc32c.value(row.tobytes()) for row in rows]
+    values = [google_crc32c.value(image.tobytes()) for image in images]
     return np.array(values, np.uint32)
 
 

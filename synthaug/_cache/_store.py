@@ -218,34 +218,47 @@ class SynthCache(Dataset[Any]):
 
     def _gather(self, rows: Indices) -> NDArray[np.uint8]:
         reader = self._open()
+        pixels = reader.gather(rows)
         # Counting bytes is several times faster than comparing and reducing so few elements.
         if reader.served.take(rows).tobytes().count(1) != len(rows):
-            rows = self._first_serve(reader, rows)
-        pixels = reader.gather(rows)
+            pixels = self._first_serve(reader, rows % len(self), pixels)
         # States come last: a row that was withdrawn meanwhile was marked before it was zeroed.
         if reader.state.take(rows).tobytes().count(State.DONE) != len(rows):
             raise self._not_done(rows)
         return pixels
 
-    def _first_serve(self, reader: Reader, rows: Indices) -> Indices:
-        """Checks rows that this process has not served yet; returns the rows to serve."""
-        rows = rows % len(self)
-        new = np.unique(rows)
-        new = new[reader.served[new] == 0]
-        if (reader.state[new] != State.DONE).any():
-            raise self._not_done(new)
-        intact = reader.intact(new) if self.check_rows else np.ones(len(new), bool)
-        reader.served[new[intact]] = 1
-        if intact.all():
-            return rows
-        bad = new[~intact]
+    def _first_serve(
+        self, reader: Reader, rows: Indices, pixels: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        """Checks the rows among `rows` that this process has not served yet."""
+        if (reader.state[rows] != State.DONE).any():
+            raise self._not_done(rows)
+        new = reader.served[rows] == 0
+        if self.check_rows or not reader.contents.plain:
+            differs = np.zeros(len(rows), bool)
+            differs[new] = checksums(pixels[new]) != reader.checksum[rows[new]]
+            reader.served[rows[new & ~differs]] = 1
+            # A row that differs may have been written just while it was read: look again.
+            suspects = np.unique(rows[differs])
+            if len(suspects):
+                bad = suspects[~reader.intact(suspects)]
+                if len(bad):
+                    rows = self._repaired(reader, rows, bad)
+                pixels = reader.gather(rows)
+        else:
+            pixels = reader.gather(rows)  # again, now that the rows are known to be done
+        reader.served[rows] = 1
+        return pixels
+
+    def _repaired(self, reader: Reader, rows: Indices, bad: Indices) -> Indices:
+        """The rows to serve for `rows`, of which `bad` are corrupt, as `on_corrupt` says."""
+        if self.on_corrupt == "raise":
+            raise self._corrupt(bad)
         if self.on_corrupt == "regenerate":
             self._regenerate(bad)
             return rows
-        if self.on_corrupt == "skip":
-            self._find_substitutes(reader, bad)
-            return np.array([self._substitutes.get(row, row) for row in rows.tolist()], np.int64)
-        raise self._corrupt(bad)
+        self._find_substitutes(reader, bad)
+        return np.array([self._substitutes.get(row, row) for row in rows.tolist()], np.int64)
 
     def _corrupt(self, bad: Indices) -> CacheCorruptError:
         return CacheCorruptError(
