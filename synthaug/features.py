@@ -15,7 +15,6 @@ what it returns.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -280,7 +279,7 @@ def _torchvision(name: str, pretrained: bool, device: str | torch.device) -> Tor
 
 def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModule:
     try:
-        timm = import_module("timm")
+        import timm
     except ImportError:
         raise ImportError(
             f"Features {f'timm:{name}'!r} need timm. Install it with `pip install timm`."
@@ -288,7 +287,7 @@ def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModul
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
     network = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    config = timm.data.resolve_model_data_config(network)
+    config = resolve_model_data_config(network)
     size, mean, std = config["input_size"][1:], *map(torch.tensor, (config["mean"], config["std"]))
 
     def preprocess(pixels: Tensor) -> Tensor:
