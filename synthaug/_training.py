@@ -396,8 +396,12 @@ def _resume(
         module.load_state_dict(load_file(str(final / "model.safetensors")))
         average = load_file(str(final / "ema.safetensors"))
         moments: dict[int, dict[str, Tensor]] = {}
+        weights = list(module.parameters())
         for key, value in load_file(str(final / "optimizer.safetensors")).items():
             index, _, name = key.partition(".")
+            weight = weights[int(index)]
+            if value.shape == weight.shape:  # laid out alike, or the fused update rounds otherwise
+                value = torch.empty_like(weight).copy_(value)
             moments.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         for shadow, name in zip(ema.shadow_params, sorted(average), strict=True):
@@ -405,7 +409,7 @@ def _resume(
         ema.optimization_step = state["ema_step"]
         result.step = state["step"]
         result.loss_curve = [(int(s), float(v)) for s, v in state["loss_curve"]]
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{final} cannot be read ({error}). Delete it to start over."
         ) from error

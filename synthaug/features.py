@@ -280,6 +280,7 @@ def _torchvision(name: str, pretrained: bool, device: str | torch.device) -> Tor
 def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModule:
     try:
         import timm
+        from timm.data.config import resolve_model_data_config
     except ImportError:
         raise ImportError(
             f"Features {f'timm:{name}'!r} need timm. Install it with `pip install timm`."

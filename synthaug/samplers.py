@@ -39,7 +39,8 @@ def make_scheduler(name: str | None, config: Any) -> Any:
 
     kind = SCHEDULERS.get(name, name) if name is not None else config["_class_name"]
     cls: Any = getattr(diffusers, str(kind), None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+    known = isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)
+    if not known:
         raise ValueError(
             f"`scheduler` must be one of {', '.join(SCHEDULERS)}, or the name of a diffusers "
             f"scheduler; got {name!r}."

@@ -411,3 +411,21 @@ def test_the_network_fits_the_image_size(size):
     with torch.inference_mode():
         out = network(torch.zeros(1, 1, size, size), 5, class_labels=torch.tensor([2])).sample
     assert out.shape == (1, 1, size, size)
+
+
+def test_saving_over_a_checkpoint_replaces_it_whole_or_not_at_all(tmp_path, monkeypatch):
+    tiny().save_pretrained(tmp_path)
+    whole = ClassConditional.from_pretrained(tmp_path).recipe()
+    changed = tiny(tiny_unet(num_classes=5))
+
+    def killed(*arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(changed.network), "save_pretrained", killed)
+    with pytest.raises(KeyboardInterrupt):
+        changed.save_pretrained(tmp_path)
+    assert ClassConditional.from_pretrained(tmp_path).recipe() == whole
+    monkeypatch.undo()
+    changed.save_pretrained(tmp_path)
+    assert ClassConditional.from_pretrained(tmp_path).recipe() == changed.recipe()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]

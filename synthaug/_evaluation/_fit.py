@@ -127,6 +127,16 @@ def seed_initial_weights(seed: int) -> None:
     _seed_torch(seed, 0, _INITIAL, torch.device("cpu"))
 
 
+def default_decay(learning_rate: float, steps: int) -> float:
+    """The weight decay for a training of this length.
+
+    What counts is the product of rate, decay and steps. The 5e-4 that is usual for 50,000 steps
+    loses 2.5 points at 300 steps on few labelled digits, against 0.02 to 0.05.
+    """
+    product = learning_rate * steps
+    return min(0.05, 0.5 / product) if product > 0 else 0.0
+
+
 def learning_rate_at(step: int, settings: Settings) -> float:
     """Linear warm-up to the peak, then half a cosine down to `FLOOR` of it."""
     if step < settings.warmup_steps:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from synthaug._adapt import classes_of
 from synthaug._classifiers import build_classifier
 from synthaug._evaluation._augment import Augment, standard_augment
-from synthaug._evaluation._fit import Settings, fit, seed_initial_weights
+from synthaug._evaluation._fit import Settings, default_decay, fit, seed_initial_weights
 from synthaug._evaluation._sources import open_source
 from synthaug._pixels import to_images
 from synthaug._types import Features, Pixels
@@ -29,7 +29,7 @@ def class_probabilities(
     model: str = "small-cnn",
     augment: Augment | Literal["standard"] | None = "standard",
     learning_rate: float = 0.05,
-    weight_decay: float = 5e-4,
+    weight_decay: float | None = None,
     device: str | torch.device | None = None,
 ) -> Features:
     """Trains classifiers, and averages the class probabilities that they give to other images.
@@ -44,7 +44,7 @@ def class_probabilities(
         model: As in `evaluate`.
         augment: As in `evaluate`.
         learning_rate: Its peak.
-        weight_decay: L2 penalty.
+        weight_decay: As in `evaluate`.
         device: By default the GPU if there is one.
 
     Returns:
@@ -60,7 +60,7 @@ def class_probabilities(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        weight_decay=weight_decay,
+        weight_decay=default_decay(learning_rate, steps) if weight_decay is None else weight_decay,
         warmup_steps=round(steps / 20),
         eval_every=max(1, steps // 20),
         precision="float32",

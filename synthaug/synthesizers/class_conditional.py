@@ -26,6 +26,7 @@ from synthaug._checkpoints import (
     embed_prompts,
     load_part,
     read_json,
+    replaced,
     resolve,
     state_digest,
     tensor_digest,
@@ -368,7 +369,8 @@ class ClassConditional(AbstractSynthesizer):
         path.mkdir(parents=True, exist_ok=True)
         folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
         inner: Any = getattr(self.network, "_orig_mod", self.network)
-        inner.save_pretrained(path / folder, safe_serialization=True)
+        with replaced(path / folder) as new:
+            inner.save_pretrained(new, safe_serialization=True)
         (path / "scheduler").mkdir(exist_ok=True)
         write_json(path / "scheduler" / "scheduler_config.json", dict(self.scheduler_config))
         index = {
@@ -380,9 +382,9 @@ class ClassConditional(AbstractSynthesizer):
             "scheduler": ["diffusers", self.scheduler_config["_class_name"]],
         }
         if self.vae is not None:
-            vae: Any = self.vae
-            vae.save_pretrained(path / "vae", safe_serialization=True)
-            index["vae"] = ["diffusers", type(vae).__name__]
+            with replaced(path / "vae") as new:
+                self.vae.save_pretrained(new, safe_serialization=True)
+            index["vae"] = ["diffusers", type(self.vae).__name__]
         if self.class_embeddings is not None:
             from safetensors.torch import save_file
 
@@ -522,6 +524,8 @@ class ClassConditional(AbstractSynthesizer):
             DataError: If a class has no image, or the shapes of the two sets differ.
             DivergedError: If loss or weights stop being finite.
         """
+        from accelerate import PartialState
+
         config = config or TrainingConfig()
         classes = tuple(map(str, real.classes))
         labels = np.asarray(real.targets, np.int64)
@@ -613,7 +617,8 @@ class ClassConditional(AbstractSynthesizer):
             progress=progress,
         )
         synthesizer = wrap(network.requires_grad_(False))
-        synthesizer.save_pretrained(output_dir)
+        if PartialState().is_main_process:  # also after a kill between the last two writes
+            synthesizer.save_pretrained(output_dir)
         return synthesizer, result
 
 

@@ -1,0 +1,69 @@
+"""Draws the README's picture and its table from what `synthaug demo` left behind.
+
+    synthaug demo && python benchmarks/overview.py synthaug-demo
+
+Writes `docs/overview.png`, and copies the demo's evaluation and audit verdict to `results/demo.json`.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from _machine import write
+from matplotlib.figure import Figure
+
+from synthaug import AuditReport, EvaluationReport, SynthCache, load_dataset
+from synthaug._demo import Settings, split_digits
+from synthaug._pixels import grid
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("folder", type=Path, help="what `synthaug demo` wrote")
+parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/overview.png")
+options = parser.parse_args()
+
+half = load_dataset("digits", split="train")
+real = half.subset(split_digits(half.targets, Settings(), seed=0).labelled)
+cache = SynthCache(options.folder / "digits.h5")
+evaluation = EvaluationReport.from_json(options.folder / "evaluation.json")
+audit = AuditReport.from_json(options.folder / "audit.json")
+rows = [r for c in range(10) for r in np.flatnonzero(cache.labels == c)[:10]]
+
+figure = Figure(figsize=(11, 3.7), layout="constrained")
+first, second, third = figure.subplots(1, 3, width_ratios=[0.32, 1, 1.35])
+for axes, title, pixels, columns in (
+    (first, "all labels\nthere are", real.read(range(len(real))), Settings().per_class),
+    (second, "synthetic, checked\nfor copies", cache.read(rows), 10),
+):
+    sheet = grid(pixels, columns=columns, scale=4, padding=3)
+    axes.imshow(sheet, cmap="gray", interpolation="nearest")
+    axes.set_title(title, fontsize=11)
+    axes.axis("off")
+arms = evaluation.arm_names
+for row, arm in enumerate(arms):
+    values = 100 * evaluation.accuracies(arm)
+    third.scatter(values, np.full(len(values), row), s=26, color="#2a6fc9", alpha=0.55)
+    third.plot([values.mean()] * 2, [row - 0.25, row + 0.25], color="#1b1b1a", lw=2)
+    third.annotate(f"{values.mean():.1f}", (values.mean(), row - 0.32), ha="center", fontsize=9.5)
+third.set_yticks(range(len(arms)), arms)
+third.set_ylim(len(arms) - 0.5, -0.7)
+third.set_title("test accuracy in percent\none dot per seed, mean", fontsize=11)
+third.grid(axis="x", alpha=0.3)
+third.spines[["top", "right", "left"]].set_visible(False)
+third.tick_params(axis="y", length=0)
+options.out.parent.mkdir(parents=True, exist_ok=True)
+figure.savefig(options.out, dpi=110)
+
+print(evaluation.table())
+result = {
+    "arms": {
+        arm: {
+            "accuracies": evaluation.accuracies(arm).tolist(),
+            "mean": evaluation.mean(arm),
+            "std": evaluation.std(arm),
+        }
+        for arm in arms
+    },
+    "settings": evaluation.settings,
+    "audit": {"verdict": audit.verdict, "flagged": len(audit.flagged), "reasons": audit.reasons},
+}
+print("Written:", options.out, write("demo", result))
