@@ -2,7 +2,7 @@
 
     synthaug demo && python benchmarks/overview.py synthaug-demo
 
-Writes `docs/overview.png`, and copies the demo's evaluation and audit verdict to `results/demo.json`.
+Writes `docs/overview.png`, and the demo's evaluation and audit verdict to `results/demo.json`.
 """
 
 import argparse
