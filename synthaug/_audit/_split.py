@@ -73,7 +73,7 @@ def near_duplicates(pixels: Pixels) -> NDArray[np.int64]:
     first: dict[bytes, int] = {}
     equal = np.array([first.setdefault(key, i) for i, key in enumerate(keys(pixels))], np.int64)
     candidates = proposals(pixels)
-    candidates[candidates == np.arange(n)[:, None]] = -1  # by number: equal images do exist
+    candidates[candidates == np.arange(n)[:, None]] = -1  # itself: nothing to learn there
     distance, _ = Aligner(pixels).distances(pixels, candidates)
     left, column = np.nonzero(distance <= NEAR_DUPLICATE)
     left, right = np.r_[np.arange(n), left], np.r_[equal, candidates[left, column]]
