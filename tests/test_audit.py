@@ -21,7 +21,7 @@ from synthaug._audit._alignment import Aligner
 from synthaug._audit._calibration import conformal_p_values, q_values, resolution
 from synthaug._audit._descriptive import mann_whitney_z
 from synthaug._audit._disturbances import disturbances
-from synthaug._audit._matching import Matcher, resembling, rmse
+from synthaug._audit._matching import Matcher, _once, resembling, rmse
 from synthaug._audit._neighbours import Index, merge, search
 from synthaug._audit._report import Power
 from synthaug._audit._verdict import Counts, judge
@@ -247,6 +247,13 @@ def test_the_aligned_distance_is_that_of_the_best_of_all_proposals(
     np.testing.assert_array_equal(matches.neighbours[:, -1], distance.argmin(axis=1))
     best = distance.argmin(axis=1)
     np.testing.assert_array_equal(matches.flipped[:, -1], flipped[np.arange(20), best])
+
+
+def test_a_proposal_made_by_several_spaces_is_aligned_once() -> None:
+    proposed = np.array([[3, 1, 3, 0, 1], [5, 5, 5, 5, 5], [0, 1, 2, 3, 4]])
+    once = _once(proposed)
+    assert [sorted(row[row >= 0]) for row in once] == [[0, 1, 3], [5], [0, 1, 2, 3, 4]]
+    assert ((once == proposed) | (once == -1)).all()
 
 
 def test_rmse_is_that_of_the_pixels_as_shown(train: Tensor, fresh: Tensor) -> None:
