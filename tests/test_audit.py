@@ -24,7 +24,7 @@ from synthaug._audit._disturbances import disturbances
 from synthaug._audit._matching import Matcher, _once, resembling, rmse
 from synthaug._audit._neighbours import Index, merge, search
 from synthaug._audit._report import Power
-from synthaug._audit._verdict import Counts, judge
+from synthaug._audit._verdict import Counts, judge, smallest_visible
 from synthaug._errors import AuditError
 
 COUNTS = Counts(
@@ -460,6 +460,15 @@ def test_images_that_are_closer_to_everything_are_left_to_competition() -> None:
     assert "found by target-decoy competition" in report.reasons[0]
     assert (report.q_decoy[:60] <= 0.05).mean() > 0.9
     assert (report.q_decoy[60:] <= 0.05).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("rows", "least"), [(1, 1), (4, 1), (10, 3), (100, 25), (1000, 25), (1251, 26), (5000, 100)]
+)
+def test_a_pass_needs_sight_of_25_copies_or_2_percent_but_never_of_more_than_a_quarter(
+    rows: int, least: int
+) -> None:
+    assert smallest_visible(rows) == least
 
 
 @pytest.mark.parametrize(

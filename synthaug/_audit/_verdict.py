@@ -13,8 +13,10 @@ from synthaug._types import JSON
 
 SMALLEST_COUNT = 25
 SMALLEST_SHARE = 0.02
-"""An audit may say "pass" only if it would have seen this many copies, or this share of the rows if
-that is more. A hold-out of 50 / fdr images can resolve the share: 1,000 at an fdr of 0.05."""
+LARGEST_SHARE = 0.25
+"""An audit may say "pass" only if it would have seen so many copies, or the smallest share of the
+rows if that is more; of few rows never more than the largest share. A hold-out of 50 / fdr images
+can resolve the smallest share: 1,000 at an fdr of 0.05."""
 
 _SELF_TEST_LIMIT = 0.1
 """Share of halvings that may flag anything, beyond the fdr itself, before we distrust the audit.
@@ -45,7 +47,8 @@ class Counts:
 
 def smallest_visible(num_rows: int) -> int:
     """Number of copies that a passing audit of so many rows must have been able to see."""
-    return max(SMALLEST_COUNT, math.ceil(SMALLEST_SHARE * num_rows))
+    few = min(SMALLEST_COUNT, math.ceil(LARGEST_SHARE * num_rows))
+    return max(few, math.ceil(SMALLEST_SHARE * num_rows))
 
 
 def judge(
