@@ -59,15 +59,15 @@ class Settings:
     """Optimiser steps of the generator."""
     width: int = 24
     """Channels of its first level."""
-    sure: float = 0.8
-    """Guessed labels of at least this probability are believed."""
+    sure: float = 0.5
+    """Guessed labels of at least this probability are believed: likelier than all others."""
     synthetic_per_class: int = 50
     """Synthetic images per class."""
     num_inference_steps: int = 12
     """Denoising steps of DPM-Solver++."""
     guidance_scale: float = 1.0
     """1 is no guidance: diverse images rather than typical ones."""
-    fraction: float = 0.75
+    fraction: float = 0.5
     """Share of synthetic (or guessed) images in the mixed arms."""
     classifier_steps: int = 300
     """Optimiser steps of every classifier."""
