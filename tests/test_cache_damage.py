@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from synthaug._cache import SynthCache, _store
+from synthaug._cache import SynthCache, _schema, _store
 from synthaug._cache._format import text_digest
 from synthaug._errors import CacheCorruptError, CacheError, CacheFormatError, CachePendingError
 from synthaug._plan import Plan
@@ -40,12 +40,17 @@ def cache(tmp_path: Path) -> SynthCache:
 # Hostile files: valid HDF5 with something in it that a cache does not have
 
 Attack = Callable[[h5py.File, Path], Any]
-ATTACKS: dict[str, Attack] = {}
+ATTACKS: dict[str, tuple[Attack, str]] = {}
 
 
-def attack(function: Attack) -> Attack:
-    ATTACKS[getattr(function, "__name__", "")] = function
-    return function
+def attack(refusal: str) -> Callable[[Attack], Attack]:
+    """Registers a file that must be refused for a reason whose message holds `refusal`."""
+
+    def register(function: Attack) -> Attack:
+        ATTACKS[getattr(function, "__name__", "")] = function, refusal
+        return function
+
+    return register
 
 
 def replace(file: h5py.File, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -76,14 +81,14 @@ def low_level(file: h5py.File, name: str, shape: tuple[int, ...], **plist: Any) 
     h5py.h5d.create(file.id, name.encode(), kind, space, created)
 
 
-@attack
+@attack("external storage")
 def pixels_in_another_file(file: h5py.File, folder: Path) -> None:
     (folder / "secret").write_bytes(b"x" * PIXELS.nbytes)
     external = [(str(folder / "secret"), 0, PIXELS.nbytes)]
     replace(file, "images", PIXELS.shape, "u1", external=external)
 
 
-@attack
+@attack("an external link")
 def external_link_to_pixels(file: h5py.File, folder: Path) -> None:
     with h5py.File(folder / "other.h5", "w") as other:
         other["images"] = PIXELS
@@ -91,31 +96,31 @@ def external_link_to_pixels(file: h5py.File, folder: Path) -> None:
     file["images"] = h5py.ExternalLink(str(folder / "other.h5"), "/images")
 
 
-@attack
+@attack("an external link")
 def external_link_to_the_plan(file: h5py.File, folder: Path) -> None:
     del file["plan"]
     file["plan"] = h5py.ExternalLink(str(folder / "other.h5"), "/plan")
 
 
-@attack
+@attack("a soft link")
 def soft_link_to_pixels(file: h5py.File, folder: Path) -> None:
-    file.move("images", "hidden")
-    file["images"] = h5py.SoftLink("/hidden")
+    file.move("images", "plan/hidden")
+    file["images"] = h5py.SoftLink("/plan/hidden")
 
 
-@attack
+@attack("a soft link")
 def soft_link_in_the_plan(file: h5py.File, folder: Path) -> None:
     del file["plan/seed"]
     file["plan/seed"] = h5py.SoftLink("/plan/source_key")
 
 
-@attack
+@attack("a soft link")
 def dangling_link(file: h5py.File, folder: Path) -> None:
     del file["labels"]
     file["labels"] = h5py.SoftLink("/nowhere")
 
 
-@attack
+@attack("virtual data set")
 def virtual_pixels(file: h5py.File, folder: Path) -> None:
     layout = h5py.VirtualLayout(PIXELS.shape, "u1")
     layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "images", PIXELS.shape)
@@ -123,197 +128,203 @@ def virtual_pixels(file: h5py.File, folder: Path) -> None:
     file.create_virtual_dataset("images", layout)
 
 
-@attack
+@attack("not a dataset")
 def group_in_a_circle(file: h5py.File, folder: Path) -> None:
     file["plan/again"] = file["/"]
 
 
-@attack
+@attack("more objects")
 def unknown_data_set(file: h5py.File, folder: Path) -> None:
     file["payload"] = [1]
 
 
-@attack
+@attack("is not part of a cache")
+def renamed_data_set(file: h5py.File, folder: Path) -> None:
+    file.move("checksum", "payload")
+
+
+@attack("more objects")
 def unknown_group(file: h5py.File, folder: Path) -> None:
     file.create_group("extra")
 
 
-@attack
+@attack("more objects")
 def many_objects(file: h5py.File, folder: Path) -> None:
     for i in range(3000):
         file.create_group(f"plan/g{i}")
 
 
-@attack
+@attack("too many attributes")
 def many_attributes(file: h5py.File, folder: Path) -> None:
     for i in range(500):
         file.attrs[f"a{i}"] = i
 
 
-@attack
+@attack("'note' is not part")
 def unknown_attribute(file: h5py.File, folder: Path) -> None:
     file.attrs["note"] = "hello"
 
 
-@attack
+@attack("'plan_digest' is missing")
 def missing_attribute(file: h5py.File, folder: Path) -> None:
     del file.attrs["plan_digest"]
 
 
-@attack
+@attack("not a synthaug-cache")
 def other_format(file: h5py.File, folder: Path) -> None:
     file.attrs["format"] = np.bytes_(b"synthaug-cachE")
 
 
-@attack
+@attack("format version 2")
 def later_version(file: h5py.File, folder: Path) -> None:
     file.attrs["format_version"] = 2
 
 
-@attack
+@attack("lacks a format_version")
 def version_of_another_type(file: h5py.File, folder: Path) -> None:
     file.attrs["format_version"] = [1, 1]
 
 
-@attack
+@attack("not a text of fixed length")
 def manifest_of_variable_length(file: h5py.File, folder: Path) -> None:
     file.attrs["manifest"] = file.attrs["manifest"].decode()
 
 
-@attack
+@attack("not a text of fixed length")
 def manifest_as_numbers(file: h5py.File, folder: Path) -> None:
     file.attrs["manifest"] = np.frombuffer(file.attrs["manifest"], np.uint8)
 
 
-@attack
+@attack("not JSON")
 def manifest_that_is_no_json(file: h5py.File, folder: Path) -> None:
     set_text(file, "{")
 
 
-@attack
+@attack("not JSON")
 def manifest_nested_deeply(file: h5py.File, folder: Path) -> None:
     set_text(file, "[" * 50_000 + "]" * 50_000)
 
 
-@attack
+@attack("the manifest is not the one")
 def manifest_of_another_cache(file: h5py.File, folder: Path) -> None:
     text = file.attrs["manifest"].decode().replace('"ab"', '"cd"').encode()
     file.attrs.modify("manifest", np.array(text, h5py.string_dtype("utf-8", len(text))))
 
 
-@attack
+@attack("not names")
 def classes_that_are_no_names(file: h5py.File, folder: Path) -> None:
     set_manifest(file, classes=[1, 2])
 
 
-@attack
+@attack("Label 1 is not one of")
 def too_few_classes(file: h5py.File, folder: Path) -> None:
     set_manifest(file, classes=["a"])
 
 
-@attack
+@attack("'value_range'")
 def other_value_range(file: h5py.File, folder: Path) -> None:
     set_manifest(file, value_range=[0, 1])
 
 
-@attack
+@attack("no valid 'recipe'")
 def recipe_that_is_no_dict(file: h5py.File, folder: Path) -> None:
     set_manifest(file, recipe="x")
 
 
-@attack
+@attack("no valid 'licence'")
 def licence_that_is_no_dict(file: h5py.File, folder: Path) -> None:
     set_manifest(file, licence=[1])
 
 
-@attack
+@attack("no 'source'")
 def manifest_without_a_source(file: h5py.File, folder: Path) -> None:
     manifest = json.loads(file.attrs["manifest"])
     del manifest["source"]
     set_text(file, json.dumps(manifest))
 
 
-@attack
+@attack("expected uint8")
 def float_pixels(file: h5py.File, folder: Path) -> None:
     replace(file, "images", data=PIXELS.astype("<f4"))
 
 
-@attack
+@attack("expected uint8")
 def signed_pixels(file: h5py.File, folder: Path) -> None:
     replace(file, "images", data=PIXELS.astype("i1"))
 
 
-@attack
+@attack("has the shape")
 def pixels_of_rank_three(file: h5py.File, folder: Path) -> None:
     replace(file, "images", data=PIXELS[:, 0])
 
 
-@attack
+@attack("has the shape")
 def two_channels(file: h5py.File, folder: Path) -> None:
     replace(file, "images", data=PIXELS[:, :2])
 
 
-@attack
+@attack("unexpected type")
 def pixels_of_variable_length(file: h5py.File, folder: Path) -> None:
-    replace(file, "images", PIXELS.shape[:1], h5py.vlen_dtype(np.uint8))
+    data = np.array([image.ravel() for image in PIXELS] + [None], object)[:-1]
+    replace(file, "images", data=data, dtype=h5py.vlen_dtype(np.uint8))
 
 
-@attack
+@attack("unexpected type")
 def pixels_that_are_references(file: h5py.File, folder: Path) -> None:
-    replace(file, "images", PIXELS.shape, h5py.ref_dtype)
+    replace(file, "images", PIXELS.shape, h5py.ref_dtype)[0, 0, 0, 0] = file["labels"].ref
 
 
-@attack
+@attack("expected int64")
 def short_labels(file: h5py.File, folder: Path) -> None:
     replace(file, "labels", data=np.zeros(ROWS, "<i4"))
 
 
-@attack
+@attack("unexpected type")
 def big_endian_labels(file: h5py.File, folder: Path) -> None:
     replace(file, "labels", data=np.zeros(ROWS, ">i8"))
 
 
-@attack
+@attack("expected int64")
 def labels_of_another_length(file: h5py.File, folder: Path) -> None:
     replace(file, "labels", data=np.zeros(ROWS - 1, "<i8"))
 
 
-@attack
+@attack("is empty")
 def labels_without_a_shape(file: h5py.File, folder: Path) -> None:
     replace(file, "labels", data=h5py.Empty("<i8"))
 
 
-@attack
+@attack("is empty")
 def one_label(file: h5py.File, folder: Path) -> None:
     replace(file, "labels", data=np.int64(1))
 
 
-@attack
+@attack("unexpected type")
 def states_as_enumeration(file: h5py.File, folder: Path) -> None:
     kind = h5py.enum_dtype({"x": 0, "y": 1}, basetype="u1")
-    replace(file, "state", np.ones(ROWS, "u1").shape, kind)
+    replace(file, "state", data=np.ones(ROWS, "u1"), dtype=kind)
 
 
-@attack
+@attack("expected uint8")
 def states_as_booleans(file: h5py.File, folder: Path) -> None:
     replace(file, "state", data=np.ones(ROWS, bool))
 
 
-@attack
+@attack("is empty")
 def no_rows(file: h5py.File, folder: Path) -> None:
     for name in ("images", "labels", "state", "checksum"):
         data = file[name][:0]
         replace(file, name, data=data)
 
 
-@attack
+@attack("has the shape")
 def shape_far_larger_than_the_file(file: h5py.File, folder: Path) -> None:
     replace(file, "images", (2**40, *SHAPE), "u1", chunks=(1, *SHAPE), compression="gzip")
 
 
-@attack
+@attack("not plausible")
 def plan_far_larger_than_the_file(file: h5py.File, folder: Path) -> None:
-    rows = 2**28
+    rows = 2**22
     for name in ("labels", *(f"plan/{c}" for c in file["plan"])):
         replace(file, name, (rows,), file[name].dtype, chunks=(2**16,), compression="gzip")
     replace(file, "images", (rows, *SHAPE), "u1", chunks=(1, *SHAPE))
@@ -321,28 +332,28 @@ def plan_far_larger_than_the_file(file: h5py.File, folder: Path) -> None:
     replace(file, "checksum", (rows,), "<u4", chunks=(2**16,))
 
 
-@attack
+@attack("no place")
 def pixels_without_a_place(file: h5py.File, folder: Path) -> None:
     low_level(file, "images", PIXELS.shape, set_layout=h5py.h5d.CONTIGUOUS)
 
 
-@attack
+@attack("neither contiguous nor chunked")
 def compact_labels(file: h5py.File, folder: Path) -> None:
     low_level(file, "labels", (ROWS,), set_layout=h5py.h5d.COMPACT)
 
 
-@attack
+@attack("chunks of 100,663,296 bytes")
 def chunks_that_fill_memory(file: h5py.File, folder: Path) -> None:
     rows = 2**19
     replace(file, "images", (rows, *SHAPE), "u1", chunks=(rows, *SHAPE), compression="gzip")
 
 
-@attack
+@attack("filter")
 def filter_that_is_not_ours(file: h5py.File, folder: Path) -> None:
     replace(file, "images", data=PIXELS, chunks=(1, *SHAPE), scaleoffset=0)
 
 
-@attack
+@attack("filter")
 def filter_that_nobody_has(file: h5py.File, folder: Path) -> None:
     low_level(
         file,
@@ -353,70 +364,70 @@ def filter_that_nobody_has(file: h5py.File, folder: Path) -> None:
     )
 
 
-@attack
+@attack("overlaps")
 def two_names_for_the_same_bytes(file: h5py.File, folder: Path) -> None:
     del file["plan/variant"]
     file["plan/variant"] = file["plan/source"]
 
 
-@attack
+@attack("not a dataset")
 def type_in_place_of_pixels(file: h5py.File, folder: Path) -> None:
     del file["images"]
     file["images"] = np.dtype("u1")
 
 
-@attack
+@attack("not a dataset")
 def group_in_place_of_pixels(file: h5py.File, folder: Path) -> None:
     del file["images"]
     file.create_group("images")
 
 
-@attack
+@attack("not a group")
 def data_set_in_place_of_the_plan(file: h5py.File, folder: Path) -> None:
     replace(file, "plan", data=[1])
 
 
-@attack
+@attack("no 'images'")
 def missing_pixels(file: h5py.File, folder: Path) -> None:
     del file["images"]
 
 
-@attack
+@attack("no 'plan/seed'")
 def missing_column(file: h5py.File, folder: Path) -> None:
     del file["plan/seed"]
 
 
-@attack
+@attack("has dtype")
 def column_of_text(file: h5py.File, folder: Path) -> None:
     file["plan/extra"] = np.full(ROWS, b"x")
 
 
-@attack
+@attack("has dtype")
 def column_of_records(file: h5py.File, folder: Path) -> None:
     file["plan/extra"] = np.zeros(ROWS, [("a", "<i8"), ("b", "<f8")])
 
 
-@attack
+@attack("not finite")
 def column_that_is_not_finite(file: h5py.File, folder: Path) -> None:
     file["plan/strength"][0] = np.inf
 
 
-@attack
+@attack("cannot be a column")
 def second_label_column(file: h5py.File, folder: Path) -> None:
     file["plan/label"] = np.zeros(ROWS, "<i8")
 
 
-@attack
+@attack("cannot be a column")
 def column_with_a_control_character(file: h5py.File, folder: Path) -> None:
     file["plan/a\x1b[31m"] = np.zeros(ROWS, "<i8")
 
 
-@attack
+@attack("the plan is not the one")
 def further_column(file: h5py.File, folder: Path) -> None:
     file["plan/extra"] = np.zeros(ROWS, "<f8")
 
 
-@attack
+@attack("Label 2")
 def labels_beyond_the_classes(file: h5py.File, folder: Path) -> None:
     file["labels"][0] = 2
 
@@ -426,15 +437,17 @@ def test_a_hostile_file_is_refused_before_a_pixel_is_read(
     cache: SynthCache, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_store, "open_reader", lambda contents: pytest.fail("rows were opened"))
+    build, refusal = ATTACKS[name]
     with h5py.File(cache.path, "r+") as file:
-        ATTACKS[name](file, tmp_path)
+        build(file, tmp_path)
     with pytest.raises((CacheFormatError, CacheCorruptError), match=r"c\.h5") as caught:
         SynthCache(cache.path)
+    assert refusal in str(caught.value)
     assert len(str(caught.value)) < 600
 
 
 def test_a_sparse_file_that_declares_more_than_memory_is_refused(tmp_path: Path) -> None:
-    path, rows = tmp_path / "sparse.h5", 2**30
+    path, rows = tmp_path / "sparse.h5", 2**25
     plan = Plan.build([1], classes=("a",), settings={}, seed=0)
     good = SynthCache.create(tmp_path / "c.h5", plan, image_shape=(1, 1, 1), manifest=MANIFEST)
     with h5py.File(good.path) as source, h5py.File(path, "w") as file:
@@ -453,6 +466,14 @@ def test_a_sparse_file_that_declares_more_than_memory_is_refused(tmp_path: Path)
     assert path.stat().st_blocks * 512 < 2**20
     with pytest.raises(CacheFormatError, match="not plausible"):
         SynthCache(path)
+
+
+def test_a_manifest_beyond_the_limit_is_refused_unread(
+    cache: SynthCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_schema, "MAX_MANIFEST", 100)
+    with pytest.raises(CacheFormatError, match="'manifest' is not a text"):
+        SynthCache(cache.path)
 
 
 def test_the_attacks_are_many_and_the_file_that_they_start_from_is_good(cache: SynthCache) -> None:

@@ -42,7 +42,7 @@ _TEXTS = ("format", "manifest", "manifest_digest", "plan_digest")
 _MANIFEST = {"classes": list, "settings": dict, "value_range": list} | {
     name: dict for name in ("recipe", "licence", "versions")
 }
-_MAX_PLAN = 4 * 2**30  # bytes; a sparse file can declare more than its disk holds
+_MAX_PLAN = 2**30  # bytes, some 20 million rows; a sparse file can declare more than it holds
 _MAX_CHUNK = 64 * 2**20  # bytes, unpacked whole for a single value
 _MAX_RATIO = 256  # declared over stored bytes of a compressed plan, whose seeds do not compress
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32} | {
@@ -258,9 +258,9 @@ def _check_links(path: Path, group: h5py.Group, prefix: str, *, limit: int) -> N
             raise CacheFormatError(f"{path}: {name!r} is not part of a cache. {_foreign()}")
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
+            kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
             raise CacheFormatError(
-                f"{path}: {prefix + name!r} is a {type(link).__name__}, which could lead to other "
-                f"data. {_foreign()}"
+                f"{path}: {prefix + name!r} is {kind}, which could lead to other data. {_foreign()}"
             )
 
 
