@@ -461,6 +461,21 @@ def test_images_that_are_closer_to_everything_are_left_to_competition() -> None:
     assert (report.q_decoy[:60] <= 0.05).mean() > 0.9
     assert (report.q_decoy[60:] <= 0.05).mean() < 0.1
 
+    # Images between a training image and its pattern: the p-values miss some, competition none.
+    def between(share: float) -> Tensor:
+        mixed = share * train[:60].float() + (1 - share) * patterns[kind[:60]]
+        return torch.cat([mixed.round().to(torch.uint8), typical[60:]])
+
+    report = quiet(between(0.7), train, holdout=holdout)
+    assert report.shift["shifted"]
+    assert (report.tier == 3).any()
+    np.testing.assert_array_equal(report.passed, (report.q_decoy > 0.05) & (report.tier == 0))
+    # Farther away none stands out, but together they give the generator away.
+    report = quiet(between(0.6), train, holdout=holdout)
+    assert len(report.flagged) == 0
+    assert report.verdict == "inconclusive"
+    assert "lean to the training images" in report.reasons[1]
+
 
 @pytest.mark.parametrize(
     ("rows", "least"), [(1, 1), (4, 1), (10, 3), (100, 25), (1000, 25), (1251, 26), (5000, 100)]
@@ -493,6 +508,7 @@ def test_a_shift_decides_which_evidence_counts(
         calibrated=calibrated,
         competed=competed,
         shifted=shifted,
+        leaning=False,
         counts=COUNTS,
         power=[Power(kind="any", required=True, planted=25, power=1, found=1, needed=3)],
         self_test={"any_flagged": 5, "halvings": 100},
@@ -506,6 +522,7 @@ def test_a_shift_decides_which_evidence_counts(
     ("change", "reason"),
     [
         ({"counts": replace(COUNTS, holdout=0)}, "Give `holdout`"),
+        ({"leaning": True}, "lean to the training images"),
         ({"self_test": {"any_flagged": 30, "halvings": 100}}, "do not trust these p-values"),
         ({"shifted": True, "counts": replace(COUNTS, competition_resolution=26)}, "26 clusters"),
         (
@@ -525,6 +542,7 @@ def test_every_doubt_makes_the_verdict_inconclusive(change: dict[str, Any], reas
         "calibrated": 0,
         "competed": 0,
         "shifted": False,
+        "leaning": False,
         "counts": COUNTS,
         "power": [Power(kind="k", required=True, planted=25, power=1, found=1, needed=25)],
         "self_test": {},
@@ -540,6 +558,7 @@ def test_a_fresh_set_is_not_called_shifted_and_matches_both_sides_in_proportion(
     passed: AuditReport,
 ) -> None:
     assert not passed.shift["shifted"]
+    assert not passed.competition["leaning"]
     assert passed.competition["expected_share"] == 0.4
     share = passed.competition["share_p_value"]
     assert isinstance(share, float)

@@ -105,6 +105,12 @@ def test_the_share_of_targets_is_tested_at_its_nominal_level() -> None:
     assert simulate(0, copies=150).share_p_value < 1e-3
 
 
+def test_leaning_needs_more_than_chance_and_a_few_copies() -> None:
+    assert np.mean([simulate(seed).leaning for seed in range(300)]) <= 0.01
+    assert np.mean([simulate(seed, copies=6).leaning for seed in range(300)]) <= 0.01 + 0.02
+    assert np.mean([simulate(seed, copies=150).leaning for seed in range(50)]) > 0.9
+
+
 def test_copies_beyond_the_resolution_are_found_and_few_others() -> None:
     shares, wrong = [], []
     for seed in range(40):

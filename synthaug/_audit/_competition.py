@@ -20,6 +20,11 @@ from numpy.typing import NDArray
 
 Flags = NDArray[np.bool_]
 
+TOLERATED_RATE = 0.02
+"""Copies among this share of the clusters need not show in the share of targets."""
+
+LEANING_LEVEL = 0.01
+
 
 @dataclass(frozen=True, kw_only=True)
 class Competition:
@@ -38,6 +43,9 @@ class Competition:
     """Share of clusters that would do so by chance."""
     share_p_value: float
     """Chance that as many do so by chance (one-sided binomial test)."""
+    leaning: bool
+    """Whether more do so than chance and copies among 2 % of the clusters explain: then there is
+    copying, though perhaps no single image stands out."""
     resolution: int
     """Fewest clusters that can be found: so many targets, and no decoy."""
 
@@ -88,14 +96,18 @@ def compete(
     q_values = np.ones(len(ranks))
     q_values[chosen[target]] = np.minimum(q[target], 1)
     share = num_targets / (num_targets + num_decoys)
-    test = binomtest(int(target.sum()), len(chosen), share, alternative="greater")
+    targets = int(target.sum())
+    test = binomtest(targets, len(chosen), share, alternative="greater")
+    tolerated = share + (1 - share) * TOLERATED_RATE
+    excess = binomtest(targets, len(chosen), tolerated, alternative="greater")
     return Competition(
         q_values=q_values,
         is_target=is_target,
         clusters=clusters,
-        targets=int(target.sum()),
+        targets=targets,
         expected_share=share,
         share_p_value=float(test.pvalue),
+        leaning=bool(excess.pvalue < LEANING_LEVEL),
         resolution=int(np.ceil(ratio / fdr - 1e-9)),
     )
 

@@ -198,6 +198,7 @@ def audit(
         calibrated=int((tier == CALIBRATED).sum()),
         competed=int((q_decoy <= fdr).sum()),
         shifted=shifted,
+        leaning=contest is not None and contest[1].leaning,
         counts=counts,
         power=power,
         self_test=self_test,
@@ -365,6 +366,7 @@ def _summary(competition: Competition) -> dict[str, JSON]:
         "share": competition.share,
         "expected_share": competition.expected_share,
         "share_p_value": competition.share_p_value,
+        "leaning": competition.leaning,
         "resolution": competition.resolution,
     }
 

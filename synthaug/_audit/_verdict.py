@@ -58,6 +58,7 @@ def judge(
     calibrated: int,
     competed: int,
     shifted: bool,
+    leaning: bool,
     counts: Counts,
     power: Sequence[Power],
     self_test: dict[str, JSON],
@@ -72,6 +73,8 @@ def judge(
         competed: Rows found by target-decoy competition.
         shifted: Whether synthetic images as a whole are closer to training images than real ones
             are. If so, competition decides; if not, the hold-out does.
+        leaning: Whether synthetic images are closest to training images more often than chance and
+            a few copies explain.
         counts: How many images were seen.
         power: What became of the planted copies.
         self_test: What became of the halved hold-out.
@@ -80,6 +83,12 @@ def judge(
     m = counts.synthetic_judged
     required = [p for p in power if p.required]
     doubts = _doubts(counts, required, self_test, fdr, shifted)
+    if leaning:
+        doubts.insert(
+            0,
+            "The synthetic images lean to the training images: these are their closest real images "
+            "more often than their number and a few copies explain. Look at the pairs.",
+        )
     reasons = []
     if exact or (competed if shifted else calibrated):
         verdict: Verdict = "fail"
