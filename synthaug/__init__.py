@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from synthaug import albumentations as albumentations
     from synthaug import denoisers as denoisers
     from synthaug import features as features
     from synthaug import samplers as samplers
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from synthaug import transforms as transforms
     from synthaug._audit import AuditReport as AuditReport
     from synthaug._audit import audit as audit
+    from synthaug._audit import split_for_audit as split_for_audit
     from synthaug._cache import SynthCache as SynthCache
     from synthaug._data import LabelledImages as LabelledImages
     from synthaug._data import load_dataset as load_dataset
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from synthaug._errors import DataError as DataError
     from synthaug._errors import DivergedError as DivergedError
     from synthaug._errors import SynthaugError as SynthaugError
+    from synthaug._evaluation import AffineAugment as AffineAugment
     from synthaug._evaluation import Arm as Arm
     from synthaug._evaluation import EvaluationReport as EvaluationReport
     from synthaug._evaluation import StandardAugment as StandardAugment
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AbstractSynthesizer": "synthesizers",
+    "AffineAugment": "_evaluation",
     "Arm": "_evaluation",
     "AuditError": "_errors",
     "AuditReport": "_audit",
@@ -72,8 +76,9 @@ _HOME = {
     "evaluate": "_evaluation",
     "generate": "_generate",
     "load_dataset": "_data",
+    "split_for_audit": "_audit",
 }
-_NAMESPACES = ("denoisers", "features", "samplers", "synthesizers", "transforms")
+_NAMESPACES = ("albumentations", "denoisers", "features", "samplers", "synthesizers", "transforms")
 
 __all__ = sorted([*_HOME, *_NAMESPACES])
 

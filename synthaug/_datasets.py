@@ -6,7 +6,7 @@ not matter how many workers there are, how they were started, or in which order 
 a choice costs one array access instead of a generator object.
 """
 
-import logging
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -32,9 +32,7 @@ from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
 from synthaug._plan import matching_quota
 from synthaug._serving import SyntheticImages, Verdicts, servable
-from synthaug._types import Indices, Labels, Pixels
-
-log = logging.getLogger(__name__)
+from synthaug._types import JSON, Indices, Labels, Pixels
 
 # Streams of random numbers; no two uses share one.
 _WHICH, _SHUFFLE, _DECK, _BATCHES = 0, 1, 2, 3
@@ -93,7 +91,7 @@ class MixedDataset(Dataset[Any]):
             real: A map-style data set, also inside `Subset` and `ConcatDataset`.
             synthetic: A `SynthCache`. Rows that are done now are used.
             audit: A report about it; images that it did not pass are not served. `None` skips the
-                audit.
+                audit, with a warning.
             mode: "replace" or "append".
             fraction: For "replace": the probability of an item to be replaced, in [0, 1].
             ratio: For "append": synthetic images per real image, at least 0.
@@ -114,8 +112,7 @@ class MixedDataset(Dataset[Any]):
         self.mode = mode
         self.seed = seed
         self.real, self.synthetic = real, synthetic
-        usable = servable(synthetic, audit)
-        self._num_done, self._audited = int(np.sum(synthetic.done)), audit is not None
+        self.served = servable(synthetic, audit)
         if len(real) == 0:
             raise DataError("`real` holds no image.")
 
@@ -140,7 +137,7 @@ class MixedDataset(Dataset[Any]):
         self._check_example(any_size)
 
         # Servable rows in the order of their classes; those of class c lie between two starts.
-        rows = np.flatnonzero(usable)
+        rows = np.flatnonzero(self.served.mask)
         labels = np.asarray(synthetic.labels)[rows]
         self._pool: Indices = rows[np.argsort(labels, kind="stable")]
         self._starts = np.searchsorted(np.sort(labels), np.arange(len(self.classes) + 1))
@@ -154,11 +151,11 @@ class MixedDataset(Dataset[Any]):
         short = (self._quota > 0) & (np.diff(self._starts) == 0)
         if self._share > 0 and short.any():
             c = int(np.flatnonzero(short)[0])
-            made = int((np.asarray(synthetic.labels) == c).sum())
+            done = np.asarray(synthetic.done)[np.asarray(synthetic.labels) == c]
             raise DataError(
-                f"Class {self.classes[c]!r} has no synthetic image that may be served: of {made} "
-                f"rows, {int(np.sum(synthetic.done[np.asarray(synthetic.labels) == c]))} are done"
-                f"{' and none of them passed the audit' if self._audited else ''}. Generate more "
+                f"Class {self.classes[c]!r} has no synthetic image that may be served: of "
+                f"{len(done)} rows, {done.sum()} are done"
+                f"{'' if audit is None else ' and none of them passed the audit'}. Generate more "
                 "images of it, or leave the class out of `real`."
             )
         # In shared memory, so that workers that already run see a new epoch.
@@ -224,6 +221,17 @@ class MixedDataset(Dataset[Any]):
         """
         rows = self._rows()
         return rows.copy() if indices is None else rows[np.asarray(indices, np.int64)]
+
+    def recipe(self) -> dict[str, JSON]:
+        """What decides, besides the images themselves and the epoch, which of them are served."""
+        pool = hashlib.blake2b(self._pool.tobytes(), digest_size=16).hexdigest()
+        return {
+            "mode": self.mode,
+            "share": self._share,
+            "seed": self.seed,
+            "audit": self.served.verdict,
+            "pool": pool,
+        }
 
     def is_synthetic(self, index: int) -> bool:
         """Whether an index gives a synthetic image in this epoch."""
@@ -361,14 +369,13 @@ class MixedDataset(Dataset[Any]):
 
     def __repr__(self) -> str:
         share = "fraction" if self.mode == "replace" else "ratio"
-        audit = "passed the audit" if self._audited else "not audited"
         made = int((self._rows() >= 0).sum())
         lines = [
             f"Dataset {type(self).__name__}",
             f"    Number of datapoints: {len(self)}",
             f"    Mode: {self.mode}, {share} {self._share:g}, seed {self.seed}",
             f"    Real: {len(self._labels)}, {type(self.real).__name__}",
-            f"    Synthetic: {len(self._pool)} of {self._num_done} done, {audit}",
+            f"    Synthetic: {self.served}",
             f"    Epoch {self.epoch}: {len(self) - made} real, {made} synthetic",
             f"    Classes: {len(self.classes)}",
         ]

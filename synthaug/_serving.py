@@ -1,10 +1,13 @@
 """Which synthetic images may be served: those that are done, and that the audit passed.
 
-Shared by everything that hands synthetic images to a training loop.
+Shared by everything that hands synthetic images to a training loop. What an audit did not clear is
+said aloud, once per process and cache: images that may be copies are never served silently.
 """
 
+import json
 import logging
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +16,8 @@ from synthaug._errors import AuditError
 from synthaug._types import JSON, Labels, Pixels
 
 log = logging.getLogger(__name__)
+
+_warned: set[str] = set()
 
 
 @runtime_checkable
@@ -63,9 +68,35 @@ class Verdicts(Protocol):
         """Which rows may be served, bool (N,)."""
         ...
 
+    @property
+    def verdict(self) -> str:
+        """ "pass", "fail" or "inconclusive"."""
+        ...
 
-def servable(synthetic: Any, audit: Any) -> NDArray[np.bool_]:
-    """Which rows may be served, bool (N,).
+
+@final
+@dataclass(frozen=True, eq=False)
+class Servable:
+    """Which rows of a cache may be served, and what an audit said about them."""
+
+    mask: NDArray[np.bool_]
+    """Rows that are done and passed, bool (N,)."""
+    num_done: int
+    """Rows that are done."""
+    verdict: str | None
+    """Of the audit; `None` without one."""
+
+    def __str__(self) -> str:
+        count = int(self.mask.sum())
+        if self.verdict is None:
+            return f"{count:,} images, not audited"
+        return f"{count:,} images, audit: {self.verdict}, {self.num_done - count:,} withheld"
+
+
+def servable(synthetic: Any, audit: Any) -> Servable:
+    """Which rows may be served.
+
+    Logs a warning if there was no audit, or if it did not end with a pass.
 
     Args:
         synthetic: A cache.
@@ -82,8 +113,13 @@ def servable(synthetic: Any, audit: Any) -> NDArray[np.bool_]:
         )
     done = np.asarray(synthetic.done, bool)
     if audit is None:
-        log.info("Synthetic images: %d of %d rows are served, unaudited.", done.sum(), len(done))
-        return done
+        found = Servable(done, int(done.sum()), None)
+        _warn_once(
+            synthetic,
+            found,
+            "Copies of training images may be among them; `synthaug.audit` looks for them",
+        )
+        return found
     if not isinstance(audit, Verdicts):
         raise TypeError(
             f"`audit` is a {type(audit).__name__}, expected a report or None. Make one with "
@@ -105,13 +141,18 @@ def servable(synthetic: Any, audit: Any) -> NDArray[np.bool_]:
         raise AuditError(
             f"The report has {len(passed)} verdicts for {len(done)} rows. Audit the cache again."
         )
-    log.info(
-        "Synthetic images: %d of %d rows are served, %d are withheld by the audit, %d not done.",
-        (done & passed).sum(),
-        len(done),
-        (done & ~passed).sum(),
-        (~done).sum(),
-    )
-    if getattr(audit, "verdict", None) == "inconclusive":
-        log.warning("The audit was inconclusive: copies of training images may have gone unseen.")
-    return done & passed
+    found = Servable(done & passed, int(done.sum()), audit.verdict)
+    if audit.verdict == "pass":
+        log.info("Synthetic images: %s.", found)
+    elif audit.verdict == "fail":
+        _warn_once(synthetic, found, "Copies of training images were found and are left out")
+    else:
+        _warn_once(synthetic, found, "Copies of training images may have gone unseen")
+    return found
+
+
+def _warn_once(synthetic: SyntheticImages, found: Servable, meaning: str) -> None:
+    key = json.dumps([synthetic.identity, str(found)], sort_keys=True)
+    if key not in _warned:
+        _warned.add(key)
+        log.warning("Synthetic images: %s. %s.", found, meaning)

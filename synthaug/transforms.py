@@ -2,15 +2,12 @@
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from synthaug._adapt import like, pixels_of
-from synthaug._errors import CacheMismatchError, DataError
-from synthaug._pixels import digest
-from synthaug._serving import servable
+from synthaug._variants import Variants
 
 __all__ = ["SyntheticVariant"]
 
@@ -51,7 +48,7 @@ class SyntheticVariant(v2.Transform):
         Args:
             cache: A `SynthCache`.
             audit: A report about it; variants that it did not pass are not served. `None` skips the
-                audit.
+                audit, with a warning.
             p: Probability of a change, in [0, 1].
             on_missing: What becomes of an image without a variant: "keep" leaves it unchanged,
                 "raise" raises a `DataError`.
@@ -64,20 +61,9 @@ class SyntheticVariant(v2.Transform):
         super().__init__()
         if not 0 <= p <= 1:
             raise ValueError(f"`p` must be in [0, 1], got {p}.")
-        if on_missing not in ("keep", "raise"):
-            raise ValueError(f'`on_missing` must be "keep" or "raise", got {on_missing!r}.')
         self.p = p
         self.on_missing = on_missing
-        self.cache = cache
-        rows = np.flatnonzero(servable(cache, audit) & (cache.plan["source"] >= 0))
-        if len(rows) == 0:
-            raise DataError(
-                "No row of the cache that may be served was made from a real image. Use "
-                "`synthaug.MixedDataset`, which mixes by class, or generate from source images."
-            )
-        keys = cache.plan["source_key"][rows]
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._rows = keys[order], rows[order]  # variants of one image are neighbours
+        self._variants = Variants(cache, audit, on_missing)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         """Refuses boxes, masks, key points and videos: a variant of the image does not fit them."""
@@ -98,21 +84,5 @@ class SyntheticVariant(v2.Transform):
         """Replaces one image, if it was drawn and has variants."""
         if not params["apply"]:
             return inpt
-        pixels = pixels_of(inpt)
-        key = np.uint64(digest(pixels))
-        first, last = (int(np.searchsorted(self._keys, key, side)) for side in ("left", "right"))
-        if first == last:
-            if self.on_missing == "keep":
-                return inpt
-            raise DataError(
-                f"An image with the digest {int(key):016x} has no variant in the cache. Put this "
-                "transform before all others, and give it the images that the plan was made for."
-            )
-        row = self._rows[first + int(params["choice"] * (last - first))]
-        variant = self.cache.read([row])[0]
-        if variant.shape != pixels.shape:
-            raise CacheMismatchError(
-                f"Variants have shape {tuple(variant.shape)}, their source has "
-                f"{tuple(pixels.shape)}. Generate them in the size of the images."
-            )
-        return like(variant, inpt)
+        variant = self._variants.draw(pixels_of(inpt), params["choice"])
+        return inpt if variant is None else like(variant, inpt)

@@ -11,7 +11,7 @@ ROOT = Path(synthaug.__file__).parent
 
 LAYERS = [  # a module may import from the lines above its own, and from nothing else of ours
     # vocabulary
-    {"_errors", "_types"},
+    {"_devices", "_errors", "_types"},
     {"_plan"},
     # mathematics: pure functions of tensors and arrays
     {
@@ -24,7 +24,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "denoisers",
         "features",
     },
-    {"samplers", "_training", "_adapt"},
+    {"samplers", "_training", "_adapt", "_variants"},
     # real images in
     {"_stores"},
     {"_sources"},
@@ -32,14 +32,14 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     # one paper, one file
     {"synthesizers"},
     # stages: none imports another
-    {"_cache", "_audit", "_datasets", "_evaluation", "transforms"},
+    {"_cache", "_audit", "_datasets", "_evaluation", "albumentations", "transforms"},
     {"_generate"},
     # composition
     {"_demo"},
     {"_cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-HANDED = {"synthesizers", "transforms", "_generate"}
+HANDED = {"synthesizers", "albumentations", "transforms", "_generate"}
 """Parts that do not load real images themselves: they work with any that they are given."""
 
 

@@ -5,9 +5,11 @@ image says where it comes from.
 """
 
 import copy
+import json
 import logging
 import os
 import pickle
+import re
 from collections import namedtuple
 from itertools import pairwise, product
 from pathlib import Path
@@ -31,6 +33,7 @@ from torch.utils.data import (
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
+from synthaug import _serving
 from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages, as_pixels
 from synthaug._datasets import MixedBatchSampler, MixedDataset
@@ -225,6 +228,26 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(real, cache, options):
         assert mixed.synthetic_rows().tolist() == tables[1, epoch]
         torch.rand(1)  # global generators have no part in it
         np.random.rand()  # noqa: NPY002
+
+
+def test_whatever_decides_what_is_served_is_in_the_recipe(real, cache):
+    def recipe(**changed: Any) -> str:
+        options = {"audit": None, "fraction": 0.5, "seed": 0, **changed}
+        return json.dumps(MixedDataset(real, cache, **options).recipe())
+
+    passed = np.arange(21) != 3
+    append: dict[str, Any] = {"mode": "append", "fraction": None}
+    recipes = [
+        recipe(),
+        recipe(seed=1),
+        recipe(fraction=0.6),
+        recipe(audit=report_on(cache)),
+        recipe(audit=report_on(cache, passed)),
+        recipe(audit=report_on(cache, passed, "fail")),
+        recipe(**append, ratio=0.5),
+    ]
+    assert len(set(recipes)) == len(recipes)
+    assert recipe() == recipes[0]
 
 
 def test_a_batch_is_its_items_and_indices_wrap_and_end_as_those_of_a_list(real, cache):
@@ -528,18 +551,15 @@ def test_pixels_can_be_read_without_the_transform(real, cache):
 # The audit
 
 
-def test_rows_that_did_not_pass_are_never_served(real, cache, caplog):
+def test_rows_that_did_not_pass_are_never_served(real, cache):
     passed = np.arange(len(cache)) % 2 == 0
-    with caplog.at_level(logging.INFO):
-        mixed = MixedDataset(real, cache, audit=report_on(cache, passed, "fail"), fraction=1.0)
-    assert "11 of 21 rows are served, 10 are withheld by the audit, 0 not done" in caplog.text
+    mixed = MixedDataset(real, cache, audit=report_on(cache, passed, "fail"), fraction=1.0)
     seen = set()
     for epoch in range(20):
         mixed.set_epoch(epoch)
         seen |= set(mixed.synthetic_rows().tolist())
     assert seen == set(np.flatnonzero(passed).tolist())
-    assert "11 of 21 done, passed the audit" in repr(mixed)
-    assert "not audited" in repr(MixedDataset(real, cache, audit=None, fraction=1.0))
+    assert "    Synthetic: 11 images, audit: fail, 10 withheld" in repr(mixed).splitlines()
 
 
 def test_rows_that_are_pending_or_withdrawn_are_never_served(real, tmp_path):
@@ -562,9 +582,26 @@ def test_a_report_about_another_cache_is_refused_naming_both(real, cache, tmp_pa
         MixedDataset(real, cache, audit=report_on(cache, np.ones(20, bool)), fraction=0.5)
 
 
-def test_an_inconclusive_audit_is_mentioned(real, cache, caplog):
-    MixedDataset(real, cache, audit=report_on(cache, verdict="inconclusive"), fraction=0.5)
-    assert "audit was inconclusive" in caplog.text
+@pytest.mark.parametrize(
+    ("verdict", "text"),
+    [
+        (None, "21 images, not audited. Copies of training images may be among them"),
+        ("fail", "19 images, audit: fail, 2 withheld. Copies of training images were found"),
+        ("inconclusive", "19 images, audit: inconclusive, 2 withheld. Copies .* gone unseen"),
+        ("pass", None),
+    ],
+)
+def test_what_an_audit_did_not_clear_is_said_aloud_once(
+    real, cache, caplog, monkeypatch, verdict, text
+):
+    monkeypatch.setattr(_serving, "_warned", set())
+    report = None if verdict is None else report_on(cache, np.arange(21) > 1, verdict)
+    for seed in range(2):
+        MixedDataset(real, cache, audit=report, fraction=0.5, seed=seed)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == (text is not None)
+    if text is not None:
+        assert re.search(text, warnings[0])
 
 
 def test_something_that_is_no_report_or_no_cache_is_refused(real, cache):

@@ -1,9 +1,8 @@
 """`SyntheticVariant`: an image becomes a cached variant of itself."""
 
+import logging
 import pickle
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,42 +11,18 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from synthaug import _pixels
-from synthaug._adapt import like, pixels_of
-from synthaug._cache import SynthCache
+from synthaug import _serving
+from synthaug._adapt import like
 from synthaug._data import LabelledImages
 from synthaug._errors import AuditError, CacheMismatchError, DataError
-from synthaug._plan import Plan
+from synthaug._variants import Variants
 from synthaug.transforms import SyntheticVariant
-
-CLASSES = ("ant", "bee")
-FIRST_ROW = 100
+from tests.variants import make_cache, real_images, row_of, rows_from
 
 
 @pytest.fixture
 def real() -> LabelledImages:
-    """Eight images, of which only the first six have variants."""
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 4, 5), np.uint8)
-    return LabelledImages(torch.from_numpy(pixels), np.arange(8) % 2, CLASSES)
-
-
-def make_cache(
-    folder: Path, real: LabelledImages, *, sources: Any = ([0, 2, 4], [1, 3, 5]), shape: Any = None
-) -> SynthCache:
-    """Nine rows per class; row `r` has the value `100 + r` everywhere."""
-    keys = None
-    if sources is not None:
-        keys = [_pixels.digest(pixels) for pixels in real.read(range(len(real)))]
-    plan = Plan.build(
-        [9, 9], classes=CLASSES, settings={}, seed=0, sources=sources, source_keys=keys
-    )
-    shape = real.image_shape if shape is None else shape
-    manifest = {"recipe": {"synthesizer": "test", "settings": {}, "weights": {}}}
-    path = folder / f"{len(list(folder.iterdir()))}.h5"
-    cache = SynthCache.create(path, plan, image_shape=shape, manifest=manifest)
-    values = torch.arange(FIRST_ROW, FIRST_ROW + 18, dtype=torch.uint8)
-    cache.write(np.arange(18), values[:, None, None, None].expand(-1, *shape).contiguous())
-    return cache
+    return real_images()
 
 
 @pytest.fixture
@@ -55,18 +30,12 @@ def cache(tmp_path, real):
     return make_cache(tmp_path, real)
 
 
-def row_of(image: Any) -> int | None:
-    """The row of the cache that an image is; `None` for a real one."""
-    levels = pixels_of(image).unique()
-    return int(levels) - FIRST_ROW if len(levels) == 1 else None
-
-
 def test_an_image_becomes_a_variant_of_itself_and_all_of_them_equally_often(real, cache):
     variant = SyntheticVariant(cache, audit=None, p=1.0)
     torch.manual_seed(0)
     for i in range(6):
         rows = [row_of(variant(real[i][0])) for _ in range(300)]
-        own = np.flatnonzero(cache.plan["source"] == i).tolist()
+        own = rows_from(cache, i)
         assert len(own) == 3
         counts = [rows.count(row) for row in own]
         assert sum(counts) == 300
@@ -114,7 +83,7 @@ def test_the_type_of_the_image_is_kept_and_labels_pass_through(real, cache, exam
     assert same is label
     assert type(shown) is type(image)
     assert getattr(shown, "dtype", None) == getattr(image, "dtype", None)
-    assert row_of(shown) in np.flatnonzero(cache.plan["source"] == 3)
+    assert row_of(shown) in rows_from(cache, 3)
     nested = variant({"image": image, "label": 1, "name": "x"})
     assert (nested["label"], nested["name"]) == (1, "x")
     assert type(nested["image"]) is type(image)
@@ -123,7 +92,7 @@ def test_the_type_of_the_image_is_kept_and_labels_pass_through(real, cache, exam
 def test_float_images_are_matched_after_rounding(real, cache):
     variant = SyntheticVariant(cache, audit=None, p=1.0, on_missing="raise")
     image = real.read([2])[0] / 255 + 0.4 / 255 * (torch.rand(3, 4, 5) - 0.5)
-    assert row_of(variant(image)) in np.flatnonzero(cache.plan["source"] == 2)
+    assert row_of(variant(image)) in rows_from(cache, 2)
 
 
 def test_it_stands_first_in_a_pipeline_and_is_seeded_by_torch(real, cache):
@@ -160,30 +129,51 @@ def test_all_images_of_one_sample_share_the_draw(real, cache):
 
 def test_variants_that_did_not_pass_or_are_withdrawn_are_never_served(real, cache):
     passed = cache.plan["variant"] != 1
-    report = SimpleNamespace(identity=cache.identity, passed=passed)
+    report = SimpleNamespace(identity=cache.identity, passed=passed, verdict="fail")
     cache.withdraw(np.flatnonzero(cache.plan["variant"] == 2))
     variant = SyntheticVariant(cache, audit=report, p=1.0)
     rows = {row_of(variant(real[i][0])) for i in range(6) for _ in range(20)}
     assert rows == set(np.flatnonzero(cache.plan["variant"] == 0).tolist())
-    other = SimpleNamespace(identity={**cache.identity, "rows": 3}, passed=passed)
+    other = SimpleNamespace(identity={**cache.identity, "rows": 3}, passed=passed, verdict="pass")
     with pytest.raises(AuditError, match="another cache"):
         SyntheticVariant(cache, audit=other)
 
 
 @pytest.mark.parametrize("key", [0, 2**63, 2**64 - 1])
-def test_the_smallest_and_the_largest_key_are_found(real, cache, monkeypatch, key):
-    variant = SyntheticVariant(cache, audit=None, p=1.0)
-    variant._keys = np.array([key, key], np.uint64)
-    monkeypatch.setattr("synthaug.transforms.digest", lambda pixels: key)
-    assert row_of(variant(real[0][0])) in variant._rows[:2]
+def test_the_smallest_and_the_largest_key_are_found(cache, key):
+    variants = Variants(cache, None, "keep")
+    variants.keys = np.array([key, key], np.uint64)
+    assert variants.rows_of(key).tolist() == variants.rows[:2].tolist()
 
 
-def test_neighbouring_keys_are_told_apart(real, cache, monkeypatch):
-    variant = SyntheticVariant(cache, audit=None, p=1.0)
-    variant._keys = np.array([2**62, 2**62 + 1], np.uint64)  # equal as float64
-    for key, row in [(2**62, variant._rows[0]), (2**62 + 1, variant._rows[1]), (2**62 + 2, None)]:
-        monkeypatch.setattr("synthaug.transforms.digest", lambda pixels, key=key: key)
-        assert row_of(variant(real[0][0])) == row
+def test_neighbouring_keys_are_told_apart(cache):
+    variants = Variants(cache, None, "keep")
+    variants.keys = np.array([2**62, 2**62 + 1], np.uint64)  # equal as float64
+    found = [variants.rows_of(2**62 + i).tolist() for i in range(3)]
+    assert found == [[variants.rows[0]], [variants.rows[1]], []]
+
+
+def test_a_pipeline_in_which_no_image_has_a_variant_is_mentioned_once(real, cache, caplog):
+    changed = [v2.functional.invert(real[i][0]) for i in range(8)]
+    misplaced = SyntheticVariant(cache, audit=None, p=1.0)
+    for _ in range(20):
+        for image in changed:
+            misplaced(image)
+    (record,) = (r for r in caplog.records if "has a variant" in r.getMessage())
+    assert "None of 64 images has a variant" in record.getMessage()
+    assert "Put this transform before all others" in record.getMessage()
+    caplog.clear()
+    partly = SyntheticVariant(cache, audit=None, p=1.0)
+    for image in [real[0][0]] + 100 * [real[7][0]]:
+        partly(image)
+    assert not caplog.records
+
+
+def test_variants_that_were_not_audited_are_mentioned(cache, caplog, monkeypatch):
+    monkeypatch.setattr(_serving, "_warned", set())
+    SyntheticVariant(cache, audit=None)
+    assert "18 images, not audited" in caplog.text
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
 def test_what_it_cannot_do_is_refused(real, cache, tmp_path):

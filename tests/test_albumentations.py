@@ -1,0 +1,147 @@
+"""`albumentations.SyntheticVariant` in pipelines, and in a data set behind a loader's workers."""
+
+import pickle
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from synthaug._data import LabelledImages
+from synthaug._errors import CacheMismatchError, DataError
+from synthaug.albumentations import SyntheticVariant
+from tests.variants import make_cache, real_images, row_of, rows_from
+
+
+@pytest.fixture
+def real() -> LabelledImages:
+    return real_images()
+
+
+@pytest.fixture
+def cache(tmp_path, real):
+    return make_cache(tmp_path, real)
+
+
+def array(real: LabelledImages, index: int) -> Any:
+    return np.array(real[index][0])
+
+
+def test_in_a_pipeline_an_image_becomes_a_variant_of_itself_and_all_equally_often(real, cache):
+    pipeline = A.Compose([SyntheticVariant(cache, audit=None, p=1.0), A.HorizontalFlip()], seed=0)
+    for i in range(6):
+        served = [pipeline(image=array(real, i), label=i) for _ in range(300)]
+        counts = [sum(row_of(x["image"]) == row for x in served) for row in rows_from(cache, i)]
+        assert sum(counts) == 300
+        assert min(counts) > 60
+        assert {x["label"] for x in served} == {i}
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_p_is_the_probability_of_a_change(real, cache, p):
+    pipeline = A.Compose([SyntheticVariant(cache, audit=None, p=p)], seed=0)
+    made = [row_of(pipeline(image=array(real, 0))["image"]) is not None for _ in range(1000)]
+    assert abs(np.mean(made) - p) <= 4 * np.sqrt(p * (1 - p) / 1000)
+    always = SyntheticVariant(cache, audit=None, p=p)(image=array(real, 0), force_apply=True)
+    assert row_of(always["image"]) is not None
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        lambda x: x,
+        lambda x: (x / 255).astype(np.float32),
+        lambda x: x[..., :1],
+        lambda x: x[..., 0],
+    ],
+    ids=["colour", "float", "grey (H, W, 1)", "grey (H, W)"],
+)
+def test_type_and_shape_are_kept_also_after_pickling(tmp_path, image):
+    given = image(array(real_images(), 3))
+    real = real_images()
+    if given.shape[2:] != (3,):
+        real = LabelledImages(real.read(range(8))[:, :1], real.labels, real.classes)
+    variant = SyntheticVariant(make_cache(tmp_path, real), audit=None, p=1.0, on_missing="raise")
+    shown = pickle.loads(pickle.dumps(variant))(image=given)["image"]
+    assert (shown.dtype, shown.shape) == (given.dtype, given.shape)
+    assert row_of(shown) in rows_from(variant._variants.cache, 3)
+
+
+def test_each_of_several_images_becomes_a_variant_of_itself(real, cache):
+    images = np.stack([array(real, i) for i in range(6)])
+    shown = SyntheticVariant(cache, audit=None, p=1.0)(images=images)["images"]
+    assert all(row_of(image) in rows_from(cache, i) for i, image in enumerate(shown))
+
+
+class Photos(Dataset[Any]):
+    """A data set as users of albumentations write it."""
+
+    def __init__(self, real: LabelledImages, cache: Any, seed: int | None) -> None:
+        self.real = real
+        self.transform = A.Compose([SyntheticVariant(cache, audit=None)], seed=seed)
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(image=array(self.real, index % 6))["image"]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_and_epochs_draw_differently_and_seeds_fix_them(real, cache, persistent):
+    def epochs(seed: int) -> list[list[int | None]]:
+        torch.manual_seed(seed)
+        loader = DataLoader(
+            Photos(real, cache, seed=0),
+            batch_size=24,  # batches 0 and 2 are of one worker, 1 and 3 of the other
+            num_workers=2,
+            multiprocessing_context="fork",
+            persistent_workers=persistent,
+        )
+        return [[row_of(image.numpy()) for batch in loader for image in batch] for _ in range(2)]
+
+    first = epochs(1)
+    assert epochs(1) == first
+    assert epochs(2) != first
+    parts = [tuple(epoch[i : i + 24]) for epoch in first for i in range(0, 96, 24)]
+    assert len(set(parts)) == 8
+
+
+def test_without_workers_the_seed_of_the_pipeline_fixes_the_draws(real, cache):
+    def draws(seed: int) -> list[int | None]:
+        photos = Photos(real, cache, seed)
+        return [row_of(photos[i]) for i in range(96)]
+
+    torch.manual_seed(0)
+    first = draws(0)
+    torch.manual_seed(1)
+    assert draws(0) == first
+    assert draws(1) != first
+
+
+def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
+    for options, message in [
+        ({"p": 1.5}, r"`p` must be in \[0, 1\], got 1.5"),
+        ({"on_missing": "skip"}, '`on_missing` must be "keep" or "raise"'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            SyntheticVariant(cache, audit=None, **options)  # type: ignore[arg-type]
+    always = SyntheticVariant(cache, audit=None, p=1.0, on_missing="raise")
+    for name, value in [("mask", np.zeros((4, 5), np.uint8)), ("bboxes", np.zeros((1, 4)))]:
+        with pytest.raises(TypeError, match=f"`{name}` cannot follow an image"):
+            always(image=array(real, 0), **{name: value})
+    with pytest.raises(DataError, match=r"has no variant in the cache.*colours in the order RGB"):
+        always(image=array(real, 0)[..., ::-1])
+    small = make_cache(tmp_path, real, shape=(3, 2, 2))
+    with pytest.raises(CacheMismatchError, match=r"shape \(3, 2, 2\), their source has \(3, 4"):
+        SyntheticVariant(small, audit=None, p=1.0)(image=array(real, 0))
+    with pytest.raises(NotImplementedError, match="holds a cache of images"):
+        A.to_dict(A.Compose([always]))
+
+
+def test_it_prints_its_settings(cache):
+    text = repr(SyntheticVariant(cache, audit=None, p=0.25))
+    assert text == "SyntheticVariant(p=0.25, on_missing='keep')"
