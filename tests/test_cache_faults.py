@@ -5,6 +5,7 @@ import fcntl
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -17,14 +18,15 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug._cache import SynthCache
+from synthaug._cache import State, SynthCache, export
+from synthaug._cache._files import new_file, remove_orphans
 from synthaug._errors import CacheError
 from synthaug._plan import Plan
 
 SHAPE = (3, 16, 16)
 ROWS = 600
 BATCH = 8
-KILLS = int(os.environ.get("SYNTHAUG_KILLS", "15"))
+KILLS = int(os.environ.get("SYNTHAUG_KILLS", "50"))
 MANIFEST = {"recipe": {"synthesizer": "Noise", "settings": {}}}
 FORK = multiprocessing.get_context("fork")  # children need no import, so kills land in the writing
 
@@ -134,8 +136,6 @@ def test_a_kill_while_creating_leaves_a_whole_cache_or_none(tmp_path: Path) -> N
 
 
 def test_a_partial_file_in_use_is_not_taken_for_an_orphan(tmp_path: Path) -> None:
-    from synthaug._cache._files import new_file
-
     with new_file(tmp_path / "c.h5") as fd:
         os.write(fd, b"half")
         create(tmp_path / "d.h5")
@@ -146,8 +146,6 @@ def test_a_partial_file_in_use_is_not_taken_for_an_orphan(tmp_path: Path) -> Non
 
 
 def test_of_two_that_create_the_same_file_one_wins_and_the_other_is_told(tmp_path: Path) -> None:
-    from synthaug._cache._files import new_file
-
     path = tmp_path / "c.h5"
     with pytest.raises(CacheError, match="exists already"), new_file(path):
         create(path)
@@ -178,7 +176,7 @@ def test_a_disk_too_small_is_met_before_the_job_and_named_with_its_numbers(tmp_p
 class Faults:
     """Makes the n-th of some system calls fail, and counts them."""
 
-    NAMES = ("open", "pwrite", "fsync", "link", "posix_fallocate", "unlink")
+    NAMES = ("open", "pwrite", "fsync", "link", "posix_fallocate", "unlink", "mkdir", "rename")
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, n: int, code: int) -> None:
         self.calls, self.n, self.code = 0, n, code
@@ -204,9 +202,11 @@ def test_any_failing_system_call_is_one_clear_error_and_loses_nothing(
     def job() -> None:
         cache = SynthCache.open_for_writing(path, plan_of(12), image_shape=SHAPE, manifest=MANIFEST)
         for rows in ([0, 1, 5], [2, 3], [4, 11], [6, 7, 8, 9, 10]):
-            if not cache.done[rows].all():
-                cache.write(rows, pixels[rows])
+            left = [row for row in rows if cache.state[row] == State.PENDING]
+            cache.write(left, pixels[left])
+        cache.withdraw(withdrawn)
 
+    withdrawn, kept = [1, 2, 9], [0, 3, 4, 5, 6, 7, 8, 10, 11]
     n = 0
     while True:
         n += 1
@@ -226,12 +226,57 @@ def test_any_failing_system_call_is_one_clear_error_and_loses_nothing(
         if path.exists():
             cache = SynthCache(path)
             done = np.flatnonzero(cache.done)
-            assert len(cache.verify()) == 0
+            assert set(cache.verify()) <= set(withdrawn)  # an erasure that was cut short
             assert torch.equal(cache.read(done), pixels[done])
         job()
-        assert torch.equal(SynthCache(path).read(range(12)), pixels)
+        cache = SynthCache(path)
+        assert len(cache.verify()) == 0
+        assert torch.equal(cache.read(kept), pixels[kept])
         assert os.listdir(tmp_path) == ["c.h5"]
     assert n > 30
+
+
+@pytest.mark.parametrize("form", ["folder", "webdataset", "hdf5"])
+def test_any_failing_system_call_of_an_export_leaves_all_of_it_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any
+) -> None:
+    cache, out = create(tmp_path / "c.h5", 2), tmp_path / "out"
+    cache.write(range(2), pixels_of(2))
+    n = calls = 0
+    while calls >= n:  # until every call has failed once
+        n += 1
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, n, errno.EIO)
+            message = None
+            try:
+                export(cache, out, format=form)
+            except CacheError as error:
+                message = str(error)
+            calls = faults.calls
+        if message is not None:  # else it was a call that does not matter
+            assert str(tmp_path) in message
+            assert os.strerror(errno.EIO) in message
+        if not out.exists():
+            export(cache, out, format=form)
+        assert len(list(out.glob("*/*.png"))) == (2 if form == "folder" else 0)
+        remove_orphans(out)  # as the next export would, if removing was what failed
+        assert sorted(os.listdir(tmp_path)) == ["c.h5", "out"]
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+    assert n > 3
+
+
+def test_what_a_kill_left_of_an_export_is_removed_by_the_next(tmp_path: Path) -> None:
+    cache, out = create(tmp_path / "c.h5", 200), tmp_path / "out"
+    cache.write(range(200), pixels_of(200))
+    child = FORK.Process(target=export, args=(cache, out), kwargs={"format": "folder"})
+    child.start()
+    while not list(tmp_path.glob(".out.*/*/*.png")):
+        time.sleep(0.001)
+    child.kill()
+    child.join()
+    assert not out.exists()
+    export(cache, out, format="folder")
+    assert sorted(os.listdir(tmp_path)) == ["c.h5", "out"]
 
 
 def test_short_and_interrupted_writes_are_finished(

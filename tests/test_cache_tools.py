@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import h5py
 import numpy as np
@@ -43,6 +44,8 @@ CLASSES = ("cat", "dog", "ox")
 RECIPE = {"synthesizer": "Noise", "settings": {"steps": 4}, "weights": {"unet": "ab12"}}
 MANIFEST = {"recipe": RECIPE, "licence": {"generator": "MIT", "source": "CC0"}}
 COMPRESSED = "ignore:.*is a compressed copy"
+RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"
+SOURCE_TYPE = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
 
 
 def noise(n: int, seed: int = 0) -> torch.Tensor:
@@ -165,7 +168,11 @@ def test_class_folders_hold_the_same_pixels_and_say_how_they_were_made(
         row = int(Path(path).stem)
         assert label == plan["label"][row]
         assert np.array_equal(np.asarray(image).transpose(2, 0, 1), pixels[row])
-        assert b"digitalsourcetype/trainedAlgorithmicMedia" in Path(path).read_bytes()
+        with Image.open(path) as image:
+            (description,) = ElementTree.fromstring(image.info["XML:com.adobe.xmp"]).iter(RDF)
+        assert description.attrib[SOURCE_TYPE] == (
+            "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+        )
     records = [json.loads(line) for line in lines(out / "provenance.jsonl")]
     assert [record["row"] for record in records] == list(range(len(plan)))
     assert records[5]["file_name"] == "dog/00000005.png"

@@ -8,11 +8,8 @@ import io
 import json
 import logging
 import os
-import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import PngImagePlugin
 
-from synthaug._cache._files import Patient, new_file, sync_folder
+from synthaug._cache._files import Patient, new_file, new_folder
 from synthaug._cache._format import State, data_sets, new_hdf5
 from synthaug._cache._store import SynthCache
 from synthaug._cache._tools import bar, blocks
-from synthaug._errors import CacheError
 from synthaug._pixels import to_pil
 from synthaug._types import Indices
 
@@ -106,7 +102,7 @@ def export(
         if format == "hdf5":
             _compressed(cache, target, advance)
         else:
-            with _new_folder(target) as folder:
+            with new_folder(target) as folder:
                 writers[format](cache, folder, chosen, advance)
                 (folder / "manifest.json").write_text(_manifest(cache), encoding="utf-8")
     return target
@@ -290,25 +286,3 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
                     images[row] = image
                     advance(1)
         stream.check()
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder for what becomes `target` once the block has ended without an error."""
-    if os.path.lexists(target):
-        raise CacheError(f"{target} exists already. Choose another name, or remove it.")
-    if not target.parent.is_dir():
-        raise CacheError(f"Cannot create {target}: no folder {target.parent}. Create it first.")
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            temporary.chmod(0o755)
-            yield temporary
-            os.rename(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise CacheError(
-            f"Cannot create {target}: {error.strerror}. Choose another folder, or make room."
-        ) from error

@@ -153,16 +153,50 @@ def _open_temporary(path: Path) -> tuple[int, Path]:
         os.close(fd)  # between creation and lock another process took it for an orphan
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder for what becomes `path` once the block has ended without an error; as `new_file`.
+
+    Raises:
+        CacheError: `path` exists, its folder does not, or something cannot be written.
+    """
+    if os.path.lexists(path):
+        raise CacheError(f"{path} exists already. Choose another name, or remove it.")
+    if not path.parent.is_dir():
+        raise CacheError(f"Cannot create {path}: no folder {path.parent}. Create it first.")
+    remove_orphans(path)
+    try:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        os.mkdir(temporary)
+        fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield temporary
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(fd)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CacheError(
+            f"Cannot create {path}: {error.strerror}. Choose another folder, or make room."
+        ) from error
+
+
 def remove_orphans(path: Path) -> None:
-    """Removes what a kill during `new_file(path)` left behind: partial files without a lock."""
+    """Removes what a kill left behind of a new `path`: partial files and folders without a lock."""
     for orphan in path.parent.glob(f".{_literal(path.name)}.????????.partial"):
         try:
-            fd = os.open(orphan, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(orphan, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # gone already, or not ours to remove
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(orphan)
+            if orphan.is_dir():
+                shutil.rmtree(orphan)
+            else:
+                os.unlink(orphan)
         except OSError:  # in use, or a file system without locks
             continue
         finally:

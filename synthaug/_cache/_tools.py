@@ -74,6 +74,12 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
         for cache in caches:
             _copy(cache, merged, start, advance)
             start += len(cache)
+    wrong = merged.verify()
+    if len(wrong):
+        raise CacheCorruptError(
+            f"{merged.path}: {listed(wrong)} changed while being copied. Check the disk, delete "
+            "the file and merge again."
+        )
     return merged
 
 
@@ -124,12 +130,6 @@ def _copy(
         if len(left):
             merged.write(left + start, cache.read(left))
         advance(len(rows))
-    written = merged.verify()
-    if len(written):
-        raise CacheCorruptError(
-            f"{merged.path}: {listed(written)} changed while being copied. Check the disk, delete "
-            "the file and merge again."
-        )
 
 
 def import_images(
