@@ -50,16 +50,52 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A new directory to fill, which takes the place of `folder` once it is whole."""
+    """A new directory to fill, which takes the place of `folder` once it is whole and on disk."""
+    restore(folder)
     new, old = (folder.with_name(f".{folder.name}-{age}") for age in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    yield new
+    try:
+        yield new
+        for path in new.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    except Exception:  # a full disk: give back what was taken
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(folder: Path) -> None:
+    """Puts back what a kill between the two renames of `replaced` left aside."""
+    old = folder.with_name(f".{folder.name}-old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+
+
+@contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """Names the file and the free space if a disk is full or not writable.
+
+    Raises:
+        CheckpointError: For any error of the file system.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        there = path
+        while not there.exists():
+            there = there.parent
+        free = shutil.disk_usage(there).free / 2**20
+        raise CheckpointError(
+            f"{path} could not be written: {error}. {free:,.0f} MiB are free there. {remedy}"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,7 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def resolve(path: str | Path) -> Path:
-    """A local directory, or a snapshot of a model on the hub."""
+    """A local directory, or `hub:OWNER/NAME`: only what says so is looked for on the hub."""
+    if isinstance(path, str) and path.startswith("hub:"):
+        return _download(path.removeprefix("hub:"))
     local = Path(path).expanduser()
     if local.is_dir():
         return local
@@ -90,20 +128,22 @@ def resolve(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path} is a file; a checkpoint is a directory with model_index.json."
         )
-    if isinstance(path, Path) or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"There is no directory {path}. Train a model with `synthaug train`, or give the path "
-            "of a checkpoint in diffusers layout."
-        )
+    raise CheckpointError(
+        f"There is no directory {path}. Train a model with `synthaug train`, or give the path of a "
+        "checkpoint in diffusers layout, or hub:OWNER/NAME."
+    )
+
+
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(str(path), allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"There is no directory {path}, and it could not be loaded from the hub "
-            f"({type(error).__name__}). Check the path, or download the checkpoint first."
+            f"{name} could not be loaded from the hub ({type(error).__name__}: {error}). Check the "
+            "name, or download the checkpoint and give its path."
         ) from error
 
 
@@ -118,6 +158,7 @@ def load_part(path: Path, index: Mapping[str, Any], name: str, dtype: torch.dtyp
     """Loads one part by its class name, from a closed list."""
     import diffusers
 
+    restore(path / name)
     kind = (index.get(name) or (None, None))[1]
     if kind not in _PARTS[name]:
         raise CheckpointError(

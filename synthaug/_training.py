@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from synthaug._checkpoints import replaced, restore, writing
+from synthaug._devices import choose_device
 from synthaug._errors import CheckpointError, DivergedError
 from synthaug._noise import counter_rng
 from synthaug._plan import canonical_json, settings_digest
@@ -152,9 +153,11 @@ def train(
         progress: Show a bar with rate and time left.
 
     Raises:
-        ValueError: If there is nothing to train on, or no such device.
+        ValueError: If there is nothing to train on, no such device, or the checkpoint is already
+            beyond `config.steps`.
         DivergedError: If the loss or a weight is not finite. The last checkpoint stays.
-        CheckpointError: If the directory holds a checkpoint of another run, or a damaged one.
+        CheckpointError: If the directory holds a checkpoint of another run, or a damaged one, or a
+            checkpoint cannot be written. The last one stays.
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
@@ -190,9 +193,16 @@ def train(
     result = TrainingResult(step=0)
     digest = config.digest(identity)
     with accelerator.main_process_first():  # it may have a kill in the middle of a swap to repair
-        _resume(output_dir, module, optimizer, ema, result, digest)
+        _resume(output_dir, module, optimizer, ema, result, digest, accelerator.num_processes)
+    if result.step > config.steps:
+        raise ValueError(
+            f"`steps` is {config.steps}, but the run in {output_dir} has already taken "
+            f"{result.step}. Ask for at least as many, or use another output directory."
+        )
     if main:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        with writing(output_dir, "Nothing has been trained yet."):
+            output_dir.mkdir(parents=True, exist_ok=True)
+            _forget_later_lines(output_dir / "train.jsonl", result.step)
         logger.info(
             "training %s parameters on %s examples from step %d to %d, %s",
             f"{sum(p.numel() for p in module.parameters()):,}",
@@ -206,7 +216,10 @@ def train(
 
     def checkpoint() -> None:
         if main:
-            _save(output_dir, module, optimizer, ema, result, digest)
+            remedy = f"{_last_checkpoint(output_dir)} Free some space and run again."
+            with writing(output_dir / "checkpoint", remedy):
+                state = {"digest": digest, "num_processes": accelerator.num_processes}
+                _save(output_dir, module, optimizer, ema, result, state)
             if on_checkpoint is not None:
                 ema.store(module.parameters())
                 ema.copy_to(module.parameters())
@@ -221,14 +234,17 @@ def train(
     log_every = max(1, config.steps // 200)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     losses: list[Tensor] = []  # of the last steps, still on the device
-    with tqdm(
-        total=config.steps,
-        initial=result.step,
-        desc="train",
-        unit="step",
-        disable=not (main and progress),
-        smoothing=0.05,
-    ) as bar:
+    with (
+        own_randomness(device),
+        tqdm(
+            total=config.steps,
+            initial=result.step,
+            desc="train",
+            unit="step",
+            disable=not (main and progress),
+            smoothing=0.05,
+        ) as bar,
+    ):
         for step in range(result.step, config.steps):
             rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
@@ -277,18 +293,26 @@ def train(
     return result
 
 
+def own_randomness(device: torch.device) -> Any:
+    """A context that leaves torch's global generators as it found them."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def _forget_later_lines(log: Path, step: int) -> None:
+    """Takes the lines of steps that a kill undid, and that will be taken again, out of the log."""
+    if log.exists():
+        lines = log.read_text().splitlines(keepends=True)
+        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
+        temporary = log.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(log)
+
+
 def _device(name: str | None, default: torch.device, *, parallel: bool) -> torch.device:
     """The device to train on; `default` is what accelerate found."""
     if name is None:
         return default
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch asserts that CUDA is compiled in
-        raise ValueError(
-            f"`device` is {name!r}, which torch cannot use here. Leave it out to take a GPU if "
-            "there is one, or use 'cpu'."
-        ) from None
+    device: torch.device = choose_device(name)
     if not parallel:
         return device
     if device.type != default.type:
@@ -331,42 +355,30 @@ def _save(
     optimizer: Any,
     ema: Any,
     result: TrainingResult,
-    digest: str,
+    state: dict[str, Any],
 ) -> None:
     """Writes the checkpoint beside the old one, then swaps: a kill leaves one of the two whole."""
     from safetensors.torch import save_file
 
-    new, old, final = (
-        output_dir / name for name in (".checkpoint-new", ".checkpoint-old", "checkpoint")
-    )
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    save_file(weights, str(new / "model.safetensors"))
     average = {f"{i:05d}": p.detach().cpu().contiguous() for i, p in enumerate(ema.shadow_params)}
-    save_file(average, str(new / "ema.safetensors"))
     moments = {  # its settings are in the config; what is left are tensors, so nothing is pickled
         f"{i:05d}.{name}": value.detach().cpu().contiguous()
         for i, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    save_file(moments, str(new / "optimizer.safetensors"))
     state = {
-        "digest": digest,
+        **state,
         "step": result.step,
         "ema_step": ema.optimization_step,
         "loss_curve": result.loss_curve,
         "recent": result.recent,
     }
-    (new / "state.json").write_text(canonical_json(state))
-    for path in new.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    new.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    with replaced(output_dir / "checkpoint") as new:
+        save_file(weights, str(new / "model.safetensors"))
+        save_file(average, str(new / "ema.safetensors"))
+        save_file(moments, str(new / "optimizer.safetensors"))
+        (new / "state.json").write_text(canonical_json(state))
 
 
 def _resume(
@@ -376,14 +388,14 @@ def _resume(
     ema: Any,
     result: TrainingResult,
     digest: str,
+    num_processes: int,
 ) -> None:
     """Loads the last whole checkpoint, if there is one."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    final, old = output_dir / "checkpoint", output_dir / ".checkpoint-old"
-    if not final.exists() and old.exists():
-        old.rename(final)  # killed between the two renames of `_save`
+    final = output_dir / "checkpoint"
+    restore(final)
     if not final.exists():
         return
     try:
@@ -414,4 +426,13 @@ def _resume(
             f"{final} cannot be read ({error}). Delete it to start over."
         ) from error
     result.recent = [float(v) for v in state.get("recent", [])]
+    before = state.get("num_processes", num_processes)
+    if before != num_processes:
+        logger.warning(
+            "%s was trained by %d processes and goes on with %d: a valid run, but not the one that "
+            "would have been without the break, since each process draws noise of its own",
+            output_dir,
+            before,
+            num_processes,
+        )
     logger.info("resuming %s at step %d", output_dir, result.step)

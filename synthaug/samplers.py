@@ -23,28 +23,44 @@ SCHEDULERS = {
 }
 """Short names for the schedulers of `make_scheduler`."""
 
+_KNOWN = (
+    *SCHEDULERS.values(),
+    "DEISMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Schedulers for networks trained on discrete timesteps. Those for flow matching, consistency
+models or other noise scales run too, but turn such a network's predictions into noise."""
+
 
 def make_scheduler(name: str | None, config: Any) -> Any:
     """A fresh diffusers scheduler of the kind `name` for a checkpoint's scheduler config.
 
     Args:
-        name: "ddpm", "ddim" or "dpmsolver++", the class name of any diffusers scheduler, or `None`
-            for the kind that the checkpoint ships.
+        name: "ddpm", "ddim" or "dpmsolver++", the class name of a diffusers scheduler for discrete
+            timesteps, or `None` for the kind that the checkpoint ships.
         config: The checkpoint's scheduler config, a mapping with `_class_name`.
 
     Raises:
-        ValueError: If diffusers has no such scheduler.
+        ValueError: For a scheduler that cannot run a network trained on discrete timesteps.
     """
     import diffusers
 
-    kind = SCHEDULERS.get(name, name) if name is not None else config["_class_name"]
-    cls: Any = getattr(diffusers, str(kind), None)
-    known = isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)
-    if not known:
+    kind = SCHEDULERS.get(name, name) if name is not None else config.get("_class_name")
+    if kind not in _KNOWN:
+        origin = "`scheduler`" if name is not None else "The checkpoint's scheduler"
         raise ValueError(
-            f"`scheduler` must be one of {', '.join(SCHEDULERS)}, or the name of a diffusers "
-            f"scheduler; got {name!r}."
+            f"{origin} is {kind!r}. Known are {', '.join(SCHEDULERS)}, and diffusers' "
+            f"{', '.join(k for k in _KNOWN if k not in SCHEDULERS.values())}."
         )
+    cls: Any = getattr(diffusers, kind)
     overrides: dict[str, Any] = {}
     if kind == "DPMSolverMultistepScheduler" and config.get("_class_name") != kind:
         overrides = {"algorithm_type": "dpmsolver++", "solver_order": 2}

@@ -160,11 +160,30 @@ def test_settings_that_make_no_sense_are_refused():
         tiny(scheduler="dpmsolver++", eta=1.0)
     with pytest.raises(CheckpointError, match="knows 2 classes, but 4 are named"):
         tiny(tiny_unet(num_classes=2))
-    with pytest.raises(ValueError, match="other than 1 needs a network that knows classes"):
-        tiny(tiny_unet(num_classes=None)).plan(per_class=1, guidance_scale=2.0)
+    unconditional = tiny(tiny_unet(num_classes=None))
+    with pytest.raises(ValueError, match=r"`guidance_scale` must be 1, got 2: .* knows no classes"):
+        unconditional.plan(per_class=1, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="its images would bear random labels"):
+        unconditional.plan(per_class=1)
+    assert len(unconditional.with_sources(Real()).plan(per_class=1)) == 4
     plan = Plan.build([1], classes=["cow"], settings={}, seed=0)
     with pytest.raises(ValueError, match="about the classes cow"):
         tiny().draw(plan)
+
+
+def test_real_images_that_do_not_fit_the_model_are_refused():
+    real = Real()
+    real.image_shape = (3, 8, 8)
+    with pytest.raises(DataError, match=r"Load them with image_size=8 and channels=1"):
+        tiny().with_sources(real)
+    real = Real()
+    real.classes = ("bee", "ant", "cat", "dog")
+    with pytest.raises(DataError, match="the classes bee, ant, cat, dog, the model ant, bee, cat"):
+        tiny().with_sources(real)
+    with pytest.raises(ValueError, match=r"must be in \[0, 3\], .* got 0 to 4"):
+        tiny().with_sources(Real(), [0, 1, 2, 3, 0, 1, 2, 4])
+    with pytest.raises(ValueError, match="Got 3 `labels` for 8 real images"):
+        tiny().with_sources(Real(), [0, 1, 2])
 
 
 # -- checkpoints ---------------------------------------------------------------------------------
@@ -229,7 +248,47 @@ def test_class_names_are_asked_for_and_must_differ(saved):
         ClassConditional.from_pretrained(saved)
     with pytest.raises(ValueError, match="holds a name twice"):
         ClassConditional.from_pretrained(saved, classes=["a", "a"])
+    with pytest.raises(ValueError, match="must be a list of names, got the string 'ant'"):
+        ClassConditional.from_pretrained(saved, classes="ant")
     assert ClassConditional.from_pretrained(saved, classes=["a", "b"]).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(("names", "guided"), [(NAMES, True), ((*NAMES, "eel"), False)])
+def test_a_foreign_network_has_a_null_class_only_if_it_has_one_class_more(saved, names, guided):
+    (saved / "synthaug.json").unlink()
+    loaded = ClassConditional.from_pretrained(saved, classes=names)
+    assert loaded.can_be_guided == guided
+    assert len(loaded.plan(per_class=1)) == len(names)
+    if not guided:
+        with pytest.raises(ValueError, match="was not trained without labels"):
+            loaded.plan(per_class=1, guidance_scale=2.0)
+
+
+def test_settings_are_saved_and_unknown_ones_are_refused(tmp_path):
+    tiny(eta=0.5, num_inference_steps=7).save_pretrained(tmp_path)
+    loaded = ClassConditional.from_pretrained(tmp_path)
+    assert (loaded.eta, loaded.num_inference_steps) == (0.5, 7)
+    with pytest.raises(ValueError, match="Unknown setting 'guidance_scale'"):
+        ClassConditional.from_pretrained(tmp_path, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="`device` is 'abacus'"):
+        ClassConditional.from_pretrained(tmp_path, device="abacus")
+
+
+def test_a_disk_that_is_full_is_named_and_the_checkpoint_before_stays(saved, monkeypatch):
+    whole = ClassConditional.from_pretrained(saved).recipe()
+
+    def full(*arguments: Any, **settings: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tiny_unet()), "save_pretrained", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.* MiB are free"):
+        tiny(tiny_unet(num_classes=5)).save_pretrained(saved)
+    assert ClassConditional.from_pretrained(saved).recipe() == whole
+
+
+def test_what_a_kill_left_between_two_renames_is_put_back(saved):
+    (saved / "unet").rename(saved / ".unet-old")
+    assert ClassConditional.from_pretrained(saved).recipe() == tiny().recipe()
 
 
 def test_a_model_that_the_hub_does_not_give_is_named(monkeypatch):
@@ -239,7 +298,9 @@ def test_a_model_that_the_hub_does_not_give_is_named(monkeypatch):
         raise OSError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    assert "could not be loaded from the hub (OSError)" in load_error("someone/something")
+    assert "could not be loaded from the hub (OSError" in load_error("hub:someone/something")
+    monkeypatch.undo()  # without the prefix nobody is asked
+    assert "There is no directory someone/something" in load_error("someone/something")
 
 
 # -- Stable Diffusion and DiT --------------------------------------------------------------------
@@ -386,11 +447,25 @@ def test_unlabelled_images_only_train_the_unconditional_branch(tmp_path):
     assert embedding.weight.shape[0] == len(NAMES) + 1
 
 
+def test_a_model_that_never_saw_a_hidden_label_cannot_be_guided(tmp_path):
+    fit(tmp_path, label_dropout=0.0, steps=1)
+    synthesizer = ClassConditional.from_pretrained(tmp_path)
+    assert len(synthesizer.plan(per_class=1)) == 4
+    with pytest.raises(ValueError, match="was not trained without labels"):
+        synthesizer.plan(per_class=1, guidance_scale=1.5)
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_every_prediction_type_trains_and_draws(tmp_path, prediction_type):
     synthesizer = fit(tmp_path, prediction_type=prediction_type, steps=2)
     assert synthesizer.scheduler_config["prediction_type"] == prediction_type
     assert torch.isfinite(synthesizer.draw(synthesizer.plan(per_class=1))).all()
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path):
+    state = torch.random.get_rng_state()
+    fit(tmp_path, steps=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_data_that_cannot_be_trained_on_are_refused_before_any_work(tmp_path):
@@ -400,8 +475,19 @@ def test_data_that_cannot_be_trained_on_are_refused_before_any_work(tmp_path):
     odd.image_shape = (1, 8, 16)
     with pytest.raises(DataError, match=r"shape \(1, 8, 16\), `real` of \(1, 8, 8\)"):
         fit(tmp_path / "run", unlabelled=odd)
-    with pytest.raises(ValueError, match=r"`label_dropout` must be in \[0, 1\]"):
-        fit(tmp_path / "run", label_dropout=2.0)
+    with pytest.raises(DataError, match=r"Labels must be in \[0, 3\].* found 0 to 4"):
+        fit(tmp_path / "run", Real(labels=(0, 1, 2, 3, 4)))
+    for settings, message in [
+        ({"label_dropout": 1.0}, r"`label_dropout` must be in \[0, 1\), got 1"),
+        ({"prediction_type": "flow"}, "`prediction_type` must be one of v_prediction, epsilon"),
+        ({"num_layers": 0}, "`num_layers` must be at least 1, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fit(tmp_path / "run", **settings)
+    big = Real()
+    big.image_shape = (1, 38, 38)
+    with pytest.raises(DataError, match="38 x 38 pixels cannot be halved"):
+        fit(tmp_path / "run", big)
     assert not (tmp_path / "run").exists()
 
 

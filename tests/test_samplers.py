@@ -1,4 +1,5 @@
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,23 @@ def draw(denoiser: Any, name: str, n: int = 6, steps: int = 50, **arguments: Any
     )
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver++"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddpm",
+        "ddim",
+        "dpmsolver++",
+        "DEISMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "UniPCMultistepScheduler",
+    ],
+)
 def test_the_exact_denoiser_of_a_finite_set_draws_only_its_points(name):
     points = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     images = draw(ExactDenoiser(points), name, n=40, steps=200)
@@ -151,11 +168,14 @@ def test_a_row_is_the_same_alone_in_a_batch_and_in_another_order(name):
     assert (together - shuffled).abs().max() < level / 50
 
 
-def test_every_draw_of_a_row_is_bit_equal_whatever_the_batch():
+@pytest.mark.parametrize(
+    "name", ["ddpm", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"]
+)
+def test_every_draw_of_a_row_is_bit_equal_whatever_the_batch(name):
     """Initial and ancestral noise together: with a denoiser that is elementwise, so are images."""
     denoiser = GaussianDenoiser(0.5)
-    together = draw(denoiser, "ddpm", seeds=range(5), steps=20)
-    alone = torch.cat([draw(denoiser, "ddpm", seeds=[s], steps=20) for s in range(5)])
+    together = draw(denoiser, name, seeds=range(5), steps=20)
+    alone = torch.cat([draw(denoiser, name, seeds=[s], steps=20) for s in range(5)])
     assert torch.equal(together, alone)
 
 
@@ -270,7 +290,8 @@ def test_strength_is_the_share_of_the_steps_taken(name, strength, calls):
 def test_what_a_scheduler_would_ignore_is_refused():
     with pytest.raises(ValueError, match=r"`eta` = 1\.0 has no effect with DPMSolverMultistep"):
         draw(GaussianDenoiser(0.5), "dpmsolver++", eta=1.0)
-    with pytest.raises(ValueError, match=r"must be one of ddpm, ddim, dpmsolver"):
-        make_scheduler("euler?", EPSILON)
+    for unfit in ("euler?", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"):
+        with pytest.raises(ValueError, match=f"`scheduler` is .{re.escape(unfit)}.*Known are ddpm"):
+            make_scheduler(unfit, EPSILON)
     with pytest.raises(ValueError, match=r"`strength` must be in \(0, 1\]"):
         draw(GaussianDenoiser(0.5), "ddim", strength=math.inf)

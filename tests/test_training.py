@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -295,6 +296,43 @@ def test_training_on_nothing_is_refused(tmp_path):
         train(module_of(), loss_of(), 0, config=config_of(), output_dir=tmp_path, identity=1)
 
 
+def test_asking_for_fewer_steps_than_were_taken_is_refused(tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"`steps` is 5, but the run in .* has already taken 12"):
+        run(tmp_path, steps=5)
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    save, calls = safetensors.torch.save_file, 0
+
+    def full(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 8:  # the second of three files of the third checkpoint
+            raise SafetensorError("No space left on device")
+        save(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(
+            CheckpointError, match=r"No space left.*free there.*of step 2, is intact"
+        ):
+            run(tmp_path, **EVERY_STEP)
+    assert contents(tmp_path)["state"]["step"] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "train.jsonl"}
+
+
+def test_going_on_with_another_number_of_processes_is_said(tmp_path, caplog):
+    run(tmp_path, steps=4)
+    path = tmp_path / "checkpoint" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_processes": 2}))
+    with caplog.at_level("WARNING", "synthaug"):
+        run(tmp_path)
+    assert "trained by 2 processes and goes on with 1" in caplog.text
+
+
 # Divergence
 
 
@@ -466,6 +504,16 @@ def test_the_log_has_a_line_for_each_point_of_the_curve(uninterrupted):
     log = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in log] == result.loss_curve
     assert result.examples_per_second > 0
+
+
+def test_steps_that_a_kill_undid_are_not_logged_twice(tmp_path, uninterrupted):
+    with pytest.raises(Killed):  # no checkpoint yet, but lines in the log
+        run(tmp_path, loss_of(killed_at=7))
+    with open(tmp_path / "train.jsonl", "a") as log:
+        log.write('{"step": 7, "lo')
+    run(tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in log] == uninterrupted[2].loss_curve
 
 
 # Several processes

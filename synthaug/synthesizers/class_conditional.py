@@ -31,16 +31,19 @@ from synthaug._checkpoints import (
     state_digest,
     tensor_digest,
     write_json,
+    writing,
 )
+from synthaug._devices import choose_device
 from synthaug._errors import CheckpointError, DataError
 from synthaug._noise import streams
 from synthaug._pixels import digest, to_images
 from synthaug._plan import Plan
-from synthaug._training import TrainingConfig, TrainingResult, train
+from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images, Indices, Pixels
-from synthaug.denoisers import ClassifierFreeGuidance, Denoiser, build_unet
+from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
 from synthaug.samplers import make_scheduler, sample, step_arguments
 from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._fit import FitJob
 
 _FILE = "synthaug.json"
 """What a diffusers directory does not say: class names, image shape, how classes are conditions."""
@@ -81,6 +84,9 @@ class ClassConditional(AbstractSynthesizer):
     unconditional branch; for networks that attend to tokens."""
     prompts: tuple[str, ...] | None = None
     """The prompts that `class_embeddings` were computed from, the last one the negative prompt."""
+    unconditional_branch: bool = True
+    """Whether the last condition of the network is the null condition, and was trained: guidance
+    needs it."""
     scheduler: str | None = "ddim"
     """"ddim", "ddpm", "dpmsolver++", a diffusers class name, or `None` for the checkpoint's own."""
     num_inference_steps: int = 50
@@ -108,9 +114,10 @@ class ClassConditional(AbstractSynthesizer):
             )
         step_arguments(self.make_scheduler(), [], self.eta)  # refuses an `eta` without effect
         known = self._num_conditions
-        if known is not None and known < len(self.classes):
+        if known is not None and known - self.unconditional_branch < len(self.classes):
             raise CheckpointError(
-                f"The network knows {known} classes, but {len(self.classes)} are named."
+                f"The network knows {known - self.unconditional_branch} classes, but "
+                f"{len(self.classes)} are named."
             )
 
     # -- conditions ------------------------------------------------------------------------------
@@ -122,14 +129,20 @@ class ClassConditional(AbstractSynthesizer):
 
     @property
     def _num_conditions(self) -> int | None:
-        """Number of conditions the network knows; `None` if it takes none."""
+        """Number of conditions the network has, the null condition among them; `None` if it takes
+        none."""
         if self.class_embeddings is not None:
-            return len(self.class_embeddings) - 1
+            return len(self.class_embeddings)
         if not self.denoiser.takes_labels:
             return None
         if self.denoiser.kind == "DiTTransformer2DModel":
-            return int(self.denoiser.config.num_embeds_ada_norm)
-        return int(self.denoiser.config.num_class_embeds) - 1
+            return int(self.denoiser.config.num_embeds_ada_norm) + 1
+        return int(self.denoiser.config.num_class_embeds)
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether `guidance_scale` may differ from 1."""
+        return self._num_conditions is not None and self.unconditional_branch
 
     def _conditions(self, labels: Tensor) -> Tensor | None:
         if self.class_embeddings is not None:
@@ -183,12 +196,10 @@ class ClassConditional(AbstractSynthesizer):
         terms = []
         scale = torch.tensor(_column(rows, "guidance_scale", 1.0), dtype=torch.float32)
         if (scale != 1).any():
-            unconditional = self._conditions(torch.full_like(labels, self._null))
-            if unconditional is None:
-                raise ValueError(
-                    "`guidance_scale` other than 1 needs a network that knows classes; this one is "
-                    "unconditional."
-                )
+            self._check_guidance(scale.tolist())
+            null = (self._num_conditions or 0) - 1
+            unconditional = self._conditions(torch.full_like(labels, null))
+            assert unconditional is not None
             terms.append(ClassifierFreeGuidance(self.denoiser, scale, unconditional))
         return sample(
             self.denoiser,
@@ -203,10 +214,17 @@ class ClassConditional(AbstractSynthesizer):
             terms=terms,
         )
 
-    @property
-    def _null(self) -> int:
-        """Index of the unconditional branch: one past the last condition."""
-        return -1 if self._num_conditions is None else self._num_conditions
+    def _check_guidance(self, scales: Sequence[float]) -> None:
+        if not self.can_be_guided and any(scale != 1 for scale in scales):
+            lack = (
+                "knows no classes"
+                if self._num_conditions is None
+                else "was not trained without labels (`label_dropout` 0, or not a model of ours)"
+            )
+            raise ValueError(
+                f"`guidance_scale` must be 1, got {', '.join(f'{scale:g}' for scale in scales)}: "
+                f"guidance compares with and without a class, and this network {lack}."
+            )
 
     def _source_pixels(self, rows: Plan) -> Pixels:
         if self.real is None:
@@ -258,9 +276,32 @@ class ClassConditional(AbstractSynthesizer):
         Args:
             real: Has `read(indices)`, and `targets` unless `labels` are given: any synthaug data
                 set or cache.
-            labels: Class indices of the real images, int (n,).
+            labels: Class indices of the real images, int (n,), in the order of our `classes`.
+
+        Raises:
+            DataError: For images of another shape, or other or differently ordered classes.
+            ValueError: For labels beyond the classes, or not one for every image.
         """
+        shape = tuple(getattr(real, "image_shape", self.image_shape))
+        if shape != self.image_shape:
+            raise DataError(
+                f"The real images have shape {shape}, the model draws {self.image_shape}. Load "
+                f"them with image_size={self.image_shape[1]} and channels={self.image_shape[0]}."
+            )
+        names = tuple(map(str, getattr(real, "classes", self.classes)))
+        if labels is None and names != self.classes:
+            raise DataError(
+                f"The real images have the classes {', '.join(names)}, the model "
+                f"{', '.join(self.classes)}. Load them with the model's `classes`, in its order."
+            )
         found = np.asarray(real.targets if labels is None else labels, np.int64)
+        if hasattr(real, "__len__") and len(found) != len(real):
+            raise ValueError(f"Got {len(found)} `labels` for {len(real)} real images.")
+        if len(found) and not (found.min() >= 0 and found.max() < len(self.classes)):
+            raise ValueError(
+                f"`labels` must be in [0, {len(self.classes) - 1}], the model's classes; got "
+                f"{found.min()} to {found.max()}."
+            )
         return replace(self, real=real, real_labels=found)
 
     def plan(
@@ -305,8 +346,12 @@ class ClassConditional(AbstractSynthesizer):
             raise ValueError(
                 f"`guidance_scale` must not be negative, got {merged['guidance_scale']}."
             )
-        if (scales != 1).any() and self._num_conditions is None:
-            raise ValueError("`guidance_scale` other than 1 needs a network that knows classes.")
+        self._check_guidance(scales.tolist())
+        if self._num_conditions is None and self.real is None and len(self.classes) > 1:
+            raise ValueError(
+                "This network knows no classes, so its images would bear random labels. Start from "
+                "real images (`with_sources`), or name a single class."
+            )
         sources = keys = None
         if self.real is not None and self.real_labels is not None:
             sources = [np.flatnonzero(self.real_labels == c) for c in range(len(self.classes))]
@@ -364,8 +409,15 @@ class ClassConditional(AbstractSynthesizer):
         """Writes a diffusers directory with safetensors weights, and `synthaug.json` beside them.
 
         Prompts are saved as the embeddings they became: the text encoder is not copied.
+
+        Raises:
+            CheckpointError: If the disk is full or not writable. What was there before stays.
         """
         path = Path(path)
+        with writing(path, "Free some space and save again."):
+            self._save(path)
+
+    def _save(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
         inner: Any = getattr(self.network, "_orig_mod", self.network)
@@ -395,8 +447,10 @@ class ClassConditional(AbstractSynthesizer):
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
             "prompts": None if self.prompts is None else list(self.prompts),
+            "unconditional_branch": self.unconditional_branch,
             "scheduler": self.scheduler,
             "num_inference_steps": self.num_inference_steps,
+            "eta": self.eta,
         }
         write_json(path / _FILE, own)
         write_json(path / "model_index.json", index)  # last: it makes the directory a checkpoint
@@ -416,8 +470,11 @@ class ClassConditional(AbstractSynthesizer):
     ) -> "ClassConditional":
         """Loads a diffusers directory, or a model of the hub.
 
+        A class-conditional `UNet2DModel` that was not trained by us has a null class, and can be
+        guided, only if it has exactly one class more than are named.
+
         Args:
-            path: A directory with `model_index.json`; or the name of a model on the hub.
+            path: A directory with `model_index.json`, or "hub:OWNER/NAME".
             classes: Class names. Needed unless the checkpoint was trained by us. For a checkpoint
                 with a text encoder they are the prompts: one or two words each work best at low
                 guidance (Azizi et al. 2023).
@@ -433,6 +490,15 @@ class ClassConditional(AbstractSynthesizer):
             CheckpointError: If there is no such directory, it is not a diffusers directory, a part
                 is missing, or a weight is not finite.
         """
+        unknown = sorted(set(settings) - {"scheduler", "num_inference_steps", "eta"})
+        if unknown:
+            raise ValueError(
+                f"Unknown setting {unknown[0]!r}; known: scheduler, num_inference_steps, eta. (Row "
+                "parameters such as `guidance_scale` belong to `plan`.)"
+            )
+        if isinstance(classes, str):
+            raise ValueError(f"`classes` must be a list of names, got the string {classes!r}.")
+        target = choose_device(device)
         path = resolve(path)
         index = read_json(path / "model_index.json")
         own = read_json(path / _FILE) if (path / _FILE).exists() else {}
@@ -448,9 +514,14 @@ class ClassConditional(AbstractSynthesizer):
             )
         if len(set(names)) != len(names):
             raise ValueError(f"`classes` holds a name twice: {', '.join(map(str, names))}.")
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         embeddings, prompts = None, None
-        if (path / "class_embeddings.safetensors").exists() and classes is None:
+        if (path / "class_embeddings.safetensors").exists():
+            if list(map(str, names)) != own.get("classes"):
+                raise ValueError(
+                    f"{path} holds embeddings of the classes {', '.join(own['classes'])}, and no "
+                    "text encoder for others. Leave `classes` out, or load the checkpoint that "
+                    "they were computed from."
+                )
             from safetensors.torch import load_file
 
             table = load_file(str(path / "class_embeddings.safetensors"))
@@ -471,8 +542,13 @@ class ClassConditional(AbstractSynthesizer):
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
         saved: dict[str, Any] = {
-            k: own[k] for k in ("scheduler", "num_inference_steps") if k in own
+            k: own[k] for k in ("scheduler", "num_inference_steps", "eta") if k in own
         }
+        num_class_embeds = getattr(network.config, "num_class_embeds", None)
+        if embeddings is None and isinstance(num_class_embeds, int):
+            saved["unconditional_branch"] = own.get(
+                "unconditional_branch", num_class_embeds == len(names) + 1
+            )
         return cls(
             network=network.eval().requires_grad_(False).to(target),
             scheduler_config=scheduler_config,
@@ -516,110 +592,44 @@ class ClassConditional(AbstractSynthesizer):
             channels: Width of the first level; the next ones have 2 and 4 times as many.
             num_layers: Residual blocks per level.
             prediction_type: "v_prediction", "epsilon" or "sample".
-            label_dropout: Probability of the null label.
+            label_dropout: Probability of the null label, in [0, 1). At 0, and without `unlabelled`,
+                the model has no unconditional branch, so it cannot be guided.
             horizontal_flip: Mirror half of the training images.
             progress: Show a bar.
 
         Raises:
-            DataError: If a class has no image, or the shapes of the two sets differ.
+            DataError: If a class has no image, a label has no class, or the shapes of the two sets
+                differ or cannot be halved often enough.
+            ValueError: For a setting out of range.
             DivergedError: If loss or weights stop being finite.
+            CheckpointError: If a checkpoint cannot be read or written.
         """
-        from accelerate import PartialState
 
-        config = config or TrainingConfig()
-        classes = tuple(map(str, real.classes))
-        labels = np.asarray(real.targets, np.int64)
-        counts = np.bincount(labels, minlength=len(classes))
-        if (counts == 0).any():
-            raise DataError(
-                f"Class {classes[int(counts.argmin())]!r} has no images. Add some, or remove it."
-            )
-        shape = tuple(real.image_shape)
-        if unlabelled is not None and tuple(unlabelled.image_shape) != shape:
-            raise DataError(
-                f"`unlabelled` holds images of shape {tuple(unlabelled.image_shape)}, "
-                f"`real` of {shape}."
-            )
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"`label_dropout` must be in [0, 1], got {label_dropout}.")
-        null = len(classes)
-        sources = [real] if unlabelled is None else [real, unlabelled]
-        extra = 0 if unlabelled is None else len(unlabelled)
-        all_labels = torch.from_numpy(np.concatenate([labels, np.full(extra, null)]))
-        torch.manual_seed(config.seed)  # initial weights
-        network = build_unet(shape, num_classes=null, channels=channels, num_layers=num_layers)
-        scheduler_config = {
-            "_class_name": "DDPMScheduler",
-            "beta_schedule": "squaredcos_cap_v2",
-            "prediction_type": prediction_type,
-            "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
-        }
-        scheduler = make_scheduler(None, scheduler_config)
-        steps = scheduler.config.num_train_timesteps
-
-        def read(indices: Indices) -> Pixels:
-            if unlabelled is None:
-                return real.read(indices)
-            own = indices < len(labels)
-            pixels = torch.empty(len(indices), *shape, dtype=torch.uint8)
-            pixels[torch.from_numpy(own)] = real.read(indices[own])
-            pixels[torch.from_numpy(~own)] = unlabelled.read(indices[~own] - len(labels))
-            return pixels
-
-        def loss(module: nn.Module, indices: Indices) -> Tensor:
-            device = next(module.parameters()).device
-            x0 = to_images(read(indices)).to(device)
-            y = all_labels[torch.from_numpy(indices)].to(device)
-            if horizontal_flip:
-                mirrored = torch.rand(len(x0)) < 0.5
-                x0 = torch.where(mirrored.to(device).view(-1, 1, 1, 1), x0.flip(-1), x0)
-            y = torch.where((torch.rand(len(y)) < label_dropout).to(device), null, y)
-            strata = (torch.arange(len(x0)) + torch.rand(len(x0))) / len(x0)
-            t = (strata * steps).long().clamp(max=steps - 1).to(device)
-            noise = torch.randn(x0.shape).to(device)
-            x_t = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
-            target = {
-                "epsilon": noise,
-                "sample": x0,
-                "v_prediction": scheduler.get_velocity(x0, noise, t),
-            }[prediction_type]
-            autocast = torch.autocast(
-                device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-            )
-            with autocast:
-                prediction = module(x_t, t, class_labels=y, return_dict=False)[0]
-            return nn.functional.mse_loss(prediction.float(), target)
-
-        def wrap(module: nn.Module) -> "ClassConditional":
+        def wrap(network: nn.Module) -> "ClassConditional":
             return cls(
-                network=module,
-                scheduler_config=scheduler_config,
-                classes=classes,
-                image_shape=shape,
+                network=network,
+                scheduler_config=job.scheduler_config,
+                classes=job.classes,
+                image_shape=job.image_shape,
+                unconditional_branch=job.unconditional_branch,
             )
 
-        result = train(
-            network.to(memory_format=torch.channels_last),
-            loss,
-            len(all_labels),
-            config=config,
-            output_dir=output_dir,
-            identity={
-                "synthesizer": "ClassConditional",
-                "network": {k: v for k, v in network.config.items() if not k.startswith("_")},
-                "data": [getattr(source, "fingerprint", len(source)) for source in sources],
-                "classes": list(classes),
-                "prediction_type": prediction_type,
-                "label_dropout": label_dropout,
-                "horizontal_flip": horizontal_flip,
-            },
-            on_checkpoint=lambda module, step: wrap(module).save_pretrained(output_dir),
+        job = FitJob(
+            real,
+            unlabelled,
+            channels=channels,
+            num_layers=num_layers,
+            prediction_type=prediction_type,
+            label_dropout=label_dropout,
+            horizontal_flip=horizontal_flip,
+        )
+        network, result = job.run(
+            output_dir,
+            config or TrainingConfig(),
+            on_checkpoint=lambda module: wrap(module).save_pretrained(output_dir),
             progress=progress,
         )
-        synthesizer = wrap(network.requires_grad_(False))
-        if PartialState().is_main_process:  # also after a kill between the last two writes
-            synthesizer.save_pretrained(output_dir)
-        return synthesizer, result
+        return wrap(network), result
 
 
 def _column(rows: Plan, name: str, default: float) -> NDArray[np.float64]:

@@ -1,0 +1,178 @@
+"""The training of a class-conditional denoiser on real images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synthaug._errors import DataError
+from synthaug._pixels import to_images
+from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
+from synthaug._types import Indices, Pixels
+from synthaug.denoisers import build_unet
+from synthaug.samplers import make_scheduler
+
+PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
+
+
+class FitJob:
+    """Everything that `ClassConditional.fit` was asked for, checked before any work starts.
+
+    Args:
+        real: Labelled images.
+        unlabelled: Further images, or `None`.
+        channels: Width of the first level.
+        num_layers: Residual blocks per level.
+        prediction_type: What the network predicts.
+        label_dropout: Probability of the null label.
+        horizontal_flip: Mirror half of the images.
+
+    Raises:
+        DataError: For images or labels that cannot be trained on.
+        ValueError: For a setting out of range.
+    """
+
+    def __init__(
+        self,
+        real: Any,
+        unlabelled: Any,
+        *,
+        channels: int,
+        num_layers: int,
+        prediction_type: str,
+        label_dropout: float,
+        horizontal_flip: bool,
+    ) -> None:
+        self.real, self.unlabelled = real, unlabelled
+        self.classes = tuple(map(str, real.classes))
+        self.image_shape: tuple[int, int, int] = tuple(real.image_shape)
+        self.labels = np.asarray(real.targets, np.int64)
+        _check_labels(self.labels, self.classes)
+        if unlabelled is not None and tuple(unlabelled.image_shape) != self.image_shape:
+            raise DataError(
+                f"`unlabelled` holds images of shape {tuple(unlabelled.image_shape)}, "
+                f"`real` of {self.image_shape}."
+            )
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"`label_dropout` must be in [0, 1), got {label_dropout}.")
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got "
+                f"{prediction_type!r}."
+            )
+        for name, value in (("channels", channels), ("num_layers", num_layers)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        self.channels, self.num_layers = channels, num_layers
+        self.prediction_type = prediction_type
+        self.label_dropout = label_dropout
+        self.horizontal_flip = horizontal_flip
+        self.unconditional_branch = label_dropout > 0 or unlabelled is not None
+        self.scheduler_config: dict[str, Any] = {
+            "_class_name": "DDPMScheduler",
+            "beta_schedule": "squaredcos_cap_v2",
+            "prediction_type": prediction_type,
+            "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
+        }
+        self._scheduler = make_scheduler(None, self.scheduler_config)
+        extra = 0 if unlabelled is None else len(unlabelled)
+        null = np.full(extra, len(self.classes))
+        self._all_labels = torch.from_numpy(np.concatenate([self.labels, null]))
+
+    def run(
+        self,
+        output_dir: str | Path,
+        config: TrainingConfig,
+        *,
+        on_checkpoint: Callable[[nn.Module], None],
+        progress: bool,
+    ) -> tuple[nn.Module, TrainingResult]:
+        """Trains, and returns the averaged network, frozen, on its device.
+
+        `on_checkpoint` gets it at every checkpoint, and once more at the end.
+        """
+        from accelerate import PartialState
+
+        with own_randomness(torch.device("cpu")):
+            torch.manual_seed(config.seed)
+            network = build_unet(
+                self.image_shape,
+                num_classes=len(self.classes),
+                channels=self.channels,
+                num_layers=self.num_layers,
+            )
+        sources = [self.real] if self.unlabelled is None else [self.real, self.unlabelled]
+        result = train(
+            network.to(memory_format=torch.channels_last),
+            self._loss,
+            len(self._all_labels),
+            config=config,
+            output_dir=output_dir,
+            identity={
+                "synthesizer": "ClassConditional",
+                "network": {k: v for k, v in network.config.items() if not k.startswith("_")},
+                "data": [getattr(source, "fingerprint", len(source)) for source in sources],
+                "classes": list(self.classes),
+                "prediction_type": self.prediction_type,
+                "label_dropout": self.label_dropout,
+                "horizontal_flip": self.horizontal_flip,
+            },
+            on_checkpoint=lambda module, step: on_checkpoint(module),
+            progress=progress,
+        )
+        network.requires_grad_(False)
+        if PartialState().is_main_process:  # also after a kill between the last two writes
+            on_checkpoint(network)
+        return network, result
+
+    def _read(self, indices: Indices) -> Pixels:
+        if self.unlabelled is None:
+            pixels: Pixels = self.real.read(indices)
+            return pixels
+        own = indices < len(self.labels)
+        pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)
+        pixels[torch.from_numpy(own)] = self.real.read(indices[own])
+        pixels[torch.from_numpy(~own)] = self.unlabelled.read(indices[~own] - len(self.labels))
+        return pixels
+
+    def _loss(self, network: nn.Module, indices: Indices) -> Tensor:
+        """Mean squared error of the prediction, at timesteps stratified over the batch."""
+        device = next(network.parameters()).device
+        steps = self._scheduler.config.num_train_timesteps
+        x0 = to_images(self._read(indices)).to(device)
+        y = self._all_labels[torch.from_numpy(indices)].to(device)
+        # Everything random is drawn on the CPU, so that it is the same on every device.
+        if self.horizontal_flip:
+            mirrored = torch.rand(len(x0)) < 0.5
+            x0 = torch.where(mirrored.to(device).view(-1, 1, 1, 1), x0.flip(-1), x0)
+        hidden = torch.rand(len(y)) < self.label_dropout
+        y = torch.where(hidden.to(device), len(self.classes), y)
+        strata = (torch.arange(len(x0)) + torch.rand(len(x0))) / len(x0)
+        t = (strata * steps).long().clamp(max=steps - 1).to(device)
+        noise = torch.randn(x0.shape).to(device)
+        x_t = self._scheduler.add_noise(x0, noise, t)
+        if self.prediction_type == "epsilon":
+            target = noise
+        elif self.prediction_type == "sample":
+            target = x0
+        else:
+            target = self._scheduler.get_velocity(x0, noise, t)
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
+        prediction = network(x_t, t, class_labels=y, return_dict=False)[0]
+        return nn.functional.mse_loss(prediction.float(), target)
+
+
+def _check_labels(labels: np.ndarray, classes: tuple[str, ...]) -> None:
+    if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
+        raise DataError(
+            f"Labels must be in [0, {len(classes) - 1}], since there are {len(classes)} classes; "
+            f"found {labels.min()} to {labels.max()}."
+        )
+    counts = np.bincount(labels, minlength=len(classes))
+    if (counts == 0).any():
+        raise DataError(
+            f"Class {classes[int(counts.argmin())]!r} has no images. Add some, or remove it."
+        )
