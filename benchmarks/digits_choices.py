@@ -19,6 +19,7 @@ from _machine import write
 from synthaug import Arm, MixedDataset, evaluate, generate, load_dataset
 from synthaug._demo import (
     Settings,
+    classifier_seeds,
     guess_labels,
     split_digits,
     train_generator,
@@ -31,7 +32,7 @@ def one_split(seed: int, settings: Settings) -> list[dict[str, Any]]:
     split = split_digits(half.targets, settings, seed)
     real, chosen_on = half.subset(split.labelled), half.subset(split.holdout)
     folder = Path(tempfile.mkdtemp())
-    guessed, rest, right = guess_labels(half, split, settings)
+    guessed, rest, right = guess_labels(half, split, settings, seed=seed, progress=False)
     print(f"split {seed}: {len(guessed)} sure guesses, {right:.3f} right", flush=True)
     model, _ = train_generator(
         real, guessed, rest, folder / "generator", settings, seed=seed, progress=False
@@ -55,7 +56,8 @@ def one_split(seed: int, settings: Settings) -> list[dict[str, Any]]:
         arms,
         test=chosen_on,
         steps=settings.classifier_steps,
-        seeds=settings.seeds,
+        seeds=classifier_seeds(seed, settings),
+        device="cpu",
         baseline="real, augmented",
         progress=False,
     )

@@ -11,18 +11,19 @@ Float images are in [0, 1], as torchvision has them. Our model space [-1, 1] nev
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from synthaug._errors import DataError
 from synthaug._pixels import to_pil
-from synthaug._types import Labels
+from synthaug._types import Indices, Labels
 
 Transform = Callable[[Any], Any]
 
@@ -225,6 +226,20 @@ def labels_of(dataset: Any) -> Labels:
             f"{labels.dtype}, expected one class index per image, shape ({len(dataset)},)."
         )
     return labels.astype(np.int64)
+
+
+def parts_of(
+    dataset: ConcatDataset[Any], indices: Indices
+) -> Iterator[tuple[int, NDArray[np.bool_], Indices]]:
+    """Where some items of a `ConcatDataset` lie, part by part.
+
+    Yields:
+        The number of the part, which of `indices` lie in it, and what these are called there.
+    """
+    ends = np.asarray(dataset.cumulative_sizes)
+    parts = np.searchsorted(ends, indices, side="right")
+    for p in np.unique(parts).tolist():
+        yield p, parts == p, indices[parts == p] - (ends[p - 1] if p else 0)
 
 
 def classes_of(dataset: Any) -> tuple[str, ...] | None:

@@ -16,7 +16,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from synthaug._adapt import classes_of, field, field_key, label_like, labels_of, like, pixels_of
+from synthaug._adapt import (
+    classes_of,
+    field,
+    field_key,
+    label_like,
+    labels_of,
+    like,
+    parts_of,
+    pixels_of,
+)
 from synthaug._errors import DataError
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
@@ -303,21 +312,19 @@ def as_pixels(
         inner = np.asarray(dataset.indices, np.int64)
         return as_pixels(dataset.dataset, inner[rows], progress=progress)
     if isinstance(dataset, ConcatDataset):
-        ends = np.asarray(dataset.cumulative_sizes)
-        parts = np.searchsorted(ends, rows, side="right")
-        found = {}
-        for p in np.unique(parts):
-            local = rows[parts == p] - (ends[p - 1] if p else 0)
-            found[p] = as_pixels(dataset.datasets[p], local, progress=progress)
-        shapes = sorted({tuple(x.shape[1:]) for x in found.values()})
+        found = [
+            (mask, as_pixels(dataset.datasets[p], local, progress=progress))
+            for p, mask, local in parts_of(dataset, rows)
+        ]
+        shapes = sorted({tuple(x.shape[1:]) for _, x in found})
         if len(shapes) > 1:
             raise DataError(
                 f"The parts of the ConcatDataset have images of shape {shapes[0]} and {shapes[1]}. "
                 "Bring all to one shape first."
             )
         out = torch.empty((len(rows), *shapes[0]), dtype=torch.uint8)
-        for p, pixels in found.items():
-            out[torch.from_numpy(parts == p)] = pixels
+        for mask, pixels in found:
+            out[torch.from_numpy(mask)] = pixels
         return out
     return gather(Indexed(dataset, int(rows[0])), rows, progress, "Reading images")
 

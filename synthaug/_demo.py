@@ -4,12 +4,12 @@ The task: tell the digits apart with three labelled images of each. The other im
 half have no labels. Classifiers trained on the labelled ones guess them, and a class-conditional
 diffusion model learns from the labelled images and from those guesses that are sure; what is left
 trains its unconditional branch (as in dual pseudo training, You et al. 2023). How much the guesses
-help without a generator is an arm of the evaluation. The test half, written by other people, is
-used once per classifier, at the end: no model and no choice ever sees it. The settings below were
-chosen on the training half alone, by `benchmarks/digits_choices.py`.
+help without a generator is an arm of the evaluation. The test half is used once per classifier, at
+the end: no model and no choice ever sees it. (The scans come writer by writer, so the two halves
+share one writer at most.) The settings below were chosen on the training half alone, by
+`benchmarks/digits_choices.py`.
 """
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from markupsafe import Markup, escape
 
 from synthaug._audit import AuditReport, audit
+from synthaug._audit._page import STYLE, sections
 from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages, load_dataset
 from synthaug._datasets import MixedDataset
@@ -32,8 +33,6 @@ from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import Indices, Pixels
 from synthaug.synthesizers import ClassConditional
 
-logger = logging.getLogger("synthaug")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
@@ -44,7 +43,7 @@ class Split:
     holdout: Indices
     """Kept from every model, to calibrate the audit."""
     pool: Indices
-    """The rest; their labels are never used."""
+    """The rest. Their labels only count, for the report, how many guesses are right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,10 @@ class Settings:
 
 
 def split_digits(labels: Any, settings: Settings, seed: int) -> Split:
-    """The split of the training half, a pure function of the labels and the seed."""
+    """The split of the training half: equal numbers of every class first, then the rest.
+
+    A pure function of the labels and the seed.
+    """
     rng = counter_rng(seed, 1)
     labelled, holdout, pool = [], [], []
     for c in np.unique(labels):
@@ -93,26 +95,34 @@ def split_digits(labels: Any, settings: Settings, seed: int) -> Split:
     )
 
 
+def classifier_seeds(seed: int, settings: Settings) -> range:
+    """The seeds of classifiers: others for every seed of the demo."""
+    return range(seed * settings.seeds, (seed + 1) * settings.seeds)
+
+
 def guess_labels(
-    half: LabelledImages, split: Split, settings: Settings
+    half: LabelledImages, split: Split, settings: Settings, *, seed: int, progress: bool
 ) -> tuple[LabelledImages, LabelledImages, float]:
     """Names the pool's images that classifiers trained on the labelled ones are sure about.
 
     Returns:
-        The images with believed guesses for labels; the others, whose labels mean nothing; and the
-        share of the believed guesses that is right, which only the report looks at.
+        The images with believed guesses for labels; the others, all with the label 0, which means
+        nothing; and the share of the believed guesses that is right, which only the report looks
+        at.
     """
     probabilities = class_probabilities(
         half.subset(split.labelled),
         half.read(split.pool),
         steps=settings.classifier_steps,
-        seeds=settings.seeds,
+        seeds=classifier_seeds(seed, settings),
+        progress=progress,
     )
     guess, sure = probabilities.argmax(axis=1), probabilities.max(axis=1) >= settings.sure
     believed = split.pool[sure]
     named = LabelledImages(half.read(believed), guess[sure], half.classes, name="guessed digits")
     right = float((guess[sure] == half.labels[believed]).mean()) if sure.any() else 1.0
-    return named, half.subset(split.pool[~sure]), right
+    rest = half.read(split.pool[~sure])
+    return named, LabelledImages(rest, np.zeros(len(rest), np.int64), half.classes), right
 
 
 def with_guesses(real: LabelledImages, guessed: LabelledImages, *, share: float) -> LabelledImages:
@@ -191,7 +201,7 @@ def demo(
         f"{len(test)} to test on."
     )
     print("1/4 guess labels, and train a diffusion model")
-    guessed, rest, right = guess_labels(half, split, settings)
+    guessed, rest, right = guess_labels(half, split, settings, seed=seed, progress=progress)
     print(f"Sure about {len(guessed)} of the {len(split.pool)}; {right:.1%} of these are right.")
     synthesizer, training = train_generator(
         real, guessed, rest, out / "generator", settings, seed=seed, progress=progress
@@ -208,10 +218,11 @@ def demo(
         guidance_scale=settings.guidance_scale,
         seed=seed,
     )
-    cache = generate(synthesizer, plan, str(out / "digits.h5"), source=half, progress=progress)
-    print("3/4 audit")
     seen = half.subset(np.concatenate([split.labelled, split.pool]))
-    report = audit(cache, seen, holdout=half.subset(split.holdout), progress=progress)
+    cache = generate(synthesizer, plan, str(out / "digits.h5"), source=seen, progress=progress)
+    print("3/4 audit")
+    holdout = half.subset(split.holdout)
+    report = audit(cache, seen, holdout=holdout, seed=seed, progress=progress)
     report.to_json(out / "audit.json")
     report.to_html(out / "audit.html")
     print("4/4 train classifiers")
@@ -226,8 +237,9 @@ def demo(
         },
         test=test,
         steps=settings.classifier_steps,
-        seeds=settings.seeds,
+        seeds=classifier_seeds(seed, settings),
         baseline="real, augmented",
+        device="cpu",
         output_dir=out / "classifiers",
         progress=progress,
     )
@@ -235,19 +247,13 @@ def demo(
     path = out / "report.html"
     minutes = (time.monotonic() - started) / 60
     body = _body(real, guessed, right, cache, report, evaluation, training, settings, minutes)
-    path.write_text(page("synthaug demo", body, style=_style()))
+    path.write_text(page("synthaug demo", body, style=STYLE))
     print()
     print(evaluation.table())
     print()
     print(f"Audit: {report.verdict}. {report.reasons[0]}")
     print(f"Report: {path.resolve()} ({minutes:.1f} minutes)")
     return path
-
-
-def _style() -> str:
-    from synthaug._audit._page import STYLE
-
-    return STYLE
 
 
 def _body(
@@ -262,8 +268,6 @@ def _body(
     minutes: float,
 ) -> Markup:
     """The report: task, images, accuracy, training curve, audit."""
-    from synthaug._audit._page import sections
-
     rows = [r for c in range(len(cache.classes)) for r in np.flatnonzero(cache.labels == c)[:10]]
     steps, losses = np.array(training.loss_curve).T
     parts = [

@@ -5,7 +5,7 @@ import numpy as np
 from synthaug._audit import AuditReport
 from synthaug._cache import SynthCache
 from synthaug._data import load_dataset
-from synthaug._demo import Settings, demo, split_digits
+from synthaug._demo import Settings, classifier_seeds, demo, split_digits
 from synthaug._evaluation import EvaluationReport
 
 TOY = Settings(
@@ -39,14 +39,20 @@ def test_the_test_half_is_other_images_than_the_training_half():
 
 
 def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsys):
-    path = demo(tmp_path, settings=TOY, progress=False)
+    path = demo(tmp_path, seed=3, settings=TOY, progress=False)
     printed = capsys.readouterr().out
     cache = SynthCache(tmp_path / "digits.h5")
     assert cache.done.all()
     assert len(cache) == 30
     report = AuditReport.from_json(tmp_path / "audit.json")
     assert report.identity == cache.identity
+    half = load_dataset("digits", split="train")
+    split = split_digits(half.targets, TOY, seed=3)
+    seen = half.subset(np.concatenate([split.labelled, split.pool]))
+    assert cache.manifest["source"] == {"fingerprint": seen.fingerprint, "images": len(seen)}
     evaluation = EvaluationReport.from_json(tmp_path / "evaluation.json")
+    assert {run.seed for run in evaluation.runs} == {6, 7} == set(classifier_seeds(3, TOY))
+    assert report.settings["seed"] == 3
     assert len(evaluation.arm_names) == 5
     for arm in evaluation.arm_names:
         assert f"{100 * evaluation.mean(arm):.2f}"[:4] in printed
@@ -58,6 +64,6 @@ def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsy
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", html)
 
     written = (tmp_path / "digits.h5").stat().st_mtime_ns
-    demo(tmp_path, settings=TOY, progress=False)
+    demo(tmp_path, seed=3, settings=TOY, progress=False)
     assert (tmp_path / "digits.h5").stat().st_mtime_ns == written
     assert capsys.readouterr().out.splitlines()[-1].startswith("Report: ")

@@ -1,12 +1,15 @@
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from markupsafe import escape
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.transforms import v2
@@ -22,10 +25,11 @@ from synthaug._evaluation import (
     EvaluationReport,
     Run,
     StandardAugment,
+    class_probabilities,
     evaluate,
     standard_arms,
 )
-from synthaug._evaluation._augment import apply_augment
+from synthaug._evaluation._augment import apply_augment, standard_augment
 from synthaug._evaluation._fit import Settings, batch_order, learning_rate_at
 from synthaug._evaluation._sources import is_plain
 from synthaug._plan import Plan, balanced_quota
@@ -152,6 +156,36 @@ def test_affine_maps_turn_about_the_centre_and_no_further_than_they_may() -> Non
     angle = torch.atan2(y, x).rad2deg()
     assert 18 < angle.max() < 22
     assert -22 < angle.min() < -18
+
+
+def test_half_of_affine_maps_are_mirrored_if_asked_for() -> None:
+    image = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
+    still = AffineAugment(max_shift=0, max_rotation=0, max_scale=0, horizontal_flip=True)
+    out = still(image.expand(2000, 1, 8, 8))
+    mirrored = (out == image.flip(-1)).flatten(1).all(dim=1)
+    assert ((out == image).flatten(1).all(dim=1) ^ mirrored).all()
+    assert abs(mirrored.float().mean().item() - 0.5) < 4 * 0.5 / math.sqrt(2000)
+
+
+@pytest.mark.parametrize("horizontal_flip", [False, True])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (1, 32, 24), (3, 32, 32)])
+def test_the_standard_augmentation_mirrors_if_asked_for_and_never_by_itself(
+    shape: tuple[int, int, int], horizontal_flip: bool
+) -> None:
+    chosen = standard_augment(shape, horizontal_flip=horizontal_flip)
+    assert isinstance(chosen, AffineAugment if shape[1] < 16 else StandardAugment)
+    assert chosen.horizontal_flip is horizontal_flip
+    if isinstance(chosen, StandardAugment):
+        assert chosen.padding == min(shape[1:]) // 8
+
+
+def test_mirroring_reaches_every_arm_with_the_standard_augmentation(
+    train: LabelledImages, test: LabelledImages
+) -> None:
+    arms: dict[str, Any] = {"plain": Arm(train), "a": train, "b": Arm(train, augment="standard")}
+    report = evaluate(arms, test=test, seeds=1, model=linear, horizontal_flip=True, **FAST)
+    mirrors = {name: "horizontal_flip=True" in str(f["augment"]) for name, f in report.arms.items()}
+    assert mirrors == {"plain": False, "a": True, "b": True}
 
 
 def test_a_torchvision_transform_draws_anew_for_every_image() -> None:
@@ -645,6 +679,24 @@ def test_shared_images_are_found_behind_transforms_and_in_both_parts_of_a_mixtur
         evaluate({"a": mixture}, test=test, **FAST)
 
 
+def test_shared_images_are_found_in_mixtures_inside_wrappers(
+    train: LabelledImages, digits: LabelledImages, cache: SynthCache
+) -> None:
+    mixed = MixedDataset(train, cache, audit=None, mode="append", ratio=0.1)
+    seen = LabelledImages(cache.read([7, 29]), cache.labels[[7, 29]], cache.classes)
+    assert not (mixed.synthetic_rows() == 29).any()  # it will be served in another epoch
+    wrapped: list[Dataset[Any]] = [
+        Subset(mixed, range(62)),
+        ConcatDataset([train, Subset(mixed, [61])]),
+    ]
+    for arm in wrapped:
+        with pytest.raises(DataError, match="2 of 2 images of `test` are in Arm 'a'"):
+            evaluate({"a": arm}, test=seen, **FAST)
+    apart = Subset(mixed, range(20))
+    with pytest.raises(DataError, match="1 of 2 images of `test`"):  # only real image 19 is shown
+        evaluate({"a": apart}, test=train.subset([19, 20]), **FAST)
+
+
 # Wrong input is found before any training
 
 
@@ -674,6 +726,7 @@ def test_wrong_arguments_are_named_before_any_training(
     refused("`warmup_steps` must be from 0 to `steps`=4, got 5", warmup_steps=5)
     refused("`precision` must be", precision="float16")
     refused("`augment` must be 'standard'", augment="strong")
+    refused("`horizontal_flip` belongs to augment=", augment=None, horizontal_flip=True)
     refused("`model` 'cnn' is unknown", model="cnn")
     large = LabelledImages(torch.zeros(10, 1, 9, 9, dtype=torch.uint8), range(10), train.classes)
     refused(r"Arm 'l' has images of shape \(1, 9, 9\), `test` has \(1, 8, 8\)", arms={"l": large})
@@ -788,6 +841,48 @@ def test_finished_runs_are_not_repeated_until_data_or_settings_change(
     assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.iterdir()))
 
 
+def test_a_mixture_that_chooses_otherwise_makes_a_stored_run_stale(
+    train: LabelledImages,
+    test: LabelledImages,
+    cache: SynthCache,
+    tmp_path: Path,
+    watched: list[Watched],
+) -> None:
+    def mix(**changed: Any) -> MixedDataset:
+        return MixedDataset(train, cache, **{"audit": None, "fraction": 0.5, "seed": 0, **changed})
+
+    def made(dataset: Dataset[Any]) -> int:
+        watched.clear()
+        evaluate({"a": dataset}, test=test, seeds=1, model=Watched, output_dir=tmp_path, **FAST)
+        return len(trained(watched))
+
+    def report(passed: Any, verdict: str) -> Any:
+        return SimpleNamespace(identity=cache.identity, passed=passed, verdict=verdict)
+
+    all_passed, one_failed = np.ones(30, bool), np.arange(30) != 29
+    changes: list[dict[str, Any]] = [
+        {},
+        {"seed": 1},
+        {"fraction": 0.51},
+        {"mode": "append", "fraction": None, "ratio": 0.5},
+        {"audit": report(all_passed, "pass")},
+        {"audit": report(all_passed, "inconclusive")},
+        {"audit": report(one_failed, "inconclusive")},
+    ]
+    # Items that are real in epoch 0 whatever the change: what they show then tells nothing apart.
+    real = np.all([mix(**changed).synthetic_rows()[:60] < 0 for changed in changes], axis=0)
+    same = np.flatnonzero(real).tolist()
+    assert len(same) > 5
+    wraps: list[Callable[[MixedDataset], Dataset[Any]]] = [
+        lambda mixed: mixed,
+        lambda mixed: Subset(mixed, same),
+        lambda mixed: ConcatDataset([train, Subset(mixed, same)]),
+    ]
+    for wrap in wraps:
+        assert [made(wrap(mix(**changed))) for changed in changes] == [1] * len(changes)
+        assert [made(wrap(mix(**changed))) for changed in changes] == [0] * len(changes)
+
+
 def test_a_damaged_run_file_is_named(
     train: LabelledImages, test: LabelledImages, tmp_path: Path
 ) -> None:
@@ -799,7 +894,54 @@ def test_a_damaged_run_file_is_named(
             evaluate({"a": train}, test=test, seeds=1, output_dir=tmp_path, **FAST)
 
 
+# Classifiers that name images
+
+
+def test_probabilities_are_those_of_classifiers_trained_as_an_evaluation_trains_them(
+    digits: LabelledImages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed_up = np.random.default_rng(0).permutation(500)
+    few, others = digits.subset(mixed_up[:150]), digits.subset(mixed_up[150:])
+    arguments: dict[str, Any] = {"seeds": [3, 4], "steps": 60}
+    found = class_probabilities(few, others.read(range(350)), **arguments)
+    assert "120/120" in capsys.readouterr().err
+    assert found.shape == (350, 10)
+    assert found.sum(axis=1) == pytest.approx(np.ones(350), abs=1e-5)
+    ensemble = float((found.argmax(axis=1) == others.labels).mean())
+    single = evaluate({"a": few}, test=others, device="cpu", progress=False, **arguments).mean("a")
+    assert single - 0.02 < ensemble < single + 0.15
+    assert single > 0.6
+    again = class_probabilities(few, others.read(range(350)), progress=False, **arguments)
+    assert np.array_equal(found, again)
+    assert capsys.readouterr().err == ""
+
+
 # The report
+
+
+def test_what_the_audit_said_of_synthetic_images_stands_below_the_table(
+    train: LabelledImages, test: LabelledImages, cache: SynthCache
+) -> None:
+    passed = SimpleNamespace(identity=cache.identity, passed=np.arange(30) > 1, verdict="fail")
+    judged = MixedDataset(train, cache, audit=passed, fraction=0.5)
+    unjudged = MixedDataset(train, cache, audit=None, fraction=0.5)
+    arms = {
+        "real": train,
+        "judged": judged,
+        "part": Subset(judged, range(9)),
+        "unjudged": ConcatDataset([train, unjudged]),
+        "cache": cache,
+    }
+    report = evaluate(arms, test=test, seeds=1, model=linear, **FAST)
+    notes = [
+        "Synthetic images of 'judged', 'part': 28 images, audit: fail, 2 withheld.",
+        "Synthetic images of 'unjudged': 30 images, not audited.",
+        "Synthetic images of 'cache': 30 images, no audit report.",
+    ]
+    assert report.synthetic_notes() == notes
+    assert report.table().splitlines()[-3:] == notes
+    html = report.html_sections()
+    assert all(escape(note) in html for note in notes)
 
 
 def made_up(arm: str, seed: int, accuracy: float) -> Run:

@@ -40,8 +40,8 @@ def standard_arms(
     Args:
         real: The real training images, the baseline with and without augmentation.
         mixed: Real and synthetic images, for example a `MixedDataset`.
-        synthetic: Synthetic images alone, for example those of a cache that an audit passed:
-            `Subset(cache, np.flatnonzero(report.passed))`.
+        synthetic: Synthetic images alone, for example
+            `MixedDataset(real, cache, audit=report, fraction=1.0)`.
 
     Returns:
         Arms for `evaluate`, all but the first with its augmentation. The second one, augmented real

@@ -20,7 +20,7 @@ Augment: TypeAlias = Callable[[Tensor], Tensor]
 class StandardAugment:
     """The usual augmentation of small images: random shifts, and mirroring if it keeps the class.
 
-    StandardAugment(padding=4)               # handwritten digits of 28x28
+    StandardAugment(padding=4)                          # handwritten digits of 28x28
     StandardAugment(padding=4, horizontal_flip=True)    # CIFAR
 
     Every image is padded and cropped to its old size at a random place, and mirrored left to right
@@ -71,6 +71,8 @@ class AffineAugment:
     """Largest turn about the centre, in degrees, either way."""
     max_scale: float = 0.1
     """Largest change of size: 0.1 makes images 10 % larger or smaller at most."""
+    horizontal_flip: bool = False
+    """Mirror half of the images. Wrong for digits, letters and organs."""
     fill: int = 0
     """Level of what comes in at the border, 0 to 255."""
 
@@ -103,23 +105,23 @@ class AffineAugment:
             dim=1,
         )
         to_source[:, :, :2] /= (1 + resize * self.max_scale)[:, None, None]
+        if self.horizontal_flip:
+            to_source[:, :, 0] *= torch.where(torch.rand(n) < 0.5, -1, 1)[:, None]
         grid = F.affine_grid(to_source.to(pixels.device), list(pixels.shape), align_corners=False)
         levels = F.grid_sample(pixels.float() - self.fill, grid, align_corners=False) + self.fill
         return levels.round().clamp(0, 255).to(torch.uint8)
 
 
-def standard_augment(image_shape: tuple[int, int, int]) -> Augment:
+def standard_augment(image_shape: tuple[int, int, int], *, horizontal_flip: bool) -> Augment:
     """The usual augmentation for images of shape (C, H, W).
 
-    Below 16 pixels a side `AffineAugment()`. Else `StandardAugment` with shifts by up to 1/8 of the
-    shorter side; colour images are mirrored too, grey ones are not, since those are mostly digits,
-    letters and scans.
+    Below 16 pixels a side `AffineAugment()`, else `StandardAugment` with shifts by up to 1/8 of the
+    shorter side. Whether a mirrored image keeps its class, only the user can know.
     """
-    channels, height, width = image_shape
-    side = min(height, width)
+    side = min(image_shape[1:])
     if side < 16:
-        return AffineAugment()
-    return StandardAugment(padding=round(side / 8), horizontal_flip=channels == 3)
+        return AffineAugment(horizontal_flip=horizontal_flip)
+    return StandardAugment(padding=round(side / 8), horizontal_flip=horizontal_flip)
 
 
 def apply_augment(augment: Augment, pixels: Pixels) -> Pixels:

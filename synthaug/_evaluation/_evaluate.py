@@ -17,7 +17,7 @@ from synthaug._classifiers import Builder
 from synthaug._errors import DataError
 from synthaug._evaluation._arms import Arm
 from synthaug._evaluation._augment import Augment, standard_augment
-from synthaug._evaluation._fit import Settings, default_decay
+from synthaug._evaluation._fit import settings_of
 from synthaug._evaluation._inputs import Inputs, check_overlap
 from synthaug._evaluation._job import Job
 from synthaug._evaluation._report import EvaluationReport, Run, read_json, run_from_json, write_json
@@ -35,6 +35,7 @@ def evaluate(
     batch_size: int = 64,
     model: str | Builder = "small-cnn",
     augment: Augment | Literal["standard"] | None = "standard",
+    horizontal_flip: bool = False,
     learning_rate: float = 0.05,
     weight_decay: float | None = None,
     warmup_steps: int | None = None,
@@ -63,10 +64,12 @@ def evaluate(
         model: "small-cnn", "resnet20", "resnet18", ... (all torchvision classifiers), or a function
             of (num_classes, image_shape) that returns a module: images float (n, C, H, W) in
             [-1, 1] => logits.
-        augment: For arms given as a data set alone. "standard": shifts by up to 1/8 of the side,
-            and mirroring of colour images only (`StandardAugment`); below 16 pixels a side, small
-            shifts and turns between the pixels (`AffineAugment`). Or a function of pixels, uint8
-            (n, C, H, W) => the same; or a torchvision v2 transform, called image by image.
+        augment: For arms given as a data set alone. "standard": shifts by up to 1/8 of the side
+            (`StandardAugment`); below 16 pixels a side, small shifts and turns between the pixels
+            (`AffineAugment`). Or a function of pixels, uint8 (n, C, H, W) => the same; or a
+            torchvision v2 transform, called image by image.
+        horizontal_flip: The standard augmentation mirrors half of the images too. Wrong for digits,
+            letters and organs; right for CIFAR.
         learning_rate: Its peak.
         weight_decay: L2 penalty; by default 0.5 / (learning_rate * steps), but 0.05 at most, so
             that it shrinks the weights alike whether the training is short or long.
@@ -96,14 +99,18 @@ def evaluate(
     baseline = next(iter(given)) if baseline is None else baseline
     if baseline not in given:
         raise ValueError(f"`baseline` {baseline!r} is not an arm. Arms: {', '.join(given)}.")
-    twentieth = max(1, steps // 20)
-    settings = Settings(
-        steps=steps,
+    if horizontal_flip and all(arm.augment != "standard" for arm in given.values()):
+        raise ValueError(
+            '`horizontal_flip` belongs to augment="standard", which no arm has. Mirror in the '
+            "augmentation that was given, for example StandardAugment(horizontal_flip=True, ...)."
+        )
+    settings = settings_of(
+        steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        weight_decay=default_decay(learning_rate, steps) if weight_decay is None else weight_decay,
-        warmup_steps=twentieth if warmup_steps is None else warmup_steps,
-        eval_every=twentieth if eval_every is None else eval_every,
+        weight_decay=weight_decay,
+        warmup_steps=warmup_steps,
+        eval_every=eval_every,
         precision=precision,
     )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -111,7 +118,8 @@ def evaluate(
     inputs = Inputs.open(datasets, test, validation, place)
     contents = inputs.contents()
     overlap = check_overlap(contents, allow=allow_overlap)
-    augments = {name: _augment_of(arm, inputs.image_shape) for name, arm in given.items()}
+    standard = standard_augment(inputs.image_shape, horizontal_flip=horizontal_flip)
+    augments = {name: _augment_of(arm, standard) for name, arm in given.items()}
     job = Job(inputs=inputs, settings=settings, model=model, augments=augments, device=place)
     samples = {name: job.augmented_sample(name) for name in given}
     facts = job.facts(seed_list[0])
@@ -170,11 +178,11 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     return chosen
 
 
-def _augment_of(arm: Arm, image_shape: tuple[int, int, int]) -> Augment | None:
+def _augment_of(arm: Arm, standard: Augment) -> Augment | None:
     if arm.augment is None or callable(arm.augment):
         return arm.augment
     if arm.augment == "standard":
-        return standard_augment(image_shape)
+        return standard
     raise ValueError(f"`augment` must be 'standard', a function or None, got {arm.augment!r}.")
 
 

@@ -17,6 +17,7 @@ from synthaug._evaluation._augment import Augment, apply_augment
 from synthaug._evaluation._fit import MOMENTUM, Settings, correct, fit, seed_initial_weights
 from synthaug._evaluation._inputs import Inputs
 from synthaug._evaluation._report import Run
+from synthaug._evaluation._sources import synthetic_facts
 from synthaug._plan import settings_digest
 from synthaug._types import JSON
 
@@ -85,9 +86,13 @@ class Job:
         }
 
     def arm_facts(self) -> dict[str, dict[str, JSON]]:
-        """For each arm its number of images and its augmentation."""
+        """For each arm its number of images, its augmentation, and the audit of synthetic ones."""
         return {
-            name: {"images": len(self.inputs.sources[name]), "augment": _named(augment)}
+            name: {
+                "images": len(self.inputs.sources[name]),
+                "augment": _named(augment),
+                "synthetic": synthetic_facts(self.inputs.raw[f"Arm {name!r}"]),
+            }
             for name, augment in self.augments.items()
         }
 

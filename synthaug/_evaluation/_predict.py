@@ -1,16 +1,17 @@
 """What classifiers trained on some images say of others."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from synthaug._adapt import classes_of
 from synthaug._classifiers import build_classifier
-from synthaug._evaluation._augment import Augment, standard_augment
-from synthaug._evaluation._fit import Settings, default_decay, fit, seed_initial_weights
+from synthaug._evaluation._augment import standard_augment
+from synthaug._evaluation._fit import fit, seed_initial_weights, settings_of
 from synthaug._evaluation._sources import open_source
 from synthaug._pixels import to_images
 from synthaug._types import Features, Pixels
@@ -22,68 +23,53 @@ def class_probabilities(
     train: Dataset[Any],
     pixels: Pixels,
     *,
-    classes: Sequence[str] | None = None,
-    seeds: int = 3,
+    seeds: Sequence[int] = (0, 1, 2),
     steps: int = 1000,
-    batch_size: int = 64,
-    model: str = "small-cnn",
-    augment: Augment | Literal["standard"] | None = "standard",
-    learning_rate: float = 0.05,
-    weight_decay: float | None = None,
-    device: str | torch.device | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
 ) -> Features:
     """Trains classifiers, and averages the class probabilities that they give to other images.
 
+    They are trained as those of `evaluate` are by default, on all of `train`.
+
     Args:
-        train: Labelled images, as an arm of `evaluate`.
+        train: Labelled images that name their classes.
         pixels: The images to judge, uint8 (n, C, H, W).
-        classes: Class names; by default those of `train`.
-        seeds: Number of classifiers; they are trained as the seeds 0, 1, ... of an evaluation.
+        seeds: One classifier each.
         steps: Optimiser steps of each.
-        batch_size: Images per step.
-        model: As in `evaluate`.
-        augment: As in `evaluate`.
-        learning_rate: Its peak.
-        weight_decay: As in `evaluate`.
-        device: By default the GPU if there is one.
+        device: Where to train.
+        progress: Show one bar over all steps.
 
     Returns:
         float32 (n, num_classes); rows add up to 1.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    names = tuple(classes or classes_of(train) or ())
-    if not names:
-        raise ValueError("`classes` is needed: the data set does not name its classes.")
+    place = torch.device(device)
+    names = classes_of(train)
+    if names is None:
+        raise ValueError("`train` does not name its classes.")
     shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
-    chosen = standard_augment(shape) if augment == "standard" else augment
-    settings = Settings(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=default_decay(learning_rate, steps) if weight_decay is None else weight_decay,
-        warmup_steps=round(steps / 20),
-        eval_every=max(1, steps // 20),
-        precision="float32",
-    )
+    source = open_source(train, "`train`", names, place)
     total = torch.zeros(len(pixels), len(names))
-    devices = [target] if target.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        for seed in range(seeds):
+    with (
+        torch.random.fork_rng(devices=[place] if place.type == "cuda" else []),
+        tqdm(total=len(seeds) * steps, desc="guess", unit="step", disable=not progress) as bar,
+    ):
+        for seed in seeds:
             seed_initial_weights(seed)
-            network = build_classifier(model, len(names), shape).to(target)
+            network = build_classifier("small-cnn", len(names), shape).to(place)
             fit(
                 network,
-                open_source(train, "`train`", names, target),
-                settings,
+                source,
+                settings_of(steps),
                 seed=seed,
-                augment=chosen,
+                augment=standard_augment(shape, horizontal_flip=False),
                 validation=None,
-                device=target,
+                device=place,
                 run=f"classifier {seed}",
-                advance=lambda steps: None,
+                advance=bar.update,
             )
             network.eval()
             with torch.inference_mode():
-                logits = [network(to_images(part.to(target))) for part in pixels.split(_BATCH)]
+                logits = [network(to_images(part.to(place))) for part in pixels.split(_BATCH)]
             total += torch.cat(logits).softmax(dim=1).cpu()
-    return np.asarray(total / seeds, np.float32)
+    return np.asarray(total / len(seeds), np.float32)

@@ -84,7 +84,8 @@ class EvaluationReport:
     settings: dict[str, JSON]
     """What all arms shared: model, optimiser, steps, number of test images, versions."""
     arms: dict[str, dict[str, JSON]]
-    """For each arm its number of images and its augmentation."""
+    """For each arm its number of `images`, how they were augmented (`augment`), and what an audit
+    said about its synthetic ones (`synthetic`)."""
     baseline: str
     """The arm that the others are compared with."""
 
@@ -152,10 +153,19 @@ class EvaluationReport:
             right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
             lines.append("  ".join([name.ljust(widths[0]), *right]).rstrip())
         lines.insert(1, "-" * max(map(len, lines)))
-        return "\n".join([*lines, "", *textwrap.wrap(self.caption(), 79)])
+        notes = [textwrap.fill(text, 79) for text in (self.caption(), *self.synthetic_notes())]
+        return "\n".join([*lines, "", *notes])
+
+    def synthetic_notes(self) -> list[str]:
+        """One line on every pool of synthetic images: how many, and what an audit said."""
+        arms: dict[str, list[str]] = {}
+        for name, facts in self.arms.items():
+            if facts.get("synthetic"):
+                arms.setdefault(str(facts["synthetic"]), []).append(repr(name))
+        return [f"Synthetic images of {', '.join(who)}: {text}." for text, who in arms.items()]
 
     def caption(self) -> str:
-        """One sentence on how to read the table."""
+        """A few sentences on how to read the table."""
         steps = ", ".join(str(n) for n in sorted({run.steps for run in self.runs}))
         return (
             f"Accuracy on {self.settings.get('test_images', 'the')} test images after {steps} "

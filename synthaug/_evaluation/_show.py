@@ -60,8 +60,11 @@ def html_sections(report: "EvaluationReport") -> Markup:
 def html_table(report: "EvaluationReport") -> Markup:
     """The table of arms, as `EvaluationReport.table` has it, with its caption."""
     header, *rows = report.rows()
-    caption = Markup("<p><small>{}</small></p>").format(report.caption())
-    return _table(header, rows) + caption
+    notes = Markup("").join(
+        Markup("<p><small>{}</small></p>").format(text)
+        for text in (report.caption(), *report.synthetic_notes())
+    )
+    return _table(header, rows) + notes
 
 
 def plot(report: "EvaluationReport", path: str | os.PathLike[str]) -> Path:

@@ -7,6 +7,7 @@ what it does with an index is part of what is evaluated.
 """
 
 import hashlib
+import json
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast, final
@@ -17,7 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from synthaug._adapt import classes_of, field, labels_of, pixels_of, without_transforms
+from synthaug._adapt import (
+    classes_of,
+    field,
+    labels_of,
+    parts_of,
+    pixels_of,
+    without_transforms,
+)
 from synthaug._data import as_pixels
 from synthaug._errors import DataError
 from synthaug._pixels import digest
@@ -69,41 +77,40 @@ def open_source(
 
 def is_plain(dataset: Any) -> bool:
     """Whether an item of `dataset` is always the same image."""
-    if isinstance(dataset, Subset):
-        return is_plain(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        return all(is_plain(part) for part in dataset.datasets)
-    if hasattr(dataset, "set_epoch") or _transforms(dataset):
-        return False
-    if hasattr(dataset, "read") or isinstance(dataset, TensorDataset):
-        return True
     from torchvision.datasets import VisionDataset
 
-    return isinstance(dataset, VisionDataset)
+    return all(
+        (hasattr(leaf, "read") or isinstance(leaf, TensorDataset | VisionDataset))
+        and not (hasattr(leaf, "set_epoch") or _transforms(leaf))
+        for leaf in _leaves(dataset)
+    )
 
 
 def digests(dataset: Any, name: str) -> NDArray[np.uint64]:
     """Content digests of all images that a data set can show, before transforms, uint64 (n,).
 
-    Of a data set that mixes a `.real` and a `.synthetic` one, of both. Where the transform cannot
-    be taken off, images count as they come.
+    Of a mixture, which has a `.real` and a `.synthetic` data set, of both. Where the transform
+    cannot be taken off, images count as they come.
     """
-    if hasattr(dataset, "real") and hasattr(dataset, "synthetic"):
-        return np.concatenate([digests(dataset.real, name), digests(dataset.synthetic, name)])
-    rows = np.arange(_length(dataset, name))
-    if hasattr(dataset, "done"):
-        rows = np.flatnonzero(dataset.done)  # what is not generated yet cannot be shown
-    images = _stored_images(dataset, rows)
-    return np.fromiter((digest(image) for image in images), np.uint64, len(rows))
+    images = _shown(dataset, np.arange(_length(dataset, name)))
+    return np.fromiter((digest(image) for image in images), np.uint64)
 
 
-def _stored_images(dataset: Any, rows: Indices) -> Iterator[Tensor]:
-    """Images before transforms, uint8 (C, H, W), which may differ in size."""
-    if hasattr(dataset, "read"):
+def _shown(dataset: Any, rows: Indices) -> Iterator[Tensor]:
+    """All images that some items can show, uint8 (C, H, W), which may differ in size."""
+    if isinstance(dataset, Subset):
+        yield from _shown(dataset.dataset, np.asarray(dataset.indices, np.int64)[rows])
+    elif isinstance(dataset, ConcatDataset):
+        for p, _, local in parts_of(dataset, rows):
+            yield from _shown(dataset.datasets[p], local)
+    elif hasattr(dataset, "real") and hasattr(dataset, "synthetic"):
+        yield from _shown(dataset.real, rows[rows < len(dataset.real)])
+        yield from _shown(dataset.synthetic, np.arange(len(dataset.synthetic)))
+    elif hasattr(dataset, "read"):
+        if hasattr(dataset, "done"):
+            rows = rows[np.asarray(dataset.done)[rows]]  # what is not generated cannot be shown
         for start in range(0, len(rows), 1024):
             yield from dataset.read(rows[start : start + 1024])
-    elif isinstance(dataset, Subset):
-        yield from _stored_images(dataset.dataset, np.asarray(dataset.indices, np.int64)[rows])
     else:
         try:
             raw = without_transforms(dataset)[0]
@@ -118,19 +125,39 @@ def _stored_images(dataset: Any, rows: Indices) -> Iterator[Tensor]:
 
 
 def fingerprint(dataset: Any, name: str, keys: NDArray[np.uint64]) -> str:
-    """32 hexadecimal digits over the content digests and the first items of epoch 0.
+    """32 hexadecimal digits over the content digests and what is made of the images.
 
-    The first items tell two mixtures of the same images apart, and two transforms.
+    Mixtures of the same images differ in how they choose (`recipe`) and in what they chose for the
+    epochs 0 and 1; transforms differ in the first items of epoch 0.
     """
     hashed = hashlib.blake2b(keys.tobytes(), digest_size=16)
     hashed.update(repr((_length(dataset, name), classes_of(dataset))).encode())
-    _set_epoch(dataset, 0)
+    for leaf in _leaves(dataset):
+        if hasattr(leaf, "synthetic_rows") and hasattr(leaf, "recipe"):
+            hashed.update(json.dumps(leaf.recipe(), sort_keys=True).encode())
+    for epoch in (1, 0):
+        _set_epoch(dataset, epoch)
+        hashed.update(_synthetic_rows(dataset, np.arange(len(dataset))).tobytes())
     torch.manual_seed(0)
     pixels, labels = _items(dataset, range(min(_length(dataset, name), 256)), name)
     hashed.update(pixels.numpy().tobytes())
     hashed.update(labels.tobytes())
     hashed.update(labels_of(dataset).tobytes() if is_plain(dataset) else b"")
     return hashed.hexdigest()
+
+
+def synthetic_facts(dataset: Any) -> str:
+    """How many synthetic images a data set may show, and what an audit said; "" if there are none.
+
+    A mixture knows. Of a cache alone nobody said which of its images may be served.
+    """
+    found = []
+    for leaf in _leaves(dataset):
+        if hasattr(leaf, "served"):
+            found.append(str(leaf.served))
+        elif hasattr(leaf, "plan_digest"):
+            found.append(f"{int(np.sum(leaf.done)):,} images, no audit report")
+    return "; ".join(dict.fromkeys(found))
 
 
 @final
@@ -264,14 +291,21 @@ def _items(dataset: Any, indices: Sequence[int] | Indices, name: str) -> tuple[P
     return torch.stack(images), np.array(labels, np.int64)
 
 
-def _set_epoch(dataset: Any, epoch: int) -> None:
-    if hasattr(dataset, "set_epoch"):
-        dataset.set_epoch(epoch)
-    elif isinstance(dataset, Subset):
-        _set_epoch(dataset.dataset, epoch)
+def _leaves(dataset: Any) -> Iterator[Any]:
+    """The data sets below `Subset` and `ConcatDataset`."""
+    if isinstance(dataset, Subset):
+        yield from _leaves(dataset.dataset)
     elif isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
-            _set_epoch(part, epoch)
+            yield from _leaves(part)
+    else:
+        yield dataset
+
+
+def _set_epoch(dataset: Any, epoch: int) -> None:
+    for leaf in _leaves(dataset):
+        if hasattr(leaf, "set_epoch"):
+            leaf.set_epoch(epoch)
 
 
 def _transforms(dataset: Any) -> list[str]:
@@ -289,12 +323,9 @@ def _synthetic_rows(dataset: Any, indices: Indices) -> Indices:
     if isinstance(dataset, Subset):
         return _synthetic_rows(dataset.dataset, np.asarray(dataset.indices, np.int64)[indices])
     if isinstance(dataset, ConcatDataset):
-        ends = np.array(dataset.cumulative_sizes)
-        parts = np.searchsorted(ends, indices, side="right")
         rows = np.full(len(indices), -1, np.int64)
-        for p in np.unique(parts):
-            local = indices[parts == p] - (ends[p - 1] if p else 0)
+        for p, mask, local in parts_of(dataset, indices):
             found = _synthetic_rows(dataset.datasets[p], local)
-            rows[parts == p] = np.where(found < 0, -1, found + (p << 40))  # rows of another cache
+            rows[mask] = np.where(found < 0, -1, found + (p << 40))  # rows of another cache
         return rows
     return indices if hasattr(dataset, "plan_digest") else np.full(len(indices), -1, np.int64)
