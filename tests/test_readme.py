@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import synthaug
-from synthaug._cli import _underscored, build_parser
+from synthaug._cli import build_parser
+from synthaug._cli._main import _underscored
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.md"))]

@@ -512,8 +512,8 @@ def test_steps_that_a_kill_undid_are_not_logged_twice(tmp_path, uninterrupted):
     with open(tmp_path / "train.jsonl", "a") as log:
         log.write('{"step": 7, "lo')
     run(tmp_path)
-    log = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["loss"]) for line in log] == uninterrupted[2].loss_curve
+    lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == uninterrupted[2].loss_curve
 
 
 # Several processes

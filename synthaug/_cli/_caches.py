@@ -1,0 +1,119 @@
+"""Commands that look after cache files."""
+
+from typing import Literal
+
+
+def info(cache: str, *, sheet: str | None = None) -> None:
+    """Show what a cache holds, and how it was made.
+
+    synthaug cache info cifar10.h5 --sheet cifar10.png
+
+    Args:
+        cache: The HDF5 file.
+        sheet: Also writes a picture of images of every class.
+    """
+    from synthaug._cache import SynthCache, contact_sheet, info_text
+
+    opened = SynthCache(cache)
+    print(info_text(opened))
+    if sheet is not None:
+        contact_sheet(opened).save(sheet)
+        print(f"Samples: {sheet}")
+
+
+def verify(cache: str) -> int:
+    """Check every image of a cache against its checksum.
+
+    synthaug cache verify cifar10.h5
+
+    Args:
+        cache: The HDF5 file.
+    """
+    from synthaug._cache import SynthCache
+
+    bad = SynthCache(cache).verify(progress=True)
+    if len(bad):
+        rows = ", ".join(map(str, bad[:20]))
+        print(f"{len(bad)} damaged rows: {rows}. Run `synthaug generate` again to draw them anew.")
+        return 4
+    print("Every row is intact.")
+    return 0
+
+
+def merge(out: str, caches: list[str]) -> None:
+    """Copy several caches of one recipe into one, each image checked.
+
+    synthaug cache merge all.h5 first.h5 second.h5
+
+    Args:
+        out: The new cache.
+        caches: The caches to copy.
+    """
+    from synthaug._cache import merge as run
+
+    print(run(caches, out, progress=True))
+
+
+def export(
+    cache: str, out: str, *, format: Literal["folder", "webdataset", "huggingface", "hdf5"]
+) -> None:
+    """Write the images of a cache for other tools, marked as synthetic.
+
+    synthaug cache export cifar10.h5 cifar10-synthetic --format folder
+
+    Args:
+        cache: The HDF5 file.
+        out: A folder, or for hdf5 a file, that does not exist yet.
+        format: folder has one folder of PNG files per class, webdataset tar files, huggingface a
+            data set directory with a card, and hdf5 a compressed copy.
+    """
+    from synthaug._cache import SynthCache
+    from synthaug._cache import export as run
+
+    run(SynthCache(cache), out, format=format, progress=True)
+    print(f"Exported: {out}")
+
+
+def import_(
+    source: str,
+    out: str,
+    *,
+    name: str = "unknown",
+    generator_licence: str | None = None,
+    source_licence: str | None = None,
+) -> None:
+    """Make a cache of synthetic images that somebody else generated.
+
+    synthaug cache import folder:their-images theirs.h5 --name "Stable Diffusion 2.1"
+
+    Args:
+        source: Labelled images, for example folder:PATH; all of one size.
+        out: The new cache; it can be audited and mixed like any other.
+        name: What made the images, for the record.
+        generator_licence: Licence of the generator, for the record.
+        source_licence: Licence of the data it was trained on, for the record.
+    """
+    from synthaug._cache import import_images
+
+    licence = {"generator": generator_licence, "source": source_licence}
+    print(import_images(source, out, name=name, licence=licence, progress=True))
+
+
+def forget(images: str, caches: list[str]) -> None:
+    """Withdraw whatever was made from given real images: zeroed, and never served again.
+
+    synthaug cache forget folder:withdrawn-consent cifar10.h5 variants.h5
+
+    Args:
+        images: The real images, for example folder:PATH. They are brought to each cache's shape.
+        caches: The caches to look through.
+    """
+    from synthaug._cache import SynthCache
+    from synthaug._cache import forget as run
+    from synthaug._cli._inputs import load
+    from synthaug._data import as_pixels
+
+    opened = [SynthCache(cache) for cache in caches]  # so that a missing one is named first
+    for cache, name in zip(opened, caches, strict=True):
+        (count,) = run([name], as_pixels(load(images, cache.image_shape))).values()
+        print(f"{name}: {count:,} of {len(cache):,} rows were made from these images; withdrawn.")

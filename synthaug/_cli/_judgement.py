@@ -1,0 +1,168 @@
+"""Commands that judge synthetic images: are they copies, and are they of use?"""
+
+from typing import Any, Literal
+
+from synthaug._cli._inputs import load, names
+
+
+def audit(
+    synthetic: str,
+    train: str,
+    *,
+    holdout: str | None = None,
+    out: str = "audit",
+    features: str | list[str] | None = None,
+    fdr: float = 0.05,
+    image_size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    deduplicate: bool = False,
+    redact: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+) -> int:
+    """Ask whether synthetic images are copies of training images.
+
+    synthaug audit cifar10.h5 folder:cifar10/train --holdout folder:cifar10/test
+
+    Args:
+        synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
+        train: The images that the generator was trained on. They are brought to the cache's image
+            size and channels.
+        holdout: Real images that it never saw. Without them the verdict is inconclusive at best.
+        out: Writes OUT.html and OUT.json.
+        features: Where distances are taken: pixels, spectrum, torchscript:FILE, torchvision:NAME or
+            timm:NAME; several with commas between them.
+        fdr: False discovery rate among the flagged images.
+        image_size: For data sets: resize the shorter side to it and cut out the centre.
+        channels: For data sets: 1 converts to grey, 3 to RGB.
+        deduplicate: Set hold-out images aside that are training images, instead of refusing.
+        redact: Leave real images, and flagged ones, out of the report.
+        device: Where networks among the features run.
+        seed: For the planted copies.
+    """
+    from synthaug._audit import audit as run
+    from synthaug._cache import SynthCache
+    from synthaug._data import load_dataset
+    from synthaug.features import named
+
+    spaces = [named(name, device=device) for name in names(features or [])]
+    if ":" in synthetic:
+        images: Any = load_dataset(synthetic, image_size=image_size, channels=channels)
+    else:
+        images = SynthCache(synthetic)
+        if image_size is not None or channels is not None:
+            raise ValueError(
+                "`--image-size` and `--channels` are for folders; with a cache, real images are "
+                f"brought to its shape, {images.image_shape}."
+            )
+    shape = images.image_shape
+    report = run(
+        images,
+        load(train, shape),
+        holdout=None if holdout is None else load(holdout, shape),
+        features=spaces or None,
+        fdr=fdr,
+        deduplicate=deduplicate,
+        seed=seed,
+    )
+    report.to_html(f"{out}.html", redact=redact)
+    report.to_json(f"{out}.json", redact=redact)
+    print(f"{report.verdict}: " + " ".join(report.reasons))
+    print(f"Report: {out}.html, {out}.json")
+    return int(report.exit_code)
+
+
+def evaluate(
+    real: str,
+    synthetic: str,
+    test: str,
+    *,
+    validation: str | None = None,
+    audit: str | None = None,
+    fraction: float = 0.5,
+    model: str = "small-cnn",
+    steps: int = 2_000,
+    batch_size: int = 128,
+    seeds: int = 3,
+    padding: int | None = None,
+    horizontal_flip: bool = False,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    allow_overlap: bool = False,
+    device: str | None = None,
+    out: str = "evaluation",
+) -> None:
+    """Train the same classifier on real, real plus synthetic, and synthetic images.
+
+    synthaug evaluate folder:cifar10/train cifar10.h5 folder:cifar10/test --audit audit.json
+
+    Args:
+        real: Labelled training images. All real images are brought to the cache's image size and
+            channels.
+        synthetic: The cache.
+        test: Test images; used once per run, at the end.
+        validation: Images to choose the best moment of training by; else the last one counts.
+        audit: JSON report of the cache; the images it flagged are left out.
+        fraction: Share of the real images replaced by synthetic ones in the mixed arm.
+        model: small-cnn, resnet20, or a torchvision model.
+        steps: Optimiser steps of every arm.
+        batch_size: Images per step.
+        seeds: Runs per arm.
+        padding: Largest random shift in pixels; by default an eighth of the side, and below 16
+            pixels a side small shifts and turns between the pixels.
+        horizontal_flip: Mirror half of the training images.
+        precision: bfloat16 runs the network under autocast.
+        allow_overlap: Go on if test images are also training images; the report counts them.
+        device: cpu, cuda ...; a GPU if there is one by default.
+        out: Writes OUT.html and OUT.json, and keeps finished runs in the directory OUT.
+    """
+    from synthaug._audit import AuditReport
+    from synthaug._cache import SynthCache
+    from synthaug._datasets import MixedDataset
+    from synthaug._evaluation import StandardAugment, standard_arms
+    from synthaug._evaluation import evaluate as run
+
+    cache = SynthCache(synthetic)
+    shape = cache.image_shape
+    images = load(real, shape)
+    report = None if audit is None else AuditReport.from_json(audit)
+    augment: Any = "standard"
+    if padding is not None:
+        augment = StandardAugment(padding=padding, horizontal_flip=horizontal_flip)
+    table = run(
+        standard_arms(
+            images,
+            mixed=MixedDataset(images, cache, audit=report, fraction=fraction),
+            synthetic=MixedDataset(images, cache, audit=report, fraction=1.0),
+        ),
+        test=load(test, shape),
+        validation=None if validation is None else load(validation, shape),
+        model=model,
+        steps=steps,
+        batch_size=batch_size,
+        seeds=seeds,
+        precision=precision,
+        augment=augment,
+        horizontal_flip=horizontal_flip and padding is None,
+        allow_overlap=allow_overlap,
+        device=device,
+        baseline="real, augmented",
+        output_dir=out,
+    )
+    table.to_html(f"{out}.html")
+    table.to_json(f"{out}.json")
+    print(table.table())
+    print(f"Report: {out}.html, {out}.json")
+
+
+def demo(out: str = "synthaug-demo", *, seed: int = 0) -> None:
+    """The whole job on scikit-learn's handwritten digits, within five minutes on two cores.
+
+    synthaug demo
+
+    Args:
+        out: Directory to write; run again to resume.
+        seed: Seed of the split, the models and the plan.
+    """
+    from synthaug._demo import demo as run
+
+    run(out, seed=seed)
