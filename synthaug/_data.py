@@ -29,14 +29,12 @@ from synthaug._adapt import (
 from synthaug._errors import DataError
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
-from synthaug._sources import LOADERS, checked_labels
+from synthaug._sources import LOADERS, checked_labels, parse_spec
 from synthaug._stores import Conform, Indexed, Memory, Store, gather
 from synthaug._types import Labels, Pixels
 
 MEMORY_LIMIT = 4 << 30
 """Bytes of decoded images above which images are decoded when they are read."""
-
-_SPECIFICATIONS = "`folder:PATH`, `torchvision:NAME?root=DIR`, `hdf5:PATH` or `digits`"
 
 
 class LabelledImages(Dataset[tuple[Any, Any]]):
@@ -190,6 +188,7 @@ def load_dataset(
     split: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
     classes: Sequence[str] | None = None,
     transform: Callable[[Any], Any] | None = None,
     target_transform: Callable[[Any], Any] | None = None,
@@ -201,22 +200,27 @@ def load_dataset(
         load_dataset("folder:cifar10/train")                     # one folder per class
         load_dataset("folder:cifar10", split="train")            # the same
         load_dataset("folder:photos", image_size=64, channels=3)
-        load_dataset("torchvision:CIFAR10?root=data&download=true", split="train")
+        load_dataset("folder:photos", image_shape=cache.image_shape)
+        load_dataset("torchvision:CIFAR10:test?root=data&download=true")
         load_dataset("hdf5:cifar.h5")                            # a cache, or `images` and `labels`
         load_dataset("digits")                                   # 1,797 scans, shipped with sklearn
+        load_dataset("digits:train")                             # the first half of them
 
     Args:
         spec: `folder:PATH`: one folder per class, the class names sorted, images in subfolders
-            included. `torchvision:NAME?root=DIR`: a class of `torchvision.datasets`; what follows
-            `?` are its arguments; `root` is `data` if not given; nothing is downloaded unless
-            `download=true` is among them. `hdf5:PATH`: a synthaug cache, of which the finished
-            rows are taken, or any file with `images`, uint8 (N, C, H, W) or (N, H, W, C), and
-            `labels`, int (N,). `digits`: handwritten digits of scikit-learn, uint8 1x8x8, the
-            17 levels spread over [0, 255].
-        split: `folder`: a subfolder. `torchvision`: "train", "test" or what the class knows.
-            `digits`: "train", the first half, or "test", the second; other people wrote it.
+            included. `torchvision:NAME[:SPLIT][?root=DIR]`: a class of `torchvision.datasets`; what
+            follows `?` are its arguments; `root` is `data` if not given; nothing is downloaded
+            unless `download=true` is among them. `hdf5:PATH`: a synthaug cache, of which the
+            finished rows are taken, or any file with `images`, uint8 (N, C, H, W) or (N, H, W, C),
+            and `labels`, int (N,). `digits[:SPLIT]`: handwritten digits of scikit-learn, uint8
+            1x8x8, the 17 levels spread over [0, 255].
+        split: The same as `:SPLIT`. `torchvision`: "train", "test" or what the class knows; without
+            it the class's default. `digits`: "train", the first half, or "test", the second; the
+            scans come writer by writer, so the two share one writer at most. `folder`: a subfolder.
         image_size: Resizes the shorter side to it (bicubic, antialiased) and cuts out the centre.
         channels: 1 converts to grey, 3 to RGB. Without it nothing is converted.
+        image_shape: (C, H, W), in place of these two: for example that of a cache or a checkpoint.
+            Images that have it already stay as they are.
         classes: The class names in the order that is wanted. Without it, what the source says.
         transform: Called with the PIL image.
         target_transform: Called with the class index.
@@ -227,29 +231,31 @@ def load_dataset(
         DataError: For images that cannot be used; the message names a file and the remedy.
         ValueError: For arguments that make no sense.
     """
-    kind, _, rest = spec.partition(":")
-    if kind not in LOADERS or (kind == "digits") != (rest == ""):
-        raise ValueError(f"Got the data set {spec!r}, expected {_SPECIFICATIONS}.")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"`image_size` must be at least 1, got {image_size}.")
+    kind, where, split = parse_spec(spec, split)
+    size = None if image_size is None else (image_size, image_size)
+    if image_shape is not None:
+        if image_size is not None or channels is not None:
+            raise ValueError("`image_shape` takes the place of `image_size` and `channels`.")
+        channels, size = image_shape[0], image_shape[1:]
+    if size is not None and min(size) < 1:
+        raise ValueError(f"`image_size` must be at least 1, got {min(size)}.")
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
     if classes is not None and len(set(classes)) != len(classes):
         raise ValueError("`classes` names a class twice.")
-    conform = Conform(image_size, channels)
-    store, labels, names, paths = LOADERS[kind](rest, split, conform, classes, progress)
+    conform = Conform(size, channels)
+    store, labels, names, paths = LOADERS[kind](where, split, conform, classes, progress)
     if len(labels) == 0:
         raise DataError(f"{spec} holds no image.")
     if len(labels) * int(np.prod(store.shape)) <= memory_limit:
-        store = Memory(gather(store, np.arange(len(labels)), progress, f"Loading {rest or kind}"))
-    name = spec if split is None else f"{spec}, {split}"
+        store = Memory(gather(store, np.arange(len(labels)), progress, f"Loading {where or kind}"))
     return LabelledImages(
         store,
         labels,
         names,
         transform=transform,
         target_transform=target_transform,
-        name=name,
+        name=", ".join(filter(None, [f"{kind}:{where}".rstrip(":"), split])),
         paths=paths,
     )
 

@@ -148,7 +148,7 @@ def _check_headers(
         raise DataError(problems[0] + more)
     (mode, size), path = next(iter(seen.items()))
     for (other_mode, other_size), other in seen.items():
-        if conform.image_size is None and other_size != size:
+        if conform.size is None and other_size != size:
             raise DataError(
                 f"Images differ in size: {path} is {size[0]}x{size[1]}, {other} is "
                 f"{other_size[0]}x{other_size[1]}. Resize them when loading, for example with "
@@ -161,7 +161,7 @@ def _check_headers(
                 "(`--channels 3`) or `channels=1`."
             )
     channels = conform.channels or {"L": 1, "RGB": 3}[mode]
-    width, height = (conform.image_size,) * 2 if conform.image_size is not None else size
+    height, width = conform.size or size[::-1]
     return channels, height, width
 
 
@@ -326,6 +326,33 @@ LOADERS: dict[str, Callable[..., Loaded]] = {
     "hdf5": _hdf5,
     "digits": _digits,
 }
+
+
+def parse_spec(spec: str, split: str | None) -> tuple[str, str, str | None]:
+    """The kind of a data set, where it is, and its split, which `spec` or `split` may name.
+
+    Raises:
+        ValueError: If it is none of `folder:PATH`, `torchvision:NAME[:SPLIT][?OPTIONS]`,
+            `hdf5:PATH` and `digits[:SPLIT]`, or names another split than `split`.
+    """
+    kind, colon, where = spec.partition(":")
+    given = None
+    if kind == "digits" and colon:
+        where, given = "", where
+    elif kind == "torchvision":
+        name, mark, options = where.partition("?")
+        name, colon, rest = name.partition(":")
+        where, given = name + mark + options, rest if colon else None
+    if kind not in LOADERS or given == "" or (where == "") != (kind == "digits"):
+        raise ValueError(
+            f"Got the data set {spec!r}, expected `folder:PATH`, "
+            "`torchvision:NAME[:SPLIT][?root=DIR]`, `hdf5:PATH` or `digits[:SPLIT]`."
+        )
+    if given is not None and split not in (None, given):
+        raise ValueError(
+            f"The data set {spec!r} names its split, and `split` is {split!r}. Leave one out."
+        )
+    return kind, where, split if given is None else given
 
 
 def _reorder(

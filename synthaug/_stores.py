@@ -37,14 +37,14 @@ class Store(Protocol):
 class Conform:
     """An opened image to uint8 (C, H, W): converts what may be, refuses what may not be."""
 
-    def __init__(self, image_size: int | None, channels: int | None) -> None:
-        self.image_size = image_size
+    def __init__(self, size: tuple[int, int] | None, channels: int | None) -> None:
+        self.size = size  # (height, width)
         self.channels = channels
 
     @property
     def changes(self) -> bool:
         """Whether it does anything to an image of mode L or RGB."""
-        return self.image_size is not None or self.channels is not None
+        return self.size is not None or self.channels is not None
 
     def refuse(self, image: Image.Image) -> str | None:
         """Why an image cannot be used, judged by its header alone; `None` if it can."""
@@ -77,9 +77,8 @@ class Conform:
                 )
         mode = {1: "L", 3: "RGB", None: image.mode}[self.channels]
         image = image.convert(mode)  # loads the pixels; a truncated file fails here
-        if self.image_size is not None:
-            size = (self.image_size, self.image_size)
-            image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+        if self.size is not None and image.size != self.size[::-1]:
+            image = ImageOps.fit(image, self.size[::-1], Image.Resampling.BICUBIC)
         return pixels_of(image).numpy()
 
 
@@ -202,7 +201,14 @@ class HDF5:
             self.file, self.pid = h5py.File(self.path, "r"), os.getpid()
         wanted, back = np.unique(self.rows[rows], return_inverse=True)  # h5py wants them increasing
         whole = wanted[-1] - wanted[0] + 1 == len(wanted)  # a slice is read many times faster
-        images = self.file["images"][slice(wanted[0], wanted[-1] + 1) if whole else wanted][back]
+        try:
+            images = self.file["images"][slice(wanted[0], wanted[-1] + 1) if whole else wanted]
+        except OSError as error:  # damaged or missing bytes; h5py has no error of its own
+            raise DataError(
+                f"{self.path} cannot be read in rows {wanted[0]} to {wanted[-1]} ({error}). The "
+                "file is damaged: replace it."
+            ) from error
+        images = images[back]
         if self.last:
             images = images.transpose(0, 3, 1, 2)  # NHWC => NCHW
         if self.conform.changes:

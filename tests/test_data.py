@@ -98,6 +98,20 @@ def test_resizing_is_torchvisions_of_the_shorter_side_and_then_the_centre(tmp_pa
     assert (pixels.float() - expected.float()).abs().mean() < 4
 
 
+def test_images_are_brought_to_the_shape_of_a_cache_and_stay_as_they_are_if_they_have_it(folder):
+    found = load_dataset(f"folder:{folder}")
+    same = load_dataset(f"folder:{folder}", image_shape=(3, 6, 5))
+    assert same.fingerprint == found.fingerprint
+    Image.fromarray(noise(12, 10)).save(folder / "cat" / "twice.png")
+    for shape in ((3, 6, 5), (1, 6, 5), (1, 4, 8)):
+        for memory_limit in (0, 1 << 20):
+            loaded = load_dataset(f"folder:{folder}", image_shape=shape, memory_limit=memory_limit)
+            assert loaded.image_shape == tuple(loaded.read([3]).shape[1:]) == shape
+    assert torch.equal(
+        load_dataset(f"folder:{folder}", image_shape=(3, 6, 5)).read([0]), found.read([0])
+    )
+
+
 def test_shrinking_averages_instead_of_skipping_pixels(tmp_path):
     (tmp_path / "a").mkdir()
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
@@ -321,7 +335,7 @@ def test_digits_are_scikit_learns_with_sixteen_levels_spread_over_a_byte():
     # 8 / 16 * 255 = 127.5 may round to either neighbour
     assert np.abs(digits.read(range(1797))[:, 0].numpy().astype(int) - expected).max() <= 1
     assert int(digits.read(range(1797)).max()) == 255
-    train, test = load_dataset("digits", split="train"), load_dataset("digits", split="test")
+    train, test = load_dataset("digits:train"), load_dataset("digits", split="test")
     assert torch.equal(torch.cat([as_pixels(train), as_pixels(test)]), digits.read(np.arange(1797)))
     assert load_dataset("digits", image_size=16, channels=3).image_shape == (3, 16, 16)
 
@@ -390,6 +404,22 @@ def test_an_hdf5_file_that_cannot_be_used_is_one_clear_error(tmp_path):
         load_dataset(f"hdf5:{path}")
 
 
+def test_damaged_bytes_of_an_hdf5_file_are_named(tmp_path):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        options = {"chunks": (2, 1, 4, 4), "compression": "gzip"}
+        images = file.create_dataset("images", data=noise(4, 1, 4, 4), **options)
+        file["labels"] = [0, 1, 0, 1]
+        offset = images.id.get_chunk_info(1).byte_offset
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 16] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.h5 cannot be read in rows .* replace it"):
+        load_dataset(f"hdf5:{path}")
+    with pytest.raises(DataError, match=r"x\.h5 cannot be read in rows 3 to 3"):
+        load_dataset(f"hdf5:{path}", memory_limit=0).read([3])
+
+
 def test_labels_beyond_the_classes_are_named(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["images"], file["labels"] = noise(4, 1, 4, 4), [0, 1, 7, 1]
@@ -438,7 +468,8 @@ def test_torchvision_splits_become_the_arguments_of_the_class(tmp_path, monkeypa
     loaded = load_dataset(f"torchvision:CIFAR10?root={tmp_path}", split="test")
     assert seen == [(str(tmp_path), False, False)]
     assert (loaded.classes, loaded.targets, loaded.image_shape) == (("x", "y"), [0, 1], (1, 4, 4))
-    lazy = load_dataset(f"torchvision:CIFAR10?root={tmp_path}", memory_limit=0)
+    lazy = load_dataset(f"torchvision:CIFAR10:test?root={tmp_path}", memory_limit=0)
+    assert seen[1] == seen[0]
     assert lazy.fingerprint == loaded.fingerprint
     with pytest.raises(ValueError, match='splits "train" and "test", not \'val\''):
         load_dataset("torchvision:CIFAR10", split="val")
@@ -451,10 +482,20 @@ def test_torchvision_splits_become_the_arguments_of_the_class(tmp_path, monkeypa
     [
         ("cifar10", {}, "Got the data set 'cifar10', expected `folder:PATH`"),
         ("folder:", {}, "Got the data set 'folder:'"),
-        ("digits:x", {}, "Got the data set 'digits:x'"),
+        ("digits:", {}, "Got the data set 'digits:'"),
+        ("digits:val", {}, 'splits "train" and "test", not \'val\''),
+        ("digits:train", {"split": "test"}, "names its split, and `split` is 'test'. Leave one"),
+        ("torchvision:", {}, "Got the data set 'torchvision:'"),
+        ("torchvision:CIFAR10:?root=x", {}, "Got the data set 'torchvision:CIFAR10:"),
+        ("torchvision:CIFAR10:val", {}, 'splits "train" and "test", not \'val\''),
+        ("torchvision:SVHN:val", {}, "Unknown value 'val' for argument split"),
+        ("torchvision:FakeData:train", {}, "FakeData has no splits"),
         ("digits", {"split": "val"}, 'splits "train" and "test"'),
         ("digits", {"image_size": 0}, "`image_size` must be at least 1, got 0"),
         ("digits", {"channels": 2}, "`channels` must be 1 .* or 3 .*, got 2"),
+        ("digits", {"image_shape": (4, 8, 8)}, "`channels` must be 1 .* or 3 .*, got 4"),
+        ("digits", {"image_shape": (1, 8, 0)}, "`image_size` must be at least 1, got 0"),
+        ("digits", {"image_shape": (1, 8, 8), "channels": 1}, "takes the place of"),
         ("digits", {"classes": ["0", "0"]}, "names a class twice"),
         ("torchvision:Nothing", {}, "no data set 'Nothing'"),
         ("hdf5:x.h5", {"split": "train"}, "no splits"),
@@ -533,6 +574,8 @@ def test_it_prints_as_torchvisions_data_sets_do(small):
         "Dataset LabelledImages",
         "    Number of datapoints: 12",
     ]
+    for spec, split in (("digits:train", None), ("digits", "train")):
+        assert "    Source: digits, train" in repr(load_dataset(spec, split=split)).splitlines()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
