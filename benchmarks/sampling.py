@@ -24,6 +24,7 @@ from synthaug import ClassConditional, load_dataset
 from synthaug._noise import streams
 from synthaug._pixels import to_pixels
 from synthaug.denoisers import build_unet
+from synthaug.synthesizers import DiffusionModel
 
 
 def cost(size: int, width: int, batch: int, steps: int, rounds: int) -> dict[str, Any]:
@@ -42,16 +43,16 @@ def cost(size: int, width: int, batch: int, steps: int, rounds: int) -> dict[str
     pipeline.set_progress_bar_config(disable=True)
 
     def synthesizer(net: Any) -> ClassConditional:
-        return ClassConditional(
+        model = DiffusionModel(
             network=net,
             scheduler_config=config,
-            classes=tuple(map(str, range(10))),
+            classes=tuple("abcdefghij") if net is network else ("image",),
             image_shape=(3, size, size),
-            num_inference_steps=steps,
         )
+        return ClassConditional(model=model, num_inference_steps=steps)
 
     unconditional, conditional = synthesizer(plain), synthesizer(network)
-    plan = unconditional.plan(per_class=-(-batch // 10), seed=0)[:batch]
+    plan = unconditional.plan(per_class=batch, seed=0)
     guided = conditional.plan(per_class=-(-batch // 10), seed=0, guidance_scale=2.0)[:batch]
     x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     t = torch.full((batch,), 500)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan
 from synthaug._training import TrainingConfig
 from synthaug.denoisers import build_unet
-from synthaug.synthesizers import ClassConditional
+from synthaug.synthesizers import ClassConditional, DiffusionModel
 from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_diffusion
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -40,13 +41,14 @@ class Real:
         return self.pixels[torch.tensor(np.asarray(indices))]
 
 
-def tiny(network: Any = None, **settings: Any) -> ClassConditional:
-    defaults: dict[str, Any] = {
-        "network": network if network is not None else tiny_unet(),
-        "scheduler_config": cosine_config(),
-        "num_inference_steps": 4,
-    }
-    return ClassConditional(classes=NAMES, image_shape=(1, 8, 8), **{**defaults, **settings})
+def tiny(network: Any = None, scheduler_config: Any = None, **settings: Any) -> ClassConditional:
+    model = DiffusionModel(
+        network=tiny_unet() if network is None else network,
+        scheduler_config=scheduler_config or cosine_config(),
+        classes=NAMES,
+        image_shape=(1, 8, 8),
+    )
+    return ClassConditional(model=model, **{"num_inference_steps": 4, **settings})
 
 
 def test_saved_and_loaded_it_draws_the_same_images(tmp_path):
@@ -64,7 +66,7 @@ def test_plain_diffusers_loads_what_we_save(tmp_path):
     synthesizer = tiny()
     synthesizer.save_pretrained(tmp_path)
     pipeline = DDPMPipeline.from_pretrained(tmp_path)
-    for name, weight in synthesizer.network.state_dict().items():
+    for name, weight in synthesizer.model.network.state_dict().items():
         assert torch.equal(pipeline.unet.state_dict()[name], weight)
     assert list(tmp_path.rglob("*.bin")) == list(tmp_path.rglob("*.pt")) == []
 
@@ -349,8 +351,8 @@ def test_the_checkpoints_own_scheduler_may_repeat_a_step_and_that_is_counted(tmp
     synthesizer = ClassConditional.from_pretrained(
         tmp_path, classes=["fox"], num_inference_steps=6, scheduler=None
     )
-    counting = Counting(synthesizer.network)
-    object.__setattr__(synthesizer, "network", counting)
+    counting = Counting(synthesizer.model.network)
+    synthesizer = replace(synthesizer, model=replace(synthesizer.model, network=counting))
     plan = synthesizer.plan(per_class=1)
     synthesizer.draw(plan)
     assert counting.images == synthesizer.evaluations(plan).sum() == 7
@@ -361,11 +363,11 @@ def test_latents_are_scaled_by_the_autoencoders_own_factor(tmp_path):
     synthesizer = ClassConditional.from_pretrained(tmp_path, classes=["fox"])
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     with torch.inference_mode():
-        vae: Any = synthesizer.vae
+        vae: Any = synthesizer.model.vae
         mean = vae.encode(to_images(pixels)).latent_dist.mode()
-        torch.testing.assert_close(synthesizer._encode(pixels), 0.5 * mean)
+        torch.testing.assert_close(synthesizer.model.encode(pixels), 0.5 * mean)
         torch.testing.assert_close(
-            synthesizer._decode(0.5 * mean), vae.decode(mean).sample.clamp(-1, 1)
+            synthesizer.model.decode(0.5 * mean), vae.decode(mean).sample.clamp(-1, 1)
         )
 
 
@@ -416,8 +418,8 @@ def test_training_resumed_equals_training_in_one_go(tmp_path):
     whole = fit(tmp_path / "whole", steps=4)
     fit(tmp_path / "parts", steps=2)
     parts = fit(tmp_path / "parts", steps=4)
-    for name, weight in whole.network.state_dict().items():
-        assert torch.equal(parts.network.state_dict()[name], weight), name
+    for name, weight in whole.model.network.state_dict().items():
+        assert torch.equal(parts.model.network.state_dict()[name], weight), name
     loaded = ClassConditional.from_pretrained(tmp_path / "parts")
     plan = whole.plan(per_class=1)
     torch.testing.assert_close(loaded.draw(plan), whole.draw(plan), atol=1e-4, rtol=0)
@@ -443,7 +445,7 @@ def test_training_lowers_the_loss_and_learns_the_classes(tmp_path):
 def test_unlabelled_images_only_train_the_unconditional_branch(tmp_path):
     synthesizer = fit(tmp_path, unlabelled=Real(seed=1), label_dropout=0.0, steps=2)
     assert synthesizer.classes == NAMES
-    embedding: Any = synthesizer.network.class_embedding
+    embedding: Any = synthesizer.model.network.class_embedding
     assert embedding.weight.shape[0] == len(NAMES) + 1
 
 
@@ -458,7 +460,7 @@ def test_a_model_that_never_saw_a_hidden_label_cannot_be_guided(tmp_path):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_every_prediction_type_trains_and_draws(tmp_path, prediction_type):
     synthesizer = fit(tmp_path, prediction_type=prediction_type, steps=2)
-    assert synthesizer.scheduler_config["prediction_type"] == prediction_type
+    assert synthesizer.model.scheduler_config["prediction_type"] == prediction_type
     assert torch.isfinite(synthesizer.draw(synthesizer.plan(per_class=1))).all()
 
 
@@ -508,7 +510,7 @@ def test_saving_over_a_checkpoint_replaces_it_whole_or_not_at_all(tmp_path, monk
     def killed(*arguments: Any, **settings: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(changed.network), "save_pretrained", killed)
+    monkeypatch.setattr(type(changed.model.network), "save_pretrained", killed)
     with pytest.raises(KeyboardInterrupt):
         changed.save_pretrained(tmp_path)
     assert ClassConditional.from_pretrained(tmp_path).recipe() == whole

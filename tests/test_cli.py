@@ -316,7 +316,7 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
 def test_a_cache_can_be_looked_at_and_verified(work, cache):
     text = succeed("cache", "info", cache)
     assert "Synthesizer: ClassConditional" in text
-    assert "15 rows, 3 classes" in text
+    assert "Number of datapoints: 15" in text
     succeed("cache", "info", cache, "--sheet", work / "sheet.png")
     assert (work / "sheet.png").exists()
     assert succeed("cache", "verify", cache) == "Every row is intact.\n"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from synthaug.synthesizers._base import AbstractSynthesizer as AbstractSynthesizer
+    from synthaug.synthesizers._model import DiffusionModel as DiffusionModel
     from synthaug.synthesizers.class_conditional import ClassConditional as ClassConditional
     from synthaug.synthesizers.constant import Constant as Constant
 
@@ -12,9 +13,10 @@ _HOME = {
     "AbstractSynthesizer": "_base",
     "ClassConditional": "class_conditional",
     "Constant": "constant",
+    "DiffusionModel": "_model",
 }
 
-__all__ = ["AbstractSynthesizer", "ClassConditional", "Constant"]
+__all__ = ["AbstractSynthesizer", "ClassConditional", "Constant", "DiffusionModel"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -20,33 +19,19 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from synthaug._checkpoints import (
-    default_shape,
-    diffusers_version,
-    embed_prompts,
-    load_part,
-    read_json,
-    replaced,
-    resolve,
-    state_digest,
-    tensor_digest,
-    write_json,
-    writing,
-)
-from synthaug._devices import choose_device
-from synthaug._errors import CheckpointError, DataError
+from synthaug._errors import DataError
 from synthaug._noise import streams
-from synthaug._pixels import digest, to_images
+from synthaug._pixels import digest
 from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images, Indices, Pixels
-from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
-from synthaug.samplers import make_scheduler, sample, step_arguments
+from synthaug.denoisers import ClassifierFreeGuidance
+from synthaug.samplers import sample, step_arguments
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._fit import FitJob
+from synthaug.synthesizers._model import DiffusionModel
 
-_FILE = "synthaug.json"
-"""What a diffusers directory does not say: class names, image shape, how classes are conditions."""
+_SETTINGS = ("scheduler", "num_inference_steps", "eta")
 
 
 class ImageSource(Protocol):
@@ -70,23 +55,8 @@ class ClassConditional(AbstractSynthesizer):
     share of the diffusion that is undone and redone.
     """
 
-    network: nn.Module
-    """`UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`."""
-    scheduler_config: Mapping[str, Any]
-    """The checkpoint's scheduler config, with `_class_name`."""
-    classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    """(C, H, W) of the images, in pixels."""
-    vae: Any = None
-    """`AutoencoderKL` of a latent model."""
-    class_embeddings: Tensor | None = None
-    """Token sequences of the classes, float32 (num_classes + 1, k, d), the last one for the
-    unconditional branch; for networks that attend to tokens."""
-    prompts: tuple[str, ...] | None = None
-    """The prompts that `class_embeddings` were computed from, the last one the negative prompt."""
-    unconditional_branch: bool = True
-    """Whether the last condition of the network is the null condition, and was trained: guidance
-    needs it."""
+    model: DiffusionModel
+    """The trained network, and what belongs to it."""
     scheduler: str | None = "ddim"
     """"ddim", "ddpm", "dpmsolver++", a diffusers class name, or `None` for the checkpoint's own."""
     num_inference_steps: int = 50
@@ -97,77 +67,38 @@ class ClassConditional(AbstractSynthesizer):
     real_labels: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        # Only what the file says: diffusers' private notes would not survive being saved.
-        config = {
-            k: v for k, v in self.scheduler_config.items() if k == "_class_name" or k[0] != "_"
-        }
-        object.__setattr__(self, "scheduler_config", config)
         if self.num_inference_steps < 1:
             raise ValueError(
                 f"`num_inference_steps` must be at least 1, got {self.num_inference_steps}."
             )
-        trained = int(self.scheduler_config.get("num_train_timesteps", 1000))
+        trained = int(self.model.scheduler_config.get("num_train_timesteps", 1000))
         if self.num_inference_steps > trained:
             raise ValueError(
                 f"`num_inference_steps` is {self.num_inference_steps}, but the checkpoint has only "
                 f"{trained} timesteps."
             )
         step_arguments(self.make_scheduler(), [], self.eta)  # refuses an `eta` without effect
-        known = self._num_conditions
-        if known is not None and known - self.unconditional_branch < len(self.classes):
-            raise CheckpointError(
-                f"The network knows {known - self.unconditional_branch} classes, but "
-                f"{len(self.classes)} are named."
-            )
-
-    # -- conditions ------------------------------------------------------------------------------
-
-    @cached_property
-    def denoiser(self) -> Denoiser:
-        """The network behind the one call that samplers use."""
-        return Denoiser(self.network)
 
     @property
-    def _num_conditions(self) -> int | None:
-        """Number of conditions the network has, the null condition among them; `None` if it takes
-        none."""
-        if self.class_embeddings is not None:
-            return len(self.class_embeddings)
-        if not self.denoiser.takes_labels:
-            return None
-        if self.denoiser.kind == "DiTTransformer2DModel":
-            return int(self.denoiser.config.num_embeds_ada_norm) + 1
-        return int(self.denoiser.config.num_class_embeds)
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the classes, in the order of the label column."""
+        return self.model.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images, in pixels."""
+        return self.model.image_shape
 
     @property
     def can_be_guided(self) -> bool:
         """Whether `guidance_scale` may differ from 1."""
-        return self._num_conditions is not None and self.unconditional_branch
-
-    def _conditions(self, labels: Tensor) -> Tensor | None:
-        if self.class_embeddings is not None:
-            return self.class_embeddings.to(self.denoiser.device)[labels]
-        return labels.to(self.denoiser.device) if self.denoiser.takes_labels else None
+        return self.model.can_be_guided
 
     # -- sampling --------------------------------------------------------------------------------
 
     def make_scheduler(self) -> Any:
         """A fresh scheduler with this synthesizer's settings."""
-        return make_scheduler(self.scheduler, self.scheduler_config)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network denoises."""
-        if self.vae is None:
-            return self.image_shape
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        _, height, width = self.image_shape
-        if height % factor or width % factor:
-            raise ValueError(
-                f"Image size {height} x {width} must be a multiple of {factor}, the autoencoder's "
-                "downsampling factor."
-            )
-        return self.vae.config.latent_channels, height // factor, width // factor
+        return self.model.make_scheduler(self.scheduler)
 
     @torch.inference_mode()
     def draw(self, rows: Plan) -> Images:
@@ -182,49 +113,36 @@ class ClassConditional(AbstractSynthesizer):
                 f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
                 f"{', '.join(self.classes)}."
             )
-        latents = torch.empty(len(rows), *self.latent_shape)
+        latents = torch.empty(len(rows), *self.model.latent_shape)
         strengths = np.where(rows["source"] < 0, -1.0, _column(rows, "strength", 1.0))
         for strength in np.unique(strengths):  # rows that share a start share a batch
             chosen = np.flatnonzero(strengths == strength)
             latents[torch.from_numpy(chosen)] = self._sample(rows[chosen], float(strength)).cpu()
-        return self._decode(latents.to(self.denoiser.device)).cpu()
+        return self.model.decode(latents.to(self.model.denoiser.device)).cpu()
 
     def _sample(self, rows: Plan, strength: float) -> Tensor:
         generators = streams(rows["seed"])
         labels = torch.tensor(rows["label"])
-        condition = self._conditions(labels)
+        condition = self.model.conditions(labels)
         terms = []
         scale = torch.tensor(_column(rows, "guidance_scale", 1.0), dtype=torch.float32)
         if (scale != 1).any():
-            self._check_guidance(scale.tolist())
-            null = (self._num_conditions or 0) - 1
-            unconditional = self._conditions(torch.full_like(labels, null))
+            self.model.check_guidance(scale.tolist())
+            unconditional = self.model.null_conditions(len(labels))
             assert unconditional is not None
-            terms.append(ClassifierFreeGuidance(self.denoiser, scale, unconditional))
+            terms.append(ClassifierFreeGuidance(self.model.denoiser, scale, unconditional))
         return sample(
-            self.denoiser,
+            self.model.denoiser,
             self.make_scheduler(),
             condition,
-            shape=self.latent_shape,
+            shape=self.model.latent_shape,
             generators=generators,
             num_inference_steps=self.num_inference_steps,
-            sources=None if strength < 0 else self._encode(self._source_pixels(rows)),
+            sources=None if strength < 0 else self.model.encode(self._source_pixels(rows)),
             strength=abs(strength),
             eta=self.eta,
             terms=terms,
         )
-
-    def _check_guidance(self, scales: Sequence[float]) -> None:
-        if not self.can_be_guided and any(scale != 1 for scale in scales):
-            lack = (
-                "knows no classes"
-                if self._num_conditions is None
-                else "was not trained without labels (`label_dropout` 0, or not a model of ours)"
-            )
-            raise ValueError(
-                f"`guidance_scale` must be 1, got {', '.join(f'{scale:g}' for scale in scales)}: "
-                f"guidance compares with and without a class, and this network {lack}."
-            )
 
     def _source_pixels(self, rows: Plan) -> Pixels:
         if self.real is None:
@@ -240,23 +158,6 @@ class ClassConditional(AbstractSynthesizer):
                     "Give the same data set in the same order, or make a new plan."
                 )
         return pixels
-
-    def _encode(self, pixels: Pixels) -> Tensor:
-        """Source images as the network's inputs. The autoencoder's mode, not a sample: a draw here
-        would add nothing to the noise that follows."""
-        images = to_images(pixels).to(self.denoiser.device)
-        if self.vae is None:
-            return images
-        latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
-        return (latents - _shift(self.vae)) * self.vae.config.scaling_factor
-
-    def _decode(self, latents: Tensor) -> Images:
-        if self.vae is None:
-            return latents.clamp(-1, 1)
-        latents = latents / self.vae.config.scaling_factor + _shift(self.vae)
-        # One image at a time: the decoder's activations are the largest in the whole pipeline.
-        images = [self.vae.decode(z[None].to(self.vae.dtype)).sample.float() for z in latents]
-        return torch.cat(images).clamp(-1, 1)
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations per row: steps taken, twice with guidance."""
@@ -346,8 +247,8 @@ class ClassConditional(AbstractSynthesizer):
             raise ValueError(
                 f"`guidance_scale` must not be negative, got {merged['guidance_scale']}."
             )
-        self._check_guidance(scales.tolist())
-        if self._num_conditions is None and self.real is None and len(self.classes) > 1:
+        self.model.check_guidance(scales.tolist())
+        if self.model.num_conditions is None and self.real is None and len(self.classes) > 1:
             raise ValueError(
                 "This network knows no classes, so its images would bear random labels. Start from "
                 "real images (`with_sources`), or name a single class."
@@ -373,15 +274,6 @@ class ClassConditional(AbstractSynthesizer):
 
     # -- identity --------------------------------------------------------------------------------
 
-    @cached_property
-    def _weights(self) -> dict[str, JSON]:
-        weights: dict[str, JSON] = {"network": state_digest(self.network)}
-        if self.vae is not None:
-            weights["vae"] = state_digest(self.vae)
-        if self.class_embeddings is not None:
-            weights["class_embeddings"] = tensor_digest({"": self.class_embeddings})
-        return weights
-
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
         config = self.make_scheduler().config.items()
@@ -396,12 +288,16 @@ class ClassConditional(AbstractSynthesizer):
             "scheduler_config": json.loads(json.dumps(scheduler, default=list)),
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
-            "dtype": str(self.denoiser.dtype).removeprefix("torch."),
+            "dtype": str(self.model.denoiser.dtype).removeprefix("torch."),
             "image_shape": list(self.image_shape),
         }
-        if self.prompts is not None:
-            settings["prompts"] = list(self.prompts)
-        return {"synthesizer": "ClassConditional", "settings": settings, "weights": self._weights}
+        if self.model.prompts is not None:
+            settings["prompts"] = list(self.model.prompts)
+        return {
+            "synthesizer": "ClassConditional",
+            "settings": settings,
+            "weights": self.model.weights,
+        }
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -413,47 +309,13 @@ class ClassConditional(AbstractSynthesizer):
         Raises:
             CheckpointError: If the disk is full or not writable. What was there before stays.
         """
-        path = Path(path)
-        with writing(path, "Free some space and save again."):
-            self._save(path)
-
-    def _save(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
-        folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
-        inner: Any = getattr(self.network, "_orig_mod", self.network)
-        with replaced(path / folder) as new:
-            inner.save_pretrained(new, safe_serialization=True)
-        (path / "scheduler").mkdir(exist_ok=True)
-        write_json(path / "scheduler" / "scheduler_config.json", dict(self.scheduler_config))
-        index = {
-            "_class_name": "DDPMPipeline"
-            if folder == "unet" and self.vae is None
-            else "DiffusionPipeline",
-            "diffusers_version": diffusers_version(),
-            folder: ["diffusers", self.denoiser.kind],
-            "scheduler": ["diffusers", self.scheduler_config["_class_name"]],
-        }
-        if self.vae is not None:
-            with replaced(path / "vae") as new:
-                self.vae.save_pretrained(new, safe_serialization=True)
-            index["vae"] = ["diffusers", type(self.vae).__name__]
-        if self.class_embeddings is not None:
-            from safetensors.torch import save_file
-
-            table = {"class_embeddings": self.class_embeddings.cpu().contiguous()}
-            save_file(table, str(path / "class_embeddings.safetensors"))
-        own = {
+        settings: dict[str, JSON] = {
             "synthesizer": "ClassConditional",
-            "classes": list(self.classes),
-            "image_shape": list(self.image_shape),
-            "prompts": None if self.prompts is None else list(self.prompts),
-            "unconditional_branch": self.unconditional_branch,
             "scheduler": self.scheduler,
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
         }
-        write_json(path / _FILE, own)
-        write_json(path / "model_index.json", index)  # last: it makes the directory a checkpoint
+        self.model.save_pretrained(path, settings)
 
     @classmethod
     def from_pretrained(
@@ -490,75 +352,23 @@ class ClassConditional(AbstractSynthesizer):
             CheckpointError: If there is no such directory, it is not a diffusers directory, a part
                 is missing, or a weight is not finite.
         """
-        unknown = sorted(set(settings) - {"scheduler", "num_inference_steps", "eta"})
+        unknown = sorted(set(settings) - set(_SETTINGS))
         if unknown:
             raise ValueError(
-                f"Unknown setting {unknown[0]!r}; known: scheduler, num_inference_steps, eta. (Row "
+                f"Unknown setting {unknown[0]!r}; known: {', '.join(_SETTINGS)}. (Row "
                 "parameters such as `guidance_scale` belong to `plan`.)"
             )
-        if isinstance(classes, str):
-            raise ValueError(f"`classes` must be a list of names, got the string {classes!r}.")
-        target = choose_device(device)
-        path = resolve(path)
-        index = read_json(path / "model_index.json")
-        own = read_json(path / _FILE) if (path / _FILE).exists() else {}
-        folder = "transformer" if "transformer" in index else "unet"
-        network = load_part(path, index, folder, dtype)
-        vae = load_part(path, index, "vae", torch.float32) if index.get("vae") else None
-        scheduler_config = read_json(path / "scheduler" / "scheduler_config.json")
-        names = classes if classes is not None else own.get("classes")
-        if not names:
-            raise ValueError(
-                f"{path} does not name its classes. Pass `classes`, in the order of its labels (or "
-                "as prompts)."
-            )
-        if len(set(names)) != len(names):
-            raise ValueError(f"`classes` holds a name twice: {', '.join(map(str, names))}.")
-        embeddings, prompts = None, None
-        if (path / "class_embeddings.safetensors").exists():
-            if list(map(str, names)) != own.get("classes"):
-                raise ValueError(
-                    f"{path} holds embeddings of the classes {', '.join(own['classes'])}, and no "
-                    "text encoder for others. Leave `classes` out, or load the checkpoint that "
-                    "they were computed from."
-                )
-            from safetensors.torch import load_file
-
-            table = load_file(str(path / "class_embeddings.safetensors"))
-            embeddings = table["class_embeddings"]
-            prompts = tuple(own["prompts"]) if own.get("prompts") else None
-        elif index.get("text_encoder"):
-            prompts = (
-                *(prompt_template.format(str(name).replace("_", " ")) for name in names),
-                negative_prompt,
-            )
-            embeddings = embed_prompts(path, prompts)
-        elif Denoiser(network).kind == "UNet2DConditionModel":
-            raise CheckpointError(
-                f"The network in {path} attends to token sequences, but there is neither a text "
-                "encoder nor a class_embeddings.safetensors beside it."
-            )
-        shape = tuple(own.get("image_shape") or default_shape(network, vae))
-        if image_size is not None:
-            shape = (shape[0], image_size, image_size)
-        saved: dict[str, Any] = {
-            k: own[k] for k in ("scheduler", "num_inference_steps", "eta") if k in own
-        }
-        num_class_embeds = getattr(network.config, "num_class_embeds", None)
-        if embeddings is None and isinstance(num_class_embeds, int):
-            saved["unconditional_branch"] = own.get(
-                "unconditional_branch", num_class_embeds == len(names) + 1
-            )
-        return cls(
-            network=network.eval().requires_grad_(False).to(target),
-            scheduler_config=scheduler_config,
-            classes=tuple(map(str, names)),
-            image_shape=shape,
-            vae=None if vae is None else vae.eval().requires_grad_(False).to(target),
-            class_embeddings=embeddings,
-            prompts=prompts,
-            **(saved | settings),
+        model, saved = DiffusionModel.from_pretrained(
+            path,
+            classes=classes,
+            image_size=image_size,
+            prompt_template=prompt_template,
+            negative_prompt=negative_prompt,
+            dtype=dtype,
+            device=device,
         )
+        known = {k: saved[k] for k in _SETTINGS if k in saved}
+        return cls(model=model, **{**known, **settings})
 
     # -- training --------------------------------------------------------------------------------
 
@@ -606,13 +416,14 @@ class ClassConditional(AbstractSynthesizer):
         """
 
         def wrap(network: nn.Module) -> "ClassConditional":
-            return cls(
+            model = DiffusionModel(
                 network=network,
                 scheduler_config=job.scheduler_config,
                 classes=job.classes,
                 image_shape=job.image_shape,
                 unconditional_branch=job.unconditional_branch,
             )
+            return cls(model=model)
 
         job = FitJob(
             real,
@@ -634,7 +445,3 @@ class ClassConditional(AbstractSynthesizer):
 
 def _column(rows: Plan, name: str, default: float) -> NDArray[np.float64]:
     return rows.columns.get(name, np.full(len(rows), default))
-
-
-def _shift(vae: Any) -> float:
-    return getattr(vae.config, "shift_factor", None) or 0.0

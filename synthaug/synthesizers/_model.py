@@ -1,0 +1,327 @@
+"""A diffusion model as the synthesizers see it: network, schedule, autoencoder, conditions.
+
+On disk it is a directory in diffusers layout with `synthaug.json` beside the parts, which holds
+what diffusers does not say: class names, image shape, the settings of the synthesizer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from synthaug._checkpoints import (
+    default_shape,
+    diffusers_version,
+    embed_prompts,
+    load_part,
+    read_json,
+    replaced,
+    resolve,
+    state_digest,
+    tensor_digest,
+    write_json,
+    writing,
+)
+from synthaug._devices import choose_device
+from synthaug._errors import CheckpointError
+from synthaug._pixels import to_images
+from synthaug._types import JSON, Images, Pixels
+from synthaug.denoisers import Denoiser
+from synthaug.samplers import make_scheduler
+
+_FILE = "synthaug.json"
+_EMBEDDINGS = "class_embeddings.safetensors"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiffusionModel:
+    """A trained denoiser, in pixels or in the latents of an autoencoder.
+
+        model = DiffusionModel.from_pretrained("stable-diffusion-v1-5", classes=["goldfinch"])
+
+    Raises:
+        CheckpointError: If the network knows fewer classes than are named.
+    """
+
+    network: nn.Module = field(repr=False)
+    """`UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`."""
+    scheduler_config: Mapping[str, Any]
+    """The checkpoint's scheduler config, with `_class_name`."""
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of the images, in pixels."""
+    vae: Any = field(default=None, repr=False)
+    """`AutoencoderKL` of a latent model."""
+    class_embeddings: Tensor | None = field(default=None, repr=False)
+    """Token sequences of the classes, float32 (num_classes + 1, k, d), the last one for the
+    unconditional branch; for networks that attend to tokens."""
+    prompts: tuple[str, ...] | None = None
+    """The prompts that `class_embeddings` were computed from, the last one the negative prompt."""
+    unconditional_branch: bool = True
+    """Whether the last condition of the network is the null condition, and was trained: guidance
+    needs it."""
+
+    def __post_init__(self) -> None:
+        # Only what the file says: diffusers' private notes would not survive being saved.
+        config = {
+            k: v for k, v in self.scheduler_config.items() if k == "_class_name" or k[0] != "_"
+        }
+        object.__setattr__(self, "scheduler_config", config)
+        known = self.num_conditions
+        if known is not None and known - self.unconditional_branch < len(self.classes):
+            raise CheckpointError(
+                f"The network knows {known - self.unconditional_branch} classes, but "
+                f"{len(self.classes)} are named."
+            )
+
+    # -- conditions ------------------------------------------------------------------------------
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The network behind the one call that samplers use."""
+        return Denoiser(self.network)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.denoiser.device
+
+    @property
+    def num_conditions(self) -> int | None:
+        """Number of conditions the network has, the null condition among them; `None` if it takes
+        none."""
+        if self.class_embeddings is not None:
+            return len(self.class_embeddings)
+        if not self.denoiser.takes_labels:
+            return None
+        if self.denoiser.kind == "DiTTransformer2DModel":
+            return int(self.denoiser.config.num_embeds_ada_norm) + 1
+        return int(self.denoiser.config.num_class_embeds)
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether there is a trained unconditional branch beside the classes."""
+        return self.num_conditions is not None and self.unconditional_branch
+
+    def check_guidance(self, scales: Sequence[float]) -> None:
+        """Refuses guidance scales that this model cannot follow.
+
+        Raises:
+            ValueError: For a scale other than 1 without classes or unconditional branch.
+        """
+        if not self.can_be_guided and any(scale != 1 for scale in scales):
+            lack = (
+                "knows no classes"
+                if self.num_conditions is None
+                else "was not trained without labels (`label_dropout` 0, or not a model of ours)"
+            )
+            raise ValueError(
+                f"`guidance_scale` must be 1, got {', '.join(f'{scale:g}' for scale in scales)}: "
+                f"guidance compares with and without a class, and this network {lack}."
+            )
+
+    def conditions(self, labels: Tensor) -> Tensor | None:
+        """What the network takes for these classes: indices int64 (n,), token sequences float32
+        (n, k, d), or nothing."""
+        if self.class_embeddings is not None:
+            return self.class_embeddings.to(self.device)[labels]
+        return labels.to(self.device) if self.denoiser.takes_labels else None
+
+    def null_conditions(self, n: int) -> Tensor | None:
+        """The unconditional branch's conditions, n times."""
+        null = (self.num_conditions or 0) - 1
+        return self.conditions(torch.full((n,), null, dtype=torch.int64))
+
+    # -- pixels and latents ----------------------------------------------------------------------
+
+    def make_scheduler(self, name: str | None) -> Any:
+        """A fresh scheduler for this network; see `samplers.make_scheduler`."""
+        return make_scheduler(name, self.scheduler_config)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network denoises.
+
+        Raises:
+            ValueError: If the autoencoder cannot halve the image size often enough.
+        """
+        if self.vae is None:
+            return self.image_shape
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        _, height, width = self.image_shape
+        if height % factor or width % factor:
+            raise ValueError(
+                f"Image size {height} x {width} must be a multiple of {factor}, the autoencoder's "
+                "downsampling factor."
+            )
+        return self.vae.config.latent_channels, height // factor, width // factor
+
+    def encode(self, pixels: Pixels) -> Images:
+        """Real images uint8 (n, C, H, W) as the network's inputs, float32 (n, *latent_shape).
+
+        The autoencoder's mode, not a sample: a draw here would add nothing to the noise that
+        follows.
+        """
+        images = to_images(pixels).to(self.device)
+        if self.vae is None:
+            return images
+        latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
+        return (latents - self._shift) * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Images:
+        """Images float32 (n, C, H, W) in [-1, 1] of what the network denoised."""
+        if self.vae is None:
+            return latents.clamp(-1, 1)
+        latents = latents / self.vae.config.scaling_factor + self._shift
+        # One image at a time: the decoder's activations are the largest in the whole pipeline.
+        images = [self.vae.decode(z[None].to(self.vae.dtype)).sample.float() for z in latents]
+        return torch.cat(images).clamp(-1, 1)
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+    # -- identity and files ----------------------------------------------------------------------
+
+    @cached_property
+    def weights(self) -> dict[str, JSON]:
+        """Digests of all weights, for a recipe."""
+        weights: dict[str, JSON] = {"network": state_digest(self.network)}
+        if self.vae is not None:
+            weights["vae"] = state_digest(self.vae)
+        if self.class_embeddings is not None:
+            weights["class_embeddings"] = tensor_digest({"": self.class_embeddings})
+        return weights
+
+    def save_pretrained(self, path: str | Path, settings: Mapping[str, JSON]) -> None:
+        """Writes the directory. Prompts are saved as the embeddings they became: the text encoder
+        is not copied.
+
+        Args:
+            path: The directory; parts in it are replaced whole.
+            settings: Of the synthesizer; `from_pretrained` gives them back.
+
+        Raises:
+            CheckpointError: If the disk is full or not writable. What was there before stays.
+        """
+        path = Path(path)
+        with writing(path, "Free some space and save again."):
+            path.mkdir(parents=True, exist_ok=True)
+            self._save(path, settings)
+
+    def _save(self, path: Path, settings: Mapping[str, JSON]) -> None:
+        folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
+        inner: Any = getattr(self.network, "_orig_mod", self.network)
+        with replaced(path / folder) as new:
+            inner.save_pretrained(new, safe_serialization=True)
+        (path / "scheduler").mkdir(exist_ok=True)
+        write_json(path / "scheduler" / "scheduler_config.json", dict(self.scheduler_config))
+        plain = folder == "unet" and self.vae is None
+        index = {
+            "_class_name": "DDPMPipeline" if plain else "DiffusionPipeline",
+            "diffusers_version": diffusers_version(),
+            folder: ["diffusers", self.denoiser.kind],
+            "scheduler": ["diffusers", self.scheduler_config["_class_name"]],
+        }
+        if self.vae is not None:
+            with replaced(path / "vae") as new:
+                self.vae.save_pretrained(new, safe_serialization=True)
+            index["vae"] = ["diffusers", type(self.vae).__name__]
+        if self.class_embeddings is not None:
+            from safetensors.torch import save_file
+
+            table = {"class_embeddings": self.class_embeddings.cpu().contiguous()}
+            save_file(table, str(path / _EMBEDDINGS))
+        own = {
+            **settings,
+            "classes": list(self.classes),
+            "image_shape": list(self.image_shape),
+            "prompts": None if self.prompts is None else list(self.prompts),
+            "unconditional_branch": self.unconditional_branch,
+        }
+        write_json(path / _FILE, own)
+        write_json(path / "model_index.json", index)  # last: it makes the directory a checkpoint
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        image_size: int | None = None,
+        prompt_template: str = "{}",
+        negative_prompt: str = "",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+    ) -> "tuple[DiffusionModel, dict[str, JSON]]":
+        """Loads a diffusers directory; arguments as in `ClassConditional.from_pretrained`.
+
+        Returns:
+            The model, frozen, and the settings that were saved with it (empty if not by us).
+        """
+        if isinstance(classes, str):
+            raise ValueError(f"`classes` must be a list of names, got the string {classes!r}.")
+        target = choose_device(device)
+        path = resolve(path)
+        index = read_json(path / "model_index.json")
+        own = read_json(path / _FILE) if (path / _FILE).exists() else {}
+        network = load_part(path, index, "transformer" if "transformer" in index else "unet", dtype)
+        vae = load_part(path, index, "vae", torch.float32) if index.get("vae") else None
+        names = tuple(map(str, classes if classes is not None else own.get("classes", ())))
+        if not names:
+            raise ValueError(
+                f"{path} does not name its classes. Pass `classes`, in the order of its labels (or "
+                "as prompts)."
+            )
+        if len(set(names)) != len(names):
+            raise ValueError(f"`classes` holds a name twice: {', '.join(names)}.")
+        embeddings, prompts = None, None
+        if (path / _EMBEDDINGS).exists():
+            embeddings, prompts = _saved_embeddings(path, own, names)
+        elif index.get("text_encoder"):
+            words = (prompt_template.format(name.replace("_", " ")) for name in names)
+            prompts = (*words, negative_prompt)
+            embeddings = embed_prompts(path, prompts)
+        elif Denoiser(network).kind == "UNet2DConditionModel":
+            raise CheckpointError(
+                f"The network in {path} attends to token sequences, but there is neither a text "
+                f"encoder nor a {_EMBEDDINGS} beside it."
+            )
+        shape = tuple(own.get("image_shape") or default_shape(network, vae))
+        if image_size is not None:
+            shape = (shape[0], image_size, image_size)
+        branch, num_class_embeds = True, getattr(network.config, "num_class_embeds", None)
+        if embeddings is None and num_class_embeds is not None:
+            branch = own.get("unconditional_branch", num_class_embeds == len(names) + 1)
+        model = cls(
+            network=network.eval().requires_grad_(False).to(target),
+            scheduler_config=read_json(path / "scheduler" / "scheduler_config.json"),
+            classes=names,
+            image_shape=shape,
+            vae=None if vae is None else vae.eval().requires_grad_(False).to(target),
+            class_embeddings=embeddings,
+            prompts=prompts,
+            unconditional_branch=branch,
+        )
+        return model, own
+
+
+def _saved_embeddings(
+    path: Path, own: Mapping[str, Any], names: tuple[str, ...]
+) -> tuple[Tensor, tuple[str, ...] | None]:
+    from safetensors.torch import load_file
+
+    saved = tuple(own.get("classes", ()))
+    if names != saved:
+        raise ValueError(
+            f"{path} holds embeddings of the classes {', '.join(saved)}, and no text encoder for "
+            "others. Leave `classes` out, or load the checkpoint that they were computed from."
+        )
+    prompts = own.get("prompts")
+    table = load_file(str(path / _EMBEDDINGS))
+    return table["class_embeddings"], None if prompts is None else tuple(prompts)
