@@ -28,7 +28,7 @@ from synthaug._demo import (
 
 
 def one_split(seed: int, settings: Settings) -> list[dict[str, Any]]:
-    half = load_dataset("digits", split="train")
+    half = load_dataset("digits:train")
     split = split_digits(half.targets, settings, seed)
     real, chosen_on = half.subset(split.labelled), half.subset(split.holdout)
     folder = Path(tempfile.mkdtemp())

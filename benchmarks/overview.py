@@ -21,7 +21,7 @@ parser.add_argument("folder", type=Path, help="what `synthaug demo` wrote")
 parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/overview.png")
 options = parser.parse_args()
 
-half = load_dataset("digits", split="train")
+half = load_dataset("digits:train")
 real = half.subset(split_digits(half.targets, Settings(), seed=0).labelled)
 cache = SynthCache(options.folder / "digits.h5")
 evaluation = EvaluationReport.from_json(options.folder / "evaluation.json")

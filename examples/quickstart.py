@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 import synthaug
 
 out = Path(mkdtemp())
-half = synthaug.load_dataset("digits", split="train")
-test = synthaug.load_dataset("digits", split="test")
+half = synthaug.load_dataset("digits:train")
+test = synthaug.load_dataset("digits:test")
 real, holdout = half.subset(range(600)), half.subset(range(600, len(half)))
 
 # A generator, a plan, a cache.

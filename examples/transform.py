@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 import synthaug
 
 out = Path(mkdtemp())
-real = synthaug.load_dataset("digits", split="train").subset(range(200))
+real = synthaug.load_dataset("digits:train").subset(range(200))
 synthesizer, _ = synthaug.ClassConditional.fit(
     real, out / "generator", config=synthaug.TrainingConfig(steps=30), channels=8
 )

@@ -16,18 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from synthaug._adapt import (
-    classes_of,
-    field,
-    field_key,
-    label_like,
-    labels_of,
-    like,
-    parts_of,
-    pixels_of,
-)
+from synthaug._adapt import classes_of, labels_of, parts_of
 from synthaug._errors import DataError
-from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
 from synthaug._sources import LOADERS, checked_labels, parse_spec
 from synthaug._stores import Conform, Indexed, Memory, Store, gather
@@ -260,36 +250,6 @@ def load_dataset(
     )
 
 
-def split_labelled(
-    dataset: LabelledImages, per_class: int, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
-    """Splits off the same number of images of every class, for a task with few labels.
-
-    Args:
-        dataset: What to split.
-        per_class: Images of every class in the first part.
-        seed: The choice is a pure function of it and of the labels.
-
-    Returns:
-        The chosen images and the rest, each in the order of `dataset`.
-
-    Raises:
-        DataError: If a class has fewer images.
-    """
-    if per_class < 1:
-        raise ValueError(f"`per_class` must be at least 1, got {per_class}.")
-    chosen = np.zeros(len(dataset), bool)
-    for c, name in enumerate(dataset.classes):
-        members = np.flatnonzero(dataset.labels == c)
-        if len(members) < per_class:
-            raise DataError(
-                f"Class {name!r} has {len(members)} images, {per_class} per class were asked for."
-            )
-        order = np.argsort(counter_rng(seed, c).random(len(members)), kind="stable")
-        chosen[members[order[:per_class]]] = True
-    return dataset.subset(chosen), dataset.subset(~chosen)
-
-
 def as_pixels(
     dataset: Any, indices: ArrayLike | None = None, *, progress: bool | None = False
 ) -> Pixels:
@@ -335,16 +295,4 @@ def as_pixels(
     return gather(Indexed(dataset, int(rows[0])), rows, progress, "Reading images")
 
 
-__all__ = [
-    "LabelledImages",
-    "as_pixels",
-    "classes_of",
-    "field",
-    "field_key",
-    "label_like",
-    "labels_of",
-    "like",
-    "load_dataset",
-    "pixels_of",
-    "split_labelled",
-]
+__all__ = ["LabelledImages", "as_pixels", "classes_of", "labels_of", "load_dataset"]

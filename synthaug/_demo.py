@@ -191,8 +191,8 @@ def demo(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    half = load_dataset("digits", split="train")
-    test = load_dataset("digits", split="test")
+    half = load_dataset("digits:train")
+    test = load_dataset("digits:test")
     split = split_digits(half.targets, settings, seed)
     real = half.subset(split.labelled)
     print(

@@ -372,6 +372,7 @@ def _reorder(
 
 
 def checked_labels(labels: ArrayLike, classes: Sequence[str], where: str) -> Labels:
+    """Labels as int64 (N,), each of them one of the classes, whose names differ."""
     values = np.asarray(labels)
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ValueError(

@@ -18,17 +18,8 @@ from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
 from synthaug import _sources
-from synthaug._data import (
-    LabelledImages,
-    as_pixels,
-    classes_of,
-    label_like,
-    labels_of,
-    like,
-    load_dataset,
-    pixels_of,
-    split_labelled,
-)
+from synthaug._adapt import classes_of, label_like, labels_of, like, pixels_of
+from synthaug._data import LabelledImages, as_pixels, load_dataset
 from synthaug._errors import DataError
 
 
@@ -558,17 +549,6 @@ def test_the_fingerprint_sees_pixels_labels_names_and_order(small):
     assert LabelledImages(pixels.clone(), small.labels, "abc").fingerprint == small.fingerprint
 
 
-def test_a_few_shot_split_is_exact_disjoint_and_a_function_of_the_seed():
-    digits = load_dataset("digits")
-    few, rest = split_labelled(digits, 4, seed=1)
-    assert np.bincount(few.labels).tolist() == [4] * 10
-    assert sorted([*few._rows, *rest._rows]) == list(range(1797))
-    assert split_labelled(digits, 4, seed=1)[0].fingerprint == few.fingerprint
-    assert split_labelled(digits, 4, seed=2)[0].fingerprint != few.fingerprint
-    with pytest.raises(DataError, match="Class '8' has 174 images, 175 per class"):
-        split_labelled(digits, 175, seed=0)
-
-
 def test_it_prints_as_torchvisions_data_sets_do(small):
     assert repr(small).splitlines()[:2] == [
         "Dataset LabelledImages",
@@ -578,7 +558,7 @@ def test_it_prints_as_torchvisions_data_sets_do(small):
         assert "    Source: digits, train" in repr(load_dataset(spec, split=split)).splitlines()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_read_the_same_images(small, method):
     small.transform = v2.ToImage()
     loader = DataLoader(small, batch_size=5, num_workers=1, multiprocessing_context=method)

@@ -7,7 +7,6 @@ image says where it comes from.
 import copy
 import json
 import logging
-import os
 import pickle
 import re
 from collections import namedtuple
@@ -266,17 +265,20 @@ def test_a_batch_is_its_items_and_indices_wrap_and_end_as_those_of_a_list(real, 
     assert len(list(iterable)) == 90
 
 
-MODES: list[dict[str, Any]] = [{"fraction": 0.5}, {"mode": "append", "ratio": 0.7}]
-ALL = list(product(("fork", "spawn", "forkserver"), (1, 4), (False, True), MODES))
-# Starting an interpreter takes seconds, so all combinations run on demand only.
-QUICK = [*ALL[:8], ("spawn", 1, True, MODES[0]), ("forkserver", 1, True, MODES[0])]
+REPLACE: dict[str, Any] = {"fraction": 0.5}
+APPEND: dict[str, Any] = {"mode": "append", "ratio": 0.7}
+WORKERS = [
+    *product([None], [0], [False], [REPLACE, APPEND]),
+    *product(["fork"], [1, 4], [False, True], [REPLACE, APPEND]),
+    *product(["forkserver"], [1, 4], [False, True], [REPLACE]),
+    # Each of these workers starts an interpreter of its own, which takes seconds.
+    ("spawn", 1, False, REPLACE),
+    ("spawn", 4, True, REPLACE),
+]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
-@pytest.mark.parametrize(
-    ("method", "num_workers", "persistent", "options"),
-    ALL if "SYNTHAUG_THOROUGH" in os.environ else QUICK,
-)
+@pytest.mark.parametrize(("method", "num_workers", "persistent", "options"), WORKERS)
 def test_workers_give_the_same_samples_and_follow_the_epoch(
     real, cache, method, num_workers, persistent, options
 ):
@@ -665,7 +667,7 @@ def test_unknown_classes_and_labels_beyond_them_are_refused(cache):
     items = [(Image.new("RGB", (5, 6)), i) for i in range(4)]
     with pytest.raises(DataError, match=r"not know its class names\. Pass `classes=`; .* ant, b"):
         MixedDataset(Listed(items), cache, audit=None, fraction=0.5)
-    with pytest.raises(DataError, match="Item 3 of `real` has label 3, but there are 3 classes"):
+    with pytest.raises(DataError, match="`real`: image 3 has label 3, but there are 3 classes"):
         MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
     with pytest.raises(DataError, match="holds no image"):
         MixedDataset(Listed([]), cache, audit=None, fraction=0.5, classes=CLASSES)

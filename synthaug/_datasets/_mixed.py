@@ -7,35 +7,34 @@ a choice costs one array access instead of a generator object.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from synthaug._adapt import (
     Transform,
-    classes_of,
-    describe,
     field_key,
     label_like,
     labels_of,
     like,
-    pixels_of,
     without_transforms,
 )
 from synthaug._data import as_pixels
-from synthaug._errors import CacheMismatchError, DataError
+from synthaug._datasets._checks import check_example, checked_classes, checked_share
+from synthaug._errors import DataError
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
 from synthaug._plan import matching_quota
 from synthaug._serving import SyntheticImages, Verdicts, servable
+from synthaug._sources import checked_labels
 from synthaug._types import JSON, Indices, Labels, Pixels
 
-# Streams of random numbers; no two uses share one.
-_WHICH, _SHUFFLE, _DECK, _BATCHES = 0, 1, 2, 3
+# Streams of random numbers; no two uses share one. 3 is the sampler's.
+_WHICH, _SHUFFLE, _DECK = 0, 1, 2
 _THUMBNAILS = 24
 
 Mode = Literal["replace", "append"]
@@ -108,7 +107,7 @@ class MixedDataset(Dataset[Any]):
             CacheMismatchError: If the classes, channels or sizes differ.
             DataError: If a class has no synthetic image that may be served.
         """
-        self._share = _checked_share(mode, fraction, ratio)
+        self._share = checked_share(mode, fraction, ratio)
         self.mode = mode
         self.seed = seed
         self.real, self.synthetic = real, synthetic
@@ -129,12 +128,14 @@ class MixedDataset(Dataset[Any]):
         self.transform = transform if transform is not None else taken
         self.target_transform = target_transform if target_transform is not None else target_taken
 
-        self.classes = _checked_classes(real, synthetic, classes)
-        self._labels = _checked_labels(self._raw, len(self.classes))
+        self.classes = checked_classes(real, synthetic, classes)
+        self._labels = checked_labels(labels_of(self._raw), self.classes, "`real`")
+        check_example(
+            self._raw, self._labels, synthetic, appended=mode == "append", any_size=any_size
+        )
         self._example = self._raw[0]
         self._image_key = field_key(self._example, "image")
         self._label_key = field_key(self._example, "label")
-        self._check_example(any_size)
 
         # Servable rows in the order of their classes; those of class c lie between two starts.
         rows = np.flatnonzero(self.served.mask)
@@ -161,44 +162,6 @@ class MixedDataset(Dataset[Any]):
         # In shared memory, so that workers that already run see a new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._table: tuple[int, Indices] | None = None
-
-    def _check_example(self, any_size: bool) -> None:
-        """Whether synthetic items can be made like the first real one."""
-        image, label = self._example[self._image_key], self._example[self._label_key]
-        try:
-            shape = tuple(pixels_of(image).shape)
-            label_like(0, label)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"Item 0 of `real` cannot be mixed. {error}") from error
-        last = self._raw[len(self._raw) - 1][self._label_key]
-        if (int(label), int(last)) != (self._labels[0], self._labels[-1]):
-            raise DataError(
-                f"The labels that `real` lists are not those of its items: {self._labels[0]} and "
-                f"{self._labels[-1]} for the first and the last, which have {int(label)} and "
-                f"{int(last)}. Its `targets` or `labels` must be in the order of its items."
-            )
-        if self.mode == "append" and self._has_extras:
-            fields = list(self._example) if isinstance(self._example, dict) else len(self._example)
-            raise TypeError(
-                f"An item of `real` has the fields {fields}. Appended images have no more than an "
-                'image and a label: leave the others away, or use mode="replace".'
-            )
-        channels, height, width = self.synthetic.image_shape
-        if shape[0] != channels:
-            raise CacheMismatchError(
-                f"Synthetic images have {channels} channels, item 0 of `real` has {shape[0]}: "
-                f"{describe(image)}. Load the real images with `channels={channels}`."
-            )
-        if shape[1:] != (height, width) and not any_size:
-            raise CacheMismatchError(
-                f"Synthetic images are {height}x{width} (height x width), item 0 of `real` is "
-                f"{shape[1]}x{shape[2]}. Load the real images with the size of the synthetic ones "
-                "(`image_size=`); or, if the transform makes all of one size, pass `any_size=True`."
-            )
-
-    @property
-    def _has_extras(self) -> bool:
-        return len(self._example) > 2
 
     # Choices
 
@@ -268,7 +231,7 @@ class MixedDataset(Dataset[Any]):
                 pool = self._pool[self._starts[c] : self._starts[c + 1]]
                 rng = counter_rng(self.seed, _SHUFFLE, epoch, c)
                 rounds = -(-len(part) // len(pool))
-                deck = np.concatenate([_shuffled(rng, pool) for _ in range(rounds)])
+                deck = np.concatenate([shuffled(rng, pool) for _ in range(rounds)])
                 rows[part] = deck[: len(part)]
         return rows
 
@@ -279,7 +242,7 @@ class MixedDataset(Dataset[Any]):
                 pool = self._pool[self._starts[c] : self._starts[c + 1]]
                 first, last = epoch * quota, (epoch + 1) * quota  # counted over all epochs
                 rounds = range(first // len(pool), (last - 1) // len(pool) + 1)
-                decks = [_shuffled(counter_rng(self.seed, _DECK, c, r), pool) for r in rounds]
+                decks = [shuffled(counter_rng(self.seed, _DECK, c, r), pool) for r in rounds]
                 skip = first - rounds[0] * len(pool)
                 parts.append(np.concatenate(decks)[skip : skip + quota])
         return np.concatenate(parts)
@@ -299,13 +262,14 @@ class MixedDataset(Dataset[Any]):
         where = np.arange(len(self))[np.asarray(indices, np.int64)]  # checks and wraps them
         rows = self._rows()[where]
         made = rows >= 0
-        needed = where[~made | self._has_extras]
+        extras = len(self._example) > 2  # further fields come from the real item
+        needed = where[~made | extras]
         raw = iter(_items(self._raw, needed.tolist()))
         pixels = iter(self.synthetic.read(rows[made])) if made.any() else iter(())
         labels = np.asarray(self.synthetic.labels)[rows]
         items = []
         for is_made, label in zip(made.tolist(), labels.tolist(), strict=True):
-            item = next(raw) if not is_made or self._has_extras else self._example
+            item = next(raw) if not is_made or extras else self._example
             image = item[self._image_key]
             changed: dict[Any, Any] = {}
             if is_made:
@@ -403,99 +367,8 @@ class MixedDataset(Dataset[Any]):
         return f"<pre>{escape(repr(self))}</pre>{''.join(figures)}"
 
 
-class MixedBatchSampler(Sampler[list[int]]):
-    """Batches with exactly so many synthetic images each, for a `MixedDataset` that appends.
-
-        mixed = MixedDataset(real, cache, audit=report, mode="append", ratio=1.0)
-        sampler = MixedBatchSampler(mixed, batch_size=128, synthetic_per_batch=64)
-        loader = DataLoader(mixed, batch_sampler=sampler)
-
-    An epoch has every real image once. In a batch the real ones come first. The last batch may be
-    shorter; its synthetic share is the same, to the nearest whole image. The order is a function of
-    (seed, epoch), and the epoch is that of `mixed`.
-
-    `mixed` must append enough: `ratio` at least synthetic / real per batch. If it appends more,
-    each epoch takes a random part.
-    """
-
-    def __init__(
-        self,
-        mixed: MixedDataset,
-        batch_size: int,
-        synthetic_per_batch: int,
-        *,
-        seed: int = 0,
-        drop_last: bool = False,
-    ) -> None:
-        """Counts the batches.
-
-        Args:
-            mixed: With `mode="append"`.
-            batch_size: Images per batch.
-            synthetic_per_batch: How many of them are synthetic, in [0, batch_size).
-            seed: Of the order.
-            drop_last: Leaves a shorter last batch away, and so the real images in it.
-
-        Raises:
-            TypeError: If `mixed` is not a `MixedDataset`.
-            ValueError: If `mixed` replaces, or appends too little, or the numbers make no sense.
-        """
-        if not isinstance(mixed, MixedDataset):
-            raise TypeError(f"`mixed` is a {type(mixed).__name__}, expected a MixedDataset.")
-        if not 0 <= synthetic_per_batch < batch_size:
-            raise ValueError(
-                f"`synthetic_per_batch` must be in [0, {batch_size}), below the batch size; got "
-                f"{synthetic_per_batch}."
-            )
-        if mixed.mode != "append":
-            raise ValueError(
-                "`mixed` replaces images at random. For exact counts make it with "
-                f'mode="append" and ratio={synthetic_per_batch}/{batch_size - synthetic_per_batch}.'
-            )
-        self.mixed, self.batch_size, self.seed = mixed, batch_size, seed
-        self.synthetic_per_batch, self.drop_last = synthetic_per_batch, drop_last
-        per_batch = batch_size - synthetic_per_batch
-        self._num_real = len(mixed.synthetic_rows()) - int(mixed._quota.sum())
-        available = len(mixed) - self._num_real
-        full, rest = divmod(self._num_real, per_batch)
-        self._counts = [(per_batch, synthetic_per_batch)] * full
-        if rest and not drop_last:
-            left = available - full * synthetic_per_batch
-            self._counts.append((rest, _nearest(rest * synthetic_per_batch, per_batch, left)))
-        needed = sum(s for _, s in self._counts)
-        if needed > available:
-            raise ValueError(
-                f"`mixed` appends {available} synthetic images to {self._num_real} real ones, "
-                f"these batches need {needed}. Make it with "
-                f"ratio={synthetic_per_batch}/{per_batch}."
-            )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Changes the order, and the images of `mixed`."""
-        self.mixed.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rng = counter_rng(self.seed, _BATCHES, self.mixed.epoch)
-        real = _shuffled(rng, np.arange(self._num_real))
-        fake = _shuffled(rng, np.arange(self._num_real, len(self.mixed)))
-        r = s = 0
-        for num_real, num_synthetic in self._counts:
-            yield [*real[r : r + num_real].tolist(), *fake[s : s + num_synthetic].tolist()]
-            r, s = r + num_real, s + num_synthetic
-
-
-def _nearest(numerator: int, denominator: int, limit: int) -> int:
-    """The whole number nearest to a fraction; of two equally near ones, one within the limit."""
-    down, rest = divmod(numerator, denominator)
-    if 2 * rest == denominator:
-        return down + (down < limit)
-    return down + (2 * rest > denominator)
-
-
-def _shuffled(rng: np.random.Generator, values: Indices) -> Indices:
+def shuffled(rng: np.random.Generator, values: Indices) -> Indices:
+    """The values in a random order."""
     # By sorting uniform numbers: numpy may change `permutation` between versions.
     return values[np.argsort(rng.random(len(values)), kind="stable")]
 
@@ -514,56 +387,3 @@ def _with(item: Any, changed: dict[Any, Any]) -> Any:
         return {**item, **changed}
     values = [changed.get(position, value) for position, value in enumerate(item)]
     return item._make(values) if hasattr(item, "_make") else type(item)(values)  # namedtuple
-
-
-def _checked_share(mode: str, fraction: float | None, ratio: float | None) -> float:
-    if mode not in ("replace", "append"):
-        raise ValueError(f'`mode` must be "replace" or "append", got {mode!r}.')
-    needed, other = ("fraction", "ratio") if mode == "replace" else ("ratio", "fraction")
-    value, unused = (fraction, ratio) if mode == "replace" else (ratio, fraction)
-    if value is None or unused is not None:
-        raise ValueError(
-            f'mode="{mode}" needs `{needed}` and no `{other}`; got {needed}={value}, '
-            f"{other}={unused}."
-        )
-    if not 0 <= value < float("inf") or (mode == "replace" and value > 1):
-        bounds = "in [0, 1]" if mode == "replace" else "at least 0"
-        raise ValueError(f"`{needed}` must be {bounds}, got {value}.")
-    return float(value)
-
-
-def _checked_classes(
-    real: Any, synthetic: SyntheticImages, given: Sequence[str] | None
-) -> tuple[str, ...]:
-    found = classes_of(real) if given is None else tuple(str(name) for name in given)
-    theirs = tuple(synthetic.classes)
-    if found is None:
-        raise DataError(
-            f"{type(real).__name__} does not know its class names. Pass `classes=`; the synthetic "
-            f"images have {', '.join(theirs)}."
-        )
-    if found == theirs:
-        return found
-    for one, other, where in ((found, theirs, "real"), (theirs, found, "synthetic")):
-        extra = [name for name in one if name not in other]
-        if extra:
-            raise CacheMismatchError(
-                f"The classes differ: only the {where} images have {extra[0]!r}. Real: "
-                f"{', '.join(found)}. Synthetic: {', '.join(theirs)}."
-            )
-    c = next(i for i, (one, other) in enumerate(zip(found, theirs, strict=False)) if one != other)
-    raise CacheMismatchError(
-        f"The classes have another order: class {c} is {found[c]!r} among the real images and "
-        f"{theirs[c]!r} among the synthetic ones. Load the real ones with `classes={list(theirs)}`."
-    )
-
-
-def _checked_labels(dataset: Any, num_classes: int) -> Labels:
-    labels = labels_of(dataset)
-    if not (labels.min() >= 0 and labels.max() < num_classes):
-        bad = int(labels.max() if labels.max() >= num_classes else labels.min())
-        index = int(np.flatnonzero(labels == bad)[0])
-        raise DataError(
-            f"Item {index} of `real` has label {bad}, but there are {num_classes} classes."
-        )
-    return labels

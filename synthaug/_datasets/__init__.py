@@ -1,0 +1,6 @@
+"""Real and synthetic images in one data set."""
+
+from synthaug._datasets._batches import MixedBatchSampler
+from synthaug._datasets._mixed import MixedDataset
+
+__all__ = ["MixedBatchSampler", "MixedDataset"]

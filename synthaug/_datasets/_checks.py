@@ -1,0 +1,101 @@
+"""Whether real and synthetic images fit together: arguments, classes and labels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from synthaug._adapt import classes_of, describe, field_key, label_like, pixels_of
+from synthaug._errors import CacheMismatchError, DataError
+from synthaug._serving import SyntheticImages
+from synthaug._types import Labels
+
+
+def checked_share(mode: str, fraction: float | None, ratio: float | None) -> float:
+    """The one of the two that goes with the mode."""
+    if mode not in ("replace", "append"):
+        raise ValueError(f'`mode` must be "replace" or "append", got {mode!r}.')
+    needed, other = ("fraction", "ratio") if mode == "replace" else ("ratio", "fraction")
+    value, unused = (fraction, ratio) if mode == "replace" else (ratio, fraction)
+    if value is None or unused is not None:
+        raise ValueError(
+            f'mode="{mode}" needs `{needed}` and no `{other}`; got {needed}={value}, '
+            f"{other}={unused}."
+        )
+    if not 0 <= value < float("inf") or (mode == "replace" and value > 1):
+        bounds = "in [0, 1]" if mode == "replace" else "at least 0"
+        raise ValueError(f"`{needed}` must be {bounds}, got {value}.")
+    return float(value)
+
+
+def checked_classes(
+    real: Any, synthetic: SyntheticImages, given: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The class names, which must be the same, in the same order, on both sides."""
+    found = classes_of(real) if given is None else tuple(str(name) for name in given)
+    theirs = tuple(synthetic.classes)
+    if found is None:
+        raise DataError(
+            f"{type(real).__name__} does not know its class names. Pass `classes=`; the synthetic "
+            f"images have {', '.join(theirs)}."
+        )
+    if found == theirs:
+        return found
+    for one, other, where in ((found, theirs, "real"), (theirs, found, "synthetic")):
+        extra = [name for name in one if name not in other]
+        if extra:
+            raise CacheMismatchError(
+                f"The classes differ: only the {where} images have {extra[0]!r}. Real: "
+                f"{', '.join(found)}. Synthetic: {', '.join(theirs)}."
+            )
+    c = next(i for i, (one, other) in enumerate(zip(found, theirs, strict=False)) if one != other)
+    raise CacheMismatchError(
+        f"The classes have another order: class {c} is {found[c]!r} among the real images and "
+        f"{theirs[c]!r} among the synthetic ones. Load the real ones with `classes={list(theirs)}`."
+    )
+
+
+def check_example(
+    raw: Any, labels: Labels, synthetic: SyntheticImages, *, appended: bool, any_size: bool
+) -> None:
+    """Refuses real items that synthetic ones cannot be made like.
+
+    Args:
+        raw: The real data set, without transforms.
+        labels: Its labels, as it lists them.
+        synthetic: The cache.
+        appended: Whether synthetic items stand alone, and not in the place of a real one.
+        any_size: Whether sizes may differ.
+    """
+    example = raw[0]
+    label_key = field_key(example, "label")
+    image, label = example[field_key(example, "image")], example[label_key]
+    try:
+        shape = tuple(pixels_of(image).shape)
+        label_like(0, label)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"Item 0 of `real` cannot be mixed. {error}") from error
+    last = raw[len(raw) - 1][label_key]
+    if (int(label), int(last)) != (labels[0], labels[-1]):
+        raise DataError(
+            f"The labels that `real` lists are not those of its items: {labels[0]} and "
+            f"{labels[-1]} for the first and the last, which have {int(label)} and {int(last)}. "
+            "Its `targets` or `labels` must be in the order of its items."
+        )
+    if appended and len(example) > 2:
+        fields = list(example) if isinstance(example, dict) else len(example)
+        raise TypeError(
+            f"An item of `real` has the fields {fields}. Appended images have no more than an "
+            'image and a label: leave the others away, or use mode="replace".'
+        )
+    channels, height, width = synthetic.image_shape
+    if shape[0] != channels:
+        raise CacheMismatchError(
+            f"Synthetic images have {channels} channels, item 0 of `real` has {shape[0]}: "
+            f"{describe(image)}. Load the real images with `channels={channels}`."
+        )
+    if shape[1:] != (height, width) and not any_size:
+        raise CacheMismatchError(
+            f"Synthetic images are {height}x{width} (height x width), item 0 of `real` is "
+            f"{shape[1]}x{shape[2]}. Load the real images with the size of the synthetic ones "
+            "(`image_shape=cache.image_shape`); or, if the transform makes all of one size, pass "
+            "`any_size=True`."
+        )
