@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from synthaug._datasets import MixedBatchSampler as MixedBatchSampler
     from synthaug._datasets import MixedDataset as MixedDataset
     from synthaug._errors import AuditError as AuditError
+    from synthaug._errors import AuditMismatchError as AuditMismatchError
     from synthaug._errors import CacheCorruptError as CacheCorruptError
     from synthaug._errors import CacheError as CacheError
     from synthaug._errors import CacheFormatError as CacheFormatError
@@ -53,6 +54,7 @@ _HOME = {
     "AffineAugment": "_evaluation",
     "Arm": "_evaluation",
     "AuditError": "_errors",
+    "AuditMismatchError": "_errors",
     "AuditReport": "_audit",
     "CacheCorruptError": "_errors",
     "CacheError": "_errors",

@@ -9,7 +9,8 @@
     - CacheCorruptError    a row's bytes are not the bytes that were written
     - CacheMismatchError   the cache belongs to another plan, recipe or class list
     - CachePendingError    a row was asked for that has not been generated yet
-  x AuditError             a report is missing, or judges another cache
+  x AuditError             a report is missing, or cannot be read
+    - AuditMismatchError   the report judges another cache
 
 Wrong arguments raise `ValueError` or `TypeError`, as everywhere in Python. Every message names the
 thing, the value found and what to do next.
@@ -53,4 +54,8 @@ class CachePendingError(CacheError):
 
 
 class AuditError(SynthaugError):
-    """An audit report is missing or unreadable, or judges another cache."""
+    """An audit report is missing, cannot be read, or judges another cache."""
+
+
+class AuditMismatchError(AuditError):
+    """The report judges another cache."""

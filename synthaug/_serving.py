@@ -12,7 +12,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from synthaug._errors import AuditError
+from synthaug._errors import AuditMismatchError
 from synthaug._types import JSON, Labels, Pixels
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def servable(synthetic: Any, audit: Any) -> Servable:
 
     Raises:
         TypeError: For something that is not a cache, or not a report.
-        AuditError: For a report about another cache.
+        AuditMismatchError: For a report about another cache.
     """
     if not isinstance(synthetic, SyntheticImages):
         raise TypeError(
@@ -132,13 +132,13 @@ def servable(synthetic: Any, audit: Any) -> Servable:
             for key in sorted({*ours, *theirs})
             if ours.get(key) != theirs.get(key)
         ]
-        raise AuditError(
+        raise AuditMismatchError(
             "The report judges another cache:\n" + "\n".join(lines) + "\n"
             "Audit this cache, or pass `audit=None` to use it unaudited."
         )
     passed = np.asarray(audit.passed, bool)
     if passed.shape != done.shape:
-        raise AuditError(
+        raise AuditMismatchError(
             f"The report has {len(passed)} verdicts for {len(done)} rows. Audit the cache again."
         )
     found = Servable(done & passed, int(done.sum()), audit.verdict)

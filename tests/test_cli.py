@@ -307,7 +307,7 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     assert "<html" in out.with_suffix(".html").read_text()
     succeed("generate", work / "run", work / "other.h5", "--per-class", 1, *DRAW)
     message = fail(
-        4, "evaluate", f"folder:{work / 'train'}", work / "other.h5", f"folder:{work / 'test'}",
+        2, "evaluate", f"folder:{work / 'train'}", work / "other.h5", f"folder:{work / 'test'}",
         "--audit", report.with_suffix(".json"), "--out", work / "other",
     )  # fmt: skip
     assert message.startswith("The report judges another cache")

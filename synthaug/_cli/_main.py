@@ -17,13 +17,21 @@ from synthaug._cli._caches import export, forget, import_, info, merge, verify
 from synthaug._cli._generation import PlanOptions, generate, plan, train
 from synthaug._cli._judgement import audit, demo, evaluate
 from synthaug._errors import (
+    AuditMismatchError,
     CacheMismatchError,
     CachePendingError,
     DivergedError,
     SynthaugError,
 )
 
-DOES_NOT_FIT = (ValueError, ImportError, CacheMismatchError, CachePendingError, DivergedError)
+DOES_NOT_FIT = (
+    ValueError,
+    ImportError,
+    AuditMismatchError,
+    CacheMismatchError,
+    CachePendingError,
+    DivergedError,
+)
 """Errors that mean exit code 2; the others that we expect mean 4."""
 
 
