@@ -728,6 +728,7 @@ def test_wrong_arguments_are_named_before_any_training(
     refused("`augment` must be 'standard'", augment="strong")
     refused("`horizontal_flip` belongs to augment=", augment=None, horizontal_flip=True)
     refused("`model` 'cnn' is unknown", model="cnn")
+    refused("`device` is 'gpu', which torch cannot use here", device="gpu")
     large = LabelledImages(torch.zeros(10, 1, 9, 9, dtype=torch.uint8), range(10), train.classes)
     refused(r"Arm 'l' has images of shape \(1, 9, 9\), `test` has \(1, 8, 8\)", arms={"l": large})
     refused("Item 0 of Arm 't'", arms={"t": TensorDataset(torch.zeros(5, 8, 8))})

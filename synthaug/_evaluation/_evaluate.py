@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from synthaug._classifiers import Builder
+from synthaug._devices import choose_device
 from synthaug._errors import DataError
 from synthaug._evaluation._arms import Arm
 from synthaug._evaluation._augment import Augment, standard_augment
@@ -113,7 +114,7 @@ def evaluate(
         eval_every=eval_every,
         precision=precision,
     )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = choose_device(device)
     datasets = {name: arm.dataset for name, arm in given.items()}
     inputs = Inputs.open(datasets, test, validation, place)
     contents = inputs.contents()
