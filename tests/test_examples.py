@@ -1,11 +1,22 @@
 import os
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+import synthaug
+from tests.variants import make_cache, real_images
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+GUIDE = EXAMPLES.parent / "docs/training.md"
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.py")))
@@ -31,3 +42,28 @@ def test_the_audit_example_finds_the_planted_copy(tmp_path):
         check=True,
     )
     assert done.stdout.startswith("fail [0")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
+def test_the_code_of_the_training_guide_runs(tmp_path, monkeypatch):
+    real = real_images(8, 8)
+    real.transform = v2.ToImage()
+    cache = make_cache(tmp_path, real)
+    report = SimpleNamespace(identity=cache.identity, passed=np.ones(18, bool), verdict="pass")
+    quick = partial(synthaug.evaluate, steps=2, device="cpu", progress=False)
+    monkeypatch.setattr(synthaug, "evaluate", quick, raising=False)
+    names: dict[str, Any] = {
+        "synthaug": synthaug,
+        "DataLoader": DataLoader,
+        "v2": v2,
+        "cache": cache,
+        "real": real,
+        "report": report,
+        "test": real_images(8, 8, seed=1),
+    }
+    loading, *blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    assert "SynthCache(" in loading  # names files that are not here
+    assert len(blocks) == 5
+    for block in blocks:
+        exec(block, names)
+    assert names["table"].arm_names[-1] == "synthetic only"

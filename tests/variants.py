@@ -16,9 +16,9 @@ CLASSES = ("ant", "bee")
 FIRST_ROW = 100
 
 
-def real_images(channels: int = 3) -> LabelledImages:
+def real_images(height: int = 4, width: int = 5, seed: int = 0) -> LabelledImages:
     """Eight images, of which only the first six have variants."""
-    pixels = np.random.default_rng(0).integers(0, 256, (8, channels, 4, 5), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 3, height, width), np.uint8)
     return LabelledImages(torch.from_numpy(pixels), np.arange(8) % 2, CLASSES)
 
 
