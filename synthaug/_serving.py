@@ -70,7 +70,7 @@ class Verdicts(Protocol):
 
     @property
     def verdict(self) -> str:
-        """ "pass", "fail" or "inconclusive"."""
+        """What the audit ended with: "pass", "fail" or "inconclusive"."""
         ...
 
 
