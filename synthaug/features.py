@@ -1,11 +1,12 @@
 """Feature extractors: images in, one vector per image out.
 
 An extractor is any callable with a `name` that maps uint8 pixels (n, C, H, W) to a float32 array
-(n, d). Four come with the package:
+(n, d). Some come with the package:
 
     features.Pixel()                          # the image itself, made small; needs no weights
     features.Spectrum()                       # its lowest frequencies, whatever their phase
-    features.TorchModule(network)             # any module, for example a classifier's trunk
+    features.TorchModule(network)             # any module
+    features.classifier(network)              # what a classifier's last layer sees
     features.TorchScript("encoder.pt")        # a file made by torch.jit.save
 
 `named` makes one from a name, so that a command line or a file can ask for it, and knows the
@@ -13,7 +14,11 @@ networks of torchvision and timm. `extract` runs one over many images in bounded
 what it returns.
 """
 
+import copy
 import hashlib
+import json
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -207,6 +212,49 @@ class TorchScript:
         return self._extractor(pixels)
 
 
+def classifier(
+    network: nn.Module,
+    *,
+    name: str | None = None,
+    preprocess: Callable[[Tensor], Tensor] | None = None,
+    device: str | torch.device = "cpu",
+) -> TorchModule:
+    """What the last linear layer of a classifier sees: features of what the classes differ in.
+
+    A classifier trained on the audited training images may be used; it sees these somewhat better
+    than others, which is what the hold-out's own numbers beside it are for.
+
+    Args:
+        network: Ends in a linear layer. It is copied and stays as it is.
+        name: Shown in reports; the class name by default.
+        preprocess: uint8 (n, C, H, W) to the network's input. By default `to_model`: float in
+            [-1, 1], as the classifiers of `synthaug.evaluate` are trained with.
+        device: Where the network runs.
+
+    Raises:
+        ValueError: There is no linear layer.
+    """
+    name = name or type(network).__name__
+    return TorchModule(
+        without_head(copy.deepcopy(network), name),
+        name=name,
+        preprocess=preprocess or to_model,
+        device=device,
+    )
+
+
+def without_head(network: nn.Module, name: str) -> nn.Module:
+    """Puts the identity in the place of the last linear layer: features come out, not classes."""
+    last = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
+    if not last:
+        raise ValueError(f"{name!r} does not end in a linear layer. Use `features.TorchModule`.")
+    if not last[0]:
+        return nn.Identity()
+    parent, _, attribute = last[0].rpartition(".")
+    setattr(network.get_submodule(parent), attribute, nn.Identity())
+    return network
+
+
 def _window(side: int) -> torch.Tensor:
     """Hann window of `side` values, all above 0."""
     return torch.hann_window(side + 2, periodic=False)[1:-1]
@@ -262,12 +310,7 @@ def _torchvision(name: str, pretrained: bool, device: str | torch.device) -> Tor
         )
     weights = models.get_model_weights(name).DEFAULT
     network = models.get_model(name, weights=weights if pretrained else None)
-    # The last linear layer maps features to classes: without it, features come out.
-    last = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
-    if not last:
-        raise ValueError(f"torchvision's {name!r} does not end in a linear layer. Pass a module.")
-    parent, _, attribute = last[0].rpartition(".")
-    setattr(network.get_submodule(parent), attribute, nn.Identity())
+    network = without_head(network, f"torchvision {name}")
     transform = weights.transforms(antialias=True)
     return TorchModule(
         network,
@@ -283,7 +326,7 @@ def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModul
         from timm.data.config import resolve_model_data_config
     except ImportError:
         raise ImportError(
-            f"Features {f'timm:{name}'!r} need timm. Install it with `pip install timm`."
+            f"Features 'timm:{name}' need timm. Install it with `pip install 'synthaug[timm]'`."
         ) from None
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
@@ -312,8 +355,18 @@ def to_unit(pixels: Pixels) -> Tensor:
     return _three_channels(pixels).float() / 255
 
 
+def to_model(pixels: Pixels) -> Tensor:
+    """uint8 (n, C, H, W) to float32 (n, C, H, W) in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
 def extract(
-    extractor: Extractor, pixels: Pixels, *, batch_size: int = 512, progress: bool = False
+    extractor: Extractor,
+    pixels: Pixels,
+    *,
+    batch_size: int = 512,
+    progress: bool = False,
+    features_dir: str | os.PathLike[str] | None = None,
 ) -> Features:
     """Runs `extractor` over all images, `batch_size` at a time.
 
@@ -322,6 +375,10 @@ def extract(
         pixels: uint8 (n, C, H, W), n at least 1.
         batch_size: Images per call.
         progress: Shows a bar with the rate and the time left.
+        features_dir: Folder, made if need be, in which the features of a network are kept in a file
+            named by the digests of its weights and of the images: a second call maps that file
+            into memory and runs nothing. Give another `preprocess` another `name`: the name is part
+            of the digest. Extractors without weights are faster than a file.
 
     Returns:
         float32 (n, d), contiguous.
@@ -330,10 +387,43 @@ def extract(
         TypeError: The extractor does not return a two-dimensional array with a row per image.
         ValueError: No images; a value that is not finite; rows of different length.
     """
-    from tqdm.auto import tqdm
-
     if len(pixels) == 0:
         raise ValueError("`pixels` holds no image.")
+    if features_dir is None or getattr(extractor, "weights", None) is None:
+        return _extracted(extractor, pixels, batch_size, progress)
+    hashed = hashlib.blake2b(digest_size=16)
+    hashed.update(json.dumps([describe(extractor), list(pixels.shape)]).encode())
+    for start in range(0, len(pixels), 4096):
+        hashed.update(pixels[start : start + 4096].numpy().tobytes())
+    path = Path(features_dir) / f"{hashed.hexdigest()}.npy"
+    try:
+        kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
+        if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == len(pixels):
+            return kept
+    except (OSError, ValueError, EOFError):
+        pass  # not there yet, or damaged: either way it is computed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        _extracted(extractor, pixels, batch_size, progress, temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _extracted(
+    extractor: Extractor,
+    pixels: Pixels,
+    batch_size: int,
+    progress: bool,
+    path: str | None = None,
+) -> Features:
+    """The features in memory, or in the .npy file `path`, so that they need not fit in memory."""
+    from tqdm.auto import tqdm
+
     features: np.ndarray[Any, np.dtype[np.float32]] | None = None
     with tqdm(
         total=len(pixels), desc=extractor.name, unit="image", disable=None if progress else True
@@ -353,7 +443,12 @@ def extract(
                     "Check its weights and its preprocessing."
                 )
             if features is None:
-                features = np.empty((len(pixels), rows.shape[1]), np.float32)
+                shape = len(pixels), rows.shape[1]
+                features = (
+                    np.empty(shape, np.float32)
+                    if path is None
+                    else np.lib.format.open_memmap(path, "w+", np.float32, shape)
+                )
             if rows.shape[1] != features.shape[1]:
                 raise ValueError(
                     f"{extractor.name} returned vectors of length {features.shape[1]} and then of "

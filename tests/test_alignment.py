@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthaug._audit._alignment import REACH, SCALES, Aligner, small
+from synthaug._audit._disturbances import disturbances, jpeg
 
 
 def fields(n: int, *, c: int = 1, h: int = 16, w: int = 16, seed: int = 0) -> Tensor:
@@ -23,12 +24,28 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-9))
 
 
+def blurred(image: Tensor) -> Tensor:
+    weights = torch.tensor([1.0, 2, 1]) / 4
+    kernel = torch.outer(weights, weights).expand(len(image), 1, 3, 3)
+    for _ in range(2):
+        padded = F.pad(image[None], (1, 1, 1, 1), mode="replicate")
+        image = F.conv2d(padded, kernel, groups=len(image))[0]
+    return image
+
+
 @pytest.mark.parametrize(("c", "h", "w"), [(1, 16, 16), (3, 16, 16), (1, 8, 12)])
 def test_the_distance_is_that_of_the_best_correlated_windows(c: int, h: int, w: int) -> None:
     queries, train = fields(4, c=c, h=h, w=w), fields(5, c=c, h=h, w=w, seed=1)
     distance, flipped = aligned(queries, train, [[0, 1, 2, 3, 4]] * 4)
     for i, query in enumerate(small(queries)):
-        for j, image in enumerate(small(train)):
+        for j in range(5):
+            image = small(train[j : j + 1])[0]
+            compressed = jpeg(train[j : j + 1], 50)
+            others = [
+                blurred(image),
+                small(train[j : j + 1].clamp(max=212))[0],
+                small(compressed)[0],
+            ]
             best = {}
             for mirrored in (False, True):
                 shown = query.flip(-1) if mirrored else query
@@ -39,11 +56,13 @@ def test_the_distance_is_that_of_the_best_correlated_windows(c: int, h: int, w: 
                     windows.append(
                         F.interpolate(shown[None], size, mode="bilinear", antialias=True)[0]
                     )
+                pairs = [(window, image) for window in windows]
+                pairs += [(windows[0], version) for version in others]
                 best[mirrored] = max(
-                    correlation(window, image[:, y : y + window.shape[1], x : x + window.shape[2]])
-                    for window in windows
-                    for y in range(h - window.shape[1] + 1)
-                    for x in range(w - window.shape[2] + 1)
+                    correlation(a, b[:, y : y + a.shape[1], x : x + a.shape[2]])
+                    for a, b in pairs
+                    for y in range(h - a.shape[1] + 1)
+                    for x in range(w - a.shape[2] + 1)
                 )
             expected = (2 - 2 * max(best.values())) ** 0.5
             assert float(distance[i, j]) == pytest.approx(expected, abs=1e-4)
@@ -114,3 +133,30 @@ def test_images_are_smoothed_with_the_kernel_that_is_documented() -> None:
 def test_large_images_are_averaged_down_and_small_ones_are_not() -> None:
     assert small(torch.zeros(1, 3, 128, 64, dtype=torch.uint8)).shape == (1, 3, 32, 16)
     assert small(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["blur, sigma 1", "brightness x 1.2", "JPEG, quality 50"])
+def test_what_a_copy_lost_is_not_held_against_it(kind: str) -> None:
+    """It is closer to its original than any fresh image is to anything, by far."""
+    originals = fields(20, c=3, h=32, w=32, seed=3)
+    kinds = {d.name: d for d in disturbances((3, 32, 32))}
+    distance, _ = aligned(kinds[kind].apply(originals, 0), originals, [[i] for i in range(20)])
+    fresh, _ = aligned(fields(20, c=3, h=32, w=32, seed=4), originals, [list(range(20))] * 20)
+    assert distance.max() < 0.2 * fresh.min()
+
+
+def test_large_images_are_not_compressed_to_be_compared() -> None:
+    images = fields(3, h=48, w=48)
+    distance, _ = aligned(jpeg(images, 50), images, [[0], [1], [2]])
+    assert distance.max() < 0.1
+
+
+def test_the_difference_of_a_moved_and_brighter_copy_is_plain_grey() -> None:
+    original = fields(2, c=3, h=32, w=32)
+    moved = F.pad(original.float() * 0.8 + 30, (3, 0, 0, 0), mode="replicate")[..., :32]
+    copy = moved.round().to(torch.uint8)
+    for shown in (copy[:1], copy[:1].flip(-1)):
+        rest = Aligner(original).difference(shown, 0).int()
+        assert rest.shape == (3, 24, 24)
+        assert (rest - 128).abs().max() <= 2
+    assert (Aligner(original).difference(copy[:1], 1).int() - 128).abs().max() > 20

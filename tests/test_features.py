@@ -229,5 +229,5 @@ def test_unknown_networks_and_a_missing_library_are_named(monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="torchvision has no classifier 'resnet1'"):
         features.named("torchvision:resnet1")
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match="pip install timm"):
+    with pytest.raises(ImportError, match=r"pip install 'synthaug\[timm\]'"):
         features.named("timm:resnet18")

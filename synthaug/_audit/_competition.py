@@ -24,6 +24,7 @@ TOLERATED_RATE = 0.02
 """Copies among this share of the clusters need not show in the share of targets."""
 
 LEANING_LEVEL = 0.01
+"""Chance that a generator which copies only so many is said to lean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,16 @@ class Competition:
     def num_clusters(self) -> int:
         """Number of clusters."""
         return int(self.clusters.max()) + 1
+
+    @property
+    def detectable_share(self) -> float:
+        """Share of copies that a test of the share at 0.05 would notice with a chance of 0.8.
+
+        A share r of copies adds r (1 - s) to the share s expected by chance, whose standard error
+        is sqrt(s (1 - s) / n).
+        """
+        s = self.expected_share
+        return float(min(1.0, (1.645 + 0.842) * (s / (1 - s) / self.num_clusters) ** 0.5))
 
     @property
     def share(self) -> float:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
-from synthaug._types import Pixels
+from synthaug._types import Features, Pixels
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Disturbance:
     """Shown in reports."""
     required: bool
     """Whether an audit that misses such copies must not say "pass"."""
-    apply: Callable[[Pixels, int], Pixels]
-    """uint8 (n, C, H, W) and a seed to the same shape."""
+    apply: Callable[[Any, int], Any]
+    """uint8 (n, C, H, W), or features (n, d), and a seed to the same shape."""
 
 
 def disturbances(image_shape: tuple[int, int, int]) -> list[Disturbance]:
@@ -40,12 +41,34 @@ def disturbances(image_shape: tuple[int, int, int]) -> list[Disturbance]:
         Disturbance("unchanged", True, lambda pixels, seed: pixels),
         Disturbance("mirrored", True, lambda pixels, seed: pixels.flip(-1)),
         Disturbance("noise, sigma 8", True, lambda pixels, seed: _noise(pixels, 8, seed)),
-        Disturbance("JPEG, quality 50", False, lambda pixels, seed: _jpeg(pixels, 50)),
+        Disturbance("JPEG, quality 50", False, lambda pixels, seed: jpeg(pixels, 50)),
         Disturbance("brightness x 1.2", False, lambda pixels, seed: _scaled(pixels, 1.2)),
         Disturbance("blur, sigma 1", False, lambda pixels, seed: _blur(pixels)),
         *(Disturbance(f"shift, {step} px", False, _shift_by(step)) for step in shifts),
         Disturbance("crop of 80 %", False, lambda pixels, seed: _crop(pixels, 0.8)),
         Disturbance("noise, sigma 25", False, lambda pixels, seed: _noise(pixels, 25, seed)),
+    ]
+
+
+def vector_disturbances(usual: float) -> list[Disturbance]:
+    """The kinds for features, whose images are not given.
+
+    Args:
+        usual: How far training images are from each other, as a median.
+    """
+
+    def noisy(share: float) -> Callable[[Any, int], Any]:
+        def add(vectors: Features, seed: int) -> Features:
+            noise = counter_rng(seed, 0).standard_normal(vectors.shape, np.float32)
+            length = np.linalg.norm(noise, axis=1, keepdims=True)
+            return vectors + np.float32(share * usual) * noise / length
+
+        return add
+
+    return [
+        Disturbance("unchanged", True, lambda vectors, seed: vectors),
+        Disturbance("moved by 0.1 of the distance to a neighbour", True, noisy(0.1)),
+        Disturbance("moved by 0.3 of the distance to a neighbour", False, noisy(0.3)),
     ]
 
 
@@ -90,7 +113,8 @@ def _crop(pixels: Pixels, share: float) -> Pixels:
     return _rounded(F.interpolate(inner, (h, w), mode="bilinear", align_corners=False))
 
 
-def _jpeg(pixels: Pixels, quality: int) -> Pixels:
+def jpeg(pixels: Pixels, quality: int) -> Pixels:
+    """Images uint8 (n, C, H, W), compressed and decoded again."""
     decoded = []
     for image in pixels:
         buffer = io.BytesIO()

@@ -1,26 +1,34 @@
-"""What an audit compares: a cache, a data set or bare pixels, brought to one form and checked."""
+"""What an audit compares: caches, data sets, images, features, brought to one form and checked."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthaug._data import as_pixels, classes_of, labels_of
-from synthaug._types import JSON, Indices, Labels, Pixels
+from synthaug._data import as_pixels, classes_of, labels_of, load_dataset
+from synthaug._errors import DataError
+from synthaug._types import JSON, Features, Indices, Labels, Pixels
+
+Samples: TypeAlias = Pixels | Features
+"""Images, or features of images that are not given."""
+
+_CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Images with what is known about them."""
+    """Images, or their features, with what is known about them."""
 
     name: str
     """The argument they came from: `synthetic`, `train` or `holdout`."""
-    pixels: Pixels
-    """uint8 (n, C, H, W)."""
+    samples: Samples
+    """Images, a uint8 tensor (n, C, H, W); or features, a float32 array (n, d)."""
     rows: Indices
     """Row number of each image in what was given, int64 (n,)."""
     total: int
@@ -31,48 +39,52 @@ class ImageSet:
     """Names of the classes; empty if unknown."""
     identity: dict[str, JSON]
     """What was given: a cache's own identity, else the number and a digest of the images."""
+    source: str | None
+    """How a command line would name it; `None` if it could not."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def select(self, keep: NDArray[np.bool_]) -> "ImageSet":
         """Some of the images, under their old row numbers."""
-        return ImageSet(
-            name=self.name,
-            pixels=self.pixels[torch.from_numpy(np.flatnonzero(keep))],
-            rows=self.rows[keep],
-            total=self.total,
-            labels=self.labels,
-            classes=self.classes,
-            identity=self.identity,
-        )
+        chosen = np.flatnonzero(keep)
+        return replace(self, samples=take(self.samples, chosen), rows=self.rows[chosen])
+
+    @property
+    def pixels(self) -> Pixels:
+        """The images.
+
+        Raises:
+            TypeError: Only their features are given.
+        """
+        if not isinstance(self.samples, Tensor):
+            raise TypeError(f"`{self.name}` holds features, expected images.")
+        return self.samples
 
 
 def image_set(given: Any, name: str, *, progress: bool) -> ImageSet:
     """Reads what was given as argument `name`.
 
     Args:
-        given: uint8 tensor or array (n, C, H, W); a cache, of which the finished rows are read; or
-            any map-style image data set.
+        given: uint8 tensor or array (n, C, H, W); a floating-point array (n, d) of features; a
+            cache, of which the finished rows are read; any map-style image data set; the path of
+            a .npy, .npz or HDF5 file of images or features; or what `load_dataset` reads.
         name: For messages.
         progress: Shows a bar if reading takes long.
 
     Raises:
         TypeError: It is none of these, or an array of another dtype.
-        ValueError: It holds no image, or an array has another shape.
+        ValueError: It holds no image, an array has another shape, or a feature is not finite.
+        DataError: A file cannot be read.
     """
+    source = _source(given)
+    labels: Labels | None = None
+    if isinstance(given, str | os.PathLike):
+        given, labels = _loaded(os.fspath(given), name)
     if isinstance(given, Tensor | np.ndarray):
-        pixels = torch.from_numpy(np.array(given)) if isinstance(given, np.ndarray) else given.cpu()
-        if pixels.dtype != torch.uint8:
-            raise TypeError(
-                f"`{name}` has dtype {pixels.dtype}, expected uint8 with values 0 to 255."
-            )
-        if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
-            raise ValueError(
-                f"`{name}` has shape {tuple(pixels.shape)}, expected (n, C, H, W) with C 1 or 3."
-            )
-        rows = np.arange(len(pixels))
-        labels: Labels = np.full(len(pixels), -1, np.int64)
+        samples = _checked(given, name)
+        rows = np.arange(len(samples))
+        labels = np.full(len(samples), -1, np.int64) if labels is None else labels
         classes: tuple[str, ...] = ()
     elif hasattr(given, "__len__") and hasattr(given, "__getitem__"):
         done = getattr(given, "done", None)
@@ -80,34 +92,138 @@ def image_set(given: Any, name: str, *, progress: bool) -> ImageSet:
         if len(rows) == 0:
             what = "no row is generated yet" if len(given) else "it holds no image"
             raise ValueError(f"`{name}` cannot be audited: {what}.")
-        pixels = as_pixels(given, rows, progress=progress)
+        samples = as_pixels(given, rows, progress=progress).contiguous()
         labels, classes = labels_of(given), tuple(map(str, classes_of(given) or ()))
     else:
         raise TypeError(
-            f"`{name}` is a {type(given).__name__}, expected a cache, a map-style data set or "
-            "uint8 pixels (n, C, H, W)."
+            f"`{name}` is a {type(given).__name__}, expected a cache, a map-style data set, "
+            "uint8 pixels (n, C, H, W), features (n, d) or a file of either."
         )
-    if len(pixels) == 0:
+    if len(samples) == 0:
         raise ValueError(f"`{name}` holds no image.")
     return ImageSet(
         name=name,
-        pixels=pixels.contiguous(),
+        samples=samples,
         rows=rows.astype(np.int64),
         total=len(labels),
         labels=np.asarray(labels, np.int64),
         classes=classes,
-        identity=_identity(given, pixels),
+        identity=_identity(given, samples),
+        source=source,
     )
 
 
-def keys(pixels: Pixels) -> list[bytes]:
+def keys(samples: Samples) -> list[bytes]:
     """A content key of 16 bytes per image: images of one shape are equal if their keys are."""
-    flat = pixels.reshape(len(pixels), -1).numpy()
+    flat = np.asarray(samples).reshape(len(samples), -1)
     return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in flat]
 
 
+def take(samples: Samples, rows: Indices) -> Samples:
+    """Some of the images, or of the features."""
+    return samples[torch.from_numpy(rows)] if isinstance(samples, Tensor) else samples[rows]
+
+
+def _checked(given: Tensor | np.ndarray, name: str) -> Samples:
+    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    if array.ndim == 2 and array.dtype.kind == "f":
+        features = np.ascontiguousarray(array, np.float32)
+        for start in range(0, len(features), _CHUNK):
+            finite = np.isfinite(features[start : start + _CHUNK]).all(axis=1)
+            if not finite.all():
+                row = start + int(np.flatnonzero(~finite)[0])
+                raise ValueError(f"`{name}` holds a value that is not finite in row {row}.")
+        return features
+    if array.dtype != np.uint8:
+        raise TypeError(
+            f"`{name}` has dtype {array.dtype} and shape {array.shape}, expected images, uint8 "
+            "(n, C, H, W) with values 0 to 255, or features, floating point (n, d)."
+        )
+    if array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise ValueError(f"`{name}` has shape {array.shape}, expected (n, C, H, W) with C 1 or 3.")
+    return torch.from_numpy(np.array(array))  # a copy: torch warns of memory that is read-only
+
+
+def _loaded(text: str, name: str) -> tuple[Any, Labels | None]:
+    """Images or features of a file, and labels if it holds some; or a data set."""
+    suffix = Path(text).suffix.lower()
+    if suffix not in (".npy", ".npz", ".h5", ".hdf5") or text.startswith("hdf5:"):
+        if ":" in text:
+            return load_dataset(text), None
+        raise ValueError(
+            f"`{name}` {text!r} is not understood. Give a .npy, .npz or HDF5 file, or a data set "
+            "such as 'folder:PATH'."
+        )
+    if not os.path.isfile(text):
+        raise DataError(f"`{name}` {text} does not exist, or is not a file.")
+    if suffix in (".h5", ".hdf5"):
+        features = _hdf5_features(text)
+        return (load_dataset(f"hdf5:{text}"), None) if features is None else features
+    try:
+        # Mapped, so that features larger than the memory can be searched. Nothing is unpickled.
+        file = np.load(text, mmap_mode="r", allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            return _channels_first(file), None
+        with file:
+            held = [key for key in ("images", "features", "arr_0") if key in file.files]
+            if len(held) != 1:
+                raise DataError(
+                    f"`{name}` {text} holds {', '.join(file.files) or 'nothing'}; expected one "
+                    "array `images` or `features`, and `labels` if there are any."
+                )
+            labels = file["labels"].astype(np.int64) if "labels" in file.files else None
+            array = file[held[0]]
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"`{name}` {text} cannot be read: {error}.") from error
+    if labels is not None and labels.shape != array.shape[:1]:
+        raise DataError(f"`{name}` {text} has {len(array)} rows, but labels {labels.shape}.")
+    return _channels_first(array), labels
+
+
+def _hdf5_features(path: str) -> tuple[Features, None] | None:
+    """The data set `features` of an HDF5 file; `None` if there is none."""
+    import h5py
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path} is not a readable HDF5 file ({error}).") from error
+    with file:
+        link = file.get("features", getlink=True)
+        if link is None:
+            return None
+        # A link or external storage could make us read any file of this machine.
+        if not isinstance(link, h5py.HardLink) or not isinstance(file["features"], h5py.Dataset):
+            raise DataError(f"{path} has `features` that are no data set of its own.")
+        dataset = file["features"]
+        if dataset.external or dataset.is_virtual:
+            raise DataError(f"{path} keeps `features` in other files, which we do not follow.")
+        return dataset[:], None
+
+
+def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
+    """Images of a file as (n, C, H, W): many files have the channels last, or none for grey."""
+    if array.dtype != np.uint8:
+        return array
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+        return array.transpose(0, 3, 1, 2)  # NHWC => NCHW
+    return array
+
+
+def _source(given: Any) -> str | None:
+    """The path of a file or cache, or what `load_dataset` was given."""
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given)
+    if hasattr(given, "done") and isinstance(getattr(given, "path", None), str | os.PathLike):
+        return os.fspath(given.path)
+    name = getattr(given, "name", None)
+    return name if isinstance(name, str) and hasattr(given, "fingerprint") else None
+
+
 def check_comparable(*sets: ImageSet) -> None:
-    """All sets hold images of one shape.
+    """All sets hold images of one shape, or features of one length.
 
     Their classes may differ: a generator may have been trained on other classes than it is used
     for, and can copy those as well.
@@ -117,22 +233,35 @@ def check_comparable(*sets: ImageSet) -> None:
     """
     first = sets[0]
     for other in sets[1:]:
-        if other.pixels.shape[1:] != first.pixels.shape[1:]:
+        kinds = [isinstance(s.samples, Tensor) for s in (first, other)]
+        if kinds[0] != kinds[1]:
+            what = ["images" if kind else "features" for kind in kinds]
             raise ValueError(
-                f"`{first.name}` holds images of shape {tuple(first.pixels.shape[1:])}, "
-                f"`{other.name}` of shape {tuple(other.pixels.shape[1:])}. Load the real images "
-                "with the `image_size` and `channels` of the synthetic ones."
+                f"`{first.name}` holds {what[0]}, `{other.name}` {what[1]}. Give images for all, "
+                "or features for all."
+            )
+        if other.samples.shape[1:] != first.samples.shape[1:]:
+            remedy = (
+                "Load the real images with the `image_size` and `channels` of the synthetic ones."
+                if kinds[0]
+                else "Take all features from one network."
+            )
+            raise ValueError(
+                f"`{first.name}` holds {'images' if kinds[0] else 'features'} of shape "
+                f"{tuple(first.samples.shape[1:])}, `{other.name}` of shape "
+                f"{tuple(other.samples.shape[1:])}. {remedy}"
             )
 
 
-def _identity(given: Any, pixels: Pixels) -> dict[str, JSON]:
+def _identity(given: Any, samples: Samples) -> dict[str, JSON]:
     identity = getattr(given, "identity", None)
     if isinstance(identity, dict):
         return identity
     fingerprint = getattr(given, "fingerprint", None)
     if not isinstance(fingerprint, str):
-        hashed = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=16)
-        for start in range(0, len(pixels), 4096):
-            hashed.update(pixels[start : start + 4096].numpy().tobytes())
+        hashed = hashlib.blake2b(repr(tuple(samples.shape)).encode(), digest_size=16)
+        array = np.asarray(samples)
+        for start in range(0, len(array), _CHUNK):
+            hashed.update(array[start : start + _CHUNK].tobytes())
         fingerprint = hashed.hexdigest()
-    return {"fingerprint": fingerprint, "rows": len(pixels)}
+    return {"fingerprint": fingerprint, "rows": len(samples)}

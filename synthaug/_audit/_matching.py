@@ -1,19 +1,22 @@
 """The path that every image takes, synthetic, held out or planted: how close is it to training?
 
 Several spaces propose training images; every space also judges, by the ratio of its distances, and
-the aligned distance (`_alignment`) judges the proposals of all of them. Each judgement is a
+so does the aligned distance (`_alignment`) to the proposals of all of them. Each judgement is a
 *statistic*, small if suspicious; which values are too small is for the hold-out to say.
+
+Where no images are given but their features, these are the only space, and nothing is aligned.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from synthaug._audit._alignment import Aligner
-from synthaug._audit._inputs import keys
+from synthaug._audit._inputs import Samples, keys, take
 from synthaug._audit._neighbours import Index, merge
 from synthaug._types import Features, Indices, Pixels
 from synthaug.features import Extractor, Pixel, Spectrum, extract
@@ -21,6 +24,10 @@ from synthaug.features import Extractor, Pixel, Spectrum, extract
 NEAR_RMSE = 2.0
 """Up to this root mean square difference, in grey levels of 0 to 255, two images are equal but for
 rounding and mild compression: nobody sees a difference, and none is meant."""
+
+NEAR_RATIO = 1e-4
+"""Up to this share of the usual distance, two vectors of features are equal but for rounding: in
+float32, and in other batches, a network repeats itself within about 1e-6."""
 
 ALIGNED = "aligned"
 """Name of the statistic that allows for shifts, crops, brightness and contrast."""
@@ -47,9 +54,10 @@ class Matches:
 
     scores: NDArray[np.float64]
     """The statistics, (n, s). Of a space: d_1 / mean(d_2 ... d_k), well below 1 if one training
-    image is much closer than all others are, and 0 if d_1 is. Aligned: the distance itself."""
+    image is much closer than all others are, and 0 if d_1 is. Aligned: d_1 over the median of the
+    distances to the other proposals."""
     distances: NDArray[np.float64]
-    """d_1 of each space, and the aligned distance, (n, s)."""
+    """d_1 of each space, and of the aligned distances, (n, s)."""
     neighbours: Indices
     """The training image that each statistic is about, (n, s)."""
     flipped: NDArray[np.bool_]
@@ -65,24 +73,52 @@ class Matches:
         return self.twins >= 0
 
 
+@dataclass(frozen=True)
+class _Near:
+    """The nearest images of each of n images in one space."""
+
+    D: NDArray[np.float64]
+    """(n, k), ascending."""
+    ids: Indices
+    """(n, k), all different within a row."""
+    flipped: NDArray[np.bool_]
+    """(n, k)."""
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """Distances of n images to their proposals under the best alignment."""
+
+    candidates: Indices
+    """(n, K), all different within a row but for -1, which stands for none."""
+    D: NDArray[np.float64]
+    """(n, K), infinite for none."""
+    flipped: NDArray[np.bool_]
+    """(n, K)."""
+
+
 class Matcher:
-    """Searches a set of training images.
+    """Searches a set of real images.
 
     Args:
-        train: uint8 (n, C, H, W).
+        train: The images, or their features.
         extractors: The spaces in which distances are taken, at least one.
         k: Neighbours that a space's ratio looks at, from 2 to the number of different images.
         batch_size: Images per call of an extractor.
+        index: One of `_neighbours.INDEXES`.
+        features_dir: Folder in which the features of networks are kept.
         tick: Is told how many images are done, each time some are.
     """
 
     def __init__(
         self,
-        train: Pixels,
+        train: Samples,
         extractors: Sequence[Extractor],
         *,
         k: int,
         batch_size: int,
+        index: str = "exact",
+        features_dir: Path | None = None,
         tick: Callable[[int], object] = lambda count: None,
     ) -> None:
         # Repeated training images would make a copy of one look ordinary: its second neighbour
@@ -90,24 +126,28 @@ class Matcher:
         self._first: dict[bytes, int] = {}
         for i, key in enumerate(keys(train)):
             self._first.setdefault(key, i)
-        self.distinct: Indices = np.array(list(self._first.values()), np.int64)
-        if not 2 <= k <= len(self.distinct):
-            raise ValueError(
-                f"`k` is {k}, but must lie between 2 and {len(self.distinct)}, the number of "
-                "different training images."
-            )
+        self.distinct: Indices = np.fromiter(self._first.values(), np.int64)
         self.k = k
-        self.statistics = (*(extractor.name for extractor in extractors), ALIGNED)
-        self._train = train
+        self._images = isinstance(train, torch.Tensor)
+        names = [extractor.name for extractor in extractors]
+        self.statistics = (*names, ALIGNED) if self._images else tuple(names)
+        self.train = train
         self._batch_size = batch_size
+        self._features_dir = features_dir
         self._tick = tick
-        self._spaces = [(e, self._index(e)) for e in (*extractors, *_PROPOSERS)]
-        self._aligner = Aligner(train)
+        self._judges = len(names)
+        self._aligner = Aligner(train) if isinstance(train, torch.Tensor) else None
+        proposers = _PROPOSERS if self._images else ()
+        self._spaces = [(e, self._index(e, index)) for e in (*extractors, *proposers)]
         tick(len(self.distinct))
 
-    def equal(self, pixels: Pixels) -> Indices:
+    def __len__(self) -> int:
+        """Number of different images."""
+        return len(self.distinct)
+
+    def equal(self, samples: Samples) -> Indices:
         """Index of the equal training image of each image, int64 (n,); -1 if there is none."""
-        return np.array([self._first.get(key, -1) for key in keys(pixels)], np.int64)
+        return np.array([self._first.get(key, -1) for key in keys(samples)], np.int64)
 
     def isolation(self, rows: Indices) -> NDArray[np.float64]:
         """Distance of training images to the nearest other one, in the first space, (n,).
@@ -120,97 +160,207 @@ class Matcher:
         nearest = []
         for start in range(0, len(unique), _CHUNK):
             some = unique[start : start + _CHUNK]
-            D, ids = index.search(self._features(extractor, self._train[torch.from_numpy(some)]), 2)
+            D, ids = index.search(self._features(extractor, take(self.train, some)), 2)
             # Excluded by number and not by distance 0: the features may not tell images apart.
             itself = self.distinct[ids[:, 0]] == some
             nearest.append(np.where(itself, D[:, 1], D[:, 0]))
         return np.concatenate(nearest)[place]
 
-    def match(self, pixels: Pixels) -> Matches:
+    def recall(self, samples: Samples) -> dict[str, float]:
+        """Share of the exact k nearest training images that each space finds, by its name."""
+        return {
+            extractor.name: index.recall(self._features(extractor, samples), self.k)
+            for extractor, index in self._spaces
+        }
+
+    def difference(self, pixels: Pixels, row: int) -> Pixels:
+        """As `Aligner.difference`."""
+        assert self._aligner is not None
+        return self._aligner.difference(pixels, row)
+
+    def match(self, samples: Samples) -> Matches:
         """Compares images, uint8 (n, C, H, W), and their mirror images with all training images."""
         parts = []
-        for start in range(0, len(pixels), _CHUNK):
-            chunk = pixels[start : start + _CHUNK]
-            parts.append(self._match(chunk))
+        for start in range(0, len(samples), _CHUNK):
+            chunk = samples[start : start + _CHUNK]
+            near = self._search(chunk)
+            parts.append(self._judge(chunk, near, self._align(chunk, near)))
             self._tick(len(chunk))
-        return Matches(
-            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Matches)}
-        )
+        return _joined(parts)
 
-    def _index(self, extractor: Extractor) -> Index:
+    def match_both(self, decoys: "Matcher", samples: Samples) -> tuple[Matches, Matches]:
+        """Compares images with the training images alone, and together with other real images.
+
+        Args:
+            decoys: Holds the others, none of them equal to a training image.
+            samples: What to compare.
+
+        Returns:
+            What `match` returns; and what it would return were `decoys` appended to the training
+            images, row numbers included.
+        """
         parts = []
-        for start in range(0, len(self.distinct), _CHUNK):
-            rows = torch.from_numpy(self.distinct[start : start + _CHUNK])
-            parts.append(self._features(extractor, self._train[rows]))
-        return Index(np.concatenate(parts))
-
-    def _features(self, extractor: Extractor, pixels: Pixels) -> Features:
-        return extract(extractor, pixels, batch_size=self._batch_size)
-
-    def _match(self, pixels: Pixels) -> Matches:
-        mirrored = pixels.flip(-1)
-        scores: list[NDArray[np.float64]] = []
-        distances: list[NDArray[np.float64]] = []
-        neighbours: list[Indices] = []
-        flipped: list[NDArray[np.bool_]] = []
-        proposed: list[Indices] = []
-        checked: list[tuple[Indices, NDArray[np.bool_]]] = []
-        for extractor, index in self._spaces:
-            found = [index.search(self._features(extractor, p), self.k) for p in (pixels, mirrored)]
-            D, ids, column = merge(
-                np.hstack([D for D, _ in found]), np.hstack([ids for _, ids in found]), self.k
+        for start in range(0, len(samples), _CHUNK):
+            chunk = samples[start : start + _CHUNK]
+            near, other = self._search(chunk), decoys._search(chunk, limit=self.k)
+            aligned = self._align(chunk, near)
+            parts.append(
+                (
+                    self._judge(chunk, near, aligned),
+                    self._judge_both(decoys, chunk, near, other, aligned),
+                )
             )
-            ids, flips = self.distinct[ids], column >= self.k
-            proposed.append(ids[:, :_PROPOSED])
-            checked.append((ids[:, :_CHECKED], flips[:, :_CHECKED]))
-            if len(scores) == len(self.statistics) - 1:
-                continue  # this space and the next only propose
-            others = D[:, 1:].mean(axis=1)
-            # Where the others are at distance 0 as well, so is the first: a copy, not 0 / 0.
-            scores.append(np.divide(D[:, 0], others, out=np.zeros(len(D)), where=others > 0))
-            distances.append(D[:, 0])
-            neighbours.append(ids[:, 0])
-            flipped.append(flips[:, 0])
+            self._tick(len(chunk))
+        alone, both = zip(*parts, strict=True)
+        return _joined(alone), _joined(both)
 
-        candidates = _once(np.hstack(proposed))
-        aligned, aligned_flips = self._aligner.distances(pixels, candidates)
-        every, best = np.arange(len(pixels)), aligned.argmin(axis=1)
-        scores.append(aligned[every, best])
-        distances.append(aligned[every, best])
-        neighbours.append(candidates[every, best])
-        flipped.append(aligned_flips[every, best])
+    def _index(self, extractor: Extractor, kind: str) -> Index:
+        everything = len(self.distinct) == len(self.train)
+        samples = self.train if everything else take(self.train, self.distinct)
+        return Index(self._features(extractor, samples), kind)
 
-        twins, twin_flipped = self._twins(pixels, mirrored, checked)
-        return Matches(
-            scores=np.stack(scores, axis=1),
-            distances=np.stack(distances, axis=1),
-            neighbours=np.stack(neighbours, axis=1),
-            flipped=np.stack(flipped, axis=1),
-            twins=twins,
-            twin_flipped=twin_flipped,
+    def _features(self, extractor: Extractor, samples: Samples) -> Features:
+        if not isinstance(samples, torch.Tensor):
+            return samples
+        return extract(
+            extractor, samples, batch_size=self._batch_size, features_dir=self._features_dir
         )
 
-    def _twins(
+    def _views(self, samples: Samples) -> list[Samples]:
+        """The images as they are and mirrored."""
+        return [samples, samples.flip(-1)] if isinstance(samples, torch.Tensor) else [samples]
+
+    def _search(self, samples: Samples, limit: int | None = None) -> list[_Near]:
+        """The nearest training images in each space; as many as there are, up to k."""
+        k = min(limit or self.k, len(self.distinct))
+        views = self._views(samples)
+        near = []
+        for extractor, index in self._spaces:
+            found = [index.search(self._features(extractor, view), k) for view in views]
+            D, ids, column = merge(
+                np.hstack([D for D, _ in found]), np.hstack([ids for _, ids in found]), k
+            )
+            near.append(_Near(D, self.distinct[ids], column >= k))
+        return near
+
+    def _align(self, samples: Samples, near: Sequence[_Near]) -> _Aligned | None:
+        if self._aligner is None:
+            return None
+        assert isinstance(samples, torch.Tensor)
+        candidates = _once(np.hstack([found.ids[:, :_PROPOSED] for found in near]))
+        return _Aligned(candidates, *self._aligner.distances(samples, candidates))
+
+    def _judge(self, samples: Samples, near: list[_Near], aligned: _Aligned | None) -> Matches:
+        return _matches(near[: self._judges], aligned, *self._twins(samples, near))
+
+    def _judge_both(
         self,
-        pixels: Pixels,
-        mirrored: Pixels,
-        checked: Sequence[tuple[Indices, NDArray[np.bool_]]],
-    ) -> tuple[Indices, NDArray[np.bool_]]:
+        decoys: "Matcher",
+        samples: Samples,
+        near: list[_Near],
+        other: list[_Near],
+        aligned: _Aligned | None,
+    ) -> Matches:
+        first = len(self.train)  # the row number of the first decoy
+        both = []
+        for a, b in zip(near, other, strict=True):
+            ids, flipped = np.hstack([a.ids, b.ids + first]), np.hstack([a.flipped, b.flipped])
+            D, ids, column = merge(np.hstack([a.D, b.D]), ids, self.k)
+            both.append(_Near(D, ids, np.take_along_axis(flipped, column, 1)))
+        pooled = None
+        if aligned is not None and decoys._aligner is not None:
+            assert isinstance(samples, torch.Tensor)
+            # The nearest of both together, lest the fewer decoys be proposed from farther away.
+            # Those that are training images have been aligned already.
+            proposed = _once(np.hstack([found.ids[:, :_PROPOSED] for found in both]))
+            kept = (aligned.candidates[:, :, None] == proposed[:, None, :]).any(axis=2)
+            rest = np.where(proposed >= first, proposed - first, -1)
+            D, flipped = decoys._aligner.distances(samples, rest)
+            pooled = _Aligned(
+                np.where(
+                    np.hstack([kept, rest >= 0]), np.hstack([aligned.candidates, proposed]), -1
+                ),
+                np.hstack([np.where(kept, aligned.D, np.inf), D]),
+                np.hstack([aligned.flipped, flipped]),
+            )
+        twins, flips = self._twins(samples, near)
+        others, other_flips = decoys._twins(samples, other)
+        twins = np.where(twins >= 0, twins, np.where(others >= 0, others + first, -1))
+        flips = np.where(twins < first, flips, other_flips)
+        return _matches(both[: self._judges], pooled, twins, flips)
+
+    def _twins(self, samples: Samples, near: Sequence[_Near]) -> tuple[Indices, NDArray[np.bool_]]:
         """Training images with the same pixels but for rounding, and whether mirrored."""
-        twins: Indices = np.full(len(pixels), -1, np.int64)
-        twin_flipped = np.zeros(len(pixels), bool)
+        twins: Indices = np.full(len(samples), -1, np.int64)
+        twin_flipped = np.zeros(len(samples), bool)
+        if not (isinstance(samples, torch.Tensor) and isinstance(self.train, torch.Tensor)):
+            D, ids = near[0].D, near[0].ids
+            equal = D[:, 0] <= NEAR_RATIO * D[:, -1]
+            twins[equal] = ids[equal, 0]
+            return twins, twin_flipped
+        pixels = samples
         closest = np.full(len(pixels), NEAR_RMSE)
-        for ids, flips in checked:
-            for row, flip in zip(ids.T, flips.T, strict=True):
-                difference = rmse(pixels, self._train, row, flip)
+        for found in near:
+            for row, flip in zip(found.ids.T[:_CHECKED], found.flipped.T[:_CHECKED], strict=True):
+                difference = rmse(pixels, self.train, row, flip)
                 closer = difference <= closest
                 twins[closer], twin_flipped[closer] = row[closer], flip[closer]
                 closest[closer] = difference[closer]
         # Equal pixels are found by content, whatever the features make of them.
-        for shown, is_mirrored in ((mirrored, True), (pixels, False)):
+        for shown, is_mirrored in ((pixels.flip(-1), True), (pixels, False)):
             equal = self.equal(shown)
             twins[equal >= 0], twin_flipped[equal >= 0] = equal[equal >= 0], is_mirrored
         return twins, twin_flipped
+
+
+def _matches(
+    near: Sequence[_Near],
+    aligned: _Aligned | None,
+    twins: Indices,
+    twin_flipped: NDArray[np.bool_],
+) -> Matches:
+    scores = [_ratio(found) for found in near]
+    distances = [found.D[:, 0] for found in near]
+    neighbours = [found.ids[:, 0] for found in near]
+    flipped = [found.flipped[:, 0] for found in near]
+    if aligned is not None:
+        every, best = np.arange(len(twins)), aligned.D.argmin(axis=1)
+        nearest = aligned.D[every, best]
+        scores.append(_over(nearest, _median_of_others(aligned.D)))
+        distances.append(nearest)
+        neighbours.append(aligned.candidates[every, best])
+        flipped.append(aligned.flipped[every, best])
+    return Matches(
+        scores=np.stack(scores, axis=1),
+        distances=np.stack(distances, axis=1),
+        neighbours=np.stack(neighbours, axis=1),
+        flipped=np.stack(flipped, axis=1),
+        twins=twins,
+        twin_flipped=twin_flipped,
+    )
+
+
+def _joined(parts: Sequence[Matches]) -> Matches:
+    return Matches(
+        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Matches)}
+    )
+
+
+def _ratio(found: _Near) -> NDArray[np.float64]:
+    return _over(found.D[:, 0], found.D[:, 1:].mean(axis=1))
+
+
+def _median_of_others(D: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median of the finite distances of each row but the smallest; of a single one itself."""
+    ordered, count = np.sort(D, axis=1), np.isfinite(D).sum(axis=1)
+    middle = [np.minimum(1 + (count - i) // 2, count - 1) for i in (2, 1)]
+    low, high = (np.take_along_axis(ordered, m[:, None], 1)[:, 0] for m in middle)
+    return (low + high) / 2
+
+
+def _over(nearest: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Where the others are at distance 0 as well, so is the first: a copy, not 0 / 0.
+    return np.divide(nearest, usual, out=np.zeros(len(nearest)), where=usual > 0)
 
 
 def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
@@ -233,12 +383,12 @@ def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
 
 
 def resembling(
-    pixels: Pixels, extractor: Extractor, nearest: NDArray[np.float64], *, batch_size: int
+    samples: Samples, extractor: Extractor, nearest: NDArray[np.float64], *, batch_size: int
 ) -> Indices:
     """Pairs of images that are less than half as far from each other as from any real one.
 
     Args:
-        pixels: uint8 (n, C, H, W).
+        samples: Images, uint8 (n, C, H, W), or their features.
         extractor: The space in which distances are taken.
         nearest: Distance of each image to the nearest real image in that space, (n,).
         batch_size: Images per call of the extractor.
@@ -246,11 +396,17 @@ def resembling(
     Returns:
         int64 (l, 2); the five nearest of each image are looked at.
     """
-    if len(pixels) < 2:
+    if len(samples) < 2:
         return np.zeros((0, 2), np.int64)
-    features = extract(extractor, pixels, batch_size=batch_size)
-    D, ids = Index(features).search(features, min(6, len(pixels)))
-    left = np.repeat(np.arange(len(pixels)), D.shape[1])
+    features = (
+        extract(extractor, samples, batch_size=batch_size)
+        if isinstance(samples, torch.Tensor)
+        else samples
+    )
+    index, k = Index(features), min(6, len(samples))
+    parts = [index.search(features[i : i + _CHUNK], k) for i in range(0, len(samples), _CHUNK)]
+    D, ids = (np.concatenate(part) for part in zip(*parts, strict=True))
+    left = np.repeat(np.arange(len(samples)), k)
     right, distance = ids.ravel(), D.ravel()
     near = (left != right) & (distance < 0.5 * np.minimum(nearest[left], nearest[right]))
     return np.stack([left[near], right[near]], axis=1)

@@ -1,14 +1,20 @@
-"""Exact nearest neighbours, found by FAISS and measured again in float64.
+"""Nearest neighbours, found by FAISS and measured again in float64.
 
 FAISS is fast because it expands |a - b|^2 into |a|^2 + |b|^2 - 2 a.b for large batches. For near
 duplicates, the very case an audit is about, that difference of large numbers keeps few correct
 digits, and whether FAISS expands at all depends on how many queries were sent together. So FAISS
 only retrieves; the distances that we report come from direct subtraction in float64.
 
+The search is exact unless another index is asked for by name. Exact search runs on a GPU if there
+is one and the installed FAISS can use it.
+
 Notation as in FAISS: `xb` the database, `xq` the queries, `D` distances, `ids` row numbers in the
 database, `k` neighbours.
 """
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,8 +22,17 @@ from numpy.typing import NDArray
 
 from synthaug._types import Features
 
+INDEXES = ("exact", "auto", "ivf", "hnsw", "sq", "pq")
+"""What `Index` can be: brute force; brute force up to `LARGE` rows and ivf beyond; an inverted
+file, a graph of neighbours, 8 bits per number, and 8 bits per subvector."""
+
+LARGE = 1_000_000
+
 _SLACK = 8
 """Candidates retrieved beyond k, so that rounding cannot push a true neighbour off the list."""
+
+_APPROXIMATE_SLACK = 100
+"""The same where FAISS measures with compressed vectors."""
 
 _CHUNK_VALUES = 4_000_000
 """Numbers that re-scoring holds at a time: 32 MB in float64."""
@@ -39,23 +54,101 @@ def search(xb: Features, xq: Features, k: int) -> tuple[NDArray[np.float64], NDA
 
 
 class Index:
-    """A database that is searched more than once."""
+    """A database that is searched more than once.
 
-    def __init__(self, xb: Features) -> None:
+    Args:
+        xb: float32 (n, d); may be a memory map.
+        kind: One of `INDEXES`.
+    """
+
+    def __init__(self, xb: Features, kind: str = "exact") -> None:
         self._xb = np.ascontiguousarray(xb, np.float32)
+        if kind == "auto":
+            kind = "exact" if len(xb) <= LARGE else "ivf"
+        self.kind = kind
+        self._faiss = None if kind == "exact" else _built(self._xb, kind)
 
     def __len__(self) -> int:
         return len(self._xb)
 
     def search(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """As the function `search`."""
-        import faiss
-
+        """As the function `search`; an approximate index may miss a neighbour for a farther one."""
         xq = np.ascontiguousarray(xq, np.float32)
-        # `knn` reads the array where it lies; an `IndexFlatL2` would keep a second copy of it.
-        _, candidates = faiss.knn(xq, self._xb, min(k + _SLACK, len(self._xb)))
-        D = distances(self._xb, xq, candidates)
-        return _nearest_first(D, candidates, k)
+        if self._faiss is None:
+            return self._exact(xq, k)
+        _, candidates = self._faiss.search(xq, min(k + _APPROXIMATE_SLACK, len(self._xb)))
+        D = distances(self._xb, xq, candidates.clip(min=0))
+        D[candidates < 0] = np.inf  # lists that were looked at held too few rows
+        D, ids = _nearest_first(D, candidates, k)
+        short = np.isinf(D).any(axis=1)
+        if short.any():
+            D[short], ids[short] = self._exact(xq[short], k)
+        return D, ids
+
+    def _exact(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        candidates = _retrieved(xq, self._xb, min(k + _SLACK, len(self._xb)))
+        return _nearest_first(distances(self._xb, xq, candidates), candidates, k)
+
+    def recall(self, xq: Features, k: int) -> float:
+        """Share of the exact `k` nearest rows that `search` finds."""
+        found, exact = self.search(xq, k)[0], self._exact(np.ascontiguousarray(xq), k)[0]
+        # By distance and not by row, so that equally distant rows count as found.
+        return float((found <= exact[:, -1:]).sum(axis=1).clip(max=k).mean() / k)
+
+
+@contextmanager
+def threads() -> Iterator[None]:
+    """Lets FAISS and the BLAS libraries use as many threads as torch does, and then as before.
+
+    FAISS brings its own OpenMP and BLAS, which know nothing of `torch.set_num_threads`: unlimited,
+    they crowd out other processes wherever torch was limited on purpose.
+    """
+    import faiss  # noqa: F401  so that its libraries are loaded and can be limited
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=torch.get_num_threads()):
+        yield
+
+
+def _retrieved(xq: Features, xb: Features, k: int) -> NDArray[np.int64]:
+    """Row numbers of about the nearest rows, int64 (m, k), by brute force."""
+    import faiss
+
+    # `knn` reads the array where it lies; an `IndexFlatL2` would keep a second copy of it.
+    if getattr(faiss, "get_num_gpus", lambda: 0)() > 0 and k <= 2048:  # the most that a GPU sorts
+        _, candidates = faiss.knn_gpu(faiss.StandardGpuResources(), xq, xb, k)
+    else:
+        _, candidates = faiss.knn(xq, xb, k)
+    return np.asarray(candidates, np.int64)
+
+
+def _built(xb: Features, kind: str) -> Any:
+    """A trained and filled FAISS index."""
+    import faiss
+
+    n, d = xb.shape
+    # As the guidelines of FAISS have it: 4 sqrt(n) lists, fewer where each would hold little.
+    lists = max(1, min(int(4 * math.sqrt(n)), n // 39))
+    # Product quantisation needs equal subvectors; of 4 numbers, as 8 bits cannot say much more.
+    parts = max(p for p in range(1, max(1, d // 4) + 1) if d % p == 0)
+    bits = max(1, min(8, int(math.log2(max(2, n // 39)))))
+    factory = {
+        "ivf": f"IVF{lists},Flat",
+        "hnsw": "HNSW32",
+        "sq": "SQ8",
+        "pq": f"PQ{parts}x{bits}",
+    }
+    index: Any = faiss.index_factory(d, factory[kind])
+    if not index.is_trained:
+        step = max(1, n // (39 * max(lists if kind == "ivf" else 0, 256)))
+        index.train(np.ascontiguousarray(xb[::step]))
+    index.add(xb)
+    if kind == "ivf":
+        index.nprobe = max(8, lists // 16)
+    elif kind == "hnsw":
+        index.hnsw.efSearch = 256
+    return index
 
 
 def distances(xb: Features, xq: Features, candidates: NDArray[np.int64]) -> NDArray[np.float64]:

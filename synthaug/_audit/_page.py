@@ -29,7 +29,9 @@ STYLE = """
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(196px, 1fr)); gap: 12px; }
 .pair { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 10px; }
 .pair.flagged { border-color: var(--bad); }
-.pair .two { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
+.pair .four { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
+.pair figure { margin: 0; } .pair img { image-rendering: pixelated; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: .8em; }
 .pair img { width: 100%; height: auto; } .pair .withheld { aspect-ratio: 1; }
 .pair .withheld { display: grid; place-content: center; background: var(--line); font-size: .8rem; }
 .pair figcaption { line-height: 1.35; margin-top: .3em; overflow-wrap: anywhere; }
@@ -57,7 +59,12 @@ def sections(report: "AuditReport") -> Markup:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "share": _share, "picture": _picture}
+    environment.filters |= {
+        "number": _number,
+        "share": _share,
+        "percent": _percent,
+        "picture": _picture,
+    }
     body = environment.get_template("report.html.jinja").render(
         report=report,
         title=_TITLES[report.verdict],
@@ -78,7 +85,8 @@ def _charts(report: "AuditReport") -> list[tuple[str, Markup]]:
         if not series:
             continue
         caption = (
-            "Distance to the most similar training image under the best alignment."
+            "aligned: distance to the most similar training image under the best alignment, over "
+            "the median distance to the others that were aligned."
             if name == "aligned"
             else f"{name}: distance to the nearest training image over the mean distance to the "
             "next ones."
@@ -101,6 +109,7 @@ def _per_class(report: "AuditReport") -> list[dict[str, Any]]:
                 "rows": int(rows.sum()),
                 "exact": int((report.tier[rows] == 1).sum()),
                 "calibrated": int((report.tier[rows] == 2).sum()),
+                "competed": int((report.tier[rows] == 3).sum()),
                 "median": float(np.median(report.scores[rows, 0])),
                 "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
             }
@@ -112,6 +121,8 @@ def _facts(settings: Mapping[str, JSON], prefix: str = "") -> list[tuple[str, st
     """Nested settings as a flat list of names and values."""
     facts: list[tuple[str, str]] = []
     for name, value in settings.items():
+        if name == "command":
+            continue  # shown on its own
         if isinstance(value, dict):
             facts.extend(_facts(value, f"{prefix}{name}."))
         elif isinstance(value, list):
@@ -130,6 +141,10 @@ def _number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.3g}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2g} %"
 
 
 def _share(value: float) -> str:

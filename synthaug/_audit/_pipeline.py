@@ -12,38 +12,42 @@ Three tiers judge the comparison:
    more copies to see any, but holds for synthetic images that as a whole are closer to real ones
    than real ones are to each other. If they are so, this tier decides and not the second.
 
-Two kinds of statistic say how close an image comes (`_matching`): in every feature space the
-distance to the nearest training image over the mean distance to the next ones (after Carlini et
-al. 2023, https://arxiv.org/abs/2301.13188), and the distance under the best alignment. The ratio
-keeps its calibration better than the bare distance when a generator makes images that are more
-typical, and so closer to everything, than real ones: with such images and 1 % planted copies, the
-share of wrong flags at a nominal 0.1 was 0.27 for the bare distance and 0.125 for the ratio.
+Every statistic says how much closer than usual an image comes to one training image (`_matching`):
+in every feature space the distance to the nearest training image over the mean distance to the next
+ones (after Carlini et al. 2023, https://arxiv.org/abs/2301.13188), and likewise the distance under
+the best alignment. Such ratios keep their calibration better than bare distances when a generator
+makes images that are more typical, and so closer to everything, than real ones: with such images
+and 1 % planted copies, the share of wrong flags at a nominal 0.1 was 0.27 for the bare distance and
+0.125 for the ratio.
 
 Every audit also measures itself: it plants copies of training images, disturbed in several ways,
 among the synthetic ones and reports how many it flagged.
 """
 
 import math
+import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest, ks_2samp, rankdata
+from scipy.stats import ks_2samp, norm, rankdata
 from torch import Tensor
 
 from synthaug._audit._calibration import Scores, conformal_p_values, q_values, resolution
 from synthaug._audit._competition import Competition, compete
 from synthaug._audit._descriptive import descriptive
-from synthaug._audit._disturbances import Disturbance, disturbances
-from synthaug._audit._inputs import ImageSet, check_comparable, image_set, keys
+from synthaug._audit._disturbances import Disturbance, disturbances, vector_disturbances
+from synthaug._audit._inputs import ImageSet, check_comparable, image_set, keys, take
 from synthaug._audit._matching import Matcher, Matches, resembling, rmse
+from synthaug._audit._neighbours import INDEXES, threads
 from synthaug._audit._report import (
     CALIBRATED,
     CLEAR,
@@ -58,17 +62,22 @@ from synthaug._html import data_uri
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
 from synthaug._types import JSON
-from synthaug.features import Extractor, Pixel, describe
+from synthaug.features import Extractor, Pixel, describe, named
 
 NEEDED_POWER = 0.9
 """Share of the planted copies of each required kind that must be flagged."""
 
 _SHIFT_SHARE, _SHIFT_LEVEL = 0.6, 0.001
+"""Copies among a fifth of all rows raise the share of p-values up to 0.5 from 0.5 to 0.6, no more:
+beyond that, with a chance of 1 in 1,000 that it is an accident, all rows are closer, and p-values
+may be too small. Up to there the rate of false discoveries stays near its nominal value
+(`benchmarks/audit_nulls.py`)."""
 
 _PLANTED_AT_LEAST = 50
 _HALVINGS = 100
 _SHOWN_SIDE = 96
 _HOLDOUT_PAIRS = 5
+_RECALLED = 1000
 
 
 def audit(
@@ -76,9 +85,11 @@ def audit(
     train: Any,
     *,
     holdout: Any = None,
-    features: Extractor | Sequence[Extractor] | None = None,
+    features: str | Extractor | Sequence[str | Extractor] | None = None,
     fdr: float = 0.05,
     k: int | None = None,
+    index: str = "exact",
+    features_dir: str | os.PathLike[str] | None = None,
     max_pairs: int = 50,
     batch_size: int = 512,
     deduplicate: bool = False,
@@ -88,19 +99,26 @@ def audit(
     """Looks for copies of training images among synthetic ones.
 
     Args:
-        synthetic: A cache, any map-style image data set, or uint8 pixels (n, C, H, W). Of a cache
-            the finished rows are judged.
+        synthetic: A cache, any map-style image data set, uint8 pixels (n, C, H, W), features
+            (n, d), or the path of a .npy, .npz or HDF5 file of either. Of a cache the finished rows
+            are judged.
         train: All real images that the generator was trained on, in any of these forms, of the
-            same shape. Every class is searched for every row.
+            same shape. Every class is searched for every row. Test images, to ask whether these
+            leaked into the synthetic ones.
         holdout: Real images from the same source that the generator has never seen, a random split
-            made before it was trained. Without them the verdict is at best "inconclusive".
-        features: The space in which distances are taken, or several; `features.Pixel(16)` by
-            default. Equal and nearly equal pixels, and images that were shifted, cropped or
-            recoloured, are looked for in any case.
+            made before it was trained. Without them the verdict is at best "inconclusive". Where
+            `train` are test images: any other real ones.
+        features: The space in which distances are taken, or several, each an extractor or a name
+            that `features.named` knows; `features.Pixel(16)` by default. Equal and nearly equal
+            pixels, and images that were shifted, cropped or recoloured, are looked for in any case.
         fdr: False discovery rate: the share of flagged rows, on average, that may be no copies.
             Also the chance to flag anything if the generator copies nothing.
         k: Neighbours that the score looks at. By default 50, or the root of the number of training
             images if that is less.
+        index: "exact"; or for very many training images "ivf", "hnsw", "sq" or "pq", which may miss
+            neighbours, and say how many they found; "auto" is ivf from a million images on.
+        features_dir: Folder in which the features of networks are kept, for another audit of the
+            same images and so that they need not fit in memory.
         max_pairs: Pairs kept in the report as images.
         batch_size: Images per call of `features`.
         deduplicate: Sets hold-out images aside that are also training images, instead of refusing.
@@ -112,8 +130,9 @@ def audit(
 
     Raises:
         TypeError: An argument is not of a kind named above.
-        ValueError: A value out of range, no images, images of different shapes, classes that
-            differ, a hold-out that overlaps the training images, or features that are not finite.
+        ValueError: A value out of range, no images, images of different shapes, a hold-out that
+            overlaps the training images, or features that are not finite.
+        DataError: A file cannot be read.
     """
     from tqdm.auto import tqdm
 
@@ -123,45 +142,62 @@ def audit(
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     if max_pairs < 0:
         raise ValueError(f"`max_pairs` must not be negative, got {max_pairs}.")
-    extractors = _extractors(features)
+    if index not in INDEXES:
+        raise ValueError(f"`index` must be one of {', '.join(INDEXES)}, got {index!r}.")
     S = image_set(synthetic, "synthetic", progress=progress)
     T = image_set(train, "train", progress=progress)
     H = None if holdout is None else image_set(holdout, "holdout", progress=progress)
     check_comparable(S, T, *([] if H is None else [H]))
+    images = isinstance(S.samples, Tensor)
+    if not images and features is not None:
+        raise ValueError("`features` cannot be computed, since features are given and no images.")
+    extractors = _extractors(features) if images else [_Given()]
+    known = set(keys(T.samples))
     overlap = 0
     if H is not None:
-        H, overlap = _without_overlap(H, T, deduplicate)
-    num_distinct = len(set(keys(T.pixels)))
-    k = k if k is not None else min(50, max(2, int(num_distinct**0.5)))
+        H, overlap = _without_overlap(H, known, deduplicate)
+    k = k if k is not None else min(50, max(2, int(len(known) ** 0.5)))
+    if not 2 <= k <= len(known):
+        raise ValueError(
+            f"`k` is {k}, but must lie between 2 and {len(known)}, the number of different "
+            "training images."
+        )
     num_planted = min(len(T), max(_PLANTED_AT_LEAST, smallest_visible(len(S))))
-    kinds = disturbances((S.pixels.shape[1], S.pixels.shape[2], S.pixels.shape[3]))
+    originals = counter_rng(seed, 1).choice(len(T), num_planted, replace=False)
+    num_kinds = len(_kinds(T, 1.0))
+    total = len(known) + len(S) + num_kinds * num_planted + (0 if H is None else 2 * len(H))
+    with (
+        threads(),
+        tqdm(total=total, desc="Auditing", unit="image", disable=None if progress else True) as bar,
+    ):
 
-    total = num_distinct + len(S) + len(kinds) * num_planted
-    if H is not None:
-        total += 2 * len(H) + num_distinct + len(S)
-    with tqdm(
-        total=total, desc="Auditing", unit="image", disable=None if progress else True
-    ) as bar:
-        matcher = Matcher(T.pixels, extractors, k=k, batch_size=batch_size, tick=bar.update)
-        found = matcher.match(S.pixels)
-        null = None if H is None else matcher.match(H.pixels)
-        originals = counter_rng(seed, 1).choice(len(T), num_planted, replace=False)
-        copies = T.pixels[torch.from_numpy(originals)]
-        plants = [matcher.match(kind.apply(copies, seed)) for kind in kinds]
-        contest = None
-        if H is not None:
-            both = Matcher(
-                torch.cat([T.pixels, H.pixels]),
+        def searched(images: ImageSet) -> Matcher:
+            return Matcher(
+                images.samples,
                 extractors,
                 k=k,
                 batch_size=batch_size,
+                index=index,
+                features_dir=None if features_dir is None else Path(features_dir),
                 tick=bar.update,
             )
-            pooled = both.match(S.pixels)
+
+        matcher = searched(T)
+        recall = {} if index == "exact" else matcher.recall(S.samples[:_RECALLED])
+        contest = null = decoys = None
+        if H is None:
+            found = matcher.match(S.samples)
+        else:
+            decoys = searched(H)
+            null = matcher.match(H.samples)
+            found, pooled = matcher.match_both(decoys, S.samples)
             links = resembling(
-                S.pixels, extractors[0], pooled.distances[:, 0], batch_size=batch_size
+                S.samples, extractors[0], pooled.distances[:, 0], batch_size=batch_size
             )
-            contest = _contest(pooled, links, num_distinct, len(T), len(both.distinct), fdr)
+            contest = _contest(pooled, links, len(known), len(T), len(known) + len(decoys), fdr)
+        kinds = _kinds(T, float(np.median(matcher.isolation(originals))))
+        copies = take(T.samples, originals)
+        plants = [matcher.match(kind.apply(copies, seed)) for kind in kinds]
         described = descriptive(matcher, found, null)
 
     # Hold-out images that are twins of training images are set aside, as synthetic ones are.
@@ -185,7 +221,7 @@ def audit(
         synthetic_rows=S.total,
         synthetic_judged=len(S),
         train=len(T),
-        train_distinct=num_distinct,
+        train_distinct=len(known),
         holdout=0 if H is None else len(H),
         holdout_dropped=overlap,
         holdout_near_equal=0 if null is None else int(null.near_equal.sum()),
@@ -207,15 +243,19 @@ def audit(
     # Flagged rows first, then by how suspicious they are.
     shown = np.lexsort((found.scores[:, 0], p, tier == CLEAR))[:max_pairs]
     pairs = [
-        _pair(i, S, T, found, pick, matcher.statistics)
+        _pair(i, S, T, found, pick, matcher)
         | {"tier": int(tier[i]), "p_value": _number(p[i]), "q_value": _number(q[i])}
         for i in shown.tolist()
     ]
     holdout_pairs = []
-    if H is not None and null is not None:
+    if H is not None and decoys is not None and null is not None:
+        if len(shown):
+            best = decoys.match(take(S.samples, shown))
+            for pair, i, j in zip(pairs, shown.tolist(), range(len(shown)), strict=True):
+                pair |= _counterpart(H, best, j, int(pick.statistic[i]))
         closest = _Pick(null, fresh, T)
         order = np.lexsort((null.scores[:, 0], closest.lowest_p))[:_HOLDOUT_PAIRS]
-        holdout_pairs = [_pair(i, H, T, null, closest, matcher.statistics) for i in order.tolist()]
+        holdout_pairs = [_pair(i, H, T, null, closest, matcher) for i in order.tolist()]
     num_statistics = len(matcher.statistics)
     return AuditReport(
         verdict=verdict,
@@ -231,7 +271,7 @@ def audit(
         decided_by=_spread(pick.statistic, S, -1),
         neighbours=_spread(T.rows[pick.neighbours], S, -1),
         neighbour_flipped=_spread(pick.flipped, S, False),
-        rmse=_spread(rmse(S.pixels, T.pixels, pick.neighbours, pick.flipped), S, np.nan),
+        rmse=_spread(_rmse(S, T, pick), S, np.nan),
         labels=S.labels,
         classes=S.classes,
         holdout_scores=np.zeros((0, num_statistics)) if null is None else null.scores,
@@ -245,7 +285,11 @@ def audit(
             "fdr": fdr,
             "k": k,
             "seed": seed,
+            "kind": "images" if images else "features",
             "features": [describe(extractor) for extractor in extractors],
+            "index": index,
+            "recall": recall,
+            "command": _command(S, T, H, features, fdr, k, index, deduplicate, seed),
             "train_identity": T.identity,
             "holdout_identity": None if H is None else H.identity,
             **asdict(counts),
@@ -278,15 +322,28 @@ class _Pick:
         self.flipped = np.where(twin, found.twin_flipped, found.flipped[chosen])
 
 
-def _extractors(features: Extractor | Sequence[Extractor] | None) -> list[Extractor]:
+class _Given:
+    """Stands for the network that made features of images that are not given."""
+
+    name = "features as given"
+    dim = None
+
+    def __call__(self, pixels: Any) -> Any:
+        raise TypeError("These features were given: there is no network to compute others.")
+
+
+def _extractors(
+    features: str | Extractor | Sequence[str | Extractor] | None,
+) -> list[Extractor]:
     listed: list[Any] = [Pixel()]
     if features is not None:
         listed = list(features) if isinstance(features, list | tuple) else [features]
+    listed = [named(one) if isinstance(one, str) else one for one in listed]
     for extractor in listed:
         if not isinstance(extractor, Extractor):
             raise TypeError(
-                f"`features` holds a {type(extractor).__name__}, expected extractors such as "
-                "`features.Pixel()` or `features.TorchModule(network)`."
+                f"`features` holds a {type(extractor).__name__}, expected names or extractors such "
+                "as `features.Pixel()` or `features.TorchModule(network)`."
             )
     names = [extractor.name for extractor in listed]
     if not names:
@@ -294,6 +351,43 @@ def _extractors(features: Extractor | Sequence[Extractor] | None) -> list[Extrac
     if len(set(names)) < len(names):
         raise ValueError(f"`features` holds two extractors of one name: {', '.join(names)}.")
     return listed
+
+
+def _kinds(T: ImageSet, usual: float) -> list[Disturbance]:
+    if not isinstance(T.samples, Tensor):
+        return vector_disturbances(usual)
+    return disturbances((T.pixels.shape[1], T.pixels.shape[2], T.pixels.shape[3]))
+
+
+def _command(
+    S: ImageSet,
+    T: ImageSet,
+    H: ImageSet | None,
+    features: Any,
+    fdr: float,
+    k: int,
+    index: str,
+    deduplicate: bool,
+    seed: int,
+) -> str:
+    """What reproduces the audit: a line for the shell if everything has a name there."""
+    sets = [S, T] if H is None else [S, T, H]
+    listed = [] if features is None else features
+    listed = list(listed) if isinstance(listed, list | tuple) else [listed]
+    sources = [s.source for s in sets]
+    if all(sources) and all(isinstance(one, str) for one in listed):
+        words = ["synthaug", "audit", *map(str, sources[:2])]
+        words += [] if H is None else ["--holdout", str(H.source)]
+        words += ["--features", f"[{','.join(listed)}]"] if listed else []
+        words += ["--fdr", str(fdr), "--k", str(k), "--index", index, "--seed", str(seed)]
+        return shlex.join(words + (["--deduplicate"] if deduplicate else []))
+    text = [s.name if s.source is None else repr(s.source) for s in sets]
+    text[2:] = [f"holdout={text[2]}"] if H is not None else []
+    names = [one if isinstance(one, str) else one.name for one in listed]
+    text += [f"features={names}"] if names else []
+    text += [f"fdr={fdr}", f"k={k}", f"index={index!r}"]
+    text += ["deduplicate=True"] if deduplicate else []
+    return f"synthaug.audit({', '.join(text)}, seed={seed})"
 
 
 def _tiers(
@@ -310,9 +404,8 @@ def _tiers(
     return tier, p, q
 
 
-def _without_overlap(H: ImageSet, T: ImageSet, deduplicate: bool) -> tuple[ImageSet, int]:
-    known = set(keys(T.pixels))
-    overlapping = np.array([key in known for key in keys(H.pixels)])
+def _without_overlap(H: ImageSet, known: set[bytes], deduplicate: bool) -> tuple[ImageSet, int]:
+    overlapping = np.array([key in known for key in keys(H.samples)])
     count = int(overlapping.sum())
     if count == 0:
         return H, 0
@@ -368,14 +461,14 @@ def _summary(competition: Competition) -> dict[str, JSON]:
         "share_p_value": competition.share_p_value,
         "leaning": competition.leaning,
         "resolution": competition.resolution,
+        "detectable_share": competition.detectable_share,
     }
 
 
 def _shift(found: Matches, null: Matches | None, p: NDArray[np.float64]) -> dict[str, JSON]:
     """Whether synthetic images as a whole are closer to training images than real ones are.
 
-    Then a small p-value need not mean a copy. Copies alone, were they a fifth of all rows, could
-    bring the share of p-values up to 0.5 to 0.6, so beyond that we call it a shift.
+    Then a small p-value need not mean a copy.
     """
     judged = p[np.isfinite(p)]
     if null is None or not len(judged):
@@ -384,11 +477,13 @@ def _shift(found: Matches, null: Matches | None, p: NDArray[np.float64]) -> dict
     rows, fresh = (
         m.distances[m.scores[:, 0] > 0, 0] / m.scores[m.scores[:, 0] > 0, 0] for m in (found, null)
     )
-    low = int((judged <= 0.5).sum())
-    test = binomtest(low, len(judged), _SHIFT_SHARE, alternative="greater")
+    low = float((judged <= 0.5).mean())
+    # Where the middle of the hold-out lies is as uncertain as the hold-out is small.
+    size = 1 / (1 / len(judged) + 1 / len(null.scores))
+    z = (low - _SHIFT_SHARE) / (_SHIFT_SHARE * (1 - _SHIFT_SHARE) / size) ** 0.5
     shift: dict[str, JSON] = {
-        "share_of_low_p_values": low / len(judged),
-        "shifted": bool(test.pvalue < _SHIFT_LEVEL),
+        "share_of_low_p_values": low,
+        "shifted": bool(norm.sf(z) < _SHIFT_LEVEL),
     }
     if len(rows) and len(fresh):
         compared = ks_2samp(rows, fresh)
@@ -424,8 +519,8 @@ def _power(
         least = math.ceil(hardest * m / (fdr * float((p <= hardest).mean())) - 1e-9)
         needed = max(1, least) if least <= m else None
     # Training images may repeat: any of equal ones is the original.
-    content = np.array(keys(T.pixels[torch.from_numpy(pick.neighbours)]), dtype=object)
-    wanted = np.array(keys(T.pixels[torch.from_numpy(originals)]), dtype=object)
+    content = np.array(keys(take(T.samples, pick.neighbours)), dtype=object)
+    wanted = np.array(keys(take(T.samples, originals)), dtype=object)
     return Power(
         kind=kind.name,
         required=kind.required,
@@ -455,25 +550,54 @@ def _halvings(fresh: Scores, fdr: float, seed: int) -> dict[str, JSON]:
     }
 
 
+def _rmse(images: ImageSet, T: ImageSet, pick: _Pick) -> NDArray[np.float64]:
+    if not isinstance(images.samples, Tensor):
+        return np.full(len(images), np.nan)
+    return rmse(images.pixels, T.pixels, pick.neighbours, pick.flipped)
+
+
 def _pair(
-    i: int, images: ImageSet, T: ImageSet, found: Matches, pick: _Pick, statistics: Sequence[str]
+    i: int, images: ImageSet, T: ImageSet, found: Matches, pick: _Pick, matcher: Matcher
 ) -> dict[str, JSON]:
     row, neighbour = int(images.rows[i]), int(pick.neighbours[i])
     flipped, statistic = bool(pick.flipped[i]), int(pick.statistic[i])
-    image, counterpart = images.pixels[i], T.pixels[neighbour]
-    difference = rmse(image[None], T.pixels, pick.neighbours[[i]], pick.flipped[[i]])
-    return {
+    pair: dict[str, JSON] = {
         "row": row,
         "class": _class_name(images, row),
         "train_row": int(T.rows[neighbour]),
         "train_class": _class_name(T, int(T.rows[neighbour])),
         "flipped": flipped,
-        "statistic": statistics[statistic],
+        "statistic": matcher.statistics[statistic],
         "score": float(found.scores[i, statistic]),
+        "distance": float(found.distances[i, statistic]),
+        "rmse": None,
+        "image": None,
+        "train_image": None,
+        "difference": None,
+    }
+    if not isinstance(images.samples, Tensor):
+        return pair
+    image, counterpart = images.pixels[i : i + 1], T.pixels[neighbour]
+    difference = rmse(image, T.pixels, pick.neighbours[[i]], pick.flipped[[i]])
+    return pair | {
         "rmse": float(difference[0]),
-        "image": _shown(image),
+        "image": _shown(image[0]),
         # Mirrored for the eye, so that both images show the same side.
         "train_image": _shown(counterpart.flip(-1) if flipped else counterpart),
+        "difference": _shown(matcher.difference(image, neighbour)),
+    }
+
+
+def _counterpart(H: ImageSet, best: Matches, j: int, statistic: int) -> dict[str, JSON]:
+    """The hold-out image closest to a shown one, by the statistic that its pair is shown for."""
+    row = int(best.neighbours[j, statistic])
+    image = H.pixels[row] if isinstance(H.samples, Tensor) else None
+    if image is not None and best.flipped[j, statistic]:
+        image = image.flip(-1)
+    return {
+        "holdout_row": int(H.rows[row]),
+        "holdout_distance": float(best.distances[j, statistic]),
+        "holdout_image": None if image is None else _shown(image),
     }
 
 

@@ -23,6 +23,9 @@ NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED = -1, 0, 1, 2, 3
 """Tiers: the row has no image; nothing was found; equal or nearly equal pixels; closer than the
 hold-out allows; closest to training images more often than chance has it."""
 
+_WITHHELD: dict[str, JSON] = dict.fromkeys(("image", "train_image", "difference", "holdout_image"))
+"""Real images, what resembles them, and the difference, which shows their outlines."""
+
 _ROW_COLUMNS: dict[str, type] = {
     "tier": np.int8,
     "p_value": np.float64,
@@ -83,11 +86,13 @@ class AuditReport:
     """The same by target-decoy competition, 1 for rows that are not the closest of their cluster;
     NaN for rows that did not compete."""
     statistics: tuple[str, ...]
-    """Names of the s ways in which closeness was measured: the feature spaces, then `aligned`."""
+    """Names of the s ways in which closeness was measured: the feature spaces, then `aligned` if
+    images were compared."""
     scores: NDArray[np.float64]
     """How close each row comes by each statistic, (N, s); small is suspicious. In a feature space
     the distance to the nearest training image over the mean distance to the next ones; aligned,
-    the distance itself. NaN for rows that were not judged, as are the distances."""
+    over the median distance to the others that were aligned. NaN for rows that were not judged, as
+    are the distances."""
     distances: NDArray[np.float64]
     """Distance to the nearest training image by each statistic, (N, s)."""
     decided_by: NDArray[np.int64]
@@ -97,7 +102,8 @@ class AuditReport:
     neighbour_flipped: NDArray[np.bool_]
     """Whether it is the mirrored row that comes so close."""
     rmse: NDArray[np.float64]
-    """Root mean square difference to that training image, in grey levels of 0 to 255."""
+    """Root mean square difference to that training image, in grey levels of 0 to 255; NaN if only
+    features were given."""
     labels: NDArray[np.int64]
     """Class of each row; -1 if unknown."""
     classes: tuple[str, ...]
@@ -123,7 +129,8 @@ class AuditReport:
     environment: dict[str, JSON]
     """Versions of Python and of the libraries, and the time in UTC."""
     pairs: tuple[dict[str, JSON], ...]
-    """The closest pairs, flagged ones first, with both images as PNG in `data:` addresses."""
+    """The closest pairs, flagged ones first: the synthetic image, the training image, their
+    difference once aligned, and the closest hold-out image, as PNG in `data:` addresses."""
     holdout_pairs: tuple[dict[str, JSON], ...]
     """The closest pairs of hold-out and training images, for scale."""
 
@@ -150,6 +157,13 @@ class AuditReport:
     def passed(self) -> NDArray[np.bool_]:
         """Rows that may be served: judged, and not flagged."""
         return self.tier == CLEAR
+
+    @property
+    def smallest_effect(self) -> int | None:
+        """Fewest copies that would have been seen, of whichever kind a pass requires; `None`: there
+        is a kind of which not even rows full of copies would have been."""
+        needed = [p.needed for p in self.power if p.required]
+        return None if None in needed else max((n for n in needed if n is not None), default=None)
 
     @property
     def exit_code(self) -> int:
@@ -179,6 +193,7 @@ class AuditReport:
             "verdict": self.verdict,
             "exit_code": self.exit_code,
             "reasons": list(self.reasons),
+            "smallest_effect": self.smallest_effect,
             "identity": self.identity,
             "settings": self.settings,
             "environment": self.environment,
@@ -268,13 +283,10 @@ class AuditReport:
         return replace(
             self,
             pairs=tuple(
-                pair
-                | {"train_image": None, "image": None if pair.get("tier") else pair.get("image")}
+                pair | _WITHHELD | {"image": None if pair.get("tier") else pair.get("image")}
                 for pair in self.pairs
             ),
-            holdout_pairs=tuple(
-                pair | {"train_image": None, "image": None} for pair in self.holdout_pairs
-            ),
+            holdout_pairs=tuple(pair | _WITHHELD for pair in self.holdout_pairs),
         )
 
 

@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
+
 from synthaug._audit._report import Power, Verdict
 from synthaug._types import JSON
 
@@ -18,9 +20,10 @@ LARGEST_SHARE = 0.25
 rows if that is more; of few rows never more than the largest share. A hold-out of 50 / fdr images
 can resolve the smallest share: 1,000 at an fdr of 0.05."""
 
-_SELF_TEST_LIMIT = 0.1
-"""Share of halvings that may flag anything, beyond the fdr itself, before we distrust the audit.
-Each does so with a chance of at most fdr, so that 100 of them stay below by a wide margin."""
+_DISTRUST_LEVEL = 0.001
+"""Halves of one hold-out are exchangeable whatever the data, so each halving flags anything with a
+chance of at most fdr, independently of the others. A number of such halvings that has less than
+this chance means that the p-values are wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +194,7 @@ def _doubts(
     if (
         isinstance(flagged, int)  # absent from a tiny hold-out
         and isinstance(halvings, int)
-        and flagged > (fdr + _SELF_TEST_LIMIT) * halvings
+        and binomtest(flagged, halvings, fdr, alternative="greater").pvalue < _DISTRUST_LEVEL
     ):
         doubts.append(
             f"The hold-out audited against itself was flagged in {flagged} of {halvings} halvings, "
