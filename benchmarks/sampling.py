@@ -111,7 +111,9 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root))
 
 
-def quality(checkpoint: str, data: str, extractor_path: str, images: int) -> dict[str, Any]:
+def quality(
+    checkpoint: str, data: str, extractor_path: str, images: int, budgets: list[int]
+) -> dict[str, Any]:
     from synthaug.features import TorchScript, extract
 
     extractor = TorchScript(extractor_path)
@@ -121,7 +123,7 @@ def quality(checkpoint: str, data: str, extractor_path: str, images: int) -> dic
     if images < 2 * features.shape[1]:
         raise SystemExit(f"--images must be at least {2 * features.shape[1]}, twice the features.")
     rows = []
-    for evaluations in (5, 10, 20, 50):
+    for evaluations in budgets:
         for name in ("ddpm", "ddim", "dpmsolver++"):
             synthesizer = ClassConditional.from_pretrained(
                 checkpoint, scheduler=name, num_inference_steps=evaluations
@@ -149,11 +151,14 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="folder:cifar10/test")
     parser.add_argument("--features")
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--evaluations", type=int, nargs="+", default=[5, 10, 20, 50])
     options = parser.parse_args()
     if options.checkpoint:
         if not options.features:
             parser.error("--checkpoint needs --features, a TorchScript feature extractor")
-        result = quality(options.checkpoint, options.data, options.features, options.images)
+        result = quality(
+            options.checkpoint, options.data, options.features, options.images, options.evaluations
+        )
         print("Written:", write("sampling_quality", result))
     else:
         results = []
