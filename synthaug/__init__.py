@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from synthaug import albumentations as albumentations
+    from synthaug import degradations as degradations
     from synthaug import denoisers as denoisers
     from synthaug import features as features
     from synthaug import samplers as samplers
@@ -80,7 +81,15 @@ _HOME = {
     "load_dataset": "_data",
     "split_for_audit": "_audit",
 }
-_NAMESPACES = ("albumentations", "denoisers", "features", "samplers", "synthesizers", "transforms")
+_NAMESPACES = (
+    "albumentations",
+    "degradations",
+    "denoisers",
+    "features",
+    "samplers",
+    "synthesizers",
+    "transforms",
+)
 
 __all__ = sorted([*_HOME, *_NAMESPACES])
 

@@ -24,7 +24,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "denoisers",
         "features",
     },
-    {"samplers", "_training", "_adapt", "_variants"},
+    {"samplers", "degradations", "_training", "_adapt", "_variants"},
     # real images in
     {"_stores"},
     {"_sources"},

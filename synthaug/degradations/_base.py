@@ -1,0 +1,161 @@
+"""What every degradation is: D(x, s, realisation), a pure function."""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from synthaug._types import JSON, Images
+
+Realisation: TypeAlias = Mapping[str, Tensor]
+"""What a random degradation drew for each image (mask centre, snow layer, ...): every tensor has
+one row per image. Empty for a deterministic one. It is drawn once and held for a whole trajectory:
+with a fresh draw at every level even a perfect restorer would not get back to the image."""
+
+Leaves: TypeAlias = Literal["nothing", "colour", "image"]
+"""What the last level leaves of the image: nothing (the realisation alone decides), one colour for
+the whole image, or more than that."""
+
+
+class AbstractDegradation(abc.ABC):
+    """Degrades images gradually, from level 0 (the image) to level `num_levels` (T).
+
+        blur = degradations.Blur(num_levels=50)
+        realisation = blur.realise(generators, (3, 32, 32))
+        x_s = blur(x, 20, realisation)
+
+    Subclasses are final and frozen; they implement `_degrade`. For one of your own see `Custom`.
+    """
+
+    num_levels: int
+    """T, the last level."""
+
+    def __call__(
+        self, x: Images, s: int | Tensor, realisation: Realisation | None = None
+    ) -> Images:
+        """D(x, s): the images at level s. D(x, 0) is x itself, to the bit.
+
+        Computed in at least float32, also under autocast. Values are not clipped, unless clipping
+        is part of the degradation: the restoring recursion relies on it.
+
+        Args:
+            x: Images, floating point (n, C, H, W) in [-1, 1], on any device.
+            s: Level of all images, or of each, int64 (n,), in [0, num_levels].
+            realisation: From `realise`; on the device of `x`.
+
+        Raises:
+            ValueError: For a level out of range, or images that this cannot degrade.
+        """
+        levels = torch.as_tensor(s, dtype=torch.int64)
+        if levels.ndim > 1 or (levels.ndim == 1 and len(levels) != len(x)):
+            raise ValueError(
+                f"`s` has shape {tuple(levels.shape)}; give one level, or one for each of the "
+                f"{len(x)} images."
+            )
+        if levels.device.type == "cpu":  # elsewhere looking at them would wait for the device
+            if levels.numel() and not 0 <= levels.min() <= levels.max() <= self.num_levels:
+                bad = levels.max() if levels.max() > self.num_levels else levels.min()
+                raise ValueError(f"`s` must be in [0, {self.num_levels}], got {int(bad)}.")
+            if levels.ndim and levels.numel() and (levels == levels[0]).all():
+                levels = levels[0]
+        levels = levels.reshape(-1).to(x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            images = x if x.dtype == torch.float64 else x.float()
+            degraded = self._degrade(images, levels, realisation or {})
+        return torch.where(levels.view(-1, 1, 1, 1) == 0, images, degraded)
+
+    @abc.abstractmethod
+    def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
+        """D(x, s) for s of shape (n,), or (1,) where all images share a level, on x's device."""
+
+    def realise(
+        self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
+    ) -> Realisation:
+        """Draws what is random, for one trajectory per generator; on the CPU.
+
+        Args:
+            generators: One stream per image (`_noise.streams`); row i comes from generator i alone.
+            image_shape: (C, H, W).
+        """
+        del generators, image_shape
+        return {}
+
+    def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
+        """What level T leaves of an image. Images can be generated where that is not "image"."""
+        del image_shape
+        return "image"
+
+    def config(self) -> dict[str, JSON]:
+        """Name and settings as JSON; `from_config` reads them."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+        return {"name": type(self).__name__, **plain}
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Custom(AbstractDegradation):
+    """A degradation of your own.
+
+        fade = Custom(name="fade", num_levels=20, function=lambda x, s, _: x * (1 - s / 20))
+
+    A checkpoint names it, but cannot hold its code: pass it again to `from_pretrained`.
+    """
+
+    name: str
+    """Identifies it in checkpoints and recipes. Change it whenever the function changes."""
+    num_levels: int
+    function: Callable[[Images, Tensor, Realisation], Images]
+    """`function(x, s, realisation)`: D(x, s) for images (n, C, H, W) in [-1, 1] and levels s of
+    shape (n, 1, 1, 1) or (1, 1, 1, 1), int64. A pure function, without clipping. Level 0 need not
+    be handled."""
+    realisation: Callable[[torch.Generator, tuple[int, int, int]], Realisation] | None = None
+    """`realisation(generator, image_shape)`: what is random for one image, without a row axis."""
+    remains: Leaves = "image"
+    """What the last level leaves."""
+
+    def __post_init__(self) -> None:
+        check_levels(self.num_levels)
+
+    def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
+        return self.function(x, s.view(-1, 1, 1, 1), realisation)
+
+    def realise(
+        self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
+    ) -> Realisation:
+        """Draws image by image."""
+        if self.realisation is None:
+            return {}
+        drawn = [self.realisation(generator, image_shape) for generator in generators]
+        return {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
+
+    def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
+        """As `remains` says."""
+        del image_shape
+        return self.remains
+
+    def config(self) -> dict[str, JSON]:
+        """Its name stands in for the function."""
+        return {"name": "Custom", "custom": self.name, "num_levels": self.num_levels}
+
+
+def check_levels(num_levels: int) -> None:
+    """Refuses a number of levels below one."""
+    if num_levels < 1:
+        raise ValueError(f"`num_levels` must be at least 1, got {num_levels}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_positive(**values: float) -> None:
+    """Refuses values that are not positive."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"`{name}` must be positive, got {value}.")
