@@ -6,13 +6,13 @@
 
 All ways read the same images, page cache warm, one process, batches of 128 as a uint8 tensor; they
 take turns in every round, and the numbers are medians of the ratio to the memory map of the same
-round. webdataset cannot read at random: it streams the next 128. Times are the processor's, so that
-other work on the machine counts less; with a `DataLoader` they are those of the clock.
+round. webdataset cannot read at random, and litdata is twenty times slower at it: they stream the
+next 128. Times are the processor's, so that other work on the machine counts less; with a
+`DataLoader` and workers they are those of the clock.
 """
 
 import argparse
 import io
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from _machine import interleave, summary, write
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision.transforms import v2
 
 from synthaug import LabelledImages, MixedDataset, Plan, SynthCache
 
 BATCH = 128
 BYTES = 64 * 2**20  # of images, per size
 CLASSES = tuple(f"class{i}" for i in range(10))
-Read = Callable[[np.ndarray], torch.Tensor]
+Read = Callable[[np.ndarray], Any]
 Builder = Callable[[Path, np.ndarray], Read]
 WAYS: dict[str, Builder] = {}
 
@@ -196,7 +197,7 @@ def webdataset_raw(folder: Path, images: np.ndarray) -> Read:
     return read
 
 
-@way("litdata, raw")
+@way("litdata, raw, in order")
 def litdata_raw(folder: Path, images: np.ndarray) -> Read:
     litdata = import_module("litdata")
     writing = import_module("litdata.streaming.writer")
@@ -208,7 +209,13 @@ def litdata_raw(folder: Path, images: np.ndarray) -> Read:
     writer.done()
     writer.merge()
     data = litdata.StreamingDataset(str(out))
-    return lambda i: torch.stack([data[int(j)] for j in i])
+
+    def samples() -> Iterator[torch.Tensor]:
+        while True:
+            yield from data
+
+    stream = samples()
+    return lambda i: torch.stack([next(stream) for _ in i])
 
 
 @way("ImageFolder, PNG")
@@ -327,28 +334,23 @@ class Items(Dataset[Any]):
 def loader(size: int, rounds: int, workers: int) -> dict[str, Any]:
     """Through a `DataLoader` with its own collation, per batch."""
     images = photographs(size)
+    batches = max(8, 40 * 32 // size)
+    clock = time.perf_counter if workers else time.process_time
 
     def epoch(data: Any) -> Callable[[], float]:
         loading: Any = DataLoader(
             data,
             BATCH,
-            shuffle=True,
-            drop_last=True,
+            sampler=RandomSampler(data, replacement=True, num_samples=batches * BATCH),
             num_workers=workers,
             persistent_workers=workers > 0,
         )
 
         def run() -> float:
-            stream = iter(loading)
-            next(stream)
-            count, began = 0, time.perf_counter()
-            for count, _ in enumerate(stream, 1):
-                if count == 40:
-                    break
-            seconds = (time.perf_counter() - began) / max(1, count)
-            for _ in stream:  # a persistent worker goes on with what it was asked for
+            began = clock()
+            for _ in loading:
                 pass
-            return seconds
+            return (clock() - began) / batches
 
         return run
 
@@ -356,6 +358,7 @@ def loader(size: int, rounds: int, workers: int) -> dict[str, Any]:
         folder = Path(name)
         cache = filled_cache(folder, images)
         cache.output_type = "pt"
+        cache.read(range(len(cache)))  # the checksums; measured alone
         ways = {
             "numpy.memmap": epoch(MappedImages(folder / "map", images)),
             "synthaug": epoch(cache),
@@ -367,30 +370,75 @@ def loader(size: int, rounds: int, workers: int) -> dict[str, Any]:
         return {"images": len(images), "workers": workers, "ways": ratios(ways, rounds)}
 
 
+class Arrays(Dataset[Any]):
+    """Images as torchvision's CIFAR10 keeps and serves them."""
+
+    def __init__(self, images: np.ndarray, targets: np.ndarray, transform: Any) -> None:
+        self.data = np.ascontiguousarray(images.transpose(0, 2, 3, 1))  # NCHW => NHWC
+        self.targets = targets.tolist()
+        self.classes = list(CLASSES)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        image: Any = Image.fromarray(self.data[index])
+        return self.transform(image) if self.transform else image, self.targets[index]
+
+
 def mixed(size: int, rounds: int) -> dict[str, Any]:
     """A `MixedDataset` beside the plain data set that it wraps, by batch and by item."""
     images = photographs(size)
+    augment = v2.Compose(
+        [
+            v2.RandomCrop(size, padding=size // 8),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+
+    def items(data: Any) -> Read:
+        return lambda i: [data[j] for j in i.tolist()]
+
+    def batch(data: Any) -> Read:
+        return lambda i: data.__getitems__(i.tolist())
+
     with tempfile.TemporaryDirectory() as name:
         cache = filled_cache(Path(name), images)
-        real = LabelledImages(torch.from_numpy(images), cache.labels, CLASSES)
-        mixture = MixedDataset(real, cache, audit=None, fraction=0.5)
-
-        def batch(data: Any) -> Read:
-            return lambda i: data.__getitems__(i.tolist())
-
-        def items(data: Any) -> Read:
-            def read(i: np.ndarray) -> Any:
-                return [data[int(j)] for j in i]
-
-            return read
-
-        count = len(images)
-        by_batch = {
-            "plain": timed(batch(real), count),
-            "mixed": timed(batch(mixture), count),
-        }
-        by_item = {"plain": timed(items(real), count), "mixed": timed(items(mixture), count)}
-        return {"batch": ratios(by_batch, rounds), "item": ratios(by_item, rounds)}
+        cache.read(range(len(cache)))
+        found = {}
+        for kind, plain in (
+            ("LabelledImages", LabelledImages(torch.from_numpy(images), cache.labels, CLASSES)),
+            ("as CIFAR10", Arrays(images, cache.labels, None)),
+            ("as CIFAR10, augmented", Arrays(images, cache.labels, augment)),
+        ):
+            data = MixedDataset(plain, cache, audit=None, fraction=0.5)
+            whole = batch if hasattr(plain, "__getitems__") else items
+            runs = {
+                "plain, items": timed(items(plain), len(images)),
+                "mixed, items": timed(items(data), len(images)),
+                "plain, batches": timed(whole(plain), len(images)),
+                "mixed, batches": timed(batch(data), len(images)),
+            }
+            times = interleave(runs, rounds)
+            found[kind] = {
+                form: {
+                    "plain": summary(times[f"plain, {form}"]),
+                    "mixed": summary(times[f"mixed, {form}"]),
+                    "ratio": summary(
+                        [
+                            a / b
+                            for a, b in zip(
+                                times[f"mixed, {form}"], times[f"plain, {form}"], strict=True
+                            )
+                        ]
+                    ),
+                }
+                for form in ("items", "batches")
+            }
+    return found
 
 
 def show(title: str, ways: Mapping[str, Any]) -> None:
@@ -406,28 +454,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--loader", action="store_true", help="also through a DataLoader")
     parser.add_argument("--mixed", action="store_true", help="also a MixedDataset")
+    parser.add_argument("--skip-alone", action="store_true", help="only those")
     parser.add_argument("--name", default="cache_read", help="of the file with the results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {"batch": BATCH, "rounds": arguments.rounds, "sizes": {}}
     for size in arguments.sizes:
-        found: dict[str, Any] = {"alone": alone(size, arguments.rounds)}
-        show(f"{size} x {size}, alone", found["alone"]["ways"])
-        print("".join(f"  {line}\n" for line in found["alone"]["missing"]), end="")
+        found: dict[str, Any] = {}
+        if not arguments.skip_alone:
+            found["alone"] = alone(size, arguments.rounds)
+            show(f"{size} x {size}, alone", found["alone"]["ways"])
+            print("".join(f"  {line}\n" for line in found["alone"]["missing"]), end="")
         if arguments.loader:
             for workers in (0, 1, 2):
-                found[f"loader_{workers}"] = loader(size, arguments.rounds, workers)
+                found[f"loader_{workers}"] = loader(size, min(5, arguments.rounds), workers)
                 show(f"{size} x {size}, {workers} workers", found[f"loader_{workers}"]["ways"])
         if arguments.mixed:
             found["mixed"] = mixed(size, arguments.rounds)
-            for kind in ("batch", "item"):
-                show(f"{size} x {size}, MixedDataset by {kind}", found["mixed"][kind])
+            print(f"\n{size} x {size}, MixedDataset beside what it wraps")
+            for kind, forms in found["mixed"].items():
+                shown = [f"{form} {x['ratio']['median']:.2f} x" for form, x in forms.items()]
+                print(f"  {kind:40} {', '.join(shown)}")
         results["sizes"][str(size)] = found
-    ratio = statistics.median(
-        sizes["alone"]["ways"]["synthaug"]["ratio"]["median"] for sizes in results["sizes"].values()
-    )
-    print(f"\nsynthaug beside numpy.memmap: {ratio:.2f} x (median over sizes)")
-    print(write(arguments.name, results))
+        write(arguments.name, results)
 
 
 if __name__ == "__main__":
