@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from synthaug import albumentations as albumentations
+    from synthaug import caches as caches
     from synthaug import degradations as degradations
     from synthaug import denoisers as denoisers
     from synthaug import features as features
@@ -83,6 +84,7 @@ _HOME = {
 }
 _NAMESPACES = (
     "albumentations",
+    "caches",
     "degradations",
     "denoisers",
     "features",

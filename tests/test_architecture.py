@@ -33,7 +33,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     {"synthesizers"},
     # stages: none imports another
     {"_cache", "_audit", "_datasets", "_evaluation", "albumentations", "transforms"},
-    {"_generate"},
+    {"_generate", "caches"},
     # composition
     {"_demo"},
     {"_cli"},

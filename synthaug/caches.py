@@ -1,0 +1,19 @@
+"""Tools for cache files: what `synthaug cache` does, as functions.
+
+from synthaug import caches
+
+caches.merge(["part-0.h5", "part-1.h5"], "cifar.h5")
+caches.export(cache, "cifar-synthetic", format="folder", rows=np.flatnonzero(report.passed))
+"""
+
+from synthaug._cache import (
+    check_sources,
+    contact_sheet,
+    export,
+    forget,
+    import_images,
+    info,
+    merge,
+)
+
+__all__ = ["check_sources", "contact_sheet", "export", "forget", "import_images", "info", "merge"]
