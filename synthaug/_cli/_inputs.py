@@ -11,16 +11,7 @@ def names(given: str | Sequence[str]) -> list[str]:
 
 
 def load(spec: str, image_shape: tuple[int, int, int], classes: Sequence[str] | None = None) -> Any:
-    """A data set, brought to the shape (C, H, W) of what it goes with.
-
-    Sides that differ cannot be reached by resizing and cutting; such images must fit as they are.
-    """
+    """A data set, brought to the shape (C, H, W) of what it goes with."""
     from synthaug._data import load_dataset
 
-    channels, height, width = image_shape
-    return load_dataset(
-        spec,
-        image_size=height if height == width else None,
-        channels=channels,
-        classes=classes,
-    )
+    return load_dataset(spec, image_shape=image_shape, classes=classes)
