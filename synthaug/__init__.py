@@ -46,10 +46,16 @@ if TYPE_CHECKING:
     from synthaug._evaluation import StandardAugment as StandardAugment
     from synthaug._evaluation import evaluate as evaluate
     from synthaug._generate import generate as generate
+    from synthaug._label_check import LabelCheck as LabelCheck
+    from synthaug._label_check import check_labels as check_labels
     from synthaug._plan import Plan as Plan
     from synthaug._training import TrainingConfig as TrainingConfig
     from synthaug.synthesizers import AbstractSynthesizer as AbstractSynthesizer
     from synthaug.synthesizers import ClassConditional as ClassConditional
+    from synthaug.synthesizers import ColdDiffusion as ColdDiffusion
+    from synthaug.synthesizers import DiffusionInversion as DiffusionInversion
+    from synthaug.synthesizers import InversionConfig as InversionConfig
+    from synthaug.synthesizers import soft_labels as soft_labels
 
 _HOME = {
     "AbstractSynthesizer": "synthesizers",
@@ -65,9 +71,13 @@ _HOME = {
     "CachePendingError": "_errors",
     "CheckpointError": "_errors",
     "ClassConditional": "synthesizers",
+    "ColdDiffusion": "synthesizers",
     "DataError": "_errors",
+    "DiffusionInversion": "synthesizers",
     "DivergedError": "_errors",
     "EvaluationReport": "_evaluation",
+    "InversionConfig": "synthesizers",
+    "LabelCheck": "_label_check",
     "LabelledImages": "_data",
     "MixedBatchSampler": "_datasets",
     "MixedDataset": "_datasets",
@@ -77,9 +87,11 @@ _HOME = {
     "SynthaugError": "_errors",
     "TrainingConfig": "_training",
     "audit": "_audit",
+    "check_labels": "_label_check",
     "evaluate": "_evaluation",
     "generate": "_generate",
     "load_dataset": "_data",
+    "soft_labels": "synthesizers",
     "split_for_audit": "_audit",
 }
 _NAMESPACES = (

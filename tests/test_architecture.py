@@ -33,7 +33,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     {"synthesizers"},
     # stages: none imports another
     {"_cache", "_audit", "_datasets", "_evaluation", "albumentations", "transforms"},
-    {"_generate", "caches"},
+    {"_generate", "_label_check", "caches"},
     # composition
     {"_demo"},
     {"_cli"},

@@ -5,18 +5,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from synthaug.synthesizers._base import AbstractSynthesizer as AbstractSynthesizer
+    from synthaug.synthesizers._inversion_fit import InversionConfig as InversionConfig
     from synthaug.synthesizers._model import DiffusionModel as DiffusionModel
     from synthaug.synthesizers.class_conditional import ClassConditional as ClassConditional
+    from synthaug.synthesizers.cold_diffusion import ColdDiffusion as ColdDiffusion
     from synthaug.synthesizers.constant import Constant as Constant
+    from synthaug.synthesizers.diffusion_inversion import DiffusionInversion as DiffusionInversion
+    from synthaug.synthesizers.diffusion_inversion import soft_labels as soft_labels
 
 _HOME = {
     "AbstractSynthesizer": "_base",
     "ClassConditional": "class_conditional",
+    "ColdDiffusion": "cold_diffusion",
     "Constant": "constant",
+    "DiffusionInversion": "diffusion_inversion",
     "DiffusionModel": "_model",
+    "InversionConfig": "_inversion_fit",
+    "soft_labels": "diffusion_inversion",
 }
 
-__all__ = ["AbstractSynthesizer", "ClassConditional", "Constant", "DiffusionModel"]
+__all__ = [
+    "AbstractSynthesizer",
+    "ClassConditional",
+    "ColdDiffusion",
+    "Constant",
+    "DiffusionInversion",
+    "DiffusionModel",
+    "InversionConfig",
+    "soft_labels",
+]
 
 
 def __getattr__(name: str) -> Any:

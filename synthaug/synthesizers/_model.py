@@ -4,6 +4,8 @@ On disk it is a directory in diffusers layout with `synthaug.json` beside the pa
 what diffusers does not say: class names, image shape, the settings of the synthesizer.
 """
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -143,6 +145,20 @@ class DiffusionModel:
         """A fresh scheduler for this network; see `samplers.make_scheduler`."""
         return make_scheduler(name, self.scheduler_config)
 
+    def sampler_settings(self, name: str | None) -> dict[str, JSON]:
+        """The scheduler's kind and config, for a recipe."""
+        scheduler = self.make_scheduler(name)
+        # Through text and back: tuples become lists, and -inf (a limit that is off) a string.
+        config = {
+            k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in scheduler.config.items()
+            if not k.startswith("_")
+        }
+        return {
+            "scheduler": type(scheduler).__name__,
+            "scheduler_config": json.loads(json.dumps(config, default=list)),
+        }
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network denoises.
@@ -164,14 +180,22 @@ class DiffusionModel:
     def encode(self, pixels: Pixels) -> Images:
         """Real images uint8 (n, C, H, W) as the network's inputs, float32 (n, *latent_shape).
 
-        The autoencoder's mode, not a sample: a draw here would add nothing to the noise that
-        follows.
+        The mean of the autoencoder's posterior, not a sample: a draw here would add nothing to the
+        noise that follows.
+        """
+        return self.posterior(pixels)[0]
+
+    def posterior(self, pixels: Pixels) -> tuple[Images, Images | None]:
+        """Mean and standard deviation of the network's inputs, float32 (n, *latent_shape) each.
+
+        A pixel-space model has no deviation.
         """
         images = to_images(pixels).to(self.device)
         if self.vae is None:
-            return images
-        latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
-        return (latents - self._shift) * self.vae.config.scaling_factor
+            return images, None
+        found = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        factor = self.vae.config.scaling_factor
+        return (found.mean.float() - self._shift) * factor, found.std.float() * factor
 
     def decode(self, latents: Tensor) -> Images:
         """Images float32 (n, C, H, W) in [-1, 1] of what the network denoised."""
@@ -273,7 +297,7 @@ class DiffusionModel:
         network = load_part(path, index, "transformer" if "transformer" in index else "unet", dtype)
         vae = load_part(path, index, "vae", torch.float32) if index.get("vae") else None
         names = tuple(map(str, classes if classes is not None else own.get("classes", ())))
-        if not names:
+        if not names and "classes" not in own:  # a model of ours may have been trained without any
             raise ValueError(
                 f"{path} does not name its classes. Pass `classes`, in the order of its labels (or "
                 "as prompts)."
