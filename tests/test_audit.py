@@ -15,17 +15,18 @@ from scipy.stats import false_discovery_control, mannwhitneyu, norm
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import synthaug._audit
 from synthaug import features
 from synthaug._audit import AuditReport, audit
 from synthaug._audit._alignment import Aligner
 from synthaug._audit._calibration import conformal_p_values, q_values, resolution
 from synthaug._audit._descriptive import mann_whitney_z
 from synthaug._audit._disturbances import disturbances
-from synthaug._audit._matching import Matcher, _once, resembling, rmse
-from synthaug._audit._neighbours import Index, merge, search
+from synthaug._audit._matching import Matcher, Matches, _once, resembling, rmse
+from synthaug._audit._neighbours import INDEXES, Index, merge, search, threads
 from synthaug._audit._report import Power
 from synthaug._audit._verdict import Counts, judge, smallest_visible
-from synthaug._errors import AuditError
+from synthaug._errors import AuditError, DataError
 
 COUNTS = Counts(
     synthetic_rows=100,
@@ -214,6 +215,82 @@ def test_merged_lists_hold_every_row_once_with_its_smaller_distance() -> None:
     np.testing.assert_array_equal(column >= 10, which == 1)
 
 
+def clustered(n: int, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((30, 16))
+    return (centres[rng.integers(0, 30, n)] + 0.4 * rng.standard_normal((n, 16))).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind not in ("exact", "auto")])
+def test_an_approximate_index_finds_most_neighbours_and_measures_them_exactly(kind: str) -> None:
+    xb, xq = clustered(4000, 1), clustered(200, 2)
+    xq[:50] = xb[:50]
+    index, exact = Index(xb, kind), Index(xb)
+    D, ids = index.search(xq, 10)
+    np.testing.assert_array_equal(D[:50, 0], 0)
+    np.testing.assert_array_equal(ids[:50, 0], np.arange(50))
+    direct = np.linalg.norm(xb[ids].astype(np.float64) - xq[:, None], axis=2)
+    np.testing.assert_allclose(D, direct, rtol=1e-12)
+    true = exact.search(xq, 10)[1]
+    shared = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(ids, true, strict=True)])
+    assert index.recall(xq, 10) == pytest.approx(shared)
+    assert shared > 0.9
+    assert exact.recall(xq, 10) == 1
+
+
+def test_an_index_that_finds_too_few_neighbours_searches_for_these_exactly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    xb, xq = clustered(4000, 1), clustered(20, 2)
+    index = Index(xb, "ivf")
+    monkeypatch.setattr(index._faiss, "nprobe", 1)
+    D, ids = index.search(xq, 1000)
+    assert np.isfinite(D).all()
+    np.testing.assert_array_equal(ids, Index(xb).search(xq, 1000)[1])
+
+
+def test_size_alone_makes_an_index_approximate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synthaug._audit._neighbours.LARGE", 500)
+    assert Index(clustered(500, 1), "auto").kind == "exact"
+    assert Index(clustered(501, 1), "auto").kind == "ivf"
+
+
+def test_exact_search_runs_on_a_gpu_if_faiss_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    used = []
+
+    def knn_gpu(resources: Any, xq: Any, xb: Any, k: int) -> Any:
+        used.append(resources)
+        return faiss.knn(xq, xb, k)
+
+    xb, xq = clustered(300, 1), clustered(10, 2)
+    expected = search(xb, xq, 5)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "gpu", raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
+    for got, wanted in zip(search(xb, xq, 5), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert used == ["gpu"]
+
+
+def test_faiss_uses_the_threads_of_torch_and_gets_its_own_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import faiss
+
+    own = faiss.omp_get_max_threads()
+    try:
+        # Both may share one OpenMP, so torch only says that it is limited.
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        faiss.omp_set_num_threads(2)
+        with threads():
+            assert faiss.omp_get_max_threads() == 1
+        assert faiss.omp_get_max_threads() == 2
+    finally:
+        faiss.omp_set_num_threads(own)
+
+
 # ------------------------------------------------------------------------------------- matching
 
 
@@ -257,6 +334,22 @@ def test_a_proposal_made_by_several_spaces_is_aligned_once() -> None:
     once = _once(proposed)
     assert [sorted(row[row >= 0]) for row in once] == [[0, 1, 3], [5], [0, 1, 2, 3, 4]]
     assert ((once == proposed) | (once == -1)).all()
+
+
+def assert_equal_matches(a: Matches, b: Matches) -> None:
+    for name in Matches.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_training_images_and_decoys_are_searched_as_if_they_were_one_set(
+    train: Tensor, holdout: Tensor, fresh: Tensor
+) -> None:
+    pixels = torch.cat([fresh[:40], train[3:5].flip(-1), holdout[7:9]])
+    T, H = matcher(train), matcher(holdout)
+    alone, both = T.match_both(H, pixels)
+    assert_equal_matches(alone, T.match(pixels))
+    assert_equal_matches(both, matcher(torch.cat([train, holdout])).match(pixels))
+    np.testing.assert_array_equal(both.twins[40:], [3, 4, 207, 208])
 
 
 def test_rmse_is_that_of_the_pixels_as_shown(train: Tensor, fresh: Tensor) -> None:
@@ -637,6 +730,24 @@ def test_numbers_from_the_literature_stand_beside_those_of_the_hold_out(
         assert abs(a - b) < 0.2
 
 
+def test_the_smallest_effect_is_that_of_the_hardest_required_kind(passed: AuditReport) -> None:
+    needed = {p.kind: p.needed for p in passed.power if p.required}
+    assert passed.smallest_effect == max(n for n in needed.values() if n is not None)
+    never = [replace(p, needed=None) for p in passed.power]
+    assert replace(passed, power=tuple(never)).smallest_effect is None
+
+
+def test_the_counterpart_of_a_pair_is_the_closest_hold_out_image(
+    passed: AuditReport, fresh: Tensor, holdout: Tensor
+) -> None:
+    closest = matcher(holdout, k=14).match(fresh)
+    for pair in passed.pairs[:10]:
+        row, j = pair["row"], passed.statistics.index(str(pair["statistic"]))
+        assert isinstance(row, int)
+        assert pair["holdout_row"] == closest.neighbours[row, j]
+        assert pair["holdout_distance"] == pytest.approx(closest.distances[row, j], rel=1e-6)
+
+
 def test_flagged_copies_of_given_training_images_are_listed(failed: AuditReport) -> None:
     np.testing.assert_array_equal(failed.copies_of([25, 31, 150]), [5, 11])
     assert len(failed.copies_of([])) == 0
@@ -819,6 +930,151 @@ def test_several_spaces_are_judged_together(
         quiet(with_copies, train, features=[])
 
 
+def vectors(n: int, seed: int) -> Any:
+    return np.random.default_rng(seed).standard_normal((n, 12)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def vector_report() -> AuditReport:
+    S, T = vectors(120, 3), vectors(200, 1)
+    S[:5] = T[30:35]
+    S[5:10] = T[40:45] * np.float32(1 + 1e-6)
+    S[10:20] = T[50:60] + 0.02 * vectors(10, 9)
+    return quiet(S, T, holdout=vectors(300, 2))
+
+
+def test_features_are_audited_without_their_images(
+    vector_report: AuditReport, tmp_path: Path
+) -> None:
+    report = vector_report
+    assert report.verdict == "fail"
+    np.testing.assert_array_equal(report.tier[:20], [1] * 10 + [2] * 10)
+    assert len(report.flagged) <= 25
+    np.testing.assert_array_equal(report.neighbours[:10], [*range(30, 35), *range(40, 45)])
+    assert report.statistics == ("features as given",)
+    assert np.isnan(report.rmse).all()
+    assert report.smallest_effect is not None
+    report.to_json(tmp_path / "audit.json")
+    assert_equal_reports(report, AuditReport.from_json(tmp_path / "audit.json"))
+    assert "<img" not in html(report, tmp_path)
+
+
+def test_features_that_copy_nothing_pass() -> None:
+    T, H = vectors(200, 1), vectors(300, 2)
+    report = quiet(torch.from_numpy(vectors(120, 3)), T, holdout=H)
+    assert report.verdict == "pass"
+    with pytest.raises(ValueError, match="no images"):
+        quiet(vectors(9, 3), T, features="pixels")
+
+
+def test_every_kind_of_file_gives_what_the_array_gives(
+    tmp_path: Path, with_copies: Tensor, train: Tensor, failed: AuditReport, holdout: Tensor
+) -> None:
+    import h5py
+
+    np.save(tmp_path / "synthetic.npy", with_copies.numpy())
+    np.savez(tmp_path / "train.npz", images=train.numpy()[:, 0], labels=np.arange(200) % 7)
+    with h5py.File(tmp_path / "holdout.h5", "w") as file:
+        file["images"], file["labels"] = holdout.numpy(), np.zeros(300, np.int64)
+    paths = [tmp_path / name for name in ("synthetic.npy", "train.npz", "holdout.h5")]
+    report = quiet(paths[0], str(paths[1]), holdout=paths[2])
+    np.testing.assert_array_equal(report.q_values, failed.q_values)
+    assert report.settings["command"] == (
+        f"synthaug audit {paths[0]} {paths[1]} --holdout {paths[2]} "
+        "--fdr 0.05 --k 14 --index exact --seed 0"
+    )
+
+
+def test_files_of_features_give_what_the_arrays_give(
+    tmp_path: Path, vector_report: AuditReport
+) -> None:
+    import h5py
+
+    T, H = vectors(200, 1), vectors(300, 2)
+    S = vectors(120, 3)
+    S[:5], S[5:10] = T[30:35], T[40:45] * np.float32(1 + 1e-6)
+    S[10:20] = T[50:60] + 0.02 * vectors(10, 9)
+    np.save(tmp_path / "train.npy", T)
+    np.savez(tmp_path / "holdout.npz", H)
+    with h5py.File(tmp_path / "synthetic.hdf5", "w") as file:
+        file["features"] = S
+    report = quiet(
+        tmp_path / "synthetic.hdf5", tmp_path / "train.npy", holdout=tmp_path / "holdout.npz"
+    )
+    np.testing.assert_array_equal(report.q_values, vector_report.q_values)
+    assert report.identity == vector_report.identity
+
+
+def test_files_that_cannot_be_used_are_refused_by_name(tmp_path: Path, train: Tensor) -> None:
+    import h5py
+
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY\x01")
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "other.npz", things=np.zeros(3))
+    np.savez(tmp_path / "labels.npz", images=train.numpy(), labels=np.zeros(3, int))
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["features"] = h5py.ExternalLink("elsewhere.h5", "features")
+    for name, error, message in (
+        ("broken.npy", DataError, "cannot be read"),
+        ("objects.npy", DataError, "cannot be read"),
+        ("other.npz", DataError, "holds things; expected one array"),
+        ("labels.npz", DataError, "200 rows, but labels"),
+        ("link.h5", DataError, "no data set of its own"),
+        ("none.npy", DataError, "does not exist"),
+        ("none.txt", ValueError, "is not understood"),
+    ):
+        with pytest.raises(error, match=message):
+            quiet(tmp_path / name, train)
+    with pytest.raises(ValueError, match="`synthetic` holds features, `train` images"):
+        quiet(vectors(5, 1), train)
+    with pytest.raises(ValueError, match="not finite in row 2"):
+        quiet(np.array([[1.0], [2], [np.inf]]), vectors(9, 1))
+    with pytest.raises(ValueError, match="Take all features from one network"):
+        quiet(vectors(9, 1), vectors(9, 1)[:, :5])
+
+
+def test_copies_of_test_images_are_found_by_an_audit_against_these(
+    train: Tensor, holdout: Tensor, fresh: Tensor
+) -> None:
+    """The images that the generator was trained on say how close real images come by chance."""
+    tests, pixels = fields(150, seed=30), fresh.clone()
+    pixels[:4] = tests[60:64].flip(-1)
+    report = quiet(pixels, tests, holdout=torch.cat([train, holdout]))
+    assert report.verdict == "fail"
+    np.testing.assert_array_equal(report.flagged, np.arange(4))
+    np.testing.assert_array_equal(report.neighbours[:4], np.arange(60, 64))
+
+
+def test_an_approximate_audit_says_how_much_its_index_found(
+    with_copies: Tensor, train: Tensor, holdout: Tensor, failed: AuditReport, tmp_path: Path
+) -> None:
+    report = quiet(with_copies, train, holdout=holdout, index="hnsw")
+    assert report.settings["index"] == "hnsw"
+    recall = report.settings["recall"]
+    assert isinstance(recall, dict)
+    assert set(recall) == {"pixels 16x16", "pixels 8x8, standardized", "spectrum"}
+    assert all(0.9 < share <= 1 for share in recall.values())
+    np.testing.assert_array_equal(report.flagged, failed.flagged)
+    assert "of the nearest neighbours" in html(report, tmp_path)
+
+
+def test_features_kept_in_a_folder_are_not_computed_again(
+    fresh: Tensor, train: Tensor, holdout: Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    extractor = features.TorchModule(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), name="projection"
+    )
+    first = quiet(fresh, train, holdout=holdout, features=extractor, features_dir=tmp_path)
+
+    def never(*args: Any) -> None:
+        raise AssertionError("the network was run")
+
+    extractor._module.forward = never
+    again = quiet(fresh, train, holdout=holdout, features=extractor, features_dir=tmp_path)
+    np.testing.assert_array_equal(again.scores, first.scores)
+
+
 # --------------------------------------------------------------------------------------- reports
 
 
@@ -944,6 +1200,30 @@ def test_whatever_is_changed_in_a_file_only_our_own_errors_come_of_it(
     assert outcomes == {"shown", "refused"}
 
 
+def test_every_report_follows_the_schema_that_comes_with_the_package(
+    failed: AuditReport,
+    passed: AuditReport,
+    vector_report: AuditReport,
+    fresh: Tensor,
+    train: Tensor,
+    tmp_path: Path,
+) -> None:
+    from jsonschema import Draft202012Validator, ValidationError
+
+    schema = json.loads((Path(synthaug._audit.__file__).parent / "audit.schema.json").read_text())
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    path = tmp_path / "audit.json"
+    for report in (failed, passed, vector_report, quiet(fresh, train)):
+        for redact in (False, True):
+            report.to_json(path, redact=redact)
+            validator.validate(json.loads(path.read_text()))
+    record = json.loads(path.read_text())
+    for change in ({"verdict": "good"}, {"more": 1}, {"rows": {}}, {"smallest_effect": 0}):
+        with pytest.raises(ValidationError):
+            validator.validate(record | change)
+
+
 def html(report: AuditReport, tmp_path: Path, **kwargs: Any) -> str:
     path = Path(tmp_path) / "audit.html"
     report.to_html(path, **kwargs)
@@ -960,11 +1240,15 @@ def test_the_page_shows_verdict_pairs_power_and_limits_in_this_order(
         "20 of 120 images are too close",
         "What was compared",
         "The closest pairs",
+        "difference, aligned",
+        "closest hold-out",
         "For scale: held-out real images",
         "All scores",
         "What this audit could have seen",
+        "The smallest effect that would have been seen",
         "noise, sigma 25",
         "not a privacy guarantee",
+        "synthaug.audit(synthetic, train, holdout=holdout, fdr=0.05, k=14, index=",
         "faiss-cpu",
     ):
         place = text.index(part, place)
@@ -1003,7 +1287,9 @@ def test_a_report_from_elsewhere_cannot_bring_its_own_addresses(
 
 
 def test_a_redacted_report_holds_no_real_image(failed: AuditReport, tmp_path: Path) -> None:
-    real = {str(p["train_image"]) for p in (*failed.pairs, *failed.holdout_pairs)}
+    every = (*failed.pairs, *failed.holdout_pairs)
+    real = {str(p["train_image"]) for p in every} | {str(p["difference"]) for p in every}
+    real |= {str(p["holdout_image"]) for p in failed.pairs}
     real |= {str(p["image"]) for p in failed.holdout_pairs}
     text = html(failed, tmp_path, redact=True)
     failed.to_json(tmp_path / "audit.json", redact=True)

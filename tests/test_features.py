@@ -231,3 +231,54 @@ def test_unknown_networks_and_a_missing_library_are_named(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install 'synthaug\[timm\]'"):
         features.named("timm:resnet18")
+
+
+def test_a_classifier_gives_what_its_last_layer_sees_and_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Flatten(), nn.Linear(192, 7), nn.ReLU())
+    network = nn.Sequential(trunk, nn.Linear(7, 3))
+    extractor = features.classifier(network)
+    pixels = images(4)
+    expected = trunk(pixels.float() / 127.5 - 1).detach().numpy()
+    np.testing.assert_allclose(extractor(pixels), expected, rtol=1e-5, atol=1e-6)
+    assert network(torch.zeros(2, 192)).shape == (2, 3)
+    assert features.classifier(nn.Linear(192, 3), preprocess=lambda x: x.float().flatten(1))(
+        pixels
+    ).shape == (4, 192)
+    with pytest.raises(ValueError, match="does not end in a linear layer"):
+        features.classifier(nn.Conv2d(3, 4, 3))
+
+
+def test_features_in_a_folder_are_mapped_and_belong_to_their_images_and_weights(
+    tmp_path: Path,
+) -> None:
+    calls = []
+
+    class Counting:
+        name, dim, weights = "counting", None, "digest"
+
+        def __call__(self, pixels: Tensor) -> Any:
+            calls.append(len(pixels))
+            return pixels.flatten(1).numpy().astype(np.float32)
+
+    extractor, folder = Counting(), tmp_path / "features"
+    pixels = images(5)
+
+    def kept(pixels: Tensor) -> Any:
+        return features.extract(extractor, pixels, batch_size=2, features_dir=folder)
+
+    first = kept(pixels)
+    assert isinstance(first, np.memmap)
+    np.testing.assert_array_equal(first, pixels.flatten(1).numpy())
+    assert calls == [2, 2, 1]
+    np.testing.assert_array_equal(kept(pixels), first)
+    assert calls == [2, 2, 1]
+    np.testing.assert_array_equal(kept(pixels.flip(-1)), pixels.flip(-1).flatten(1).numpy())
+    extractor.weights = "other"
+    kept(pixels)
+    assert calls == [2, 2, 1] * 3
+    assert len(list(folder.iterdir())) == 3
+    for path in folder.iterdir():  # damaged files are computed again
+        path.write_bytes(path.read_bytes()[:100])
+    np.testing.assert_array_equal(kept(pixels), pixels.flatten(1).numpy())
+    assert calls == [2, 2, 1] * 4

@@ -383,7 +383,12 @@ def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
 
 
 def resembling(
-    samples: Samples, extractor: Extractor, nearest: NDArray[np.float64], *, batch_size: int
+    samples: Samples,
+    extractor: Extractor,
+    nearest: NDArray[np.float64],
+    *,
+    batch_size: int,
+    features_dir: Path | None = None,
 ) -> Indices:
     """Pairs of images that are less than half as far from each other as from any real one.
 
@@ -392,6 +397,7 @@ def resembling(
         extractor: The space in which distances are taken.
         nearest: Distance of each image to the nearest real image in that space, (n,).
         batch_size: Images per call of the extractor.
+        features_dir: As `Matcher`.
 
     Returns:
         int64 (l, 2); the five nearest of each image are looked at.
@@ -399,7 +405,7 @@ def resembling(
     if len(samples) < 2:
         return np.zeros((0, 2), np.int64)
     features = (
-        extract(extractor, samples, batch_size=batch_size)
+        extract(extractor, samples, batch_size=batch_size, features_dir=features_dir)
         if isinstance(samples, torch.Tensor)
         else samples
     )

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from synthaug._types import Features
@@ -98,17 +99,19 @@ class Index:
 
 @contextmanager
 def threads() -> Iterator[None]:
-    """Lets FAISS and the BLAS libraries use as many threads as torch does, and then as before.
+    """Lets FAISS use as many threads as torch does, and afterwards as many as before.
 
-    FAISS brings its own OpenMP and BLAS, which know nothing of `torch.set_num_threads`: unlimited,
-    they crowd out other processes wherever torch was limited on purpose.
+    FAISS may bring its own OpenMP, which knows nothing of `torch.set_num_threads`: unlimited, it
+    crowds out other processes wherever torch was limited on purpose.
     """
-    import faiss  # noqa: F401  so that its libraries are loaded and can be limited
-    import torch
-    from threadpoolctl import threadpool_limits
+    import faiss
 
-    with threadpool_limits(limits=torch.get_num_threads()):
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
         yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _retrieved(xq: Features, xb: Features, k: int) -> NDArray[np.int64]:

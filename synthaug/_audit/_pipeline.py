@@ -165,6 +165,7 @@ def audit(
     num_planted = min(len(T), max(_PLANTED_AT_LEAST, smallest_visible(len(S))))
     originals = counter_rng(seed, 1).choice(len(T), num_planted, replace=False)
     num_kinds = len(_kinds(T, 1.0))
+    folder = None if features_dir is None else Path(features_dir)
     total = len(known) + len(S) + num_kinds * num_planted + (0 if H is None else 2 * len(H))
     with (
         threads(),
@@ -178,7 +179,7 @@ def audit(
                 k=k,
                 batch_size=batch_size,
                 index=index,
-                features_dir=None if features_dir is None else Path(features_dir),
+                features_dir=folder,
                 tick=bar.update,
             )
 
@@ -192,7 +193,11 @@ def audit(
             null = matcher.match(H.samples)
             found, pooled = matcher.match_both(decoys, S.samples)
             links = resembling(
-                S.samples, extractors[0], pooled.distances[:, 0], batch_size=batch_size
+                S.samples,
+                extractors[0],
+                pooled.distances[:, 0],
+                batch_size=batch_size,
+                features_dir=folder,
             )
             contest = _contest(pooled, links, len(known), len(T), len(known) + len(decoys), fdr)
         kinds = _kinds(T, float(np.median(matcher.isolation(originals))))

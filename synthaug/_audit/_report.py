@@ -23,8 +23,8 @@ NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED = -1, 0, 1, 2, 3
 """Tiers: the row has no image; nothing was found; equal or nearly equal pixels; closer than the
 hold-out allows; closest to training images more often than chance has it."""
 
-_WITHHELD: dict[str, JSON] = dict.fromkeys(("image", "train_image", "difference", "holdout_image"))
-"""Real images, what resembles them, and the difference, which shows their outlines."""
+_REAL = ("image", "train_image", "difference", "holdout_image")
+"""Of a pair: real images, what resembles them, and the difference, which shows outlines."""
 
 _ROW_COLUMNS: dict[str, type] = {
     "tier": np.int8,
@@ -280,13 +280,16 @@ class AuditReport:
         write_text(path, text)
 
     def _redacted(self) -> "AuditReport":
+        def withheld(pair: dict[str, JSON]) -> dict[str, JSON]:
+            return pair | {key: None for key in _REAL if key in pair}
+
         return replace(
             self,
             pairs=tuple(
-                pair | _WITHHELD | {"image": None if pair.get("tier") else pair.get("image")}
+                withheld(pair) | {"image": None if pair.get("tier") else pair.get("image")}
                 for pair in self.pairs
             ),
-            holdout_pairs=tuple(pair | _WITHHELD for pair in self.holdout_pairs),
+            holdout_pairs=tuple(withheld(pair) for pair in self.holdout_pairs),
         )
 
 
