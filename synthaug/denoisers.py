@@ -127,9 +127,14 @@ class ClassifierFreeGuidance:
 
 
 def build_unet(
-    image_shape: tuple[int, ...], *, num_classes: int, channels: int = 32, num_layers: int = 1
+    image_shape: tuple[int, ...],
+    *,
+    num_classes: int | None,
+    channels: int = 32,
+    num_layers: int = 1,
 ) -> Any:
-    """A `UNet2DModel` for small images with `num_classes` classes and a null class.
+    """A `UNet2DModel` for small images with `num_classes` classes and a null class, or with `None`
+    for one that takes no classes.
 
     Levels down to 4 pixels (8 for images above 16), self-attention on the last one. The width is
     `channels` on the first level, twice that on the second, four times that from the third on.
@@ -156,5 +161,5 @@ def build_unet(
         up_block_types=[name.replace("Down", "Up") for name in reversed(down)],
         attention_head_dim=math.gcd(widths[-1], 32),
         norm_num_groups=math.gcd(channels, 32),
-        num_class_embeds=num_classes + 1,
+        num_class_embeds=None if num_classes is None else num_classes + 1,
     )
