@@ -4,9 +4,10 @@
     python benchmarks/cold_speed.py --batch 4 --levels 10 --rounds 2 --width 8     # seconds
 
 The straightforward way applies the kernels of a level one after another, and starts from the first
-one again at each step of the recursion; for a batch of mixed levels it goes image by image, or keeps
-all levels of all images and picks. Ours applies one matrix per axis for any level. Both get the same images, the same levels and the same random
-network; how far their results differ is reported beside the times.
+one again at each step of the recursion; for a batch of mixed levels it goes image by image, or
+keeps all levels of all images and picks. Ours applies one matrix per axis for any level. Both get
+the same images, the same levels and the same random network; how far their results differ is
+reported beside the times.
 """
 
 import argparse
@@ -119,8 +120,8 @@ def measure(size: int, width: int, batch: int, levels: int, rounds: int) -> dict
     times = interleave(ways, rounds)
     ratios, differences = {}, {}
     for name in pairs:
-        ours, theirs = times[f"{name}, ours"], times[f"{name}, loops"]
-        ratios[name] = summary([b / a for a, b in zip(ours, theirs, strict=True)])
+        rows = zip(times[f"{name}, ours"], times[f"{name}, loops"], strict=True)
+        ratios[name] = summary([b / a for a, b in rows])
         gap = (results[f"{name}, ours"] - results[f"{name}, loops"]).abs().max()
         differences[name] = float(gap)
     total = statistics.median(times["Algorithm 2, ours"])
