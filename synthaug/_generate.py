@@ -40,7 +40,7 @@ def generate(
     *,
     batch_size: int = 64,
     source: Any = None,
-    licence: dict[str, str] | None = None,
+    licence: dict[str, str | None] | None = None,
     progress: bool = True,
 ) -> SynthCache:
     """Draws every row of `plan` that is not yet in the cache at `path`.
@@ -88,6 +88,9 @@ def generate(
     if shape is None:  # a user's synthesizer need not say: its first image does
         shape = tuple(_draw(synthesizer, plan[:1], None).shape[1:])
     manifest: dict[str, Any] = {"recipe": recipe}
+    trained_on = getattr(synthesizer, "trained_on", None)
+    if trained_on is not None:
+        manifest["trained_on"] = dict(trained_on)
     fingerprint = getattr(source, "fingerprint", None)
     if fingerprint is not None:
         manifest["source"] = {"fingerprint": fingerprint, "images": len(source)}

@@ -38,10 +38,14 @@ def digest(pixels: Tensor) -> int:
 
 def to_pil(pixels: Tensor) -> Image.Image:
     """One image, uint8 (C, H, W) with C 1 or 3, as a PIL image of mode L or RGB."""
-    array = pixels.numpy()
-    if array.shape[0] == 1:
+    array = np.ascontiguousarray(pixels.numpy())
+    channels, height, width = array.shape
+    if channels == 1:
         return Image.fromarray(array[0])
-    return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))  # CHW => HWC
+    if height * width < 2000:  # CHW => HWC: small ones by numpy, large ones faster by Pillow
+        return Image.frombytes("RGB", (width, height), array.transpose(1, 2, 0).tobytes())
+    planes = [Image.frombuffer("L", (width, height), x, "raw", "L", 0, 1) for x in array]
+    return Image.merge("RGB", planes)
 
 
 def grid(pixels: Pixels, *, columns: int, scale: int = 1, padding: int = 2) -> Image.Image:

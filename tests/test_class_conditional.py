@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from synthaug._errors import CheckpointError, DataError
+from synthaug._generate import generate
 from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan
@@ -462,6 +463,15 @@ def test_every_prediction_type_trains_and_draws(tmp_path, prediction_type):
     synthesizer = fit(tmp_path, prediction_type=prediction_type, steps=2)
     assert synthesizer.model.scheduler_config["prediction_type"] == prediction_type
     assert torch.isfinite(synthesizer.draw(synthesizer.plan(per_class=1))).all()
+
+
+def test_a_cache_says_what_its_generator_was_trained_on(tmp_path):
+    fit(tmp_path / "model", unlabelled=Real(seed=1), steps=1)
+    synthesizer = ClassConditional.from_pretrained(tmp_path / "model", num_inference_steps=1)
+    plan = synthesizer.plan(per_class=1)
+    cache = generate(synthesizer, plan, tmp_path / "cache.h5", progress=False)
+    known = {"fingerprint": "real", "images": 8}
+    assert cache.manifest["trained_on"] == {"labelled": known, "unlabelled": known}
 
 
 def test_training_leaves_the_global_generator_alone(tmp_path):

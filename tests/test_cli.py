@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shlex
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -447,14 +449,18 @@ def test_the_traceback_of_an_error_can_be_asked_for(monkeypatch):
         main(["cache", "info", os.devnull + "/none"])
 
 
-def test_an_interrupted_command_says_that_it_can_be_run_again(monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_that_it_can_be_run_again(monkeypatch, number, code):
     def interrupted(**values: Any) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(5)
 
     interrupted.__annotations__ = {}
     monkeypatch.setitem(COMMANDS, "demo", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
     outcome = run("demo")
-    assert outcome.code == 130
+    signal.signal(signal.SIGTERM, before)
+    assert outcome.code == code
     assert "run again to go on" in outcome.err
 
 

@@ -55,23 +55,36 @@ def merge(out: str, caches: list[str]) -> None:
 
 
 def export(
-    cache: str, out: str, *, format: Literal["folder", "webdataset", "huggingface", "hdf5"]
+    cache: str,
+    out: str,
+    *,
+    format: Literal["folder", "webdataset", "huggingface", "hdf5"],
+    audit: str | None = None,
 ) -> None:
     """Write the images of a cache for other tools, marked as synthetic.
 
-    synthaug cache export cifar10.h5 cifar10-synthetic --format folder
+    synthaug cache export cifar10.h5 cifar10-synthetic --format folder --audit audit.json
 
     Args:
         cache: The HDF5 file.
         out: A folder, or for hdf5 a file, that does not exist yet.
         format: folder has one folder of PNG files per class, webdataset tar files, huggingface a
-            data set directory with a card, and hdf5 a compressed copy.
+            data set directory with a card, and hdf5 a compressed copy of the whole cache.
+        audit: JSON report of the cache; images that it did not pass are left out.
     """
+    import numpy as np
+
+    from synthaug._audit import AuditReport
     from synthaug._cache import SynthCache
     from synthaug._cache import export as run
+    from synthaug._serving import servable
 
-    run(SynthCache(cache), out, format=format, progress=True)
-    print(f"Exported: {out}")
+    opened = SynthCache(cache)
+    rows = None
+    if audit is not None:
+        rows = np.flatnonzero(servable(opened, AuditReport.from_json(audit)))
+    run(opened, out, format=format, rows=rows, progress=True)
+    print(f"{int(opened.done.sum()) if rows is None else len(rows):,} images: {out}")
 
 
 def import_(

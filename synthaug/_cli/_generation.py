@@ -216,7 +216,15 @@ def plan(checkpoint: str, options: PlanOptions, *, estimate: bool = False) -> No
         print(f"  {name}: {count:,}")
 
 
-def generate(checkpoint: str, out: str, options: PlanOptions, *, batch_size: int = 64) -> None:
+def generate(
+    checkpoint: str,
+    out: str,
+    options: PlanOptions,
+    *,
+    batch_size: int = 64,
+    generator_licence: str | None = None,
+    source_licence: str | None = None,
+) -> None:
     """Draw synthetic images into a cache; run again to resume.
 
     synthaug generate runs/cifar10 cifar10.h5 --per-class 500 --num-inference-steps 25
@@ -226,12 +234,15 @@ def generate(checkpoint: str, out: str, options: PlanOptions, *, batch_size: int
         out: The cache, an HDF5 file. Samples of it are shown in a picture of that name with .png.
         options: What to draw.
         batch_size: Images per batch; does not change them.
+        generator_licence: Licence of the generator, for the record.
+        source_licence: Licence of the data it was trained on, for the record.
     """
     from synthaug._generate import generate as fill
     from synthaug._pixels import grid
 
     synthesizer, rows, source = _prepare(checkpoint, options)
-    cache = fill(synthesizer, rows, out, batch_size=batch_size, source=source)
+    licence = {"generator": generator_licence, "source": source_licence}
+    cache = fill(synthesizer, rows, out, batch_size=batch_size, source=source, licence=licence)
     print(cache)
     done = cache.done.nonzero()[0]
     labels = cache.labels[done]

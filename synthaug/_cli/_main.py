@@ -2,12 +2,14 @@
 
 Exit codes: 0 done (an audit passed), 1 an audit found copies, 2 wrong arguments or input that does
 not fit, 3 an audit is inconclusive, 4 a file is missing, damaged, or cannot be read or written, 70
-an error that nobody foresaw, 130 interrupted.
+an error that nobody foresaw, 130 interrupted, 143 asked to end (SIGTERM).
 """
 
+import contextlib
 import inspect
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -120,6 +122,14 @@ def _version() -> str:
     return version("synthaug")
 
 
+class _Terminated(KeyboardInterrupt):
+    """What a batch system asks for before it kills: to stop as if Ctrl-C had been pressed."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `synthaug`."""
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -136,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "options" in function.__annotations__:
         own = {k: values.pop(k) for k in PlanOptions.__dataclass_fields__}
         values["options"] = PlanOptions(**own)
+    with contextlib.suppress(ValueError):  # signals reach the main thread only
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = function(**values)
     except (SynthaugError, ValueError, ImportError, OSError) as error:
@@ -144,9 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"synthaug: error: {error}", file=sys.stderr)
         print("(Set SYNTHAUG_TRACEBACK=1 to see where.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, DOES_NOT_FIT) else 4)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("synthaug: stopped. What was done is kept; run again to go on.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, _Terminated) else 130)
     except Exception:  # Python's own exit code would be 1, which means that copies were found
         traceback.print_exc()
         print("synthaug: this is a fault of synthaug. Please report it.", file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from synthaug._adapt import (
@@ -255,33 +256,46 @@ class MixedDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         if not -len(self) <= index < len(self):  # what ends a `for` loop over us
             raise IndexError(f"Index {index} is out of range for {len(self)} items.")
-        return self.__getitems__([index])[0]
+        row = int(self._rows()[index])
+        if row < 0:
+            return self._item(self._raw[index % len(self)])
+        item = self._raw[index % len(self)] if self._has_extras else self._example
+        return self._item(item, self.synthetic.read([row])[0], int(self.synthetic.labels[row]))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """A whole batch: each side is asked once. `DataLoader` and `Subset` call it."""
-        where = np.arange(len(self))[np.asarray(indices, np.int64)]  # checks and wraps them
-        rows = self._rows()[where]
+        where = np.asarray(indices, np.int64)
+        rows = self._rows()[where]  # checks them
         made = rows >= 0
-        extras = len(self._example) > 2  # further fields come from the real item
-        needed = where[~made | extras]
+        needed = where[~made | self._has_extras] % len(self)
         raw = iter(_items(self._raw, needed.tolist()))
         pixels = iter(self.synthetic.read(rows[made])) if made.any() else iter(())
         labels = np.asarray(self.synthetic.labels)[rows]
-        items = []
-        for is_made, label in zip(made.tolist(), labels.tolist(), strict=True):
-            item = next(raw) if not is_made or extras else self._example
-            image = item[self._image_key]
-            changed: dict[Any, Any] = {}
-            if is_made:
-                changed[self._image_key] = image = like(next(pixels), image)
-                changed[self._label_key] = label_like(label, self._example[self._label_key])
-            if self.transform is not None:
-                changed[self._image_key] = self.transform(image)
-            if self.target_transform is not None:
-                given = changed.get(self._label_key, item[self._label_key])
-                changed[self._label_key] = self.target_transform(given)
-            items.append(_with(item, changed) if changed else item)
-        return items
+        return [
+            self._item(next(raw) if self._has_extras else self._example, next(pixels), label)
+            if is_made
+            else self._item(next(raw))
+            for is_made, label in zip(made.tolist(), labels.tolist(), strict=True)
+        ]
+
+    @property
+    def _has_extras(self) -> bool:
+        return len(self._example) > 2  # further fields come from the real item
+
+    def _item(self, item: Any, pixels: Tensor | None = None, label: int = 0) -> Any:
+        """An item of `real`, or with `pixels` a synthetic one like it, after the transforms."""
+        if pixels is None and self.transform is None and self.target_transform is None:
+            return item
+        image, target = item[self._image_key], item[self._label_key]
+        if pixels is not None:
+            image, target = like(pixels, image), label_like(label, target)
+        if self.transform is not None:
+            image = self.transform(image)
+        if self.target_transform is not None:
+            target = self.target_transform(target)
+        if type(item) is tuple and len(item) == 2:  # nearly all are
+            return image, target
+        return _with(item, {self._image_key: image, self._label_key: target})
 
     def read(self, indices: ArrayLike) -> Pixels:
         """The images of this epoch as pixels, uint8 (n, C, H, W), without the transform."""

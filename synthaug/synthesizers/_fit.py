@@ -77,6 +77,11 @@ class FitJob:
             "prediction_type": prediction_type,
             "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
         }
+        sources = {"labelled": real, **({} if unlabelled is None else {"unlabelled": unlabelled})}
+        self.trained_on: dict[str, Any] = {
+            name: {"fingerprint": getattr(source, "fingerprint", None), "images": len(source)}
+            for name, source in sources.items()
+        }
         self._scheduler = make_scheduler(None, self.scheduler_config)
         extra = 0 if unlabelled is None else len(unlabelled)
         null = np.full(extra, len(self.classes))
@@ -104,7 +109,6 @@ class FitJob:
                 channels=self.channels,
                 num_layers=self.num_layers,
             )
-        sources = [self.real] if self.unlabelled is None else [self.real, self.unlabelled]
         result = train(
             network.to(memory_format=torch.channels_last),
             self._loss,
@@ -114,7 +118,7 @@ class FitJob:
             identity={
                 "synthesizer": "ClassConditional",
                 "network": {k: v for k, v in network.config.items() if not k.startswith("_")},
-                "data": [getattr(source, "fingerprint", len(source)) for source in sources],
+                "data": [s["fingerprint"] or s["images"] for s in self.trained_on.values()],
                 "classes": list(self.classes),
                 "prediction_type": self.prediction_type,
                 "label_dropout": self.label_dropout,

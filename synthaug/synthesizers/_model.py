@@ -67,6 +67,8 @@ class DiffusionModel:
     unconditional_branch: bool = True
     """Whether the last condition of the network is the null condition, and was trained: guidance
     needs it."""
+    trained_on: Mapping[str, JSON] | None = None
+    """Fingerprint and number of the real images that it learned from, if we trained it."""
 
     def __post_init__(self) -> None:
         # Only what the file says: diffusers' private notes would not survive being saved.
@@ -267,6 +269,7 @@ class DiffusionModel:
             "image_shape": list(self.image_shape),
             "prompts": None if self.prompts is None else list(self.prompts),
             "unconditional_branch": self.unconditional_branch,
+            "trained_on": None if self.trained_on is None else dict(self.trained_on),
         }
         write_json(path / _FILE, own)
         write_json(path / "model_index.json", index)  # last: it makes the directory a checkpoint
@@ -331,6 +334,7 @@ class DiffusionModel:
             class_embeddings=embeddings,
             prompts=prompts,
             unconditional_branch=branch,
+            trained_on=own.get("trained_on"),
         )
         return model, own
 

@@ -94,6 +94,11 @@ class ClassConditional(AbstractSynthesizer):
         """Whether `guidance_scale` may differ from 1."""
         return self.model.can_be_guided
 
+    @property
+    def trained_on(self) -> Mapping[str, JSON] | None:
+        """Fingerprint and number of the real images that the model learned from, for the cache."""
+        return self.model.trained_on
+
     # -- sampling --------------------------------------------------------------------------------
 
     def make_scheduler(self) -> Any:
@@ -422,6 +427,7 @@ class ClassConditional(AbstractSynthesizer):
                 classes=job.classes,
                 image_shape=job.image_shape,
                 unconditional_branch=job.unconditional_branch,
+                trained_on=job.trained_on,
             )
             return cls(model=model)
 
