@@ -144,7 +144,7 @@ def _number(value: Any) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %"
+    return f"{100 * value:.3g} %"
 
 
 def _share(value: float) -> str:

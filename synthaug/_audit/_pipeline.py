@@ -95,6 +95,7 @@ def audit(
     deduplicate: bool = False,
     progress: bool = True,
     seed: int = 0,
+    command: str | None = None,
 ) -> AuditReport:
     """Looks for copies of training images among synthetic ones.
 
@@ -124,6 +125,7 @@ def audit(
         deduplicate: Sets hold-out images aside that are also training images, instead of refusing.
         progress: Shows a bar with the rate and the time left.
         seed: For choosing and disturbing the planted copies.
+        command: What repeats the audit, for the report; made from these arguments if not given.
 
     Returns:
         The report.
@@ -246,7 +248,8 @@ def audit(
         fdr=fdr,
     )
     # Flagged rows first, then by how suspicious they are.
-    shown = np.lexsort((found.scores[:, 0], p, tier == CLEAR))[:max_pairs]
+    suspicious = np.where(tier == EXACT, -1, p)
+    shown = np.lexsort((found.scores[:, 0], suspicious, tier == CLEAR))[:max_pairs]
     pairs = [
         _pair(i, S, T, found, pick, matcher)
         | {"tier": int(tier[i]), "p_value": _number(p[i]), "q_value": _number(q[i])}
@@ -256,7 +259,7 @@ def audit(
     if H is not None and decoys is not None and null is not None:
         if len(shown):
             best = decoys.match(take(S.samples, shown))
-            for pair, i, j in zip(pairs, shown.tolist(), range(len(shown)), strict=True):
+            for j, (pair, i) in enumerate(zip(pairs, shown.tolist(), strict=True)):
                 pair |= _counterpart(H, best, j, int(pick.statistic[i]))
         closest = _Pick(null, fresh, T)
         order = np.lexsort((null.scores[:, 0], closest.lowest_p))[:_HOLDOUT_PAIRS]
@@ -294,7 +297,7 @@ def audit(
             "features": [describe(extractor) for extractor in extractors],
             "index": index,
             "recall": recall,
-            "command": _command(S, T, H, features, fdr, k, index, deduplicate, seed),
+            "command": command or _command(S, T, H, features, fdr, k, index, deduplicate, seed),
             "train_identity": T.identity,
             "holdout_identity": None if H is None else H.identity,
             **asdict(counts),
@@ -383,7 +386,7 @@ def _command(
     if all(sources) and all(isinstance(one, str) for one in listed):
         words = ["synthaug", "audit", *map(str, sources[:2])]
         words += [] if H is None else ["--holdout", str(H.source)]
-        words += ["--features", f"[{','.join(listed)}]"] if listed else []
+        words += ["--features", ",".join(listed)] if listed else []
         words += ["--fdr", str(fdr), "--k", str(k), "--index", index, "--seed", str(seed)]
         return shlex.join(words + (["--deduplicate"] if deduplicate else []))
     text = [s.name if s.source is None else repr(s.source) for s in sets]

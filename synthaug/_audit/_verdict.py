@@ -130,7 +130,8 @@ def judge(
         kinds = ", ".join(p.kind for p in required)
         reasons.append(
             f"No copies found among {m:,} images, at this power: had there been at least "
-            f"{needed:,} copies of training images ({kinds}), they would have been seen."
+            f"{needed:,} {'copy' if needed == 1 else 'copies'} of training images ({kinds}), they "
+            "would have been seen."
         )
         unseen = [p.kind for p in power if p.needed is None or p.needed > smallest_visible(m)]
         if unseen:
