@@ -51,7 +51,7 @@ def main() -> None:
         real.read(rows)
         for rows in np.split(counter_rng(0, 0).permutation(len(real))[: sizes[-1]], sizes[:2])
     )
-    spaces = [features.Pixel(), features.TorchScript(args.network)]
+    spaces: list[features.Extractor] = [features.Pixel(), features.TorchScript(args.network)]
     T, H = (Matcher(images, spaces, k=50, batch_size=512) for images in (train, held))
     null = T.match(torch.cat([held, fresh]))
     result: dict[str, Any] = {

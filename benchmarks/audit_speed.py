@@ -16,6 +16,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def search(args: Any) -> dict[str, Any]:
             return clock() - start
 
         times = interleave(
-            {name: lambda way=way: timed(way) for name, way in functions.items()}, args.rounds
+            {name: partial(timed, way) for name, way in functions.items()}, args.rounds
         )
         times["imagededup"] = [t / share for t in times.get("imagededup", [])]
         times = {name: t for name, t in times.items() if t}

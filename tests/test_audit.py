@@ -1219,7 +1219,13 @@ def test_every_report_follows_the_schema_that_comes_with_the_package(
             report.to_json(path, redact=redact)
             validator.validate(json.loads(path.read_text()))
     record = json.loads(path.read_text())
-    for change in ({"verdict": "good"}, {"more": 1}, {"rows": {}}, {"smallest_effect": 0}):
+    changes: list[dict[str, Any]] = [
+        {"verdict": "good"},
+        {"more": 1},
+        {"rows": {}},
+        {"smallest_effect": 0},
+    ]
+    for change in changes:
         with pytest.raises(ValidationError):
             validator.validate(record | change)
 
