@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -93,12 +95,13 @@ def test_rows_that_are_not_done_are_neither_judged_nor_served(cache, real, monke
 
 
 def test_checks_that_make_no_sense_are_refused(cache, real, tmp_path):
-    for rule, message in [
+    rules: list[tuple[dict[str, Any], str]] = [
         ({}, "exactly one of `threshold` and `percentile`; got none"),
         ({"threshold": 0.5, "percentile": 5}, "got both"),
         ({"threshold": 1.0}, r"`threshold` must be in \(0, 1\), got 1"),
         ({"percentile": 0}, r"`percentile` must be in \(0, 100\), got 0"),
-    ]:
+    ]
+    for rule, message in rules:
         with pytest.raises(ValueError, match=message):
             check_labels(cache, real, **rule)
     other = LabelledImages(*images(4), ("light", "dark"))

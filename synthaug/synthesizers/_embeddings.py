@@ -76,6 +76,16 @@ class EmbeddingTable:
         """The images of a class, ascending."""
         return np.flatnonzero(self.labels == label)
 
+    def subset(self, rows: Any) -> "EmbeddingTable":
+        """The embeddings of `real.subset(rows)`: an embedding depends on its own image only."""
+        at = np.arange(len(self))[np.asarray(rows)]
+        return EmbeddingTable(
+            classes=self.classes,
+            labels=self.labels[at],
+            keys=self.keys[at],
+            snapshots={u: e[torch.from_numpy(at)] for u, e in self.snapshots.items()},
+        )
+
     @cached_property
     def digest(self) -> str:
         """32 hexadecimal digits over all that images depend on."""

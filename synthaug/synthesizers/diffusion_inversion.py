@@ -23,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from synthaug._checkpoints import read_json, write_json, writing
+from synthaug._checkpoints import read_json, resolve, write_json, writing
 from synthaug._errors import CheckpointError, DataError
 from synthaug._noise import randn, streams
 from synthaug._plan import Plan
@@ -481,7 +481,8 @@ class DiffusionInversion(AbstractSynthesizer):
             path: A directory in diffusers layout, "hub:OWNER/NAME", or the output directory of
                 `fit`.
             checkpoint: Where the generator is now, if it moved since `fit`.
-            classes: Class names of the real images; needed for a checkpoint with a text encoder.
+            classes: Class names of the real images: the prompts of a checkpoint with a text
+                encoder, which needs them; of no use to others.
             image_size: Height and width to invert and to draw at, by default the checkpoint's own.
                 Smaller is much cheaper, and the embeddings learn it.
             prompt_template: `{}` in it stands for the class name.
@@ -516,6 +517,8 @@ class DiffusionInversion(AbstractSynthesizer):
                 f"`{name}` was fixed when the embeddings in {path} were learned. Leave it out, or "
                 "load the generator and invert it anew."
             )
+        if not inverted and not _has_text_encoder(path):
+            given["classes"] = None
         here = str(path) if str(path).startswith("hub:") else str(folder.absolute())
         origin = saved.get("origin") or {"path": here, **given}
         if checkpoint is not None:
@@ -655,6 +658,10 @@ def _partners(plan: Plan, table: EmbeddingTable, cross_class: bool) -> NDArray[n
         found += present & (found >= place)
         partner[rows] = pool[first[found]]
     return partner
+
+
+def _has_text_encoder(path: str | Path) -> bool:
+    return bool(read_json(resolve(path) / "model_index.json").get("text_encoder"))
 
 
 def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -> None:
