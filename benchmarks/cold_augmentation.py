@@ -37,7 +37,8 @@ Augment = Callable[[Tensor], Tensor]
 def corrupted(pixels: Tensor) -> dict[str, Tensor]:
     """The test images as they are, and in five other states; uint8 (n, C, H, W)."""
     size = pixels.shape[-1]
-    blur = Blur(kernel_size=min(11, size // 2 * 2 - 1), std=max(0.5, size / 64), schedule="constant")
+    taps = min(11, size // 2 * 2 - 1)
+    blur = Blur(kernel_size=taps, std=max(0.5, size / 64), schedule="constant")
     ways = {
         "light blur": (blur, 4),
         "heavy blur": (blur, 16),
