@@ -85,7 +85,7 @@ def prepare_cold(
     from synthaug._cli._inputs import load
     from synthaug.synthesizers import ColdDiffusion
 
-    given = {"num_steps": num_steps, "algorithm": algorithm, "output": output}
+    given: dict[str, Any] = {"num_steps": num_steps, "algorithm": algorithm, "output": output}
     cold = ColdDiffusion.from_pretrained(
         checkpoint,
         classes=classes,
@@ -93,7 +93,8 @@ def prepare_cold(
         device=device,
         **{name: value for name, value in given.items() if value is not None},
     )
-    real, row = None, {}
+    real: Any = None
+    row: dict[str, Any] = {}
     if severity is not None:
         if source is None:
             raise ValueError("`--severity` needs `--source`, the real images to start from.")
