@@ -1,14 +1,14 @@
 """How fast embeddings are learned: image-updates per second, beside the plain loop of the paper.
 
-    python benchmarks/inversion_speed.py                                  # small random networks
-    python benchmarks/inversion_speed.py --checkpoint stable-diffusion-v1-4 --size 128 --batch 50
+    python benchmarks/inversion_speed.py --kind pixel --size 32
+    python benchmarks/inversion_speed.py --kind stable-diffusion --size 128 --images 4 --batch 4
+    python benchmarks/inversion_speed.py --checkpoint stable-diffusion-v1-4 --size 128
 
 The plain loop does what the published recipe does: one group of images at a time with its own
 AdamW over all embeddings of the group, weight decay 0.01, float32, images read and encoded by the
 autoencoder at every step. Both train the same frozen network on the same images; the ways are
-interleaved, and ratios are of the same round. Without a checkpoint the networks are random: a
-latent one with an autoencoder, whose costs stand in the proportion of Stable Diffusion's, and a
-pixel-space one without.
+interleaved, and ratios are of the same round. Without a checkpoint the weights are random: those of
+Stable Diffusion 1's architecture with its autoencoder, or of a small pixel-space network.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from synthaug.synthesizers._tokens import build_token_unet, denoising_target
 
 def random_model(kind: str, size: int, channels: int, device: torch.device) -> DiffusionModel:
     """A network with random weights: speed does not depend on them."""
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(0)
     config = {
@@ -42,28 +42,27 @@ def random_model(kind: str, size: int, channels: int, device: torch.device) -> D
         "beta_schedule": "squaredcos_cap_v2",
         "prediction_type": "epsilon",
     }
-    vae = None
-    shape = (3, size, size)
-    if kind == "latent":
+    vae, width = None, 64
+    if kind == "pixel":
+        network = build_token_unet((3, size, size), token_width=64, channels=channels, num_layers=2)
+    else:
+        width = 768
+        network = UNet2DConditionModel(sample_size=size // 8, cross_attention_dim=width)
         vae = AutoencoderKL(
-            block_out_channels=(channels // 2, channels, channels),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
-            norm_num_groups=8,
             sample_size=size,
         )
         vae = vae.eval().requires_grad_(False).to(device)
-        shape = (4, size // 4, size // 4)
-    network = build_token_unet(shape, token_width=64, channels=channels, num_layers=2)
     return DiffusionModel(
         network=network.eval().requires_grad_(False).to(device),
         scheduler_config=config,
         classes=(),
         image_shape=(3, size, size),
         vae=vae,
-        class_embeddings=torch.zeros(1, 5, 64),
+        class_embeddings=torch.zeros(1, 5, width),
     )
 
 
@@ -199,8 +198,9 @@ def compare(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", help="A text-to-image checkpoint in diffusers layout")
+    parser.add_argument("--kind", choices=["pixel", "stable-diffusion"], default="pixel")
     parser.add_argument("--size", type=int, default=32, help="Pixels per side")
-    parser.add_argument("--channels", type=int, default=32, help="Of the random networks")
+    parser.add_argument("--channels", type=int, default=32, help="Of the pixel-space network")
     parser.add_argument("--images", type=int, default=100, help="Images of one group")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=5)
@@ -208,30 +208,28 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device")
-    parser.add_argument("--name", default="inversion_speed")
+    parser.add_argument("--name", help="Of the results")
     options = parser.parse_args()
     device = choose_device(options.device)
-    results = {}
-    for kind in ["checkpoint"] if options.checkpoint else ["latent", "pixel"]:
-        models = []
-        for dtype in (torch.float32, torch.bfloat16):
-            if options.checkpoint:
-                models.append(
-                    DiffusionInversion.from_pretrained(
-                        options.checkpoint,
-                        classes=["image"],
-                        image_size=options.size,
-                        dtype=dtype,
-                        device=device,
-                    ).model
-                )
-            else:
-                models.append(random_model(kind, options.size, options.channels, device))
-                models[-1].network.to(dtype)
-        results[kind] = compare(models[0], models[1], options)
-        for name, ratio in results[kind]["ratio_to_plain_loop"].items():
-            rate = results[kind]["updates_per_second"][name]["median"]
-            print(
-                f"{kind}, {name}: {rate:,.1f} image-updates/s, {ratio['median']:.2f}x", flush=True
+    models = []
+    for dtype in (torch.float32, torch.bfloat16):
+        if options.checkpoint:
+            models.append(
+                DiffusionInversion.from_pretrained(
+                    options.checkpoint,
+                    classes=["image"],
+                    image_size=options.size,
+                    dtype=dtype,
+                    device=device,
+                ).model
             )
-    print("Written:", write(options.name, {"device": str(device), "models": results}))
+        else:
+            models.append(random_model(options.kind, options.size, options.channels, device))
+            models[-1].network.to(dtype)
+    result = compare(models[0], models[1], options)
+    kind = options.checkpoint or options.kind
+    for name, ratio in result["ratio_to_plain_loop"].items():
+        rate = result["updates_per_second"][name]["median"]
+        print(f"{kind}, {name}: {rate:,.2f} image-updates/s, {ratio['median']:.2f}x", flush=True)
+    file = options.name or f"inversion_speed_{kind.replace('-', '_')}"
+    print("Written:", write(file, {"model": kind, "device": str(device), **result}))

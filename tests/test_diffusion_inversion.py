@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from synthaug._errors import CheckpointError, DataError, DivergedError
+from synthaug._generate import generate
 from synthaug._noise import streams
 from synthaug._pixels import digest, to_images, to_pixels
 from synthaug._plan import Plan
@@ -18,6 +19,7 @@ from synthaug.synthesizers import DiffusionInversion, DiffusionModel, InversionC
 from synthaug.synthesizers._embeddings import EmbeddingTable, interpolate
 from synthaug.synthesizers._inversion_fit import Block, InversionJob, run_pass, timesteps_of
 from synthaug.synthesizers._tokens import TokenEncoder, build_token_unet
+from synthaug.transforms import SyntheticVariant
 from tests.checkpoints import Counting, cosine_config, write_stable_diffusion
 
 NAMES = ("ant", "bee")
@@ -160,6 +162,7 @@ def test_learning_lowers_the_loss_and_leaves_the_network_as_it_was(tmp_path):
 
     assert loss(table.snapshots[30]) < loss(table.snapshots[0])
     assert [u for u, _ in result.loss_curve] == list(range(1, 31))
+    assert 0 < result.updates_per_second < 1e5
 
 
 class Killed(Exception):
@@ -585,6 +588,17 @@ def test_a_plan_about_other_images_is_refused():
     other = replace(synthesizer.table, keys=synthesizer.table.keys + np.uint64(1))
     with pytest.raises(DataError, match="Real image 0 of the plan is not among the images"):
         replace(synthesizer, table=other).draw(plan)
+
+
+def test_a_variant_of_exactly_the_image_that_passes_through_is_served(tmp_path):
+    real = Real(4)
+    synthesizer, _ = generator().fit(real, tmp_path / "out", config=config(), progress=False)
+    cache = generate(synthesizer, synthesizer.plan(ratio=1), tmp_path / "c.h5", progress=False)
+    variant = SyntheticVariant(cache, p=1.0, audit=None)
+    for i in range(4):
+        served = variant(real.pixels[i])
+        row = int(np.flatnonzero(cache.plan["source"] == i)[0])
+        assert torch.equal(served, cache.read([row])[0])
 
 
 # Files

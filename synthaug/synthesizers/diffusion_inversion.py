@@ -12,6 +12,7 @@ Notation (code -> paper): embedding -> c_i; `interpolation` -> s, where the pape
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -184,12 +185,14 @@ class DiffusionInversion(AbstractSynthesizer):
         job = self._job(real, config)
         logger.info("learning embeddings: %s", job.cost())
         identity = {
-            "weights": self.model.weights,
+            "weights": self._frozen_weights,
+            "prompts": self.model.prompts,
             "data": getattr(real, "fingerprint", len(real)),
             "dtype": str(self.model.denoiser.dtype),
             "image_shape": list(self.image_shape),
         }
         losses: dict[int, list[float]] = {}
+        started = time.monotonic()
         total = len(job.labels) * job.config.updates
         with tqdm(total=total, desc="invert", unit="update", disable=not progress) as bar:
             resumed = 0
@@ -204,11 +207,17 @@ class DiffusionInversion(AbstractSynthesizer):
                     bar.set_postfix(loss=f"{loss / images:.4f}", refresh=False)
 
             table = job.run(output_dir, identity=identity, report=report)
-            elapsed = bar.format_dict["elapsed"]
         learned = replace(self, table=table)
         learned._write(output_dir, copy=self.origin is None)
         curve = [(u, math.fsum(x) / len(x)) for u, x in sorted(losses.items())]
-        return learned, InversionResult(curve, (total - resumed) / max(elapsed, 1e-9))
+        rate = (total - resumed) / (time.monotonic() - started)
+        return learned, InversionResult(curve, rate)
+
+    @property
+    def _frozen_weights(self) -> dict[str, JSON]:
+        """Digests of the generator's files; prompt embeddings are computed anew at every loading,
+        and their last digits depend on the processor."""
+        return {k: v for k, v in self.model.weights.items() if k != "class_embeddings"}
 
     def _job(self, real: Any, config: InversionConfig | None) -> InversionJob:
         shape = tuple(real.image_shape)
@@ -454,7 +463,7 @@ class DiffusionInversion(AbstractSynthesizer):
                 self.encoder.save(path)
             own = {
                 "origin": None if copy else dict(self.origin or {}),
-                "weights": self.model.weights,
+                "weights": self._frozen_weights,
                 "dtype": str(self.model.denoiser.dtype),
                 "classes": list(self.classes) if self.table is not None else None,
                 "settings": {name: getattr(self, name) for name in _SETTINGS},
@@ -670,7 +679,7 @@ def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -
         return
     same_dtype = saved["dtype"] == str(model.denoiser.dtype)
     for name, digest in saved["weights"].items():
-        # The network's digest is of its dtype; that of everything else is of float32.
+        # The network's digest is of its dtype; the autoencoder's is of float32.
         if (same_dtype or name != "network") and model.weights.get(name) != digest:
             raise CheckpointError(
                 f"The {name} in {path} is not the one that the embeddings were learned with. Give "
