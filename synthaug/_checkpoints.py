@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._errors import CheckpointError
+from synthaug._files import write_text
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -43,9 +44,7 @@ def diffusers_version() -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages, load_dataset
 from synthaug._datasets import MixedDataset
 from synthaug._evaluation import CAS, Arm, EvaluationReport, class_probabilities, evaluate
+from synthaug._files import write_text
 from synthaug._generate import generate
 from synthaug._html import Line, data_uri, line_chart, page
 from synthaug._noise import counter_rng
@@ -247,7 +248,7 @@ def demo(
     path = out / "report.html"
     minutes = (time.monotonic() - started) / 60
     body = _body(real, guessed, right, cache, report, evaluation, training, settings, minutes)
-    path.write_text(page("synthaug demo", body, style=STYLE))
+    write_text(path, page("synthaug demo", body, style=STYLE))
     print()
     print(evaluation.table())
     print()

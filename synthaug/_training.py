@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from synthaug._checkpoints import replaced, restore, writing
 from synthaug._devices import choose_device
 from synthaug._errors import CheckpointError, DivergedError
+from synthaug._files import write_text
 from synthaug._noise import counter_rng
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._types import Indices
@@ -303,9 +304,7 @@ def _forget_later_lines(log: Path, step: int) -> None:
     if log.exists():
         lines = log.read_text().splitlines(keepends=True)
         kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
-        temporary = log.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(log)
+        write_text(log, "".join(kept))
 
 
 def _device(name: str | None, default: torch.device, *, parallel: bool) -> torch.device:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from synthaug._audit import AuditReport
 from synthaug._cache import SynthCache
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main, build_parser, main
 from synthaug._errors import CacheError
@@ -307,6 +308,12 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
         assert arm in text
     assert out.with_suffix(".json").exists()
     assert "<html" in out.with_suffix(".html").read_text()
+    text = succeed(
+        "cache", "export", cache, work / "passed",
+        "--format", "folder", "--audit", report.with_suffix(".json"),
+    )  # fmt: skip
+    passed = AuditReport.from_json(report.with_suffix(".json")).passed.sum()
+    assert text.startswith(f"{passed} images")
     succeed("generate", work / "run", work / "other.h5", "--per-class", 1, *DRAW)
     message = fail(
         2, "evaluate", f"folder:{work / 'train'}", work / "other.h5", f"folder:{work / 'test'}",

@@ -82,7 +82,7 @@ def export(
     opened = SynthCache(cache)
     rows = None
     if audit is not None:
-        rows = np.flatnonzero(servable(opened, AuditReport.from_json(audit)))
+        rows = np.flatnonzero(servable(opened, AuditReport.from_json(audit)).mask)
     run(opened, out, format=format, rows=rows, progress=True)
     print(f"{int(opened.done.sum()) if rows is None else len(rows):,} images: {out}")
 

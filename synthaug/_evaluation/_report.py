@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from synthaug._errors import DataError
 from synthaug._evaluation._show import html_page, html_sections, html_table, plot
+from synthaug._files import write_text
 from synthaug._types import JSON
 
 FORMAT = "synthaug-evaluation"
@@ -265,22 +266,6 @@ def run_from_json(data: Mapping[str, Any]) -> Run:
 def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> Path:
     """Writes JSON so that the file is either the old one or the whole new one."""
     return write_text(path, json.dumps(data, indent=1, allow_nan=False))
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes a text file so that it is either the old one or the whole new one."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
