@@ -395,12 +395,30 @@ def test_equal_pixels_are_found_even_if_the_features_do_not_see_them(train: Tens
 def test_pixels_that_differ_by_rounding_make_a_twin(train: Tensor) -> None:
     near, far = train[:5].clone(), train[:5].clone()
     near[:, 0, ::2] ^= 1
-    far[:, 0, ::2] ^= 4
+    far[:, 0, ::2] ^= 64
     matches = matcher(train).match(torch.cat([near, far, near.flip(-1)]))
     np.testing.assert_array_equal(matches.twins, [*range(5), *[-1] * 5, *range(5)])
     np.testing.assert_array_equal(
         matches.twin_flipped[[*range(5), *range(10, 15)]], [0] * 5 + [1] * 5
     )
+
+
+def test_images_that_alignment_makes_equal_are_twins_and_smooth_gradients_are_not() -> None:
+    train = fields(60, seed=50, c=3, size=32)
+    ramp = torch.linspace(0, 120, 32)[None, None, :, None].expand(3, 3, 32, 32)
+    slopes = torch.tensor([1.0, 1.1, 1.2])[:, None, None, None]
+    ramps = (ramp * slopes).round().to(torch.uint8)
+    brighter = (train[:5].float() * 0.7 + 60).round().to(torch.uint8)
+    moved = F.pad(train[5:10].float(), (0, 3, 2, 0), mode="replicate")[..., :32, 3:]
+    T = torch.cat([train, ramps, ramps.flip(2), (ramps.float() * 0.9 + 7).to(torch.uint8)])
+    steeper = (ramp[:1] * 1.33 + 9).round().to(torch.uint8)
+    shown = torch.cat(
+        [brighter, moved.flip(-1).to(torch.uint8), steeper, fields(5, seed=51, c=3, size=32)]
+    )
+    matches = matcher(T).match(shown)
+    np.testing.assert_array_equal(matches.twins, [*range(10), *[-1] * 6])
+    np.testing.assert_array_equal(matches.twin_flipped[:10], [False] * 5 + [True] * 5)
+    assert matches.distances[10, -1] < 0.03
 
 
 # -------------------------------------------------------------------------------------- verdicts

@@ -3,7 +3,7 @@
 Every synthetic image is compared with all training images, of all classes, as it is and mirrored.
 Three tiers judge the comparison:
 
-1. equal or nearly equal pixels are flagged, always. No statistics;
+1. equal or nearly equal pixels, as they are or once aligned, are flagged always. No statistics;
 2. of the rest, those are flagged which come closer to a training image than held-out real images
    do, as far as that can be told at a given false discovery rate (`_calibration`). The hold-out
    takes the very same path, and its images that fall under 1 are set aside as well, so that what

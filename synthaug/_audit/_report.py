@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._errors import AuditError
+from synthaug._files import write_text
 from synthaug._types import JSON
 
 FORMAT = "synthaug-audit"
@@ -75,8 +75,8 @@ class AuditReport:
     identity: dict[str, JSON]
     """Which cache was judged: its plan digest, weights and number of rows."""
     tier: NDArray[np.int8]
-    """-1 not judged, 0 clear, 1 equal or nearly equal pixels, 2 closer than the hold-out allows,
-    3 found by target-decoy competition alone."""
+    """-1 not judged, 0 clear, 1 equal or nearly equal pixels, as they are or aligned, 2 closer than
+    the hold-out allows, 3 found by target-decoy competition alone."""
     p_values: NDArray[np.float64]
     """Chance that a fresh real image comes as close; NaN for rows that were not compared with the
     hold-out: those not judged, those of tier 1, and all if there was no hold-out."""
@@ -223,7 +223,7 @@ class AuditReport:
             "pairs": list(self.pairs),
             "holdout_pairs": list(self.holdout_pairs),
         }
-        return write_text(path, json.dumps(record, allow_nan=False, indent=1))
+        write_text(path, json.dumps(record, allow_nan=False, indent=1), private=True)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "AuditReport":
@@ -277,7 +277,7 @@ class AuditReport:
             raise AuditError(
                 f"The report cannot be shown: {type(error).__name__}: {error}. Audit again."
             ) from error
-        write_text(path, text)
+        write_text(path, text, private=True)
 
     def _redacted(self) -> "AuditReport":
         def withheld(pair: dict[str, JSON]) -> dict[str, JSON]:
@@ -291,21 +291,6 @@ class AuditReport:
             ),
             holdout_pairs=tuple(withheld(pair) for pair in self.holdout_pairs),
         )
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file that is whole or absent, with permissions for its owner only."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _listed(array: NDArray[Any]) -> list[JSON]:
