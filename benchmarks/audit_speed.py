@@ -122,7 +122,12 @@ def main() -> None:
     parser.add_argument("--holdout", metavar="SPEC")
     parser.add_argument("--synthetic", metavar="SPEC")
     parser.add_argument("--rows", type=int, help="training rows of features")
-    parser.add_argument("--audited", type=int, default=10_000, help="synthetic images")
+    parser.add_argument(
+        "--audited",
+        type=int,
+        default=10_000,
+        help="synthetic images; of features as many are held out",
+    )
     parser.add_argument("--html", metavar="FILE")
     args = parser.parse_args()
     result: dict[str, Any] = {
@@ -135,7 +140,7 @@ def main() -> None:
     if args.rows:
         folder = Path(tempfile.mkdtemp())
         inputs: list[Any] = []
-        for i, n in enumerate((args.audited, args.rows, 10_000)):
+        for i, n in enumerate((args.audited, args.rows, args.audited)):
             path = folder / f"{i}.npy"
             out = np.lib.format.open_memmap(path, "w+", np.float32, (n, 512))
             rng = np.random.default_rng(i)
