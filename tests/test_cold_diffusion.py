@@ -185,6 +185,10 @@ def generator(**settings: Any) -> ColdDiffusion:
     return tiny(**{"degradation": blur, "colours": colours, "classes": ("image",), **settings})
 
 
+def view(images: Tensor, severity: float = 0.5) -> Tensor:
+    return tiny().degrade_and_restore(images, severity=[severity], seeds=[0])
+
+
 class Seeing(torch.nn.Module):
     """Keeps what the network is given."""
 
@@ -433,6 +437,8 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path):
         (lambda: tiny(output="x0"), "`output` must be one of recursion, prediction, got 'x0'"),
         (lambda: tiny(num_steps=0), "`num_steps` must be at least 1, got 0"),
         (lambda: tiny(symmetry_noise=-1), r"`symmetry_noise` must be in \[0, 1\), got -1"),
+        (lambda: view(random_images(1)), r"`images` has shape \(1, 3, 16, 16\); this restorer was"),
+        (lambda: view(random_images(1, (3, 8, 8)), 1.1), r"`s` must be in \[0, 10\], got 11"),
         (lambda: tiny().plan(per_class=1), "cannot be generated from the last level of Blur"),
         (lambda: generator(classes=NAMES).plan(per_class=1), "would bear random labels"),
         (lambda: generator().plan(per_class=1, severity=0.5), "`severity` needs `with_sources`"),

@@ -403,6 +403,7 @@ def test_degradations_have_short_names():
         (lambda: Snow(zoom=0.5), r"`zoom` must be at least 1, got 0\.5"),
         (lambda: Animorphosis(others=[]), "`others` holds no images"),
         (lambda: realised(Animorphosis(others=Others(8))), r"of shape \(3, 8, 8\), but the images"),
+        (lambda: Snow()(images(), 3), "`realisation` lacks 'field'. Draw it with `realise`"),
         (lambda: Blur()(images(), 51), r"`s` must be in \[0, 50\], got 51"),
         (lambda: Blur()(images(), torch.tensor([0, 3, -1])), r"in \[0, 50\], got -1"),
         (lambda: Blur()(images(), torch.tensor([1, 2])), r"`s` has shape \(2,\); give one level"),

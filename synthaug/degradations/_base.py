@@ -47,7 +47,8 @@ class AbstractDegradation(abc.ABC):
             realisation: From `realise`; on the device of `x`.
 
         Raises:
-            ValueError: For a level out of range, or images that this cannot degrade.
+            ValueError: For a level out of range, a realisation that lacks something, or images that
+                this cannot degrade.
         """
         levels = torch.as_tensor(s, dtype=torch.int64)
         if levels.ndim > 1 or (levels.ndim == 1 and len(levels) != len(x)):
@@ -64,7 +65,13 @@ class AbstractDegradation(abc.ABC):
         levels = levels.reshape(-1).to(x.device)
         with torch.autocast(x.device.type, enabled=False):
             images = x if x.dtype == torch.float64 else x.float()
-            degraded = self._degrade(images, levels, realisation or {})
+            try:
+                degraded = self._degrade(images, levels, realisation or {})
+            except KeyError as missing:
+                raise ValueError(
+                    f"`realisation` lacks {missing}. Draw it with `realise`, and pass the same one "
+                    "at every level."
+                ) from missing
         return torch.where(levels.view(-1, 1, 1, 1) == 0, images, degraded)
 
     @abc.abstractmethod

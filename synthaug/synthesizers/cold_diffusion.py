@@ -165,7 +165,15 @@ class ColdDiffusion(AbstractSynthesizer):
 
         Returns:
             float32 (n, C, H, W) in [-1, 1], on the network's device.
+
+        Raises:
+            ValueError: For images of another shape, or a severity out of range.
         """
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"`images` has shape {tuple(images.shape)}; this restorer was trained on images of "
+                f"shape {self.image_shape}."
+            )
         s = self.levels(severity)
         realisation = self._realise(streams(seeds))
         x_s = self.degradation(images.to(self.device, torch.float32), s, realisation)
