@@ -350,6 +350,7 @@ def test_a_mixture_of_colours_finds_the_groups_and_gives_them_back():
     mixture = ColourMixture.fit(colours, 2, seed=0)
     mixture = ColourMixture.from_config(json.loads(json.dumps(mixture.config())))
     drawn = mixture.sample(streams(range(600)))
+    assert torch.equal(mixture.sample(streams([7])), drawn[7:8])
     high = drawn[:, 0] > 0
     assert float(high.float().mean()) == pytest.approx(1 / 3, abs=0.06)
     for group, centre in ((drawn[high], 0.5), (drawn[~high], -0.5)):
