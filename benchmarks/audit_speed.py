@@ -160,8 +160,10 @@ def main() -> None:
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "verdict": report.verdict,
         "reasons": list(report.reasons),
-        "near_duplicates_in_holdout": int((report.holdout_distances[:, -1] <= 0.3).sum()),
-        "counts": report.settings,
+        "near_duplicates_in_holdout": (
+            int((report.holdout_distances[:, -1] <= 0.3).sum()) if args.train else None
+        ),
+        "counts": {k: v for k, v in report.settings.items() if k != "command"},
     }
     if args.html:
         report.to_html(args.html)
