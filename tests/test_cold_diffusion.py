@@ -251,6 +251,18 @@ def test_the_estimate_of_evaluations_is_what_the_network_sees(settings):
     assert counting.images == cold.evaluations(plan).sum()
 
 
+@pytest.mark.parametrize(
+    "degradation", [Blur(num_levels=4, kernel_size=5), Inpainting(num_levels=4), Snow(num_levels=4)]
+)
+def test_restoring_happens_on_the_device_of_the_network(degradation):
+    network = tiny_unet(num_classes=None, channels=3).to("meta")
+    cold = tiny(network=network, degradation=degradation, num_steps=2)
+    views = cold.degrade_and_restore(
+        random_images(3, (3, 8, 8)), severity=[0.1, 0.5, 1.0], seeds=[0, 1, 2]
+    )
+    assert (views.device.type, views.shape) == ("meta", (3, 3, 8, 8))
+
+
 def test_a_little_severity_changes_an_image_less_than_much():
     cold = tiny().with_sources(Real())
     plan = cold.plan(per_class=6, severity=[0.1, 1.0])

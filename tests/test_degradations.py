@@ -144,6 +144,13 @@ def test_autocast_does_not_make_it_coarser(degradation):
 
 
 @every
+def test_everything_happens_on_the_device_of_the_images(degradation):
+    r = {name: value.to("meta") for name, value in realised(degradation).items()}
+    found = degradation(images().to("meta"), torch.tensor([0, 1, 4]), r)
+    assert (found.device.type, found.shape) == ("meta", (3, *SHAPE))
+
+
+@every
 def test_what_the_last_level_leaves_is_as_announced(degradation):
     r, T = realised(degradation), degradation.num_levels
     one, other = degradation(images(), T, r), degradation(-images(), T, r)

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, final
 
@@ -63,7 +64,7 @@ class AbstractDegradation(abc.ABC):
             if levels.ndim and levels.numel() and (levels == levels[0]).all():
                 levels = levels[0]
         levels = levels.reshape(-1).to(x.device)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             images = x if x.dtype == torch.float64 else x.float()
             try:
                 degraded = self._degrade(images, levels, realisation or {})
@@ -147,6 +148,12 @@ class Custom(AbstractDegradation):
     def config(self) -> dict[str, JSON]:
         """Its name stands in for the function."""
         return {"name": "Custom", "custom": self.name, "num_levels": self.num_levels}
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def check_levels(num_levels: int) -> None:
