@@ -341,6 +341,40 @@ def test_a_cache_can_be_looked_at_and_verified(work, cache):
     assert damaged.read_bytes() == cache.read_bytes()
 
 
+def test_a_restorer_is_trained_and_restores_real_images(work):
+    train, run_dir = f"folder:{work / 'train'}", work / "cold"
+    text = succeed(
+        "train", train, run_dir, "--method", "cold", "--degradation", "blur", "--steps", 2,
+        "--batch-size", 8, "--width", 8, "--device", "cpu",
+    )  # fmt: skip
+    assert text.startswith("2 steps, loss ")
+    assert (run_dir / "samples.png").exists()
+    generate = ["generate", run_dir, work / "restored.h5", "--ratio", 0.25, "--device", "cpu"]
+    text = succeed(*generate, "--source", train, "--severity", "[0.2, 0.4]", "--num-steps", 5)
+    assert "9 done" in text
+    assert set(SynthCache(work / "restored.h5").plan["severity"]) == {0.2, 0.4}
+    assert "Unknown setting 'eta'" in fail(
+        2, *generate[:2], work / "no.h5", *generate[3:], "--eta", 1
+    )
+
+
+def test_images_are_inverted_and_varied(work):
+    train, generator, inverted = f"folder:{work / 'train'}", work / "tokens", work / "inverted"
+    text = succeed(
+        "train", train, generator, "--condition", "tokens", "--token-width", 8, "--num-tokens", 2,
+        "--steps", 2, "--batch-size", 8, "--width", 8, "--device", "cpu",
+    )  # fmt: skip
+    assert "Next: synthaug invert" in text
+    text = succeed("invert", generator, train, inverted, "--updates", 2, "--device", "cpu")
+    assert "36 embeddings" in text
+    assert (inverted / "variants.png").exists()
+    text = succeed("generate", inverted, work / "v.h5", "--ratio", 0.5, "--noise", 0.2, *DRAW)
+    assert "18 done" in text
+    plan = SynthCache(work / "v.h5").plan
+    assert (plan["source"] >= 0).all()
+    assert set(plan["noise"]) == {0.2}
+
+
 def test_caches_are_merged_exported_imported_and_forgotten(work):
     source, parts = f"folder:{work / 'train'}", [work / "one.h5", work / "two.h5"]
     for seed, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""Commands that train a generator and draw with it."""
+"""Commands that draw images with a generator."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +9,26 @@ from synthaug._cli._inputs import load, names
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What to draw.
+    """What to draw. What a kind of checkpoint does not know, it refuses.
 
     Args:
         per_class: Images of every class.
         ratio: Images per image of --source, with its class proportions.
         counts: Images of each class by name, for example '{"cat": 500, "dog": 200}'.
-        source: Data set of real images: to start from with --strength, and to count for --ratio.
-            They are brought to the checkpoint's image size and channels.
-        strength: Share of the diffusion that is redone, from each image of --source. Several values
-            are used in turn.
-        guidance_scale: 1 is no guidance. Several values are used in turn.
+        source: Data set of real images: to start from with --strength or --severity, and to count
+            for --ratio. They are brought to the checkpoint's image size and channels.
+        guidance_scale: 1 is no guidance. Of this and the next five, several values are used in
+            turn.
+        strength: Share of the diffusion that is redone, from each image of --source.
+        severity: Share of each image of --source that is taken away and restored (cold diffusion).
+        noise: Noise on an image's embedding, as a share of its size (diffusion inversion).
+        interpolation: Way to the embedding of a partner of the same class (diffusion inversion).
+        snapshot: Updates after which the embedding was kept (diffusion inversion).
         num_inference_steps: Denoising steps.
         scheduler: ddim, ddpm, dpmsolver++, or the name of a diffusers scheduler.
         eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
+        num_steps: Restoration steps (cold diffusion).
+        algorithm: improved, naive or direct (cold diffusion).
         classes: Class names or prompts (cat,dog), for a checkpoint that does not name them.
         image_size: Height and width, if not the checkpoint's own.
         dtype: bfloat16 is faster; images then depend slightly on the batch size.
@@ -34,48 +40,59 @@ class PlanOptions:
     ratio: float | None = None
     counts: dict[str, int] | None = None
     source: str | None = None
-    strength: float | list[float] | None = None
     guidance_scale: float | list[float] | None = None
+    strength: float | list[float] | None = None
+    severity: float | list[float] | None = None
+    noise: float | list[float] | None = None
+    interpolation: float | list[float] | None = None
+    snapshot: int | list[int] | None = None
     num_inference_steps: int | None = None
     scheduler: str | None = None
-    eta: float = 0.0
+    eta: float | None = None
+    num_steps: int | None = None
+    algorithm: Literal["improved", "naive", "direct"] | None = None
     classes: str | list[str] | None = None
     image_size: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str | None = None
     seed: int = 0
 
+    def given(self, *options: str) -> dict[str, Any]:
+        """Those of these options that were given."""
+        values = {name: getattr(self, name) for name in options}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+ROW = ("guidance_scale", "strength", "severity", "noise", "interpolation", "snapshot")
+SETTINGS = ("num_inference_steps", "scheduler", "eta", "num_steps", "algorithm", "image_size")
+
 
 def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
     """The synthesizer, its plan, and the data set of `--source`."""
     import torch
 
-    from synthaug.synthesizers import ClassConditional
+    from synthaug import synthesizers
 
-    settings: dict[str, Any] = {"eta": options.eta}
-    if options.num_inference_steps is not None:
-        settings["num_inference_steps"] = options.num_inference_steps
-    if options.scheduler is not None:
-        settings["scheduler"] = options.scheduler
-    synthesizer = ClassConditional.from_pretrained(
+    name = _kind(checkpoint)
+    if name not in synthesizers.__all__:
+        raise ValueError(f"{checkpoint} is a checkpoint for {name!r}, which we do not know.")
+    kind = getattr(synthesizers, name)
+    synthesizer = kind.from_pretrained(
         checkpoint,
         classes=None if options.classes is None else names(options.classes),
-        image_size=options.image_size,
         dtype=getattr(torch, options.dtype),
         device=options.device,
-        **settings,
+        **options.given(*SETTINGS),
     )
+    row = options.given(*ROW)
     source = None
     if options.source is not None:
         source = load(options.source, synthesizer.image_shape, classes=synthesizer.classes)
-    row: dict[str, Any] = {}
-    if options.guidance_scale is not None:
-        row["guidance_scale"] = options.guidance_scale
-    if options.strength is not None:
-        if source is None:
-            raise ValueError("`--strength` needs `--source`, the real images to start from.")
-        synthesizer = synthesizer.with_sources(source)
-        row["strength"] = options.strength
+        if row.keys() & {"strength", "severity"} or kind is synthesizers.ColdDiffusion:
+            synthesizer = synthesizer.with_sources(source)
+    elif row.keys() & {"strength", "severity"}:
+        option = "strength" if "strength" in row else "severity"
+        raise ValueError(f"`--{option}` needs `--source`, the real images to start from.")
     plan = synthesizer.plan(
         None if source is None else source.targets,
         per_class=options.per_class,
@@ -87,101 +104,16 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
     return synthesizer, plan, source
 
 
-def train(
-    data: str,
-    out: str,
-    *,
-    unlabelled: str | None = None,
-    image_size: int | None = None,
-    channels: Literal[1, 3] | None = None,
-    steps: int = 10_000,
-    batch_size: int = 64,
-    learning_rate: float = 4e-4,
-    warmup_steps: int = 200,
-    decay_steps: int = 0,
-    ema_decay: float = 0.9995,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    compile: bool = False,
-    width: int = 32,
-    num_layers: int = 1,
-    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction",
-    label_dropout: float = 0.1,
-    horizontal_flip: bool = False,
-    checkpoint_seconds: float = 120.0,
-    device: str | None = None,
-    seed: int = 0,
-) -> None:
-    """Train a class-conditional diffusion model; run again to resume.
+def _kind(checkpoint: str) -> str:
+    """Name of the synthesizer that a checkpoint is for."""
+    from synthaug._checkpoints import read_json
 
-    synthaug train folder:cifar10/train runs/cifar10 --steps 20000 --precision bfloat16
-
-    Args:
-        data: Labelled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
-        out: Directory to write; it becomes a checkpoint in diffusers layout.
-        unlabelled: Further images, which train the unconditional branch.
-        image_size: Resize the shorter side to it and cut out the centre.
-        channels: 1 converts to grey, 3 to RGB.
-        steps: Optimiser steps in all.
-        batch_size: Images per step.
-        learning_rate: Peak learning rate of AdamW.
-        warmup_steps: Steps over which the learning rate rises.
-        decay_steps: Steps at the end over which the learning rate falls to 0.
-        ema_decay: Decay of the moving average of the weights.
-        precision: bfloat16 runs the network under autocast.
-        compile: Compile the network: a slow start, then faster steps.
-        width: Channels of the network's first level.
-        num_layers: Residual blocks per level.
-        prediction_type: What the network predicts.
-        label_dropout: Share of the labels hidden, to train the unconditional branch.
-        horizontal_flip: Mirror half of the training images.
-        checkpoint_seconds: Seconds between checkpoints.
-        device: cpu, cuda ...; a GPU if there is one by default.
-        seed: Seed.
-    """
-    from accelerate import PartialState
-
-    from synthaug._data import load_dataset
-    from synthaug._pixels import grid, to_pixels
-    from synthaug._training import TrainingConfig
-    from synthaug.synthesizers import ClassConditional
-
-    real = load_dataset(data, image_size=image_size, channels=channels)
-    more = None
-    if unlabelled is not None:
-        more = load_dataset(unlabelled, image_size=image_size, channels=channels)
-    synthesizer, result = ClassConditional.fit(
-        real,
-        out,
-        unlabelled=more,
-        config=TrainingConfig(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            warmup_steps=warmup_steps,
-            decay_steps=decay_steps,
-            ema_decay=ema_decay,
-            precision=precision,
-            compile=compile,
-            seed=seed,
-            checkpoint_seconds=checkpoint_seconds,
-            device=device,
-        ),
-        channels=width,
-        num_layers=num_layers,
-        prediction_type=prediction_type,
-        label_dropout=label_dropout,
-        horizontal_flip=horizontal_flip,
-    )
-    if not PartialState().is_main_process:
-        return
-    counts = dict.fromkeys(synthesizer.classes[:10], 8)
-    scale = 1.5 if synthesizer.can_be_guided else 1.0
-    images = synthesizer.draw(synthesizer.plan(counts=counts, seed=seed, guidance_scale=scale))
-    picture = Path(out) / "samples.png"
-    zoom = max(1, 32 // images.shape[-1])
-    grid(to_pixels(images), columns=8, scale=zoom).save(picture)
-    loss = f", loss {result.loss_curve[-1][1]:.4f}" if result.loss_curve else ""
-    print(f"{result.step:,} steps{loss}. Checkpoint: {out}. Samples, a row per class: {picture}")
+    folder = Path(checkpoint).expanduser()
+    if (folder / "inversion.json").exists():
+        return "DiffusionInversion"
+    if (folder / "synthaug.json").exists():
+        return str(read_json(folder / "synthaug.json").get("synthesizer", "ClassConditional"))
+    return "ClassConditional"
 
 
 def plan(checkpoint: str, options: PlanOptions, *, estimate: bool = False) -> None:

@@ -86,48 +86,6 @@ def invert(
     print(f"{len(real):,} embeddings{loss}: {out}. Real images and variants of each: {picture}")
 
 
-def train_tokens(
-    real: Any,
-    out: str,
-    config: Any,
-    *,
-    num_tokens: int,
-    token_width: int,
-    token_noise: float,
-    token_dropout: float,
-    channels: int,
-    num_layers: int,
-    prediction_type: str,
-    horizontal_flip: bool,
-) -> None:
-    """What `train --condition tokens` does with its data set and `TrainingConfig`."""
-    from synthaug.synthesizers import DiffusionInversion
-
-    _, result = DiffusionInversion.fit_generator(
-        real,
-        out,
-        config=config,
-        num_tokens=num_tokens,
-        token_width=token_width,
-        token_noise=token_noise,
-        token_dropout=token_dropout,
-        channels=channels,
-        num_layers=num_layers,
-        prediction_type=prediction_type,
-        horizontal_flip=horizontal_flip,
-    )
-    loss = f", loss {result.loss_curve[-1][1]:.4f}" if result.loss_curve else ""
-    print(f"{result.step:,} steps{loss}. Checkpoint: {out}. Next: synthaug invert {out} DATA OUT")
-
-
-def is_inverted(checkpoint: str) -> bool:
-    """Whether a directory is what `invert` wrote, so that `generate` draws variants from it."""
-    import json
-
-    path = Path(checkpoint) / "inversion.json"
-    return path.exists() and json.loads(path.read_text()).get("classes") is not None
-
-
 def _picture(inverted: Any, real: Any, path: Path, images: int = 8, variants: int = 7) -> None:
     """A row per image: the real one, then variants of it."""
     import numpy as np

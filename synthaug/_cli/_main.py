@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from synthaug._cli._caches import export, forget, import_, info, merge, verify
-from synthaug._cli._generation import PlanOptions, generate, plan, train
+from synthaug._cli._generation import PlanOptions, generate, plan
+from synthaug._cli._inversion import invert
 from synthaug._cli._judgement import audit, demo, evaluate
+from synthaug._cli._training import train
 from synthaug._errors import (
     AuditMismatchError,
     CacheMismatchError,
@@ -40,6 +42,7 @@ DOES_NOT_FIT = (
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": train,
+    "invert": invert,
     "plan": plan,
     "generate": generate,
     "audit": audit,

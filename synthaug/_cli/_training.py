@@ -1,0 +1,179 @@
+"""The command that trains a generator."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+
+def train(
+    data: str,
+    out: str,
+    *,
+    method: Literal["diffusion", "cold"] = "diffusion",
+    condition: Literal["labels", "tokens"] = "labels",
+    unlabelled: str | None = None,
+    image_size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    steps: int = 10_000,
+    batch_size: int = 64,
+    learning_rate: float = 4e-4,
+    warmup_steps: int = 200,
+    decay_steps: int = 0,
+    ema_decay: float = 0.9995,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    compile: bool = False,
+    width: int = 32,
+    num_layers: int = 1,
+    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction",
+    label_dropout: float = 0.1,
+    num_tokens: int = 4,
+    token_width: int = 64,
+    degradation: str = "blur",
+    degradation_settings: dict[str, Any] | None = None,
+    colour_components: int = 1,
+    horizontal_flip: bool = False,
+    checkpoint_seconds: float = 120.0,
+    device: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Train a generator; run again to resume.
+
+    synthaug train folder:cifar10/train runs/cifar10 --steps 20000 --precision bfloat16
+
+    Args:
+        data: Labelled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
+        out: Directory to write; it becomes a checkpoint in diffusers layout.
+        method: diffusion learns to remove noise, cold (cold diffusion) to undo --degradation.
+        condition: What diffusion is told about an image: its label, or tokens of an encoder that is
+            learned along with it, for synthaug invert.
+        unlabelled: Further images, which train the unconditional branch.
+        image_size: Resize the shorter side to it and cut out the centre.
+        channels: 1 converts to grey, 3 to RGB.
+        steps: Optimiser steps in all.
+        batch_size: Images per step.
+        learning_rate: Peak learning rate of AdamW.
+        warmup_steps: Steps over which the learning rate rises.
+        decay_steps: Steps at the end over which the learning rate falls to 0.
+        ema_decay: Decay of the moving average of the weights.
+        precision: bfloat16 runs the network under autocast.
+        compile: Compile the network: a slow start, then faster steps.
+        width: Channels of the network's first level.
+        num_layers: Residual blocks per level.
+        prediction_type: What the network predicts.
+        label_dropout: Share of the labels hidden, to train the unconditional branch.
+        num_tokens: Tokens per image, with --condition tokens.
+        token_width: Size of each token.
+        degradation: What cold diffusion undoes: blur, inpainting, super-resolution, snow,
+            decolorization or noise.
+        degradation_settings: Those that differ from its defaults, for example '{"num_levels": 20}'.
+        colour_components: Gaussians in the mixture of colours that cold generation starts from.
+        horizontal_flip: Mirror half of the training images.
+        checkpoint_seconds: Seconds between checkpoints.
+        device: cpu, cuda ...; a GPU if there is one by default.
+        seed: Seed.
+    """
+    from accelerate import PartialState
+
+    from synthaug._data import load_dataset
+    from synthaug._training import TrainingConfig
+
+    if unlabelled is not None and (method == "cold" or condition == "tokens"):
+        raise ValueError("`--unlabelled` is for labels; other methods do not look at them.")
+    real = load_dataset(data, image_size=image_size, channels=channels)
+    more = None
+    if unlabelled is not None:
+        more = load_dataset(unlabelled, image_shape=real.image_shape)
+    common: dict[str, Any] = {
+        "config": TrainingConfig(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=warmup_steps,
+            decay_steps=decay_steps,
+            ema_decay=ema_decay,
+            precision=precision,
+            compile=compile,
+            seed=seed,
+            checkpoint_seconds=checkpoint_seconds,
+            device=device,
+        ),
+        "channels": width,
+        "num_layers": num_layers,
+        "horizontal_flip": horizontal_flip,
+    }
+    model: Any
+    if method == "cold":
+        from synthaug import degradations
+        from synthaug.synthesizers import ColdDiffusion
+
+        model, result = ColdDiffusion.fit(
+            real,
+            out,
+            degradation=degradations.named(degradation, **(degradation_settings or {})),
+            colour_components=colour_components,
+            **common,
+        )
+    elif condition == "tokens":
+        from synthaug.synthesizers import DiffusionInversion
+
+        model, result = DiffusionInversion.fit_generator(
+            real,
+            out,
+            num_tokens=num_tokens,
+            token_width=token_width,
+            prediction_type=prediction_type,
+            **common,
+        )
+    else:
+        from synthaug.synthesizers import ClassConditional
+
+        model, result = ClassConditional.fit(
+            real,
+            out,
+            unlabelled=more,
+            prediction_type=prediction_type,
+            label_dropout=label_dropout,
+            **common,
+        )
+    if not PartialState().is_main_process:
+        return
+    loss = f", loss {result.loss_curve[-1][1]:.4f}" if result.loss_curve else ""
+    print(f"{result.step:,} steps{loss}. Checkpoint: {out}.")
+    picture = Path(out) / "samples.png"
+    if method == "cold":
+        _restored(model, real, picture)
+        print(f"Real images, what the last level leaves of them, what is restored: {picture}")
+    elif condition == "tokens":
+        print(f"Next: synthaug invert {out} {data} DIRECTORY")
+    else:
+        _samples(model, seed, picture)
+        print(f"Samples, a row per class: {picture}")
+
+
+def _samples(model: Any, seed: int, path: Path) -> None:
+    """Eight images of each of the first ten classes."""
+    from synthaug._pixels import grid, to_pixels
+
+    counts = dict.fromkeys(model.classes[:10], 8)
+    scale = 1.5 if model.can_be_guided else 1.0
+    images = model.draw(model.plan(counts=counts, seed=seed, guidance_scale=scale))
+    zoom = max(1, 32 // images.shape[-1])
+    grid(to_pixels(images), columns=8, scale=zoom).save(path)
+
+
+def _restored(cold: Any, real: Any, path: Path, images: int = 8) -> None:
+    """A row of real images, one of what the last level leaves, one of what is restored."""
+    import numpy as np
+    import torch
+
+    from synthaug._noise import streams
+    from synthaug._pixels import grid, to_images, to_pixels
+
+    chosen = np.unique(np.linspace(0, len(real) - 1, images).astype(int))
+    pixels = real.read(chosen)
+    drawn = cold.degradation.realise(streams(chosen.tolist()), cold.image_shape)
+    realisation = {name: value.to(cold.device) for name, value in drawn.items()}
+    T = cold.degradation.num_levels
+    x_T = cold.degradation(to_images(pixels).to(cold.device), T, realisation)
+    restored = cold.restore(x_T, T, realisation).x0
+    sheet = torch.cat([pixels, to_pixels(x_T).cpu(), to_pixels(restored).cpu()])
+    grid(sheet, columns=len(chosen), scale=max(1, 32 // pixels.shape[-1])).save(path)
