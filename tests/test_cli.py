@@ -341,6 +341,18 @@ def test_a_cache_can_be_looked_at_and_verified(work, cache):
     assert damaged.read_bytes() == cache.read_bytes()
 
 
+def test_features_in_files_are_audited_and_the_report_says_how_to_repeat_it(work):
+    rng = np.random.default_rng(0)
+    for name, count in (("synthetic", 20), ("train", 200), ("holdout", 100)):
+        np.save(work / f"{name}.npy", rng.normal(size=(count, 6)).astype(np.float32))
+    files = [work / f"{name}.npy" for name in ("synthetic", "train", "holdout")]
+    out = work / "of-features"
+    outcome = run("audit", *files[:2], "--holdout", files[2], "--k", 3, "--out", out)
+    assert outcome.code in (0, 1, 3), outcome.err
+    shown = out.with_suffix(".html").read_text()
+    assert f"synthaug audit {files[0]} {files[1]} --holdout {files[2]}" in shown
+
+
 def test_a_restorer_is_trained_and_restores_real_images(work):
     train, run_dir = f"folder:{work / 'train'}", work / "cold"
     text = succeed(

@@ -1,8 +1,12 @@
 """Commands that judge synthetic images: are they copies, and are they of use?"""
 
+import shlex
 from typing import Any, Literal
 
 from synthaug._cli._inputs import load, names
+
+FILES = (".npy", ".npz", ".hdf5")
+"""Of images or features, which `synthaug.audit` reads itself; a .h5 file is a cache."""
 
 
 def audit(
@@ -13,6 +17,10 @@ def audit(
     out: str = "audit",
     features: str | list[str] | None = None,
     fdr: float = 0.05,
+    k: int | None = None,
+    index: Literal["exact", "auto", "ivf", "hnsw", "sq", "pq"] = "exact",
+    features_dir: str | None = None,
+    max_pairs: int = 50,
     image_size: int | None = None,
     channels: Literal[1, 3] | None = None,
     deduplicate: bool = False,
@@ -25,7 +33,8 @@ def audit(
     synthaug audit cifar10.h5 folder:cifar10/train --holdout folder:cifar10/test
 
     Args:
-        synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
+        synthetic: A cache (FILE.h5), a data set such as folder:PATH, or a .npy, .npz or .hdf5 file
+            of images or features.
         train: The images that the generator was trained on. They are brought to the cache's image
             size and channels.
         holdout: Real images that it never saw. Without them the verdict is inconclusive at best.
@@ -33,6 +42,10 @@ def audit(
         features: Where distances are taken: pixels, spectrum, torchscript:FILE, torchvision:NAME or
             timm:NAME; several with commas between them.
         fdr: False discovery rate among the flagged images.
+        k: Neighbours that an image's distance is compared with; 50 or fewer by default.
+        index: How neighbours are searched; all but exact may miss some, and say the share found.
+        features_dir: Folder in which the features of networks are kept for other audits.
+        max_pairs: Pairs of images shown in the report.
         image_size: For data sets: resize the shorter side to it and cut out the centre.
         channels: For data sets: 1 converts to grey, 3 to RGB.
         deduplicate: Set hold-out images aside that are training images, instead of refusing.
@@ -45,9 +58,12 @@ def audit(
     from synthaug._data import load_dataset
     from synthaug.features import named
 
-    spaces = [named(name, device=device) for name in names(features or [])]
+    listed = names(features or [])
+    spaces = [named(name, device=device) for name in listed]
     if ":" in synthetic:
         images: Any = load_dataset(synthetic, image_size=image_size, channels=channels)
+    elif synthetic.lower().endswith(FILES):
+        images = synthetic
     else:
         images = SynthCache(synthetic)
         if image_size is not None or channels is not None:
@@ -55,15 +71,41 @@ def audit(
                 "`--image-size` and `--channels` are for folders; with a cache, real images are "
                 f"brought to its shape, {images.image_shape}."
             )
-    shape = images.image_shape
+
+    def real(spec: str) -> Any:
+        if ":" not in spec and spec.lower().endswith((*FILES, ".h5")):
+            return spec
+        if isinstance(images, str):
+            return load_dataset(spec, image_size=image_size, channels=channels)
+        return load(spec, images.image_shape)
+
+    options = {
+        "holdout": holdout,
+        "features": ",".join(listed) or None,
+        "fdr": fdr,
+        "k": k,
+        "index": index,
+        "image-size": image_size,
+        "channels": channels,
+        "seed": seed,
+    }
+    command = ["synthaug", "audit", synthetic, train]
+    for name, value in options.items():
+        command += [] if value is None else [f"--{name}", str(value)]
+    command += ["--deduplicate"] if deduplicate else []
     report = run(
         images,
-        load(train, shape),
-        holdout=None if holdout is None else load(holdout, shape),
+        real(train),
+        holdout=None if holdout is None else real(holdout),
         features=spaces or None,
         fdr=fdr,
+        k=k,
+        index=index,
+        features_dir=features_dir,
+        max_pairs=max_pairs,
         deduplicate=deduplicate,
         seed=seed,
+        command=shlex.join(command),
     )
     report.to_html(f"{out}.html", redact=redact)
     report.to_json(f"{out}.json", redact=redact)
