@@ -104,7 +104,7 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", default="folder:cifar10/test")
     parser.add_argument("--pretrained-on", required=True, help="What the generator saw, in words")
     parser.add_argument("--work", default="runs/inversion", help="Keeps embeddings and runs")
-    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("--updates", type=int, default=InversionConfig().updates)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=InversionConfig().learning_rate)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
