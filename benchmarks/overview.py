@@ -32,7 +32,7 @@ figure = Figure(figsize=(11, 3.7), layout="constrained")
 first, second, third = figure.subplots(1, 3, width_ratios=[0.32, 1, 1.35])
 for axes, title, pixels, columns in (
     (first, "all labels\nthere are", real.read(range(len(real))), Settings().per_class),
-    (second, "synthetic, checked\nfor copies", cache.read(rows), 10),
+    (second, f"synthetic\naudit: {audit.verdict}", cache.read(rows), 10),
 ):
     sheet = grid(pixels, columns=columns, scale=4, padding=3)
     axes.imshow(sheet, cmap="gray", interpolation="nearest")

@@ -252,7 +252,7 @@ def demo(
     print()
     print(evaluation.table())
     print()
-    print(f"Audit: {report.verdict}. {report.reasons[0]}")
+    print(f"Audit: {report.verdict}. {' '.join(report.reasons)}")
     print(f"Report: {path.resolve()} ({minutes:.1f} minutes)")
     return path
 
