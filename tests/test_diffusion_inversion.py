@@ -400,6 +400,9 @@ def test_spherical_interpolation_keeps_the_length_and_is_linear_where_there_is_n
         assert torch.isfinite(interpolate(a, -a, s, spherical=True)).all()
     x, y = torch.zeros(2, 1, 1, 2)
     x[..., 0], y[..., 1] = 1, 1
+    half = torch.tensor([0.5])
+    assert torch.equal(interpolate(x, 3 * x, half, spherical=True), 2 * x)
+    assert torch.equal(interpolate(x, -x, half / 2, spherical=True), x / 2)
     lengths = [
         float(interpolate(x, y, torch.tensor([s]), spherical=False).norm()) for s in (0.1, 0.5)
     ]

@@ -634,7 +634,6 @@ def soft_labels(rows: Plan) -> Features:
     weights = np.zeros((len(rows), len(rows.classes)), np.float32)
     at, share = np.arange(len(rows)), np.asarray(rows["interpolation"], np.float32)
     partner = rows["partner_label"]
-    share = np.where(partner < 0, np.float32(0), share)
     np.add.at(weights, (at, rows["label"]), 1 - share)
     np.add.at(weights, (at, np.where(partner < 0, rows["label"], partner)), share)
     return weights
