@@ -74,7 +74,7 @@ def test_an_image_becomes_what_the_synthesizer_makes_of_it():
         tv_tensors.Image(torch.zeros(3, 1, 1, dtype=torch.uint8)),
         tv_tensors.Image(torch.zeros(3, 1, 1)),
     ],
-    ids=lambda x: f"{type(x).__name__} {getattr(x, 'dtype', x)}",
+    ids=lambda x: f"{type(x).__name__} {x.mode if isinstance(x, Image.Image) else x.dtype}",
 )
 def test_every_type_of_image_is_kept_and_restored_alike(example):
     channels = pixels_of(example).shape[0]
