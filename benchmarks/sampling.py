@@ -104,11 +104,9 @@ def cost(size: int, width: int, batch: int, steps: int, rounds: int) -> dict[str
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    from scipy.linalg import sqrtm
-
     ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = sqrtm(ca @ cb).real
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root))
+    roots = np.linalg.eigvals(ca @ cb).real.clip(min=0) ** 0.5
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb) - 2 * roots.sum())
 
 
 def quality(

@@ -38,6 +38,9 @@ class ColdRestore(v2.Transform):
     `plan` and `generate` keep restored views in a cache, to be made once.
     """
 
+    draws_per_image = True
+    """Of a batch, every image has its own draw."""
+
     def __init__(
         self,
         cold: ColdRestorer,

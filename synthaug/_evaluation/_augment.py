@@ -128,14 +128,14 @@ def apply_augment(augment: Augment, pixels: Pixels) -> Pixels:
     """Augments a batch, each image with its own draw.
 
     torchvision's v2 transforms draw once per call, for all images alike, so those are called image
-    by image.
+    by image, unless they say with `draws_per_image` that they draw for each.
 
     Raises:
         ValueError: If the result is not uint8 of the shape it had.
     """
     from torchvision.transforms import v2
 
-    if isinstance(augment, v2.Transform):
+    if isinstance(augment, v2.Transform) and not getattr(augment, "draws_per_image", False):
         result = torch.stack([augment(image) for image in pixels])
     else:
         result = augment(pixels)

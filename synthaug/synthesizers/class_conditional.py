@@ -10,36 +10,27 @@ Notation (code -> papers): `x` -> x_t; `guidance_scale` -> g = 1 + w; `strength`
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from synthaug._errors import DataError
 from synthaug._noise import streams
-from synthaug._pixels import digest
 from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult
-from synthaug._types import JSON, Images, Indices, Pixels
+from synthaug._types import JSON, Images, Pixels
 from synthaug.denoisers import ClassifierFreeGuidance
 from synthaug.samplers import sample, step_arguments
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers._real import RealImages
 
 _SETTINGS = ("scheduler", "num_inference_steps", "eta")
-
-
-class ImageSource(Protocol):
-    """Real images by index: what `synthaug` data sets and caches offer."""
-
-    def read(self, indices: Indices) -> Pixels:
-        """uint8 (n, C, H, W)."""
-        ...
 
 
 @final
@@ -62,9 +53,8 @@ class ClassConditional(AbstractSynthesizer):
     num_inference_steps: int = 50
     eta: float = 0.0
     """0 for deterministic DDIM steps, 1 for ancestral ones."""
-    real: ImageSource | None = None
+    real: RealImages | None = field(default=None, repr=False)
     """Where `source` indices point to; see `with_sources`."""
-    real_labels: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1:
@@ -155,14 +145,7 @@ class ClassConditional(AbstractSynthesizer):
                 "The plan starts from real images, but this synthesizer has none. Call "
                 "`with_sources(real)` first."
             )
-        pixels = self.real.read(rows["source"])
-        for i, image in enumerate(pixels):
-            if digest(image) != int(rows["source_key"][i]):
-                raise DataError(
-                    f"Real image {rows['source'][i]} is not the one that the plan was made with. "
-                    "Give the same data set in the same order, or make a new plan."
-                )
-        return pixels
+        return self.real.read(rows)
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations per row: steps taken, twice with guidance."""
@@ -188,27 +171,9 @@ class ClassConditional(AbstractSynthesizer):
             DataError: For images of another shape, or other or differently ordered classes.
             ValueError: For labels beyond the classes, or not one for every image.
         """
-        shape = tuple(getattr(real, "image_shape", self.image_shape))
-        if shape != self.image_shape:
-            raise DataError(
-                f"The real images have shape {shape}, the model draws {self.image_shape}. Load "
-                f"them with image_size={self.image_shape[1]} and channels={self.image_shape[0]}."
-            )
-        names = tuple(map(str, getattr(real, "classes", self.classes)))
-        if labels is None and names != self.classes:
-            raise DataError(
-                f"The real images have the classes {', '.join(names)}, the model "
-                f"{', '.join(self.classes)}. Load them with the model's `classes`, in its order."
-            )
-        found = np.asarray(real.targets if labels is None else labels, np.int64)
-        if hasattr(real, "__len__") and len(found) != len(real):
-            raise ValueError(f"Got {len(found)} `labels` for {len(real)} real images.")
-        if len(found) and not (found.min() >= 0 and found.max() < len(self.classes)):
-            raise ValueError(
-                f"`labels` must be in [0, {len(self.classes) - 1}], the model's classes; got "
-                f"{found.min()} to {found.max()}."
-            )
-        return replace(self, real=real, real_labels=found)
+        shape = self.image_shape
+        found = RealImages.checked(real, labels, classes=self.classes, image_shape=shape)
+        return replace(self, real=found)
 
     def plan(
         self,
@@ -258,14 +223,8 @@ class ClassConditional(AbstractSynthesizer):
                 "This network knows no classes, so its images would bear random labels. Start from "
                 "real images (`with_sources`), or name a single class."
             )
-        sources = keys = None
-        if self.real is not None and self.real_labels is not None:
-            sources = [np.flatnonzero(self.real_labels == c) for c in range(len(self.classes))]
-            keys = np.zeros(len(self.real_labels), np.uint64)
-            for start in range(0, len(keys), 1024):
-                block = np.arange(start, min(start + 1024, len(keys)))
-                keys[block] = [digest(image) for image in self.real.read(block)]
-            labels = self.real_labels if labels is None else labels
+        if self.real is not None and labels is None:
+            labels = self.real.labels
         return self._build_plan(
             labels,
             per_class=per_class,
@@ -273,8 +232,8 @@ class ClassConditional(AbstractSynthesizer):
             counts=counts,
             seed=seed,
             parameters=merged,
-            sources=sources,
-            source_keys=keys,
+            sources=None if self.real is None else self.real.by_class(),
+            source_keys=None if self.real is None else self.real.keys(),
         )
 
     # -- identity --------------------------------------------------------------------------------
