@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from synthaug._errors import SynthaugError as SynthaugError
     from synthaug._evaluation import AffineAugment as AffineAugment
     from synthaug._evaluation import Arm as Arm
+    from synthaug._evaluation import CutMix as CutMix
     from synthaug._evaluation import EvaluationReport as EvaluationReport
     from synthaug._evaluation import StandardAugment as StandardAugment
     from synthaug._evaluation import evaluate as evaluate
@@ -71,6 +72,7 @@ _HOME = {
     "CachePendingError": "_errors",
     "CheckpointError": "_errors",
     "ClassConditional": "synthesizers",
+    "CutMix": "_evaluation",
     "ColdDiffusion": "synthesizers",
     "DataError": "_errors",
     "DiffusionInversion": "synthesizers",

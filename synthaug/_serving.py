@@ -111,7 +111,7 @@ def servable(synthetic: Any, audit: Any) -> Servable:
             f"`synthetic` is a {type(synthetic).__name__}, expected a cache: "
             '`synthaug.SynthCache("PATH.h5")`.'
         )
-    done = np.asarray(synthetic.done, bool)
+    done = np.asarray(synthetic.done, bool) & ~_between_classes(synthetic)
     if audit is None:
         found = Servable(done, int(done.sum()), None)
         _warn_once(
@@ -149,6 +149,22 @@ def servable(synthetic: Any, audit: Any) -> Servable:
     else:
         _warn_once(synthetic, found, "Copies of training images may have gone unseen")
     return found
+
+
+def _between_classes(synthetic: Any) -> NDArray[np.bool_]:
+    """Rows that were mixed from images of two classes: no single label is right for them."""
+    columns = getattr(getattr(synthetic, "plan", None), "columns", {})
+    if "partner_label" not in columns:
+        return np.zeros(len(synthetic.done), bool)
+    partner = np.asarray(columns["partner_label"])
+    between = (partner >= 0) & (partner != np.asarray(synthetic.labels))
+    if between.any():
+        log.warning(
+            "%s images are mixed from two classes and are not served under one label; train on "
+            "them with `soft_labels`.",
+            f"{int(between.sum()):,}",
+        )
+    return between
 
 
 def _warn_once(synthetic: SyntheticImages, found: Servable, meaning: str) -> None:

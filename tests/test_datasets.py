@@ -606,6 +606,20 @@ def test_what_an_audit_did_not_clear_is_said_aloud_once(
         assert re.search(text, warnings[0])
 
 
+def test_images_between_two_classes_are_not_served_under_one_label(cache, caplog):
+    labels = np.asarray(cache.labels)
+    partner = np.full(len(labels), -1)
+    partner[:4] = labels[:4]  # partners of the same class
+    partner[4:7] = (labels[4:7] + 1) % 3
+    names = ("labels", "classes", "done", "image_shape", "identity", "read")
+    plan = SimpleNamespace(columns={"partner_label": partner})
+    mixed = SimpleNamespace(**{name: getattr(cache, name) for name in names}, plan=plan)
+    expected = np.asarray(cache.done).copy()
+    expected[4:7] = False
+    assert (servable(mixed, None).mask == expected).all()
+    assert "3 images are mixed from two classes" in caplog.text
+
+
 def test_something_that_is_no_report_or_no_cache_is_refused(real, cache):
     with pytest.raises(TypeError, match=r"`audit` is a str, expected a report .*from_json"):
         servable(cache, "audit.json")

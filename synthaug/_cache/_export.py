@@ -30,7 +30,7 @@ Advance = Callable[[int], object]
 """Moves a progress bar."""
 
 _PER_TAR = 10_000  # images
-_HASHES = ("seed", "source_key")
+_HASHES = ("seed", "source_key", "partner_key")
 """Columns that do not fit every reader's integers; written as hexadecimal text."""
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'

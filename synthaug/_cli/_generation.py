@@ -109,7 +109,7 @@ def _kind(checkpoint: str) -> str:
     from synthaug._checkpoints import read_json
 
     folder = Path(checkpoint).expanduser()
-    if (folder / "inversion.json").exists():
+    if (folder / "inversion.json").exists() and read_json(folder / "inversion.json")["classes"]:
         return "DiffusionInversion"
     if (folder / "synthaug.json").exists():
         return str(read_json(folder / "synthaug.json").get("synthesizer", "ClassConditional"))

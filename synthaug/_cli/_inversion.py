@@ -9,10 +9,10 @@ def invert(
     data: str,
     out: str,
     *,
-    updates: int = 300,
+    updates: int = 100,
     snapshots: list[int] | None = None,
     batch_size: int = 64,
-    learning_rate: float = 3e-2,
+    learning_rate: float = 0.1,
     start: Literal["encoder", "prompt", "noise"] | None = None,
     num_tokens: int | None = None,
     block_size: int = 1024,
@@ -26,7 +26,7 @@ def invert(
 ) -> None:
     """Learn an embedding of every image (diffusion inversion); run again to resume.
 
-    synthaug invert runs/tokens folder:cifar10/train runs/inverted --updates 300
+    synthaug invert runs/tokens folder:cifar10/train runs/inverted --updates 100
 
     Args:
         checkpoint: From `train --condition tokens`; or a Stable Diffusion directory, or
@@ -35,7 +35,7 @@ def invert(
             to the image size and channels of the checkpoint.
         out: Directory to write; `generate` draws variants from it.
         updates: Updates that every embedding receives.
-        snapshots: Further numbers of updates at which embeddings are kept, such as '[100, 200]'.
+        snapshots: Further numbers of updates at which embeddings are kept, such as '[30, 60]'.
         batch_size: Images per step. Does not change the embeddings.
         learning_rate: Of Adam; falls linearly to 0.
         start: What embeddings start from; by default the best that the checkpoint has.

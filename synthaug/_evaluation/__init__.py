@@ -11,7 +11,7 @@ the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxi
 """
 
 from synthaug._evaluation._arms import CAS, Arm, standard_arms
-from synthaug._evaluation._augment import AffineAugment, StandardAugment
+from synthaug._evaluation._augment import AffineAugment, CutMix, StandardAugment
 from synthaug._evaluation._evaluate import evaluate
 from synthaug._evaluation._predict import class_probabilities
 from synthaug._evaluation._report import Difference, EvaluationReport, Run
@@ -20,6 +20,7 @@ __all__ = [
     "CAS",
     "AffineAugment",
     "Arm",
+    "CutMix",
     "Difference",
     "EvaluationReport",
     "Run",

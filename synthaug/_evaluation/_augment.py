@@ -112,6 +112,53 @@ class AffineAugment:
         return levels.round().clamp(0, 255).to(torch.uint8)
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class CutMix:
+    """Part of each image comes from another image of the batch, and so does that part of its label.
+
+    Yun et al. 2019, https://arxiv.org/abs/1905.04899: the share kept is drawn from
+    Beta(alpha, alpha), once per image; a rectangle of the rest's area, its centre uniform, is cut
+    at the border.
+
+    CutMix(first=StandardAugment(padding=4, horizontal_flip=True))
+    """
+
+    first: Augment | None = None
+    """What happens to the images before."""
+    alpha: float = 1.0
+    """1 draws the share uniformly."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"`alpha` must be positive, got {self.alpha}.")
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """The images alone; training also needs what `mix` says about labels."""
+        return self.mix(pixels)[0]
+
+    def mix(self, pixels: Pixels) -> tuple[Pixels, Tensor, Tensor]:
+        """Mixed images, the partner of each, int64 (n,), and the share of its own that each image
+        keeps, float32 (n,). Draws on the CPU, so that all devices see the same images."""
+        if self.first is not None:
+            pixels = apply_augment(self.first, pixels)
+        n, _, height, width = pixels.shape
+        partner = torch.randperm(n)
+        kept = torch.distributions.Beta(self.alpha, self.alpha).sample((n,))
+        side = (1 - kept).sqrt()
+        sides = []
+        for length in (height, width):
+            centre = torch.rand(n) * length
+            low = (centre - side * length / 2).round().clamp(0, length)[:, None]
+            high = (centre + side * length / 2).round().clamp(0, length)[:, None]
+            at = torch.arange(length)
+            sides.append((at >= low) & (at < high))
+        cut = sides[0][:, :, None] & sides[1][:, None, :]
+        mixed = torch.where(cut[:, None].to(pixels.device), pixels[partner], pixels)
+        own = 1 - cut.float().mean((1, 2))  # the share after cutting at the border
+        return mixed, partner.to(pixels.device), own.to(pixels.device)
+
+
 def standard_augment(image_shape: tuple[int, int, int], *, horizontal_flip: bool) -> Augment:
     """The usual augmentation for images of shape (C, H, W).
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synthaug._errors import DivergedError
-from synthaug._evaluation._augment import Augment, apply_augment
+from synthaug._evaluation._augment import Augment, CutMix, apply_augment
 from synthaug._evaluation._sources import Source
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_images
@@ -213,12 +213,20 @@ def fit(
         pixels, labels = _gather(source, settings.batch_size, seed, step, device)
         if augment is not None:
             _seed_torch(seed, step, _AUGMENT, device)
-            pixels = apply_augment(augment, pixels)
+            if isinstance(augment, CutMix):
+                pixels, partner, own = augment.mix(pixels)
+            else:
+                pixels = apply_augment(augment, pixels)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
         _seed_torch(seed, step, _NETWORK, device)
         with autocast(device, settings):
-            loss = F.cross_entropy(network(to_images(pixels)), labels)
+            logits = network(to_images(pixels))
+            if isinstance(augment, CutMix):
+                losses_of = partial(F.cross_entropy, logits, reduction="none")
+                loss = (own * losses_of(labels) + (1 - own) * losses_of(labels[partner])).mean()
+            else:
+                loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
