@@ -511,8 +511,10 @@ def test_an_interrupted_command_says_that_it_can_be_run_again(monkeypatch, numbe
     interrupted.__annotations__ = {}
     monkeypatch.setitem(COMMANDS, "demo", interrupted)
     before = signal.getsignal(signal.SIGTERM)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs with `&` ignore it
     outcome = run("demo")
     signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGINT, interrupt)
     assert outcome.code == code
     assert "run again to go on" in outcome.err
 
