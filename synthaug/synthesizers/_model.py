@@ -33,7 +33,7 @@ from synthaug._errors import CheckpointError
 from synthaug._pixels import to_images
 from synthaug._types import JSON, Images, Pixels
 from synthaug.denoisers import Denoiser
-from synthaug.samplers import make_scheduler
+from synthaug.samplers import make_scheduler, step_arguments
 
 _FILE = "synthaug.json"
 _EMBEDDINGS = "class_embeddings.safetensors"
@@ -146,6 +146,25 @@ class DiffusionModel:
     def make_scheduler(self, name: str | None) -> Any:
         """A fresh scheduler for this network; see `samplers.make_scheduler`."""
         return make_scheduler(name, self.scheduler_config)
+
+    def check_sampler(self, name: str | None, num_inference_steps: int, eta: float) -> None:
+        """Refuses sampler settings that this checkpoint cannot follow.
+
+        Raises:
+            ValueError: For an unfit scheduler, no step or more than there are timesteps, or an
+                `eta` that the scheduler would ignore.
+        """
+        if num_inference_steps < 1:
+            raise ValueError(
+                f"`num_inference_steps` must be at least 1, got {num_inference_steps}."
+            )
+        trained = int(self.scheduler_config.get("num_train_timesteps", 1000))
+        if num_inference_steps > trained:
+            raise ValueError(
+                f"`num_inference_steps` is {num_inference_steps}, but the checkpoint has only "
+                f"{trained} timesteps."
+            )
+        step_arguments(self.make_scheduler(name), [], eta)
 
     def sampler_settings(self, name: str | None) -> dict[str, JSON]:
         """The scheduler's kind and config, for a recipe."""

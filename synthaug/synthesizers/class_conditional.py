@@ -7,8 +7,6 @@ names as prompts, low guidance).
 Notation (code -> papers): `x` -> x_t; `guidance_scale` -> g = 1 + w; `strength` -> t_0 / T.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images, Pixels
 from synthaug.denoisers import ClassifierFreeGuidance
-from synthaug.samplers import sample, step_arguments
+from synthaug.samplers import sample
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
@@ -57,17 +55,7 @@ class ClassConditional(AbstractSynthesizer):
     """Where `source` indices point to; see `with_sources`."""
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise ValueError(
-                f"`num_inference_steps` must be at least 1, got {self.num_inference_steps}."
-            )
-        trained = int(self.model.scheduler_config.get("num_train_timesteps", 1000))
-        if self.num_inference_steps > trained:
-            raise ValueError(
-                f"`num_inference_steps` is {self.num_inference_steps}, but the checkpoint has only "
-                f"{trained} timesteps."
-            )
-        step_arguments(self.make_scheduler(), [], self.eta)  # refuses an `eta` without effect
+        self.model.check_sampler(self.scheduler, self.num_inference_steps, self.eta)
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -240,16 +228,8 @@ class ClassConditional(AbstractSynthesizer):
 
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
-        config = self.make_scheduler().config.items()
-        # Through text and back: tuples become lists, and -inf (a limit that is off) a string.
-        scheduler = {
-            k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in config
-            if not k.startswith("_")
-        }
         settings: dict[str, JSON] = {
-            "scheduler": type(self.make_scheduler()).__name__,
-            "scheduler_config": json.loads(json.dumps(scheduler, default=list)),
+            **self.model.sampler_settings(self.scheduler),
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
             "dtype": str(self.model.denoiser.dtype).removeprefix("torch."),

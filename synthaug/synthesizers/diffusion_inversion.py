@@ -31,7 +31,7 @@ from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Features, Images
 from synthaug.denoisers import ClassifierFreeGuidance
-from synthaug.samplers import sample, step_arguments
+from synthaug.samplers import sample
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._embeddings import EmbeddingTable, interpolate
 from synthaug.synthesizers._inversion_fit import (
@@ -101,16 +101,7 @@ class DiffusionInversion(AbstractSynthesizer):
     """Whether `noise` is relative to the RMS of all embeddings of the snapshot."""
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise ValueError(
-                f"`num_inference_steps` must be at least 1, got {self.num_inference_steps}."
-            )
-        trained = int(self.model.scheduler_config.get("num_train_timesteps", 1000))
-        if self.num_inference_steps > trained:
-            raise ValueError(
-                f"`num_inference_steps` is {self.num_inference_steps}, but the checkpoint has only "
-                f"{trained} timesteps."
-            )
+        self.model.check_sampler(self.scheduler, self.num_inference_steps, self.eta)
         if self.unconditional not in _UNCONDITIONAL:
             raise ValueError(
                 f"`unconditional` must be one of {', '.join(_UNCONDITIONAL)}, got "
@@ -120,7 +111,6 @@ class DiffusionInversion(AbstractSynthesizer):
             raise ValueError("`unconditional` is 'null', but the checkpoint has no null tokens.")
         if self.group_size < 1:
             raise ValueError(f"`group_size` must be at least 1, got {self.group_size}.")
-        step_arguments(self._make_scheduler(), [], self.eta)  # refuses an `eta` without effect
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
