@@ -73,7 +73,9 @@ def pixels_of(image: Any) -> Tensor:
                 "Arrays have their channels last, tensors have them first."
             )
         hwc = image[..., None] if image.ndim == 2 else image
-        return _levels(torch.from_numpy(np.ascontiguousarray(hwc.transpose(2, 0, 1))), image)
+        return _levels(
+            torch.from_numpy(np.require(hwc.transpose(2, 0, 1), requirements=["C", "W"])), image
+        )
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 3):
             raise ValueError(

@@ -74,7 +74,7 @@ def _folder(
     order = tuple(names) if classes is None else tuple(classes)
     paths: list[str] = []
     labels: list[int] = []
-    others: list[str] = []
+    others = sorted(os.path.join(root, f) for f in os.listdir(root) if (root / f).is_file())
     empty: list[str] = []
     for label, name in enumerate(order):
         found = sorted(_walk(root / name)) if name in names else []
@@ -96,7 +96,11 @@ def _folder(
             + ". Add images, or delete the folder or leave the name out of `classes`."
         )
     if others:
-        log.warning("Passed over %d files that are not images, e.g. %s", len(others), others[0])
+        log.warning(
+            "Passed over %d files that are not images in a class folder, e.g. %s",
+            len(others),
+            others[0],
+        )
     return (
         Files(paths, conform, _check_headers(paths, conform, progress)),
         np.array(labels),

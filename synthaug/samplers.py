@@ -73,8 +73,10 @@ def step_arguments(
     """The keyword arguments that `scheduler.step` takes, of those that make a step random.
 
     Raises:
-        ValueError: If `eta` was asked for but this scheduler would silently ignore it.
+        ValueError: If `eta` is not in [0, 1], or this scheduler would silently ignore it.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"`eta` must be in [0, 1], got {eta}.")
     accepted = inspect.signature(scheduler.step).parameters
     if eta and "eta" not in accepted:
         raise ValueError(

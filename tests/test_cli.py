@@ -365,6 +365,8 @@ def test_a_restorer_is_trained_and_restores_real_images(work):
     text = succeed(*generate, "--source", train, "--severity", "[0.2, 0.4]", "--num-steps", 5)
     assert "9 done" in text
     assert set(SynthCache(work / "restored.h5").plan["severity"]) == {0.2, 0.4}
+    exported = succeed("cache", "export", work / "restored.h5", work / "x", "--format", "folder")
+    assert exported.startswith("9 images")
     assert "Unknown setting 'eta'" in fail(
         2, *generate[:2], work / "no.h5", *generate[3:], "--eta", 1
     )
@@ -377,6 +379,13 @@ def test_images_are_inverted_and_varied(work):
         "--steps", 2, "--batch-size", 8, "--width", 8, "--device", "cpu",
     )  # fmt: skip
     assert "Next: synthaug invert" in text
+    given = ["train", train, work / "o", "--steps", 2, "--degradation", "snow"]
+    assert "`--degradation` has no meaning with --condition labels" in fail(2, *given)
+    assert "`--num-tokens` has no meaning with --condition labels" in fail(
+        2, *given[:-2], "--num-tokens", 2
+    )
+    given = [*given, "--method", "cold", "--condition", "tokens"]
+    assert "`--condition` has no meaning with --method cold" in fail(2, *given)
     text = succeed("invert", generator, train, inverted, "--updates", 2, "--device", "cpu")
     assert "36 embeddings" in text
     assert (inverted / "variants.png").exists()
@@ -385,6 +394,8 @@ def test_images_are_inverted_and_varied(work):
     plan = SynthCache(work / "v.h5").plan
     assert (plan["source"] >= 0).all()
     assert set(plan["noise"]) == {0.2}
+    given = ["generate", inverted, work / "no.h5", "--ratio", 1, "--source", train]
+    assert "an inversion knows its real images" in fail(2, *given)
 
 
 def test_caches_are_merged_exported_imported_and_forgotten(work):
@@ -435,6 +446,8 @@ def test_real_images_are_brought_to_the_shape_of_the_cache(work, cache):
         (["--per-class", 1, "--num-inference-steps", 0], "`num_inference_steps` must be at least"),
         (["--per-class", 1, "--scheduler", "tea"], "`scheduler` is 'tea'. Known are ddpm, ddim"),
         (["--per-class", 1, "--guidance-scale", -1], "`guidance_scale` must not be negative"),
+        (["--per-class", 1, "--eta", 7], "`eta` must be in [0, 1], got 7"),
+        (["--per-class", 1, "--image-size", 9], "must be a multiple of 2"),
         (["--per-class", 1, "--classes", "cat,cat"], "`classes` holds a name twice: cat, cat"),
         (["--per-class", 1, "--device", "abacus"], "`device` is 'abacus', which torch cannot use"),
     ],

@@ -30,7 +30,7 @@ Advance = Callable[[int], object]
 """Moves a progress bar."""
 
 _PER_TAR = 10_000  # images
-_HASHES = ("seed", "source_key", "partner_key")
+_HASHES = {"seed", "source_key", "partner_key"}
 """Columns that do not fit every reader's integers; written as hexadecimal text."""
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -153,7 +153,7 @@ def _images(cache: SynthCache, rows: Indices, advance: Advance) -> Iterator[tupl
 def _record(cache: SynthCache, row: int) -> dict[str, Any]:
     """What one image was made from; the recipe, equal for all, stands in `manifest.json`."""
     values: dict[str, Any] = {**cache.plan.row(row), "row": row}
-    for name in _HASHES:
+    for name in _HASHES & values.keys():
         values[name] = f"{values[name]:016x}"
     return values
 

@@ -84,6 +84,8 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
         device=options.device,
         **options.given(*SETTINGS),
     )
+    if options.source is not None and kind is synthesizers.DiffusionInversion:
+        raise ValueError("`--source`: an inversion knows its real images. Leave it out.")
     row = options.given(*ROW)
     source = None
     if options.source is not None:

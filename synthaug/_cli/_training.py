@@ -25,11 +25,11 @@ def train(
     num_layers: int = 1,
     prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction",
     label_dropout: float = 0.1,
-    num_tokens: int = 4,
-    token_width: int = 64,
-    degradation: str = "blur",
+    num_tokens: int | None = None,
+    token_width: int | None = None,
+    degradation: str | None = None,
     degradation_settings: dict[str, Any] | None = None,
-    colour_components: int = 1,
+    colour_components: int | None = None,
     horizontal_flip: bool = False,
     checkpoint_seconds: float = 120.0,
     device: str | None = None,
@@ -60,12 +60,13 @@ def train(
         num_layers: Residual blocks per level.
         prediction_type: What the network predicts.
         label_dropout: Share of the labels hidden, to train the unconditional branch.
-        num_tokens: Tokens per image, with --condition tokens.
-        token_width: Size of each token.
-        degradation: What cold diffusion undoes: blur, inpainting, super-resolution, snow,
-            decolorization or noise.
+        num_tokens: Tokens per image, with --condition tokens; 4 by default.
+        token_width: Size of each token; 64 by default.
+        degradation: What cold diffusion undoes: blur (the default), inpainting,
+            super-resolution, snow, decolorization or noise.
         degradation_settings: Those that differ from its defaults, for example '{"num_levels": 20}'.
-        colour_components: Gaussians in the mixture of colours that cold generation starts from.
+        colour_components: Gaussians in the mixture of colours that cold generation starts from; 1
+            by default.
         horizontal_flip: Mirror half of the training images.
         checkpoint_seconds: Seconds between checkpoints.
         device: cpu, cuda ...; a GPU if there is one by default.
@@ -76,8 +77,23 @@ def train(
     from synthaug._data import load_dataset
     from synthaug._training import TrainingConfig
 
-    if unlabelled is not None and (method == "cold" or condition == "tokens"):
-        raise ValueError("`--unlabelled` is for labels; other methods do not look at them.")
+    tokens = {"num_tokens": num_tokens, "token_width": token_width}
+    cold = {
+        "degradation": degradation,
+        "degradation_settings": degradation_settings,
+        "colour_components": colour_components,
+    }
+    chosen = "--method cold" if method == "cold" else f"--condition {condition}"
+    foreign: dict[str, Any] = {} if method == "cold" else cold
+    foreign = foreign | ({} if chosen == "--condition tokens" else tokens)
+    if chosen != "--condition labels":
+        foreign["unlabelled"] = unlabelled
+    if method == "cold" and condition == "tokens":
+        foreign["condition"] = condition
+    for name, value in foreign.items():
+        if value is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"`--{option}` has no meaning with {chosen}. Leave it out.")
     real = load_dataset(data, image_size=image_size, channels=channels)
     more = None
     if unlabelled is not None:
@@ -108,8 +124,8 @@ def train(
         model, result = ColdDiffusion.fit(
             real,
             out,
-            degradation=degradations.named(degradation, **(degradation_settings or {})),
-            colour_components=colour_components,
+            degradation=degradations.named(degradation or "blur", **(degradation_settings or {})),
+            colour_components=colour_components or 1,
             **common,
         )
     elif condition == "tokens":
@@ -118,8 +134,8 @@ def train(
         model, result = DiffusionInversion.fit_generator(
             real,
             out,
-            num_tokens=num_tokens,
-            token_width=token_width,
+            num_tokens=num_tokens or 4,
+            token_width=token_width or 64,
             prediction_type=prediction_type,
             **common,
         )

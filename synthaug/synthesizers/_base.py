@@ -142,5 +142,7 @@ class AbstractSynthesizer(abc.ABC):
         if counts is not None:
             return given_quota(counts, self.classes)
         if labels is None or ratio is None:
-            raise ValueError("`ratio` needs `labels`, the labels of the real images.")
+            raise ValueError(
+                "`ratio` needs `labels`, those of the real images (`--source` on the command line)."
+            )
         return matching_quota(labels, len(self.classes), ratio=ratio)

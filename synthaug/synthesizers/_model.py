@@ -76,12 +76,27 @@ class DiffusionModel:
             k: v for k, v in self.scheduler_config.items() if k == "_class_name" or k[0] != "_"
         }
         object.__setattr__(self, "scheduler_config", config)
+        self._check_size()
         known = self.num_conditions
         if known is not None and known - self.unconditional_branch < len(self.classes):
             raise CheckpointError(
                 f"The network knows {known - self.unconditional_branch} classes, but "
                 f"{len(self.classes)} are named."
             )
+
+    def _check_size(self) -> None:
+        """A `UNet2DModel` joins halves to what they were before, so each must be even."""
+        _, height, width = self.image_shape
+        if min(height, width) < 1:
+            raise ValueError(f"`image_size` must be at least 1, got {min(height, width)}.")
+        if self.denoiser.kind == "UNet2DModel":
+            factor = 2 ** (len(self.denoiser.config.block_out_channels) - 1)
+            _, height, width = self.latent_shape
+            if height % factor or width % factor:
+                raise ValueError(
+                    f"`image_size` gives the network {height} x {width}, which must be a multiple "
+                    f"of {factor}."
+                )
 
     # -- conditions ------------------------------------------------------------------------------
 
