@@ -81,6 +81,20 @@ class Denoiser:
 
 
 @runtime_checkable
+class AnyDenoiser(Protocol):
+    """What samplers and guidance terms call: a `Denoiser`, or one with conditions of its own."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def __call__(self, x: Images, t: Tensor, condition: Any) -> Images:
+        """The prediction, float32 (n, C, H, W). `condition` is indexed by rows, or `None`."""
+        ...
+
+
+@runtime_checkable
 class GuidanceTerm(Protocol):
     """Something that adds to a denoiser's prediction. Terms compose by addition."""
 
@@ -105,10 +119,10 @@ class ClassifierFreeGuidance:
     exactly zero at g = 1: those rows skip the second network evaluation.
     """
 
-    denoiser: Denoiser
+    denoiser: AnyDenoiser
     guidance_scale: Tensor
     """float32 (n,): every row has its own."""
-    unconditional: Tensor
+    unconditional: Any
     """Conditions of the unconditional branch: class indices (n,) or tokens (n, k, d)."""
 
     def __call__(self, x: Images, t: Tensor, prediction: Images) -> Images:
@@ -132,12 +146,14 @@ def build_unet(
     num_classes: int | None,
     channels: int = 32,
     num_layers: int = 1,
+    **config: Any,
 ) -> Any:
     """A `UNet2DModel` for small images with `num_classes` classes and a null class, or with `None`
     for one that takes no classes.
 
     Levels down to 4 pixels (8 for images above 16), self-attention on the last one. The width is
     `channels` on the first level, twice that on the second, four times that from the third on.
+    `config` are further entries of the network's config, or others in place of these.
     """
     from diffusers import UNet2DModel
 
@@ -151,15 +167,16 @@ def build_unet(
         )
     widths = [channels * min(4, 2**i) for i in range(levels)]
     down = ["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"]
-    return UNet2DModel(
-        sample_size=height if height == width else (height, width),
-        in_channels=c,
-        out_channels=c,
-        block_out_channels=widths,
-        layers_per_block=num_layers,
-        down_block_types=down,
-        up_block_types=[name.replace("Down", "Up") for name in reversed(down)],
-        attention_head_dim=math.gcd(widths[-1], 32),
-        norm_num_groups=math.gcd(channels, 32),
-        num_class_embeds=None if num_classes is None else num_classes + 1,
-    )
+    usual = {
+        "sample_size": height if height == width else (height, width),
+        "in_channels": c,
+        "out_channels": c,
+        "block_out_channels": widths,
+        "layers_per_block": num_layers,
+        "down_block_types": down,
+        "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
+        "attention_head_dim": math.gcd(widths[-1], 32),
+        "norm_num_groups": math.gcd(channels, 32),
+        "num_class_embeds": None if num_classes is None else num_classes + 1,
+    }
+    return UNet2DModel(**{**usual, **config})

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from synthaug._noise import randn
 from synthaug._types import Images
-from synthaug.denoisers import Denoiser, GuidanceTerm
+from synthaug.denoisers import AnyDenoiser, GuidanceTerm
 
 SCHEDULERS = {
     "ddpm": "DDPMScheduler",
@@ -104,10 +104,68 @@ def timesteps_from(scheduler: Any, num_inference_steps: int, strength: float) ->
     return scheduler.timesteps[skipped * order :]
 
 
-def sample(
-    denoiser: Denoiser,
+def check_until(scheduler: Any) -> None:
+    """Refuses to stop a chain halfway with a scheduler that does not keep x_t as the paper has it.
+
+    Raises:
+        ValueError: For other schedulers than those of `SCHEDULERS`, and for dynamic thresholding.
+    """
+    kind = type(scheduler).__name__
+    if kind not in SCHEDULERS.values() or scheduler.config.get("thresholding"):
+        raise ValueError(
+            f"A chain cannot be stopped halfway with {kind}"
+            f"{' and thresholding' if scheduler.config.get('thresholding') else ''}. Use the "
+            f"scheduler {', '.join(SCHEDULERS)}, or run it to its end."
+        )
+
+
+def timesteps_until(scheduler: Any, until: float) -> Tensor:
+    """The timesteps of `scheduler` that are noisier than the signal level `until`, in (0, 1]."""
+    timesteps: Tensor = scheduler.timesteps
+    if until >= 1:
+        return timesteps
+    return timesteps[scheduler.alphas_cumprod[timesteps.cpu()] < until]
+
+
+def step_to(
     scheduler: Any,
-    condition: Tensor | None,
+    prediction: Tensor,
+    t: Tensor,
+    x: Images,
+    until: float,
+    *,
+    generators: Sequence[torch.Generator],
+    eta: float,
+) -> Images:
+    """One step from timestep `t` to the signal level `until`, which need not be on the grid.
+
+    Song et al. 2021 (DDIM), equation 12, with alpha-bar = `until` for the level to reach: with
+    `eta` 1, or the DDPM scheduler, it is the posterior q(x_until | x_t, x_0).
+    """
+    a_t = float(scheduler.alphas_cumprod[t])
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        x0 = (x - (1 - a_t) ** 0.5 * prediction) / a_t**0.5
+    else:
+        v = a_t**0.5 * x - (1 - a_t) ** 0.5 * prediction
+        x0 = prediction if kind == "sample" else v
+    if scheduler.config.get("clip_sample"):
+        limit = scheduler.config.get("clip_sample_range", 1.0)
+        x0 = x0.clamp(-limit, limit)
+    noise_hat = (x - a_t**0.5 * x0) / (1 - a_t) ** 0.5
+    if type(scheduler).__name__ == "DDPMScheduler":
+        eta = 1.0
+    variance = eta**2 * (1 - until) / (1 - a_t) * (1 - a_t / until)
+    x = until**0.5 * x0 + (1 - until - variance) ** 0.5 * noise_hat
+    if variance:
+        x = x + variance**0.5 * randn(generators, x.shape[1:]).to(x.device)
+    return x
+
+
+def sample(
+    denoiser: AnyDenoiser,
+    scheduler: Any,
+    condition: Any,
     *,
     shape: Sequence[int],
     generators: Sequence[torch.Generator],
@@ -116,6 +174,7 @@ def sample(
     strength: float = 1.0,
     eta: float = 0.0,
     terms: Sequence[GuidanceTerm] = (),
+    until: float = 1.0,
 ) -> Images:
     """Draws one image (or latent) per row, float32 (n, *shape).
 
@@ -132,27 +191,35 @@ def sample(
             the schedule does not reach zero signal.
         eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
         terms: Guidance terms, added to the prediction.
+        until: Signal level (alpha-bar) in (0, 1] at which to stop. Below 1 the result is still
+            noisy: x_s with alpha-bar_s = `until`. Not with `sources`.
 
     Raises:
-        ValueError: For a `strength` outside (0, 1], or an `eta` that the scheduler ignores.
+        ValueError: For a `strength` outside (0, 1], an `eta` that the scheduler ignores, or a
+            scheduler that cannot stop halfway.
     """
+    if until < 1:
+        check_until(scheduler)
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
     arguments = step_arguments(scheduler, generators, eta)
     scheduler.set_timesteps(num_inference_steps)
     noise = randn(generators, shape).to(denoiser.device)
     if sources is None:
-        timesteps = scheduler.timesteps
+        timesteps = timesteps_until(scheduler, until)
         x = noise * scheduler.init_noise_sigma
     else:
         timesteps = timesteps_from(scheduler, num_inference_steps, strength)
         start = timesteps[:1].expand(len(noise)).to(denoiser.device)
         x = scheduler.add_noise(sources.to(denoiser.device), noise, start)
-    for t in timesteps:
+    for i, t in enumerate(timesteps, 1):
         x_in = scheduler.scale_model_input(x, t)
         prediction = denoiser(x_in, t, condition)
         total = prediction
         for term in terms:
             total = total + term(x_in, t, prediction)
-        x = scheduler.step(total, t, x, **arguments).prev_sample
+        if until < 1 and i == len(timesteps):
+            x = step_to(scheduler, total, t, x, until, generators=generators, eta=eta)
+        else:
+            x = scheduler.step(total, t, x, **arguments).prev_sample
     return x

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synthaug._errors import DataError
 from synthaug._pixels import to_images
 from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
-from synthaug._types import Indices, Pixels
+from synthaug._types import Images, Indices, Pixels
 from synthaug.denoisers import build_unet
 from synthaug.samplers import make_scheduler
 
@@ -103,12 +103,7 @@ class FitJob:
 
         with own_randomness(torch.device("cpu")):
             torch.manual_seed(config.seed)
-            network = build_unet(
-                self.image_shape,
-                num_classes=len(self.classes),
-                channels=self.channels,
-                num_layers=self.num_layers,
-            )
+            network = self._build()
         result = train(
             network.to(memory_format=torch.channels_last),
             self._loss,
@@ -116,8 +111,7 @@ class FitJob:
             config=config,
             output_dir=output_dir,
             identity={
-                "synthesizer": "ClassConditional",
-                "network": {k: v for k, v in network.config.items() if not k.startswith("_")},
+                **self._identity(network),
                 "data": [s["fingerprint"] or s["images"] for s in self.trained_on.values()],
                 "classes": list(self.classes),
                 "prediction_type": self.prediction_type,
@@ -131,6 +125,29 @@ class FitJob:
         if PartialState().is_main_process:  # also after a kill between the last two writes
             on_checkpoint(network)
         return network, result
+
+    # What the stages of a cascade do otherwise:
+
+    def _build(self) -> nn.Module:
+        """The network, with random weights from torch's global generator."""
+        network: nn.Module = build_unet(
+            self.image_shape,
+            num_classes=len(self.classes),
+            channels=self.channels,
+            num_layers=self.num_layers,
+        )
+        return network
+
+    def _identity(self, network: Any) -> dict[str, Any]:
+        """What tells this run from others, besides data and classes, as JSON."""
+        config = {k: v for k, v in network.config.items() if not k.startswith("_")}
+        return {"synthesizer": "ClassConditional", "network": config}
+
+    def _predict(self, network: nn.Module, x_t: Images, t: Tensor, y: Tensor, x0: Images) -> Tensor:
+        """The network's prediction for noisy images x_t of the real images `x0`."""
+        del x0
+        prediction: Tensor = network(x_t, t, class_labels=y, return_dict=False)[0]
+        return prediction
 
     def _read(self, indices: Indices) -> Pixels:
         if self.unlabelled is None:
@@ -165,7 +182,7 @@ class FitJob:
         else:
             target = self._scheduler.get_velocity(x0, noise, t)
         x_t = x_t.contiguous(memory_format=torch.channels_last)
-        prediction = network(x_t, t, class_labels=y, return_dict=False)[0]
+        prediction = self._predict(network, x_t, t, y, x0)
         return nn.functional.mse_loss(prediction.float(), target)
 
 

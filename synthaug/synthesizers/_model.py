@@ -61,7 +61,8 @@ class DiffusionModel:
     """`AutoencoderKL` of a latent model."""
     class_embeddings: Tensor | None = field(default=None, repr=False)
     """Token sequences of the classes, float32 (num_classes + 1, k, d), the last one for the
-    unconditional branch; for networks that attend to tokens."""
+    unconditional branch; for networks that attend to tokens. Or vectors (num_classes + 1, d), for
+    networks that add one to the embedding of the timestep."""
     prompts: tuple[str, ...] | None = None
     """The prompts that `class_embeddings` were computed from, the last one the negative prompt."""
     unconditional_branch: bool = True
@@ -357,7 +358,9 @@ class DiffusionModel:
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
         branch, num_class_embeds = True, getattr(network.config, "num_class_embeds", None)
-        if embeddings is None and num_class_embeds is not None:
+        if embeddings is not None:
+            branch = own.get("unconditional_branch", True)
+        elif num_class_embeds is not None:
             branch = own.get("unconditional_branch", num_class_embeds == len(names) + 1)
         model = cls(
             network=network.eval().requires_grad_(False).to(target),
