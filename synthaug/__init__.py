@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from synthaug import caches as caches
     from synthaug import degradations as degradations
     from synthaug import denoisers as denoisers
+    from synthaug import density as density
     from synthaug import features as features
     from synthaug import samplers as samplers
     from synthaug import synthesizers as synthesizers
@@ -101,6 +102,7 @@ _NAMESPACES = (
     "caches",
     "degradations",
     "denoisers",
+    "density",
     "features",
     "samplers",
     "synthesizers",

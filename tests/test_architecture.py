@@ -22,6 +22,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "_classifiers",
         "_serving",
         "denoisers",
+        "density",
         "features",
     },
     {"samplers", "degradations", "_training", "_adapt", "_variants"},
