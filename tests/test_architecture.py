@@ -14,6 +14,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     {"_devices", "_errors", "_files", "_types"},
     {"_plan"},
     # mathematics: pure functions of tensors and arrays
+    {"_neighbours"},
     {
         "_checkpoints",
         "_noise",

@@ -23,10 +23,10 @@ from synthaug._audit._calibration import conformal_p_values, q_values, resolutio
 from synthaug._audit._descriptive import mann_whitney_z
 from synthaug._audit._disturbances import disturbances
 from synthaug._audit._matching import Matcher, Matches, _once, resembling, rmse
-from synthaug._audit._neighbours import INDEXES, Index, merge, search, threads
 from synthaug._audit._report import Power
 from synthaug._audit._verdict import Counts, judge, smallest_visible
 from synthaug._errors import AuditError, DataError
+from synthaug._neighbours import INDEXES, Index, merge, search, threads
 
 COUNTS = Counts(
     synthetic_rows=100,
@@ -250,7 +250,7 @@ def test_an_index_that_finds_too_few_neighbours_searches_for_these_exactly(
 
 
 def test_size_alone_makes_an_index_approximate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synthaug._audit._neighbours.LARGE", 500)
+    monkeypatch.setattr("synthaug._neighbours.LARGE", 500)
     assert Index(clustered(500, 1), "auto").kind == "exact"
     assert Index(clustered(501, 1), "auto").kind == "ivf"
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from synthaug._audit._alignment import Aligner
 from synthaug._audit._inputs import Samples, keys, take
-from synthaug._audit._neighbours import Index, merge
+from synthaug._neighbours import Index, merge
 from synthaug._types import Features, Indices, Pixels
 from synthaug.features import Extractor, Pixel, Spectrum, extract
 

@@ -47,7 +47,6 @@ from synthaug._audit._descriptive import descriptive
 from synthaug._audit._disturbances import Disturbance, disturbances, vector_disturbances
 from synthaug._audit._inputs import ImageSet, check_comparable, image_set, keys, take
 from synthaug._audit._matching import Matcher, Matches, resembling, rmse
-from synthaug._audit._neighbours import INDEXES, threads
 from synthaug._audit._report import (
     CALIBRATED,
     CLEAR,
@@ -59,6 +58,7 @@ from synthaug._audit._report import (
 )
 from synthaug._audit._verdict import Counts, judge, smallest_visible
 from synthaug._html import data_uri
+from synthaug._neighbours import INDEXES, threads
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
 from synthaug._types import JSON
