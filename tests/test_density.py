@@ -9,8 +9,17 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import multivariate_normal
 from sklearn.covariance import OAS, EmpiricalCovariance, LedoitWolf
+from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
-from synthaug.density import ESTIMATORS, STRUCTURES, ClassGaussians, contrastive_loss
+from synthaug.density import (
+    ESTIMATORS,
+    STRUCTURES,
+    ClassGaussians,
+    Neighbourhood,
+    average_knn_distance,
+    contrastive_loss,
+    local_outlier_factor,
+)
 
 SKLEARN = {"ledoit_wolf": LedoitWolf, "oas": OAS, "empirical": EmpiricalCovariance}
 
@@ -98,7 +107,7 @@ def test_many_classes_are_scored_in_parts_with_the_same_result(monkeypatch: Any)
     x, y = data()
     gaussians = ClassGaussians.fit(x, y)
     whole = gaussians.all_hardness(x)
-    monkeypatch.setattr("synthaug.density._CHUNK_VALUES", 1)
+    monkeypatch.setattr("synthaug.density._gaussians.CHUNK_VALUES", 1)
     np.testing.assert_allclose(gaussians.all_hardness(x), whole, rtol=1e-12)
 
 
@@ -290,3 +299,52 @@ def test_the_gradient_vanishes_as_the_temperature_grows() -> None:
     for tau in (0, -1, math.nan):
         with pytest.raises(ValueError, match="`temperature` must be positive"):
             contrastive_loss(H, torch.tensor([0]), tau)
+
+
+# Neighbours
+
+
+def clouds(n: int, seed: int) -> NDArray[np.float32]:
+    """A dense and a sparse cluster, and every tenth row twice."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6)) * np.where(np.arange(n) % 2, 1.0, 0.1)[:, None]
+    x[::10] = x[1::10][: len(x[::10])]
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_outlier_factors_and_distances_are_those_of_sklearn(k: int) -> None:
+    reference, queries = clouds(200, 0), clouds(60, 1)
+    queries[:5] = reference[:5]  # a copy is a query like any other
+    neighbourhood = Neighbourhood(reference, k)
+    lof = LocalOutlierFactor(k, novelty=True).fit(reference.astype(np.float64))
+    near = NearestNeighbors(n_neighbors=k).fit(reference.astype(np.float64))
+    for given, factors, own in (
+        (queries, lof.score_samples(queries.astype(np.float64)), queries.astype(np.float64)),
+        (None, lof.negative_outlier_factor_, None),
+    ):
+        distance, factor = neighbourhood.scores(given)
+        np.testing.assert_allclose(factor, -factors, rtol=1e-9)
+        np.testing.assert_allclose(distance, near.kneighbors(own)[0].mean(axis=1), atol=1e-12)
+        np.testing.assert_array_equal(average_knn_distance(reference, given, k=k), distance)
+        np.testing.assert_array_equal(local_outlier_factor(reference, given, k=k), factor)
+
+
+def test_an_image_is_not_its_own_neighbour_but_its_duplicates_are() -> None:
+    x = np.array([[0.0], [0.0], [0.0], [1.0], [3.0]], np.float32)
+    assert average_knn_distance(x, k=1).tolist() == [0, 0, 0, 1, 2]
+    assert average_knn_distance(x, k=2).tolist() == [0, 0, 0, 1, 2.5]
+    assert average_knn_distance(x[:3], x[3:], k=2).tolist() == [1, 3]
+    for i, found in enumerate(Neighbourhood(x, 2).nearest()[1].tolist()):
+        assert i not in found
+
+
+def test_scores_need_enough_finite_images_of_one_length() -> None:
+    x = clouds(10, 0)
+    for k in (0, 10):
+        with pytest.raises(ValueError, match="`k` must be from 1 to 9"):
+            Neighbourhood(x, k)
+    with pytest.raises(ValueError, match="5 features, the reference images have 6"):
+        Neighbourhood(x).scores(x[:, :5])
+    with pytest.raises(ValueError, match="`queries` is not finite in row 1"):
+        Neighbourhood(x).scores(np.where(np.arange(10)[:, None] == 1, np.nan, x))
