@@ -232,18 +232,50 @@ class Plan:
             source_key = keys[source]
         columns: dict[str, Any] = {"label": label, "source": source, "source_key": source_key}
         for name, value in (parameters or {}).items():
-            if name in REQUIRED:
-                raise ValueError(
-                    f"Parameter {name!r} has the name of a column that every plan has."
-                )
-            values = np.atleast_1d(np.asarray(value))
-            if values.ndim != 1 or not len(values):
-                raise ValueError(f"Parameter {name!r} must be a number or a list, got {value!r}.")
-            if not np.isfinite(values).all():
-                raise ValueError(f"Parameter {name!r} holds a value that is not finite: {value!r}.")
-            columns[name] = values[turn % len(values)]
+            columns[name] = _in_turn(name, value, turn)
         columns["variant"], columns["seed"] = _variants_and_seeds(columns, classes, settings, seed)
         return cls(columns=columns, classes=tuple(classes), settings=settings)
+
+    def with_parameters(
+        self,
+        parameters: Mapping[str, float | Sequence[float]],
+        *,
+        settings: Mapping[str, Any],
+    ) -> "Plan":
+        """The same rows for a synthesizer that wraps the first: other images, so other seeds.
+
+        Args:
+            parameters: Further columns, laid out as in `build`.
+            settings: Those of the wrapping synthesizer.
+
+        Raises:
+            ValueError: As `build`.
+        """
+        columns = dict(self.columns)
+        turn = np.empty(len(self), np.int64)
+        for c in range(len(self.classes)):
+            rows = np.flatnonzero(self["label"] == c)
+            sources = len(set(self["source"][rows].tolist()) - {-1})
+            lap, place = np.divmod(np.arange(len(rows)), max(1, sources))
+            turn[rows] = lap + place
+        for name, value in parameters.items():
+            columns[name] = _in_turn(name, value, turn)
+        names = sorted(parameters)
+        values = np.stack([columns[name] for name in names], axis=1).tolist()
+        digests = {
+            row: settings_digest(
+                {"settings": dict(settings), "row": dict(zip(names, row, strict=True))}
+            )
+            for row in set(map(tuple, values))
+        }
+        columns["seed"] = np.array(
+            [
+                row_seed(int(seed), digests[tuple(row)], "", 0)
+                for seed, row in zip(self["seed"], values, strict=True)
+            ],
+            np.uint64,
+        )
+        return Plan(columns=columns, classes=self.classes, settings=settings)
 
     def __len__(self) -> int:
         return len(self.columns["label"])
@@ -307,6 +339,20 @@ class Plan:
         size = len(self) * int(np.prod(image_shape))
         seconds = total / evaluations_per_second if evaluations_per_second else None
         return Estimate(rows=len(self), bytes=size, network_evaluations=total, seconds=seconds)
+
+
+def _in_turn(
+    name: str, value: float | Sequence[float], turn: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """A parameter's column: row i has value number `turn[i]`, counted round."""
+    if name in REQUIRED:
+        raise ValueError(f"Parameter {name!r} has the name of a column that every plan has.")
+    values = np.atleast_1d(np.asarray(value))
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"Parameter {name!r} must be a number or a list, got {value!r}.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"Parameter {name!r} holds a value that is not finite: {value!r}.")
+    return values[turn % len(values)]
 
 
 def _variants_and_seeds(

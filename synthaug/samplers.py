@@ -6,8 +6,10 @@ later draw come from that row's stream, and a scheduler's state never outlives a
 """
 
 import inspect
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +40,48 @@ _KNOWN = (
 )
 """Schedulers for networks trained on discrete timesteps. Those for flow matching, consistency
 models or other noise scales run too, but turn such a network's predictions into noise."""
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """One step of the sampler, from the timestep `t` to the next one that it visits."""
+
+    t: Tensor
+    """Scalar, on the training grid."""
+    signal: float
+    """alpha-bar at `t`: x_t = sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) noise."""
+    next_signal: float
+    """alpha-bar where the step arrives; 1 for a clean image."""
+    eta: float
+    """0 for a deterministic step, 1 for an ancestral one."""
+
+    @property
+    def sigma(self) -> float:
+        """sigma_t, standard deviation of q(x_{t-1} | x_t, x_0): the noise of an ancestral step.
+
+        0 if it arrives at a clean image. Of a deterministic step it is that of the ancestral one
+        between the same timesteps.
+        """
+        ratio = (1 - self.next_signal) / (1 - self.signal)
+        return math.sqrt(max(0.0, ratio * (1 - self.signal / self.next_signal)))
+
+
+@runtime_checkable
+class Push(Protocol):
+    """Something that moves where a step arrives, as a gradient in its mean does. Pushes add up.
+
+    A prediction that is changed instead may be undone: schedulers clip the image that it implies.
+    """
+
+    def __call__(self, x: Images, step: Step) -> Images | float:
+        """What to add to x_{t-1} for the noisy images `x` = x_t before the step; row i depends on
+        row i alone."""
+        ...
+
+    def evaluations(self) -> Tensor:
+        """Network evaluations this push costs each row per step with a `sigma`, int64 (n,)."""
+        ...
 
 
 def make_scheduler(name: str | None, config: Any) -> Any:
@@ -89,6 +133,37 @@ def step_arguments(
     if "generator" in accepted:
         arguments["generator"] = list(generators)
     return arguments
+
+
+def check_pushable(scheduler: Any) -> None:
+    """Refuses schedulers that a push would mislead.
+
+    Raises:
+        ValueError: For one that takes a step in several parts, corrects it later, or works at
+            another scale: those not in `SCHEDULERS`.
+    """
+    kind = type(scheduler).__name__
+    if kind not in SCHEDULERS.values():
+        raise ValueError(
+            f"`scheduler` is {kind}, whose steps cannot be pushed. Guide by density with "
+            f"{', '.join(SCHEDULERS)}."
+        )
+
+
+def steps_of(scheduler: Any, timesteps: Tensor, eta: float, until: float = 1.0) -> list[Step]:
+    """What each step does to signal and noise.
+
+    Args:
+        scheduler: One that `check_pushable` accepts, its timesteps set.
+        timesteps: Those that are visited, descending.
+        eta: Of DDIM; ancestral schedulers have 1 whatever it is.
+        until: Signal level that the last step arrives at.
+    """
+    signals = [float(scheduler.alphas_cumprod[int(t)]) for t in timesteps]
+    if type(scheduler).__name__ == SCHEDULERS["ddpm"]:
+        eta = 1.0
+    ends = [*signals[1:], until]
+    return [Step(*of, eta) for of in zip(timesteps, signals, ends, strict=True)]
 
 
 def timesteps_from(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor:
@@ -174,6 +249,7 @@ def sample(
     strength: float = 1.0,
     eta: float = 0.0,
     terms: Sequence[GuidanceTerm] = (),
+    pushes: Sequence[Push] = (),
     until: float = 1.0,
 ) -> Images:
     """Draws one image (or latent) per row, float32 (n, *shape).
@@ -191,18 +267,21 @@ def sample(
             the schedule does not reach zero signal.
         eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
         terms: Guidance terms, added to the prediction.
+        pushes: Added to what each step arrives at, where that is noisy still.
         until: Signal level (alpha-bar) in (0, 1] at which to stop. Below 1 the result is still
             noisy: x_s with alpha-bar_s = `until`. Not with `sources`.
 
     Raises:
         ValueError: For a `strength` outside (0, 1], an `eta` that the scheduler ignores, or a
-            scheduler that cannot stop halfway.
+            scheduler that cannot stop halfway, or not be pushed.
     """
     if until < 1:
         check_until(scheduler)
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
     arguments = step_arguments(scheduler, generators, eta)
+    if pushes:
+        check_pushable(scheduler)
     scheduler.set_timesteps(num_inference_steps)
     noise = randn(generators, shape).to(denoiser.device)
     if sources is None:
@@ -212,14 +291,18 @@ def sample(
         timesteps = timesteps_from(scheduler, num_inference_steps, strength)
         start = timesteps[:1].expand(len(noise)).to(denoiser.device)
         x = scheduler.add_noise(sources.to(denoiser.device), noise, start)
+    steps = steps_of(scheduler, timesteps, eta, until) if pushes else []
     for i, t in enumerate(timesteps, 1):
         x_in = scheduler.scale_model_input(x, t)
         prediction = denoiser(x_in, t, condition)
         total = prediction
         for term in terms:
             total = total + term(x_in, t, prediction)
+        moved = [push(x, steps[i - 1]) for push in pushes if steps[i - 1].sigma > 0]
         if until < 1 and i == len(timesteps):
             x = step_to(scheduler, total, t, x, until, generators=generators, eta=eta)
         else:
             x = scheduler.step(total, t, x, **arguments).prev_sample
+        for way in moved:
+            x = x + way
     return x

@@ -27,7 +27,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "features",
     },
     {"samplers", "degradations", "_training", "_adapt", "_variants"},
-    {"_restoration"},
+    {"_restoration", "guidance"},
     # real images in
     {"_stores"},
     {"_sources"},

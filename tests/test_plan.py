@@ -404,3 +404,29 @@ def test_the_estimate_counts_bytes_evaluations_and_time():
 def test_the_text_of_a_plan_says_how_many_rows_of_what():
     text = repr(plan_of(parameters={"strength": 0.5}))
     assert "5 rows, 3 classes, parameters: strength" in text
+
+
+def test_a_wrapping_synthesizers_parameters_take_turns_like_those_of_the_plan_itself():
+    arguments: dict[str, Any] = {
+        "quota": [7, 3],
+        "classes": ("cat", "dog"),
+        "settings": {"a": 1},
+        "seed": 3,
+        "sources": [[0, 2, 4], [1]],
+        "source_keys": np.arange(10, 15, dtype=np.uint64),
+    }
+    inner = Plan.build(**arguments, parameters={"x": [1.0, 2.0]})
+    outer = inner.with_parameters({"y": [0.0, 0.5], "z": 3.0}, settings={"b": 2})
+    assert (outer["y"] == (inner["x"] - 1) / 2).all()
+    assert (outer["z"] == 3).all()
+    assert outer.settings == {"b": 2}
+    for name in ("label", "source", "source_key", "variant", "x"):
+        assert (outer[name] == inner[name]).all()
+    assert len({*outer["seed"].tolist(), *inner["seed"].tolist()}) == 20
+    other = inner.with_parameters({"y": [0.0, 0.7], "z": 3.0}, settings={"b": 2})
+    assert ((other["seed"] == outer["seed"]) == (outer["y"] == 0)).all()
+    free = Plan.build([5], classes=("cat",), settings={}, seed=0, parameters={"x": [1.0, 2.0]})
+    again = free.with_parameters({"y": [1.0, 2.0]}, settings={})
+    assert (again["y"] == free["x"]).all()
+    with pytest.raises(ValueError, match="'seed' has the name of a column"):
+        free.with_parameters({"seed": 1.0}, settings={})

@@ -1,15 +1,21 @@
 """What every synthesizer is: rows in, images out."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from synthaug._plan import Plan, balanced_quota, given_quota, matching_quota
 from synthaug._types import JSON, Images
+from synthaug.samplers import Push
+
+Guide: TypeAlias = Callable[[Plan, Tensor | None], Sequence[Push]]
+"""`guide(rows, conditions)`: what pushes the sampler while it draws these rows. Conditions are
+those of the denoiser, one per row."""
 
 
 class AbstractSynthesizer(abc.ABC):

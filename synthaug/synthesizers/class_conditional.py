@@ -23,7 +23,7 @@ from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images, Pixels
 from synthaug.denoisers import ClassifierFreeGuidance
 from synthaug.samplers import sample
-from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._base import AbstractSynthesizer, Guide
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._real import RealImages
@@ -84,8 +84,12 @@ class ClassConditional(AbstractSynthesizer):
         return self.model.make_scheduler(self.scheduler)
 
     @torch.inference_mode()
-    def draw(self, rows: Plan) -> Images:
+    def draw(self, rows: Plan, *, guide: Guide | None = None) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
+
+        Args:
+            rows: Rows of a plan about our classes.
+            guide: What pushes the sampler; see `LowDensity`.
 
         Raises:
             ValueError: If the rows have sources but the synthesizer has not.
@@ -100,10 +104,12 @@ class ClassConditional(AbstractSynthesizer):
         strengths = np.where(rows["source"] < 0, -1.0, _column(rows, "strength", 1.0))
         for strength in np.unique(strengths):  # rows that share a start share a batch
             chosen = np.flatnonzero(strengths == strength)
-            latents[torch.from_numpy(chosen)] = self._sample(rows[chosen], float(strength)).cpu()
+            latents[torch.from_numpy(chosen)] = self._sample(
+                rows[chosen], float(strength), guide
+            ).cpu()
         return self.model.decode(latents.to(self.model.denoiser.device)).cpu()
 
-    def _sample(self, rows: Plan, strength: float) -> Tensor:
+    def _sample(self, rows: Plan, strength: float, guide: Guide | None) -> Tensor:
         generators = streams(rows["seed"])
         labels = torch.tensor(rows["label"])
         condition = self.model.conditions(labels)
@@ -125,6 +131,7 @@ class ClassConditional(AbstractSynthesizer):
             strength=abs(strength),
             eta=self.eta,
             terms=terms,
+            pushes=() if guide is None else guide(rows, condition),
         )
 
     def _source_pixels(self, rows: Plan) -> Pixels:
