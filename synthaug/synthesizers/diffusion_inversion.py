@@ -32,7 +32,7 @@ from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Features, Images
 from synthaug.denoisers import ClassifierFreeGuidance
 from synthaug.samplers import sample
-from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._base import AbstractSynthesizer, Guide
 from synthaug.synthesizers._embeddings import EmbeddingTable, interpolate
 from synthaug.synthesizers._inversion_fit import (
     InversionConfig,
@@ -306,8 +306,12 @@ class DiffusionInversion(AbstractSynthesizer):
     # -- stage 2 ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def draw(self, rows: Plan) -> Images:
+    def draw(self, rows: Plan, *, guide: Guide | None = None) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
+
+        Args:
+            rows: Rows of a plan of ours.
+            guide: What pushes the sampler; see `LowDensity`.
 
         Raises:
             ValueError: If the rows were made for other classes.
@@ -335,6 +339,7 @@ class DiffusionInversion(AbstractSynthesizer):
             num_inference_steps=self.num_inference_steps,
             eta=self.eta,
             terms=terms,
+            pushes=() if guide is None else guide(rows, condition),
         )
         return self.model.decode(latents).cpu()
 
