@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -234,6 +235,24 @@ def dot_chart(groups: Mapping[str, ArrayLike], *, x_label: str) -> Markup:
             f'<circle cx="{axes.x(x):.1f}" cy="{y}" r="3.2" fill="var(--s2)"/>' for x in v.tolist()
         )
     return _figure([], axes, shapes)
+
+
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]], *, text_columns: int = 0) -> Markup:
+    """A table of numbers; so many columns at its right end are text."""
+
+    def line(cells: Sequence[Any], tag: str) -> Markup:
+        left = len(cells) - text_columns
+        return Markup("<tr>{}</tr>").format(
+            Markup("").join(
+                Markup(f"<{tag}{' class=text' if i >= left else ''}>{escape(cell)}</{tag}>")
+                for i, cell in enumerate(cells)
+            )
+        )
+
+    body = Markup("\n").join(line(row, "td") for row in rows)
+    return Markup('<div class="wide"><table>\n{}\n{}\n</table></div>').format(
+        line(header, "th"), body
+    )
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:

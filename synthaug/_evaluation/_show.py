@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from synthaug._html import Line, dot_chart, line_chart, page
+from synthaug._html import Line, dot_chart, line_chart, page, table
 
 if TYPE_CHECKING:
     from synthaug._evaluation._report import EvaluationReport, Run
@@ -40,7 +40,7 @@ def html_sections(report: "EvaluationReport") -> Markup:
         _by_class(report),
         Markup("<h2>How it was done</h2>"),
         _facts({**report.settings, "baseline": report.baseline}),
-        _table(
+        table(
             ["arm", "images", "seconds per run", "augmentation"],
             [
                 [
@@ -64,7 +64,7 @@ def html_table(report: "EvaluationReport") -> Markup:
         Markup("<p><small>{}</small></p>").format(text)
         for text in (report.caption(), *report.synthetic_notes())
     )
-    return _table(header, rows) + notes
+    return table(header, rows) + notes
 
 
 def plot(report: "EvaluationReport", path: str | os.PathLike[str]) -> Path:
@@ -148,29 +148,9 @@ def _by_class(report: "EvaluationReport") -> Markup:
             ]
             cells.append(f"{100 * np.mean(known):.1f}" if known else "no test image")
         rows.append(cells)
-    return _table(["class", *report.arm_names], rows)
+    return table(["class", *report.arm_names], rows)
 
 
 def _facts(facts: Mapping[str, Any]) -> Markup:
     rows = [[name, str(value)] for name, value in facts.items()]
-    return _table(["setting", "value"], rows, text_columns=1)
-
-
-def _table(
-    header: Sequence[Any], rows: Sequence[Sequence[Any]], *, text_columns: int = 0
-) -> Markup:
-    """A table of numbers; so many columns at its right end are text."""
-
-    def line(cells: Sequence[Any], tag: str) -> Markup:
-        left = len(cells) - text_columns
-        return Markup("<tr>{}</tr>").format(
-            Markup("").join(
-                Markup(f"<{tag}{' class=text' if i >= left else ''}>{escape(cell)}</{tag}>")
-                for i, cell in enumerate(cells)
-            )
-        )
-
-    body = Markup("\n").join(line(row, "td") for row in rows)
-    return Markup('<div class="wide"><table>\n{}\n{}\n</table></div>').format(
-        line(header, "th"), body
-    )
+    return table(["setting", "value"], rows, text_columns=1)
