@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from synthaug._errors import CacheMismatchError as CacheMismatchError
     from synthaug._errors import CachePendingError as CachePendingError
     from synthaug._errors import CheckpointError as CheckpointError
+    from synthaug._errors import CheckpointMismatchError as CheckpointMismatchError
     from synthaug._errors import DataError as DataError
+    from synthaug._errors import DataMismatchError as DataMismatchError
     from synthaug._errors import DivergedError as DivergedError
     from synthaug._errors import SynthaugError as SynthaugError
     from synthaug._evaluation import AffineAugment as AffineAugment
@@ -72,10 +74,12 @@ _HOME = {
     "CacheMismatchError": "_errors",
     "CachePendingError": "_errors",
     "CheckpointError": "_errors",
+    "CheckpointMismatchError": "_errors",
     "ClassConditional": "synthesizers",
     "CutMix": "_evaluation",
     "ColdDiffusion": "synthesizers",
     "DataError": "_errors",
+    "DataMismatchError": "_errors",
     "DiffusionInversion": "synthesizers",
     "DivergedError": "_errors",
     "EvaluationReport": "_evaluation",

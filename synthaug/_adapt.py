@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from synthaug._errors import DataError
+from synthaug._errors import DataError, DataMismatchError
 from synthaug._pixels import to_pil
 from synthaug._types import Indices, Labels
 
@@ -256,7 +256,7 @@ def classes_of(dataset: Any) -> tuple[str, ...] | None:
         found = {names for part in dataset.datasets if (names := classes_of(part)) is not None}
         if len(found) > 1:
             first, second = sorted(found)[:2]
-            raise DataError(
+            raise DataMismatchError(
                 f"The parts of the ConcatDataset have different classes: {', '.join(first)} and "
                 f"{', '.join(second)}."
             )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from synthaug._adapt import classes_of, labels_of, parts_of
-from synthaug._errors import DataError
+from synthaug._errors import DataError, DataMismatchError
 from synthaug._pixels import to_pil
 from synthaug._sources import LOADERS, checked_labels, parse_spec
 from synthaug._stores import Conform, Indexed, Memory, Store, gather
@@ -284,7 +284,7 @@ def as_pixels(
         ]
         shapes = sorted({tuple(x.shape[1:]) for _, x in found})
         if len(shapes) > 1:
-            raise DataError(
+            raise DataMismatchError(
                 f"The parts of the ConcatDataset have images of shape {shapes[0]} and {shapes[1]}. "
                 "Bring all to one shape first."
             )

@@ -2,7 +2,9 @@
 
 * SynthaugError
   x DataError              a data set cannot be used: empty, a class without images, a corrupt file
+    - DataMismatchError    images or classes do not fit each other, or what they are used with
   x CheckpointError        weights are missing, or not in a layout we load
+    - CheckpointMismatchError  they belong to another run, method or data set
   x DivergedError          a loss, weight or image became NaN or infinite
   x CacheError
     - CacheFormatError     not a cache, or a file that could do harm: refused unread
@@ -25,8 +27,16 @@ class DataError(SynthaugError):
     """A data set cannot be used as it is."""
 
 
+class DataMismatchError(DataError):
+    """Images or classes can be read, but do not fit each other or what they are used with."""
+
+
 class CheckpointError(SynthaugError):
     """A checkpoint is missing, incomplete, or in a layout that we do not load."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """A checkpoint is intact, but belongs to another run, method or data set."""
 
 
 class DivergedError(SynthaugError):

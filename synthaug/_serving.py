@@ -134,7 +134,7 @@ def servable(synthetic: Any, audit: Any) -> Servable:
         ]
         raise AuditMismatchError(
             "The report judges another cache:\n" + "\n".join(lines) + "\n"
-            "Audit this cache, or pass `audit=None` to use it unaudited."
+            "Audit this cache, or use it unaudited (`audit=None`)."
         )
     passed = np.asarray(audit.passed, bool)
     if passed.shape != done.shape:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from synthaug._adapt import classes_of, labels_of
-from synthaug._errors import DataError
+from synthaug._errors import DataError, DataMismatchError
 from synthaug._stores import HDF5, Conform, Files, Indexed, Memory, Store, unreadable
 from synthaug._types import Labels
 
@@ -60,14 +60,14 @@ def _folder(
             f"{root / 'cat' / '1.png'}, {root / 'dog' / '1.png'}, ..."
         )
     if set(names) <= {"train", "test", "val", "valid", "validation"}:
-        raise DataError(
-            f"The subfolders of {root} are splits and not classes: {', '.join(names)}. Choose one: "
-            f"folder:{root / names[-1]}, or `split={names[-1]!r}`."
+        raise DataMismatchError(
+            f"The subfolders of {root} are splits and not classes: {', '.join(names)}. Choose one, "
+            f"for example folder:{root / names[-1]}."
         )
     if classes is not None:
         unknown = [name for name in names if name not in classes]
         if unknown:
-            raise DataError(
+            raise DataMismatchError(
                 f"{root} has a class folder {unknown[0]!r}, which is not among the {len(classes)} "
                 f"classes that were given: {', '.join(classes)}."
             )
@@ -126,15 +126,16 @@ def _check_headers(
     """Opens every file without decoding it; returns the shape that all will have."""
     from tqdm.auto import tqdm
 
-    def header(path: str) -> tuple[str, tuple[int, int], str | None]:
+    def header(path: str) -> tuple[str, tuple[int, int], DataError | None]:
         try:
             with Image.open(path) as image:
                 reason = conform.refuse(image)
-                return image.mode, image.size, None if reason is None else f"{path} {reason}"
+                refused = None if reason is None else DataMismatchError(f"{path} {reason}")
+                return image.mode, image.size, refused
         except Exception as error:  # Pillow's readers raise whatever the bytes provoke
-            return "", (0, 0), unreadable(path, error)
+            return "", (0, 0), DataError(unreadable(path, error))
 
-    problems: list[str] = []
+    problems: list[DataError] = []
     seen: dict[tuple[str, tuple[int, int]], str] = {}
     disable = None if progress is None else not progress
     with (
@@ -149,20 +150,20 @@ def _check_headers(
                 seen.setdefault((mode, size), path)
     if problems:
         more = f" ({len(problems) - 1} more files cannot be used either.)" if problems[1:] else ""
-        raise DataError(problems[0] + more)
+        raise type(problems[0])(f"{problems[0]}{more}")
     (mode, size), path = next(iter(seen.items()))
     for (other_mode, other_size), other in seen.items():
         if conform.size is None and other_size != size:
-            raise DataError(
+            raise DataMismatchError(
                 f"Images differ in size: {path} is {size[0]}x{size[1]}, {other} is "
                 f"{other_size[0]}x{other_size[1]}. Resize them when loading, for example with "
-                f"`image_size={min(size)}` (`--image-size {min(size)}`)."
+                f"`image_size={min(size)}`."
             )
         if conform.channels is None and other_mode != mode:
-            raise DataError(
+            raise DataMismatchError(
                 f"Some images are grey and some are coloured: {path} has mode {mode}, {other} has "
-                f"mode {other_mode}. Convert them when loading, with `channels=3` "
-                "(`--channels 3`) or `channels=1`."
+                f"mode {other_mode}. Convert them when loading, with `channels=3` or "
+                "`channels=1`."
             )
     channels = conform.channels or {"L": 1, "RGB": 3}[mode]
     height, width = conform.size or size[::-1]
@@ -206,7 +207,7 @@ def _torchvision(
     elif split is not None and "split" in known:
         options["split"] = split
     elif split is not None:
-        raise ValueError(f"torchvision's {name} has no splits, got `split={split!r}`.")
+        raise ValueError(f"torchvision's {name} has no splits, got the split {split!r}.")
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
@@ -242,7 +243,7 @@ def _hdf5(
     import h5py
 
     if split is not None:
-        raise ValueError(f"An HDF5 file has no splits, got `split={split!r}`.")
+        raise ValueError(f"An HDF5 file has no splits, got the split {split!r}.")
     path = str(Path(text).expanduser())
     if not os.path.isfile(path):
         raise DataError(f"{path} does not exist, or is not a file.")
@@ -368,7 +369,7 @@ def _reorder(
         return values, tuple(found)
     unknown = [name for name in found if name not in wanted]
     if unknown:
-        raise DataError(
+        raise DataMismatchError(
             f"{where} has a class {unknown[0]!r}, which is not among the {len(wanted)} classes "
             f"that were given: {', '.join(wanted)}."
         )
@@ -390,7 +391,7 @@ def checked_labels(labels: ArrayLike, classes: Sequence[str], where: str) -> Lab
         row = int(np.flatnonzero(values == bad)[0])
         raise DataError(
             f"{where}: image {row} has label {bad}, but there are {len(classes)} classes "
-            f"(labels 0 to {len(classes) - 1}). Correct it, or give all class names with "
-            "`classes=`."
+            f"(labels 0 to {len(classes) - 1}). Correct it, or give the names of all "
+            "classes."
         )
     return values.astype(np.int64)

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from synthaug._adapt import field, pixels_of
-from synthaug._errors import DataError
+from synthaug._errors import DataError, DataMismatchError
 from synthaug._pixels import to_pil
 
 _CHUNK = 256  # images per task of the thread pool
@@ -61,18 +61,18 @@ class Conform:
             )
             return (
                 f"has mode {image.mode} ({what}). Convert all images when loading, with "
-                "`channels=3` (`--channels 3`) to RGB or `channels=1` to grey."
+                "`channels=3` to RGB or with `channels=1` to grey."
             )
         return None
 
     def __call__(self, image: Image.Image, where: str) -> NDArray[np.uint8]:
         reason = self.refuse(image)
         if reason is not None:
-            raise DataError(f"{where} {reason}")
+            raise DataMismatchError(f"{where} {reason}")
         if _has_alpha(image):
             lowest = int(np.asarray(image.convert("RGBA").getchannel("A")).min())
             if lowest < 255:
-                raise DataError(
+                raise DataMismatchError(
                     f"{where} has transparent pixels. Lay it on a background of your choice first."
                 )
         mode = {1: "L", 3: "RGB", None: image.mode}[self.channels]
@@ -173,10 +173,10 @@ class Indexed:
         for i, row in enumerate(rows):
             image = self._image(int(row))
             if image.shape != self.shape:
-                raise DataError(
+                raise DataMismatchError(
                     f"Image {row} of {type(self.dataset).__name__} has shape {image.shape}, others "
                     f"have {self.shape}. Bring all to one size and mode when loading, for example "
-                    "with `image_size=32, channels=3` (`--image-size 32 --channels 3`)."
+                    "with `image_size=32` and `channels=3`."
                 )
             out[i] = image
         return out

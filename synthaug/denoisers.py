@@ -12,7 +12,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from synthaug._errors import CheckpointError, DataError
+from synthaug._errors import CheckpointError, DataMismatchError
 from synthaug._types import Images
 
 
@@ -161,7 +161,7 @@ def build_unet(
     lowest = 4 if min(height, width) <= 16 else 8
     levels = 1 + max(0, int(math.log2(min(height, width) / lowest)))
     if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        raise DataError(
+        raise DataMismatchError(
             f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
             "with an image size that is a multiple of 8."
         )

@@ -511,8 +511,6 @@ def test_arguments_that_cannot_be_stored_are_refused_before_anything_is_written(
         create(manifest={"recipe": {"x": object()}})
     with pytest.raises(ValueError, match="classes"):
         create(manifest={"recipe": {}, "classes": ["other"]})
-    with pytest.raises(CacheError, match="Create it first"):
-        create(name="no/such/folder/c.h5")
     columns = {**plan.columns, "a/b": np.zeros(len(plan))}
     with pytest.raises(ValueError, match="a/b"):
         create(plan=Plan(columns, plan.classes, plan.settings))

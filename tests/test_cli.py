@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -386,7 +387,12 @@ def test_images_are_inverted_and_varied(work):
     )
     given = [*given, "--method", "cold", "--condition", "tokens"]
     assert "`--condition` has no meaning with --method cold" in fail(2, *given)
-    text = succeed("invert", generator, train, inverted, "--updates", 2, "--device", "cpu")
+    message = fail(2, "generate", generator, work / "no.h5", "--per-class", 1, *DRAW)
+    assert "Learn them with `synthaug invert`" in message
+    shutil.copytree(work / "train", work / "odd")
+    Image.new("RGB", (20, 16)).save(work / "odd" / "cat" / "0.png")  # is brought to 8 x 8, grey
+    real = f"folder:{work / 'odd'}"
+    text = succeed("invert", generator, real, inverted, "--updates", 2, "--device", "cpu")
     assert "36 embeddings" in text
     assert (inverted / "variants.png").exists()
     text = succeed("generate", inverted, work / "v.h5", "--ratio", 0.5, "--noise", 0.2, *DRAW)
@@ -413,6 +419,31 @@ def test_caches_are_merged_exported_imported_and_forgotten(work):
     assert not SynthCache(parts[0]).done.any()
 
 
+def test_a_cache_named_twice_is_not_merged(work, cache):
+    assert f"{cache} is named twice" in fail(2, "cache", "merge", work / "m.h5", cache, cache)
+    assert f"{cache} is named twice" in fail(2, "cache", "merge", cache, cache)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_compressed_cache_is_pointed_out_in_a_line_but_not_where_it_is_made_plain(work, cache):
+    small = work / "small.h5"
+    succeed("cache", "export", cache, small, "--format", "hdf5")
+    shown = run("cache", "info", small).err
+    assert re.fullmatch(r"synthaug: .*small\.h5 is a compressed copy: [^\n]*\n", shown)
+    assert "compressed" not in run("cache", "merge", work / "plain.h5", small).err
+    assert (SynthCache(work / "plain.h5").read([3]) == SynthCache(cache).read([3])).all()
+
+
+def test_folders_of_outputs_are_made(work, cache):
+    new = work / "deep" / "deeper"
+    succeed("generate", work / "run", new / "a" / "c.h5", "--per-class", 1, *DRAW)
+    succeed("cache", "info", cache, "--sheet", new / "b" / "sheet.png")
+    for format in ("folder", "hdf5"):
+        succeed("cache", "export", cache, new / "c" / format / "x", "--format", format)
+    run("audit", cache, f"folder:{work / 'train'}", "--out", new / "d" / "audit")
+    assert (new / "d" / "audit.html").exists()
+
+
 def test_real_images_are_brought_to_the_shape_of_the_cache(work, cache):
     for split in ("train", "test"):
         for path in sorted((work / split).rglob("*.png")):
@@ -436,20 +467,20 @@ def test_real_images_are_brought_to_the_shape_of_the_cache(work, cache):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--per-class", 2, "--ratio", 1], "exactly one of `per_class`, `ratio` and `counts`"),
+        (["--per-class", 2, "--ratio", 1], "one of `--per-class`, `--ratio` and `--counts`"),
         ([], "exactly one of"),
-        (["--per-class", 0], "`per_class` must be at least 1, got 0"),
+        (["--per-class", 0], "`--per-class` must be at least 1, got 0"),
         (["--counts", '{"cow": 1}'], "names 'cow', which is not a class"),
-        (["--ratio", 1], "`ratio` needs `labels`"),
+        (["--ratio", 1], "`--ratio` needs `labels`"),
         (["--per-class", 1, "--strength", 0.5], "`--strength` needs `--source`"),
         (["--per-class", 1, "--source", "digit"], "Got the data set 'digit', expected"),
-        (["--per-class", 1, "--num-inference-steps", 0], "`num_inference_steps` must be at least"),
-        (["--per-class", 1, "--scheduler", "tea"], "`scheduler` is 'tea'. Known are ddpm, ddim"),
-        (["--per-class", 1, "--guidance-scale", -1], "`guidance_scale` must not be negative"),
-        (["--per-class", 1, "--eta", 7], "`eta` must be in [0, 1], got 7"),
+        (["--per-class", 1, "--num-inference-steps", 0], "`--num-inference-steps` must be at"),
+        (["--per-class", 1, "--scheduler", "tea"], "`--scheduler` is 'tea'. Known are ddpm"),
+        (["--per-class", 1, "--guidance-scale", -1], "`--guidance-scale` must not be negative"),
+        (["--per-class", 1, "--eta", 7], "`--eta` must be in [0, 1], got 7"),
         (["--per-class", 1, "--image-size", 9], "must be a multiple of 2"),
-        (["--per-class", 1, "--classes", "cat,cat"], "`classes` holds a name twice: cat, cat"),
-        (["--per-class", 1, "--device", "abacus"], "`device` is 'abacus', which torch cannot use"),
+        (["--per-class", 1, "--classes", "cat,cat"], "`--classes` holds a name twice: cat, cat"),
+        (["--per-class", 1, "--device", "abacus"], "`--device` is 'abacus', which torch cannot"),
     ],
     ids=str,
 )
@@ -458,6 +489,40 @@ def test_input_that_does_not_fit_exits_with_2_and_writes_nothing(work, arguments
     given = ["generate", work / "run", out, "--device", "cpu", *arguments]
     assert message in fail(2, *given)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("set aside with `deduplicate=True`.", "set aside with `--deduplicate`."),
+        ("Use `image_size=8` and `channels=3`.", "Use `--image-size 8` and `--channels 3`."),
+        ("unaudited (`holdout=None`)", "unaudited (no `--holdout`)"),
+        ("`train` and `holdout`", "`train` and `--holdout`"),  # what is given by position stays
+        ("`steps` of `fdr.py`", "`steps` of `fdr.py`"),  # no options of this command
+    ],
+)
+def test_messages_name_arguments_as_the_command_line_does(message, shown):
+    assert _main._as_options(message, _main._options(COMMANDS["audit"])) == shown
+
+
+def test_the_width_of_a_network_is_not_mistaken_for_the_channels_of_an_image(work):
+    train = ["train", f"folder:{work / 'train'}", work / "never", "--width", 0]
+    assert fail(2, *train).startswith("`--width` must be at least 1, got 0")
+
+
+def test_images_that_can_be_read_but_do_not_fit_exit_with_2_and_name_the_option(work):
+    mixed = {"sizes": ("L", (9, 8)), "modes": ("RGB", (8, 9))}
+    for name, (mode, size) in mixed.items():
+        folder = work / name / "cat"
+        folder.mkdir(parents=True)
+        Image.new("L", (8, 9)).save(folder / "a.png")
+        Image.new(mode, size).save(folder / "b.png")
+        option = "--image-size 8" if name == "sizes" else "--channels 3"
+        for command in ("train", "cache import"):
+            message = fail(2, *command.split(), f"folder:{folder.parent}", work / "never")
+            assert f"`{option}`" in message
+        succeed("cache", "import", f"folder:{folder.parent}", work / f"{name}.h5", *option.split())
+    assert not (work / "never").exists()
 
 
 def test_a_cache_of_another_plan_exits_with_2(work, cache):
@@ -480,7 +545,7 @@ def test_what_is_missing_or_unreadable_exits_with_4(work, cache):
         (["train", f"folder:{work / 'no'}", work / "o"], "no"),
         (["train", f"folder:{work / 'empty'}", work / "o"], "empty"),
         (["train", f"folder:{work / 'broken'}", work / "o"], "1.png"),
-        (["generate", work / "run", work / "no" / "a.h5", "--per-class", 1, *DRAW], "no"),
+        (["generate", work / "run", text / "a.h5", "--per-class", 1, *DRAW], "text.h5"),
         (["generate", work / "run", text, "--per-class", 1, *DRAW], "text.h5"),
         (["audit", work / "no.h5", train], "no.h5"),
         (["audit", cache, f"folder:{work / 'no'}"], "no"),

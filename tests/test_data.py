@@ -191,7 +191,7 @@ def truncated(path: Path) -> None:
         (
             "x.png",
             lambda p: Image.fromarray(noise(7, 5, 3)).save(p),
-            r"differ in size: .*0\.png is 5x6, .*x\.png is 5x7.*`--image-size 5`",
+            r"differ in size: .*0\.png is 5x6, .*x\.png is 5x7.*`image_size=5`",
         ),
     ],
 )

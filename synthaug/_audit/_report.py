@@ -236,7 +236,7 @@ class AuditReport:
             text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise AuditError(
-                f"{path} does not exist. Make a report with `synthaug.audit(...).to_json(path)`."
+                f"{path} does not exist. Check the name, or audit the cache first."
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise AuditError(f"{path} cannot be read: {error}.") from error

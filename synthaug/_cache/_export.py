@@ -95,7 +95,9 @@ def export(
         logger.warning("%s does not say under which licence its images may be used.", cache.path)
     if format == "hdf5":
         if rows is not None:
-            raise ValueError("`format='hdf5'` copies the whole cache; leave `rows` out.")
+            raise ValueError(
+                "`format='hdf5'` copies every row. To leave some out, use another format."
+            )
     elif format != "webdataset":
         _check_folder_names(cache.classes)
     with bar(len(chosen), "Export", progress) as advance:
@@ -111,10 +113,12 @@ def export(
 def _chosen(cache: SynthCache, rows: ArrayLike | None) -> Indices:
     done = cache.done
     chosen = np.flatnonzero(done) if rows is None else np.asarray(rows)
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not len(chosen):
+    if not chosen.size:
+        raise ValueError(f"{cache.path} has no image to export.")
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
         raise ValueError(
-            f"`rows` must be row numbers, at least one, got {chosen.dtype} of shape "
-            f"{chosen.shape}; for a mask use `np.flatnonzero(mask)`."
+            f"`rows` must be row numbers, got {chosen.dtype} of shape {chosen.shape}; for a mask "
+            "use `np.flatnonzero(mask)`."
         )
     outside = chosen[(chosen < 0) | (chosen >= len(cache))]
     if len(outside):

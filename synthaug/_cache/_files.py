@@ -112,19 +112,18 @@ def reserve(fd: int, size: int, path: Path) -> None:
 def new_file(path: Path) -> Iterator[int]:
     """A file descriptor for what becomes `path` once the block has ended without an error.
 
-    The bytes go to a temporary file beside `path`. An error removes it; after a kill the next
-    `new_file` for the same path does.
+    The bytes go to a temporary file beside `path`, in a folder that is made if need be. An error
+    removes the file; after a kill the next `new_file` for the same path does.
 
     Raises:
-        CacheError: `path` exists, also if another process made it meanwhile; its folder does not
-            exist; or the file cannot be written.
+        CacheError: `path` exists, also if another process made it meanwhile; or the file cannot be
+            written.
     """
     if os.path.lexists(path):
         raise _exists(path)
-    if not path.parent.is_dir():
-        raise CacheError(f"Cannot create {path}: no folder {path.parent}. Create it first.")
     remove_orphans(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         fd, temporary = _open_temporary(path)
         try:
             yield fd
@@ -158,14 +157,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder for what becomes `path` once the block has ended without an error; as `new_file`.
 
     Raises:
-        CacheError: `path` exists, its folder does not, or something cannot be written.
+        CacheError: `path` exists, or something cannot be written.
     """
     if os.path.lexists(path):
         raise CacheError(f"{path} exists already. Choose another name, or remove it.")
-    if not path.parent.is_dir():
-        raise CacheError(f"Cannot create {path}: no folder {path.parent}. Create it first.")
     remove_orphans(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         os.mkdir(temporary)
         fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)

@@ -127,7 +127,7 @@ def create(
 
     Raises:
         ValueError: An argument cannot be stored.
-        CacheError: `path` exists, its folder does not, or the disk is full.
+        CacheError: `path` exists, or the disk is full.
     """
     check_arguments(plan, image_shape)
     text = json.dumps(complete_manifest(plan, manifest), sort_keys=True)

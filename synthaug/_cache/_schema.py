@@ -131,8 +131,7 @@ def open_stream(path: Path) -> io.FileIO:
         return io.FileIO(path)
     except OSError as error:
         raise CacheError(
-            f"Cannot open {path}: {error.strerror}. Check the name; "
-            "`synthaug.generate(synthesizer, plan, path)` makes a cache."
+            f"Cannot open {path}: {error.strerror}. Check the name, or generate the cache first."
         ) from error
 
 

@@ -153,7 +153,7 @@ class SynthCache(Dataset[Any]):
 
         Raises:
             ValueError: An argument cannot be stored.
-            CacheError: `path` exists, its folder does not, or the disk cannot hold the file.
+            CacheError: `path` exists, or the disk cannot hold the file.
         """
         shape = tuple(int(side) for side in image_shape)
         _format.create(Path(path).absolute(), plan, image_shape=shape, manifest=manifest)
@@ -263,8 +263,7 @@ class SynthCache(Dataset[Any]):
     def _corrupt(self, bad: Indices) -> CacheCorruptError:
         return CacheCorruptError(
             f"{self.path}: the pixels of {listed(bad)} are not those that were written. Restore "
-            "the file from a copy; or call `cache.invalidate(cache.verify())` and generate again, "
-            "which redraws just these rows."
+            "the file from a copy, or generate again, which redraws just these rows."
         )
 
     def _not_done(self, rows: Indices) -> CachePendingError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
         progress: Show a bar.
 
     Raises:
-        ValueError: `paths` is empty or names a file twice.
+        ValueError: `paths` is empty, or a file is named twice.
         CacheMismatchError: The caches differ in what decides the images, or hold the same row.
         CacheCorruptError: An image is not the one that was written; `out` then lacks it.
         CacheError: A file cannot be read or written.
@@ -54,9 +55,15 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
     if not paths:
         raise ValueError("`paths` names no cache.")
     resolved = [Path(path).resolve() for path in paths]
-    if len({*resolved, Path(out).resolve()}) != len(paths) + 1:
-        raise ValueError("`paths` and `out` must be different files.")
-    caches = [SynthCache(path) for path in paths]
+    for path in resolved:
+        if resolved.count(path) > 1 or path == Path(out).resolve():
+            raise ValueError(
+                f"{path} is named twice. The caches to merge and the new one must be different "
+                "files."
+            )
+    with warnings.catch_warnings():  # a compressed copy warns that it is slow: this is the remedy
+        warnings.simplefilter("ignore")
+        caches = [SynthCache(path) for path in paths]
     first = caches[0]
     for cache in caches[1:]:
         _check_mergeable(first, cache)

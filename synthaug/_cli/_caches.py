@@ -1,5 +1,6 @@
 """Commands that look after cache files."""
 
+from pathlib import Path
 from typing import Literal
 
 
@@ -17,6 +18,7 @@ def info(cache: str, *, sheet: str | None = None) -> None:
     opened = SynthCache(cache)
     print(info_text(opened))
     if sheet is not None:
+        Path(sheet).parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(opened).save(sheet)
         print(f"Samples: {sheet}")
 
@@ -91,6 +93,8 @@ def import_(
     source: str,
     out: str,
     *,
+    image_size: int | None = None,
+    channels: Literal[1, 3] | None = None,
     name: str = "unknown",
     generator_licence: str | None = None,
     source_licence: str | None = None,
@@ -100,16 +104,20 @@ def import_(
     synthaug cache import folder:their-images theirs.h5 --name "Stable Diffusion 2.1"
 
     Args:
-        source: Labelled images, for example folder:PATH; all of one size.
+        source: Labelled images, for example folder:PATH.
         out: The new cache; it can be audited and mixed like any other.
+        image_size: Resize the shorter side to it and cut out the centre.
+        channels: 1 converts to grey, 3 to RGB.
         name: What made the images, for the record.
         generator_licence: Licence of the generator, for the record.
         source_licence: Licence of the data it was trained on, for the record.
     """
     from synthaug._cache import import_images
+    from synthaug._data import load_dataset
 
+    images = load_dataset(source, image_size=image_size, channels=channels)
     licence = {"generator": generator_licence, "source": source_licence}
-    print(import_images(source, out, name=name, licence=licence, progress=True))
+    print(import_images(images, out, name=name, licence=licence, progress=True))
 
 
 def forget(images: str, caches: list[str]) -> None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from synthaug._cli._inputs import load
+
 
 def invert(
     checkpoint: str,
@@ -54,16 +56,16 @@ def invert(
     from synthaug._data import load_dataset
     from synthaug.synthesizers import DiffusionInversion, InversionConfig
 
-    real = load_dataset(data)
+    # The class names may be prompts. For them no image need be decoded, nor have any shape.
+    classes = load_dataset(data, image_shape=(1, 1, 1), memory_limit=0).classes
     inversion = DiffusionInversion.from_pretrained(
         checkpoint,
-        classes=real.classes,
+        classes=classes,
         image_size=image_size,
         dtype=getattr(torch, dtype),
         device=device,
     )
-    if real.image_shape != inversion.image_shape:
-        real = load_dataset(data, image_shape=inversion.image_shape)
+    real = load(data, inversion.image_shape)
     config = InversionConfig(
         updates=updates,
         snapshots=tuple(snapshots or ()),
@@ -76,7 +78,7 @@ def invert(
         checkpoint_seconds=checkpoint_seconds,
         seed=seed,
     )
-    print(inversion.cost(real, config, measure=True), flush=True)
+    print(inversion.cost(real, config, measure=estimate), flush=True)
     if estimate:
         return
     inverted, result = inversion.fit(real, out, config=config)

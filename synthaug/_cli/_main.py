@@ -9,10 +9,12 @@ import contextlib
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Sequence, Set
 from typing import Any
 
 from synthaug._cli._caches import export, forget, import_, info, merge, verify
@@ -24,6 +26,8 @@ from synthaug._errors import (
     AuditMismatchError,
     CacheMismatchError,
     CachePendingError,
+    CheckpointMismatchError,
+    DataMismatchError,
     DivergedError,
     SynthaugError,
 )
@@ -34,6 +38,8 @@ DOES_NOT_FIT = (
     AuditMismatchError,
     CacheMismatchError,
     CachePendingError,
+    CheckpointMismatchError,
+    DataMismatchError,
     DivergedError,
 )
 """Errors that mean exit code 2; the others that we expect mean 4."""
@@ -56,6 +62,8 @@ CACHE_COMMANDS: dict[str, Any] = {
     "import": import_,
     "forget": forget,
 }
+START_ANEW = {"plan", "audit", "info", "verify", "export"}
+"""Commands that an interruption sets back to their beginning; others go on where they were."""
 
 
 def build_parser() -> Any:
@@ -119,6 +127,34 @@ def _underscored(text: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
+def _as_options(message: str, options: Set[str]) -> str:
+    """A message that names arguments as in Python, with the options that they are in the shell.
+
+    `per_class` becomes `--per-class`, `channels=3` `--channels 3`, and a switch that is on, such as
+    `deduplicate=True`, `--deduplicate`.
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], (found[2] or "").strip("'\"")
+        if name not in options:
+            return found[0]
+        text = "--" + name.replace("_", "-")
+        if value == "None":
+            return f"no `{text}`"
+        return f"`{text}`" if value in ("", "True") else f"`{text} {value}`"
+
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", option, message)
+
+
+def _options(function: Any) -> set[str]:
+    """The names of a command's options, as Python knows them."""
+    parameters = inspect.signature(function).parameters.values()
+    own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return own | (
+        {*PlanOptions.__dataclass_fields__} if "options" in function.__annotations__ else set()
+    )
+
+
 def _version() -> str:
     from importlib.metadata import version
 
@@ -152,15 +188,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with contextlib.suppress(ValueError):  # signals reach the main thread only
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = function(**values)
+        with warnings.catch_warnings():
+            # One line, without the place in the code.
+            warnings.showwarning = lambda message, *_: print(
+                f"synthaug: {message}", file=sys.stderr
+            )
+            code = function(**values)
     except (SynthaugError, ValueError, ImportError, OSError) as error:
         if os.environ.get("SYNTHAUG_TRACEBACK"):
             raise
-        print(f"synthaug: error: {error}", file=sys.stderr)
+        print(f"synthaug: error: {_as_options(str(error), _options(function))}", file=sys.stderr)
         print("(Set SYNTHAUG_TRACEBACK=1 to see where.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, DOES_NOT_FIT) else 4)
     except KeyboardInterrupt as stop:
-        print("synthaug: stopped. What was done is kept; run again to go on.", file=sys.stderr)
+        resumes = "" if name in START_ANEW else " What was done is kept; run again to go on."
+        print(f"synthaug: stopped.{resumes}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, _Terminated) else 130)
     except Exception:  # Python's own exit code would be 1, which means that copies were found
         traceback.print_exc()

@@ -94,6 +94,8 @@ def train(
         if value is not None:
             option = name.replace("_", "-")
             raise ValueError(f"`--{option}` has no meaning with {chosen}. Leave it out.")
+    if width < 1:  # whose name in Python is `channels`, which is another option here
+        raise ValueError(f"`width` must be at least 1, got {width}.")
     real = load_dataset(data, image_size=image_size, channels=channels)
     more = None
     if unlabelled is not None:

@@ -26,7 +26,7 @@ from synthaug._adapt import (
 )
 from synthaug._data import as_pixels
 from synthaug._datasets._checks import check_example, checked_classes, checked_share
-from synthaug._errors import DataError
+from synthaug._errors import DataError, DataMismatchError
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
 from synthaug._plan import matching_quota
@@ -154,7 +154,7 @@ class MixedDataset(Dataset[Any]):
         if self._share > 0 and short.any():
             c = int(np.flatnonzero(short)[0])
             done = np.asarray(synthetic.done)[np.asarray(synthetic.labels) == c]
-            raise DataError(
+            raise DataMismatchError(
                 f"Class {self.classes[c]!r} has no synthetic image that may be served: of "
                 f"{len(done)} rows, {done.sum()} are done"
                 f"{'' if audit is None else ' and none of them passed the audit'}. Generate more "
@@ -309,7 +309,7 @@ class MixedDataset(Dataset[Any]):
             return real
         fake = self.synthetic.read(rows[rows >= 0])
         if real.shape[1:] != fake.shape[1:]:
-            raise DataError(
+            raise DataMismatchError(
                 f"Real images have shape {tuple(real.shape[1:])}, synthetic ones "
                 f"{tuple(fake.shape[1:])}: only a transform can bring them together."
             )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from synthaug._adapt import classes_of, labels_of
-from synthaug._errors import DataError
+from synthaug._errors import DataError, DataMismatchError
 from synthaug._evaluation._sources import Source, digests, fingerprint, open_source
 
 
@@ -54,7 +54,7 @@ class Inputs:
         shape = sources["`test`"].image_shape
         for name, source in sources.items():
             if source.image_shape != shape:
-                raise DataError(
+                raise DataMismatchError(
                     f"{name} has images of shape {source.image_shape}, `test` has {shape}. "
                     "Load both with the same image size and number of channels."
                 )
@@ -74,7 +74,9 @@ class Inputs:
             if id(dataset) not in known:
                 try:
                     known[id(dataset)] = digests(dataset, name)
-                except (DataError, TypeError, ValueError) as error:
+                except DataError as error:
+                    raise type(error)(f"{name}: {error}") from error
+                except (TypeError, ValueError) as error:
                     raise DataError(f"{name}: {error}") from error
         return {name: known[id(dataset)] for name, dataset in self.raw.items()}
 
@@ -115,8 +117,8 @@ def check_overlap(
         if found:
             shared[held_out.strip("`")] = found
     if messages and not allow:
-        raise DataError(
-            " ".join(messages) + " Take them out of one of the two, or pass "
+        raise DataMismatchError(
+            " ".join(messages) + " Take them out of one of the two, or go on with "
             "`allow_overlap=True`: the report then says how many there were."
         )
     return shared
@@ -127,7 +129,7 @@ def _classes(raw: Mapping[str, Dataset[Any]]) -> tuple[str, ...]:
         try:
             names = classes_of(dataset)
         except DataError as error:
-            raise DataError(f"{name}: {error}") from error
+            raise type(error)(f"{name}: {error}") from error
         if names is not None:
             if len(set(names)) < len(names):
                 raise DataError(f"{name} has two classes of one name: {', '.join(names)}.")

@@ -27,7 +27,7 @@ from synthaug._adapt import (
     without_transforms,
 )
 from synthaug._data import as_pixels
-from synthaug._errors import DataError
+from synthaug._errors import DataError, DataMismatchError
 from synthaug._pixels import digest
 from synthaug._types import Indices, Labels, Pixels
 
@@ -72,7 +72,7 @@ def open_source(
             return _InMemory(dataset, relabel, device)
         return _Asked(dataset, name, relabel, shape)
     except DataError as error:
-        raise error if name in str(error) else DataError(f"{name}: {error}") from error
+        raise error if name in str(error) else type(error)(f"{name}: {error}") from error
 
 
 def is_plain(dataset: Any) -> bool:
@@ -214,7 +214,7 @@ class _Asked:
         else:
             pixels, labels = self._dataset.read(indices), self._labels[indices]
         if tuple(pixels.shape[1:]) != self.image_shape:
-            raise DataError(
+            raise DataMismatchError(
                 f"{self._name}: images have shape {tuple(pixels.shape[1:])}, the first one had "
                 f"{self.image_shape}. Bring all to one shape in the data set's transform."
             )
@@ -242,7 +242,7 @@ class _Relabel:
         if own is not None and sorted(own) != sorted(classes):
             missing = sorted(set(classes) - set(own)) or ["none"]
             extra = sorted(set(own) - set(classes)) or ["none"]
-            raise DataError(
+            raise DataMismatchError(
                 f"{name} has other classes than the test set. Missing: {', '.join(missing[:5])}; "
                 f"not in the test set: {', '.join(extra[:5])}."
             )
@@ -284,7 +284,7 @@ def _items(dataset: Any, indices: Sequence[int] | Indices, name: str) -> tuple[P
             raise DataError(f"Item {i} of {name} cannot be used. {error}") from error
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
-        raise DataError(
+        raise DataMismatchError(
             f"Images of {name} have different shapes, {shapes[0]} and {shapes[1]}. Bring all to "
             "one shape in its transform."
         )

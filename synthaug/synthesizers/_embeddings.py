@@ -116,7 +116,7 @@ class EmbeddingTable:
 
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
-            raise CheckpointError(f"{folder} holds no embeddings. Learn them with `fit`.")
+            raise CheckpointError(f"{folder} holds no embeddings. Learn them anew.")
         try:
             parts = [load_file(str(path)) for path in paths]
             whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synthaug._errors import DataError
+from synthaug._errors import DataError, DataMismatchError
 from synthaug._pixels import to_images
 from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
 from synthaug._types import Images, Indices, Pixels
@@ -52,7 +52,7 @@ class FitJob:
         self.labels = np.asarray(real.targets, np.int64)
         _check_labels(self.labels, self.classes)
         if unlabelled is not None and tuple(unlabelled.image_shape) != self.image_shape:
-            raise DataError(
+            raise DataMismatchError(
                 f"`unlabelled` holds images of shape {tuple(unlabelled.image_shape)}, "
                 f"`real` of {self.image_shape}."
             )

@@ -396,7 +396,7 @@ def _start(
         if config.num_tokens not in (None, encoder.shape[0]):
             raise ValueError(
                 f"`num_tokens` is {config.num_tokens}, but the checkpoint's encoder gives "
-                f"{encoder.shape[0]}. Leave it out, or use start='noise'."
+                f"{encoder.shape[0]}. Leave it out, or use `start='noise'`."
             )
         return start, encoder.shape
     if start == "prompt":

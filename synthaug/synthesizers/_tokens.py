@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._checkpoints import read_json, replaced, restore, write_json
-from synthaug._errors import CheckpointError, DataError
+from synthaug._errors import CheckpointError, DataMismatchError
 from synthaug._pixels import to_images
 from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
 from synthaug._types import Images, Indices
@@ -115,7 +115,7 @@ def build_token_unet(
     lowest = 4 if min(height, width) <= 16 else 8
     levels = 1 + max(1, int(math.log2(min(height, width) / lowest)))
     if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        raise DataError(
+        raise DataMismatchError(
             f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
             "with an image size that is a multiple of 8."
         )

@@ -27,7 +27,7 @@ from synthaug._checkpoints import (
     writing,
 )
 from synthaug._devices import choose_device
-from synthaug._errors import CheckpointError
+from synthaug._errors import CheckpointError, CheckpointMismatchError
 from synthaug._noise import randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan, settings_digest
@@ -414,7 +414,7 @@ class ColdDiffusion(AbstractSynthesizer):
         index = read_json(path / "model_index.json")
         own = read_json(path / _FILE) if (path / _FILE).exists() else {}
         if own.get("synthesizer") != "ColdDiffusion":
-            raise CheckpointError(
+            raise CheckpointMismatchError(
                 f"{path} holds no checkpoint of cold diffusion, but of "
                 f"{own.get('synthesizer', 'something else')}. Train one with `ColdDiffusion.fit`."
             )
@@ -428,7 +428,7 @@ class ColdDiffusion(AbstractSynthesizer):
         if degradation is None:
             degradation = from_config(saved)
         elif json.loads(json.dumps(degradation.config())) != saved:
-            raise CheckpointError(
+            raise CheckpointMismatchError(
                 f"{path} was trained with the degradation {saved}, not with "
                 f"{degradation.config()}. Give that one, or leave it out."
             )

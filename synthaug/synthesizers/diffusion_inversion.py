@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from synthaug._checkpoints import read_json, resolve, write_json, writing
-from synthaug._errors import CheckpointError, DataError
+from synthaug._errors import CheckpointMismatchError, DataError, DataMismatchError
 from synthaug._noise import randn, streams
 from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult
@@ -126,7 +126,8 @@ class DiffusionInversion(AbstractSynthesizer):
     def _learned(self) -> EmbeddingTable:
         if self.table is None:
             raise ValueError(
-                "There are no embeddings yet. Learn them with `fit(real, output_dir)`."
+                "There are no embeddings yet. Learn them with `synthaug invert`, or in Python "
+                "with `fit`."
             )
         return self.table
 
@@ -212,7 +213,7 @@ class DiffusionInversion(AbstractSynthesizer):
     def _job(self, real: Any, config: InversionConfig | None) -> InversionJob:
         shape = tuple(real.image_shape)
         if shape != self.image_shape:
-            raise DataError(
+            raise DataMismatchError(
                 f"The real images have shape {shape}, the generator's {self.image_shape}. Load "
                 f"them with image_shape={self.image_shape}, or the generator with another "
                 "`image_size`."
@@ -401,14 +402,14 @@ class DiffusionInversion(AbstractSynthesizer):
         wrong = ~inside
         wrong[inside] = table.keys[at[inside]] != rows[key][inside].astype(np.uint64)
         if wrong.any():
-            raise DataError(
+            raise DataMismatchError(
                 f"Real image {at[wrong][0]} of the plan is not among the images that were learned. "
                 "Make the plan with this synthesizer."
             )
         tokens = torch.empty(len(rows), *table.token_shape)
         for snapshot in np.unique(rows["snapshot"]).tolist():
             if snapshot not in table.snapshots:
-                raise DataError(
+                raise DataMismatchError(
                     f"The plan uses snapshot {snapshot}; there are "
                     f"{', '.join(map(str, table.snapshots))}."
                 )
@@ -655,7 +656,7 @@ def _partners(plan: Plan, table: EmbeddingTable, cross_class: bool) -> NDArray[n
             where = "in another class" if cross_class else f"in class {name!r}"
             raise ValueError(
                 f"`interpolation` needs a second image {where}, and there is none. Use "
-                "interpolation=0, or cross_class=True with soft labels."
+                "`interpolation=0`, or in Python cross_class=True with soft labels."
             )
         found = np.floor(choice[rows] * others).astype(np.int64)
         found += present & (found >= place)
@@ -675,7 +676,7 @@ def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -
     for name, digest in saved["weights"].items():
         # The network's digest is of its dtype; the autoencoder's is of float32.
         if (same_dtype or name != "network") and model.weights.get(name) != digest:
-            raise CheckpointError(
+            raise CheckpointMismatchError(
                 f"The {name} in {path} is not the one that the embeddings were learned with. Give "
                 "the right `checkpoint`, or learn them anew."
             )
