@@ -130,6 +130,32 @@ def write_stable_diffusion(
     return pipeline
 
 
+def write_stable_diffusion_upscaler(path: Path) -> Any:
+    """Stable Diffusion's upscaler, by a factor of 2, with random weights: returns its pipeline."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        DDPMScheduler,
+        StableDiffusionUpscalePipeline,
+        UNet2DConditionModel,
+    )
+
+    plain = write_stable_diffusion(path / "plain")
+    torch.manual_seed(1)
+    unet = {**plain.unet.config, "in_channels": 7, "num_class_embeds": 1000, "sample_size": 8}
+    pipeline = StableDiffusionUpscalePipeline(
+        vae=AutoencoderKL.from_config(plain.vae.config).eval(),
+        text_encoder=plain.text_encoder,
+        tokenizer=plain.tokenizer,
+        unet=UNet2DConditionModel.from_config(unet).eval(),
+        low_res_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        scheduler=DDIMScheduler.from_config(plain.scheduler.config),
+    )
+    pipeline.save_pretrained(path)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 class Counting(nn.Module):
     """Wraps a network as `torch.compile` would, and counts the images that pass through it."""
 

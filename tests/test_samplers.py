@@ -95,7 +95,7 @@ def test_solvers_converge_to_the_exact_solution_with_their_order(name, order):
         a = denoiser.alphas_cumprod[int(scheduler.timesteps[0])]
         exact = noise * std / (a * std**2 + 1 - a).sqrt()
         images = sample(
-            denoiser,  # type: ignore[arg-type]
+            denoiser,
             make_scheduler(name, EPSILON),
             None,
             shape=(1, 2, 2),

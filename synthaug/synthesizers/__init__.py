@@ -7,31 +7,40 @@ if TYPE_CHECKING:
     from synthaug.synthesizers._base import AbstractSynthesizer as AbstractSynthesizer
     from synthaug.synthesizers._inversion_fit import InversionConfig as InversionConfig
     from synthaug.synthesizers._model import DiffusionModel as DiffusionModel
+    from synthaug.synthesizers._stage import CascadeStage as CascadeStage
+    from synthaug.synthesizers.cascade import Cascade as Cascade
     from synthaug.synthesizers.class_conditional import ClassConditional as ClassConditional
     from synthaug.synthesizers.cold_diffusion import ColdDiffusion as ColdDiffusion
     from synthaug.synthesizers.constant import Constant as Constant
     from synthaug.synthesizers.diffusion_inversion import DiffusionInversion as DiffusionInversion
     from synthaug.synthesizers.diffusion_inversion import soft_labels as soft_labels
+    from synthaug.synthesizers.low_density import LowDensity as LowDensity
 
 _HOME = {
     "AbstractSynthesizer": "_base",
+    "Cascade": "cascade",
+    "CascadeStage": "_stage",
     "ClassConditional": "class_conditional",
     "ColdDiffusion": "cold_diffusion",
     "Constant": "constant",
     "DiffusionInversion": "diffusion_inversion",
     "DiffusionModel": "_model",
     "InversionConfig": "_inversion_fit",
+    "LowDensity": "low_density",
     "soft_labels": "diffusion_inversion",
 }
 
 __all__ = [
     "AbstractSynthesizer",
+    "Cascade",
+    "CascadeStage",
     "ClassConditional",
     "ColdDiffusion",
     "Constant",
     "DiffusionInversion",
     "DiffusionModel",
     "InversionConfig",
+    "LowDensity",
     "soft_labels",
 ]
 
