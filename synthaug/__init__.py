@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from synthaug import denoisers as denoisers
     from synthaug import density as density
     from synthaug import features as features
-    from synthaug import guidance as guidance
     from synthaug import samplers as samplers
     from synthaug import synthesizers as synthesizers
     from synthaug import transforms as transforms
@@ -39,7 +38,9 @@ if TYPE_CHECKING:
     from synthaug._errors import CacheMismatchError as CacheMismatchError
     from synthaug._errors import CachePendingError as CachePendingError
     from synthaug._errors import CheckpointError as CheckpointError
+    from synthaug._errors import CheckpointMismatchError as CheckpointMismatchError
     from synthaug._errors import DataError as DataError
+    from synthaug._errors import DataMismatchError as DataMismatchError
     from synthaug._errors import DivergedError as DivergedError
     from synthaug._errors import SynthaugError as SynthaugError
     from synthaug._evaluation import AffineAugment as AffineAugment
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from synthaug.synthesizers import ColdDiffusion as ColdDiffusion
     from synthaug.synthesizers import DiffusionInversion as DiffusionInversion
     from synthaug.synthesizers import InversionConfig as InversionConfig
-    from synthaug.synthesizers import LowDensity as LowDensity
     from synthaug.synthesizers import soft_labels as soft_labels
 
 _HOME = {
@@ -76,17 +76,18 @@ _HOME = {
     "CachePendingError": "_errors",
     "Cascade": "synthesizers",
     "CheckpointError": "_errors",
+    "CheckpointMismatchError": "_errors",
     "ClassConditional": "synthesizers",
     "CutMix": "_evaluation",
     "ColdDiffusion": "synthesizers",
     "DataError": "_errors",
+    "DataMismatchError": "_errors",
     "DiffusionInversion": "synthesizers",
     "DivergedError": "_errors",
     "EvaluationReport": "_evaluation",
     "InversionConfig": "synthesizers",
     "LabelCheck": "_label_check",
     "LabelledImages": "_data",
-    "LowDensity": "synthesizers",
     "MixedBatchSampler": "_datasets",
     "MixedDataset": "_datasets",
     "Plan": "_plan",
@@ -109,7 +110,6 @@ _NAMESPACES = (
     "denoisers",
     "density",
     "features",
-    "guidance",
     "samplers",
     "synthesizers",
     "transforms",

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from synthaug.synthesizers.constant import Constant as Constant
     from synthaug.synthesizers.diffusion_inversion import DiffusionInversion as DiffusionInversion
     from synthaug.synthesizers.diffusion_inversion import soft_labels as soft_labels
-    from synthaug.synthesizers.low_density import LowDensity as LowDensity
 
 _HOME = {
     "AbstractSynthesizer": "_base",
@@ -26,7 +25,6 @@ _HOME = {
     "DiffusionInversion": "diffusion_inversion",
     "DiffusionModel": "_model",
     "InversionConfig": "_inversion_fit",
-    "LowDensity": "low_density",
     "soft_labels": "diffusion_inversion",
 }
 
@@ -40,7 +38,6 @@ __all__ = [
     "DiffusionInversion",
     "DiffusionModel",
     "InversionConfig",
-    "LowDensity",
     "soft_labels",
 ]
 

@@ -1,0 +1,186 @@
+"""Diffusion models one after the other: what the base and the stages of a cascade have in common.
+
+Ho et al. 2021, "Cascaded Diffusion Models for High Fidelity Image Generation".
+https://arxiv.org/abs/2106.15282
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthaug._types import JSON, Images
+from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
+from synthaug.samplers import sample, timesteps_until
+from synthaug.synthesizers._model import DiffusionModel
+
+
+class DiffusionChain(Protocol):
+    """A diffusion model and how it is sampled: a stage, or any `ClassConditional`."""
+
+    @property
+    def model(self) -> DiffusionModel: ...
+    @property
+    def scheduler(self) -> str | None: ...
+    @property
+    def num_inference_steps(self) -> int: ...
+    @property
+    def eta(self) -> float: ...
+
+
+def chain_settings(chain: DiffusionChain) -> dict[str, JSON]:
+    """What determines an image of this chain besides weights and row, for a recipe."""
+    settings: dict[str, JSON] = {
+        **chain.model.sampler_settings(chain.scheduler),
+        "num_inference_steps": chain.num_inference_steps,
+        "eta": chain.eta,
+        "dtype": str(chain.model.denoiser.dtype).removeprefix("torch."),
+        "image_shape": list(chain.model.image_shape),
+    }
+    if chain.model.prompts is not None:
+        settings["prompts"] = list(chain.model.prompts)
+    return settings
+
+
+def network_evaluations(chain: DiffusionChain, until: float) -> int:
+    """Steps that the chain takes to the signal level `until`, in (0, 1]."""
+    scheduler = chain.model.make_scheduler(chain.scheduler)
+    scheduler.set_timesteps(chain.num_inference_steps)
+    return len(timesteps_until(scheduler, until))
+
+
+def run_chain(
+    chain: DiffusionChain,
+    labels: Tensor,
+    guidance_scale: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    until: float = 1.0,
+    conditioned: "Callable[[Tensor | None], StageCondition] | None" = None,
+) -> Images:
+    """One image (or, stopped early, a noisy x_s) per row, float32 (n, C, H, W).
+
+    Args:
+        chain: The model.
+        labels: Class indices int64 (n,).
+        guidance_scale: float32 (n,).
+        generators: One stream per row.
+        until: Signal level to stop at; below 1 for models in pixel space only.
+        conditioned: Adds what a stage sees besides the class.
+    """
+    model = chain.model
+    add: Callable[[Tensor | None], Any] = conditioned or (lambda classes: classes)
+    denoiser = model.denoiser if conditioned is None else StageDenoiser(chain)
+    terms = []
+    if (guidance_scale != 1).any():
+        model.check_guidance(guidance_scale.tolist())
+        null = add(model.null_conditions(len(labels)))
+        terms.append(ClassifierFreeGuidance(denoiser, guidance_scale, null))
+    latents = sample(
+        denoiser,
+        model.make_scheduler(chain.scheduler),
+        add(model.conditions(labels)),
+        shape=model.latent_shape,
+        generators=generators,
+        num_inference_steps=chain.num_inference_steps,
+        eta=chain.eta,
+        terms=terms,
+        until=until,
+    )
+    return latents if until < 1 else model.decode(latents)
+
+
+def downsample(x: Images, size: tuple[int, int]) -> Images:
+    """What a data set of smaller images would hold, up to rounding: bicubic, antialiased, in the
+    256 levels of a pixel; float32 (n, C, *size) in [-1, 1]."""
+    small = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    return ((small + 1) * 127.5).round() / 127.5 - 1
+
+
+def upsample(low: Images, size: tuple[int, int]) -> Images:
+    """The bilinear enlargement that is laid beside x_t, (n, C, *size)."""
+    if tuple(low.shape[2:]) == tuple(size):
+        return low
+    return F.interpolate(low, size, mode="bilinear", align_corners=False)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StageCondition:
+    """What a stage's network sees besides x_t and t; row i belongs to image i."""
+
+    low: Tensor
+    """Low-resolution images, enlarged: (n, C, H, W)."""
+    levels: Tensor | None
+    """Their noise levels s, int64 (n,)."""
+    classes: Tensor | None
+    """`DiffusionModel.conditions`."""
+
+    def __getitem__(self, rows: Tensor) -> "StageCondition":
+        low, levels, classes = (
+            None if part is None else part[rows] for part in (self.low, self.levels, self.classes)
+        )
+        assert low is not None
+        return StageCondition(low, levels, classes)
+
+
+class LevelEmbedding(nn.Module):
+    """The noise level s as a vector to add to that of the timestep: sinusoids, then two layers."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+
+        super().__init__()
+        self.sinusoids = Timesteps(channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.layers = TimestepEmbedding(channels, width)
+
+    @classmethod
+    def beside(cls, network: Any) -> "LevelEmbedding":
+        """One that fits a `UNet2DModel`."""
+        channels = network.config.block_out_channels[0]
+        return cls(channels, network.config.time_embedding_dim or 4 * channels)
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """Vectors (n, width) of the levels int64 (n,)."""
+        found: Tensor = self.layers(self.sinusoids(levels).to(self.layers.linear_1.weight.dtype))
+        return found
+
+
+@final
+class StageDenoiser:
+    """The network of a stage behind the call that samplers use, with `StageCondition`s."""
+
+    def __init__(self, stage: Any) -> None:
+        self._inner: Denoiser = stage.model.denoiser
+        self._level_embedding = stage.level_embedding
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self._inner.device
+
+    def __call__(self, x: Images, t: Tensor, condition: StageCondition) -> Images:
+        """The prediction, float32 (n, C, H, W)."""
+        network, dtype = self._inner.network, self._inner.dtype
+        memory_format = torch.channels_last if x.device.type == "cpu" else torch.preserve_format
+        x_in = (
+            torch.cat([x, condition.low.to(x)], 1).to(dtype).contiguous(memory_format=memory_format)
+        )
+        t = t.to(x.device).expand(len(x))
+        if self._inner.kind == "UNet2DConditionModel":
+            assert condition.classes is not None
+            tokens = condition.classes.to(dtype)
+            out = network(x_in, t, tokens, class_labels=condition.levels).sample
+        elif self._level_embedding is not None:
+            assert condition.classes is not None
+            vectors = condition.classes.to(dtype) + self._level_embedding(condition.levels)
+            out = network(x_in, t, class_labels=vectors).sample
+        elif self._inner.takes_labels:
+            out = network(x_in, t, class_labels=condition.classes).sample
+        else:
+            out = network(x_in, t).sample
+        # A network that also predicts its variance has twice the channels; the mean comes first.
+        return out[:, : x.shape[1]].float()
