@@ -88,7 +88,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     cold = ColdDiffusion.from_pretrained(
         options.checkpoint, device=device, num_steps=options.num_steps
     )
-    train, test = load_dataset(options.train), load_dataset(options.test)
+    size = cold.image_shape[1]
+    train, test = (load_dataset(s, image_size=size) for s in (options.train, options.test))
     if options.train_images:
         chosen = np.random.default_rng(0).permutation(len(train))[: options.train_images]
         train = train.subset(chosen)

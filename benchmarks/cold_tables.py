@@ -142,7 +142,8 @@ def generation(cold: ColdDiffusion, judge: Judge, batch_size: int) -> dict[str, 
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    train, test = load_dataset(options.train), load_dataset(options.test)
+    size = options.image_size
+    train, test = (load_dataset(s, image_size=size) for s in (options.train, options.test))
     order = np.random.default_rng(0).permutation(len(test))[: options.images]
     judge = Judge(test.read(order), named(options.features, device=options.device or "cpu"))
     config = TrainingConfig(
@@ -161,8 +162,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "half_to_half": frechet(
             np.asarray(judge.features[:half]), np.asarray(judge.features[half : 2 * half])
         ),
+        "image_shape": list(train.image_shape),
+        "half_to_half_images": half,
         "steps": options.steps,
         "width": options.width,
+        "num_steps": options.num_steps,
         "tasks": {},
     }
     for task in options.only or tasks:
@@ -172,6 +176,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             degradation = SuperResolution(num_levels=levels)
         if isinstance(degradation, Blur) and train.image_shape[1] <= 8:
             degradation = replace(degradation, kernel_size=5)
+        if isinstance(degradation, Inpainting):  # the paper's hole is for 32 pixels
+            degradation = replace(degradation, std_step=0.1 * train.image_shape[1] / 32)
         started = time.monotonic()
         cold, trained = ColdDiffusion.fit(
             train,
@@ -185,6 +191,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         )
         minutes = (time.monotonic() - started) / 60
         measure = restoration if task in RESTORATION else generation
+        if options.num_steps:
+            steps = min(options.num_steps, cold.degradation.num_levels)
+            cold = replace(cold, num_steps=steps)
         table = measure(cold, judge, options.eval_batch_size)
         result["tasks"][task] = {
             "degradation": degradation.config(),
@@ -212,6 +221,8 @@ if __name__ == "__main__":
     parser.add_argument("--horizontal-flip", action="store_true")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--image-size", type=int, help="Make images smaller")
+    parser.add_argument("--num-steps", type=int, help="Levels to visit, at most; all by default")
     parser.add_argument("--eval-batch-size", type=int, default=100)
     parser.add_argument("--device")
     parser.add_argument("--only", nargs="+", choices=[*RESTORATION, *GENERATION])
