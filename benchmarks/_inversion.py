@@ -1,6 +1,7 @@
 """What the inversion benchmarks share: nested subsets, drawing, arms, a way to plot."""
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,14 @@ import torch
 from _machine import RESULTS
 from torch import Tensor
 
-from synthaug import DiffusionInversion, InversionConfig, LabelledImages, SynthCache, generate
+from synthaug import (
+    DiffusionInversion,
+    InversionConfig,
+    LabelledImages,
+    SynthCache,
+    generate,
+    load_dataset,
+)
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pixels
 
@@ -95,6 +103,12 @@ def plot(name: str, draw: Callable[[Any], None], size: tuple[float, float] = (7,
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
+
+
+def fitting(spec: str, checkpoint: str, **size: Any) -> Any:
+    """A data set, brought to the size of the checkpoint's images unless told otherwise."""
+    settings = json.loads((Path(checkpoint) / "synthaug.json").read_text())
+    return load_dataset(spec, **(size or {"image_shape": tuple(settings["image_shape"])}))
 
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from _inversion import (
     drawn,
     facts,
     first_per_class,
+    fitting,
     inverted,
     plot,
     restricted,
@@ -29,7 +30,7 @@ from _inversion import (
 from _machine import write
 
 import synthaug
-from synthaug import Arm, MixedDataset, StandardAugment, check_labels, evaluate, load_dataset
+from synthaug import Arm, MixedDataset, StandardAugment, check_labels, evaluate
 
 
 def augmentations(size: int, flip: bool) -> dict[str, Any]:
@@ -142,7 +143,7 @@ if __name__ == "__main__":
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--no-flip", action="store_true", help="For digits and letters")
     options = parser.parse_args()
-    data, test = load_dataset(options.data), load_dataset(options.test)
+    data, test = (fitting(s, options.checkpoint) for s in (options.data, options.test))
     rows: list[dict[str, Any]] = []
     costs = []
     for split in range(options.splits):

@@ -20,13 +20,13 @@ from _inversion import (
     draw_pixels,
     facts,
     first_per_class,
+    fitting,
     inverted,
     plot,
     sampling,
 )
 from _machine import write
 
-from synthaug import load_dataset
 from synthaug.features import extract, named
 
 
@@ -37,7 +37,7 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def distances(options: argparse.Namespace) -> dict[str, Any]:
-    all_images = load_dataset(options.data)
+    all_images = fitting(options.data, options.checkpoint)
     rows = first_per_class(all_images.targets, options.images, options.seed)
     real = all_images.subset(rows)
     inversion, seconds = inverted(
