@@ -28,8 +28,10 @@ UNITS: tuple[Unit, ...] = ("sigma", "score")
 class HardnessModel(Protocol):
     """Hardness of noisy images. It takes the timestep: one for clean images alone will not do."""
 
-    weights: str
-    """Digest of everything that it learned."""
+    @property
+    def weights(self) -> str:
+        """Digest of everything that it learned."""
+        ...
 
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
         """Hardness under every class, floating point (n, C), differentiable in `x`.
