@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synthaug._errors import CheckpointError
+from synthaug._differences import described, differences
+from synthaug._errors import CheckpointError, CheckpointMismatchError
 from synthaug._files import write_text
+from synthaug._plan import canonical_json, settings_digest
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -95,6 +97,34 @@ def writing(path: Path, remedy: str) -> Iterator[None]:
         raise CheckpointError(
             f"{path} could not be written: {error}. {free:,.0f} MiB are free there. {remedy}"
         ) from error
+
+
+def check_same_run(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuses to go on with another run than the one that was begun.
+
+    Args:
+        path: What holds the run.
+        stored: `run_record` of the one that was begun.
+        settings: All that decides the result of this one.
+
+    Raises:
+        CheckpointMismatchError: Naming every setting that differs, with both values.
+    """
+    record = run_record(settings)
+    if stored.get("digest") == record["digest"]:
+        return
+    found = differences("", stored.get("settings", {}), record["settings"])
+    short = {name.partition(".")[2] or name: values for name, values in found.items()}
+    raise CheckpointMismatchError(
+        f"{path} belongs to another run:\n{described(short, 'there', 'now')}\nUse another output "
+        "directory, or delete this one to start over."
+    )
+
+
+def run_record(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a directory keeps of the run that it belongs to."""
+    plain = json.loads(canonical_json(settings))
+    return {"digest": settings_digest(settings), "settings": plain}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,6 +5,18 @@ import tempfile
 from pathlib import Path
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Whether a folder is there, or can be made, before work starts whose results go into it.
+
+    Raises:
+        ValueError: It, or a folder that it would lie in, is a file.
+    """
+    path = Path(path)
+    place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not place.is_dir():
+        raise ValueError(f"{place} is a file, expected a folder to write to. Choose another name.")
+
+
 def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> Path:
     """Writes a text file: until it is whole and on disk, an older one stays.
 

@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from synthaug._checkpoints import replaced, restore, writing
+from synthaug._checkpoints import check_same_run, replaced, restore, run_record, writing
 from synthaug._devices import choose_device
 from synthaug._errors import CheckpointError, DivergedError
-from synthaug._files import write_text
+from synthaug._files import check_folder, write_text
 from synthaug._noise import counter_rng
-from synthaug._plan import canonical_json, settings_digest
+from synthaug._plan import canonical_json
 from synthaug._types import Indices
 
 logger = logging.getLogger("synthaug")
@@ -83,11 +83,11 @@ class TrainingConfig:
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"`precision` must be float32 or bfloat16, got {self.precision!r}.")
 
-    def digest(self, extra: Any) -> str:
+    def binding(self, extra: Any) -> dict[str, Any]:
         """Identifies a run: all that changes its result, but not how long or where it runs."""
         free = ("steps", "decay_steps", "checkpoint_seconds", "device", "compile")
         kept = {k: v for k, v in asdict(self).items() if k not in free}
-        return settings_digest({"config": kept, "extra": extra})
+        return {"config": kept, "extra": extra}
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step `step`, counted from 0."""
@@ -154,11 +154,11 @@ def train(
         progress: Show a bar with rate and time left.
 
     Raises:
-        ValueError: If there is nothing to train on, no such device, or the checkpoint is already
-            beyond `config.steps`.
+        ValueError: If there is nothing to train on, no such device, `output_dir` is a file, or the
+            checkpoint is already beyond `config.steps`.
         DivergedError: If the loss or a weight is not finite. The last checkpoint stays.
-        CheckpointError: If the directory holds a checkpoint of another run, or a damaged one, or a
-            checkpoint cannot be written. The last one stays.
+        CheckpointMismatchError: If the directory holds a checkpoint of another run.
+        CheckpointError: If it holds a damaged one, or one cannot be written. The last one stays.
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
@@ -167,6 +167,7 @@ def train(
     if num_examples < 1:
         raise ValueError(f"`num_examples` must be at least 1, got {num_examples}.")
     output_dir = Path(output_dir)
+    check_folder(output_dir)
     # Accelerate remembers device and precision for the life of the process, and would refuse a
     # second run with others. So it only learns of a CPU where it chooses how the ranks talk.
     parallel = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -192,9 +193,9 @@ def train(
     )
     ema = EMAModel(module.parameters(), decay=config.ema_decay, foreach=True)
     result = TrainingResult(step=0)
-    digest = config.digest(identity)
+    settings = config.binding(identity)
     with accelerator.main_process_first():  # it may have a kill in the middle of a swap to repair
-        _resume(output_dir, module, optimizer, ema, result, digest, accelerator.num_processes)
+        _resume(output_dir, module, optimizer, ema, result, settings, accelerator.num_processes)
     if result.step > config.steps:
         raise ValueError(
             f"`steps` is {config.steps}, but the run in {output_dir} has already taken "
@@ -219,7 +220,7 @@ def train(
         if main:
             remedy = f"{_last_checkpoint(output_dir)} Free some space and run again."
             with writing(output_dir / "checkpoint", remedy):
-                state = {"digest": digest, "num_processes": accelerator.num_processes}
+                state = {**run_record(settings), "num_processes": accelerator.num_processes}
                 _save(output_dir, module, optimizer, ema, result, state)
             if on_checkpoint is not None:
                 ema.store(module.parameters())
@@ -386,7 +387,7 @@ def _resume(
     optimizer: Any,
     ema: Any,
     result: TrainingResult,
-    digest: str,
+    settings: dict[str, Any],
     num_processes: int,
 ) -> None:
     """Loads the last whole checkpoint, if there is one."""
@@ -399,11 +400,7 @@ def _resume(
         return
     try:
         state = json.loads((final / "state.json").read_text())
-        if state["digest"] != digest:
-            raise CheckpointError(
-                f"{final} belongs to a run with other data, another network or other training "
-                "settings. Use another output directory, or delete this one to start over."
-            )
+        check_same_run(final, state, settings)
         module.load_state_dict(load_file(str(final / "model.safetensors")))
         average = load_file(str(final / "ema.safetensors"))
         moments: dict[int, dict[str, Tensor]] = {}

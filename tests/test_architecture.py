@@ -11,7 +11,7 @@ ROOT = Path(synthaug.__file__).parent
 
 LAYERS = [  # a module may import from the lines above its own, and from nothing else of ours
     # vocabulary
-    {"_devices", "_errors", "_files", "_types"},
+    {"_devices", "_differences", "_errors", "_files", "_types"},
     {"_plan"},
     # mathematics: pure functions of tensors and arrays
     {"_neighbours"},

@@ -23,6 +23,7 @@ from synthaug._audit import AuditReport
 from synthaug._cache import SynthCache
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main, build_parser, main
 from synthaug._errors import CacheError
+from synthaug.synthesizers import DiffusionInversion, _inversion_fit
 
 PATHS = [(name,) for name in COMMANDS] + [("cache", name) for name in CACHE_COMMANDS]
 CLASSES = ("cat", "dog", "emu")
@@ -223,8 +224,8 @@ def cache(work) -> Path:
 def test_training_goes_on_from_a_checkpoint(work):
     train = ["train", f"folder:{work / 'train'}", work / "run", "--batch-size", 8, "--width", 8]
     assert succeed(*train, "--steps", 4, "--device", "cpu").startswith("4 steps")
-    message = fail(4, *train, "--steps", 5, "--device", "cpu", "--seed", 1)
-    assert "belongs to a run with other data" in message
+    message = fail(2, *train, "--steps", 5, "--device", "cpu", "--seed", 1)
+    assert "belongs to another run:\n  seed: 0 there, 1 now\n" in message
 
 
 def test_a_plan_is_shown_with_its_cost(work):
@@ -373,7 +374,7 @@ def test_a_restorer_is_trained_and_restores_real_images(work):
     )
 
 
-def test_images_are_inverted_and_varied(work):
+def test_images_are_inverted_and_varied(work, monkeypatch):
     train, generator, inverted = f"folder:{work / 'train'}", work / "tokens", work / "inverted"
     text = succeed(
         "train", train, generator, "--condition", "tokens", "--token-width", 8, "--num-tokens", 2,
@@ -395,6 +396,11 @@ def test_images_are_inverted_and_varied(work):
     text = succeed("invert", generator, real, inverted, "--updates", 2, "--device", "cpu")
     assert "36 embeddings" in text
     assert (inverted / "variants.png").exists()
+    monkeypatch.setattr(DiffusionInversion, "draw", None)  # is refused before any work
+    monkeypatch.setattr(_inversion_fit, "run_pass", None)
+    message = fail(2, "invert", generator, real, inverted, "--updates", 3, "--device", "cpu")
+    assert "  updates: 2 there, 3 now\n" in message
+    monkeypatch.undo()
     text = succeed("generate", inverted, work / "v.h5", "--ratio", 0.5, "--noise", 0.2, *DRAW)
     assert "18 done" in text
     plan = SynthCache(work / "v.h5").plan

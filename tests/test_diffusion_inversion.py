@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthaug._errors import CheckpointError, DataError, DivergedError
+from synthaug._errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    DataError,
+    DivergedError,
+)
 from synthaug._generate import generate
 from synthaug._noise import streams
 from synthaug._pixels import digest, to_images, to_pixels
@@ -187,8 +192,11 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, kill_afte
     again = job.run(tmp_path / "killed", identity="x", report=lambda *_: None)
     assert again.digest == whole.digest
     assert (again.keys == whole.keys).all()
-    with pytest.raises(CheckpointError, match="belongs to a run with other images"):
+    with pytest.raises(CheckpointMismatchError, match="another run:\n  extra: 'x' there, 'y' now"):
         job.run(tmp_path / "killed", identity="y", report=lambda *_: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
+        job.run(tmp_path / "file", identity="x", report=report)
 
 
 def test_snapshots_are_named_by_the_updates_that_every_embedding_received(tmp_path):
@@ -331,7 +339,7 @@ def test_images_of_another_shape_and_plans_without_embeddings_are_refused(tmp_pa
     real.image_shape = (1, 8, 8)
     with pytest.raises(DataError, match=r"shape \(1, 8, 8\), the generator's \(3, 8, 8\)"):
         generator().fit(real, tmp_path)
-    with pytest.raises(ValueError, match="Learn them with `fit"):
+    with pytest.raises(ValueError, match="Learn them with `synthaug invert`"):
         generator().plan(per_class=1)
 
 

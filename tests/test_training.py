@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from synthaug._errors import CheckpointError, DivergedError
+from synthaug._errors import CheckpointError, CheckpointMismatchError, DivergedError
 from synthaug._training import Loss, TrainingConfig, TrainingResult, batch_indices, train
 
 NUM_EXAMPLES = 10
@@ -219,23 +220,26 @@ def test_runs_of_both_precisions_follow_each_other_in_one_process(tmp_path, prec
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "difference"),
     [
-        {"identity": "other data"},
-        {"seed": 1},
-        {"learning_rate": 2e-2},
-        {"batch_size": 2},
-        {"ema_decay": 0.5},
-        {"precision": "bfloat16"},
-        {"weight_decay": 0.1},
-        {"max_grad_norm": 2.0},
-        {"warmup_steps": 4},
+        ({"identity": {"data": "new"}}, "extra: 'digits' there, {'data': 'new'} now"),
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"learning_rate": 2e-2}, "learning_rate: 0.01 there, 0.02 now"),
+        ({"batch_size": 2}, "batch_size: 4 there, 2 now"),
+        ({"ema_decay": 0.5}, "ema_decay: 0.9995 there, 0.5 now"),
+        ({"precision": "bfloat16"}, "precision: 'float32' there, 'bfloat16' now"),
+        ({"weight_decay": 0.1}, "weight_decay: 0 there, 0.1 now"),
+        ({"max_grad_norm": 2.0}, "max_grad_norm: 1 there, 2 now"),
+        ({"warmup_steps": 4}, "warmup_steps: 3 there, 4 now"),
     ],
     ids=str,
 )
-def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(tmp_path, uninterrupted, changes):
+def test_a_checkpoint_of_another_run_is_refused_by_what_differs_and_left_as_it_is(
+    tmp_path, uninterrupted, changes, difference
+):
     shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
-    with pytest.raises(CheckpointError, match="belongs to a run with other data"):
+    found = re.escape(f"belongs to another run:\n  {difference}\nUse another output directory")
+    with pytest.raises(CheckpointMismatchError, match=found):
         run(tmp_path, **changes)
     assert_equal(contents(tmp_path), contents(uninterrupted[0]))
 
@@ -244,7 +248,15 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_as_it_is(tmp_path, unin
     "changes", [{"steps": 12, "decay_steps": 5}, {"checkpoint_seconds": 1.0}, {"device": None}]
 )
 def test_what_only_says_how_long_or_where_to_run_does_not_bind_a_checkpoint(changes):
-    assert config_of(**changes).digest("digits") == config_of().digest("digits")
+    assert config_of(**changes).binding("digits") == config_of().binding("digits")
+
+
+def test_an_output_directory_that_is_a_file_is_named_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="file is a file, expected a folder"):
+            run(place)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

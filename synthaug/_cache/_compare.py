@@ -1,31 +1,27 @@
-"""What two jobs differ in, value by value: for the message that refuses to mix them."""
+"""What two caches differ in, value by value."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from synthaug._differences import Differences, differences
 from synthaug._plan import Plan
-
-Differences = dict[str, tuple[str, str]]
-"""Where two things differ -> what the first says, and what the second."""
-
-_ABSENT = object()
 
 
 def manifest_differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Differences:
     """Where two manifests would lead to different images; library versions may differ."""
-    return _differences("", _binding(stored), _binding(given))
+    return differences("", _binding(stored), _binding(given))
 
 
 def recipe_differences(stored: Any, given: Any) -> Differences:
     """Where two recipes differ."""
-    return _differences("recipe", stored, given)
+    return differences("recipe", stored, given)
 
 
 def shape_differences(stored: Sequence[int], given: Sequence[int]) -> Differences:
     """Where two image shapes differ."""
-    return _differences("image_shape", tuple(stored), tuple(given))
+    return differences("image_shape", tuple(stored), tuple(given))
 
 
 def plan_differences(stored: Plan, given: Plan) -> Differences:
@@ -45,11 +41,6 @@ def plan_differences(stored: Plan, given: Plan) -> Differences:
     return found
 
 
-def described(differences: Differences, first: str, second: str) -> str:
-    """One line per difference."""
-    return "\n".join(f"  {k}: {a} {first}, {b} {second}" for k, (a, b) in differences.items())
-
-
 def listed(rows: Any) -> str:
     """Names a few rows: "row 3", "rows 3, 5 and 12 more"."""
     numbers = np.asarray(rows).tolist()
@@ -64,19 +55,3 @@ def _binding(manifest: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(source, Mapping) and "fingerprint" in source:  # a folder may be moved
         source = {"fingerprint": source["fingerprint"]}
     return {**{k: manifest[k] for k in ("recipe", "classes", "settings")}, "source": source}
-
-
-def _differences(prefix: str, stored: Any, given: Any) -> Differences:
-    """The leaves in which two JSON values differ, by their path."""
-    if isinstance(stored, Mapping) and isinstance(given, Mapping):
-        found: Differences = {}
-        for key in sorted({**stored, **given}):
-            path = f"{prefix}.{key}" if prefix else key
-            found |= _differences(path, stored.get(key, _ABSENT), given.get(key, _ABSENT))
-        return found
-    return {} if stored == given else {prefix: (_shown(stored), _shown(given))}
-
-
-def _shown(value: Any) -> str:
-    text = "absent" if value is _ABSENT else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

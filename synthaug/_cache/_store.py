@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from synthaug import _pixels
 from synthaug._cache import _format, _show
 from synthaug._cache._compare import (
-    described,
     listed,
     manifest_differences,
     plan_differences,
@@ -28,6 +27,7 @@ from synthaug._cache._format import State, checksums, erased_checksum
 from synthaug._cache._readers import Reader, check_same, open_reader
 from synthaug._cache._schema import Contents, inspect
 from synthaug._cache._verify import verify
+from synthaug._differences import described
 from synthaug._errors import (
     CacheCorruptError,
     CacheError,

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from synthaug._cache._compare import (
-    described,
     listed,
     manifest_differences,
     shape_differences,
@@ -21,6 +20,7 @@ from synthaug._cache._compare import (
 from synthaug._cache._format import State
 from synthaug._cache._store import SynthCache
 from synthaug._data import as_pixels, classes_of, labels_of, load_dataset
+from synthaug._differences import described
 from synthaug._errors import CacheCorruptError, CacheMismatchError
 from synthaug._pixels import digest
 from synthaug._plan import Plan

@@ -22,6 +22,7 @@ from synthaug._evaluation._fit import settings_of
 from synthaug._evaluation._inputs import Inputs, check_overlap
 from synthaug._evaluation._job import Job
 from synthaug._evaluation._report import EvaluationReport, Run, read_json, run_from_json, write_json
+from synthaug._files import check_folder
 
 logger = logging.getLogger("synthaug")
 
@@ -95,6 +96,8 @@ def evaluate(
             or `validation`.
         DivergedError: If a loss becomes NaN or infinite. Finished runs stay in `output_dir`.
     """
+    if output_dir is not None:
+        check_folder(output_dir)
     given = _checked_arms(arms, augment)
     seed_list = _checked_seeds(seeds)
     baseline = next(iter(given)) if baseline is None else baseline

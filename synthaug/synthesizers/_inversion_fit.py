@@ -23,11 +23,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthaug._checkpoints import replaced, restore, write_json, writing
+from synthaug._checkpoints import (
+    check_same_run,
+    read_json,
+    replaced,
+    restore,
+    run_record,
+    write_json,
+    writing,
+)
 from synthaug._errors import CheckpointError, DivergedError
+from synthaug._files import check_folder
 from synthaug._noise import counter_rng, stream
 from synthaug._pixels import digest
-from synthaug._plan import canonical_json, settings_digest
+from synthaug._plan import canonical_json
 from synthaug._types import Images
 from synthaug.denoisers import Denoiser
 from synthaug.synthesizers._embeddings import EmbeddingTable
@@ -98,11 +107,11 @@ class InversionConfig:
         """The learning rate of update `update`, counted from 0."""
         return self.learning_rate * (1 - update / self.updates if self.decay else 1.0)
 
-    def digest(self, extra: Any) -> str:
+    def binding(self, extra: Any) -> dict[str, Any]:
         """Identifies a run: all that changes its files."""
         free = ("checkpoint_seconds", "compile")
         kept = {k: v for k, v in asdict(self).items() if k not in free}
-        return settings_digest({"config": kept, "extra": extra})
+        return {"config": kept, "extra": extra}
 
 
 @dataclass(frozen=True)
@@ -275,13 +284,15 @@ class InversionJob:
 
         Raises:
             DivergedError: If a loss or an embedding is not finite.
-            CheckpointError: If the directory holds another run, or cannot be written.
+            ValueError: If `output_dir` is a file.
+            CheckpointMismatchError: If the directory holds another run.
+            CheckpointError: If it cannot be written.
         """
-        digest_ = self.config.digest(identity)
+        check_folder(output_dir)
         folder = output_dir / "embeddings"
         with writing(output_dir, "Nothing has been learned yet."):
             folder.mkdir(parents=True, exist_ok=True)
-            _claim(output_dir / "run.json", digest_)
+            _claim(output_dir / "run.json", self.config.binding(identity))
         denoiser = self.model.denoiser
         if self.config.compile:
             compiled: Any = torch.compile(self.model.network)
@@ -410,15 +421,12 @@ def _start(
     return start, (config.num_tokens or (encoder.shape[0] if encoder else 5), width)
 
 
-def _claim(path: Path, digest_: str) -> None:
+def _claim(path: Path, settings: dict[str, Any]) -> None:
     """Marks a directory as that of one run."""
-    if not path.exists():
-        write_json(path, {"digest": digest_})
-    elif json.loads(path.read_text()).get("digest") != digest_:
-        raise CheckpointError(
-            f"{path.parent} belongs to a run with other images, another checkpoint or other "
-            "settings. Use another output directory, or delete this one to start over."
-        )
+    if path.exists():
+        check_same_run(path.parent, read_json(path), settings)
+    else:
+        write_json(path, run_record(settings))
 
 
 def _save(folder: Path, number: int, block: Block, kept: dict[int, Tensor]) -> None:

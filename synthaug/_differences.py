@@ -1,0 +1,30 @@
+"""What two jobs differ in, value by value: for the message that refuses to mix them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Differences = dict[str, tuple[str, str]]
+"""Where two things differ -> what the first says, and what the second."""
+
+_ABSENT = object()
+
+
+def differences(prefix: str, stored: Any, given: Any) -> Differences:
+    """The leaves in which two JSON values differ, by their path, which begins with `prefix`."""
+    if isinstance(stored, Mapping) and isinstance(given, Mapping):
+        found: Differences = {}
+        for key in sorted({**stored, **given}):
+            path = f"{prefix}.{key}" if prefix else key
+            found |= differences(path, stored.get(key, _ABSENT), given.get(key, _ABSENT))
+        return found
+    return {} if stored == given else {prefix: (_shown(stored), _shown(given))}
+
+
+def described(found: Differences, first: str, second: str) -> str:
+    """One line per difference."""
+    return "\n".join(f"  {k}: {a} {first}, {b} {second}" for k, (a, b) in found.items())
+
+
+def _shown(value: Any) -> str:
+    text = "absent" if value is _ABSENT else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
