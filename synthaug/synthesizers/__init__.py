@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from synthaug.synthesizers._inversion_fit import InversionConfig as InversionConfig
     from synthaug.synthesizers._model import DiffusionModel as DiffusionModel
     from synthaug.synthesizers._stage import CascadeStage as CascadeStage
+    from synthaug.synthesizers._variant_plan import soft_labels as soft_labels
     from synthaug.synthesizers.cascade import Cascade as Cascade
     from synthaug.synthesizers.class_conditional import ClassConditional as ClassConditional
     from synthaug.synthesizers.cold_diffusion import ColdDiffusion as ColdDiffusion
     from synthaug.synthesizers.constant import Constant as Constant
     from synthaug.synthesizers.diffusion_inversion import DiffusionInversion as DiffusionInversion
-    from synthaug.synthesizers.diffusion_inversion import soft_labels as soft_labels
+    from synthaug.synthesizers.low_density import LowDensity as LowDensity
 
 _HOME = {
     "AbstractSynthesizer": "_base",
@@ -25,7 +26,8 @@ _HOME = {
     "DiffusionInversion": "diffusion_inversion",
     "DiffusionModel": "_model",
     "InversionConfig": "_inversion_fit",
-    "soft_labels": "diffusion_inversion",
+    "LowDensity": "low_density",
+    "soft_labels": "_variant_plan",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "DiffusionInversion",
     "DiffusionModel",
     "InversionConfig",
+    "LowDensity",
     "soft_labels",
 ]
 

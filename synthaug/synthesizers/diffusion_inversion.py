@@ -29,7 +29,7 @@ from synthaug._errors import CheckpointMismatchError, DataError, DataMismatchErr
 from synthaug._noise import randn, streams
 from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult
-from synthaug._types import JSON, Features, Images
+from synthaug._types import JSON, Images
 from synthaug.denoisers import ClassifierFreeGuidance
 from synthaug.samplers import sample
 from synthaug.synthesizers._base import AbstractSynthesizer, Guide
@@ -42,6 +42,7 @@ from synthaug.synthesizers._inversion_fit import (
 )
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._tokens import TokenEncoder, TokenFitJob, TokenModel
+from synthaug.synthesizers._variant_plan import checked_parameters, with_partners
 
 logger = logging.getLogger("synthaug")
 
@@ -58,7 +59,6 @@ _SETTINGS = (
     "relative_noise",
 )
 _PLAIN = {"classes": None, "image_size": None, "prompt_template": "{}", "negative_prompt": ""}
-_ROW = {"guidance_scale": 2.0, "noise": 0.1, "interpolation": 0.1}
 _UNCONDITIONAL = ("mean", "class_mean", "group_mean", "zero", "null")
 
 
@@ -257,25 +257,7 @@ class DiffusionInversion(AbstractSynthesizer):
                 has a partner.
         """
         table = self._learned
-        given: dict[str, Any] = {**_ROW, "snapshot": table.last, **parameters}
-        unknown = sorted(set(given) - {*_ROW, "snapshot"})
-        if unknown:
-            raise ValueError(
-                f"Unknown row parameter {unknown[0]!r}; known: {', '.join(_ROW)}, snapshot."
-            )
-        for name in _ROW:
-            values = np.atleast_1d(np.asarray(given[name], float))
-            if not (values >= 0).all() or (name == "interpolation" and not (values <= 1).all()):
-                bounds = "in [0, 1]" if name == "interpolation" else "at least 0"
-                raise ValueError(f"`{name}` must be {bounds}, got {given[name]}.")
-        snapshots = np.atleast_1d(np.asarray(given["snapshot"], float))
-        absent = [s for s in snapshots.tolist() if s not in table.snapshots]
-        if absent:
-            raise ValueError(
-                f"There is no snapshot {absent[0]:g}; there are "
-                f"{', '.join(map(str, table.snapshots))}."
-            )
-        given["snapshot"] = snapshots.astype(np.int64)
+        given = checked_parameters(parameters, table)
         if cross_class:
             given["cross_class"] = 1  # these rows are other images, so they need other seeds
         plan = self._build_plan(
@@ -288,15 +270,7 @@ class DiffusionInversion(AbstractSynthesizer):
             sources=[table.of_class(c) for c in range(len(self.classes))],
             source_keys=table.keys,
         )
-        partner = _partners(plan, table, cross_class)
-        has = partner >= 0
-        columns = {
-            **plan.columns,
-            "partner": partner,
-            "partner_key": np.where(has, table.keys[partner], np.uint64(0)).view(np.int64),
-            "partner_label": np.where(has, table.labels[partner], -1),
-        }
-        return Plan(columns=columns, classes=plan.classes, settings=plan.settings)
+        return with_partners(plan, table, cross_class=cross_class)
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations per row: one per step, twice with guidance."""
@@ -619,49 +593,6 @@ class DiffusionInversion(AbstractSynthesizer):
             progress=progress,
         )
         return replace(wrap(trained), origin={"path": str(Path(output_dir).absolute())}), result
-
-
-def soft_labels(rows: Plan) -> Features:
-    """Class probabilities of every row, float32 (n, num_classes).
-
-    1 - s for the source's class and s for the partner's, where s is `interpolation`: one-hot unless
-    the plan was made with `cross_class=True`.
-    """
-    weights = np.zeros((len(rows), len(rows.classes)), np.float32)
-    at, share = np.arange(len(rows)), np.asarray(rows["interpolation"], np.float32)
-    partner = rows["partner_label"]
-    np.add.at(weights, (at, rows["label"]), 1 - share)
-    np.add.at(weights, (at, np.where(partner < 0, rows["label"], partner)), share)
-    return weights
-
-
-def _partners(plan: Plan, table: EmbeddingTable, cross_class: bool) -> NDArray[np.int64]:
-    """The image that each row interpolates with, -1 for none; never one of equal content.
-
-    A row's seed is a hash, so its upper bits are the random number that chooses.
-    """
-    partner = np.full(len(plan), -1, np.int64)
-    choice = (plan["seed"] >> np.uint64(11)) * 2.0**-53
-    for c, name in enumerate(plan.classes):
-        rows = np.flatnonzero((plan["label"] == c) & (plan["interpolation"] > 0))
-        if not len(rows):
-            continue
-        pool = np.flatnonzero((table.labels == c) != cross_class)
-        keys, first = np.unique(table.keys[pool], return_index=True)
-        own = plan["source_key"][rows]
-        place = np.searchsorted(keys, own)
-        present = keys[np.minimum(place, len(keys) - 1)] == own if len(keys) else own != own
-        others = len(keys) - present
-        if (others < 1).any():
-            where = "in another class" if cross_class else f"in class {name!r}"
-            raise ValueError(
-                f"`interpolation` needs a second image {where}, and there is none. Use "
-                "`interpolation=0`, or in Python cross_class=True with soft labels."
-            )
-        found = np.floor(choice[rows] * others).astype(np.int64)
-        found += present & (found >= place)
-        partner[rows] = pool[first[found]]
-    return partner
 
 
 def _has_text_encoder(path: str | Path) -> bool:
