@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from synthaug._evaluation import StandardAugment as StandardAugment
     from synthaug._evaluation import evaluate as evaluate
     from synthaug._generate import generate as generate
+    from synthaug._hardness import HardnessReport as HardnessReport
+    from synthaug._hardness import score_hardness as score_hardness
     from synthaug._label_check import LabelCheck as LabelCheck
     from synthaug._label_check import check_labels as check_labels
     from synthaug._plan import Plan as Plan
@@ -85,6 +87,7 @@ _HOME = {
     "DiffusionInversion": "synthesizers",
     "DivergedError": "_errors",
     "EvaluationReport": "_evaluation",
+    "HardnessReport": "_hardness",
     "InversionConfig": "synthesizers",
     "LabelCheck": "_label_check",
     "LabelledImages": "_data",
@@ -100,6 +103,7 @@ _HOME = {
     "evaluate": "_evaluation",
     "generate": "_generate",
     "load_dataset": "_data",
+    "score_hardness": "_hardness",
     "soft_labels": "synthesizers",
     "split_for_audit": "_audit",
 }

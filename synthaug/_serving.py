@@ -74,6 +74,21 @@ class Verdicts(Protocol):
         ...
 
 
+@runtime_checkable
+class Scored(Protocol):
+    """What serving needs of a report that scores images."""
+
+    @property
+    def identity(self) -> dict[str, JSON]:
+        """The identity of the images that were scored."""
+        ...
+
+    @property
+    def hardness(self) -> NDArray[np.float64]:
+        """Of every row, float64 (N,)."""
+        ...
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Servable:
@@ -125,17 +140,7 @@ def servable(synthetic: Any, audit: Any) -> Servable:
             f"`audit` is a {type(audit).__name__}, expected a report or None. Make one with "
             '`synthaug.audit(...)`, or read one with `synthaug.AuditReport.from_json("PATH.json")`.'
         )
-    ours, theirs = synthetic.identity, audit.identity
-    if ours != theirs:
-        lines = [
-            f"  {key}: {ours.get(key)!r} in the cache, {theirs.get(key)!r} in the report"
-            for key in sorted({*ours, *theirs})
-            if ours.get(key) != theirs.get(key)
-        ]
-        raise AuditMismatchError(
-            "The report judges another cache:\n" + "\n".join(lines) + "\n"
-            "Audit this cache, or use it unaudited (`audit=None`)."
-        )
+    check_identity(synthetic, audit, "The report")
     passed = np.asarray(audit.passed, bool)
     if passed.shape != done.shape:
         raise AuditMismatchError(
@@ -149,6 +154,29 @@ def servable(synthetic: Any, audit: Any) -> Servable:
     else:
         _warn_once(synthetic, found, "Copies of training images may have gone unseen")
     return found
+
+
+def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: str) -> None:
+    """Refuses a report about other images.
+
+    Raises:
+        AuditMismatchError: Naming what differs.
+    """
+    ours, theirs = synthetic.identity, report.identity
+    if ours != theirs:
+        lines = [
+            f"  {key}: {ours.get(key)!r} in the cache, {theirs.get(key)!r} in the report"
+            for key in sorted({*ours, *theirs})
+            if ours.get(key) != theirs.get(key)
+        ]
+        remedy = (
+            "Audit this cache, or pass `audit=None` to use it unaudited."
+            if isinstance(report, Verdicts)
+            else "Score this cache."
+        )
+        raise AuditMismatchError(
+            f"{name} judges another cache:\n" + "\n".join(lines) + f"\n{remedy}"
+        )
 
 
 def _between_classes(synthetic: Any) -> NDArray[np.bool_]:

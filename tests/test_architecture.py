@@ -35,7 +35,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     # one paper, one file
     {"synthesizers"},
     # stages: none imports another
-    {"_cache", "_audit", "_datasets", "_evaluation", "albumentations", "transforms"},
+    {"_cache", "_audit", "_datasets", "_evaluation", "_hardness", "albumentations", "transforms"},
     {"_generate", "_label_check", "caches"},
     # composition
     {"_demo"},

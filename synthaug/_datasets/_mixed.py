@@ -26,11 +26,12 @@ from synthaug._adapt import (
 )
 from synthaug._data import as_pixels
 from synthaug._datasets._checks import check_example, checked_classes, checked_share
+from synthaug._datasets._strata import by_hardness, checked_hardness, dealt
 from synthaug._errors import DataError, DataMismatchError
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
 from synthaug._plan import matching_quota
-from synthaug._serving import SyntheticImages, Verdicts, servable
+from synthaug._serving import Scored, SyntheticImages, Verdicts, servable
 from synthaug._sources import checked_labels
 from synthaug._types import JSON, Indices, Labels, Pixels
 
@@ -79,6 +80,9 @@ class MixedDataset(Dataset[Any]):
         mode: Mode = "replace",
         fraction: float | None = None,
         ratio: float | None = None,
+        hardness: Scored | ArrayLike | None = None,
+        hardest: float | None = None,
+        strata: int | None = None,
         seed: int = 0,
         transform: Transform | None = None,
         target_transform: Transform | None = None,
@@ -95,6 +99,11 @@ class MixedDataset(Dataset[Any]):
             mode: "replace" or "append".
             fraction: For "replace": the probability of an item to be replaced, in [0, 1].
             ratio: For "append": synthetic images per real image, at least 0.
+            hardness: The report of `synthaug.score_hardness` about the cache, or a number per row,
+                (N,): for the two below.
+            hardest: Serves of each class the hardest images only: this share, rounded up.
+            strata: Parts of equal size into which each class is divided by hardness, and from which
+                every epoch draws equally often.
             seed: Of the choices.
             transform: For both kinds of images, if `real` has none.
             target_transform: For the labels of both, if `real` has none.
@@ -113,6 +122,8 @@ class MixedDataset(Dataset[Any]):
         self.seed = seed
         self.real, self.synthetic = real, synthetic
         self.served = servable(synthetic, audit)
+        self._hardest, self._strata = hardest, strata
+        scores = checked_hardness(synthetic, hardness, hardest, strata)
         if len(real) == 0:
             raise DataError("`real` holds no image.")
 
@@ -140,9 +151,13 @@ class MixedDataset(Dataset[Any]):
 
         # Servable rows in the order of their classes; those of class c lie between two starts.
         rows = np.flatnonzero(self.served.mask)
-        labels = np.asarray(synthetic.labels)[rows]
-        self._pool: Indices = rows[np.argsort(labels, kind="stable")]
-        self._starts = np.searchsorted(np.sort(labels), np.arange(len(self.classes) + 1))
+        labels = np.asarray(synthetic.labels)
+        self._pool: Indices = (
+            rows[np.argsort(labels[rows], kind="stable")]
+            if scores is None
+            else by_hardness(rows, labels[rows], scores, hardest)
+        )
+        self._starts = np.searchsorted(labels[self._pool], np.arange(len(self.classes) + 1))
         if mode == "replace":
             self._quota = np.bincount(self._labels, minlength=len(self.classes))
             self._by_class = np.argsort(self._labels, kind="stable")
@@ -189,7 +204,9 @@ class MixedDataset(Dataset[Any]):
     def recipe(self) -> dict[str, JSON]:
         """What decides, besides the images themselves and the epoch, which of them are served."""
         pool = hashlib.blake2b(self._pool.tobytes(), digest_size=16).hexdigest()
+        by_hardness = {"hardest": self._hardest, "strata": self._strata}
         return {
+            **{name: value for name, value in by_hardness.items() if value is not None},
             "mode": self.mode,
             "share": self._share,
             "seed": self.seed,
@@ -232,7 +249,7 @@ class MixedDataset(Dataset[Any]):
                 pool = self._pool[self._starts[c] : self._starts[c + 1]]
                 rng = counter_rng(self.seed, _SHUFFLE, epoch, c)
                 rounds = -(-len(part) // len(pool))
-                deck = np.concatenate([shuffled(rng, pool) for _ in range(rounds)])
+                deck = np.concatenate([self._deck(rng, pool) for _ in range(rounds)])
                 rows[part] = deck[: len(part)]
         return rows
 
@@ -243,10 +260,14 @@ class MixedDataset(Dataset[Any]):
                 pool = self._pool[self._starts[c] : self._starts[c + 1]]
                 first, last = epoch * quota, (epoch + 1) * quota  # counted over all epochs
                 rounds = range(first // len(pool), (last - 1) // len(pool) + 1)
-                decks = [shuffled(counter_rng(self.seed, _DECK, c, r), pool) for r in rounds]
+                decks = [self._deck(counter_rng(self.seed, _DECK, c, r), pool) for r in rounds]
                 skip = first - rounds[0] * len(pool)
                 parts.append(np.concatenate(decks)[skip : skip + quota])
         return np.concatenate(parts)
+
+    def _deck(self, rng: np.random.Generator, pool: Indices) -> Indices:
+        """All images of a class in the order in which they are drawn."""
+        return shuffled(rng, pool) if self._strata is None else dealt(rng, pool, self._strata)
 
     # Items
 
@@ -357,6 +378,10 @@ class MixedDataset(Dataset[Any]):
             f"    Epoch {self.epoch}: {len(self) - made} real, {made} synthetic",
             f"    Classes: {len(self.classes)}",
         ]
+        if self._hardest is not None:
+            lines.append(f"    Hardest {self._hardest:.3g} of each class: {len(self._pool)} images")
+        if self._strata is not None:
+            lines.append(f"    Drawn equally from {self._strata} strata of hardness")
         if self.transform is not None:
             lines.append(f"    Transform: {self.transform!r}")
         return "\n".join(lines)

@@ -1,0 +1,192 @@
+"""Features of all images, Gaussians and neighbours of the real ones, scores of every image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from synthaug._data import as_pixels, classes_of, labels_of
+from synthaug._errors import DataMismatchError
+from synthaug._hardness._report import HardnessReport, Scores
+from synthaug._html import data_uri
+from synthaug._pixels import to_pil
+from synthaug._types import JSON, Features, Indices
+from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
+from synthaug.features import Extractor, describe, extract
+
+_CHUNK = 4096
+_PICTURES = 24
+_PICTURE_SIDE = 96
+
+
+def score_hardness(
+    synthetic: Any,
+    train: Any,
+    *,
+    features: Extractor,
+    holdout: Any = None,
+    structure: Structure = "full",
+    estimator: Estimator = "ledoit_wolf",
+    components: int | None = None,
+    k: int = 5,
+    batch_size: int = 512,
+    features_dir: str | None = None,
+    progress: bool = True,
+) -> HardnessReport:
+    """Scores synthetic images by how rare they are among real ones of their class.
+
+        hardness = synthaug.score_hardness(cache, train, holdout=test, features=encoder)
+        hardness.to_html("density.html"), hardness.to_json("density.json")
+        mixed = synthaug.MixedDataset(real, cache, audit=report, fraction=0.5,
+                                      hardness=hardness, hardest=0.2)
+
+    Hardness depends on the features: take those of a classifier or of a self-supervised network,
+    and compare only scores of one extractor. Training images are scored as if each of them had been
+    left out; a network that was trained on them still sees them better than others, so it is the
+    held-out images that synthetic ones compare with.
+
+    Args:
+        synthetic: A `SynthCache`, of which the rows that are done are scored, or another labelled
+            data set.
+        train: Labelled real images, to which the Gaussians are fitted and among which neighbours
+            are searched; at least four of every class by default.
+        features: Extractor, as for `synthaug.audit`.
+        holdout: Labelled real images that are not among `train`.
+        structure: See `density.ClassGaussians.fit`.
+        estimator: Likewise.
+        components: Likewise. Neighbours are searched among the whole features.
+        k: Neighbours of AvgkNN and of the outlier factor.
+        batch_size: Images per call of the extractor.
+        features_dir: Folder in which features of networks are kept for later calls.
+        progress: Show bars.
+
+    Raises:
+        ValueError: For a set without images, or what `ClassGaussians.fit` refuses.
+        DataError: If classes or image shapes differ.
+    """
+    given = {"synthetic": synthetic, "train": train}
+    if holdout is not None:
+        given["holdout"] = holdout
+    classes = _common_classes(given)
+    prints = {name: getattr(one, "fingerprint", None) for name, one in given.items()}
+    if holdout is not None and prints["train"] is not None and prints["train"] == prints["holdout"]:
+        raise DataMismatchError("`holdout` is `train`. Give images that are not among `train`.")
+    rows = {name: _rows(one, name) for name, one in given.items()}
+    labels = {name: np.asarray(labels_of(one), np.int64) for name, one in given.items()}
+    shapes = {name: tuple(as_pixels(one, rows[name][:1]).shape[1:]) for name, one in given.items()}
+    for name, shape in shapes.items():
+        if shape != shapes["synthetic"]:
+            raise DataMismatchError(
+                f"`synthetic` holds images of shape {shapes['synthetic']}, `{name}` of shape "
+                f"{shape}. Load the real ones with the shape of the synthetic ones "
+                "(`image_shape=cache.image_shape`)."
+            )
+
+    vectors = {}
+    for name, one in given.items():
+        vectors[name] = _features(
+            one, rows[name], features, name, batch_size, features_dir, progress
+        )
+    gaussians = ClassGaussians.fit(
+        vectors["train"],
+        labels["train"][rows["train"]],
+        len(classes),
+        structure=structure,
+        estimator=estimator,
+        components=components,
+    )
+    neighbourhood = Neighbourhood(vectors["train"], k)
+
+    def scores(name: str) -> Scores:
+        x, y = vectors[name], labels[name][rows[name]]
+        if name == "train":
+            hardness, near = gaussians.leave_one_out(x, y), neighbourhood.scores()
+        else:
+            hardness, near = gaussians.hardness(x, y), neighbourhood.scores(x)
+        columns = [np.full(len(labels[name]), np.nan) for _ in range(3)]
+        for column, values in zip(columns, (hardness, *near), strict=True):
+            column[rows[name]] = values
+        return Scores(labels[name], *columns)
+
+    found = {name: scores(name) for name in given}
+    settings: dict[str, JSON] = {
+        "structure": structure,
+        "estimator": estimator,
+        "components": components,
+        "k": k,
+        **{name: prints[name] for name in given if name != "synthetic"},
+    }
+    identity = getattr(synthetic, "identity", None)
+    return HardnessReport(
+        identity={"fingerprint": prints["synthetic"]} if identity is None else identity,
+        classes=classes,
+        synthetic=found["synthetic"],
+        train=found["train"],
+        holdout=found.get("holdout"),
+        extractor=describe(features),
+        settings=settings,
+        pictures=_pictures(synthetic, found["synthetic"]),
+    )
+
+
+def _common_classes(given: dict[str, Any]) -> tuple[str, ...]:
+    """The class names, which must be those of every set that has any."""
+    known = {name: classes_of(one) for name, one in given.items()}
+    named = {name: tuple(map(str, one)) for name, one in known.items() if one is not None}
+    if not named:
+        highest = max(int(np.max(labels_of(one))) for one in given.values())
+        return tuple(map(str, range(highest + 1)))
+    first, classes = next(iter(named.items()))
+    for name, other in named.items():
+        if other != classes:
+            raise DataMismatchError(
+                f"`{first}` has the classes {', '.join(classes)}; `{name}` has {', '.join(other)}. "
+                "Load all with the same classes, in one order."
+            )
+    return classes
+
+
+def _rows(given: Any, name: str) -> Indices:
+    """The rows that can be read, at least one."""
+    done = getattr(given, "done", None)
+    rows = np.arange(len(given)) if done is None else np.flatnonzero(np.asarray(done))
+    if len(rows) == 0:
+        what = "no row of it is generated yet" if len(given) else "it holds no image"
+        raise ValueError(f"`{name}` cannot be scored: {what}.")
+    return rows
+
+
+def _features(
+    given: Any,
+    rows: Indices,
+    extractor: Extractor,
+    name: str,
+    batch_size: int,
+    features_dir: str | None,
+    progress: bool,
+) -> Features:
+    """float32 (n, d), with the pixels of a part of the rows in memory at a time."""
+    from tqdm.auto import tqdm
+
+    parts = []
+    starts = range(0, len(rows), _CHUNK)
+    for start in tqdm(starts, desc=f"Features, {name}", disable=None if progress else True):
+        pixels = as_pixels(given, rows[start : start + _CHUNK], progress=False)
+        parts.append(extract(extractor, pixels, batch_size=batch_size, features_dir=features_dir))
+    return np.concatenate(parts)
+
+
+def _pictures(given: Any, scores: Scores) -> dict[str, tuple[dict[str, JSON], ...]]:
+    """The hardest and the easiest images, as PNG in `data:` addresses."""
+    order = np.argsort(scores.hardness, kind="stable")[: int(np.isfinite(scores.hardness).sum())]
+
+    def shown(rows: Sequence[int]) -> tuple[dict[str, JSON], ...]:
+        pictures: list[dict[str, JSON]] = []
+        for row, pixels in zip(rows, as_pixels(given, rows, progress=False), strict=True):
+            image = to_pil(pixels)
+            image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+            pictures.append({"row": int(row), "image": data_uri(image)})
+        return tuple(pictures)
+
+    hardest, easiest = order[::-1][:_PICTURES].tolist(), order[:_PICTURES].tolist()
+    return {"hardest": shown(hardest), "easiest": shown(easiest)}
