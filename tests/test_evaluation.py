@@ -549,6 +549,25 @@ def test_a_mixed_data_set_shows_the_same_images_with_and_without_a_transform(
     assert sorted(x.sum().item() for x in first) != sorted(x.sum().item() for x in second)
 
 
+def test_a_mixture_is_given_back_in_the_epoch_that_it_was_in(
+    train: LabelledImages, test: LabelledImages, cache: SynthCache, tmp_path: Path
+) -> None:
+    mixed = MixedDataset(train, cache, audit=None, fraction=0.5)
+    mixed.set_epoch(7)
+
+    def diverging(*shape: Any) -> nn.Module:
+        network = linear(*shape)
+        network[1].weight.data.fill_(torch.nan)
+        return network
+
+    arms = {"mixed": Subset(mixed, list(range(50)))}
+    evaluate(arms, test=test, seeds=1, output_dir=tmp_path, **{**FAST, "steps": 20})
+    assert mixed.epoch == 7
+    with pytest.raises(DivergedError):
+        evaluate(arms, test=test, seeds=1, model=diverging, **FAST)
+    assert mixed.epoch == 7
+
+
 def test_the_four_arms_count_the_real_and_synthetic_images_that_they_saw(
     digits: LabelledImages, test: LabelledImages, cache: SynthCache
 ) -> None:

@@ -17,7 +17,7 @@ from synthaug._evaluation._augment import Augment, apply_augment
 from synthaug._evaluation._fit import MOMENTUM, Settings, correct, fit, seed_initial_weights
 from synthaug._evaluation._inputs import Inputs
 from synthaug._evaluation._report import Run
-from synthaug._evaluation._sources import synthetic_facts
+from synthaug._evaluation._sources import epochs_kept, synthetic_facts
 from synthaug._plan import settings_digest
 from synthaug._types import JSON
 
@@ -26,7 +26,10 @@ _SAMPLE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything that the runs of one evaluation need. Leaves the caller's random streams alone."""
+    """Everything that the runs of one evaluation need.
+
+    Leaves the caller's random streams as they were, and its data sets in their epoch.
+    """
 
     inputs: Inputs
     settings: Settings
@@ -40,7 +43,7 @@ class Job:
         started = time.perf_counter()
         source = self.inputs.sources[arm]
         source.forget_seen()
-        with self._own_randomness():
+        with self._leaving_no_trace():
             network = self._build(seed).to(self.device)
             if isinstance(self.model, str):  # a fifth faster; but one's own network may not take it
                 network = network.to(memory_format=torch.channels_last)
@@ -76,7 +79,7 @@ class Job:
 
     def facts(self, seed: int) -> dict[str, JSON]:
         """What all arms share. Builds a network, so one that cannot be built is found here."""
-        with self._own_randomness():
+        with self._leaving_no_trace():
             network = self._build(seed)
         return {
             **self._shared(),
@@ -103,7 +106,7 @@ class Job:
             ValueError: If the augmentation does not give what it must.
         """
         first = np.arange(min(_SAMPLE, len(self.inputs.sources[arm])))
-        with self._own_randomness():
+        with self._leaving_no_trace():
             torch.manual_seed(0)
             pixels, _ = self.inputs.sources[arm].batch(0, first)
             augment = self.augments[arm]
@@ -121,7 +124,7 @@ class Job:
         Functions are not known by their names alone, which two lambdas share: a network counts
         with its structure and initial weights, an augmentation with a sample of what it makes.
         """
-        with self._own_randomness():
+        with self._leaving_no_trace():
             prints = self.inputs.fingerprints(contents)
             weights = {seed: _digest_of(self._build(seed)) for seed in seeds}
         shared = {**self._shared(), "held out": [prints["`test`"], prints.get("`validation`")]}
@@ -150,9 +153,9 @@ class Job:
         return build_classifier(self.model, len(self.inputs.classes), self.inputs.image_shape)
 
     @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
+    def _leaving_no_trace(self) -> Iterator[None]:
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), epochs_kept(self.inputs.raw.values()):
             yield
 
 

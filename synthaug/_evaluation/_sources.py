@@ -9,7 +9,8 @@ what it does with an index is part of what is evaluated.
 import hashlib
 import json
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, cast, final
 
 import numpy as np
@@ -305,6 +306,22 @@ def _leaves(dataset: Any) -> Iterator[Any]:
 def _set_epoch(dataset: Any, epoch: int) -> None:
     for leaf in _leaves(dataset):
         if hasattr(leaf, "set_epoch"):
+            leaf.set_epoch(epoch)
+
+
+@contextmanager
+def epochs_kept(datasets: Iterable[Any]) -> Iterator[None]:
+    """Gives data sets that know their `epoch` back in the one that they were in."""
+    before = [
+        (leaf, leaf.epoch)
+        for dataset in datasets
+        for leaf in _leaves(dataset)
+        if hasattr(leaf, "set_epoch") and hasattr(leaf, "epoch")
+    ]
+    try:
+        yield
+    finally:
+        for leaf, epoch in before:
             leaf.set_epoch(epoch)
 
 
