@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur as reference_blur
 
+from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages
 from synthaug._errors import CheckpointError
 from synthaug._generate import generate
@@ -576,3 +577,58 @@ def test_checkpoints_that_condition_in_other_ways_are_refused(tmp_path):
     )
     with pytest.raises(CheckpointError, match="with a vqvae, which we cannot use as a stage"):
         CascadeStage.from_pretrained(tmp_path, classes=NAMES, low_size=(2, 2))
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def command(*arguments: Any) -> None:
+    from synthaug._cli import main
+
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == 0
+
+
+def test_a_cascade_is_trained_put_together_and_drawn_from_the_command_line(tmp_path, capsys):
+    base, stage, whole, out = (tmp_path / name for name in ("base", "up", "whole", "cache.h5"))
+    common = ("--steps", 2, "--width", 8, "--batch-size", 4, "--device", "cpu")
+    command("train", "digits", base, "--image-size", 4, *common)
+    command("train", "digits", stage, "--method", "upsample", "--low-size", 4, *common)
+    assert (stage / "samples.png").exists()
+    command("cascade", whole, base, stage, "--noise-conditioning-level", 70)
+    assert "4 x 4 to 8 x 8 pixels" in capsys.readouterr().out
+    options = ("--per-class", 1, "--num-inference-steps", 2, "--truncated", "true")
+    command("generate", whole, out, *options, "--stage-guidance-scale", 2)
+    cache = SynthCache(out)
+    assert cache.image_shape == (1, 8, 8)
+    assert cache.provenance(0)["noise_conditioning_level"] == 70
+    assert cache.provenance(0)["stage_guidance_scale"] == 2
+    assert set(cache.manifest["trained_on"]) == {"base", "stage_1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "digits", "OUT", "--method", "upsample"), "needs `--low-size`"),
+        (("train", "digits", "OUT", "--low-size", "4"), "`--low-size` has no meaning with"),
+        (("generate", "STAGE", "OUT", "--per-class", "1"), "is one stage of a cascade"),
+        (
+            ("generate", "WHOLE", "OUT", "--per-class", "1", "--noise-conditioning-level", "501"),
+            "whole levels from 0 to 500",
+        ),
+        (
+            ("generate", "WHOLE", "OUT", "--strength", "0.5", "--source", "digits", "--ratio", "1"),
+            "A cascade starts from noise",
+        ),
+    ],
+)
+def test_what_makes_no_sense_on_the_command_line_exits_with_2(arguments, message, tmp_path, capsys):
+    from synthaug._cli import main
+
+    tiny_cascade().save_pretrained(tmp_path)
+    places = {"OUT": tmp_path / "out", "STAGE": tmp_path / "stage_1", "WHOLE": tmp_path}
+    with pytest.raises(SystemExit) as caught:
+        main([str(places.get(argument, argument)) for argument in arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

@@ -17,18 +17,23 @@ class PlanOptions:
         counts: Images of each class by name, for example '{"cat": 500, "dog": 200}'.
         source: Data set of real images: to start from with --strength or --severity, and to count
             for --ratio. They are brought to the checkpoint's image size and channels.
-        guidance_scale: 1 is no guidance. Of this and the next five, several values are used in
+        guidance_scale: 1 is no guidance. Of this and the next seven, several values are used in
             turn.
         strength: Share of the diffusion that is redone, from each image of --source.
         severity: Share of each image of --source that is taken away and restored (cold diffusion).
         noise: Noise on an image's embedding, as a share of its size (diffusion inversion).
         interpolation: Way to the embedding of a partner of the same class (diffusion inversion).
         snapshot: Updates after which the embedding was kept (diffusion inversion).
+        stage_guidance_scale: Guidance of the stages of a cascade.
+        noise_conditioning_level: Noise on the smaller images that a stage is given, up to the level
+            that it was trained with (cascade).
         num_inference_steps: Denoising steps.
         scheduler: ddim, ddpm, dpmsolver++, or the name of a diffusers scheduler.
         eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
         num_steps: Restoration steps (cold diffusion).
         algorithm: improved, naive or direct (cold diffusion).
+        truncated: true stops each chain at the noise level of the stage after it; false runs it to
+            its end and adds noise (cascade).
         classes: Class names or prompts (cat,dog), for a checkpoint that does not name them.
         image_size: Height and width, if not the checkpoint's own.
         dtype: bfloat16 is faster; images then depend slightly on the batch size.
@@ -46,11 +51,14 @@ class PlanOptions:
     noise: float | list[float] | None = None
     interpolation: float | list[float] | None = None
     snapshot: int | list[int] | None = None
+    stage_guidance_scale: float | list[float] | None = None
+    noise_conditioning_level: int | list[int] | None = None
     num_inference_steps: int | None = None
     scheduler: str | None = None
     eta: float | None = None
     num_steps: int | None = None
     algorithm: Literal["improved", "naive", "direct"] | None = None
+    truncated: bool | None = None
     classes: str | list[str] | None = None
     image_size: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -63,8 +71,25 @@ class PlanOptions:
         return {name: value for name, value in values.items() if value is not None}
 
 
-ROW = ("guidance_scale", "strength", "severity", "noise", "interpolation", "snapshot")
-SETTINGS = ("num_inference_steps", "scheduler", "eta", "num_steps", "algorithm", "image_size")
+ROW = (
+    "guidance_scale",
+    "strength",
+    "severity",
+    "noise",
+    "interpolation",
+    "snapshot",
+    "stage_guidance_scale",
+    "noise_conditioning_level",
+)
+SETTINGS = (
+    "num_inference_steps",
+    "scheduler",
+    "eta",
+    "num_steps",
+    "algorithm",
+    "truncated",
+    "image_size",
+)
 
 
 def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
@@ -76,6 +101,11 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
     name = _kind(checkpoint)
     if name not in synthesizers.__all__:
         raise ValueError(f"{checkpoint} is a checkpoint for {name!r}, which we do not know.")
+    if name == "CascadeStage":
+        raise ValueError(
+            f"{checkpoint} is one stage of a cascade. Put it behind a base with `synthaug cascade "
+            f"DIRECTORY BASE {checkpoint}`."
+        )
     kind = getattr(synthesizers, name)
     synthesizer = kind.from_pretrained(
         checkpoint,
@@ -84,6 +114,8 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
         device=options.device,
         **options.given(*SETTINGS),
     )
+    if kind is synthesizers.Cascade and (options.strength or options.severity):
+        raise ValueError("A cascade starts from noise: leave `--strength` and `--severity` out.")
     if options.source is not None and kind is synthesizers.DiffusionInversion:
         raise ValueError("`--source`: an inversion knows its real images. Leave it out.")
     row = options.given(*ROW)

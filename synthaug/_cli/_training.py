@@ -8,7 +8,7 @@ def train(
     data: str,
     out: str,
     *,
-    method: Literal["diffusion", "cold"] = "diffusion",
+    method: Literal["diffusion", "cold", "upsample"] = "diffusion",
     condition: Literal["labels", "tokens"] = "labels",
     unlabelled: str | None = None,
     image_size: int | None = None,
@@ -30,6 +30,11 @@ def train(
     degradation: str | None = None,
     degradation_settings: dict[str, Any] | None = None,
     colour_components: int | None = None,
+    low_size: int | None = None,
+    conditioning_augmentation: Literal["gaussian", "blur", "none"] | None = None,
+    max_noise_level: int | None = None,
+    blur_probability: float | None = None,
+    blur_std_range: tuple[float, float] | None = None,
     horizontal_flip: bool = False,
     checkpoint_seconds: float = 120.0,
     device: str | None = None,
@@ -42,7 +47,8 @@ def train(
     Args:
         data: Labelled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
         out: Directory to write; it becomes a checkpoint in diffusers layout.
-        method: diffusion learns to remove noise, cold (cold diffusion) to undo --degradation.
+        method: diffusion learns to remove noise, cold (cold diffusion) to undo --degradation,
+            upsample (a stage for synthaug cascade) to draw what --low-size leaves out.
         condition: What diffusion is told about an image: its label, or tokens of an encoder that is
             learned along with it, for synthaug invert.
         unlabelled: Further images, which train the unconditional branch.
@@ -67,6 +73,12 @@ def train(
         degradation_settings: Those that differ from its defaults, for example '{"num_levels": 20}'.
         colour_components: Gaussians in the mixture of colours that cold generation starts from; 1
             by default.
+        low_size: Shorter side of the small images that --method upsample starts from.
+        conditioning_augmentation: What they go through, to be like drawn ones: gaussian noise (the
+            default), blur or none.
+        max_noise_level: Highest level of the noise, in steps of 1,000; 500 by default.
+        blur_probability: Share of them that is blurred; 0.5 by default.
+        blur_std_range: Standard deviations of the blur, in pixels; '[0.4, 0.6]' by default.
         horizontal_flip: Mirror half of the training images.
         checkpoint_seconds: Seconds between checkpoints.
         device: cpu, cuda ...; a GPU if there is one by default.
@@ -83,17 +95,27 @@ def train(
         "degradation_settings": degradation_settings,
         "colour_components": colour_components,
     }
-    chosen = "--method cold" if method == "cold" else f"--condition {condition}"
+    upsample = {
+        "low_size": low_size,
+        "conditioning_augmentation": conditioning_augmentation,
+        "max_noise_level": max_noise_level,
+        "blur_probability": blur_probability,
+        "blur_std_range": blur_std_range,
+    }
+    chosen = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
     foreign: dict[str, Any] = {} if method == "cold" else cold
+    foreign = foreign | ({} if method == "upsample" else upsample)
     foreign = foreign | ({} if chosen == "--condition tokens" else tokens)
-    if chosen != "--condition labels":
+    if chosen not in ("--condition labels", "--method upsample"):
         foreign["unlabelled"] = unlabelled
-    if method == "cold" and condition == "tokens":
+    if method != "diffusion" and condition == "tokens":
         foreign["condition"] = condition
     for name, value in foreign.items():
         if value is not None:
             option = name.replace("_", "-")
             raise ValueError(f"`--{option}` has no meaning with {chosen}. Leave it out.")
+    if method == "upsample" and low_size is None:
+        raise ValueError("`--method upsample` needs `--low-size`, that of the model before it.")
     if width < 1:  # whose name in Python is `channels`, which is another option here
         raise ValueError(f"`width` must be at least 1, got {width}.")
     real = load_dataset(data, image_size=image_size, channels=channels)
@@ -130,6 +152,18 @@ def train(
             colour_components=colour_components or 1,
             **common,
         )
+    elif method == "upsample":
+        from synthaug.synthesizers import Cascade
+
+        model, result = Cascade.fit_stage(
+            real,
+            out,
+            unlabelled=more,
+            prediction_type=prediction_type,
+            label_dropout=label_dropout,
+            **{name: value for name, value in upsample.items() if value is not None},
+            **common,
+        )
     elif condition == "tokens":
         from synthaug.synthesizers import DiffusionInversion
 
@@ -160,6 +194,10 @@ def train(
     if method == "cold":
         _restored(model, real, picture)
         print(f"Real images, what the last level leaves of them, what is restored: {picture}")
+    elif method == "upsample":
+        _enlarged(model, real, picture)
+        print(f"Real images, smaller copies, what is drawn from those: {picture}")
+        print(f"Next: synthaug cascade DIRECTORY BASE {out}")
     elif condition == "tokens":
         print(f"Next: synthaug invert {out} {data} DIRECTORY")
     else:
@@ -176,6 +214,30 @@ def _samples(model: Any, seed: int, path: Path) -> None:
     images = model.draw(model.plan(counts=counts, seed=seed, guidance_scale=scale))
     zoom = max(1, 32 // images.shape[-1])
     grid(to_pixels(images), columns=8, scale=zoom).save(path)
+
+
+def _enlarged(stage: Any, real: Any, path: Path, images: int = 8) -> None:
+    """A row of real images, one of smaller copies, one of what is drawn from those."""
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from synthaug._noise import streams
+    from synthaug._pixels import grid, to_images, to_pixels
+
+    chosen = np.unique(np.linspace(0, len(real) - 1, images).astype(int))
+    pixels = real.read(chosen)
+    low = stage.shrink(to_images(pixels))
+    drawn = stage.draw(
+        low,
+        torch.zeros(len(chosen), dtype=torch.int64),
+        torch.tensor(np.asarray(real.targets)[chosen]),
+        torch.ones(len(chosen)),
+        streams(chosen.tolist()),
+    )
+    blocks = F.interpolate(to_pixels(low).float(), pixels.shape[2:], mode="nearest-exact")
+    sheet = torch.cat([pixels, blocks.to(torch.uint8), to_pixels(drawn).cpu()])
+    grid(sheet, columns=len(chosen), scale=max(1, 32 // pixels.shape[-1])).save(path)
 
 
 def _restored(cold: Any, real: Any, path: Path, images: int = 8) -> None:

@@ -25,6 +25,7 @@ from synthaug.synthesizers._chain import (
     LevelEmbedding,
     StageCondition,
     chain_settings,
+    downsample,
     run_chain,
     upsample,
 )
@@ -145,6 +146,10 @@ class CascadeStage:
                     f"`noise_conditioning_level` is {level:g}, but the stage to {_by(self.size)} "
                     f"was {how}."
                 )
+
+    def shrink(self, images: Images) -> Images:
+        """Smaller copies of large images, (n, C, h, w), as the stage was trained with."""
+        return downsample(images, self.low_size)
 
     def add_noise(
         self, low: Images, levels: Tensor, generators: Sequence[torch.Generator]
