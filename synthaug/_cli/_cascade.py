@@ -1,5 +1,7 @@
 """The command that puts a cascade together."""
 
+from typing import Any
+
 
 def cascade(
     out: str,
@@ -25,7 +27,9 @@ def cascade(
     from synthaug.synthesizers import Cascade
 
     base, *stages = models
-    level = {} if noise_conditioning_level is None else {_LEVEL: noise_conditioning_level}
+    level: dict[str, Any] = {}
+    if noise_conditioning_level is not None:
+        level["noise_conditioning_level"] = noise_conditioning_level
     found = Cascade.from_pretrained(
         base,
         stages=stages,
@@ -39,6 +43,3 @@ def cascade(
     sizes = " to ".join(f"{height} x {width}" for _, height, width in shapes)
     print(f"{sizes} pixels. Checkpoint: {out}.")
     print(f"Next: synthaug generate {out} CACHE.h5 --per-class 100")
-
-
-_LEVEL = "noise_conditioning_level"

@@ -95,7 +95,7 @@ def train(
         "degradation_settings": degradation_settings,
         "colour_components": colour_components,
     }
-    upsample = {
+    upsample: dict[str, Any] = {
         "low_size": low_size,
         "conditioning_augmentation": conditioning_augmentation,
         "max_noise_level": max_noise_level,
