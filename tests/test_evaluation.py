@@ -557,7 +557,8 @@ def test_a_mixture_is_given_back_in_the_epoch_that_it_was_in(
 
     def diverging(*shape: Any) -> nn.Module:
         network = linear(*shape)
-        network[1].weight.data.fill_(torch.nan)
+        for weight in network.parameters():
+            weight.data.fill_(torch.nan)
         return network
 
     arms = {"mixed": Subset(mixed, list(range(50)))}
