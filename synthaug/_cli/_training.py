@@ -27,6 +27,7 @@ def train(
     label_dropout: float = 0.1,
     num_tokens: int | None = None,
     token_width: int | None = None,
+    token_noise: float | None = None,
     degradation: str | None = None,
     degradation_settings: dict[str, Any] | None = None,
     colour_components: int | None = None,
@@ -68,6 +69,8 @@ def train(
         label_dropout: Share of the labels hidden, to train the unconditional branch.
         num_tokens: Tokens per image, with --condition tokens; 4 by default.
         token_width: Size of each token; 64 by default.
+        token_noise: Noise on the tokens in training; 0.2 by default. More of it makes tokens say
+            less about an image, so that variants move farther from it.
         degradation: What cold diffusion undoes: blur (the default), inpainting,
             super-resolution, snow, decolorization or noise.
         degradation_settings: Those that differ from its defaults, for example '{"num_levels": 20}'.
@@ -89,7 +92,7 @@ def train(
     from synthaug._data import load_dataset
     from synthaug._training import TrainingConfig
 
-    tokens = {"num_tokens": num_tokens, "token_width": token_width}
+    tokens = {"num_tokens": num_tokens, "token_width": token_width, "token_noise": token_noise}
     cold = {
         "degradation": degradation,
         "degradation_settings": degradation_settings,
@@ -172,6 +175,7 @@ def train(
             out,
             num_tokens=num_tokens or 4,
             token_width=token_width or 64,
+            token_noise=0.2 if token_noise is None else token_noise,
             prediction_type=prediction_type,
             **common,
         )
