@@ -10,11 +10,13 @@ import torch
 
 from synthaug import density
 from synthaug._cache import SynthCache
+from synthaug._cli import main
 from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
 from synthaug._datasets._strata import dealt
 from synthaug._errors import AuditError, AuditMismatchError, DataMismatchError
 from synthaug._hardness import HardnessReport, score_hardness
+from synthaug._pixels import to_pil
 from synthaug._plan import Plan
 from synthaug.features import Pixel, extract
 
@@ -313,3 +315,31 @@ def test_wrong_arguments_of_drawing_are_named(cache, scores):
     ):
         with pytest.raises(ValueError, match=message):
             MixedDataset(real(60, 0), cache, audit=None, fraction=0.5, **options)
+
+
+# The command
+
+
+def test_the_command_writes_the_report_that_a_data_set_can_draw_by(cache, tmp_path, capsys):
+    for name, seed in (("train", 0), ("test", 1)):
+        for i, (pixels, label) in enumerate(zip(*images(40, seed), strict=True)):
+            path = tmp_path / name / CLASSES[label] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_pil(pixels).save(path)
+    train, test = f"folder:{tmp_path / 'train'}", f"folder:{tmp_path / 'test'}"
+    arguments = ["evaluate", "density", str(tmp_path / "c.h5"), train]
+    options = ["--holdout", test, "--components", "3", "--out", str(tmp_path / "new" / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, *options, "--features", "pixels:4"])
+    assert stopped.value.code == 0
+    assert "held-out" in capsys.readouterr().out
+    assert "<html" in (tmp_path / "new" / "out.html").read_text()
+    report = HardnessReport.from_json(tmp_path / "new" / "out.json")
+    folder = LabelledImages(*images(40, 0), CLASSES)
+    expected = score(cache, folder, holdout=real(40, 1), components=3)
+    np.testing.assert_allclose(report.hardness, expected.hardness, rtol=1e-6)
+    MixedDataset(folder, cache, audit=None, fraction=0.5, hardness=report, strata=2)
+    with pytest.raises(SystemExit) as stopped:
+        main(["-v", *arguments])
+    assert stopped.value.code == 2
+    assert "`--features` is missing" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from synthaug._cli._caches import export, forget, import_, info, merge, verify
 from synthaug._cli._cascade import cascade
 from synthaug._cli._generation import PlanOptions, generate, plan
 from synthaug._cli._inversion import invert
-from synthaug._cli._judgement import audit, demo, evaluate
+from synthaug._cli._judgement import audit, demo, evaluate, evaluate_density
 from synthaug._cli._training import train
 from synthaug._errors import (
     AuditMismatchError,
@@ -55,6 +55,7 @@ COMMANDS: dict[str, Any] = {
     "generate": generate,
     "audit": audit,
     "evaluate": evaluate,
+    "evaluate-density": evaluate_density,
 }
 CACHE_COMMANDS: dict[str, Any] = {
     "info": info,
@@ -64,7 +65,7 @@ CACHE_COMMANDS: dict[str, Any] = {
     "import": import_,
     "forget": forget,
 }
-START_ANEW = {"plan", "audit", "info", "verify", "export"}
+START_ANEW = {"plan", "audit", "evaluate-density", "info", "verify", "export"}
 """Commands that an interruption sets back to their beginning; others go on where they were."""
 
 
@@ -108,7 +109,8 @@ def build_parser() -> Any:
     parser.add_argument("--verbose", "-v", action="store_true", help="Log what is decided.")
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
-        commands.add_subcommand(name, command(function), help=_first_line(function))
+        added = commands.add_subcommand(name, command(function), help=_first_line(function))
+        added.prog = added.prog.replace("evaluate-density", "evaluate density")  # see `words`
     cache = ArgumentParser(description="Look after cache files.", formatter_class=Formatter)
     commands.add_subcommand("cache", cache, help="Look after cache files.")
     actions = cache.add_subcommands(dest="action")
@@ -119,6 +121,18 @@ def build_parser() -> Any:
 
 def _first_line(function: Any) -> str:
     return (function.__doc__ or "").partition("\n")[0]
+
+
+def words(given: Sequence[str]) -> list[str]:
+    """What the parser gets: `--per_class` for `--per-class`, one word for `evaluate density`.
+
+    As `evaluate` takes arguments of its own, it can't have a command below it.
+    """
+    found = [_underscored(text) for text in given]
+    at = next((i for i, word in enumerate(found) if not word.startswith("-")), 0)
+    if found[at : at + 2] == ["evaluate", "density"]:
+        found[at : at + 2] = ["evaluate-density"]
+    return found
 
 
 def _underscored(text: str) -> str:
@@ -174,7 +188,7 @@ def _terminate(*_: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `synthaug`."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    parsed = build_parser().parse_args([_underscored(text) for text in given])
+    parsed = build_parser().parse_args(words(given))
     level = logging.INFO if parsed.verbose else logging.WARNING
     logging.basicConfig(level=level, format="synthaug: %(message)s")
     chosen, functions = parsed[parsed.command], COMMANDS
