@@ -17,12 +17,15 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from synthaug._audit import AuditReport
+from synthaug._audit._matching import Matcher
 from synthaug._cache import SynthCache
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main, build_parser, main
 from synthaug._errors import CacheError
+from synthaug.features import TorchModule
 from synthaug.synthesizers import DiffusionInversion, _inversion_fit
 
 PATHS = [(name,) for name in COMMANDS] + [("cache", name) for name in CACHE_COMMANDS]
@@ -75,15 +78,14 @@ def fail(code: int, *arguments: Any) -> str:
 def example(path: tuple[str, ...]) -> str:
     """The line in a command's help that can be pasted."""
     text = succeed(*path, "--help")
-    name = " ".join(path).replace("-", " ")
-    (line,) = re.findall(rf"^ *(synthaug {name}\b.*)$", text, re.MULTILINE)
+    (line,) = re.findall(rf"^ *(synthaug {' '.join(path)}\b.*)$", text, re.MULTILINE)
     return line
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
 def test_the_help_of_each_command_has_a_line_that_can_be_pasted(path):
     _, *arguments = shlex.split(example(path))
-    parsed = build_parser().parse_args(_main.words(arguments))
+    parsed = build_parser().parse_args([_main._underscored(text) for text in arguments])
     chosen = parsed[path[0]]
     assert parsed.command == path[0]
     assert path[1:] in ((), (chosen.get("action"),))
@@ -323,6 +325,36 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
         "--audit", report.with_suffix(".json"), "--out", work / "other",
     )  # fmt: skip
     assert message.startswith("The report judges another cache")
+
+
+def test_a_killed_audit_computes_no_features_twice_and_leaves_none_behind(work, cache, monkeypatch):
+    torch.jit.script(torch.nn.Flatten()).save(work / "flat.pt")
+    audit = [
+        "audit", cache, f"folder:{work / 'train'}", "--holdout", f"folder:{work / 'holdout'}",
+        "--features", f"torchscript:{work / 'flat.pt'}", "--k", 3,
+    ]  # fmt: skip
+    shown: list[int] = []
+    extractor = TorchModule.__call__
+
+    def counted(self: TorchModule, pixels: torch.Tensor) -> Any:
+        shown.append(len(pixels))
+        return extractor(self, pixels)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchModule, "__call__", counted)
+    whole = run(*audit, "--out", work / "whole")
+    together = sum(shown)
+    shown.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(Matcher, "match", killed)
+        assert run(*audit, "--out", work / "killed").code == 130
+    assert run(*audit, "--out", work / "killed").code == whole.code
+    assert sum(shown) == together
+    assert not list(work.glob("*.unfinished"))
+    (work / "file").touch()
+    assert "is a file" in fail(2, *audit, "--out", work / "file" / "audit")
 
 
 def test_a_cache_can_be_looked_at_and_verified(work, cache):

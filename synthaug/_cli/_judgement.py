@@ -1,6 +1,8 @@
 """Commands that judge synthetic images: are they copies, and are they of use?"""
 
 import shlex
+import shutil
+from pathlib import Path
 from typing import Any, Literal
 
 from synthaug._cli._inputs import load, names
@@ -44,7 +46,8 @@ def audit(
         fdr: False discovery rate among the flagged images.
         k: Neighbours that an image's distance is compared with; 50 or fewer by default.
         index: How neighbours are searched; all but exact may miss some, and say the share found.
-        features_dir: Folder in which the features of networks are kept for other audits.
+        features_dir: Folder in which the features of networks are kept for other audits. Without it
+            they are in OUT.unfinished until the report is written, so that a kill costs less.
         max_pairs: Pairs of images shown in the report.
         image_size: For data sets: resize the shorter side to it and cut out the centre.
         channels: For data sets: 1 converts to grey, 3 to RGB.
@@ -56,8 +59,11 @@ def audit(
     from synthaug._audit import audit as run
     from synthaug._cache import SynthCache
     from synthaug._data import load_dataset
+    from synthaug._files import check_folder
     from synthaug.features import named
 
+    check_folder(Path(out).parent)
+    unfinished = f"{out}.unfinished"
     listed = names(features or [])
     spaces = [named(name, device=device) for name in listed]
     if ":" in synthetic:
@@ -101,7 +107,7 @@ def audit(
         fdr=fdr,
         k=k,
         index=index,
-        features_dir=features_dir,
+        features_dir=features_dir or unfinished,
         max_pairs=max_pairs,
         deduplicate=deduplicate,
         seed=seed,
@@ -109,6 +115,7 @@ def audit(
     )
     report.to_html(f"{out}.html", redact=redact)
     report.to_json(f"{out}.json", redact=redact)
+    shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{report.verdict}: " + " ".join(report.reasons))
     print(f"Report: {out}.html, {out}.json")
     return int(report.exit_code)
@@ -193,77 +200,6 @@ def evaluate(
     table.to_html(f"{out}.html")
     table.to_json(f"{out}.json")
     print(table.table())
-    print(f"Report: {out}.html, {out}.json")
-
-
-def evaluate_density(
-    synthetic: str,
-    train: str,
-    *,
-    features: str | None = None,
-    holdout: str | None = None,
-    out: str = "density",
-    structure: Literal["full", "tied", "diagonal"] = "full",
-    estimator: Literal["ledoit_wolf", "oas", "empirical"] = "ledoit_wolf",
-    components: int | None = None,
-    k: int = 5,
-    image_size: int | None = None,
-    channels: Literal[1, 3] | None = None,
-    features_dir: str | None = None,
-    device: str = "cpu",
-) -> None:
-    """Say how rare synthetic images are among real ones of their class: hardness, AvgkNN, LOF.
-
-    synthaug evaluate density cifar10.h5 folder:cifar10/train --features torchscript:encoder.pt
-
-    Args:
-        synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
-        train: Labelled real images, to which the Gaussians are fitted. All real images are brought
-            to the cache's image size and channels.
-        features: What hardness is measured in: torchscript:FILE, torchvision:NAME, timm:NAME,
-            pixels or spectrum. Those of a classifier or a self-supervised network mean most.
-        holdout: Labelled real images that are not among them: what the synthetic ones compare with.
-        out: Writes OUT.html and OUT.json.
-        structure: One covariance per class, one for all, or variances alone.
-        estimator: Of covariances; empirical needs more images of a class than dimensions.
-        components: Projects the features on so many principal components first.
-        k: Neighbours of AvgkNN and LOF.
-        image_size: For data sets: resize the shorter side to it and cut out the centre.
-        channels: For data sets: 1 converts to grey, 3 to RGB.
-        features_dir: Folder in which the features of networks are kept for later calls.
-        device: Where a network runs.
-    """
-    from synthaug._cache import SynthCache
-    from synthaug._data import load_dataset
-    from synthaug._hardness import score_hardness
-    from synthaug.features import NAMES, named
-
-    if features is None:
-        raise ValueError(f"`features` is missing. Choose one of {NAMES}.")
-    if ":" in synthetic:
-        images: Any = load_dataset(synthetic, image_size=image_size, channels=channels)
-    else:
-        images = SynthCache(synthetic)
-        if image_size is not None or channels is not None:
-            raise ValueError(
-                "`image_size` and `channels` are for folders; with a cache, real images are "
-                f"brought to its shape, {images.image_shape}."
-            )
-    classes = tuple(images.classes)
-    report = score_hardness(
-        images,
-        load(train, images.image_shape, classes),
-        features=named(features, device=device),
-        holdout=None if holdout is None else load(holdout, images.image_shape, classes),
-        structure=structure,
-        estimator=estimator,
-        components=components,
-        k=k,
-        features_dir=features_dir,
-    )
-    report.to_html(f"{out}.html")
-    report.to_json(f"{out}.json")
-    print(report)
     print(f"Report: {out}.html, {out}.json")
 
 
