@@ -78,14 +78,15 @@ def fail(code: int, *arguments: Any) -> str:
 def example(path: tuple[str, ...]) -> str:
     """The line in a command's help that can be pasted."""
     text = succeed(*path, "--help")
-    (line,) = re.findall(rf"^ *(synthaug {' '.join(path)}\b.*)$", text, re.MULTILINE)
+    name = " ".join(path).replace("-", " ")
+    (line,) = re.findall(rf"^ *(synthaug {name}\b.*)$", text, re.MULTILINE)
     return line
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
 def test_the_help_of_each_command_has_a_line_that_can_be_pasted(path):
     _, *arguments = shlex.split(example(path))
-    parsed = build_parser().parse_args([_main._underscored(text) for text in arguments])
+    parsed = build_parser().parse_args(_main.words(arguments))
     chosen = parsed[path[0]]
     assert parsed.command == path[0]
     assert path[1:] in ((), (chosen.get("action"),))

@@ -203,6 +203,77 @@ def evaluate(
     print(f"Report: {out}.html, {out}.json")
 
 
+def evaluate_density(
+    synthetic: str,
+    train: str,
+    *,
+    features: str | None = None,
+    holdout: str | None = None,
+    out: str = "density",
+    structure: Literal["full", "tied", "diagonal"] = "full",
+    estimator: Literal["ledoit_wolf", "oas", "empirical"] = "ledoit_wolf",
+    components: int | None = None,
+    k: int = 5,
+    image_size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    features_dir: str | None = None,
+    device: str = "cpu",
+) -> None:
+    """Say how rare synthetic images are among real ones of their class: hardness, AvgkNN, LOF.
+
+    synthaug evaluate density cifar10.h5 folder:cifar10/train --features torchscript:encoder.pt
+
+    Args:
+        synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
+        train: Labelled real images, to which the Gaussians are fitted. All real images are brought
+            to the cache's image size and channels.
+        features: What hardness is measured in: torchscript:FILE, torchvision:NAME, timm:NAME,
+            pixels or spectrum. Those of a classifier or a self-supervised network mean most.
+        holdout: Labelled real images that are not among them: what the synthetic ones compare with.
+        out: Writes OUT.html and OUT.json.
+        structure: One covariance per class, one for all, or variances alone.
+        estimator: Of covariances; empirical needs more images of a class than dimensions.
+        components: Projects the features on so many principal components first.
+        k: Neighbours of AvgkNN and LOF.
+        image_size: For data sets: resize the shorter side to it and cut out the centre.
+        channels: For data sets: 1 converts to grey, 3 to RGB.
+        features_dir: Folder in which the features of networks are kept for later calls.
+        device: Where a network runs.
+    """
+    from synthaug._cache import SynthCache
+    from synthaug._data import load_dataset
+    from synthaug._hardness import score_hardness
+    from synthaug.features import NAMES, named
+
+    if features is None:
+        raise ValueError(f"`features` is missing. Choose one of {NAMES}.")
+    if ":" in synthetic:
+        images: Any = load_dataset(synthetic, image_size=image_size, channels=channels)
+    else:
+        images = SynthCache(synthetic)
+        if image_size is not None or channels is not None:
+            raise ValueError(
+                "`image_size` and `channels` are for folders; with a cache, real images are "
+                f"brought to its shape, {images.image_shape}."
+            )
+    classes = tuple(images.classes)
+    report = score_hardness(
+        images,
+        load(train, images.image_shape, classes),
+        features=named(features, device=device),
+        holdout=None if holdout is None else load(holdout, images.image_shape, classes),
+        structure=structure,
+        estimator=estimator,
+        components=components,
+        k=k,
+        features_dir=features_dir,
+    )
+    report.to_html(f"{out}.html")
+    report.to_json(f"{out}.json")
+    print(report)
+    print(f"Report: {out}.html, {out}.json")
+
+
 def demo(out: str = "synthaug-demo", *, seed: int = 0) -> None:
     """The whole job on scikit-learn's handwritten digits, within five minutes on two cores.
 
