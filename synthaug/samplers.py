@@ -84,16 +84,20 @@ class Push(Protocol):
         ...
 
 
-def make_scheduler(name: str | None, config: Any) -> Any:
+def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None = None) -> Any:
     """A fresh diffusers scheduler of the kind `name` for a checkpoint's scheduler config.
 
     Args:
         name: "ddpm", "ddim" or "dpmsolver++", the class name of a diffusers scheduler for discrete
             timesteps, or `None` for the kind that the checkpoint ships.
         config: The checkpoint's scheduler config, a mapping with `_class_name`.
+        log_variance_mix: v in [0, 1], for DDPM: the variance of a step lies between the posterior's
+            and that of the forward process, exp(v log beta_t + (1 - v) log beta~_t), both of the
+            steps that are taken. `None` leaves it to the config.
 
     Raises:
-        ValueError: For a scheduler that cannot run a network trained on discrete timesteps.
+        ValueError: For a scheduler that cannot run a network trained on discrete timesteps, or a
+            mix that is out of range or that the scheduler would ignore.
     """
     import diffusers
 
@@ -108,7 +112,18 @@ def make_scheduler(name: str | None, config: Any) -> Any:
     overrides: dict[str, Any] = {}
     if kind == "DPMSolverMultistepScheduler" and config.get("_class_name") != kind:
         overrides = {"algorithm_type": "dpmsolver++", "solver_order": 2}
-    return cls.from_config(config, **overrides)
+    if log_variance_mix is None:
+        return cls.from_config(config, **overrides)
+    if not 0 <= log_variance_mix <= 1:
+        raise ValueError(f"`log_variance_mix` must be in [0, 1], got {log_variance_mix}.")
+    if kind != SCHEDULERS["ddpm"]:
+        raise ValueError(
+            f"`log_variance_mix` = {log_variance_mix:g} has no effect with {kind}. Use the "
+            "scheduler 'ddpm', or leave it out."
+        )
+    scheduler = cls.from_config(config, variance_type="learned_range")
+    scheduler.register_to_config(log_variance_mix=float(log_variance_mix))
+    return scheduler
 
 
 def step_arguments(
@@ -117,8 +132,16 @@ def step_arguments(
     """The keyword arguments that `scheduler.step` takes, of those that make a step random.
 
     Raises:
-        ValueError: If `eta` is not in [0, 1], or this scheduler would silently ignore it.
+        ValueError: If `eta` is not in [0, 1], or this scheduler would silently ignore it; for DDPM
+            with a variance that the network predicts, of which denoisers take the mean only.
     """
+    config, kind = scheduler.config, type(scheduler).__name__
+    learned = kind == SCHEDULERS["ddpm"] and "learned" in config.variance_type
+    if learned and "log_variance_mix" not in config:
+        raise ValueError(
+            "The checkpoint's network predicts the variance of DDPM's steps, which is not used. "
+            "Choose it with `log_variance_mix`, from 0 to 1."
+        )
     if not 0 <= eta <= 1:
         raise ValueError(f"`eta` must be in [0, 1], got {eta}.")
     accepted = inspect.signature(scheduler.step).parameters
@@ -232,6 +255,9 @@ def step_to(
         eta = 1.0
     variance = eta**2 * (1 - until) / (1 - a_t) * (1 - a_t / until)
     x = until**0.5 * x0 + (1 - until - variance) ** 0.5 * noise_hat
+    mix = scheduler.config.get("log_variance_mix")
+    if mix is not None:  # it does not move the mean
+        variance = (1 - a_t / until) ** mix * variance ** (1 - mix)
     if variance:
         x = x + variance**0.5 * randn(generators, x.shape[1:]).to(x.device)
     return x
@@ -292,6 +318,7 @@ def sample(
         start = timesteps[:1].expand(len(noise)).to(denoiser.device)
         x = scheduler.add_noise(sources.to(denoiser.device), noise, start)
     steps = steps_of(scheduler, timesteps, eta, until) if pushes else []
+    mix = scheduler.config.get("log_variance_mix")
     for i, t in enumerate(timesteps, 1):
         x_in = scheduler.scale_model_input(x, t)
         prediction = denoiser(x_in, t, condition)
@@ -302,6 +329,11 @@ def sample(
         if until < 1 and i == len(timesteps):
             x = step_to(scheduler, total, t, x, until, generators=generators, eta=eta)
         else:
+            if mix is not None:
+                # diffusers takes it as if the network had predicted it, in [-1, 1], behind the
+                # mean. A step that arrives at a clean image has beta~ = 0, and adds no noise.
+                level = 2 * mix - 1 if i < len(timesteps) else -1.0
+                total = torch.cat([total, torch.full_like(total, level)], dim=1)
             x = scheduler.step(total, t, x, **arguments).prev_sample
         for way in moved:
             x = x + way

@@ -53,7 +53,7 @@ def tiny(network: Any = None, scheduler_config: Any = None, **settings: Any) -> 
 
 
 def test_saved_and_loaded_it_draws_the_same_images(tmp_path):
-    before = tiny()
+    before = tiny(scheduler="ddpm", log_variance_mix=0.3)
     before.save_pretrained(tmp_path / "model")
     after = ClassConditional.from_pretrained(tmp_path / "model")
     plan = before.plan(per_class=2, guidance_scale=[1.0, 3.0])
@@ -123,6 +123,7 @@ def test_a_changed_or_missing_source_image_is_noticed():
         {"scheduler": "ddpm"},
         {"scheduler": "dpmsolver++"},
         {"eta": 0.5},
+        {"scheduler": "ddpm", "log_variance_mix": 0.3},
         {"scheduler_config": cosine_config(beta_schedule="linear")},
         {"network": tiny_unet(num_classes=5)},
     ],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synthaug._noise import randn, streams
 from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
-from synthaug.samplers import make_scheduler, sample
+from synthaug.samplers import make_scheduler, sample, step_arguments, step_to
 from tests.checkpoints import Counting, cosine_config, tiny_unet
 
 EPSILON = cosine_config(prediction_type="epsilon", clip_sample=False)
@@ -295,3 +295,90 @@ def test_what_a_scheduler_would_ignore_is_refused():
             make_scheduler(unfit, EPSILON)
     with pytest.raises(ValueError, match=r"`strength` must be in \(0, 1\]"):
         draw(GaussianDenoiser(0.5), "ddim", strength=math.inf)
+
+
+@pytest.mark.parametrize(("mix", "variance_type"), [(0.0, "fixed_small"), (1.0, "fixed_large")])
+@pytest.mark.parametrize("steps", [10, 1000])
+def test_a_log_variance_mix_of_0_and_1_are_the_fixed_variances_of_diffusers(
+    mix, variance_type, steps
+):
+    from diffusers import DDPMScheduler
+
+    config = {**EPSILON, "timestep_spacing": "leading"}
+    ours = draws_of(make_scheduler("ddpm", config, mix), steps)
+    theirs = draws_of(DDPMScheduler.from_config(config, variance_type=variance_type), steps)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def draws_of(scheduler: Any, steps: int) -> Tensor:
+    """Where the last twelve steps of an ancestral chain lead."""
+    return sample(
+        GaussianDenoiser(0.5),
+        scheduler,
+        None,
+        shape=(1, 2, 2),
+        generators=streams(range(3)),
+        num_inference_steps=steps,
+        sources=torch.zeros(3, 1, 2, 2),
+        strength=min(1.0, 12 / steps),
+    )
+
+
+def test_the_mix_interpolates_the_log_of_the_variance_of_the_steps_that_are_taken():
+    scheduler = make_scheduler("ddpm", EPSILON)
+    scheduler.set_timesteps(10)
+    signal, until = (float(scheduler.alphas_cumprod[t]) for t in scheduler.timesteps[4:6])
+    beta = 1 - signal / until
+    small = beta * (1 - until) / (1 - signal)
+
+    def noise(mix: float, how: str) -> float:
+        """Standard deviation of what is added to the mean of one step, over its noise."""
+        mixed = make_scheduler("ddpm", EPSILON, mix)
+        mixed.set_timesteps(10)
+        t, x, zero = mixed.timesteps[4], torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)
+        if how == "until":
+            moved = step_to(mixed, zero, t, x, until, generators=streams([1]), eta=0.0)
+        else:
+            both = torch.cat([zero, torch.full_like(zero, 2 * mix - 1)], 1)
+            moved = mixed.step(both, t, x, generator=streams([1])).prev_sample
+        return float((moved / randn(streams([1]), (1, 2, 2))).mean())
+
+    for mix in (0.0, 0.3, 1.0):
+        expected = math.exp(mix * math.log(beta) + (1 - mix) * math.log(small)) ** 0.5
+        assert noise(mix, "until") == pytest.approx(expected, rel=1e-5)
+        assert noise(mix, "step") == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_step_that_arrives_at_a_clean_image_adds_no_noise():
+    # With "trailing" timesteps the last one is not 0, and diffusers would add noise there.
+    points = torch.zeros(1, 1, 2, 2)
+    for mix in (0.0, 0.5, 1.0):
+        images = sample(
+            ExactDenoiser(points),
+            make_scheduler("ddpm", EPSILON, mix),
+            None,
+            shape=(1, 2, 2),
+            generators=streams(range(4)),
+            num_inference_steps=5,
+        )
+        assert images.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "mix", "message"),
+    [
+        ("ddpm", 1.5, "`log_variance_mix` must be in [0, 1], got 1.5"),
+        ("ddim", 0.5, "`log_variance_mix` = 0.5 has no effect with DDIMScheduler"),
+        ("dpmsolver++", 0.0, "`log_variance_mix` = 0 has no effect with DPMSolverMultistep"),
+    ],
+)
+def test_a_mix_without_a_meaning_is_refused(name, mix, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_scheduler(name, EPSILON, mix)
+
+
+def test_a_predicted_variance_that_is_not_used_asks_for_a_mix():
+    config = cosine_config(variance_type="learned_range")
+    with pytest.raises(ValueError, match="Choose it with `log_variance_mix`"):
+        step_arguments(make_scheduler("ddpm", config), [], 0.0)
+    assert step_arguments(make_scheduler("ddpm", config, 0.3), [], 0.0)["generator"] == []

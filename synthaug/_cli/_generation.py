@@ -32,6 +32,8 @@ class PlanOptions:
         eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
         num_steps: Restoration steps (cold diffusion).
         algorithm: improved, naive or direct (cold diffusion).
+        log_variance_mix: For ddpm: 0 gives its steps the smaller of their two variances, 1 the
+            larger.
         truncated: true stops each chain at the noise level of the stage after it; false runs it to
             its end and adds noise (cascade).
         classes: Class names or prompts (cat,dog), for a checkpoint that does not name them.
@@ -60,6 +62,7 @@ class PlanOptions:
     algorithm: Literal["improved", "naive", "direct"] | None = None
     truncated: bool | None = None
     classes: str | list[str] | None = None
+    log_variance_mix: float | None = None
     image_size: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str | None = None
@@ -91,6 +94,7 @@ SETTINGS = (
     "image_size",
 )
 
+    "log_variance_mix",
 
 def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
     """The synthesizer, its plan, and the data set of `--source`."""

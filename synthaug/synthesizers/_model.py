@@ -159,16 +159,22 @@ class DiffusionModel:
 
     # -- pixels and latents ----------------------------------------------------------------------
 
-    def make_scheduler(self, name: str | None) -> Any:
+    def make_scheduler(self, name: str | None, log_variance_mix: float | None = None) -> Any:
         """A fresh scheduler for this network; see `samplers.make_scheduler`."""
-        return make_scheduler(name, self.scheduler_config)
+        return make_scheduler(name, self.scheduler_config, log_variance_mix)
 
-    def check_sampler(self, name: str | None, num_inference_steps: int, eta: float) -> None:
+    def check_sampler(
+        self,
+        name: str | None,
+        num_inference_steps: int,
+        eta: float,
+        log_variance_mix: float | None = None,
+    ) -> None:
         """Refuses sampler settings that this checkpoint cannot follow.
 
         Raises:
             ValueError: For an unfit scheduler, no step or more than there are timesteps, or an
-                `eta` that the scheduler would ignore.
+                `eta` or a `log_variance_mix` that the scheduler would ignore.
         """
         if num_inference_steps < 1:
             raise ValueError(
@@ -180,11 +186,13 @@ class DiffusionModel:
                 f"`num_inference_steps` is {num_inference_steps}, but the checkpoint has only "
                 f"{trained} timesteps."
             )
-        step_arguments(self.make_scheduler(name), [], eta)
+        step_arguments(self.make_scheduler(name, log_variance_mix), [], eta)
 
-    def sampler_settings(self, name: str | None) -> dict[str, JSON]:
+    def sampler_settings(
+        self, name: str | None, log_variance_mix: float | None = None
+    ) -> dict[str, JSON]:
         """The scheduler's kind and config, for a recipe."""
-        scheduler = self.make_scheduler(name)
+        scheduler = self.make_scheduler(name, log_variance_mix)
         # Through text and back: tuples become lists, and -inf (a limit that is off) a string.
         config = {
             k: str(v) if isinstance(v, float) and not math.isfinite(v) else v

@@ -4,7 +4,8 @@ Ho, Jain and Abbeel 2020 (denoising diffusion), Ho and Salimans 2022 (classifier
 Meng et al. 2022 (starting from a noised real image), Azizi et al. 2023 (one- or two-word class
 names as prompts, low guidance).
 
-Notation (code -> papers): `x` -> x_t; `guidance_scale` -> g = 1 + w; `strength` -> t_0 / T.
+Notation (code -> papers): `x` -> x_t; `guidance_scale` -> g = 1 + w; `strength` -> t_0 / T;
+`log_variance_mix` -> v.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._real import RealImages
 
-_SETTINGS = ("scheduler", "num_inference_steps", "eta")
+_SETTINGS = ("scheduler", "num_inference_steps", "eta", "log_variance_mix")
 
 
 @final
@@ -51,11 +52,17 @@ class ClassConditional(AbstractSynthesizer):
     num_inference_steps: int = 50
     eta: float = 0.0
     """0 for deterministic DDIM steps, 1 for ancestral ones."""
+    log_variance_mix: float | None = None
+    """v in [0, 1], for "ddpm": 0 gives its steps the smaller of their two variances (diffusers'
+    `fixed_small`), 1 the larger (`fixed_large`), and the last one none. `None` leaves it to the
+    checkpoint."""
     real: RealImages | None = field(default=None, repr=False)
     """Where `source` indices point to; see `with_sources`."""
 
     def __post_init__(self) -> None:
-        self.model.check_sampler(self.scheduler, self.num_inference_steps, self.eta)
+        self.model.check_sampler(
+            self.scheduler, self.num_inference_steps, self.eta, self.log_variance_mix
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -81,7 +88,7 @@ class ClassConditional(AbstractSynthesizer):
 
     def make_scheduler(self) -> Any:
         """A fresh scheduler with this synthesizer's settings."""
-        return self.model.make_scheduler(self.scheduler)
+        return self.model.make_scheduler(self.scheduler, self.log_variance_mix)
 
     @torch.inference_mode()
     def draw(self, rows: Plan, *, guide: Guide | None = None) -> Images:
@@ -236,7 +243,7 @@ class ClassConditional(AbstractSynthesizer):
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
         settings: dict[str, JSON] = {
-            **self.model.sampler_settings(self.scheduler),
+            **self.model.sampler_settings(self.scheduler, self.log_variance_mix),
             "num_inference_steps": self.num_inference_steps,
             "eta": self.eta,
             "dtype": str(self.model.denoiser.dtype).removeprefix("torch."),
@@ -262,9 +269,7 @@ class ClassConditional(AbstractSynthesizer):
         """
         settings: dict[str, JSON] = {
             "synthesizer": "ClassConditional",
-            "scheduler": self.scheduler,
-            "num_inference_steps": self.num_inference_steps,
-            "eta": self.eta,
+            **{name: getattr(self, name) for name in _SETTINGS},
         }
         self.model.save_pretrained(path, settings)
 
@@ -297,7 +302,7 @@ class ClassConditional(AbstractSynthesizer):
             dtype: Dtype of the network. bfloat16 is faster; rounding then differs between batch
                 sizes by more than it does in float32.
             device: Where to run; a GPU if there is one by default.
-            settings: `scheduler`, `num_inference_steps`, `eta`.
+            settings: `scheduler`, `num_inference_steps`, `eta`, `log_variance_mix`.
 
         Raises:
             CheckpointError: If there is no such directory, it is not a diffusers directory, a part
