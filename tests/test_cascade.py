@@ -482,6 +482,7 @@ def test_parameters_of_several_stages_are_numbered_and_provenance_has_them_all(t
         {"truncated": True},
         {"base": tiny_base(num_inference_steps=6)},
         {"stages": [replace(tiny_stage(), eta=0.5)]},
+        {"stages": [replace(tiny_stage(), scheduler="ddpm", log_variance_mix=0.3)]},
         {"stages": [tiny_stage("blur")]},
     ],
     ids=str,

@@ -29,12 +29,14 @@ class DiffusionChain(Protocol):
     def num_inference_steps(self) -> int: ...
     @property
     def eta(self) -> float: ...
+    @property
+    def log_variance_mix(self) -> float | None: ...
 
 
 def chain_settings(chain: DiffusionChain) -> dict[str, JSON]:
     """What determines an image of this chain besides weights and row, for a recipe."""
     settings: dict[str, JSON] = {
-        **chain.model.sampler_settings(chain.scheduler),
+        **chain.model.sampler_settings(chain.scheduler, chain.log_variance_mix),
         "num_inference_steps": chain.num_inference_steps,
         "eta": chain.eta,
         "dtype": str(chain.model.denoiser.dtype).removeprefix("torch."),
@@ -81,7 +83,7 @@ def run_chain(
         terms.append(ClassifierFreeGuidance(denoiser, guidance_scale, null))
     latents = sample(
         denoiser,
-        model.make_scheduler(chain.scheduler),
+        model.make_scheduler(chain.scheduler, chain.log_variance_mix),
         add(model.conditions(labels)),
         shape=model.latent_shape,
         generators=generators,

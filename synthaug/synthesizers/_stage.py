@@ -31,7 +31,13 @@ from synthaug.synthesizers._chain import (
 )
 from synthaug.synthesizers._model import DiffusionModel
 
-STAGE_SETTINGS = ("scheduler", "num_inference_steps", "eta", "noise_conditioning_level")
+STAGE_SETTINGS = (
+    "scheduler",
+    "num_inference_steps",
+    "eta",
+    "log_variance_mix",
+    "noise_conditioning_level",
+)
 
 _LEVELS = "level_embedding"
 _LOW_RES = "low_res_scheduler"
@@ -79,11 +85,15 @@ class CascadeStage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "low_size", tuple(self.low_size))
-        self.model.check_sampler(self.scheduler, self.num_inference_steps, self.eta)
+        self.model.check_sampler(
+            self.scheduler, self.num_inference_steps, self.eta, self.log_variance_mix
+        )
         inner, colours = self.model.denoiser, self.model.image_shape[0]
         known = inner.kind in ("UNet2DModel", "UNet2DConditionModel")
         extra = inner.in_channels - self.model.latent_shape[0]
         if not known or extra != colours:
+    log_variance_mix: float | None = None
+    """As of `ClassConditional`."""
             raise CheckpointError(
                 f"The network is a {inner.kind} with {inner.in_channels} input channels. A stage "
                 f"needs a UNet2DModel or UNet2DConditionModel with {self.model.latent_shape[0]} + "
@@ -263,7 +273,8 @@ class CascadeStage:
             negative_prompt: Prompt of the unconditional branch.
             dtype: Dtype of the network.
             device: Where to run; a GPU if there is one by default.
-            settings: `scheduler`, `num_inference_steps`, `eta`, `noise_conditioning_level`.
+            settings: `scheduler`, `num_inference_steps`, `eta`, `log_variance_mix`,
+                `noise_conditioning_level`.
 
         Raises:
             CheckpointError: If it is not a super-resolution checkpoint that we can use.

@@ -37,7 +37,7 @@ from synthaug.synthesizers._chain import (
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._stage import CascadeStage
 
-_SAMPLER = ("scheduler", "num_inference_steps", "eta")
+_SAMPLER = ("scheduler", "num_inference_steps", "eta", "log_variance_mix")
 _GUIDANCE = "stage_guidance_scale"
 _LEVEL = "noise_conditioning_level"
 
@@ -51,6 +51,7 @@ class _Base:
     scheduler: str | None = "ddim"
     num_inference_steps: int = 50
     eta: float = 0.0
+    log_variance_mix: float | None = None
 
 
 @final
@@ -353,8 +354,8 @@ class Cascade(AbstractSynthesizer):
             classes: Class names or prompts, for a base that does not name them.
             dtype: Dtype of all networks.
             device: Where to run; a GPU if there is one by default.
-            settings: `scheduler`, `num_inference_steps` and `eta` of the base and all stages, and
-                `noise_conditioning_level` of all stages that take one.
+            settings: `scheduler`, `num_inference_steps`, `eta` and `log_variance_mix` of the base
+                and all stages, and `noise_conditioning_level` of all stages that take one.
 
         Raises:
             CheckpointError: If there is no such directory, or a part of it is missing or damaged.
