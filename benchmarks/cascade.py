@@ -84,6 +84,7 @@ def trained(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dic
         "single": (large, single_steps, single_cost, None),
     }
     for name, (data, steps, flops, augmentation) in jobs.items():
+        found: Any
         started = time.monotonic()
         if augmentation is None:
             found, result = ClassConditional.fit(data, out / name, config=config(steps), **common)
@@ -109,13 +110,13 @@ def trained(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dic
     return models, costs
 
 
-def arms(models: dict[str, Any], levels: list[int]) -> dict[str, tuple[Any, dict[str, float]]]:
+def arms(models: dict[str, Any], levels: list[int]) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Synthesizers by name, with the row parameters to draw with."""
 
     def cascade(stage: str, truncated: bool = False) -> Cascade:
         return Cascade(base=models["base"], stages=[models[stage]], truncated=truncated)
 
-    found: dict[str, tuple[Any, dict[str, float]]] = {
+    found: dict[str, tuple[Any, dict[str, Any]]] = {
         "single": (models["single"], {}),
         "none": (cascade("none"), {}),
         "blur": (cascade("blur"), {}),

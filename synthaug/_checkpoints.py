@@ -179,7 +179,8 @@ def _download(name: str) -> Path:
 _PARTS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
     "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "VQModel"),
+    "vqvae": ("VQModel",),
 }
 
 

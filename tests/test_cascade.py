@@ -552,6 +552,32 @@ def test_stable_diffusions_upscaler_draws_what_its_own_pipeline_draws(tmp_path):
     torch.testing.assert_close(found, wanted * 2 - 1, rtol=1e-3, atol=1e-4)
 
 
+def test_latent_super_resolution_draws_what_its_own_pipeline_draws(tmp_path):
+    from diffusers import DDIMScheduler, LDMSuperResolutionPipeline, UNet2DModel, VQModel
+
+    torch.manual_seed(0)
+    changes = {"in_channels": 6, "out_channels": 3, "sample_size": 8}
+    pipeline = LDMSuperResolutionPipeline(
+        vqvae=VQModel(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=3).eval(),
+        unet=UNet2DModel.from_config({**tiny_unet(None).config, **changes}).eval(),
+        scheduler=DDIMScheduler(clip_sample=False),
+    )
+    pipeline.save_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    stage = CascadeStage.from_pretrained(
+        tmp_path, classes=["a"], low_size=(8, 8), num_inference_steps=3
+    )
+    low, zeros = torch.rand(2, 3, 8, 8) * 2 - 1, torch.zeros(2, dtype=torch.int64)
+    found = stage.draw(low, zeros, zeros, torch.ones(2), streams([1, 2]))
+    wanted = pipeline(
+        low, num_inference_steps=3, eta=0.0, generator=streams([1, 2]), output_type="pt"
+    ).images
+    torch.testing.assert_close(found, wanted * 2 - 1, rtol=1e-3, atol=1e-4)
+    stage.save_pretrained(tmp_path / "ours")
+    again = CascadeStage.from_pretrained(tmp_path / "ours")
+    assert torch.equal(again.draw(low, zeros, zeros, torch.ones(2), streams([1, 2])), found)
+
+
 def test_a_pixel_space_network_with_the_small_image_as_channels_is_a_stage(tmp_path):
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -574,9 +600,9 @@ def test_checkpoints_that_condition_in_other_ways_are_refused(tmp_path):
         CascadeStage.from_pretrained(tmp_path, classes=NAMES, low_size=(2, 2))
     index = json.loads((tmp_path / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(
-        json.dumps({**index, "vqvae": ["diffusers", "VQModel"]})
+        json.dumps({**index, "image_noising_scheduler": ["diffusers", "DDPMScheduler"]})
     )
-    with pytest.raises(CheckpointError, match="with a vqvae, which we cannot use as a stage"):
+    with pytest.raises(CheckpointError, match="needs its image_noising_scheduler"):
         CascadeStage.from_pretrained(tmp_path, classes=NAMES, low_size=(2, 2))
 
 

@@ -16,7 +16,15 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from synthaug._checkpoints import read_json, replaced, resolve, state_digest, write_json, writing
+from synthaug._checkpoints import (
+    load_part,
+    read_json,
+    replaced,
+    resolve,
+    state_digest,
+    write_json,
+    writing,
+)
 from synthaug._errors import CheckpointError
 from synthaug._noise import randn
 from synthaug._types import JSON, Images
@@ -41,7 +49,7 @@ STAGE_SETTINGS = (
 
 _LEVELS = "level_embedding"
 _LOW_RES = "low_res_scheduler"
-_PARTS = ("unet", "scheduler", "vae", "text_encoder", "tokenizer", "low_res_scheduler")
+_PARTS = ("unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer", "low_res_scheduler")
 _IDLE = ("safety_checker", "feature_extractor", "watermarker")
 """Parts of others' checkpoints that are used, and those that may be left out."""
 
@@ -55,8 +63,8 @@ class CascadeStage:
 
     Trained by `Cascade.fit_stage`. Of others' checkpoints it takes those whose network is given
     the low-resolution image as further channels: a `UNet2DModel` in pixel space (enlarged
-    bilinearly), and Stable Diffusion's upscaler (`StableDiffusionUpscalePipeline`), whose noise
-    level is the noise-conditioning level.
+    bilinearly), latent super-resolution (`LDMSuperResolutionPipeline`), and Stable Diffusion's
+    upscaler (`StableDiffusionUpscalePipeline`), whose noise level is the noise-conditioning level.
 
     Raises:
         CheckpointError: If the network is of another kind.
@@ -82,6 +90,8 @@ class CascadeStage:
     num_inference_steps: int = 50
     eta: float = 0.0
     """0 for deterministic DDIM steps, 1 for ancestral ones."""
+    log_variance_mix: float | None = None
+    """As of `ClassConditional`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "low_size", tuple(self.low_size))
@@ -92,8 +102,6 @@ class CascadeStage:
         known = inner.kind in ("UNet2DModel", "UNet2DConditionModel")
         extra = inner.in_channels - self.model.latent_shape[0]
         if not known or extra != colours:
-    log_variance_mix: float | None = None
-    """As of `ClassConditional`."""
             raise CheckpointError(
                 f"The network is a {inner.kind} with {inner.in_channels} input channels. A stage "
                 f"needs a UNet2DModel or UNet2DConditionModel with {self.model.latent_shape[0]} + "
@@ -309,6 +317,11 @@ class CascadeStage:
         size = tuple(height_width)
         takes_levels = (path / _LOW_RES).exists()
         model, _ = DiffusionModel.from_pretrained(path, **loaded)
+        if index.get("vqvae"):
+            vae = load_part(path, index, "vqvae", torch.float32)
+            vae.register_to_config(scaling_factor=1.0)  # its pipeline does not scale latents
+            vae = vae.eval().requires_grad_(False).to(model.device)
+            model = replace(model, vae=vae, image_shape=(1, *_multiple(vae, size)))
         if not own:
             model = _fitted(model, size, takes_levels)
         levels, embedding, schedule = None, None, None
@@ -341,9 +354,9 @@ def _check_foreign(path: Path, index: Mapping[str, Any]) -> None:
     foreign = sorted(set(parts) - {*_PARTS, *_IDLE})
     if foreign:
         raise CheckpointError(
-            f"{path} is a {index.get('_class_name')} with a {foreign[0]}, which we cannot use as a "
-            "stage. Known are a UNet2DModel with the low-resolution image as further channels, and "
-            "StableDiffusionUpscalePipeline."
+            f"{path} is a {index.get('_class_name')} and needs its {foreign[0]}, which we cannot use. "
+            "Known are a UNet2DModel with the low-resolution image as further channels, "
+            "LDMSuperResolutionPipeline and StableDiffusionUpscalePipeline."
         )
 
 
@@ -361,9 +374,14 @@ def _fitted(model: DiffusionModel, low_size: tuple[int, int], takes_levels: bool
     if model.vae is None:
         shape = (config.in_channels // 2, *model.image_shape[1:])
     else:  # the low-resolution image lies beside the latents
-        factor = 2 ** (len(model.vae.config.block_out_channels) - 1)
-        shape = (model.vae.config.out_channels, low_size[0] * factor, low_size[1] * factor)
+        shape = (model.vae.config.out_channels, *_multiple(model.vae, low_size))
     return replace(model, image_shape=shape)
+
+
+def _multiple(vae: Any, low_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the images whose latents are as large as the low-resolution image."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return low_size[0] * factor, low_size[1] * factor
 
 
 def _load_levels(path: Path, model: DiffusionModel) -> LevelEmbedding:
