@@ -602,7 +602,7 @@ def test_checkpoints_that_condition_in_other_ways_are_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(
         json.dumps({**index, "image_noising_scheduler": ["diffusers", "DDPMScheduler"]})
     )
-    with pytest.raises(CheckpointError, match="needs its image_noising_scheduler"):
+    with pytest.raises(CheckpointError, match="whose image_noising_scheduler we cannot use"):
         CascadeStage.from_pretrained(tmp_path, classes=NAMES, low_size=(2, 2))
 
 

@@ -354,7 +354,7 @@ def _check_foreign(path: Path, index: Mapping[str, Any]) -> None:
     foreign = sorted(set(parts) - {*_PARTS, *_IDLE})
     if foreign:
         raise CheckpointError(
-            f"{path} is a {index.get('_class_name')} and needs its {foreign[0]}, which we cannot use. "
+            f"{path} is a {index.get('_class_name')}, whose {foreign[0]} we cannot use. "
             "Known are a UNet2DModel with the low-resolution image as further channels, "
             "LDMSuperResolutionPipeline and StableDiffusionUpscalePipeline."
         )
