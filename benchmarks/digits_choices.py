@@ -1,10 +1,13 @@
 """How the settings of `synthaug demo` were chosen: on the training half of the digits alone.
 
-    python benchmarks/digits_choices.py
+    python benchmarks/digits_choices.py --per-class 3
+    python benchmarks/digits_choices.py --per-class 10
 
-For several random splits of the training half it trains the demo's generator, draws with two
-guidance scales, mixes in two proportions, and tests classifiers on the held-out images of the
-training half. The test half is not read.
+The training half is cut into thirds, writer by writer as the scans come, so that the images to
+choose on are by other writers, as the test half is. For every third the demo's generator is trained
+on the others; variants are drawn with the demo's settings and with one of them changed at a time;
+and classifiers are tested on the third. The test half is not read. Writes
+`results/digits_choices_N.json` for N labels per class.
 """
 
 import argparse
@@ -16,70 +19,123 @@ from typing import Any
 import numpy as np
 from _machine import write
 
-from synthaug import Arm, MixedDataset, evaluate, generate, load_dataset
+from synthaug import MixedDataset, check_labels, evaluate, load_dataset
 from synthaug._demo import (
     Settings,
+    Split,
     classifier_seeds,
+    draw_variants,
     guess_labels,
-    split_digits,
+    invert,
+    joined,
     train_generator,
     with_guesses,
 )
+from synthaug._noise import counter_rng
+
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "real + synthetic": {},
+    "no guidance": {"guidance_scale": 1.0},
+    "guidance 3": {"guidance_scale": 3.0},
+    "interpolation 0.25": {"interpolation": 0.25},
+    "noise 0.25": {"noise": 0.25},
+}
+"""Settings that differ from the demo's."""
 
 
-def one_split(seed: int, settings: Settings) -> list[dict[str, Any]]:
+def split_by_writers(labels: np.ndarray, third: int, per_class: int) -> Split:
+    """A third to choose on, and labelled images among the others."""
+    part = np.arange(len(labels)) * 3 // len(labels)
+    rng, others = counter_rng(third, 1), np.flatnonzero(part != third)
+    of_class = [rng.permutation(others[labels[others] == c]) for c in np.unique(labels)]
+    return Split(
+        labelled=np.concatenate([rows[:per_class] for rows in of_class]),
+        holdout=np.flatnonzero(part == third),
+        pool=np.concatenate([rows[per_class:] for rows in of_class]),
+    )
+
+
+def one_third(third: int, settings: Settings, work: Path) -> list[dict[str, Any]]:
     half = load_dataset("digits:train")
-    split = split_digits(half.targets, settings, seed)
+    split = split_by_writers(half.labels, third, settings.per_class)
     real, chosen_on = half.subset(split.labelled), half.subset(split.holdout)
+    quiet: dict[str, Any] = {"seed": third, "progress": False}
+    generator, _ = train_generator(
+        half.subset(split.seen), work / f"generator-{third}", settings, **quiet
+    )
+    guessed, right = guess_labels(half, split, settings, **quiet)
+    print(f"third {third}: {len(guessed)} sure guesses, {right:.3f} right", flush=True)
     folder = Path(tempfile.mkdtemp())
-    guessed, rest, right = guess_labels(half, split, settings, seed=seed, progress=False)
-    print(f"split {seed}: {len(guessed)} sure guesses, {right:.3f} right", flush=True)
-    model, _ = train_generator(
-        real, guessed, rest, folder / "generator", settings, seed=seed, progress=False
-    )
-    model = replace(
-        model, scheduler="dpmsolver++", num_inference_steps=settings.num_inference_steps
-    )
+    sources = joined(real, guessed)
+    inversion = invert(generator, sources, folder / "inverted", settings, **quiet)
+
+    def mixed(cache: Any, fraction: float, audit: Any = None) -> MixedDataset:
+        return MixedDataset(real, cache, audit=audit, fraction=fraction, seed=third)
+
+    of_few = invert(generator, real, folder / "few", settings, **quiet)
+    few = draw_variants(of_few, real, folder / "few.h5", settings, **quiet)
+    with_guessed = with_guesses(real, guessed, share=settings.fraction)
     arms: dict[str, Any] = {
-        "real": Arm(real),
         "real, augmented": real,
-        "real + guessed labels": with_guesses(real, guessed, share=settings.fraction),
+        "real + variants of them": mixed(few, settings.fraction),
+        "real + guessed labels": with_guessed,
     }
-    for scale in (1.0, 2.0):
-        plan = model.plan(per_class=settings.synthetic_per_class, guidance_scale=scale, seed=seed)
-        cache = generate(model, plan, str(folder / f"{scale}.h5"), progress=False)
-        for fraction in (0.5, 0.75):
-            arms[f"guidance {scale:g}, fraction {fraction:g}"] = MixedDataset(
-                real, cache, audit=None, fraction=fraction, seed=seed
-            )
+    for number, (name, changed) in enumerate(VARIATIONS.items()):
+        cache = draw_variants(
+            inversion, sources, folder / f"{number}.h5", replace(settings, **changed), **quiet
+        )
+        arms[name] = mixed(cache, settings.fraction)
+        if changed:
+            continue
+        check = check_labels(
+            cache,
+            with_guessed,
+            threshold=0.5,
+            steps=settings.classifier_steps,
+            seeds=classifier_seeds(third, settings),
+            progress=False,
+        )
+        arms["label check"] = mixed(cache, settings.fraction, check)
+        arms["fraction 0.5"] = mixed(cache, 0.5)
+        arms["real + guessed labels + synthetic"] = MixedDataset(
+            with_guessed, cache, audit=None, fraction=0.5, seed=third
+        )
     report = evaluate(
         arms,
         test=chosen_on,
         steps=settings.classifier_steps,
-        seeds=classifier_seeds(seed, settings),
+        seeds=classifier_seeds(third, settings),
         device="cpu",
         baseline="real, augmented",
         progress=False,
     )
     print(f"{report.table()}\n", flush=True)
     return [
-        {"split": seed, "arm": arm, "accuracies": report.accuracies(arm).tolist()}
+        {
+            "third": third,
+            "arm": arm,
+            "accuracies": report.accuracies(arm).tolist(),
+            "right_guesses": right,
+            "withheld": float(check.withheld.mean()),
+        }
         for arm in report.arm_names
     ]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--thirds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--per-class", type=int, default=Settings().per_class)
+    parser.add_argument("--seeds", type=int, default=Settings().seeds, help="classifiers per arm")
+    parser.add_argument("--work", type=Path, default=Path("runs/digits"), help="keeps generators")
     options = parser.parse_args()
-    settings = Settings(per_class=options.per_class)
-    rows = [row for s in range(1, options.splits + 1) for row in one_split(s, settings)]
-    arms = dict.fromkeys(row["arm"] for row in rows)
+    settings = Settings(per_class=options.per_class, seeds=options.seeds)
+    rows = [row for third in options.thirds for row in one_third(third, settings, options.work)]
     summary = {}
-    for arm in arms:
-        means = np.array([np.mean(r["accuracies"]) for r in rows if r["arm"] == arm])
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        means = np.array([np.mean(row["accuracies"]) for row in rows if row["arm"] == arm])
         spread = float(means.std(ddof=1)) if len(means) > 1 else None
-        summary[arm] = {"mean": float(means.mean()), "std_over_splits": spread}
+        summary[arm] = {"mean": float(means.mean()), "std_over_thirds": spread}
         print(f"{arm:45} {means.mean():.4f}")
-    print("Written:", write("digits_choices", {"summary": summary, "rows": rows}))
+    name = f"digits_choices_{options.per_class}"
+    print("Written:", write(name, {"summary": summary, "rows": rows}))

@@ -1,15 +1,14 @@
-"""Draws the README's picture and its table from what `synthaug demo` left behind.
+"""Draws the README's picture from what `synthaug demo` left behind.
 
     synthaug demo && python benchmarks/overview.py synthaug-demo
 
-Writes `docs/overview.png`, and the demo's evaluation and audit verdict to `results/demo.json`.
+Writes `docs/overview.png`.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-from _machine import write
 from matplotlib.figure import Figure
 
 from synthaug import AuditReport, EvaluationReport, SynthCache, load_dataset
@@ -23,9 +22,10 @@ options = parser.parse_args()
 
 half = load_dataset("digits:train")
 real = half.subset(split_digits(half.targets, Settings(), seed=0).labelled)
-cache = SynthCache(options.folder / "digits.h5")
-evaluation = EvaluationReport.from_json(options.folder / "evaluation.json")
-audit = AuditReport.from_json(options.folder / "audit.json")
+folder = options.folder / f"{Settings().per_class}-per-class"
+cache = SynthCache(folder / "digits.h5")
+evaluation = EvaluationReport.from_json(folder / "evaluation.json")
+audit = AuditReport.from_json(folder / "audit.json")
 rows = [r for c in range(10) for r in np.flatnonzero(cache.labels == c)[:10]]
 
 figure = Figure(figsize=(11, 3.7), layout="constrained")
@@ -53,17 +53,4 @@ third.tick_params(axis="y", length=0)
 options.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.out, dpi=110)
 
-print(evaluation.table())
-result = {
-    "arms": {
-        arm: {
-            "accuracies": evaluation.accuracies(arm).tolist(),
-            "mean": evaluation.mean(arm),
-            "std": evaluation.std(arm),
-        }
-        for arm in arms
-    },
-    "settings": evaluation.settings,
-    "audit": {"verdict": audit.verdict, "flagged": len(audit.flagged), "reasons": audit.reasons},
-}
-print("Written:", options.out, write("demo", result))
+print("Written:", options.out)

@@ -1,17 +1,20 @@
 """The whole job on real images that ship with a dependency: scikit-learn's handwritten digits.
 
-The task: tell the digits apart with three labelled images of each. The other images of the training
-half have no labels. Classifiers trained on the labelled ones guess them, and a class-conditional
-diffusion model learns from the labelled images and from those guesses that are sure; what is left
-trains its unconditional branch (as in dual pseudo training, You et al. 2023). How much the guesses
-help without a generator is an arm of the evaluation. The test half is used once per classifier, at
-the end: no model and no choice ever sees it. (The scans come writer by writer, so the two halves
-share one writer at most.) The settings below were chosen on the training half alone, by
-`benchmarks/digits_choices.py`.
+The task: tell the digits apart with a few labelled images of each. The other images of the training
+half have no labels. A generator needs none: a small diffusion model learns from all of them,
+together with an encoder that says in a few tokens what an image looks like. Classifiers trained on
+the labelled images guess the labels of the others. Diffusion inversion then learns an embedding of
+every labelled image, and of every one whose guess is sure, and draws variants around and between
+the embeddings of each class. How much the guesses do without a generator, and variants of the
+labelled images without the guesses, are arms of the evaluation.
+
+The test half is used once per classifier, at the end: no model and no choice ever sees it. (The
+scans come writer by writer, so the two halves share one writer at most.) The settings below were
+chosen on the training half alone, by `benchmarks/digits_choices.py`.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from synthaug._audit._page import STYLE, sections
 from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages, load_dataset
 from synthaug._datasets import MixedDataset
-from synthaug._evaluation import CAS, Arm, EvaluationReport, class_probabilities, evaluate
+from synthaug._evaluation import CAS, EvaluationReport, class_probabilities, evaluate
 from synthaug._files import write_text
 from synthaug._generate import generate
 from synthaug._html import Line, data_uri, line_chart, page
@@ -32,7 +35,10 @@ from synthaug._noise import counter_rng
 from synthaug._pixels import grid
 from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import Indices, Pixels
-from synthaug.synthesizers import ClassConditional
+from synthaug.synthesizers import DiffusionInversion, InversionConfig
+
+MOST_PER_CLASS = 40
+"""Every class has at least 86 images in the training half; most of them stay without labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,11 @@ class Split:
     pool: Indices
     """The rest. Their labels only count, for the report, how many guesses are right."""
 
+    @property
+    def seen(self) -> Indices:
+        """What the generator learns from, ascending: the same for any number of labels."""
+        return np.sort(np.concatenate([self.labelled, self.pool]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -55,40 +66,60 @@ class Settings:
     """Labelled images per class."""
     holdout_per_class: int = 20
     """Held-out images per class."""
-    training_steps: int = 1200
+    training_steps: int = 800
     """Optimiser steps of the generator."""
     width: int = 24
     """Channels of its first level."""
+    num_tokens: int = 2
+    """Tokens per image."""
+    token_width: int = 16
+    """Width of a token."""
+    token_noise: float = 0.5
+    """Noise on the tokens while the generator learns: more of it, and they say less."""
     sure: float = 0.5
     """Guessed labels of at least this probability are believed: likelier than all others."""
-    synthetic_per_class: int = 50
-    """Synthetic images per class."""
+    updates: int = 10
+    """Updates of every embedding."""
+    synthetic_per_class: int = 60
+    """Variants per class."""
+    noise: float = 0.5
+    """Noise on the embeddings, relative to their RMS."""
+    interpolation: float = 0.5
+    """How far variants are from their image, on the way to another one of its class."""
+    guidance_scale: float = 2.0
+    """1 is no guidance; more of it, and the images are clearer and less diverse."""
     num_inference_steps: int = 12
     """Denoising steps of DPM-Solver++."""
-    guidance_scale: float = 1.0
-    """1 is no guidance: diverse images rather than typical ones."""
-    fraction: float = 0.5
+    fraction: float = 0.75
     """Share of synthetic (or guessed) images in the mixed arms."""
     classifier_steps: int = 300
     """Optimiser steps of every classifier."""
     seeds: int = 3
     """Classifiers per arm."""
 
+    def __post_init__(self) -> None:
+        if not 2 <= self.per_class <= MOST_PER_CLASS:
+            raise ValueError(
+                f"`per_class` must be from 2 to {MOST_PER_CLASS}: variants lie between two images "
+                f"of a class, and the rest of the training half stays without labels. Got "
+                f"{self.per_class}."
+            )
+
 
 def split_digits(labels: Any, settings: Settings, seed: int) -> Split:
     """The split of the training half: equal numbers of every class first, then the rest.
 
-    A pure function of the labels and the seed.
+    A pure function of the labels and the seed. The held-out images are the same for any number of
+    labels.
     """
     rng = counter_rng(seed, 1)
     labelled, holdout, pool = [], [], []
     for c in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(np.asarray(labels) == c))
-        a = settings.per_class
-        b = a + settings.holdout_per_class
+        a, b = settings.per_class, len(rows) - settings.holdout_per_class
         labelled.append(rows[:a])
-        holdout.append(rows[a:b])
-        pool.append(rows[b:])
+        pool.append(rows[a:b])
+        holdout.append(rows[b:])
     return Split(
         labelled=np.concatenate(labelled),
         holdout=np.concatenate(holdout),
@@ -101,58 +132,16 @@ def classifier_seeds(seed: int, settings: Settings) -> range:
     return range(seed * settings.seeds, (seed + 1) * settings.seeds)
 
 
-def guess_labels(
-    half: LabelledImages, split: Split, settings: Settings, *, seed: int, progress: bool
-) -> tuple[LabelledImages, LabelledImages, float]:
-    """Names the pool's images that classifiers trained on the labelled ones are sure about.
-
-    Returns:
-        The images with believed guesses for labels; the others, all with the label 0, which means
-        nothing; and the share of the believed guesses that is right, which only the report looks
-        at.
-    """
-    probabilities = class_probabilities(
-        half.subset(split.labelled),
-        half.read(split.pool),
-        steps=settings.classifier_steps,
-        seeds=classifier_seeds(seed, settings),
-        progress=progress,
-    )
-    guess, sure = probabilities.argmax(axis=1), probabilities.max(axis=1) >= settings.sure
-    believed = split.pool[sure]
-    named = LabelledImages(half.read(believed), guess[sure], half.classes, name="guessed digits")
-    right = float((guess[sure] == half.labels[believed]).mean()) if sure.any() else 1.0
-    rest = half.read(split.pool[~sure])
-    return named, LabelledImages(rest, np.zeros(len(rest), np.int64), half.classes), right
-
-
-def with_guesses(real: LabelledImages, guessed: LabelledImages, *, share: float) -> LabelledImages:
-    """Real images, repeated, and guessed ones, which make up about `share` of the whole."""
-    repeats = max(1, round(len(guessed) * (1 - share) / share / len(real)))
-    pixels = torch.cat([real.read(range(len(real))).repeat(repeats, 1, 1, 1), _all(guessed)])
-    labels = np.concatenate([np.tile(real.labels, repeats), guessed.labels])
-    return LabelledImages(pixels, labels, real.classes, name="digits and guesses")
-
-
 def train_generator(
-    real: LabelledImages,
-    guessed: LabelledImages,
-    rest: LabelledImages,
-    out: Path,
-    settings: Settings,
-    *,
-    seed: int,
-    progress: bool,
-) -> tuple[ClassConditional, TrainingResult]:
-    """Trains the class-conditional generator on all images that it may see."""
-    return ClassConditional.fit(
-        LabelledImages(
-            torch.cat([_all(real), _all(guessed)]),
-            np.concatenate([real.labels, guessed.labels]),
-            real.classes,
-        ),
+    seen: LabelledImages, out: Path, settings: Settings, *, seed: int, progress: bool
+) -> tuple[DiffusionInversion, TrainingResult]:
+    """Trains the generator on all images that it may see; it does not look at labels."""
+    generator, training = DiffusionInversion.fit_generator(
+        seen,
         out,
-        unlabelled=rest if len(rest) else None,
+        num_tokens=settings.num_tokens,
+        token_width=settings.token_width,
+        token_noise=settings.token_noise,
         channels=settings.width,
         config=TrainingConfig(
             steps=settings.training_steps,
@@ -166,10 +155,83 @@ def train_generator(
         ),
         progress=progress,
     )
+    steps = settings.num_inference_steps
+    return replace(generator, scheduler="dpmsolver++", num_inference_steps=steps), training
+
+
+def guess_labels(
+    half: LabelledImages, split: Split, settings: Settings, *, seed: int, progress: bool
+) -> tuple[LabelledImages, float]:
+    """Names the pool's images that classifiers trained on the labelled ones are sure about.
+
+    Returns:
+        The images with believed guesses for labels, and the share of these that is right, which
+        only the report looks at.
+    """
+    probabilities = class_probabilities(
+        half.subset(split.labelled),
+        half.read(split.pool),
+        steps=settings.classifier_steps,
+        seeds=classifier_seeds(seed, settings),
+        progress=progress,
+    )
+    guess, sure = probabilities.argmax(axis=1), probabilities.max(axis=1) >= settings.sure
+    believed = split.pool[sure]
+    named = LabelledImages(half.read(believed), guess[sure], half.classes, name="guessed digits")
+    right = float((guess[sure] == half.labels[believed]).mean()) if sure.any() else 1.0
+    return named, right
+
+
+def joined(real: LabelledImages, guessed: LabelledImages, *, repeats: int = 1) -> LabelledImages:
+    """Real images, `repeats` times each, and guessed ones."""
+    pixels = torch.cat([_all(real).repeat(repeats, 1, 1, 1), _all(guessed)])
+    labels = np.concatenate([np.tile(real.labels, repeats), guessed.labels])
+    return LabelledImages(pixels, labels, real.classes, name="digits and guesses")
+
+
+def with_guesses(real: LabelledImages, guessed: LabelledImages, *, share: float) -> LabelledImages:
+    """Real images, repeated, and guessed ones, which make up about `share` of the whole."""
+    repeats = max(1, round(len(guessed) * (1 - share) / share / len(real)))
+    return joined(real, guessed, repeats=repeats)
 
 
 def _all(images: LabelledImages) -> Pixels:
     return images.read(range(len(images)))
+
+
+def invert(
+    generator: DiffusionInversion,
+    sources: LabelledImages,
+    folder: Path,
+    settings: Settings,
+    *,
+    seed: int,
+    progress: bool,
+) -> DiffusionInversion:
+    """Learns an embedding of every source."""
+    config = InversionConfig(updates=settings.updates, learning_rate=0.05, seed=seed)
+    inversion, _ = generator.fit(sources, folder, config=config, progress=progress)
+    return inversion
+
+
+def draw_variants(
+    inversion: DiffusionInversion,
+    sources: LabelledImages,
+    path: Path,
+    settings: Settings,
+    *,
+    seed: int,
+    progress: bool,
+) -> SynthCache:
+    """Draws equally many variants of every class, of its sources in turn."""
+    plan = inversion.plan(
+        per_class=settings.synthetic_per_class,
+        noise=settings.noise,
+        interpolation=settings.interpolation,
+        guidance_scale=settings.guidance_scale,
+        seed=seed,
+    )
+    return generate(inversion, plan, path, source=sources, batch_size=256, progress=progress)
 
 
 def demo(
@@ -177,10 +239,11 @@ def demo(
 ) -> Path:
     """Labelled digits in; a better classifier, an audit and one HTML report out.
 
-    Run again after a kill it goes on where it was.
+    Run again after a kill it goes on where it was. The generator is shared by runs with other
+    numbers of labels in the same directory.
 
     Args:
-        out: Directory to write: the generator, the cache, the reports.
+        out: Directory to write: the generator in it, and all else in `N-per-class`.
         seed: Seed of the split, the models and the plan.
         settings: What to do; the defaults take less than five minutes on two cores.
         progress: Show bars.
@@ -189,63 +252,59 @@ def demo(
         The path of the HTML report.
     """
     settings = settings or Settings()
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    folder = Path(out) / f"{settings.per_class}-per-class"
+    folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    how: Any = {"seed": seed, "progress": progress}
     half = load_dataset("digits:train")
     test = load_dataset("digits:test")
     split = split_digits(half.targets, settings, seed)
-    real = half.subset(split.labelled)
+    real, seen = half.subset(split.labelled), half.subset(split.seen)
     print(
         f"scikit-learn's digits: {len(real)} labelled images ({settings.per_class} per class), "
         f"{len(split.pool)} without labels, {len(split.holdout)} held out for the audit, "
         f"{len(test)} to test on."
     )
-    print("1/4 guess labels, and train a diffusion model")
-    guessed, rest, right = guess_labels(half, split, settings, seed=seed, progress=progress)
+    print("1/4 train a diffusion model on all images, and guess labels")
+    generator, training = train_generator(seen, Path(out) / "generator", settings, **how)
+    guessed, right = guess_labels(half, split, settings, **how)
     print(f"Sure about {len(guessed)} of the {len(split.pool)}; {right:.1%} of these are right.")
-    synthesizer, training = train_generator(
-        real, guessed, rest, out / "generator", settings, seed=seed, progress=progress
-    )
-    synthesizer = ClassConditional.from_pretrained(
-        out / "generator",
-        scheduler="dpmsolver++",
-        num_inference_steps=settings.num_inference_steps,
-        device="cpu",
-    )
-    print("2/4 generate")
-    plan = synthesizer.plan(
-        per_class=settings.synthetic_per_class,
-        guidance_scale=settings.guidance_scale,
-        seed=seed,
-    )
-    seen = half.subset(np.concatenate([split.labelled, split.pool]))
-    cache = generate(synthesizer, plan, str(out / "digits.h5"), source=seen, progress=progress)
+    print("2/4 learn embeddings, and draw variants")
+    caches = {}
+    for name, sources in (("few", real), ("digits", joined(real, guessed))):
+        inversion = invert(generator, sources, folder / f"{name}-inverted", settings, **how)
+        caches[name] = draw_variants(inversion, sources, folder / f"{name}.h5", settings, **how)
+    few, cache = caches["few"], caches["digits"]
     print("3/4 audit")
-    holdout = half.subset(split.holdout)
-    report = audit(cache, seen, holdout=holdout, seed=seed, progress=progress)
-    report.to_json(out / "audit.json")
-    report.to_html(out / "audit.html")
+    report = audit(cache, seen, holdout=half.subset(split.holdout), **how)
+    report.to_json(folder / "audit.json")
+    report.to_html(folder / "audit.html")
     print("4/4 train classifiers")
-    mixed = MixedDataset(real, cache, audit=report, fraction=settings.fraction, seed=seed)
+
+    with_guessed = with_guesses(real, guessed, share=settings.fraction)
+
+    def mixed(images: Any, variants: SynthCache, report: Any, fraction: float) -> MixedDataset:
+        return MixedDataset(images, variants, audit=report, fraction=fraction, seed=seed)
+
     evaluation = evaluate(
         {
-            "real": Arm(real),
             "real, augmented": real,
-            "real + guessed labels": with_guesses(real, guessed, share=settings.fraction),
-            "real + synthetic": mixed,
-            CAS: MixedDataset(real, cache, audit=report, fraction=1.0, seed=seed),
+            "real + variants of them": mixed(real, few, None, settings.fraction),
+            "real + guessed labels": with_guessed,
+            "real + synthetic": mixed(real, cache, report, settings.fraction),
+            "real + guessed labels + synthetic": mixed(with_guessed, cache, report, 0.5),
+            CAS: mixed(real, cache, report, 1.0),
         },
         test=test,
         steps=settings.classifier_steps,
         seeds=classifier_seeds(seed, settings),
         baseline="real, augmented",
         device="cpu",
-        output_dir=out / "classifiers",
+        output_dir=folder / "classifiers",
         progress=progress,
     )
-    evaluation.to_json(out / "evaluation.json")
-    path = out / "report.html"
+    evaluation.to_json(folder / "evaluation.json")
+    path = folder / "report.html"
     minutes = (time.monotonic() - started) / 60
     body = _body(real, guessed, right, cache, report, evaluation, training, settings, minutes)
     write_text(path, page("synthaug demo", body, style=STYLE))
@@ -269,31 +328,35 @@ def _body(
     minutes: float,
 ) -> Markup:
     """The report: task, images, accuracy, training curve, audit."""
-    rows = [r for c in range(len(cache.classes)) for r in np.flatnonzero(cache.labels == c)[:10]]
     steps, losses = np.array(training.loss_curve).T
     parts = [
         Markup("<h1>Handwritten digits: real, synthetic, and both</h1>"),
         Markup(
-            "<p>{} labelled images, {} of each digit, are all the labels there are. Classifiers "
-            "trained on them guessed the labels of the other training images, and were sure about "
-            "{} ({:.1%} of these guesses are right). A class-conditional diffusion model learned "
-            "from all of these, and drew {:,} images in {} steps each; an audit compared them with "
-            "everything the model had seen. Then the same classifier was trained on each of the "
-            "arms below for {} steps, and tested on images by other writers. It took {:.1f} "
-            "minutes.</p>"
+            "<p>{} labelled images, {} of each digit, are all the labels there are. A small "
+            "diffusion model learned from all training images, without labels. Classifiers trained "
+            "on the labelled images guessed the labels of the others, and were sure about {} "
+            "({:.1%} of these guesses are right). An embedding was learned for each of these and "
+            "of the labelled images, and {:,} variants were drawn between embeddings of the same "
+            "digit; an audit compared them with everything the model had seen. Then the same "
+            "classifier was trained on each of the arms below for {} steps, and tested on images "
+            "by other writers. It took {:.1f} minutes.</p>"
         ).format(
             len(real),
             settings.per_class,
             len(guessed),
             right,
             len(cache),
-            settings.num_inference_steps,
             settings.classifier_steps,
             minutes,
         ),
         Markup("<h2>The images</h2>"),
         _picture("All labelled images, a row per class", _rows_by_class(real), settings.per_class),
-        _picture("Synthetic images, a row per class", cache.read(rows), 10),
+        _picture("Synthetic images, a row per class", cache.read(_first_rows(cache, 10)), 10),
+        _picture(
+            "How they came about, a row per class: image, partner, variant; three times",
+            _triples(cache, joined(real, guessed), 3),
+            9,
+        ),
         Markup("<h2>Do they help?</h2>"),
         evaluation.html_sections(),
         Markup("<h2>Training the generator</h2>"),
@@ -310,6 +373,19 @@ def _body(
 
 def _rows_by_class(real: LabelledImages) -> Pixels:
     return real.read(np.argsort(np.asarray(real.targets), kind="stable"))
+
+
+def _first_rows(cache: SynthCache, count: int) -> Indices:
+    by_class = [np.flatnonzero(cache.labels == c)[:count] for c in range(len(cache.classes))]
+    return np.concatenate(by_class)
+
+
+def _triples(cache: SynthCache, sources: LabelledImages, count: int) -> Pixels:
+    """Source, partner and variant of the first rows of every class, uint8 (n, C, H, W)."""
+    rows = _first_rows(cache, count)
+    plan = cache.plan[rows]
+    three = [sources.read(plan["source"]), sources.read(plan["partner"]), cache.read(rows)]
+    return torch.stack(three, dim=1).flatten(0, 1)
 
 
 def _picture(caption: str, pixels: Pixels, columns: int) -> Markup:

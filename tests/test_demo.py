@@ -1,6 +1,7 @@
 import re
 
 import numpy as np
+import pytest
 
 from synthaug._audit import AuditReport
 from synthaug._cache import SynthCache
@@ -12,6 +13,7 @@ TOY = Settings(
     holdout_per_class=5,
     training_steps=4,
     width=8,
+    updates=1,
     synthetic_per_class=3,
     num_inference_steps=2,
     classifier_steps=4,
@@ -30,6 +32,19 @@ def test_the_split_takes_every_image_of_the_training_half_once():
     assert set(other.labelled) != set(split.labelled)
 
 
+def test_with_more_labels_the_generator_learns_from_the_same_images():
+    labels = load_dataset("digits", split="train").targets
+    few, many = (split_digits(labels, Settings(per_class=n), seed=0) for n in (3, 10))
+    assert set(few.labelled) < set(many.labelled)
+    np.testing.assert_array_equal(few.seen, many.seen)
+    np.testing.assert_array_equal(few.holdout, many.holdout)
+
+
+def test_one_label_per_class_leaves_nothing_to_interpolate_with():
+    with pytest.raises(ValueError, match="must be from 2 to"):
+        Settings(per_class=1)
+
+
 def test_the_test_half_is_other_images_than_the_training_half():
     half, test = (load_dataset("digits", split=name) for name in ("train", "test"))
     assert len(half) + len(test) == len(load_dataset("digits"))
@@ -41,19 +56,21 @@ def test_the_test_half_is_other_images_than_the_training_half():
 def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsys):
     path = demo(tmp_path, seed=3, settings=TOY, progress=False)
     printed = capsys.readouterr().out
-    cache = SynthCache(tmp_path / "digits.h5")
+    folder = tmp_path / "3-per-class"
+    cache = SynthCache(folder / "digits.h5")
     assert cache.done.all()
     assert len(cache) == 30
-    report = AuditReport.from_json(tmp_path / "audit.json")
-    assert report.identity == cache.identity
+    assert (cache.plan["partner_label"] == cache.labels).all()
     half = load_dataset("digits", split="train")
-    split = split_digits(half.targets, TOY, seed=3)
-    seen = half.subset(np.concatenate([split.labelled, split.pool]))
-    assert cache.manifest["source"] == {"fingerprint": seen.fingerprint, "images": len(seen)}
-    evaluation = EvaluationReport.from_json(tmp_path / "evaluation.json")
+    real = half.subset(split_digits(half.targets, TOY, seed=3).labelled)
+    few = SynthCache(folder / "few.h5")
+    assert few.manifest["source"] == {"fingerprint": real.fingerprint, "images": 30}
+    report = AuditReport.from_json(folder / "audit.json")
+    assert report.identity == cache.identity
+    evaluation = EvaluationReport.from_json(folder / "evaluation.json")
     assert {run.seed for run in evaluation.runs} == {6, 7} == set(classifier_seeds(3, TOY))
     assert report.settings["seed"] == 3
-    assert len(evaluation.arm_names) == 5
+    assert len(evaluation.arm_names) == 6
     for arm in evaluation.arm_names:
         assert f"{100 * evaluation.mean(arm):.2f}"[:4] in printed
     html = path.read_text()
@@ -63,7 +80,7 @@ def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsy
         assert f"<h2>{heading}</h2>" in html
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", html)
 
-    written = (tmp_path / "digits.h5").stat().st_mtime_ns
+    written = (folder / "digits.h5").stat().st_mtime_ns
     demo(tmp_path, seed=3, settings=TOY, progress=False)
-    assert (tmp_path / "digits.h5").stat().st_mtime_ns == written
+    assert (folder / "digits.h5").stat().st_mtime_ns == written
     assert capsys.readouterr().out.splitlines()[-1].startswith("Report: ")

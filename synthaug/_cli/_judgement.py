@@ -274,15 +274,18 @@ def evaluate_density(
     print(f"Report: {out}.html, {out}.json")
 
 
-def demo(out: str = "synthaug-demo", *, seed: int = 0) -> None:
+def demo(out: str = "synthaug-demo", *, per_class: int = 3, seed: int = 0) -> None:
     """The whole job on scikit-learn's handwritten digits, within five minutes on two cores.
 
     synthaug demo
 
     Args:
-        out: Directory to write; run again to resume.
+        out: Directory to write; run again to resume, or with another --per-class to keep the
+            generator.
+        per_class: Labelled images per class, from 2 on.
         seed: Seed of the split, the models and the plan.
     """
+    from synthaug._demo import Settings
     from synthaug._demo import demo as run
 
-    run(out, seed=seed)
+    run(out, seed=seed, settings=Settings(per_class=per_class))
