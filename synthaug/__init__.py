@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from synthaug import denoisers as denoisers
     from synthaug import density as density
     from synthaug import features as features
+    from synthaug import metrics as metrics
     from synthaug import samplers as samplers
     from synthaug import synthesizers as synthesizers
     from synthaug import transforms as transforms
@@ -114,6 +115,7 @@ _NAMESPACES = (
     "denoisers",
     "density",
     "features",
+    "metrics",
     "samplers",
     "synthesizers",
     "transforms",

@@ -26,7 +26,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "density",
         "features",
     },
-    {"samplers", "degradations", "_training", "_adapt", "_variants"},
+    {"samplers", "degradations", "metrics", "_training", "_adapt", "_variants"},
     {"_restoration", "guidance"},
     # real images in
     {"_stores"},
