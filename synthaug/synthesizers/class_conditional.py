@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from synthaug._errors import CheckpointError
 from synthaug._noise import streams
 from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult
@@ -63,6 +64,13 @@ class ClassConditional(AbstractSynthesizer):
         self.model.check_sampler(
             self.scheduler, self.num_inference_steps, self.eta, self.log_variance_mix
         )
+        vae, given = self.model.vae, self.model.denoiser.in_channels
+        wanted = self.image_shape[0] if vae is None else int(vae.config.latent_channels)
+        if given != wanted:
+            raise CheckpointError(
+                f"The network is given {given} channels, of which only {wanted} are noise: it needs a "
+                "further image. A stage of a cascade belongs in a `Cascade`."
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
