@@ -29,8 +29,9 @@ from synthaug._devices import choose_device
 from synthaug._pixels import to_images
 from synthaug.denoisers import Denoiser
 from synthaug.synthesizers import DiffusionModel
+from synthaug.synthesizers._fitting import denoising_target
 from synthaug.synthesizers._inversion_fit import InversionJob, run_pass
-from synthaug.synthesizers._tokens import build_token_unet, denoising_target
+from synthaug.synthesizers._tokens import build_token_unet
 
 
 def random_model(kind: str, size: int, channels: int, device: torch.device) -> DiffusionModel:

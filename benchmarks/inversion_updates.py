@@ -19,7 +19,7 @@ from torch import Tensor
 
 from synthaug import DiffusionInversion, InversionConfig, load_dataset
 from synthaug.synthesizers import _inversion_fit as stage1
-from synthaug.synthesizers._tokens import denoising_target
+from synthaug.synthesizers._fitting import denoising_target
 
 
 def independent_timesteps(keys: np.ndarray, update: int, num_timesteps: int) -> np.ndarray:

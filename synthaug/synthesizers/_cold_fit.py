@@ -1,7 +1,5 @@
 """The training of a restorer."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +10,19 @@ from torch import Tensor, nn
 from synthaug._errors import DataError
 from synthaug._noise import streams
 from synthaug._pixels import to_images
-from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
 from synthaug._types import Indices
 from synthaug.degradations import AbstractDegradation
 from synthaug.denoisers import build_unet
 from synthaug.synthesizers._colours import ColourMixture
+from synthaug.synthesizers._fitting import (
+    AbstractFitJob,
+    check_positive,
+    half_mirrored,
+    stratified,
+)
 
 
-class ColdFitJob:
+class ColdFitJob(AbstractFitJob[nn.Module]):
     """Everything that `ColdDiffusion.fit` was asked for, checked before any work starts.
 
     Args:
@@ -47,12 +50,11 @@ class ColdFitJob:
         colour_components: int,
         seed: int,
     ) -> None:
-        for name, value in (("channels", channels), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_positive(channels=channels, num_layers=num_layers)
         if not len(real):
             raise DataError("There are no images to train on.")
         self.real, self.degradation = real, degradation
+        self.num_examples = len(real)
         self.image_shape: tuple[int, int, int] = tuple(real.image_shape)
         self.classes = tuple(map(str, getattr(real, "classes", ("image",))))
         self.channels, self.num_layers = channels, num_layers
@@ -70,63 +72,31 @@ class ColdFitJob:
         realisation = self.degradation.realise(streams(indices.tolist()), self.image_shape)
         return self.degradation(x, self.degradation.num_levels, realisation)
 
-    def run(
-        self,
-        output_dir: str | Path,
-        config: TrainingConfig,
-        *,
-        on_checkpoint: Callable[[nn.Module], None],
-        progress: bool,
-    ) -> tuple[nn.Module, TrainingResult]:
-        """Trains, and returns the averaged network, frozen, on its device.
-
-        `on_checkpoint` gets it at every checkpoint, and once more at the end.
-        """
-        from accelerate import PartialState
-
-        with own_randomness(torch.device("cpu")):
-            torch.manual_seed(config.seed)
-            network = build_unet(
-                self.image_shape,
-                num_classes=None,
-                channels=self.channels,
-                num_layers=self.num_layers,
-            )
-        result = train(
-            network.to(memory_format=torch.channels_last),
-            self._loss,
-            len(self.real),
-            config=config,
-            output_dir=output_dir,
-            identity={
-                "synthesizer": "ColdDiffusion",
-                "degradation": self.degradation.config(),
-                "network": {k: v for k, v in network.config.items() if not k.startswith("_")},
-                "data": getattr(self.real, "fingerprint", len(self.real)),
-                "horizontal_flip": self.horizontal_flip,
-            },
-            on_checkpoint=lambda module, step: on_checkpoint(module),
-            progress=progress,
+    def _build(self) -> nn.Module:
+        network: nn.Module = build_unet(
+            self.image_shape, num_classes=None, channels=self.channels, num_layers=self.num_layers
         )
-        network.requires_grad_(False)
-        if PartialState().is_main_process:  # also after a kill between the last two writes
-            on_checkpoint(network)
-        return network, result
+        return network
 
-    def _loss(self, network: nn.Module, indices: Indices) -> Tensor:
+    def _identity(self, module: Any) -> dict[str, Any]:
+        return {
+            "synthesizer": "ColdDiffusion",
+            "degradation": self.degradation.config(),
+            "network": {k: v for k, v in module.config.items() if not k.startswith("_")},
+            "data": getattr(self.real, "fingerprint", len(self.real)),
+            "horizontal_flip": self.horizontal_flip,
+        }
+
+    def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
         """Mean of |R(D(x, s), s) - x|, at levels stratified over 1 ... T in the batch."""
-        device = next(network.parameters()).device
+        device = next(module.parameters()).device
         T = self.degradation.num_levels
         x = to_images(self.real.read(indices)).to(device)
-        n = len(x)
-        # Everything random is drawn on the CPU, so that it is the same on every device.
         if self.horizontal_flip:
-            mirrored = torch.rand(n) < 0.5
-            x = torch.where(mirrored.to(device).view(-1, 1, 1, 1), x.flip(-1), x)
-        strata = (torch.arange(n) + torch.rand(n)) / n
-        s = 1 + (strata * T).long().clamp(max=T - 1)
-        drawn = self.degradation.realise([torch.default_generator] * n, self.image_shape)
+            x = half_mirrored(x)
+        s = 1 + stratified(len(x), T)
+        drawn = self.degradation.realise([torch.default_generator] * len(x), self.image_shape)
         realisation = {name: value.to(device) for name, value in drawn.items()}
         x_s = self.degradation(x, s, realisation).contiguous(memory_format=torch.channels_last)
-        x_hat = network(x_s, (s - 1).to(device), return_dict=False)[0]
+        x_hat = module(x_s, (s - 1).to(device), return_dict=False)[0]
         return F.l1_loss(x_hat.float(), x)

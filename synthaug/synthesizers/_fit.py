@@ -1,7 +1,5 @@
 """The training of a class-conditional denoiser on real images."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,15 +8,19 @@ from torch import Tensor, nn
 
 from synthaug._errors import DataError, DataMismatchError
 from synthaug._pixels import to_images
-from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
 from synthaug._types import Images, Indices, Pixels
 from synthaug.denoisers import build_unet
 from synthaug.samplers import make_scheduler
+from synthaug.synthesizers._fitting import (
+    AbstractFitJob,
+    check_positive,
+    denoising_loss,
+    diffusion_config,
+    half_mirrored,
+)
 
-PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
-
-class FitJob:
+class FitJob(AbstractFitJob[nn.Module]):
     """Everything that `ClassConditional.fit` was asked for, checked before any work starts.
 
     Args:
@@ -58,25 +60,13 @@ class FitJob:
             )
         if not 0 <= label_dropout < 1:
             raise ValueError(f"`label_dropout` must be in [0, 1), got {label_dropout}.")
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got "
-                f"{prediction_type!r}."
-            )
-        for name, value in (("channels", channels), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_positive(channels=channels, num_layers=num_layers)
+        self.scheduler_config = diffusion_config(prediction_type)
         self.channels, self.num_layers = channels, num_layers
         self.prediction_type = prediction_type
         self.label_dropout = label_dropout
         self.horizontal_flip = horizontal_flip
         self.unconditional_branch = label_dropout > 0 or unlabelled is not None
-        self.scheduler_config: dict[str, Any] = {
-            "_class_name": "DDPMScheduler",
-            "beta_schedule": "squaredcos_cap_v2",
-            "prediction_type": prediction_type,
-            "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
-        }
         sources = {"labelled": real, **({} if unlabelled is None else {"unlabelled": unlabelled})}
         self.trained_on: dict[str, Any] = {
             name: {"fingerprint": getattr(source, "fingerprint", None), "images": len(source)}
@@ -86,50 +76,11 @@ class FitJob:
         extra = 0 if unlabelled is None else len(unlabelled)
         null = np.full(extra, len(self.classes))
         self._all_labels = torch.from_numpy(np.concatenate([self.labels, null]))
-
-    def run(
-        self,
-        output_dir: str | Path,
-        config: TrainingConfig,
-        *,
-        on_checkpoint: Callable[[nn.Module], None],
-        progress: bool,
-    ) -> tuple[nn.Module, TrainingResult]:
-        """Trains, and returns the averaged network, frozen, on its device.
-
-        `on_checkpoint` gets it at every checkpoint, and once more at the end.
-        """
-        from accelerate import PartialState
-
-        with own_randomness(torch.device("cpu")):
-            torch.manual_seed(config.seed)
-            network = self._build()
-        result = train(
-            network.to(memory_format=torch.channels_last),
-            self._loss,
-            len(self._all_labels),
-            config=config,
-            output_dir=output_dir,
-            identity={
-                **self._identity(network),
-                "data": [s["fingerprint"] or s["images"] for s in self.trained_on.values()],
-                "classes": list(self.classes),
-                "prediction_type": self.prediction_type,
-                "label_dropout": self.label_dropout,
-                "horizontal_flip": self.horizontal_flip,
-            },
-            on_checkpoint=lambda module, step: on_checkpoint(module),
-            progress=progress,
-        )
-        network.requires_grad_(False)
-        if PartialState().is_main_process:  # also after a kill between the last two writes
-            on_checkpoint(network)
-        return network, result
+        self.num_examples = len(self._all_labels)
 
     # What the stages of a cascade do otherwise:
 
     def _build(self) -> nn.Module:
-        """The network, with random weights from torch's global generator."""
         network: nn.Module = build_unet(
             self.image_shape,
             num_classes=len(self.classes),
@@ -139,9 +90,15 @@ class FitJob:
         return network
 
     def _identity(self, network: Any) -> dict[str, Any]:
-        """What tells this run from others, besides data and classes, as JSON."""
-        config = {k: v for k, v in network.config.items() if not k.startswith("_")}
-        return {"synthesizer": "ClassConditional", "network": config}
+        return {
+            "synthesizer": "ClassConditional",
+            "network": {k: v for k, v in network.config.items() if not k.startswith("_")},
+            "data": [s["fingerprint"] or s["images"] for s in self.trained_on.values()],
+            "classes": list(self.classes),
+            "prediction_type": self.prediction_type,
+            "label_dropout": self.label_dropout,
+            "horizontal_flip": self.horizontal_flip,
+        }
 
     def _predict(self, network: nn.Module, x_t: Images, t: Tensor, y: Tensor, x0: Images) -> Tensor:
         """The network's prediction for noisy images x_t of the real images `x0`."""
@@ -160,30 +117,17 @@ class FitJob:
         return pixels
 
     def _loss(self, network: nn.Module, indices: Indices) -> Tensor:
-        """Mean squared error of the prediction, at timesteps stratified over the batch."""
+        """`denoising_loss`, with some of the labels hidden."""
         device = next(network.parameters()).device
-        steps = self._scheduler.config.num_train_timesteps
         x0 = to_images(self._read(indices)).to(device)
-        y = self._all_labels[torch.from_numpy(indices)].to(device)
-        # Everything random is drawn on the CPU, so that it is the same on every device.
         if self.horizontal_flip:
-            mirrored = torch.rand(len(x0)) < 0.5
-            x0 = torch.where(mirrored.to(device).view(-1, 1, 1, 1), x0.flip(-1), x0)
-        hidden = torch.rand(len(y)) < self.label_dropout
-        y = torch.where(hidden.to(device), len(self.classes), y)
-        strata = (torch.arange(len(x0)) + torch.rand(len(x0))) / len(x0)
-        t = (strata * steps).long().clamp(max=steps - 1).to(device)
-        noise = torch.randn(x0.shape).to(device)
-        x_t = self._scheduler.add_noise(x0, noise, t)
-        if self.prediction_type == "epsilon":
-            target = noise
-        elif self.prediction_type == "sample":
-            target = x0
-        else:
-            target = self._scheduler.get_velocity(x0, noise, t)
-        x_t = x_t.contiguous(memory_format=torch.channels_last)
-        prediction = self._predict(network, x_t, t, y, x0)
-        return nn.functional.mse_loss(prediction.float(), target)
+            x0 = half_mirrored(x0)
+        hidden = torch.rand(len(x0)) < self.label_dropout
+        y = self._all_labels[torch.from_numpy(indices)]
+        y = torch.where(hidden, len(self.classes), y).to(device)
+        return denoising_loss(
+            self._scheduler, x0, lambda x_t, t: self._predict(network, x_t, t, y, x0)
+        )
 
 
 def _check_labels(labels: np.ndarray, classes: tuple[str, ...]) -> None:

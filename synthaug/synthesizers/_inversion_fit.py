@@ -40,8 +40,9 @@ from synthaug._plan import canonical_json
 from synthaug._types import Images
 from synthaug.denoisers import Denoiser
 from synthaug.synthesizers._embeddings import EmbeddingTable
+from synthaug.synthesizers._fitting import denoising_target
 from synthaug.synthesizers._model import DiffusionModel
-from synthaug.synthesizers._tokens import TokenEncoder, denoising_target
+from synthaug.synthesizers._tokens import TokenEncoder
 
 logger = logging.getLogger("synthaug")
 

@@ -7,7 +7,6 @@ unconditional branch.
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
@@ -17,10 +16,15 @@ from torch import Tensor, nn
 from synthaug._checkpoints import read_json, replaced, restore, write_json
 from synthaug._errors import CheckpointError, DataMismatchError
 from synthaug._pixels import to_images
-from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
 from synthaug._types import Images, Indices
 from synthaug.samplers import make_scheduler
-from synthaug.synthesizers._fit import PREDICTION_TYPES
+from synthaug.synthesizers._fitting import (
+    AbstractFitJob,
+    check_positive,
+    denoising_loss,
+    diffusion_config,
+    half_mirrored,
+)
 
 _FOLDER = "image_encoder"
 
@@ -157,7 +161,7 @@ class TokenModel(nn.Module):
         return prediction
 
 
-class TokenFitJob:
+class TokenFitJob(AbstractFitJob[TokenModel]):
     """The training of a token-conditioned generator, checked before any work starts.
 
     Raises:
@@ -178,24 +182,15 @@ class TokenFitJob:
         prediction_type: str,
         horizontal_flip: bool,
     ) -> None:
-        for name, value in (
-            ("num_tokens", num_tokens),
-            ("token_width", token_width),
-            ("channels", channels),
-            ("num_layers", num_layers),
-        ):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_positive(
+            num_tokens=num_tokens, token_width=token_width, channels=channels, num_layers=num_layers
+        )
         if not 0 <= token_dropout < 1:
             raise ValueError(f"`token_dropout` must be in [0, 1), got {token_dropout}.")
         if not 0 <= token_noise < math.inf:
             raise ValueError(f"`token_noise` must not be negative, got {token_noise}.")
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got "
-                f"{prediction_type!r}."
-            )
         self.images = images
+        self.num_examples = len(images)
         self.image_shape: tuple[int, int, int] = tuple(images.image_shape)
         self.settings: dict[str, Any] = {
             "num_tokens": num_tokens,
@@ -210,85 +205,32 @@ class TokenFitJob:
         self._token_shape = (num_tokens, token_width)
         self.token_noise, self.token_dropout = token_noise, token_dropout
         self.horizontal_flip = horizontal_flip
-        self.scheduler_config: dict[str, Any] = {
-            "_class_name": "DDPMScheduler",
-            "beta_schedule": "squaredcos_cap_v2",
-            "prediction_type": prediction_type,
-            "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
-        }
+        self.scheduler_config = diffusion_config(prediction_type)
         self._scheduler = make_scheduler(None, self.scheduler_config)
 
-    def run(
-        self,
-        output_dir: str | Path,
-        config: TrainingConfig,
-        *,
-        on_checkpoint: Callable[[TokenModel], None],
-        progress: bool,
-    ) -> tuple[TokenModel, TrainingResult]:
-        """Trains, and returns the averaged model, frozen; `on_checkpoint` gets it on the way."""
-        from accelerate import PartialState
-
+    def _build(self) -> TokenModel:
         wide = {k: self.settings[k] for k in ("token_width", "channels")}
-        with own_randomness(torch.device("cpu")):
-            torch.manual_seed(config.seed)
-            network = build_token_unet(
-                self.image_shape, num_layers=self.settings["num_layers"], **wide
-            )
-            encoder = TokenEncoder(self.image_shape, self.settings["num_tokens"], **wide)
-        module = TokenModel(network, encoder).to(memory_format=torch.channels_last)
-        result = train(
-            module,
-            self._loss,
-            len(self.images),
-            config=config,
-            output_dir=output_dir,
-            identity={
-                "synthesizer": "DiffusionInversion",
-                "data": getattr(self.images, "fingerprint", len(self.images)),
-                **self.settings,
-            },
-            on_checkpoint=lambda averaged, step: on_checkpoint(module),
-            progress=progress,
+        layers = self.settings["num_layers"]
+        network = build_token_unet(self.image_shape, num_layers=layers, **wide)
+        return TokenModel(
+            network, TokenEncoder(self.image_shape, self.settings["num_tokens"], **wide)
         )
-        module.requires_grad_(False)
-        if PartialState().is_main_process:  # also after a kill between the last two writes
-            on_checkpoint(module)
-        return module, result
+
+    def _identity(self, module: TokenModel) -> dict[str, Any]:
+        return {
+            "synthesizer": "DiffusionInversion",
+            "data": getattr(self.images, "fingerprint", len(self.images)),
+            **self.settings,
+        }
 
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
-        """Mean squared error of the prediction, at timesteps stratified over the batch."""
+        """`denoising_loss`, with noise on the tokens, and without any for some images."""
         device = next(module.parameters()).device
         x0 = to_images(self.images.read(indices)).to(device)
-        n = len(x0)
-        # Everything random is drawn on the CPU, so that it is the same on every device.
         if self.horizontal_flip:
-            mirrored = torch.rand(n) < 0.5
-            x0 = torch.where(mirrored.to(device).view(-1, 1, 1, 1), x0.flip(-1), x0)
-        dropped = (torch.rand(n) < self.token_dropout).to(device)
-        perturbation = self.token_noise * torch.randn(n, *self._token_shape).to(device)
-        steps = self._scheduler.config.num_train_timesteps
-        strata = (torch.arange(n) + torch.rand(n)) / n
-        t = (strata * steps).long().clamp(max=steps - 1).to(device)
-        noise = torch.randn(x0.shape).to(device)
-        x_t = self._scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
-        prediction = module(x_t, t, x0, perturbation, dropped)
-        target = denoising_target(self._scheduler, x0, noise, t)
-        return nn.functional.mse_loss(prediction.float(), target)
-
-
-def denoising_target(scheduler: Any, x0: Images, noise: Images, t: Tensor) -> Images:
-    """What the network is to predict, by the scheduler's `prediction_type`.
-
-    Raises:
-        ValueError: For a type that we do not know.
-    """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "sample":
-        return x0
-    if kind == "v_prediction":
-        velocity: Images = scheduler.get_velocity(x0, noise, t)
-        return velocity
-    raise ValueError(f"`prediction_type` must be v_prediction, epsilon or sample, got {kind!r}.")
+            x0 = half_mirrored(x0)
+        dropped = (torch.rand(len(x0)) < self.token_dropout).to(device)
+        perturbation = self.token_noise * torch.randn(len(x0), *self._token_shape).to(device)
+        return denoising_loss(
+            self._scheduler, x0, lambda x_t, t: module(x_t, t, x0, perturbation, dropped)
+        )

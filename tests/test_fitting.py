@@ -1,0 +1,53 @@
+"""What the trainings of all generators share."""
+
+import pytest
+import torch
+
+from synthaug.samplers import make_scheduler
+from synthaug.synthesizers._fitting import (
+    PREDICTION_TYPES,
+    denoising_loss,
+    diffusion_config,
+    half_mirrored,
+    stratified,
+)
+
+
+@pytest.mark.parametrize("levels", [8, 1000])
+def test_each_stratum_of_the_levels_has_one_example(levels):
+    drawn = stratified(8, levels)
+    assert (drawn * 8 // levels).tolist() == list(range(8))
+
+
+def test_an_image_is_mirrored_whole_or_not_at_all_and_half_of_them_are():
+    x = torch.arange(4.0).expand(4000, 1, 2, 4)
+    mirrored = half_mirrored(x)
+    flipped = (mirrored == x.flip(-1)).all(-1).all(-1)
+    assert (flipped != (mirrored == x).all(-1).all(-1)).all()
+    assert abs(flipped.float().mean() - 0.5) < 4 * 0.5 / 4000**0.5
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_loss_is_zero_for_who_knows_the_image_and_is_not_for_others(prediction_type):
+    torch.manual_seed(0)
+    x0 = torch.rand(6, 1, 4, 4) * 2 - 1
+    scheduler = make_scheduler(None, diffusion_config(prediction_type))
+
+    def knowing(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        # x_t = alpha x0 + sigma noise (Ho et al. 2020), v = alpha noise - sigma x0
+        signal = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+        alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
+        noise = (x_t - alpha * x0) / sigma
+        return {
+            "sample": x0,
+            "epsilon": noise,
+            "v_prediction": alpha * noise - sigma * x0,
+        }[prediction_type]
+
+    assert denoising_loss(scheduler, x0, knowing) < 1e-6
+    assert denoising_loss(scheduler, x0, lambda x_t, t: torch.zeros_like(x_t)) > 0.1
+
+
+def test_an_unknown_prediction_type_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match="v_prediction, epsilon, sample, got 'score'"):
+        diffusion_config("score")
