@@ -17,7 +17,7 @@ class PlanOptions:
         counts: Images of each class by name, for example '{"cat": 500, "dog": 200}'.
         source: Data set of real images: to start from with --strength or --severity, and to count
             for --ratio. They are brought to the checkpoint's image size and channels.
-        guidance_scale: 1 is no guidance. Of this and the next seven, several values are used in
+        guidance_scale: 1 is no guidance. Of this and the next nine, several values are used in
             turn.
         strength: Share of the diffusion that is redone, from each image of --source.
         severity: Share of each image of --source that is taken away and restored (cold diffusion).
@@ -27,6 +27,8 @@ class PlanOptions:
         stage_guidance_scale: Guidance of the stages of a cascade.
         noise_conditioning_level: Noise on the smaller images that a stage is given, up to the level
             that it was trained with (cascade).
+        alpha: Push away from where the class is dense, in units of each step's noise (hardness).
+        beta: Push towards real images, likewise (hardness).
         num_inference_steps: Denoising steps.
         scheduler: ddim, ddpm, dpmsolver++, or the name of a diffusers scheduler.
         eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
@@ -55,6 +57,8 @@ class PlanOptions:
     snapshot: int | list[int] | None = None
     stage_guidance_scale: float | list[float] | None = None
     noise_conditioning_level: int | list[int] | None = None
+    alpha: float | list[float] | None = None
+    beta: float | list[float] | None = None
     num_inference_steps: int | None = None
     scheduler: str | None = None
     eta: float | None = None
@@ -83,6 +87,8 @@ ROW = (
     "snapshot",
     "stage_guidance_scale",
     "noise_conditioning_level",
+    "alpha",
+    "beta",
 )
 SETTINGS = (
     "num_inference_steps",
@@ -101,8 +107,9 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
     import torch
 
     from synthaug import synthesizers
+    from synthaug.synthesizers._kinds import kind_of
 
-    name = _kind(checkpoint)
+    name = kind_of(checkpoint)
     if name not in synthesizers.__all__:
         raise ValueError(f"{checkpoint} is a checkpoint for {name!r}, which we do not know.")
     if name == "CascadeStage":
@@ -140,18 +147,6 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
         **row,
     )
     return synthesizer, plan, source
-
-
-def _kind(checkpoint: str) -> str:
-    """Name of the synthesizer that a checkpoint is for."""
-    from synthaug._checkpoints import read_json
-
-    folder = Path(checkpoint).expanduser()
-    if (folder / "inversion.json").exists() and read_json(folder / "inversion.json")["classes"]:
-        return "DiffusionInversion"
-    if (folder / "synthaug.json").exists():
-        return str(read_json(folder / "synthaug.json").get("synthesizer", "ClassConditional"))
-    return "ClassConditional"
 
 
 def plan(checkpoint: str, options: PlanOptions, *, estimate: bool = False) -> None:

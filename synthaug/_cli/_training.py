@@ -8,7 +8,7 @@ def train(
     data: str,
     out: str,
     *,
-    method: Literal["diffusion", "cold", "upsample"] = "diffusion",
+    method: Literal["diffusion", "cold", "upsample", "hardness"] = "diffusion",
     condition: Literal["labels", "tokens"] = "labels",
     unlabelled: str | None = None,
     image_size: int | None = None,
@@ -36,6 +36,9 @@ def train(
     max_noise_level: int | None = None,
     blur_probability: float | None = None,
     blur_std_range: tuple[float, float] | None = None,
+    base: str | None = None,
+    synthetic: str | None = None,
+    num_synthetic: int | None = None,
     horizontal_flip: bool = False,
     checkpoint_seconds: float = 120.0,
     device: str | None = None,
@@ -49,7 +52,8 @@ def train(
         data: Labelled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
         out: Directory to write; it becomes a checkpoint in diffusers layout.
         method: diffusion learns to remove noise, cold (cold diffusion) to undo --degradation,
-            upsample (a stage for synthaug cascade) to draw what --low-size leaves out.
+            upsample (a stage for synthaug cascade) to draw what --low-size leaves out, hardness to
+            steer the generator --base to rare images of each class.
         condition: What diffusion is told about an image: its label, or tokens of an encoder that is
             learned along with it, for synthaug invert.
         unlabelled: Further images, which train the unconditional branch.
@@ -82,6 +86,10 @@ def train(
         max_noise_level: Highest level of the noise, in steps of 1,000; 500 by default.
         blur_probability: Share of them that is blurred; 0.5 by default.
         blur_std_range: Standard deviations of the blur, in pixels; '[0.4, 0.6]' by default.
+        base: Checkpoint of the generator that --method hardness steers. Its network sets the size
+            of those that are trained, and the images are brought to its size and channels.
+        synthetic: Cache of images that it drew; by default they are drawn now.
+        num_synthetic: How many are drawn; at most 5,000 by default.
         horizontal_flip: Mirror half of the training images.
         checkpoint_seconds: Seconds between checkpoints.
         device: cpu, cuda ...; a GPU if there is one by default.
@@ -105,9 +113,11 @@ def train(
         "blur_probability": blur_probability,
         "blur_std_range": blur_std_range,
     }
+    hardness = {"base": base, "synthetic": synthetic, "num_synthetic": num_synthetic}
     chosen = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
     foreign: dict[str, Any] = {} if method == "cold" else cold
     foreign = foreign | ({} if method == "upsample" else upsample)
+    foreign = foreign | ({} if method == "hardness" else hardness)
     foreign = foreign | ({} if chosen == "--condition tokens" else tokens)
     if chosen not in ("--condition labels", "--method upsample"):
         foreign["unlabelled"] = unlabelled
@@ -119,32 +129,39 @@ def train(
             raise ValueError(f"`--{option}` has no meaning with {chosen}. Leave it out.")
     if method == "upsample" and low_size is None:
         raise ValueError("`--method upsample` needs `--low-size`, that of the model before it.")
+    if method == "hardness" and base is None:
+        raise ValueError("`--method hardness` needs `--base`, the generator to steer.")
     if width < 1:  # whose name in Python is `channels`, which is another option here
         raise ValueError(f"`width` must be at least 1, got {width}.")
     real = load_dataset(data, image_size=image_size, channels=channels)
     more = None
     if unlabelled is not None:
         more = load_dataset(unlabelled, image_shape=real.image_shape)
+    config = TrainingConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=decay_steps,
+        ema_decay=ema_decay,
+        precision=precision,
+        compile=compile,
+        seed=seed,
+        checkpoint_seconds=checkpoint_seconds,
+        device=device,
+    )
     common: dict[str, Any] = {
-        "config": TrainingConfig(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            warmup_steps=warmup_steps,
-            decay_steps=decay_steps,
-            ema_decay=ema_decay,
-            precision=precision,
-            compile=compile,
-            seed=seed,
-            checkpoint_seconds=checkpoint_seconds,
-            device=device,
-        ),
+        "config": config,
         "channels": width,
         "num_layers": num_layers,
         "horizontal_flip": horizontal_flip,
     }
     model: Any
-    if method == "cold":
+    if method == "hardness":
+        model, result = _hardness(
+            str(base), real, data, out, synthetic, num_synthetic, config, horizontal_flip
+        )
+    elif method == "cold":
         from synthaug import degradations
         from synthaug.synthesizers import ColdDiffusion
 
@@ -202,6 +219,9 @@ def train(
         _enlarged(model, real, picture)
         print(f"Real images, smaller copies, what is drawn from those: {picture}")
         print(f"Next: synthaug cascade DIRECTORY BASE {out}")
+    elif method == "hardness":
+        _samples(model, seed, picture)
+        print(f"Samples, a row per class, in turn plain and steered: {picture}")
     elif condition == "tokens":
         print(f"Next: synthaug invert {out} {data} DIRECTORY")
     else:
@@ -209,13 +229,45 @@ def train(
         print(f"Samples, a row per class: {picture}")
 
 
+def _hardness(
+    base: str,
+    real: Any,
+    data: str,
+    out: str,
+    synthetic: str | None,
+    num_synthetic: int | None,
+    config: Any,
+    horizontal_flip: bool,
+) -> Any:
+    """What steers `base`, and the course of its training."""
+    from synthaug._cache import SynthCache
+    from synthaug._data import load_dataset
+    from synthaug.synthesizers import LowDensity
+    from synthaug.synthesizers._kinds import load, origin_of
+
+    generator: Any = load(**origin_of(base, real.classes))
+    if real.image_shape != generator.image_shape:
+        real = load_dataset(data, image_shape=generator.image_shape)
+    return LowDensity.fit(
+        real,
+        base,
+        out,
+        synthetic=None if synthetic is None else SynthCache(synthetic),
+        num_synthetic=num_synthetic,
+        config=config,
+        horizontal_flip=horizontal_flip,
+    )
+
+
 def _samples(model: Any, seed: int, path: Path) -> None:
     """Eight images of each of the first ten classes."""
     from synthaug._pixels import grid, to_pixels
 
     counts = dict.fromkeys(model.classes[:10], 8)
-    scale = 1.5 if model.can_be_guided else 1.0
-    images = model.draw(model.plan(counts=counts, seed=seed, guidance_scale=scale))
+    row: dict[str, Any] = {"guidance_scale": 1.5 if model.can_be_guided else 1.0}
+    if hasattr(model, "realism"):
+        row = {"alpha": [0.0, 0.5], "beta": [0.0, 1.0]}
+    images = model.draw(model.plan(counts=counts, seed=seed, **row))
     zoom = max(1, 32 // images.shape[-1])
     grid(to_pixels(images), columns=8, scale=zoom).save(path)
 

@@ -184,7 +184,7 @@ class NoiseAware:
         ) as error:
             raise CheckpointError(f"{folder} cannot be read ({error}). Train again.") from error
         return cls(
-            network=network.eval().requires_grad_(False).to(device, memory_format=_LAYOUT),
+            network=network.eval().requires_grad_(False).to(device).to(memory_format=_LAYOUT),
             gaussians=tuple(g.to(device, torch.float32) for g in gaussians),
             num_train_timesteps=timesteps,
         )

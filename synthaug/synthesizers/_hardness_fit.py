@@ -28,7 +28,7 @@ SYNTHETIC, REAL = 0, 1
 """Classes of the discriminator."""
 
 _BLOCK = 256
-_PER_LEVEL = 4096
+_PER_LEVEL = 2048
 """Noisy images that the Gaussians of one noise level are fitted to, if there are few classes."""
 _PER_CLASS = 100
 """At least so many of each class."""

@@ -1,5 +1,6 @@
 """Which synthesizer a directory is for. Only what wraps another one needs to know."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ def kind_of(path: str | Path) -> str:
     if (folder / "synthaug.json").exists():
         return str(read_json(folder / "synthaug.json").get("synthesizer", "ClassConditional"))
     return "ClassConditional"
+
+
+def origin_of(path: str | Path, classes: Sequence[str]) -> dict[str, Any]:
+    """How to `load` a checkpoint again from anywhere; with prompts if it names no classes itself.
+
+    Args:
+        path: A directory, or "hub:OWNER/NAME".
+        classes: Names to use as prompts.
+    """
+    folder = Path(path).expanduser()
+    here = str(path) if str(path).startswith("hub:") else str(folder.absolute())
+    files = (folder / "synthaug.json", folder / "inversion.json")
+    if any(file.exists() and read_json(file).get("classes") for file in files):
+        return {"path": here}
+    return {"path": here, "classes": list(map(str, classes))}
 
 
 def load(path: str | Path, **arguments: Any) -> AbstractSynthesizer:

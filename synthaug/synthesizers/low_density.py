@@ -31,7 +31,7 @@ from synthaug.samplers import Push, check_pushable
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._hardness import NoiseAware, OnEstimate
 from synthaug.synthesizers._hardness_fit import REAL, SYNTHETIC, HardnessFitJob
-from synthaug.synthesizers._kinds import load
+from synthaug.synthesizers._kinds import load, origin_of
 from synthaug.synthesizers._real import RealImages
 
 _FILE = "synthaug.json"
@@ -302,7 +302,8 @@ class LowDensity(AbstractSynthesizer):
                 "one with `synthaug train --method hardness`."
             )
         origin = {} if own["origin"] is None else dict(own["origin"])
-        where = checkpoint or origin.pop("path", None) or folder / "base"
+        saved_at = origin.pop("path", folder / "base")
+        where = checkpoint or saved_at
         base: Any = load(where, dtype=dtype, device=device, **{**origin, **settings})
         same_dtype = own["dtype"] == str(base.model.denoiser.dtype)
         found: Any = base.recipe()["weights"]
@@ -379,9 +380,8 @@ class LowDensity(AbstractSynthesizer):
         output_dir, config = Path(output_dir), config or TrainingConfig()
         origin: dict[str, Any] | None = None
         if isinstance(base, str | Path):
-            origin = _origin(base, real)
-            arguments = {k: v for k, v in origin.items() if k != "path"}
-            base = load(origin["path"], dtype=dtype, device=config.device, **arguments)
+            origin = origin_of(base, real.classes)
+            base = load(**origin, dtype=dtype, device=config.device)
         _check_base(base)
         job = HardnessFitJob(
             base,
@@ -470,16 +470,6 @@ def _check_base(base: Any) -> None:
             "ClassConditional or DiffusionInversion."
         )
     check_pushable(base.model.make_scheduler(base.scheduler))
-
-
-def _origin(base: str | Path, real: Any) -> dict[str, Any]:
-    """How to load a base that is given by its path, with prompts if it names no classes."""
-    folder = Path(base).expanduser()
-    here = str(base) if str(base).startswith("hub:") else str(folder.absolute())
-    files = [folder / _FILE, folder / "inversion.json"]
-    if any(file.exists() and read_json(file).get("classes") for file in files):
-        return {"path": here}
-    return {"path": here, "classes": list(map(str, real.classes))}
 
 
 def _column(rows: Plan, name: str) -> NDArray[np.float64]:
