@@ -503,7 +503,7 @@ def test_training_resumed_equals_training_in_one_go(tmp_path):
     assert ColdDiffusion.from_pretrained(tmp_path / "parts", device="cpu").recipe() == (
         whole.recipe()
     )
-    with pytest.raises(CheckpointError, match="degradation.name: .* there, .*Snow"):
+    with pytest.raises(CheckpointError, match=r"degradation\.name: .* there, .*Snow"):
         fit(tmp_path / "parts", degradation=Snow(num_levels=5))
 
 
