@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from synthaug._label_check import LabelCheck as LabelCheck
     from synthaug._label_check import check_labels as check_labels
     from synthaug._plan import Plan as Plan
+    from synthaug._quality import QualityReport as QualityReport
+    from synthaug._quality import score_quality as score_quality
     from synthaug._training import TrainingConfig as TrainingConfig
     from synthaug.synthesizers import AbstractSynthesizer as AbstractSynthesizer
     from synthaug.synthesizers import Cascade as Cascade
@@ -95,6 +97,7 @@ _HOME = {
     "MixedBatchSampler": "_datasets",
     "MixedDataset": "_datasets",
     "Plan": "_plan",
+    "QualityReport": "_quality",
     "StandardAugment": "_evaluation",
     "SynthCache": "_cache",
     "SynthaugError": "_errors",
@@ -105,6 +108,7 @@ _HOME = {
     "generate": "_generate",
     "load_dataset": "_data",
     "score_hardness": "_hardness",
+    "score_quality": "_quality",
     "soft_labels": "synthesizers",
     "split_for_audit": "_audit",
 }

@@ -45,7 +45,7 @@ def frechet_distance(synthetic: Features, real: Features, *, force: bool = False
     """
     synthetic, real = _pair(synthetic, real)
     for name, features in {"synthetic": synthetic, "real": real}.items():
-        check_rank(*features.shape, name=name, force=force)
+        check_rank(*features.shape, name=f"`{name}`", force=force)
     metric = _torchmetrics("fid").FrechetInceptionDistance(_AsGiven(real.shape[1]))
     centre = real.mean(0, dtype=np.float64)  # torchmetrics subtracts squares of means, which cancel
     for features, is_real in ((synthetic, False), (real, True)):
@@ -61,12 +61,12 @@ def check_rank(n: int, d: int, *, name: str, force: bool = False) -> None:
     """
     if n < 2 * d and not force:
         raise ValueError(
-            f"`{name}` has {n} images for {d} features; a Fréchet distance needs at least "
+            f"{name} has {n} images for {d} features; a Fréchet distance needs at least "
             f"{2 * d}, twice the features. Give more images, take features of fewer dimensions, or "
             "go on with `force=True`."
         )
     if n < 2:
-        raise ValueError(f"`{name}` has {n} images; a Fréchet distance needs at least 2.")
+        raise ValueError(f"{name} has {n} images; a Fréchet distance needs at least 2.")
 
 
 def kernel_distance(
@@ -79,7 +79,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Kernel distance (KID): unbiased squared maximum mean discrepancy, averaged over subsets.
 
-    The kernel is (a.b / d + 1)^3. About 0 for sets of one distribution, and below it by chance.
+    The kernel is (a.b / d + 1)^3, so it depends on the scale of the features too. About 0 for sets
+    of one distribution, and below it by chance.
 
     Args:
         synthetic: Floating point (n, d).

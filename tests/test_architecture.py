@@ -32,10 +32,20 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     {"_stores"},
     {"_sources"},
     {"_data"},
+    {"_comparison"},
     # one paper, one file
     {"synthesizers"},
     # stages: none imports another
-    {"_cache", "_audit", "_datasets", "_evaluation", "_hardness", "albumentations", "transforms"},
+    {
+        "_cache",
+        "_audit",
+        "_datasets",
+        "_evaluation",
+        "_hardness",
+        "_quality",
+        "albumentations",
+        "transforms",
+    },
     {"_generate", "_label_check", "caches"},
     # composition
     {"_demo"},

@@ -82,7 +82,7 @@ def test_a_report_holds_what_the_mathematics_says_of_every_set(cache):
 
 def test_images_in_parts_are_scored_alike(cache, monkeypatch):
     whole = score(cache).hardness
-    monkeypatch.setattr("synthaug._hardness._score._CHUNK", 7)
+    monkeypatch.setattr("synthaug._comparison._CHUNK", 7)
     np.testing.assert_allclose(score(cache).hardness, whole, rtol=1e-6)
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from synthaug._cli._inputs import load, names
+from synthaug._cli._inputs import load, names, synthetic_images
 
 FILES = (".npy", ".npz", ".hdf5")
 """Of images or features, which `synthaug.audit` reads itself; a .h5 file is a cache."""
@@ -240,22 +240,12 @@ def evaluate_density(
         features_dir: Folder in which the features of networks are kept for later calls.
         device: Where a network runs.
     """
-    from synthaug._cache import SynthCache
-    from synthaug._data import load_dataset
     from synthaug._hardness import score_hardness
     from synthaug.features import NAMES, named
 
     if features is None:
         raise ValueError(f"`features` is missing. Choose one of {NAMES}.")
-    if ":" in synthetic:
-        images: Any = load_dataset(synthetic, image_size=image_size, channels=channels)
-    else:
-        images = SynthCache(synthetic)
-        if image_size is not None or channels is not None:
-            raise ValueError(
-                "`image_size` and `channels` are for folders; with a cache, real images are "
-                f"brought to its shape, {images.image_shape}."
-            )
+    images = synthetic_images(synthetic, image_size, channels)
     classes = tuple(images.classes)
     report = score_hardness(
         images,
@@ -266,6 +256,76 @@ def evaluate_density(
         estimator=estimator,
         components=components,
         k=k,
+        features_dir=features_dir,
+    )
+    report.to_html(f"{out}.html")
+    report.to_json(f"{out}.json")
+    print(report)
+    print(f"Report: {out}.html, {out}.json")
+
+
+def evaluate_quality(
+    synthetic: str,
+    real: str,
+    *,
+    features: str | None = None,
+    holdout: str | None = None,
+    classifier: str | None = None,
+    out: str = "quality",
+    images: int | None = None,
+    k: int = 5,
+    force: bool = False,
+    image_size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    features_dir: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> None:
+    """Say how good synthetic images are as a whole: Fréchet and kernel distance, precision, recall.
+
+    synthaug evaluate quality cifar10.h5 folder:cifar10/test --features torchscript:encoder.pt
+
+    Args:
+        synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
+        real: Labelled real images, the reference. They are brought to the cache's image size and
+            channels.
+        features: What distances are measured in: torchscript:FILE, torchvision:NAME, timm:NAME,
+            pixels or spectrum. Those of a classifier or a self-supervised network mean most.
+        holdout: Other real images, to show what real images get. Without them the images of REAL
+            are divided into two halves.
+        classifier: torchscript:FILE, a classifier that returns logits, for the inception score.
+        out: Writes OUT.html and OUT.json.
+        images: Images of each set; by default as many as all of them have.
+        k: Neighbours of precision, recall, density and coverage.
+        force: Take the Fréchet distance of fewer images than twice the features.
+        image_size: For data sets: resize the shorter side to it and cut out the centre.
+        channels: For data sets: 1 converts to grey, 3 to RGB.
+        features_dir: Folder in which the features of networks are kept for later calls.
+        device: Where networks run.
+        seed: Of the choice of the images.
+    """
+    from synthaug._quality import score_quality
+    from synthaug.features import NAMES, named
+
+    if features is None:
+        raise ValueError(f"`features` is missing. Choose one of {NAMES}.")
+    if classifier is not None and not classifier.startswith("torchscript:"):
+        raise ValueError(
+            f"`classifier` is {classifier!r}, expected torchscript:FILE, a network that returns "
+            "logits."
+        )
+    found = synthetic_images(synthetic, image_size, channels)
+    classes = tuple(found.classes)
+    report = score_quality(
+        found,
+        load(real, found.image_shape, classes),
+        features=named(features, device=device),
+        holdout=None if holdout is None else load(holdout, found.image_shape, classes),
+        classifier=None if classifier is None else named(classifier, device=device),
+        images=images,
+        k=k,
+        force=force,
+        seed=seed,
         features_dir=features_dir,
     )
     report.to_html(f"{out}.html")

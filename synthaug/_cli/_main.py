@@ -21,7 +21,13 @@ from synthaug._cli._caches import export, forget, import_, info, merge, verify
 from synthaug._cli._cascade import cascade
 from synthaug._cli._generation import PlanOptions, generate, plan
 from synthaug._cli._inversion import invert
-from synthaug._cli._judgement import audit, demo, evaluate, evaluate_density
+from synthaug._cli._judgement import (
+    audit,
+    demo,
+    evaluate,
+    evaluate_density,
+    evaluate_quality,
+)
 from synthaug._cli._training import train
 from synthaug._errors import (
     AuditMismatchError,
@@ -56,6 +62,7 @@ COMMANDS: dict[str, Any] = {
     "audit": audit,
     "evaluate": evaluate,
     "evaluate-density": evaluate_density,
+    "evaluate-quality": evaluate_quality,
 }
 CACHE_COMMANDS: dict[str, Any] = {
     "info": info,
@@ -65,7 +72,15 @@ CACHE_COMMANDS: dict[str, Any] = {
     "import": import_,
     "forget": forget,
 }
-START_ANEW = {"plan", "audit", "evaluate-density", "info", "verify", "export"}
+START_ANEW = {
+    "plan",
+    "audit",
+    "evaluate-density",
+    "evaluate-quality",
+    "info",
+    "verify",
+    "export",
+}
 """Commands that an interruption sets back to their beginning; others go on where they were."""
 
 
@@ -110,7 +125,7 @@ def build_parser() -> Any:
     commands = parser.add_subcommands(dest="command")
     for name, function in COMMANDS.items():
         added = commands.add_subcommand(name, command(function), help=_first_line(function))
-        added.prog = added.prog.replace("evaluate-density", "evaluate density")  # see `words`
+        added.prog = added.prog.replace("evaluate-", "evaluate ")  # see `words`
     cache = ArgumentParser(description="Look after cache files.", formatter_class=Formatter)
     commands.add_subcommand("cache", cache, help="Look after cache files.")
     actions = cache.add_subcommands(dest="action")
@@ -126,12 +141,12 @@ def _first_line(function: Any) -> str:
 def words(given: Sequence[str]) -> list[str]:
     """What the parser gets: `--per_class` for `--per-class`, one word for `evaluate density`.
 
-    As `evaluate` takes arguments of its own, it can't have a command below it.
+    As `evaluate` takes arguments of its own, it has no commands below it.
     """
     found = [_underscored(text) for text in given]
     at = next((i for i, word in enumerate(found) if not word.startswith("-")), 0)
-    if found[at : at + 2] == ["evaluate", "density"]:
-        found[at : at + 2] = ["evaluate-density"]
+    if (name := "-".join(found[at : at + 2])) in ("evaluate-density", "evaluate-quality"):
+        found[at : at + 2] = [name]
     return found
 
 

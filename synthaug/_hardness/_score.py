@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from synthaug._data import as_pixels, classes_of, labels_of
+from synthaug._comparison import check_shapes, common_classes, features_of, readable_rows
+from synthaug._data import as_pixels, labels_of
 from synthaug._errors import DataMismatchError
 from synthaug._hardness._report import HardnessReport, Scores
 from synthaug._html import data_uri
 from synthaug._pixels import to_pil
-from synthaug._types import JSON, Features, Indices
+from synthaug._types import JSON
 from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
-from synthaug.features import Extractor, describe, extract
+from synthaug.features import Extractor, describe
 
-_CHUNK = 4096
 _PICTURES = 24
 _PICTURE_SIDE = 96
 
@@ -67,26 +67,26 @@ def score_hardness(
     given = {"synthetic": synthetic, "train": train}
     if holdout is not None:
         given["holdout"] = holdout
-    classes = _common_classes(given)
+    classes = common_classes(given)
     prints = {name: getattr(one, "fingerprint", None) for name, one in given.items()}
     if holdout is not None and prints["train"] is not None and prints["train"] == prints["holdout"]:
         raise DataMismatchError("`holdout` is `train`. Give images that are not among `train`.")
-    rows = {name: _rows(one, name) for name, one in given.items()}
+    rows = {name: readable_rows(one, name) for name, one in given.items()}
     labels = {name: np.asarray(labels_of(one), np.int64) for name, one in given.items()}
-    shapes = {name: tuple(as_pixels(one, rows[name][:1]).shape[1:]) for name, one in given.items()}
-    for name, shape in shapes.items():
-        if shape != shapes["synthetic"]:
-            raise DataMismatchError(
-                f"`synthetic` holds images of shape {shapes['synthetic']}, `{name}` of shape "
-                f"{shape}. Load the real ones with the shape of the synthetic ones "
-                "(`image_shape=cache.image_shape`)."
-            )
+    check_shapes(given, rows)
 
-    vectors = {}
-    for name, one in given.items():
-        vectors[name] = _features(
-            one, rows[name], features, name, batch_size, features_dir, progress
+    vectors = {
+        name: features_of(
+            one,
+            rows[name],
+            features,
+            name,
+            batch_size=batch_size,
+            features_dir=features_dir,
+            progress=progress,
         )
+        for name, one in given.items()
+    }
     gaussians = ClassGaussians.fit(
         vectors["train"],
         labels["train"][rows["train"]],
@@ -127,53 +127,6 @@ def score_hardness(
         settings=settings,
         pictures=_pictures(synthetic, found["synthetic"]),
     )
-
-
-def _common_classes(given: dict[str, Any]) -> tuple[str, ...]:
-    """The class names, which must be those of every set that has any."""
-    known = {name: classes_of(one) for name, one in given.items()}
-    named = {name: tuple(map(str, one)) for name, one in known.items() if one is not None}
-    if not named:
-        highest = max(int(np.max(labels_of(one))) for one in given.values())
-        return tuple(map(str, range(highest + 1)))
-    first, classes = next(iter(named.items()))
-    for name, other in named.items():
-        if other != classes:
-            raise DataMismatchError(
-                f"`{first}` has the classes {', '.join(classes)}; `{name}` has {', '.join(other)}. "
-                "Load all with the same classes, in one order."
-            )
-    return classes
-
-
-def _rows(given: Any, name: str) -> Indices:
-    """The rows that can be read, at least one."""
-    done = getattr(given, "done", None)
-    rows = np.arange(len(given)) if done is None else np.flatnonzero(np.asarray(done))
-    if len(rows) == 0:
-        what = "no row of it is generated yet" if len(given) else "it holds no image"
-        raise ValueError(f"`{name}` cannot be scored: {what}.")
-    return rows
-
-
-def _features(
-    given: Any,
-    rows: Indices,
-    extractor: Extractor,
-    name: str,
-    batch_size: int,
-    features_dir: str | None,
-    progress: bool,
-) -> Features:
-    """float32 (n, d), with the pixels of a part of the rows in memory at a time."""
-    from tqdm.auto import tqdm
-
-    parts = []
-    starts = range(0, len(rows), _CHUNK)
-    for start in tqdm(starts, desc=f"Features, {name}", disable=None if progress else True):
-        pixels = as_pixels(given, rows[start : start + _CHUNK], progress=False)
-        parts.append(extract(extractor, pixels, batch_size=batch_size, features_dir=features_dir))
-    return np.concatenate(parts)
 
 
 def _pictures(given: Any, scores: Scores) -> dict[str, tuple[dict[str, JSON], ...]]:
