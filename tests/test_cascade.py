@@ -515,7 +515,7 @@ def test_directories_that_are_no_cascade_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="not a stage of a cascade"):
         Cascade.from_pretrained(tmp_path / "base", stages=[tmp_path / "base"])
     tiny_stage().save_pretrained(tmp_path / "stage")
-    with pytest.raises(CheckpointError, match="is given 2 channels, of which only 1 are noise"):
+    with pytest.raises(CheckpointError, match="takes 2 channels, of which 1 are noise"):
         ClassConditional.from_pretrained(tmp_path / "stage")
     with pytest.raises(ValueError, match="Unknown setting 'steps'"):
         Cascade.from_pretrained(tmp_path / "base", stages=[], steps=3)

@@ -68,8 +68,8 @@ class ClassConditional(AbstractSynthesizer):
         wanted = self.image_shape[0] if vae is None else int(vae.config.latent_channels)
         if given != wanted:
             raise CheckpointError(
-                f"The network is given {given} channels, of which only {wanted} are noise: it needs a "
-                "further image. A stage of a cascade belongs in a `Cascade`."
+                f"The network takes {given} channels, of which {wanted} are noise: the others are "
+                "another image. A stage of a cascade belongs in a `Cascade`."
             )
 
     @property
