@@ -569,6 +569,15 @@ def test_a_mixture_is_given_back_in_the_epoch_that_it_was_in(
     assert mixed.epoch == 7
 
 
+def test_an_output_directory_that_is_a_file_is_named_before_any_training(
+    train: LabelledImages, test: LabelledImages, tmp_path: Path, watched: list[Watched]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file, expected a folder"):
+        evaluate({"a": train}, test=test, model=Watched, output_dir=tmp_path / "file", **FAST)
+    assert not watched
+
+
 def test_the_four_arms_count_the_real_and_synthetic_images_that_they_saw(
     digits: LabelledImages, test: LabelledImages, cache: SynthCache
 ) -> None:
