@@ -286,6 +286,8 @@ def test_the_loss_of_huge_hardness_is_exact(dtype: Any) -> None:
     assert contrastive_loss(apart, torch.tensor([1])).item() == 1e6
     assert contrastive_loss(apart, torch.tensor([0])).item() == 0
     assert torch.isfinite(contrastive_loss(apart, torch.tensor([1]), 1e-6)).all()
+    close = torch.tensor([[1e6, 1e6 + 1]], dtype=dtype)
+    assert contrastive_loss(close, torch.tensor([1]), 1e-3).item() == pytest.approx(1000, rel=1e-5)
 
 
 def test_the_gradient_vanishes_as_the_temperature_grows() -> None:
