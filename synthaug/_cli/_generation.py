@@ -29,13 +29,15 @@ class PlanOptions:
             that it was trained with (cascade).
         alpha: Push away from where the class is dense, in units of each step's noise (hardness).
         beta: Push towards real images, likewise (hardness).
+        unit: Of alpha and beta: the rms of a push over all values of an image, its length, which
+            means the same at every image size, or score, the gradient as it is (hardness).
         num_inference_steps: Denoising steps.
         scheduler: ddim, ddpm, dpmsolver++, or the name of a diffusers scheduler.
         eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
-        num_steps: Restoration steps (cold diffusion).
-        algorithm: improved, naive or direct (cold diffusion).
         log_variance_mix: For ddpm: 0 gives its steps the smaller of their two variances, 1 the
             larger.
+        num_steps: Restoration steps (cold diffusion).
+        algorithm: improved, naive or direct (cold diffusion).
         truncated: true stops each chain at the noise level of the stage after it; false runs it to
             its end and adds noise (cascade).
         classes: Class names or prompts (cat,dog), for a checkpoint that does not name them.
@@ -59,14 +61,15 @@ class PlanOptions:
     noise_conditioning_level: int | list[int] | None = None
     alpha: float | list[float] | None = None
     beta: float | list[float] | None = None
+    unit: Literal["rms", "length", "score"] | None = None
     num_inference_steps: int | None = None
     scheduler: str | None = None
     eta: float | None = None
+    log_variance_mix: float | None = None
     num_steps: int | None = None
     algorithm: Literal["improved", "naive", "direct"] | None = None
     truncated: bool | None = None
     classes: str | list[str] | None = None
-    log_variance_mix: float | None = None
     image_size: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str | None = None
@@ -94,13 +97,14 @@ SETTINGS = (
     "num_inference_steps",
     "scheduler",
     "eta",
+    "log_variance_mix",
     "num_steps",
     "algorithm",
     "truncated",
     "image_size",
+    "unit",
 )
 
-    "log_variance_mix",
 
 def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
     """The synthesizer, its plan, and the data set of `--source`."""
