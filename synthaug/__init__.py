@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from synthaug import denoisers as denoisers
     from synthaug import density as density
     from synthaug import features as features
+    from synthaug import guidance as guidance
     from synthaug import metrics as metrics
     from synthaug import samplers as samplers
     from synthaug import synthesizers as synthesizers
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from synthaug._evaluation import EvaluationReport as EvaluationReport
     from synthaug._evaluation import StandardAugment as StandardAugment
     from synthaug._evaluation import evaluate as evaluate
+    from synthaug._evaluation import scaling_arms as scaling_arms
     from synthaug._generate import generate as generate
     from synthaug._hardness import HardnessReport as HardnessReport
     from synthaug._hardness import score_hardness as score_hardness
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from synthaug.synthesizers import ColdDiffusion as ColdDiffusion
     from synthaug.synthesizers import DiffusionInversion as DiffusionInversion
     from synthaug.synthesizers import InversionConfig as InversionConfig
+    from synthaug.synthesizers import LowDensity as LowDensity
     from synthaug.synthesizers import soft_labels as soft_labels
 
 _HOME = {
@@ -94,6 +97,7 @@ _HOME = {
     "InversionConfig": "synthesizers",
     "LabelCheck": "_label_check",
     "LabelledImages": "_data",
+    "LowDensity": "synthesizers",
     "MixedBatchSampler": "_datasets",
     "MixedDataset": "_datasets",
     "Plan": "_plan",
@@ -107,6 +111,7 @@ _HOME = {
     "evaluate": "_evaluation",
     "generate": "_generate",
     "load_dataset": "_data",
+    "scaling_arms": "_evaluation",
     "score_hardness": "_hardness",
     "score_quality": "_quality",
     "soft_labels": "synthesizers",
@@ -119,6 +124,7 @@ _NAMESPACES = (
     "denoisers",
     "density",
     "features",
+    "guidance",
     "metrics",
     "samplers",
     "synthesizers",

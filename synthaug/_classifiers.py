@@ -1,4 +1,4 @@
-"""Classifiers for evaluations: two families of small networks, and those of torchvision.
+"""Classifiers for evaluations: two families of small networks, those of torchvision and of timm.
 
 `resnet20` to `resnet56` are the CIFAR networks of He et al. 2016, "Deep Residual Learning for Image
 Recognition", section 4.2: three stages of n blocks with 16, 32 and 64 channels, 6n + 2 layers, and
@@ -141,9 +141,11 @@ def build_classifier(
     torchvision's models get random weights. Grey images are shown to them as three equal channels.
     Their ResNets see images below 64 pixels through a 3x3 convolution of stride 1 without pooling,
     as is usual on CIFAR; the original stem would reduce 32 pixels to 8 before the first block.
+    Vision transformers get a grid of patches for the images' size.
 
     Args:
-        model: A name out of `classifier_names()`, or a function of (num_classes, image_shape).
+        model: A name out of `classifier_names()`; "timm:" and the name of a model of timm; or a
+            function of (num_classes, image_shape).
         num_classes: Number of logits, at least 2.
         image_shape: (C, H, W).
 
@@ -153,6 +155,7 @@ def build_classifier(
     Raises:
         ValueError: For an unknown name, or a network that does not take images of this shape or
             does not give one logit per class.
+        ImportError: For a model of timm without timm.
     """
     if num_classes < 2:
         raise ValueError(f"`num_classes` must be at least 2, got {num_classes}.")
@@ -161,10 +164,14 @@ def build_classifier(
         network = model(num_classes, image_shape)
     elif model in _OURS:
         network = _OURS[model](num_classes, image_shape)
+    elif model.startswith("timm:"):
+        network = _timm(model.removeprefix("timm:"), num_classes, image_shape)
     elif model in (names := classifier_names()):
         network = _torchvision(model, num_classes, image_shape)
     else:
-        raise ValueError(f"`model` {model!r} is unknown. Known models: {', '.join(names)}.")
+        raise ValueError(
+            f"`model` {model!r} is unknown. Known models: {', '.join(names)}, and timm:NAME."
+        )
     _check_logits(network, name, num_classes, image_shape)
     return network.train()
 
@@ -172,12 +179,34 @@ def build_classifier(
 def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     from torchvision import models
 
-    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    _, height, width = image_shape
+    size = {"image_size": height} if name.startswith("vit_") and height == width else {}
+    try:
+        network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **size)
+    except AssertionError as error:  # patches that do not fill the image
+        raise _misfit(name, image_shape, error) from error
     if isinstance(network, models.ResNet) and min(image_shape[1:]) < _SMALL_IMAGE:
         network.conv1 = _conv3x3(3, network.conv1.out_channels)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
     return network if image_shape[0] == 3 else nn.Sequential(_GreyToRGB(), network)
+
+
+def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise ImportError(
+            f"`model` 'timm:{name}' needs timm. Install it with `pip install 'synthaug[timm]'`."
+        ) from None
+    if not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
+    given = {"pretrained": False, "num_classes": num_classes, "in_chans": image_shape[0]}
+    try:
+        network: nn.Module = timm.create_model(name, img_size=image_shape[1:], **given)
+    except TypeError:  # a convolutional network, which takes images of any size
+        network = timm.create_model(name, **given)
+    return network
 
 
 @final
@@ -194,14 +223,18 @@ def _check_logits(
     network.eval()  # batch norm must not learn from them
     try:
         logits = network(torch.zeros(2, *image_shape))
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"`model` {name!r} does not take images of shape {image_shape}: {error} "
-            "Choose another one, for example 'small-cnn'."
-        ) from error
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _misfit(name, image_shape, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"`model` {name!r} returned {got} for 2 images, expected logits of shape "
             f"(2, {num_classes})."
         )
+
+
+def _misfit(name: str, image_shape: tuple[int, int, int], error: Exception) -> ValueError:
+    return ValueError(
+        f"`model` {name!r} does not take images of shape {image_shape}: {error} "
+        "Choose another one, for example 'small-cnn'."
+    )

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -124,3 +126,26 @@ def test_a_function_of_ones_own_is_checked_for_its_logits() -> None:
 def test_one_class_is_nothing_to_tell_apart() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         build_classifier("small-cnn", 1, (1, 8, 8))
+
+
+def test_vision_transformers_see_small_images_as_patches() -> None:
+    network = build_classifier("vit_b_16", 3, (1, 32, 32))
+    assert network.get_parameter("1.encoder.pos_embedding").shape[1] == 1 + 4
+    with pytest.raises(ValueError, match=r"'vit_b_16' does not take images of shape \(3, 24, 24\)"):
+        build_classifier("vit_b_16", 3, (3, 24, 24))
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_models_of_timm_are_built_by_name(name: str) -> None:
+    pytest.importorskip("timm")
+    network = build_classifier(f"timm:{name}", 3, (1, 32, 32))
+    assert network(torch.rand(2, 1, 32, 32)).shape == (2, 3)
+    assert network.training
+    with pytest.raises(ValueError, match="timm has no model 'resnet0'"):
+        build_classifier("timm:resnet0", 3, (1, 32, 32))
+
+
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"pip install 'synthaug\[timm\]'"):
+        build_classifier("timm:resnet18", 3, (1, 32, 32))

@@ -27,6 +27,7 @@ from synthaug._evaluation import (
     StandardAugment,
     class_probabilities,
     evaluate,
+    scaling_arms,
     standard_arms,
 )
 from synthaug._evaluation._augment import apply_augment, standard_augment
@@ -602,6 +603,54 @@ def test_the_four_arms_count_the_real_and_synthetic_images_that_they_saw(
     assert report.arms["real"]["augment"] == "None"
     assert "Augment(" in str(report.arms[CAS]["augment"])
     assert report.mean(CAS) > 0.3  # labels and images of the cache belong together
+
+
+def test_amounts_are_nested_and_as_many_of_every_class(
+    train: LabelledImages, cache: SynthCache
+) -> None:
+    before: set[int] = set()
+    arms = scaling_arms(train, cache, audit=None, ratios=[0, 0.25, 0.5])
+    assert arms.pop("real") is train
+    for ratio, arm in zip((0.25, 0.5), arms.values(), strict=True):
+        assert isinstance(arm, ConcatDataset)
+        own: Any = arm.datasets[0]
+        part: Any = arm.datasets[1]
+        assert own is train
+        assert len(part) == round(ratio * len(train))
+        counts = np.bincount([part[i][1] for i in range(len(part))], minlength=10)
+        assert counts.max() - counts.min() <= 1
+        rows = set(part.synthetic_rows(np.arange(len(part))).tolist())
+        assert before < rows
+        before = rows
+
+
+def test_amounts_are_trained_for_equal_steps_on_images_that_the_audit_passed(
+    train: LabelledImages, cache: SynthCache, test: LabelledImages
+) -> None:
+    passed = np.ones(len(cache), bool)
+    passed[::4] = False
+    audit = SimpleNamespace(identity=cache.identity, passed=passed, verdict="pass")
+    arms = scaling_arms(train, cache, audit=audit, ratios=[0, 0.25])
+    part = arms["real + 0.25 x synthetic"].datasets[1]  # type: ignore[attr-defined]
+    assert passed[part.synthetic_rows(np.arange(len(part)))].all()
+    report = evaluate(arms, test=test, seeds=1, model=linear, **{**FAST, "steps": 20})
+    real, more = report.runs
+    assert real.steps == more.steps
+    assert real.unique_synthetic == 0 < more.unique_synthetic
+    assert "audit: pass" in report.table()
+
+
+def test_amounts_that_make_no_sense_are_refused_and_large_ones_are_warned_of(
+    train: LabelledImages, cache: SynthCache
+) -> None:
+    for ratios in ([], [-1.0], [1.0, 1.0], [math.inf]):
+        with pytest.raises(ValueError, match="`ratios` must be"):
+            scaling_arms(train, cache, audit=None, ratios=ratios)
+    with (
+        pytest.warns(UserWarning, match="3 and losses beyond"),
+        pytest.raises(DataError, match="each class needs 24 synthetic images"),
+    ):
+        scaling_arms(train, cache, audit=None, ratios=[4])
 
 
 def test_images_are_counted_anew_in_every_run(

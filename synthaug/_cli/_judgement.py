@@ -129,6 +129,7 @@ def evaluate(
     validation: str | None = None,
     audit: str | None = None,
     fraction: float = 0.5,
+    ratios: str | list[float] | None = None,
     model: str = "small-cnn",
     steps: int = 2_000,
     batch_size: int = 128,
@@ -152,7 +153,9 @@ def evaluate(
         validation: Images to choose the best moment of training by; else the last one counts.
         audit: JSON report of the cache; the images it flagged are left out.
         fraction: Share of the real images replaced by synthetic ones in the mixed arm.
-        model: small-cnn, resnet20, or a torchvision model.
+        ratios: Compares amounts instead (0,1,2,3): the real images with so many synthetic ones per
+            real one, as many of every class.
+        model: small-cnn, resnet20, a torchvision model, or timm:NAME.
         steps: Optimiser steps of every arm.
         batch_size: Images per step.
         seeds: Runs per arm.
@@ -167,7 +170,7 @@ def evaluate(
     from synthaug._audit import AuditReport
     from synthaug._cache import SynthCache
     from synthaug._datasets import MixedDataset
-    from synthaug._evaluation import StandardAugment, standard_arms
+    from synthaug._evaluation import StandardAugment, scaling_arms, standard_arms
     from synthaug._evaluation import evaluate as run
 
     cache = SynthCache(synthetic)
@@ -177,12 +180,18 @@ def evaluate(
     augment: Any = "standard"
     if padding is not None:
         augment = StandardAugment(padding=padding, horizontal_flip=horizontal_flip)
-    table = run(
-        standard_arms(
+    arms: dict[str, Any]
+    if ratios is None:
+        arms = standard_arms(
             images,
             mixed=MixedDataset(images, cache, audit=report, fraction=fraction),
             synthetic=MixedDataset(images, cache, audit=report, fraction=1.0),
-        ),
+        )
+    else:
+        amounts = ratios.split(",") if isinstance(ratios, str) else ratios
+        arms = scaling_arms(images, cache, audit=report, ratios=[float(x) for x in amounts])
+    table = run(
+        arms,
         test=load(test, shape),
         validation=None if validation is None else load(validation, shape),
         model=model,
@@ -194,7 +203,7 @@ def evaluate(
         horizontal_flip=horizontal_flip and padding is None,
         allow_overlap=allow_overlap,
         device=device,
-        baseline="real, augmented",
+        baseline="real, augmented" if ratios is None else None,
         output_dir=out,
     )
     table.to_html(f"{out}.html")

@@ -10,7 +10,7 @@ recipe for convolutional networks. Training on synthetic images alone and testin
 the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxiv.org/abs/1905.10887
 """
 
-from synthaug._evaluation._arms import CAS, Arm, standard_arms
+from synthaug._evaluation._arms import CAS, Arm, scaling_arms, standard_arms
 from synthaug._evaluation._augment import AffineAugment, CutMix, StandardAugment
 from synthaug._evaluation._evaluate import evaluate
 from synthaug._evaluation._predict import class_probabilities
@@ -27,5 +27,6 @@ __all__ = [
     "StandardAugment",
     "class_probabilities",
     "evaluate",
+    "scaling_arms",
     "standard_arms",
 ]

@@ -1,14 +1,24 @@
 """What is compared: a data set and how its images are augmented."""
 
+import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-from torch.utils.data import Dataset
+import numpy as np
+from torch.utils.data import ConcatDataset, Dataset
 
+from synthaug._errors import DataError
 from synthaug._evaluation._augment import Augment
+from synthaug._serving import Servable, Verdicts, servable
+from synthaug._types import Indices, Pixels
 
 CAS = "synthetic only (CAS)"
 """Name of the arm whose test accuracy is the classification accuracy score."""
+
+_MOST = 3
+"""Synthetic images per real one up to which Azizi et al. 2023 saw gains at 256 pixels."""
 
 
 @final
@@ -53,3 +63,87 @@ def standard_arms(
     if synthetic is not None:
         arms[CAS] = synthetic
     return arms
+
+
+def scaling_arms(
+    real: Any,
+    synthetic: Any,
+    *,
+    audit: Verdicts | None,
+    ratios: Sequence[float] = (0, 1, 2, 3),
+) -> dict[str, Dataset[Any]]:
+    """Real images with more and more synthetic ones: does more of them help?
+
+        arms = scaling_arms(real, cache, audit=report, ratios=[0, 1, 2, 3, 5, 10])
+        table = synthaug.evaluate(arms, test=test, steps=10_000)
+
+    `evaluate` trains all arms for equal optimiser steps, so a larger arm is seen fewer times. Every
+    arm has as many synthetic images of each class as of any other, within one image, and holds all
+    those of the smaller arms.
+
+    Args:
+        real: The real training images, all of them in each arm.
+        synthetic: A cache with enough images of every class.
+        audit: A report about it; images that it did not pass are left out. `None` takes all.
+        ratios: Synthetic images per real image, at least 0; 0 is real images alone.
+
+    Raises:
+        ValueError: For ratios that are negative or given twice.
+        DataError: If a class has too few synthetic images.
+    """
+    if not ratios or len(set(ratios)) < len(ratios):
+        raise ValueError(f"`ratios` must be different numbers, at least one, got {list(ratios)}.")
+    if not all(0 <= ratio < math.inf for ratio in ratios):
+        raise ValueError(f"`ratios` must be finite and not negative, got {list(ratios)}.")
+    if max(ratios) > _MOST:
+        warnings.warn(
+            f"{max(ratios):g} synthetic images per real one: Azizi et al. (2023) saw gains up to "
+            f"{_MOST} and losses beyond at 256 pixels.",
+            stacklevel=2,
+        )
+    served = servable(synthetic, audit)
+    labels = np.asarray(synthetic.labels)
+    pools = [np.flatnonzero(served.mask & (labels == c)) for c in range(len(synthetic.classes))]
+    arms: dict[str, Dataset[Any]] = {}
+    for ratio in ratios:
+        total = round(ratio * len(real))
+        rows = []
+        for c, pool in enumerate(pools):
+            count = (total + len(pools) - 1 - c) // len(pools)
+            if count > len(pool):
+                raise DataError(
+                    f"`ratios` holds {ratio:g}, for which each class needs {count} synthetic "
+                    f"images; of {synthetic.classes[c]!r} {len(pool)} may be served. Generate "
+                    "more, or take a smaller ratio."
+                )
+            rows.append(pool[:count])
+        part = _Part(synthetic, np.sort(np.concatenate(rows)), served)
+        name = f"real + {ratio:g} x synthetic" if total else "real"
+        arms[name] = ConcatDataset([real, part]) if total else real
+    return arms
+
+
+@final
+class _Part(Dataset[Any]):
+    """Some rows of a cache."""
+
+    def __init__(self, synthetic: Any, rows: Indices, served: Servable) -> None:
+        self.served = served
+        self.classes: tuple[str, ...] = tuple(synthetic.classes)
+        self.labels = np.asarray(synthetic.labels)[rows]
+        self._synthetic, self._rows = synthetic, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._synthetic[int(self._rows[index])]
+
+    def read(self, indices: Indices) -> Pixels:
+        """The pixels of some images, uint8 (n, C, H, W)."""
+        pixels: Pixels = self._synthetic.read(self._rows[np.asarray(indices)])
+        return pixels
+
+    def synthetic_rows(self, indices: Indices) -> Indices:
+        """The rows of the cache that some images are."""
+        return self._rows[np.asarray(indices)]

@@ -63,9 +63,9 @@ def evaluate(
         seeds: So many seeds, 0, 1, ...; or the seeds themselves.
         steps: Optimiser steps of every run.
         batch_size: Images per step.
-        model: "small-cnn", "resnet20", "resnet18", ... (all torchvision classifiers), or a function
-            of (num_classes, image_shape) that returns a module: images float (n, C, H, W) in
-            [-1, 1] => logits.
+        model: "small-cnn", "resnet20", "resnet18", ... (all torchvision classifiers), "timm:NAME",
+            or a function of (num_classes, image_shape) that returns a module: images float
+            (n, C, H, W) in [-1, 1] => logits.
         augment: For arms given as a data set alone. "standard": shifts by up to 1/8 of the side
             (`StandardAugment`); below 16 pixels a side, small shifts and turns between the pixels
             (`AffineAugment`). Or a function of pixels, uint8 (n, C, H, W) => the same; or a
