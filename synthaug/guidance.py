@@ -5,10 +5,10 @@ Sehwag et al. 2022, "Generating High Fidelity Data from Low-density Regions usin
 Notation (code -> paper): `alpha`, `beta` -> the two strengths; `step.sigma` -> sigma_t;
 `temperature` -> tau; hardness -> H(x, c), `odds` -> log((1 - p_y) / p_y) for p = softmax(-H / tau).
 
-    x_{t-1} ~ N(mu + alpha sigma_t g_1 + beta sigma_t g_2, sigma_t^2),  g = gradient / RMS(gradient)
+    x_{t-1} ~ N(mu + alpha sigma_t g_1 + beta sigma_t g_2, sigma_t^2),  g = gradient / |gradient|
 
-The paper's normalisation and factor could not be consulted; the unit here is ours, and it is exact:
-the RMS of a push over all values of an image is its strength times sigma_t.
+The paper's normalisation |.| and factor could not be consulted, so the unit of alpha and beta is a
+choice here, and exact: see `Unit`.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,17 @@ from torch import Tensor
 from synthaug._types import Images
 from synthaug.samplers import Step
 
-Unit = Literal["sigma", "score"]
-UNITS: tuple[Unit, ...] = ("sigma", "score")
+Unit = Literal["rms", "length", "score"]
+"""What a strength counts, for an image of d values.
+
+"rms": the root mean square of the push over all values, in sigma_t. "length": its Euclidean length
+in sigma_t, which is sqrt(d) times as much: how many standard deviations of the step's noise it
+moves an image along one direction. The same length does about the same at every image size; an RMS
+of 1 moves a CIFAR image by 55 standard deviations. "score": strength times the gradient of the
+contrastive loss L is added to the score of x_t, whatever its length, so images follow
+p(x) exp(strength L(x)) where the hardness of noisy images is known exactly.
+"""
+UNITS: tuple[Unit, ...] = ("rms", "length", "score")
 
 
 @runtime_checkable
@@ -97,11 +106,8 @@ class HardnessPush:
     condition: Tensor | None = None
     """The denoiser's conditions, one per row, for models that denoise."""
     temperature: float = 1.0
-    unit: Unit = "sigma"
-    """"sigma": the RMS of a push is `strength` times the step's sigma, whatever the size of the
-    gradient. "score": `strength` times the gradient of the contrastive loss L is added to the score
-    of x_t, so images follow p(x) exp(strength L(x)) where the model knows the hardness of noisy
-    images exactly."""
+    unit: Unit = "rms"
+    """Of `strength`."""
 
     def __call__(self, x: Images, step: Step) -> Images:
         """What to add to x_{t-1}, zero for rows with strength 0."""
@@ -123,8 +129,9 @@ class HardnessPush:
             odds = log_odds(hardness, self.labels.to(x.device)[rows], self.temperature)
             (gradient,) = torch.autograd.grad(odds.sum(), x_t)
         strength = self.strength.to(x)[rows].view(-1, 1, 1, 1)
-        if self.unit == "sigma":
-            push[rows] = strength * step.sigma * unit_rms(gradient)
+        if self.unit != "score":
+            size = 1.0 if self.unit == "rms" else x[0].numel() ** -0.5
+            push[rows] = strength * size * step.sigma * unit_rms(gradient)
         else:
             slope = odds.detach().sigmoid().view(-1, 1, 1, 1)  # of the loss by the odds
             share = (1 + step.eta**2) / 2  # the score's weight in a step that is less random

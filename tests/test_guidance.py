@@ -32,7 +32,7 @@ class TwoClasses:
         return torch.stack([odds, torch.zeros_like(odds)], dim=1)
 
 
-def push(model: Any, n: int, strength: float | Tensor, unit: Unit = "sigma") -> HardnessPush:
+def push(model: Any, n: int, strength: float | Tensor, unit: Unit = "rms") -> HardnessPush:
     return HardnessPush(
         model=model,
         labels=torch.zeros(n, dtype=torch.int64),
@@ -108,12 +108,14 @@ def test_an_ascent_step_raises_the_own_hardness_and_lowers_the_share_of_the_clas
 
 
 @pytest.mark.parametrize("strength", [0.1, 1.0, 7.0])
-def test_the_rms_of_a_push_is_its_strength_times_the_steps_sigma(strength):
+def test_the_rms_or_length_of_a_push_is_its_strength_times_the_steps_sigma(strength):
     x = torch.randn(3, 1, 4, 4)
     model = TwoClasses(lambda x, t: x.flatten(1).pow(3).sum(1))
     moved = push(model, 3, strength)(x, STEP)
     rms = moved.flatten(1).square().mean(1).sqrt()
     torch.testing.assert_close(rms, torch.full((3,), strength * STEP.sigma))
+    length = push(model, 3, strength, "length")(x, STEP).flatten(1).norm(dim=1)
+    torch.testing.assert_close(length, rms)
 
 
 def test_sigma_is_what_an_ancestral_scheduler_adds_as_noise():

@@ -381,7 +381,7 @@ def test_plans_and_settings_that_make_no_sense_are_refused():
         replace(one, realism=None).draw(one.plan(per_class=1, beta=0.5))
     for changes, message in (
         ({"temperature": 0.0}, "`temperature` must be positive"),
-        ({"unit": "grams"}, "`unit` must be one of sigma, score"),
+        ({"unit": "grams"}, "`unit` must be one of rms, length, score"),
         ({"hardness": noise_aware(3)}, "`hardness` knows 3 classes, the base 4"),
         ({"base": one}, "`base` is a LowDensity, whose sampler cannot be steered"),
         ({"base": tiny(scheduler="HeunDiscreteScheduler")}, "steps cannot be pushed"),

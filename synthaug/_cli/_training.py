@@ -266,7 +266,7 @@ def _samples(model: Any, seed: int, path: Path) -> None:
     counts = dict.fromkeys(model.classes[:10], 8)
     row: dict[str, Any] = {"guidance_scale": 1.5 if model.can_be_guided else 1.0}
     if hasattr(model, "realism"):
-        row = {"alpha": [0.0, 0.5], "beta": [0.0, 1.0]}
+        row = {name: [0.0, value] for name, value in model.default_strengths.items()}
     images = model.draw(model.plan(counts=counts, seed=seed, **row))
     zoom = max(1, 32 // images.shape[-1])
     grid(to_pixels(images), columns=8, scale=zoom).save(path)

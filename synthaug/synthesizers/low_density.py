@@ -9,6 +9,7 @@ paper): see `synthaug.guidance`.
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from synthaug.synthesizers._real import RealImages
 
 _FILE = "synthaug.json"
 _ROW = {"alpha": 0.5, "beta": 1.0}
+"""Defaults, as lengths."""
 
 
 @final
@@ -45,13 +47,12 @@ class LowDensity(AbstractSynthesizer):
 
         steered, _ = LowDensity.fit(real, "runs/cifar", "runs/hard")      # once
         steered = LowDensity.from_pretrained("runs/hard", num_inference_steps=50)
-        plan = steered.plan(per_class=500, alpha=[0.25, 0.5], beta=1.0, seed=0)
+        plan = steered.plan(per_class=500, seed=0)
         synthaug.generate(steered, plan, "hard.h5")
 
     Row parameters: `alpha`, away from the dense region of the image's class, and `beta`, towards
-    real images; each the RMS of the push at every step, in units of that step's noise. Those of the
-    base come on top, `guidance_scale` among them. Rows with alpha = beta = 0 are what the base
-    draws.
+    real images, each in units of the noise of every step; see `unit`. Those of the base come on
+    top, `guidance_scale` among them. Rows with alpha = beta = 0 are what the base draws.
     """
 
     base: Any
@@ -63,9 +64,9 @@ class LowDensity(AbstractSynthesizer):
     temperature: float = 1.0
     """tau of the contrastive loss: the smaller, the more the nearest other class decides alone
     where images are pushed to."""
-    unit: Unit = "sigma"
-    """Of alpha and beta, see `guidance.HardnessPush`: "sigma", or "score" for guidance by the
-    gradient itself, whose length then counts."""
+    unit: Unit = "rms"
+    """Of alpha and beta, see `guidance.Unit`: "rms" or "length" of a push, or "score" for guidance
+    by the gradient as it is."""
     origin: Mapping[str, Any] | None = None
     """How the base was loaded, so that it need not be copied."""
     learned_from: Mapping[str, JSON] | None = None
@@ -100,6 +101,16 @@ class LowDensity(AbstractSynthesizer):
     def can_be_guided(self) -> bool:
         """Whether `guidance_scale` may differ from 1."""
         return bool(getattr(self.base, "can_be_guided", True))
+
+    @property
+    def default_strengths(self) -> dict[str, float]:
+        """`alpha` and `beta` where a plan does not say: lengths of 0.5 and 1, in our unit.
+
+        No `beta` without a discriminator.
+        """
+        size = math.prod(self.base.model.latent_shape) ** -0.5 if self.unit == "rms" else 1.0
+        beta = _ROW["beta"] if self.realism is not None else 0.0
+        return {"alpha": size * _ROW["alpha"], "beta": size * beta}
 
     @property
     def trained_on(self) -> Mapping[str, JSON] | None:
@@ -138,14 +149,14 @@ class LowDensity(AbstractSynthesizer):
             ratio: Images per real image.
             counts: Images of each class by name.
             seed: Base seed.
-            parameters: `alpha` (default 0.5), `beta` (default 1, or 0 without a discriminator), and
-                those of the base. A sequence is used in turn.
+            parameters: `alpha` and `beta`, by default those of `default_strengths`, and those of
+                the base. A sequence is used in turn.
 
         Raises:
             ValueError: For an unknown parameter, or a value out of range.
         """
-        row = {**_ROW, **({} if self.realism is not None else {"beta": 0.0})}
-        own = {name: parameters.pop(name, value) for name, value in row.items()}
+        defaults = self.default_strengths
+        own = {name: parameters.pop(name, value) for name, value in defaults.items()}
         for name, value in own.items():
             if not (np.asarray(value, float) >= 0).all():
                 raise ValueError(f"`{name}` must not be negative, got {value}.")
