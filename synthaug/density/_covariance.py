@@ -63,14 +63,20 @@ def covariance(residuals: Doubles, estimator: Estimator, structure: Structure) -
     return cast(Doubles, S.diagonal() if structure == "diagonal" else S)
 
 
-def cholesky(S: Doubles) -> Doubles | None:
-    """The lower factor; `None` if the matrix is singular within rounding."""
+def whitening_of(S: Doubles) -> Doubles | None:
+    """W with W S W^T = 1, (k, k) or of variances (1, k); `None` if S is singular."""
+    from scipy.linalg import solve_triangular
+
+    if S.ndim == 1:
+        return 1 / np.sqrt(S)[None] if (S > 0).all() else None
     try:
         L = np.linalg.cholesky(S)
     except np.linalg.LinAlgError:
         return None
     # A pivot is the variance of a feature that those before it leave unexplained.
-    return None if (L.diagonal() ** 2 <= _ROUNDING * S.diagonal()).any() else cast(Doubles, L)
+    if (L.diagonal() ** 2 <= _ROUNDING * S.diagonal()).any():
+        return None
+    return cast(Doubles, solve_triangular(L, np.eye(len(S)), lower=True))
 
 
 def remedy(estimator: Estimator) -> str:

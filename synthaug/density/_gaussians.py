@@ -20,10 +20,10 @@ from synthaug.density._covariance import (
     Structure,
     about,
     check_counts,
-    cholesky,
     covariance,
     leave_one_out,
     remedy,
+    whitening_of,
 )
 
 Vectors = TypeVar("Vectors", NDArray[Any], Tensor)
@@ -113,20 +113,14 @@ class ClassGaussians:
         for c, group in enumerate(groups):
             S = covariance(group, estimator, structure)
             whose = "all classes" if structure == "tied" else f"class {c}"
-            L = np.sqrt(S) if S.ndim == 1 else cholesky(S)
-            if L is None or not (L if S.ndim == 1 else L.diagonal()).min() > 0:
+            W = whitening_of(S)
+            if W is None:
                 raise ValueError(
                     f"The covariance of {whose} is singular: features are constant, or follow from "
                     f"one another. {remedy(estimator)}"
                 )
-            if S.ndim == 1:
-                whitening.append(1 / L[None])
-                logs.append(2 * np.log(L).sum())
-            else:
-                from scipy.linalg import solve_triangular
-
-                whitening.append(solve_triangular(L, np.eye(k), lower=True))
-                logs.append(2 * np.log(L.diagonal()).sum())
+            whitening.append(W)
+            logs.append(-2 * np.log(W[0] if S.ndim == 1 else W.diagonal()).sum())
 
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array))
