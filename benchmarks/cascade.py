@@ -2,7 +2,8 @@
 
     python benchmarks/cascade.py --data digits:train --test digits:test --low 4
     python benchmarks/cascade.py --data folder:cifar10/train --test folder:cifar10/test --low 8 \
-        --features resnet20.pt --steps 10000 --horizontal-flip
+        --features torchscript:resnet20.pt --steps 2000 --width 24 --precision bfloat16 --compile \
+        --levels 100 250 400 --images 500 --horizontal-flip
 
 One base, and one stage each without conditioning augmentation, with blur, and with Gaussian noise,
 all trained for the same number of steps; the last one is sampled truncated and non-truncated at
@@ -72,6 +73,7 @@ def trained(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dic
             decay_steps=steps // 5,
             ema_decay=min(0.9995, 1 - 10 / steps),
             precision=options.precision,
+            compile=options.compile,
             seed=seed,
         )
 
@@ -215,6 +217,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--horizontal-flip", action="store_true")
     parser.add_argument("--levels", type=int, nargs="+", default=[50, 100, 200, 300, 400])
     parser.add_argument("--evaluations", type=int, default=20, help="Steps of every chain")
