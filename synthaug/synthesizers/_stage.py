@@ -21,6 +21,7 @@ from synthaug._checkpoints import (
     read_json,
     replaced,
     resolve,
+    restore,
     state_digest,
     write_json,
     writing,
@@ -328,7 +329,8 @@ class CascadeStage:
         if takes_levels:
             levels = own.get("max_noise_level", index.get("max_noise_level", 350))
             schedule = read_json(path / _LOW_RES / "scheduler_config.json")
-        if (path / _LEVELS).exists():
+        if getattr(model.denoiser.config, "class_embed_type", None) == "identity":  # one of ours
+            restore(path / _LEVELS)
             embedding = _load_levels(path / _LEVELS, model)
         known = {name: own[name] for name in STAGE_SETTINGS if name in own}
         return cls(
