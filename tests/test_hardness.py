@@ -96,7 +96,7 @@ def test_contrast_beyond_that_of_real_images_is_hard_and_shown_first(tmp_path):
     assert report.pictures["hardest"][0]["row"] == row
     assert np.nanargmax(report.synthetic.average_distance) == row
     shares = report.summary()["synthetic"]
-    assert 1 / 40 <= shares["beyond 99 %"] < 0.5
+    assert 1 / 40 <= shares["> 99 % of real"] < 0.5
 
 
 def test_summaries_count_the_share_beyond_held_out_quantiles(cache):
@@ -105,11 +105,11 @@ def test_summaries_count_the_share_beyond_held_out_quantiles(cache):
     assert report.holdout is not None
     limit = np.quantile(report.holdout.hardness, 0.9)
     expected = float(np.mean(report.hardness[cache.done] > limit))
-    assert report.summary()["synthetic"]["share beyond 90 % of real"] == expected
-    assert report.summary()["held-out"]["share beyond 90 % of real"] == 0.1
+    assert report.summary()["synthetic"]["> 90 % of real"] == expected
+    assert report.summary()["held-out"]["> 90 % of real"] == 0.1
     assert list(score(cache).summary()) == ["training, left out", "synthetic"]
     header, *lines = str(report).splitlines()
-    assert "median" in header
+    assert "hardness 10 %" in header
     assert [line[:8] for line in lines] == ["training", "held-out", "syntheti"]
 
 

@@ -27,18 +27,16 @@ _MEASURES = {
 
 def render(report: "HardnessReport") -> str:
     """The whole page as text."""
-    summary = report.summary()
+    header, *rows = report.table()
     real = "training" if report.holdout is None else "held-out"
     parts = [
         Markup("<h1>Hardness of synthetic images</h1>"),
-        table(
-            ["images", *next(iter(summary.values()))],
-            [[name, *(f"{x:.4g}" for x in row.values())] for name, row in summary.items()],
-        ),
+        table(header, rows),
         _text(
             f"Features: {report.extractor['name']}. Large values are rare among real images. "
-            f'"Real" are the {real} images. Training images are scored as if each had been left '
-            "out; a network that was trained on them still sees them better than others."
+            f'The columns "> of real" have the share beyond that quantile of {real} images. '
+            "Training images are scored as if each had been left out; a network that was trained "
+            "on them still sees them better than others."
         ),
     ]
     for measure, label in _MEASURES.items():

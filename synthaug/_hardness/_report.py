@@ -87,23 +87,30 @@ class HardnessReport:
         for name, scores in self.sets.items():
             values = scores.hardness[scores.scored]
             found[name] = {
-                "images": float(len(values)),
-                "hardness, 10 %": float(np.quantile(values, 0.1)),
-                "median": float(np.median(values)),
+                "images": len(values),
+                "hardness 10 %": float(np.quantile(values, 0.1)),
+                "50 %": float(np.median(values)),
                 "90 %": float(np.quantile(values, 0.9)),
                 "99 %": float(np.quantile(values, 0.99)),
-                "share beyond 90 % of real": float((values > limit90).mean()),
-                "beyond 99 %": float((values > limit99).mean()),
-                "AvgkNN, median": float(np.median(scores.average_distance[scores.scored])),
-                "LOF, median": float(np.median(scores.outlier_factor[scores.scored])),
+                "> 90 % of real": float((values > limit90).mean()),
+                "> 99 % of real": float((values > limit99).mean()),
+                "AvgkNN 50 %": float(np.median(scores.average_distance[scores.scored])),
+                "LOF 50 %": float(np.median(scores.outlier_factor[scores.scored])),
             }
         return found
 
-    def __str__(self) -> str:
+    def table(self) -> list[list[str]]:
+        """The summary as lines of text cells, the first of which is the header."""
         rows = self.summary()
-        names = list(next(iter(rows.values())))
-        cells = [["", *names], *([k, *(f"{x:.4g}" for x in v.values())] for k, v in rows.items())]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(names) + 1)]
+        lines = [["", *next(iter(rows.values()))]]
+        for name, row in rows.items():
+            cells = [f"{x:,}" if isinstance(x, int) else f"{x:.3g}" for x in row.values()]
+            lines.append([name, *cells])
+        return lines
+
+    def __str__(self) -> str:
+        cells = self.table()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join(
             "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(pairs))
             for pairs in (list(zip(line, widths, strict=True)) for line in cells)
