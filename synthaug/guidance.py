@@ -42,6 +42,11 @@ class HardnessModel(Protocol):
         """Digest of everything that it learned."""
         ...
 
+    @property
+    def evaluations(self) -> int:
+        """What a gradient costs, in evaluations of the denoiser."""
+        ...
+
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
         """Hardness under every class, floating point (n, C), differentiable in `x`.
 
@@ -139,5 +144,5 @@ class HardnessPush:
         return push
 
     def evaluations(self) -> Tensor:
-        """A gradient counts as three evaluations: one forwards, and backwards twice the work."""
-        return 3 * (self.strength != 0).long()
+        """One gradient per row and step, none for rows with strength 0."""
+        return self.model.evaluations * (self.strength != 0).long()

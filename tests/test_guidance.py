@@ -21,6 +21,7 @@ class TwoClasses:
     """Hardness whose log-odds for label 0 are linear or quadratic in the noisy image."""
 
     weights = "none"
+    evaluations = 3
 
     def __init__(self, odds: Any, scale: float = 1.0) -> None:
         self.odds, self.scale = odds, scale
@@ -92,6 +93,7 @@ def test_an_ascent_step_raises_the_own_hardness_and_lowers_the_share_of_the_clas
 
     class Gaussians:
         weights = "none"
+        evaluations = 1
 
         def __call__(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
             return (x.flatten(1)[:, None] - means).square().sum(-1) / 2

@@ -122,6 +122,8 @@ def test_without_strength_images_are_bit_equal_to_the_bases_and_cost_the_same(sc
     plan = plain.plan(per_class=2, guidance_scale=[1.0, 2.0], alpha=0, beta=0)
     assert torch.equal(plain.draw(plan), base.draw(plan))
     assert counting.images == 2 * plain.evaluations(plan).sum()
+    one = plain.plan(counts={"cat": 1}, alpha=0.1, beta=0.1)
+    assert plain.evaluations(one).tolist() == [4 + 3 + 3]
     pushed = plain.plan(per_class=2, alpha=[0.0, 0.5], beta=[0.0, 0.2])
     change = (plain.draw(pushed) - base.draw(pushed)).flatten(1).abs().amax(1)
     assert ((change == 0) == (pushed["alpha"] == 0)).all()
@@ -191,7 +193,7 @@ def plan_of(synthesizer: LowDensity) -> Any:
     return synthesizer.plan(per_class=2, alpha=0.5, beta=0)
 
 
-def test_the_estimate_of_evaluations_counts_three_for_every_gradient():
+def test_the_estimate_of_evaluations_counts_every_gradient():
     counting = Counting(tiny_unet())
     base = tiny(counting, num_inference_steps=6)
     synthesizer = LowDensity.on_estimates(base, Bright(), Levels(), synthetic=Real())
@@ -379,6 +381,8 @@ def test_plans_and_settings_that_make_no_sense_are_refused():
         replace(one, realism=None).plan(per_class=1, beta=0.5)
     with pytest.raises(ValueError, match="there is no discriminator"):
         replace(one, realism=None).draw(one.plan(per_class=1, beta=0.5))
+    assert one.default_strengths == {"alpha": 0.5, "beta": 1.0}
+    assert replace(one, unit="rms", realism=None).default_strengths == {"alpha": 0.0625, "beta": 0}
     for changes, message in (
         ({"temperature": 0.0}, "`temperature` must be positive"),
         ({"unit": "grams"}, "`unit` must be one of rms, length, score"),

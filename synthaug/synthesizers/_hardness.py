@@ -117,6 +117,9 @@ class NoiseAware:
     gaussians: tuple[ClassGaussians, ...]
     """One per range of timesteps, ascending."""
     num_train_timesteps: int
+    evaluations: int = 1
+    """The first half of a network, forwards and backwards, takes about as long as one evaluation of
+    the whole: 0.84 of it for the network of 2.7 million parameters that we trained on CIFAR-10."""
 
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
         """float32 (n, C); see `guidance.HardnessModel`."""
@@ -203,6 +206,8 @@ class OnEstimate:
     """Clean images float32 (n, C, H, W) in [-1, 1] => features (n, d), differentiable."""
     gaussians: ClassGaussians
     """Fitted to the features of clean images."""
+    evaluations: int = 3
+    """One forwards, and backwards twice the work."""
 
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
         """float32 (n, C); see `guidance.HardnessModel`."""

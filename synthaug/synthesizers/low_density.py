@@ -64,8 +64,8 @@ class LowDensity(AbstractSynthesizer):
     temperature: float = 1.0
     """tau of the contrastive loss: the smaller, the more the nearest other class decides alone
     where images are pushed to."""
-    unit: Unit = "rms"
-    """Of alpha and beta, see `guidance.Unit`: "rms" or "length" of a push, or "score" for guidance
+    unit: Unit = "length"
+    """Of alpha and beta, see `guidance.Unit`: "length" or "rms" of a push, or "score" for guidance
     by the gradient as it is."""
     origin: Mapping[str, Any] | None = None
     """How the base was loaded, so that it need not be copied."""
@@ -170,7 +170,7 @@ class LowDensity(AbstractSynthesizer):
         return rows.with_parameters(own, settings=self._settings)
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
-        """Network evaluations per row: the base's, and three for every gradient.
+        """Network evaluations per row: the base's, and what gradients cost.
 
         There is one gradient for alpha and one for beta at every step but the last.
         """
@@ -181,8 +181,10 @@ class LowDensity(AbstractSynthesizer):
         steps = self.base.evaluations(
             Plan(columns=plain, classes=rows.classes, settings=rows.settings)
         )
-        pushes = sum((_column(rows, name) != 0).astype(np.int64) for name in _ROW)
-        return found + 3 * pushes * (steps - 1)
+        for name, model in (("alpha", self.hardness), ("beta", self.realism)):
+            if model is not None:
+                found = found + (_column(rows, name) != 0) * model.evaluations * (steps - 1)
+        return found
 
     # -- sampling --------------------------------------------------------------------------------
 
