@@ -524,6 +524,15 @@ def test_directories_that_are_no_cascade_are_named(tmp_path):
         Cascade.from_pretrained(tmp_path / "base", stages=[], steps=3)
 
 
+@pytest.mark.parametrize("augmentation", ["none", "gaussian"])
+def test_stages_of_other_classes_are_not_loaded_behind_a_base(augmentation, tmp_path):
+    stage = tiny_stage(augmentation)
+    replace(stage, model=replace(stage.model, classes=NAMES[::-1])).save_pretrained(tmp_path / "s")
+    tiny_base().save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="trained on the classes dog, cat, bee, ant, in this"):
+        Cascade.from_pretrained(tmp_path / "base", stages=[tmp_path / "s"])
+
+
 def test_a_level_can_be_saved_as_the_stages_own(tmp_path):
     tiny_cascade().save_pretrained(tmp_path)
     chosen = Cascade.from_pretrained(tmp_path, noise_conditioning_level=120)

@@ -302,6 +302,11 @@ class CascadeStage:
             )
         if not own:
             _check_foreign(path, index)
+        elif classes is not None and list(classes) != own.get("classes"):
+            raise ValueError(
+                f"{path} was trained on the classes {', '.join(own.get('classes', ()))}, in this "
+                f"order, and not on {', '.join(classes)}. Train it on the base's data set."
+            )
         loaded: dict[str, Any] = {
             "classes": classes,
             "prompt_template": prompt_template,
