@@ -74,6 +74,7 @@ def accuracies(
         arms,
         test=chosen_on,
         steps=options.steps,
+        batch_size=options.classifier_batch,
         model=options.model,
         seeds=options.seeds,
         horizontal_flip=not options.no_flip,
@@ -86,7 +87,11 @@ def accuracies(
 
 def complete(change: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """All settings of a row of the table."""
-    own = {"num_inference_steps": options.inference_steps, "snapshot": options.updates}
+    own = {
+        "num_inference_steps": options.inference_steps,
+        "snapshot": options.updates,
+        "ratio": options.ratio,
+    }
     return {**BASE, **own, **change}
 
 
@@ -138,7 +143,7 @@ def resolution(options: argparse.Namespace, data: Any, parts: Any) -> list[dict[
             **sampling(options),
         )
         row = {k: BASE[k] for k in ("guidance_scale", "noise", "interpolation")}
-        cache, cost = drawn(inversion, ratio=BASE["ratio"], seed=options.seed, **row)
+        cache, cost = drawn(inversion, ratio=options.ratio, seed=options.seed, **row)
         if image_size != size:
             images = resized(cache.read(np.arange(len(cache))), size)
             made = LabelledImages(images, np.asarray(cache.labels), cache.classes)
@@ -172,6 +177,8 @@ if __name__ == "__main__":
     parser.add_argument("--held-per-class", type=int, default=200, help="To choose on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000, help="Of every classifier")
+    parser.add_argument("--classifier-batch", type=int, default=128)
+    parser.add_argument("--ratio", type=float, default=BASE["ratio"], help="Variants per image")
     parser.add_argument("--model", default="small-cnn")
     parser.add_argument("--no-flip", action="store_true", help="For digits and letters")
     parser.add_argument("--only", nargs="+", help="Some of the settings")

@@ -75,6 +75,7 @@ def one_size(
         arms,
         test=test,
         steps=options.steps,
+        batch_size=options.classifier_batch,
         model=options.model,
         precision=options.precision,
         seeds=[split * options.seeds + s for s in range(options.seeds)],
@@ -139,6 +140,7 @@ if __name__ == "__main__":
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5])
     parser.add_argument("--withhold", type=float, help="Percentile of the label check")
     parser.add_argument("--steps", type=int, default=2000, help="Of every classifier")
+    parser.add_argument("--classifier-batch", type=int, default=128)
     parser.add_argument("--model", default="small-cnn")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--no-flip", action="store_true", help="For digits and letters")
