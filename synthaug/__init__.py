@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from synthaug._plan import Plan as Plan
     from synthaug._quality import QualityReport as QualityReport
     from synthaug._quality import score_quality as score_quality
+    from synthaug._sweep import SweepReport as SweepReport
+    from synthaug._sweep import sweep as sweep
     from synthaug._training import TrainingConfig as TrainingConfig
     from synthaug.synthesizers import AbstractSynthesizer as AbstractSynthesizer
     from synthaug.synthesizers import Cascade as Cascade
@@ -103,6 +105,7 @@ _HOME = {
     "Plan": "_plan",
     "QualityReport": "_quality",
     "StandardAugment": "_evaluation",
+    "SweepReport": "_sweep",
     "SynthCache": "_cache",
     "SynthaugError": "_errors",
     "TrainingConfig": "_training",
@@ -116,6 +119,7 @@ _HOME = {
     "score_quality": "_quality",
     "soft_labels": "synthesizers",
     "split_for_audit": "_audit",
+    "sweep": "_sweep",
 }
 _NAMESPACES = (
     "albumentations",

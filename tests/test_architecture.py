@@ -48,7 +48,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     },
     {"_generate", "_label_check", "caches"},
     # composition
-    {"_demo"},
+    {"_demo", "_sweep"},
     {"_cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

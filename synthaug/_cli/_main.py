@@ -28,6 +28,7 @@ from synthaug._cli._judgement import (
     evaluate_density,
     evaluate_quality,
 )
+from synthaug._cli._sweep import sweep
 from synthaug._cli._training import train
 from synthaug._errors import (
     AuditMismatchError,
@@ -63,6 +64,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": evaluate,
     "evaluate-density": evaluate_density,
     "evaluate-quality": evaluate_quality,
+    "sweep": sweep,
 }
 CACHE_COMMANDS: dict[str, Any] = {
     "info": info,

@@ -13,8 +13,10 @@ the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxi
 from synthaug._evaluation._arms import CAS, Arm, scaling_arms, standard_arms
 from synthaug._evaluation._augment import AffineAugment, CutMix, StandardAugment
 from synthaug._evaluation._evaluate import evaluate
-from synthaug._evaluation._predict import class_probabilities
+from synthaug._evaluation._inputs import check_overlap
+from synthaug._evaluation._predict import class_probabilities, trained_classifier
 from synthaug._evaluation._report import Difference, EvaluationReport, Run
+from synthaug._evaluation._sources import digests
 
 __all__ = [
     "CAS",
@@ -25,8 +27,11 @@ __all__ = [
     "EvaluationReport",
     "Run",
     "StandardAugment",
+    "check_overlap",
     "class_probabilities",
+    "digests",
     "evaluate",
     "scaling_arms",
     "standard_arms",
+    "trained_classifier",
 ]

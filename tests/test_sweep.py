@@ -1,0 +1,269 @@
+"""The search of sampling parameters: what it tries, keeps, chooses and refuses."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from synthaug._cli import main
+from synthaug._data import LabelledImages
+from synthaug._errors import DataError, DataMismatchError
+from synthaug._noise import randn, streams
+from synthaug._pixels import to_images, to_pil
+from synthaug._plan import Plan
+from synthaug._sweep import SweepReport, sweep
+from synthaug._sweep._settings import combinations, with_sampler
+from synthaug.features import Pixel
+from synthaug.synthesizers import AbstractSynthesizer
+from tests.test_cascade import tiny_cascade
+from tests.test_class_conditional import tiny
+
+CLASSES = ("dark", "light")
+
+
+def real(n: int, seed: int) -> LabelledImages:
+    """Dark and light images of noise, in turn."""
+    labels = np.arange(n) % 2
+    noise = torch.randint(0, 60, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed))
+    pixels = (noise + torch.from_numpy(labels * 160).view(-1, 1, 1, 1)).to(torch.uint8)
+    return LabelledImages(pixels, labels, CLASSES, name=f"images {seed}")
+
+
+TRAIN, VALIDATION, TEST = real(60, 0), real(40, 1), real(40, 2)
+
+
+@dataclass(frozen=True)
+class Fading(AbstractSynthesizer):
+    """Images like the real ones, with noise that fewer steps and other guidance than 1.5 add; with
+    much guidance the two classes look alike."""
+
+    num_inference_steps: int = 1
+    scheduler: str = "ddim"
+    classes = CLASSES
+    image_shape = (1, 4, 4)
+    can_be_guided = True
+
+    drawn = 0
+
+    def draw(self, rows: Plan) -> Any:
+        type(self).drawn += len(rows)
+        distance = np.abs(rows["guidance_scale"] - 1.5)
+        level = np.where(rows["label"] == 0, 30, 190 - 100 * distance)
+        noise = randn(streams(rows["seed"]), self.image_shape)
+        spread = 18 + 60 * distance + 30 / self.num_inference_steps
+        levels = torch.from_numpy(level).view(-1, 1, 1, 1) + noise * torch.from_numpy(spread).view(
+            -1, 1, 1, 1
+        )
+        return to_images(levels.clamp(0, 255).to(torch.uint8))
+
+    def recipe(self) -> dict[str, Any]:
+        steps = {"num_inference_steps": self.num_inference_steps, "scheduler": self.scheduler}
+        return {"synthesizer": "Fading", "settings": steps}
+
+
+@pytest.fixture(autouse=True)
+def none_drawn() -> None:
+    Fading.drawn = 0
+
+
+def linear(num_classes: int, image_shape: Any) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
+
+
+GRID = {"num_inference_steps": [1, 10], "guidance_scale": [1.5, 2.5]}
+
+
+def search(folder: Any, **changes: Any) -> SweepReport:
+    options: dict[str, Any] = {
+        "real": TRAIN,
+        "validation": VALIDATION,
+        "output_dir": folder,
+        "features": Pixel(2),
+        "grid": GRID,
+        "guidance": [1.5, 2.0],
+        "per_class": 10,
+        "model": linear,
+        "steps": 5,
+        "seeds": 2,
+        "device": "cpu",
+        "progress": False,
+        **changes,
+    }
+    return sweep(Fading(), **options)
+
+
+def test_the_best_setting_of_the_grid_goes_on_to_the_second_stage_and_is_chosen(tmp_path):
+    report: Any = search(tmp_path, per_class=20, test=TEST)
+    best = min(report.coarse, key=lambda row: row.frechet_distance)
+    assert best.setting == {"num_inference_steps": 10, "guidance_scale": 1.5}
+    assert report.chosen == best.setting
+    assert [row.setting["guidance_scale"] for row in report.fine] == [1.5, 2.0]
+    assert len(report.coarse) == 4
+    assert report.floors["coarse"].n == best.scores.n == 40
+    assert report.floors["coarse"].frechet_distance < best.frechet_distance
+    assert all(len(row.cas) == 2 for row in report.fine)
+    assert len(report.real_accuracy) == 2
+    assert report.fine[0].scores.inception_score > report.fine[1].scores.inception_score
+    by_distance = search(tmp_path, per_class=20, select="frechet", guidance=[2.0, 1.5])
+    assert by_distance.chosen == best.setting
+    assert "shares no image with the test split" in str(report)
+    assert "must not be the split" in str(by_distance)
+
+
+def test_a_second_call_draws_only_what_is_missing(tmp_path):
+    first = search(tmp_path)
+    # The first guidance of the second stage is a setting of the grid, with as many images.
+    assert Fading.drawn == (4 + 1) * 20
+    assert str(search(tmp_path)) == str(first)
+    assert Fading.drawn == (4 + 1) * 20
+    more = search(tmp_path, grid={**GRID, "num_inference_steps": [1, 10, 20]}, guidance=[])
+    assert Fading.drawn == (4 + 1 + 2) * 20
+    assert more.coarse[:4] == first.coarse
+    assert more.fine == []
+    assert more.chosen == min(more.coarse, key=lambda row: row.frechet_distance).setting
+
+
+def test_a_kill_loses_no_image_and_changes_no_number(tmp_path, monkeypatch):
+    whole = search(tmp_path / "whole")
+    total, Fading.drawn = Fading.drawn, 0
+    draw, calls = Fading.draw, iter(range(1000))
+
+    def killed(self: Fading, rows: Plan) -> Any:
+        if next(calls) % 4 == 3:
+            raise KeyboardInterrupt
+        return draw(self, rows)
+
+    monkeypatch.setattr(Fading, "draw", killed)
+    for _ in range(30):
+        try:
+            report = search(tmp_path / "killed", batch_size=8)
+            break
+        except KeyboardInterrupt:
+            pass
+    assert str(report) == str(whole)
+    assert Fading.drawn == total
+
+
+def test_splits_that_are_one_or_share_images_are_refused_before_any_work(tmp_path):
+    mixed = LabelledImages(
+        torch.cat([VALIDATION.read(range(40)), TEST.read([3])]),
+        [*VALIDATION.targets, TEST.targets[3]],
+        CLASSES,
+    )
+    for changes, message in [
+        ({"test": VALIDATION}, "`validation` is `test`"),
+        ({"validation": TRAIN}, "`validation` is `real`"),
+        ({"validation": mixed, "test": TEST}, "1 of 40 images of `test` are in `validation`"),
+    ]:
+        with pytest.raises(DataMismatchError, match=re.escape(message)):
+            search(tmp_path, **changes)
+    search(tmp_path, validation=mixed, test=TEST, allow_overlap=True, guidance=[])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": {"eta": [0.5]}}, "`grid` varies 'eta', which a Fading has not"),
+        ({"grid": {"num_inference_steps": []}}, "`grid` needs a list of values"),
+        ({"grid": {"scheduler": "ddim"}}, "`grid` needs a list of values for 'scheduler'"),
+        ({"per_class": 3}, "Each set of the coarse stage has 6 images for 4 features"),
+        ({"per_class": 4, "k": 8}, "not more than `k`=8"),
+        ({"select": "kid"}, "`select` must be 'cas' or 'frechet'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_work(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        search(tmp_path / "sweep", **changes)
+    assert Fading.drawn == 0
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_without_features_they_are_those_of_a_classifier_trained_on_the_real_images(tmp_path):
+    def hidden(num_classes: int, image_shape: Any) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.ReLU(), nn.Linear(3, num_classes))
+
+    report = search(tmp_path, features=None, model=hidden, guidance=[], steps=20)
+    assert report.extractor["dim"] == 3
+    assert "trained on images 0" in str(report.extractor["name"])
+    assert len(list(tmp_path.glob("classifier-*.safetensors"))) == 1
+    again = search(tmp_path, features=None, model=hidden, guidance=[], steps=20)
+    assert str(again) == str(report)
+
+
+def test_settings_that_a_scheduler_ignores_are_not_multiplied():
+    grid: dict[str, Any] = {
+        "scheduler": ["ddpm", "ddim"],
+        "log_variance_mix": [0.0, 0.5, 1.0],
+        "guidance_scale": [1.0, 2.0],
+    }
+    found = combinations(grid)
+    assert len(found) == 3 * 2 + 2
+    assert all(
+        ("log_variance_mix" in setting) == (setting["scheduler"] == "ddpm") for setting in found
+    )
+
+
+def test_sampler_settings_reach_every_model_and_do_not_outlive_their_scheduler():
+    setting = {"scheduler": "ddpm", "log_variance_mix": 0.3, "num_inference_steps": 7}
+    mixed = with_sampler(tiny(), setting)
+    assert (mixed.scheduler, mixed.log_variance_mix, mixed.num_inference_steps) == ("ddpm", 0.3, 7)
+    assert with_sampler(mixed, {"scheduler": "ddim"}).log_variance_mix is None
+    cascade = with_sampler(tiny_cascade(), setting)
+    for chain in (cascade.base, *cascade.stages):
+        assert (chain.scheduler, chain.log_variance_mix, chain.num_inference_steps) == (
+            "ddpm",
+            0.3,
+            7,
+        )
+
+
+def test_a_report_survives_its_file_and_its_page_loads_nothing(tmp_path):
+    report = search(tmp_path)
+    report.to_json(tmp_path / "sweep.json")
+    again = SweepReport.from_json(tmp_path / "sweep.json")
+    assert str(again) == str(report)
+    assert again.fine == report.fine
+    text = report.to_html(tmp_path / "sweep.html").read_text()
+    assert "pixels 2x2" in text
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", text)
+    assert report.plot(tmp_path / "sweep.png").stat().st_size > 1000
+    (tmp_path / "sweep.json").write_text("[]")
+    with pytest.raises(DataError, match="is not the report of a sweep"):
+        SweepReport.from_json(tmp_path / "sweep.json")
+
+
+def test_a_sweep_from_the_command_line(tmp_path, capsys):
+    synthesizer = tiny()
+    synthesizer.save_pretrained(tmp_path / "model")
+    for name, n in {"train": 24, "validation": 16}.items():
+        levels = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8)
+        for i in range(n):
+            folder = tmp_path / name / synthesizer.classes[i % 4]
+            folder.mkdir(parents=True, exist_ok=True)
+            to_pil(levels[i]).save(folder / f"{i}.png")
+    train, validation = (f"folder:{tmp_path / name}" for name in ("train", "validation"))
+    arguments = ["sweep", str(tmp_path / "model"), train, "--out", str(tmp_path / "out")]
+    for text in (
+        f"--validation {validation} --scheduler ddpm,ddim --num-inference-steps 2 --per-class 3",
+        "--guidance-scale 1.0 --log-variance-mix [0.0,1.0] --guidance [1.0,2.0]",
+        "--features pixels:2 --steps 2 --seeds 1 --device cpu",
+    ):
+        arguments += text.split()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "Chosen by CAS" in out
+    assert "Next: synthaug generate" in out
+    report = SweepReport.from_json(tmp_path / "out.json")
+    assert len(report.coarse) == 3
+    assert len(report.fine) == 2
+    assert (tmp_path / "out.html").exists()
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(tmp_path / "model"), train])
+    assert stop.value.code == 2
+    assert "`--validation` is missing" in capsys.readouterr().err
