@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _machine import write
-from sampling import frechet
 from torch import Tensor
 
 from synthaug import ColdDiffusion, TrainingConfig, load_dataset
@@ -40,6 +39,7 @@ from synthaug.degradations import (
     SuperResolution,
 )
 from synthaug.features import extract, named
+from synthaug.metrics import frechet_distance
 
 RESTORATION: dict[str, AbstractDegradation] = {
     "blur": Blur(),
@@ -89,7 +89,8 @@ class Judge:
 
     def frechet(self, images: Tensor) -> float:
         """Of any images, float (n, C, H, W) in [-1, 1]."""
-        return frechet(extract(self.extractor, to_pixels(images)), np.asarray(self.features))
+        found = extract(self.extractor, to_pixels(images))
+        return frechet_distance(found, np.asarray(self.features), force=True)
 
     def compare(self, images: Tensor) -> dict[str, float]:
         """Of restored test images, in their order."""
@@ -159,8 +160,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "features": judge.extractor.name,
         "images": len(judge.pixels),
-        "half_to_half": frechet(
-            np.asarray(judge.features[:half]), np.asarray(judge.features[half : 2 * half])
+        "half_to_half": frechet_distance(
+            np.asarray(judge.features[:half]),
+            np.asarray(judge.features[half : 2 * half]),
+            force=True,
         ),
         "image_shape": list(train.image_shape),
         "half_to_half_images": half,

@@ -24,6 +24,7 @@ from synthaug import ClassConditional, load_dataset
 from synthaug._noise import streams
 from synthaug._pixels import to_pixels
 from synthaug.denoisers import build_unet
+from synthaug.metrics import frechet_distance
 from synthaug.synthesizers import DiffusionModel
 
 
@@ -103,12 +104,6 @@ def cost(size: int, width: int, batch: int, steps: int, rounds: int) -> dict[str
     }
 
 
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    roots = np.linalg.eigvals(ca @ cb).real.clip(min=0) ** 0.5
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb) - 2 * roots.sum())
-
-
 def quality(
     checkpoint: str, data: str, extractor_path: str, images: int, budgets: list[int]
 ) -> dict[str, Any]:
@@ -118,8 +113,7 @@ def quality(
     real = load_dataset(data)
     order = np.random.default_rng(0).permutation(len(real))[: 2 * images]
     features = extract(extractor, real.read(order))
-    if images < 2 * features.shape[1]:
-        raise SystemExit(f"--images must be at least {2 * features.shape[1]}, twice the features.")
+    floor = frechet_distance(features[images:], features[:images])
     rows = []
     for evaluations in budgets:
         for name in ("ddpm", "ddim", "dpmsolver++"):
@@ -128,14 +122,14 @@ def quality(
             )
             plan = synthesizer.plan(per_class=images // len(synthesizer.classes), seed=0)
             drawn = [to_pixels(synthesizer.draw(batch)) for batch in plan.batches(100)]
-            distance = frechet(extract(extractor, torch.cat(drawn)), features[:images])
+            distance = frechet_distance(extract(extractor, torch.cat(drawn)), features[:images])
             rows.append({"scheduler": name, "evaluations": evaluations, "frechet": distance})
             print(f"{name:12} {evaluations:3} evaluations: {distance:8.3f}", flush=True)
     return {
         "features": extractor.name,
         "images": images,
         "dimensions": features.shape[1],
-        "real_to_real": frechet(features[:images], features[images:]),
+        "real_to_real": floor,
         "rows": rows,
     }
 
