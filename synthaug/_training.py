@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -139,9 +139,12 @@ def train(
     output_dir: str | Path,
     identity: Any,
     on_checkpoint: Callable[[nn.Module, int], None] | None = None,
+    checkpoint_steps: Collection[int] = (),
     progress: bool = True,
 ) -> TrainingResult:
     """Optimises `module`, and leaves its moving average in it.
+
+    Weights that do not require a gradient are left alone, and are not in the checkpoints.
 
     Args:
         module: The network to train, in float32, on any device.
@@ -151,6 +154,8 @@ def train(
         output_dir: Checkpoints go to `checkpoint/` in it; the log to `train.jsonl`.
         identity: JSON that names data and model. A checkpoint of another identity is refused.
         on_checkpoint: Called with the averaged module and the step, after every checkpoint.
+        checkpoint_steps: Steps after which there is a checkpoint whatever the clock says; if a kill
+            came before its `on_checkpoint` had ended, that is called anew.
         progress: Show a bar with rate and time left.
 
     Raises:
@@ -184,14 +189,15 @@ def train(
 
     module.train()
     module.to(device)
+    trained = [p for p in module.parameters() if p.requires_grad]
     # Fused and foreach: in small networks the update would otherwise cost a tenth of the step.
     optimizer = torch.optim.AdamW(
-        module.parameters(),
+        trained,
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         fused=True,
     )
-    ema = EMAModel(module.parameters(), decay=config.ema_decay, foreach=True)
+    ema = EMAModel(trained, decay=config.ema_decay, foreach=True)
     result = TrainingResult(step=0)
     settings = config.binding(identity)
     with accelerator.main_process_first():  # it may have a kill in the middle of a swap to repair
@@ -207,7 +213,7 @@ def train(
             _forget_later_lines(output_dir / "train.jsonl", result.step)
         logger.info(
             "training %s parameters on %s examples from step %d to %d, %s",
-            f"{sum(p.numel() for p in module.parameters()):,}",
+            f"{sum(p.numel() for p in trained):,}",
             f"{num_examples:,}",
             result.step,
             config.steps,
@@ -216,21 +222,26 @@ def train(
     runner = accelerator.prepare(torch.compile(module) if config.compile else module)
     optimizer = accelerator.prepare(optimizer)
 
+    def hand_over() -> None:
+        if on_checkpoint is not None:
+            ema.store(trained)
+            ema.copy_to(trained)
+            module.eval()
+            on_checkpoint(module, result.step)
+            module.train()
+            ema.restore(trained)
+
     def checkpoint() -> None:
         if main:
             remedy = f"{_last_checkpoint(output_dir)} Free some space and run again."
             with writing(output_dir / "checkpoint", remedy):
                 state = {**run_record(settings), "num_processes": accelerator.num_processes}
                 _save(output_dir, module, optimizer, ema, result, state)
-            if on_checkpoint is not None:
-                ema.store(module.parameters())
-                ema.copy_to(module.parameters())
-                module.eval()
-                on_checkpoint(module, result.step)
-                module.train()
-                ema.restore(module.parameters())
+            hand_over()
         accelerator.wait_for_everyone()
 
+    if main and result.step in checkpoint_steps:
+        hand_over()
     first_step, started = result.step, time.monotonic()
     saved_at = started
     log_every = max(1, config.steps // 200)
@@ -256,10 +267,10 @@ def train(
             with autocast:
                 value = loss(runner, indices[rank * local : (rank + 1) * local])
             accelerator.backward(value)
-            accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
+            accelerator.clip_grad_norm_(trained, config.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            ema.step(module.parameters())
+            ema.step(trained)
             losses.append(value.detach().float())
             result.step = step + 1
             bar.update()
@@ -267,7 +278,7 @@ def train(
             due = time.monotonic() - saved_at >= config.checkpoint_seconds
             if accelerator.num_processes > 1:
                 due = bool(accelerator.gather(torch.tensor([due], device=device))[0])
-            due = due or result.step == config.steps
+            due = due or result.step == config.steps or result.step in checkpoint_steps
             point = result.step % log_every == 0 or result.step == config.steps
             if due or point:
                 result.recent.extend(torch.stack(losses).tolist())
@@ -290,7 +301,7 @@ def train(
     taken = result.step - first_step
     if taken:
         result.examples_per_second = taken * config.batch_size / (time.monotonic() - started)
-    ema.copy_to(module.parameters())
+    ema.copy_to(trained)
     module.eval()
     return result
 
@@ -349,6 +360,11 @@ def _check_weights(module: nn.Module, output_dir: Path) -> None:
             )
 
 
+def _frozen(module: nn.Module) -> dict[str, Tensor]:
+    """The weights that are not trained, by their names."""
+    return {k: p.detach() for k, p in module.named_parameters() if not p.requires_grad}
+
+
 def _save(
     output_dir: Path,
     module: nn.Module,
@@ -360,7 +376,10 @@ def _save(
     """Writes the checkpoint beside the old one, then swaps: a kill leaves one of the two whole."""
     from safetensors.torch import save_file
 
-    weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    frozen = _frozen(module)
+    weights = {
+        k: v.detach().cpu().contiguous() for k, v in module.state_dict().items() if k not in frozen
+    }
     average = {f"{i:05d}": p.detach().cpu().contiguous() for i, p in enumerate(ema.shadow_params)}
     moments = {  # its settings are in the config; what is left are tensors, so nothing is pickled
         f"{i:05d}.{name}": value.detach().cpu().contiguous()
@@ -401,10 +420,10 @@ def _resume(
     try:
         state = json.loads((final / "state.json").read_text())
         check_same_run(final, state, settings)
-        module.load_state_dict(load_file(str(final / "model.safetensors")))
+        module.load_state_dict({**_frozen(module), **load_file(str(final / "model.safetensors"))})
         average = load_file(str(final / "ema.safetensors"))
         moments: dict[int, dict[str, Tensor]] = {}
-        weights = list(module.parameters())
+        weights = [p for p in module.parameters() if p.requires_grad]
         for key, value in load_file(str(final / "optimizer.safetensors")).items():
             index, _, name = key.partition(".")
             weight = weights[int(index)]

@@ -57,7 +57,8 @@ def loss_of(*, killed_at: int | None = None, nan_at: int | None = None) -> Loss:
 
 def run(out: Path, loss: Loss | None = None, **changes: Any) -> tuple[nn.Module, TrainingResult]:
     module = module_of()
-    arguments = {k: changes.pop(k) for k in ("identity", "on_checkpoint") if k in changes}
+    given = ("identity", "on_checkpoint", "checkpoint_steps")
+    arguments = {k: changes.pop(k) for k in given if k in changes}
     result = train(
         module,
         loss or loss_of(),
@@ -126,6 +127,39 @@ def test_the_loss_curve_is_whole_when_a_kill_falls_between_two_of_its_points(tmp
     whole, parts = (contents(tmp_path / name)["state"] for name in ("whole", "in parts"))
     assert whole == parts
     assert [step for step, _ in whole["loss_curve"]] == [10, 20]
+
+
+def test_frozen_weights_are_neither_trained_nor_kept_and_a_resumed_run_finds_them(tmp_path):
+    def half_frozen(out: Path, **loss: int) -> dict[str, Tensor]:
+        module = module_of()
+        module[0].requires_grad_(False)
+        options = {"config": config_of(**EVERY_STEP), "output_dir": out, "identity": "half"}
+        train(module, loss_of(**loss), NUM_EXAMPLES, progress=False, **options)  # type: ignore[arg-type]
+        return dict(module.state_dict())
+
+    whole = half_frozen(tmp_path / "whole")
+    assert contents(tmp_path / "whole")["weights"].keys() == {"3.weight", "3.bias"}
+    for name, weight in module_of().state_dict().items():
+        assert torch.equal(whole[name], weight) == name.startswith("0.")
+    with pytest.raises(Killed):
+        half_frozen(tmp_path / "parts", killed_at=6)
+    assert_equal(half_frozen(tmp_path / "parts"), whole)
+
+
+def test_what_a_kill_kept_from_being_made_of_a_chosen_step_is_made_by_the_next_run(tmp_path):
+    seen: list[int] = []
+
+    def killed(_: nn.Module, step: int) -> None:
+        if step == 5:
+            raise Killed
+
+    def options(on_checkpoint: Any) -> dict[str, Any]:
+        return {"on_checkpoint": on_checkpoint, "checkpoint_steps": (5, 7)}
+
+    with pytest.raises(Killed):
+        run(tmp_path, **options(killed))
+    run(tmp_path, **options(lambda _, step: seen.append(step)))
+    assert seen == [5, 7, 12]
 
 
 def test_the_steps_taken_since_the_checkpoint_are_taken_again(tmp_path):

@@ -1,7 +1,7 @@
 """What the trainings of all our generators share: the run, settings, and one denoising loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -41,17 +41,26 @@ class AbstractFitJob(ABC, Generic[Module]):
         config: TrainingConfig,
         *,
         on_checkpoint: Callable[[Module], None],
+        snapshots: Collection[int] = (),
+        on_snapshot: Callable[[Module, int], None] | None = None,
         progress: bool,
     ) -> tuple[Module, TrainingResult]:
         """Trains, and returns the averaged module, frozen, on its device.
 
-        `on_checkpoint` gets it at every checkpoint, and once more at the end.
+        `on_checkpoint` gets it at every checkpoint, and once more at the end; `on_snapshot` after
+        the steps `snapshots`.
         """
         from accelerate import PartialState
 
         with own_randomness(torch.device("cpu")):
             torch.manual_seed(config.seed)
             module = self._build()
+
+        def saved(_: nn.Module, step: int) -> None:
+            on_checkpoint(module)
+            if on_snapshot is not None and step in snapshots:
+                on_snapshot(module, step)
+
         result = train(
             module.to(memory_format=torch.channels_last),
             self._loss,
@@ -59,7 +68,8 @@ class AbstractFitJob(ABC, Generic[Module]):
             config=config,
             output_dir=output_dir,
             identity=self._identity(module),
-            on_checkpoint=lambda *_: on_checkpoint(module),
+            on_checkpoint=saved,
+            checkpoint_steps=snapshots,
             progress=progress,
         )
         module.requires_grad_(False)
