@@ -1,6 +1,7 @@
 """The training of the two networks that steer `LowDensity`, on the noise of its own generator."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -199,7 +200,7 @@ class HardnessFitJob:
                     pixels = to_pixels(torch.cat(drawn))
                     with writing(path, "Free some space and run again."):
                         folder.mkdir(parents=True, exist_ok=True)
-                        part = path.with_suffix(".part")
+                        part = path.with_suffix(f".{os.getpid()}")  # every process draws them
                         save_file({"pixels": pixels}, str(part))
                         part.replace(path)
                 blocks.append(pixels)
