@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from _inversion import plot
 from _machine import interleave, summary, write
-from sampling import frechet
 from sklearn.linear_model import LogisticRegression
 
 from synthaug import LowDensity, MixedDataset, SynthCache, generate, load_dataset
@@ -40,6 +39,7 @@ from synthaug._evaluation._sources import open_source
 from synthaug._pixels import to_images
 from synthaug.density import ClassGaussians, Neighbourhood
 from synthaug.features import without_head
+from synthaug.metrics import frechet_distance
 
 Setting = tuple[float, float]
 """alpha and beta."""
@@ -144,7 +144,7 @@ class Scores:
             seems = self.telling.predict_proba(scored["features"])[:, 1]
             found["seems_real"] = float(seems.mean())
         if len(scored["hardness"]) >= 2 * self.held_out.shape[1]:
-            found["frechet"] = frechet(scored["features"], self.held_out)
+            found["frechet"] = frechet_distance(scored["features"], self.held_out, force=True)
         return found
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
 from synthaug._cache import SynthCache
+from synthaug._cli import main
 from synthaug._data import LabelledImages, load_dataset
 from synthaug._datasets import MixedDataset
 from synthaug._errors import DataError, DivergedError
@@ -638,6 +639,18 @@ def test_amounts_are_trained_for_equal_steps_on_images_that_the_audit_passed(
     assert real.steps == more.steps
     assert real.unique_synthetic == 0 < more.unique_synthetic
     assert "audit: pass" in report.table()
+
+
+@pytest.mark.parametrize("ratios", ["0,0.02", "[0, 0.02]"])
+def test_amounts_from_the_command_line(ratios: str, cache: SynthCache, tmp_path: Path) -> None:
+    path, out = str(tmp_path / "c.h5"), tmp_path / "out"
+    options = f"--ratios|{ratios}|--steps|2|--seeds|1|--device|cpu|--out|{out}".split("|")
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "digits:train", path, "digits:test", *options, "--allow-overlap"])
+    assert stop.value.code == 0
+    report = EvaluationReport.from_json(out.with_suffix(".json"))
+    assert report.arm_names == ["real", "real + 0.02 x synthetic"]
+    assert report.baseline == "real"
 
 
 def test_amounts_that_make_no_sense_are_refused_and_large_ones_are_warned_of(

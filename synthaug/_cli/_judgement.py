@@ -129,7 +129,7 @@ def evaluate(
     validation: str | None = None,
     audit: str | None = None,
     fraction: float = 0.5,
-    ratios: str | list[float] | None = None,
+    ratios: list[float] | str | None = None,
     model: str = "small-cnn",
     steps: int = 2_000,
     batch_size: int = 128,
