@@ -9,7 +9,8 @@ One base, and one stage each without conditioning augmentation, with blur, and w
 all trained for the same number of steps; the last one is sampled truncated and non-truncated at
 several noise levels. Beside them a single model of the full size, trained at the cost (floating
 point operations) of the base and one stage together. Fréchet distance of samples to test images in
-the features given, beside that of as many training images; evaluations and seconds per image.
+the features given, beside that of as many training images, and of what the stages draw of small
+copies of the test images, which is what they can do at best; evaluations and seconds per image.
 Models are kept in --out: run again, they are not trained again.
 """
 
@@ -26,12 +27,15 @@ import numpy as np
 import torch
 from _inversion import plot
 from _machine import write
-from sampling import frechet
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from synthaug import Cascade, ClassConditional, TrainingConfig, features, load_dataset
-from synthaug._pixels import to_pixels
+from synthaug._noise import streams
+from synthaug._pixels import to_images, to_pixels
 from synthaug.denoisers import build_unet
+from synthaug.metrics import frechet_distance
+from synthaug.synthesizers import CascadeStage
 
 
 def operations(image_shape: tuple[int, int, int], options: argparse.Namespace, extra: int) -> int:
@@ -104,11 +108,10 @@ def trained(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dic
         costs[name] = {
             "steps": steps,
             "operations_per_image": flops,
-            "seconds": time.monotonic() - started,  # little if it was there already
-            "examples_per_second": result.examples_per_second,
+            "seconds": time.monotonic() - started if result.examples_per_second else None,
             "loss": result.loss_curve[-1][1],
         }
-        print(f"{name}: {steps} steps, {costs[name]['seconds']:.0f} s", flush=True)
+        print(f"{name}: {steps} steps", flush=True)
     return models, costs
 
 
@@ -131,11 +134,23 @@ def arms(models: dict[str, Any], levels: list[int]) -> dict[str, tuple[Any, dict
     return found
 
 
+def enlarged(stage: CascadeStage, pixels: Tensor, labels: Tensor) -> Tensor:
+    """What a stage draws of small copies of real images, uint8 (n, C, H, W)."""
+    drawn = []
+    for rows in torch.arange(len(pixels)).split(100):
+        low = stage.shrink(to_images(pixels[rows]))
+        level = torch.zeros(len(rows), dtype=torch.int64)
+        scale = torch.ones(len(rows))
+        drawn.append(stage.draw(low, level, labels[rows], scale, streams(rows.tolist())))
+    return to_pixels(torch.cat(drawn))
+
+
 def main(options: argparse.Namespace) -> None:
     extractor = features.named(options.features)
     real = load_dataset(options.test)
     order = np.random.default_rng(0).permutation(len(real))[: options.images]
-    reference = features.extract(extractor, real.read(order))
+    pixels, labels = real.read(order), torch.tensor(real.labels[order])
+    reference = features.extract(extractor, pixels)
     if len(order) < 2 * reference.shape[1]:
         raise SystemExit(
             f"--images and the test set must be at least {2 * reference.shape[1]}, twice the "
@@ -143,13 +158,21 @@ def main(options: argparse.Namespace) -> None:
         )
     train = load_dataset(options.data)
     other = np.random.default_rng(1).permutation(len(train))[: len(order)]
-    floor = frechet(features.extract(extractor, train.read(other)), reference)
+    floor = frechet_distance(features.extract(extractor, train.read(other)), reference)
     print(f"{options.data} to {options.test}: {floor:.3f}", flush=True)
     rows: list[dict[str, Any]] = []
-    all_costs = []
+    all_costs, stages_alone = [], []
     for seed in range(options.seeds):
         models, costs = trained(options, seed)
         all_costs.append(costs)
+        alone = {
+            name: frechet_distance(
+                features.extract(extractor, enlarged(models[name], pixels, labels)), reference
+            )
+            for name in ("none", "blur", "gaussian")
+        }
+        print("stages, given small copies of the test images:", alone, flush=True)
+        stages_alone.append(alone)
         for name, (synthesizer, row) in arms(models, options.levels).items():
             per_class = math.ceil(len(order) / len(synthesizer.classes))
             plan = synthesizer.plan(per_class=per_class, seed=seed, **row)
@@ -158,7 +181,7 @@ def main(options: argparse.Namespace) -> None:
                 started = time.perf_counter()
                 drawn.append(to_pixels(synthesizer.draw(batch)))
                 seconds.append((time.perf_counter() - started) / len(batch))
-            distance = frechet(features.extract(extractor, torch.cat(drawn)), reference)
+            distance = frechet_distance(features.extract(extractor, torch.cat(drawn)), reference)
             rows.append(
                 {
                     "arm": name,
@@ -199,6 +222,7 @@ def main(options: argparse.Namespace) -> None:
         "images": len(order),
         "training_images": floor,
         "training": all_costs,
+        "stages_given_real_images": stages_alone,
         "means": means,
         "rows": rows,
     }
