@@ -35,10 +35,9 @@ from synthaug._noise import counter_rng
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "real + synthetic": {},
+    "near": {"noise": (0.25,), "interpolation": (0.0, 0.25)},
+    "far": {"noise": (0.5,), "interpolation": (0.5,)},
     "no guidance": {"guidance_scale": 1.0},
-    "guidance 3": {"guidance_scale": 3.0},
-    "interpolation 0.25": {"interpolation": 0.25},
-    "noise 0.25": {"noise": 0.25},
 }
 """Settings that differ from the demo's."""
 

@@ -82,10 +82,10 @@ class Settings:
     """Updates of every embedding."""
     synthetic_per_class: int = 60
     """Variants per class."""
-    noise: float = 0.5
-    """Noise on the embeddings, relative to their RMS."""
-    interpolation: float = 0.5
-    """How far variants are from their image, on the way to another one of its class."""
+    noise: tuple[float, ...] = (0.0, 0.25, 0.5)
+    """Noise on the embeddings, relative to their RMS; used in turn."""
+    interpolation: tuple[float, ...] = (0.25, 0.5)
+    """How far variants are from their image, on the way to another one of its class; in turn."""
     guidance_scale: float = 2.0
     """1 is no guidance; more of it, and the images are clearer and less diverse."""
     num_inference_steps: int = 12
@@ -281,19 +281,16 @@ def demo(
     report.to_html(folder / "audit.html")
     print("4/4 train classifiers")
 
-    with_guessed = with_guesses(real, guessed, share=settings.fraction)
-
-    def mixed(images: Any, variants: SynthCache, report: Any, fraction: float) -> MixedDataset:
-        return MixedDataset(images, variants, audit=report, fraction=fraction, seed=seed)
+    def mixed(variants: SynthCache, report: AuditReport | None, fraction: float) -> MixedDataset:
+        return MixedDataset(real, variants, audit=report, fraction=fraction, seed=seed)
 
     evaluation = evaluate(
         {
             "real, augmented": real,
-            "real + variants of them": mixed(real, few, None, settings.fraction),
-            "real + guessed labels": with_guessed,
-            "real + synthetic": mixed(real, cache, report, settings.fraction),
-            "real + guessed labels + synthetic": mixed(with_guessed, cache, report, 0.5),
-            CAS: mixed(real, cache, report, 1.0),
+            "real + variants of them": mixed(few, None, settings.fraction),
+            "real + guessed labels": with_guesses(real, guessed, share=settings.fraction),
+            "real + synthetic": mixed(cache, report, settings.fraction),
+            CAS: mixed(cache, report, 1.0),
         },
         test=test,
         steps=settings.classifier_steps,
@@ -381,7 +378,7 @@ def _first_rows(cache: SynthCache, count: int) -> Indices:
 
 
 def _triples(cache: SynthCache, sources: LabelledImages, count: int) -> Pixels:
-    """Source, partner and variant of the first rows of every class, uint8 (n, C, H, W)."""
+    """Image, partner and variant of the first rows of every class, uint8 (n, C, H, W)."""
     rows = _first_rows(cache, count)
     plan = cache.plan[rows]
     three = [sources.read(plan["source"]), sources.read(plan["partner"]), cache.read(rows)]

@@ -70,7 +70,7 @@ def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsy
     evaluation = EvaluationReport.from_json(folder / "evaluation.json")
     assert {run.seed for run in evaluation.runs} == {6, 7} == set(classifier_seeds(3, TOY))
     assert report.settings["seed"] == 3
-    assert len(evaluation.arm_names) == 6
+    assert len(evaluation.arm_names) == 5
     for arm in evaluation.arm_names:
         assert f"{100 * evaluation.mean(arm):.2f}"[:4] in printed
     html = path.read_text()
