@@ -131,7 +131,7 @@ def test_the_loss_curve_is_whole_when_a_kill_falls_between_two_of_its_points(tmp
 
 def test_frozen_weights_are_neither_trained_nor_kept_and_a_resumed_run_finds_them(tmp_path):
     def half_frozen(out: Path, **loss: int) -> dict[str, Tensor]:
-        module = module_of()
+        module: Any = module_of()
         module[0].requires_grad_(False)
         options = {"config": config_of(**EVERY_STEP), "output_dir": out, "identity": "half"}
         train(module, loss_of(**loss), NUM_EXAMPLES, progress=False, **options)  # type: ignore[arg-type]

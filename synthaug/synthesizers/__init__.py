@@ -7,6 +7,9 @@ if TYPE_CHECKING:
     from synthaug.synthesizers._base import AbstractSynthesizer as AbstractSynthesizer
     from synthaug.synthesizers._inversion_fit import InversionConfig as InversionConfig
     from synthaug.synthesizers._model import DiffusionModel as DiffusionModel
+    from synthaug.synthesizers._selection import Selection as Selection
+    from synthaug.synthesizers._selection import frechet_score as frechet_score
+    from synthaug.synthesizers._selection import select_snapshot as select_snapshot
     from synthaug.synthesizers._stage import CascadeStage as CascadeStage
     from synthaug.synthesizers._variant_plan import soft_labels as soft_labels
     from synthaug.synthesizers.cascade import Cascade as Cascade
@@ -27,6 +30,9 @@ _HOME = {
     "DiffusionModel": "_model",
     "InversionConfig": "_inversion_fit",
     "LowDensity": "low_density",
+    "Selection": "_selection",
+    "frechet_score": "_selection",
+    "select_snapshot": "_selection",
     "soft_labels": "_variant_plan",
 }
 
@@ -41,6 +47,9 @@ __all__ = [
     "DiffusionModel",
     "InversionConfig",
     "LowDensity",
+    "Selection",
+    "frechet_score",
+    "select_snapshot",
     "soft_labels",
 ]
 

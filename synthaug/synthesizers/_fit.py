@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synthaug._errors import DataError, DataMismatchError
+from synthaug._errors import DataMismatchError
 from synthaug._pixels import to_images
 from synthaug._types import Images, Indices, Pixels
 from synthaug.denoisers import build_unet
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers._fitting import (
     AbstractFitJob,
+    check_labels,
     check_positive,
     denoising_loss,
     diffusion_config,
@@ -52,7 +53,7 @@ class FitJob(AbstractFitJob[nn.Module]):
         self.classes = tuple(map(str, real.classes))
         self.image_shape: tuple[int, int, int] = tuple(real.image_shape)
         self.labels = np.asarray(real.targets, np.int64)
-        _check_labels(self.labels, self.classes)
+        check_labels(self.labels, self.classes)
         if unlabelled is not None and tuple(unlabelled.image_shape) != self.image_shape:
             raise DataMismatchError(
                 f"`unlabelled` holds images of shape {tuple(unlabelled.image_shape)}, "
@@ -127,17 +128,4 @@ class FitJob(AbstractFitJob[nn.Module]):
         y = torch.where(hidden, len(self.classes), y).to(device)
         return denoising_loss(
             self._scheduler, x0, lambda x_t, t: self._predict(network, x_t, t, y, x0)
-        )
-
-
-def _check_labels(labels: np.ndarray, classes: tuple[str, ...]) -> None:
-    if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
-        raise DataError(
-            f"Labels must be in [0, {len(classes) - 1}], since there are {len(classes)} classes; "
-            f"found {labels.min()} to {labels.max()}."
-        )
-    counts = np.bincount(labels, minlength=len(classes))
-    if (counts == 0).any():
-        raise DataError(
-            f"Class {classes[int(counts.argmin())]!r} has no images. Add some, or remove it."
         )

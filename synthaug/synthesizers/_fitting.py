@@ -1,15 +1,17 @@
 """What the trainings of all our generators share: the run, settings, and one denoising loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthaug._errors import DataError
 from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
-from synthaug._types import Images, Indices
+from synthaug._types import Images, Indices, Labels
 
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
@@ -83,6 +85,24 @@ def check_positive(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def check_labels(labels: Labels, classes: Sequence[str]) -> None:
+    """Refuses labels beyond the classes, and classes without an image.
+
+    Raises:
+        DataError: Naming them.
+    """
+    if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
+        raise DataError(
+            f"Labels must be in [0, {len(classes) - 1}], since there are {len(classes)} classes; "
+            f"found {labels.min()} to {labels.max()}."
+        )
+    counts = np.bincount(labels, minlength=len(classes))
+    if (counts == 0).any():
+        raise DataError(
+            f"Class {classes[int(counts.argmin())]!r} has no images. Add some, or remove it."
+        )
 
 
 def diffusion_config(prediction_type: str) -> dict[str, Any]:

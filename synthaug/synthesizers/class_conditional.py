@@ -26,9 +26,11 @@ from synthaug._types import JSON, Images, Pixels
 from synthaug.denoisers import ClassifierFreeGuidance
 from synthaug.samplers import sample
 from synthaug.synthesizers._base import AbstractSynthesizer, Guide
+from synthaug.synthesizers._fine_tuning import FineTuneJob
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers._selection import snapshot_name
 
 _SETTINGS = ("scheduler", "num_inference_steps", "eta", "log_variance_mix")
 
@@ -406,6 +408,92 @@ class ClassConditional(AbstractSynthesizer):
             progress=progress,
         )
         return wrap(network), result
+
+    @classmethod
+    def fine_tune(
+        cls,
+        checkpoint: str | Path,
+        real: Any,
+        output_dir: str | Path,
+        *,
+        lora_rank: int | None = None,
+        config: TrainingConfig | None = None,
+        label_dropout: float = 0.1,
+        prompt_template: str = "{}",
+        negative_prompt: str = "",
+        image_size: int | None = None,
+        horizontal_flip: bool = False,
+        snapshots: Sequence[int] = (),
+        progress: bool = True,
+    ) -> tuple["ClassConditional", TrainingResult]:
+        """Goes on with the training of a pretrained model, on the classes of `real`.
+
+        The loss is that of `fit`, with the checkpoint's own noise schedule and prediction. With a
+        text encoder, class names become prompts, whose embeddings are computed once; text encoder
+        and autoencoder stay as they are. Other networks get a row for each class in their table of
+        labels; one that took no labels gets a table. Latents are encoded once if they fit into
+        2 GiB, and sampled from the autoencoder's posterior at every step.
+
+        Args:
+            checkpoint: A directory in diffusers layout, or "hub:OWNER/NAME".
+            real: Has `read(indices)`, `targets`, `classes` and `image_shape`. Names of one or two
+                words make the best prompts (Azizi et al. 2023).
+            output_dir: Becomes a diffusers directory, as of `fit`; not that of the checkpoint.
+            lora_rank: Train low-rank adapters of the attention layers instead of all weights; they
+                are merged into the weights that are saved. Those of a model with prompts are also
+                in `lora`, as diffusers' pipelines load them.
+            config: How to optimise; by default at a learning rate of 1e-5, or 1e-4 with adapters.
+            label_dropout: Probability of the null label or negative prompt, in [0, 1).
+            prompt_template: `{}` in it stands for the class name.
+            negative_prompt: Prompt of the unconditional branch.
+            image_size: Height and width in pixels; by default the checkpoint's own.
+            horizontal_flip: Mirror half of the training images.
+            snapshots: Steps after which the model is also kept in `snapshots`; see
+                `synthesizers.select_snapshot`.
+            progress: Show a bar.
+
+        Raises:
+            DataError: If the images do not fit the checkpoint, a class has none, or a label has no
+                class.
+            ValueError: For a setting out of range.
+            DivergedError: If loss or weights stop being finite.
+            CheckpointError: If a checkpoint cannot be read, trained or written.
+            ImportError: For adapters, without peft.
+        """
+        if config is None:
+            config = TrainingConfig(learning_rate=1e-5 if lora_rank is None else 1e-4)
+        for step in snapshots:
+            if not 1 <= step <= config.steps:
+                raise ValueError(f"`snapshots` must be in [1, {config.steps}], got {step}.")
+        out = Path(output_dir)
+        if out.resolve() == Path(checkpoint).expanduser().resolve():
+            raise ValueError(f"`output_dir` is {checkpoint}, the checkpoint to start from.")
+        job = FineTuneJob(
+            checkpoint,
+            real,
+            lora_rank=lora_rank,
+            label_dropout=label_dropout,
+            prompt_template=prompt_template,
+            negative_prompt=negative_prompt,
+            image_size=image_size,
+            horizontal_flip=horizontal_flip,
+            device=config.device,
+        )
+        cls(model=job.base)  # refuses what cannot draw
+
+        def save(network: nn.Module, folder: Path) -> None:
+            cls(model=job.model(network)).save_pretrained(folder)
+            job.save_adapter(network, folder)
+
+        network, result = job.run(
+            out,
+            config,
+            on_checkpoint=lambda network: save(network, out),
+            snapshots=snapshots,
+            on_snapshot=lambda network, step: save(network, out / snapshot_name(step)),
+            progress=progress,
+        )
+        return cls(model=job.model(network)), result
 
 
 def _column(rows: Plan, name: str, default: float) -> NDArray[np.float64]:

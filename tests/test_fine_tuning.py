@@ -1,0 +1,372 @@
+"""Fine-tuning: only what is to be trained moves, and what comes out loads like any checkpoint."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synthaug._errors import CheckpointError, DataMismatchError
+from synthaug._pixels import to_pixels
+from synthaug._training import TrainingConfig
+from synthaug.features import Pixel
+from synthaug.synthesizers import (
+    ClassConditional,
+    DiffusionModel,
+    frechet_score,
+    select_snapshot,
+)
+from synthaug.synthesizers._fine_tuning import FineTuneJob, class_tables, merged
+from tests.checkpoints import cosine_config, tiny_unet, write_stable_diffusion
+
+
+class Real:
+    """Eight flat images of 8x8 pixels, of two classes: a dark one and a bright one."""
+
+    def __init__(self, channels: int = 1, classes: tuple[str, ...] = ("bee", "emu")) -> None:
+        self.classes, self.image_shape = classes, (channels, 8, 8)
+        self.targets = [i % len(classes) for i in range(8)]
+        self.fingerprint = "real"
+        levels = torch.tensor(self.targets) * 160 + 40 + torch.arange(8)
+        self.pixels = levels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, *self.image_shape)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def read(self, indices: Any) -> Tensor:
+        return self.pixels[torch.tensor(np.asarray(indices))].clone()
+
+
+def config(**changes: Any) -> TrainingConfig:
+    defaults = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0}
+    return TrainingConfig(**{**defaults, "ema_decay": 0.0, "device": "cpu", **changes})
+
+
+def tune(
+    base: Path, out: Path, real: Real | None = None, **options: Any
+) -> tuple[ClassConditional, Any]:
+    arguments = {"config": config(), "progress": False, **options}
+    return ClassConditional.fine_tune(base, real or Real(), out, **arguments)
+
+
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompted")
+    write_stable_diffusion(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    """Knows the classes ant, bee, cat and dog, and the null class."""
+    path = tmp_path_factory.mktemp("labelled")
+    write_labelled(path)
+    return path
+
+
+def write_labelled(path: Path, num_classes: int | None = 4, **scheduler: Any) -> nn.Module:
+    network = tiny_unet(num_classes)
+    names = ("ant", "bee", "cat", "dog")[: num_classes or 1]
+    model = DiffusionModel(
+        network=network,
+        scheduler_config=cosine_config(**scheduler),
+        classes=names,
+        image_shape=(1, 8, 8),
+    )
+    ClassConditional(model=model, num_inference_steps=4).save_pretrained(path)
+    return network
+
+
+def job_of(checkpoint: Path, real: Any = None, **changes: Any) -> FineTuneJob:
+    defaults: dict[str, Any] = {
+        "lora_rank": None,
+        "label_dropout": 0.1,
+        "prompt_template": "{}",
+        "negative_prompt": "",
+        "image_size": None,
+        "horizontal_flip": False,
+        "device": "cpu",
+    }
+    return FineTuneJob(checkpoint, real or Real(), **{**defaults, **changes})
+
+
+# What moves, and what does not
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_network_is_trained_and_the_autoencoder_and_the_prompts_are_not(
+    prompted, tmp_path, rank
+):
+    before = ClassConditional.from_pretrained(prompted, classes=Real().classes, device="cpu")
+    after, _ = tune(prompted, tmp_path, Real(3), lora_rank=rank)
+    old, new = before.model.weights, after.model.weights
+    assert (old["vae"], old["class_embeddings"]) == (new["vae"], new["class_embeddings"])
+    assert old["network"] != new["network"]
+    adapted = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+    weights = after.model.network.state_dict()
+    for name, weight in before.model.network.state_dict().items():
+        moved = not torch.equal(weights[name], weight)
+        assert moved == (rank is None or name.endswith(adapted)), name
+
+
+def test_adapters_leave_the_labels_network_alone_but_for_its_attention_and_its_table(
+    labelled, tmp_path
+):
+    before = job_of(labelled).base.network.state_dict()
+    after = tune(labelled, tmp_path, lora_rank=2)[0].model.network.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.rpartition(".")[0].rpartition("to_")[2] for name in moved} == {
+        "q",
+        "k",
+        "v",
+        "out.0",
+        "class_embedding",
+    }
+
+
+def test_merged_weights_predict_what_the_adapters_do_and_the_adapters_stay(prompted):
+    job = job_of(prompted, Real(3), lora_rank=2)
+    x, t, tokens = torch.randn(2, 4, 4, 4), torch.tensor([3, 700]), torch.randn(2, 8, 16)
+    base = job.base.denoiser(x, t, tokens)
+    torch.manual_seed(0)
+    network: Any = job._build()
+    for name, weight in network.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight)
+    kept = {name: weight.clone() for name, weight in network.state_dict().items()}
+    plain: Any = merged(network)
+    with torch.no_grad():
+        expected = network(x, t, tokens).sample
+        found = plain(x, t, tokens).sample
+    assert (found - expected).abs().max() < 1e-5 < 1e-2 < (found - base).abs().max()
+    assert all(torch.equal(weight, kept[name]) for name, weight in network.state_dict().items())
+
+
+def test_a_diffusers_pipeline_with_the_saved_adapters_predicts_what_our_model_does(
+    prompted, tmp_path
+):
+    from diffusers import StableDiffusionPipeline
+
+    ours, _ = tune(prompted, tmp_path, Real(3), lora_rank=2)
+    pipeline = StableDiffusionPipeline.from_pretrained(prompted, local_files_only=True)
+    x, t, tokens = torch.randn(2, 4, 4, 4), torch.tensor([3, 700]), torch.randn(2, 8, 16)
+    with torch.no_grad():
+        base = pipeline.unet(x, t, tokens).sample
+        pipeline.load_lora_weights(tmp_path / "lora")
+        theirs = pipeline.unet(x, t, tokens).sample
+    difference = (ours.model.network(x, t, tokens).sample - theirs).abs().max()
+    assert difference < 1e-5 < 1e-3 < (base - theirs).abs().max()
+
+
+# Classes
+
+
+def test_a_class_known_by_name_keeps_its_row_and_so_does_the_null_class(labelled):
+    old = tiny_unet().class_embedding.weight
+    (table,) = class_tables(job_of(labelled).base.network)
+    assert torch.equal(table.weight, torch.stack([old[1], old[:4].mean(0), old[4]]))
+
+
+def test_every_block_of_a_dit_learns_the_classes(tmp_path):
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=1,
+        out_channels=1,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=4,
+    )
+    old = [table.weight.clone() for table in class_tables(network)]
+    model = DiffusionModel(
+        network=network,
+        scheduler_config=cosine_config(),
+        classes=("ant", "bee", "cat", "dog"),
+        image_shape=(1, 8, 8),
+    )
+    ClassConditional(model=model).save_pretrained(tmp_path / "base")
+    job = job_of(tmp_path / "base")
+    new = class_tables(job.base.network)
+    assert len(old) == len(new) == 2
+    for table, rows in zip(new, old, strict=True):
+        assert torch.equal(table.weight, torch.stack([rows[1], rows[:4].mean(0), rows[4]]))
+    tuned, _ = tune(tmp_path / "base", tmp_path / "out", lora_rank=2)
+    loaded = ClassConditional.from_pretrained(tmp_path / "out", device="cpu")
+    plan = tuned.plan(per_class=1, guidance_scale=2.0)
+    assert torch.equal(loaded.draw(plan), tuned.draw(plan))
+
+
+def test_a_network_that_took_no_labels_starts_as_what_it_was_whatever_the_label(tmp_path):
+    network = write_labelled(tmp_path, None)
+    base = job_of(tmp_path).base
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor(500)
+    with torch.no_grad():
+        expected = network(x, t).sample
+        found = base.denoiser(x, t, torch.tensor([0, 1, 2]))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert base.can_be_guided
+
+
+def test_labels_are_hidden_as_often_as_asked(labelled):
+    job = job_of(labelled, label_dropout=0.25)
+    seen: list[Tensor] = []
+
+    class Listening(nn.Linear):
+        def forward(self, x: Tensor, t: Any = None, class_labels: Any = None) -> Any:
+            seen.append(class_labels)
+            return type("Output", (), {"sample": x})
+
+    torch.manual_seed(0)
+    job._loss(Listening(1, 1), np.zeros(4000, np.int64))
+    hidden = (seen[0] == 2).float().mean()
+    assert set(seen[0].tolist()) == {0, 2}
+    assert abs(hidden - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+# The run
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_loss_falls_whatever_the_network_predicts(tmp_path, prediction_type):
+    write_labelled(tmp_path / "base", prediction_type=prediction_type)
+    options: dict[str, Any] = {"config": config(steps=30, learning_rate=3e-3), "label_dropout": 0.0}
+    _, result = tune(tmp_path / "base", tmp_path / "out", **options)
+    losses = [loss for _, loss in result.loss_curve]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_latents_are_drawn_from_the_posterior_of_each_image_or_of_its_mirror_image(prompted):
+    real = Real(3)
+    real.pixels = torch.randint(0, 256, (8, 3, 8, 8)).to(torch.uint8)
+    job = job_of(prompted, real, horizontal_flip=True)
+    (mean, std), (mirrored, _) = (
+        job.base.posterior(pixels) for pixels in (real.pixels, real.pixels.flip(-1))
+    )
+    assert std is not None
+    torch.manual_seed(0)
+    rows = np.repeat([1, 6], 500)
+    drawn = job._inputs(rows)
+    for row, values in zip([1, 6], drawn.chunk(2), strict=True):
+        # Half of the draws are about either mean.
+        centre = (mean[row] + mirrored[row]) / 2
+        spread = (std[row].square() + ((mean[row] - mirrored[row]) / 2).square()).sqrt()
+        assert ((values.mean(0) - centre).abs() < 5 * spread / 500**0.5).all()
+    assert len(drawn.flatten(1).unique(dim=0)) == len(drawn)
+
+
+def test_latents_that_are_not_kept_are_those_that_are(prompted, monkeypatch):
+    def inputs() -> Tensor:
+        torch.manual_seed(0)
+        return job_of(prompted, Real(3), horizontal_flip=True)._inputs(np.arange(8))
+
+    kept = inputs()
+    monkeypatch.setattr("synthaug.synthesizers._fine_tuning._KEPT_BYTES", 0)
+    assert torch.allclose(inputs(), kept, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_resumed_run_equals_one_that_was_not_and_loaded_it_draws_the_same_images(
+    prompted, tmp_path, rank
+):
+    options = {"lora_rank": rank, "horizontal_flip": True}
+    whole, _ = tune(prompted, tmp_path / "whole", Real(3), **options)
+    tune(prompted, tmp_path / "parts", Real(3), config=config(steps=2), **options)
+    parts, _ = tune(prompted, tmp_path / "parts", Real(3), **options)
+    loaded = ClassConditional.from_pretrained(tmp_path / "parts", device="cpu")
+    assert whole.recipe() == parts.recipe() == loaded.recipe()
+    assert loaded.trained_on == whole.trained_on
+    plan = whole.plan(per_class=1, guidance_scale=2.0)
+    assert (to_pixels(loaded.draw(plan)).int() - to_pixels(parts.draw(plan))).abs().max() <= 1
+
+
+def test_the_best_snapshot_is_found_and_loads(labelled, tmp_path):
+    tuned, _ = tune(labelled, tmp_path, snapshots=(1, 2, 4))
+
+    def brightness(synthesizer: ClassConditional) -> float:
+        return float(synthesizer.draw(synthesizer.plan(per_class=2)).mean())
+
+    low = select_snapshot(tmp_path, brightness, device="cpu")
+    high = select_snapshot(tmp_path, brightness, device="cpu", higher_is_better=True)
+    assert list(low.scores) == [1, 2, 4]
+    assert low.scores[low.step] == min(low.scores.values())
+    assert high.scores[high.step] == max(low.scores.values())
+    loaded = ClassConditional.from_pretrained(high.path, device="cpu")
+    assert brightness(loaded) == high.scores[high.step]
+    assert low.scores[4] == brightness(tuned)
+
+
+def test_the_frechet_score_is_smaller_for_images_that_are_more_alike(labelled):
+    synthesizer = ClassConditional.from_pretrained(labelled, device="cpu")
+    drawn, noise = Real(classes=synthesizer.classes), Real(classes=synthesizer.classes)
+    images = synthesizer.draw(synthesizer.plan(per_class=8, seed=1))
+    drawn.pixels = ((images + 1) * 127.5).to(torch.uint8)
+    drawn.targets = noise.targets = [0] * 32
+    noise.pixels = 255 - drawn.pixels // 2
+    near, far = (
+        frechet_score(validation, Pixel(size=2), per_class=8)(synthesizer)
+        for validation in (drawn, noise)
+    )
+    assert near < far / 2
+
+
+# Refused
+
+
+def test_the_score_of_a_generator_on_its_own_training_images_is_refused(labelled, tmp_path):
+    tuned, _ = tune(labelled, tmp_path, config=config(steps=1))
+    score = frechet_score(Real(), Pixel(size=1), per_class=4)
+    with pytest.raises(DataMismatchError, match="`validation` is what the generator was trained"):
+        score(tuned)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_rank": 0}, "`lora_rank` must be at least 1, got 0"),
+        ({"label_dropout": 1.0}, r"`label_dropout` must be in \[0, 1\), got 1.0"),
+        ({"snapshots": [3, 5]}, r"`snapshots` must be in \[1, 4\], got 5"),
+        ({"image_size": 16}, r"shape \(1, 8, 8\), the checkpoint draws \(1, 16, 16\)"),
+        ({"real": Real(3)}, "Load them with image_size=8 and channels=1"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_any_work(labelled, tmp_path, options, message):
+    with pytest.raises((ValueError, DataMismatchError), match=message):
+        tune(labelled, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_checkpoint_to_start_from_is_not_written_over(labelled):
+    with pytest.raises(ValueError, match="the checkpoint to start from"):
+        tune(labelled, labelled / ".." / labelled.name)
+
+
+def test_a_network_without_attention_takes_no_adapters(tmp_path):
+    from synthaug.denoisers import build_unet
+
+    kinds: dict[str, Any] = {
+        "down_block_types": ["DownBlock2D"] * 2,
+        "up_block_types": ["UpBlock2D"] * 2,
+    }
+    network = build_unet((1, 8, 8), num_classes=2, channels=8, add_attention=False, **kinds)
+    model = DiffusionModel(
+        network=network,
+        scheduler_config=cosine_config(),
+        classes=Real().classes,
+        image_shape=(1, 8, 8),
+    )
+    ClassConditional(model=model).save_pretrained(tmp_path / "base")
+    with pytest.raises(CheckpointError, match="no attention layer to put adapters on"):
+        tune(tmp_path / "base", tmp_path / "out", lora_rank=2)
+
+
+def test_without_peft_the_error_names_the_extra(labelled, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"pip install 'synthaug\[lora\]'"):
+        tune(labelled, tmp_path, lora_rank=2)
