@@ -47,9 +47,9 @@ def frechet_distance(synthetic: Features, real: Features, *, force: bool = False
     for name, features in {"synthetic": synthetic, "real": real}.items():
         check_rank(*features.shape, name=f"`{name}`", force=force)
     metric = _torchmetrics("fid").FrechetInceptionDistance(_AsGiven(real.shape[1]))
-    centre = real.mean(0, dtype=np.float64)  # torchmetrics subtracts squares of means, which cancel
     for features, is_real in ((synthetic, False), (real, True)):
-        metric.update(torch.from_numpy(features - centre), real=is_real)
+        # Doubles: torchmetrics subtracts the square of the mean from the mean of the squares.
+        metric.update(torch.from_numpy(features).double(), real=is_real)
     return max(0.0, float(metric.compute()))
 
 

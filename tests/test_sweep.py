@@ -43,6 +43,7 @@ class Fading(AbstractSynthesizer):
 
     num_inference_steps: int = 1
     scheduler: str = "ddim"
+    trained_on: Any = None
     classes = CLASSES
     image_shape = (1, 4, 4)
     can_be_guided = True
@@ -93,7 +94,7 @@ def search(folder: Any, **changes: Any) -> SweepReport:
         "progress": False,
         **changes,
     }
-    return sweep(Fading(), **options)
+    return sweep(options.pop("synthesizer", Fading()), **options)
 
 
 def test_the_best_setting_of_the_grid_goes_on_to_the_second_stage_and_is_chosen(tmp_path):
@@ -161,6 +162,10 @@ def test_splits_that_are_one_or_share_images_are_refused_before_any_work(tmp_pat
     ]:
         with pytest.raises(DataMismatchError, match=re.escape(message)):
             search(tmp_path, **changes)
+    trained = Fading(trained_on={"base": {"fingerprint": VALIDATION.fingerprint}})
+    with pytest.raises(DataMismatchError, match="The generator was trained on `validation`"):
+        search(tmp_path, synthesizer=trained)
+    assert Fading.drawn == 0
     search(tmp_path, validation=mixed, test=TEST, allow_overlap=True, guidance=[])
 
 

@@ -1,5 +1,6 @@
 """Equal numbers of images of each set, their features, and the scores of these."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from synthaug._data import as_pixels, labels_of
 from synthaug._errors import DataMismatchError
 from synthaug._noise import counter_rng
 from synthaug._quality._report import QualityReport, Scores
-from synthaug._types import JSON, Features, Indices, Labels
+from synthaug._types import Features, Indices, Labels
 from synthaug.features import Extractor, describe
 from synthaug.metrics import (
     check_rank,
@@ -79,8 +80,8 @@ def score_quality(
     check_shapes(given, rows)
     chosen = _equal_parts(rows, images, seed)
     n = len(chosen["synthetic"])
-    if n <= k:
-        raise ValueError(f"Of each set there are {n} images, which must be more than `k` = {k}.")
+    if n <= max(k, 3):
+        raise ValueError(f"Each set that is compared has {n} images, not more than `k`={k} and 3.")
     dim = features(as_pixels(real, rows["real"][:1])).shape[1]
     check_rank(n, dim, name="Each set that is compared", force=force)
 
@@ -214,12 +215,12 @@ def _name(given: Any) -> str:
 
 def _trained_on(synthetic: Any, fingerprint: str | None) -> bool | None:
     """Whether the generator saw the images with this fingerprint; `None` if it is not known."""
-    seen = _fingerprints(getattr(synthetic, "manifest", {}).get("trained_on"))
+    seen = fingerprints(getattr(synthetic, "manifest", {}).get("trained_on"))
     return fingerprint in seen if seen and fingerprint is not None else None
 
 
-def _fingerprints(record: JSON) -> set[Any]:
-    """Those of a model, or of all models of a cascade."""
-    if not isinstance(record, dict):
+def fingerprints(record: Any) -> set[Any]:
+    """Those of the training images of a model, or of all models of a cascade."""
+    if not isinstance(record, Mapping):
         return set()
-    return {record.get("fingerprint")}.union(*map(_fingerprints, record.values())) - {None}
+    return {record.get("fingerprint")}.union(*map(fingerprints, record.values())) - {None}

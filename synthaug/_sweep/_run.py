@@ -23,7 +23,7 @@ from synthaug._files import check_folder, write_text
 from synthaug._generate import generate
 from synthaug._noise import counter_rng
 from synthaug._plan import settings_digest
-from synthaug._quality import Scores, compare
+from synthaug._quality import Scores, compare, fingerprints
 from synthaug._sweep._report import SweepReport, SweepRow, row_from_json
 from synthaug._sweep._settings import (
     Setting,
@@ -155,9 +155,9 @@ def sweep(
     }
     for stage, n in sizes.items():
         check_rank(n, dim, name=f"Each set of the {stage} stage", force=force)
-        if n <= k:
+        if n <= max(k, 3):
             raise ValueError(
-                f"Each set of the {stage} stage has {n} images, not more than `k`={k}."
+                f"Each set of the {stage} stage has {n} images, not more than `k`={k} and 3."
             )
     cost = sum(t.evaluations * len(t.plan) for t in trials)
     logger.info("%d settings, %s network evaluations", len(trials), f"{cost:,.0f}")
@@ -379,5 +379,11 @@ def _checked_splits(
                 f"`validation` is `{name}`. Choose settings on images of their own: neither those "
                 "that the generator learned from, nor those that results are reported on."
             )
+    seen = fingerprints(getattr(synthesizer, "trained_on", None))
+    if getattr(splits["validation"], "fingerprint", None) in seen:
+        raise DataMismatchError(
+            "The generator was trained on `validation`. Choose settings on images that it never "
+            "saw."
+        )
     check_overlap(contents, allow=allow_overlap)
     return prints
