@@ -381,8 +381,8 @@ def test_plans_and_settings_that_make_no_sense_are_refused():
         replace(one, realism=None).plan(per_class=1, beta=0.5)
     with pytest.raises(ValueError, match="there is no discriminator"):
         replace(one, realism=None).draw(one.plan(per_class=1, beta=0.5))
-    assert one.default_strengths == {"alpha": 0.5, "beta": 0.0}
-    assert replace(one, unit="rms").default_strengths == {"alpha": 0.0625, "beta": 0}
+    assert one.default_strengths == {"alpha": 0.5, "beta": 1.0}
+    assert replace(one, unit="rms", realism=None).default_strengths == {"alpha": 0.0625, "beta": 0}
     for changes, message in (
         ({"temperature": 0.0}, "`temperature` must be positive"),
         ({"unit": "grams"}, "`unit` must be one of rms, length, score"),

@@ -36,8 +36,8 @@ from synthaug.synthesizers._kinds import load, origin_of
 from synthaug.synthesizers._real import RealImages
 
 _FILE = "synthaug.json"
-_ROW = {"alpha": 0.5, "beta": 0.0}
-"""Defaults, as lengths. Whether a beta helps depends on the data: on digits it did not."""
+_ROW = {"alpha": 0.5, "beta": 1.0}
+"""Defaults, as lengths."""
 
 
 @final
@@ -104,9 +104,13 @@ class LowDensity(AbstractSynthesizer):
 
     @property
     def default_strengths(self) -> dict[str, float]:
-        """`alpha` and `beta` where a plan does not say: lengths of 0.5 and 0, in our unit."""
+        """`alpha` and `beta` where a plan does not say: lengths of 0.5 and 1, in our unit.
+
+        No `beta` without a discriminator.
+        """
         size = math.prod(self.base.model.latent_shape) ** -0.5 if self.unit == "rms" else 1.0
-        return {name: size * length for name, length in _ROW.items()}
+        beta = _ROW["beta"] if self.realism is not None else 0.0
+        return {"alpha": size * _ROW["alpha"], "beta": size * beta}
 
     @property
     def trained_on(self) -> Mapping[str, JSON] | None:
