@@ -1,5 +1,7 @@
 """Fine-tuning: only what is to be trained moves, and what comes out loads like any checkpoint."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from synthaug._checkpoints import write_json
+from synthaug._cli import main
 from synthaug._errors import CheckpointError, DataMismatchError
 from synthaug._pixels import to_pixels
 from synthaug._training import TrainingConfig
@@ -20,7 +25,11 @@ from synthaug.synthesizers import (
     select_snapshot,
 )
 from synthaug.synthesizers._fine_tuning import FineTuneJob, class_tables, merged
-from tests.checkpoints import cosine_config, tiny_unet, write_stable_diffusion
+from tests.checkpoints import (
+    cosine_config,
+    tiny_unet,
+    write_stable_diffusion,
+)
 
 
 class Real:
@@ -68,6 +77,7 @@ def labelled(tmp_path_factory) -> Path:
 
 
 def write_labelled(path: Path, num_classes: int | None = 4, **scheduler: Any) -> nn.Module:
+    kind = scheduler.pop("_class_name", None)
     network = tiny_unet(num_classes)
     names = ("ant", "bee", "cat", "dog")[: num_classes or 1]
     model = DiffusionModel(
@@ -77,6 +87,8 @@ def write_labelled(path: Path, num_classes: int | None = 4, **scheduler: Any) ->
         image_shape=(1, 8, 8),
     )
     ClassConditional(model=model, num_inference_steps=4).save_pretrained(path)
+    if kind is not None:
+        write_json(path / "scheduler" / "scheduler_config.json", {"_class_name": kind})
     return network
 
 
@@ -213,6 +225,18 @@ def test_a_network_that_took_no_labels_starts_as_what_it_was_whatever_the_label(
     assert base.can_be_guided
 
 
+def test_adapters_and_a_table_that_an_old_config_does_not_know_of_are_saved(tmp_path):
+    write_labelled(tmp_path / "base", None)
+    file = tmp_path / "base" / "unet" / "config.json"
+    old = json.loads(file.read_text())
+    del old["num_class_embeds"]
+    file.write_text(json.dumps(old))
+    tuned, _ = tune(tmp_path / "base", tmp_path / "out", lora_rank=2)
+    loaded = ClassConditional.from_pretrained(tmp_path / "out", device="cpu")
+    assert loaded.recipe() == tuned.recipe()
+    assert loaded.model.num_conditions == 3
+
+
 def test_labels_are_hidden_as_often_as_asked(labelled):
     job = job_of(labelled, label_dropout=0.25)
     seen: list[Tensor] = []
@@ -285,6 +309,13 @@ def test_a_resumed_run_equals_one_that_was_not_and_loaded_it_draws_the_same_imag
     assert (to_pixels(loaded.draw(plan)).int() - to_pixels(parts.draw(plan))).abs().max() <= 1
 
 
+def test_autocast_to_bfloat16_leaves_the_weights_in_float32(prompted, tmp_path):
+    options = {"lora_rank": 2, "config": config(steps=2, precision="bfloat16")}
+    tuned, result = tune(prompted, tmp_path, Real(3), **options)
+    assert {weight.dtype for weight in tuned.model.network.state_dict().values()} == {torch.float32}
+    assert np.isfinite([loss for _, loss in result.loss_curve]).all()
+
+
 def test_the_best_snapshot_is_found_and_loads(labelled, tmp_path):
     tuned, _ = tune(labelled, tmp_path, snapshots=(1, 2, 4))
 
@@ -313,6 +344,40 @@ def test_the_frechet_score_is_smaller_for_images_that_are_more_alike(labelled):
         for validation in (drawn, noise)
     )
     assert near < far / 2
+
+
+def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(
+    labelled, tmp_path, capsys
+):
+    real, folders = Real(), {}
+    for split, shade in (("train", 0), ("validation", 3)):
+        folders[split] = f"folder:{tmp_path / split}"
+        for i, image in enumerate(real.read(range(8))):
+            path = tmp_path / split / real.classes[real.targets[i]] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy() + shade).save(path)
+    train = ["train", folders["train"], tmp_path / "out", "--method", "finetune", "--steps", 2]
+    given = [*train, "--base", labelled, "--device", "cpu", "--snapshots", "[1, 2]"]
+    chosen = [*given, "--validation", folders["validation"], "--features", "pixels:1"]
+
+    def command(*arguments: object) -> tuple[Any, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return stop.value.code, "".join(capsys.readouterr())
+
+    code, text = command(*chosen, "--lora-rank", 2)
+    assert code == 0
+    assert "Step 2: Fréchet distance" in text
+    best = Path(text.split("Best snapshot: ")[1].splitlines()[0])
+    assert ClassConditional.from_pretrained(best, device="cpu").classes == real.classes
+    for refused, message in (
+        (train, "`--method finetune` needs `--base`, the checkpoint to start from"),
+        ([*given, "--features", "pixels"], "takes `--snapshots`, `--validation`, `--features`"),
+        ([*given, "--low-size", 4], "`--low-size` has no meaning with --method finetune"),
+    ):
+        code, text = command(*refused)
+        assert code == 2
+        assert message in text
 
 
 # Refused
@@ -345,6 +410,22 @@ def test_what_cannot_work_is_refused_before_any_work(labelled, tmp_path, options
 def test_the_checkpoint_to_start_from_is_not_written_over(labelled):
     with pytest.raises(ValueError, match="the checkpoint to start from"):
         tune(labelled, labelled / ".." / labelled.name)
+
+
+def test_a_network_that_needs_more_than_a_prompt_is_refused(prompted, tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    path = shutil.copytree(prompted, tmp_path / "base")
+    config = {**json.loads((path / "unet" / "config.json").read_text()), "num_class_embeds": 10}
+    UNet2DConditionModel.from_config(config).save_pretrained(path / "unet")
+    with pytest.raises(CheckpointError, match=r"\(num_class_embeds is 10\), which cannot be"):
+        job_of(path, Real(3))
+
+
+def test_a_model_of_continuous_time_is_refused(tmp_path):
+    write_labelled(tmp_path, _class_name="FlowMatchEulerDiscreteScheduler")
+    with pytest.raises(ValueError, match="scheduler is 'FlowMatchEulerDiscreteScheduler'"):
+        job_of(tmp_path)
 
 
 def test_a_network_without_attention_takes_no_adapters(tmp_path):

@@ -3,19 +3,44 @@
 from pathlib import Path
 from typing import Any, Literal
 
+_MEANT_FOR: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("num_tokens", "token_width", "token_noise"), ("--condition tokens",)),
+    **dict.fromkeys(
+        ("degradation", "degradation_settings", "colour_components"), ("--method cold",)
+    ),
+    **dict.fromkeys(
+        (
+            "low_size",
+            "conditioning_augmentation",
+            "max_noise_level",
+            "blur_probability",
+            "blur_std_range",
+        ),
+        ("--method upsample",),
+    ),
+    "unlabelled": ("--condition labels", "--method upsample"),
+    "base": ("--method hardness", "--method finetune"),
+    **dict.fromkeys(("synthetic", "num_synthetic"), ("--method hardness",)),
+    **dict.fromkeys(
+        ("lora_rank", "prompt_template", "snapshots", "validation", "features"),
+        ("--method finetune",),
+    ),
+}
+"""Options that are not for every training, and those that they are for."""
+
 
 def train(
     data: str,
     out: str,
     *,
-    method: Literal["diffusion", "cold", "upsample", "hardness"] = "diffusion",
+    method: Literal["diffusion", "cold", "upsample", "hardness", "finetune"] = "diffusion",
     condition: Literal["labels", "tokens"] = "labels",
     unlabelled: str | None = None,
     image_size: int | None = None,
     channels: Literal[1, 3] | None = None,
     steps: int = 10_000,
     batch_size: int = 64,
-    learning_rate: float = 4e-4,
+    learning_rate: float | None = None,
     warmup_steps: int = 200,
     decay_steps: int = 0,
     ema_decay: float = 0.9995,
@@ -39,6 +64,11 @@ def train(
     base: str | None = None,
     synthetic: str | None = None,
     num_synthetic: int | None = None,
+    lora_rank: int | None = None,
+    prompt_template: str | None = None,
+    snapshots: list[int] | None = None,
+    validation: str | None = None,
+    features: str | None = None,
     horizontal_flip: bool = False,
     checkpoint_seconds: float = 120.0,
     device: str | None = None,
@@ -53,7 +83,8 @@ def train(
         out: Directory to write; it becomes a checkpoint in diffusers layout.
         method: diffusion learns to remove noise, cold (cold diffusion) to undo --degradation,
             upsample (a stage for synthaug cascade) to draw what --low-size leaves out, hardness to
-            steer the generator --base to rare images of each class.
+            steer the generator --base to rare images of each class, finetune to draw the classes of
+            the data with the pretrained model --base.
         condition: What diffusion is told about an image: its label, or tokens of an encoder that is
             learned along with it, for synthaug invert.
         unlabelled: Further images, which train the unconditional branch.
@@ -61,7 +92,8 @@ def train(
         channels: 1 converts to grey, 3 to RGB.
         steps: Optimiser steps in all.
         batch_size: Images per step.
-        learning_rate: Peak learning rate of AdamW.
+        learning_rate: Peak learning rate of AdamW; 4e-4 by default, for finetune 1e-5, or 1e-4 with
+            --lora-rank.
         warmup_steps: Steps over which the learning rate rises.
         decay_steps: Steps at the end over which the learning rate falls to 0.
         ema_decay: Decay of the moving average of the weights.
@@ -87,56 +119,57 @@ def train(
         blur_probability: Share of them that is blurred; 0.5 by default.
         blur_std_range: Standard deviations of the blur, in pixels; '[0.4, 0.6]' by default.
         base: Checkpoint of the generator that --method hardness steers. Its network sets the size
-            of those that are trained, and the images are brought to its size and channels.
+            of those that are trained, and the images are brought to its size and channels. Or the
+            checkpoint that --method finetune goes on from, to whose size --image-size brings them.
         synthetic: Cache of images that it drew; by default they are drawn now.
         num_synthetic: How many are drawn; at most 5,000 by default.
+        lora_rank: Rank of the low-rank adapters that are trained instead of all weights.
+        prompt_template: Prompt of a class, where {} stands for its name; {} by default.
+        snapshots: Steps after which the model is also kept in snapshots, for example '[500, 1000]'.
+        validation: Images, neither training nor test images, on which the best snapshot is chosen,
+            by the Fréchet distance.
+        features: What that is measured in: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
+            spectrum.
         horizontal_flip: Mirror half of the training images.
         checkpoint_seconds: Seconds between checkpoints.
         device: cpu, cuda ...; a GPU if there is one by default.
         seed: Seed.
     """
+    arguments = dict(locals())
+    given = {name: value for name, value in arguments.items() if name in _MEANT_FOR}
+    chosen = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
+    foreign = [n for n, v in given.items() if v is not None and chosen not in _MEANT_FOR[n]]
+    if method != "diffusion" and condition == "tokens":
+        foreign.append("condition")
+    if foreign:
+        option = foreign[0].replace("_", "-")
+        raise ValueError(f"`--{option}` has no meaning with {chosen}. Leave it out.")
+    own = {
+        name: value
+        for name, value in given.items()
+        if value is not None and name not in ("unlabelled", "base")
+    }
+    if method == "upsample" and low_size is None:
+        raise ValueError("`--method upsample` needs `--low-size`, that of the model before it.")
+    if method in ("hardness", "finetune") and base is None:
+        what = "the generator to steer" if method == "hardness" else "the checkpoint to start from"
+        raise ValueError(f"`--method {method}` needs `--base`, {what}.")
+    if (validation is None) != (features is None) or (validation and not snapshots):
+        raise ValueError("To choose a snapshot takes `--snapshots`, `--validation`, `--features`.")
+    if width < 1:  # whose name in Python is `channels`, which is another option here
+        raise ValueError(f"`width` must be at least 1, got {width}.")
     from accelerate import PartialState
 
     from synthaug._data import load_dataset
     from synthaug._training import TrainingConfig
 
-    tokens = {"num_tokens": num_tokens, "token_width": token_width, "token_noise": token_noise}
-    cold = {
-        "degradation": degradation,
-        "degradation_settings": degradation_settings,
-        "colour_components": colour_components,
-    }
-    upsample: dict[str, Any] = {
-        "low_size": low_size,
-        "conditioning_augmentation": conditioning_augmentation,
-        "max_noise_level": max_noise_level,
-        "blur_probability": blur_probability,
-        "blur_std_range": blur_std_range,
-    }
-    hardness = {"base": base, "synthetic": synthetic, "num_synthetic": num_synthetic}
-    chosen = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
-    foreign: dict[str, Any] = {} if method == "cold" else cold
-    foreign = foreign | ({} if method == "upsample" else upsample)
-    foreign = foreign | ({} if method == "hardness" else hardness)
-    foreign = foreign | ({} if chosen == "--condition tokens" else tokens)
-    if chosen not in ("--condition labels", "--method upsample"):
-        foreign["unlabelled"] = unlabelled
-    if method != "diffusion" and condition == "tokens":
-        foreign["condition"] = condition
-    for name, value in foreign.items():
-        if value is not None:
-            option = name.replace("_", "-")
-            raise ValueError(f"`--{option}` has no meaning with {chosen}. Leave it out.")
-    if method == "upsample" and low_size is None:
-        raise ValueError("`--method upsample` needs `--low-size`, that of the model before it.")
-    if method == "hardness" and base is None:
-        raise ValueError("`--method hardness` needs `--base`, the generator to steer.")
-    if width < 1:  # whose name in Python is `channels`, which is another option here
-        raise ValueError(f"`width` must be at least 1, got {width}.")
     real = load_dataset(data, image_size=image_size, channels=channels)
     more = None
     if unlabelled is not None:
         more = load_dataset(unlabelled, image_shape=real.image_shape)
+    score = None if features is None else _score(str(validation), features, real, device)
+    if learning_rate is None:
+        learning_rate = 4e-4 if method != "finetune" else 1e-5 if lora_rank is None else 1e-4
     config = TrainingConfig(
         steps=steps,
         batch_size=batch_size,
@@ -181,8 +214,21 @@ def train(
             unlabelled=more,
             prediction_type=prediction_type,
             label_dropout=label_dropout,
-            **{name: value for name, value in upsample.items() if value is not None},
+            **own,
             **common,
+        )
+    elif method == "finetune":
+        from synthaug.synthesizers import ClassConditional
+
+        model, result = ClassConditional.fine_tune(
+            str(base),
+            real,
+            out,
+            config=config,
+            label_dropout=label_dropout,
+            image_size=image_size,
+            horizontal_flip=horizontal_flip,
+            **{name: own[name] for name in own if name not in ("validation", "features")},
         )
     elif condition == "tokens":
         from synthaug.synthesizers import DiffusionInversion
@@ -227,6 +273,31 @@ def train(
     else:
         _samples(model, seed, picture)
         print(f"Samples, a row per class: {picture}")
+    if score is not None:
+        _select(out, score, device)
+
+
+def _score(validation: str, features: str, real: Any, device: str | None) -> Any:
+    """The Fréchet distance to as many validation images as there are, but for remainders."""
+    from synthaug._cli._inputs import load
+    from synthaug._devices import choose_device
+    from synthaug.features import named
+    from synthaug.synthesizers import frechet_score
+
+    images = load(validation, real.image_shape, real.classes)
+    per_class = max(1, min(len(images), 10_000) // len(real.classes))
+    extractor = named(features, device=choose_device(device))
+    return frechet_score(images, extractor, per_class=per_class)
+
+
+def _select(out: str, score: Any, device: str | None) -> None:
+    """Scores the snapshots, and names the best one."""
+    from synthaug.synthesizers import select_snapshot
+
+    best = select_snapshot(out, score, device=device)
+    for step, value in best.scores.items():
+        print(f"Step {step:,}: Fréchet distance {value:.4g} to the validation images.")
+    print(f"Best snapshot: {best.path}")
 
 
 def _hardness(

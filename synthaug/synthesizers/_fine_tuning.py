@@ -131,8 +131,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             unconditional_branch=pretrained_branch or label_dropout > 0,
             trained_on=self.trained_on,
         )
-        table = self.base.class_embeddings
-        self._embeddings = None if table is None else table.to(self.base.device)
+        self._embeddings = self.base.class_embeddings
 
     # -- the run ---------------------------------------------------------------------------------
 
@@ -169,7 +168,10 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         hidden = torch.rand(len(x0)) < self.label_dropout
         y = torch.where(hidden, len(self.classes), torch.from_numpy(self.labels[indices]))
         y = y.to(x0.device)
-        condition = y if self._embeddings is None else self._embeddings[y]
+        condition = y
+        if self._embeddings is not None:
+            self._embeddings = self._embeddings.to(y.device)  # where this process trains
+            condition = self._embeddings[y]
         denoiser = copy(self.base.denoiser)
         denoiser.network = module  # compiled or distributed, perhaps
         return denoising_loss(self._scheduler, x0, lambda x_t, t: denoiser(x_t, t, condition))
@@ -248,7 +250,9 @@ def merged(network: Any) -> nn.Module:
         if ".lora_" not in name
     }
     with own_randomness(torch.device("cpu")):  # building it draws weights that are then replaced
-        plain: nn.Module = type(network).from_config(network.config)
+        # Only what is said: diffusers' private notes would put defaults in the place of changes.
+        config = {k: v for k, v in network.config.items() if k[0] != "_"}
+        plain: nn.Module = type(network).from_config(config)
     for name, layer in network.named_modules():
         if isinstance(layer, peft.tuners.lora.LoraLayer):
             weights[f"{name}.weight"] += layer.get_delta_weight("default").detach()
