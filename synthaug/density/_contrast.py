@@ -14,7 +14,8 @@ def contrastive_loss(
     H(x, y) is (1 - p_y) / tau, and by another H(x, c) it is -p_c / tau, so an ascent makes an image
     less likely under its own class and more likely under others. It vanishes where the class is
     certain, p_y = 1. For L_g2, give the hardness under the Gaussians of synthetic and real images,
-    with the label of the synthetic ones. The equation is a reconstruction: the printed one could not be consulted.
+    with the label of the synthetic ones. The equation is a reconstruction: the printed one could
+    not be consulted.
 
     Args:
         hardness: (n, C), of every class; of any size without overflow.
