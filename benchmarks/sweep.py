@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _machine import write
+from _machine import RESULTS, write
 
 from synthaug import (
     ClassConditional,
@@ -129,8 +129,8 @@ if __name__ == "__main__":
         seeds=options.seeds,
     )
     print(report, flush=True)
-    report.to_json(Path(options.work) / "sweep.json")
-    report.plot(Path(options.work) / "sweep.png")
+    name = f"sweep_{Path(options.train.split(':')[0]).name}"
+    report.plot(RESULTS / f"{name}.png")
     swept = time.process_time()
     result = {
         "options": {k: v for k, v in vars(options).items() if k not in ("work", "checkpoint")},
@@ -139,10 +139,7 @@ if __name__ == "__main__":
         "captions": [report.caption(stage) for stage in ("coarse", "fine")],
         "chosen": report.chosen,
         "scaling": scaling(options, synthesizer, report.chosen, real, test),
-        "cpu_seconds": {
-            "training": round(trained - started),
-            "sweep": round(swept - trained),
-            "scaling": round(time.process_time() - swept),
-        },
     }
-    print("Written:", write(f"sweep_{Path(options.train.split(':')[0]).name}", result))
+    print(f"Processor seconds: training {trained - started:.0f}, sweep {swept - trained:.0f},")
+    print(f"scaling {time.process_time() - swept:.0f}")
+    print("Written:", write(name, result))

@@ -116,15 +116,15 @@ class SweepReport:
         )
         text = (
             f"{images:,} images per setting. Fréchet distance of {floor.n:,} of them to as many "
-            f"images of {self.validation['name']}, in the {self.extractor['dim']} features of "
+            f"validation images, in the {self.extractor['dim']} features of "
             f"{self.extractor['name']}; {floor.n:,} real training images get "
             f"{floor.frechet_distance:.4g}."
         )
         if stage == "fine":
             text += (
-                f" Inception score by {self.classifier['name']}. CAS: accuracy on "
-                f"{self.validation['name']} of {self.classifier['model']} trained on the synthetic "
-                f"images alone for {self.classifier['steps']} steps; on the real ones "
+                f" Inception score by {self.classifier['name']}. CAS: accuracy on the validation "
+                f"images of {self.classifier['model']} trained on the synthetic images alone for "
+                f"{self.classifier['steps']} steps; on the real ones "
                 f"{percent(self.real_accuracy)}."
             )
         return text
@@ -138,7 +138,8 @@ class SweepReport:
             else "which must not be the split that results are reported on"
         )
         by = {"cas": "CAS", "frechet": "the Fréchet distance"}[self.select]
-        return f"Chosen by {by} on {self.validation['name']}, {compared}: {chosen}."
+        split = f"the validation split ({self.validation['name']})"
+        return f"Chosen by {by} on {split}, {compared}: {chosen}."
 
     def __str__(self) -> str:
         stages = [s for s in ("coarse", "fine") if getattr(self, s)]
