@@ -285,9 +285,12 @@ def test_latents_are_drawn_from_the_posterior_of_each_image_or_of_its_mirror_ima
 
 
 def test_latents_that_are_not_kept_are_those_that_are(prompted, monkeypatch):
+    real = Real(3)
+    real.pixels = torch.randint(0, 256, (8, 3, 8, 8)).to(torch.uint8)
+
     def inputs() -> Tensor:
         torch.manual_seed(0)
-        return job_of(prompted, Real(3), horizontal_flip=True)._inputs(np.arange(8))
+        return job_of(prompted, real, horizontal_flip=True)._inputs(np.arange(8))
 
     kept = inputs()
     monkeypatch.setattr("synthaug.synthesizers._fine_tuning._KEPT_BYTES", 0)
