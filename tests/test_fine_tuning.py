@@ -402,7 +402,7 @@ def test_the_score_of_a_generator_on_its_own_training_images_is_refused(labelled
         ({"image_size": 16}, r"shape \(1, 8, 8\), the checkpoint draws \(1, 16, 16\)"),
         ({"real": Real(3)}, "Load them with image_size=8 and channels=1"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_work_is_refused_before_any_work(labelled, tmp_path, options, message):
     with pytest.raises((ValueError, DataMismatchError), match=message):
