@@ -8,9 +8,9 @@ every labelled image, and of every one whose guess is sure, and draws variants a
 the embeddings of each class. How much the guesses do without a generator, and variants of the
 labelled images without the guesses, are arms of the evaluation.
 
-The test half is used once per classifier, at the end: no model and no choice ever sees it. (The
+The test half is used once per classifier, at the end: no model ever sees it. (The
 scans come writer by writer, so the two halves share one writer at most.) The settings below were
-chosen on the training half alone, by `benchmarks/digits_choices.py`.
+tried out on the training half, as `benchmarks/digits_choices.py` does.
 """
 
 import time
