@@ -142,7 +142,9 @@ def write_stable_diffusion_upscaler(path: Path) -> Any:
 
     plain = write_stable_diffusion(path / "plain")
     torch.manual_seed(1)
-    unet = {**plain.unet.config, "in_channels": 7, "num_class_embeds": 1000, "sample_size": 8}
+    # Without diffusers' note of which values were defaults: it would undo the changes to those.
+    own = {k: v for k, v in plain.unet.config.items() if not k.startswith("_")}
+    unet = {**own, "in_channels": 7, "num_class_embeds": 1000, "sample_size": 8}
     pipeline = StableDiffusionUpscalePipeline(
         vae=AutoencoderKL.from_config(plain.vae.config).eval(),
         text_encoder=plain.text_encoder,
