@@ -420,6 +420,9 @@ def test_images_are_inverted_and_varied(work, monkeypatch):
     assert "`--num-tokens` has no meaning with --condition labels" in fail(
         2, *given[:-2], "--num-tokens", 2
     )
+    assert "`--width` has no meaning with --method hardness" in fail(
+        2, *given[:-2], "--method", "hardness", "--width", 8
+    )
     given = [*given, "--method", "cold", "--condition", "tokens"]
     assert "`--condition` has no meaning with --method cold" in fail(2, *given)
     message = fail(2, "generate", generator, work / "no.h5", "--per-class", 1, *DRAW)

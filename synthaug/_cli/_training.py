@@ -18,6 +18,12 @@ _MEANT_FOR: dict[str, tuple[str, ...]] = {
         ),
         ("--method upsample",),
     ),
+    **dict.fromkeys(
+        ("width", "num_layers"),
+        ("--condition labels", "--condition tokens", "--method cold", "--method upsample"),
+    ),
+    "prediction_type": ("--condition labels", "--condition tokens", "--method upsample"),
+    "label_dropout": ("--condition labels", "--method upsample", "--method finetune"),
     "unlabelled": ("--condition labels", "--method upsample"),
     "base": ("--method hardness", "--method finetune"),
     **dict.fromkeys(("synthetic", "num_synthetic"), ("--method hardness",)),
@@ -46,10 +52,10 @@ def train(
     ema_decay: float = 0.9995,
     precision: Literal["float32", "bfloat16"] = "float32",
     compile: bool = False,
-    width: int = 32,
-    num_layers: int = 1,
-    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction",
-    label_dropout: float = 0.1,
+    width: int | None = None,
+    num_layers: int | None = None,
+    prediction_type: Literal["v_prediction", "epsilon", "sample"] | None = None,
+    label_dropout: float | None = None,
     num_tokens: int | None = None,
     token_width: int | None = None,
     token_noise: float | None = None,
@@ -99,10 +105,11 @@ def train(
         ema_decay: Decay of the moving average of the weights.
         precision: bfloat16 runs the network under autocast.
         compile: Compile the network: a slow start, then faster steps.
-        width: Channels of the network's first level.
-        num_layers: Residual blocks per level.
-        prediction_type: What the network predicts.
-        label_dropout: Share of the labels hidden, to train the unconditional branch.
+        width: Channels of a new network's first level; 32 by default.
+        num_layers: Residual blocks per level of a new network; 1 by default.
+        prediction_type: What a new network predicts; v_prediction by default.
+        label_dropout: Share of the labels hidden, to train the unconditional branch; 0.1 by
+            default.
         num_tokens: Tokens per image, with --condition tokens; 4 by default.
         token_width: Size of each token; 64 by default.
         token_noise: Noise on the tokens in training; 0.2 by default. More of it makes tokens say
@@ -144,11 +151,8 @@ def train(
     if foreign:
         option = foreign[0].replace("_", "-")
         raise ValueError(f"`--{option}` has no meaning with {chosen}. Leave it out.")
-    own = {
-        name: value
-        for name, value in given.items()
-        if value is not None and name not in ("unlabelled", "base")
-    }
+    shared = ("unlabelled", "base", "width", "num_layers", "prediction_type", "label_dropout")
+    own = {n: value for n, value in given.items() if value is not None and n not in shared}
     if method == "upsample" and low_size is None:
         raise ValueError("`--method upsample` needs `--low-size`, that of the model before it.")
     if method in ("hardness", "finetune") and base is None:
@@ -156,6 +160,10 @@ def train(
         raise ValueError(f"`--method {method}` needs `--base`, {what}.")
     if (validation is None) != (features is None) or (validation and not snapshots):
         raise ValueError("To choose a snapshot takes `--snapshots`, `--validation`, `--features`.")
+    width = 32 if width is None else width
+    num_layers = 1 if num_layers is None else num_layers
+    prediction_type = prediction_type or "v_prediction"
+    label_dropout = 0.1 if label_dropout is None else label_dropout
     if width < 1:  # whose name in Python is `channels`, which is another option here
         raise ValueError(f"`width` must be at least 1, got {width}.")
     from accelerate import PartialState
