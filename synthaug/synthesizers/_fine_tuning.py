@@ -204,7 +204,8 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
                 rows = np.arange(start, min(start + 16, self.num_examples))
                 found = self._encode(rows, torch.full((len(rows),), mirrored))
                 for part, values in zip((mean, std), found, strict=True):
-                    part[torch.from_numpy(rows) + side * self.num_examples] = values.cpu()  # type: ignore[union-attr]
+                    assert values is not None  # with an autoencoder there is a deviation
+                    part[torch.from_numpy(rows) + side * self.num_examples] = values.cpu()
         return mean, std
 
     @torch.no_grad()
