@@ -5,6 +5,7 @@ Parts are loaded by class name from a closed list, weights from safetensors only
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from synthaug._differences import described, differences
 from synthaug._errors import CheckpointError, CheckpointMismatchError
 from synthaug._files import write_text
 from synthaug._plan import canonical_json, settings_digest
+from synthaug._types import JSON
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -35,6 +37,20 @@ def state_digest(module: nn.Module) -> str:
     """`tensor_digest` of a module's weights and buffers, compiled or not."""
     inner: Any = getattr(module, "_orig_mod", module)
     return tensor_digest(inner.state_dict())
+
+
+def scheduler_settings(scheduler: Any) -> dict[str, JSON]:
+    """Kind and config of a diffusers scheduler, for a recipe."""
+    # Through text and back: tuples become lists, and -inf (a limit that is off) a string.
+    config = {
+        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in scheduler.config.items()
+        if not k.startswith("_")
+    }
+    return {
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": json.loads(json.dumps(config, default=list)),
+    }
 
 
 def diffusers_version() -> str:

@@ -4,8 +4,6 @@ On disk it is a directory in diffusers layout with `synthaug.json` beside the pa
 what diffusers does not say: class names, image shape, the settings of the synthesizer.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +21,7 @@ from synthaug._checkpoints import (
     read_json,
     replaced,
     resolve,
+    scheduler_settings,
     state_digest,
     tensor_digest,
     write_json,
@@ -192,17 +191,7 @@ class DiffusionModel:
         self, name: str | None, log_variance_mix: float | None = None
     ) -> dict[str, JSON]:
         """The scheduler's kind and config, for a recipe."""
-        scheduler = self.make_scheduler(name, log_variance_mix)
-        # Through text and back: tuples become lists, and -inf (a limit that is off) a string.
-        config = {
-            k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in scheduler.config.items()
-            if not k.startswith("_")
-        }
-        return {
-            "scheduler": type(scheduler).__name__,
-            "scheduler_config": json.loads(json.dumps(config, default=list)),
-        }
+        return scheduler_settings(self.make_scheduler(name, log_variance_mix))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
