@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from synthaug._plan import Plan as Plan
     from synthaug._quality import QualityReport as QualityReport
     from synthaug._quality import score_quality as score_quality
+    from synthaug._reconstructions import reconstructions as reconstructions
     from synthaug._sweep import SweepReport as SweepReport
     from synthaug._sweep import sweep as sweep
     from synthaug._training import TrainingConfig as TrainingConfig
@@ -114,6 +115,7 @@ _HOME = {
     "evaluate": "_evaluation",
     "generate": "_generate",
     "load_dataset": "_data",
+    "reconstructions": "_reconstructions",
     "scaling_arms": "_evaluation",
     "score_hardness": "_hardness",
     "score_quality": "_quality",

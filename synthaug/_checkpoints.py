@@ -200,11 +200,19 @@ _PARTS = {
 }
 
 
-def load_part(path: Path, index: Mapping[str, Any], name: str, dtype: torch.dtype) -> Any:
-    """Loads one part by its class name, from a closed list."""
+def load_part(
+    path: Path,
+    index: Mapping[str, Any],
+    name: str,
+    dtype: torch.dtype,
+    *,
+    folder: str | None = None,
+) -> Any:
+    """Loads one part by its class name, from a closed list; its folder has its name, or another."""
     import diffusers
 
-    restore(path / name)
+    folder = name if folder is None else folder
+    restore(path / folder)
     kind = (index.get(name) or (None, None))[1]
     if kind not in _PARTS[name]:
         raise CheckpointError(
@@ -214,15 +222,15 @@ def load_part(path: Path, index: Mapping[str, Any], name: str, dtype: torch.dtyp
         kind = "DiTTransformer2DModel"
     try:
         part = getattr(diffusers, kind).from_pretrained(
-            path / name, use_safetensors=True, torch_dtype=dtype, local_files_only=True
+            path / folder, use_safetensors=True, torch_dtype=dtype, local_files_only=True
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / name} cannot be loaded: {error}") from error
+        raise CheckpointError(f"{path / folder} cannot be loaded: {error}") from error
     for key, weight in part.named_parameters():
         if not torch.isfinite(weight).all():
             raise CheckpointError(
-                f"{path / name}: the weight {key} is not finite. The checkpoint is broken; take an "
-                "earlier one."
+                f"{path / folder}: the weight {key} is not finite. The checkpoint is broken; take "
+                "an earlier one."
             )
     return part
 

@@ -14,7 +14,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     {"_devices", "_differences", "_errors", "_files", "_types"},
     {"_plan"},
     # mathematics: pure functions of tensors and arrays
-    {"_neighbours"},
+    {"_cite", "_neighbours"},
     {
         "_checkpoints",
         "_noise",
@@ -46,7 +46,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "albumentations",
         "transforms",
     },
-    {"_generate", "_label_check", "caches"},
+    {"_generate", "_label_check", "_reconstructions", "caches"},
     # composition
     {"_demo", "_sweep"},
     {"_cli"},
