@@ -15,5 +15,15 @@ from synthaug._cache import (
     info,
     merge,
 )
+from synthaug._cite import cite
 
-__all__ = ["check_sources", "contact_sheet", "export", "forget", "import_images", "info", "merge"]
+__all__ = [
+    "check_sources",
+    "cite",
+    "contact_sheet",
+    "export",
+    "forget",
+    "import_images",
+    "info",
+    "merge",
+]

@@ -19,6 +19,7 @@ from typing import Any
 
 from synthaug._cli._caches import export, forget, import_, info, merge, verify
 from synthaug._cli._cascade import cascade
+from synthaug._cli._cite import cite
 from synthaug._cli._generation import PlanOptions, generate, plan
 from synthaug._cli._inversion import invert
 from synthaug._cli._judgement import (
@@ -65,6 +66,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate-density": evaluate_density,
     "evaluate-quality": evaluate_quality,
     "sweep": sweep,
+    "cite": cite,
 }
 CACHE_COMMANDS: dict[str, Any] = {
     "info": info,
@@ -79,6 +81,7 @@ START_ANEW = {
     "audit",
     "evaluate-density",
     "evaluate-quality",
+    "cite",
     "info",
     "verify",
     "export",
