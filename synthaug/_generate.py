@@ -74,29 +74,8 @@ def generate(
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     if not len(plan):
         raise ValueError("`plan` has no rows.")
-    recipe = synthesizer.recipe()
-    _check_settings(plan, recipe)
-    classes = tuple(getattr(synthesizer, "classes", ()))
-    if classes and classes != plan.classes:
-        raise ValueError(
-            f"The plan is about the classes {', '.join(plan.classes)}; the synthesizer knows "
-            f"{', '.join(classes)}. Make the plan with the synthesizer that draws it."
-        )
-    shape = getattr(synthesizer, "image_shape", None)
-    if shape is None and os.path.exists(path):
-        shape = SynthCache(path).image_shape
-    if shape is None:  # a user's synthesizer need not say: its first image does
-        shape = tuple(_draw(synthesizer, plan[:1], None).shape[1:])
-    manifest: dict[str, Any] = {"recipe": recipe}
-    trained_on = getattr(synthesizer, "trained_on", None)
-    if trained_on is not None:
-        manifest["trained_on"] = dict(trained_on)
-    fingerprint = getattr(source, "fingerprint", None)
-    if fingerprint is not None:
-        manifest["source"] = {"fingerprint": fingerprint, "images": len(source)}
-    if licence is not None:
-        manifest["licence"] = licence
-    cache = SynthCache.open_for_writing(path, plan, image_shape=shape, manifest=manifest)
+    cache = open_cache(synthesizer, plan, path, source=source, licence=licence)
+    shape = cache.image_shape
     damaged = cache.verify()
     if len(damaged):
         logger.warning("%s: %d rows are damaged and will be drawn anew", path, len(damaged))
@@ -118,9 +97,51 @@ def generate(
     ) as bar:
         for start in range(0, len(pending), batch_size):
             rows: NDArray[np.int64] = pending[start : start + batch_size]
-            cache.write(rows, to_pixels(_draw(synthesizer, plan[rows], shape)))
+            cache.write(rows, to_pixels(checked_draw(synthesizer, plan[rows], shape)))
             bar.update(len(rows))
     return cache
+
+
+def open_cache(
+    synthesizer: Synthesizer,
+    plan: Plan,
+    path: str | os.PathLike[str],
+    *,
+    source: Any = None,
+    licence: dict[str, str | None] | None = None,
+) -> SynthCache:
+    """The cache that `generate` fills, laid out or continued; arguments and errors as there."""
+    check_plan(synthesizer, plan)
+    shape = getattr(synthesizer, "image_shape", None)
+    if shape is None and os.path.exists(path):
+        shape = SynthCache(path).image_shape
+    if shape is None:  # a user's synthesizer need not say: its first image does
+        shape = tuple(checked_draw(synthesizer, plan[:1], None).shape[1:])
+    manifest: dict[str, Any] = {"recipe": synthesizer.recipe()}
+    trained_on = getattr(synthesizer, "trained_on", None)
+    if trained_on is not None:
+        manifest["trained_on"] = dict(trained_on)
+    fingerprint = getattr(source, "fingerprint", None)
+    if fingerprint is not None:
+        manifest["source"] = {"fingerprint": fingerprint, "images": len(source)}
+    if licence is not None:
+        manifest["licence"] = licence
+    return SynthCache.open_for_writing(path, plan, image_shape=shape, manifest=manifest)
+
+
+def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:
+    """Refuses a plan that was made with other settings or classes than the synthesizer's.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    _check_settings(plan, synthesizer.recipe())
+    classes = tuple(getattr(synthesizer, "classes", ()))
+    if classes and classes != plan.classes:
+        raise ValueError(
+            f"The plan is about the classes {', '.join(plan.classes)}; the synthesizer knows "
+            f"{', '.join(classes)}. Make the plan with the synthesizer that draws it."
+        )
 
 
 def _check_settings(plan: Plan, recipe: dict[str, Any]) -> None:
@@ -139,8 +160,20 @@ def _check_settings(plan: Plan, recipe: dict[str, Any]) -> None:
         )
 
 
-def _draw(synthesizer: Synthesizer, rows: Plan, shape: tuple[int, ...] | None) -> Images:
-    """Draws, and checks what came back before it can reach the file."""
+def checked_draw(synthesizer: Synthesizer, rows: Plan, shape: tuple[int, ...] | None) -> Images:
+    """Draws, and checks what came back before it can reach a file or a training loop.
+
+    Args:
+        synthesizer: Has `draw(rows)`.
+        rows: Of a plan.
+        shape: (C, H, W) that is expected, if it is known.
+
+    Returns:
+        On the CPU.
+
+    Raises:
+        ValueError, DivergedError: As `generate`.
+    """
     images = synthesizer.draw(rows)
     name = type(synthesizer).__name__
     if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.ndim == 4):
