@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from synthaug._data import load_dataset as load_dataset
     from synthaug._datasets import MixedBatchSampler as MixedBatchSampler
     from synthaug._datasets import MixedDataset as MixedDataset
+    from synthaug._engines import RayEngine as RayEngine
     from synthaug._errors import AuditError as AuditError
     from synthaug._errors import AuditMismatchError as AuditMismatchError
     from synthaug._errors import CacheCorruptError as CacheCorruptError
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from synthaug._errors import DataError as DataError
     from synthaug._errors import DataMismatchError as DataMismatchError
     from synthaug._errors import DivergedError as DivergedError
+    from synthaug._errors import EngineError as EngineError
     from synthaug._errors import SynthaugError as SynthaugError
     from synthaug._evaluation import AffineAugment as AffineAugment
     from synthaug._evaluation import Arm as Arm
@@ -95,6 +97,7 @@ _HOME = {
     "DataMismatchError": "_errors",
     "DiffusionInversion": "synthesizers",
     "DivergedError": "_errors",
+    "EngineError": "_errors",
     "EvaluationReport": "_evaluation",
     "HardnessReport": "_hardness",
     "InversionConfig": "synthesizers",
@@ -105,6 +108,7 @@ _HOME = {
     "MixedDataset": "_datasets",
     "Plan": "_plan",
     "QualityReport": "_quality",
+    "RayEngine": "_engines",
     "StandardAugment": "_evaluation",
     "SweepReport": "_sweep",
     "SynthCache": "_cache",

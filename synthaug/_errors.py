@@ -11,6 +11,7 @@
     - CacheCorruptError    a row's bytes are not the bytes that were written
     - CacheMismatchError   the cache belongs to another plan, recipe or class list
     - CachePendingError    a row was asked for that has not been generated yet
+  x EngineError            workers found no place, or died again and again
   x AuditError             a report is missing, or cannot be read
     - AuditMismatchError   the report judges another cache
 
@@ -61,6 +62,10 @@ class CacheMismatchError(CacheError):
 
 class CachePendingError(CacheError):
     """A row was asked for that has not been generated yet, or was withdrawn."""
+
+
+class EngineError(SynthaugError):
+    """Workers of a job found no place in the cluster, or died again and again."""
 
 
 class AuditError(SynthaugError):

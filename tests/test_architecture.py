@@ -11,8 +11,8 @@ ROOT = Path(synthaug.__file__).parent
 
 LAYERS = [  # a module may import from the lines above its own, and from nothing else of ours
     # vocabulary
-    {"_devices", "_differences", "_errors", "_files", "_types"},
-    {"_plan"},
+    {"_devices", "_differences", "_errors", "_files", "_progress", "_types"},
+    {"_plan", "_engines"},
     # mathematics: pure functions of tensors and arrays
     {"_cite", "_neighbours"},
     {

@@ -1,0 +1,24 @@
+"""Where a job runs: its share of the processes that torchrun or a batch system started, or Ray."""
+
+from synthaug._engines._ranks import Share, local_device
+from synthaug._engines._ray import (
+    ActorPool,
+    Outcome,
+    RayEngine,
+    Worker,
+    capacity,
+    cluster,
+    import_ray,
+)
+
+__all__ = [
+    "ActorPool",
+    "Outcome",
+    "RayEngine",
+    "Share",
+    "Worker",
+    "capacity",
+    "cluster",
+    "import_ray",
+    "local_device",
+]
