@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from synthaug._noise import streams as streams
     from synthaug.synthesizers._base import AbstractSynthesizer as AbstractSynthesizer
     from synthaug.synthesizers._inversion_fit import InversionConfig as InversionConfig
     from synthaug.synthesizers._model import DiffusionModel as DiffusionModel
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from synthaug.synthesizers.cold_diffusion import ColdDiffusion as ColdDiffusion
     from synthaug.synthesizers.constant import Constant as Constant
     from synthaug.synthesizers.diffusion_inversion import DiffusionInversion as DiffusionInversion
+    from synthaug.synthesizers.from_pipeline import FromPipeline as FromPipeline
     from synthaug.synthesizers.low_density import LowDensity as LowDensity
 
 _HOME = {
@@ -28,12 +30,14 @@ _HOME = {
     "Constant": "constant",
     "DiffusionInversion": "diffusion_inversion",
     "DiffusionModel": "_model",
+    "FromPipeline": "from_pipeline",
     "InversionConfig": "_inversion_fit",
     "LowDensity": "low_density",
     "Selection": "_selection",
     "frechet_score": "_selection",
     "select_snapshot": "_selection",
     "soft_labels": "_variant_plan",
+    "streams": "_base",
 }
 
 __all__ = [
@@ -45,12 +49,14 @@ __all__ = [
     "Constant",
     "DiffusionInversion",
     "DiffusionModel",
+    "FromPipeline",
     "InversionConfig",
     "LowDensity",
     "Selection",
     "frechet_score",
     "select_snapshot",
     "soft_labels",
+    "streams",
 ]
 
 

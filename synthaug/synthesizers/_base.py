@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from synthaug._noise import streams as streams
 from synthaug._plan import Plan, balanced_quota, given_quota, matching_quota
 from synthaug._types import JSON, Images
 from synthaug.samplers import Push
@@ -33,7 +34,7 @@ class AbstractSynthesizer(abc.ABC):
         """Draws one image per row, in order: float (n, C, H, W) in [-1, 1].
 
         An image must be a pure function of the weights, the recipe's settings and its row, whatever
-        other rows are drawn with it. Take all randomness from `_noise.streams(rows["seed"])`.
+        other rows are drawn with it. Take all randomness from `synthesizers.streams(rows["seed"])`.
         """
 
     @abc.abstractmethod
