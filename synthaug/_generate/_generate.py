@@ -6,31 +6,15 @@ a job that was killed is simply run again.
 
 import logging
 import os
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from synthaug._cache import SynthCache
-from synthaug._errors import DivergedError
-from synthaug._pixels import to_pixels
-from synthaug._plan import Plan, canonical_json
-from synthaug._types import JSON, Images
+from synthaug._generate._draw import Synthesizer, check_plan, checked_draw, fill
+from synthaug._plan import Plan
 
 logger = logging.getLogger("synthaug")
-
-
-class Synthesizer(Protocol):
-    """All that `generate` asks of a synthesizer."""
-
-    def draw(self, rows: Plan) -> Images:
-        """One image per row, float (n, C, H, W) in [-1, 1]."""
-        ...
-
-    def recipe(self) -> dict[str, JSON]:
-        """Everything besides the row that determines an image."""
-        ...
 
 
 def generate(
@@ -75,7 +59,6 @@ def generate(
     if not len(plan):
         raise ValueError("`plan` has no rows.")
     cache = open_cache(synthesizer, plan, path, source=source, licence=licence)
-    shape = cache.image_shape
     damaged = cache.verify()
     if len(damaged):
         logger.warning("%s: %d rows are damaged and will be drawn anew", path, len(damaged))
@@ -86,7 +69,7 @@ def generate(
         path,
         f"{len(pending):,}",
         f"{len(plan):,}",
-        "x".join(map(str, shape)),
+        "x".join(map(str, cache.image_shape)),
     )
     with tqdm(
         total=len(plan),
@@ -95,10 +78,7 @@ def generate(
         unit="image",
         disable=not progress or not len(pending),
     ) as bar:
-        for start in range(0, len(pending), batch_size):
-            rows: NDArray[np.int64] = pending[start : start + batch_size]
-            cache.write(rows, to_pixels(checked_draw(synthesizer, plan[rows], shape)))
-            bar.update(len(rows))
+        fill(synthesizer, cache, pending, batch_size=batch_size, drawn=bar.update)
     return cache
 
 
@@ -127,70 +107,3 @@ def open_cache(
     if licence is not None:
         manifest["licence"] = licence
     return SynthCache.open_for_writing(path, plan, image_shape=shape, manifest=manifest)
-
-
-def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:
-    """Refuses a plan that was made with other settings or classes than the synthesizer's.
-
-    Raises:
-        ValueError: Naming what differs.
-    """
-    _check_settings(plan, synthesizer.recipe())
-    classes = tuple(getattr(synthesizer, "classes", ()))
-    if classes and classes != plan.classes:
-        raise ValueError(
-            f"The plan is about the classes {', '.join(plan.classes)}; the synthesizer knows "
-            f"{', '.join(classes)}. Make the plan with the synthesizer that draws it."
-        )
-
-
-def _check_settings(plan: Plan, recipe: dict[str, Any]) -> None:
-    settings = recipe.get("settings")
-    if not isinstance(settings, dict):
-        raise ValueError(f"recipe()['settings'] must be a dict, got {settings!r}.")
-    given, planned = (
-        {k: canonical_json(v) for k, v in s.items()} for s in (settings, dict(plan.settings))
-    )
-    different = sorted(k for k in {*given, *planned} if given.get(k) != planned.get(k))
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"The plan was made with other settings: {name} was {planned.get(name, 'not set')} and "
-            f"is now {given.get(name, 'not set')}. Make the plan with this synthesizer."
-        )
-
-
-def checked_draw(synthesizer: Synthesizer, rows: Plan, shape: tuple[int, ...] | None) -> Images:
-    """Draws, and checks what came back before it can reach a file or a training loop.
-
-    Args:
-        synthesizer: Has `draw(rows)`.
-        rows: Of a plan.
-        shape: (C, H, W) that is expected, if it is known.
-
-    Returns:
-        On the CPU.
-
-    Raises:
-        ValueError, DivergedError: As `generate`.
-    """
-    images = synthesizer.draw(rows)
-    name = type(synthesizer).__name__
-    if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.ndim == 4):
-        kind = getattr(images, "dtype", type(images).__name__)
-        raise ValueError(f"{name}.draw must return a float tensor (n, C, H, W), got {kind}.")
-    expected = (len(rows), *(images.shape[1:] if shape is None else shape))
-    if tuple(images.shape) != expected:
-        raise ValueError(f"{name}.draw returned shape {tuple(images.shape)}, expected {expected}.")
-    images = images.detach().cpu()
-    finite = torch.isfinite(images).flatten(1).all(1)
-    if not finite.all():
-        raise DivergedError(
-            f"{name}.draw returned {int((~finite).sum())} of {len(rows)} images that are not "
-            f"finite; the first is of row {rows.row(int((~finite).nonzero()[0, 0]))}. Rows drawn "
-            "before are kept. Use dtype float32, or a lower guidance scale."
-        )
-    largest = float(images.abs().max())
-    if largest > 2:
-        raise ValueError(f"{name}.draw returned values up to {largest:.3g}; images are in [-1, 1].")
-    return images
