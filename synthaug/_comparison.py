@@ -7,6 +7,7 @@ import numpy as np
 
 from synthaug._data import as_pixels, classes_of, labels_of
 from synthaug._errors import DataMismatchError
+from synthaug._progress import bar, counted
 from synthaug._types import Features, Indices
 from synthaug.features import Extractor, extract
 
@@ -78,11 +79,10 @@ def features_of(
     progress: bool = True,
 ) -> Features:
     """float32 (n, d), with the pixels of a part of the rows in memory at a time."""
-    from tqdm.auto import tqdm
-
     parts = []
     starts = range(0, len(rows), _CHUNK)
-    for start in tqdm(starts, desc=f"Features, {name}", disable=None if progress else True):
+    shown = bar(len(starts), f"features, {name}", "block", progress=progress)
+    for start in counted(starts, shown):
         pixels = as_pixels(given, rows[start : start + _CHUNK], progress=False)
         parts.append(extract(extractor, pixels, batch_size=batch_size, features_dir=features_dir))
     return np.concatenate(parts)

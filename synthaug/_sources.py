@@ -20,6 +20,7 @@ from PIL import Image
 
 from synthaug._adapt import classes_of, labels_of
 from synthaug._errors import DataError, DataMismatchError
+from synthaug._progress import bar
 from synthaug._stores import HDF5, Conform, Files, Indexed, Memory, Store, unreadable
 from synthaug._types import Labels
 
@@ -124,7 +125,6 @@ def _check_headers(
     paths: Sequence[str], conform: Conform, progress: bool | None
 ) -> tuple[int, int, int]:
     """Opens every file without decoding it; returns the shape that all will have."""
-    from tqdm.auto import tqdm
 
     def header(path: str) -> tuple[str, tuple[int, int], DataError | None]:
         try:
@@ -137,13 +137,12 @@ def _check_headers(
 
     problems: list[DataError] = []
     seen: dict[tuple[str, tuple[int, int]], str] = {}
-    disable = None if progress is None else not progress
     with (
-        tqdm(paths, desc="Checking files", unit="img", delay=2, disable=disable) as bar,
+        bar(len(paths), "check files", "image", delay=2, progress=progress) as shown,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
         for path, (mode, size, problem) in zip(paths, pool.map(header, paths), strict=True):
-            bar.update()
+            shown.update()
             if problem is not None:
                 problems.append(problem)
             else:

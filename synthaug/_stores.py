@@ -19,6 +19,7 @@ from torch import Tensor
 from synthaug._adapt import field, pixels_of
 from synthaug._errors import DataError, DataMismatchError
 from synthaug._pixels import to_pil
+from synthaug._progress import bar
 
 _CHUNK = 256  # images per task of the thread pool
 
@@ -222,8 +223,6 @@ class HDF5:
 
 def gather(store: Any, rows: NDArray[np.int64], progress: bool | None, description: str) -> Tensor:
     """All images of a store in one tensor, uint8 (n, C, H, W), decoded by a thread per CPU."""
-    from tqdm.auto import tqdm
-
     out = torch.empty((len(rows), *store.shape), dtype=torch.uint8)
     starts = range(0, len(rows), _CHUNK)
 
@@ -232,13 +231,12 @@ def gather(store: Any, rows: NDArray[np.int64], progress: bool | None, descripti
         out[start : start + len(part)] = torch.from_numpy(store.read(part))
         return len(part)
 
-    disable = None if progress is None else not progress
     # Foreign data sets and h5py promise nothing about threads; files are ours.
     workers = (os.cpu_count() or 1) if isinstance(store, Files) else 1
     with (
-        tqdm(total=len(rows), desc=description, unit="img", delay=2, disable=disable) as bar,
+        bar(len(rows), description, "image", delay=2, progress=progress) as shown,
         ThreadPoolExecutor(workers) as pool,
     ):
         for done in pool.map(fill, starts):
-            bar.update(done)
+            shown.update(done)
     return out

@@ -27,6 +27,7 @@ from synthaug._errors import CheckpointError, DivergedError
 from synthaug._files import check_folder, write_text
 from synthaug._noise import counter_rng
 from synthaug._plan import canonical_json
+from synthaug._progress import bar
 from synthaug._types import Indices
 
 logger = logging.getLogger("synthaug")
@@ -167,7 +168,6 @@ def train(
     """
     from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
-    from tqdm.auto import tqdm
 
     if num_examples < 1:
         raise ValueError(f"`num_examples` must be at least 1, got {num_examples}.")
@@ -249,14 +249,14 @@ def train(
     losses: list[Tensor] = []  # of the last steps, still on the device
     with (
         own_randomness(device),
-        tqdm(
-            total=config.steps,
+        bar(
+            config.steps,
+            "train",
+            "step",
             initial=result.step,
-            desc="train",
-            unit="step",
-            disable=not (main and progress),
+            progress=main and progress,
             smoothing=0.05,
-        ) as bar,
+        ) as shown,
     ):
         for step in range(result.step, config.steps):
             rate = config.learning_rate_at(step)
@@ -273,7 +273,7 @@ def train(
             ema.step(trained)
             losses.append(value.detach().float())
             result.step = step + 1
-            bar.update()
+            shown.update()
             # Rank 0's clock decides, or the ranks would disagree about when to wait for each other.
             due = time.monotonic() - saved_at >= config.checkpoint_seconds
             if accelerator.num_processes > 1:
@@ -288,7 +288,7 @@ def train(
                 mean = math.fsum(result.recent) / len(result.recent)
                 result.recent.clear()
                 result.loss_curve.append((result.step, mean))
-                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                shown.set_postfix(loss=f"{mean:.4f}")
                 if main:
                     line = {"step": result.step, "loss": mean, "learning_rate": rate}
                     with open(output_dir / "train.jsonl", "a") as log:

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthaug._progress import bar
 from synthaug._types import JSON, Features, Pixels
 
 
@@ -422,12 +423,8 @@ def _extracted(
     path: str | None = None,
 ) -> Features:
     """The features in memory, or in the .npy file `path`, so that they need not fit in memory."""
-    from tqdm.auto import tqdm
-
     features: np.ndarray[Any, np.dtype[np.float32]] | None = None
-    with tqdm(
-        total=len(pixels), desc=extractor.name, unit="image", disable=None if progress else True
-    ) as bar:
+    with bar(len(pixels), extractor.name, "image", progress=progress) as shown:
         for start in range(0, len(pixels), batch_size):
             batch = pixels[start : start + batch_size]
             rows = np.asarray(extractor(batch), np.float32)
@@ -455,7 +452,7 @@ def _extracted(
                     f"length {rows.shape[1]}. It must return one length for all images."
                 )
             features[start : start + len(batch)] = rows
-            bar.update(len(batch))
+            shown.update(len(batch))
     assert features is not None
     return features
 

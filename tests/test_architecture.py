@@ -11,7 +11,7 @@ ROOT = Path(synthaug.__file__).parent
 
 LAYERS = [  # a module may import from the lines above its own, and from nothing else of ours
     # vocabulary
-    {"_devices", "_differences", "_errors", "_files", "_progress", "_types"},
+    {"_devices", "_differences", "_errors", "_files", "_html", "_progress", "_types"},
     {"_plan", "_engines"},
     # mathematics: pure functions of tensors and arrays
     {"_cite", "_neighbours"},
@@ -19,7 +19,6 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "_checkpoints",
         "_noise",
         "_pixels",
-        "_html",
         "_classifiers",
         "_serving",
         "denoisers",
@@ -46,7 +45,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "albumentations",
         "transforms",
     },
-    {"_generate", "_label_check", "_reconstructions", "caches"},
+    {"_generate", "_label_check", "_reconstructions", "caches", "huggingface", "lightning"},
     # composition
     {"_demo", "_sweep"},
     {"_cli"},

@@ -61,6 +61,7 @@ from synthaug._html import data_uri
 from synthaug._neighbours import INDEXES, threads
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
+from synthaug._progress import bar
 from synthaug._types import JSON
 from synthaug.features import Extractor, Pixel, describe, named
 
@@ -137,7 +138,6 @@ def audit(
             overlaps the training images, or features that are not finite.
         DataError: A file cannot be read.
     """
-    from tqdm.auto import tqdm
 
     if not 0 < fdr < 1:
         raise ValueError(f"`fdr` must lie between 0 and 1, got {fdr}.")
@@ -172,7 +172,7 @@ def audit(
     total = len(known) + len(S) + num_kinds * num_planted + (0 if H is None else 2 * len(H))
     with (
         threads(),
-        tqdm(total=total, desc="Auditing", unit="image", disable=None if progress else True) as bar,
+        bar(total, "audit", "image", progress=progress) as counter,
     ):
 
         def searched(images: ImageSet) -> Matcher:
@@ -183,7 +183,7 @@ def audit(
                 batch_size=batch_size,
                 index=index,
                 features_dir=folder,
-                tick=bar.update,
+                tick=counter.update,
             )
 
         matcher = searched(T)

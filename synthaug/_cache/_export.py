@@ -20,8 +20,9 @@ from PIL import PngImagePlugin
 from synthaug._cache._files import Patient, new_file, new_folder
 from synthaug._cache._format import State, data_sets, new_hdf5
 from synthaug._cache._store import SynthCache
-from synthaug._cache._tools import bar, blocks
+from synthaug._cache._tools import blocks
 from synthaug._pixels import to_pil
+from synthaug._progress import bar
 from synthaug._types import Indices
 
 ExportFormat = Literal["folder", "webdataset", "huggingface", "hdf5"]
@@ -100,12 +101,12 @@ def export(
             )
     elif format != "webdataset":
         _check_folder_names(cache.classes)
-    with bar(len(chosen), "Export", progress) as advance:
+    with bar(len(chosen), "export", "image", progress=progress) as shown:
         if format == "hdf5":
-            _compressed(cache, target, advance)
+            _compressed(cache, target, shown.update)
         else:
             with new_folder(target) as folder:
-                writers[format](cache, folder, chosen, advance)
+                writers[format](cache, folder, chosen, shown.update)
                 (folder / "manifest.json").write_text(_manifest(cache), encoding="utf-8")
     return target
 

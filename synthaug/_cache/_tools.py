@@ -4,7 +4,6 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from synthaug._differences import described
 from synthaug._errors import CacheCorruptError, CacheMismatchError
 from synthaug._pixels import digest
 from synthaug._plan import Plan
+from synthaug._progress import bar
 from synthaug._types import Indices, Pixels
 
 _BLOCK = 16 * 2**20  # bytes copied at once
@@ -76,10 +76,10 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
     merged = SynthCache.open_for_writing(
         out, plan, image_shape=first.image_shape, manifest=manifest
     )
-    with bar(len(plan), "Merge", progress) as advance:
+    with bar(len(plan), "merge", "row", progress=progress) as shown:
         start = 0
         for cache in caches:
-            _copy(cache, merged, start, advance)
+            _copy(cache, merged, start, shown.update)
             start += len(cache)
     wrong = merged.verify()
     if len(wrong):
@@ -188,11 +188,11 @@ def import_images(
         },
     )
     pending = np.flatnonzero(cache.state == State.PENDING)
-    with bar(len(plan), "Import", progress) as advance:
-        advance(len(plan) - len(pending))
+    with bar(len(plan), "import", "image", progress=progress) as shown:
+        shown.update(len(plan) - len(pending))
         for rows in blocks(pending, image_shape):
             cache.write(rows, as_pixels(dataset, order[rows]))
-            advance(len(rows))
+            shown.update(len(rows))
     return cache
 
 
@@ -238,12 +238,12 @@ def forget(
         raise ValueError("`sources` must name at least one real image; the key 0 is none.")
     opened = [SynthCache(path) for path in caches]
     counts = {}
-    with bar(len(opened), "Forget", progress) as advance:
+    with bar(len(opened), "forget", "cache", progress=progress) as shown:
         for cache in opened:
             rows = rows_from_sources(cache.plan, keys)
             cache.withdraw(rows)
             counts[cache.path] = len(rows)
-            advance(1)
+            shown.update(1)
     return counts
 
 
@@ -308,15 +308,6 @@ def _few(names: Iterable[str]) -> str:
     listed_names = list(names)
     more = ", ..." if len(listed_names) > 5 else ""
     return f"{', '.join(listed_names[:5])}{more} ({len(listed_names)})"
-
-
-@contextmanager
-def bar(total: int, what: str, progress: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar, as the function that advances it."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=what, disable=not progress) as shown:
-        yield shown.update
 
 
 def blocks(rows: Indices, image_shape: Sequence[int]) -> Iterator[Indices]:

@@ -6,6 +6,7 @@ import numpy as np
 
 from synthaug._cache._format import State, erased_checksum
 from synthaug._cache._readers import Reader
+from synthaug._progress import bar, counted
 from synthaug._types import Indices
 
 _BLOCK = 16 * 2**20  # bytes read in one call
@@ -13,8 +14,6 @@ _BLOCK = 16 * 2**20  # bytes read in one call
 
 def verify(reader: Reader, fd: int, *, workers: int, progress: bool) -> Indices:
     """Rows whose bytes are wrong, int64, ascending; `fd` is the open file."""
-    from tqdm.auto import tqdm
-
     erased = erased_checksum(reader.contents.image_shape)
     state, recorded = np.array(reader.state), np.array(reader.checksum)  # in this order
     expected = np.where(state == State.WITHDRAWN, np.uint32(erased), recorded)
@@ -30,8 +29,8 @@ def verify(reader: Reader, fd: int, *, workers: int, progress: bool) -> Indices:
     # Threads: while one waits for the disk, another computes. HDF5 has one lock for all.
     pool = ThreadPoolExecutor(workers if reader.contents.plain else 1)
     try:
-        bar = tqdm(pool.map(wrong, starts), total=len(starts), disable=not progress, desc="Verify")
-        found = np.concatenate(list(bar))
+        shown = bar(len(starts), "verify", "block", progress=progress)
+        found = np.concatenate(list(counted(pool.map(wrong, starts), shown)))
     finally:
         pool.shutdown(cancel_futures=True)
     return found[reader.state[found] == state[found]]  # others changed while we were reading

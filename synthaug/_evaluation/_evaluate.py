@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from synthaug._classifiers import Builder
 from synthaug._devices import choose_device
@@ -23,6 +22,7 @@ from synthaug._evaluation._inputs import Inputs, check_overlap
 from synthaug._evaluation._job import Job
 from synthaug._evaluation._report import EvaluationReport, Run, read_json, run_from_json, write_json
 from synthaug._files import check_folder
+from synthaug._progress import bar
 
 logger = logging.getLogger("synthaug")
 
@@ -138,10 +138,10 @@ def evaluate(
             logger.info("%d of %d runs are in %s already.", len(runs), len(files), output_dir)
     # Seed by seed, so that what an interrupted job leaves can be compared.
     todo = [(name, seed) for seed in seed_list for name in given if (name, seed) not in runs]
-    with tqdm(total=len(todo) * steps, disable=not progress, unit="step") as bar:
+    with bar(len(todo) * steps, "evaluate", "step", progress=progress) as shown:
         for name, seed in todo:
-            bar.set_description(f"{name}, seed {seed}")
-            runs[name, seed] = job.run(name, seed, advance=bar.update)
+            shown.set_description(f"{name}, seed {seed}")
+            runs[name, seed] = job.run(name, seed, advance=shown.update)
             if files:
                 write_json(files[name, seed], asdict(runs[name, seed]))
     return EvaluationReport(

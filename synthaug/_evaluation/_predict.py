@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from synthaug._adapt import classes_of
 from synthaug._classifiers import Builder, build_classifier
@@ -15,6 +14,7 @@ from synthaug._evaluation._augment import standard_augment
 from synthaug._evaluation._fit import fit, seed_initial_weights, settings_of
 from synthaug._evaluation._sources import Source, open_source
 from synthaug._pixels import to_images
+from synthaug._progress import bar
 from synthaug._types import Features, Pixels
 
 _BATCH = 512
@@ -47,9 +47,9 @@ def class_probabilities(
     place = torch.device(device)
     source, classes = _opened(train, place)
     total = torch.zeros(len(pixels), classes)
-    with tqdm(total=len(seeds) * steps, desc="guess", unit="step", disable=not progress) as bar:
+    with bar(len(seeds) * steps, "guess", "step", progress=progress) as shown:
         for seed in seeds:
-            network = _trained(source, classes, "small-cnn", seed, steps, place, bar.update)
+            network = _trained(source, classes, "small-cnn", seed, steps, place, shown.update)
             with torch.inference_mode():
                 logits = [network(to_images(part.to(place))) for part in pixels.split(_BATCH)]
             total += torch.cat(logits).softmax(dim=1).cpu()
@@ -80,8 +80,8 @@ def trained_classifier(
     """
     place = torch.device(device)
     source, classes = _opened(train, place)
-    with tqdm(total=steps, desc="classifier", unit="step", disable=not progress) as bar:
-        return _trained(source, classes, model, seed, steps, place, bar.update)
+    with bar(steps, "classifier", "step", progress=progress) as shown:
+        return _trained(source, classes, model, seed, steps, place, shown.update)
 
 
 def _opened(train: Dataset[Any], device: torch.device) -> tuple[Source, int]:

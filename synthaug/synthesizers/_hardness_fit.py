@@ -16,6 +16,7 @@ from synthaug._errors import DataError, DataMismatchError
 from synthaug._noise import counter_rng, stream
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan, settings_digest
+from synthaug._progress import bar
 from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
 from synthaug._types import Images, Indices, Pixels
 from synthaug.density import ClassGaussians
@@ -183,14 +184,13 @@ class HardnessFitJob:
             names = (getattr(self.given, name, None) for name in ("fingerprint", "plan_digest"))
             return next(filter(None, names), None), len(self.synthetic_rows)
         from safetensors.torch import load_file, save_file
-        from tqdm.auto import tqdm
 
         ratio = self.num_synthetic / len(self._labels)
         plan = self.base.plan(self.real.labels, ratio=ratio, seed=seed)
         name = settings_digest({"plan": plan.digest, "weights": self.base.recipe()["weights"]})
         folder = output_dir / "samples"
         blocks = []
-        with tqdm(total=len(plan), desc="draw", unit="image", disable=not progress) as bar:
+        with bar(len(plan), "draw", "image", progress=progress) as shown:
             for i, rows in enumerate(plan.batches(_BLOCK)):
                 path = folder / f"{name[:16]}-{i:05d}.safetensors"
                 if path.exists():
@@ -204,7 +204,7 @@ class HardnessFitJob:
                         save_file({"pixels": pixels}, str(part))
                         part.replace(path)
                 blocks.append(pixels)
-                bar.update(len(pixels))
+                shown.update(len(pixels))
         drawn_pixels = torch.cat(blocks)
         self.synthetic_rows = np.arange(len(drawn_pixels))
         self._read_synthetic = lambda rows: drawn_pixels[torch.from_numpy(rows)]

@@ -28,6 +28,7 @@ from synthaug._checkpoints import read_json, resolve, write_json, writing
 from synthaug._errors import CheckpointMismatchError, DataError, DataMismatchError
 from synthaug._noise import randn, streams
 from synthaug._plan import Plan
+from synthaug._progress import bar
 from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
 from synthaug.denoisers import ClassifierFreeGuidance
@@ -170,8 +171,6 @@ class DiffusionInversion(AbstractSynthesizer):
             DivergedError: If a loss or an embedding stops being finite.
             CheckpointError: If the directory holds another run, or cannot be read or written.
         """
-        from tqdm.auto import tqdm
-
         output_dir = Path(output_dir)
         job = self._job(real, config)
         logger.info("learning embeddings: %s", job.cost())
@@ -185,17 +184,17 @@ class DiffusionInversion(AbstractSynthesizer):
         losses: dict[int, list[float]] = {}
         started = time.monotonic()
         total = len(job.labels) * job.config.updates
-        with tqdm(total=total, desc="invert", unit="update", disable=not progress) as bar:
+        with bar(total, "invert", "update", progress=progress) as shown:
             resumed = 0
 
             def report(images: int, update: int, loss: float) -> None:
                 nonlocal resumed
-                bar.update(images)
+                shown.update(images)
                 if math.isnan(loss):
                     resumed += images
                 else:
                     losses.setdefault(update, []).append(loss / images)
-                    bar.set_postfix(loss=f"{loss / images:.4f}", refresh=False)
+                    shown.set_postfix(loss=f"{loss / images:.4f}")
 
             table = job.run(output_dir, identity=identity, report=report)
         learned = replace(self, table=table)

@@ -1,0 +1,160 @@
+"""How far a job is: a bar on a terminal, a widget in a notebook, plain lines in a log.
+
+The environment variable `SYNTHAUG_PROGRESS` chooses for a process and its children: `auto` (by
+where standard error goes), `bar`, `lines` or `off`. Lines appear every 30 seconds, or every
+`SYNTHAUG_PROGRESS_SECONDS`; a job that ends before the first one prints none.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+MODES = ("auto", "bar", "lines", "off")
+SECONDS = 30.0
+
+T = TypeVar("T")
+
+
+class Bar(Protocol):
+    """What a job tells about its course."""
+
+    def update(self, n: int = 1) -> Any:
+        """Counts `n` more."""
+        ...
+
+    def set_postfix(self, *, refresh: bool = False, **values: Any) -> None:
+        """Values to show behind the count."""
+        ...
+
+    def set_description(self, desc: str) -> None:
+        """Names what is being done."""
+        ...
+
+    def __enter__(self) -> "Bar": ...
+
+    def __exit__(self, *error: Any) -> Any: ...
+
+
+def bar(
+    total: int,
+    desc: str,
+    unit: str,
+    *,
+    initial: int = 0,
+    progress: bool | None = True,
+    delay: float = 0,
+    smoothing: float = 0.3,
+) -> Bar:
+    """Progress of one job, to be used in a `with` statement.
+
+    Args:
+        total: What there is to do, in units.
+        desc: Names the job.
+        unit: Of what there are `total`, in the singular: "image".
+        initial: How many were done by an earlier run.
+        progress: False shows nothing. `None` means True.
+        delay: Seconds before a bar appears.
+        smoothing: Of a bar's rate: 0 is the mean over the job, 1 the last moment.
+
+    Raises:
+        ValueError: If the environment variables hold something else than is listed above.
+    """
+    from tqdm import auto, autonotebook, std
+
+    mode = os.environ.get("SYNTHAUG_PROGRESS", "auto")
+    if mode not in MODES:
+        raise ValueError(
+            f"The environment variable SYNTHAUG_PROGRESS is {mode!r}; known are {', '.join(MODES)}."
+        )
+    if mode == "auto":
+        notebook = autonotebook.tqdm is not std.tqdm
+        mode = "bar" if notebook or sys.stderr.isatty() else "lines"
+    if progress is False or os.environ.get("RANK", "0") != "0":  # one process speaks for all
+        mode = "off"
+    if mode == "lines":
+        return Lines(total, desc, unit, initial)
+    shown: Bar = auto.tqdm(
+        total=total,
+        desc=desc,
+        unit=unit,
+        initial=initial,
+        delay=delay,
+        smoothing=smoothing,
+        disable=mode == "off",
+    )
+    return shown
+
+
+def counted(items: Iterable[T], shown: Bar) -> Iterator[T]:
+    """The same items, each counted when the next one is asked for; ends the bar."""
+    with shown:
+        for item in items:
+            yield item
+            shown.update()
+
+
+class Lines:
+    """A bar as lines of text on standard error, every so many seconds and at the end."""
+
+    def __init__(self, total: int, desc: str, unit: str, initial: int = 0) -> None:
+        self.total, self.desc, self.unit = total, desc, unit
+        self.n = self.initial = initial
+        self.postfix = ""
+        self.started = self.shown = time.monotonic()
+        given = os.environ.get("SYNTHAUG_PROGRESS_SECONDS", str(SECONDS))
+        try:
+            self.seconds = float(given)
+        except ValueError:
+            raise ValueError(
+                f"The environment variable SYNTHAUG_PROGRESS_SECONDS is {given!r}, expected a "
+                "number."
+            ) from None
+
+    def update(self, n: int = 1) -> None:
+        """Counts, and prints a line if the last one is old."""
+        self.n += n
+        now = time.monotonic()
+        if now - self.shown >= self.seconds:
+            self._print(now)
+
+    def set_postfix(self, *, refresh: bool = False, **values: Any) -> None:
+        """Values to show at the end of the next line."""
+        del refresh
+        self.postfix = "".join(f", {name} {value}" for name, value in values.items())
+
+    def set_description(self, desc: str) -> None:
+        """Names what is being done from here on."""
+        self.desc = desc
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.shown > self.started:
+            self._print(time.monotonic())
+
+    def _print(self, now: float) -> None:
+        self.shown = now
+        passed = now - self.started
+        rate = (self.n - self.initial) / passed if passed else 0.0
+        text = f"{self.desc}: {self.n:,} of {self.total:,} {self.unit}s"
+        text += f" ({100 * self.n / max(1, self.total):.0f} %), {rate:.3g} a second, "
+        text += f"{_clock(passed)} so far"
+        if self.n - self.initial > 0 and self.n < self.total:
+            text += f", {_clock((self.total - self.n) / rate)} left"
+        print(f"synthaug: {text}{self.postfix}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,88 @@
+"""Progress: a bar where somebody watches, lines in a log, nothing where it is unwanted."""
+
+import io
+import sys
+
+import pytest
+
+from synthaug import _progress
+from synthaug._progress import Lines, bar, counted
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _no_choice_is_made(monkeypatch):
+    for name in ("SYNTHAUG_PROGRESS", "SYNTHAUG_PROGRESS_SECONDS", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def logged(monkeypatch, seconds_per_step: float, steps: int = 10, initial: int = 0) -> list[str]:
+    """What a job prints that is not watched."""
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with bar(steps, "train", "step", initial=initial) as shown:
+        for _ in range(steps - initial):
+            now[0] += seconds_per_step
+            shown.set_postfix(loss="0.1")
+            shown.update()
+    return sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_a_log_gets_a_plain_line_every_half_minute_with_rate_and_time_left(monkeypatch):
+    assert logged(monkeypatch, 10) == [
+        "synthaug: train: 3 of 10 steps (30 %), 0.1 a second, 0:30 so far, 1:10 left, loss 0.1",
+        "synthaug: train: 6 of 10 steps (60 %), 0.1 a second, 1:00 so far, 0:40 left, loss 0.1",
+        "synthaug: train: 9 of 10 steps (90 %), 0.1 a second, 1:30 so far, 0:10 left, loss 0.1",
+        "synthaug: train: 10 of 10 steps (100 %), 0.1 a second, 1:40 so far, loss 0.1",
+    ]
+
+
+def test_what_an_earlier_run_did_counts_as_done_but_not_as_fast(monkeypatch):
+    assert logged(monkeypatch, 3600, steps=8, initial=6)[0] == (
+        "synthaug: train: 7 of 8 steps (88 %), 0.000278 a second, 1:00:00 so far, 1:00:00 left, "
+        "loss 0.1"
+    )
+
+
+def test_a_short_job_leaves_no_trace_in_a_log(monkeypatch):
+    assert logged(monkeypatch, 1) == []
+
+
+def test_the_time_between_lines_can_be_chosen(monkeypatch):
+    monkeypatch.setenv("SYNTHAUG_PROGRESS_SECONDS", "5")
+    assert len(logged(monkeypatch, 1)) == 3
+    monkeypatch.setenv("SYNTHAUG_PROGRESS_SECONDS", "soon")
+    with pytest.raises(ValueError, match=r"SECONDS is 'soon', expected a number"):
+        Lines(1, "train", "step")
+
+
+@pytest.mark.parametrize(
+    ("variables", "progress", "drawn"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"SYNTHAUG_PROGRESS": "off"}, True, False),
+        ({"RANK": "1"}, True, False),
+        ({"RANK": "0"}, True, True),
+    ],
+)
+def test_a_terminal_gets_a_bar_unless_nobody_wants_it_or_another_process_shows_it(
+    monkeypatch, variables, progress, drawn
+):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert list(counted("abc", bar(3, "read", "image", progress=progress))) == ["a", "b", "c"]
+    text = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert ("3/3" in text, "\r" in text) == (drawn, drawn)
+
+
+def test_an_unknown_way_of_showing_progress_is_refused(monkeypatch):
+    monkeypatch.setenv("SYNTHAUG_PROGRESS", "loud")
+    with pytest.raises(ValueError, match="SYNTHAUG_PROGRESS is 'loud'; known are auto, bar"):
+        bar(1, "read", "image")
