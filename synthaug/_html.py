@@ -8,7 +8,8 @@ setting. All text handed to these functions is escaped.
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 CONTENT_SECURITY_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+_PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
@@ -83,6 +86,42 @@ def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def checked_uri(value: object) -> str:
+    """An image's address if it is one that `data_uri` makes, else "".
+
+    A report that was read from a file might hold any text in its place.
+    """
+    return value if isinstance(value, str) and _PNG.fullmatch(value) else ""
+
+
+def thumbnails(pictures: Iterable[tuple[object, str]], *, width: int = 64) -> Markup:
+    """Small images side by side, for notebooks: addresses with captions that a pointer shows.
+
+    Addresses that are none of ours are left out.
+    """
+    images = [
+        Markup(
+            '<img src="{}" title="{}" alt="{}" style="display:inline-block;width:{}px;margin:1px;'
+            'image-rendering:pixelated">'
+        ).format(address, caption, caption, width)
+        for value, caption in pictures
+        if (address := checked_uri(value))
+    ]
+    return Markup("<div>{}</div>").format(Markup("").join(images))
+
+
+def notebook(heading: str, *parts: Markup | str) -> str:
+    """What a notebook shows of an object: a line in bold, then text, tables and thumbnails.
+
+    Without styles of its own, since it lands in the middle of somebody else's page. Text is
+    escaped.
+    """
+    lines = [
+        part if isinstance(part, Markup) else Markup("<p>{}</p>").format(part) for part in parts
+    ]
+    return str(Markup("<div><p><b>{}</b></p>{}</div>").format(heading, Markup("").join(lines)))
 
 
 def histogram(

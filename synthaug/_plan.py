@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from synthaug._types import JSON, Labels
 
+_SHOWN = 12  # classes in a notebook
+
 REQUIRED = ("label", "source", "source_key", "variant", "seed")
 """Columns that every plan has; all others are parameters of the synthesizer."""
 
@@ -295,6 +297,24 @@ class Plan:
         return (
             f"Plan({len(self):,} rows, {len(self.classes)} classes, "
             f"parameters: {', '.join(parameters) or 'none'}, digest: {self.digest[:12]})"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the range of every column, and images of the first classes."""
+        from synthaug._html import notebook, table
+
+        columns = [
+            [name, f"{column.min():,g}", f"{column.max():,g}", f"{len(np.unique(column)):,}"]
+            for name, column in self.columns.items()
+            if len(column) and name != "seed" and not name.endswith("_key")  # hashes
+        ]
+        quota = list(zip(self.classes, self.quota.tolist(), strict=True))
+        more = f"and {len(quota) - _SHOWN:,} more classes" if len(quota) > _SHOWN else ""
+        return notebook(
+            repr(self),
+            table(["column", "smallest", "largest", "values"], columns),
+            table(["class", "images"], quota[:_SHOWN]),
+            *([more] if more else []),
         )
 
     def row(self, index: int) -> dict[str, int | float]:

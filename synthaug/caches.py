@@ -1,9 +1,11 @@
 """Tools for cache files: what `synthaug cache` does, as functions.
 
-from synthaug import caches
+    from synthaug import caches
 
-caches.merge(["part-0.h5", "part-1.h5"], "cifar.h5")
-caches.export(cache, "cifar-synthetic", format="folder", rows=np.flatnonzero(report.passed))
+    caches.merge(["part-0.h5", "part-1.h5"], "cifar.h5")
+    caches.export(cache, "cifar-synthetic", format="folder", rows=np.flatnonzero(report.passed))
+
+All of them read a cache row by row, and none changes a row that it was not asked to.
 """
 
 from synthaug._cache import (

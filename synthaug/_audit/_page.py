@@ -1,6 +1,5 @@
 """The report as a page for people."""
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,13 +7,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from synthaug._html import histogram, page
+from synthaug._html import checked_uri, histogram, notebook, page, thumbnails
 from synthaug._types import JSON
 
 if TYPE_CHECKING:
     from synthaug._audit._report import AuditReport
-
-_PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 
 _TITLES = {
     "pass": "No copies found, at the power below",
@@ -48,6 +45,21 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 def render(report: "AuditReport") -> str:
     """The whole page as text."""
     return page(f"Audit: {_TITLES[report.verdict]}", sections(report), style=STYLE)
+
+
+def small(report: "AuditReport") -> str:
+    """Verdict, reasons and the closest pairs, for notebooks."""
+    parts: list[Markup | str] = list(report.reasons)
+    if report.pairs:
+        parts.append("The closest pairs, each synthetic image beside its training image:")
+    for pair in report.pairs[:8]:
+        flagged = ", flagged" if pair.get("tier") else ""
+        names = (f"synthetic {pair.get('row')}{flagged}", f"training {pair.get('train_row')}")
+        images = (pair.get("image"), pair.get("train_image"))
+        parts.append(thumbnails(zip(images, names, strict=True)))
+    judged = int((report.tier >= 0).sum())
+    heading = f"{report.verdict}: {len(report.flagged):,} of {judged:,} images flagged"
+    return notebook(heading, *parts)
 
 
 def sections(report: "AuditReport") -> Markup:
@@ -153,5 +165,4 @@ def _share(value: float) -> str:
 
 def _picture(pair: Mapping[str, JSON], key: str) -> str | None:
     """The image's address, if it is one of ours: a report from elsewhere might hold any text."""
-    value = pair.get(key)
-    return value if isinstance(value, str) and _PNG.fullmatch(value) else None
+    return checked_uri(pair.get(key)) or None

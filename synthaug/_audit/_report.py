@@ -59,12 +59,14 @@ class Power:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AuditReport:
-    """What an audit found. Arrays have one entry per row of the cache, N in all.
+    """What an audit found; made by `synthaug.audit`.
 
-    report.verdict, report.reasons     # "pass", "fail" or "inconclusive", and why
-    report.flagged                     # row numbers that are too close to a training image
-    report.to_html("audit.html")       # to look at
-    report.to_json("audit.json"), AuditReport.from_json("audit.json")
+        report.verdict, report.reasons     # "pass", "fail" or "inconclusive", and why
+        report.flagged                     # row numbers that are too close to a training image
+        report.to_html("audit.html")       # to look at
+        report.to_json("audit.json"), AuditReport.from_json("audit.json")
+
+    Arrays have one entry per row of the cache, N in all.
     """
 
     verdict: Verdict
@@ -176,6 +178,12 @@ class AuditReport:
             f"AuditReport({self.verdict}: {len(self.flagged):,} of {judged:,} images flagged)\n"
             + "\n".join(f"    {reason}" for reason in self.reasons)
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict, its reasons, and up to eight of the closest pairs."""
+        from synthaug._audit._page import small
+
+        return small(self)
 
     def to_json(self, path: str | os.PathLike[str], *, redact: bool = False) -> None:
         """Writes the whole report. The file appears at once or not at all, readable by its owner.

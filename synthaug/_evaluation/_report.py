@@ -72,10 +72,12 @@ class Difference:
 class EvaluationReport:
     """Test accuracies of classifiers trained on different arms for equal optimiser steps.
 
-    print(report.table())
-    report.accuracies("real")               # float64 (seeds,)
-    report.difference("real + synthetic")   # paired with the baseline, seed by seed
-    report.to_json(path); report.to_html(path); report.plot(path)
+        print(report.table())
+        report.accuracies("real")               # float64 (seeds,)
+        report.difference("real + synthetic")   # paired with the baseline, seed by seed
+        report.to_json(path); report.to_html(path); report.plot(path)
+
+    Accuracies are shares in [0, 1]; tables have them in percent.
     """
 
     runs: list[Run]

@@ -1,12 +1,11 @@
 """The report as a page for people."""
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
-from synthaug._html import histogram, page, table
+from synthaug._html import checked_uri, histogram, notebook, page, table, thumbnails
 
 if TYPE_CHECKING:
     from synthaug._hardness._report import HardnessReport
@@ -15,8 +14,6 @@ _STYLE = """
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); gap: 10px; }
 .pictures figure { margin: 0; } .pictures img { width: 100%; height: auto; }
 """
-
-_PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 
 _MEASURES = {
     "hardness": "hardness: negative log-likelihood in nats",
@@ -50,7 +47,7 @@ def render(report: "HardnessReport") -> str:
             Markup(
                 '<figure><img src="{}" alt=""><figcaption>{}, row {}: {:.4g}</figcaption></figure>'
             ).format(
-                _picture(picture["image"]),
+                checked_uri(picture["image"]),
                 report.classes[report.synthetic.labels[int(str(picture["row"]))]],
                 picture["row"],
                 report.hardness[int(str(picture["row"]))],
@@ -71,6 +68,16 @@ def render(report: "HardnessReport") -> str:
     return page("Hardness of synthetic images", Markup("\n").join(parts), style=_STYLE)
 
 
+def small(report: "HardnessReport") -> str:
+    """The table and a few images, for notebooks."""
+    header, *rows = report.table()
+    parts: list[Markup | str] = [table(header, rows)]
+    for name, shown in report.pictures.items():
+        images = [(picture["image"], f"row {picture['row']}") for picture in shown[:8]]
+        parts += [f"The {name} synthetic images:", thumbnails(images)]
+    return notebook("Hardness of synthetic images", *parts)
+
+
 def _by_class(report: "HardnessReport") -> list[list[str]]:
     lines = []
     for c, name in enumerate(report.classes):
@@ -81,8 +88,3 @@ def _by_class(report: "HardnessReport") -> list[list[str]]:
 
 def _text(text: str) -> Markup:
     return Markup("<p>{}</p>").format(text)
-
-
-def _picture(value: object) -> str:
-    """The image's address, if it is one of ours: a report from elsewhere might hold any text."""
-    return value if isinstance(value, str) and _PNG.fullmatch(value) else ""

@@ -43,9 +43,11 @@ class Scores:
 class HardnessReport:
     """How hard synthetic images are, beside real ones; made by `synthaug.score_hardness`.
 
-    report.hardness                                    # one value per row of the cache
-    report.to_html("density.html")
-    report.to_json("density.json"), HardnessReport.from_json("density.json")
+        report.hardness                                    # one value per row of the cache
+        report.to_html("density.html")
+        report.to_json("density.json"), HardnessReport.from_json("density.json")
+
+    Scores in the features of two extractors do not compare.
     """
 
     identity: dict[str, JSON]
@@ -115,6 +117,11 @@ class HardnessReport:
             "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(pairs))
             for pairs in (list(zip(line, widths, strict=True)) for line in cells)
         )
+
+    def _repr_html_(self) -> str:
+        from synthaug._hardness._page import small
+
+        return small(self)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Writes one self-contained page that opens from disk, offline."""

@@ -63,10 +63,12 @@ class Scores:
 class QualityReport:
     """Quality of synthetic images; made by `synthaug.score_quality`.
 
-    print(report)
-    report.synthetic.frechet_distance, report.floor.frechet_distance
-    report.to_html("quality.html")
-    report.to_json("quality.json"), QualityReport.from_json("quality.json")
+        print(report)
+        report.synthetic.frechet_distance, report.floor.frechet_distance
+        report.to_html("quality.html")
+        report.to_json("quality.json"), QualityReport.from_json("quality.json")
+
+    Only numbers of equal n and equal features compare.
     """
 
     identity: dict[str, JSON]
@@ -117,6 +119,12 @@ class QualityReport:
 
     def __str__(self) -> str:
         return text_table(self.rows()) + "\n\n" + self.caption()
+
+    def _repr_html_(self) -> str:
+        from synthaug._html import notebook, table
+
+        header, *rows = self.rows()
+        return notebook("Quality of synthetic images", table(header, rows), self.caption())
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Writes one self-contained page that opens from disk, offline."""

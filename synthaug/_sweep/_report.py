@@ -46,9 +46,11 @@ class SweepRow:
 class SweepReport:
     """Both stages of a sweep; made by `synthaug.sweep`.
 
-    print(report)
-    report.chosen          # {"scheduler": "ddpm", "num_inference_steps": 50, ...}
-    report.to_html("sweep.html"); report.to_json("sweep.json"); report.plot("sweep.png")
+        print(report)
+        report.chosen          # {"scheduler": "ddpm", "num_inference_steps": 50, ...}
+        report.to_html("sweep.html"); report.to_json("sweep.json"); report.plot("sweep.png")
+
+    Everything was chosen on the validation split.
     """
 
     coarse: list[SweepRow]
@@ -145,6 +147,16 @@ class SweepReport:
         stages = [s for s in ("coarse", "fine") if getattr(self, s)]
         parts = [text_table(self.rows(stage)) + "\n" + self.caption(stage) for stage in stages]
         return "\n\n".join([*parts, self.verdict()])
+
+    def _repr_html_(self) -> str:
+        from synthaug._html import notebook, table
+
+        parts = []
+        for stage in ("coarse", "fine"):
+            if getattr(self, stage):
+                header, *rows = self.rows(stage)
+                parts += [table(header, rows), self.caption(stage)]
+        return notebook(self.verdict(), *parts)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Writes one self-contained page that opens from disk, offline."""
