@@ -5,7 +5,7 @@
     caches.merge(["part-0.h5", "part-1.h5"], "cifar.h5")
     caches.export(cache, "cifar-synthetic", format="folder", rows=np.flatnonzero(report.passed))
 
-All of them read a cache row by row, and none changes a row that it was not asked to.
+Every image is compared with its checksum when it is read.
 """
 
 from synthaug._cache import (
