@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synthaug._noise import randn, streams
 from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
-from synthaug.samplers import make_scheduler, sample, step_arguments, step_to
+from synthaug.samplers import chosen_settings, make_scheduler, sample, step_arguments, step_to
 from tests.checkpoints import Counting, cosine_config, tiny_unet
 
 EPSILON = cosine_config(prediction_type="epsilon", clip_sample=False)
@@ -382,3 +382,19 @@ def test_a_predicted_variance_that_is_not_used_asks_for_a_mix():
     with pytest.raises(ValueError, match="Choose it with `log_variance_mix`"):
         step_arguments(make_scheduler("ddpm", config), [], 0.0)
     assert step_arguments(make_scheduler("ddpm", config, 0.3), [], 0.0)["generator"] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, {"scheduler": "ddpm", "eta": 0.5, "log_variance_mix": 0.3}),
+        ({"scheduler": "ddim"}, {"scheduler": "ddim", "eta": 0.5}),
+        ({"scheduler": "DDPMScheduler"}, {"scheduler": "DDPMScheduler", "log_variance_mix": 0.3}),
+        ({"scheduler": "dpmsolver++"}, {"scheduler": "dpmsolver++"}),
+        ({"scheduler": None}, {"scheduler": None, "eta": 0.5, "log_variance_mix": 0.3}),
+        ({"log_variance_mix": None}, {"scheduler": "ddpm", "eta": 0.5, "log_variance_mix": None}),
+    ],
+)
+def test_what_another_scheduler_would_ignore_does_not_carry_over_to_it(given, kept):
+    saved = {"scheduler": "ddpm", "eta": 0.5, "log_variance_mix": 0.3}
+    assert chosen_settings(saved, given) == kept

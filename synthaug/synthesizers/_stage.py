@@ -29,7 +29,7 @@ from synthaug._checkpoints import (
 from synthaug._errors import CheckpointError
 from synthaug._noise import randn
 from synthaug._types import JSON, Images
-from synthaug.samplers import make_scheduler
+from synthaug.samplers import chosen_settings, make_scheduler
 from synthaug.synthesizers._chain import (
     LevelEmbedding,
     StageCondition,
@@ -347,7 +347,7 @@ class CascadeStage:
             max_noise_level=levels,
             low_res_scheduler_config=schedule,
             level_embedding=embedding,
-            **{**known, **settings},
+            **chosen_settings(known, settings),
         )
 
 

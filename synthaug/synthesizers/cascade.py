@@ -25,7 +25,7 @@ from synthaug._noise import streams
 from synthaug._plan import Plan, row_seed
 from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
-from synthaug.samplers import check_until
+from synthaug.samplers import check_until, chosen_settings
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._cascade_fit import Augmentation, StageFitJob
 from synthaug.synthesizers._chain import (
@@ -382,7 +382,7 @@ class Cascade(AbstractSynthesizer):
         model, saved = DiffusionModel.from_pretrained(folder, classes=classes, **where)
         sampler = {k: v for k, v in settings.items() if k in _SAMPLER}
         known: dict[str, Any] = {k: saved[k] for k in _SAMPLER if k in saved}
-        base = _Base(model=model, **{**known, **sampler})
+        base = _Base(model=model, **chosen_settings(known, sampler))
         loaded: list[CascadeStage] = []
         for stage_path in stages:
             low = (loaded[-1].model if loaded else model).image_shape[1:]

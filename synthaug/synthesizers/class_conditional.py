@@ -24,7 +24,7 @@ from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images, Pixels
 from synthaug.denoisers import ClassifierFreeGuidance
-from synthaug.samplers import sample
+from synthaug.samplers import chosen_settings, sample
 from synthaug.synthesizers._base import AbstractSynthesizer, Guide
 from synthaug.synthesizers._fine_tuning import FineTuneJob
 from synthaug.synthesizers._fit import FitJob
@@ -334,7 +334,7 @@ class ClassConditional(AbstractSynthesizer):
             device=device,
         )
         known = {k: saved[k] for k in _SETTINGS if k in saved}
-        return cls(model=model, **{**known, **settings})
+        return cls(model=model, **chosen_settings(known, settings))
 
     # -- training --------------------------------------------------------------------------------
 

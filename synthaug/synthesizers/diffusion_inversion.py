@@ -32,7 +32,7 @@ from synthaug._progress import bar
 from synthaug._training import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
 from synthaug.denoisers import ClassifierFreeGuidance
-from synthaug.samplers import sample
+from synthaug.samplers import chosen_settings, sample
 from synthaug.synthesizers._base import AbstractSynthesizer, Guide
 from synthaug.synthesizers._embeddings import EmbeddingTable, interpolate
 from synthaug.synthesizers._inversion_fit import (
@@ -515,7 +515,7 @@ class DiffusionInversion(AbstractSynthesizer):
             table=table,
             encoder=TokenEncoder.load(base),
             origin=origin,
-            **{**saved.get("settings", {}), **settings},
+            **chosen_settings(saved.get("settings", {}), settings),
         )
 
     # -- a generator of our own ------------------------------------------------------------------
