@@ -162,6 +162,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def record_command(path: str | Path, command: str) -> None:
+    """Notes in a checkpoint's own file which command made it."""
+    for name in ("synthaug.json", "inversion.json"):
+        file = Path(path) / name
+        if file.exists():
+            write_json(file, {**read_json(file), "command": command})
+
+
 def resolve(path: str | Path) -> Path:
     """A local directory, or `hub:OWNER/NAME`: only what says so is looked for on the hub."""
     if isinstance(path, str) and path.startswith("hub:"):
