@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from synthaug._hardness import score_hardness as score_hardness
     from synthaug._label_check import LabelCheck as LabelCheck
     from synthaug._label_check import check_labels as check_labels
+    from synthaug._on_the_fly import OnTheFlyDataset as OnTheFlyDataset
     from synthaug._plan import Plan as Plan
     from synthaug._quality import QualityReport as QualityReport
     from synthaug._quality import score_quality as score_quality
@@ -106,6 +107,7 @@ _HOME = {
     "LowDensity": "synthesizers",
     "MixedBatchSampler": "_datasets",
     "MixedDataset": "_datasets",
+    "OnTheFlyDataset": "_on_the_fly",
     "Plan": "_plan",
     "QualityReport": "_quality",
     "RayEngine": "_engines",

@@ -126,7 +126,9 @@ def servable(synthetic: Any, audit: Any) -> Servable:
             f"`synthetic` is a {type(synthetic).__name__}, expected a cache: "
             '`synthaug.SynthCache("PATH.h5")`.'
         )
-    done = np.asarray(synthetic.done, bool) & ~_between_classes(synthetic)
+    done = np.asarray(synthetic.done, bool) & ~between_classes(
+        getattr(synthetic, "plan", None), synthetic.labels
+    )
     if audit is None:
         found = Servable(done, int(done.sum()), None)
         _warn_once(
@@ -179,13 +181,13 @@ def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: 
         )
 
 
-def _between_classes(synthetic: Any) -> NDArray[np.bool_]:
-    """Rows that were mixed from images of two classes: no single label is right for them."""
-    columns = getattr(getattr(synthetic, "plan", None), "columns", {})
+def between_classes(plan: Any, labels: Labels) -> NDArray[np.bool_]:
+    """Rows of a plan that are mixed from two classes, bool (N,): no single label is right."""
+    columns = getattr(plan, "columns", {})
     if "partner_label" not in columns:
-        return np.zeros(len(synthetic.done), bool)
+        return np.zeros(len(labels), bool)
     partner = np.asarray(columns["partner_label"])
-    between = (partner >= 0) & (partner != np.asarray(synthetic.labels))
+    between: NDArray[np.bool_] = (partner >= 0) & (partner != np.asarray(labels))
     if between.any():
         log.warning(
             "%s images are mixed from two classes and are not served under one label; train on "
