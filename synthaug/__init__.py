@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from synthaug import density as density
     from synthaug import features as features
     from synthaug import guidance as guidance
+    from synthaug import huggingface as huggingface
+    from synthaug import lightning as lightning
     from synthaug import metrics as metrics
     from synthaug import samplers as samplers
     from synthaug import synthesizers as synthesizers
@@ -137,6 +139,8 @@ _NAMESPACES = (
     "density",
     "features",
     "guidance",
+    "huggingface",
+    "lightning",
     "metrics",
     "samplers",
     "synthesizers",

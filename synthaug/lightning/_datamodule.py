@@ -1,0 +1,170 @@
+"""A data module around another one."""
+
+import inspect
+from typing import Any, final
+
+from lightning.pytorch import Callback, LightningDataModule
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+
+from synthaug._datasets import MixedDataset
+from synthaug._serving import SyntheticImages, Verdicts
+
+_HOOKS = (
+    "prepare_data",
+    "teardown",
+    "val_dataloader",
+    "test_dataloader",
+    "predict_dataloader",
+    "state_dict",
+    "load_state_dict",
+    "transfer_batch_to_device",
+    "on_before_batch_transfer",
+    "on_after_batch_transfer",
+    "on_exception",
+)
+
+
+@final
+class MixedDataModule(LightningDataModule):
+    """A `LightningDataModule` whose training images are mixed with synthetic ones.
+
+        datamodule = MixedDataModule(datamodule, cache, audit=report, fraction=0.5)
+        trainer.fit(model, datamodule=datamodule)
+
+    The data set of its train loader becomes a `MixedDataset`; the loader keeps its sampler and all
+    other settings. Validation, test and prediction are left alone. Every epoch draws other images,
+    and a run that is resumed draws those that it would have drawn. A loader that must go on in the
+    middle of an epoch is a `torchdata.stateful_dataloader.StatefulDataLoader`.
+
+    Attributes that we do not have are those of the data module inside.
+    """
+
+    def __init__(
+        self,
+        datamodule: LightningDataModule,
+        synthetic: SyntheticImages,
+        *,
+        audit: Verdicts | None,
+        **options: Any,
+    ) -> None:
+        """Keeps what is needed; images are mixed when Lightning asks for the train loader.
+
+        Args:
+            datamodule: Its `train_dataloader` gives one `DataLoader` over a map-style data set.
+            synthetic: A `SynthCache`.
+            audit: A report about it, or `None`; see `MixedDataset`.
+            options: Further arguments of `MixedDataset`, such as `fraction`.
+
+        Raises:
+            TypeError: If `datamodule` is something else, or for an unknown option.
+        """
+        if not isinstance(datamodule, LightningDataModule):
+            raise TypeError(
+                f"`datamodule` is a {type(datamodule).__name__}, expected a LightningDataModule."
+            )
+        self.datamodule = datamodule  # first: `trainer` is its
+        super().__init__()
+        self._arguments = {"audit": audit, **options}
+        inspect.signature(MixedDataset).bind(datamodule, synthetic, **self._arguments)
+        self._synthetic = synthetic
+        self.mixed: MixedDataset | None = None
+        """The training images, once the train loader has been asked for."""
+        self.prepare_data_per_node = datamodule.prepare_data_per_node
+        for name in _HOOKS:  # its own: Lightning asks which of them were overridden
+            setattr(self, name, getattr(datamodule, name))
+
+    @property
+    def trainer(self) -> Any:
+        """The `Trainer` that we are attached to, which the data module inside sees too."""
+        return self.datamodule.trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        self.datamodule.trainer = trainer
+
+    def setup(self, stage: str) -> None:
+        """Sets up the data module inside, and follows the epochs of the trainer."""
+        if self.trainer is not None and not any(
+            isinstance(callback, _Epochs) and callback.datamodule is self
+            for callback in self.trainer.callbacks
+        ):
+            self.trainer.callbacks.append(_Epochs(self))
+        self.datamodule.setup(stage)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The train loader of the data module inside, over mixed images.
+
+        Raises:
+            TypeError: If it is not one `DataLoader`, or cannot be built anew.
+            ValueError: If its sampler cannot reach images that are appended.
+        """
+        loader = self.datamodule.train_dataloader()
+        if not isinstance(loader, DataLoader):
+            raise TypeError(
+                f"`train_dataloader` gives a {type(loader).__name__}, expected one DataLoader. Mix "
+                "the data sets in your data module with `synthaug.MixedDataset`."
+            )
+        self.mixed = MixedDataset(loader.dataset, self._synthetic, **self._arguments)
+        mixed = _over(self.mixed, loader)
+        self.follow_epoch()
+        if hasattr(mixed.sampler, "set_epoch"):  # Lightning itself does it too late, after resuming
+            mixed.sampler.set_epoch(self._epoch)
+        return mixed
+
+    def follow_epoch(self) -> None:
+        """Serves the images of the trainer's epoch."""
+        if self.mixed is not None:
+            self.mixed.set_epoch(self._epoch)
+
+    @property
+    def _epoch(self) -> int:
+        # Not `current_epoch`, which a run that was saved at the end of an epoch still has to raise.
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_progress.current.processed
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "datamodule":  # a copy that is not filled yet
+            raise AttributeError(name)
+        return getattr(self.datamodule, name)
+
+
+class _Epochs(Callback):
+    """Data modules are not told of epochs, callbacks are."""
+
+    def __init__(self, datamodule: MixedDataModule) -> None:
+        self.datamodule = datamodule
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        del trainer, pl_module
+        self.datamodule.follow_epoch()
+
+
+def _over(mixed: MixedDataset, loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader with all settings of another one, over other images."""
+    kind = type(loader)
+    names = {*inspect.signature(DataLoader).parameters, *inspect.signature(kind).parameters}
+    settings = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+    settings["dataset"] = mixed
+    order = settings.pop("sampler"), settings.pop("batch_sampler")
+    own_batches = settings["batch_size"] is None and order[1] is not None
+    if len(mixed) == len(loader.dataset):  # type: ignore[arg-type]  # a map-style data set
+        if own_batches:
+            del settings["batch_size"], settings["drop_last"]
+            settings["batch_sampler"] = order[1]
+        else:
+            settings["sampler"] = order[0]
+    else:
+        drawn = isinstance(order[0], RandomSampler) and not order[0].replacement
+        if own_batches or not (drawn or isinstance(order[0], SequentialSampler)):
+            raise ValueError(
+                f"The train loader draws with a {type(order[own_batches]).__name__}, which cannot "
+                'reach images that are appended. Use mode="replace", or mix in your data module, '
+                "and give the sampler the mixed images."
+            )
+        settings["shuffle"] = drawn
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise TypeError(
+            f"The train loader, a {kind.__name__}, cannot be built anew over other images "
+            f"({error}). Mix in your data module with `synthaug.MixedDataset`."
+        ) from error

@@ -1,0 +1,240 @@
+"""Mixed images in the training loops that people have.
+
+Image `i` of the real data has the value `i` everywhere, row `r` of the cache has `100 + r`, so a
+batch says which images it holds.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, WeightedRandomSampler
+from torchvision.transforms import v2
+
+import synthaug
+from synthaug._cache import SynthCache
+from synthaug._data import LabelledImages
+from synthaug._datasets import MixedDataset
+from synthaug._plan import Plan
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # frameworks warn of much that is not ours
+
+CLASSES = ("ant", "bee")
+FIRST_ROW = 100
+SIZE = 24
+
+
+@pytest.fixture
+def cache(tmp_path):
+    plan = Plan.build([20, 20], classes=CLASSES, settings={}, seed=0)
+    manifest = {"recipe": {"synthesizer": "test", "settings": {}, "weights": {}}}
+    cache = SynthCache.create(tmp_path / "c.h5", plan, image_shape=(3, 4, 4), manifest=manifest)
+    rows = np.arange(40)
+    values = torch.as_tensor(FIRST_ROW + rows, dtype=torch.uint8)[:, None, None, None]
+    cache.write(rows, values.expand(-1, 3, 4, 4).contiguous(), fsync="never")
+    return cache
+
+
+def real_images() -> LabelledImages:
+    pixels = torch.arange(SIZE, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    return LabelledImages(pixels, np.arange(SIZE) % 2, CLASSES, transform=v2.PILToTensor())
+
+
+def expected(cache: SynthCache, epoch: int, **options: Any) -> list[int]:
+    """The value of every item in an epoch."""
+    mixed = MixedDataset(real_images(), cache, audit=None, **options)
+    mixed.set_epoch(epoch)
+    rows = mixed.synthetic_rows()
+    return np.where(rows < 0, np.arange(len(rows)), FIRST_ROW + rows).tolist()
+
+
+def values(images: torch.Tensor) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
+
+
+# Lightning
+
+
+@pytest.fixture
+def pl():
+    return pytest.importorskip("lightning.pytorch")
+
+
+def make_datamodule(pl: Any, **loader: Any) -> Any:
+    kind = loader.pop("kind", DataLoader)
+
+    class Data(pl.LightningDataModule):
+        num_classes = 2
+
+        def prepare_data(self):
+            self.log: list[Any] = ["prepare"]
+
+        def setup(self, stage):
+            self.log.append((stage, self.trainer.max_epochs))
+            self.val = real_images()
+
+        def train_dataloader(self):
+            sampler = loader.get("sampler")
+            settings = {**loader, "sampler": sampler()} if sampler else loader
+            return kind(real_images(), batch_size=4, **settings)
+
+        def val_dataloader(self):
+            return DataLoader(self.val, batch_size=4)
+
+        def state_dict(self):
+            return {"mine": 7}
+
+        def load_state_dict(self, state):
+            self.loaded = state
+
+    return Data()
+
+
+def make_model(pl: Any) -> Any:
+    class Model(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.seen: list[tuple[int, list[int]]] = []
+            self.validated: list[int] = []
+
+        def training_step(self, batch, batch_idx):
+            self.seen.append((self.current_epoch, values(batch[0])))
+            return self.weight.sum()
+
+        def validation_step(self, batch, batch_idx):
+            self.validated += values(batch[0])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Model()
+
+
+def make_trainer(pl: Any, folder: Path, epochs: int = 3, **settings: Any) -> Any:
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+def of_epoch(model: Any, epoch: int) -> list[int]:
+    return [value for e, batch in model.seen if e == epoch for value in batch]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lightning_trains_on_the_mixture_of_each_epoch_and_validates_on_real_images(
+    pl, cache, tmp_path, workers
+):
+    inner = make_datamodule(pl, shuffle=True, num_workers=workers, persistent_workers=bool(workers))
+    datamodule = synthaug.lightning.MixedDataModule(inner, cache, audit=None, fraction=0.5)
+    model = make_model(pl)
+    trainer = make_trainer(pl, tmp_path, enable_checkpointing=False)
+    trainer.fit(model, datamodule=datamodule)
+    for epoch in range(3):
+        assert sorted(of_epoch(model, epoch)) == sorted(expected(cache, epoch, fraction=0.5))
+    assert len({tuple(sorted(of_epoch(model, epoch))) for epoch in range(3)}) == 3
+    assert model.validated == [*range(SIZE)] * 3
+    assert inner.log == ["prepare", ("fit", 3)]
+
+
+@pytest.mark.parametrize("order", ["in turn", "seeded", "shuffled"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        {"every_n_train_steps": 8},
+        {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+        {},
+    ],
+    ids=["mid-epoch", "epoch end", "after validation"],
+)
+def test_a_run_that_lightning_resumes_sees_what_it_would_have_seen(
+    pl, cache, tmp_path, when, order
+):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    loaders: dict[str, dict[str, Any]] = {
+        "in turn": {},
+        "seeded": {"sampler": lambda: DistributedSampler(real_images(), 1, 0, seed=5)},
+        "shuffled": {"shuffle": True},
+    }
+
+    def fit(folder, **settings):
+        inner = make_datamodule(pl, kind=stateful.StatefulDataLoader, **loaders[order])
+        datamodule = synthaug.lightning.MixedDataModule(inner, cache, audit=None, fraction=0.5)
+        saving = pl.callbacks.ModelCheckpoint(folder, filename="{step}", save_top_k=-1, **when)
+        model = make_model(pl)
+        make_trainer(pl, folder, callbacks=[saving]).fit(model, datamodule=datamodule, **settings)
+        return model, inner
+
+    whole, _ = fit(tmp_path / "whole")
+    saved = sorted((tmp_path / "whole").glob("*.ckpt"), key=lambda p: int(p.stem.split("=")[1]))
+    steps = int(saved[0].stem.split("=")[1])
+    assert 0 < steps < len(whole.seen)
+    rest, inner = fit(tmp_path / "again", ckpt_path=saved[0])
+    assert inner.loaded == {"mine": 7}
+    if order == "shuffled":  # anew in each process: the same images in another order
+        assert sorted(of_epoch(rest, 2)) == sorted(of_epoch(whole, 2))
+    else:
+        assert rest.seen == whole.seen[steps:]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_lightning_reaches_images_that_are_appended(pl, cache, tmp_path, shuffle):
+    inner = make_datamodule(pl, shuffle=shuffle)
+    options = {"mode": "append", "ratio": 0.5}
+    datamodule = synthaug.lightning.MixedDataModule(inner, cache, audit=None, **options)
+    model = make_model(pl)
+    make_trainer(pl, tmp_path, epochs=1, enable_checkpointing=False).fit(
+        model, datamodule=datamodule
+    )
+    wanted, found = expected(cache, 0, **options), of_epoch(model, 0)
+    assert (found == wanted) is not shuffle
+    assert sorted(found) == sorted(wanted)
+
+
+def test_the_loader_keeps_its_settings_and_its_batches(pl, cache):
+    batches = BatchSampler(WeightedRandomSampler([1.0] * SIZE, 8), 3, drop_last=True)
+    inner = make_datamodule(pl)
+    inner.train_dataloader = lambda: DataLoader(
+        real_images(), batch_sampler=batches, collate_fn=list, timeout=5, num_workers=1
+    )
+    datamodule = synthaug.lightning.MixedDataModule(inner, cache, audit=None, fraction=1.0)
+    loader = datamodule.train_dataloader()
+    assert loader.batch_sampler is batches
+    assert (loader.collate_fn, loader.timeout, loader.num_workers) == (list, 5, 1)
+    assert loader.dataset is datamodule.mixed
+
+
+def test_what_cannot_be_mixed_in_lightning_is_refused(pl, cache):
+    def mixed(inner, **options):
+        return synthaug.lightning.MixedDataModule(inner, cache, audit=None, **options)
+
+    with pytest.raises(TypeError, match="is a LabelledImages, expected a LightningDataModule"):
+        mixed(real_images())
+    with pytest.raises(TypeError, match="fractoin"):
+        mixed(make_datamodule(pl), fractoin=0.5)
+    weighted = make_datamodule(pl, sampler=lambda: WeightedRandomSampler([1.0] * SIZE, SIZE))
+    with pytest.raises(ValueError, match="WeightedRandomSampler, which cannot reach"):
+        mixed(weighted, mode="append", ratio=1.0).train_dataloader()
+    several = make_datamodule(pl)
+    several.train_dataloader = lambda: [1, 2]
+    with pytest.raises(TypeError, match="gives a list, expected one DataLoader"):
+        mixed(several, fraction=0.5).train_dataloader()
+
+
+def test_attributes_and_copies_are_those_of_the_data_module_inside(pl, cache):
+    inner = make_datamodule(pl)
+    datamodule = synthaug.lightning.MixedDataModule(inner, cache, audit=None, fraction=0.5)
+    assert datamodule.num_classes == 2
+    assert copy.deepcopy(datamodule).num_classes == 2
+    with pytest.raises(AttributeError, match="num_boxes"):
+        _ = datamodule.num_boxes
