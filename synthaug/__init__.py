@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from synthaug import density as density
     from synthaug import features as features
     from synthaug import guidance as guidance
-    from synthaug import huggingface as huggingface
-    from synthaug import lightning as lightning
     from synthaug import metrics as metrics
+    from synthaug import mixing as mixing
     from synthaug import samplers as samplers
     from synthaug import synthesizers as synthesizers
     from synthaug import transforms as transforms
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from synthaug._data import load_dataset as load_dataset
     from synthaug._datasets import MixedBatchSampler as MixedBatchSampler
     from synthaug._datasets import MixedDataset as MixedDataset
+    from synthaug._datasets import SeededSampler as SeededSampler
     from synthaug._engines import RayEngine as RayEngine
     from synthaug._errors import AuditError as AuditError
     from synthaug._errors import AuditMismatchError as AuditMismatchError
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from synthaug._hardness import score_hardness as score_hardness
     from synthaug._label_check import LabelCheck as LabelCheck
     from synthaug._label_check import check_labels as check_labels
-    from synthaug._on_the_fly import OnTheFlyDataset as OnTheFlyDataset
     from synthaug._plan import Plan as Plan
     from synthaug._quality import QualityReport as QualityReport
     from synthaug._quality import score_quality as score_quality
@@ -109,10 +108,10 @@ _HOME = {
     "LowDensity": "synthesizers",
     "MixedBatchSampler": "_datasets",
     "MixedDataset": "_datasets",
-    "OnTheFlyDataset": "_on_the_fly",
     "Plan": "_plan",
     "QualityReport": "_quality",
     "RayEngine": "_engines",
+    "SeededSampler": "_datasets",
     "StandardAugment": "_evaluation",
     "SweepReport": "_sweep",
     "SynthCache": "_cache",
@@ -139,9 +138,8 @@ _NAMESPACES = (
     "density",
     "features",
     "guidance",
-    "huggingface",
-    "lightning",
     "metrics",
+    "mixing",
     "samplers",
     "synthesizers",
     "transforms",

@@ -6,12 +6,13 @@ fails in `default_collate`. So each foreign type is converted in one place, here
     pixels_of(image) -> uint8 (C, H, W)        # what the cache, the digests and the audit speak
     like(pixels, example) -> an image of the type of `example`
     label_like(label, example) -> a label of the type of `example`
+    probabilities_like(values, example) -> class probabilities of the type of `example`
 
 Float images are in [0, 1], as torchvision has them. Our model space [-1, 1] never comes here.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from synthaug._errors import DataError, DataMismatchError
 from synthaug._pixels import to_pil
@@ -163,6 +164,20 @@ def label_like(label: int, example: Any) -> Any:
     )
 
 
+def is_probabilities(label: Any) -> bool:
+    """Whether a label is a vector of class probabilities: a tensor or an array, float (K,)."""
+    if isinstance(label, Tensor):
+        return label.ndim == 1 and label.is_floating_point()
+    return isinstance(label, np.ndarray) and label.ndim == 1 and label.dtype.kind == "f"
+
+
+def probabilities_like(values: NDArray[np.floating[Any]], example: Any) -> Any:
+    """Class probabilities (K,) in the type of `example`, for which `is_probabilities` holds."""
+    if isinstance(example, Tensor):
+        return torch.tensor(values, dtype=example.dtype, device=example.device)
+    return np.array(values, example.dtype)
+
+
 # Items and data sets
 
 
@@ -178,20 +193,23 @@ def field_key(item: Any, name: str) -> Any:
     Raises:
         TypeError: If the item is neither a tuple, a list nor a dict, or has no such key.
     """
-    position, keys = _FIELDS[name]
     if isinstance(item, dict):
-        for key in keys:
-            if key in item:
-                return key
-        raise TypeError(
-            f"An item of the data set has the keys {', '.join(map(repr, item))}, and no {name}: "
-            f"expected one of {', '.join(map(repr, keys))}."
-        )
+        return _key_among(item, name)
     if isinstance(item, tuple | list) and len(item) >= 2:
-        return position
+        return _FIELDS[name][0]
     raise TypeError(
         f"An item of the data set is {type(item).__name__}, expected (image, label, ...) or "
         '{"image": ..., "label": ...}.'
+    )
+
+
+def _key_among(names: Iterable[str], name: str) -> str:
+    for key in _FIELDS[name][1]:
+        if key in names:
+            return key
+    raise TypeError(
+        f"An item of the data set has the keys {', '.join(map(repr, names))}, and no {name}: "
+        f"expected one of {', '.join(map(repr, _FIELDS[name][1]))}."
     )
 
 
@@ -200,25 +218,31 @@ def field(item: Any, name: str) -> Any:
     return item[field_key(item, name)]
 
 
-def labels_of(dataset: Any) -> Labels:
+def labels_of(dataset: Any, key: Any = None) -> Labels:
     """The class index of every image of any map-style data set, int64 (N,).
 
-    Looks for `labels` or `targets`, through `Subset` and `ConcatDataset`; only a data set with
-    neither is read from end to end.
+    Looks for a column of labels, or for `labels` or `targets`, through `Subset` and
+    `ConcatDataset`; only a data set with none of them is read from end to end.
+
+    Args:
+        dataset: The data set.
+        key: Where items have their label, if not where `field_key` finds it.
 
     Raises:
         DataError: If the labels are not one integer per image.
     """
     if isinstance(dataset, Subset):
-        return labels_of(dataset.dataset)[np.asarray(dataset.indices, np.int64)]
+        return labels_of(dataset.dataset, key)[np.asarray(dataset.indices, np.int64)]
     if isinstance(dataset, ConcatDataset):
-        return np.concatenate([labels_of(part) for part in dataset.datasets])
+        return np.concatenate([labels_of(part, key) for part in dataset.datasets])
+    found = _label_column(dataset, key)
     for name in ("labels", "targets", "_labels"):  # the last one: Food101, Flowers102, DTD, ...
-        found = getattr(dataset, name, None)
         if found is not None and not callable(found) and len(found) == len(dataset):
             break
+        found = getattr(dataset, name, None)
     else:
-        found = [field(dataset[i], "label") for i in range(len(dataset))]
+        items = (dataset[i] for i in range(len(dataset)))
+        found = [field(item, "label") if key is None else item[key] for item in items]
     labels = (
         np.array([np.asarray(x) for x in found]) if isinstance(found, list) else np.asarray(found)
     )
@@ -228,6 +252,20 @@ def labels_of(dataset: Any) -> Labels:
             f"{labels.dtype}, expected one class index per image, shape ({len(dataset)},)."
         )
     return labels.astype(np.int64)
+
+
+def _label_column(dataset: Any, key: Any) -> Any:
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) > 1:
+        return dataset.tensors[1 if key is None else key].cpu()
+    if is_table(dataset):
+        name = _key_among(dataset.column_names, "label") if key is None else key
+        return dataset.with_format("numpy")[name][:]
+    return None
+
+
+def is_table(dataset: Any) -> bool:
+    """Whether it is a data set of the `datasets` library: its columns can be read alone."""
+    return hasattr(dataset, "features") and hasattr(dataset, "column_names")
 
 
 def parts_of(
@@ -244,16 +282,21 @@ def parts_of(
         yield p, parts == p, indices[parts == p] - (ends[p - 1] if p else 0)
 
 
-def classes_of(dataset: Any) -> tuple[str, ...] | None:
+def classes_of(dataset: Any, key: Any = None) -> tuple[str, ...] | None:
     """The class names of any data set, through `Subset` and `ConcatDataset`; `None` if unknown.
+
+    Args:
+        dataset: The data set.
+        key: Where items have their label, if not where `field_key` finds it.
 
     Raises:
         DataError: If the parts of a `ConcatDataset` have different classes.
     """
     if isinstance(dataset, Subset):
-        return classes_of(dataset.dataset)
+        return classes_of(dataset.dataset, key)
     if isinstance(dataset, ConcatDataset):
-        found = {names for part in dataset.datasets if (names := classes_of(part)) is not None}
+        parts = dataset.datasets
+        found = {names for part in parts if (names := classes_of(part, key)) is not None}
         if len(found) > 1:
             first, second = sorted(found)[:2]
             raise DataMismatchError(
@@ -261,7 +304,11 @@ def classes_of(dataset: Any) -> tuple[str, ...] | None:
                 f"{', '.join(second)}."
             )
         return found.pop() if found else None
-    names = getattr(dataset, "classes", None)
+    if is_table(dataset):
+        name = _key_among(dataset.column_names, "label") if key is None else key
+        names = getattr(dataset.features[name], "names", None)
+    else:
+        names = getattr(dataset, "classes", None)
     return None if names is None else tuple(str(name) for name in names)
 
 
@@ -273,9 +320,15 @@ def without_transforms(dataset: Any) -> tuple[Any, Transform | None, Transform |
         transforms that it does not apply any more.
 
     Raises:
-        ValueError: If they cannot be taken off: joint `transforms` of image and label, different
-            ones in the parts of a `ConcatDataset`, or transforms on two levels.
+        ValueError: If they cannot be taken off: joint `transforms` of image and label, those of
+            whole batches, different ones in the parts of a `ConcatDataset`, or transforms on two
+            levels.
     """
+    if is_table(dataset) and dataset.format["type"] == "custom":
+        raise ValueError(
+            "The data set has a transform of whole batches (`with_transform`), which cannot be "
+            "taken over. Pass `real.with_format(None)`, and a `transform` of one image."
+        )
     own = {n: getattr(dataset, "__dict__", {}).get(n) for n in ("transform", "target_transform")}
     own = {name: value for name, value in own.items() if callable(value)}
     raw, transform, target_transform = _without_transforms_below(dataset)

@@ -108,7 +108,7 @@ class Servable:
         return f"{count:,} images, audit: {self.verdict}, {self.num_done - count:,} withheld"
 
 
-def servable(synthetic: Any, audit: Any) -> Servable:
+def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servable:
     """Which rows may be served.
 
     Logs a warning if there was no audit, or if it did not end with a pass.
@@ -116,6 +116,8 @@ def servable(synthetic: Any, audit: Any) -> Servable:
     Args:
         synthetic: A cache.
         audit: A report about it, or `None` to serve whatever is done.
+        soft_labels: Whether rows are served with class probabilities, so that those between two
+            classes may be served too.
 
     Raises:
         TypeError: For something that is not a cache, or not a report.
@@ -126,9 +128,9 @@ def servable(synthetic: Any, audit: Any) -> Servable:
             f"`synthetic` is a {type(synthetic).__name__}, expected a cache: "
             '`synthaug.SynthCache("PATH.h5")`.'
         )
-    done = np.asarray(synthetic.done, bool) & ~between_classes(
-        getattr(synthetic, "plan", None), synthetic.labels
-    )
+    done = np.array(synthetic.done, bool)
+    if not soft_labels:
+        done &= ~between_classes(getattr(synthetic, "plan", None), synthetic.labels)
     if audit is None:
         found = Servable(done, int(done.sum()), None)
         _warn_once(
@@ -190,8 +192,8 @@ def between_classes(plan: Any, labels: Labels) -> NDArray[np.bool_]:
     between: NDArray[np.bool_] = (partner >= 0) & (partner != np.asarray(labels))
     if between.any():
         log.warning(
-            "%s images are mixed from two classes and are not served under one label; train on "
-            "them with `soft_labels`.",
+            "%s images are mixed from two classes and are not served under one label; "
+            "`MixedDataset(..., soft_labels=True)` serves them.",
             f"{int(between.sum()):,}",
         )
     return between

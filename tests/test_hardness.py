@@ -13,12 +13,13 @@ from synthaug._cache import SynthCache
 from synthaug._cli import main
 from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
-from synthaug._datasets._strata import dealt
+from synthaug._datasets._draws import dealt
 from synthaug._errors import AuditError, AuditMismatchError, DataMismatchError
 from synthaug._hardness import HardnessReport, score_hardness
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
 from synthaug.features import Pixel, extract
+from synthaug.mixing import Highest, Stratified
 
 CLASSES = ("dark", "light")
 PIXELS = Pixel(4)
@@ -189,7 +190,7 @@ def strata_of(cache, scores, rows, parts):
 @pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 1.0])
 def test_only_the_hardest_share_of_each_class_is_served(cache, scores, share):
     mixed = MixedDataset(
-        real(400, 0), cache, audit=None, fraction=1.0, hardness=scores, hardest=share
+        real(400, 0), cache, audit=None, fraction=1.0, filters=[Highest(scores, share)]
     )
     served = np.unique(mixed.synthetic_rows())
     for c in (0, 1):
@@ -202,7 +203,7 @@ def test_only_the_hardest_share_of_each_class_is_served(cache, scores, share):
 @pytest.mark.parametrize("items", [40, 80])
 def test_every_epoch_draws_equally_often_from_every_stratum(cache, scores, parts, items):
     mixed = MixedDataset(
-        real(items, 0), cache, audit=None, fraction=1.0, hardness=scores, strata=parts
+        real(items, 0), cache, audit=None, fraction=1.0, draw=Stratified(scores, parts)
     )
     seen = []
     for epoch in (0, 1):
@@ -218,7 +219,8 @@ def test_every_epoch_draws_equally_often_from_every_stratum(cache, scores, parts
 
 
 def test_few_draws_are_balanced_to_within_one(cache, scores):
-    mixed = MixedDataset(real(40, 0), cache, audit=None, fraction=0.4, hardness=scores, strata=3)
+    draw = Stratified(scores, 3)
+    mixed = MixedDataset(real(40, 0), cache, audit=None, fraction=0.4, draw=draw)
     for epoch in range(5):
         mixed.set_epoch(epoch)
         rows = mixed.synthetic_rows()
@@ -231,7 +233,7 @@ def test_few_draws_are_balanced_to_within_one(cache, scores):
 def test_appended_images_come_equally_from_the_strata_of_the_hardest(cache, scores):
     mixed = MixedDataset(
         real(40, 0), cache, audit=None, mode="append", ratio=0.2,
-        hardness=scores, hardest=0.4, strata=4,
+        filters=[Highest(scores, 0.4)], draw=Stratified(scores, 4),
     )  # fmt: skip
     every = []
     for epoch in range(4):  # two passes over the eight hardest of each class
@@ -263,7 +265,7 @@ def test_any_run_of_a_deal_holds_one_of_each_stratum():
 
 def test_draws_depend_on_seed_and_epoch_alone_and_are_part_of_the_recipe(cache, scores):
     def mixed(**options):
-        given = {"hardness": scores, "strata": 4, "seed": 3} | options
+        given: Any = {"draw": Stratified(scores, 4), "seed": 3} | options
         return MixedDataset(real(60, 0), cache, audit=None, fraction=0.7, **given)
 
     one, two = mixed(), mixed()
@@ -276,15 +278,16 @@ def test_draws_depend_on_seed_and_epoch_alone_and_are_part_of_the_recipe(cache, 
         mixed(**options).recipe()
         for options in (
             {},
-            {"strata": 5},
-            {"hardest": 0.5},
-            {"hardness": -scores},
-            {"hardness": None, "strata": None},
+            {"draw": Stratified(scores, 5)},
+            {"filters": [Highest(scores, 0.5)]},
+            {"draw": Stratified(-scores, 4)},
+            {"draw": None},
         )
     ]
     assert all(a != b for i, a in enumerate(recipes) for b in recipes[:i])
     assert "Drawn equally from 4 strata" in repr(one)
-    assert "Hardest 0.5 of each class: 20 images" in repr(mixed(hardest=0.5))
+    half = repr(mixed(filters=[Highest(scores, 0.5)]))
+    assert "Filter: highest 0.5 of each class by score: 20 of 40 images left" in half
 
 
 def test_a_report_goes_with_its_cache_and_withheld_rows_are_never_drawn(cache, tmp_path):
@@ -295,26 +298,29 @@ def test_a_report_goes_with_its_cache_and_withheld_rows_are_never_drawn(cache, t
         passed = np.arange(len(cache)) != np.nanargmax(report.hardness)
 
     mixed = MixedDataset(
-        real(60, 0), cache, audit=Audit(), fraction=1.0, hardness=report, hardest=0.2
+        real(60, 0), cache, audit=Audit(), fraction=1.0, filters=[Highest(report, 0.2)]
     )
+    assert "Filter: highest 0.2 of each class by hardness" in repr(mixed)
     assert np.nanargmax(report.hardness) not in mixed.synthetic_rows()
     other = cache_of(tmp_path / "other.h5", *images(40, 7), seed=1)
-    with pytest.raises(AuditMismatchError, match="`hardness` judges another cache"):
-        MixedDataset(real(60, 0), other, audit=None, fraction=1.0, hardness=report, hardest=0.2)
+    for options in ({"filters": [Highest(report, 0.2)]}, {"draw": Stratified(report, 2)}):
+        with pytest.raises(AuditMismatchError, match="report of hardness judges another cache"):
+            MixedDataset(real(60, 0), other, audit=None, fraction=1.0, **options)
 
 
 def test_wrong_arguments_of_drawing_are_named(cache, scores):
+    with pytest.raises(ValueError, match=r"in \(0, 1\], got 0.0"):
+        Highest(scores, 0.0)
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        Stratified(scores, 1)
     pending = np.where(np.arange(len(scores)) == 5, np.nan, scores)
-    for options, message in (
-        ({"hardness": scores}, "what to do with it"),
-        ({"hardest": 0.5}, "need `hardness`"),
-        ({"hardness": scores, "hardest": 0.0}, r"in \(0, 1\], got 0.0"),
-        ({"hardness": scores, "strata": 1}, "at least 2, got 1"),
-        ({"hardness": scores[:-1], "strata": 2}, r"shape \(41,\), the cache has 42"),
-        ({"hardness": pending, "strata": 2}, "first is row 5"),
+    for given, message in (
+        (scores[:-1], r"shape \(41,\), the cache has 42"),
+        (pending, "first is row 5"),
     ):
-        with pytest.raises(ValueError, match=message):
-            MixedDataset(real(60, 0), cache, audit=None, fraction=0.5, **options)
+        for options in ({"filters": [Highest(given, 0.5)]}, {"draw": Stratified(given, 2)}):
+            with pytest.raises(ValueError, match=message):
+                MixedDataset(real(60, 0), cache, audit=None, fraction=0.5, **options)
 
 
 # The command
@@ -338,7 +344,7 @@ def test_the_command_writes_the_report_that_a_data_set_can_draw_by(cache, tmp_pa
     folder = LabelledImages(*images(40, 0), CLASSES)
     expected = score(cache, folder, holdout=real(40, 1), components=3)
     np.testing.assert_allclose(report.hardness, expected.hardness, rtol=1e-6)
-    MixedDataset(folder, cache, audit=None, fraction=0.5, hardness=report, strata=2)
+    MixedDataset(folder, cache, audit=None, fraction=0.5, draw=Stratified(report, 2))
     with pytest.raises(SystemExit) as stopped:
         main(["-v", *arguments])
     assert stopped.value.code == 2

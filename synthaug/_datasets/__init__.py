@@ -2,5 +2,6 @@
 
 from synthaug._datasets._batches import MixedBatchSampler
 from synthaug._datasets._mixed import MixedDataset
+from synthaug._datasets._samplers import SeededSampler
 
-__all__ = ["MixedBatchSampler", "MixedDataset"]
+__all__ = ["MixedBatchSampler", "MixedDataset", "SeededSampler"]

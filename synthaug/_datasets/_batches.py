@@ -1,17 +1,18 @@
 """Batches with exact shares of real and synthetic images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import final
 
 import numpy as np
-from torch.utils.data import Sampler
 
-from synthaug._datasets._mixed import MixedDataset, shuffled
+from synthaug._datasets._draws import shuffled
+from synthaug._datasets._mixed import MixedDataset
+from synthaug._datasets._samplers import BATCHES, AbstractSeededSampler, share
 from synthaug._noise import counter_rng
 
-_BATCHES = 3  # a stream of random numbers that `MixedDataset` does not use
 
-
-class MixedBatchSampler(Sampler[list[int]]):
+@final
+class MixedBatchSampler(AbstractSeededSampler[list[int]]):
     """Batches with exactly so many synthetic images each, for a `MixedDataset` that appends.
 
         mixed = MixedDataset(real, cache, audit=report, mode="append", ratio=1.0)
@@ -24,25 +25,33 @@ class MixedBatchSampler(Sampler[list[int]]):
 
     `mixed` must append enough: `ratio` at least synthetic / real per batch. If it appends more,
     each epoch takes a random part.
+
+    With `rank` and `num_replicas` every rank has such batches, and equally many; to that end some
+    images may be given twice. `state_dict` and `load_state_dict` stop and go on within an epoch.
     """
 
     def __init__(
         self,
         mixed: MixedDataset,
         batch_size: int,
-        synthetic_per_batch: int,
+        synthetic_per_batch: int | Callable[[int], float],
         *,
         seed: int = 0,
         drop_last: bool = False,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        """Counts the batches.
+        """Counts the batches of epoch 0.
 
         Args:
             mixed: With `mode="append"`.
             batch_size: Images per batch.
-            synthetic_per_batch: How many of them are synthetic, in [0, batch_size).
+            synthetic_per_batch: How many of them are synthetic, in [0, batch_size); or a function
+                of the epoch, such as `mixing.Linear(0, 64, epochs=10)`, which is rounded.
             seed: Of the order.
             drop_last: Leaves a shorter last batch away, and so the real images in it.
+            num_replicas: Processes that share an epoch.
+            rank: Which of them this is.
 
         Raises:
             TypeError: If `mixed` is not a `MixedDataset`.
@@ -50,49 +59,67 @@ class MixedBatchSampler(Sampler[list[int]]):
         """
         if not isinstance(mixed, MixedDataset):
             raise TypeError(f"`mixed` is a {type(mixed).__name__}, expected a MixedDataset.")
-        if not 0 <= synthetic_per_batch < batch_size:
-            raise ValueError(
-                f"`synthetic_per_batch` must be in [0, {batch_size}), below the batch size; got "
-                f"{synthetic_per_batch}."
-            )
+        super().__init__(mixed, seed, num_replicas, rank)
+        self.mixed, self.batch_size = mixed, batch_size
+        self.synthetic_per_batch, self.drop_last = synthetic_per_batch, drop_last
         if mixed.mode != "append":
+            made = self._synthetic(0)
             raise ValueError(
                 "`mixed` replaces images at random. For exact counts make it with "
-                f'mode="append" and ratio={synthetic_per_batch}/{batch_size - synthetic_per_batch}.'
+                f'mode="append" and ratio={made}/{batch_size - made}.'
             )
-        self.mixed, self.batch_size, self.seed = mixed, batch_size, seed
-        self.synthetic_per_batch, self.drop_last = synthetic_per_batch, drop_last
-        per_batch = batch_size - synthetic_per_batch
-        self._num_real = len(mixed.synthetic_rows()) - int(mixed._quota.sum())
-        available = len(mixed) - self._num_real
-        full, rest = divmod(self._num_real, per_batch)
-        self._counts = [(per_batch, synthetic_per_batch)] * full
-        if rest and not drop_last:
-            left = available - full * synthetic_per_batch
-            self._counts.append((rest, _nearest(rest * synthetic_per_batch, per_batch, left)))
-        needed = sum(s for _, s in self._counts)
+        self._counts(0)
+
+    def _synthetic(self, epoch: int) -> int:
+        given = self.synthetic_per_batch
+        made = round(given(epoch)) if callable(given) else given
+        if not 0 <= made < self.batch_size:
+            raise ValueError(
+                f"`synthetic_per_batch` must be in [0, {self.batch_size}), below the batch size; "
+                f"got {made}{f' in epoch {epoch}' if callable(given) else ''}."
+            )
+        return made
+
+    def _counts(self, epoch: int) -> list[tuple[int, int]]:
+        """Real and synthetic images of every batch of a rank."""
+        made = self._synthetic(epoch)
+        num_real = len(self.mixed.real)
+        available = int(self.mixed.appended(epoch).sum())
+        needed = sum(s for _, s in self._divided(num_real, made, available))
         if needed > available:
             raise ValueError(
-                f"`mixed` appends {available} synthetic images to {self._num_real} real ones, "
-                f"these batches need {needed}. Make it with "
-                f"ratio={synthetic_per_batch}/{per_batch}."
+                f"`mixed` appends {available} synthetic images to {num_real} real ones, these "
+                f"batches need {needed}. Make it with ratio={made}/{self.batch_size - made}."
             )
+        return self._divided(-(-num_real // self.num_replicas), made, available)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Changes the order, and the images of `mixed`."""
-        self.mixed.set_epoch(epoch)
+    def _divided(self, num_real: int, made: int, available: int) -> list[tuple[int, int]]:
+        per_batch = self.batch_size - made
+        full, rest = divmod(num_real, per_batch)
+        counts = [(per_batch, made)] * full
+        if rest and not self.drop_last:
+            counts.append((rest, _nearest(rest * made, per_batch, available - full * made)))
+        return counts
+
+    def _size(self) -> int:
+        return len(self.mixed)
 
     def __len__(self) -> int:
-        return len(self._counts)
+        return len(self._counts(self.epoch))
 
-    def __iter__(self) -> Iterator[list[int]]:
-        rng = counter_rng(self.seed, _BATCHES, self.mixed.epoch)
-        real = shuffled(rng, np.arange(self._num_real))
-        fake = shuffled(rng, np.arange(self._num_real, len(self.mixed)))
-        r = s = 0
-        for num_real, num_synthetic in self._counts:
-            yield [*real[r : r + num_real].tolist(), *fake[s : s + num_synthetic].tolist()]
-            r, s = r + num_real, s + num_synthetic
+    def _order(self, epoch: int) -> list[list[int]]:
+        counts = np.array(self._counts(epoch), np.int64).reshape(-1, 2)
+        num_real = len(self.mixed.real)
+        rng = counter_rng(self.seed, BATCHES, epoch)
+        parts = [
+            shuffled(rng, np.arange(num_real)),
+            shuffled(rng, num_real + np.arange(self.mixed.appended(epoch).sum())),
+        ]
+        real, fake = (
+            np.split(share(part, count.sum(), self.num_replicas, self.rank), np.cumsum(count)[:-1])
+            for part, count in zip(parts, counts.T, strict=True)
+        )
+        return [[*r.tolist(), *s.tolist()] for r, s in zip(real, fake, strict=True)][: len(counts)]
 
 
 def _nearest(numerator: int, denominator: int, limit: int) -> int:

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from synthaug._adapt import classes_of, describe, field_key, label_like, pixels_of
+from synthaug._adapt import classes_of, describe, is_probabilities, label_like, pixels_of
+from synthaug._datasets._fields import Adapter, Fields
+from synthaug._datasets._shares import Balance
 from synthaug._errors import CacheMismatchError, DataError
 from synthaug._serving import SyntheticImages
 from synthaug._types import Labels
 
 
-def checked_share(mode: str, fraction: float | None, ratio: float | None) -> float:
-    """The one of the two that goes with the mode."""
+def checked_share(mode: str, fraction: Any, ratio: Any) -> tuple[str, Any]:
+    """The name and the value of the one that goes with the mode."""
     if mode not in ("replace", "append"):
         raise ValueError(f'`mode` must be "replace" or "append", got {mode!r}.')
     needed, other = ("fraction", "ratio") if mode == "replace" else ("ratio", "fraction")
@@ -20,17 +22,19 @@ def checked_share(mode: str, fraction: float | None, ratio: float | None) -> flo
             f'mode="{mode}" needs `{needed}` and no `{other}`; got {needed}={value}, '
             f"{other}={unused}."
         )
-    if not 0 <= value < float("inf") or (mode == "replace" and value > 1):
-        bounds = "in [0, 1]" if mode == "replace" else "at least 0"
-        raise ValueError(f"`{needed}` must be {bounds}, got {value}.")
-    return float(value)
+    if mode == "replace" and isinstance(value, Balance):
+        raise ValueError(
+            'Replacing does not change the size of a class. Fill up with mode="append" and '
+            f"ratio={value}."
+        )
+    return needed, value
 
 
 def checked_classes(
-    real: Any, synthetic: SyntheticImages, given: Sequence[str] | None
+    real: Any, synthetic: SyntheticImages, given: Sequence[str] | None, label_key: Any
 ) -> tuple[str, ...]:
     """The class names, which must be the same, in the same order, on both sides."""
-    found = classes_of(real) if given is None else tuple(str(name) for name in given)
+    found = classes_of(real, label_key) if given is None else tuple(str(name) for name in given)
     theirs = tuple(synthetic.classes)
     if found is None:
         raise DataError(
@@ -54,36 +58,41 @@ def checked_classes(
 
 
 def check_example(
-    raw: Any, labels: Labels, synthetic: SyntheticImages, *, appended: bool, any_size: bool
+    raw: Any,
+    fields: Adapter,
+    labels: Labels,
+    synthetic: SyntheticImages,
+    *,
+    appended: bool,
+    any_size: bool,
 ) -> None:
     """Refuses real items that synthetic ones cannot be made like.
 
     Args:
         raw: The real data set, without transforms.
+        fields: Where its items have what.
         labels: Its labels, as it lists them.
         synthetic: The cache.
         appended: Whether synthetic items stand alone, and not in the place of a real one.
         any_size: Whether sizes may differ.
     """
     example = raw[0]
-    label_key = field_key(example, "label")
-    image, label = example[field_key(example, "image")], example[label_key]
+    image, label = fields.get(example)
     try:
         shape = tuple(pixels_of(image).shape)
-        label_like(0, label)
+        found = _class_of(label, synthetic), _class_of(fields.get(raw[len(raw) - 1])[1], synthetic)
     except (TypeError, ValueError) as error:
         raise type(error)(f"Item 0 of `real` cannot be mixed. {error}") from error
-    last = raw[len(raw) - 1][label_key]
-    if (int(label), int(last)) != (labels[0], labels[-1]):
+    if found != (labels[0], labels[-1]):
         raise DataError(
             f"The labels that `real` lists are not those of its items: {labels[0]} and "
-            f"{labels[-1]} for the first and the last, which have {int(label)} and {int(last)}. "
+            f"{labels[-1]} for the first and the last, which have {found[0]} and {found[1]}. "
             "Its `targets` or `labels` must be in the order of its items."
         )
-    if appended and len(example) > 2:
-        fields = list(example) if isinstance(example, dict) else len(example)
+    if appended and isinstance(fields, Fields) and len(example) > 2:
+        names = list(example) if isinstance(example, dict) else len(example)
         raise TypeError(
-            f"An item of `real` has the fields {fields}. Appended images have no more than an "
+            f"An item of `real` has the fields {names}. Appended images have no more than an "
             'image and a label: leave the others away, or use mode="replace".'
         )
     channels, height, width = synthetic.image_shape
@@ -99,3 +108,15 @@ def check_example(
             "(`image_shape=cache.image_shape`); or, if the transform makes all of one size, pass "
             "`any_size=True`."
         )
+
+
+def _class_of(label: Any, synthetic: SyntheticImages) -> int:
+    if is_probabilities(label):
+        if len(label) != len(synthetic.classes):
+            raise ValueError(
+                f"Its label has {len(label)} class probabilities, but there are "
+                f"{len(synthetic.classes)} classes."
+            )
+        return int(label.argmax())
+    label_like(0, label)  # knows what a class index may be
+    return int(label)

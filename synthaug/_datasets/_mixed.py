@@ -1,45 +1,31 @@
-"""Real and synthetic images in one data set.
-
-Which image index `i` gives is a pure function of (seed, epoch, i): the choices of a whole epoch are
-drawn at once into a table, by each process for itself, the first time it sees the epoch. So it does
-not matter how many workers there are, how they were started, or in which order they are asked; and
-a choice costs one array access instead of a generator object.
-"""
+"""Real and synthetic images in one data set."""
 
 import hashlib
+import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from synthaug._adapt import (
-    Transform,
-    field_key,
-    label_like,
-    labels_of,
-    like,
-    without_transforms,
-)
+from synthaug._adapt import Transform, like, without_transforms
 from synthaug._data import as_pixels
 from synthaug._datasets._checks import check_example, checked_classes, checked_share
-from synthaug._datasets._strata import by_hardness, checked_hardness, dealt
+from synthaug._datasets._choices import Choices, Mode
+from synthaug._datasets._draws import Stratified, Weighted, bound_draw
+from synthaug._datasets._fields import Adapter, Fields, JustImages, as_dataset, class_indices
+from synthaug._datasets._filters import filtered
+from synthaug._datasets._labels import ItemLabels
+from synthaug._datasets._log import ServedLog
+from synthaug._datasets._shares import Balance, Filled, Share, Shares
+from synthaug._datasets._show import thumbnails
 from synthaug._errors import DataError, DataMismatchError
-from synthaug._noise import counter_rng
-from synthaug._pixels import to_pil
-from synthaug._plan import matching_quota
-from synthaug._serving import Scored, SyntheticImages, Verdicts, servable
+from synthaug._serving import SyntheticImages, Verdicts, servable
 from synthaug._sources import checked_labels
 from synthaug._types import JSON, Indices, Labels, Pixels
-
-# Streams of random numbers; no two uses share one. 3 is the sampler's.
-_WHICH, _SHUFFLE, _DECK = 0, 1, 2
-_THUMBNAILS = 24
-
-Mode = Literal["replace", "append"]
 
 
 class MixedDataset(Dataset[Any]):
@@ -60,15 +46,19 @@ class MixedDataset(Dataset[Any]):
     len(real))` synthetic ones in the class proportions of `real`. Over the epochs no synthetic
     image occurs again before all of its class have occurred.
 
+    Both may be given by class and by epoch, and `filters` and `draw` say which synthetic images are
+    served and how often: see `synthaug.mixing`.
+
     Which images an epoch has is a function of `seed`, the epoch, and the arguments, and of nothing
     else: any number of workers gives the same.
 
     Items have the types of the items of `real`, which may be (image, label), a longer tuple, a list
-    or a dict with "image" (or "img", "pixel_values") and "label" (or "labels", "target"); images
-    may be of PIL, tensors, `tv_tensors` or arrays. If `real` has a `transform`, it is taken over:
-    both kinds of images go through it here, and `mixed.transform` may be assigned. The same holds
-    for `target_transform`. `real` itself is not changed. A data set that transforms its images in
-    another way is mixed as it is, so take random changes out of it.
+    or a dict with "image" (or "img", "pixel_values", "images") and "label" (or "labels", "target",
+    "targets"); for others give `fields`. Images may be of PIL, tensors, `tv_tensors` or arrays;
+    labels class indices, or vectors of class probabilities. If `real` has a `transform`, it is
+    taken over: both kinds of images go through it here, and `mixed.transform` may be assigned. The
+    same holds for `target_transform`. `real` itself is not changed. A data set that transforms its
+    images in another way is mixed as it is, so take random changes out of it.
     """
 
     def __init__(
@@ -78,106 +68,141 @@ class MixedDataset(Dataset[Any]):
         *,
         audit: Verdicts | None,
         mode: Mode = "replace",
-        fraction: float | None = None,
-        ratio: float | None = None,
-        hardness: Scored | ArrayLike | None = None,
-        hardest: float | None = None,
-        strata: int | None = None,
+        fraction: Share | None = None,
+        ratio: Share | Balance | None = None,
+        filters: Sequence[Any] = (),
+        draw: Stratified | Weighted | None = None,
+        soft_labels: bool | ArrayLike = False,
         seed: int = 0,
         transform: Transform | None = None,
         target_transform: Transform | None = None,
+        fields: Adapter | None = None,
         classes: Sequence[str] | None = None,
         any_size: bool = False,
     ) -> None:
         """Checks that the two sides fit together, and takes over the transforms of `real`.
 
         Args:
-            real: A map-style data set, also inside `Subset` and `ConcatDataset`.
+            real: A map-style data set, also inside `Subset` and `ConcatDataset`, of the `datasets`
+                library, or a pair of arrays (images, labels).
             synthetic: A `SynthCache`. Rows that are done now are used.
             audit: A report about it; images that it did not pass are not served. `None` skips the
                 audit, with a warning.
             mode: "replace" or "append".
-            fraction: For "replace": the probability of an item to be replaced, in [0, 1].
-            ratio: For "append": synthetic images per real image, at least 0.
-            hardness: The report of `synthaug.score_hardness` about the cache, or a number per row,
-                (N,): for the two below.
-            hardest: Serves of each class the hardest images only: this share, rounded up.
-            strata: Parts of equal size into which each class is divided by hardness, and from which
-                every epoch draws equally often.
+            fraction: For "replace": the probability of an item to be replaced, in [0, 1]; or one by
+                class, {"cat": 0.5}, in which classes not named are not replaced; or a function of
+                the epoch, such as `mixing.Linear(0.0, 0.5, epochs=10)`; or a dict of those.
+            ratio: For "append": synthetic images per real image, at least 0, in the same forms; or
+                `mixing.Balance()` to fill classes up to one size. If it changes with the epoch, so
+                does `len(mixed)`.
+            filters: Which of the images that may be served are served: `mixing.AtLeast`, `AtMost`,
+                `Highest`, `Lowest`, masks, bool (N,), or reports; one after the other.
+            draw: `mixing.Weighted` or `mixing.Stratified`; `None` draws every image equally often.
+            soft_labels: Serves vectors of class probabilities, float32 (num_classes,), which are
+                one-hot for real images. True: those of the plan, as `synthaug.soft_labels`; or
+                those of every row, float (N, num_classes). Images between two classes are served
+                only so.
             seed: Of the choices.
             transform: For both kinds of images, if `real` has none.
             target_transform: For the labels of both, if `real` has none.
+            fields: Where items of `real` have their image and their label, if not in the usual
+                places: `mixing.Fields("img", "fine_label")`.
             classes: Class names of `real`, if it does not know them.
             any_size: Allows synthetic images of another size than the real ones, which makes sense
                 if the transform brings all to one size.
 
         Raises:
             ValueError, TypeError: For wrong arguments, or items that we cannot make equal.
-            AuditError: If the report judges another cache.
+            AuditError: If a report judges another cache.
             CacheMismatchError: If the classes, channels or sizes differ.
             DataError: If a class has no synthetic image that may be served.
         """
-        self._share = checked_share(mode, fraction, ratio)
-        self.mode = mode
-        self.seed = seed
-        self.real, self.synthetic = real, synthetic
-        self.served = servable(synthetic, audit)
-        self._hardest, self._strata = hardest, strata
-        scores = checked_hardness(synthetic, hardness, hardest, strata)
-        if len(real) == 0:
+        name, share = checked_share(mode, fraction, ratio)
+        self.mode, self.seed = mode, seed
+        self.real, self.synthetic = as_dataset(real), synthetic
+        self.served = servable(synthetic, audit, soft_labels=soft_labels is not False)
+        if len(self.real) == 0:
             raise DataError("`real` holds no image.")
 
-        self._raw, taken, target_taken = without_transforms(real)
-        for name, given, own in [
+        self._raw, taken, target_taken = without_transforms(self.real)
+        for argument, given, own in [
             ("transform", transform, taken),
             ("target_transform", target_transform, target_taken),
         ]:
             if given is not None and own is not None:
                 raise ValueError(
-                    f"`real` has a transform already, and `{name}` was given too. Without the "
+                    f"`real` has a transform already, and `{argument}` was given too. Without the "
                     "argument, that of `real` goes to both kinds of images."
                 )
         self.transform = transform if transform is not None else taken
         self.target_transform = target_transform if target_transform is not None else target_taken
 
-        self.classes = checked_classes(real, synthetic, classes)
-        self._labels = checked_labels(labels_of(self._raw), self.classes, "`real`")
-        check_example(
-            self._raw, self._labels, synthetic, appended=mode == "append", any_size=any_size
-        )
         self._example = self._raw[0]
-        self._image_key = field_key(self._example, "image")
-        self._label_key = field_key(self._example, "label")
-
-        # Servable rows in the order of their classes; those of class c lie between two starts.
-        rows = np.flatnonzero(self.served.mask)
-        labels = np.asarray(synthetic.labels)
-        self._pool: Indices = (
-            rows[np.argsort(labels[rows], kind="stable")]
-            if scores is None
-            else by_hardness(rows, labels[rows], scores, hardest)
+        self._fields = Fields.of(self._example) if fields is None else fields
+        label_key = getattr(self._fields, "label", None)
+        self.classes = checked_classes(self.real, synthetic, classes, label_key)
+        labels = class_indices(self._raw, self._fields, self._example)
+        self._labels = checked_labels(labels, self.classes, "`real`")
+        check_example(
+            self._raw,
+            self._fields,
+            self._labels,
+            synthetic,
+            appended=mode == "append",
+            any_size=any_size,
         )
-        self._starts = np.searchsorted(labels[self._pool], np.arange(len(self.classes) + 1))
-        if mode == "replace":
-            self._quota = np.bincount(self._labels, minlength=len(self.classes))
-            self._by_class = np.argsort(self._labels, kind="stable")
-        elif self._share == 0:
-            self._quota = np.zeros(len(self.classes), np.int64)
-        else:
-            self._quota = matching_quota(self._labels, len(self.classes), ratio=self._share)
-        short = (self._quota > 0) & (np.diff(self._starts) == 0)
-        if self._share > 0 and short.any():
-            c = int(np.flatnonzero(short)[0])
-            done = np.asarray(synthetic.done)[np.asarray(synthetic.labels) == c]
-            raise DataMismatchError(
-                f"Class {self.classes[c]!r} has no synthetic image that may be served: of "
-                f"{len(done)} rows, {done.sum()} are done"
-                f"{'' if audit is None else ' and none of them passed the audit'}. Generate more "
-                "images of it, or leave the class out of `real`."
+        plain = isinstance(self._fields, Fields)
+        self._has_extras = mode == "replace" and not (plain and len(self._example) == 2)
+        two = type(self._example) is tuple and len(self._example) == 2
+        self._pairs = two and self._fields == Fields(0, 1)
+
+        rows, self._filters = filtered(synthetic, np.flatnonzero(self.served.mask), filters)
+        rule = bound_draw(draw, synthetic, rows)
+        drawn = np.asarray(synthetic.labels)[rule.arranged(rows)]
+        available = np.bincount(drawn, minlength=len(self.classes))
+        shares = (
+            Filled(share, self._labels, available, self.classes)
+            if isinstance(share, Balance)
+            else Shares(share, self._labels, self.classes, name)
+        )
+        self._shares, self._draw = shares, draw
+        self._choices = Choices(
+            self._labels,
+            rows,
+            np.asarray(synthetic.labels)[rows],
+            shares=shares,
+            draw=rule,
+            seed=seed,
+            mode=mode,
+            num_classes=len(self.classes),
+        )
+        self._check_supply(shares.possible)
+        self._example_image, label = self._fields.get(self._example)
+        self._item_labels = ItemLabels(soft_labels, label, synthetic, rows)
+        if self._item_labels.changes_real and self.target_transform is not None:
+            raise ValueError(
+                "Soft labels and a `target_transform` exclude each other: it would be given "
+                "vectors of class probabilities. Take it off `real`."
             )
         # In shared memory, so that workers that already run see a new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._table: tuple[int, Indices] | None = None
+        self._log: ServedLog | None = None
+
+    def _check_supply(self, needed: NDArray[np.bool_]) -> None:
+        short = np.flatnonzero(needed & (self._choices.available == 0))
+        if len(short):
+            c = int(short[0])
+            of_class = np.asarray(self.synthetic.labels) == c
+            done = int(np.asarray(self.synthetic.done)[of_class].sum())
+            allowed = int(self.served.mask[of_class].sum())
+            passed = f"{allowed or 'none'} of them passed the audit"
+            judged = "" if self.served.verdict is None else f" and {passed}"
+            left = ", and the filters or weights leave none" if allowed else ""
+            raise DataMismatchError(
+                f"Class {self.classes[c]!r} has no synthetic image that may be served: of "
+                f"{of_class.sum()} rows, {done} are done{judged}{left}. Generate more images of "
+                "it, or leave the class out of `real`."
+            )
 
     # Choices
 
@@ -203,16 +228,19 @@ class MixedDataset(Dataset[Any]):
 
     def recipe(self) -> dict[str, JSON]:
         """What decides, besides the images themselves and the epoch, which of them are served."""
-        pool = hashlib.blake2b(self._pool.tobytes(), digest_size=16).hexdigest()
-        by_hardness = {"hardest": self._hardest, "strata": self._strata}
-        return {
-            **{name: value for name, value in by_hardness.items() if value is not None},
+        found: dict[str, JSON] = {
             "mode": self.mode,
-            "share": self._share,
+            "share": self._shares.recipe(),
             "seed": self.seed,
             "audit": self.served.verdict,
-            "pool": pool,
+            "pool": self._choices.digest(),
         }
+        if self._draw is not None:
+            found["draw"] = str(self._draw)
+        soft = self._item_labels.probabilities
+        if soft is not None:
+            found["soft_labels"] = hashlib.blake2b(soft.tobytes(), digest_size=16).hexdigest()
+        return found
 
     def is_synthetic(self, index: int) -> bool:
         """Whether an index gives a synthetic image in this epoch."""
@@ -230,93 +258,76 @@ class MixedDataset(Dataset[Any]):
         known = getattr(self.synthetic, "provenance", None)
         return {"synthetic": True, "row": row, **({} if known is None else known(row))}
 
+    def log_served(self, path: str | os.PathLike[str] | None) -> None:
+        """Writes a line to a file for every item that is loaded from now on, also by workers.
+
+        `mixing.read_log` reads it. What a loader loads ahead and does not use is in it too.
+
+        Args:
+            path: A CSV file, which is continued if it exists; each rank needs its own. `None`
+                stops.
+        """
+        self._log = None if path is None else ServedLog(path)
+
+    def appended(self, epoch: int) -> Labels:
+        """Synthetic images that an epoch appends, of each class, int64 (num_classes,)."""
+        none = np.zeros(len(self.classes), np.int64)
+        return none if self.mode == "replace" else self._choices.quota(epoch)
+
     def _rows(self) -> Indices:
-        epoch = self.epoch
-        if self._table is None or self._table[0] != epoch:
-            draw = self._draw_replaced if self.mode == "replace" else self._draw_appended
-            rows = draw(epoch)
-            rows.setflags(write=False)
-            self._table = epoch, rows
-        return self._table[1]
-
-    def _draw_replaced(self, epoch: int) -> Indices:
-        replaced = counter_rng(self.seed, _WHICH, epoch).random(len(self._labels)) < self._share
-        rows = np.full(len(self._labels), -1, np.int64)
-        members = self._by_class[replaced[self._by_class]]  # sorted by class
-        ends = np.cumsum(np.bincount(self._labels[members], minlength=len(self.classes)))
-        for c, part in enumerate(np.split(members, ends[:-1])):
-            if len(part):
-                pool = self._pool[self._starts[c] : self._starts[c + 1]]
-                rng = counter_rng(self.seed, _SHUFFLE, epoch, c)
-                rounds = -(-len(part) // len(pool))
-                deck = np.concatenate([self._deck(rng, pool) for _ in range(rounds)])
-                rows[part] = deck[: len(part)]
-        return rows
-
-    def _draw_appended(self, epoch: int) -> Indices:
-        parts = [np.full(len(self._labels), -1, np.int64)]
-        for c, quota in enumerate(self._quota.tolist()):
-            if quota:
-                pool = self._pool[self._starts[c] : self._starts[c + 1]]
-                first, last = epoch * quota, (epoch + 1) * quota  # counted over all epochs
-                rounds = range(first // len(pool), (last - 1) // len(pool) + 1)
-                decks = [self._deck(counter_rng(self.seed, _DECK, c, r), pool) for r in rounds]
-                skip = first - rounds[0] * len(pool)
-                parts.append(np.concatenate(decks)[skip : skip + quota])
-        return np.concatenate(parts)
-
-    def _deck(self, rng: np.random.Generator, pool: Indices) -> Indices:
-        """All images of a class in the order in which they are drawn."""
-        return shuffled(rng, pool) if self._strata is None else dealt(rng, pool, self._strata)
+        return self._choices.rows(self.epoch)
 
     # Items
 
     def __len__(self) -> int:
-        return len(self._labels) + (int(self._quota.sum()) if self.mode == "append" else 0)
+        return len(self._labels) + int(self.appended(self.epoch).sum())
 
     def __getitem__(self, index: int) -> Any:
-        if not -len(self) <= index < len(self):  # what ends a `for` loop over us
-            raise IndexError(f"Index {index} is out of range for {len(self)} items.")
-        row = int(self._rows()[index])
+        rows = self._rows()
+        if not -len(rows) <= index < len(rows):  # what ends a `for` loop over us
+            raise IndexError(f"Index {index} is out of range for {len(rows)} items.")
+        index = index % len(rows)
+        row = int(rows[index])
+        if self._log is not None:
+            self._log.write(self.epoch, [index], [row])
         if row < 0:
-            return self._item(self._raw[index % len(self)])
-        item = self._raw[index % len(self)] if self._has_extras else self._example
-        return self._item(item, self.synthetic.read([row])[0], int(self.synthetic.labels[row]))
+            return self._item(self._raw[index])
+        item = self._raw[index] if self._has_extras else self._example
+        return self._item(item, row, self.synthetic.read([row])[0])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """A whole batch: each side is asked once. `DataLoader` and `Subset` call it."""
         where = np.asarray(indices, np.int64)
-        rows = self._rows()[where]  # checks them
+        every = self._rows()
+        rows = every[where]  # checks them
+        where = where % len(every)
+        if self._log is not None:
+            self._log.write(self.epoch, where.tolist(), rows.tolist())
         made = rows >= 0
-        needed = where[~made | self._has_extras] % len(self)
-        raw = iter(_items(self._raw, needed.tolist()))
+        raw = iter(_items(self._raw, where[~made | self._has_extras].tolist()))
         pixels = iter(self.synthetic.read(rows[made])) if made.any() else iter(())
-        labels = np.asarray(self.synthetic.labels)[rows]
         return [
-            self._item(next(raw) if self._has_extras else self._example, next(pixels), label)
-            if is_made
-            else self._item(next(raw))
-            for is_made, label in zip(made.tolist(), labels.tolist(), strict=True)
+            self._item(next(raw))
+            if row < 0
+            else self._item(next(raw) if self._has_extras else self._example, row, next(pixels))
+            for row in rows.tolist()
         ]
 
-    @property
-    def _has_extras(self) -> bool:
-        return len(self._example) > 2  # further fields come from the real item
-
-    def _item(self, item: Any, pixels: Tensor | None = None, label: int = 0) -> Any:
-        """An item of `real`, or with `pixels` a synthetic one like it, after the transforms."""
-        if pixels is None and self.transform is None and self.target_transform is None:
+    def _item(self, item: Any, row: int = -1, pixels: Tensor | None = None) -> Any:
+        """An item of `real`, or with `pixels` one with a row of the cache, after the transforms."""
+        changes = self._item_labels.changes_real or self.target_transform is not None
+        if pixels is None and self.transform is None and not changes:
             return item
-        image, target = item[self._image_key], item[self._label_key]
+        image, label = item if self._pairs else self._fields.get(item)
         if pixels is not None:
-            image, target = like(pixels, image), label_like(label, target)
+            image, label = like(pixels, self._example_image), self._item_labels.of_row(row)
+        else:
+            label = self._item_labels.of_real(label)
         if self.transform is not None:
             image = self.transform(image)
         if self.target_transform is not None:
-            target = self.target_transform(target)
-        if type(item) is tuple and len(item) == 2:  # nearly all are
-            return image, target
-        return _with(item, {self._image_key: image, self._label_key: target})
+            label = self.target_transform(label)
+        return (image, label) if self._pairs else self._fields.put(item, image, label)
 
     def read(self, indices: ArrayLike) -> Pixels:
         """The images of this epoch as pixels, uint8 (n, C, H, W), without the transform."""
@@ -325,7 +336,9 @@ class MixedDataset(Dataset[Any]):
         made = torch.from_numpy(rows >= 0)
         if made.all():
             return self.synthetic.read(rows)
-        real = as_pixels(self._raw, where[rows < 0] % len(self))
+        plain = hasattr(self._raw, "read") or self._pairs
+        source = self._raw if plain else JustImages(self._raw, self._fields)
+        real = as_pixels(source, where[rows < 0] % len(self))
         if not made.any():
             return real
         fake = self.synthetic.read(rows[rows >= 0])
@@ -340,14 +353,14 @@ class MixedDataset(Dataset[Any]):
 
     @property
     def labels(self) -> Labels:
-        """Class index of every item, int64 (N,): of `real`, then of the appended ones."""
-        if self.mode == "replace":
-            return self._labels.copy()
-        return np.concatenate([self._labels, np.repeat(np.arange(len(self._quota)), self._quota)])
+        """Class index of every item, int64 (N,): of `real`, then of the appended ones of this
+        epoch. The same in every epoch, unless `ratio` changes."""
+        quota = self.appended(self.epoch)
+        return np.concatenate([self._labels, np.repeat(np.arange(len(quota)), quota)])
 
     @property
     def targets(self) -> list[int]:
-        """`labels` as a list, the same in every epoch, as torchvision's data sets have it."""
+        """`labels` as a list, as torchvision's data sets have it."""
         return self.labels.tolist()
 
     @property
@@ -356,9 +369,6 @@ class MixedDataset(Dataset[Any]):
         return {name: i for i, name in enumerate(self.classes)}
 
     # Copies
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_table": None}  # cheaper to draw again than to send
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -372,44 +382,23 @@ class MixedDataset(Dataset[Any]):
         lines = [
             f"Dataset {type(self).__name__}",
             f"    Number of datapoints: {len(self)}",
-            f"    Mode: {self.mode}, {share} {self._share:g}, seed {self.seed}",
+            f"    Mode: {self.mode}, {share} {self._shares}, seed {self.seed}",
             f"    Real: {len(self._labels)}, {type(self.real).__name__}",
             f"    Synthetic: {self.served}",
             f"    Epoch {self.epoch}: {len(self) - made} real, {made} synthetic",
             f"    Classes: {len(self.classes)}",
+            *[f"    Filter: {line}" for line in self._filters],
         ]
-        if self._hardest is not None:
-            lines.append(f"    Hardest {self._hardest:.3g} of each class: {len(self._pool)} images")
-        if self._strata is not None:
-            lines.append(f"    Drawn equally from {self._strata} strata of hardness")
+        if self._draw is not None:
+            lines.append(f"    Drawn {self._draw}")
+        if self._item_labels.probabilities is not None:
+            lines.append("    Labels: class probabilities")
         if self.transform is not None:
             lines.append(f"    Transform: {self.transform!r}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """For notebooks: the text, and up to 24 images of this epoch, half of them synthetic."""
-        from markupsafe import escape
-
-        from synthaug._html import data_uri
-
-        made = self._rows() >= 0
-        figures = []
-        for kind, indices in (("real", np.flatnonzero(~made)), ("synthetic", np.flatnonzero(made))):
-            count = min(_THUMBNAILS // 2, len(indices))
-            chosen = indices[np.linspace(0, len(indices) - 1, count).astype(np.int64)]
-            images = "".join(
-                f'<img src="{data_uri(to_pil(self.read([i])[0]))}" style="width:64px;margin:1px;'
-                f'image-rendering:pixelated" title="{escape(self.classes[label])}">'
-                for i, label in zip(chosen.tolist(), self.labels[chosen].tolist(), strict=True)
-            )
-            figures.append(f"<div>{kind}<br>{images}</div>" if count else "")
-        return f"<pre>{escape(repr(self))}</pre>{''.join(figures)}"
-
-
-def shuffled(rng: np.random.Generator, values: Indices) -> Indices:
-    """The values in a random order."""
-    # By sorting uniform numbers: numpy may change `permutation` between versions.
-    return values[np.argsort(rng.random(len(values)), kind="stable")]
+        return thumbnails(self)
 
 
 def _items(dataset: Any, indices: list[int]) -> list[Any]:
@@ -418,11 +407,3 @@ def _items(dataset: Any, indices: list[int]) -> list[Any]:
     if hasattr(dataset, "__getitems__"):
         return list(dataset.__getitems__(indices))
     return [dataset[i] for i in indices]
-
-
-def _with(item: Any, changed: dict[Any, Any]) -> Any:
-    """A copy of an item, of the same type, with some fields changed."""
-    if isinstance(item, dict):
-        return {**item, **changed}
-    values = [changed.get(position, value) for position, value in enumerate(item)]
-    return item._make(values) if hasattr(item, "_make") else type(item)(values)  # namedtuple

@@ -38,7 +38,7 @@ def score_hardness(
         hardness = synthaug.score_hardness(cache, train, holdout=test, features=encoder)
         hardness.to_html("density.html"), hardness.to_json("density.json")
         mixed = synthaug.MixedDataset(real, cache, audit=report, fraction=0.5,
-                                      hardness=hardness, hardest=0.2)
+                                      filters=[mixing.Highest(hardness, 0.2)])
 
     Hardness depends on the features: take those of a classifier or of a self-supervised network,
     and compare only scores of one extractor. Training images are scored as if each of them had been

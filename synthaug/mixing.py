@@ -1,0 +1,35 @@
+"""How real and synthetic images are mixed: shares, schedules, filters, draws, items, the log.
+
+from synthaug import mixing
+
+MixedDataset(real, cache, audit=report, fraction=mixing.Linear(0.0, 0.5, epochs=10))
+MixedDataset(real, cache, audit=report, fraction={"cat": 0.5, "dog": 0.2})
+MixedDataset(real, cache, audit=report, mode="append", ratio=mixing.Balance())
+MixedDataset(real, cache, audit=report, fraction=0.5,
+             filters=[mixing.AtLeast(check, 0.5), mixing.Highest(hardness, 0.2)],
+             draw=mixing.Weighted(weights), fields=mixing.Fields("img", "fine_label"))
+"""
+
+from synthaug._datasets._draws import Stratified, Weighted
+from synthaug._datasets._fields import Adapter, Fields
+from synthaug._datasets._filters import AtLeast, AtMost, Highest, Lowest
+from synthaug._datasets._log import read_log
+from synthaug._datasets._schedules import Cosine, Linear
+from synthaug._datasets._shares import Balance, Schedule, Share
+
+__all__ = [
+    "Adapter",
+    "AtLeast",
+    "AtMost",
+    "Balance",
+    "Cosine",
+    "Fields",
+    "Highest",
+    "Linear",
+    "Lowest",
+    "Schedule",
+    "Share",
+    "Stratified",
+    "Weighted",
+    "read_log",
+]
