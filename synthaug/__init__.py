@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from synthaug import density as density
     from synthaug import features as features
     from synthaug import guidance as guidance
+    from synthaug import huggingface as huggingface
+    from synthaug import lightning as lightning
     from synthaug import metrics as metrics
     from synthaug import mixing as mixing
     from synthaug import samplers as samplers
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from synthaug._hardness import score_hardness as score_hardness
     from synthaug._label_check import LabelCheck as LabelCheck
     from synthaug._label_check import check_labels as check_labels
+    from synthaug._on_the_fly import OnTheFlyDataset as OnTheFlyDataset
     from synthaug._plan import Plan as Plan
     from synthaug._quality import QualityReport as QualityReport
     from synthaug._quality import score_quality as score_quality
@@ -108,6 +111,7 @@ _HOME = {
     "LowDensity": "synthesizers",
     "MixedBatchSampler": "_datasets",
     "MixedDataset": "_datasets",
+    "OnTheFlyDataset": "_on_the_fly",
     "Plan": "_plan",
     "QualityReport": "_quality",
     "RayEngine": "_engines",
@@ -138,6 +142,8 @@ _NAMESPACES = (
     "density",
     "features",
     "guidance",
+    "huggingface",
+    "lightning",
     "metrics",
     "mixing",
     "samplers",

@@ -42,16 +42,24 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "_evaluation",
         "_hardness",
         "_quality",
-        "albumentations",
-        "transforms",
     },
-    {"_generate", "_label_check", "_reconstructions", "caches", "huggingface", "lightning", "mixing"},
+    {
+        "_generate",
+        "_label_check",
+        "_opening",
+        "_reconstructions",
+        "caches",
+        "huggingface",
+        "lightning",
+        "mixing",
+    },
+    {"_on_the_fly", "albumentations", "transforms"},
     # composition
     {"_demo", "_sweep"},
     {"_cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-HANDED = {"synthesizers", "albumentations", "transforms", "_generate"}
+HANDED = {"synthesizers", "albumentations", "transforms", "_generate", "_on_the_fly"}
 """Parts that do not load real images themselves: they work with any that they are given."""
 
 
