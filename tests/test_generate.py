@@ -403,7 +403,8 @@ def test_a_disk_that_cannot_hold_the_cache_is_met_before_anything_is_drawn(tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_is_shown_unless_there_is_none(tmp_path, capsys):
+def test_progress_is_shown_unless_there_is_none(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SYNTHAUG_PROGRESS", "bar")
     fill(Noise(), tmp_path / "a.h5", progress=True)
     assert "9/9" in capsys.readouterr().err
     fill(Noise(), tmp_path / "a.h5", progress=True)

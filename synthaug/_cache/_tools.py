@@ -27,7 +27,7 @@ from synthaug._progress import bar
 from synthaug._types import Indices, Pixels
 
 _BLOCK = 16 * 2**20  # bytes copied at once
-_OWN = ("classes", "settings", "synthetic", "value_range")
+_OWN = ("classes", "settings", "synthetic", "value_range", "command")
 
 PathLike = str | os.PathLike[str]
 
@@ -79,7 +79,7 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
     with bar(len(plan), "merge", "row", progress=progress) as shown:
         start = 0
         for cache in caches:
-            _copy(cache, merged, start, shown.update)
+            copy_rows(cache, merged, start, shown.update)
             start += len(cache)
     wrong = merged.verify()
     if len(wrong):
@@ -123,9 +123,13 @@ def _check_distinct(caches: Sequence[SynthCache], seeds: NDArray[np.uint64]) -> 
         )
 
 
-def _copy(
-    cache: SynthCache, merged: SynthCache, start: int, advance: Callable[[int], object]
+def copy_rows(
+    cache: SynthCache,
+    merged: SynthCache,
+    start: int,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> None:
+    """Copies the rows of one cache into another, from row `start` on, that are not there yet."""
     state, present = cache.state, merged.state[start : start + len(cache)]
     advance(int((state != State.DONE).sum()))
     withdrawn = np.flatnonzero((state == State.WITHDRAWN) & (present != State.WITHDRAWN))
@@ -145,6 +149,7 @@ def import_images(
     *,
     name: str = "unknown",
     licence: dict[str, str | None] | None = None,
+    command: str | None = None,
     progress: bool = False,
 ) -> SynthCache:
     """Makes a cache of synthetic images that someone else made, to audit and mix them.
@@ -160,6 +165,7 @@ def import_images(
         out: The new cache. Run again after a kill, it continues.
         name: What made the images, for the record.
         licence: `{"generator": ..., "source": ...}`, for the record.
+        command: The command line that asked for it, for the record.
         progress: Show a bar.
 
     Raises:
@@ -185,6 +191,7 @@ def import_images(
         manifest={
             "recipe": {"synthesizer": "imported", "settings": plan.settings, "name": name},
             "licence": {"generator": None, "source": None, **(licence or {})},
+            "command": command,
         },
     )
     pending = np.flatnonzero(cache.state == State.PENDING)

@@ -126,6 +126,19 @@ def capacity(ray: Any, needs: Mapping[str, float]) -> int:
     )
 
 
+def room(ray: Any, needs: Mapping[str, float]) -> str:
+    """What an actor needs, and what there is."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    return (
+        "Each needs "
+        + ", ".join(
+            f"{n:g} {name} (the cluster has {there.get(name, 0):g}, free {free.get(name, 0):g})"
+            for name, n in needs.items()
+        )
+        + "."
+    )
+
+
 @dataclass(eq=False)
 class Worker:
     """One actor of a pool."""
@@ -225,16 +238,12 @@ class ActorPool:
         if self._busy or self._idle:
             self._waits_since = self._warned = now
             return
-        text = (
-            f"No actor is ready after {now - self._waits_since:.0f} seconds. Each needs "
-            f"{dict(self.needs)}; of {_rounded(ray.cluster_resources())} the cluster has "
-            f"{_rounded(ray.available_resources())} free"
-        )
+        text = f"No actor is ready. {room(ray, self.needs)}"
         if now - self._waits_since > self.patience and not capacity(ray, self.needs):
-            raise EngineError(f"{text}, and no node is large enough. Ask for less, or add one.")
+            raise EngineError(f"{text} No node is large enough: ask for less, or add one.")
         if now - self._warned > _REMIND:
             self._warned = now
-            logger.warning("%s. Waiting.", text)
+            logger.warning("%s Waiting.", text)
 
     def _ready(self, ray: Any, ref: Any) -> None:
         worker = self._starting.pop(ref)
@@ -273,7 +282,3 @@ def cause_of(error: Any) -> Exception:
     """What the code in an actor raised, from what Ray made of it."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error
-
-
-def _rounded(resources: Mapping[str, float]) -> dict[str, float]:
-    return {k: round(resources[k], 2) for k in ("CPU", "GPU") if k in resources}

@@ -1,6 +1,8 @@
 """What a synthesizer must be, and drawing its rows into a cache."""
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -33,8 +35,9 @@ def fill(
     rows: Indices,
     *,
     batch_size: int,
+    seconds: float = math.inf,
     drawn: Callable[[int], object] = lambda count: None,
-) -> None:
+) -> int:
     """Draws `rows` of the cache, and stores each batch as it is drawn.
 
     A batch for which there is not enough memory is halved, and so are those after it.
@@ -44,14 +47,18 @@ def fill(
         cache: The rows must be pending.
         rows: Row numbers.
         batch_size: Rows per call of `draw`.
+        seconds: Time after which no further batch is begun.
         drawn: Called with the number of rows that were stored, after each batch.
+
+    Returns:
+        Number of rows that were drawn in that time.
 
     Raises:
         MemoryError, torch.OutOfMemoryError: There is not enough memory for one row.
         ValueError, DivergedError: As `checked_draw`.
     """
-    start = 0
-    while start < len(rows):
+    start, end = 0, time.monotonic() + seconds
+    while start < len(rows) and (not start or time.monotonic() < end):
         batch = rows[start : start + batch_size]
         try:
             images = checked_draw(synthesizer, cache.plan[batch], cache.image_shape)
@@ -64,6 +71,7 @@ def fill(
         cache.write(batch, to_pixels(images))
         drawn(len(batch))
         start += len(batch)
+    return start
 
 
 def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:

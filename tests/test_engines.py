@@ -1,0 +1,275 @@
+"""Engines: however many processes draw a plan, and whatever becomes of them, one cache results."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from synthaug._cache import State, SynthCache, merge
+from synthaug._engines import RayEngine, Share
+from synthaug._errors import CacheMismatchError
+from synthaug._generate._actors import Task
+from synthaug._generate._parts import draw_part, lay_out, left, locked, parts_of
+from synthaug._plan import Plan
+from tests.test_generate import Killed, Noise, Shaped, fill, plan_of
+
+ROWS = 300  # five parts
+
+
+def a_plan() -> Plan:
+    return plan_of((150, 0, 150))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory) -> bytes:
+    """The file that one process makes."""
+    return fill(Noise(), tmp_path_factory.mktemp("one") / "a.h5", a_plan()).path.read_bytes()
+
+
+def draw(path: Path, synthesizer: Any = None, **changes: Any) -> SynthCache:
+    return fill(synthesizer or Shaped(), path, a_plan(), **changes)
+
+
+# Shares
+
+
+@pytest.mark.parametrize("rows", [1, 64, 65, 300, 5_000, 50_000, 1_281_167, 20_000_000])
+def test_parts_are_whole_batches_in_order_and_neither_few_nor_many(rows):
+    parts = parts_of(Path("a.h5"), rows)
+    assert parts[0].start == 0
+    assert all(before.stop == after.start for before, after in pairwise(parts))
+    assert parts[-1].stop == rows
+    assert all(len(part) % 64 == 0 for part in parts[:-1])
+    assert min(rows / 64, 30) <= len(parts) <= 1024
+    assert [p.path for p in parts] == sorted(p.path for p in parts)  # as a shell would list them
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_are_equal_and_together_everything(count):
+    blocks = range(20)
+    shares = [Share.parse(f"{i}/{count}").of(blocks) for i in range(1, count + 1)]
+    assert sorted(block for share in shares for block in share) == list(blocks)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2]], ids=str)
+def test_the_shards_of_a_job_array_make_the_file_that_one_process_makes(tmp_path, expected, order):
+    path = tmp_path / "a.h5"
+    for i in order:
+        assert path.exists() == (i != order[0])
+        cache = draw(path, Noise(), shard=f"{i}/3")
+        assert cache.done.all() == (i == order[-1])
+    assert path.read_bytes() == expected
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ranks_that_draw_at_the_same_time_make_the_file_that_one_process_makes(tmp_path, expected):
+    path, together = tmp_path / "a.h5", threading.Barrier(3)
+
+    class Meeting(Noise):
+        def draw(self, rows: Plan) -> torch.Tensor:
+            if len(self.drawn) in (1, 64):  # the first row gave the shape
+                together.wait(10)
+            return super().draw(rows)
+
+    with ThreadPoolExecutor(3) as threads:
+        jobs = [
+            threads.submit(draw, path, Meeting(), shard=f"{i}/3", batch_size=30) for i in (1, 2, 3)
+        ]
+    assert any(job.result().done.all() for job in jobs)
+    assert path.read_bytes() == expected
+
+
+def test_torchruns_ranks_take_their_share_from_the_environment(tmp_path, expected, monkeypatch):
+    path, drawn = tmp_path / "a.h5", []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        synthesizer = Shaped()
+        draw(path, synthesizer, engine="torchrun")
+        drawn.append(set(synthesizer.drawn))
+    assert path.read_bytes() == expected
+    assert not drawn[0] & drawn[1]
+    assert [len(seeds) for seeds in drawn] == [172, 128]
+
+
+@pytest.mark.parametrize("first", [["1/3"], ["2/2"], ["1/4", "4/4"]], ids=str)
+@pytest.mark.parametrize("then", [["1/1"], ["2/2", "1/2"], [None]], ids=str)
+def test_a_job_goes_on_with_another_number_of_processes_and_draws_nothing_twice(
+    tmp_path, expected, first, then
+):
+    path, drawn = tmp_path / "a.h5", []
+    for shard in [*first, *then]:
+        synthesizer = Shaped()
+        draw(path, synthesizer, shard=shard)
+        drawn += synthesizer.drawn
+    assert path.read_bytes() == expected
+    assert sorted(drawn) == sorted(a_plan()["seed"].tolist())
+
+
+def test_a_killed_shard_goes_on_where_it_was_and_so_does_a_job_begun_without_shards(
+    tmp_path, expected
+):
+    path = tmp_path / "a.h5"
+    drawn: list[int] = []
+    for shard, killed_at in ((None, 40), ("1/2", 54), ("1/2", None), ("2/2", None)):
+        synthesizer = Shaped(killed_at=killed_at)
+        try:
+            draw(path, synthesizer, shard=shard, batch_size=10)
+        except Killed:
+            assert len(synthesizer.drawn) == killed_at
+        drawn += synthesizer.drawn
+    assert path.read_bytes() == expected
+    assert sorted(drawn) == sorted(a_plan()["seed"].tolist())
+
+
+def test_parts_can_be_merged_by_hand(tmp_path, expected):
+    path = tmp_path / "a.h5"
+    draw(path, shard="1/2")
+    for part in parts_of(path, ROWS)[1::2]:
+        lay_out(part, SynthCache(path))
+        draw_part(Shaped(), part, np.arange(len(part)), batch_size=64)
+    parts = sorted((tmp_path / "a.h5.parts").iterdir())
+    assert merge(parts, tmp_path / "b.h5").path.read_bytes() == expected
+
+
+def test_withdrawn_rows_and_damaged_rows_of_parts_are_what_they_are_in_one_file(tmp_path):
+    path = tmp_path / "a.h5"
+    draw(path, shard="1/2").withdraw([3, 70])
+    part = parts_of(path, ROWS)[2]
+    raw = bytearray(part.path.read_bytes())
+    image = SynthCache(part.path).read([5]).numpy().tobytes()
+    raw[raw.index(image)] ^= 4
+    part.path.write_bytes(raw)
+    synthesizer = Shaped()
+    draw(path, synthesizer, shard="1/2")
+    assert synthesizer.drawn == [a_plan()["seed"][part.start + 5]]
+    cache = draw(path, shard="2/2")
+    assert np.flatnonzero(cache.state == State.WITHDRAWN).tolist() == [3, 70]
+    assert cache.done.sum() == ROWS - 2
+    assert not len(cache.verify())
+
+
+def test_parts_of_another_plan_are_refused_before_anything_is_drawn(tmp_path):
+    path = tmp_path / "a.h5"
+    draw(path, shard="1/2")
+    path.unlink()
+    synthesizer = Shaped()
+    for shard in ("1/2", "2/2"):
+        with pytest.raises(CacheMismatchError, match=r"rows-0000000000-0000000064.h5 was made for"):
+            fill(synthesizer, path, plan_of((150, 0, 150), seed=1), shard=shard)
+    assert synthesizer.drawn == []
+
+
+def test_two_processes_never_write_to_one_part(tmp_path):
+    path = tmp_path / "a.h5"
+    whole = draw(path, shard="1/2")
+    part = parts_of(path, ROWS)[1]
+    lay_out(part, whole)
+    with locked(part.path) as mine, locked(part.path, patience=0) as another:
+        assert mine
+        assert not another
+    with locked(part.path, patience=0) as mine:
+        assert mine
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "1/0", "a/b", "-1/3", "1/3/5", "1.0/3", ""])
+def test_a_shard_is_counted_from_1(tmp_path, shard):
+    with pytest.raises(ValueError, match=r"1/3, 2/3 and 3/3"):
+        draw(tmp_path / "a.h5", shard=shard)
+    assert not list(tmp_path.iterdir())
+
+
+def test_engines_without_what_they_need_are_refused(tmp_path, monkeypatch):
+    for rank, size in ((None, None), ("0", None), ("2", "2"), ("-1", "2"), ("x", "2")):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match=r"needs RANK and WORLD_SIZE.*torchrun"):
+            draw(tmp_path / "a.h5", engine="torchrun")
+    with pytest.raises(ValueError, match="must be 'local', 'torchrun', 'ray'"):
+        draw(tmp_path / "a.h5", engine="spark")
+    with pytest.raises(ValueError, match="leave `engine` out"):
+        draw(tmp_path / "a.h5", engine="torchrun", shard="1/2")
+    for wrong in ({"actors": 0}, {"tries": 0}, {"num_gpus": -1}, {"num_cpus": -0.5}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be at least"):
+            RayEngine(**wrong)
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ImportError, match=r"synthaug\[ray\]"):
+        draw(tmp_path / "a.h5", engine="ray")
+    assert not list(tmp_path.iterdir())
+
+
+# Memory
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_batch_that_does_not_fit_into_memory_is_halved(tmp_path, expected, error):
+    sizes = []
+
+    class Large(Shaped):
+        def draw(self, rows: Plan) -> torch.Tensor:
+            sizes.append(len(rows))
+            if len(rows) > 20:
+                raise error
+            return super().draw(rows)
+
+    assert draw(tmp_path / "a.h5", Large()).path.read_bytes() == expected
+    assert sizes[:3] == [64, 32, 16]
+    assert set(sizes[3:-1]) == {16}  # and stays so
+
+
+def test_an_image_that_does_not_fit_into_memory_is_an_error(tmp_path):
+    class Larger(Shaped):
+        def draw(self, rows: Plan) -> torch.Tensor:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        draw(tmp_path / "a.h5", Larger())
+
+
+# Actors that are lost
+
+
+def lose(task: Task, *, poisoned: set[int], tries: int) -> list[int]:
+    """Runs a task whose actor is lost whenever it draws a poisoned row; sizes of all batches."""
+    sizes = []
+    while len(rows := task.pending()):
+        batch = rows[: task.batch_size]
+        sizes.append(len(batch))
+        if poisoned & set(batch.tolist()):
+            task.lost(tries)
+        else:
+            draw_part(Shaped(), task.part, batch, batch_size=64)
+        assert len(sizes) < 100
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("poisoned", "sizes"),
+    [
+        (set[int](), [8] * 8),
+        ({3}, [8, 8, 1, 1, 1, 1, 1, 1] + [8] * 7 + [4]),
+        ({0, 1}, [8, 8, 1, 1, 1, 8, 8, 1, 1, 1] + [8] * 7 + [6]),
+        ({63}, [8] * 9 + [1] * 10),
+    ],
+    ids=str,
+)
+def test_rows_that_end_every_actor_are_given_up_after_some_tries_and_all_others_are_drawn(
+    tmp_path, poisoned, sizes
+):
+    whole = SynthCache.create(
+        tmp_path / "a.h5", a_plan(), image_shape=Shaped.image_shape, manifest={"recipe": {}}
+    )
+    part = parts_of(whole.path, ROWS)[0]
+    lay_out(part, whole)
+    task = Task(part, whole, batch_size=8)
+    assert lose(task, poisoned=poisoned, tries=3) == sizes
+    assert set(task.given_up) == poisoned
+    assert set(left(part, whole).tolist()) == poisoned
