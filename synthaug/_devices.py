@@ -1,10 +1,11 @@
 """Which device to run on."""
 
+import os
 from typing import Any
 
 
 def choose_device(name: Any = None) -> Any:
-    """The `torch.device` called `name`; a GPU if there is one for `None`.
+    """The `torch.device` called `name`; for `None` a GPU if there is one, by LOCAL_RANK its own.
 
     Raises:
         ValueError: If torch cannot use it here.
@@ -12,7 +13,11 @@ def choose_device(name: Any = None) -> Any:
     import torch
 
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = os.environ.get("LOCAL_RANK", "")
+        own = f"cuda:{int(rank) % torch.cuda.device_count()}" if rank.isdecimal() else "cuda"
+        return torch.device(own)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

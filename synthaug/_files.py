@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,6 +17,25 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     place = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not place.is_dir():
         raise ValueError(f"{place} is a file, expected a folder to write to. Choose another name.")
+
+
+@contextmanager
+def claimed(path: str | os.PathLike[str]) -> Iterator[bool]:
+    """Whether nobody else holds the lock of this file, which is made if need be; then we hold it.
+
+    Never waits. Whoever is killed loses the lock. A file system without locks lets everybody in.
+    """
+    import fcntl
+
+    with open(path, "ab") as file:  # to write: network file systems lock only then
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> Path:

@@ -1,8 +1,12 @@
 """One trainer, on accelerate: EMA, bfloat16, checkpoints, exact resume, progress.
 
 What to optimise is a function `loss(module, indices)`. All randomness of step `i` comes from
-torch's global generator, which is seeded anew from (seed, i, rank) at each step, so a run that was
-killed and resumed equals one that was not.
+torch's global generator, which is seeded anew from (seed, i) at each step, so a run that was killed
+and resumed equals one that was not.
+
+Several processes, started by `accelerate launch` or torchrun, split each batch. All of them draw
+the noise of the whole batch and use that of their own examples (`own_rows`). So their number
+changes nothing but the order in which gradients are summed, and may change when a run is resumed.
 """
 
 import json
@@ -10,7 +14,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -105,11 +110,36 @@ class TrainingResult:
     step: int
     """Optimiser steps taken in all."""
     loss_curve: list[tuple[int, float]] = field(default_factory=list)
-    """(step, mean loss since the point before); of rank 0's share of the batches."""
+    """(step, mean loss since the point before)."""
     recent: list[float] = field(default_factory=list)
     """Losses of the steps since the last point."""
     examples_per_second: float = 0.0
     """Measured over this run, checkpoints included."""
+
+
+_part = (0, 1)  # this process among those that split the batch; others draw for all alike
+
+
+def own_rows(count: int) -> tuple[int, slice]:
+    """How many examples the whole batch has if this process has `count`, and which are its own.
+
+        size, own = own_rows(len(x0))
+        noise = torch.randn(size, *x0.shape[1:])[own]  # what one process alone would have drawn
+
+    Dropout is not drawn so: there, examples at the same place in two processes are treated alike.
+    """
+    rank, processes = _part
+    return count * processes, slice(count * rank, count * (rank + 1))
+
+
+@contextmanager
+def _among(rank: int, processes: int) -> Iterator[None]:
+    global _part
+    before, _part = _part, (rank, processes)
+    try:
+        yield
+    finally:
+        _part = before
 
 
 @lru_cache(maxsize=4)
@@ -141,6 +171,7 @@ def train(
     identity: Any,
     on_checkpoint: Callable[[nn.Module, int], None] | None = None,
     checkpoint_steps: Collection[int] = (),
+    rate_factor: Callable[[str], float] = lambda name: 1.0,
     progress: bool = True,
 ) -> TrainingResult:
     """Optimises `module`, and leaves its moving average in it.
@@ -157,6 +188,8 @@ def train(
         on_checkpoint: Called with the averaged module and the step, after every checkpoint.
         checkpoint_steps: Steps after which there is a checkpoint whatever the clock says; if a kill
             came before its `on_checkpoint` had ended, that is called anew.
+        rate_factor: By what a parameter's own learning rate differs from that of `config`, by its
+            name in `module`. Name it in `identity` if it is not 1.
         progress: Show a bar with rate and time left.
 
     Raises:
@@ -179,20 +212,24 @@ def train(
     accelerator = Accelerator(cpu=parallel and config.device == "cpu", device_placement=False)
     device = _device(config.device, accelerator.device, parallel=parallel)
     main = accelerator.is_main_process
-    if config.batch_size % accelerator.num_processes:
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    if config.batch_size % processes:
         raise ValueError(
-            f"`batch_size` {config.batch_size} is not a multiple of the "
-            f"{accelerator.num_processes} processes."
+            f"`batch_size` {config.batch_size} is the batch of all processes together, and not a "
+            f"multiple of their number, {processes}. Change one of the two."
         )
-    local = config.batch_size // accelerator.num_processes
-    rank = accelerator.process_index
+    local = config.batch_size // processes
 
     module.train()
     module.to(device)
-    trained = [p for p in module.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    trained = [p for _, p in named]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        groups.setdefault(rate_factor(name), []).append(parameter)
     # Fused and foreach: in small networks the update would otherwise cost a tenth of the step.
     optimizer = torch.optim.AdamW(
-        trained,
+        [{"params": members, "factor": factor} for factor, members in groups.items()],
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         fused=True,
@@ -201,7 +238,7 @@ def train(
     result = TrainingResult(step=0)
     settings = config.binding(identity)
     with accelerator.main_process_first():  # it may have a kill in the middle of a swap to repair
-        _resume(output_dir, module, optimizer, ema, result, settings, accelerator.num_processes)
+        _resume(output_dir, module, optimizer, ema, result, settings)
     if result.step > config.steps:
         raise ValueError(
             f"`steps` is {config.steps}, but the run in {output_dir} has already taken "
@@ -235,8 +272,7 @@ def train(
         if main:
             remedy = f"{_last_checkpoint(output_dir)} Free some space and run again."
             with writing(output_dir / "checkpoint", remedy):
-                state = {**run_record(settings), "num_processes": accelerator.num_processes}
-                _save(output_dir, module, optimizer, ema, result, state)
+                _save(output_dir, module, optimizer, ema, result, run_record(settings))
             hand_over()
         accelerator.wait_for_everyone()
 
@@ -249,6 +285,7 @@ def train(
     losses: list[Tensor] = []  # of the last steps, still on the device
     with (
         own_randomness(device),
+        _among(rank, processes),
         bar(
             config.steps,
             "train",
@@ -261,9 +298,9 @@ def train(
         for step in range(result.step, config.steps):
             rate = config.learning_rate_at(step)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             indices = batch_indices(config.seed, step, config.batch_size, num_examples)
-            torch.manual_seed(int(counter_rng(config.seed, 2, step, rank).integers(2**63)))
+            torch.manual_seed(int(counter_rng(config.seed, 2, step).integers(2**63)))
             with autocast:
                 value = loss(runner, indices[rank * local : (rank + 1) * local])
             accelerator.backward(value)
@@ -276,12 +313,12 @@ def train(
             shown.update()
             # Rank 0's clock decides, or the ranks would disagree about when to wait for each other.
             due = time.monotonic() - saved_at >= config.checkpoint_seconds
-            if accelerator.num_processes > 1:
+            if processes > 1:
                 due = bool(accelerator.gather(torch.tensor([due], device=device))[0])
             due = due or result.step == config.steps or result.step in checkpoint_steps
             point = result.step % log_every == 0 or result.step == config.steps
             if due or point:
-                result.recent.extend(torch.stack(losses).tolist())
+                result.recent.extend(accelerator.reduce(torch.stack(losses), "mean").tolist())
                 losses.clear()
                 _check_losses(result, output_dir, config)
             if point:
@@ -407,7 +444,6 @@ def _resume(
     ema: Any,
     result: TrainingResult,
     settings: dict[str, Any],
-    num_processes: int,
 ) -> None:
     """Loads the last whole checkpoint, if there is one."""
     from safetensors import SafetensorError
@@ -441,13 +477,4 @@ def _resume(
             f"{final} cannot be read ({error}). Delete it to start over."
         ) from error
     result.recent = [float(v) for v in state.get("recent", [])]
-    before = state.get("num_processes", num_processes)
-    if before != num_processes:
-        logger.warning(
-            "%s was trained by %d processes and goes on with %d: a valid run, but not the one that "
-            "would have been without the break, since each process draws noise of its own",
-            output_dir,
-            before,
-            num_processes,
-        )
     logger.info("resuming %s at step %d", output_dir, result.step)

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -370,15 +367,6 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "train.jsonl"}
 
 
-def test_going_on_with_another_number_of_processes_is_said(tmp_path, caplog):
-    run(tmp_path, steps=4)
-    path = tmp_path / "checkpoint" / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "num_processes": 2}))
-    with caplog.at_level("WARNING", "synthaug"):
-        run(tmp_path)
-    assert "trained by 2 processes and goes on with 1" in caplog.text
-
-
 # Divergence
 
 
@@ -560,52 +548,3 @@ def test_steps_that_a_kill_undid_are_not_logged_twice(tmp_path, uninterrupted):
     run(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == uninterrupted[2].loss_curve
-
-
-# Several processes
-
-_TWO = """
-import sys, numpy as np, torch
-from pathlib import Path
-from tests.test_training import config_of, module_of, loss_of
-from synthaug._training import train
-out, rank = Path(sys.argv[1]), __import__("os").environ["RANK"]
-inner, seen = loss_of(), []
-def loss(module, indices):
-    seen.append(indices.tolist())
-    return inner(module, indices)
-module = module_of()
-train(module, loss, 10, config=config_of(steps=6), output_dir=out, identity=1, progress=False)
-torch.save([seen, module.state_dict()], out / f"rank{rank}.pt")
-"""
-
-
-def test_two_processes_split_each_batch_and_end_with_the_same_weights(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TWO, str(tmp_path)],
-            env={**environment, "RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(2)
-    ]
-    errors = [process.communicate(timeout=600)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], errors
-    (seen0, weights0), (seen1, weights1) = (
-        torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2)
-    )
-    assert_equal(dict(weights0), dict(weights1))
-    for step, (first, second) in enumerate(zip(seen0, seen1, strict=True)):
-        assert first + second == batch_indices(0, step, 4, NUM_EXAMPLES).tolist()
-    assert contents(tmp_path)["state"]["step"] == 6
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

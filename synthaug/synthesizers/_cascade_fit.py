@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthaug._training import TrainingConfig, TrainingResult
+from synthaug._training import TrainingConfig, TrainingResult, own_rows
 from synthaug._types import Images
 from synthaug.denoisers import build_unet
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers._chain import LevelEmbedding, downsample, upsample
 from synthaug.synthesizers._fit import FitJob
+from synthaug.synthesizers._fitting import batch_noise, chosen_rows
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._stage import CascadeStage
 
@@ -65,9 +66,10 @@ def gaussian_blur(x: Images, std: Tensor) -> Images:
 def blur_some(z: Images, p: float, std_range: tuple[float, float]) -> Images:
     """Each image blurred with probability `p`, by an amount drawn uniformly; on the CPU's
     generator."""
-    chosen = torch.rand(len(z)) < p
+    chosen = chosen_rows(len(z), p)
     low, high = std_range
-    std = low + (high - low) * torch.rand(len(z))
+    size, own = own_rows(len(z))
+    std = low + (high - low) * torch.rand(size)[own]
     return torch.where(chosen.view(-1, 1, 1, 1).to(z.device), gaussian_blur(z, std.to(z.device)), z)
 
 
@@ -196,9 +198,10 @@ class StageFitJob(FitJob):
             return blur_some(z, *self.blur), None
         if not self.takes_levels:
             return z, None
-        s = torch.randint(0, self.max_noise_level + 1, (len(z),))
+        size, own = own_rows(len(z))
+        s = torch.randint(0, self.max_noise_level + 1, (size,))[own]
         signal = self._signals[s].view(-1, 1, 1, 1).to(z.device)
-        noise = torch.randn(z.shape).to(z.device)
+        noise = batch_noise(z.shape).to(z.device)
         return signal.sqrt() * z + (1 - signal).sqrt() * noise, s.to(z.device)
 
     def _predict(self, network: nn.Module, x_t: Images, t: Tensor, y: Tensor, x0: Images) -> Tensor:

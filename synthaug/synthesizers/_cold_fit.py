@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from synthaug._errors import DataError
 from synthaug._noise import streams
 from synthaug._pixels import to_images
+from synthaug._training import own_rows
 from synthaug._types import Indices
 from synthaug.degradations import AbstractDegradation
 from synthaug.denoisers import build_unet
@@ -95,8 +96,9 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         if self.horizontal_flip:
             x = half_mirrored(x)
         s = 1 + stratified(len(x), T)
-        drawn = self.degradation.realise([torch.default_generator] * len(x), self.image_shape)
-        realisation = {name: value.to(device) for name, value in drawn.items()}
+        size, own = own_rows(len(x))
+        drawn = self.degradation.realise([torch.default_generator] * size, self.image_shape)
+        realisation = {name: value[own].to(device) for name, value in drawn.items()}
         x_s = self.degradation(x, s, realisation).contiguous(memory_format=torch.channels_last)
         x_hat = module(x_s, (s - 1).to(device), return_dict=False)[0]
         return F.l1_loss(x_hat.float(), x)

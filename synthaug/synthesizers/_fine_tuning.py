@@ -22,8 +22,10 @@ from synthaug._training import own_randomness
 from synthaug._types import Images, Indices
 from synthaug.synthesizers._fitting import (
     AbstractFitJob,
+    batch_noise,
     check_labels,
     check_positive,
+    chosen_rows,
     denoising_loss,
     denoising_target,
 )
@@ -33,6 +35,9 @@ logger = logging.getLogger("synthaug")
 
 _ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
 """What adapters are put on: the projections of every attention layer."""
+
+_TABLES = ("class_embedding.weight", "embedding_table.weight")
+"""Names of the tables in which networks look labels up."""
 
 _KEPT_BYTES = 2**31
 """Latents of the training images are kept up to this size, else they are encoded at each use."""
@@ -48,6 +53,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         checkpoint: A directory in diffusers layout, or "hub:OWNER/NAME".
         real: Labelled images.
         lora_rank: Rank of the adapters, or `None` to train all weights.
+        table_factor: By what the learning rate of a table with rows of new classes differs.
         label_dropout: Probability of the null condition.
         prompt_template: `{}` in it stands for the class name.
         negative_prompt: Prompt of the unconditional branch.
@@ -71,6 +77,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         real: Any,
         *,
         lora_rank: int | None,
+        table_factor: float,
         label_dropout: float,
         prompt_template: str,
         negative_prompt: str,
@@ -88,6 +95,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         self.labels = np.asarray(real.targets, np.int64)
         check_labels(self.labels, self.classes)
         self.lora_rank, self.label_dropout = lora_rank, label_dropout
+        self.table_factor = 1.0  # of the learning rate, for a table with rows of new classes
         self.horizontal_flip = horizontal_flip
         self.num_examples = len(self.labels)
 
@@ -118,6 +126,8 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         pretrained_branch = base.can_be_guided
         if base.class_embeddings is None:
             pretrained_branch = learn_classes(base.network, known, self.classes, own)
+            if not set(self.classes) <= set(known):
+                self.table_factor = table_factor
         self.trained_on: dict[str, Any] = {
             "labelled": {
                 "fingerprint": getattr(real, "fingerprint", None),
@@ -159,13 +169,17 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             "image_shape": list(self.base.image_shape),
             "label_dropout": self.label_dropout,
             "lora_rank": self.lora_rank,
+            "table_factor": self.table_factor,
             "horizontal_flip": self.horizontal_flip,
         }
+
+    def _rate_factor(self, name: str) -> float:
+        return self.table_factor if name.endswith(_TABLES) else 1.0
 
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
         """`denoising_loss`, with some of the conditions hidden."""
         x0 = self._inputs(indices)
-        hidden = torch.rand(len(x0)) < self.label_dropout
+        hidden = chosen_rows(len(x0), self.label_dropout)
         y = torch.where(hidden, len(self.classes), torch.from_numpy(self.labels[indices]))
         y = y.to(x0.device)
         condition = y
@@ -182,13 +196,15 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         """The images, half of them mirrored if asked for; of a latent model a sample of what the
         autoencoder makes of them."""
         n = len(indices)
-        mirrored = torch.rand(n) < 0.5 if self.horizontal_flip else torch.zeros(n, dtype=torch.bool)
+        mirrored = torch.zeros(n, dtype=torch.bool)
+        if self.horizontal_flip:
+            mirrored = chosen_rows(n, 0.5)
         if self._posteriors is None:
             mean, std = self._encode(indices, mirrored)
         else:
             rows = torch.from_numpy(indices) + self.num_examples * mirrored
             mean, std = (part[rows].to(self.base.device) for part in self._posteriors)
-        return mean if std is None else mean + std * torch.randn(mean.shape).to(mean.device)
+        return mean if std is None else mean + std * batch_noise(mean.shape).to(mean.device)
 
     @cached_property
     def _posteriors(self) -> tuple[Tensor, Tensor] | None:

@@ -15,6 +15,7 @@ from synthaug.synthesizers._fitting import (
     AbstractFitJob,
     check_labels,
     check_positive,
+    chosen_rows,
     denoising_loss,
     diffusion_config,
     half_mirrored,
@@ -123,7 +124,7 @@ class FitJob(AbstractFitJob[nn.Module]):
         x0 = to_images(self._read(indices)).to(device)
         if self.horizontal_flip:
             x0 = half_mirrored(x0)
-        hidden = torch.rand(len(x0)) < self.label_dropout
+        hidden = chosen_rows(len(x0), self.label_dropout)
         y = self._all_labels[torch.from_numpy(indices)]
         y = torch.where(hidden, len(self.classes), y).to(device)
         return denoising_loss(

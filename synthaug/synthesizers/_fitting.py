@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._errors import DataError
-from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
+from synthaug._training import TrainingConfig, TrainingResult, own_randomness, own_rows, train
 from synthaug._types import Images, Indices, Labels
 
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
@@ -35,7 +35,12 @@ class AbstractFitJob(ABC, Generic[Module]):
     @abstractmethod
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
         """The mean loss of some examples. Everything random in it is drawn on the CPU, so that it
-        is the same on every device."""
+        is the same on every device, and as `own_rows` says, for any number of processes."""
+
+    def _rate_factor(self, name: str) -> float:
+        """By what a parameter's learning rate differs from that of the `TrainingConfig`."""
+        del name
+        return 1.0
 
     def run(
         self,
@@ -72,11 +77,13 @@ class AbstractFitJob(ABC, Generic[Module]):
             identity=self._identity(module),
             on_checkpoint=saved,
             checkpoint_steps=snapshots,
+            rate_factor=self._rate_factor,
             progress=progress,
         )
         module.requires_grad_(False)
         if PartialState().is_main_process:  # also after a kill between the last two writes
             on_checkpoint(module)
+        PartialState().wait_for_everyone()  # before anyone reads what was written
         return module, result
 
 
@@ -126,14 +133,27 @@ def diffusion_config(prediction_type: str) -> dict[str, Any]:
 
 def half_mirrored(x: Images) -> Images:
     """The images, each of them mirrored with probability 1/2."""
-    mirrored = torch.rand(len(x)) < 0.5
+    mirrored = chosen_rows(len(x), 0.5)
     return torch.where(mirrored.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
 
 
 def stratified(n: int, levels: int) -> Tensor:
     """One of 0 ... levels - 1 for each of n examples, evenly spread over the batch: int64 (n,)."""
-    strata = (torch.arange(n) + torch.rand(n)) / n
-    return (strata * levels).long().clamp(max=levels - 1)
+    size, own = own_rows(n)
+    strata = (torch.arange(size) + torch.rand(size)) / size
+    return (strata * levels).long().clamp(max=levels - 1)[own]
+
+
+def batch_noise(shape: Sequence[int]) -> Tensor:
+    """Standard normal noise for the examples of this process, float32 of that shape."""
+    size, own = own_rows(shape[0])
+    return torch.randn(size, *shape[1:])[own]
+
+
+def chosen_rows(n: int, probability: float) -> Tensor:
+    """Each of n examples with that probability: bool (n,)."""
+    size, own = own_rows(n)
+    return torch.rand(size)[own] < probability
 
 
 def denoising_loss(
@@ -141,7 +161,7 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of `predict(x_t, t)`, at timesteps stratified over the batch."""
     t = stratified(len(x0), scheduler.config.num_train_timesteps).to(x0.device)
-    noise = torch.randn(x0.shape).to(x0.device)
+    noise = batch_noise(x0.shape).to(x0.device)
     x_t = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
     prediction = predict(x_t, t)
     target = denoising_target(scheduler, x0, noise, t)

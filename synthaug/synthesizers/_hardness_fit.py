@@ -17,7 +17,7 @@ from synthaug._noise import counter_rng, stream
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan, settings_digest
 from synthaug._progress import bar
-from synthaug._training import TrainingConfig, TrainingResult, own_randomness, train
+from synthaug._training import TrainingConfig, TrainingResult, own_randomness, own_rows, train
 from synthaug._types import Images, Indices, Pixels
 from synthaug.density import ClassGaussians
 from synthaug.synthesizers._hardness import NoiseAware, NoisyEncoder
@@ -221,15 +221,16 @@ class HardnessFitJob:
         device = next(module.parameters()).device
         n = len(indices)
         # Everything random is drawn on the CPU, so that it is the same on every device.
-        chosen = torch.randint(len(self.synthetic_rows), (n,)).numpy()
+        size, own = own_rows(n)
+        chosen = torch.randint(len(self.synthetic_rows), (size,))[own].numpy()
         pixels = torch.cat([self.real.images.read(indices), self._read_synthetic(chosen)])
         if self.horizontal_flip:
-            mirrored = torch.rand(2 * n) < 0.5
+            mirrored = torch.rand(2, size)[:, own].flatten() < 0.5
             pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-        strata = (torch.arange(n).repeat(2) + torch.rand(2 * n)) / n
+        strata = ((torch.arange(size) + torch.rand(2, size)) / size)[:, own].flatten()
         t = (strata * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
         x0 = self._encode(pixels)
-        noise = torch.randn(x0.shape)
+        noise = torch.randn(2, size, *x0.shape[1:])[:, own].flatten(0, 1)
         x_t = self._scheduler.add_noise(x0, noise, t).to(device)
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         classes, realism = module(x_t, t.to(device), n)

@@ -7,11 +7,16 @@ its image and the settings: update u of every image uses the same noise, its tim
 point of a low-discrepancy sequence whose start is hashed from the image, and its Adam moments are
 its own. Batches, blocks, order and the other images do not matter, and the noise costs next to
 nothing since it is drawn once per pass.
+
+Blocks of images are learned one by one, each into a file. Several processes, started by
+`accelerate launch` or torchrun, share them: each takes a block that nobody else is learning, so
+their number may change from run to run, and changes no embedding.
 """
 
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -33,7 +38,7 @@ from synthaug._checkpoints import (
     writing,
 )
 from synthaug._errors import CheckpointError, DivergedError
-from synthaug._files import check_folder
+from synthaug._files import check_folder, claimed
 from synthaug._noise import counter_rng, stream
 from synthaug._pixels import digest
 from synthaug._plan import canonical_json
@@ -48,6 +53,7 @@ logger = logging.getLogger("synthaug")
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_WAIT = 1.0  # seconds between two looks at blocks that other processes are learning
 
 Start = Literal["encoder", "prompt", "noise"]
 
@@ -76,7 +82,8 @@ class InversionConfig:
     start_std: float = 0.05
     """Standard deviation of the start "noise"."""
     block_size: int = 1024
-    """Images that are learned at once; a block that is finished is a file."""
+    """Images that are learned at once; a block that is finished is a file. Several processes need
+    as many blocks."""
     compile: bool = False
     """Compile the network: slow first step, then faster ones."""
     seed: int = 0
@@ -276,12 +283,14 @@ class InversionJob:
     ) -> EmbeddingTable:
         """Learns what is missing in `output_dir/embeddings`, block by block.
 
+        Other processes may do the same at the same time. All of them return the whole table.
+
         Args:
-            output_dir: Finished blocks are files in `embeddings`; the block under work is in
+            output_dir: Finished blocks are files in `embeddings`; blocks under work are in
                 `checkpoint`.
             identity: JSON that names model and data. Files of another identity are refused.
             report: Called after every pass with (images, update, sum of losses); for what earlier
-                runs have done once per block, with a loss of nan.
+                runs and other processes have done once per block, with a loss of nan.
 
         Raises:
             DivergedError: If a loss or an embedding is not finite.
@@ -292,19 +301,32 @@ class InversionJob:
         check_folder(output_dir)
         folder = output_dir / "embeddings"
         with writing(output_dir, "Nothing has been learned yet."):
-            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("embeddings", "checkpoint"):
+                (output_dir / name).mkdir(parents=True, exist_ok=True)
             _claim(output_dir / "run.json", self.config.binding(identity))
         denoiser = self.model.denoiser
         if self.config.compile:
             compiled: Any = torch.compile(self.model.network)
             denoiser = Denoiser(compiled)
         size = self.config.block_size
-        for number, start in enumerate(range(0, len(self.labels), size)):
-            rows = np.arange(start, min(start + size, len(self.labels)))
-            if (folder / f"{number:05d}.safetensors").exists():
-                report(len(rows) * self.config.updates, self.config.updates, math.nan)
-                continue
-            self._learn(denoiser, rows, number, output_dir, report)
+        left = {
+            number: np.arange(start, min(start + size, len(self.labels)))
+            for number, start in enumerate(range(0, len(self.labels), size))
+        }
+        while left:
+            before = len(left)
+            for number, rows in list(left.items()):
+                block = folder / f"{number:05d}.safetensors"
+                with claimed(output_dir / "checkpoint" / f"{number:05d}.lock") as ours:
+                    if block.exists():
+                        report(len(rows) * self.config.updates, self.config.updates, math.nan)
+                    elif ours:
+                        self._learn(denoiser, rows, number, output_dir, report)
+                    else:
+                        continue
+                del left[number]
+            if len(left) == before:
+                time.sleep(_WAIT)
         return EmbeddingTable.load(folder, self.classes)
 
     def _learn(
@@ -315,8 +337,8 @@ class InversionJob:
         output_dir: Path,
         report: Callable[[int, int, float], object],
     ) -> None:
-        block = self._block(rows)
-        kept = _resume(output_dir / "checkpoint", number, block)
+        block, checkpoint = self._block(rows), output_dir / "checkpoint" / f"{number:05d}"
+        kept = _resume(checkpoint, block)
         if block.update:
             report(len(rows) * block.update, block.update, math.nan)
         saved_at = time.monotonic()
@@ -337,13 +359,14 @@ class InversionJob:
             report(count, block.update, loss)
             if time.monotonic() - saved_at >= self.config.checkpoint_seconds:
                 with writing(output_dir, "Free some space and run again."):
-                    _save(output_dir / "checkpoint", number, block, kept)
+                    _save(checkpoint, block, kept)
                 saved_at = time.monotonic()
         table = EmbeddingTable(
             classes=self.classes, labels=self.labels[rows], keys=block.keys, snapshots=kept
         )
         with writing(output_dir, "Free some space and run again."):
             table.save(output_dir / "embeddings", number)
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
     @torch.no_grad()
     def _block(self, rows: NDArray[np.int64]) -> Block:
@@ -430,19 +453,18 @@ def _claim(path: Path, settings: dict[str, Any]) -> None:
         write_json(path, run_record(settings))
 
 
-def _save(folder: Path, number: int, block: Block, kept: dict[int, Tensor]) -> None:
+def _save(folder: Path, block: Block, kept: dict[int, Tensor]) -> None:
     from safetensors.torch import save_file
 
     tensors = {**block.tensors(), **{f"updates-{u}": e for u, e in kept.items()}}
     with replaced(folder) as new:
         plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, str(new / "block.safetensors"))
-        state = {"block": number, "update": block.update}
-        (new / "state.json").write_text(canonical_json(state))
+        (new / "state.json").write_text(canonical_json({"update": block.update}))
 
 
-def _resume(folder: Path, number: int, block: Block) -> dict[int, Tensor]:
-    """Loads the checkpoint into the block if it is of this block; the snapshots kept so far."""
+def _resume(folder: Path, block: Block) -> dict[int, Tensor]:
+    """Loads the checkpoint into the block, if there is one; the snapshots kept so far."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -451,8 +473,6 @@ def _resume(folder: Path, number: int, block: Block) -> dict[int, Tensor]:
         return {}
     try:
         state = json.loads((folder / "state.json").read_text())
-        if state["block"] != number:
-            return {}
         tensors = load_file(str(folder / "block.safetensors"))
         for name, tensor in block.tensors().items():
             tensor.copy_(tensors.pop(name))

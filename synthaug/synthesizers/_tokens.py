@@ -20,7 +20,9 @@ from synthaug._types import Images, Indices
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers._fitting import (
     AbstractFitJob,
+    batch_noise,
     check_positive,
+    chosen_rows,
     denoising_loss,
     diffusion_config,
     half_mirrored,
@@ -229,8 +231,8 @@ class TokenFitJob(AbstractFitJob[TokenModel]):
         x0 = to_images(self.images.read(indices)).to(device)
         if self.horizontal_flip:
             x0 = half_mirrored(x0)
-        dropped = (torch.rand(len(x0)) < self.token_dropout).to(device)
-        perturbation = self.token_noise * torch.randn(len(x0), *self._token_shape).to(device)
+        dropped = chosen_rows(len(x0), self.token_dropout).to(device)
+        perturbation = self.token_noise * batch_noise((len(x0), *self._token_shape)).to(device)
         return denoising_loss(
             self._scheduler, x0, lambda x_t, t: module(x_t, t, x0, perturbation, dropped)
         )

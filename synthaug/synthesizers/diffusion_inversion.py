@@ -12,6 +12,7 @@ Notation (code -> paper): embedding -> c_i; `interpolation` -> s, where the pape
 
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -155,6 +156,8 @@ class DiffusionInversion(AbstractSynthesizer):
 
         An embedding is a function of its image, the generator and the settings: not of the other
         images, the batch size or their order. Run again with the same arguments it resumes.
+        Processes started by `accelerate launch` or torchrun share the work, and rank 0 writes what
+        is not an embedding.
 
         Args:
             real: Has `read(indices)`, `targets`, `classes` and `image_shape`.
@@ -163,7 +166,7 @@ class DiffusionInversion(AbstractSynthesizer):
             progress: Show a bar.
 
         Returns:
-            The synthesizer with embeddings, and the course of the loss.
+            The synthesizer with embeddings, and the course of the loss in this process.
 
         Raises:
             DataError: For images of another shape than the generator's.
@@ -198,7 +201,8 @@ class DiffusionInversion(AbstractSynthesizer):
 
             table = job.run(output_dir, identity=identity, report=report)
         learned = replace(self, table=table)
-        learned._write(output_dir, copy=self.origin is None)
+        if os.environ.get("RANK", "0") == "0":
+            learned._write(output_dir, copy=self.origin is None)
         curve = [(u, math.fsum(x) / len(x)) for u, x in sorted(losses.items())]
         rate = (total - resumed) / (time.monotonic() - started)
         return learned, InversionResult(curve, rate)
