@@ -327,7 +327,8 @@ def without_transforms(dataset: Any) -> tuple[Any, Transform | None, Transform |
     if is_table(dataset) and dataset.format["type"] == "custom":
         raise ValueError(
             "The data set has a transform of whole batches (`with_transform`), which cannot be "
-            "taken over. Pass `real.with_format(None)`, and a `transform` of one image."
+            "taken over here: `synthaug.huggingface.MixedDataset` does. Or pass "
+            "`real.with_format(None)`, and a `transform` of one image."
         )
     own = {n: getattr(dataset, "__dict__", {}).get(n) for n in ("transform", "target_transform")}
     own = {name: value for name, value in own.items() if callable(value)}

@@ -1,8 +1,4 @@
-"""`MixedDataset` and `MixedBatchSampler`.
-
-Image `i` of the real data has the value `i` everywhere, row `r` of the cache has `100 + r`, so an
-image says where it comes from.
-"""
+"""`MixedDataset` and `MixedBatchSampler`; what is mixed with what, in `test_mixing`."""
 
 import copy
 import json
@@ -11,7 +7,6 @@ import pickle
 import re
 from collections import namedtuple
 from itertools import pairwise, product
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +17,6 @@ from PIL import Image
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
-    Dataset,
     DistributedSampler,
     Subset,
     TensorDataset,
@@ -33,32 +27,22 @@ from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
 from synthaug import _serving
-from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages, as_pixels
 from synthaug._datasets import MixedBatchSampler, MixedDataset
 from synthaug._errors import AuditError, CacheMismatchError, DataError
-from synthaug._plan import Plan, matching_quota
+from synthaug._plan import matching_quota
 from synthaug._serving import servable
-
-CLASSES = ("ant", "bee", "cow")
-FIRST_ROW = 100
-
-
-def make_cache(
-    folder: Path,
-    quota: tuple[int, ...] = (7, 5, 9),
-    shape: tuple[int, int, int] = (3, 6, 5),
-    classes: tuple[str, ...] = CLASSES,
-    done: Any = None,
-) -> SynthCache:
-    plan = Plan.build(quota, classes=classes, settings={}, seed=0)
-    manifest = {"recipe": {"synthesizer": "test", "settings": {}, "weights": {}}}
-    path = folder / f"{len(list(folder.iterdir()))}.h5"
-    cache = SynthCache.create(path, plan, image_shape=shape, manifest=manifest)
-    rows = np.arange(len(plan)) if done is None else np.asarray(done)
-    values = torch.as_tensor(FIRST_ROW + rows, dtype=torch.uint8)
-    cache.write(rows, values[:, None, None, None].expand(-1, *shape).contiguous(), fsync="never")
-    return cache
+from tests.mixtures import (
+    CLASSES,
+    FIRST_ROW,
+    Listed,
+    items_of,
+    make_cache,
+    real_images,
+    report_on,
+    value,
+    values,
+)
 
 
 @pytest.fixture
@@ -68,29 +52,7 @@ def cache(tmp_path):
 
 @pytest.fixture
 def real() -> LabelledImages:
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [30, 10, 20]))
-    pixels = torch.arange(60, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 6, 5)
-    return LabelledImages(pixels, labels, CLASSES)
-
-
-def value(image: Any) -> int:
-    """The one value of all pixels of an image."""
-    pixels = np.unique(np.asarray(image))
-    assert len(pixels) == 1
-    return int(pixels[0])
-
-
-def items_of(mixed: MixedDataset) -> list[Any]:
-    return mixed.__getitems__(range(len(mixed)))
-
-
-def values(mixed: MixedDataset) -> list[int]:
-    return [value(image) for image, _ in items_of(mixed)]
-
-
-def report_on(cache: SynthCache, passed: Any = None, verdict: str = "pass") -> Any:
-    passed = np.ones(len(cache), bool) if passed is None else np.asarray(passed)
-    return SimpleNamespace(identity=cache.identity, passed=passed, verdict=verdict)
+    return real_images()
 
 
 # Replace
@@ -315,21 +277,6 @@ def test_copies_choose_alike_and_only_shallow_ones_share_the_epoch(real, cache):
 
 
 # Types
-
-
-class Listed(Dataset[Any]):
-    """The plainest map-style data set."""
-
-    targets: list[int]
-
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
-
-    def __len__(self) -> int:
-        return len(self.items)
 
 
 Sample = namedtuple("Sample", ["image", "label", "name"])

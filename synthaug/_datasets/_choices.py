@@ -107,8 +107,10 @@ class Choices:
         parts = [np.full(len(self._labels), -1, np.int64)]
         before = self._drawn_before(epoch)
         for c, count in enumerate(self.quota(epoch).tolist()):
-            if count:
-                rng = partial(counter_rng, self._seed, _DECK, c)
+            rng = partial(counter_rng, self._seed, _DECK, c)
+            if count and isinstance(self._shares, Filled):  # no image twice in an epoch
+                parts.append(self._draw.once(rng(epoch), self.pools[c], count))
+            elif count:
                 parts.append(self._draw.stretch(rng, self.pools[c], int(before[c]), count))
         return np.concatenate(parts)
 

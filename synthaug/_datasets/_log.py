@@ -71,10 +71,10 @@ def read_log(path: str | os.PathLike[str]) -> NDArray[Any]:
         starts = [i for i, line in enumerate(lines) if line == _HEADER]
         runs = np.repeat(np.arange(len(starts)), np.diff([*starts, len(lines)]) - 1)
         body = [line for line in lines if line != _HEADER]
-        values = np.loadtxt(body, np.int64, delimiter=",", ndmin=2) if body else np.empty((0, 5))
+        values = np.loadtxt(body or ["0,0,0,0,0"], np.int64, delimiter=",", ndmin=2)[: len(body)]
+        epoch, worker, batch, index, row = values.T
     except (OSError, ValueError) as error:
         raise DataError(f"{os.fspath(path)} is not a log of served images ({error}).") from error
-    epoch, worker, batch, index, row = values.astype(np.int64).T
     order = np.lexsort((worker, batch, epoch, runs))  # stable: a batch keeps its order
     log = np.empty(len(order), [(name, np.int64) for name in _FIELDS])
     columns = {"run": runs, "epoch": epoch, "index": index, "row": row}

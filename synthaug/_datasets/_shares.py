@@ -166,8 +166,8 @@ class Filled:
             raise DataMismatchError(
                 f"Class {classes[c]!r} has {counts[c]} real images and needs {self._quota[c]} "
                 f"synthetic ones to have {to}; {available[c]} may be served{others}. Generate "
-                "more, fill up to fewer with `Balance(to=...)`, or show some more than once per epoch "
-                "with `Balance(repeat=True)`."
+                "more, fill up to fewer with `Balance(to=...)`, or show some more than once per "
+                "epoch with `Balance(repeat=True)`."
             )
 
     @property
