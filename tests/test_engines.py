@@ -1,6 +1,9 @@
 """Engines: however many processes draw a plan, and whatever becomes of them, one cache results."""
 
+import os
+import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +15,7 @@ import torch
 
 from synthaug._cache import State, SynthCache, merge
 from synthaug._engines import RayEngine, Share
-from synthaug._errors import CacheMismatchError
+from synthaug._errors import CacheMismatchError, EngineError
 from synthaug._generate._actors import Task
 from synthaug._generate._parts import draw_part, lay_out, left, locked, parts_of
 from synthaug._plan import Plan
@@ -273,3 +276,68 @@ def test_rows_that_end_every_actor_are_given_up_after_some_tries_and_all_others_
     assert lose(task, poisoned=poisoned, tries=3) == sizes
     assert set(task.given_up) == poisoned
     assert set(left(part, whole).tolist()) == poisoned
+
+
+# Ray. Each actor is a process that imports torch, so there are few of these.
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    ray = pytest.importorskip("ray")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
+    ):
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        ray.init(
+            address="local",
+            num_cpus=4,
+            object_store_memory=80 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,  # a short path: its sockets cannot have long ones
+        )
+        yield ray
+        ray.shutdown()
+
+
+@pytest.mark.xdist_group("ray")
+def test_four_actors_make_the_file_that_one_process_makes(ray, tmp_path, expected):
+    cache = draw(tmp_path / "a.h5", engine="ray")
+    assert cache.path.read_bytes() == expected
+    assert list(tmp_path.iterdir()) == [cache.path]
+
+
+class Poisoned(Shaped):
+    """One row ends the process that draws it; another does not fit into memory."""
+
+    def draw(self, rows: Plan) -> torch.Tensor:
+        if 100 in rows["variant"][rows["label"] == 0]:
+            os._exit(1)
+        if 70 in rows["variant"][rows["label"] == 2]:
+            raise MemoryError
+        return super().draw(rows)
+
+
+@pytest.mark.xdist_group("ray")
+def test_two_actors_draw_all_rows_but_those_that_end_them_and_the_job_can_go_on(
+    ray, tmp_path, expected
+):
+    path, plan = tmp_path / "a.h5", a_plan()
+    with pytest.raises(EngineError, match=r"Row 100 ended .*'variant': 100.* 1 more rows"):
+        draw(path, Poisoned(), engine=RayEngine(actors=2, tries=1), batch_size=1)
+    again = Shaped()
+    assert draw(path, again).path.read_bytes() == expected
+    assert again.drawn == [plan["seed"][100], plan["seed"][220]]
+
+
+def test_a_synthesizer_that_cannot_travel_is_refused_before_anything_is_made(tmp_path):
+    pytest.importorskip("ray")
+
+    class Open(Shaped):
+        lock = threading.Lock()
+
+    with pytest.raises(ValueError, match=r"Open cannot be pickled .*load=lambda: Open"):
+        draw(tmp_path / "a.h5", Open(), engine="ray")
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,6 @@
 """Where a job runs: its share of the processes that torchrun or a batch system started, or Ray."""
 
-from synthaug._engines._ranks import Share, local_device
+from synthaug._engines._ranks import Share
 from synthaug._engines._ray import (
     ActorPool,
     Outcome,
@@ -20,5 +20,4 @@ __all__ = [
     "capacity",
     "cluster",
     "import_ray",
-    "local_device",
 ]

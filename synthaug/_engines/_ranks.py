@@ -52,11 +52,3 @@ class Share:
     def of(self, blocks: Sequence[T]) -> list[T]:
         """Every `count`-th block: equal shares, which together are all blocks."""
         return list(blocks[self.index :: self.count])
-
-
-def local_device() -> str | None:
-    """The GPU of this rank among those of its host, from LOCAL_RANK; `None` without GPUs."""
-    import torch
-
-    rank, gpus = os.environ.get("LOCAL_RANK", ""), torch.cuda.device_count()
-    return f"cuda:{int(rank) % gpus}" if rank.isdecimal() and gpus else None
