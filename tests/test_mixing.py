@@ -77,7 +77,8 @@ def test_schedules_by_hand_and_as_they_print():
 
 
 def test_a_fraction_may_differ_by_class_by_name_or_index(real, cache):
-    for fraction in ({"ant": 0.2, "cow": 0.9}, {0: 0.2, 2: 0.9}):
+    fractions: list[Any] = [{"ant": 0.2, "cow": 0.9}, {0: 0.2, 2: 0.9}]
+    for fraction in fractions:
         mixed = MixedDataset(real, cache, audit=None, fraction=fraction)
         made = replaced(mixed, range(200))
         for c, share in enumerate((0.2, 0.0, 0.9)):
@@ -88,7 +89,7 @@ def test_a_fraction_may_differ_by_class_by_name_or_index(real, cache):
 def test_a_fraction_may_change_from_epoch_to_epoch_and_for_one_class_alone(real, cache):
     mixed = MixedDataset(real, cache, audit=None, fraction=lambda epoch: float(epoch % 2))
     assert replaced(mixed, range(4)).mean(axis=1).tolist() == [0, 1, 0, 1]
-    ramp = {"ant": Linear(0.0, 1.0, epochs=2), "bee": 0.0, "cow": 1.0}
+    ramp: Any = {"ant": Linear(0.0, 1.0, epochs=2), "bee": 0.0, "cow": 1.0}
     made = replaced(MixedDataset(real, cache, audit=None, fraction=ramp), range(4))
     by_class = [[made[e, real.labels == c].mean() for c in range(3)] for e in range(4)]
     assert by_class[0] == [0, 0, 1]
@@ -157,7 +158,8 @@ def test_a_schedule_that_leaves_its_range_later_is_named_with_the_epoch(real, ca
 def test_only_classes_that_may_be_replaced_need_synthetic_images(real, tmp_path):
     cache = make_cache(tmp_path, quota=(4, 0, 4))
     MixedDataset(real, cache, audit=None, fraction={"ant": 0.5, "cow": Linear(0, 1, epochs=3)})
-    for fraction in ({"bee": 0.1}, {"bee": Linear(0, 1, epochs=3)}):
+    few: list[Any] = [{"bee": 0.1}, {"bee": Linear(0, 1, epochs=3)}]
+    for fraction in few:
         with pytest.raises(DataError, match="Class 'bee' has no synthetic image"):
             MixedDataset(real, cache, audit=None, fraction=fraction)
 
@@ -225,12 +227,12 @@ def test_filters_leave_what_all_of_them_leave_one_after_the_other(real, cache):
         assert served(mix(filters=[one])) == set(np.flatnonzero(kept).tolist())
         assert served(mix(filters=[one, mask])) == set(np.flatnonzero(kept & mask).tolist())
         assert served(mix(filters=[mask, one])) == set(np.flatnonzero(kept & mask).tolist())
-    for one, sign in ((Highest(scores, 0.5), 1), (Lowest(scores, 0.5), -1)):
-        found = served(mix(filters=[mask, one]))
+    for best, sign in ((Highest(scores, 0.5), 1), (Lowest(scores, 0.5), -1)):
+        found = served(mix(filters=[mask, best]))
         for c in range(3):
             own = np.flatnonzero(mask & (cache.labels == c))
-            best = own[np.argsort(-sign * scores[own])][: -(-len(own) // 2)]
-            assert {row for row in found if cache.labels[row] == c} == set(best.tolist())
+            half = own[np.argsort(-sign * scores[own])][: -(-len(own) // 2)]
+            assert {row for row in found if cache.labels[row] == c} == set(half.tolist())
     lines = repr(mix(filters=[AtLeast(scores, 0.3), mask])).splitlines()
     kept = scores >= 0.3
     assert f"    Filter: score at least 0.3: {kept.sum()} of 21 images left" in lines
@@ -318,7 +320,7 @@ def test_weights_that_make_no_sense_are_named(real, cache):
         with pytest.raises((ValueError, DataError), match=message):
             mix(draw=mixing.Weighted(weights))
     with pytest.raises(TypeError, match="`draw` is a ndarray, expected"):
-        mix(draw=np.ones(21))
+        mix(draw=np.ones(21))  # type: ignore[arg-type]
 
 
 def test_whatever_decides_what_is_served_is_in_the_recipe(real, cache):
@@ -528,7 +530,8 @@ def test_a_table_of_the_datasets_library_is_mixed_without_reading_its_images(cac
     table = datasets.Dataset.from_dict(columns, features=features)
     mix = partial(MixedDataset, audit=None, fraction=0.5, fields=Fields("image", "fine"))
     halves = [Subset(table, range(15)), Subset(table, range(15, 30))]
-    for real in (table, table.with_format("torch"), ConcatDataset(halves)):
+    reals: list[Any] = [table, table.with_format("torch"), ConcatDataset(halves)]
+    for real in reals:
         mixed = mix(real, cache)
         rows = mixed.synthetic_rows()
         expected = np.where(rows < 0, np.arange(30), FIRST_ROW + rows)
@@ -571,8 +574,8 @@ def test_the_log_says_what_stood_at_which_position_of_which_epoch(
     expected = []
     for epoch in (0, 1, 5):
         mixed.set_epoch(epoch)
-        shown = torch.cat([images[:, 0, 0, 0] for images, _ in loader]).tolist()
-        expected += [(0, epoch, position, v) for position, v in enumerate(shown)]
+        given = torch.cat([images[:, 0, 0, 0] for images, _ in loader]).tolist()
+        expected += [(0, epoch, position, v) for position, v in enumerate(given)]
     log = mixing.read_log(path)
     row = log["row"]
     shown = np.where(row < 0, log["index"], FIRST_ROW + row)

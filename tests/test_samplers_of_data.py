@@ -32,7 +32,7 @@ def appended(tmp_path):
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(mixed):
-    orders = {}
+    orders: dict[tuple[int, int], list[int]] = {}
     for seed in (0, 1, 2**63):
         sampler = SeededSampler(mixed, seed=seed)
         for epoch in (2, 0, 1, 0):

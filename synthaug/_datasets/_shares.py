@@ -17,7 +17,7 @@ from synthaug._types import JSON, Labels
 Schedule: TypeAlias = Callable[[int], float]
 """Epoch => value, for example `mixing.Linear` and `mixing.Cosine`."""
 
-Share: TypeAlias = float | Schedule | Mapping[str | int, float | Schedule]
+Share: TypeAlias = float | Schedule | Mapping[Any, float | Schedule]
 """A value, one per epoch, or either of them by class name or index; classes not named get none."""
 
 _PROBED = 256
