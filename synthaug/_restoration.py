@@ -126,15 +126,25 @@ def _model_space(image: Any) -> Images:
     x = x if x.ndim == 4 else x[None]
     if x.dtype == torch.uint8:
         return to_images(x)
-    if not x.is_floating_point():
+    check_unit_range(image if isinstance(image, Tensor) else x, "put this before `Normalize`")
+    return x.float().clamp(0, 1) * 2 - 1
+
+
+def check_unit_range(image: Tensor, remedy: str) -> None:
+    """Refuses images that are not floating point in [0, 1].
+
+    Raises:
+        TypeError: For another dtype.
+        ValueError: For other values.
+    """
+    if not image.is_floating_point():
         raise TypeError(f"Got {describe(image)}, expected uint8, or floating point in [0, 1].")
-    low, high = (float(v) for v in x.aminmax())
+    low, high = (float(v) for v in image.detach().aminmax()) if image.numel() else (0.0, 0.0)
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # a NaN fails this too
         raise ValueError(
-            f"Got {describe(image)} with values from {low:.4g} to {high:.4g}, expected [0, 1]. "
-            "Put this transform before `Normalize`."
+            f"Got {describe(image)} with values from {low:.4g} to {high:.4g}, expected [0, 1]: "
+            f"{remedy}."
         )
-    return x.float().clamp(0, 1) * 2 - 1
 
 
 def _alike(view: Tensor, example: Any) -> Any:

@@ -1,28 +1,44 @@
 """Transforms for albumentations pipelines; loads albumentations when it is imported itself."""
 
 import os
+import zlib
 from typing import Any, Literal, final
 
 from torch.utils.data import get_worker_info
 
 from synthaug._adapt import like, pixels_of
 from synthaug._noise import counter_rng
+from synthaug._opening import open_cache, open_cold, open_report, path_of
 from synthaug._restoration import ColdRestorer, Restoration
+from synthaug._serving import Verdicts
 from synthaug._variants import Variants
 
 # Otherwise importing it asks the network for a newer version, and waits for the answer.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations
 from albumentations import ImageOnlyTransform
 
+if hasattr(ImageOnlyTransform, "sample_parameters") or not albumentations.__version__.startswith(
+    "2.0."
+):
+    raise ImportError(
+        "`synthaug.albumentations` needs albumentations 2.0 from 2.0.8 on (MIT licence), and found "
+        f"version {albumentations.__version__}: AlbumentationsX, which has the same import name, "
+        "other hooks and another licence, must be uninstalled (`pip uninstall albumentationsx`) "
+        "before `pip install --force-reinstall 'albumentations>=2.0.8,<2.1'`."
+    )
+
 __all__ = ["ColdRestore", "SyntheticVariant"]
+
+Path = str | os.PathLike[str]
 
 _CANNOT_FOLLOW = frozenset(
     ("bboxes", "keypoints", "mask", "mask3d", "masks", "masks3d", "volume", "volumes")
 )
 
 
-class _PerWorker(ImageOnlyTransform):
-    """What both transforms share: draws that differ between workers, and images alone."""
+class _OnImages(ImageOnlyTransform):
+    """What both transforms share: draws of their own, images alone, and descriptions by path."""
 
     def should_apply(self, force_apply: bool = False) -> bool:
         """Draws whether to change."""
@@ -41,32 +57,60 @@ class _PerWorker(ImageOnlyTransform):
         return {}
 
     def _uniform(self) -> float:
-        draw: float = self.py_random.random()
+        """A draw from [0, 1).
+
+        `Compose` gives all transforms streams that begin alike, and a `DataLoader` copies them into
+        every worker, in every epoch anew. So the name of the transform and the seed of the worker
+        are mixed in.
+        """
+        draw = int(self.py_random.random() * 2**53)
         worker = get_worker_info()
-        if worker is None:
-            return draw
-        return float(counter_rng(worker.seed, int(draw * 2**53)).random())
+        own = zlib.crc32(type(self).__name__.encode())
+        return float(counter_rng(0 if worker is None else worker.seed, draw, own).random())
+
+    def to_dict_private(self) -> dict[str, Any]:
+        """Describes the transform, by paths.
+
+        Raises:
+            NotImplementedError: If it was given an object that was not opened from a path.
+        """
+        state: dict[str, Any] = super().to_dict_private()
+        for name in ("cold", "cache", "audit"):
+            if name in self.get_transform_init_args_names() and name not in state:
+                raise NotImplementedError(
+                    f"{type(self).__name__} was given `{name}` as an object, which cannot be "
+                    "written into a description of a pipeline, or replayed. Give its path."
+                )
+        return state
+
+    def _describe(self, **arguments: Any) -> None:
+        """Keeps the arguments that have a path, or are `None`, under their own names."""
+        for name, value in arguments.items():
+            path = path_of(value)
+            if path is not None or value is None:
+                setattr(self, name, path)
 
 
 @final
-class ColdRestore(_PerWorker):
+class ColdRestore(_OnImages):
     """Takes part of an image away and has a network invent it anew:
     `synthaug.transforms.ColdRestore` for albumentations.
 
         transform = A.Compose([
             A.HorizontalFlip(),
-            ColdRestore(cold, severity_range=(0.1, 0.4), p=0.3),
+            ColdRestore("runs/cold", severity_range=(0.1, 0.4), p=0.3),
             A.ToFloat(max_value=255),
         ], seed=0)
 
     Images are arrays (H, W) or (H, W, C), uint8 in [0, 255] or floating point in [0, 1], of the
     size and with the colours that the network was trained on: RGB, where OpenCV reads BGR. Type and
-    shape are kept. All of `images` share the draws. Draws as in `SyntheticVariant`.
+    shape are kept. All of `images` share the draws. Draws, and `A.to_dict`, as in
+    `SyntheticVariant`.
     """
 
     def __init__(
         self,
-        cold: ColdRestorer,
+        cold: ColdRestorer | Path,
         *,
         severity_range: tuple[float, float] = (0.1, 0.4),
         p: float = 0.3,
@@ -74,7 +118,7 @@ class ColdRestore(_PerWorker):
         """Checks the settings.
 
         Args:
-            cold: A `ColdDiffusion`.
+            cold: The path of a `ColdDiffusion`, which is loaded on the CPU; or one that is loaded.
             severity_range: Smallest and largest s / T, in (0, 1].
             p: Probability of a change, in [0, 1].
 
@@ -85,8 +129,9 @@ class ColdRestore(_PerWorker):
         if not 0 <= p <= 1:
             raise ValueError(f"`p` must be in [0, 1], got {p}.")
         super().__init__(p=p)
-        self.severity_range = severity_range
-        self._restoration = Restoration(cold, severity_range)
+        self.severity_range = tuple(severity_range)
+        self._restoration = Restoration(open_cold(cold), severity_range)
+        self._describe(cold=cold)
 
     def get_params(self) -> dict[str, Any]:
         """Draws how much to change, and a seed for what is random in it."""
@@ -100,21 +145,14 @@ class ColdRestore(_PerWorker):
         del params
         return self._restoration(img, [0], [severity], [seed])
 
-    def to_dict_private(self) -> dict[str, Any]:
-        """Refuses: a network cannot be written into a description of a pipeline."""
-        raise NotImplementedError(
-            "ColdRestore holds a network, so its pipeline cannot be serialized or replayed. "
-            "Serialize the other transforms, and put it among them again."
-        )
-
 
 @final
-class SyntheticVariant(_PerWorker):
+class SyntheticVariant(_OnImages):
     """An image becomes a cached variant of itself: `synthaug.transforms.SyntheticVariant` for
     albumentations.
 
         transform = A.Compose([
-            SyntheticVariant(cache, p=0.5, audit=report),  # first: it must see the image unchanged
+            SyntheticVariant("variants.h5", p=0.5, audit="audit.json"),  # before all others
             A.HorizontalFlip(),
             A.ToFloat(max_value=255),
         ], seed=0)
@@ -124,26 +162,28 @@ class SyntheticVariant(_PerWorker):
     colours of the images that the plan was made for: RGB, where OpenCV reads BGR. Type and shape
     are kept. Of `images`, each becomes a variant of itself.
 
-    Draws come from albumentations' own stream, so from the seed of `A.Compose`. That stream is
-    copied into every worker of a `DataLoader`, in every epoch anew; here the worker's seed is mixed
-    in, so that workers and epochs differ, and `torch.manual_seed` before the first epoch fixes them
-    all.
+    The cache and the report may be given by path. Then `A.to_dict`, `A.save` and `A.ReplayCompose`
+    work: they write the paths down, and open them again.
+
+    Draws follow the seed of `A.Compose`. Its stream is copied into every worker of a `DataLoader`,
+    in every epoch anew, and other transforms repeat it; here the worker's seed is mixed in, so that
+    workers and epochs differ, and `torch.manual_seed` before the first epoch fixes them all.
     """
 
     def __init__(
         self,
         cache: Any,
         *,
-        audit: Any,
+        audit: Verdicts | Path | None,
         p: float = 0.5,
         on_missing: Literal["keep", "raise"] = "keep",
     ) -> None:
         """Finds the variants that may be served.
 
         Args:
-            cache: A `SynthCache`.
-            audit: A report about it; variants that it did not pass are not served. `None` skips the
-                audit, with a warning.
+            cache: A `SynthCache`, or its path.
+            audit: A report about it, or its path; variants that it did not pass are not served.
+                `None` skips the audit, with a warning.
             p: Probability of a change, in [0, 1].
             on_missing: What becomes of an image without a variant: "keep" leaves it unchanged,
                 "raise" raises a `DataError`.
@@ -157,7 +197,8 @@ class SyntheticVariant(_PerWorker):
             raise ValueError(f"`p` must be in [0, 1], got {p}.")
         super().__init__(p=p)
         self.on_missing = on_missing
-        self._variants = Variants(cache, audit, on_missing)
+        self._variants = Variants(open_cache(cache), open_report(audit), on_missing)
+        self._describe(cache=cache, audit=audit)
 
     def get_params(self) -> dict[str, Any]:
         """Draws which variant."""
@@ -168,10 +209,3 @@ class SyntheticVariant(_PerWorker):
         del params
         variant = self._variants.draw(pixels_of(img), choice)
         return img if variant is None else like(variant, img)
-
-    def to_dict_private(self) -> dict[str, Any]:
-        """Refuses: a cache of images cannot be written into a description of a pipeline."""
-        raise NotImplementedError(
-            "SyntheticVariant holds a cache of images, so its pipeline cannot be serialized or "
-            "replayed. Serialize the other transforms, and put it before them."
-        )

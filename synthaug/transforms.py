@@ -1,16 +1,30 @@
 """Transforms for `torchvision.transforms.v2`."""
 
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2._utils import _parse_labels_getter
 
-from synthaug._adapt import like, pixels_of
-from synthaug._restoration import ColdRestorer, Restoration
+from synthaug._adapt import Transform, describe, like, pixels_of
+from synthaug._errors import CacheMismatchError, DataError, DataMismatchError
+from synthaug._opening import open_cache, open_cold, open_report
+from synthaug._pixels import to_pil
+from synthaug._restoration import ColdRestorer, Restoration, check_unit_range
+from synthaug._serving import SyntheticImages, Verdicts, servable
+from synthaug._types import Indices
 from synthaug._variants import Variants
 
-__all__ = ["ColdRestore", "SyntheticVariant"]
+__all__ = ["ColdRestore", "MixSynthetic", "SyntheticVariant"]
+
+Path = str | os.PathLike[str]
 
 
 class ColdRestore(v2.Transform):
@@ -43,7 +57,7 @@ class ColdRestore(v2.Transform):
 
     def __init__(
         self,
-        cold: ColdRestorer,
+        cold: ColdRestorer | Path,
         *,
         severity_range: tuple[float, float] = (0.1, 0.4),
         p: float = 0.3,
@@ -51,7 +65,7 @@ class ColdRestore(v2.Transform):
         """Checks the settings.
 
         Args:
-            cold: A `ColdDiffusion`.
+            cold: A `ColdDiffusion`, or the path of one, which is loaded on the CPU.
             severity_range: Smallest and largest s / T, in (0, 1].
             p: Probability of a change, in [0, 1], for each image.
 
@@ -62,8 +76,8 @@ class ColdRestore(v2.Transform):
         super().__init__()
         if not 0 <= p <= 1:
             raise ValueError(f"`p` must be in [0, 1], got {p}.")
-        self._restoration = Restoration(cold, severity_range)
-        self.severity_range = severity_range
+        self._restoration = Restoration(open_cold(cold), severity_range)
+        self.severity_range = tuple(severity_range)
         self.p = p
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
@@ -90,6 +104,204 @@ class ColdRestore(v2.Transform):
         if not params["chosen"]:
             return inpt
         return self._restoration(inpt, **params)
+
+
+class MixSynthetic(v2.Transform):
+    """In a batch, synthetic images take the place of some images of their class.
+
+        mix = MixSynthetic(cache, audit=report, fraction=0.5)
+        cutmix = v2.CutMix(num_classes=10)
+
+        def collate_fn(samples):
+            return cutmix(*mix(*default_collate(samples)))
+
+    Used where `v2.CutMix` is: in `collate_fn`, or after the loader, on the training device; on
+    batches of the same forms, with labels (n,) or probabilities (n, num_classes), found by
+    `labels_getter`. Labels come back in the form in which they came in.
+
+    Of n images `fraction * n` are replaced, rounded up or down at random so that the share is exact
+    on average; which ones, and by which of their class, is drawn anew for every batch. No synthetic
+    image occurs twice in a batch unless its class has too few. Labels of replaced images stay as
+    they are, unless they are a mixture of classes, such as `v2.CutMix` leaves behind: then one of
+    the classes is drawn with the label's probabilities, and the label becomes that class. Several
+    images of one sample are replaced by the same synthetic one.
+
+    Images are tensors or `tv_tensors.Image` (n, C, H, W), uint8 in [0, 255] or floating point in
+    [0, 1], of the size of the synthetic ones. If the real ones were transformed before they came
+    into the batch, as normalised ones were, give the same `transform` here. Randomness comes from
+    torch's global generator, so it differs between workers and epochs.
+    """
+
+    def __init__(
+        self,
+        synthetic: SyntheticImages | Path,
+        *,
+        audit: Verdicts | Path | None,
+        fraction: float = 0.5,
+        transform: Transform | None = None,
+        classes: Sequence[str] | None = None,
+        labels_getter: Callable[[Any], Any] | Literal["default"] = "default",
+    ) -> None:
+        """Finds the images that may be served.
+
+        Args:
+            synthetic: A `SynthCache`, its path, or an `OnTheFlyDataset`.
+            audit: A report about it, or its path; images that it did not pass are not served.
+                `None` skips the audit, with a warning.
+            fraction: Share of every batch that is replaced, in [0, 1].
+            transform: What the real images went through: gets one synthetic image, of PIL, and
+                returns a tensor (C, H, W) as they are in the batch.
+            classes: Names that the labels stand for, to be compared with those of `synthetic`.
+            labels_getter: Finds the labels in what the transform is given, as in `v2.CutMix`:
+                "default" takes the second of two inputs, or the entry of a dict whose key has
+                "label" in it.
+
+        Raises:
+            ValueError: For another `fraction` or `labels_getter`.
+            AuditError: If the report judges another cache.
+            DataMismatchError: If the classes differ.
+            DataError: If no image may be served.
+        """
+        super().__init__()
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"`fraction` must be in [0, 1], got {fraction}.")
+        self.fraction = fraction
+        self._labels_getter = _parse_labels_getter(labels_getter)
+        self._image_transform = transform
+        self._synthetic = open_cache(synthetic)
+        served = servable(self._synthetic, open_report(audit))
+        if classes is not None and tuple(classes) != tuple(self._synthetic.classes):
+            raise DataMismatchError(
+                f"`classes` are {', '.join(classes)}; the synthetic images are of "
+                f"{', '.join(self._synthetic.classes)}. Both must have the same order."
+            )
+        rows = np.flatnonzero(served.mask)
+        if not len(rows):
+            raise DataError("No synthetic image may be served: none is done and passed the audit.")
+        labels = np.asarray(self._synthetic.labels)[rows]
+        self._pools = [rows[labels == c] for c in range(len(self._synthetic.classes))]
+
+    def forward(self, *inputs: Any) -> Any:
+        """Mixes one batch; what is neither images nor labels passes through."""
+        # As `v2.CutMix`, this needs the batch as a whole, in which the labels are found.
+        batch = inputs if len(inputs) > 1 else inputs[0]
+        flat, spec = tree_flatten(batch)
+        self.check_inputs(flat)
+        labels = self._labels_getter(batch)
+        is_labels = [value is labels for value in flat]
+        if not isinstance(labels, Tensor) or not any(is_labels):
+            raise ValueError(
+                f"The labels must be one of the tensors of the batch; found {describe(labels)}. "
+                "Give a `labels_getter`."
+            )
+        is_image = self._needs_transform_list([None if x is labels else x for x in flat])
+        images = [value for value, chosen in zip(flat, is_image, strict=True) if chosen]
+        params = self.make_params([labels, *images])
+        changed = [
+            self.transform(value, params) if chosen or value is labels else value
+            for value, chosen in zip(flat, is_image, strict=True)
+        ]
+        return tree_unflatten(changed, spec)
+
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        """Refuses boxes, masks, key points, videos, and images that are not in a batch."""
+        _check_only_images(flat_inputs)
+        if any(isinstance(value, Image.Image) for value in flat_inputs):
+            raise TypeError("Got PIL images, expected a batch: put this after `default_collate`.")
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws which images of a batch are replaced, and by which rows.
+
+        Args:
+            flat_inputs: The labels, and then the images.
+        """
+        labels, *images = flat_inputs
+        self._check_labels(labels)
+        for image in images or [None]:
+            if image is None or image.ndim != 4 or len(image) != len(labels):
+                raise ValueError(
+                    f"Got {'no images' if image is None else describe(image)} with {len(labels)} "
+                    f"labels, expected a batch ({len(labels)}, C, H, W)."
+                )
+        n = len(labels)
+        count = int(self.fraction * n + torch.rand((), dtype=torch.float64))
+        chosen = torch.randperm(n)[: min(count, n)].sort().values
+        drawn = labels.detach().cpu()[chosen]
+        if drawn.ndim == 2 and len(drawn):
+            drawn = torch.multinomial(drawn.float(), 1)[:, 0]
+        rows = np.empty(len(chosen), np.int64)
+        for c in drawn.unique().tolist():
+            where = np.flatnonzero(drawn == c)
+            rows[where] = self._draw(c, len(where))
+        return {"labels": labels, "chosen": chosen, "classes": drawn, "rows": rows}
+
+    def _draw(self, label: int, count: int) -> Indices:
+        pool = self._pools[label]
+        if not len(pool):
+            raise DataMismatchError(
+                f"Class {self._synthetic.classes[label]!r} has no synthetic image that may be "
+                "served. Generate images of it."
+            )
+        order = torch.randperm(len(pool)).numpy()
+        return pool[np.resize(order, count)]
+
+    def _check_labels(self, labels: Tensor) -> None:
+        num_classes = len(self._pools)
+        if labels.ndim == 1 and not labels.is_floating_point() and labels.dtype != torch.bool:
+            low, high = (int(x) for x in labels.aminmax()) if len(labels) else (0, 0)
+            if low < 0 or high >= num_classes:
+                raise ValueError(
+                    f"Labels are {low} to {high}; the synthetic images have {num_classes} classes."
+                )
+        elif labels.ndim == 2 and labels.shape[1] == num_classes:
+            total = labels.sum(1, dtype=torch.float32)
+            if (labels < 0).any() or ((total - 1).abs() > 0.01).any():
+                raise ValueError(
+                    "Labels (n, num_classes) must be the probabilities of the classes: not "
+                    f"negative, and 1 in sum; got sums of {float(total.min()):.4g} to "
+                    f"{float(total.max()):.4g}."
+                )
+        else:
+            raise ValueError(
+                f"Labels are {describe(labels)}, expected class indices (n,), or probabilities "
+                f"(n, {num_classes})."
+            )
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Replaces some images of a batch, or what their labels mix by the class that was drawn."""
+        chosen = params["chosen"]
+        if not len(chosen) or (inpt is params["labels"] and inpt.ndim == 1):
+            return inpt
+        result = inpt.detach().as_subclass(Tensor).clone()
+        where = chosen.to(result.device)
+        if inpt is params["labels"]:
+            result[where] = 0
+            result[where, params["classes"].to(result.device)] = 1
+            return result
+        result[where] = self._images(params["rows"], inpt).to(result.device)
+        return result if type(inpt) is Tensor else tv_tensors.wrap(result, like=inpt)
+
+    def _images(self, rows: Indices, batch: Tensor) -> Tensor:
+        """Synthetic images in the dtype and shape of those of a batch."""
+        pixels = self._synthetic.read(rows)
+        if self._image_transform is not None:
+            made = [self._image_transform(to_pil(image)) for image in pixels]
+            if not all(isinstance(image, Tensor) for image in made):
+                raise TypeError(
+                    f"`transform` must return tensors, got {describe(made[0])}. Add `v2.ToImage()`."
+                )
+            images = torch.stack(made).as_subclass(Tensor)
+        elif batch.dtype == torch.uint8:
+            images = pixels
+        else:
+            check_unit_range(batch[:1], "give `transform=` what the real images went through")
+            images = pixels.to(batch.dtype) / 255
+        if images.shape[1:] != batch.shape[1:] or images.dtype != batch.dtype:
+            raise CacheMismatchError(
+                f"The batch is {describe(batch)}, its synthetic images are {describe(images)}. "
+                "Give `transform=` what the real images went through."
+            )
+        return images
 
 
 class SyntheticVariant(v2.Transform):
@@ -119,16 +331,16 @@ class SyntheticVariant(v2.Transform):
         self,
         cache: Any,
         *,
-        audit: Any,
+        audit: Verdicts | Path | None,
         p: float = 0.5,
         on_missing: Literal["keep", "raise"] = "keep",
     ) -> None:
         """Finds the variants that may be served.
 
         Args:
-            cache: A `SynthCache`.
-            audit: A report about it; variants that it did not pass are not served. `None` skips the
-                audit, with a warning.
+            cache: A `SynthCache`, or its path.
+            audit: A report about it, or its path; variants that it did not pass are not served.
+                `None` skips the audit, with a warning.
             p: Probability of a change, in [0, 1].
             on_missing: What becomes of an image without a variant: "keep" leaves it unchanged,
                 "raise" raises a `DataError`.
@@ -143,7 +355,7 @@ class SyntheticVariant(v2.Transform):
             raise ValueError(f"`p` must be in [0, 1], got {p}.")
         self.p = p
         self.on_missing = on_missing
-        self._variants = Variants(cache, audit, on_missing)
+        self._variants = Variants(open_cache(cache), open_report(audit), on_missing)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         """Refuses boxes, masks, key points and videos: a variant of the image does not fit them."""

@@ -138,10 +138,3 @@ def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
     small = make_cache(tmp_path, real, shape=(3, 2, 2))
     with pytest.raises(CacheMismatchError, match=r"shape \(3, 2, 2\), their source has \(3, 4"):
         SyntheticVariant(small, audit=None, p=1.0)(image=array(real, 0))
-    with pytest.raises(NotImplementedError, match="holds a cache of images"):
-        A.to_dict(A.Compose([always]))
-
-
-def test_it_prints_its_settings(cache):
-    text = repr(SyntheticVariant(cache, audit=None, p=0.25))
-    assert text == "SyntheticVariant(p=0.25, on_missing='keep')"

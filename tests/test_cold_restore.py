@@ -17,6 +17,7 @@ import synthaug.albumentations as ours
 from synthaug import _restoration
 from synthaug._adapt import like, pixels_of
 from synthaug._data import LabelledImages
+from synthaug._errors import CheckpointError
 from synthaug._pixels import to_images, to_pixels
 from synthaug.degradations import Inpainting
 from synthaug.synthesizers import ColdDiffusion
@@ -173,8 +174,10 @@ def test_what_makes_no_sense_is_refused(always):
         for transform in (ColdRestore, ours.ColdRestore):
             with pytest.raises(ValueError, match=message):
                 transform(tiny(), **settings)
-    with pytest.raises(TypeError, match="`cold` is a str, expected a `ColdDiffusion`"):
-        ColdRestore("runs/cold")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`cold` is a float, expected a `ColdDiffusion`"):
+        ColdRestore(0.5)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="runs/cold"):
+        ColdRestore("runs/cold")
     with pytest.raises(ValueError, match=r"restores images of shape \(3, 8, 8\)\. Resize"):
         always(torch.zeros(3, 16, 16))
     with pytest.raises(ValueError, match=r"expected \(C, H, W\) or \(n, C, H, W\)"):
@@ -225,10 +228,8 @@ def test_albumentations_restores_as_torchvision_does():
     assert np.array_equal(shown, to_pixels(expected)[0].permute(1, 2, 0).numpy())
 
 
-def test_albumentations_refuses_what_cannot_follow_and_to_be_serialized():
+def test_albumentations_refuses_what_cannot_follow():
     restore = ours.ColdRestore(tiny(), p=1.0)
     image = pixels()[0].permute(1, 2, 0).numpy()
     with pytest.raises(TypeError, match="`mask` cannot follow an image"):
         restore(image=image, mask=np.zeros((8, 8), np.uint8))
-    with pytest.raises(NotImplementedError, match="holds a network"):
-        A.to_dict(A.Compose([restore]))

@@ -1,0 +1,67 @@
+"""Caches, reports and networks that a transform is given by path.
+
+A transform that holds paths can be written down: albumentations describes pipelines as JSON, and
+replays one by making all its transforms anew. So what a path leads to is opened once per process
+and shared by all that hold it now.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+# Modules are imported where they are needed: who gives an object needs none of them.
+
+_opened: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
+
+
+def path_of(value: Any) -> str | None:
+    """The path that `value` is, or that it was opened from; `None` if it does not know."""
+    found = value if isinstance(value, str | os.PathLike) else getattr(value, "path", None)
+    return None if found is None else os.fspath(found)
+
+
+def open_cache(value: Any) -> Any:
+    """A `SynthCache`, if given by path; anything else as it is."""
+
+    def load(path: str) -> Any:
+        from synthaug._cache import SynthCache
+
+        return SynthCache(path)
+
+    return _open("cache", value, load)
+
+
+def open_report(value: Any) -> Any:
+    """An `AuditReport`, if given by path; anything else as it is."""
+
+    def load(path: str) -> Any:
+        from synthaug._audit import AuditReport
+
+        return AuditReport.from_json(path)
+
+    return _open("report", value, load)
+
+
+def open_cold(value: Any) -> Any:
+    """A `ColdDiffusion` on the CPU, if given by path; anything else as it is."""
+
+    def load(path: str) -> Any:
+        from synthaug.synthesizers import ColdDiffusion
+
+        return ColdDiffusion.from_pretrained(path, device="cpu")
+
+    return _open("cold", value, load)
+
+
+def _open(kind: str, value: Any, load: Callable[[str], Any]) -> Any:
+    if not isinstance(value, str | os.PathLike):
+        return value
+    path = Path(value).expanduser()
+    file = path.stat() if path.exists() else None  # not a name on the hub
+    key = (kind, str(path.absolute()), file and (file.st_ino, file.st_mtime_ns))
+    found = _opened.get(key)
+    if found is None:
+        found = _opened[key] = load(os.fspath(path) if file else os.fspath(value))
+    return found
