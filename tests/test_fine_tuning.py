@@ -95,6 +95,7 @@ def write_labelled(path: Path, num_classes: int | None = 4, **scheduler: Any) ->
 def job_of(checkpoint: Path, real: Any = None, **changes: Any) -> FineTuneJob:
     defaults: dict[str, Any] = {
         "lora_rank": None,
+        "table_factor": 7.0,
         "label_dropout": 0.1,
         "prompt_template": "{}",
         "negative_prompt": "",
@@ -180,6 +181,20 @@ def test_a_class_known_by_name_keeps_its_row_and_so_does_the_null_class(labelled
     old = tiny_unet().class_embedding.weight
     (table,) = class_tables(job_of(labelled).base.network)
     assert torch.equal(table.weight, torch.stack([old[1], old[:4].mean(0), old[4]]))
+
+
+@pytest.mark.parametrize(
+    ("classes", "factor"),
+    [(["bee", "emu"], 7), (["cat", "ant"], 1)],
+    ids=["one is new", "all known"],
+)
+def test_a_table_with_new_classes_learns_at_a_rate_of_its_own(labelled, classes, factor):
+    job = job_of(labelled, Real(classes=tuple(classes)))
+    rates = {name: job._rate_factor(name) for name, _ in job.base.network.named_parameters()}
+    assert {name for name, rate in rates.items() if rate != 1} == (
+        {"class_embedding.weight"} if factor != 1 else set()
+    )
+    assert rates["class_embedding.weight"] == factor
 
 
 def test_every_block_of_a_dit_learns_the_classes(tmp_path):

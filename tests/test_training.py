@@ -54,7 +54,7 @@ def loss_of(*, killed_at: int | None = None, nan_at: int | None = None) -> Loss:
 
 def run(out: Path, loss: Loss | None = None, **changes: Any) -> tuple[nn.Module, TrainingResult]:
     module = module_of()
-    given = ("identity", "on_checkpoint", "checkpoint_steps")
+    given = ("identity", "on_checkpoint", "checkpoint_steps", "rate_factor")
     arguments = {k: changes.pop(k) for k in given if k in changes}
     result = train(
         module,
@@ -475,6 +475,34 @@ def test_the_optimiser_uses_the_learning_rate_of_each_step(tmp_path):
     assert -np.diff(moved) == pytest.approx(rates, rel=1e-4)
     log = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [line["learning_rate"] for line in log[:5]] == rates
+
+
+def test_a_parameter_with_a_factor_moves_by_that_much_in_the_first_step(tmp_path):
+    # Adam's first step is the learning rate, whatever the size of the gradient.
+    before = module_of().state_dict()
+    after = run(
+        tmp_path,
+        steps=1,
+        warmup_steps=0,
+        ema_decay=0.0,
+        rate_factor=lambda name: 5.0 if name == "3.bias" else 1.0,
+    )[0].state_dict()
+    for name, factor in (("3.bias", 5), ("3.weight", 1), ("0.bias", 1)):
+        moved = (after[name] - before[name]).abs().max()
+        torch.testing.assert_close(moved, torch.tensor(factor * 1e-2), rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("step", [3, 7])
+def test_a_resumed_run_with_factors_equals_one_that_was_not(tmp_path, step):
+    def factors(name: str) -> float:
+        return 5.0 if name.endswith("bias") else 1.0
+
+    whole, _ = run(tmp_path / "whole", rate_factor=factors)
+    with pytest.raises(Killed):
+        run(tmp_path / "b", loss_of(killed_at=step), rate_factor=factors, **EVERY_STEP)
+    resumed, _ = run(tmp_path / "b", rate_factor=factors)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weight), name
 
 
 @pytest.mark.parametrize(("batch_size", "num_examples"), [(1, 7), (3, 7), (7, 7), (8, 4), (5, 2)])

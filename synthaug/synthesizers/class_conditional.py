@@ -418,6 +418,7 @@ class ClassConditional(AbstractSynthesizer):
         *,
         lora_rank: int | None = None,
         config: TrainingConfig | None = None,
+        class_learning_rate: float = 1e-3,
         label_dropout: float = 0.1,
         prompt_template: str = "{}",
         negative_prompt: str = "",
@@ -443,6 +444,9 @@ class ClassConditional(AbstractSynthesizer):
                 are merged into the weights that are saved. Those of a model with prompts are also
                 in `lora`, as diffusers' pipelines load them.
             config: How to optimise; by default at a learning rate of 1e-5, or 1e-4 with adapters.
+            class_learning_rate: Peak learning rate of the table of labels, if it has rows of new
+                classes: at that of the other weights they would stay alike, and so would the images
+                of all classes. Ignored if it is the smaller one.
             label_dropout: Probability of the null label or negative prompt, in [0, 1).
             prompt_template: `{}` in it stands for the class name.
             negative_prompt: Prompt of the unconditional branch.
@@ -472,6 +476,7 @@ class ClassConditional(AbstractSynthesizer):
             checkpoint,
             real,
             lora_rank=lora_rank,
+            table_factor=max(1.0, class_learning_rate / config.learning_rate),
             label_dropout=label_dropout,
             prompt_template=prompt_template,
             negative_prompt=negative_prompt,
