@@ -12,7 +12,8 @@ from synthaug._cli._main import words
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").glob("*.md")),
 ]
 
@@ -25,6 +26,7 @@ def commands() -> list[str]:
     lines = [
         line.rpartition("&&")[2].strip()
         for page in PAGES
+        if page.name != "command_line.md"  # whose lines have tests of their own
         for block in blocks(page, "sh")
         for line in block.replace("\\\n", " ").splitlines()
     ]
@@ -53,7 +55,7 @@ def test_every_name_of_ours_in_the_code_shown_exists(code):
             assert node.attr in synthaug.__all__
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_to_a_file_leads_to_one(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):
