@@ -150,6 +150,8 @@ def test_an_image_is_drawn_once_while_it_stays_and_memory_is_bounded():
     assert 0 < ahead <= live._pool.max_exchanged
     assert max(held) < live.max_images
     assert len(live._drawing._images) == 10 + ahead
+    for image in live._drawing._images.values():
+        assert image.untyped_storage().nbytes() == 60  # not that of a whole batch
 
 
 def test_the_thread_draws_ahead_what_the_next_epoch_needs():
@@ -391,8 +393,8 @@ def test_it_takes_the_place_of_a_cache_in_a_mixed_data_set():
     mixed = MixedDataset(real, live, audit=None, fraction=0.5)
     served = set()
     for epoch in range(4):
-        mixed.set_epoch(epoch)
-        live.set_epoch(epoch)
+        mixed.set_epoch(epoch)  # and that of `live`
+        assert live.epoch == epoch
         rows = mixed.synthetic_rows()
         assert 0 < (rows >= 0).sum() < 40
         assert (live.labels[rows[rows >= 0]] == real.labels[rows >= 0]).all()

@@ -216,6 +216,8 @@ class MixedDataset(Dataset[Any]):
         if epoch < 0:
             raise ValueError(f"`epoch` must be at least 0, got {epoch}.")
         self._epoch.fill_(epoch)
+        if hasattr(self.synthetic, "set_epoch"):  # an `OnTheFlyDataset`
+            self.synthetic.set_epoch(epoch)
 
     def synthetic_rows(self, indices: ArrayLike | None = None) -> Indices:
         """The row of the cache that each index gives in this epoch, -1 for a real image.
@@ -315,13 +317,13 @@ class MixedDataset(Dataset[Any]):
 
     def _item(self, item: Any, row: int = -1, pixels: Tensor | None = None) -> Any:
         """An item of `real`, or with `pixels` one with a row of the cache, after the transforms."""
-        changes = self._item_labels.changes_real or self.target_transform is not None
-        if pixels is None and self.transform is None and not changes:
-            return item
-        image, label = item if self._pairs else self._fields.get(item)
         if pixels is not None:
             image, label = like(pixels, self._example_image), self._item_labels.of_row(row)
         else:
+            changes = self._item_labels.changes_real or self.target_transform is not None
+            if self.transform is None and not changes:
+                return item
+            image, label = item if self._pairs else self._fields.get(item)
             label = self._item_labels.of_real(label)
         if self.transform is not None:
             image = self.transform(image)

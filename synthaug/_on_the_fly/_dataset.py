@@ -30,7 +30,8 @@ class OnTheFlyDataset(Dataset[Any]):
             live.set_epoch(epoch)              # a quarter of the pool is exchanged
             for images, labels in DataLoader(live, batch_size=128): ...
 
-        mixed = MixedDataset(real, live, audit=None, fraction=0.5)      # in place of a cache
+        mixed = MixedDataset(real, live, audit=None, fraction=0.5)      # in place of a cache;
+                                                                        # sets the epoch of both
         mix = transforms.MixSynthetic(live, audit=None, fraction=0.5)   # after the loader
 
     In every epoch the data set is `size` images, in the class proportions of `plan`. Index `i`
