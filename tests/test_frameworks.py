@@ -5,6 +5,12 @@ batch says which images it holds.
 """
 
 import copy
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, WeightedRandomSampler
+from torchvision import datasets
 from torchvision.transforms import v2
 
 import synthaug
@@ -21,6 +28,9 @@ from synthaug._datasets import MixedDataset
 from synthaug._plan import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # frameworks warn of much that is not ours
+
+EXAMPLES = Path(__file__).parents[1] / "examples/frameworks"
+FRAMEWORKS = sorted(path.stem.removesuffix("_mixed") for path in EXAMPLES.glob("*_mixed.py"))
 
 CLASSES = ("ant", "bee")
 FIRST_ROW = 100
@@ -238,3 +248,208 @@ def test_attributes_and_copies_are_those_of_the_data_module_inside(pl, cache):
     assert copy.deepcopy(datamodule).num_classes == 2
     with pytest.raises(AttributeError, match="num_boxes"):
         _ = datamodule.num_boxes
+
+
+# Hugging Face
+
+
+@pytest.fixture
+def hf():
+    return pytest.importorskip("datasets")
+
+
+def make_table(hf: Any) -> Any:
+    real = real_images()
+    real.transform = None
+    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=list(CLASSES))})
+    images = {"image": [real[i][0] for i in range(SIZE)], "label": real.targets}
+    return hf.Dataset.from_dict(images, features=features)
+
+
+def to_tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    """A transform as in Hugging Face's examples: a batch in, a batch with other columns out."""
+    pixels = [v2.functional.pil_to_tensor(image) / 1.0 for image in batch["image"]]
+    return {"pixel_values": pixels, "labels": batch["label"]}
+
+
+def test_items_of_datasets_go_through_its_transform_after_they_were_mixed(hf, cache):
+    real = make_table(hf).with_transform(to_tensors)
+    mixed = synthaug.huggingface.MixedDataset(real, cache, audit=None, fraction=0.5)
+    for epoch in range(2):
+        mixed.set_epoch(epoch)
+        items = mixed.__getitems__(range(SIZE))
+        assert [item["labels"] for item in items] == real_images().targets
+        images = torch.stack([item["pixel_values"] for item in items])
+        assert values(images) == expected(cache, epoch, fraction=0.5)
+        assert mixed[3].keys() == real[3].keys()
+        torch.testing.assert_close(mixed[3]["pixel_values"], items[3]["pixel_values"])
+    assert len(mixed) == SIZE
+
+
+def test_datasets_that_were_selected_and_have_no_transform_are_mixed_too(hf, cache):
+    real = make_table(hf).select([5, 2, 9])
+    mixed = synthaug.huggingface.MixedDataset(real, cache, audit=None, fraction=0.0)
+    items = mixed.__getitems__(range(3))
+    assert [item["image"].getpixel((0, 0))[0] for item in items] == [5, 2, 9]
+    assert [item["label"] for item in items] == [1, 0, 1]
+    with pytest.raises(TypeError, match="LabelledImages, expected a `datasets"):
+        synthaug.huggingface.MixedDataset(real_images(), cache, audit=None, fraction=0.5)
+
+
+class Recorder(torch.nn.Module):
+    """A model for `Trainer` that remembers its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[list[int]] = []
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.seen.append(values(pixel_values))
+        return {"loss": self.weight.sum()}
+
+
+@pytest.mark.parametrize("step", [9, 12], ids=["mid-epoch", "epoch end"])
+def test_a_run_that_trainer_resumes_sees_what_it_would_have_seen(hf, cache, tmp_path, step):
+    transformers = pytest.importorskip("transformers")
+    real = make_table(hf).with_transform(to_tensors)
+
+    def train(**arguments):
+        model = Recorder()
+        settings = transformers.TrainingArguments(
+            str(tmp_path / "runs"),
+            num_train_epochs=3,
+            per_device_train_batch_size=4,
+            save_steps=step,  # columns that only the transform needs stay: the default would fail
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+        )
+        transformers.Trainer(
+            model,
+            settings,
+            train_dataset=synthaug.huggingface.MixedDataset(real, cache, audit=None, fraction=0.5),
+            callbacks=[synthaug.huggingface.SetEpoch()],
+        ).train(**arguments)
+        return model.seen
+
+    whole = train()
+    for epoch in range(3):
+        batches = whole[6 * epoch : 6 * (epoch + 1)]
+        served = [value for batch in batches for value in batch]
+        assert sorted(served) == sorted(expected(cache, epoch, fraction=0.5))
+    rest = train(resume_from_checkpoint=str(tmp_path / f"runs/checkpoint-{step}"))
+    assert rest == whole[step:]
+
+
+# The examples
+
+
+@pytest.fixture(scope="module")
+def example_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        runpy.run_path(str(EXAMPLES / "make_data.py"))
+    return folder
+
+
+@pytest.fixture
+def in_example_data(example_data, monkeypatch):
+    monkeypatch.chdir(example_data)
+    return example_data
+
+
+def choices_of_examples() -> list[list[int]]:
+    """The rows that each of two epochs serves."""
+    mixed = MixedDataset(
+        datasets.ImageFolder("data/train"),
+        SynthCache("synthetic.h5"),
+        audit=synthaug.AuditReport.from_json("audit.json"),
+        fraction=0.5,
+    )
+    chosen = []
+    for epoch in range(2):
+        mixed.set_epoch(epoch)
+        chosen.append(mixed.synthetic_rows().tolist())
+    return chosen
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_the_example_serves_the_mixture_of_every_epoch(name, in_example_data, monkeypatch):
+    for module in {"pytorch": [], "huggingface": ["datasets", "transformers"]}.get(name, [name]):
+        pytest.importorskip(module)
+    if name == "huggingface":
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", in_example_data / "hf")
+    served: list[int] = []
+    read = SynthCache.read
+
+    def recorded(cache, rows):
+        served.extend(np.asarray(rows).tolist())
+        return read(cache, rows)
+
+    monkeypatch.setattr(SynthCache, "read", recorded)
+    runpy.run_path(str(EXAMPLES / f"{name}_mixed.py"))
+    wanted = [row for rows in choices_of_examples() for row in rows if row >= 0]
+    assert sorted(served) == sorted(wanted)
+
+
+_RANK = """
+import json, runpy, sys
+import numpy as np
+from synthaug import MixedDataset
+
+served = []
+items = MixedDataset.__getitems__
+def recorded(mixed, indices):
+    rows = mixed.synthetic_rows(indices).tolist()
+    served.extend(zip([mixed.epoch] * len(rows), map(int, indices), rows))
+    return items(mixed, indices)
+MixedDataset.__getitems__ = recorded
+names = runpy.run_path(sys.argv[1])
+found = {"example": list(served)}
+
+# The sampler that Trainer asks for, which keeps `set_epoch` from the data set.
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+served.clear()
+set_seed(0)  # or each process has an order of its own
+accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+loader = accelerator.prepare(DataLoader(names["train"], batch_size=16, shuffle=True))
+for epoch in range(2):
+    loader.set_epoch(epoch)
+    names["train"].set_epoch(epoch)
+    for _ in loader: pass
+found["seedable"] = served
+json.dump(found, open(sys.argv[2], "w"))
+"""
+
+
+def test_two_processes_share_the_mixture_of_one(in_example_data):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
+    environments = [
+        {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "true"}
+        | {name: str(value) for name, value in {**common, "RANK": r, "LOCAL_RANK": r}.items()}
+        for r in range(2)
+    ]
+    command = [sys.executable, "-W", "ignore", "-c", _RANK, str(EXAMPLES / "accelerate_mixed.py")]
+    ranks = [subprocess.Popen([*command, f"rank{r}.json"], env=environments[r]) for r in range(2)]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    found = [json.loads(Path(f"rank{r}.json").read_text()) for r in range(2)]
+    wanted = [
+        [epoch, index, row]
+        for epoch, rows in enumerate(choices_of_examples())
+        for index, row in enumerate(rows)
+    ]
+    for way in ("example", "seedable"):
+        assert len(found[0][way]) == len(found[1][way])
+        assert sorted(found[0][way] + found[1][way]) == wanted

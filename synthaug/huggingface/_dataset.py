@@ -3,13 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-import numpy as np
 from torch.utils.data import Dataset
 
-from synthaug._adapt import field_key
 from synthaug._datasets import MixedDataset as Mixed
 from synthaug._serving import SyntheticImages, Verdicts
-from synthaug._types import Labels
 
 
 @final
@@ -37,9 +34,8 @@ class MixedDataset(Dataset[dict[str, Any]]):
         """Mixes.
 
         Args:
-            real: A `datasets.Dataset` with a column of images ("image", "img" or "pixel_values")
-                and one of class indices ("label" or "labels"); `rename_column` where they are
-                called otherwise.
+            real: A `datasets.Dataset` with a column of images and one of class indices; for other
+                names than the usual ones give `fields`.
             synthetic: A `SynthCache`.
             audit: A report about it, or `None`; see `synthaug.MixedDataset`.
             options: Its further arguments, such as `fraction`.
@@ -58,7 +54,7 @@ class MixedDataset(Dataset[dict[str, Any]]):
             real.format["format_kwargs"]["transform"] if custom else None
         )
         raw = real.select_columns(real.format["columns"]).with_format(None) if custom else real
-        self.mixed = Mixed(_Rows(raw), synthetic, audit=audit, **options)
+        self.mixed = Mixed(raw, synthetic, audit=audit, **options)
         """What is served, before the transform."""
 
     def set_epoch(self, epoch: int) -> None:
@@ -81,26 +77,3 @@ class MixedDataset(Dataset[dict[str, Any]]):
 
     def __repr__(self) -> str:
         return repr(self.mixed)
-
-
-class _Rows:
-    """A `datasets.Dataset` with the names that we look for."""
-
-    def __init__(self, rows: Any) -> None:
-        self._rows = rows
-        key = field_key(rows[0], "label") if len(rows) else "label"
-        names = getattr(rows.features.get(key), "names", None)
-        self.classes = None if names is None else tuple(names)
-        # The column alone: reading whole items would decode every image.
-        self.labels: Labels = np.asarray(rows.select_columns([key]).with_format("numpy")[:][key])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item: dict[str, Any] = self._rows[int(index)]
-        return item
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = self._rows.__getitems__(indices)
-        return items

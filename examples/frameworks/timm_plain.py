@@ -1,0 +1,28 @@
+"""An image classifier with timm's loader and model."""
+
+import timm
+import torch
+from timm.data import create_loader
+from torch import nn
+from torchvision import datasets
+
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+train = datasets.ImageFolder("data/train")
+loader = create_loader(
+    train,
+    input_size=(3, 32, 32),
+    batch_size=32,
+    is_training=True,
+    num_workers=0,
+    persistent_workers=False,
+    device=device,
+)
+model = timm.create_model("resnet18", num_classes=len(train.classes)).to(device)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+for epoch in range(2):
+    for images, labels in loader:
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"epoch {epoch}: loss {loss.item():.2f}")
