@@ -6,13 +6,15 @@ digits, and whether FAISS expands at all depends on how many queries were sent t
 only retrieves; the distances that we report come from direct subtraction in float64.
 
 The search is exact unless another index is asked for by name. Exact search runs on a GPU if there
-is one and the installed FAISS can use it.
+is one and the installed FAISS can use it. It takes the database block by block, so that one in a
+file (`numpy.load(path, mmap_mode="r")`, float16 or float32) may be larger than the memory.
 
 Notation as in FAISS: `xb` the database, `xq` the queries, `D` distances, `ids` row numbers in the
 database, `k` neighbours.
 """
 
 import math
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,11 +23,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthaug._types import Features
+from synthaug._types import Features, Indices
 
-INDEXES = ("exact", "auto", "ivf", "hnsw", "sq", "pq")
+INDEXES = ("exact", "auto", "ivf", "hnsw", "sq", "pq", "ivfpq")
 """What `Index` can be: brute force; brute force up to `LARGE` rows and ivf beyond; an inverted
-file, a graph of neighbours, 8 bits per number, and 8 bits per subvector."""
+file, a graph of neighbours, 8 bits per number, 8 bits per subvector, and an inverted file of 64
+bytes per row, which is for databases larger than the memory."""
 
 LARGE = 1_000_000
 
@@ -34,6 +37,9 @@ _SLACK = 8
 
 _APPROXIMATE_SLACK = 100
 """The same where FAISS measures with compressed vectors."""
+
+_BLOCK_VALUES = 64_000_000
+"""Numbers of the database that are searched at a time: 256 MB in float32."""
 
 _CHUNK_VALUES = 4_000_000
 """Numbers that re-scoring holds at a time: 32 MB in float64."""
@@ -58,14 +64,16 @@ class Index:
     """A database that is searched more than once.
 
     Args:
-        xb: float32 (n, d); may be a memory map.
+        xb: float16 or float32 (n, d); may be a memory map.
         kind: One of `INDEXES`.
+        rows: Row numbers of those that are searched, ascending; all by default. Results number
+            them from 0.
     """
 
-    def __init__(self, xb: Features, kind: str = "exact") -> None:
-        self._xb = np.ascontiguousarray(xb, np.float32)
+    def __init__(self, xb: Features, kind: str = "exact", *, rows: Indices | None = None) -> None:
+        self._xb = Database(xb, rows)
         if kind == "auto":
-            kind = "exact" if len(xb) <= LARGE else "ivf"
+            kind = "exact" if len(self._xb) <= LARGE else "ivf"
         self.kind = kind
         self._faiss = None if kind == "exact" else _built(self._xb, kind)
 
@@ -78,9 +86,9 @@ class Index:
         if self._faiss is None:
             return self._exact(xq, k)
         _, candidates = self._faiss.search(xq, min(k + _APPROXIMATE_SLACK, len(self._xb)))
-        D = distances(self._xb, xq, candidates.clip(min=0))
+        D = self._xb.distances(xq, candidates.clip(min=0))
         D[candidates < 0] = np.inf  # lists that were looked at held too few rows
-        D, ids = _nearest_first(D, candidates, k)
+        D, ids = nearest_first(D, candidates, k)
         short = np.isinf(D).any(axis=1)
         if short.any():
             D[short], ids[short] = self._exact(xq[short], k)
@@ -88,7 +96,7 @@ class Index:
 
     def _exact(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         candidates = _retrieved(xq, self._xb, min(k + _SLACK, len(self._xb)))
-        return _nearest_first(distances(self._xb, xq, candidates), candidates, k)
+        return nearest_first(self._xb.distances(xq, candidates), candidates, k)
 
     def recall(self, xq: Features, k: int) -> float:
         """Share of the exact `k` nearest rows that `search` finds."""
@@ -114,40 +122,110 @@ def threads() -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _retrieved(xq: Features, xb: Features, k: int) -> NDArray[np.int64]:
+class Database:
+    """Rows that are looked at in blocks or one by one, always as float32.
+
+    Args:
+        xb: float16 or float32 (n, d); of a memory map only what is looked at is in memory.
+        rows: As in `Index`.
+    """
+
+    def __init__(self, xb: Features, rows: Indices | None = None) -> None:
+        self._xb, self._rows = xb, rows
+        self.shape = (len(xb) if rows is None else len(rows), xb.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, ids: NDArray[np.int64]) -> Features:
+        """Some rows, float32 (..., d)."""
+        return float32(self._xb[ids if self._rows is None else self._rows[ids]])
+
+    def blocks(self) -> Iterator[tuple[int, Features]]:
+        """The number of its first row, and a block, float32 (b, d), for one block after another."""
+        size = max(1, _BLOCK_VALUES // self.shape[1])
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield start, float32(self._xb[part if self._rows is None else self._rows[part]])
+            release(self._xb)
+
+    def distances(self, xq: Features, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Distances float64 (m, k) of every query to its own candidates int64 (m, k)."""
+        if self._rows is None and self._xb.dtype == np.float32:
+            D = distances(self._xb, xq, candidates)
+        else:
+            used, place = np.unique(candidates, return_inverse=True)
+            D = distances(self.take(used), xq, place.reshape(candidates.shape))
+        release(self._xb)
+        return D
+
+
+def float32(array: Features) -> Features:
+    """The same numbers, contiguous; float16 is converted by torch, which is faster at it."""
+    if array.dtype == np.float16:
+        return torch.from_numpy(np.array(array)).float().numpy()
+    return np.ascontiguousarray(array, np.float32)
+
+
+def release(xb: Features) -> None:
+    """Lets go of the pages of a read-only memory map, which else count as memory in use."""
+    if isinstance(xb, np.memmap) and xb.mode == "r":
+        held: Any = xb._mmap  # type: ignore[attr-defined]
+        held.madvise(mmap.MADV_DONTNEED)
+
+
+def _retrieved(xq: Features, xb: Database, k: int) -> NDArray[np.int64]:
     """Row numbers of about the nearest rows, int64 (m, k), by brute force."""
+    best: Any = ()
+    for first, block in xb.blocks():
+        D, ids = _knn(xq, block, min(k, len(block)))
+        if first:
+            D, ids = np.hstack([best[0], D]), np.hstack([best[1], ids + first])
+        order = np.argsort(D, axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(D, order, 1), np.take_along_axis(ids, order, 1)
+    return best[1]
+
+
+def _knn(xq: Features, xb: Features, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     import faiss
 
     # `knn` reads the array where it lies; an `IndexFlatL2` would keep a second copy of it.
     if getattr(faiss, "get_num_gpus", lambda: 0)() > 0 and k <= 2048:  # the most that a GPU sorts
-        _, candidates = faiss.knn_gpu(faiss.StandardGpuResources(), xq, xb, k)
+        D, ids = faiss.knn_gpu(faiss.StandardGpuResources(), xq, xb, k)
     else:
-        _, candidates = faiss.knn(xq, xb, k)
-    return np.asarray(candidates, np.int64)
+        D, ids = faiss.knn(xq, xb, k)
+    return D, np.asarray(ids, np.int64)
 
 
-def _built(xb: Features, kind: str) -> Any:
+def _built(xb: Database, kind: str) -> Any:
     """A trained and filled FAISS index."""
     import faiss
 
     n, d = xb.shape
     # As the guidelines of FAISS have it: 4 sqrt(n) lists, fewer where each would hold little.
     lists = max(1, min(int(4 * math.sqrt(n)), n // 39))
+    if kind == "ivfpq":  # every row is compared with all centres: with fewer of them, in time
+        lists = min(lists, 1024)
     # Product quantisation needs equal subvectors; of 4 numbers, as 8 bits cannot say much more.
     parts = max(p for p in range(1, max(1, d // 4) + 1) if d % p == 0)
+    few = max(p for p in range(1, min(64, parts) + 1) if d % p == 0)
     bits = max(1, min(8, int(math.log2(max(2, n // 39)))))
     factory = {
         "ivf": f"IVF{lists},Flat",
         "hnsw": "HNSW32",
         "sq": "SQ8",
         "pq": f"PQ{parts}x{bits}",
+        "ivfpq": f"IVF{lists},PQ{few}x{bits}",
     }
     index: Any = faiss.index_factory(d, factory[kind])
     if not index.is_trained:
-        step = max(1, n // (39 * max(lists if kind == "ivf" else 0, 256)))
-        index.train(np.ascontiguousarray(xb[::step]))
-    index.add(xb)
-    if kind == "ivf":
+        step = max(1, n // (39 * max(lists if kind.startswith("ivf") else 0, 256)))
+        index.train(xb.take(np.arange(0, n, step)))
+    for _, block in xb.blocks():
+        index.add(block)
+    if kind == "ivfpq":
+        index.nprobe = max(8, lists // 32)
+    elif kind == "ivf":
         index.nprobe = max(8, lists // 16)
     elif kind == "hnsw":
         index.hnsw.efSearch = 256
@@ -193,8 +271,9 @@ def merge(
     )
 
 
-def _nearest_first(
+def nearest_first(
     D: NDArray[np.float64], ids: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The k nearest of the results of each query, ascending; of equally near ones the lower row."""
     order: NDArray[Any] = np.lexsort((ids, D), axis=-1)[:, :k]
     return np.take_along_axis(D, order, 1), np.take_along_axis(ids, order, 1)

@@ -20,6 +20,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -200,8 +201,12 @@ class TorchScript:
                 f"`path` {path} is not a TorchScript file. Make one with `torch.jit.save`."
             ) from error
         self._extractor = TorchModule(module, name=name or path.name, device=device)
+        self._made_from = partial(TorchScript, path.absolute(), name=name, device=device)
         self.name = self._extractor.name
         self.weights: str | None = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def __reduce__(self) -> Any:  # networks in TorchScript cannot be pickled, their files read
+        return self._made_from, ()
 
     @property
     def dim(self) -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from synthaug._data import as_pixels, classes_of, labels_of, load_dataset
 from synthaug._errors import DataError
+from synthaug._neighbours import float32, release
 from synthaug._types import JSON, Features, Indices, Labels, Pixels
 
 Samples: TypeAlias = Pixels | Features
@@ -28,7 +29,8 @@ class ImageSet:
     name: str
     """The argument they came from: `synthetic`, `train` or `holdout`."""
     samples: Samples
-    """Images, a uint8 tensor (n, C, H, W); or features, a float32 array (n, d)."""
+    """Images, a uint8 tensor (n, C, H, W); or features, a float32 or float16 array (n, d), perhaps
+    a memory map."""
     rows: Indices
     """Row number of each image in what was given, int64 (n,)."""
     total: int
@@ -113,23 +115,66 @@ def image_set(given: Any, name: str, *, progress: bool) -> ImageSet:
     )
 
 
-def keys(samples: Samples) -> list[bytes]:
-    """A content key of 16 bytes per image: images of one shape are equal if their keys are."""
-    flat = np.asarray(samples).reshape(len(samples), -1)
-    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in flat]
+def keys(samples: Samples) -> NDArray[np.bytes_]:
+    """16 bytes of content per image, (n,): images of one shape are equal if these are."""
+    found = np.empty(len(samples), "S16")
+    for start in range(0, len(samples), _CHUNK):
+        flat = _plain(samples[start : start + _CHUNK]).reshape(
+            len(found[start : start + _CHUNK]), -1
+        )
+        digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in flat]
+        found[start : start + _CHUNK] = digests
+        if isinstance(samples, np.ndarray):
+            release(samples)
+    return found
+
+
+class Contents:
+    """Which different images a set holds: 24 bytes per image, so that there may be very many.
+
+    Args:
+        samples: Images, or features.
+    """
+
+    distinct: Indices
+    """Row number of the first of each group of equal images, ascending."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._keys, self._first = np.unique(keys(samples), return_index=True)
+        self.distinct = np.sort(self._first).astype(np.int64)
+
+    def __len__(self) -> int:
+        """Number of different images."""
+        return len(self.distinct)
+
+    def find(self, samples: Samples) -> Indices:
+        """The first row that is equal to each of these images, int64; -1 if there is none."""
+        wanted = keys(samples)
+        place = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
+        return np.where(self._keys[place] == wanted, self._first[place], -1).astype(np.int64)
 
 
 def take(samples: Samples, rows: Indices) -> Samples:
-    """Some of the images, or of the features."""
-    return samples[torch.from_numpy(rows)] if isinstance(samples, Tensor) else samples[rows]
+    """Some of the images, or of the features, these as float32."""
+    if isinstance(samples, Tensor):
+        return samples[torch.from_numpy(rows)]
+    return float32(samples[rows])
+
+
+def _plain(samples: Samples) -> NDArray[Any]:
+    return np.asarray(samples) if isinstance(samples, Tensor) else float32(samples)
 
 
 def _checked(given: Tensor | np.ndarray, name: str) -> Samples:
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
     if array.ndim == 2 and array.dtype.kind == "f":
-        features = np.ascontiguousarray(array, np.float32)
+        # Those in files stay there, as they are: there may be more of them than fit in memory.
+        mapped = isinstance(array, np.memmap) and array.flags.c_contiguous
+        keep = mapped and array.dtype in (np.float16, np.float32)
+        features = array if keep else np.ascontiguousarray(array, np.float32)
         for start in range(0, len(features), _CHUNK):
             finite = np.isfinite(features[start : start + _CHUNK]).all(axis=1)
+            release(features)
             if not finite.all():
                 row = start + int(np.flatnonzero(~finite)[0])
                 raise ValueError(f"`{name}` holds a value that is not finite in row {row}.")
@@ -263,5 +308,7 @@ def _identity(given: Any, samples: Samples) -> dict[str, JSON]:
         array = np.asarray(samples)
         for start in range(0, len(array), _CHUNK):
             hashed.update(array[start : start + _CHUNK].tobytes())
+            if isinstance(samples, np.ndarray):
+                release(samples)
         fingerprint = hashed.hexdigest()
     return {"fingerprint": fingerprint, "rows": len(samples)}

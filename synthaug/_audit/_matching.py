@@ -10,13 +10,15 @@ Where no images are given but their features, these are the only space, and noth
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from synthaug._audit._alignment import Aligner
-from synthaug._audit._inputs import Samples, keys, take
+from synthaug._audit._crew import Crew, Shards
+from synthaug._audit._inputs import Contents, Samples, take
 from synthaug._neighbours import Index, merge
 from synthaug._types import Features, Indices, Pixels
 from synthaug.features import Extractor, Pixel, Spectrum, extract
@@ -114,6 +116,8 @@ class Matcher:
         batch_size: Images per call of an extractor.
         index: One of `_neighbours.INDEXES`.
         features_dir: Folder in which the features of networks are kept.
+        contents: Of `train`, if they are known.
+        crew: Who computes features and searches; this process by default.
         tick: Is told how many images are done, each time some are.
     """
 
@@ -126,14 +130,15 @@ class Matcher:
         batch_size: int,
         index: str = "exact",
         features_dir: Path | None = None,
+        contents: Contents | None = None,
+        crew: Crew | None = None,
         tick: Callable[[int], object] = lambda count: None,
     ) -> None:
         # Repeated training images would make a copy of one look ordinary: its second neighbour
         # would be as close as its first. So each image is searched once.
-        self._first: dict[bytes, int] = {}
-        for i, key in enumerate(keys(train)):
-            self._first.setdefault(key, i)
-        self.distinct: Indices = np.fromiter(self._first.values(), np.int64)
+        self._contents = Contents(train) if contents is None else contents
+        self.distinct = self._contents.distinct
+        self._crew = crew
         self.k = k
         self._images = isinstance(train, torch.Tensor)
         names = [extractor.name for extractor in extractors]
@@ -154,7 +159,7 @@ class Matcher:
 
     def equal(self, samples: Samples) -> Indices:
         """Index of the equal training image of each image, int64 (n,); -1 if there is none."""
-        return np.array([self._first.get(key, -1) for key in keys(samples)], np.int64)
+        return self._contents.find(samples)
 
     def isolation(self, rows: Indices) -> NDArray[np.float64]:
         """Distance of training images to the nearest other one, in the first space, (n,).
@@ -221,17 +226,24 @@ class Matcher:
         alone, both = zip(*parts, strict=True)
         return _joined(alone), _joined(both)
 
-    def _index(self, extractor: Extractor, kind: str) -> Index:
-        everything = len(self.distinct) == len(self.train)
-        samples = self.train if everything else take(self.train, self.distinct)
-        return Index(self._features(extractor, samples), kind)
+    def _index(self, extractor: Extractor, kind: str) -> "Index | Shards":
+        rows = None if len(self.distinct) == len(self.train) else self.distinct
+        xb = self.train
+        if isinstance(xb, torch.Tensor):
+            xb = self._features(extractor, xb if rows is None else take(xb, rows))
+            rows = None
+        return Index(xb, kind, rows=rows) if self._crew is None else self._crew.index(xb, rows)
 
     def _features(self, extractor: Extractor, samples: Samples) -> Features:
         if not isinstance(samples, torch.Tensor):
             return samples
-        return extract(
-            extractor, samples, batch_size=self._batch_size, features_dir=self._features_dir
-        )
+        settings: dict[str, Any] = {
+            "batch_size": self._batch_size,
+            "features_dir": self._features_dir,
+        }
+        if self._crew is not None:
+            return self._crew.extract(extractor, samples, **settings)
+        return extract(extractor, samples, **settings)
 
     def _views(self, samples: Samples) -> list[Samples]:
         """The images as they are and mirrored."""

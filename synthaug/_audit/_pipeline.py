@@ -34,7 +34,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +43,10 @@ from torch import Tensor
 
 from synthaug._audit._calibration import Scores, conformal_p_values, q_values, resolution
 from synthaug._audit._competition import Competition, compete
+from synthaug._audit._crew import crew_of
 from synthaug._audit._descriptive import descriptive
 from synthaug._audit._disturbances import Disturbance, disturbances, vector_disturbances
-from synthaug._audit._inputs import ImageSet, check_comparable, image_set, keys, take
+from synthaug._audit._inputs import Contents, ImageSet, check_comparable, image_set, keys, take
 from synthaug._audit._matching import Matcher, Matches, resembling, rmse
 from synthaug._audit._report import (
     CALIBRATED,
@@ -57,6 +58,7 @@ from synthaug._audit._report import (
     Power,
 )
 from synthaug._audit._verdict import Counts, judge, smallest_visible
+from synthaug._engines import RayEngine
 from synthaug._html import data_uri
 from synthaug._neighbours import INDEXES, threads
 from synthaug._noise import counter_rng
@@ -95,6 +97,7 @@ def audit(
     max_pairs: int = 50,
     batch_size: int = 512,
     deduplicate: bool = False,
+    engine: Literal["local", "ray"] | RayEngine = "local",
     progress: bool = True,
     seed: int = 0,
     command: str | None = None,
@@ -118,13 +121,17 @@ def audit(
             Also the chance to flag anything if the generator copies nothing.
         k: Neighbours that the score looks at. By default 50, or the root of the number of training
             images if that is less.
-        index: "exact"; or for very many training images "ivf", "hnsw", "sq" or "pq", which may miss
-            neighbours, and say how many they found; "auto" is ivf from a million images on.
+        index: "exact"; or for very many training images "ivf", "hnsw", "sq", "pq" or "ivfpq", which
+            may miss neighbours, and say how many they found; "auto" is ivf from a million images
+            on.
         features_dir: Folder in which the features of networks are kept, for another audit of the
             same images and so that they need not fit in memory.
         max_pairs: Pairs kept in the report as images.
         batch_size: Images per call of `features`.
         deduplicate: Sets hold-out images aside that are also training images, instead of refusing.
+        engine: "local" works in this process. "ray", or a `RayEngine` with its settings, has the
+            features of networks computed and shards of the training images searched, exactly, by
+            the actors of a Ray cluster. The result is the same.
         progress: Shows a bar with the rate and the time left.
         seed: For choosing and disturbing the planted copies.
         command: What repeats the audit, for the report; made from these arguments if not given.
@@ -137,6 +144,7 @@ def audit(
         ValueError: A value out of range, no images, images of different shapes, a hold-out that
             overlaps the training images, or features that are not finite.
         DataError: A file cannot be read.
+        EngineError: If Ray's actors find no place, or die again and again.
     """
 
     if not 0 < fdr < 1:
@@ -147,6 +155,8 @@ def audit(
         raise ValueError(f"`max_pairs` must not be negative, got {max_pairs}.")
     if index not in INDEXES:
         raise ValueError(f"`index` must be one of {', '.join(INDEXES)}, got {index!r}.")
+    if engine != "local" and index != "exact":
+        raise ValueError(f"`index` is {index!r}, but over Ray the search is exact. Leave it out.")
     S = image_set(synthetic, "synthetic", progress=progress)
     T = image_set(train, "train", progress=progress)
     H = None if holdout is None else image_set(holdout, "holdout", progress=progress)
@@ -155,7 +165,7 @@ def audit(
     if not images and features is not None:
         raise ValueError("`features` cannot be computed, since features are given and no images.")
     extractors = _extractors(features) if images else [_Given()]
-    known = set(keys(T.samples))
+    known = Contents(T.samples)
     overlap = 0
     if H is not None:
         H, overlap = _without_overlap(H, known, deduplicate)
@@ -172,10 +182,11 @@ def audit(
     total = len(known) + len(S) + num_kinds * num_planted + (0 if H is None else 2 * len(H))
     with (
         threads(),
+        crew_of(engine, extractors) as crew,
         bar(total, "audit", "image", progress=progress) as counter,
     ):
 
-        def searched(images: ImageSet) -> Matcher:
+        def searched(images: ImageSet, contents: Contents | None = None) -> Matcher:
             return Matcher(
                 images.samples,
                 extractors,
@@ -183,10 +194,12 @@ def audit(
                 batch_size=batch_size,
                 index=index,
                 features_dir=folder,
+                contents=contents,
+                crew=crew,
                 tick=counter.update,
             )
 
-        matcher = searched(T)
+        matcher = searched(T, known)
         recall = {} if index == "exact" else matcher.recall(S.samples[:_RECALLED])
         contest = null = decoys = None
         if H is None:
@@ -413,8 +426,8 @@ def _tiers(
     return tier, p, q
 
 
-def _without_overlap(H: ImageSet, known: set[bytes], deduplicate: bool) -> tuple[ImageSet, int]:
-    overlapping = np.array([key in known for key in keys(H.samples)])
+def _without_overlap(H: ImageSet, known: Contents, deduplicate: bool) -> tuple[ImageSet, int]:
+    overlapping = known.find(H.samples) >= 0
     count = int(overlapping.sum())
     if count == 0:
         return H, 0
@@ -528,8 +541,7 @@ def _power(
         least = math.ceil(hardest * m / (fdr * float((p <= hardest).mean())) - 1e-9)
         needed = max(1, least) if least <= m else None
     # Training images may repeat: any of equal ones is the original.
-    content = np.array(keys(take(T.samples, pick.neighbours)), dtype=object)
-    wanted = np.array(keys(take(T.samples, originals)), dtype=object)
+    content, wanted = (keys(take(T.samples, rows)) for rows in (pick.neighbours, originals))
     return Power(
         kind=kind.name,
         required=kind.required,
