@@ -571,6 +571,37 @@ def test_a_mixture_is_given_back_in_the_epoch_that_it_was_in(
     assert mixed.epoch == 7
 
 
+def test_an_arm_with_soft_labels_is_trained_on_them(
+    train: LabelledImages, test: LabelledImages, cache: SynthCache
+) -> None:
+    def mixed(**changed: Any) -> MixedDataset:
+        return MixedDataset(train, cache, audit=None, fraction=1.0, **changed)
+
+    one_hot, uniform = np.eye(10)[cache.labels], np.full((30, 10), 0.1)
+    backwards = test.subset(range(len(test)))  # so that classes must be matched by name
+    backwards.classes, backwards.labels = test.classes[::-1], 9 - test.labels
+    arms = {
+        "hard": Arm(mixed()),
+        "one-hot": Arm(mixed(soft_labels=one_hot)),
+        "uniform": Arm(mixed(soft_labels=uniform)),
+    }
+    options: dict[str, Any] = {**FAST, "steps": 40, "seeds": 1, "model": linear}
+    hard, soft, flat = (
+        dict(run.loss_curve) for run in evaluate(arms, test=backwards, **options).runs
+    )
+    assert soft == pytest.approx(hard, abs=1e-5)
+    assert min(hard.values()) < math.log(10) - 0.5
+    assert min(flat.values()) >= math.log(10) - 1e-6  # the entropy of these labels
+
+
+def test_a_mixture_whose_length_changes_is_refused(
+    train: LabelledImages, test: LabelledImages, cache: SynthCache
+) -> None:
+    growing = MixedDataset(train, cache, audit=None, mode="append", ratio=lambda e: 0.1 * e)
+    with pytest.raises(ValueError, match="'growing' has another length in every epoch"):
+        evaluate({"growing": growing}, test=test, seeds=1, **FAST)
+
+
 def test_an_output_directory_that_is_a_file_is_named_before_any_training(
     train: LabelledImages, test: LabelledImages, tmp_path: Path, watched: list[Watched]
 ) -> None:

@@ -33,11 +33,11 @@ class ItemLabels:
         Raises:
             ValueError: If a row that may be served has no class probabilities.
         """
-        self._synthetic = synthetic
+        self._classes = np.asarray(synthetic.labels)
         self._one_hot = np.eye(len(synthetic.classes), dtype=np.float32)
         given = is_probabilities(example)
         if given and soft_labels is False:
-            soft_labels = self._one_hot[np.asarray(synthetic.labels)]
+            soft_labels = self._one_hot[self._classes]
         self.probabilities = _row_probabilities(soft_labels, synthetic, rows)
         """Of every row of the cache, float32 (N, num_classes); `None` for class indices."""
         self.changes_real = self.probabilities is not None and not given
@@ -47,7 +47,7 @@ class ItemLabels:
     def of_row(self, row: int) -> Any:
         """The label of a row of the cache."""
         if self.probabilities is None:
-            return label_like(int(self._synthetic.labels[row]), self._example)
+            return label_like(int(self._classes[row]), self._example)
         return probabilities_like(self.probabilities[row], self._example)
 
     def of_real(self, label: Any) -> Any:

@@ -239,8 +239,7 @@ class MixedDataset(Dataset[Any]):
         }
         if self._draw is not None:
             found["draw"] = str(self._draw)
-        soft = self._item_labels.probabilities
-        if soft is not None:
+        if (soft := self._item_labels.probabilities) is not None:
             found["soft_labels"] = hashlib.blake2b(soft.tobytes(), digest_size=16).hexdigest()
         return found
 
@@ -270,6 +269,16 @@ class MixedDataset(Dataset[Any]):
                 stops.
         """
         self._log = None if path is None else ServedLog(path)
+
+    @property
+    def has_fixed_length(self) -> bool:
+        """Whether every epoch has as many items; otherwise `ratio` changes."""
+        return self.mode == "replace" or not self._shares.scheduled
+
+    @property
+    def has_soft_labels(self) -> bool:
+        """Whether labels are vectors of class probabilities."""
+        return self._item_labels.probabilities is not None
 
     def appended(self, epoch: int) -> Labels:
         """Synthetic images that an epoch appends, of each class, int64 (num_classes,)."""
@@ -393,7 +402,7 @@ class MixedDataset(Dataset[Any]):
         ]
         if self._draw is not None:
             lines.append(f"    Drawn {self._draw}")
-        if self._item_labels.probabilities is not None:
+        if self.has_soft_labels:
             lines.append("    Labels: class probabilities")
         if self.transform is not None:
             lines.append(f"    Transform: {self.transform!r}")

@@ -22,6 +22,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from synthaug._adapt import (
     classes_of,
     field,
+    is_probabilities,
     labels_of,
     parts_of,
     pixels_of,
@@ -30,7 +31,7 @@ from synthaug._adapt import (
 from synthaug._data import as_pixels
 from synthaug._errors import DataError, DataMismatchError
 from synthaug._pixels import digest
-from synthaug._types import Indices, Labels, Pixels
+from synthaug._types import Indices, Pixels
 
 MEMORY_LIMIT = 4 << 30
 """Plain data sets up to so many bytes are held in memory."""
@@ -46,7 +47,8 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, epoch: int, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 (n, C, H, W) and labels int64 (n,) of items of an epoch."""
+        """Pixels uint8 (n, C, H, W) and labels of items of an epoch: int64 (n,), or of a mixture
+        with soft labels float32 (n, num_classes)."""
 
     def forget_seen(self) -> None:
         """Starts the count of `seen` anew."""
@@ -62,9 +64,15 @@ def open_source(
 
     Raises:
         TypeError: If it is not map-style.
+        ValueError: If it is a mixture whose length changes from epoch to epoch.
         DataError: If it is empty, has other classes, or items that are no labelled images.
     """
     size = _length(dataset, name)
+    if not all(getattr(leaf, "has_fixed_length", True) for leaf in _leaves(dataset)):
+        raise ValueError(
+            f"{name} has another length in every epoch, since its `ratio` changes; an evaluation "
+            'counts steps over data sets of one length. Schedule the `fraction` of mode="replace".'
+        )
     relabel = _Relabel(classes_of(dataset), classes, name)
     image, _ = _items(dataset, [0], name)
     shape = cast(tuple[int, int, int], tuple(image.shape[1:]))
@@ -201,7 +209,8 @@ class _Asked:
         self._name = name
         self._relabel = relabel
         # A mixture without transforms gives the pixels of a batch without a detour over PIL.
-        has_pixels = hasattr(dataset, "read") and not _transforms(dataset)
+        soft = any(getattr(leaf, "has_soft_labels", False) for leaf in _leaves(dataset))
+        has_pixels = hasattr(dataset, "read") and not (_transforms(dataset) or soft)
         self._labels = labels_of(dataset) if has_pixels else None
         self.forget_seen()
 
@@ -251,7 +260,9 @@ class _Relabel:
         place = {c: i for i, c in enumerate(classes)}
         self.table = np.array([place[c] for c in own or classes], np.int64)
 
-    def __call__(self, labels: Labels) -> Labels:
+    def __call__(self, labels: NDArray[Any]) -> NDArray[Any]:
+        if labels.ndim == 2:  # class probabilities
+            return labels[:, np.argsort(self.table)]
         if labels.min() < 0 or labels.max() >= len(self.table):
             bad = labels.min() if labels.min() < 0 else labels.max()
             raise DataError(
@@ -271,8 +282,10 @@ def _length(dataset: Any, name: str) -> int:
     return len(dataset)
 
 
-def _items(dataset: Any, indices: Sequence[int] | Indices, name: str) -> tuple[Pixels, Labels]:
-    """Items, after the data set's transforms, as pixels and labels."""
+def _items(
+    dataset: Any, indices: Sequence[int] | Indices, name: str
+) -> tuple[Pixels, NDArray[Any]]:
+    """Items, after the data set's transforms, as pixels and labels, which may be vectors."""
     numbers = [int(i) for i in indices]
     batched = hasattr(dataset, "__getitems__")
     items = dataset.__getitems__(numbers) if batched else [dataset[i] for i in numbers]
@@ -280,7 +293,8 @@ def _items(dataset: Any, indices: Sequence[int] | Indices, name: str) -> tuple[P
     for i, item in zip(numbers, items, strict=True):
         try:
             images.append(pixels_of(field(item, "image")))
-            labels.append(operator.index(field(item, "label")))
+            label = field(item, "label")
+            labels.append(np.asarray(label) if is_probabilities(label) else operator.index(label))
         except (TypeError, ValueError) as error:
             raise DataError(f"Item {i} of {name} cannot be used. {error}") from error
     shapes = sorted({tuple(image.shape) for image in images})
@@ -289,7 +303,8 @@ def _items(dataset: Any, indices: Sequence[int] | Indices, name: str) -> tuple[P
             f"Images of {name} have different shapes, {shapes[0]} and {shapes[1]}. Bring all to "
             "one shape in its transform."
         )
-    return torch.stack(images), np.array(labels, np.int64)
+    found = np.array(labels)
+    return torch.stack(images), found.astype(np.float32 if found.ndim == 2 else np.int64)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
