@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from synthaug._checkpoints import read_json, replaced, resolve, writing
 from synthaug._errors import CheckpointError, DataMismatchError
+from synthaug._noise import counter_rng
 from synthaug._training import own_randomness
 from synthaug._types import Images, Indices
 from synthaug.synthesizers._fitting import (
@@ -294,9 +295,10 @@ def learn_classes(
 ) -> bool:
     """Gives a network that looks labels up a row for each of `classes`, and a null row.
 
-    A class that it knows by name keeps its row, the others start from the mean of all classes; the
-    null row is kept, or starts from that mean too. A network that took no classes gets a table of
-    zeros, so that at first it draws what it drew before.
+    A class that it knows by name keeps its row; the others start as random mixtures of the classes
+    that it knows, with their mean and covariance, so that the network tells them apart at once. The
+    null row is kept, or starts from the mean. A network that took no classes gets a table of zeros,
+    so that at first it draws what it drew before.
 
     Args:
         network: `UNet2DModel` or `DiTTransformer2DModel`; changed in place.
@@ -338,7 +340,13 @@ def _table(
     """Rows of `classes`, then the null row, out of `trained` rows and perhaps a null row."""
     weights = old.weight.detach()
     mean = weights[:trained].mean(0)
-    rows = [weights[known.index(name)] if name in known else mean for name in classes]
+    # Mixtures, since rows that are alike learn to differ only slowly; the same ones in each table.
+    mixing = counter_rng(0, 1).standard_normal((len(classes), trained)) / max(1, trained - 1) ** 0.5
+    mixtures = mean + torch.from_numpy(mixing).to(weights) @ (weights[:trained] - mean)
+    rows = [
+        weights[known.index(name)] if name in known else mixture
+        for name, mixture in zip(classes, mixtures, strict=True)
+    ]
     return nn.Embedding.from_pretrained(torch.stack([*rows, weights[trained] if null else mean]))
 
 
