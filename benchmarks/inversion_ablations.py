@@ -23,10 +23,9 @@ from _inversion import (
     first_per_class,
     fitting,
     inverted,
-    plot,
     sampling,
 )
-from _machine import write
+from _machine import RESULTS, write
 from torch.nn import functional as F
 
 from synthaug import (
@@ -162,6 +161,34 @@ def resolution(options: argparse.Namespace, data: Any, parts: Any) -> list[dict[
     return results
 
 
+def panels(name: str, rows: list[dict[str, Any]]) -> None:
+    """Writes `results/NAME.png`: a panel for each setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    settings = list(dict.fromkeys(row["ablation"] for row in rows))
+    figure, axes = pyplot.subplots(2, 4, figsize=(13, 6), sharey=True)
+    for setting, panel in zip(settings, axes.flat, strict=False):
+        own = [row for row in rows if row["ablation"] == setting]
+        for arm, label in (("mixed", "real + variants"), ("alone", "variants alone")):
+            means = [100 * np.mean(row["accuracies"][arm]) for row in own]
+            panel.plot(range(len(own)), means, "o-", label=label)
+        panel.axhline(100 * np.mean(own[0]["accuracies"]["real"]), ls="--", c="grey", label="real")
+        panel.set_xticks(range(len(own)), [str(row["value"]) for row in own], fontsize=8)
+        if setting == "unconditional":
+            panel.tick_params("x", rotation=20)
+        panel.set_title(setting.replace("_", " "), fontsize=10)
+    for panel in axes[:, 0]:
+        panel.set_ylabel("accuracy, %")
+    axes.flat[0].legend(fontsize=8)
+    figure.tight_layout()
+    RESULTS.mkdir(exist_ok=True)
+    figure.savefig(RESULTS / f"{name}.png", dpi=120)
+    pyplot.close(figure)
+
+
 def resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
     """Bicubic, antialiased, uint8 (n, C, size, size)."""
     if pixels.shape[-1] == size:
@@ -214,16 +241,8 @@ if __name__ == "__main__":
                 found = same[0] if same else one(inversion, real, chosen_on, options, **change)
                 rows.append({**found, "ablation": name, "value": value})
 
-        def curves(axes: Any) -> None:
-            for name in options.only or chosen:
-                means = [np.mean(r["accuracies"]["mixed"]) for r in rows if r["ablation"] == name]
-                axes.plot(range(len(means)), 100 * np.array(means), "o-", label=name)
-            axes.set_xlabel("values in the order of the table")
-            axes.set_ylabel("accuracy of real + variants, %")
-            axes.legend(fontsize=7)
-
         file = options.name or "inversion_ablations"
-        plot(file, curves)
+        panels(file, rows)
         print(
             "Written:", write(file, {**facts(options), "inversion_seconds": seconds, "rows": rows})
         )
