@@ -173,11 +173,11 @@ class Job:
         files = sorted(self.folder.glob("*.seeds"), key=lambda file: file.stat().st_mtime)
         return int(files[-1].name.split(".")[0])
 
-    def end(self) -> tuple[int, str]:
-        """Exit code, and the last line of standard error."""
+    def end(self) -> tuple[int, str | None]:
+        """Exit code, and the last line of standard error if that is not 0."""
         _, text = self.process.communicate(timeout=900)
-        lines = [line for line in text.splitlines() if line.strip()]
-        return self.process.returncode, lines[-1] if lines else ""
+        line = text.strip().rpartition("\n")[2].replace(str(self.folder), "FOLDER")
+        return self.process.returncode, line if self.process.returncode else None
 
 
 def nothing(job: Job, cluster: Cluster, rows: int) -> None:

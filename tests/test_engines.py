@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from synthaug._cache import State, SynthCache, merge
-from synthaug._engines import RayEngine, Share
+from synthaug._engines import ActorPool, RayEngine, Share
 from synthaug._errors import CacheMismatchError, EngineError
 from synthaug._generate._actors import Task
 from synthaug._generate._parts import draw_part, lay_out, left, locked, parts_of
@@ -307,6 +307,29 @@ def test_four_actors_make_the_file_that_one_process_makes(ray, tmp_path, expecte
     cache = draw(tmp_path / "a.h5", engine="ray")
     assert cache.path.read_bytes() == expected
     assert list(tmp_path.iterdir()) == [cache.path]
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_pool_repeats_the_work_of_lost_actors_but_not_for_ever(ray, tmp_path):
+    class Squares:
+        def load(self) -> None:
+            pass
+
+        def work(self, number: int) -> int:
+            before = (tmp_path / str(number)).exists()
+            (tmp_path / str(number)).touch()
+            if number < 0 or (number % 2 == 0 and not before):
+                os._exit(1)
+            return number**2
+
+    def squares(numbers: list[int]) -> list[tuple[int, int]]:
+        create = ray.remote(Squares).options(num_cpus=1).remote
+        with ActorPool(create, 2, start=lambda actor: actor.load.remote()) as pool:
+            return sorted(pool.map(numbers, lambda actor, n: actor.work.remote(n), tries=2))
+
+    assert squares([1, 2, 3, 5, 7]) == [(n, n**2) for n in (1, 2, 3, 5, 7)]
+    with pytest.raises(EngineError, match="2 actors were lost with the same work"):
+        squares([-2])
 
 
 class Poisoned(Shaped):

@@ -1,20 +1,18 @@
 """Ray: joining a cluster, and a pool of actors that outlives the loss of any of them.
 
-    queue = deque(blocks)
     with cluster(address), ActorPool(create, 4, start=lambda actor: actor.load.remote()) as pool:
-        for outcome in pool.run(queue, lambda actor, block: actor.work.remote(block)):
-            if outcome.died:
-                queue.append(outcome.item)  # or give up: whoever knows the work decides
+        for block, result in pool.map(blocks, lambda actor, block: actor.work.remote(block)):
+            ...
 
-Ray finds the place for each actor and notices when one is lost. Calls are not repeated by Ray: how
-often is enough, and what is left of a block, only the caller knows.
+Ray finds the place for each actor and notices when one is lost. It does not repeat calls: how often
+is enough, and with `run` instead of `map` what is left of a block, the caller decides.
 """
 
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -232,18 +230,51 @@ class ActorPool:
                     yield self._ended(ray, ref)
             self._check_patience(ray)
 
+    def map(
+        self, items: Iterable[T], call: Callable[[Any, T], Any], *, tries: int = 3
+    ) -> Iterator[tuple[T, Any]]:
+        """Each item with what its call returned, as they end; those of lost actors are repeated.
+
+        Args:
+            items: What to do.
+            call: As in `run`.
+            tries: How many actors an item may lose.
+
+        Raises:
+            EngineError: As `run`, and for an item that has lost that many.
+            Exception: What a call raised.
+        """
+        queue = deque(enumerate(items))
+        losses = Counter[int]()
+        for outcome in self.run(queue, lambda actor, pair: call(actor, pair[1])):
+            number, item = outcome.item
+            if outcome.error is None:
+                yield item, outcome.value
+                continue
+            if not outcome.died:
+                raise outcome.error
+            losses[number] += 1
+            if losses[number] >= tries:
+                raise EngineError(
+                    f"{tries} actors were lost with the same work: {outcome.error}"
+                ) from outcome.error
+            queue.append(outcome.item)
+
     def _check_patience(self, ray: Any) -> None:
         """Says why nothing happens while no actor is ready."""
         now = time.monotonic()
         if self._busy or self._idle:
             self._waits_since = self._warned = now
             return
-        text = f"No actor is ready. {room(ray, self.needs)}"
-        if now - self._waits_since > self.patience and not capacity(ray, self.needs):
-            raise EngineError(f"{text} No node is large enough: ask for less, or add one.")
+        waited = now - self._waits_since
+        if waited > self.patience and not capacity(ray, self.needs):
+            raise EngineError(
+                f"No actor finds a place. {room(ray, self.needs)} No node is large enough: ask for "
+                "less, or add one."
+            )
         if now - self._warned > _REMIND:
             self._warned = now
-            logger.warning("%s Waiting.", text)
+            logger.warning("No actor is ready. %s Waiting.", room(ray, self.needs))
 
     def _ready(self, ray: Any, ref: Any) -> None:
         worker = self._starting.pop(ref)
@@ -253,7 +284,7 @@ class ActorPool:
             raise cause_of(error) from error
         except ray.exceptions.RayError as error:
             self._stillborn += 1
-            if self._stillborn >= 3:
+            if self._stillborn >= self.size + 2:  # a node may take all with it that load there
                 raise EngineError(
                     f"{self._stillborn} actors died one after the other before they were ready; "
                     f"the last: {error}. Does the model fit into their memory?"

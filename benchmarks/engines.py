@@ -1,0 +1,270 @@
+"""Engines: are the images the same, what do two processes gain, what does an engine cost per row?
+
+    python benchmarks/engines.py
+
+Everything runs on two cores of this machine, the ways in turn. The network is a small random U-Net;
+each process has one thread. Writes results/engines.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _machine import summary, write
+
+import synthaug
+
+SHAPE = (3, 32, 32)
+CLASSES = ("cat", "dog", "emu", "fox")
+
+
+class Timed:
+    """A class-conditional model that notes when it draws, beside the images.
+
+    Args:
+        checkpoint: Directory in diffusers layout.
+        trace: A folder for the notes of each process.
+    """
+
+    classes = CLASSES
+
+    def __init__(self, checkpoint: Path, trace: Path) -> None:
+        self.model = synthaug.ClassConditional.from_pretrained(
+            checkpoint, classes=CLASSES, num_inference_steps=10, device="cpu"
+        )
+        self.image_shape = self.model.image_shape
+        self.trace = trace
+
+    def draw(self, rows: synthaug.Plan) -> torch.Tensor:
+        """As the model."""
+        started = time.time()
+        images = self.model.draw(rows)
+        with open(self.trace / f"{os.getpid()}.json", "a") as file:
+            file.write(json.dumps([started, time.time(), len(rows)]) + "\n")
+        return images
+
+    def recipe(self) -> dict[str, Any]:
+        """As the model."""
+        return self.model.recipe()
+
+
+class Free:
+    """Grey images that cost next to nothing: what is left is the engine."""
+
+    classes = CLASSES
+    image_shape = SHAPE
+
+    def draw(self, rows: synthaug.Plan) -> torch.Tensor:
+        """Zeros, float32 (n, 3, 32, 32)."""
+        return torch.zeros(1, *SHAPE).expand(len(rows), *SHAPE)
+
+    def recipe(self) -> dict[str, Any]:
+        """No settings."""
+        return {"synthesizer": "Free", "settings": {}}
+
+
+def save_model(path: Path) -> None:
+    """A random U-Net of about a million parameters."""
+    from diffusers import DDIMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=SHAPE[-1],
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        num_class_embeds=len(CLASSES),
+    )
+    DDIMPipeline(network, DDPMScheduler()).save_pretrained(path)
+
+
+# What a process runs
+
+
+def draw(folder: Path, rows: int, engine: str, shard: str | None) -> None:
+    """Draws the plan into folder/a.h5, as a user's script would."""
+    torch.set_num_threads(1)
+    checkpoint = folder.parent / "model"
+    synthesizer = Timed(checkpoint, folder)
+    plan = synthesizer.model.plan(per_class=rows // len(CLASSES), seed=0)
+    chosen: Any = engine
+    if engine.startswith("ray"):
+        actors = int(engine.removeprefix("ray"))
+        chosen = synthaug.RayEngine(actors=actors, load=lambda: Timed(checkpoint, folder))
+    synthaug.generate(
+        synthesizer, plan, folder / "a.h5", engine=chosen, shard=shard, progress=False
+    )
+
+
+def commands(folder: Path, way: str, rows: int) -> list[list[str]]:
+    """The processes of one way to draw."""
+    base = [str(Path(__file__).absolute()), "--draw", str(folder), "--rows", str(rows)]
+    python, cores = sys.executable, ["taskset", "-c", "0,1"]
+    if way.startswith("core"):
+        return [["taskset", "-c", way[-1], python, *base]]
+    if way.startswith("shards"):
+        count = int(way[-1])
+        return [
+            ["taskset", "-c", str(i % 2), python, *base, "--shard", f"{i + 1}/{count}"]
+            for i in range(count)
+        ]
+    if way.startswith("torchrun"):
+        run = [python, "-m", "torch.distributed.run", "--nproc-per-node", way[-1]]
+        return [[*cores, *run, *base, "--engine", "torchrun"]]
+    return [[*cores, python, *base, "--engine", way]]
+
+
+def run(root: Path, way: str, rows: int) -> tuple[Path, dict[str, float]]:
+    """Runs one way; the cache, and images per second from the first draw to the last."""
+    folder = Path(tempfile.mkdtemp(prefix=way, dir=root))
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+    }
+    launched = time.time()
+    jobs = [subprocess.Popen(c, env=environment) for c in commands(folder, way, rows)]
+    for job in jobs:
+        if job.wait():
+            raise RuntimeError(f"{way} failed")
+    whole = time.time() - launched
+    notes = [
+        json.loads(line) for file in folder.glob("*.json") for line in file.read_text().splitlines()
+    ]
+    first, last = min(n[0] for n in notes), max(n[1] for n in notes)
+    return folder / "a.h5", {
+        "images_per_second": sum(n[2] for n in notes) / (last - first),
+        "seconds_before_the_first_draw": first - launched,
+        "seconds_after_the_last_draw": launched + whole - last,
+        "processes": len(list(folder.glob("*.json"))),
+    }
+
+
+# What is measured
+
+
+def same_images(root: Path, rows: int) -> dict[str, Any]:
+    """Pixels that differ from those of one process, by way."""
+    reference, _ = run(root, "core0", rows)
+    cache = synthaug.SynthCache(reference)
+    expected = cache.read(np.arange(rows)).short()
+    found = {}
+    for way in ("torchrun2", "shards3", "ray2", "ray4"):
+        path, course = run(root, way, rows)
+        pixels = synthaug.SynthCache(path).read(np.arange(rows)).short()
+        difference = (pixels - expected).abs()
+        found[way] = {
+            "rows_that_differ": int((difference.flatten(1).amax(1) > 0).sum()),
+            "largest_difference_in_grey_levels": int(difference.max()),
+            "files_are_equal": path.read_bytes() == reference.read_bytes(),
+            "processes_that_drew": course["processes"],
+        }
+        print(way, found[way], flush=True)
+    return {"rows": rows, "against_one_process": found}
+
+
+def efficiency(root: Path, rows: int, rounds: int) -> dict[str, Any]:
+    """Rates of two processes over those of one on either core."""
+    ways = ("core0", "shards2", "core1", "torchrun2", "ray2")
+    courses: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            courses[way].append(run(root, way, rows)[1])
+            print(way, courses[way][-1], flush=True)
+    rates = {way: [c["images_per_second"] for c in courses[way]] for way in ways}
+    both = [a + b for a, b in zip(rates["core0"], rates["core1"], strict=True)]
+    return {
+        "rows": rows,
+        "images_per_second": {way: summary(rates[way]) for way in ways},
+        "seconds_before_the_first_draw": {
+            way: summary([c["seconds_before_the_first_draw"] for c in courses[way]]) for way in ways
+        },
+        "seconds_after_the_last_draw": {
+            way: summary([c["seconds_after_the_last_draw"] for c in courses[way]]) for way in ways
+        },
+        "efficiency_of_two": {
+            way: summary([r / b for r, b in zip(rates[way], both, strict=True)])
+            for way in ways
+            if way[-1] == "2"
+        },
+    }
+
+
+def overhead(root: Path, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Seconds per row beyond those of `draw`, from jobs of two sizes."""
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
+    plans = {
+        rows: synthaug.Plan.build([rows // 4] * 4, classes=CLASSES, settings={}, seed=0)
+        for rows in sizes
+    }
+    ways: Mapping[str, dict[str, Any]] = {
+        "local": {},
+        "one shard": {"shard": "1/1"},
+        "ray, one actor": {"engine": synthaug.RayEngine(actors=1)},
+    }
+    seconds: dict[str, dict[int, list[float]]] = {w: {n: [] for n in sizes} for w in ways}
+    for turn in range(rounds + 1):
+        for way, arguments in ways.items():
+            for rows in sizes:
+                path = root / f"{way}-{rows}-{turn}.h5"
+                started = time.perf_counter()
+                synthaug.generate(Free(), plans[rows], path, progress=False, **arguments)
+                if turn:  # the first is to warm up
+                    seconds[way][rows].append(time.perf_counter() - started)
+                path.unlink()
+        print({w: {n: t[-1:] for n, t in seconds[w].items()} for w in ways}, flush=True)
+    ray.shutdown()
+    few, many = sizes
+    return {
+        "rows": list(sizes),
+        "bytes_per_row": int(np.prod(SHAPE)),
+        "microseconds_per_row": {
+            way: summary(
+                [1e6 * (b - a) / (many - few) for a, b in zip(times[few], times[many], strict=True)]
+            )
+            for way, times in seconds.items()
+        },
+        "seconds_for_the_smaller_job": {w: summary(t[few]) for w, t in seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs=2, default=(8_192, 65_536))
+    for name, default in (("draw", None), ("engine", "local"), ("shard", None)):
+        parser.add_argument(f"--{name}", default=default, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.draw:
+        draw(Path(arguments.draw), arguments.rows, arguments.engine, arguments.shard)
+        return
+    started = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        save_model(root / "model")
+        result = {
+            "load_at_start": round(started, 1),
+            "overhead": overhead(root, arguments.sizes, arguments.rounds),
+            "same_images": same_images(root, arguments.rows),
+            "efficiency": efficiency(root, arguments.rows, arguments.rounds),
+        }
+    print(write("engines", result))
+
+
+if __name__ == "__main__":
+    main()
