@@ -57,6 +57,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     # composition
     {"_demo", "_sweep"},
     {"_cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 HANDED = {"synthesizers", "albumentations", "transforms", "_generate", "_on_the_fly"}

@@ -21,6 +21,7 @@ from synthaug.synthesizers import Cascade, CascadeStage, ClassConditional, Diffu
 from synthaug.synthesizers._cascade_fit import StageFitJob, blur_some, gaussian_blur
 from synthaug.synthesizers._chain import StageCondition, StageDenoiser, downsample, upsample
 from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_diffusion_upscaler
+from tests.command_line import check_answer
 
 NAMES = ("ant", "bee", "cat", "dog")
 TINY: dict[str, Any] = {"channels": 8, "progress": False}
@@ -640,7 +641,8 @@ def test_a_cascade_is_trained_put_together_and_drawn_from_the_command_line(tmp_p
     assert (stage / "samples.png").exists()
     command("cascade", whole, base, stage, "--noise-conditioning-level", 70)
     assert "4 x 4 to 8 x 8 pixels" in capsys.readouterr().out
-    options = ("--per-class", 1, "--num-inference-steps", 2, "--truncated", "true")
+    check_answer("cascade", whole, base, stage, "--noise-conditioning-level", 70)
+    options = ("--per-class", 1, "--num-inference-steps", 2, "--truncated")
     command("generate", whole, out, *options, "--stage-guidance-scale", 2)
     cache = SynthCache(out)
     assert cache.image_shape == (1, 8, 8)

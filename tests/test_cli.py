@@ -1,8 +1,5 @@
 """The command line: what is pasted works, and what goes wrong is said in a line."""
 
-import contextlib
-import functools
-import io
 import json
 import os
 import re
@@ -10,7 +7,6 @@ import shlex
 import shutil
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,49 +23,10 @@ from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main, build_parser, main
 from synthaug._errors import CacheError
 from synthaug.features import TorchModule
 from synthaug.synthesizers import DiffusionInversion, _inversion_fit
+from tests.command_line import check_answer, fail, run, spy, succeed
 
 PATHS = [(name,) for name in COMMANDS] + [("cache", name) for name in CACHE_COMMANDS]
 CLASSES = ("cat", "dog", "emu")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-def run(*arguments: Any) -> Outcome:
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as caught,
-    ):
-        main([str(argument) for argument in arguments])
-    code = caught.value.code
-    assert isinstance(code, int)
-    return Outcome(code, out.getvalue(), err.getvalue())
-
-
-def succeed(*arguments: Any) -> str:
-    outcome = run(*arguments)
-    assert outcome.code == 0, outcome.err
-    return outcome.out
-
-
-def fail(code: int, *arguments: Any) -> str:
-    """The message of a run that must fail with `code`."""
-    outcome = run(*arguments)
-    assert outcome.code == code, outcome
-    found = re.search(
-        r"^synthaug: error: (.*)\n\(Set SYNTHAUG_TRACEBACK=1 to see where.\)\n\Z",
-        outcome.err,
-        re.MULTILINE | re.DOTALL,
-    )
-    assert found, outcome.err
-    assert "Traceback" not in outcome.err
-    return found[1]
 
 
 # Help and arguments
@@ -106,7 +63,7 @@ def test_the_help_explains_every_argument(path):
 def test_the_overview_names_every_command_and_what_it_does():
     text = succeed("--help")
     for name, function in COMMANDS.items():
-        assert re.search(rf"^ *{name} ", text, re.MULTILINE)
+        assert re.search(rf"^ *{name.replace('evaluate-', 'evaluate ')} ", text, re.MULTILINE)
         assert " ".join(str(function.__doc__).split("\n")[0].split()) in " ".join(text.split())
 
 
@@ -128,18 +85,9 @@ def test_dashes_and_underscores_mean_the_same(arguments, monkeypatch):
     assert options.counts == {"big-dog": 2}
 
 
-def spy(function: Any, given: dict[str, Any]) -> Any:
-    """Stands in for a command, and notes what it was called with."""
-
-    @functools.wraps(function)
-    def called(**values: Any) -> None:
-        given.update(values)
-
-    return called
-
-
 @pytest.mark.parametrize(
-    ("text", "value"), [("0", 0), ("[1.0, 1.5]", [1.0, 1.5]), ("2", 2), ("[0]", [0])]
+    ("text", "value"),
+    [("0", 0), ("[1.0, 1.5]", [1.0, 1.5]), ("1,1.5e-1", [1.0, 0.15]), ("2", 2), ("[0]", [0])],
 )
 def test_a_number_or_a_list_of_them_is_taken_for_row_parameters(text, value, monkeypatch):
     given: dict[str, Any] = {}
@@ -147,23 +95,6 @@ def test_a_number_or_a_list_of_them_is_taken_for_row_parameters(text, value, mon
     succeed("plan", "run", "--strength", text, "--estimate")
     assert given["options"].strength == value
     assert given["estimate"] is True
-
-
-def test_arguments_can_come_from_a_file_that_the_command_prints(tmp_path, monkeypatch):
-    given: dict[str, Any] = {}
-    monkeypatch.setitem(COMMANDS, "train", spy(COMMANDS["train"], given))
-    arguments = ["train", "digits", "runs/a", "--steps", "7", "--horizontal-flip"]
-    succeed(*arguments)
-    direct = dict(given)
-    config = tmp_path / "train.yaml"
-    config.write_text(succeed(*arguments, "--print_config"))
-    given.clear()
-    succeed("train", "--config", config)
-    assert given == direct
-    assert (given["data"], given["steps"], given["horizontal_flip"]) == ("digits", 7, True)
-    given.clear()
-    succeed("train", "--config", config, "--steps", 9)
-    assert given == {**direct, "steps": 9}
 
 
 @pytest.mark.parametrize(
@@ -433,6 +364,7 @@ def test_images_are_inverted_and_varied(work, monkeypatch):
     text = succeed("invert", generator, real, inverted, "--updates", 2, "--device", "cpu")
     assert "36 embeddings" in text
     assert (inverted / "variants.png").exists()
+    check_answer("invert", generator, real, inverted, "--updates", 2, "--device", "cpu")
     monkeypatch.setattr(DiffusionInversion, "draw", None)  # is refused before any work
     monkeypatch.setattr(_inversion_fit, "run_pass", None)
     message = fail(2, "invert", generator, real, inverted, "--updates", 3, "--device", "cpu")
@@ -502,6 +434,42 @@ def test_real_images_are_brought_to_the_shape_of_the_cache(work, cache):
             "--strength", 0.5, *DRAW)  # fmt: skip
     message = fail(2, "audit", cache, train, "--image-size", 8)
     assert "`--image-size` and `--channels` are for folders" in message
+
+
+def test_a_result_as_json_has_the_documented_keys_and_nothing_beside_it(work, cache):
+    train, test = f"folder:{work / 'train'}", f"folder:{work / 'test'}"
+    files, made, run_dir, out = work / "json-files", work / "json.h5", work / "run", work / "json"
+    features = ("--features", "pixels:2", "--holdout", test, "--out")
+    once = ("--steps", 1, "--batch-size", 4, "--width", 8, "--device", "cpu")
+    check_answer("train", train, work / "json-run", *once)
+    check_answer("plan", run_dir, "--per-class", 1, *DRAW)
+    check_answer("generate", run_dir, made, "--per-class", 1, *DRAW)
+    check_answer("cite", made)
+    check_answer("cache info", made)
+    check_answer("cache verify", made)
+    check_answer("cache merge", work / "json-merged.h5", made)
+    check_answer("cache export", made, files, "--format", "folder")
+    check_answer("cache import", f"folder:{files}", work / "json-back.h5")
+    check_answer("cache forget", f"folder:{files}", work / "json-back.h5")
+    check_answer("audit", cache, train, *features, out)
+    check_answer("evaluate density", cache, train, *features, work / "json-density")
+    check_answer("evaluate quality", cache, train, *features, work / "json-quality", "--force")
+    runs = ("--seeds", 1, "--seed", 2, "--out", work / "json-arms")
+    check_answer("evaluate", train, cache, test, *once[:4], *runs)
+
+    for name, command in (
+        ("json", "audit"),
+        ("json-density", "evaluate density"),
+        ("json-quality", "evaluate quality"),
+        ("json-arms", "evaluate"),
+    ):
+        record = json.loads((work / f"{name}.json").read_text())
+        assert record["settings"]["command"].startswith(f"synthaug {command} ")
+    assert {one["seed"] for one in record["runs"]} == {2}
+    assert SynthCache(made).manifest["command"].startswith(f"synthaug generate {run_dir} {made} ")
+    stored = json.loads((work / "json-run" / "synthaug.json").read_text())["command"]
+    assert "--width 8" in stored
+    assert "--token-width" not in stored  # it has no meaning for this method
 
 
 # What goes wrong
@@ -607,10 +575,9 @@ def test_what_is_missing_or_unreadable_exits_with_4(work, cache):
 def test_an_error_that_nobody_foresaw_keeps_its_traceback_and_does_not_look_like_copies(
     monkeypatch,
 ):
-    def broken(**values: Any) -> None:
+    def broken() -> None:
         raise ZeroDivisionError
 
-    broken.__annotations__ = {}
     monkeypatch.setitem(COMMANDS, "demo", broken)
     outcome = run("demo")
     assert outcome.code == 70
@@ -625,11 +592,10 @@ def test_the_traceback_of_an_error_can_be_asked_for(monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_says_that_it_can_be_run_again(monkeypatch, number, code):
-    def interrupted(**values: Any) -> None:
+    def interrupted() -> None:
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    interrupted.__annotations__ = {}
     monkeypatch.setitem(COMMANDS, "demo", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs with `&` ignore it

@@ -25,8 +25,8 @@ from synthaug.synthesizers._hardness import (
 )
 from tests import test_diffusion_inversion as inversion
 from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_diffusion
+from tests.command_line import fail, succeed
 from tests.test_class_conditional import NAMES, Real, tiny
-from tests.test_cli import fail, succeed
 
 SHAPE = (1, 8, 8)
 

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from synthaug import _progress
 from synthaug._progress import Lines, bar, counted
 
 
@@ -23,14 +22,15 @@ def _no_choice_is_made(monkeypatch):
 def logged(monkeypatch, seconds_per_step: float, steps: int = 10, initial: int = 0) -> list[str]:
     """What a job prints that is not watched."""
     now = [0.0]
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    stream = io.StringIO()
+    monkeypatch.setattr("synthaug._progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", stream)
     with bar(steps, "train", "step", initial=initial) as shown:
         for _ in range(steps - initial):
             now[0] += seconds_per_step
             shown.set_postfix(loss="0.1")
             shown.update()
-    return sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    return stream.getvalue().splitlines()
 
 
 def test_a_log_gets_a_plain_line_every_half_minute_with_rate_and_time_left(monkeypatch):
@@ -74,11 +74,12 @@ def test_the_time_between_lines_can_be_chosen(monkeypatch):
 def test_a_terminal_gets_a_bar_unless_nobody_wants_it_or_another_process_shows_it(
     monkeypatch, variables, progress, drawn
 ):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert list(counted("abc", bar(3, "read", "image", progress=progress))) == ["a", "b", "c"]
-    text = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    text = stream.getvalue()
     assert ("3/3" in text, "\r" in text) == (drawn, drawn)
 
 

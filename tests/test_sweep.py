@@ -19,6 +19,7 @@ from synthaug._sweep import SweepReport, sweep
 from synthaug._sweep._settings import combinations, with_sampler
 from synthaug.features import Pixel
 from synthaug.synthesizers import AbstractSynthesizer
+from tests.command_line import check_answer
 from tests.test_cascade import tiny_cascade
 from tests.test_class_conditional import tiny
 
@@ -268,6 +269,8 @@ def test_a_sweep_from_the_command_line(tmp_path, capsys):
     assert len(report.coarse) == 3
     assert len(report.fine) == 2
     assert (tmp_path / "out.html").exists()
+    assert str(report.settings["command"]).startswith("synthaug sweep ")
+    check_answer(*arguments)
     with pytest.raises(SystemExit) as stop:
         main(["sweep", str(tmp_path / "model"), train])
     assert stop.value.code == 2

@@ -3,8 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
+from synthaug._cli._call import Call, Result
+from synthaug._cli._inputs import contents, load
+from synthaug._cli._options import ImageOptions
 
-def info(cache: str, *, sheet: str | None = None) -> None:
+
+def info(cache: str, *, sheet: str | None = None) -> Result:
     """Show what a cache holds, and how it was made.
 
     synthaug cache info cifar10.h5 --sheet cifar10.png
@@ -14,16 +18,18 @@ def info(cache: str, *, sheet: str | None = None) -> None:
         sheet: Also writes a picture of images of every class.
     """
     from synthaug._cache import SynthCache, contact_sheet, info_text
+    from synthaug._cache import info as facts
 
     opened = SynthCache(cache)
-    print(info_text(opened))
+    text = info_text(opened)
     if sheet is not None:
         Path(sheet).parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(opened).save(sheet)
-        print(f"Samples: {sheet}")
+        text += f"\nSamples: {sheet}"
+    return Result(record={**facts(opened), "sheet": sheet}, text=text)
 
 
-def verify(cache: str) -> int:
+def verify(cache: str) -> Result:
     """Check every image of a cache against its checksum.
 
     synthaug cache verify cifar10.h5
@@ -33,16 +39,17 @@ def verify(cache: str) -> int:
     """
     from synthaug._cache import SynthCache
 
-    bad = SynthCache(cache).verify(progress=True)
-    if len(bad):
+    opened = SynthCache(cache)
+    bad = opened.verify(progress=True).tolist()
+    record = {"cache": cache, "rows": len(opened), "damaged": bad}
+    if bad:
         rows = ", ".join(map(str, bad[:20]))
-        print(f"{len(bad)} damaged rows: {rows}. Run `synthaug generate` again to draw them anew.")
-        return 4
-    print("Every row is intact.")
-    return 0
+        text = f"{len(bad)} damaged rows: {rows}. Run `synthaug generate` again to draw them anew."
+        return Result(record=record, text=text, code=4)
+    return Result(record=record, text="Every row is intact.")
 
 
-def merge(out: str, caches: list[str]) -> None:
+def merge(out: str, caches: list[str]) -> Result:
     """Copy several caches of one recipe into one, each image checked.
 
     synthaug cache merge all.h5 first.h5 second.h5
@@ -53,7 +60,8 @@ def merge(out: str, caches: list[str]) -> None:
     """
     from synthaug._cache import merge as run
 
-    print(run(caches, out, progress=True))
+    merged = run(caches, out, progress=True)
+    return Result(record=contents(merged), text=str(merged))
 
 
 def export(
@@ -62,7 +70,7 @@ def export(
     *,
     format: Literal["folder", "webdataset", "huggingface", "hdf5"],
     audit: str | None = None,
-) -> None:
+) -> Result:
     """Write the images of a cache for other tools, marked as synthetic.
 
     synthaug cache export cifar10.h5 cifar10-synthetic --format folder --audit audit.json
@@ -86,19 +94,21 @@ def export(
     if audit is not None:
         rows = np.flatnonzero(servable(opened, AuditReport.from_json(audit)).mask)
     run(opened, out, format=format, rows=rows, progress=True)
-    print(f"{int(opened.done.sum()) if rows is None else len(rows):,} images: {out}")
+    images = int(opened.done.sum()) if rows is None else len(rows)
+    record = {"out": out, "format": format, "images": images}
+    return Result(record=record, text=f"{images:,} images: {out}")
 
 
 def import_(
     source: str,
     out: str,
+    conform: ImageOptions,
     *,
-    image_size: int | None = None,
-    channels: Literal[1, 3] | None = None,
     name: str = "unknown",
     generator_licence: str | None = None,
     source_licence: str | None = None,
-) -> None:
+    call: Call,
+) -> Result:
     """Make a cache of synthetic images that somebody else generated.
 
     synthaug cache import folder:their-images theirs.h5 --name "Stable Diffusion 2.1"
@@ -106,8 +116,7 @@ def import_(
     Args:
         source: Labelled images, for example folder:PATH.
         out: The new cache; it can be audited and mixed like any other.
-        image_size: Resize the shorter side to it and cut out the centre.
-        channels: 1 converts to grey, 3 to RGB.
+        conform: What the images are brought to.
         name: What made the images, for the record.
         generator_licence: Licence of the generator, for the record.
         source_licence: Licence of the data it was trained on, for the record.
@@ -115,26 +124,31 @@ def import_(
     from synthaug._cache import import_images
     from synthaug._data import load_dataset
 
-    images = load_dataset(source, image_size=image_size, channels=channels)
+    images = load_dataset(source, image_size=conform.image_size, channels=conform.channels)
     licence = {"generator": generator_licence, "source": source_licence}
-    print(import_images(images, out, name=name, licence=licence, progress=True))
+    made = import_images(images, out, name=name, licence=licence, command=call.line, progress=True)
+    return Result(record=contents(made), text=str(made))
 
 
-def forget(images: str, caches: list[str]) -> None:
+def forget(source: str, caches: list[str]) -> Result:
     """Withdraw whatever was made from given real images: zeroed, and never served again.
 
     synthaug cache forget folder:withdrawn-consent cifar10.h5 variants.h5
 
     Args:
-        images: The real images, for example folder:PATH. They are brought to each cache's shape.
+        source: The real images, for example folder:PATH. They are brought to each cache's shape.
         caches: The caches to look through.
     """
     from synthaug._cache import SynthCache
     from synthaug._cache import forget as run
-    from synthaug._cli._inputs import load
     from synthaug._data import as_pixels
 
     opened = [SynthCache(cache) for cache in caches]  # so that a missing one is named first
+    withdrawn, lines = {}, []
     for cache, name in zip(opened, caches, strict=True):
-        (count,) = run([name], as_pixels(load(images, cache.image_shape))).values()
-        print(f"{name}: {count:,} of {len(cache):,} rows were made from these images; withdrawn.")
+        (count,) = run([name], as_pixels(load(source, cache.image_shape))).values()
+        withdrawn[name] = count
+        lines.append(
+            f"{name}: {count:,} of {len(cache):,} rows were made from these images; withdrawn."
+        )
+    return Result(record={"withdrawn": withdrawn}, text="\n".join(lines))

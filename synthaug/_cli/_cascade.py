@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from synthaug._cli._call import Call, Result
+
 
 def cascade(
     out: str,
@@ -10,7 +12,8 @@ def cascade(
     classes: str | list[str] | None = None,
     noise_conditioning_level: int | None = None,
     truncated: bool = False,
-) -> None:
+    call: Call,
+) -> Result:
     """Put a base and its super-resolution stages into one directory.
 
     synthaug cascade runs/cascade runs/cifar8 runs/8to32 --noise-conditioning-level 100
@@ -23,6 +26,7 @@ def cascade(
         noise_conditioning_level: The level that the stages use where a plan does not name one.
         truncated: Stop each chain at the noise level of the stage after it.
     """
+    from synthaug._checkpoints import record_command
     from synthaug._cli._inputs import names
     from synthaug.synthesizers import Cascade
 
@@ -39,7 +43,11 @@ def cascade(
         **level,
     )
     found.save_pretrained(out)
+    record_command(out, call.line)
     shapes = [found.base.model.image_shape, *(stage.image_shape for stage in found.stages)]
     sizes = " to ".join(f"{height} x {width}" for _, height, width in shapes)
-    print(f"{sizes} pixels. Checkpoint: {out}.")
-    print(f"Next: synthaug generate {out} CACHE.h5 --per-class 100")
+    return Result(
+        record={"checkpoint": out, "image_shapes": [list(shape) for shape in shapes]},
+        text=f"{sizes} pixels. Checkpoint: {out}.\n"
+        f"Next: synthaug generate {out} CACHE.h5 --per-class 100",
+    )

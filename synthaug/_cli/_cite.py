@@ -1,7 +1,9 @@
 """The command that names the papers behind a cache."""
 
+from synthaug._cli._call import Result
 
-def cite(cache: str, *, bibtex: bool = False) -> None:
+
+def cite(cache: str, *, bibtex: bool = False) -> Result:
     """Name the papers behind the images of a cache.
 
     synthaug cite cifar10.h5 --bibtex
@@ -11,6 +13,7 @@ def cite(cache: str, *, bibtex: bool = False) -> None:
         bibtex: Print BibTeX entries instead of lines of text.
     """
     from synthaug._cache import SynthCache
-    from synthaug._cite import cite as text
+    from synthaug._cite import cite as cited
 
-    print(text(SynthCache(cache), bibtex=bibtex))
+    text = cited(SynthCache(cache), bibtex=bibtex)
+    return Result(record={"cache": cache, "text": text}, text=text)

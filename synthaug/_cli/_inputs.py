@@ -1,29 +1,16 @@
 """What several commands do with their arguments."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 
 def names(given: str | Sequence[str]) -> list[str]:
-    """The names in "a,b", or in a list."""
+    """The names in "a,b", in '["a", "b"]', or in a list."""
+    if isinstance(given, str) and given.startswith("["):
+        given = json.loads(given)
     parts = given.split(",") if isinstance(given, str) else given
-    return [part.strip() for part in parts]
-
-
-def synthetic_images(spec: str, image_size: int | None, channels: int | None) -> Any:
-    """A cache, or a data set brought to a size; a cache has one already."""
-    from synthaug._cache import SynthCache
-    from synthaug._data import load_dataset
-
-    if ":" in spec:
-        return load_dataset(spec, image_size=image_size, channels=channels)
-    cache = SynthCache(spec)
-    if image_size is not None or channels is not None:
-        raise ValueError(
-            "`image_size` and `channels` are for folders; with a cache, real images are "
-            f"brought to its shape, {cache.image_shape}."
-        )
-    return cache
+    return [str(part).strip() for part in parts]
 
 
 def load(spec: str, image_shape: tuple[int, int, int], classes: Sequence[str] | None = None) -> Any:
@@ -31,3 +18,11 @@ def load(spec: str, image_shape: tuple[int, int, int], classes: Sequence[str] | 
     from synthaug._data import load_dataset
 
     return load_dataset(spec, image_shape=image_shape, classes=classes)
+
+
+def contents(cache: Any) -> dict[str, Any]:
+    """A cache in a few numbers, for programs."""
+    from synthaug._cache import info
+
+    facts = info(cache)
+    return {"cache": str(cache.path), "rows": facts["rows"], **facts["states"]}

@@ -1,9 +1,12 @@
 """Commands about diffusion inversion: train a generator on tokens, learn embeddings."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from synthaug._cli import _pictures
+from synthaug._cli._call import Call, Result
 from synthaug._cli._inputs import load
+from synthaug._cli._options import Precision
 
 
 def invert(
@@ -19,13 +22,14 @@ def invert(
     num_tokens: int | None = None,
     block_size: int = 1024,
     image_size: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     compile: bool = False,
     estimate: bool = False,
     checkpoint_seconds: float = 120.0,
     device: str | None = None,
     seed: int = 0,
-) -> None:
+    call: Call,
+) -> Result:
     """Learn an embedding of every image (diffusion inversion); run again to resume.
 
     synthaug invert runs/tokens folder:cifar10/train runs/inverted --updates 100
@@ -44,15 +48,16 @@ def invert(
         num_tokens: Tokens per image, if there is no encoder.
         block_size: Images that are learned at once.
         image_size: Height and width to learn and draw at, if not the checkpoint's own.
-        dtype: Of the network; embeddings are float32 always.
+        precision: Of the network; embeddings are float32 always.
         compile: Compile the network: a slow start, then faster steps.
         estimate: Only print what it will cost.
         checkpoint_seconds: Seconds between checkpoints.
-        device: cpu, cuda ...; a GPU if there is one by default.
+        device: cpu, cuda ...; by default a GPU if there is one.
         seed: Seed of all noise.
     """
     import torch
 
+    from synthaug._checkpoints import record_command
     from synthaug._data import load_dataset
     from synthaug.synthesizers import DiffusionInversion, InversionConfig
 
@@ -62,7 +67,7 @@ def invert(
         checkpoint,
         classes=classes,
         image_size=image_size,
-        dtype=getattr(torch, dtype),
+        dtype=getattr(torch, precision),
         device=device,
     )
     real = load(data, inversion.image_shape)
@@ -78,26 +83,20 @@ def invert(
         checkpoint_seconds=checkpoint_seconds,
         seed=seed,
     )
-    print(inversion.cost(real, config, measure=estimate), flush=True)
+    cost = inversion.cost(real, config, measure=estimate)
+    record = {"images": len(real), "bytes": cost.bytes, "seconds": cost.seconds}
     if estimate:
-        return
+        return Result(
+            record={"checkpoint": None, "loss": None, "picture": None, **record}, text=str(cost)
+        )
+    print(cost, flush=True)
     inverted, result = inversion.fit(real, out, config=config)
+    record_command(out, call.line)
     picture = Path(out) / "variants.png"
-    _picture(inverted, real, picture)
-    loss = f", loss {result.loss_curve[-1][1]:.4f}" if result.loss_curve else ""
-    print(f"{len(real):,} embeddings{loss}: {out}. Real images and variants of each: {picture}")
-
-
-def _picture(inverted: Any, real: Any, path: Path, images: int = 8, variants: int = 7) -> None:
-    """A row per image: the real one, then variants of it."""
-    import numpy as np
-    import torch
-
-    from synthaug._pixels import grid, to_pixels
-
-    plan = inverted.plan(ratio=variants, interpolation=0)
-    shown = np.unique(np.linspace(0, len(real) - 1, images).astype(int))
-    rows = np.concatenate([np.flatnonzero(plan["source"] == i)[:variants] for i in shown])
-    drawn = to_pixels(inverted.draw(plan[rows])).unflatten(0, (len(shown), -1))
-    sheet = torch.cat([real.read(shown)[:, None], drawn], 1).flatten(0, 1)
-    grid(sheet, columns=drawn.shape[1] + 1, scale=max(1, 32 // real.image_shape[-1])).save(path)
+    _pictures.variants(inverted, real, picture)
+    loss = result.loss_curve[-1][1] if result.loss_curve else None
+    shown = "" if loss is None else f", loss {loss:.4f}"
+    return Result(
+        record={"checkpoint": out, "loss": loss, "picture": str(picture), **record},
+        text=f"{len(real):,} embeddings{shown}: {out}. Real images and variants of each: {picture}",
+    )

@@ -6,7 +6,8 @@ an error that nobody foresaw, 130 interrupted, 143 asked to end (SIGTERM).
 """
 
 import contextlib
-import inspect
+import io
+import json
 import logging
 import os
 import re
@@ -14,21 +15,17 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 from synthaug._cli._caches import export, forget, import_, info, merge, verify
+from synthaug._cli._call import Call, Result
 from synthaug._cli._cascade import cascade
 from synthaug._cli._cite import cite
-from synthaug._cli._generation import PlanOptions, generate, plan
+from synthaug._cli._demo import demo
+from synthaug._cli._generation import generate, plan
 from synthaug._cli._inversion import invert
-from synthaug._cli._judgement import (
-    audit,
-    demo,
-    evaluate,
-    evaluate_density,
-    evaluate_quality,
-)
+from synthaug._cli._judgement import audit, evaluate, evaluate_density, evaluate_quality
 from synthaug._cli._sweep import sweep
 from synthaug._cli._training import train
 from synthaug._errors import (
@@ -91,52 +88,39 @@ START_ANEW = {
 
 def build_parser() -> Any:
     """The parser of the whole command line."""
-    from argparse import RawDescriptionHelpFormatter
+    from synthaug._cli._parser import Formatter, Parser, command_parser
 
-    from docstring_parser import parse as parse_docstring
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+    def add(commands: Any, name: str, function: Any, above: str = "synthaug") -> None:
+        parser, shown = command_parser(function), name.replace("evaluate-", "evaluate ")
+        commands.add_subcommand(name, parser, help=_first_line(function))
+        commands._choices_actions[-1].metavar = shown
+        parser.prog = f"{above} {shown}"
+        parser.usage = " ".join([parser.prog, *_metavars(parser), "[options]"])
 
-    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-        """Keeps the example line of a docstring on a line of its own."""
-
-    def command(function: Any) -> Any:
-        parser = ArgumentParser(
-            description=(function.__doc__ or "").split("Args:")[0].replace("\n    ", "\n").strip(),
-            formatter_class=Formatter,
-        )
-        parser.add_argument("--config", action="config", help="A YAML file with these arguments.")
-        parameters = inspect.signature(function).parameters.values()
-        switches = [p.name for p in parameters if isinstance(p.default, bool)]
-        files = [p.name for p in parameters if p.annotation == list[str]]
-        has_plan = "options" in function.__annotations__
-        skip: set[str | int] = {*switches, *files, *(["options"] if has_plan else [])}
-        parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skip)
-        if has_plan:
-            parser.add_class_arguments(PlanOptions, as_group=False)
-        texts = {p.arg_name: p.description for p in parse_docstring(function.__doc__ or "").params}
-        for name in files:  # as many as there are, where jsonargparse would want a JSON list
-            parser.add_argument(name, nargs="+", help=texts[name])
-        for name in switches:  # a plain switch, where jsonargparse would want `--name true`
-            parser.add_argument(f"--{name}", action="store_true", help=texts[name])
-        return parser
-
-    parser = ArgumentParser(
+    top = Parser(
         prog="synthaug",
+        usage="synthaug COMMAND ... [options]",
         description="Synthetic training images, and the audit that says whether they are copies.",
         formatter_class=Formatter,
         version=_version(),
+        allow_abbrev=False,
     )
-    parser.add_argument("--verbose", "-v", action="store_true", help="Log what is decided.")
-    commands = parser.add_subcommands(dest="command")
+    commands = top.add_subcommands(dest="command", metavar="COMMAND")
     for name, function in COMMANDS.items():
-        added = commands.add_subcommand(name, command(function), help=_first_line(function))
-        added.prog = added.prog.replace("evaluate-", "evaluate ")  # see `words`
-    cache = ArgumentParser(description="Look after cache files.", formatter_class=Formatter)
+        add(commands, name, function)
+    cache = Parser(description="Look after cache files.", formatter_class=Formatter)
     commands.add_subcommand("cache", cache, help="Look after cache files.")
-    actions = cache.add_subcommands(dest="action")
+    cache.prog, cache.usage = "synthaug cache", "synthaug cache COMMAND ... [options]"
+    actions = cache.add_subcommands(dest="action", metavar="COMMAND")
     for name, function in CACHE_COMMANDS.items():
-        actions.add_subcommand(name, command(function), help=_first_line(function))
-    return parser
+        add(actions, name, function, above="synthaug cache")
+    return top
+
+
+def _metavars(parser: Any) -> list[str]:
+    """The arguments by position, as the usage shows them."""
+    placed = [action for action in parser._actions if not action.option_strings]
+    return [f"{a.metavar} ..." if a.nargs == "+" else a.metavar for a in placed]
 
 
 def _first_line(function: Any) -> str:
@@ -144,23 +128,58 @@ def _first_line(function: Any) -> str:
 
 
 def words(given: Sequence[str]) -> list[str]:
-    """What the parser gets: `--per_class` for `--per-class`, one word for `evaluate density`.
+    """What the parser gets: one order and one spelling of what may be written in several.
 
-    As `evaluate` takes arguments of its own, it has no commands below it.
+    - `--per_class` means `--per-class`, and `1.0,1.5` means `[1.0, 1.5]` where numbers are taken;
+    - `evaluate density` becomes one word: as `evaluate` takes arguments of its own, it has no
+      commands below it;
+    - `--json`, `--verbose`, `--quiet` may stand before the command;
+    - `--config` comes first, so that the command line counts more, wherever it stands.
     """
-    found = [_underscored(text) for text in given]
-    at = next((i for i, word in enumerate(found) if not word.startswith("-")), 0)
-    if (name := "-".join(found[at : at + 2])) in ("evaluate-density", "evaluate-quality"):
-        found[at : at + 2] = [name]
-    return found
+    from synthaug._cli._parser import arguments, takes_numbers
+
+    found = [_dashed(text) for text in given]
+    at = next((i for i, word in enumerate(found) if not word.startswith("-")), len(found))
+    found, before = found[at:], found[:at]
+    if before and set(before) - {"-v", "--verbose", "-q", "--quiet", "--json"}:
+        return [*before, *found]  # --help, --version, or a mistake
+    if (name := "-".join(found[:2])) in ("evaluate-density", "evaluate-quality"):
+        found[:2] = [name]
+    depth = 2 if found[:1] == ["cache"] else 1
+    command, rest = found[:depth], found[depth:]
+    functions = CACHE_COMMANDS if depth == 2 else COMMANDS
+    if not command or command[-1] not in functions:
+        return [*found, *before]
+    listed = {
+        "--" + one.name.replace("_", "-")
+        for one in arguments(functions[command[-1]])
+        if takes_numbers(one.type)
+    }
+    config: list[str] = []
+    others: list[str] = []
+    for word in (words_left := iter(rest)):
+        option, equals, value = word.partition("=")
+        if option == "--config":
+            config += [word] if equals else [word, *[w for w in [next(words_left, None)] if w]]
+        elif option in listed:
+            text = value if equals else next(words_left, None)
+            others += [option] if text is None else [f"{option}={_listed(text)}"]
+        else:
+            others.append(word)
+    return [*command, *config, *others, *before]
 
 
-def _underscored(text: str) -> str:
-    """`--per-class` means `--per_class`."""
+def _dashed(text: str) -> str:
+    """`--per_class` means `--per-class`."""
     if not text.startswith("--"):
         return text
     name, equals, value = text.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+    return name.replace("_", "-") + equals + value
+
+
+def _listed(text: str) -> str:
+    number = r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*"
+    return f"[{text}]" if re.fullmatch(rf"{number}(,{number})+", text, re.IGNORECASE) else text
 
 
 def _as_options(message: str, options: Set[str]) -> str:
@@ -172,6 +191,7 @@ def _as_options(message: str, options: Set[str]) -> str:
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1], (found[2] or "").strip("'\"")
+        name = "precision" if name == "dtype" else name
         if name not in options:
             return found[0]
         text = "--" + name.replace("_", "-")
@@ -184,11 +204,9 @@ def _as_options(message: str, options: Set[str]) -> str:
 
 def _options(function: Any) -> set[str]:
     """The names of a command's options, as Python knows them."""
-    parameters = inspect.signature(function).parameters.values()
-    own = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return own | (
-        {*PlanOptions.__dataclass_fields__} if "options" in function.__annotations__ else set()
-    )
+    from synthaug._cli._parser import arguments
+
+    return {argument.name for argument in arguments(function) if not argument.positional}
 
 
 def _version() -> str:
@@ -205,31 +223,65 @@ def _terminate(*_: Any) -> None:
     raise _Terminated
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the command `synthaug`."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    parsed = build_parser().parse_args(words(given))
-    level = logging.INFO if parsed.verbose else logging.WARNING
-    logging.basicConfig(level=level, format="synthaug: %(message)s")
-    chosen, functions = parsed[parsed.command], COMMANDS
-    name = parsed.command
-    if name == "cache":
-        name, functions = chosen.action, CACHE_COMMANDS
-        chosen = chosen[name]
-    values = {k: v for k, v in chosen.as_dict().items() if k != "config"}
-    function: Any = functions[name]
-    if "options" in function.__annotations__:
-        own = {k: values.pop(k) for k in PlanOptions.__dataclass_fields__}
-        values["options"] = PlanOptions(**own)
-    with contextlib.suppress(ValueError):  # signals reach the main thread only
-        signal.signal(signal.SIGTERM, _terminate)
+@contextlib.contextmanager
+def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
+    """Log and warnings as single lines on standard error; no progress if it is to be quiet."""
+    logger = logging.getLogger("synthaug")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("synthaug: %(message)s"))
+    level, progress = logger.level, os.environ.get("SYNTHAUG_PROGRESS")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose and not quiet else logging.WARNING)
+    if quiet:  # in the environment, so that worker processes know
+        os.environ["SYNTHAUG_PROGRESS"] = "off"
     try:
         with warnings.catch_warnings():
             # One line, without the place in the code.
             warnings.showwarning = lambda message, *_: print(
                 f"synthaug: {message}", file=sys.stderr
             )
-            code = function(**values)
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        if quiet and progress is None:
+            del os.environ["SYNTHAUG_PROGRESS"]
+        elif quiet:
+            os.environ["SYNTHAUG_PROGRESS"] = str(progress)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command `synthaug`."""
+    from synthaug._cli._parser import SHARED, bound
+    from synthaug._cli._parser import arguments as arguments_of
+
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = build_parser().parse_args(words(given))
+    name, chosen, functions = parsed.command, parsed[parsed.command], COMMANDS
+    shown = name.replace("evaluate-", "evaluate ")
+    if name == "cache":
+        name, functions = chosen.action, CACHE_COMMANDS
+        chosen, shown = chosen[name], f"cache {name}"
+    function: Any = functions[name]
+    known = list(arguments_of(function))
+    values = chosen.as_dict()
+    shared = {option: values.pop(option) for option in SHARED}
+    ordered = {one.name: values[one.name] for one in sorted(known, key=lambda x: not x.positional)}
+    call = Call(shown, ordered, {one.name for one in known if one.positional})
+    if shared["print_config"]:
+        print(_config(call), end="")
+        sys.exit(0)
+    with contextlib.suppress(ValueError):  # signals reach the main thread only
+        signal.signal(signal.SIGTERM, _terminate)
+    output = sys.stderr if shared["json"] else sys.stdout
+    try:
+        with (
+            _heard(verbose=shared["verbose"], quiet=shared["quiet"]),
+            contextlib.redirect_stdout(output),
+        ):
+            logging.getLogger("synthaug").info("%s", call.line)
+            result = function(**bound(function, values, call))
+        _answer(result, call, as_json=shared["json"])
     except (SynthaugError, ValueError, ImportError, OSError) as error:
         if os.environ.get("SYNTHAUG_TRACEBACK"):
             raise
@@ -244,4 +296,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         print("synthaug: this is a fault of synthaug. Please report it.", file=sys.stderr)
         sys.exit(70)
-    sys.exit(code or 0)
+    sys.exit(result.code)
+
+
+def _config(call: Call) -> str:
+    """The call as a configuration file."""
+    import yaml
+
+    text = io.StringIO(f"# synthaug {call.command} --config THIS_FILE\n")
+    text.seek(0, io.SEEK_END)
+    yaml.safe_dump(call.settings, text, sort_keys=False, allow_unicode=True)
+    return text.getvalue()
+
+
+def _answer(result: Result, call: Call, *, as_json: bool) -> None:
+    """Prints the result, in one of the processes if there are several."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        record = {
+            "command": call.command,
+            "version": _version(),
+            "arguments": call.settings,
+            "exit_code": result.code,
+            "result": result.record,
+        }
+        print(json.dumps(record, indent=1, allow_nan=False))
+    elif result.text:
+        print(result.text)

@@ -1,14 +1,20 @@
 """The command that searches sampling parameters."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from synthaug._cli._call import Call, Result
 from synthaug._cli._inputs import load, names
+from synthaug._cli._judgement import written
+from synthaug._cli._options import ClassifierOptions, NetworkOptions
 
 
 def sweep(
     checkpoint: str,
     real: str,
+    classifiers: ClassifierOptions,
+    network: NetworkOptions,
     *,
     validation: str | None = None,
     test: str | None = None,
@@ -24,18 +30,12 @@ def sweep(
     guidance_per_class: int | None = None,
     features: str | None = None,
     select: Literal["cas", "frechet"] = "cas",
-    model: str = "small-cnn",
     steps: int = 1_000,
-    seeds: int = 3,
-    horizontal_flip: bool = False,
     force: bool = False,
-    allow_overlap: bool = False,
     batch_size: int = 64,
-    classes: str | list[str] | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    device: str | None = None,
     seed: int = 0,
-) -> None:
+    call: Call,
+) -> Result:
     """Search the sampling parameters that make the best training images; run again to go on.
 
     synthaug sweep runs/cifar10 folder:cifar10/train --validation folder:cifar10/validation
@@ -43,6 +43,8 @@ def sweep(
     Args:
         checkpoint: Directory in diffusers layout, or hub:OWNER/NAME.
         real: The images that it was trained on. All real images are brought to its image size.
+        classifiers: What is trained on images.
+        network: What draws them.
         validation: Images to choose by: neither training images nor test images.
         test: Test images, only to see that they share no image with the validation split.
         out: Writes OUT.html, OUT.json and OUT.png, and keeps everything it made in the directory
@@ -60,21 +62,13 @@ def sweep(
             spectrum; by default those of a classifier trained on REAL.
         select: What the second stage chooses by: cas, the accuracy of classifiers trained on the
             images, or frechet.
-        model: Classifier: small-cnn, resnet20, a torchvision model, or timm:NAME.
         steps: Optimiser steps of every classifier.
-        seeds: Classifiers per setting.
-        horizontal_flip: Mirror half of their training images.
         force: Take the Fréchet distance of fewer images than twice the features.
-        allow_overlap: Go on if the splits share images.
         batch_size: Images per batch while drawing; does not change them.
-        classes: Class names or prompts (cat,dog), for a checkpoint that does not name them.
-        dtype: Of the generator's network.
-        device: cpu, cuda ...; a GPU if there is one by default.
         seed: Base seed.
     """
-    import torch
-
     from synthaug import synthesizers
+    from synthaug._devices import choose_device
     from synthaug._sweep import default_grid
     from synthaug._sweep import sweep as run
     from synthaug.features import named
@@ -90,12 +84,7 @@ def sweep(
         raise ValueError(
             f"{checkpoint} holds a {kind}; a sweep takes a ClassConditional or Cascade."
         )
-    synthesizer: Any = getattr(synthesizers, kind).from_pretrained(
-        checkpoint,
-        classes=None if classes is None else names(classes),
-        dtype=getattr(torch, dtype),
-        device=device,
-    )
+    synthesizer: Any = getattr(synthesizers, kind).from_pretrained(checkpoint, **network.loading())
     given: dict[str, Any] = {
         "scheduler": None if scheduler is None else names(scheduler),
         "num_inference_steps": num_inference_steps,
@@ -121,22 +110,32 @@ def sweep(
         guidance=guidance,
         per_class=per_class,
         guidance_per_class=guidance_per_class,
-        features=None if features is None else named(features, device=device or "cpu"),
+        features=None
+        if features is None
+        else named(features, device=choose_device(network.device)),
         select=select,
-        model=model,
+        model=classifiers.model,
         steps=steps,
-        seeds=seeds,
-        horizontal_flip=horizontal_flip,
+        seeds=classifiers.seeds,
+        horizontal_flip=classifiers.horizontal_flip,
         force=force,
-        allow_overlap=allow_overlap,
+        allow_overlap=classifiers.allow_overlap,
         batch_size=batch_size,
         seed=seed,
-        device=device,
+        device=network.device,
     )
+    report = replace(report, settings={"command": call.line})
     report.to_html(f"{out}.html")
     report.to_json(f"{out}.json")
     report.plot(f"{out}.png")
-    print(report)
-    print(f"Report: {out}.html, {out}.json, {out}.png")
     chosen = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in report.chosen.items())
-    print(f"Next: synthaug generate {checkpoint} {Path(out).name}.h5 --per-class 500 {chosen}")
+    return Result(
+        record={
+            "chosen": report.chosen,
+            "select": report.select,
+            "settings": len(report.coarse) + len(report.fine),
+            **written(out, "png"),
+        },
+        text=f"{report}\nReport: {out}.html, {out}.json, {out}.png\n"
+        f"Next: synthaug generate {checkpoint} {Path(out).name}.h5 --per-class 500 {chosen}",
+    )

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -73,6 +73,8 @@ class SweepReport:
     classifier: dict[str, JSON]
     """Name of the classifier of the inception score and its weights, and how those of the accuracy
     were trained."""
+    settings: dict[str, JSON] = field(default_factory=dict)
+    """How the sweep was asked for, if it was from the command line (`command`)."""
 
     def rows(self, stage: str) -> list[list[str]]:
         """The table of one stage as text, header first; in the first the best comes first."""

@@ -1,0 +1,59 @@
+"""What a command is called with, and what it answers."""
+
+import json
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command and all its arguments, those that were left at their defaults among them."""
+
+    command: str
+    """As it is written: `cache export`."""
+    arguments: Mapping[str, Any]
+    """By their names in Python, those that are given by position first."""
+    positional: Collection[str] = ()
+    """Names of those."""
+
+    def without(self, names: Collection[str]) -> "Call":
+        """The call less arguments that have no meaning in it."""
+        kept = {name: value for name, value in self.arguments.items() if name not in names}
+        return Call(self.command, kept, self.positional)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments as JSON, which a configuration file can hold."""
+        plain: dict[str, Any] = json.loads(json.dumps(dict(self.arguments)))
+        return plain
+
+    @property
+    def line(self) -> str:
+        """A line for the shell that repeats the call; it is stored with what the call makes."""
+        words = ["synthaug", *self.command.split()]
+        for name, value in self.settings.items():
+            option = "--" + name.replace("_", "-")
+            if name in self.positional:
+                words += map(str, value) if isinstance(value, list) else [str(value)]
+            elif isinstance(value, bool):
+                words += [option] if value else []
+            elif value is not None:
+                words += [
+                    option,
+                    json.dumps(value) if isinstance(value, list | dict) else f"{value}",
+                ]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a command found or made."""
+
+    record: Mapping[str, Any]
+    """JSON for programs (`--json`); docs/command_line.md lists its keys."""
+    text: str = ""
+    """For people, printed at the end."""
+    code: int = field(default=0)
+    """Exit code."""

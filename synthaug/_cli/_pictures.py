@@ -1,0 +1,75 @@
+"""Pictures of what a generator does, for people to look at first."""
+
+from pathlib import Path
+from typing import Any
+
+
+def samples(model: Any, seed: int, path: Path) -> None:
+    """Eight images of each of the first ten classes."""
+    from synthaug._pixels import grid, to_pixels
+
+    counts = dict.fromkeys(model.classes[:10], 8)
+    row: dict[str, Any] = {"guidance_scale": 1.5 if model.can_be_guided else 1.0}
+    if hasattr(model, "realism"):
+        row = {name: [0.0, value] for name, value in model.default_strengths.items()}
+    images = model.draw(model.plan(counts=counts, seed=seed, **row))
+    zoom = max(1, 32 // images.shape[-1])
+    grid(to_pixels(images), columns=8, scale=zoom).save(path)
+
+
+def enlarged(stage: Any, real: Any, path: Path, images: int = 8) -> None:
+    """A row of real images, one of smaller copies, one of what is drawn from those."""
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from synthaug._noise import streams
+    from synthaug._pixels import grid, to_images, to_pixels
+
+    chosen = np.unique(np.linspace(0, len(real) - 1, images).astype(int))
+    pixels = real.read(chosen)
+    low = stage.shrink(to_images(pixels))
+    drawn = stage.draw(
+        low,
+        torch.zeros(len(chosen), dtype=torch.int64),
+        torch.tensor(np.asarray(real.targets)[chosen]),
+        torch.ones(len(chosen)),
+        streams(chosen.tolist()),
+    )
+    blocks = F.interpolate(to_pixels(low).float(), pixels.shape[2:], mode="nearest-exact")
+    sheet = torch.cat([pixels, blocks.to(torch.uint8), to_pixels(drawn).cpu()])
+    grid(sheet, columns=len(chosen), scale=max(1, 32 // pixels.shape[-1])).save(path)
+
+
+def restored(cold: Any, real: Any, path: Path, images: int = 8) -> None:
+    """A row of real images, one of what the last level leaves, one of what is restored."""
+    import numpy as np
+    import torch
+
+    from synthaug._noise import streams
+    from synthaug._pixels import grid, to_images, to_pixels
+
+    chosen = np.unique(np.linspace(0, len(real) - 1, images).astype(int))
+    pixels = real.read(chosen)
+    drawn = cold.degradation.realise(streams(chosen.tolist()), cold.image_shape)
+    realisation = {name: value.to(cold.device) for name, value in drawn.items()}
+    T = cold.degradation.num_levels
+    x_T = cold.degradation(to_images(pixels).to(cold.device), T, realisation)
+    restored = cold.restore(x_T, T, realisation).x0
+    sheet = torch.cat([pixels, to_pixels(x_T).cpu(), to_pixels(restored).cpu()])
+    grid(sheet, columns=len(chosen), scale=max(1, 32 // pixels.shape[-1])).save(path)
+
+
+def variants(inverted: Any, real: Any, path: Path, images: int = 8, columns: int = 7) -> None:
+    """A row per image: the real one, then variants of it."""
+    import numpy as np
+    import torch
+
+    from synthaug._pixels import grid, to_pixels
+
+    plan = inverted.plan(ratio=columns, interpolation=0)
+    shown = np.unique(np.linspace(0, len(real) - 1, images).astype(int))
+    rows = np.concatenate([np.flatnonzero(plan["source"] == i)[:columns] for i in shown])
+    drawn = to_pixels(inverted.draw(plan[rows])).unflatten(0, (len(shown), -1))
+    sheet = torch.cat([real.read(shown)[:, None], drawn], 1).flatten(0, 1)
+    grid(sheet, columns=drawn.shape[1] + 1, scale=max(1, 32 // real.image_shape[-1])).save(path)

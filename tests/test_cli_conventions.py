@@ -1,0 +1,301 @@
+"""What holds for every command: names, configuration files, JSON, logs, and what is recorded."""
+
+import contextlib
+import inspect
+import json
+import logging
+import os
+import re
+import runpy
+import shlex
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pytest
+import yaml
+
+from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main
+from synthaug._cli._call import Call, Result
+from synthaug._cli._generation import PlanOptions
+from synthaug._cli._options import ExtractorOptions
+from synthaug._cli._parser import SHARED, arguments
+from synthaug._cli._training import METHODS
+from synthaug._cli._training_options import OptimiserOptions, TrainOptions
+from tests.command_line import PAGE, documented, fail, run, spy, succeed
+from tests.test_readme import ROOT
+
+EVERY = {**COMMANDS, **{f"cache {name}": f for name, f in CACHE_COMMANDS.items()}}
+
+
+def refusal(*given: Any) -> str:
+    """The message about arguments that do not parse."""
+    outcome = run(*given)
+    found = re.fullmatch(r"synthaug: error: (.*)\n\(See `synthaug .*--help`.\)\n", outcome.err)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert found, outcome.err
+    return found[1]
+
+
+@pytest.fixture
+def given(monkeypatch) -> dict[str, Any]:
+    """What `train` was called with."""
+    values: dict[str, Any] = {}
+    monkeypatch.setitem(COMMANDS, "train", spy(COMMANDS["train"], values))
+    return values
+
+
+# Names
+
+
+def plain_types(kind: Any) -> set[Any]:
+    """What a single value of the type is, without choices and None."""
+    if get_origin(kind) in (Union, types.UnionType, list, tuple):
+        return set().union(*map(plain_types, get_args(kind)))
+    return set() if get_origin(kind) is Literal or kind is types.NoneType else {kind}
+
+
+def test_one_name_means_one_kind_of_value_in_all_commands():
+    found: dict[str, set[Any]] = {}
+    for function in EVERY.values():
+        for argument in arguments(function):
+            found.setdefault(argument.name, set()).update(plain_types(argument.type))
+    assert {name: kinds for name, kinds in found.items() if len(kinds) > 1} == {}
+
+
+def test_what_several_commands_share_has_one_default():
+    found: dict[str, set[Any]] = {}
+    for function in EVERY.values():
+        for argument in arguments(function):
+            if argument.name in ("seed", "device", "precision", "seeds", "model", "force"):
+                found.setdefault(argument.name, set()).add(argument.default)
+    assert {name: len(defaults) for name, defaults in found.items()} == dict.fromkeys(found, 1)
+
+
+def test_every_part_of_the_training_options_is_taken_by_some_method():
+    taken = {part for _, parts in METHODS.values() for part in parts} | {OptimiserOptions}
+    assert taken == set(TrainOptions.__bases__)
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_every_command_takes_what_all_take(command):
+    text = succeed(*command.replace("-", " ").split(), "--help")
+    for name in SHARED:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "_" not in "".join(re.findall(r"^ +(--[\w-]+)", text, re.MULTILINE))
+
+
+def test_flags_may_stand_before_and_after_the_command(given):
+    for line in ("-q train digits o", "train digits o -q", "train -q digits o --json"):
+        succeed(*line.split())
+        assert given["data"] == "digits"
+
+
+def test_a_switch_can_be_turned_off_again(given, tmp_path):
+    (tmp_path / "c.yaml").write_text("data: digits\nout: o\nhorizontal_flip: true\n")
+    succeed("train", "--config", tmp_path / "c.yaml")
+    assert given["options"].horizontal_flip is True
+    succeed("train", "--config", tmp_path / "c.yaml", "--no-horizontal-flip")
+    assert given["options"].horizontal_flip is False
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "missing: a command. Commands: demo, train, "),
+        ("cache", "missing: a command. Commands: info, verify, "),
+        ("trian digits o", "there is no command 'trian'. Did you mean train? Commands: demo, "),
+        ("cache exprt", "there is no command 'exprt'. Did you mean export? Commands: info, "),
+        ("train digits o --stepz 3", "there is no option --stepz. Did you mean --steps?"),
+        ("train digits o --step 3", "there is no option --step. Did you mean --steps?"),
+        ("train digits o p", "there is no use for p; arguments by position are complete."),
+        ("train digits", "missing: out."),
+        ("evaluate quality", "missing: synthetic, real."),
+        ("train digits o --width x", "--width is x, expected a whole number."),
+        ("train digits o --low-size x", "--low-size is x, expected a whole number."),
+        ("plan run --strength x", "--strength is x, expected a number or several numbers with "),
+        ("plan run --counts 3", "--counts is 3, expected a JSON object."),
+        ("plan run --algorithm best", "--algorithm is best, expected improved or naive or direct."),
+    ],
+)
+def test_a_mistake_is_named_with_what_was_meant(line, message):
+    assert refusal(*line.split()).startswith(message)
+
+
+# Configuration files
+
+
+def test_a_printed_configuration_repeats_the_call(given, tmp_path):
+    line = "train digits runs/a --steps 7 --horizontal-flip --blur-std-range 0.1,0.2"
+    succeed(*line.split())
+    direct = dict(given)
+    config = tmp_path / "train.yaml"
+    config.write_text(succeed(*line.split(), "--print-config"))
+    given.clear()
+    succeed("train", "--config", config)
+    assert given == direct
+    assert given["options"].blur_std_range == (0.1, 0.2)
+    for order in (["--config", config, "--steps", 9], ["--steps", 9, "--config", config]):
+        succeed("train", *order)
+        assert given["options"].steps == 9
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_every_example_line_has_a_configuration_that_gives_the_same_call(command, tmp_path):
+    text = inspect.getdoc(EVERY[command])
+    name = command.replace("-", " ")
+    (line,) = re.findall(rf"^(synthaug {name}\b.*)$", text or "", re.MULTILINE)
+    first = succeed(*shlex.split(line)[1:], "--print-config")
+    assert first.startswith(f"# synthaug {name} --config ")
+    config = tmp_path / "config.yaml"
+    config.write_text(first)
+    assert succeed(*name.split(), "--config", config, "--print-config") == first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", "there is no argument 'stepz' here. Did you mean steps?"),
+        ("steps: many", "--steps is many, expected a whole number."),
+        ("precision: float8", "--precision is float8, expected float32 or bfloat16."),
+    ],
+)
+def test_a_configuration_is_held_to_the_same_rules(tmp_path, text, message):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: digits\nout: o\n{text}\n")
+    assert refusal("train", "--config", config) == message
+
+
+def test_a_configuration_that_is_missing_is_named(tmp_path):
+    assert "nowhere.yaml" in refusal("train", "--config", tmp_path / "nowhere.yaml")
+
+
+# Results
+
+
+def test_the_page_has_the_result_of_every_command():
+    assert set(documented()) == {name.replace("-", " ") for name in EVERY}
+
+
+def test_the_line_that_is_recorded_repeats_the_call(given):
+    line = "train 'my digits' o --steps 3 --blur-std-range 0.1,0.2 --degradation-settings"
+    succeed(*shlex.split(line), '{"a": 1}')
+    first = dict(given)
+    succeed(*shlex.split(given["call"].line)[1:])
+    assert given == first
+    call = Call("cache merge", {"out": "a", "caches": ["b", "c d"]}, {"out", "caches"})
+    assert call.line == "synthaug cache merge a b 'c d'"
+
+
+def test_features_are_kept_until_the_report_that_needs_them_is_written(tmp_path):
+    out = tmp_path / "density"
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        ExtractorOptions().kept(str(out)) as folder,
+    ):
+        Path(folder).mkdir()
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["density.unfinished"]
+    with ExtractorOptions().kept(str(out)) as folder:
+        assert Path(folder).exists()
+    assert not list(tmp_path.iterdir())
+    with ExtractorOptions(features_dir="mine").kept(str(out)) as folder:
+        assert folder == "mine"
+
+
+def test_a_mix_is_switched_off_by_name_and_left_alone_without():
+    settings = ("scheduler", "log_variance_mix")
+    assert PlanOptions(log_variance_mix="none").given(*settings) == {"log_variance_mix": None}
+    assert PlanOptions(scheduler="ddim").given(*settings) == {"scheduler": "ddim"}
+
+
+def test_an_error_leaves_standard_output_empty(tmp_path):
+    outcome = run("cache", "info", tmp_path / "none.h5", "--json")
+    assert (outcome.code, outcome.out) == (4, "")
+    assert "none.h5" in outcome.err
+
+
+def test_what_a_command_prints_on_the_way_does_not_disturb_its_json(monkeypatch):
+    def talks() -> Result:
+        """Talks."""
+        print("half way")
+        return Result(record={"a": 1}, text="a is 1", code=3)
+
+    monkeypatch.setitem(COMMANDS, "demo", talks)
+    outcome = run("demo", "--json")
+    assert json.loads(outcome.out)["result"] == {"a": 1}
+    assert outcome.err == "half way\n"
+    assert outcome.code == json.loads(outcome.out)["exit_code"] == 3
+    assert run("demo").out == "half way\na is 1\n"
+    monkeypatch.setenv("RANK", "1")  # one process of several speaks
+    assert run("demo").out == "half way\n"
+
+
+# Logs
+
+
+@pytest.mark.parametrize(
+    ("option", "heard"),
+    [
+        ([], ["synthaug: careful", "synthaug: beware"]),
+        (["-q"], ["synthaug: careful", "synthaug: beware"]),
+        (["-v"], ["synthaug: synthaug demo", "synthaug: decided", "synthaug: careful"]),
+    ],
+)
+def test_verbose_tells_what_is_decided_and_all_settings(monkeypatch, option, heard):
+    progress: list[str | None] = []
+
+    def logs() -> Result:
+        """Logs."""
+        logging.getLogger("synthaug").info("decided")
+        logging.getLogger("synthaug._plan").warning("careful")
+        warnings.warn("beware", stacklevel=1)
+        progress.append(os.environ.get("SYNTHAUG_PROGRESS"))
+        return Result(record={})
+
+    monkeypatch.delenv("SYNTHAUG_PROGRESS", raising=False)
+    monkeypatch.setitem(COMMANDS, "demo", logs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        lines = run("demo", *option).err.splitlines()
+    assert lines[: len(heard)] == heard
+    assert progress == ["off" if option == ["-q"] else None]
+    assert not logging.getLogger("synthaug").handlers
+
+
+# The page
+
+
+def test_the_page_names_every_exit_code_and_environment_variable():
+    sources = "".join(path.read_text() for path in (ROOT / "synthaug").rglob("*.py"))
+    variables = set(re.findall(r"\bSYNTHAUG_[A-Z_]+\b", sources))
+    text = PAGE.read_text()
+    for name in variables:
+        assert f"`{name}`" in text
+    for code in re.findall(r"\b(\d+)\b", str(_main.__doc__)):
+        if code != "1":
+            assert re.search(rf"^\| {code} \|", text, re.MULTILINE), code
+
+
+def test_the_package_can_be_run_as_a_module(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["synthaug", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("synthaug", run_name="__main__")
+    assert stop.value.code == 0
+
+
+def test_the_configuration_shown_on_the_page_is_one_that_the_command_takes(given, tmp_path):
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "c.yaml").write_text(block)
+    succeed("train", "--config", tmp_path / "c.yaml")
+    plain = yaml.safe_load(block)
+    assert given["data"] == plain["data"]
+    assert given["options"].steps == plain["steps"]
+
+
+def test_training_options_that_have_no_meaning_are_refused_before_anything_is_read():
+    line = ["train", "folder:/nowhere", "o", "--num-tokens", 3]
+    assert fail(2, *line).startswith("`--num-tokens` has no meaning with --condition labels")
