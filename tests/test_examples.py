@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -40,7 +41,9 @@ def test_the_example_runs(name, tmp_path):
     assert done.stdout.startswith(PRINTED[name])
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create .* worker processes", "ignore:'set_vital' is deprecated"
+)
 def test_the_code_of_the_training_guide_runs(tmp_path, monkeypatch):
     real = real_images(8, 8)
     real.transform = v2.ToImage()
@@ -48,8 +51,14 @@ def test_the_code_of_the_training_guide_runs(tmp_path, monkeypatch):
     report = SimpleNamespace(identity=cache.identity, passed=np.ones(18, bool), verdict="pass")
     quick = partial(synthaug.evaluate, steps=2, device="cpu", progress=False)
     monkeypatch.setattr(synthaug, "evaluate", quick, raising=False)
+    monkeypatch.chdir(tmp_path)
+    scores = np.linspace(0.5, 1, 18)
     names: dict[str, Any] = {
         "synthaug": synthaug,
+        "torch": torch,
+        "check": SimpleNamespace(identity=cache.identity, scores=scores),
+        "hardness": SimpleNamespace(identity=cache.identity, hardness=scores),
+        "sharpness": scores,
         "DataLoader": DataLoader,
         "v2": v2,
         "cache": cache,
@@ -59,7 +68,7 @@ def test_the_code_of_the_training_guide_runs(tmp_path, monkeypatch):
     }
     loading, *blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
     assert "SynthCache(" in loading  # names files that are not here
-    assert len(blocks) == 5
+    assert len(blocks) == 12
     for block in blocks:
         exec(block, names)
     assert names["table"].arm_names[-1] == "synthetic only"

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from synthaug import mixing
@@ -514,6 +515,21 @@ def test_pairs_of_arrays_are_data_sets(cache):
         MixedDataset((arrays[0], labels[1:]), cache, audit=None, fraction=0.5, classes=CLASSES)
     with pytest.raises(TypeError, match="tuple of ndarray, list, expected a data set, or a pair"):
         MixedDataset((arrays[0], []), cache, audit=None, fraction=0.5, classes=CLASSES)
+
+
+def test_a_folder_of_images_is_mixed_as_torchvision_reads_it(cache, tmp_path):
+    for i in range(12):
+        folder = tmp_path / "train" / CLASSES[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 6), (i, i, i)).save(folder / f"{i:02}.png")
+    folder = ImageFolder(tmp_path / "train", transform=v2.ToImage())
+    mixed = MixedDataset(folder, cache, audit=None, fraction=0.5)
+    rows = mixed.synthetic_rows()
+    assert (mixed.targets, mixed.class_to_idx) == (folder.targets, folder.class_to_idx)
+    expected = [value(folder[i][0]) if row < 0 else FIRST_ROW + row for i, row in enumerate(rows)]
+    assert values(mixed) == expected
+    mixed.transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    assert {image.dtype for image, _ in mixed} == {torch.float32}  # type: ignore[attr-defined]
 
 
 def test_a_table_of_the_datasets_library_is_mixed_without_reading_its_images(cache):
