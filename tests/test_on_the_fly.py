@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from itertools import pairwise
 from typing import Any
 
@@ -48,10 +47,11 @@ def expected(rows: Any, plan: Plan = PLAN) -> Tensor:
 def settle(live: OnTheFlyDataset) -> None:
     """Waits until the thread has nothing left to draw."""
     drawing = live._drawing
-    while drawing._ahead is not None and not drawing._ahead.done():
-        time.sleep(0.001)
-        if drawing._ahead.done():
-            time.sleep(0.01)  # its callback may be about to begin the next batch
+    while drawing._thread is not None:
+        ahead = drawing._ahead
+        drawing._thread.submit(int).result()  # comes after what the last batch began next
+        if drawing._ahead is ahead:
+            return
 
 
 def pool(n: int, m: int, reuse: int, seed: int = 0) -> Pool:
@@ -210,26 +210,24 @@ def test_an_error_of_the_thread_is_raised_where_images_are_asked_for_next():
         live.read([0])
 
 
-def threads() -> int:
-    return sum(thread.name.startswith("synthaug-on-the-fly") for thread in threading.enumerate())
-
-
 def test_the_thread_ends_with_close_and_with_the_data_set():
+    def thread_of(live: OnTheFlyDataset) -> threading.Thread:
+        before = set(threading.enumerate())
+        live.read([0])
+        (thread,) = set(threading.enumerate()) - before
+        return thread
+
     live = OnTheFlyDataset(Noise(), PLAN, size=12, batch_size=1)
-    before = threads()
-    live.read([0])
-    assert threads() == before + 1
+    thread = thread_of(live)
     live.close()
-    assert threads() == before
+    assert not thread.is_alive()
     assert not live._drawing._images
-    assert torch.equal(live.read([3]), expected(live.rows([3])))  # it can be used again
-    settle(live)
+    thread = thread_of(live)  # it can be used again
+    assert torch.equal(live.read([3]), expected(live.rows([3])))
     del live
     gc.collect()
-    until = time.monotonic() + 30
-    while threads() > before and time.monotonic() < until:
-        time.sleep(0.01)
-    assert threads() == before
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 _PROGRAM = """
