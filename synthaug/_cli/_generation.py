@@ -2,13 +2,14 @@
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from synthaug._cli._call import Call, Result
 from synthaug._cli._inputs import contents, load
-from synthaug._cli._options import NetworkOptions
+from synthaug._cli._options import NetworkOptions, RayOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +177,8 @@ SETTINGS = (
 )
 
 
-def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
-    """The synthesizer, its plan, and the data set of `--source`."""
+def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
+    """The synthesizer, and the data set of `--source`."""
     from synthaug import synthesizers
     from synthaug.synthesizers._kinds import kind_of
 
@@ -204,13 +205,25 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
     elif row.keys() & {"strength", "severity"}:
         option = "strength" if "strength" in row else "severity"
         raise ValueError(f"`--{option}` needs `--source`, the real images to start from.")
+    return synthesizer, source
+
+
+def _load_there(folder: str, checkpoint: str, options: PlanOptions) -> Any:
+    """The synthesizer in an actor, where paths shall mean the same as here."""
+    os.chdir(folder)
+    return _synthesizer(checkpoint, options)[0]
+
+
+def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
+    """The synthesizer, its plan, and the data set of `--source`."""
+    synthesizer, source = _synthesizer(checkpoint, options)
     plan = synthesizer.plan(
         None if source is None else source.targets,
         per_class=options.per_class,
         ratio=options.ratio,
         counts=options.counts,
         seed=options.seed,
-        **row,
+        **options.given(*ROW),
     )
     return synthesizer, plan, source
 
@@ -252,6 +265,7 @@ def generate(
     checkpoint: str,
     out: str,
     options: PlanOptions,
+    ray: RayOptions,
     *,
     batch_size: int = 64,
     engine: Literal["local", "torchrun", "ray"] = "local",
@@ -268,6 +282,7 @@ def generate(
         checkpoint: Directory in diffusers layout, trained by us or not; or hub:OWNER/NAME.
         out: The cache, an HDF5 file. Samples of it are shown in a picture of that name with .png.
         options: What to draw.
+        ray: How to spread over a cluster.
         batch_size: Images per batch; does not change them.
         engine: local draws in this process, torchrun in its ranks, ray on the actors of a cluster.
         shard: 1/3, 2/3 or 3/3 draws a third, as one task of a job array; the last one to end puts
@@ -275,9 +290,13 @@ def generate(
         generator_licence: Licence of the generator, for the record.
         source_licence: Licence of the data it was trained on, for the record.
     """
+    from synthaug._cache import State
     from synthaug._generate import generate as fill
     from synthaug._pixels import grid
 
+    chosen = ray.engine(engine, partial(_load_there, os.getcwd(), checkpoint, options))
+    if engine == "ray":  # the actors draw: here nothing should take a GPU
+        options = replace(options, device="cpu")
     synthesizer, rows, source = _prepare(checkpoint, options)
     licence = {"generator": generator_licence, "source": source_licence}
     cache = fill(
@@ -285,7 +304,7 @@ def generate(
         rows,
         out,
         batch_size=batch_size,
-        engine=engine,
+        engine=chosen,
         shard=shard,
         source=source,
         licence=licence,
@@ -295,7 +314,7 @@ def generate(
     labels = cache.labels[done]
     shown = [i for label in sorted(set(labels))[:10] for i in done[labels == label][:8]]
     picture = None
-    if shown and os.environ.get("RANK", "0") == "0":  # not if all were withdrawn
+    if shown and not (cache.state == State.PENDING).any():  # not if all were withdrawn
         picture = str(Path(out).with_suffix(".png"))
         scale = max(1, 32 // cache.image_shape[-1])
         grid(cache.read(shown), columns=8, scale=scale).save(picture)

@@ -1,8 +1,8 @@
 """Options that several commands have, as dataclasses: one name, one meaning, one default."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16"]
@@ -114,3 +114,38 @@ class ClassifierOptions:
     seeds: int = 3
     horizontal_flip: bool = False
     allow_overlap: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """On a Ray cluster, with --engine ray.
+
+    Args:
+        ray_address: Of a running cluster; by default RAY_ADDRESS, else one that runs on this
+            machine, else a new one on this machine.
+        actors: Number of actors; by default as many as there is room for.
+        num_cpus: Processors of each actor; by default 1.
+        num_gpus: GPUs of each actor, such as 0.5; by default 1 if the cluster has GPUs.
+    """
+
+    ray_address: str | None = None
+    actors: int | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+
+    def engine(self, name: str, load: Callable[[], Any] | None = None) -> Any:
+        """The engine of that name; `load` makes the synthesizer in an actor.
+
+        Raises:
+            ValueError: For options of Ray with another engine.
+        """
+        from synthaug._engines import RayEngine
+
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {option: value for option, value in values.items() if value is not None}
+        if name == "ray":
+            address = given.pop("ray_address", None)
+            return RayEngine(address=address, load=load, **given)
+        if given:
+            raise ValueError(f"`{next(iter(given))}` needs `engine='ray'`.")
+        return name
