@@ -132,6 +132,7 @@ def run(root: Path, way: str, rows: int) -> tuple[Path, dict[str, float]]:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # as the other ways
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
     }
     launched = time.time()
@@ -206,6 +207,7 @@ def overhead(root: Path, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
     """Seconds per row beyond those of `draw`, from jobs of two sizes."""
     import ray
 
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
     plans = {
         rows: synthaug.Plan.build([rows // 4] * 4, classes=CLASSES, settings={}, seed=0)

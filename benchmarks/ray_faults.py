@@ -279,6 +279,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # else other work here would keep actors waiting
     if arguments.drive:
         drive(
             Path(arguments.drive),

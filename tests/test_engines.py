@@ -289,6 +289,7 @@ def ray() -> Iterator[Any]:
         tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
     ):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # other tests would keep actors waiting
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         ray.init(
             address="local",
