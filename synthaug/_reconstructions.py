@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from synthaug._checkpoints import load_part, read_json, resolve
 from synthaug._data import LabelledImages, as_pixels, classes_of, labels_of
 from synthaug._devices import choose_device
 from synthaug._errors import CheckpointError, DataMismatchError
 from synthaug._pixels import to_images, to_pixels
+from synthaug._progress import bar
 
 
 def reconstructions(
@@ -67,7 +67,7 @@ def reconstructions(
     parts: list[Tensor] = []
     with (
         torch.inference_mode(),
-        tqdm(total=len(labels), unit="image", desc="reconstruct", disable=not progress) as bar,
+        bar(len(labels), "reconstruct", "image", progress=progress) as shown,
     ):
         for start in range(0, len(labels), batch_size):
             rows = range(start, min(start + batch_size, len(labels)))
@@ -76,7 +76,7 @@ def reconstructions(
             latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
             decoded = vae.decode(latents).sample
             parts.append(to_pixels(decoded.clamp(-1, 1).cpu()))
-            bar.update(len(rows))
+            shown.update(len(rows))
     name = f"{getattr(real, 'name', 'images')}, decoded"
     return LabelledImages(torch.cat(parts), labels, names, name=name)
 

@@ -4,10 +4,12 @@ import contextlib
 import inspect
 import json
 import logging
+import math
 import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import types
 import warnings
@@ -222,11 +224,11 @@ def test_what_a_command_prints_on_the_way_does_not_disturb_its_json(monkeypatch)
     def talks() -> Result:
         """Talks."""
         print("half way")
-        return Result(record={"a": 1}, text="a is 1", code=3)
+        return Result(record={"a": 1, "b": math.nan}, text="a is 1", code=3)
 
     monkeypatch.setitem(COMMANDS, "demo", talks)
     outcome = run("demo", "--json")
-    assert json.loads(outcome.out)["result"] == {"a": 1}
+    assert json.loads(outcome.out)["result"] == {"a": 1, "b": None}
     assert outcome.err == "half way\n"
     assert outcome.code == json.loads(outcome.out)["exit_code"] == 3
     assert run("demo").out == "half way\na is 1\n"
@@ -278,6 +280,13 @@ def test_the_page_names_every_exit_code_and_environment_variable():
     for code in re.findall(r"\b(\d+)\b", str(_main.__doc__)):
         if code != "1":
             assert re.search(rf"^\| {code} \|", text, re.MULTILINE), code
+
+
+def test_arguments_are_checked_before_anything_heavy_is_loaded():
+    code = "from synthaug._cli import build_parser; build_parser(); import sys; print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    loaded = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert not {"torch", "numpy", "PIL", "h5py"} & set(loaded.split())
 
 
 def test_the_package_can_be_run_as_a_module(monkeypatch):

@@ -319,7 +319,7 @@ def _answer(result: Result, call: Call, *, as_json: bool) -> None:
             "version": _version(),
             "arguments": call.settings,
             "exit_code": result.code,
-            "result": result.record,
+            "result": json.loads(json.dumps(result.record), parse_constant=lambda name: None),
         }
         print(json.dumps(record, indent=1, allow_nan=False))
     elif result.text:
