@@ -12,7 +12,13 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-TAKEN = ("examples/*.md", "examples/*.py", "examples/*.png", "benchmarks/results/*")
+TAKEN = (
+    "examples/*.md",
+    "examples/*.py",
+    "examples/frameworks/*.py",
+    "examples/*.png",
+    "benchmarks/results/*",
+)
 MOVED = {"CHANGELOG.md": "project/changelog.md", "CONTRIBUTING.md": "project/contributing.md"}
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#|data:)([^)#\s]+)")
 

@@ -260,7 +260,14 @@ def _label_column(dataset: Any, key: Any) -> Any:
     if is_table(dataset):
         name = _key_among(dataset.column_names, "label") if key is None else key
         return dataset.with_format("numpy")[name][:]
+    if key in (None, 1) and hasattr(_reader(dataset), "samples"):
+        return [label for _, label in dataset.reader.samples]
     return None
+
+
+def _reader(dataset: Any) -> Any:
+    """What a data set of timm reads its files with."""
+    return getattr(dataset, "reader", None)
 
 
 def is_table(dataset: Any) -> bool:
@@ -307,6 +314,8 @@ def classes_of(dataset: Any, key: Any = None) -> tuple[str, ...] | None:
     if is_table(dataset):
         name = _key_among(dataset.column_names, "label") if key is None else key
         names = getattr(dataset.features[name], "names", None)
+    elif isinstance(index := getattr(_reader(dataset), "class_to_idx", None), dict):
+        names = tuple(sorted(index, key=index.__getitem__))
     else:
         names = getattr(dataset, "classes", None)
     return None if names is None else tuple(str(name) for name in names)

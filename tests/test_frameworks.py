@@ -5,23 +5,27 @@ batch says which images it holds.
 """
 
 import copy
+import importlib
 import json
 import os
+import re
 import runpy
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, WeightedRandomSampler
 from torchvision import datasets
 from torchvision.transforms import v2
 
 import synthaug
+from synthaug._adapt import labels_of
 from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
@@ -173,7 +177,7 @@ def test_a_run_that_lightning_resumes_sees_what_it_would_have_seen(
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     loaders: dict[str, dict[str, Any]] = {
         "in turn": {},
-        "seeded": {"sampler": lambda: DistributedSampler(real_images(), 1, 0, seed=5)},
+        "seeded": {"sampler": lambda: synthaug.SeededSampler(real_images(), seed=5)},
         "shuffled": {"shuffle": True},
     }
 
@@ -342,6 +346,40 @@ def test_a_run_that_trainer_resumes_sees_what_it_would_have_seen(hf, cache, tmp_
     assert rest == whole[step:]
 
 
+# timm
+
+
+def test_labels_and_classes_of_timm_are_known_without_reading_images(cache, tmp_path):
+    timm_data = pytest.importorskip("timm.data")
+    real = real_images()
+    for i in range(SIZE):
+        image, label = v2.functional.to_pil_image(real[i][0]), CLASSES[real[i][1]]
+        (tmp_path / "real" / label).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "real" / label / f"{i:02}.png")
+    images = timm_data.create_dataset("", root=str(tmp_path / "real"), is_training=True)
+    mixed = MixedDataset(images, cache, audit=None, fraction=0.0)
+    assert mixed.classes == CLASSES
+    assert mixed.targets == [label for _, label in (images[i] for i in range(SIZE))]
+    # The real ones, in the order of their files, through a transform that is assigned later.
+    mixed.transform = v2.PILToTensor()
+    assert values(torch.stack([mixed[i][0] for i in range(SIZE)])) == [
+        *range(0, SIZE, 2),
+        *range(1, SIZE, 2),
+    ]
+    labels = labels_of(ReadsNothing(images.reader))
+    assert labels.tolist() == mixed.targets
+
+
+class ReadsNothing:
+    """timm's data set of images, if it could not open any."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return SIZE
+
+
 # The examples
 
 
@@ -453,3 +491,26 @@ def test_two_processes_share_the_mixture_of_one(in_example_data):
     for way in ("example", "seedable"):
         assert len(found[0][way]) == len(found[1][way])
         assert sorted(found[0][way] + found[1][way]) == wanted
+
+
+# The page
+
+
+def adoption() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES.parents[1] / "benchmarks"))
+        return importlib.import_module("adoption")
+
+
+def test_the_page_shows_what_changes_in_the_examples():
+    page = (EXAMPLES.parents[1] / "docs/frameworks.md").read_text()
+    shown = re.findall(r"^```diff\n(.*?)\n```", page, re.M | re.S)
+    assert sorted(shown) == sorted("\n".join(adoption().difference(name)) for name in FRAMEWORKS)
+
+
+def test_the_page_counts_the_lines_of_the_examples():
+    page = (EXAMPLES.parents[1] / "docs/frameworks.md").read_text()
+    counts = re.findall(r"frameworks/(\w+)_mixed.py\) \| (\d+) \| (\d+) \| (\d+) \|", page)
+    assert {name: list(map(int, numbers)) for name, *numbers in counts} == {
+        name: list(adoption().changed(name).values()) for name in FRAMEWORKS
+    }

@@ -2,14 +2,13 @@
 
 import timm
 import torch
-from timm.data import create_loader
+from timm.data import create_dataset, create_loader
 from torch import nn
-from torchvision import datasets
 
 import synthaug
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-train = datasets.ImageFolder("data/train")
+train = create_dataset("", root="data/train", is_training=True)
 cache = synthaug.SynthCache("synthetic.h5")
 report = synthaug.AuditReport.from_json("audit.json")
 train = synthaug.MixedDataset(train, cache, audit=report, fraction=0.5)
@@ -22,7 +21,7 @@ loader = create_loader(
     persistent_workers=False,
     device=device,
 )
-model = timm.create_model("resnet18", num_classes=len(train.classes)).to(device)
+model = timm.create_model("resnet18", num_classes=10).to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for epoch in range(2):
     train.set_epoch(epoch)

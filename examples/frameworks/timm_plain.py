@@ -2,12 +2,11 @@
 
 import timm
 import torch
-from timm.data import create_loader
+from timm.data import create_dataset, create_loader
 from torch import nn
-from torchvision import datasets
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-train = datasets.ImageFolder("data/train")
+train = create_dataset("", root="data/train", is_training=True)
 loader = create_loader(
     train,
     input_size=(3, 32, 32),
@@ -17,7 +16,7 @@ loader = create_loader(
     persistent_workers=False,
     device=device,
 )
-model = timm.create_model("resnet18", num_classes=len(train.classes)).to(device)
+model = timm.create_model("resnet18", num_classes=10).to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for epoch in range(2):
     for images, labels in loader:

@@ -1,0 +1,72 @@
+"""The page on generators of one's own: short, and what it promises."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import synthaug
+from synthaug import caches
+
+PAGE = Path(__file__).parents[1] / "docs/bring_your_own.md"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return synthaug.load_dataset("digits")
+
+
+@pytest.fixture
+def page_names(digits, tmp_path, monkeypatch) -> dict[str, Any]:
+    """What the first code of the page defines."""
+    monkeypatch.chdir(tmp_path)
+    (code, *_) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    names: dict[str, Any] = {"synthaug": synthaug, "real": digits.subset(range(100)), "code": code}
+    exec(code, names)
+    return names
+
+
+def test_a_generator_of_ones_own_takes_less_than_twenty_lines(page_names):
+    (found,) = (n for n in ast.parse(page_names["code"]).body if isinstance(n, ast.ClassDef))
+    assert found.end_lineno is not None
+    assert found.end_lineno - found.lineno + 1 < 20
+
+
+def test_it_fills_the_cache_of_its_plan_and_its_images_depend_on_their_rows_alone(page_names):
+    plan, cache, blurred = (page_names[name] for name in ("plan", "cache", "blurred"))
+    assert cache.done.all()
+    assert len(cache) == len(plan) == 100
+    order = np.random.default_rng(0).permutation(100)
+    torch.testing.assert_close(blurred.draw(plan[order]), blurred.draw(plan)[order])
+    means = torch.stack(
+        [cache.read(np.flatnonzero(cache.labels == c)).float().mean(0) for c in range(10)]
+    )
+    expected = (blurred.means + 1) * 127.5
+    assert (means - expected).abs().mean() < 0.2 * 127.5  # sigma, before averaging
+
+
+def test_images_made_elsewhere_are_audited_and_their_copies_are_not_served(digits, tmp_path):
+    train, holdout = digits.subset(range(500)), digits.subset(range(500, 1000))
+    theirs = digits.subset([*range(1000, 1100), 3, 5])  # the last two are copies
+    for i in range(len(theirs)):
+        image, label = theirs[i]
+        folder = tmp_path / "theirs" / theirs.classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{i:03}.png")
+    cache = caches.import_images(f"folder:{tmp_path}/theirs", tmp_path / "theirs.h5", name="ours")
+    report = synthaug.audit(cache, train, holdout=holdout, progress=False)
+    report.to_json(tmp_path / "audit.json")
+    report = synthaug.AuditReport.from_json(tmp_path / "audit.json")
+    mixed = synthaug.MixedDataset(train, cache, audit=report, fraction=1.0)
+    served = set()
+    for epoch in range(3):
+        mixed.set_epoch(epoch)
+        served |= {image.numpy().tobytes() for image in mixed.read(range(len(mixed)))}
+    copies = {image.numpy().tobytes() for image in train.read([3, 5])}
+    given = {image.numpy().tobytes() for image in theirs.read(range(len(theirs)))}
+    assert len(served) > 90
+    assert served <= given - copies
