@@ -21,6 +21,7 @@ from synthaug._datasets import MixedBatchSampler, MixedDataset
 from synthaug._errors import AuditMismatchError, DataError
 from synthaug._plan import Plan
 from synthaug.mixing import AtLeast, AtMost, Balance, Cosine, Fields, Highest, Linear, Lowest
+from synthaug.synthesizers import soft_labels
 from tests.mixtures import (
     CLASSES,
     FIRST_ROW,
@@ -369,6 +370,7 @@ def test_soft_labels_come_from_the_plan_and_serve_what_lies_between_classes(real
     soft = MixedDataset(real, between, audit=None, fraction=0.5, soft_labels=True)
     expected = np.eye(3, dtype=np.float32)[between.labels]
     expected[0], expected[7] = [0.75, 0, 0.25], [0, 0.75, 0.25]
+    np.testing.assert_array_equal(expected, soft_labels(between.plan))
     seen = set()
     for epoch in range(10):
         soft.set_epoch(epoch)
@@ -609,13 +611,18 @@ def test_the_log_says_what_stood_at_which_position_of_which_epoch(
 
 def test_a_file_that_is_no_log_is_named(real, cache, tmp_path):
     path = tmp_path / "x.csv"
-    for text in ("", "a,b\n1,2\n", "epoch,worker,batch,index,row\n1,2\n"):
+    header = "run,epoch,worker,batch,index,row\n"
+    for text in ("", "a,b\n1,2\n", f"{header}1,2\n", f"{header}{'1,' * 6}1\n"):
         path.write_text(text)
         with pytest.raises(DataError, match=re.escape(f"{path} is not a log of served images")):
             mixing.read_log(path)
     mixed = MixedDataset(real, cache, audit=None, fraction=0.5)
     with pytest.raises(DataError, match=r"Cannot write the log .* Is a directory"):
         mixed.log_served(tmp_path)
+    path.write_text("a,b\nc,d\n")
+    with pytest.raises(DataError, match=r"x.csv is not a log .* Name another file"):
+        mixed.log_served(path)
+    assert path.read_text() == "a,b\nc,d\n"
     mixed.log_served(path := tmp_path / "empty.csv")
     assert len(mixing.read_log(path)) == 0
 

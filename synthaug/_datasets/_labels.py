@@ -1,5 +1,6 @@
 """What the labels of items look like: class indices, or vectors of class probabilities."""
 
+import hashlib
 from typing import Any, final
 
 import numpy as np
@@ -25,7 +26,7 @@ class ItemLabels:
         """Decides which kind.
 
         Args:
-            soft_labels: The argument of `MixedDataset`.
+            soft_labels: True for those of the plan, False for none, or float (N, num_classes).
             example: The label of a real item. If it is a vector, all labels are vectors.
             synthetic: The cache.
             rows: Those that may be served.
@@ -33,53 +34,57 @@ class ItemLabels:
         Raises:
             ValueError: If a row that may be served has no class probabilities.
         """
-        self._classes = np.asarray(synthetic.labels)
-        self._one_hot = np.eye(len(synthetic.classes), dtype=np.float32)
         given = is_probabilities(example)
-        if given and soft_labels is False:
-            soft_labels = self._one_hot[self._classes]
-        self.probabilities = _row_probabilities(soft_labels, synthetic, rows)
-        """Of every row of the cache, float32 (N, num_classes); `None` for class indices."""
-        self.changes_real = self.probabilities is not None and not given
+        self.vectors = given or soft_labels is not False
+        """Whether labels are vectors."""
+        self.changes_real = self.vectors and not given
         """Whether real items get a vector in the place of their class index."""
-        self._example = torch.zeros(len(self._one_hot)) if self.changes_real else example
+        self._classes = np.asarray(synthetic.labels)
+        self._num_classes = len(synthetic.classes)
+        self._example = torch.zeros(self._num_classes) if self.changes_real else example
+        # Probabilities of many rows and classes are large: those of a plan are made when asked for.
+        self._given: NDArray[np.float32] | None = None
+        self._partner, self._share = np.full(len(self._classes), -1), np.zeros(len(self._classes))
+        if soft_labels is True:
+            plan: Any = getattr(synthetic, "plan", None)
+            if "partner_label" in getattr(plan, "columns", {}):
+                self._partner = np.asarray(plan["partner_label"])
+                self._share = np.asarray(plan["interpolation"], np.float64)
+        elif soft_labels is not False:
+            self._given = _checked(soft_labels, synthetic, rows)
 
     def of_row(self, row: int) -> Any:
         """The label of a row of the cache."""
-        if self.probabilities is None:
-            return label_like(int(self._classes[row]), self._example)
-        return probabilities_like(self.probabilities[row], self._example)
+        label = int(self._classes[row])
+        if not self.vectors:
+            return label_like(label, self._example)
+        if self._given is not None:
+            return probabilities_like(self._given[row], self._example)
+        vector = self._one_hot(label)
+        if self._partner[row] >= 0:
+            vector[label] -= self._share[row]
+            vector[self._partner[row]] += self._share[row]
+        return probabilities_like(vector, self._example)
 
     def of_real(self, label: Any) -> Any:
         """The label of a real item."""
         if not self.changes_real:
             return label
-        return probabilities_like(self._one_hot[int(label)], self._example)
+        return probabilities_like(self._one_hot(int(label)), self._example)
+
+    def digest(self) -> str:
+        """32 hexadecimal digits over the labels of all rows."""
+        parts = (self._partner, self._share) if self._given is None else (self._given,)
+        joined = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+    def _one_hot(self, label: int) -> NDArray[np.float32]:
+        vector = np.zeros(self._num_classes, np.float32)
+        vector[label] = 1
+        return vector
 
 
-def _row_probabilities(
-    given: Any, synthetic: SyntheticImages, rows: Indices
-) -> NDArray[np.float32] | None:
-    """Class probabilities of every row of the cache, float32 (N, num_classes).
-
-    Args:
-        given: `soft_labels`: True for those of the plan, False for none, or such an array.
-        synthetic: The cache.
-        rows: Those that may be served.
-
-    Raises:
-        ValueError: If a served row has no probabilities.
-    """
-    if given is False:
-        return None
-    one_hot = np.eye(len(synthetic.classes), dtype=np.float32)
-    if given is True:
-        plan: Any = getattr(synthetic, "plan", None)
-        if "partner_label" not in getattr(plan, "columns", {}):
-            return one_hot[np.asarray(synthetic.labels)]
-        from synthaug.synthesizers import soft_labels
-
-        return np.asarray(soft_labels(plan), np.float32)
+def _checked(given: ArrayLike, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.float32]:
     values = np.asarray(given, np.float32)
     shape = (len(synthetic.labels), len(synthetic.classes))
     if values.shape != shape:

@@ -10,8 +10,10 @@ from torch.utils.data import get_worker_info
 
 from synthaug._errors import DataError
 
-_HEADER = "epoch,worker,batch,index,row"
+_COLUMNS = ["run", "epoch", "worker", "batch", "index", "row"]
+_HEADER = ",".join(_COLUMNS)
 _FIELDS = ["run", "epoch", "position", "index", "row", "worker", "batch"]
+_LONGEST = 200  # bytes, more than any line has
 
 
 @final
@@ -19,12 +21,12 @@ class ServedLog:
     """Appends a line per item to a CSV file, from any number of worker processes.
 
     A batch is one write at the end of the file, which the operating system keeps whole, so nothing
-    is held in memory or kept open. A header line marks the start of each run.
+    is held in memory or kept open.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        self._append(f"{_HEADER}\n")
+        self._run = self._start()
         self._counted = (-1, -1, 0)  # process, epoch, batches of it so far
 
     def write(self, epoch: int, indices: list[int], rows: list[int]) -> None:
@@ -33,9 +35,25 @@ class ServedLog:
         count = self._counted[2] if self._counted[:2] == (process, epoch) else 0
         self._counted = process, epoch, count + 1
         info = get_worker_info()
-        start = f"{epoch},{-1 if info is None else info.id},{count},"
+        start = f"{self._run},{epoch},{-1 if info is None else info.id},{count},"
         lines = [f"{start}{i},{row}\n" for i, row in zip(indices, rows, strict=True)]
         self._append("".join(lines))
+
+    def _start(self) -> int:
+        """The number of this run: after those that the file has already."""
+        self._append("")
+        with open(self.path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LONGEST))
+            last = file.read().decode(errors="replace").splitlines()[-1:]
+        if not last:
+            self._append(f"{_HEADER}\n")
+        if not last or last == [_HEADER]:
+            return 0
+        run = last[0].split(",")[0]
+        if not run.isdecimal():
+            raise DataError(f"{self.path} is not a log of served images. Name another file.")
+        return int(run) + 1
 
     def _append(self, text: str) -> None:
         try:
@@ -57,32 +75,32 @@ def read_log(path: str | os.PathLike[str]) -> NDArray[Any]:
 
     Returns:
         One record per item, int64 fields, in the order in which a loader gives them out: `run`
-        (starts of the log, from 0), `epoch`, `position` in the epoch as this run loaded it, `index`
-        of the data set, `row` of the cache (-1 for a real image), `worker` (-1 for the main
-        process) and its `batch`.
+        (calls of `log_served` for this file, from 0), `epoch`, `position` in the epoch as this run
+        loaded it, `index` of the data set, `row` of the cache (-1 for a real image), `worker` (-1
+        for the main process) and its `batch`.
 
     Raises:
         DataError: If the file is missing, or something else.
     """
     try:
-        lines = Path(path).read_text().splitlines()
-        if not lines or lines[0] != _HEADER:
-            raise ValueError("it does not begin with the header of a log")
-        starts = [i for i, line in enumerate(lines) if line == _HEADER]
-        runs = np.repeat(np.arange(len(starts)), np.diff([*starts, len(lines)]) - 1)
-        body = [line for line in lines if line != _HEADER]
-        values = np.loadtxt(body or ["0,0,0,0,0"], np.int64, delimiter=",", ndmin=2)[: len(body)]
-        epoch, worker, batch, index, row = values.T
+        with open(path, encoding="utf-8") as file:
+            if file.readline() != f"{_HEADER}\n":
+                raise ValueError("it does not begin with the header of a log")
+            empty = not file.readline()
+        values = np.empty((0, len(_COLUMNS)), np.int64)
+        if not empty:
+            values = np.loadtxt(path, np.int64, delimiter=",", skiprows=1, ndmin=2)
+        columns = dict(zip(_COLUMNS, values.T, strict=True))
     except (OSError, ValueError) as error:
         raise DataError(f"{os.fspath(path)} is not a log of served images ({error}).") from error
-    order = np.lexsort((worker, batch, epoch, runs))  # stable: a batch keeps its order
-    log = np.empty(len(order), [(name, np.int64) for name in _FIELDS])
-    columns = {"run": runs, "epoch": epoch, "index": index, "row": row}
-    for name, column in {**columns, "worker": worker, "batch": batch}.items():
+    keys = [columns[name] for name in ("worker", "batch", "epoch", "run")]
+    order = np.lexsort(keys)  # stable: a batch keeps its order
+    log = np.zeros(len(order), [(name, np.int64) for name in _FIELDS])
+    for name, column in columns.items():
         log[name] = column[order]
-    new = np.flatnonzero(
-        (np.diff(log["run"], prepend=-1) != 0) | (np.diff(log["epoch"], prepend=-1) != 0)
+    passes = np.stack([log["run"], log["epoch"]], axis=1)
+    first = np.any(np.diff(passes, axis=0, prepend=-1) != 0, axis=1)
+    log["position"] = np.arange(len(log)) - np.maximum.accumulate(
+        np.where(first, np.arange(len(log)), 0)
     )
-    lengths = np.diff([*new, len(log)])
-    log["position"] = np.arange(len(log)) - np.repeat(new, lengths)
     return log

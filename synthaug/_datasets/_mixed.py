@@ -1,6 +1,5 @@
 """Real and synthetic images in one data set."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -239,8 +238,8 @@ class MixedDataset(Dataset[Any]):
         }
         if self._draw is not None:
             found["draw"] = str(self._draw)
-        if (soft := self._item_labels.probabilities) is not None:
-            found["soft_labels"] = hashlib.blake2b(soft.tobytes(), digest_size=16).hexdigest()
+        if self.has_soft_labels:
+            found["soft_labels"] = self._item_labels.digest()
         return found
 
     def is_synthetic(self, index: int) -> bool:
@@ -278,7 +277,7 @@ class MixedDataset(Dataset[Any]):
     @property
     def has_soft_labels(self) -> bool:
         """Whether labels are vectors of class probabilities."""
-        return self._item_labels.probabilities is not None
+        return self._item_labels.vectors
 
     def appended(self, epoch: int) -> Labels:
         """Synthetic images that an epoch appends, of each class, int64 (num_classes,)."""
