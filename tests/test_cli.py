@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from synthaug._cache import SynthCache
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main, build_parser, main
 from synthaug._errors import CacheError
 from synthaug.features import TorchModule
-from synthaug.synthesizers import DiffusionInversion, _inversion_fit
-from tests.command_line import check_answer, fail, run, spy, succeed
+from synthaug.synthesizers import ClassConditional, DiffusionInversion, _inversion_fit
+from tests.command_line import answer, check_answer, fail, run, spy, succeed
 
 PATHS = [(name,) for name in COMMANDS] + [("cache", name) for name in CACHE_COMMANDS]
 CLASSES = ("cat", "dog", "emu")
@@ -32,21 +33,21 @@ CLASSES = ("cat", "dog", "emu")
 # Help and arguments
 
 
-def example(path: tuple[str, ...]) -> str:
-    """The line in a command's help that can be pasted."""
+def examples(path: tuple[str, ...]) -> list[str]:
+    """The lines in a command's help that can be pasted."""
     text = succeed(*path, "--help")
     name = " ".join(path).replace("-", " ")
-    (line,) = re.findall(rf"^ *(synthaug {name}\b.*)$", text, re.MULTILINE)
-    return line
+    return re.findall(rf"^ *(synthaug {name}\b.*)$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)
-def test_the_help_of_each_command_has_a_line_that_can_be_pasted(path):
-    _, *arguments = shlex.split(example(path))
-    parsed = build_parser().parse_args(_main.words(arguments))
-    chosen = parsed[path[0]]
-    assert parsed.command == path[0]
-    assert path[1:] in ((), (chosen.get("action"),))
+def test_the_help_of_each_command_has_lines_that_can_be_pasted(path):
+    assert examples(path)
+    for line in examples(path):
+        parsed = build_parser().parse_args(_main.words(shlex.split(line)[1:]))
+        chosen = parsed[path[0]]
+        assert parsed.command == path[0]
+        assert path[1:] in ((), (chosen.get("action"),))
 
 
 @pytest.mark.parametrize("path", [*PATHS, ("cache",), ()], ids=" ".join)
@@ -156,6 +157,18 @@ def cache(work) -> Path:
     return path
 
 
+def test_the_shards_of_a_job_make_the_images_of_one_process(work, cache, tmp_path):
+    job = ["generate", work / "run", tmp_path / "a.h5", "--per-class", 5, *DRAW]
+    assert "15 pending" in succeed(*job, "--shard", "2/2")  # all rows are in the first part
+    assert "15 done" in succeed(*job, "--shard", "1/2")
+    rows = range(15)
+    assert torch.equal(SynthCache(tmp_path / "a.h5").read(rows), SynthCache(cache).read(rows))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5", "a.png"]
+    assert "1/3, 2/3 and 3/3" in fail(2, *job, "--shard", "0/2")
+    assert fail(2, *job, "--num-gpus", "0.5") == "`--num-gpus` needs `--engine ray`."
+    assert "needs RANK and WORLD_SIZE" in fail(2, *job, "--engine", "torchrun")
+
+
 def test_training_goes_on_from_a_checkpoint(work):
     train = ["train", f"folder:{work / 'train'}", work / "run", "--batch-size", 8, "--width", 8]
     assert succeed(*train, "--steps", 4, "--device", "cpu").startswith("4 steps")
@@ -193,6 +206,23 @@ def test_guidance_of_zero_is_a_value_and_not_the_absence_of_one(work):
     path = work / "zero.h5"
     succeed("generate", work / "run", path, "--per-class", 1, "--guidance-scale", 0, *DRAW)
     assert SynthCache(path).plan["guidance_scale"].tolist() == [0, 0, 0]
+
+
+def test_a_checkpoint_with_a_mix_of_its_own_takes_another_scheduler_and_no_mix(work):
+    own = replace(
+        ClassConditional.from_pretrained(work / "run", device="cpu"),
+        scheduler="ddpm",
+        log_variance_mix=0.3,
+    )
+    own.save_pretrained(work / "mixed")
+
+    def digest(*options: Any) -> str:
+        """Differs if settings do."""
+        plan = ("plan", work / "mixed", "--per-class", 1, *DRAW)
+        return str(answer(*plan, *options)["result"]["digest"])
+
+    choices = ([], ["--log-variance-mix", "none"], ["--scheduler", "ddim"])
+    assert len({digest(*options) for options in choices}) == 3
 
 
 def test_variants_of_real_images_start_from_the_source(work):
@@ -365,6 +395,8 @@ def test_images_are_inverted_and_varied(work, monkeypatch):
     assert "36 embeddings" in text
     assert (inverted / "variants.png").exists()
     check_answer("invert", generator, real, inverted, "--updates", 2, "--device", "cpu")
+    record = json.loads((inverted / "inversion.json").read_text())
+    assert record["command"].startswith(f"synthaug invert {generator} {real} {inverted} ")
     monkeypatch.setattr(DiffusionInversion, "draw", None)  # is refused before any work
     monkeypatch.setattr(_inversion_fit, "run_pass", None)
     message = fail(2, "invert", generator, real, inverted, "--updates", 3, "--device", "cpu")
@@ -452,6 +484,7 @@ def test_a_result_as_json_has_the_documented_keys_and_nothing_beside_it(work, ca
     check_answer("cache import", f"folder:{files}", work / "json-back.h5")
     check_answer("cache forget", f"folder:{files}", work / "json-back.h5")
     check_answer("audit", cache, train, *features, out)
+    assert run("audit", cache, train, "--out", work / "alone").code == 3  # there is no hold-out
     check_answer("evaluate density", cache, train, *features, work / "json-density")
     check_answer("evaluate quality", cache, train, *features, work / "json-quality", "--force")
     runs = ("--seeds", 1, "--seed", 2, "--out", work / "json-arms")

@@ -149,7 +149,7 @@ def test_a_printed_configuration_repeats_the_call(given, tmp_path):
 def test_every_example_line_has_a_configuration_that_gives_the_same_call(command, tmp_path):
     text = inspect.getdoc(EVERY[command])
     name = command.replace("-", " ")
-    (line,) = re.findall(rf"^(synthaug {name}\b.*)$", text or "", re.MULTILINE)
+    line, *_ = re.findall(rf"^(synthaug {name}\b.*)$", text or "", re.MULTILINE)
     first = succeed(*shlex.split(line)[1:], "--print-config")
     assert first.startswith(f"# synthaug {name} --config ")
     config = tmp_path / "config.yaml"

@@ -277,6 +277,7 @@ def generate(
     """Draw synthetic images into a cache; run again to resume.
 
     synthaug generate runs/cifar10 cifar10.h5 --per-class 500 --num-inference-steps 25
+    synthaug generate runs/cifar10 more.h5 --ratio 1 --source folder:cifar10/train --strength 0.5
 
     Args:
         checkpoint: Directory in diffusers layout, trained by us or not; or hub:OWNER/NAME.

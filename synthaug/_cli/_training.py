@@ -230,6 +230,10 @@ def train(
     """Train a generator; run again to resume.
 
     synthaug train folder:cifar10/train runs/cifar10 --steps 20000 --precision bfloat16
+    synthaug train folder:many-images runs/tokens --condition tokens --steps 20000
+    synthaug train folder:birds/train runs/birds --method finetune --base stable-diffusion-v1-5
+    synthaug train folder:cifar10/train runs/8to32 --method upsample --low-size 8
+    synthaug train folder:cifar10/train runs/hard --method hardness --base runs/cifar10
 
     Args:
         data: Labelled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
