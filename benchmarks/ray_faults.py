@@ -278,8 +278,8 @@ def main() -> None:
     for name in ("drive", "fault", "address"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # else other work here would keep actors waiting
+    # As equals of other processes: else other work here would keep actors waiting.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     if arguments.drive:
         drive(
             Path(arguments.drive),
