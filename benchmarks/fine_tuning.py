@@ -9,9 +9,9 @@ A class-conditional model is pretrained on other classes. Then, for equal optimi
 images of each new class: a model of the same kind from nothing, all weights of the pretrained one,
 and low-rank adapters in it. For each the snapshot is chosen on validation images, which no model
 sees: by the accuracy on them of a classifier trained on synthetic images alone (CAS), or by Fréchet
-distance, which does not see whether an image shows its class. Reported on test images: Fréchet distance beside that of as many real
-images, and the accuracy of classifiers trained on the synthetic images alone (CAS) and on real and
-synthetic ones, for equal steps.
+distance, which does not see whether an image shows its class. Reported on test images: Fréchet
+distance beside that of as many real images, and the accuracy of classifiers trained on the
+synthetic images alone and on real and synthetic ones, for equal steps.
 """
 
 import argparse
