@@ -25,7 +25,7 @@ from synthaug._types import JSON, Indices, Labels, Pixels
 class OnTheFlyDataset(Dataset[Any]):
     """A pool of synthetic images, drawn while training goes on and refreshed in every epoch.
 
-        live = OnTheFlyDataset(synthesizer, plan, size=2000, reuse=4)
+        live = OnTheFlyDataset(synthesizer, plan, size=2000, reuse=4, output_type="pt")
         for epoch in range(epochs):
             live.set_epoch(epoch)              # a quarter of the pool is exchanged
             for images, labels in DataLoader(live, batch_size=128): ...
