@@ -158,17 +158,28 @@ def test_every_example_line_has_a_configuration_that_gives_the_same_call(command
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("command", "text", "message"),
     [
-        ("stepz: 3", "there is no argument 'stepz' here. Did you mean steps?"),
-        ("steps: many", "--steps is many, expected a whole number."),
-        ("precision: float8", "--precision is float8, expected float32 or bfloat16."),
+        ("train", "stepz: 3", "FILE: there is no argument 'stepz'. Did you mean steps?"),
+        ("train", "train: {steps: 3}", "FILE: there is no argument 'train'."),
+        ("cache info", "shet: a.png", "FILE: there is no argument 'shet'. Did you mean sheet?"),
+        ("train", "[1, 2]", "FILE must hold names and values, such as `seed: 1`."),
+        ("train", "", "FILE must hold names and values, such as `seed: 1`."),
+        ("train", "steps: many", "--steps is many, expected a whole number."),
+        ("train", "precision: float8", "--precision is float8, expected float32 or bfloat16."),
     ],
 )
-def test_a_configuration_is_held_to_the_same_rules(tmp_path, text, message):
+def test_a_configuration_is_held_to_the_same_rules(tmp_path, command, text, message):
     config = tmp_path / "c.yaml"
-    config.write_text(f"data: digits\nout: o\n{text}\n")
-    assert refusal("train", "--config", config) == message
+    config.write_text(text)
+    found = refusal(
+        *command.split(), *(["digits", "o"] if command == "train" else []), "--config", config
+    )
+    assert found.replace(str(config), "FILE") == message
+
+
+def test_a_configuration_without_a_name_takes_no_other_argument_for_one():
+    assert refusal("train", "digits", "o", "--config").startswith("argument --config: expected")
 
 
 def test_a_configuration_that_is_missing_is_named(tmp_path):

@@ -136,7 +136,7 @@ def words(given: Sequence[str]) -> list[str]:
     - `--json`, `--verbose`, `--quiet` may stand before the command;
     - `--config` comes first, so that the command line counts more, wherever it stands.
     """
-    from synthaug._cli._parser import arguments, takes_numbers
+    from synthaug._cli._parser import SHARED, arguments, check_config, takes_numbers
 
     found = [_dashed(text) for text in given]
     at = next((i for i, word in enumerate(found) if not word.startswith("-")), len(found))
@@ -150,17 +150,16 @@ def words(given: Sequence[str]) -> list[str]:
     functions = CACHE_COMMANDS if depth == 2 else COMMANDS
     if not command or command[-1] not in functions:
         return [*found, *before]
-    listed = {
-        "--" + one.name.replace("_", "-")
-        for one in arguments(functions[command[-1]])
-        if takes_numbers(one.type)
-    }
+    known = list(arguments(functions[command[-1]]))
+    listed = {"--" + one.name.replace("_", "-") for one in known if takes_numbers(one.type)}
     config: list[str] = []
     others: list[str] = []
     for word in (words_left := iter(rest)):
         option, equals, value = word.partition("=")
-        if option == "--config":
-            config += [word] if equals else [word, *[w for w in [next(words_left, None)] if w]]
+        if option == "--config" and (file := value if equals else next(words_left, None)):
+            program = " ".join(["synthaug", *command]).replace("evaluate-", "evaluate ")
+            check_config(file, [*(one.name for one in known), *SHARED], program)
+            config.append(f"--config={file}")
         elif option in listed:
             text = value if equals else next(words_left, None)
             others += [option] if text is None else [f"{option}={_listed(text)}"]

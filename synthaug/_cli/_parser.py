@@ -198,9 +198,30 @@ class Parser(ArgumentParser):
         found = re.match(r'(?:the following arguments are required: |expected ")([\w.-]+)', message)
         for name in found[1].split(".")[:-1] if found else ():  # what the parser above complains of
             parser = parser._subcommands_action.choices[name]
-        print(f"synthaug: error: {explained(message, parser)}", file=sys.stderr)
-        print(f"(See `{parser.prog} --help`.)", file=sys.stderr)
-        sys.exit(2)
+        refuse(explained(message, parser), parser.prog)
+
+
+def refuse(message: str, program: str) -> NoReturn:
+    """Ends the process for arguments that do not fit."""
+    print(f"synthaug: error: {message}", file=sys.stderr)
+    print(f"(See `{program} --help`.)", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_config(file: str, known: Sequence[str], program: str) -> None:
+    """Refuses names that a command does not know; what cannot be read is left to the parser."""
+    import yaml
+
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = yaml.safe_load(stream)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return
+    if not isinstance(content, dict):
+        refuse(f"{file} must hold names and values, such as `seed: 1`.", program)
+    for name in map(str, content):
+        if name.replace("-", "_") not in known:
+            refuse(f"{file}: there is no argument {name!r}.{_meant(name, known)}", program)
 
 
 def explained(message: str, parser: Any) -> str:
@@ -213,9 +234,6 @@ def explained(message: str, parser: Any) -> str:
         if not unknown:
             return f"there is no use for {found[1]}; arguments by position are complete."
         return f"there is no option {unknown[0]}.{_meant(unknown[0].partition('=')[0], options)}"
-    if found := re.search(r"does not accept option '([^']*)'|Option '([^']*)' is not", message):
-        unknown_key = (found[1] or found[2]).rpartition(".")[2]
-        return f"there is no argument {unknown_key!r} here.{_meant(unknown_key, list(named))}"
     below = next((list(action.choices) for action in actions if action.nargs == "A..."), [])
     commands = [name.replace("evaluate-", "evaluate ") for name in below]
     if found := re.match(r"argument COMMAND: invalid choice: '([^']*)'", message):
