@@ -185,8 +185,13 @@ class Plan:
         sources: Sequence[ArrayLike] | None = None,
         source_keys: ArrayLike | None = None,
         parameters: Mapping[str, float | Sequence[float]] | None = None,
+        rows: slice = slice(None),
     ) -> "Plan":
         """Lays out the rows, class by class, and gives each its seed.
+
+        Of a plan that is larger than the memory, `rows` makes a part, and what makes it needs no
+        other part: `build(..., rows=slice(a, b))` is `build(...)[a:b]`. So each shard of a job can
+        make its own rows, draw them into a cache of its own, and leave the caches to be merged.
 
         Args:
             quota: Images per class, int (num_classes,).
@@ -199,10 +204,11 @@ class Plan:
             parameters: Further columns. A single value is used in every row. The values of a
                 sequence are used in turn: within each class, or with sources within the rows of
                 each source, the first rows of neighbouring sources beginning with different values.
+            rows: Which rows to make, a slice without a step.
 
         Raises:
             ValueError: For an empty plan, a quota of the wrong length, a class with a quota but no
-                source, or a parameter without values.
+                source, a parameter without values, or a slice with a step.
         """
         quota = np.asarray(quota, np.int64)
         if quota.shape != (len(classes),):
@@ -213,29 +219,40 @@ class Plan:
             raise ValueError("The plan is empty: every class has a quota of 0.")
         if (sources is None) != (source_keys is None):
             raise ValueError("`sources` and `source_keys` go together.")
-        label = np.repeat(np.arange(len(classes)), quota)
-        within = np.concatenate([np.arange(n) for n in quota])  # position within the class
+        start, stop, step = rows.indices(int(quota.sum()))
+        if step != 1:
+            raise ValueError(f"`rows` is {rows}, expected a slice without a step.")
+        index, ends = np.arange(start, stop), np.cumsum(quota)
+        label = np.searchsorted(ends, index, side="right")
+        within = index - (ends - quota)[label]  # position within the class
         source = np.full(len(label), -1, np.int64)
         source_key = np.zeros(len(label), np.uint64)
-        turn = within.copy()
+        variant, turn = within, within
         if sources is not None:
             keys = np.asarray(source_keys, np.uint64)
+            variant, turn = np.empty_like(within), np.empty_like(within)
             for c, n in enumerate(quota):
                 pool = np.asarray(sources[c], np.int64)
                 if n and not len(pool):
                     raise ValueError(
                         f"Class {classes[c]!r} has a quota of {n} but no real image to start from."
                     )
-                if n:
-                    lap, place = np.divmod(np.arange(n), len(pool))
-                    source[label == c] = pool[place]
+                own = slice(*np.searchsorted(label, [c, c + 1]))
+                if own.start < own.stop:
+                    lap, place = np.divmod(within[own], len(pool))
+                    source[own] = pool[place]
                     # Shifted by the place, or a quota below the pool's size would see one value.
-                    turn[label == c] = lap + place
+                    turn[own] = lap + place
+                    # Counted by content and not by index, so that two equal images in a data set
+                    # do not get equal variants.
+                    before, copies = _equal_before(keys[pool])
+                    variant[own] = lap * copies[place] + before[place]
             source_key = keys[source]
         columns: dict[str, Any] = {"label": label, "source": source, "source_key": source_key}
         for name, value in (parameters or {}).items():
             columns[name] = _in_turn(name, value, turn)
-        columns["variant"], columns["seed"] = _variants_and_seeds(columns, classes, settings, seed)
+        columns["variant"] = variant
+        columns["seed"] = _seeds(columns, classes, settings, seed)
         return cls(columns=columns, classes=tuple(classes), settings=settings)
 
     def with_parameters(
@@ -375,37 +392,48 @@ def _in_turn(
     return values[turn % len(values)]
 
 
-def _variants_and_seeds(
+def _equal_before(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each key how many before it are equal, and how many are equal in all."""
+    _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    order = np.argsort(group, kind="stable")
+    before = np.empty(len(keys), np.int64)
+    before[order] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return before, counts[group]
+
+
+def _seeds(
     columns: Mapping[str, NDArray[Any]],
     classes: Sequence[str],
     settings: Mapping[str, Any],
     seed: int,
-) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Numbers the rows of each source (or class), and hashes each row's seed.
-
-    Rows are counted by the content of their source and not by its index, so that two equal images
-    in a data set do not get equal variants.
-    """
+) -> NDArray[np.uint64]:
+    """The `row_seed` of every row; what neighbouring rows share is hashed once."""
     parameters = sorted(set(columns) - set(REQUIRED))
-    digests: dict[tuple[float, ...], str] = {}
-    counts: dict[tuple[int, int], int] = {}
-    variants = np.empty(len(columns["label"]), np.int64)
-    seeds = np.empty(len(columns["label"]), np.uint64)
-    values = np.stack([columns[name] for name in parameters], axis=1) if parameters else None
-    for i, (label, source, key) in enumerate(
-        zip(
-            columns["label"].tolist(),
-            columns["source"].tolist(),
-            columns["source_key"].tolist(),
-            strict=True,
-        )
+    digests = [settings_digest({"settings": dict(settings), "row": {}})]
+    kind = np.zeros(len(columns["label"]), np.int64)  # which parameters a row has
+    if parameters:
+        table = np.stack([columns[name] for name in parameters], axis=1)
+        different, kind = np.unique(table, axis=0, return_inverse=True)
+        digests = [
+            settings_digest(
+                {"settings": dict(settings), "row": dict(zip(parameters, row, strict=True))}
+            )
+            for row in different.tolist()
+        ]
+    names = ("label", "source", "source_key", "variant")
+    begun: dict[tuple[int, int, int], Any] = {}
+    hashes = []
+    for i, label, source, key, variant in zip(
+        kind.ravel().tolist(), *(columns[name].tolist() for name in names), strict=True
     ):
-        row = () if values is None else tuple(values[i].tolist())
-        if row not in digests:
-            shared = {"settings": dict(settings), "row": dict(zip(parameters, row, strict=True))}
-            digests[row] = settings_digest(shared)
-        variants[i] = counts.get((label, key), 0)
-        counts[label, key] = int(variants[i]) + 1
-        name = f"class:{classes[label]}" if source < 0 else f"image:{key:016x}:{classes[label]}"
-        seeds[i] = row_seed(seed, digests[row], name, int(variants[i]))
-    return variants, seeds
+        shared = (i, label, key if source >= 0 else -1)
+        if shared not in begun:
+            name = f"class:{classes[label]}"
+            if source >= 0:
+                name = f"image:{key:016x}:{classes[label]}"
+            text = canonical_json([seed, digests[i], name])
+            begun[shared] = hashlib.blake2b(f"{text[:-1]},".encode(), digest_size=8)
+        hashed = begun[shared].copy()
+        hashed.update(b"%d]" % variant)
+        hashes.append(hashed.digest())
+    return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)

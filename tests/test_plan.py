@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -430,3 +431,27 @@ def test_a_wrapping_synthesizers_parameters_take_turns_like_those_of_the_plan_it
     assert (again["y"] == free["x"]).all()
     with pytest.raises(ValueError, match="'seed' has the name of a column"):
         free.with_parameters({"seed": 1.0}, settings={})
+
+
+@pytest.mark.parametrize("cuts", [(0, 50), (0, 1, 20, 21, 47, 50), (0, 30, 50)], ids=str)
+def test_a_plan_can_be_made_in_parts_none_of_which_needs_the_others(cuts):
+    keys = np.array([11, 22, 11, 44, 55, 66], np.uint64)  # two of the images are equal
+    strange: Any = {"classes": ("cat", 'a "dög"', "emu"), "parameters": {"strength": [0.25, 0.5]}}
+    given: dict[str, Any] = {"sources": [[0, 1, 2], [5], [3, 4]], "source_keys": keys, **strange}
+    for changes in (strange, given, {}):
+        whole = plan_of((20, 5, 25), **changes)
+        for start, stop in pairwise(cuts):
+            part = plan_of((20, 5, 25), **changes, rows=slice(start, stop))
+            assert part.digest == whole[start:stop].digest
+    seen = [(row["label"], row["source_key"], row["variant"]) for row in map(whole.row, range(50))]
+    assert len(set(seen)) == 50
+    with pytest.raises(ValueError, match="expected a slice without a step"):
+        plan_of(rows=slice(0, 4, 2))
+
+
+def test_the_seed_of_a_row_is_the_hash_that_is_documented():
+    plan = plan_from_sources((4, 2, 3), parameters={"strength": [0.25, 0.5]})
+    for row in map(plan.row, range(len(plan))):
+        own = settings_digest({"settings": SETTINGS, "row": {"strength": row["strength"]}})
+        name = f"image:{row['source_key']:016x}:{CLASSES[int(row['label'])]}"
+        assert row["seed"] == row_seed(0, own, name, int(row["variant"]))
