@@ -1,5 +1,6 @@
 """The site: built strictly, complete, and whole without a network."""
 
+import inspect
 import logging
 import re
 from html.parser import HTMLParser
@@ -12,6 +13,8 @@ import synthaug
 
 ROOT = Path(__file__).parents[1]
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
+CHOICES = {"ESTIMATORS", "STRUCTURES", "Estimator", "Structure"}
+"""Public names that are listed where they are chosen from."""
 
 
 class Page(HTMLParser):
@@ -26,7 +29,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         given = dict(attrs)
-        self.anchors.add(given.get("id"))
+        self.anchors.add(given.get("id") or "")
         if tag in LOADS and given.get("rel") != "canonical" and given.get(LOADS[tag]):
             self.loads.append(given[LOADS[tag]])
         if tag == "a" and given.get("href"):
@@ -59,7 +62,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
 @pytest.mark.filterwarnings("ignore")  # of mkdocs' plugins
 def test_every_public_name_is_documented_on_the_site(site):
     anchors = set().union(*(page.anchors for page in site.values()))
-    assert {f"synthaug.{name}" for name in synthaug.__all__} <= anchors
+    for name in synthaug.__all__:
+        assert f"synthaug.{name}" in anchors
+        value = getattr(synthaug, name)
+        inner = set(getattr(value, "__all__", ())) if inspect.ismodule(value) else set()
+        assert {f"synthaug.{name}.{part}" for part in inner - CHOICES} <= anchors
 
 
 @pytest.mark.filterwarnings("ignore")

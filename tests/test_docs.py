@@ -1,0 +1,304 @@
+"""Every code block of README and the pages runs, at toy size, in a folder of stand-ins.
+
+The blocks of a page run in its order: Python in one namespace, and the lines of shell blocks that
+begin with `synthaug` as the command would. Other shell lines install, run benchmarks or examples;
+these have tests of their own. What a page takes for granted (data sets, a cache, checkpoints) is
+there as a few images of 8 x 8 pixels and networks of two optimiser steps, and whatever would take
+long is made short behind the page's back: see `small`. A block that cannot run at all has a comment
+in front of it that says why:
+
+    <!-- not run: needs weights to download -->
+"""
+
+import contextlib
+import functools
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
+from torchvision.transforms import v2
+
+import synthaug
+from synthaug import _evaluation, _label_check, _sweep, _training, synthesizers
+from synthaug._cli import main
+from synthaug._plan import balanced_quota
+from synthaug.synthesizers import _hardness_fit
+from tests.checkpoints import write_stable_diffusion
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n+)?"
+    r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+ELSEWHERE = {  # pages whose blocks another test runs
+    "docs/bring_your_own.md": "test_bring_your_own.py",
+    "docs/command_line.md": "test_cli_conventions.py",
+    "docs/frameworks.md": "test_frameworks.py",
+    "docs/training.md": "test_examples.py",
+}
+PAGES = [
+    page
+    for page in [
+        "README.md",
+        *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md"))),
+        "examples/cifar10.md",
+    ]
+    if page not in ELSEWHERE
+]
+SMALLER = {  # sizes and weights that the stand-ins do not have
+    "README.md": {"--image-size 512": "--image-size 8"},
+    "docs/cascades.md": {"image_size=16": "image_size=4", "low_size=16": "low_size=4"}
+    | {"--image-size 16": "--image-size 4", "--low-size 16": "--low-size 4"},
+    "docs/diffusion_inversion.md": {"--snapshots '[30]'": "--snapshots '[1]'"},
+    "docs/fine_tuning.md": {"[1000, 2000, 5000]": "[1, 2]", "00002000": "00000002"}
+    | {"image_size=512": "image_size=8", "--image-size 512": "--image-size 8"}
+    | {"torchvision:resnet50": "torchscript:encoder.pt", ', device="cuda"': ""},
+    "docs/metrics_and_sweeps.md": {"[0, 1, 2, 3]": "[0, 0.5]", "0,1,2,3": "0,0.5"},
+    "docs/tutorials/classifier.md": {
+        "range(600)": "range(60)",
+        "range(600, len(half))": "range(60, 90)",
+    },
+    "docs/low_density.md": {"components=64": "components=2"},
+    "docs/tutorials/image_folder.md": {
+        "image_size=64": "image_size=8",
+        "--image-size 64": "--image-size 8",
+    },
+}
+MOST_NOT_RUN = 5
+AUDITED = ("0", "1", "3")  # the verdict on eight images is not what a page is about
+CLASSES = ("cat", "dog")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where it is, its language, its text, and why it is not run if it is not."""
+
+    place: str
+    language: str
+    code: str
+    why: str | None
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text()
+    for written, run in SMALLER.get(page, {}).items():
+        assert written in text
+        text = text.replace(written, run)
+    return [
+        Block(
+            f"{page}:{text[: found.start('code')].count(chr(10)) + 1}",
+            found["language"],
+            found["code"],
+            found["why"],
+        )
+        for found in BLOCK.finditer(text)
+    ]
+
+
+# Stand-ins
+
+
+class Encoder(nn.Module):
+    """Images in [-1, 1] or [0, 255] to four features."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.float(), 2).mean(1).flatten(1)
+
+
+def write_images(folder: Path, per_class: int, size: int = 8) -> None:
+    """One folder of PNG files per class; no two images are alike."""
+    rng = np.random.default_rng(list(str(folder.relative_to(folder.parents[1])).encode()))
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 256, (size, size, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages take for granted, under the names that they use."""
+    folder = tmp_path_factory.mktemp("world")
+    for name in ("cifar10", "birds"):
+        for part in ("train", "test", "validation"):
+            write_images(folder / name / part, 12)
+    for part in ("train", "test"):
+        write_images(folder / "photos" / part, 6, size=10)
+    for name in ("many-images", "theirs", "withdrawn-consent"):
+        write_images(folder / name, 4)
+    torch.jit.save(torch.jit.script(Encoder()), folder / "encoder.pt")
+    write_stable_diffusion(folder / "stable-diffusion-v1-5")
+    (folder / "stable-diffusion-v1-4").symlink_to("stable-diffusion-v1-5")
+    real = synthaug.load_dataset(f"folder:{folder}/cifar10/train")
+    test = synthaug.load_dataset(f"folder:{folder}/cifar10/test")
+    with short():
+        model, _ = synthaug.ClassConditional.fit(real, folder / "runs/cifar10", channels=8)
+        blur = synthaug.degradations.Blur(num_levels=4)
+        synthaug.ColdDiffusion.fit(real, folder / "runs/restorer", degradation=blur, channels=8)
+        synthaug.DiffusionInversion.fit_generator(real, folder / "runs/tokens", channels=8)
+        variants = model.with_sources(real)
+        plan = variants.plan(ratio=1.0, strength=1.0, seed=0)
+        paths = [folder / f"{name}.h5" for name in ("cifar10", "part-0", "part-1")]
+        for path, rows in zip(paths, (plan, plan[:9], plan[9:]), strict=True):
+            synthaug.generate(variants, rows, path, source=real, progress=False)
+    for name in ("cifar.h5", "variants.h5"):
+        shutil.copy(paths[0], folder / name)
+    cache = synthaug.SynthCache(paths[0])
+    synthaug.audit(cache, real, holdout=test, progress=False).to_json(folder / "audit.json")
+    return folder
+
+
+@contextlib.contextmanager
+def short() -> Iterator[None]:
+    """Trainings of two steps, plans of two images per class, evaluations of two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch)
+        yield
+
+
+def small(patch: pytest.MonkeyPatch) -> None:
+    """Makes short what would take long, whatever the page says."""
+
+    def shortened(place: Any, name: str, **values: Any) -> None:
+        function = getattr(place, name)
+
+        @functools.wraps(function)
+        def called(*arguments: Any, **given: Any) -> Any:
+            return function(*arguments, **{**given, **values})
+
+        patch.setattr(place, name, called)
+
+    steps = {"steps": 2, "batch_size": 4, "warmup_steps": 0, "decay_steps": 0, "compile": False}
+    shortened(_training.TrainingConfig, "__init__", **steps)
+    shortened(synthaug.InversionConfig, "__init__", updates=2)
+    for kind in ("ClassConditional", "DiffusionInversion", "CascadeStage"):
+        shortened(getattr(synthesizers, kind), "__init__", num_inference_steps=2)
+    shortened(_evaluation, "evaluate", steps=2, batch_size=4, seeds=1, device="cpu")
+    grid = {"scheduler": ["ddim"], "num_inference_steps": [2], "guidance_scale": [1.0, 2.0]}
+    shortened(_sweep, "sweep", grid=grid, guidance=[1.0], per_class=8, force=True, steps=2, seeds=1)
+    shortened(_label_check, "check_labels", steps=2)
+    patch.setattr(_hardness_fit, "_PER_LEVEL", 40)
+    patch.setattr(_hardness_fit, "_PER_CLASS", 20)
+    patch.setattr(
+        "synthaug.synthesizers._base.balanced_quota",
+        lambda classes, *, per_class: balanced_quota(classes, per_class=min(per_class, 12)),
+    )
+
+
+class Logits:
+    """A classifier that tells cats from dogs by their brightness."""
+
+    name, dim, weights = "brightness", 2, None
+
+    def __call__(self, pixels: torch.Tensor) -> np.ndarray:
+        level = pixels.float().mean((1, 2, 3)).numpy() / 255
+        return np.stack([1 - level, level], axis=1).astype(np.float32)
+
+
+def names(page: str) -> dict[str, Any]:
+    """What readers have at hand by the time they see a block."""
+    rng = np.random.default_rng(0)
+    generator = synthaug.ClassConditional.from_pretrained("runs/cifar10")
+    steered = {"base": generator, "encoder": Encoder()} if "low_density" in page else {}
+    return {
+        "synthaug": synthaug,
+        "torch": torch,
+        "np": np,
+        "v2": v2,
+        "DataLoader": DataLoader,
+        "Subset": Subset,
+        "BatchSampler": BatchSampler,
+        "RandomSampler": RandomSampler,
+        "cache": synthaug.SynthCache("cifar10.h5"),
+        "report": synthaug.AuditReport.from_json("audit.json"),
+        "real": synthaug.load_dataset("folder:cifar10/train"),
+        "train": synthaug.load_dataset("folder:cifar10/train"),
+        "test": synthaug.load_dataset("folder:cifar10/test"),
+        "validation": synthaug.load_dataset("folder:cifar10/validation"),
+        "synthesizer": generator,
+        "cold": synthaug.ColdDiffusion.from_pretrained("runs/restorer", num_steps=2),
+        "my_model": lambda rows: torch.zeros(len(rows), 3, 8, 8),
+        "images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        "encoder": synthaug.features.named("torchscript:encoder.pt"),
+        "logits": Logits(),
+        "audit": synthaug.AuditReport.from_json("audit.json"),
+        "features": rng.normal(size=(24, 4)),
+        "labels": np.arange(24) % 2,
+        "others": rng.normal(size=(6, 4)),
+        "other_labels": np.arange(6) % 2,
+        **steered,
+    }
+
+
+OUT = {"train": 1, "invert": 2, "generate": 1, "cascade": 0}  # which argument is the output
+OUTPUT = re.compile(r"\b(?:fit\w*|fine_tune|generate)\([^)]*\"((?:runs/|[\w-]+\.h5)[^\"]*)\"")
+
+
+def clear(output: str, made: set[str]) -> None:
+    """A stand-in goes before the page makes the thing itself."""
+    if output not in made:
+        made.add(output)
+        path = Path(output)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def run_command(line: str, made: set[str]) -> None:
+    arguments = shlex.split(line, comments=True)[1:]
+    if (place := OUT.get(arguments[0])) is not None:
+        clear(arguments[1 + place], made)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    allowed = AUDITED if arguments[0] == "audit" else ("0",)
+    assert str(stopped.value.code) in allowed, line
+
+
+def commands(code: str) -> list[str]:
+    lines = code.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("synthaug ")]
+
+
+def test_blocks_that_are_not_run_say_why_and_are_few():
+    skipped = [block for page in PAGES for block in blocks(page) if block.why is not None]
+    assert len(skipped) <= MOST_NOT_RUN
+    assert all(len(str(block.why).split()) > 2 for block in skipped)
+
+
+@pytest.mark.parametrize("page", [page for page in ELSEWHERE if (ROOT / page).exists()])
+def test_pages_that_are_run_elsewhere_are(page):
+    assert Path(page).stem in (ROOT / "tests" / ELSEWHERE[page]).read_text()
+
+
+@pytest.mark.filterwarnings("ignore")  # of toy sizes
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_the_code_of_a_page_runs(page, world, tmp_path, monkeypatch):
+    small(monkeypatch)
+    # Guides say the same in both languages, tutorials go from one to the other.
+    places = dict.fromkeys(("python", "sh"), tmp_path / "both")
+    if not page.startswith("docs/tutorials/"):
+        places = {language: tmp_path / language for language in places}
+    for folder in set(places.values()):
+        shutil.copytree(world, folder, symlinks=True)
+    monkeypatch.chdir(places["python"])
+    known = names(page)
+    made: dict[str, set[str]] = {language: set() for language in places}
+    for block in blocks(page):
+        if block.why is not None or block.language not in places:
+            continue
+        monkeypatch.chdir(places[block.language])
+        if block.language == "python":
+            for output in OUTPUT.findall(block.code):
+                clear(output, made["python"])
+            exec(compile(block.code, block.place, "exec"), known)
+        for line in commands(block.code) if block.language == "sh" else []:
+            run_command(line, made["sh"])
