@@ -254,6 +254,24 @@ def test_attributes_and_copies_are_those_of_the_data_module_inside(pl, cache):
         _ = datamodule.num_boxes
 
 
+@pytest.mark.parametrize(
+    ("namespace", "name", "library", "extra"),
+    [
+        ("lightning", "MixedDataModule", "lightning", "lightning"),
+        ("huggingface", "SetEpoch", "transformers", "text"),
+    ],
+)
+def test_without_the_library_the_error_names_the_extra(
+    monkeypatch, namespace, name, library, extra
+):
+    for module in [m for m in sys.modules if m.startswith(f"synthaug.{namespace}._")]:
+        monkeypatch.delitem(sys.modules, module)
+    for module in [library, *(m for m in sys.modules if m.startswith(f"{library}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"pip install 'synthaug\[{extra}\]'"):
+        getattr(getattr(synthaug, namespace), name)
+
+
 # Hugging Face
 
 

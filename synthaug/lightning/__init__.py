@@ -14,7 +14,7 @@ def __getattr__(name: str) -> Any:
     try:
         from synthaug.lightning._datamodule import MixedDataModule
     except ModuleNotFoundError as error:
-        if error.name != "lightning":
+        if str(error.name).partition(".")[0] != "lightning":
             raise
         raise ImportError(
             "`synthaug.lightning` needs Lightning. Install it with "
