@@ -6,7 +6,6 @@ an error that nobody foresaw, 130 interrupted, 143 asked to end (SIGTERM).
 """
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from synthaug._cli._caches import export, forget, import_, info, merge, verify
@@ -249,24 +249,41 @@ def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
             os.environ["SYNTHAUG_PROGRESS"] = str(progress)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the command `synthaug`."""
-    from synthaug._cli._parser import SHARED, bound
-    from synthaug._cli._parser import arguments as arguments_of
+@dataclass(frozen=True)
+class _Request:
+    """A command line that was understood."""
 
-    given = sys.argv[1:] if arguments is None else list(arguments)
+    name: str
+    function: Any
+    values: dict[str, Any]
+    """The arguments of the function."""
+    call: Call
+    shared: dict[str, Any]
+    """Options of every command."""
+
+
+def _understood(given: Sequence[str]) -> _Request:
+    """Parses a command line; ends the process if it makes no sense."""
+    from synthaug._cli._parser import SHARED, arguments, bound
+
     parsed = build_parser().parse_args(words(given))
     name, chosen, functions = parsed.command, parsed[parsed.command], COMMANDS
     shown = name.replace("evaluate-", "evaluate ")
     if name == "cache":
         name, functions = chosen.action, CACHE_COMMANDS
         chosen, shown = chosen[name], f"cache {name}"
-    function: Any = functions[name]
-    known = list(arguments_of(function))
     values = chosen.as_dict()
     shared = {option: values.pop(option) for option in SHARED}
-    ordered = {one.name: values[one.name] for one in sorted(known, key=lambda x: not x.positional)}
-    call = Call(shown, ordered, {one.name for one in known if one.positional})
+    known = sorted(arguments(functions[name]), key=lambda one: not one.positional)
+    positional = {one.name for one in known if one.positional}
+    call = Call(shown, {one.name: values[one.name] for one in known}, positional)
+    return _Request(name, functions[name], bound(functions[name], values, call), call, shared)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command `synthaug`."""
+    request = _understood(sys.argv[1:] if arguments is None else arguments)
+    shared, call = request.shared, request.call
     if shared["print_config"]:
         print(_config(call), end="")
         sys.exit(0)
@@ -279,16 +296,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             contextlib.redirect_stdout(output),
         ):
             logging.getLogger("synthaug").info("%s", call.line)
-            result = function(**bound(function, values, call))
+            result = request.function(**request.values)
         _answer(result, call, as_json=shared["json"])
     except (SynthaugError, ValueError, ImportError, OSError) as error:
         if os.environ.get("SYNTHAUG_TRACEBACK"):
             raise
-        print(f"synthaug: error: {_as_options(str(error), _options(function))}", file=sys.stderr)
+        message = _as_options(str(error), _options(request.function))
+        print(f"synthaug: error: {message}", file=sys.stderr)
         print("(Set SYNTHAUG_TRACEBACK=1 to see where.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, DOES_NOT_FIT) else 4)
     except KeyboardInterrupt as stop:
-        resumes = "" if name in START_ANEW else " What was done is kept; run again to go on."
+        resumes = (
+            "" if request.name in START_ANEW else " What was done is kept; run again to go on."
+        )
         print(f"synthaug: stopped.{resumes}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, _Terminated) else 130)
     except Exception:  # Python's own exit code would be 1, which means that copies were found
@@ -302,10 +322,8 @@ def _config(call: Call) -> str:
     """The call as a configuration file."""
     import yaml
 
-    text = io.StringIO(f"# synthaug {call.command} --config THIS_FILE\n")
-    text.seek(0, io.SEEK_END)
-    yaml.safe_dump(call.settings, text, sort_keys=False, allow_unicode=True)
-    return text.getvalue()
+    settings = yaml.safe_dump(call.settings, sort_keys=False, allow_unicode=True)
+    return f"# synthaug {call.command} --config THIS_FILE\n{settings}"
 
 
 def _answer(result: Result, call: Call, *, as_json: bool) -> None:
