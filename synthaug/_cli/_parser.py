@@ -129,8 +129,8 @@ def _add(group: Any, argument: Argument) -> None:
         given: dict[str, Any] = {"default": argument.default}
         if argument.default is inspect.Parameter.empty:
             given = {"required": True}
-        metavar = described(kind, name, short=True)
-        group.add_argument(_option(name), type=kind, help=text, metavar=metavar, **given)
+        shown = metavar(kind, name)
+        group.add_argument(_option(name), type=kind, help=text, metavar=shown, **given)
 
 
 def _choices(kind: Any) -> list[Any]:
@@ -145,30 +145,37 @@ def takes_numbers(kind: Any) -> bool:
     return any(inner in (int, float) for parts in listed for inner in parts)
 
 
-def described(kind: Any, name: str, *, short: bool = False) -> str:
-    """What a value must be: `FLOAT,...` for a help page, or "a number or several" for a message."""
+def metavar(kind: Any, name: str) -> str:
+    """What stands for a value on a help page: `FLOAT,...` where several may be given."""
+    text = name.rpartition("_")[2].upper()
+    plain = {int: "INT", float: "FLOAT", dict: "JSON"}
+    found: dict[str, None] = {}
+    for one in _choices(kind):
+        origin, inner = get_origin(one), get_args(one)
+        if origin is Literal:
+            found["{" + ",".join(map(str, inner)) + "}"] = None
+        elif origin in (list, tuple):
+            found.pop(plain.get(inner[0], text), None)
+            found[plain.get(inner[0], text) + ",..."] = None
+        else:
+            found[plain.get(origin or one, text)] = None
+    return "|".join(found)
+
+
+def described(kind: Any) -> str:
+    """What a value must be, for a message: "a number or several numbers ..."."""
+    plain = {int: "a whole number", float: "a number", dict: "a JSON object"}
+    several = {int: "whole numbers", float: "numbers"}
     found = []
     for one in _choices(kind):
-        if get_origin(one) is Literal:
-            listed = list(map(str, get_args(one)))
-            found.append("{" + ",".join(listed) + "}" if short else " or ".join(listed))
-        elif get_origin(one) in (list, tuple, dict) or one is dict:
-            inner = get_args(one)[0] if get_args(one) else Any
-            names = (
-                {int: "INT", float: "FLOAT"} if short else {int: "whole numbers", float: "numbers"}
-            )
-            if get_origin(one) is dict or one is dict:
-                found.append("JSON" if short else "a JSON object")
-            elif short:
-                found[:] = [names.get(inner, name.rpartition("_")[2].upper()) + ",..."]
-            else:
-                found.append("several " + names.get(inner, "names") + " with commas between them")
-        elif short:
-            plain = {int: "INT", float: "FLOAT"}
-            found.append(plain.get(one, name.rpartition("_")[2].upper()))
+        origin, inner = get_origin(one), get_args(one)
+        if origin is Literal:
+            found.append(" or ".join(map(str, inner)))
+        elif origin in (list, tuple):
+            found.append(f"several {several.get(inner[0], 'names')} with commas between them")
         else:
-            found.append({int: "a whole number", float: "a number"}.get(one, "text"))
-    return "|".join(found) if short else " or ".join(found)
+            found.append(plain.get(origin or one, "text"))
+    return " or ".join(found)
 
 
 class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -251,7 +258,7 @@ def explained(message: str, parser: Any) -> str:
     name = argument.option_strings[0] if argument.option_strings else argument.metavar
     kind = getattr(argument, "_typehint", None)
     if kind and (value := re.search(r"(?:Given|Got) value: (.*)", message, re.DOTALL)):
-        return f"{name} is {value[1].strip()}, expected {described(kind, found[1])}."
+        return f"{name} is {value[1].strip()}, expected {described(kind)}."
     return f"{name}: {message[found.end() :].strip()}"
 
 
