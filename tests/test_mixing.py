@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 from functools import partial
+from itertools import combinations
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from synthaug import mixing
+from synthaug._audit import audit
+from synthaug._data import LabelledImages
 from synthaug._datasets import MixedBatchSampler, MixedDataset
 from synthaug._errors import AuditMismatchError, DataError
+from synthaug._label_check import LabelCheck
 from synthaug._plan import Plan
 from synthaug.mixing import AtLeast, AtMost, Balance, Cosine, Fields, Highest, Linear, Lowest
 from synthaug.synthesizers import soft_labels
@@ -185,6 +189,10 @@ def test_classes_are_filled_up_to_the_largest_or_to_a_number(tmp_path):
             rows = mixed.synthetic_rows()[60:]
             assert len(set(rows.tolist())) == len(rows)
         assert f"ratio {balance!r}" in repr(mixed)
+    tail = real_images((30, 14, 0))  # a class of which there is no real image
+    cache = make_cache(tmp_path, quota=(0, 16, 30))
+    mixed = MixedDataset(tail, cache, audit=None, mode="append", ratio=Balance())
+    assert np.bincount(mixed.targets).tolist() == [30, 30, 30]
 
 
 def test_too_few_images_to_balance_are_refused_or_repeated_after_all_others(tmp_path, real):
@@ -258,6 +266,26 @@ def test_filters_take_reports_and_refuse_those_about_another_cache(real, cache, 
         MixedDataset(real, other, audit=None, fraction=1.0, filters=[AtLeast(report, 2)])
 
 
+def test_an_audit_filters_by_its_p_values_and_a_label_check_by_its_scores(real, cache):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 60, 3, 6, 5), np.uint8)
+    train, holdout = (LabelledImages(torch.from_numpy(x), real.labels, CLASSES) for x in noise)
+    report = audit(cache, train, holdout=holdout, progress=False)
+    check = LabelCheck(
+        identity=cache.identity,
+        classes=CLASSES,
+        labels=cache.labels,
+        scores=np.linspace(1, 0.5, 21, dtype=np.float32),
+        withheld=np.zeros(21, bool),
+        settings={},
+    )
+    for one, scores in ((report, report.p_values), (check, check.scores)):
+        threshold = float(np.median(scores))
+        filters = [AtLeast(one, threshold)]
+        mixed = MixedDataset(real, cache, audit=None, fraction={"bee": 1.0}, filters=filters)
+        kept = np.flatnonzero((scores >= threshold) & (cache.labels == 1))
+        assert served(mixed) == set(kept.tolist())
+
+
 def test_a_report_that_passes_rows_is_a_filter(real, cache, tmp_path):
     passed = np.arange(21) % 2 == 0
     mix = partial(MixedDataset, real, audit=None, fraction=1.0)
@@ -310,6 +338,16 @@ def test_images_are_drawn_in_proportion_to_their_weights_and_to_the_nearest_whol
         total += counts
     assert np.abs(total - expected).max() < 0.06 * expected.max()
     assert "Drawn weighted by score" in repr(mixed)
+
+
+def test_images_of_equal_weight_meet_each_other_in_some_epoch(real, cache):
+    draw = mixing.Weighted(np.ones(21))
+    mixed = MixedDataset(real, cache, audit=None, mode="append", ratio={"cow": 0.1}, draw=draw)
+    pairs = set()
+    for epoch in range(300):
+        mixed.set_epoch(epoch)
+        pairs.add(tuple(sorted(mixed.synthetic_rows()[60:].tolist())))
+    assert pairs == set(combinations(range(12, 21), 2))
 
 
 def test_weights_that_make_no_sense_are_named(real, cache):
@@ -461,6 +499,9 @@ def test_fields_say_where_items_have_their_image_and_their_label(cache):
             image, label = fields.get(ours)
             assert (value(image), label) == (i if made[i] < 0 else FIRST_ROW + made[i], i % 3)
             assert fields.put(ours, *fields.get(items[i])) == items[i]  # all else stayed
+            alone = mixed[i]
+            assert value(fields.get(alone)[0]) == value(image)
+            assert fields.put(alone, *fields.get(items[i])) == items[i]
         expected = np.where(made < 0, np.arange(30), FIRST_ROW + made)
         assert mixed.read(range(30))[:, 0, 0, 0].tolist() == expected.tolist()
     wrong = Fields("image", "fine")

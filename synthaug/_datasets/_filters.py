@@ -14,8 +14,9 @@ from synthaug._types import Indices, Labels
 Scores = Any
 """A report about the cache (of hardness, label agreement or an audit), or numbers, float (N,)."""
 
-_SCORES = {"hardness": "hardness", "scores": "label agreement", "p_values": "p-value"}
-"""Where reports have their scores, and what these are."""
+_SCORES = {"hardness": "hardness", "p_values": "p-value", "scores": "label agreement"}
+"""Where reports have their scores, and what these are. An audit's has `scores` of another kind too,
+so its p-values are looked for first."""
 
 
 @final
