@@ -1,9 +1,7 @@
 """Engines: however many processes draw a plan, and whatever becomes of them, one cache results."""
 
 import os
-import tempfile
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -279,28 +277,6 @@ def test_rows_that_end_every_actor_are_given_up_after_some_tries_and_all_others_
 
 
 # Ray. Each actor is a process that imports torch, so there are few of these.
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    ray = pytest.importorskip("ray")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
-    ):
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")  # other tests would keep actors waiting
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-        ray.init(
-            address="local",
-            num_cpus=4,
-            object_store_memory=80 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,  # a short path: its sockets cannot have long ones
-        )
-        yield ray
-        ray.shutdown()
 
 
 @pytest.mark.xdist_group("ray")
