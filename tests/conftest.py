@@ -1,8 +1,13 @@
 """In tests the shapes and dtypes that the mathematics declares are checked at every call."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from multiprocessing import set_forkserver_preload
+from pathlib import Path
+from typing import Any
 
+import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = ("_noise", "_pixels", "features")
@@ -11,3 +16,31 @@ _hook = install_import_hook([f"synthaug.{name}" for name in CHECKED], "beartype.
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would ask the network otherwise
 set_forkserver_preload(["torchvision.transforms.v2", "synthaug._datasets"])  # fast workers
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[Any]:
+    """A cluster of one node; tests that use it are in the group "ray", which one worker runs."""
+    ray = pytest.importorskip("ray")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder,
+    ):
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # other tests would keep actors waiting
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        settings = {
+            "address": "local",
+            "num_cpus": 4,
+            "object_store_memory": 80 * 2**20,
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "_temp_dir": folder,  # a short path: its sockets cannot have long ones
+        }
+        try:
+            ray.init(**settings)
+        except Exception:  # it gives itself 30 seconds, which other tests may use up
+            ray.shutdown()
+            ray.init(**settings)
+        yield ray
+        ray.shutdown()
