@@ -30,7 +30,7 @@ if hasattr(ImageOnlyTransform, "sample_parameters") or not albumentations.__vers
 
 __all__ = ["ColdRestore", "SyntheticVariant"]
 
-Path = str | os.PathLike[str]
+_Path = str | os.PathLike[str]
 
 _CANNOT_FOLLOW = frozenset(
     ("bboxes", "keypoints", "mask", "mask3d", "masks", "masks3d", "volume", "volumes")
@@ -110,7 +110,7 @@ class ColdRestore(_OnImages):
 
     def __init__(
         self,
-        cold: ColdRestorer | Path,
+        cold: ColdRestorer | _Path,
         *,
         severity_range: tuple[float, float] = (0.1, 0.4),
         p: float = 0.3,
@@ -174,7 +174,7 @@ class SyntheticVariant(_OnImages):
         self,
         cache: Any,
         *,
-        audit: Verdicts | Path | None,
+        audit: Verdicts | _Path | None,
         p: float = 0.5,
         on_missing: Literal["keep", "raise"] = "keep",
     ) -> None:

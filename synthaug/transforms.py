@@ -24,7 +24,7 @@ from synthaug._variants import Variants
 
 __all__ = ["ColdRestore", "MixSynthetic", "SyntheticVariant"]
 
-Path = str | os.PathLike[str]
+_Path = str | os.PathLike[str]
 
 
 class ColdRestore(v2.Transform):
@@ -57,7 +57,7 @@ class ColdRestore(v2.Transform):
 
     def __init__(
         self,
-        cold: ColdRestorer | Path,
+        cold: ColdRestorer | _Path,
         *,
         severity_range: tuple[float, float] = (0.1, 0.4),
         p: float = 0.3,
@@ -134,9 +134,9 @@ class MixSynthetic(v2.Transform):
 
     def __init__(
         self,
-        synthetic: SyntheticImages | Path,
+        synthetic: SyntheticImages | _Path,
         *,
-        audit: Verdicts | Path | None,
+        audit: Verdicts | _Path | None,
         fraction: float = 0.5,
         transform: Transform | None = None,
         classes: Sequence[str] | None = None,
@@ -166,6 +166,7 @@ class MixSynthetic(v2.Transform):
         if not 0 <= fraction <= 1:
             raise ValueError(f"`fraction` must be in [0, 1], got {fraction}.")
         self.fraction = fraction
+        # Torchvision's own, though private: the forms of a batch must be exactly its forms.
         self._labels_getter = _parse_labels_getter(labels_getter)
         self._image_transform = transform
         self._synthetic = open_cache(synthetic)
@@ -331,7 +332,7 @@ class SyntheticVariant(v2.Transform):
         self,
         cache: Any,
         *,
-        audit: Verdicts | Path | None,
+        audit: Verdicts | _Path | None,
         p: float = 0.5,
         on_missing: Literal["keep", "raise"] = "keep",
     ) -> None:

@@ -93,6 +93,15 @@ def test_every_type_of_image_is_kept_and_restored_alike(example):
     assert (expected != given).any()
 
 
+def test_a_checkpoint_may_be_given_by_path(tmp_path, always):
+    tiny().save_pretrained(tmp_path)
+    shown = []
+    for restore in (ColdRestore(tmp_path, p=1.0), always):
+        torch.manual_seed(0)
+        shown.append(restore(pixels()[0]).int())
+    assert (shown[0] - shown[1]).abs().max() <= 1
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 def test_batches_are_restored_image_by_image_each_with_its_own_draw(dtype):
     restore = ColdRestore(tiny(), severity_range=(0.5, 0.5), p=1.0)

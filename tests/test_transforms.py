@@ -89,6 +89,11 @@ def test_the_type_of_the_image_is_kept_and_labels_pass_through(real, cache, exam
     assert type(nested["image"]) is type(image)
 
 
+def test_a_cache_may_be_given_by_path(real, cache):
+    variant = SyntheticVariant(cache.path, audit=None, p=1.0)
+    assert row_of(variant(real[2][0])) in rows_from(cache, 2)
+
+
 def test_float_images_are_matched_after_rounding(real, cache):
     variant = SyntheticVariant(cache, audit=None, p=1.0, on_missing="raise")
     image = real.read([2])[0] / 255 + 0.4 / 255 * (torch.rand(3, 4, 5) - 0.5)
