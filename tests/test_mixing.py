@@ -377,6 +377,7 @@ def test_whatever_decides_what_is_served_is_in_the_recipe(real, cache):
         {"fraction": 0.5, "draw": mixing.Weighted(weights)},
         {"fraction": 0.5, "draw": mixing.Weighted(weights**2)},
         {"fraction": 0.5, "soft_labels": True},
+        {"fraction": 0.5, "soft_labels": np.full((21, 3), 1 / 3)},
         {"mode": "append", "ratio": 0.5},
         {"mode": "append", "ratio": Balance(to=12)},
         {"mode": "append", "ratio": Balance(to=13)},
