@@ -107,12 +107,24 @@ def cluster(address: str | None = None) -> Iterator[tuple[Any, bool]]:
                 f"No Ray cluster answers at {where!r} ({error}). Start one with `ray start "
                 "--head`, or leave the address out to use this machine."
             ) from error
-        ray.init(address="local", include_dashboard=False, **quiet)
         own = True
+        _start(ray, quiet)
     try:
         yield ray, own
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, settings: Mapping[str, Any]) -> None:
+    """A new cluster on this machine."""
+    try:
+        ray.init(address="local", include_dashboard=False, **settings)
+    except Exception as error:
+        ray.shutdown()
+        raise EngineError(
+            f"Ray could not be started on this machine: {error} Run again when there is less load, "
+            "or join a cluster by its address."
+        ) from error
 
 
 def capacity(ray: Any, needs: Mapping[str, float]) -> int:
