@@ -4,7 +4,7 @@
 
 Everything runs on two cores of this machine, the ways in turn. The network is a small random U-Net;
 each process has one thread. Rates are by the clock, and mean little while other work runs; costs
-are processor time, which other work changes less. Writes results/engines.json.
+are processor time, which other work changes less. Writes results/engines_*.json.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import synthaug
 
 SHAPE = (3, 32, 32)
 CLASSES = ("cat", "dog", "emu", "fox")
+PARTS = ("overhead", "same_images", "efficiency")
 
 
 def note(trace: Path, values: Sequence[float]) -> None:
@@ -274,23 +275,25 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs=2, default=(8_192, 32_768))
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     for name, default in (("draw", None), ("engine", "local"), ("shard", None)):
         parser.add_argument(f"--{name}", default=default, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.draw:
         draw(Path(arguments.draw), arguments.rows, arguments.engine, arguments.shard)
         return
-    started = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         save_model(root / "model")
-        result = {
-            "load_at_start": round(started, 1),
-            "overhead": overhead(root, arguments.sizes, arguments.rounds),
-            "same_images": same_images(root, arguments.rows),
-            "efficiency": efficiency(root, arguments.rows, arguments.rounds),
-        }
-    print(write("engines", result))
+        for part in arguments.parts:
+            load = {"load_at_start": round(os.getloadavg()[0], 1)}
+            if part == "overhead":
+                found = overhead(root, arguments.sizes, arguments.rounds)
+            elif part == "same_images":
+                found = same_images(root, arguments.rows)
+            else:
+                found = efficiency(root, arguments.rows, arguments.rounds)
+            print(write(f"engines_{part}", load | found))
 
 
 if __name__ == "__main__":
