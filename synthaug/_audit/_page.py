@@ -50,13 +50,17 @@ def render(report: "AuditReport") -> str:
 def small(report: "AuditReport") -> str:
     """Verdict, reasons and the closest pairs, for notebooks."""
     parts: list[Markup | str] = list(report.reasons)
-    if report.pairs:
-        parts.append("The closest pairs, each synthetic image beside its training image:")
-    for pair in report.pairs[:8]:
-        flagged = ", flagged" if pair.get("tier") else ""
-        names = (f"synthetic {pair.get('row')}{flagged}", f"training {pair.get('train_row')}")
-        images = (pair.get("image"), pair.get("train_image"))
-        parts.append(thumbnails(zip(images, names, strict=True)))
+    both = ("image", "train_image")
+    shown = [pair for pair in report.pairs if all(_picture(pair, key) for key in both)][:8]
+    if shown:
+        parts.append("The closest pairs: synthetic images, below them their training images.")
+        parts += [
+            thumbnails((pair[key], f"{name} {pair[row]}") for pair in shown)
+            for key, name, row in (
+                ("image", "synthetic", "row"),
+                ("train_image", "training", "train_row"),
+            )
+        ]
     judged = int((report.tier >= 0).sum())
     heading = f"{report.verdict}: {len(report.flagged):,} of {judged:,} images flagged"
     return notebook(heading, *parts)
