@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +26,9 @@ from synthaug._on_the_fly import OnTheFlyDataset, _drawing
 from synthaug._on_the_fly._pool import Pool
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan
+from tests.test_cold_restore import tiny
 from tests.test_generate import CLASSES, Noise, plan_of
+from tests.variants import real_images
 
 PLAN = plan_of((20, 0, 30))
 
@@ -186,6 +189,26 @@ def test_where_the_loop_is_does_not_matter_to_the_draws():
     with torch.autocast("cpu", torch.bfloat16):
         live.read([0])
     assert states == [(False, False), False]
+
+
+def test_a_network_draws_what_it_would_draw_into_a_cache_while_another_one_is_trained(tmp_path):
+    real = real_images(8, 8)
+    cold = replace(tiny(), classes=real.classes).with_sources(real)
+    plan = cold.plan(ratio=3, severity=[0.2, 0.4], seed=0)
+    cache = generate(cold, plan, tmp_path / "a.h5", progress=False)
+    live = OnTheFlyDataset(cold, plan, size=6, reuse=2, batch_size=2, output_type="pt")
+    classifier = torch.nn.Linear(192, 2)
+    optimizer = torch.optim.SGD(classifier.parameters(), 0.1)
+    for epoch in range(3):
+        live.set_epoch(epoch)
+        for images, labels in DataLoader(live, batch_size=3):
+            torch.manual_seed(0)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = classifier(images.flatten(1) / 255)
+            torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+            optimizer.step()
+        difference = live.read(range(6)).int() - cache.read(live.rows()).int()
+        assert difference.abs().max() <= 1
 
 
 def test_an_error_of_the_thread_is_raised_where_images_are_asked_for_next():
