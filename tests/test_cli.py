@@ -169,8 +169,9 @@ def test_the_shards_of_a_job_make_the_images_of_one_process(work, cache, tmp_pat
     assert "needs RANK and WORLD_SIZE" in fail(2, *job, "--engine", "torchrun")
 
 
-def test_training_goes_on_from_a_checkpoint(work):
-    train = ["train", f"folder:{work / 'train'}", work / "run", "--batch-size", 8, "--width", 8]
+def test_training_goes_on_from_a_checkpoint(work, tmp_path):
+    run_dir = shutil.copytree(work / "run", tmp_path / "run")  # others use what is there
+    train = ["train", f"folder:{work / 'train'}", run_dir, "--batch-size", 8, "--width", 8]
     assert succeed(*train, "--steps", 4, "--device", "cpu").startswith("4 steps")
     message = fail(2, *train, "--steps", 5, "--device", "cpu", "--seed", 1)
     assert "belongs to another run:\n  seed: 0 there, 1 now\n" in message
