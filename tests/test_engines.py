@@ -211,7 +211,8 @@ def test_engines_without_what_they_need_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
-def test_a_batch_that_does_not_fit_into_memory_is_halved(tmp_path, expected, error):
+@pytest.mark.parametrize("shard", [None, "1/1"])
+def test_a_batch_that_does_not_fit_into_memory_is_halved(tmp_path, expected, error, shard):
     sizes = []
 
     class Large(Shaped):
@@ -221,7 +222,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(tmp_path, expected, err
                 raise error
             return super().draw(rows)
 
-    assert draw(tmp_path / "a.h5", Large()).path.read_bytes() == expected
+    assert draw(tmp_path / "a.h5", Large(), shard=shard).path.read_bytes() == expected
     assert sizes[:3] == [64, 32, 16]
     assert set(sizes[3:-1]) == {16}  # and stays so
 

@@ -1,5 +1,6 @@
 """Drawing a job on Ray: actors take parts, and the states of the rows say what is left of them."""
 
+import math
 import os
 import time
 from collections import deque
@@ -60,6 +61,9 @@ def pack(synthesizer: Synthesizer, engine: RayEngine) -> bytes:
 class Drawer:
     """An actor: loads the synthesizer once, and draws parts with it."""
 
+    fits: float = math.inf
+    """The largest batch that may fit into memory."""
+
     def load(self, parcel: bytes) -> dict[str, Any]:
         """Unpacks the synthesizer; returns its recipe and where it is."""
         import ray
@@ -86,9 +90,12 @@ class Drawer:
         if check:
             mend(SynthCache(part.path))
         started = time.monotonic()
-        drawn, rest = draw_part(
-            self.synthesizer, part, rows, batch_size=batch_size, seconds=_SECONDS
+        asked = int(min(batch_size, self.fits))
+        drawn, rest, fits = draw_part(
+            self.synthesizer, part, rows, batch_size=asked, seconds=_SECONDS
         )
+        if fits < asked:
+            self.fits = fits
         return rest, drawn / (time.monotonic() - started)
 
 

@@ -37,7 +37,7 @@ def fill(
     batch_size: int,
     seconds: float = math.inf,
     drawn: Callable[[int], object] = lambda count: None,
-) -> int:
+) -> tuple[int, int]:
     """Draws `rows` of the cache, and stores each batch as it is drawn.
 
     A batch for which there is not enough memory is halved, and so are those after it.
@@ -51,7 +51,7 @@ def fill(
         drawn: Called with the number of rows that were stored, after each batch.
 
     Returns:
-        Number of rows that were drawn in that time.
+        Number of rows that were drawn in that time, and the batch size that memory has allowed.
 
     Raises:
         MemoryError, torch.OutOfMemoryError: There is not enough memory for one row.
@@ -71,7 +71,7 @@ def fill(
         cache.write(batch, to_pixels(images))
         drawn(len(batch))
         start += len(batch)
-    return start
+    return start, batch_size
 
 
 def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:

@@ -152,11 +152,12 @@ def draw_part(
     batch_size: int,
     seconds: float = math.inf,
     drawn: Callable[[int], object] = lambda count: None,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Draws those of `rows` that are pending into the file of a part; arguments as in `fill`.
 
     Returns:
-        How many of them were drawn, and how many are left when the time is over.
+        How many of them were drawn, how many are left when the time is over, and the batch size
+        that memory has allowed.
 
     Raises:
         CacheError: Another process writes to the part.
@@ -169,10 +170,10 @@ def draw_part(
             )
         cache = SynthCache(part.path)
         pending = rows[cache.state[rows] == State.PENDING]
-        count = fill(
+        count, batch_size = fill(
             synthesizer, cache, pending, batch_size=batch_size, seconds=seconds, drawn=drawn
         )
-        return count, len(pending) - count
+        return count, len(pending) - count, batch_size
 
 
 def mend(cache: SynthCache) -> None:

@@ -39,7 +39,9 @@ def draw_share(
             pending = np.flatnonzero(whole.state[part.start : part.stop] == State.PENDING)
             if len(pending):  # perhaps just by what `mend` finds
                 mend(SynthCache(part.path))
-                draw_part(synthesizer, part, pending, batch_size=batch_size, drawn=shown.update)
+                _, _, batch_size = draw_part(
+                    synthesizer, part, pending, batch_size=batch_size, drawn=shown.update
+                )
     if not assemble(parts, whole):
         logger.info(
             "%s: this share is drawn. Whoever draws the last one puts the parts together.",
