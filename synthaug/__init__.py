@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from synthaug._audit import audit as audit
     from synthaug._audit import split_for_audit as split_for_audit
     from synthaug._cache import SynthCache as SynthCache
+    from synthaug._cost import estimate_cost as estimate_cost
+    from synthaug._cost import evaluations_per_second as evaluations_per_second
     from synthaug._data import LabelledImages as LabelledImages
     from synthaug._data import load_dataset as load_dataset
     from synthaug._datasets import MixedBatchSampler as MixedBatchSampler
@@ -123,7 +125,9 @@ _HOME = {
     "TrainingConfig": "_training",
     "audit": "_audit",
     "check_labels": "_label_check",
+    "estimate_cost": "_cost",
     "evaluate": "_evaluation",
+    "evaluations_per_second": "_cost",
     "generate": "_generate",
     "load_dataset": "_data",
     "reconstructions": "_reconstructions",

@@ -44,6 +44,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "_quality",
     },
     {
+        "_cost",
         "_generate",
         "_label_check",
         "_opening",

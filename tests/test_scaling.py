@@ -6,15 +6,23 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from synthaug import degradations
+from synthaug import RayEngine, audit, degradations, estimate_cost, evaluations_per_second
+from synthaug._audit._crew import Crew, Hand
+from synthaug._cache import SynthCache
+from synthaug._neighbours import Index, nearest_first
+from synthaug._plan import Plan
 from synthaug._training import TrainingConfig, TrainingResult, _among
+from synthaug.features import TorchModule
 from synthaug.synthesizers import ClassConditional
 from synthaug.synthesizers._cascade_fit import StageFitJob
 from synthaug.synthesizers._cold_fit import ColdFitJob
@@ -29,6 +37,121 @@ from tests.test_diffusion_inversion import Real, fitted
 from tests.test_fine_tuning import Real as Images
 from tests.test_fine_tuning import job_of as fine_tune_job
 from tests.test_low_density import Bright
+
+# Audits
+
+
+def clusters(n: int, seed: int) -> Any:
+    """Vectors that float16 holds exactly, so that many distances are equal."""
+    return np.random.default_rng(seed).integers(-3, 4, (n, 6)).astype(np.float32)
+
+
+def brute_force(xb: Any, xq: Any, k: int) -> tuple[Any, Any]:
+    D = np.sqrt(np.square(xq[:, None].astype(np.float64) - xb).sum(2))
+    ids = np.argsort(D, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(D, ids, 1), ids
+
+
+@pytest.mark.parametrize("cuts", [(100,), (1, 7, 300), (250, 251)], ids=str)
+def test_the_nearest_of_the_nearest_of_each_shard_are_those_of_the_whole(cuts):
+    xb, xq = clusters(400, 1), clusters(50, 2)
+    found = []
+    for start, stop in pairwise((0, *cuts, 400)):
+        D, ids = Index(xb[start:stop]).search(xq, min(4, stop - start))
+        found.append((D, ids + start))
+    D, ids = (np.hstack(part) for part in zip(*found, strict=True))
+    merged = nearest_first(D, ids, 4)
+    for got, wanted in zip(merged, brute_force(xb, xq, 4), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_file_is_searched_block_by_block_as_an_array_is_at_once(tmp_path, monkeypatch, dtype):
+    xb, xq, rows = clusters(400, 1), clusters(50, 2), np.arange(3, 400, 3)
+    np.save(tmp_path / "xb.npy", xb.astype(dtype))
+    mapped = np.load(tmp_path / "xb.npy", mmap_mode="r")
+    monkeypatch.setattr("synthaug._neighbours._BLOCK_VALUES", 6 * 37)
+    for got, wanted in zip(Index(mapped).search(xq, 4), brute_force(xb, xq, 4), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    some = Index(mapped, rows=rows).search(xq, 4)
+    for got, wanted in zip(some, brute_force(xb[rows], xq, 4), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def audited(tmp_path: Path, images: bool, **changes: Any) -> dict[str, Any]:
+    """The report about 40 samples, of which five are copies; training samples repeat."""
+    rng = np.random.default_rng(0)
+    shape = (1, 8, 8) if images else (12,)
+    train, fresh, holdout = (rng.integers(0, 256, (n, *shape)) for n in (300, 40, 60))
+    train[200:210], fresh[:5] = train[:10], train[20:25]
+    arrays: list[Any] = [
+        a.astype(np.uint8 if images else np.float16) for a in (fresh, train, holdout)
+    ]
+    if not images:
+        np.save(tmp_path / "train.npy", arrays[1])
+        arrays[1] = tmp_path / "train.npy"
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    features: Any = {"features": TorchModule(network, name="random")} if images else {}
+    synthetic, real, held = arrays
+    report = audit(
+        synthetic, real, holdout=held, k=5, batch_size=16, progress=False, **features, **changes
+    )
+    report.to_json(tmp_path / "report.json")
+    found: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
+    assert (report.tier[:5] > 0).all()
+    del found["environment"]["created"]
+    return found
+
+
+class Here:
+    """Ray and its actors, in this process: calls end in another order than they began."""
+
+    size = 2
+
+    def __init__(self, networks: Any) -> None:
+        hand = Hand()
+        hand.extractors = networks
+        self.features, self.search = (
+            SimpleNamespace(remote=f) for f in (hand.features, hand.search)
+        )
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def map(self, items: Any, call: Any, *, tries: int) -> Any:
+        del tries
+        return ((item, call(self, item)) for item in reversed(items))
+
+
+@pytest.mark.parametrize("images", [True, False], ids=["images", "features in a file"])
+def test_an_audit_in_shards_is_that_of_one_process(tmp_path, monkeypatch, images):
+    @contextmanager
+    def crew_of(engine: Any, extractors: Any) -> Any:
+        networks = [e for e in extractors if hasattr(e, "weights")]
+        here: Any = Here(networks)
+        yield Crew(here, here, networks, engine.tries)
+
+    alone = audited(tmp_path, images)
+    monkeypatch.setattr("synthaug._audit._pipeline.crew_of", crew_of)
+    monkeypatch.setattr("synthaug._audit._crew._SHARD_VALUES", 12 * 70)
+    assert audited(tmp_path, images, engine=RayEngine()) == alone
+
+
+@pytest.mark.xdist_group("ray")
+def test_an_audit_over_ray_is_that_of_one_process(ray, tmp_path):
+    alone = audited(tmp_path, images=True)
+    assert audited(tmp_path, images=True, engine=RayEngine(actors=2)) == alone
+
+
+def test_over_ray_the_search_is_exact_and_other_engines_are_unknown():
+    pixels = np.zeros((4, 1, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match="`index` is 'sq', but over Ray the search is exact"):
+        audit(pixels, pixels, index="sq", engine="ray")
+    unknown: Any = "spark"
+    with pytest.raises(ValueError, match="`engine` must be 'local', 'ray' or a RayEngine"):
+        audit(pixels, pixels, engine=unknown)
+
 
 # Training
 
@@ -175,3 +298,48 @@ def test_so_is_the_loss_of_a_pretrained_model_and_its_autoencoder(tmp_path):
     write_stable_diffusion(tmp_path)
     job = fine_tune_job(tmp_path, Images(3), horizontal_flip=True, label_dropout=0.3)
     assert_halves_make_a_whole(job, job._build(), np.array([3, 1, 4, 1, 5, 2]))
+
+
+# Costs
+
+
+def test_a_cost_follows_from_the_rate_and_the_number_of_devices():
+    cost = estimate_cost(
+        10, (3, 4, 5), evaluations_per_image=6, evaluations_per_second=2, devices=4, parameters=1
+    )
+    # The slowest device draws 3 of the 10 images.
+    assert (cost.seconds, cost.network_evaluations) == (9.0, 60)
+    assert cost.device_hours == pytest.approx(4 * 9 / 3600)
+    assert str(cost).endswith("about 0.1 minutes on 4 devices, 0.0 device hours")
+    assert estimate_cost(10, (3, 4, 5)).seconds is None
+    with pytest.raises(ValueError, match="`devices` must be positive, got 0"):
+        estimate_cost(10, (3, 4, 5), devices=0)
+
+
+def test_the_predicted_bytes_are_those_of_the_cache_but_for_its_description(tmp_path):
+    plan, shape = Plan.build([2000], classes=("a",), settings={}, seed=0), (3, 32, 32)
+    manifest: dict[str, Any] = {"recipe": {"settings": {}}}
+    SynthCache.open_for_writing(tmp_path / "a.h5", plan, image_shape=shape, manifest=manifest)
+    described = (tmp_path / "a.h5").stat().st_size - estimate_cost(len(plan), shape).bytes
+    assert 0 < described < 100_000
+
+
+class Clocked:
+    """Takes two ticks of a clock per image that it draws, and evaluates its network as often."""
+
+    now = 0.0
+
+    def draw(self, rows: Plan) -> torch.Tensor:
+        self.now += 2 * len(rows)
+        return torch.zeros(len(rows), 1, 2, 2)
+
+    def evaluations(self, rows: Plan) -> Any:
+        return np.full(len(rows), 6)
+
+
+@pytest.mark.parametrize("rows", [3, 8, 100])
+def test_a_rate_is_that_of_whole_batches_after_the_first(monkeypatch, rows):
+    clocked = Clocked()
+    monkeypatch.setattr("time.perf_counter", lambda: clocked.now)
+    plan = Plan.build([rows], classes=("a",), settings={}, seed=0)
+    assert evaluations_per_second(clocked, plan, batch_size=8, seconds=40) == 3.0

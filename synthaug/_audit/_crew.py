@@ -7,7 +7,6 @@ nothing but its networks, so any other can take over from one that is lost.
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,29 +136,12 @@ class Crew:
         return extract(spread, pixels, batch_size=size, features_dir=features_dir)
 
     def map(self, items: Sequence[Any], call: Callable[[Any, Any], Any]) -> list[Any]:
-        """What `call` gives for each item, in order.
-
-        Raises:
-            EngineError: An item ended one actor after the other.
-            Exception: What was raised in an actor.
-        """
-        results, losses = [None] * len(items), [0] * len(items)
-        queue = deque(range(len(items)))
-        for outcome in self.pool.run(queue, lambda hand, i: call(hand, items[i])):
-            i = outcome.item
-            if outcome.error is None:
-                results[i] = outcome.value
-                continue
-            losses[i] += 1
-            if not outcome.died:
-                raise outcome.error
-            if losses[i] >= self._tries:
-                raise EngineError(
-                    f"The last {losses[i]} actors that worked on the same block of the audit died: "
-                    f"{outcome.error}. Give each more memory, or use fewer per node."
-                )
-            queue.append(i)
-        return results
+        """What `call` gives for each item, in order; errors as `ActorPool.map`."""
+        found = self.pool.map(
+            range(len(items)), lambda hand, i: call(hand, items[i]), tries=self._tries
+        )
+        values = dict(found)
+        return [values[i] for i in range(len(items))]
 
 
 class _Spread:
@@ -180,20 +162,17 @@ class _Spread:
 
 
 @contextmanager
-def crew_of(engine: Any, extractors: Sequence[Extractor]) -> Iterator[Crew | None]:
+def crew_of(engine: str | RayEngine, extractors: Sequence[Extractor]) -> Iterator[Crew | None]:
     """The actors of an audit; `None` for the engine "local".
 
     Raises:
-        ValueError: An unknown engine, or an extractor that cannot be pickled.
+        ValueError: An extractor cannot be pickled.
         ImportError, EngineError: As `RayEngine`.
     """
     if engine == "local":
         yield None
         return
-    if engine == "ray":
-        engine = RayEngine()
-    if not isinstance(engine, RayEngine):
-        raise ValueError(f"`engine` must be 'local', 'ray' or a RayEngine, got {engine!r}.")
+    engine = engine if isinstance(engine, RayEngine) else RayEngine()
     if engine.load is not None:
         raise ValueError("`RayEngine.load` makes a synthesizer; an audit has none. Leave it out.")
     networks = [e for e in extractors if getattr(e, "weights", None) is not None]

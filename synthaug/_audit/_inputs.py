@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -161,6 +162,12 @@ def take(samples: Samples, rows: Indices) -> Samples:
     return float32(samples[rows])
 
 
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Images, or features, one set behind the other."""
+    images = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(images) if images else np.concatenate([np.asarray(p) for p in parts])
+
+
 def _plain(samples: Samples) -> NDArray[Any]:
     return np.asarray(samples) if isinstance(samples, Tensor) else float32(samples)
 
@@ -173,7 +180,7 @@ def _checked(given: Tensor | np.ndarray, name: str) -> Samples:
         keep = mapped and array.dtype in (np.float16, np.float32)
         features = array if keep else np.ascontiguousarray(array, np.float32)
         for start in range(0, len(features), _CHUNK):
-            finite = np.isfinite(features[start : start + _CHUNK]).all(axis=1)
+            finite = np.isfinite(_plain(features[start : start + _CHUNK])).all(axis=1)
             release(features)
             if not finite.all():
                 row = start + int(np.flatnonzero(~finite)[0])

@@ -76,6 +76,13 @@ class Matches:
     twin_flipped: NDArray[np.bool_]
     """Whether it is the mirrored image that does, (n,)."""
 
+    def split(self, parts: int) -> "list[Matches]":
+        """The same in as many equal parts."""
+        split = {f.name: np.split(getattr(self, f.name), parts) for f in fields(self)}
+        return [
+            Matches(**{name: values[i] for name, values in split.items()}) for i in range(parts)
+        ]
+
     @property
     def near_equal(self) -> NDArray[np.bool_]:
         """Images that have such a twin, (n,)."""

@@ -46,7 +46,15 @@ from synthaug._audit._competition import Competition, compete
 from synthaug._audit._crew import crew_of
 from synthaug._audit._descriptive import descriptive
 from synthaug._audit._disturbances import Disturbance, disturbances, vector_disturbances
-from synthaug._audit._inputs import Contents, ImageSet, check_comparable, image_set, keys, take
+from synthaug._audit._inputs import (
+    Contents,
+    ImageSet,
+    check_comparable,
+    image_set,
+    joined,
+    keys,
+    take,
+)
 from synthaug._audit._matching import Matcher, Matches, resembling, rmse
 from synthaug._audit._report import (
     CALIBRATED,
@@ -155,6 +163,8 @@ def audit(
         raise ValueError(f"`max_pairs` must not be negative, got {max_pairs}.")
     if index not in INDEXES:
         raise ValueError(f"`index` must be one of {', '.join(INDEXES)}, got {index!r}.")
+    if engine not in ("local", "ray") and not isinstance(engine, RayEngine):
+        raise ValueError(f"`engine` must be 'local', 'ray' or a RayEngine, got {engine!r}.")
     if engine != "local" and index != "exact":
         raise ValueError(f"`index` is {index!r}, but over Ray the search is exact. Leave it out.")
     S = image_set(synthetic, "synthetic", progress=progress)
@@ -218,7 +228,8 @@ def audit(
             contest = _contest(pooled, links, len(known), len(T), len(known) + len(decoys), fdr)
         kinds = _kinds(T, float(np.median(matcher.isolation(originals))))
         copies = take(T.samples, originals)
-        plants = [matcher.match(kind.apply(copies, seed)) for kind in kinds]
+        planted = matcher.match(joined([kind.apply(copies, seed) for kind in kinds]))
+        plants = planted.split(len(kinds))
         described = descriptive(matcher, found, null)
 
     # Hold-out images that are twins of training images are set aside, as synthetic ones are.

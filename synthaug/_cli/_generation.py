@@ -1,7 +1,6 @@
 """Commands that draw images with a generator."""
 
 import os
-import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -228,7 +227,14 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
     return synthesizer, plan, source
 
 
-def plan(checkpoint: str, options: PlanOptions, *, estimate: bool = False) -> Result:
+def plan(
+    checkpoint: str,
+    options: PlanOptions,
+    *,
+    estimate: bool = False,
+    devices: int = 1,
+    batch_size: int = 64,
+) -> Result:
     """Show what `generate` would do, and what it would cost.
 
     synthaug plan runs/cifar10 --per-class 500 --guidance-scale '[1.0, 1.5]' --estimate
@@ -236,25 +242,33 @@ def plan(checkpoint: str, options: PlanOptions, *, estimate: bool = False) -> Re
     Args:
         checkpoint: Directory in diffusers layout, or hub:OWNER/NAME.
         options: What to draw.
-        estimate: Draw one small batch to measure the time.
+        estimate: Draw for ten seconds to measure the time.
+        devices: That will draw at the same time, each like the one here.
+        batch_size: Images per batch.
     """
+    from synthaug._cost import estimate_cost, evaluations_per_second
+    from synthaug._plan import REQUIRED
 
     synthesizer, rows, _ = _prepare(checkpoint, options)
     rate = None
     if estimate:
-        sample = rows[:: max(1, len(rows) // 16)][:16]
-        synthesizer.draw(sample[:1])
-        started = time.monotonic()
-        synthesizer.draw(sample)
-        rate = synthesizer.evaluations(sample).sum() / (time.monotonic() - started)
-    cost = rows.estimate(
+        rate = evaluations_per_second(synthesizer, rows, batch_size=batch_size)
+    cost = estimate_cost(
+        len(rows),
         synthesizer.image_shape,
-        evaluations=synthesizer.evaluations(rows),
+        evaluations_per_image=float(synthesizer.evaluations(rows).mean()),
         evaluations_per_second=rate,
+        devices=devices,
+        parameters=len(set(rows.columns) - set(REQUIRED)),
     )
     quota = dict(zip(rows.classes, rows.quota.tolist(), strict=True))
     return Result(
-        record={"digest": rows.digest, "classes": quota, **asdict(cost)},
+        record={
+            "digest": rows.digest,
+            "classes": quota,
+            **asdict(cost),
+            "device_hours": cost.device_hours,
+        },
         text="\n".join(
             [str(rows), str(cost), *(f"  {name}: {count:,}" for name, count in quota.items())]
         ),

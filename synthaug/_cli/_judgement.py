@@ -5,7 +5,13 @@ from typing import Any, Literal
 
 from synthaug._cli._call import Call, Result
 from synthaug._cli._inputs import load, names
-from synthaug._cli._options import ClassifierOptions, ExtractorOptions, ImageOptions, Precision
+from synthaug._cli._options import (
+    ClassifierOptions,
+    ExtractorOptions,
+    ImageOptions,
+    Precision,
+    RayOptions,
+)
 
 FILES = (".npy", ".npz", ".hdf5")
 """Of images or features, which `synthaug.audit` reads itself; a .h5 file is a cache."""
@@ -16,13 +22,15 @@ def audit(
     train: str,
     conform: ImageOptions,
     networks: ExtractorOptions,
+    ray: RayOptions,
     *,
     holdout: str | None = None,
     out: str = "audit",
     features: str | list[str] | None = None,
     fdr: float = 0.05,
     k: int | None = None,
-    index: Literal["exact", "auto", "ivf", "hnsw", "sq", "pq"] = "exact",
+    index: Literal["exact", "auto", "ivf", "hnsw", "sq", "pq", "ivfpq"] = "exact",
+    engine: Literal["local", "ray"] = "local",
     max_pairs: int = 50,
     deduplicate: bool = False,
     redact: bool = False,
@@ -40,6 +48,7 @@ def audit(
             size and channels.
         conform: For data sets.
         networks: Where features are computed and kept.
+        ray: How to spread over a cluster.
         holdout: Real images that it never saw. Without them the verdict is inconclusive at best.
         out: Writes OUT.html and OUT.json.
         features: Where distances are taken: pixels, spectrum, torchscript:FILE, torchvision:NAME or
@@ -47,6 +56,7 @@ def audit(
         fdr: False discovery rate among the flagged images.
         k: Neighbours that an image's distance is compared with; 50 or fewer by default.
         index: How neighbours are searched; all but exact may miss some, and say the share found.
+        engine: local works in this process, ray on the actors of a cluster.
         max_pairs: Pairs of images shown in the report.
         deduplicate: Set hold-out images aside that are training images, instead of refusing.
         redact: Leave real images, and flagged ones, out of the report.
@@ -80,6 +90,7 @@ def audit(
             features_dir=features_dir,
             max_pairs=max_pairs,
             deduplicate=deduplicate,
+            engine=ray.engine(engine),
             seed=seed,
             command=call.line,
         )
