@@ -108,7 +108,7 @@ def test_the_length_follows_a_data_set_that_grows(tmp_path):
         assert sorted(sampler) == list(range(length))
 
 
-@pytest.mark.parametrize("num_replicas", [2, 3])
+@pytest.mark.parametrize("num_replicas", [2, 3, 7])
 def test_every_rank_has_batches_of_exact_counts(appended, num_replicas):
     ranks = [
         MixedBatchSampler(appended, 8, 4, num_replicas=num_replicas, rank=rank)
@@ -171,6 +171,9 @@ def test_the_state_of_a_finished_epoch_is_an_empty_pass_or_nothing_if_a_later_on
     sampler.set_epoch(2)
     sampler.load_state_dict(finished)
     assert (len(list(sampler)), len(list(sampler))) == (0, 60)
+    sampler.load_state_dict(finished)
+    iter(sampler)  # a loader that knows that the epoch is over throws this one away
+    assert len(list(sampler)) == 60
 
 
 def test_a_state_of_another_order_is_refused(mixed):
