@@ -119,7 +119,9 @@ def draw(folder: Path, rows: int, engine: str, shard: str | None) -> None:
     chosen: Any = engine
     if engine.startswith("ray"):
         actors = int(engine.removeprefix("ray"))
-        chosen = synthaug.RayEngine(actors=actors, load=lambda: Timed(checkpoint, folder))
+        chosen = synthaug.RayEngine(
+            actors=actors, num_cpus=2 / actors, load=lambda: Timed(checkpoint, folder)
+        )
     synthaug.generate(
         synthesizer, plan, folder / "a.h5", engine=chosen, shard=shard, progress=False
     )
