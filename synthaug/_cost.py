@@ -108,7 +108,7 @@ def estimate_cost(
 
 
 def evaluations_per_second(
-    synthesizer: Any, plan: Plan, *, batch_size: int = 64, seconds: float = 10
+    synthesizer: Any, plan: Plan, *, batch_size: int = 64, seconds: float = 3
 ) -> float:
     """Network evaluations of one image per second, measured by drawing rows of a plan.
 

@@ -242,7 +242,7 @@ def plan(
     Args:
         checkpoint: Directory in diffusers layout, or hub:OWNER/NAME.
         options: What to draw.
-        estimate: Draw for ten seconds to measure the time.
+        estimate: Draw for a few seconds to measure the time.
         devices: That will draw at the same time, each like the one here.
         batch_size: Images per batch.
     """
