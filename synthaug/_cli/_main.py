@@ -1,8 +1,9 @@
 """The parser and the entry point.
 
 Exit codes: 0 done (an audit passed), 1 an audit found copies, 2 wrong arguments or input that does
-not fit, 3 an audit is inconclusive, 4 a file is missing, damaged, or cannot be read or written, 70
-an error that nobody foresaw, 130 interrupted, 143 asked to end (SIGTERM).
+not fit, 3 an audit is inconclusive, 4 a file is missing, damaged, or cannot be read or written, or
+workers of a cluster failed, 70 an error that nobody foresaw, 130 interrupted, 143 asked to end
+(SIGTERM).
 """
 
 import contextlib
