@@ -63,6 +63,10 @@ def row_seed(base_seed: int, settings: str, source_key: str, variant: int) -> in
 
 def balanced_quota(num_classes: int, *, per_class: int) -> Labels:
     """The same number of images for every class, int64 (num_classes,)."""
+    if not isinstance(per_class, int | np.integer):
+        raise TypeError(
+            f"`per_class` must be a whole number, got {per_class!r}. Numbers by class are `counts`."
+        )
     if per_class < 1:
         raise ValueError(f"`per_class` must be at least 1, got {per_class}.")
     return np.full(num_classes, per_class, np.int64)

@@ -136,7 +136,7 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
         _warn_once(
             synthetic,
             found,
-            "Copies of training images may be among them; `synthaug.audit` looks for them",
+            "Copies of training images may be among them; an audit looks for them",
         )
         return found
     if not isinstance(audit, Verdicts):

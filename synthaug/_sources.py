@@ -94,7 +94,8 @@ def _folder(
         raise DataError(
             f"Class {empty[0]!r} has no image in {root}"
             + (f" (and {len(empty) - 1} more classes have none)" if len(empty) > 1 else "")
-            + ". Add images, or delete the folder or leave the name out of `classes`."
+            + ". Add images, "
+            + ("or delete the folder." if classes is None else "or leave it out of `classes`.")
         )
     if others:
         log.warning(
@@ -348,9 +349,11 @@ def parse_spec(spec: str, split: str | None) -> tuple[str, str, str | None]:
         name, colon, rest = name.partition(":")
         where, given = name + mark + options, rest if colon else None
     if kind not in LOADERS or given == "" or (where == "") != (kind == "digits"):
+        likely = "folder" if os.path.isdir(spec) else "hdf5" if os.path.isfile(spec) else None
         raise ValueError(
             f"Got the data set {spec!r}, expected `folder:PATH`, "
             "`torchvision:NAME[:SPLIT][?root=DIR]`, `hdf5:PATH` or `digits[:SPLIT]`."
+            + (f" Did you mean {likely}:{spec}?" if likely else "")
         )
     if given is not None and split not in (None, given):
         raise ValueError(

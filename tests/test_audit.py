@@ -508,7 +508,7 @@ def test_without_a_hold_out_the_verdict_is_at_best_inconclusive(
     report = quiet(fresh, train)
     assert report.verdict == "inconclusive"
     assert report.exit_code == 3
-    assert "Give `holdout`" in " ".join(report.reasons)
+    assert "Give a hold-out" in " ".join(report.reasons)
     assert np.isnan(report.p_values).all()
     assert report.passed.all()
     np.testing.assert_array_equal(quiet(with_copies, train).flagged, np.arange(20))
@@ -643,7 +643,7 @@ def test_a_shift_decides_which_evidence_counts(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"counts": replace(COUNTS, holdout=0)}, "Give `holdout`"),
+        ({"counts": replace(COUNTS, holdout=0)}, "Give a hold-out"),
         ({"leaning": True}, "lean to the training images"),
         ({"self_test": {"any_flagged": 30, "halvings": 100}}, "do not trust these p-values"),
         ({"shifted": True, "counts": replace(COUNTS, competition_resolution=26)}, "26 clusters"),

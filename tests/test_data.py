@@ -159,6 +159,8 @@ def test_every_unusable_folder_is_one_error_that_says_what_to_do(folder, tmp_pat
     }.items():
         with pytest.raises(DataError, match=message):
             load_dataset(f"folder:{tmp_path / path}")
+    with pytest.raises(ValueError, match=f"Did you mean folder:{folder}"):
+        load_dataset(str(folder))
     (folder / "fox").mkdir()
     with pytest.raises(DataError, match=r"Class 'fox' has no image .* Add images, or delete"):
         load_dataset(f"folder:{folder}")

@@ -661,12 +661,14 @@ def test_items_that_are_not_labelled_images_are_refused(cache):
         MixedDataset(normalised, cache, audit=None, fraction=0.5, classes=CLASSES)
     cases: list[tuple[list[Any], str]] = [
         ([torch.zeros(3, 6, 5)], "An item of the data set is Tensor"),
-        ([{"picture": 1, "label": 0}], "no image: expected one of 'image', 'img'"),
+        ([{"picture": 1, "label": 0}], r"no image: .* say where they are: `fields=mixing.Fields\("),
         ([("x.png", 0)], "builtins.str, expected a PIL image"),
     ]
     for items, message in cases:
         with pytest.raises(TypeError, match=message):
             MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
+    with pytest.raises(TypeError, match=r"`real` is a list_iterator, .* expected a map-style"):
+        MixedDataset(iter([1]), cache, audit=None, fraction=0.5, classes=CLASSES)
 
 
 def test_a_negative_epoch_is_refused(real, cache):

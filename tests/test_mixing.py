@@ -300,7 +300,7 @@ def test_wrong_filters_are_named(real, cache):
     mix = partial(MixedDataset, real, cache, audit=None, fraction=1.0)
     cases: list[tuple[Any, type[Exception], str]] = [
         (np.ones(21, bool), TypeError, r"`filters` is a ndarray, expected a list"),
-        ([np.arange(21)], TypeError, r"`filters\[0\]` is ndarray of int64, expected a mask"),
+        ([np.arange(21)], TypeError, r"`filters\[0\]` is a ndarray of int64, expected a mask"),
         ([np.ones(20, bool)], ValueError, r"has shape \(20,\), the cache has 21 rows"),
         ([AtLeast(np.ones(20), 0)], ValueError, r"shape \(20,\), the cache has 21"),
         ([AtLeast(np.full(21, np.nan), 0)], ValueError, "21 rows .* have no score"),

@@ -65,6 +65,8 @@ def test_a_plan_holds_the_quota_of_each_class_in_columns_of_equal_length():
 
 def test_a_balanced_quota_is_the_same_for_every_class():
     assert balanced_quota(4, per_class=7).tolist() == [7, 7, 7, 7]
+    with pytest.raises(TypeError, match=r"got {'cat': 2}. Numbers by class are `counts`"):
+        balanced_quota(4, per_class={"cat": 2})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ratio", [0.003, 0.1, 0.29, 0.5, 1, 1.5, 2.75, 10])

@@ -160,7 +160,7 @@ def _doubts(
     if not counts.holdout:
         return [
             "Without a hold-out nothing says how close real images come by chance, so only equal "
-            "and nearly equal pixels were looked for. Give `holdout`: real images from the same "
+            "and nearly equal pixels were looked for. Give a hold-out: real images from the same "
             "source that the generator has never seen."
         ]
     doubts = []

@@ -9,7 +9,7 @@ from typing import Any, Protocol, final
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from synthaug._adapt import field_key, is_probabilities, labels_of
 from synthaug._types import Labels
@@ -59,7 +59,11 @@ class Fields:
         Raises:
             TypeError: For any other item.
         """
-        return cls(field_key(item, "image"), field_key(item, "label"))
+        try:
+            return cls(field_key(item, "image"), field_key(item, "label"))
+        except TypeError as error:
+            where = "`fields=mixing.Fields(IMAGE, LABEL)`"
+            raise TypeError(f"{error} Or say where they are: {where}.") from None
 
     def get(self, item: Any) -> tuple[Any, Any]:
         """The image and the label of an item."""
@@ -94,7 +98,16 @@ class ArrayDataset(Dataset[Any]):
 
 
 def as_dataset(real: Any) -> Any:
-    """A pair (images, labels) of arrays or tensors as a data set; anything else as it is."""
+    """A pair (images, labels) of arrays or tensors as a data set; others as they are.
+
+    Raises:
+        TypeError: For what is not a map-style data set.
+    """
+    if isinstance(real, IterableDataset) or not hasattr(real, "__len__"):
+        raise TypeError(
+            f"`real` is a {type(real).__name__}, which has no length or no `real[index]`; expected "
+            "a map-style data set. Read the items into a list first."
+        )
     if not isinstance(real, tuple):
         return real
     if len(real) != 2 or not all(isinstance(part, np.ndarray | Tensor) for part in real):

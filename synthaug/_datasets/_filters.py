@@ -149,7 +149,7 @@ def _mask(given: Any, synthetic: SyntheticImages, name: str) -> tuple[NDArray[np
         mask, said = np.asarray(given), "mask"
     if mask.dtype != bool:
         raise TypeError(
-            f"{name} is {type(given).__name__} of {mask.dtype}, expected a mask, bool (N,), such "
+            f"{name} is a {type(given).__name__} of {mask.dtype}, expected a mask, bool (N,), such "
             "as `scores > 0.5`; or `mixing.AtLeast`, `AtMost`, `Highest`, `Lowest`; or a report."
         )
     if mask.shape != (len(synthetic.labels),):
