@@ -900,8 +900,12 @@ def test_a_loss_that_is_not_finite_names_arm_seed_step_and_remedy(
 
 
 def test_the_bar_counts_every_step_of_every_run_once(
-    train: LabelledImages, test: LabelledImages, capsys: pytest.CaptureFixture[str]
+    train: LabelledImages,
+    test: LabelledImages,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("SYNTHAUG_PROGRESS", "bar")
     arguments = {**FAST, "steps": 25, "progress": True}
     evaluate({"a": train, "b": train}, test=test, seeds=2, model=linear, **arguments)
     shown = capsys.readouterr().err
@@ -1021,8 +1025,9 @@ def test_a_damaged_run_file_is_named(
 
 
 def test_probabilities_are_those_of_classifiers_trained_as_an_evaluation_trains_them(
-    digits: LabelledImages, capsys: pytest.CaptureFixture[str]
+    digits: LabelledImages, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SYNTHAUG_PROGRESS", "bar")
     mixed_up = np.random.default_rng(0).permutation(500)
     few, others = digits.subset(mixed_up[:150]), digits.subset(mixed_up[150:])
     arguments: dict[str, Any] = {"seeds": [3, 4], "steps": 60}
