@@ -26,7 +26,7 @@ from torch.utils.data import (
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
-from synthaug import _serving
+from synthaug import _serving, mixing
 from synthaug._data import LabelledImages, as_pixels
 from synthaug._datasets import MixedBatchSampler, MixedDataset
 from synthaug._errors import AuditError, CacheMismatchError, DataError
@@ -669,6 +669,13 @@ def test_items_that_are_not_labelled_images_are_refused(cache):
             MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
     with pytest.raises(TypeError, match=r"`real` is a list_iterator, .* expected a map-style"):
         MixedDataset(iter([1]), cache, audit=None, fraction=0.5, classes=CLASSES)
+
+
+def test_a_table_without_the_field_that_was_named_is_refused(cache):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"img": [0], "fine": [0]})
+    with pytest.raises(TypeError, match=r"do not fit an item of the data set: \['img', 'fine'\]"):
+        MixedDataset(table, cache, audit=None, fraction=0.5, fields=mixing.Fields("img", "label"))
 
 
 def test_a_negative_epoch_is_refused(real, cache):

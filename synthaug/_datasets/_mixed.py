@@ -138,6 +138,7 @@ class MixedDataset(Dataset[Any]):
 
         self._example = self._raw[0]
         self._fields = Fields.of(self._example) if fields is None else fields
+        self._example_image, label = self._fields.get(self._example)
         label_key = getattr(self._fields, "label", None)
         self.classes = checked_classes(self.real, synthetic, classes, label_key)
         labels = class_indices(self._raw, self._fields, self._example)
@@ -176,7 +177,6 @@ class MixedDataset(Dataset[Any]):
             num_classes=len(self.classes),
         )
         self._check_supply(shares.possible)
-        self._example_image, label = self._fields.get(self._example)
         self._item_labels = ItemLabels(soft_labels, label, synthetic, rows)
         if self._item_labels.changes_real and self.target_transform is not None:
             raise ValueError(
