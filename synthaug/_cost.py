@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from synthaug._cache._format import data_sets
-from synthaug._plan import REQUIRED, Plan
+from synthaug._plan import REQUIRED, Plan, bytes_text, time_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +39,17 @@ class Cost:
 
     def __str__(self) -> str:
         text = (
-            f"{self.rows:,} images, {self.bytes / 1e6:,.1f} MB, "
+            f"{self.rows:,} images, {bytes_text(self.bytes)}, "
             f"{self.network_evaluations:,} network evaluations"
         )
         if self.seconds is None:
             return text
-        hours = self.seconds / 3600
-        text += (
-            f", about {60 * hours:,.1f} minutes" if hours < 10 else f", about {hours:,.0f} hours"
-        )
+        text += f", {time_text(self.seconds)}"
         if self.devices > 1:
-            text += f" on {self.devices:,} devices, {self.device_hours:,.1f} device hours"
+            hours = self.seconds * self.devices / 3600
+            text += (
+                f" on {self.devices:,} devices, {hours:,.{2 if hours < 10 else 0}f} device hours"
+            )
         return text
 
 

@@ -106,6 +106,24 @@ def given_quota(counts: Mapping[str, int], classes: Sequence[str]) -> Labels:
     return np.array([counts.get(name, 0) for name in classes], np.int64)
 
 
+def bytes_text(count: int) -> str:
+    """A size to read: "987 bytes", "12.3 kB", "4.5 GB"."""
+    if count < 1000:
+        return f"{count} bytes"
+    power = min(4, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:,.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def time_text(seconds: float) -> str:
+    """A duration to read: "under a minute", "about 12 minutes", "about 3.5 hours"."""
+    if seconds < 60:
+        return "under a minute"
+    if seconds < 7200:
+        minutes = round(seconds / 60)
+        return f"about {minutes} minute{'s' * (minutes > 1)}"
+    return f"about {seconds / 3600:,.{1 if seconds < 36000 else 0}f} hours"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What a plan will cost."""
@@ -121,10 +139,10 @@ class Estimate:
 
     def __str__(self) -> str:
         text = (
-            f"{self.rows:,} images, {self.bytes / 1e6:,.1f} MB, "
+            f"{self.rows:,} images, {bytes_text(self.bytes)}, "
             f"{self.network_evaluations:,} network evaluations"
         )
-        return text if self.seconds is None else f"{text}, about {self.seconds / 60:,.1f} minutes"
+        return text if self.seconds is None else f"{text}, {time_text(self.seconds)}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -184,7 +184,7 @@ def test_a_plan_is_shown_with_its_cost(work):
     )  # fmt: skip
     assert "5 rows, 3 classes, parameters: guidance_scale" in text
     # Of cat one row each, of emu two rows at 1 and one at 2: guidance costs twice.
-    assert "5 images, 0.0 MB, 14 network evaluations, about 0.0 minutes" in text
+    assert "5 images, 585 bytes, 14 network evaluations, under a minute" in text
     assert [line.split() for line in text.splitlines()[-3:]] == [
         ["cat:", "2"],
         ["dog:", "0"],

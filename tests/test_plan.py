@@ -15,11 +15,13 @@ from synthaug._plan import (
     REQUIRED,
     Plan,
     balanced_quota,
+    bytes_text,
     canonical_json,
     given_quota,
     matching_quota,
     row_seed,
     settings_digest,
+    time_text,
 )
 
 CLASSES = ("cat", "dog", "emu")
@@ -399,8 +401,37 @@ def test_the_estimate_counts_bytes_evaluations_and_time():
     estimate = plan.estimate((3, 4, 5), evaluations=[1, 2, 3, 4, 5], evaluations_per_second=0.25)
     assert (estimate.rows, estimate.bytes) == (5, 5 * 60)
     assert (estimate.network_evaluations, estimate.seconds) == (15, 60.0)
-    assert str(estimate) == "5 images, 0.0 MB, 15 network evaluations, about 1.0 minutes"
+    assert str(estimate) == "5 images, 300 bytes, 15 network evaluations, about 1 minute"
     assert plan.estimate((1, 8, 8), evaluations=50).network_evaluations == 250
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (15_682_624, "15.7 MB"),
+        (312_500_000_000, "312.5 GB"),
+        (4 * 10**15, "4,000.0 TB"),
+    ],
+)
+def test_a_size_is_read_in_its_own_unit(count, text):
+    assert bytes_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (59, "under a minute"),
+        (61, "about 1 minute"),
+        (7100, "about 118 minutes"),
+        (7200, "about 2.0 hours"),
+        (36_000, "about 10 hours"),
+        (22_622_400, "about 6,284 hours"),
+    ],
+)
+def test_a_duration_is_read_in_its_own_unit(seconds, text):
+    assert time_text(seconds) == text
     assert plan.estimate((1, 8, 8)).seconds is None
 
 

@@ -310,7 +310,7 @@ def test_a_cost_follows_from_the_rate_and_the_number_of_devices():
     # The slowest device draws 3 of the 10 images.
     assert (cost.seconds, cost.network_evaluations) == (9.0, 60)
     assert cost.device_hours == pytest.approx(4 * 9 / 3600)
-    assert str(cost).endswith("about 0.1 minutes on 4 devices, 0.0 device hours")
+    assert str(cost).endswith("under a minute on 4 devices, 0.01 device hours")
     assert estimate_cost(10, (3, 4, 5)).seconds is None
     with pytest.raises(ValueError, match="`devices` must be positive, got 0"):
         estimate_cost(10, (3, 4, 5), devices=0)
