@@ -567,6 +567,16 @@ def test_resuming_opens_the_same_job_and_names_every_difference_of_another(
         resume(plan=plan_of(seed=1))
     with pytest.raises(CacheMismatchError, match=r"settings\.steps: 4 in the file, 5 given"):
         resume(plan=plan_of(settings={"steps": 5}))
+    other = Plan.build(
+        [10, 11, 0, 12],
+        classes=plan_of().classes,
+        parameters={"strength": [0.25, 0.75], "level": [1, 2, 3]},
+        settings={"steps": 4, "scale": 1.5},
+        seed=0,
+    )
+    with pytest.raises(CacheMismatchError, match="plan column strength, rows 1, ") as caught:
+        resume(plan=other)
+    assert "plan column seed" not in str(caught.value)  # it follows from the rest of the row
 
 
 def test_opening_for_writing_creates_what_is_not_there(path: Path, plan: Plan) -> None:
