@@ -69,19 +69,27 @@ def test_the_shards_of_a_job_array_make_the_file_that_one_process_makes(tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_ranks_that_draw_at_the_same_time_make_the_file_that_one_process_makes(tmp_path, expected):
-    path, together = tmp_path / "a.h5", threading.Barrier(3)
+@pytest.mark.parametrize("base", [Noise, Shaped])
+def test_ranks_that_draw_at_the_same_time_make_the_file_that_one_process_makes(
+    tmp_path, expected, base
+):
+    path, begun, drawing = tmp_path / "a.h5", threading.Barrier(3), threading.Barrier(3)
 
-    class Meeting(Noise):
+    class Meeting(base):
+        met = False
+
         def draw(self, rows: Plan) -> torch.Tensor:
-            if len(self.drawn) in (1, 64):  # the first row gave the shape
-                together.wait(10)
+            if len(rows) == 30 and not self.met:  # not the one row that only gives the shape
+                self.met = True
+                drawing.wait(60)
             return super().draw(rows)
 
+    def rank(i: int) -> SynthCache:
+        begun.wait(60)
+        return draw(path, Meeting(), shard=f"{i}/3", batch_size=30)
+
     with ThreadPoolExecutor(3) as threads:
-        jobs = [
-            threads.submit(draw, path, Meeting(), shard=f"{i}/3", batch_size=30) for i in (1, 2, 3)
-        ]
+        jobs = [threads.submit(rank, i) for i in (1, 2, 3)]
     assert any(job.result().done.all() for job in jobs)
     assert path.read_bytes() == expected
 
