@@ -30,7 +30,7 @@ from _inversion import plot
 from _machine import interleave, summary, write
 from sklearn.linear_model import LogisticRegression
 
-from synthaug import LowDensity, MixedDataset, SynthCache, generate, load_dataset
+from synthaug import LowDensity, MixedDataset, Plan, SynthCache, generate, load_dataset
 from synthaug._classifiers import build_classifier
 from synthaug._evaluation import class_probabilities
 from synthaug._evaluation._augment import standard_augment
@@ -153,6 +153,13 @@ def _pixels(images: Any) -> torch.Tensor:
     return found
 
 
+def rows_of(steered: LowDensity, setting: Setting, count: int, options: argparse.Namespace) -> Plan:
+    """Rows of one setting, with classifier-free guidance where it is asked for."""
+    guided = {} if options.guidance_scale is None else {"guidance_scale": options.guidance_scale}
+    alpha, beta = setting
+    return steered.plan(per_class=count, alpha=alpha, beta=beta, seed=options.seed, **guided)
+
+
 def pools(
     steered: LowDensity, settings: list[Setting], options: argparse.Namespace
 ) -> dict[Setting, SynthCache]:
@@ -160,7 +167,7 @@ def pools(
     found = {}
     for alpha, beta in settings:
         count = options.plain_per_class if (alpha, beta) == (0, 0) else options.per_class
-        plan = steered.plan(per_class=count, alpha=alpha, beta=beta, seed=options.seed)
+        plan = rows_of(steered, (alpha, beta), count, options)
         path = Path(options.work) / f"{alpha:g}-{beta:g}.h5"
         path.parent.mkdir(parents=True, exist_ok=True)
         found[alpha, beta] = generate(steered, plan, path, batch_size=options.batch_size)
@@ -174,9 +181,7 @@ def cost(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Evaluations and seconds per accepted image, at quantiles of the plain samples' hardness."""
-    rows = {
-        setting: steered.plan(per_class=1, alpha=setting[0], beta=setting[1]) for setting in scored
-    }
+    rows = {setting: rows_of(steered, setting, 1, options) for setting in scored}
     batches = {s: plan[np.arange(options.timed) % len(plan)] for s, plan in rows.items()}
 
     def timed(setting: Setting) -> float:
@@ -226,6 +231,12 @@ def _faithful(scored: Mapping[str, Any], h: float) -> float | None:
     return float(scored["faithful"][beyond].mean()) if beyond.any() else None
 
 
+def first_of_each_class(real: Any, count: int) -> np.ndarray:
+    """Positions of the first `count` images of every class."""
+    labels = np.asarray(real.targets)
+    return np.concatenate([np.flatnonzero(labels == c)[:count] for c in np.unique(labels)])
+
+
 def accuracy(
     real: Any,
     test: Any,
@@ -236,6 +247,8 @@ def accuracy(
     """Accuracy on all test images and on the hardest tenth, for every arm and seed."""
     labels = np.asarray(test.targets)
     hard = hardness >= np.percentile(hardness, 90)
+    if options.real_per_class is not None:
+        real = real.subset(first_of_each_class(real, options.real_per_class))
     arms = {"real": real}
     for alpha, beta in [(0.0, 0.0), *options.arms]:
         mixed = MixedDataset(
@@ -294,6 +307,7 @@ def main() -> None:
     parser.add_argument("--betas", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0])
     parser.add_argument("--alpha", type=float, default=0.5, help="That the betas go with")
     parser.add_argument("--arms", type=float, nargs="+", default=[0.5, 1.0], help="alpha beta ...")
+    parser.add_argument("--guidance-scale", type=float, help="Classifier-free, of every image")
     parser.add_argument("--per-class", type=int, default=200)
     parser.add_argument("--plain-per-class", type=int, default=1000)
     parser.add_argument("--quantiles", type=float, nargs="+", default=[50, 90, 95, 99])
@@ -304,6 +318,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=32, help="Images per timing")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="Classifiers of each arm; 0 skips")
+    parser.add_argument("--real-per-class", type=int, help="Real images in the arms; default all")
     parser.add_argument("--fraction", type=float, default=0.3, help="Synthetic in the arms")
     parser.add_argument("--classifier-steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

@@ -65,6 +65,9 @@ def scaling(
     real: LabelledImages,
     test: LabelledImages,
 ) -> dict[str, Any]:
+    if options.real_per_class is not None:
+        share = options.real_per_class * len(real.classes) / len(real)
+        _, real = split(real, share)
     most = int(np.ceil(max(options.ratios) * len(real) / len(real.classes)))
     trial = Trial.of(synthesizer, chosen, per_class=most, seed=1)
     cache = generate(trial.synthesizer, trial.plan, Path(options.work) / "scaling.h5")
@@ -99,6 +102,7 @@ if __name__ == "__main__":
     parser.add_argument("--log-variance-mix", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.0, 4.0])
     parser.add_argument("--per-class", type=int, default=30)
+    parser.add_argument("--real-per-class", type=int, help="Of the amounts alone; default all")
     parser.add_argument("--models", nargs="+", default=["small-cnn", "resnet20"])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0, 1, 3])
     parser.add_argument("--steps", type=int, default=200)

@@ -71,7 +71,7 @@ def test_the_shards_of_a_job_array_make_the_file_that_one_process_makes(tmp_path
 
 @pytest.mark.parametrize("base", [Noise, Shaped])
 def test_ranks_that_draw_at_the_same_time_make_the_file_that_one_process_makes(
-    tmp_path, expected, base
+    tmp_path, expected, base: Any
 ):
     path, begun, drawing = tmp_path / "a.h5", threading.Barrier(3), threading.Barrier(3)
 
