@@ -7,9 +7,10 @@
 
 A class-conditional model is pretrained on other classes. Then, for equal optimiser steps on a few
 images of each new class: a model of the same kind from nothing, all weights of the pretrained one,
-and low-rank adapters in it. For each the snapshot is chosen on validation images, which no model
-sees: by the accuracy on them of a classifier trained on synthetic images alone (CAS), or by Fréchet
-distance, which does not see whether an image shows its class. Reported on test images: Fréchet
+and low-rank adapters in it. For each, alike, learning rate and snapshot are chosen on validation
+images, which no model sees: by the accuracy on them of a classifier trained on synthetic images
+alone (CAS), or by Fréchet distance, which does not see whether an image shows its class (from
+nothing there are no snapshots but the last). Reported on test images, of the choice alone: Fréchet
 distance beside that of as many real images, and the accuracy of classifiers trained on the
 synthetic images alone and on real and synthetic ones, for equal steps.
 """
@@ -53,16 +54,12 @@ def parts(options: argparse.Namespace) -> tuple[LabelledImages, ...]:
     test = load_dataset(options.test, **size)
     if options.pretrain:
         others = load_dataset(options.pretrain, **size)
-    else:  # the first half of the classes
-        old, new = (
-            whole.classes[: len(whole.classes) // 2],
-            whole.classes[len(whole.classes) // 2 :],
-        )
-        others, whole, test = (
-            of_classes(whole, list(old)),
-            of_classes(whole, list(new)),
-            of_classes(test, list(new)),
-        )
+    else:  # one half of the classes
+        half = len(whole.classes) // 2
+        old, new = list(whole.classes[:half]), list(whole.classes[half:])
+        if options.new == "first":
+            old, new = new, old
+        others, whole, test = of_classes(whole, old), of_classes(whole, new), of_classes(test, new)
     both = first_per_class(whole.targets, options.per_class + options.validation_per_class, 0)
     few = first_per_class(whole.targets, options.per_class, 0)
     return others, whole.subset(few), whole.subset(np.setdiff1d(both, few)), test
@@ -78,47 +75,32 @@ def config(steps: int, learning_rate: float, options: argparse.Namespace) -> Tra
     )
 
 
-def trainings(options: argparse.Namespace, base: Path, real: LabelledImages) -> dict[str, Any]:
-    """Arm => how to train in a folder."""
-    kept = [options.steps * share // 100 for share in (12, 25, 50, 100)]
-    flip = options.flip
-
-    def scratch(folder: Path) -> None:
-        """From nothing there are no snapshots: the last step."""
+def train(arm: str, rate: float, folder: Path, base: Path, real: Any, options: Any) -> None:
+    """One arm at one learning rate, with snapshots."""
+    if arm == "from nothing":
         ClassConditional.fit(
             real,
             folder,
             channels=options.width,
-            config=config(options.steps, 1e-3, options),
-            horizontal_flip=flip,
+            config=config(options.steps, rate, options),
+            horizontal_flip=options.flip,
         )
-        (folder / "snapshots").mkdir(exist_ok=True)
-        shutil.copytree(
+        shutil.copytree(  # the last step is the only snapshot
             folder,
             folder / "snapshots" / f"{options.steps:08d}",
             ignore=shutil.ignore_patterns("snapshots", "checkpoint"),
             dirs_exist_ok=True,
         )
-
-    def tuned(rank: int | None, rate: float) -> Any:
-        def train(folder: Path) -> None:
-            ClassConditional.fine_tune(
-                base,
-                real,
-                folder,
-                lora_rank=rank,
-                config=config(options.steps, rate, options),
-                snapshots=kept,
-                horizontal_flip=flip,
-            )
-
-        return train
-
-    return {
-        "from nothing": scratch,
-        "all weights": tuned(None, options.learning_rate),
-        f"adapters of rank {options.rank}": tuned(options.rank, 3 * options.learning_rate),
-    }
+        return
+    ClassConditional.fine_tune(
+        base,
+        real,
+        folder,
+        lora_rank=None if arm == "all weights" else options.rank,
+        config=config(options.steps, rate, options),
+        snapshots=[options.steps * share // 100 for share in (12, 25, 50, 100)],
+        horizontal_flip=options.flip,
+    )
 
 
 def cas_score(real: LabelledImages, validation: LabelledImages, options: argparse.Namespace) -> Any:
@@ -146,7 +128,10 @@ def cas_score(real: LabelledImages, validation: LabelledImages, options: argpars
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", default="runs/fine-tuning")
-    parser.add_argument("--pretrain", help="Without it, the first half of the classes")
+    parser.add_argument("--pretrain", help="Without it, half of the classes")
+    parser.add_argument(
+        "--new", choices=["first", "last"], default="last", help="Which half is new"
+    )
     parser.add_argument("--train", default="digits:train")
     parser.add_argument("--test", default="digits:test")
     parser.add_argument("--image-size", type=int)
@@ -156,9 +141,7 @@ if __name__ == "__main__":
     parser.add_argument("--per-class", type=int, default=10)
     parser.add_argument("--validation-per-class", type=int, default=50)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument(
-        "--learning-rate", type=float, default=1e-3, help="Three times with adapters"
-    )
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--select", choices=["cas", "frechet"], default="cas")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--flip", action="store_true", help="Mirror images")
@@ -191,21 +174,28 @@ if __name__ == "__main__":
     }
     arms: dict[str, Any] = {"real": real}
     rows = []
-    for arm, train in trainings(options, work / "base", real).items():
-        folder = work / arm.replace(" ", "-")
-        train(folder)
-        best = select_snapshot(folder, score, higher_is_better=options.select == "cas", **drawing)
+    higher = options.select == "cas"
+    for arm in ("from nothing", "all weights", f"adapters of rank {options.rank}"):
+        found: dict[float, Any] = {}
+        for rate in options.learning_rates:
+            folder = work / f"{arm.replace(' ', '-')}-{rate:g}"
+            train(arm, rate, folder, work / "base", real, options)
+            found[rate] = select_snapshot(folder, score, higher_is_better=higher, **drawing)
+            print(arm, rate, found[rate].scores, flush=True)
+        rate = (max if higher else min)(found, key=lambda r: found[r].scores[found[r].step])
+        best = found[rate]
         synthesizer = ClassConditional.from_pretrained(best.path, **drawing)
         plan = synthesizer.plan(per_class=options.images_per_class, seed=1)
-        cache = generate(synthesizer, plan, folder / "images.h5", progress=False)
+        cache = generate(synthesizer, plan, work / f"{arm}.h5", progress=False)
         quality = score_quality(cache, test, features=encoder, force=True, progress=False)
         arms[f"synthetic, {arm}"] = MixedDataset(real, cache, audit=None, fraction=1.0)
         arms[f"real and synthetic, {arm}"] = MixedDataset(real, cache, audit=None, fraction=0.5)
         rows.append(
             {
                 "arm": arm,
+                "learning_rate": rate,
                 "step": best.step,
-                "validation_scores": best.scores,
+                "validation_scores": {r: one.scores for r, one in found.items()},
                 "test_frechet": quality.synthetic.frechet_distance,
                 "real_frechet": quality.floor.frechet_distance,
             }
@@ -224,5 +214,7 @@ if __name__ == "__main__":
     print(report.table())
     accuracies = {arm: report.accuracies(arm).tolist() for arm in report.arm_names}
     settings = {k: v for k, v in vars(options).items() if k not in ("work", "name")}
-    found = {"settings": settings, "rows": rows, "accuracies": accuracies}
-    print("Written:", write(options.name, found))
+    print(
+        "Written:",
+        write(options.name, {"settings": settings, "rows": rows, "accuracies": accuracies}),
+    )
