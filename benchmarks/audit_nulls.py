@@ -98,7 +98,7 @@ def competition(T: Matcher, H: Matcher, fresh: Tensor, args: Any) -> dict[str, A
     }
     results: dict[str, Any] = {}
     for name, pixels in sets.items():
-        _, both = T.match_both(H, pixels)
+        _, both = T.ask(T.both(H, pixels))[0]
         rows = np.flatnonzero(~both.near_equal)
         ranks = rankdata(both.scores[rows], method="min", axis=0)
         matches = both.neighbours[rows, ranks.argmin(axis=1)]

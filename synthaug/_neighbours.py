@@ -137,7 +137,7 @@ class Database:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def take(self, ids: NDArray[np.int64]) -> Features:
+    def __getitem__(self, ids: NDArray[np.int64]) -> Features:
         """Some rows, float32 (..., d)."""
         return float32(self._xb[ids if self._rows is None else self._rows[ids]])
 
@@ -150,12 +150,8 @@ class Database:
             release(self._xb)
 
     def distances(self, xq: Features, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Distances float64 (m, k) of every query to its own candidates int64 (m, k)."""
-        if self._rows is None and self._xb.dtype == np.float32:
-            D = distances(self._xb, xq, candidates)
-        else:
-            used, place = np.unique(candidates, return_inverse=True)
-            D = distances(self.take(used), xq, place.reshape(candidates.shape))
+        """As the function `distances`."""
+        D = distances(self, xq, candidates)
         release(self._xb)
         return D
 
@@ -220,7 +216,7 @@ def _built(xb: Database, kind: str) -> Any:
     index: Any = faiss.index_factory(d, factory[kind])
     if not index.is_trained:
         step = max(1, n // (39 * max(lists if kind.startswith("ivf") else 0, 256)))
-        index.train(xb.take(np.arange(0, n, step)))
+        index.train(xb[np.arange(0, n, step)])
     for _, block in xb.blocks():
         index.add(block)
     if kind == "ivfpq":
@@ -232,7 +228,9 @@ def _built(xb: Database, kind: str) -> Any:
     return index
 
 
-def distances(xb: Features, xq: Features, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+def distances(
+    xb: Features | Database, xq: Features, candidates: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Euclidean distances float64 (m, k) of every query to its own candidates int64 (m, k)."""
     D = np.empty(candidates.shape, np.float64)
     rows = max(1, _CHUNK_VALUES // (candidates.shape[1] * xb.shape[1]))

@@ -346,7 +346,7 @@ def test_training_images_and_decoys_are_searched_as_if_they_were_one_set(
 ) -> None:
     pixels = torch.cat([fresh[:40], train[3:5].flip(-1), holdout[7:9]])
     T, H = matcher(train), matcher(holdout)
-    alone, both = T.match_both(H, pixels)
+    alone, both = T.ask(T.both(H, pixels))[0]
     assert_equal_matches(alone, T.match(pixels))
     assert_equal_matches(both, matcher(torch.cat([train, holdout])).match(pixels))
     np.testing.assert_array_equal(both.twins[40:], [3, 4, 207, 208])
@@ -718,7 +718,9 @@ def test_a_training_image_is_isolated_from_the_others_and_not_from_itself(train:
     d = brute_force(x, x)
     np.fill_diagonal(d, np.inf)
     rows = np.array([5, 0, 5, 199])
-    np.testing.assert_allclose(matcher(train).isolation(rows), d.min(axis=1)[rows], rtol=1e-9)
+    T = matcher(train)
+    isolation = T.ask(T.isolation(rows))[0]
+    np.testing.assert_allclose(isolation, d.min(axis=1)[rows], rtol=1e-9)
 
 
 def test_mann_whitney_z_agrees_with_scipy_and_is_antisymmetric() -> None:

@@ -104,6 +104,26 @@ def audited(tmp_path: Path, images: bool, **changes: Any) -> dict[str, Any]:
     return found
 
 
+class Counted(np.memmap):
+    """A mapped file that counts the rows which are read one after another."""
+
+    rows = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            Counted.rows += len(range(*key.indices(len(self))))
+        return super().__getitem__(key)
+
+
+def test_an_audit_reads_a_file_of_features_three_times(tmp_path):
+    """Once for what it holds, once for all that is compared with it, once for planted copies."""
+    np.save(tmp_path / "train.npy", np.random.default_rng(0).standard_normal((500, 4), np.float32))
+    train = np.load(tmp_path / "train.npy", mmap_mode="r").view(Counted)
+    fresh, holdout = np.random.default_rng(1).standard_normal((2, 60, 4))
+    audit(fresh, train, holdout=holdout, progress=False)
+    assert Counted.rows == 3 * len(train)
+
+
 class Here:
     """Ray and its actors, in this process: calls end in another order than they began."""
 

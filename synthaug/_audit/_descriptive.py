@@ -4,9 +4,12 @@ None has a universal reference value: fresh real images score anything from 37 %
 depending on the features alone. So only the difference to the hold-out means something.
 """
 
-import numpy as np
+from collections.abc import Sequence
 
-from synthaug._audit._matching import Matcher, Matches
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._audit._matching import Matches
 from synthaug._types import JSON
 
 CARLINI_RATIO = 0.5
@@ -15,8 +18,16 @@ CARLINI_RATIO = 0.5
 HIGH_CORRELATION = 0.95
 
 
-def descriptive(matcher: Matcher, found: Matches, null: Matches | None) -> list[dict[str, JSON]]:
+def descriptive(
+    found: Matches, null: Matches | None, isolation: Sequence[NDArray[np.float64]]
+) -> list[dict[str, JSON]]:
     """Descriptive numbers of synthetic and hold-out images.
+
+    Args:
+        found: Of the synthetic images.
+        null: Of the hold-out.
+        isolation: For either, how far the nearest training image of each of its images, by the
+            first statistic, is from the nearest other one, (n,).
 
     Returns:
         Records of `name`, `meaning`, `synthetic` and `holdout`, the last `None` without a hold-out.
@@ -27,7 +38,10 @@ def descriptive(matcher: Matcher, found: Matches, null: Matches | None) -> list[
             "authentic share",
             "images farther from their nearest training image than that is from its own nearest "
             "(AuthPct, Alaa et al. 2022)",
-            [_authentic(matcher, m) for m in sets],
+            [
+                float((m.distances[:, 0] > own).mean())
+                for m, own in zip(sets, isolation, strict=True)
+            ],
         ),
         (
             f"ratio below {CARLINI_RATIO}",
@@ -69,7 +83,3 @@ def mann_whitney_z(x: np.ndarray, y: np.ndarray) -> float:
     tied = float((ties.astype(float) ** 3 - ties).sum()) / ((n + m) * (n + m - 1))
     variance = n * m / 12 * (n + m + 1 - tied)
     return (u - n * m / 2) / variance**0.5 if variance > 0 else 0.0
-
-
-def _authentic(matcher: Matcher, matches: Matches) -> float:
-    return float((matches.distances[:, 0] > matcher.isolation(matches.neighbours[:, 0])).mean())

@@ -20,6 +20,9 @@ from synthaug._types import JSON, Features, Indices, Labels, Pixels
 Samples: TypeAlias = Pixels | Features
 """Images, or features of images that are not given."""
 
+Keys: TypeAlias = NDArray[np.bytes_]
+"""16 bytes per image: images of one shape are equal if these are."""
+
 _CHUNK = 4096
 
 
@@ -34,6 +37,8 @@ class ImageSet:
     a memory map."""
     rows: Indices
     """Row number of each image in what was given, int64 (n,)."""
+    keys: Keys
+    """As the function `keys` makes them, (n,)."""
     total: int
     """Rows in what was given, at least n."""
     labels: Labels
@@ -51,7 +56,12 @@ class ImageSet:
     def select(self, keep: NDArray[np.bool_]) -> "ImageSet":
         """Some of the images, under their old row numbers."""
         chosen = np.flatnonzero(keep)
-        return replace(self, samples=take(self.samples, chosen), rows=self.rows[chosen])
+        return replace(
+            self,
+            samples=take(self.samples, chosen),
+            rows=self.rows[chosen],
+            keys=self.keys[chosen],
+        )
 
     @property
     def pixels(self) -> Pixels:
@@ -104,55 +114,80 @@ def image_set(given: Any, name: str, *, progress: bool) -> ImageSet:
         )
     if len(samples) == 0:
         raise ValueError(f"`{name}` holds no image.")
+    identity = _identity(given, len(samples))
+    digest = hashlib.blake2b(repr(tuple(samples.shape)).encode(), digest_size=16)
+    # One pass for all that needs every row: features in a file may be many.
+    found = keys(samples, name, None if identity else digest)
     return ImageSet(
         name=name,
         samples=samples,
         rows=rows.astype(np.int64),
+        keys=found,
         total=len(labels),
         labels=np.asarray(labels, np.int64),
         classes=classes,
-        identity=_identity(given, samples),
+        identity=identity or {"fingerprint": digest.hexdigest(), "rows": len(samples)},
         source=source,
     )
 
 
-def keys(samples: Samples) -> NDArray[np.bytes_]:
-    """16 bytes of content per image, (n,): images of one shape are equal if these are."""
+def keys(samples: Samples, name: str = "samples", digest: Any = None) -> Keys:
+    """The key of every image, (n,).
+
+    Args:
+        samples: Images, or features.
+        name: For the message.
+        digest: A hash object, which is told all bytes in order.
+
+    Raises:
+        ValueError: A feature is not finite.
+    """
     found = np.empty(len(samples), "S16")
     for start in range(0, len(samples), _CHUNK):
-        flat = _plain(samples[start : start + _CHUNK]).reshape(
-            len(found[start : start + _CHUNK]), -1
-        )
-        digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in flat]
-        found[start : start + _CHUNK] = digests
+        part = np.asarray(samples[start : start + _CHUNK])
+        rows = part.reshape(len(part), -1)
+        if digest is not None:
+            digest.update(np.ascontiguousarray(part).reshape(-1))
+        if rows.dtype.kind == "f":
+            rows = float32(rows)
+            finite = np.isfinite(rows).all(axis=1)
+            if not finite.all():
+                row = start + int(np.flatnonzero(~finite)[0])
+                raise ValueError(f"`{name}` holds a value that is not finite in row {row}.")
+        found[start : start + len(part)] = [
+            hashlib.blake2b(row, digest_size=16).digest() for row in np.ascontiguousarray(rows)
+        ]
         if isinstance(samples, np.ndarray):
             release(samples)
     return found
 
 
 class Contents:
-    """Which different images a set holds: 24 bytes per image, so that there may be very many.
+    """Which different images a set holds: 32 bytes per image, so that there may be very many.
 
     Args:
-        samples: Images, or features.
+        keys: Of the images.
     """
 
     distinct: Indices
     """Row number of the first of each group of equal images, ascending."""
 
-    def __init__(self, samples: Samples) -> None:
-        self._keys, self._first = np.unique(keys(samples), return_index=True)
-        self.distinct = np.sort(self._first).astype(np.int64)
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._order = np.argsort(keys, kind="stable")  # of equal images the first comes first
+        ordered = keys[self._order]
+        new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+        self.distinct = np.sort(self._order[new])
 
     def __len__(self) -> int:
         """Number of different images."""
         return len(self.distinct)
 
-    def find(self, samples: Samples) -> Indices:
+    def find(self, keys: Keys) -> Indices:
         """The first row that is equal to each of these images, int64; -1 if there is none."""
-        wanted = keys(samples)
-        place = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
-        return np.where(self._keys[place] == wanted, self._first[place], -1).astype(np.int64)
+        place = np.searchsorted(self._keys, keys, sorter=self._order)
+        row = self._order[place.clip(max=len(self._keys) - 1)]
+        return np.where(self._keys[row] == keys, row, -1)
 
 
 def take(samples: Samples, rows: Indices) -> Samples:
@@ -168,24 +203,13 @@ def joined(parts: Sequence[Samples]) -> Samples:
     return torch.cat(images) if images else np.concatenate([np.asarray(p) for p in parts])
 
 
-def _plain(samples: Samples) -> NDArray[Any]:
-    return np.asarray(samples) if isinstance(samples, Tensor) else float32(samples)
-
-
 def _checked(given: Tensor | np.ndarray, name: str) -> Samples:
     array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
     if array.ndim == 2 and array.dtype.kind == "f":
         # Those in files stay there, as they are: there may be more of them than fit in memory.
         mapped = isinstance(array, np.memmap) and array.flags.c_contiguous
         keep = mapped and array.dtype in (np.float16, np.float32)
-        features = array if keep else np.ascontiguousarray(array, np.float32)
-        for start in range(0, len(features), _CHUNK):
-            finite = np.isfinite(_plain(features[start : start + _CHUNK])).all(axis=1)
-            release(features)
-            if not finite.all():
-                row = start + int(np.flatnonzero(~finite)[0])
-                raise ValueError(f"`{name}` holds a value that is not finite in row {row}.")
-        return features
+        return array if keep else np.ascontiguousarray(array, np.float32)
     if array.dtype != np.uint8:
         raise TypeError(
             f"`{name}` has dtype {array.dtype} and shape {array.shape}, expected images, uint8 "
@@ -305,17 +329,10 @@ def check_comparable(*sets: ImageSet) -> None:
             )
 
 
-def _identity(given: Any, samples: Samples) -> dict[str, JSON]:
+def _identity(given: Any, rows: int) -> dict[str, JSON]:
+    """What a cache or data set says of itself; empty if nothing."""
     identity = getattr(given, "identity", None)
     if isinstance(identity, dict):
         return identity
     fingerprint = getattr(given, "fingerprint", None)
-    if not isinstance(fingerprint, str):
-        hashed = hashlib.blake2b(repr(tuple(samples.shape)).encode(), digest_size=16)
-        array = np.asarray(samples)
-        for start in range(0, len(array), _CHUNK):
-            hashed.update(array[start : start + _CHUNK].tobytes())
-            if isinstance(samples, np.ndarray):
-                release(samples)
-        fingerprint = hashed.hexdigest()
-    return {"fingerprint": fingerprint, "rows": len(samples)}
+    return {"fingerprint": fingerprint, "rows": rows} if isinstance(fingerprint, str) else {}

@@ -9,6 +9,7 @@ Where no images are given but their features, these are the only space, and noth
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from synthaug._audit._alignment import Aligner
 from synthaug._audit._crew import Crew, Shards
-from synthaug._audit._inputs import Contents, Samples, take
+from synthaug._audit._inputs import Contents, Samples, keys, take
 from synthaug._neighbours import Index, merge
 from synthaug._types import Features, Indices, Pixels
 from synthaug.features import Extractor, Pixel, Spectrum, extract
@@ -41,7 +42,7 @@ ALIGNED = "aligned"
 """Name of the statistic that allows for shifts, crops, brightness and contrast."""
 
 _CHUNK = 4096
-"""Images searched at a time: bounds the memory, and is enough for FAISS to be fast."""
+"""Images of a set searched at a time: bounds the memory, and is enough for FAISS to be fast."""
 
 _PROPOSERS: tuple[Extractor, ...] = (Pixel(8, standardize=True), Spectrum())
 """Spaces that propose but do not judge. The few large pixels of one forgive a crop, the other
@@ -113,6 +114,32 @@ class _Aligned:
     """(n, K)."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """Images to be looked for, and what is to be made of what is found."""
+
+    samples: "Samples | _Chosen"
+    judge: Callable[[Samples, list[_Near]], Any]
+    """Takes some of the images, with what was found in each space."""
+    join: Callable[[list[Any]], Any]
+    """Takes what `judge` returned for one part of the images after another."""
+    plainly: bool = False
+    """Whether to search in the first space alone, and not for the mirrored images."""
+
+
+class _Chosen:
+    """Some rows of a set, which are taken when they are asked for."""
+
+    def __init__(self, samples: Samples, rows: Indices) -> None:
+        self._samples, self._rows = samples, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, part: slice) -> Samples:
+        return take(self._samples, self._rows[part])
+
+
 class Matcher:
     """Searches a set of real images.
 
@@ -143,7 +170,7 @@ class Matcher:
     ) -> None:
         # Repeated training images would make a copy of one look ordinary: its second neighbour
         # would be as close as its first. So each image is searched once.
-        self._contents = Contents(train) if contents is None else contents
+        self._contents = Contents(keys(train)) if contents is None else contents
         self.distinct = self._contents.distinct
         self._crew = crew
         self.k = k
@@ -166,24 +193,7 @@ class Matcher:
 
     def equal(self, samples: Samples) -> Indices:
         """Index of the equal training image of each image, int64 (n,); -1 if there is none."""
-        return self._contents.find(samples)
-
-    def isolation(self, rows: Indices) -> NDArray[np.float64]:
-        """Distance of training images to the nearest other one, in the first space, (n,).
-
-        Args:
-            rows: Row numbers of training images, int64 (n,).
-        """
-        extractor, index = self._spaces[0]
-        unique, place = np.unique(rows, return_inverse=True)
-        nearest = []
-        for start in range(0, len(unique), _CHUNK):
-            some = unique[start : start + _CHUNK]
-            D, ids = index.search(self._features(extractor, take(self.train, some)), 2)
-            # Excluded by number and not by distance 0: the features may not tell images apart.
-            itself = self.distinct[ids[:, 0]] == some
-            nearest.append(np.where(itself, D[:, 1], D[:, 0]))
-        return np.concatenate(nearest)[place]
+        return self._contents.find(keys(samples))
 
     def recall(self, samples: Samples) -> dict[str, float]:
         """Share of the exact k nearest training images that each space finds, by its name."""
@@ -198,16 +208,42 @@ class Matcher:
         return self._aligner.difference(pixels, row)
 
     def match(self, samples: Samples) -> Matches:
-        """Compares images, uint8 (n, C, H, W), and their mirror images with all training images."""
-        parts = []
-        for start in range(0, len(samples), _CHUNK):
-            chunk = samples[start : start + _CHUNK]
-            near = self._search(chunk)
-            parts.append(self._judge(chunk, near, self._align(chunk, near)))
-            self._tick(len(chunk))
-        return _joined(parts)
+        """The answer to `alone`."""
+        found: Matches = self.ask(self.alone(samples))[0]
+        return found
 
-    def match_both(self, decoys: "Matcher", samples: Samples) -> tuple[Matches, Matches]:
+    def ask(self, *questions: Question) -> list[Any]:
+        """Answers questions together.
+
+        Every search reads all features of the training images, perhaps from a file. So there is
+        one for `_CHUNK` images of every question.
+        """
+        answers: list[list[Any]] = [[] for _ in questions]
+        for start in range(0, max(len(q.samples) for q in questions), _CHUNK):
+            asked = [
+                (q, answer, q.samples[start : start + _CHUNK])
+                for q, answer in zip(questions, answers, strict=True)
+                if start < len(q.samples)
+            ]
+            near = self._search([(chunk, q.plainly) for q, _, chunk in asked])
+            for (q, answer, chunk), found in zip(asked, near, strict=True):
+                answer.append(q.judge(chunk, found))
+                self._tick(0 if q.plainly else len(chunk))
+        return [q.join(answer) for q, answer in zip(questions, answers, strict=True)]
+
+    def alone(self, samples: Samples) -> Question:
+        """Compares images, uint8 (n, C, H, W), and their mirror images with the training images.
+
+        Returns:
+            A question whose answer is `Matches`.
+        """
+
+        def judge(chunk: Samples, near: list[_Near]) -> Matches:
+            return self._judge(chunk, near, self._align(chunk, near))
+
+        return Question(samples, judge, _joined)
+
+    def both(self, decoys: "Matcher", samples: Samples) -> Question:
         """Compares images with the training images alone, and together with other real images.
 
         Args:
@@ -215,23 +251,45 @@ class Matcher:
             samples: What to compare.
 
         Returns:
-            What `match` returns; and what it would return were `decoys` appended to the training
-            images, row numbers included.
+            A question whose answer is two `Matches`: that of `alone`; and what it would be were
+            `decoys` appended to the training images, row numbers included.
         """
-        parts = []
-        for start in range(0, len(samples), _CHUNK):
-            chunk = samples[start : start + _CHUNK]
-            near, other = self._search(chunk), decoys._search(chunk, limit=self.k)
+
+        def judge(chunk: Samples, near: list[_Near]) -> tuple[Matches, Matches]:
+            other = decoys._search([(chunk, False)], limit=self.k)[0]
             aligned = self._align(chunk, near)
-            parts.append(
-                (
-                    self._judge(chunk, near, aligned),
-                    self._judge_both(decoys, chunk, near, other, aligned),
-                )
+            return (
+                self._judge(chunk, near, aligned),
+                self._judge_both(decoys, chunk, near, other, aligned),
             )
-            self._tick(len(chunk))
-        alone, both = zip(*parts, strict=True)
-        return _joined(alone), _joined(both)
+
+        def join(parts: list[tuple[Matches, Matches]]) -> tuple[Matches, Matches]:
+            alone, both = zip(*parts, strict=True)
+            return _joined(alone), _joined(both)
+
+        return Question(samples, judge, join)
+
+    def isolation(self, rows: Indices) -> Question:
+        """How far training images are from the nearest other one, in the first space.
+
+        Args:
+            rows: Row numbers of training images, int64 (n,).
+
+        Returns:
+            A question whose answer is float64 (n,).
+        """
+        unique, place = np.unique(rows, return_inverse=True)
+
+        def judge(chunk: Samples, near: list[_Near]) -> NDArray[np.float64]:
+            del chunk
+            return np.hstack([near[0].ids[:, :1], near[0].D[:, :2]])
+
+        def join(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+            nearest, first, second = np.concatenate(parts).T
+            # Excluded by number and not by distance 0: the features may not tell images apart.
+            return np.where(nearest == unique, second, first)[place]
+
+        return Question(_Chosen(self.train, unique), judge, join, plainly=True)
 
     def _index(self, extractor: Extractor, kind: str) -> "Index | Shards":
         rows = None if len(self.distinct) == len(self.train) else self.distinct
@@ -256,17 +314,35 @@ class Matcher:
         """The images as they are and mirrored."""
         return [samples, samples.flip(-1)] if isinstance(samples, torch.Tensor) else [samples]
 
-    def _search(self, samples: Samples, limit: int | None = None) -> list[_Near]:
-        """The nearest training images in each space; as many as there are, up to k."""
+    def _search(
+        self, asked: Sequence[tuple[Samples, bool]], limit: int | None = None
+    ) -> list[list[_Near]]:
+        """For some sets of images the nearest training images in each space; up to k if there are.
+
+        Args:
+            asked: Images, and whether to look for them plainly, as in `Question`.
+            limit: In place of k.
+        """
         k = min(limit or self.k, len(self.distinct))
-        views = self._views(samples)
-        near = []
+        near: list[list[_Near]] = [[] for _ in asked]
         for extractor, index in self._spaces:
-            found = [index.search(self._features(extractor, view), k) for view in views]
-            D, ids, column = merge(
-                np.hstack([D for D, _ in found]), np.hstack([ids for _, ids in found]), k
-            )
-            near.append(_Near(D, self.distinct[ids], column >= k))
+            looking = [
+                (found, [samples] if plainly else self._views(samples))
+                for found, (samples, plainly) in zip(near, asked, strict=True)
+                if not (plainly and found)
+            ]
+            if not looking:
+                break
+            queries = [self._features(extractor, view) for _, views in looking for view in views]
+            stops = np.cumsum([len(query) for query in queries])[:-1]
+            D, ids = index.search(np.concatenate(queries), k)
+            of_queries = zip(np.split(D, stops), np.split(ids, stops), strict=True)
+            for found, views in looking:
+                of_views = list(islice(of_queries, len(views)))
+                D, ids, column = merge(
+                    np.hstack([D for D, _ in of_views]), np.hstack([ids for _, ids in of_views]), k
+                )
+                found.append(_Near(D, self.distinct[ids], column >= k))
         return near
 
     def _align(self, samples: Samples, near: Sequence[_Near]) -> _Aligned | None:

@@ -175,7 +175,7 @@ def audit(
     if not images and features is not None:
         raise ValueError("`features` cannot be computed, since features are given and no images.")
     extractors = _extractors(features) if images else [_Given()]
-    known = Contents(T.samples)
+    known = Contents(T.keys)
     overlap = 0
     if H is not None:
         H, overlap = _without_overlap(H, known, deduplicate)
@@ -196,7 +196,7 @@ def audit(
         bar(total, "audit", "image", progress=progress) as counter,
     ):
 
-        def searched(images: ImageSet, contents: Contents | None = None) -> Matcher:
+        def searched(images: ImageSet, contents: Contents) -> Matcher:
             return Matcher(
                 images.samples,
                 extractors,
@@ -212,12 +212,14 @@ def audit(
         matcher = searched(T, known)
         recall = {} if index == "exact" else matcher.recall(S.samples[:_RECALLED])
         contest = null = decoys = None
+        isolation = matcher.isolation(originals)
         if H is None:
-            found = matcher.match(S.samples)
+            found, isolated = matcher.ask(matcher.alone(S.samples), isolation)
         else:
-            decoys = searched(H)
-            null = matcher.match(H.samples)
-            found, pooled = matcher.match_both(decoys, S.samples)
+            decoys = searched(H, Contents(H.keys))
+            null, (found, pooled), isolated = matcher.ask(
+                matcher.alone(H.samples), matcher.both(decoys, S.samples), isolation
+            )
             links = resembling(
                 S.samples,
                 extractors[0],
@@ -226,11 +228,14 @@ def audit(
                 features_dir=folder,
             )
             contest = _contest(pooled, links, len(known), len(T), len(known) + len(decoys), fdr)
-        kinds = _kinds(T, float(np.median(matcher.isolation(originals))))
+        kinds = _kinds(T, float(np.median(isolated)))
         copies = take(T.samples, originals)
-        planted = matcher.match(joined([kind.apply(copies, seed) for kind in kinds]))
+        planted, *isolated = matcher.ask(
+            matcher.alone(joined([kind.apply(copies, seed) for kind in kinds])),
+            *(matcher.isolation(m.neighbours[:, 0]) for m in (found, null) if m is not None),
+        )
         plants = planted.split(len(kinds))
-        described = descriptive(matcher, found, null)
+        described = descriptive(found, null, isolated)
 
     # Hold-out images that are twins of training images are set aside, as synthetic ones are.
     fresh = None if null is None or null.near_equal.all() else null.scores[~null.near_equal]
@@ -438,7 +443,7 @@ def _tiers(
 
 
 def _without_overlap(H: ImageSet, known: Contents, deduplicate: bool) -> tuple[ImageSet, int]:
-    overlapping = known.find(H.samples) >= 0
+    overlapping = known.find(H.keys) >= 0
     count = int(overlapping.sum())
     if count == 0:
         return H, 0
