@@ -3,11 +3,13 @@
     python benchmarks/sweep.py                              # digits, trains a generator first
     python benchmarks/sweep.py --checkpoint runs/cifar10 --train folder:cifar10/train \
         --test folder:cifar10/test --features torchscript:encoder.pt --models small-cnn resnet20 \
-        --per-class 500 --num-inference-steps 10 20 50 --ratios 0 1 2 3 5
+        --num-inference-steps 5 10 --guidance-scale 1 3 --guidance 1 2 3 5 --per-class 20 \
+        --guidance-per-class 100 --real-per-class 50 --ratios 0 1 2 5 10 --steps 400 --name cifar10
 
 Two stages, after Azizi et al. 2023: schedulers, steps, guidance and log-variance mix on the Fréchet
 distance; then guidance on Fréchet distance, inception score and CAS. Both look at a validation
-split alone, which is a part of the training images that no model sees. With the chosen setting,
+split alone: a part of the training images that no model sees, or, for a checkpoint, which saw the
+training images, a part of the test images that is left out of the test. With the chosen setting,
 classifiers of each architecture are trained on real images and k times as many synthetic ones, for
 equal optimiser steps, and tested on the test images.
 """
@@ -89,6 +91,7 @@ def scaling(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="digits", help="Of the results")
     parser.add_argument("--work", default="sweep-benchmark")
     parser.add_argument("--checkpoint")
     parser.add_argument("--train", default="digits:train")
@@ -102,6 +105,7 @@ if __name__ == "__main__":
     parser.add_argument("--log-variance-mix", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 1.5, 2.0, 4.0])
     parser.add_argument("--per-class", type=int, default=30)
+    parser.add_argument("--guidance-per-class", type=int, help="In the second stage")
     parser.add_argument("--real-per-class", type=int, help="Of the amounts alone; default all")
     parser.add_argument("--models", nargs="+", default=["small-cnn", "resnet20"])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0, 1, 3])
@@ -109,8 +113,11 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     started = time.process_time()
-    real, validation = split(load_dataset(options.train), options.validation_share)
-    test = load_dataset(options.test)
+    real, test = load_dataset(options.train), load_dataset(options.test)
+    if options.checkpoint:
+        test, validation = split(test, options.validation_share)
+    else:
+        real, validation = split(real, options.validation_share)
     synthesizer = generator(options, real)
     trained = time.process_time()
     report = sweep(
@@ -128,12 +135,13 @@ if __name__ == "__main__":
         },
         guidance=options.guidance,
         per_class=options.per_class,
+        guidance_per_class=options.guidance_per_class,
         model=options.models[0],
         steps=options.steps,
         seeds=options.seeds,
     )
     print(report, flush=True)
-    name = f"sweep_{Path(options.train.split(':')[0]).name}"
+    name = f"sweep_{options.name}"
     report.plot(RESULTS / f"{name}.png")
     swept = time.process_time()
     result = {
