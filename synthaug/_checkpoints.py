@@ -219,6 +219,10 @@ def load_part(
     """Loads one part by its class name, from a closed list; its folder has its name, or another."""
     import diffusers
 
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # diffusers takes float32
+        raise ValueError(
+            f"`dtype` must be a floating point torch.dtype, such as torch.bfloat16, got {dtype!r}."
+        )
     folder = name if folder is None else folder
     restore(path / folder)
     kind = (index.get(name) or (None, None))[1]
