@@ -12,6 +12,7 @@ from collections.abc import Callable
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -268,12 +269,23 @@ def test_any_failing_system_call_of_an_export_leaves_all_of_it_or_nothing(
 def test_what_a_kill_left_of_an_export_is_removed_by_the_next(tmp_path: Path) -> None:
     cache, out = create(tmp_path / "c.h5", 200), tmp_path / "out"
     cache.write(range(200), pixels_of(200))
-    child = FORK.Process(target=export, args=(cache, out), kwargs={"format": "folder"})
+    begun, write = FORK.Event(), Path.write_bytes
+
+    def stuck() -> None:
+        def first(path: Path, data: bytes) -> None:
+            write(path, data)
+            begun.set()
+            time.sleep(1e6)
+
+        with mock.patch.object(Path, "write_bytes", first):
+            export(cache, out, format="folder")
+
+    child = FORK.Process(target=stuck)
     child.start()
-    while not list(tmp_path.glob(".out.*/*/*.png")):
-        time.sleep(0.001)
+    begun.wait()
     child.kill()
     child.join()
+    assert list(tmp_path.glob(".out.*/*/*.png"))
     assert not out.exists()
     export(cache, out, format="folder")
     assert sorted(os.listdir(tmp_path)) == ["c.h5", "out"]

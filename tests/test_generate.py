@@ -156,7 +156,7 @@ class Slow(Noise):
     def draw(self, rows):
         images = super().draw(rows)
         print(rows["seed"][0], flush=True)
-        time.sleep(0.02)
+        time.sleep(0.02 if len(self.drawn) < 250 else 1e6)  # never done before it is killed
         return images
 generate(Slow(), plan_of((200, 0, 100)), sys.argv[1], batch_size=2, progress=False)
 """
