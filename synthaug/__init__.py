@@ -163,7 +163,12 @@ def __getattr__(name: str) -> Any:
         return import_module(f"synthaug.{name}")
     if name in _HOME:
         return getattr(import_module(f"synthaug.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'synthaug' has no attribute {name!r}")
+    from difflib import get_close_matches
+
+    lower = {known.lower(): known for known in __all__}
+    close = get_close_matches(name.lower(), lower, n=1)
+    hint = f". Did you mean {lower[close[0]]!r}?" if close else ""
+    raise AttributeError(f"module 'synthaug' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

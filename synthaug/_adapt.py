@@ -12,7 +12,7 @@ Float images are in [0, 1], as torchvision has them. Our model space [-1, 1] nev
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -297,7 +297,8 @@ def classes_of(dataset: Any, key: Any = None) -> tuple[str, ...] | None:
         key: Where items have their label, if not where `field_key` finds it.
 
     Raises:
-        DataError: If the parts of a `ConcatDataset` have different classes.
+        DataError: If the parts of a `ConcatDataset` have different classes or count them in another
+            order, or if `classes` and `class_to_idx` of a data set disagree.
     """
     if isinstance(dataset, Subset):
         return classes_of(dataset.dataset, key)
@@ -308,7 +309,7 @@ def classes_of(dataset: Any, key: Any = None) -> tuple[str, ...] | None:
             first, second = sorted(found)[:2]
             raise DataMismatchError(
                 f"The parts of the ConcatDataset have different classes: {', '.join(first)} and "
-                f"{', '.join(second)}."
+                f"{', '.join(second)}. Their labels must mean the same."
             )
         return found.pop() if found else None
     if is_table(dataset):
@@ -318,7 +319,23 @@ def classes_of(dataset: Any, key: Any = None) -> tuple[str, ...] | None:
         names = tuple(sorted(index, key=index.__getitem__))
     else:
         names = getattr(dataset, "classes", None)
+        index = getattr(dataset, "class_to_idx", None)
+        if names is None and isinstance(index, dict):
+            names = tuple(sorted(index, key=index.__getitem__))
+        elif names is not None and isinstance(index, dict):
+            _check_agree(dataset, names, index)
     return None if names is None else tuple(str(name) for name in names)
+
+
+def _check_agree(dataset: Any, names: Sequence[Any], index: dict[Any, int]) -> None:
+    """Labels follow one of the two, and nobody knows which if someone changed one of them."""
+    for c, name in enumerate(names):
+        if index.get(name, c) != c:
+            raise DataError(
+                f"`classes` and `class_to_idx` of {type(dataset).__name__} disagree: {name!r} is "
+                f"class {c} in one and {index[name]} in the other. Set both to what its labels "
+                "mean."
+            )
 
 
 def without_transforms(dataset: Any) -> tuple[Any, Transform | None, Transform | None]:

@@ -1,6 +1,6 @@
 """Labelled sets of images that are compared with one another: what all of them must agree in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,20 +8,20 @@ import numpy as np
 from synthaug._data import as_pixels, classes_of, labels_of
 from synthaug._errors import DataMismatchError
 from synthaug._progress import bar, counted
-from synthaug._types import Features, Indices
+from synthaug._types import Features, Indices, Labels
 from synthaug.features import Extractor, extract
 
 _CHUNK = 4096
 
 
 def common_classes(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The class names, which must be those of every set that has any.
+    """The class names of the first set that has any, which must be those of all others that do.
 
     Args:
         given: The sets by their names in messages.
 
     Raises:
-        DataMismatchError: If two sets have other classes, or another order of them.
+        DataMismatchError: If two sets have other classes. Their order may differ: `labels_in`.
     """
     known = {name: classes_of(one) for name, one in given.items()}
     named = {name: tuple(map(str, one)) for name, one in known.items() if one is not None}
@@ -30,12 +30,18 @@ def common_classes(given: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(map(str, range(highest + 1)))
     first, classes = next(iter(named.items()))
     for name, other in named.items():
-        if other != classes:
+        if sorted(other) != sorted(classes):
             raise DataMismatchError(
                 f"`{first}` has the classes {', '.join(classes)}; `{name}` has {', '.join(other)}. "
-                "Load all with the same classes, in one order."
+                "All must name the same ones."
             )
     return classes
+
+
+def labels_in(classes: Sequence[str], given: Any) -> Labels:
+    """The labels of a set, int64 (N,), counted in the order of `classes`, matched by name."""
+    own, labels = classes_of(given), labels_of(given)
+    return labels if own is None else np.array([classes.index(c) for c in own], np.int64)[labels]
 
 
 def readable_rows(given: Any, name: str) -> Indices:

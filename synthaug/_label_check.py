@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synthaug._adapt import classes_of
 from synthaug._errors import AuditError, AuditMismatchError
 from synthaug._evaluation import class_probabilities
-from synthaug._serving import SyntheticImages, Verdicts
+from synthaug._serving import SyntheticImages, Verdicts, class_table
 from synthaug._types import JSON, Features, Labels
 
 _FORMAT = "synthaug label check"
@@ -143,8 +144,8 @@ def check_labels(
 
     Args:
         cache: A `SynthCache`; its rows that are done are judged.
-        real: Labelled real images that name the same classes. Those that the classifiers of your
-            task are trained on: never test images.
+        real: Labelled real images that name the same classes, in any order. Those that the
+            classifiers of your task are trained on: never test images.
         threshold: Probability in (0, 1).
         percentile: In (0, 100).
         steps: Optimiser steps of each classifier.
@@ -153,7 +154,8 @@ def check_labels(
         progress: Show a bar.
 
     Raises:
-        ValueError: For no rule or two, or one out of range, or other classes.
+        ValueError: For no rule or two, or one out of range.
+        CacheMismatchError: If the names of the classes differ.
     """
     if (threshold is None) == (percentile is None):
         raise ValueError(
@@ -164,12 +166,7 @@ def check_labels(
         raise ValueError(f"`threshold` must be in (0, 1), got {threshold}.")
     if percentile is not None and not 0 < percentile < 100:
         raise ValueError(f"`percentile` must be in (0, 100), got {percentile}.")
-    classes = tuple(map(str, real.classes))
-    if classes != tuple(cache.classes):
-        raise ValueError(
-            f"The real images have the classes {', '.join(classes)}, the cache "
-            f"{', '.join(cache.classes)}. Load the real ones with those, in their order."
-        )
+    table = class_table(cache, classes_of(real) or ())
     done = np.flatnonzero(cache.done)
     labels = np.asarray(cache.labels, np.int64)
     scores = np.full(len(labels), np.nan, np.float32)
@@ -177,10 +174,10 @@ def check_labels(
         probabilities = class_probabilities(
             real, cache.read(done), steps=steps, seeds=seeds, device=device, progress=progress
         )
-        scores[done] = probabilities[np.arange(len(done)), labels[done]]
+        scores[done] = probabilities[np.arange(len(done)), table[labels[done]]]
     return LabelCheck(
         identity=cache.identity,
-        classes=classes,
+        classes=tuple(cache.classes),
         labels=labels,
         scores=scores,
         withheld=withhold(scores, labels, threshold=threshold, percentile=percentile),

@@ -8,10 +8,13 @@ and shared by all that hold it now.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 # Modules are imported where they are needed: who gives an object needs none of them.
+
+StrPath: TypeAlias = str | os.PathLike[str]
+"""A path, as `open` takes it."""
 
 _opened: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 

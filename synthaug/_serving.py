@@ -6,13 +6,14 @@ said aloud, once per process and cache: images that may be copies are never serv
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from synthaug._errors import AuditMismatchError
+from synthaug._errors import AuditMismatchError, CacheMismatchError
 from synthaug._types import JSON, Labels, Pixels
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,42 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
     else:
         _warn_once(synthetic, found, "Copies of training images may have gone unseen")
     return found
+
+
+def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
+    """The index of every class of synthetic images among those of real ones, matched by name.
+
+    `class_table(cache, classes)[cache.labels]` are the labels of a cache as real data with
+    `classes` count them: a folder of images sorts its classes, another source may not.
+
+    Args:
+        synthetic: A cache.
+        classes: Names of the classes of the real images, in their order.
+
+    Returns:
+        int64 (num_classes,).
+
+    Raises:
+        CacheMismatchError: If one side has a class that the other does not have.
+    """
+    theirs = tuple(synthetic.classes)
+    for one, other, where in ((classes, theirs, "real"), (theirs, classes, "synthetic")):
+        extra = [name for name in one if name not in other]
+        if extra:
+            raise CacheMismatchError(
+                f"The classes differ: only the {where} images have {extra[0]!r}. Real: "
+                f"{', '.join(classes)}. Synthetic: {', '.join(theirs)}. Both must name the same "
+                "ones; `MixedDataset` and `MixSynthetic` take other names of the real classes as "
+                "`classes=`."
+            )
+    twice = next((name for name in classes if list(classes).count(name) > 1), None)
+    if twice is not None:
+        raise CacheMismatchError(
+            f"Two classes of the real images are called {twice!r}, so they cannot be matched by "
+            "name. Give different names."
+        )
+    place = {name: c for c, name in enumerate(classes)}
+    return np.array([place[name] for name in theirs], np.int64)
 
 
 def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: str) -> None:

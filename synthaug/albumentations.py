@@ -8,7 +8,7 @@ from torch.utils.data import get_worker_info
 
 from synthaug._adapt import like, pixels_of
 from synthaug._noise import counter_rng
-from synthaug._opening import open_cache, open_cold, open_report, path_of
+from synthaug._opening import StrPath, open_cache, open_cold, open_report, path_of
 from synthaug._restoration import ColdRestorer, Restoration
 from synthaug._serving import Verdicts
 from synthaug._variants import Variants
@@ -29,8 +29,6 @@ if hasattr(ImageOnlyTransform, "sample_parameters") or not albumentations.__vers
     )
 
 __all__ = ["ColdRestore", "SyntheticVariant"]
-
-_Path = str | os.PathLike[str]
 
 _CANNOT_FOLLOW = frozenset(
     ("bboxes", "keypoints", "mask", "mask3d", "masks", "masks3d", "volume", "volumes")
@@ -110,7 +108,7 @@ class ColdRestore(_OnImages):
 
     def __init__(
         self,
-        cold: ColdRestorer | _Path,
+        cold: ColdRestorer | StrPath,
         *,
         severity_range: tuple[float, float] = (0.1, 0.4),
         p: float = 0.3,
@@ -174,7 +172,7 @@ class SyntheticVariant(_OnImages):
         self,
         cache: Any,
         *,
-        audit: Verdicts | _Path | None,
+        audit: Verdicts | StrPath | None,
         p: float = 0.5,
         on_missing: Literal["keep", "raise"] = "keep",
     ) -> None:

@@ -1,6 +1,5 @@
 """Transforms for `torchvision.transforms.v2`."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -15,16 +14,21 @@ from torchvision.transforms.v2._utils import _parse_labels_getter
 
 from synthaug._adapt import Transform, describe, like, pixels_of
 from synthaug._errors import CacheMismatchError, DataError, DataMismatchError
-from synthaug._opening import open_cache, open_cold, open_report
+from synthaug._opening import StrPath, open_cache, open_cold, open_report
 from synthaug._pixels import to_pil
 from synthaug._restoration import ColdRestorer, Restoration, check_unit_range
-from synthaug._serving import SyntheticImages, Verdicts, servable
+from synthaug._serving import SyntheticImages, Verdicts, class_table, servable
 from synthaug._types import Indices
 from synthaug._variants import Variants
 
 __all__ = ["ColdRestore", "MixSynthetic", "SyntheticVariant"]
 
-_Path = str | os.PathLike[str]
+_EXPECTED = (
+    "`MixSynthetic` needs a batch, images (n, C, H, W) and labels (n,) or (n, num_classes), as "
+    "`mix(images, labels)` or in a dict. Put it where `v2.CutMix` goes, after `default_collate` or "
+    "after the loader; single images are mixed by `synthaug.MixedDataset`. If the labels are "
+    "elsewhere in the batch, give a `labels_getter`."
+)
 
 
 class ColdRestore(v2.Transform):
@@ -57,7 +61,7 @@ class ColdRestore(v2.Transform):
 
     def __init__(
         self,
-        cold: ColdRestorer | _Path,
+        cold: ColdRestorer | StrPath,
         *,
         severity_range: tuple[float, float] = (0.1, 0.4),
         p: float = 0.3,
@@ -134,9 +138,9 @@ class MixSynthetic(v2.Transform):
 
     def __init__(
         self,
-        synthetic: SyntheticImages | _Path,
+        synthetic: SyntheticImages | StrPath,
         *,
-        audit: Verdicts | _Path | None,
+        audit: Verdicts | StrPath | None,
         fraction: float = 0.5,
         transform: Transform | None = None,
         classes: Sequence[str] | None = None,
@@ -151,7 +155,9 @@ class MixSynthetic(v2.Transform):
             fraction: Share of every batch that is replaced, in [0, 1].
             transform: What the real images went through: gets one synthetic image, of PIL, and
                 returns a tensor (C, H, W) as they are in the batch.
-            classes: Names that the labels stand for, to be compared with those of `synthetic`.
+            classes: Names that the labels stand for, in their order, to be matched with those of
+                `synthetic` by name: `train.classes`. Without it labels are taken to be counted as
+                in `synthetic`.
             labels_getter: Finds the labels in what the transform is given, as in `v2.CutMix`:
                 "default" takes the second of two inputs, or the entry of a dict whose key has
                 "label" in it.
@@ -159,7 +165,7 @@ class MixSynthetic(v2.Transform):
         Raises:
             ValueError: For another `fraction` or `labels_getter`.
             AuditError: If the report judges another cache.
-            DataMismatchError: If the classes differ.
+            CacheMismatchError: If the names of the classes differ.
             DataError: If no image may be served.
         """
         super().__init__()
@@ -171,16 +177,13 @@ class MixSynthetic(v2.Transform):
         self._image_transform = transform
         self._synthetic = open_cache(synthetic)
         served = servable(self._synthetic, open_report(audit))
-        if classes is not None and tuple(classes) != tuple(self._synthetic.classes):
-            raise DataMismatchError(
-                f"`classes` are {', '.join(classes)}; the synthetic images are of "
-                f"{', '.join(self._synthetic.classes)}. Both must have the same order."
-            )
+        self._classes = tuple(map(str, self._synthetic.classes if classes is None else classes))
+        table = class_table(self._synthetic, self._classes)
         rows = np.flatnonzero(served.mask)
         if not len(rows):
             raise DataError("No synthetic image may be served: none is done and passed the audit.")
-        labels = np.asarray(self._synthetic.labels)[rows]
-        self._pools = [rows[labels == c] for c in range(len(self._synthetic.classes))]
+        labels = table[np.asarray(self._synthetic.labels)[rows]]
+        self._pools = [rows[labels == c] for c in range(len(self._classes))]
 
     def forward(self, *inputs: Any) -> Any:
         """Mixes one batch; what is neither images nor labels passes through."""
@@ -188,13 +191,15 @@ class MixSynthetic(v2.Transform):
         batch = inputs if len(inputs) > 1 else inputs[0]
         flat, spec = tree_flatten(batch)
         self.check_inputs(flat)
-        labels = self._labels_getter(batch)
-        is_labels = [value is labels for value in flat]
-        if not isinstance(labels, Tensor) or not any(is_labels):
-            raise ValueError(
-                f"The labels must be one of the tensors of the batch; found {describe(labels)}. "
-                "Give a `labels_getter`."
-            )
+        try:
+            labels = self._labels_getter(batch)
+        except ValueError as error:  # torchvision's, which prints all pixels
+            raise ValueError(f"Found no labels: {_EXPECTED}") from error
+        if not isinstance(labels, Tensor) or labels.ndim not in (1, 2):
+            found = "no" if labels is None or labels is batch else f"{describe(labels)} as"
+            raise ValueError(f"Found {found} labels: {_EXPECTED}")
+        if not any(value is labels for value in flat):
+            raise ValueError("`labels_getter` must return one of the tensors of the batch itself.")
         is_image = self._needs_transform_list([None if x is labels else x for x in flat])
         images = [value for value, chosen in zip(flat, is_image, strict=True) if chosen]
         params = self.make_params([labels, *images])
@@ -208,7 +213,7 @@ class MixSynthetic(v2.Transform):
         """Refuses boxes, masks, key points, videos, and images that are not in a batch."""
         _check_only_images(flat_inputs)
         if any(isinstance(value, Image.Image) for value in flat_inputs):
-            raise TypeError("Got PIL images, expected a batch: put this after `default_collate`.")
+            raise TypeError(f"Got PIL images: {_EXPECTED}")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws which images of a batch are replaced, and by which rows.
@@ -222,7 +227,7 @@ class MixSynthetic(v2.Transform):
             if image is None or image.ndim != 4 or len(image) != len(labels):
                 raise ValueError(
                     f"Got {'no images' if image is None else describe(image)} with {len(labels)} "
-                    f"labels, expected a batch ({len(labels)}, C, H, W)."
+                    f"labels: {_EXPECTED}"
                 )
         n = len(labels)
         count = int(self.fraction * n + torch.rand((), dtype=torch.float64))
@@ -240,7 +245,7 @@ class MixSynthetic(v2.Transform):
         pool = self._pools[label]
         if not len(pool):
             raise DataMismatchError(
-                f"Class {self._synthetic.classes[label]!r} has no synthetic image that may be "
+                f"Class {self._classes[label]!r} has no synthetic image that may be "
                 "served. Generate images of it."
             )
         order = torch.randperm(len(pool)).numpy()
@@ -332,7 +337,7 @@ class SyntheticVariant(v2.Transform):
         self,
         cache: Any,
         *,
-        audit: Verdicts | _Path | None,
+        audit: Verdicts | StrPath | None,
         p: float = 0.5,
         on_missing: Literal["keep", "raise"] = "keep",
     ) -> None:

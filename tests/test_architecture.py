@@ -38,7 +38,6 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
     {
         "_cache",
         "_audit",
-        "_datasets",
         "_evaluation",
         "_hardness",
         "_quality",
@@ -50,11 +49,9 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "_opening",
         "_reconstructions",
         "caches",
-        "huggingface",
-        "lightning",
-        "mixing",
     },
-    {"_on_the_fly", "albumentations", "transforms"},
+    {"_datasets", "_on_the_fly", "albumentations", "transforms"},
+    {"huggingface", "lightning", "mixing"},
     # composition
     {"_demo", "_sweep"},
     {"_cli"},

@@ -8,7 +8,7 @@ from synthaug import _label_check
 from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
-from synthaug._errors import AuditError, AuditMismatchError
+from synthaug._errors import AuditError, AuditMismatchError, CacheMismatchError
 from synthaug._label_check import LabelCheck, check_labels, withhold
 from synthaug._plan import Plan
 
@@ -104,8 +104,8 @@ def test_checks_that_make_no_sense_are_refused(cache, real, tmp_path):
     for rule, message in rules:
         with pytest.raises(ValueError, match=message):
             check_labels(cache, real, **rule)
-    other = LabelledImages(*images(4), ("light", "dark"))
-    with pytest.raises(ValueError, match="have the classes light, dark, the cache dark, light"):
+    other = LabelledImages(*images(4), ("light", "grey"))
+    with pytest.raises(CacheMismatchError, match="only the real images have 'grey'"):
         check_labels(cache, other, threshold=0.5)
     check = check_labels(cache, real, percentile=5, steps=1, seeds=(0,), progress=False)
     report = Report(cache, 0)

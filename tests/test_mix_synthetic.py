@@ -145,20 +145,32 @@ def test_labels_are_found_by_a_getter(cache, images):
     assert [cache.labels[row] for row in rows_of(mixed["pixels"])] == LABELS.tolist()
 
 
+NEEDS = "`MixSynthetic` needs a batch, .* after `default_collate`.* by `synthaug.MixedDataset`"
+
+
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
-        (lambda x: (x, LABELS[:, None, None]), ValueError, r"expected class indices \(n,\), or"),
+        (
+            lambda x: (x, LABELS[:, None, None]),
+            ValueError,
+            r"\(8, 1, 1\) as labels: " + NEEDS,
+        ),
         (lambda x: (x, LABELS.float()), ValueError, r"or probabilities \(n, 2\)"),
         (lambda x: (x, torch.eye(8)), ValueError, r"or probabilities \(n, 2\)"),
         (lambda x: (x, 2 * one_hot(LABELS)), ValueError, "got sums of 2 to 2"),
         (lambda x: (x, LABELS + 1), ValueError, "Labels are 1 to 2; .* have 2 classes"),
         (lambda x: (x, LABELS - 1), ValueError, "Labels are -1 to 0"),
-        (lambda x: (x, LABELS[:3]), ValueError, r"with 3 labels, expected a batch \(3, C, H, W\)"),
-        (lambda x: (x[0], LABELS), ValueError, r"with 8 labels, expected a batch"),
-        (lambda x: ("x", LABELS), ValueError, "Got no images with 8 labels"),
-        (lambda x: (x, [0] * 8), ValueError, "labels"),
-        (lambda x: ([Image.new("RGB", (5, 4))], LABELS), TypeError, "PIL images, expected a batch"),
+        (lambda x: (x, LABELS[:3]), ValueError, r"shape \(8, 3, 4, 5\) with 3 labels: " + NEEDS),
+        (lambda x: (x[0], LABELS), ValueError, "with 8 labels: " + NEEDS),
+        (lambda x: ("x", LABELS), ValueError, "Got no images with 8 labels: " + NEEDS),
+        (lambda x: (x, [0] * 8), ValueError, "Found no labels: " + NEEDS),
+        (lambda x: (x, "x", "y"), ValueError, "Found no labels: " + NEEDS),
+        (lambda x: (x,), ValueError, "Found no labels: " + NEEDS),
+        (lambda x: ({"image": x},), ValueError, "Found no labels: " + NEEDS),
+        (lambda x: ({"label": 3, "image": x[0]},), ValueError, "Found builtins.int as labels"),
+        (lambda x: (x[0], LABELS[0]), ValueError, r"int64 with shape \(\) as labels: " + NEEDS),
+        (lambda x: ([Image.new("RGB", (5, 4))], LABELS), TypeError, "Got PIL images: " + NEEDS),
         (
             lambda x: (tv_tensors.Image(x), LABELS, tv_tensors.Mask(x[:, 0])),
             TypeError,
@@ -310,5 +322,20 @@ def test_settings_that_make_no_sense_are_refused(cache):
         MixSynthetic(cache, audit=None, fraction=1.5)
     with pytest.raises(ValueError, match="labels_getter"):
         MixSynthetic(cache, audit=None, labels_getter="labels")  # type: ignore[arg-type]
-    with pytest.raises(DataMismatchError, match="bee, ant; the synthetic images are of ant, bee"):
-        MixSynthetic(cache, audit=None, classes=CLASSES[::-1])
+    with pytest.raises(CacheMismatchError, match="only the real images have 'cow'"):
+        MixSynthetic(cache, audit=None, classes=("ant", "cow"))
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+def test_labels_counted_in_another_order_are_matched_by_name(cache, images, vectors):
+    mix = MixSynthetic(cache, audit=None, fraction=1.0, classes=CLASSES[::-1])
+    mixed, labels = mix(images, one_hot(LABELS) if vectors else LABELS)
+    torch.testing.assert_close(labels, one_hot(LABELS) if vectors else LABELS)
+    names = [CLASSES[cache.labels[row]] for row in rows_of(mixed)]
+    assert names == [CLASSES[::-1][label] for label in LABELS.tolist()]
+
+
+def test_a_getter_that_gives_other_tensors_than_the_batch_has_is_refused(cache, images):
+    mix = MixSynthetic(cache, audit=None, labels_getter=lambda batch: batch[1].clone())
+    with pytest.raises(ValueError, match="one of the tensors of the batch itself"):
+        mix(images, LABELS)

@@ -82,6 +82,16 @@ def test_an_unknown_name_is_an_attribute_error(module):
         _ = module.Unheard
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("MixDataset", "MixedDataset"), ("synthcache", "SynthCache"), ("transform", "transforms")],
+)
+def test_the_nearest_public_name_is_suggested(name, meant):
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'. Did you mean '{meant}'?"):
+        getattr(synthaug, name)
+    assert not hasattr(synthaug, "__path_of_nothing__")
+
+
 def test_every_error_of_ours_is_public_and_caught_by_one_base_class():
     errors = {
         name: value

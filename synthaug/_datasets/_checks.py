@@ -7,7 +7,7 @@ from synthaug._adapt import classes_of, describe, is_probabilities, label_like, 
 from synthaug._datasets._fields import Adapter, Fields
 from synthaug._datasets._shares import Balance
 from synthaug._errors import CacheMismatchError, DataError
-from synthaug._serving import SyntheticImages
+from synthaug._serving import SyntheticImages, class_table
 from synthaug._types import Labels
 
 
@@ -32,29 +32,21 @@ def checked_share(mode: str, fraction: Any, ratio: Any) -> tuple[str, Any]:
 
 def checked_classes(
     real: Any, synthetic: SyntheticImages, given: Sequence[str] | None, label_key: Any
-) -> tuple[str, ...]:
-    """The class names, which must be the same, in the same order, on both sides."""
-    found = classes_of(real, label_key) if given is None else tuple(str(name) for name in given)
-    theirs = tuple(synthetic.classes)
+) -> tuple[tuple[str, ...], Labels]:
+    """The class names as `real` counts them, and where those of the synthetic images are there."""
+    known = classes_of(real, label_key)
+    found = known if given is None else tuple(str(name) for name in given)
     if found is None:
         raise DataError(
             f"{type(real).__name__} does not know its class names. Pass `classes=`; the synthetic "
-            f"images have {', '.join(theirs)}."
+            f"images have {', '.join(synthetic.classes)}."
         )
-    if found == theirs:
-        return found
-    for one, other, where in ((found, theirs, "real"), (theirs, found, "synthetic")):
-        extra = [name for name in one if name not in other]
-        if extra:
-            raise CacheMismatchError(
-                f"The classes differ: only the {where} images have {extra[0]!r}. Real: "
-                f"{', '.join(found)}. Synthetic: {', '.join(theirs)}."
-            )
-    c = next(i for i, (one, other) in enumerate(zip(found, theirs, strict=False)) if one != other)
-    raise CacheMismatchError(
-        f"The classes have another order: class {c} is {found[c]!r} among the real images and "
-        f"{theirs[c]!r} among the synthetic ones. Load the real ones with `classes={list(theirs)}`."
-    )
+    if known is not None and found != known and sorted(found) == sorted(known):
+        raise DataError(
+            f"`classes` are {', '.join(found)}, and `real` counts its classes as "
+            f"{', '.join(known)}. Leave `classes` out: classes are matched by name."
+        )
+    return found, class_table(synthetic, found)
 
 
 def check_example(

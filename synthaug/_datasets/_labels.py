@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from synthaug._adapt import is_probabilities, label_like, probabilities_like
 from synthaug._serving import SyntheticImages
-from synthaug._types import Indices
+from synthaug._types import Indices, Labels
 
 
 @final
@@ -22,6 +22,7 @@ class ItemLabels:
         example: Any,
         synthetic: SyntheticImages,
         rows: Indices,
+        table: Labels,
     ) -> None:
         """Decides which kind.
 
@@ -30,6 +31,7 @@ class ItemLabels:
             example: The label of a real item. If it is a vector, all labels are vectors.
             synthetic: The cache.
             rows: Those that may be served.
+            table: Where the classes of the cache are among the real ones.
 
         Raises:
             ValueError: If a row that may be served has no class probabilities.
@@ -39,8 +41,8 @@ class ItemLabels:
         """Whether labels are vectors."""
         self.changes_real = self.vectors and not given
         """Whether real items get a vector in the place of their class index."""
-        self._classes = np.asarray(synthetic.labels)
-        self._num_classes = len(synthetic.classes)
+        self._classes = table[np.asarray(synthetic.labels)]
+        self._num_classes = len(table)
         self._example = torch.zeros(self._num_classes) if self.changes_real else example
         # Probabilities of many rows and classes are large: those of a plan are made when asked for.
         self._given: NDArray[np.float32] | None = None
@@ -48,10 +50,12 @@ class ItemLabels:
         if soft_labels is True:
             plan: Any = getattr(synthetic, "plan", None)
             if "partner_label" in getattr(plan, "columns", {}):
-                self._partner = np.asarray(plan["partner_label"])
+                partner = np.asarray(plan["partner_label"])
+                self._partner = np.where(partner < 0, partner, table[partner])
                 self._share = np.asarray(plan["interpolation"], np.float64)
         elif soft_labels is not False:
             self._given = _checked(soft_labels, synthetic, rows)
+            _check_order(self._given[rows], self._classes[rows], synthetic, rows)
 
     def of_row(self, row: int) -> Any:
         """The label of a row of the cache."""
@@ -99,3 +103,16 @@ def _checked(given: ArrayLike, synthetic: SyntheticImages, rows: Indices) -> NDA
             "at least 0 and sum to 1."
         )
     return values
+
+
+def _check_order(
+    values: NDArray[np.float32], labels: Labels, synthetic: SyntheticImages, rows: Indices
+) -> None:
+    """Refuses columns in the order of the cache, where the real data have another one."""
+    theirs = np.asarray(synthetic.labels)[rows]
+    each = np.arange(len(rows))
+    if values[each, theirs].sum() > values[each, labels].sum():
+        raise ValueError(
+            "The columns of `soft_labels` seem to be in the order of the classes of the cache "
+            f"({', '.join(synthetic.classes)}). They must be in that of the classes of `real`."
+        )

@@ -22,6 +22,7 @@ from synthaug._datasets._log import ServedLog
 from synthaug._datasets._shares import Balance, Filled, Share, Shares
 from synthaug._datasets._show import thumbnails
 from synthaug._errors import DataError, DataMismatchError
+from synthaug._opening import StrPath, open_cache, open_report
 from synthaug._serving import SyntheticImages, Verdicts, servable
 from synthaug._sources import checked_labels
 from synthaug._types import JSON, Indices, Labels, Pixels
@@ -63,9 +64,9 @@ class MixedDataset(Dataset[Any]):
     def __init__(
         self,
         real: Any,
-        synthetic: SyntheticImages,
+        synthetic: SyntheticImages | StrPath,
         *,
-        audit: Verdicts | None,
+        audit: Verdicts | StrPath | None,
         mode: Mode = "replace",
         fraction: Share | None = None,
         ratio: Share | Balance | None = None,
@@ -84,9 +85,11 @@ class MixedDataset(Dataset[Any]):
         Args:
             real: A map-style data set, also inside `Subset` and `ConcatDataset`, of the `datasets`
                 library, or a pair of arrays (images, labels).
-            synthetic: A `SynthCache`. Rows that are done now are used.
-            audit: A report about it; images that it did not pass are not served. `None` skips the
-                audit, with a warning.
+            synthetic: A `SynthCache` or its path; or an `OnTheFlyDataset`. Rows that are done now
+                are used. Classes are matched by name: their order may be another one than in
+                `real`, whose order holds everywhere here.
+            audit: A report about it, or its path; images that it did not pass are not served.
+                `None` skips the audit, with a warning.
             mode: "replace" or "append".
             fraction: For "replace": the probability of an item to be replaced, in [0, 1]; or one by
                 class, {"cat": 0.5}, in which classes not named are not replaced; or a function of
@@ -99,14 +102,15 @@ class MixedDataset(Dataset[Any]):
             draw: `mixing.Weighted` or `mixing.Stratified`; `None` draws every image equally often.
             soft_labels: Serves vectors of class probabilities, float32 (num_classes,), which are
                 one-hot for real images. True: those of the plan, as `synthaug.soft_labels`; or
-                those of every row, float (N, num_classes). Images between two classes are served
-                only so.
+                those of every row, float (N, num_classes), classes in the order of `real`. Images
+                between two classes are served only so.
             seed: Of the choices.
             transform: For both kinds of images, if `real` has none.
             target_transform: For the labels of both, if `real` has none.
             fields: Where items of `real` have their image and their label, if not in the usual
                 places: `mixing.Fields("img", "fine_label")`.
-            classes: Class names of `real`, if it does not know them.
+            classes: Class names of `real`, in the order of its labels, if it does not know them,
+                or knows others than `synthetic`.
             any_size: Allows synthetic images of another size than the real ones, which makes sense
                 if the transform brings all to one size.
 
@@ -118,8 +122,11 @@ class MixedDataset(Dataset[Any]):
         """
         name, share = checked_share(mode, fraction, ratio)
         self.mode, self.seed = mode, seed
-        self.real, self.synthetic = as_dataset(real), synthetic
-        self.served = servable(synthetic, audit, soft_labels=soft_labels is not False)
+        self.real = as_dataset(real)
+        self.synthetic: SyntheticImages = open_cache(synthetic)
+        self.served = servable(
+            self.synthetic, open_report(audit), soft_labels=soft_labels is not False
+        )
         if len(self.real) == 0:
             raise DataError("`real` holds no image.")
 
@@ -140,14 +147,15 @@ class MixedDataset(Dataset[Any]):
         self._fields = Fields.of(self._example) if fields is None else fields
         self._example_image, label = self._fields.get(self._example)
         label_key = getattr(self._fields, "label", None)
-        self.classes = checked_classes(self.real, synthetic, classes, label_key)
+        self.classes, table = checked_classes(self.real, self.synthetic, classes, label_key)
+        self._row_labels = table[np.asarray(self.synthetic.labels)]
         labels = class_indices(self._raw, self._fields, self._example)
         self._labels = checked_labels(labels, self.classes, "`real`")
         check_example(
             self._raw,
             self._fields,
             self._labels,
-            synthetic,
+            self.synthetic,
             appended=mode == "append",
             any_size=any_size,
         )
@@ -156,20 +164,21 @@ class MixedDataset(Dataset[Any]):
         two = type(self._example) is tuple and len(self._example) == 2
         self._pairs = two and self._fields == Fields(0, 1)
 
-        rows, self._filters = filtered(synthetic, np.flatnonzero(self.served.mask), filters)
-        rule = bound_draw(draw, synthetic, rows)
-        drawn = np.asarray(synthetic.labels)[rule.arranged(rows)]
+        rows, self._filters = filtered(self.synthetic, np.flatnonzero(self.served.mask), filters)
+        rule = bound_draw(draw, self.synthetic, rows)
+        drawn = self._row_labels[rule.arranged(rows)]
         available = np.bincount(drawn, minlength=len(self.classes))
         shares = (
             Filled(share, self._labels, available, self.classes)
             if isinstance(share, Balance)
             else Shares(share, self._labels, self.classes, name)
         )
-        self._shares, self._draw = shares, draw
+        self._shares = shares
+        self._drawn = None if draw is None else str(draw)  # not its scores, which are large
         self._choices = Choices(
             self._labels,
             rows,
-            np.asarray(synthetic.labels)[rows],
+            self._row_labels[rows],
             shares=shares,
             draw=rule,
             seed=seed,
@@ -177,7 +186,7 @@ class MixedDataset(Dataset[Any]):
             num_classes=len(self.classes),
         )
         self._check_supply(shares.possible)
-        self._item_labels = ItemLabels(soft_labels, label, synthetic, rows)
+        self._item_labels = ItemLabels(soft_labels, label, self.synthetic, rows, table)
         if self._item_labels.changes_real and self.target_transform is not None:
             raise ValueError(
                 "Soft labels and a `target_transform` exclude each other: it would be given "
@@ -191,7 +200,7 @@ class MixedDataset(Dataset[Any]):
         short = np.flatnonzero(needed & (self._choices.available == 0))
         if len(short):
             c = int(short[0])
-            of_class = np.asarray(self.synthetic.labels) == c
+            of_class = self._row_labels == c
             done = int(np.asarray(self.synthetic.done)[of_class].sum())
             allowed = int(self.served.mask[of_class].sum())
             passed = f"{allowed or 'none'} of them passed the audit"
@@ -236,8 +245,8 @@ class MixedDataset(Dataset[Any]):
             "audit": self.served.verdict,
             "pool": self._choices.digest(),
         }
-        if self._draw is not None:
-            found["draw"] = str(self._draw)
+        if self._drawn is not None:
+            found["draw"] = self._drawn
         if self.has_soft_labels:
             found["soft_labels"] = self._item_labels.digest()
         return found
@@ -250,7 +259,7 @@ class MixedDataset(Dataset[Any]):
         """Where the image of an index comes from in this epoch.
 
         Of a real image `{"synthetic": False, "index": ...}`; of a synthetic one its `row`, and what
-        the cache says about it.
+        the cache says about it, with labels as the cache counts them.
         """
         row = int(self._rows()[index])
         if row < 0:
@@ -399,8 +408,8 @@ class MixedDataset(Dataset[Any]):
             f"    Classes: {len(self.classes)}",
             *[f"    Filter: {line}" for line in self._filters],
         ]
-        if self._draw is not None:
-            lines.append(f"    Drawn {self._draw}")
+        if self._drawn is not None:
+            lines.append(f"    Drawn {self._drawn}")
         if self.has_soft_labels:
             lines.append("    Labels: class probabilities")
         if self.transform is not None:

@@ -9,10 +9,11 @@ from typing import Any, Literal, final
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
+from synthaug._adapt import classes_of
 from synthaug._errors import DataError
 from synthaug._evaluation._augment import Augment
-from synthaug._serving import Servable, Verdicts, servable
-from synthaug._types import Indices, Pixels
+from synthaug._serving import Servable, Verdicts, class_table, servable
+from synthaug._types import Indices, Labels, Pixels
 
 CAS = "synthetic only (CAS)"
 """Name of the arm whose test accuracy is the classification accuracy score."""
@@ -83,13 +84,14 @@ def scaling_arms(
 
     Args:
         real: The real training images, all of them in each arm.
-        synthetic: A cache with enough images of every class.
+        synthetic: A cache with enough images of every class. Classes are matched by name.
         audit: A report about it; images that it did not pass are left out. `None` takes all.
         ratios: Synthetic images per real image, at least 0; 0 is real images alone.
 
     Raises:
         ValueError: For ratios that are negative or given twice.
         DataError: If a class has too few synthetic images.
+        CacheMismatchError: If the names of the classes differ.
     """
     if not ratios or len(set(ratios)) < len(ratios):
         raise ValueError(f"`ratios` must be different numbers, at least one, got {list(ratios)}.")
@@ -102,8 +104,9 @@ def scaling_arms(
             stacklevel=2,
         )
     served = servable(synthetic, audit)
-    labels = np.asarray(synthetic.labels)
-    pools = [np.flatnonzero(served.mask & (labels == c)) for c in range(len(synthetic.classes))]
+    classes = classes_of(real) or tuple(synthetic.classes)
+    labels = class_table(synthetic, classes)[np.asarray(synthetic.labels)]
+    pools = [np.flatnonzero(served.mask & (labels == c)) for c in range(len(classes))]
     arms: dict[str, Dataset[Any]] = {}
     for ratio in ratios:
         total = round(ratio * len(real))
@@ -113,11 +116,12 @@ def scaling_arms(
             if count > len(pool):
                 raise DataError(
                     f"`ratios` holds {ratio:g}, for which each class needs {count} synthetic "
-                    f"images; of {synthetic.classes[c]!r} {len(pool)} may be served. Generate "
+                    f"images; of {classes[c]!r} {len(pool)} may be served. Generate "
                     "more, or take a smaller ratio."
                 )
             rows.append(pool[:count])
-        part = _Part(synthetic, np.sort(np.concatenate(rows)), served)
+        chosen = np.sort(np.concatenate(rows))
+        part = _Part(synthetic, chosen, labels[chosen], classes, served)
         name = f"real + {ratio:g} x synthetic" if total else "real"
         arms[name] = ConcatDataset([real, part]) if total else real
     return arms
@@ -127,17 +131,22 @@ def scaling_arms(
 class _Part(Dataset[Any]):
     """Some rows of a cache."""
 
-    def __init__(self, synthetic: Any, rows: Indices, served: Servable) -> None:
-        self.served = served
-        self.classes: tuple[str, ...] = tuple(synthetic.classes)
-        self.labels = np.asarray(synthetic.labels)[rows]
+    def __init__(
+        self,
+        synthetic: Any,
+        rows: Indices,
+        labels: Labels,
+        classes: tuple[str, ...],
+        served: Servable,
+    ) -> None:
+        self.labels, self.classes, self.served = labels, classes, served
         self._synthetic, self._rows = synthetic, rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Any:
-        return self._synthetic[int(self._rows[index])]
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self._synthetic[int(self._rows[index])][0], int(self.labels[index])
 
     def read(self, indices: Indices) -> Pixels:
         """The pixels of some images, uint8 (n, C, H, W)."""

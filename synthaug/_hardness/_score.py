@@ -5,8 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from synthaug._comparison import check_shapes, common_classes, features_of, readable_rows
-from synthaug._data import as_pixels, labels_of
+from synthaug._comparison import (
+    check_shapes,
+    common_classes,
+    features_of,
+    labels_in,
+    readable_rows,
+)
+from synthaug._data import as_pixels
 from synthaug._errors import DataMismatchError
 from synthaug._hardness._report import HardnessReport, Scores
 from synthaug._html import data_uri
@@ -72,7 +78,7 @@ def score_hardness(
     if holdout is not None and prints["train"] is not None and prints["train"] == prints["holdout"]:
         raise DataMismatchError("`holdout` is `train`. Give images that are not among `train`.")
     rows = {name: readable_rows(one, name) for name, one in given.items()}
-    labels = {name: np.asarray(labels_of(one), np.int64) for name, one in given.items()}
+    labels = {name: labels_in(classes, one) for name, one in given.items()}
     check_shapes(given, rows)
 
     vectors = {

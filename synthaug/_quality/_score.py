@@ -5,8 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from synthaug._comparison import check_shapes, common_classes, features_of, readable_rows
-from synthaug._data import as_pixels, labels_of
+from synthaug._comparison import (
+    check_shapes,
+    common_classes,
+    features_of,
+    labels_in,
+    readable_rows,
+)
+from synthaug._data import as_pixels
 from synthaug._errors import DataMismatchError
 from synthaug._noise import counter_rng
 from synthaug._quality._report import QualityReport, Scores
@@ -90,9 +96,7 @@ def score_quality(
         "reference": real,
         "other": real if holdout is None else holdout,
     }
-    labels = {
-        name: np.asarray(labels_of(one), np.int64)[chosen[name]] for name, one in home.items()
-    }
+    labels = {name: labels_in(classes, one)[chosen[name]] for name, one in home.items()}
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "features_dir": features_dir,

@@ -6,6 +6,7 @@ from typing import Any, final
 from torch.utils.data import Dataset
 
 from synthaug._datasets import MixedDataset as Mixed
+from synthaug._opening import StrPath
 from synthaug._serving import SyntheticImages, Verdicts
 
 
@@ -26,9 +27,9 @@ class MixedDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         real: Any,
-        synthetic: SyntheticImages,
+        synthetic: SyntheticImages | StrPath,
         *,
-        audit: Verdicts | None,
+        audit: Verdicts | StrPath | None,
         **options: Any,
     ) -> None:
         """Mixes.
@@ -36,8 +37,8 @@ class MixedDataset(Dataset[dict[str, Any]]):
         Args:
             real: A `datasets.Dataset` with a column of images and one of class indices; for other
                 names than the usual ones give `fields`.
-            synthetic: A `SynthCache`.
-            audit: A report about it, or `None`; see `synthaug.MixedDataset`.
+            synthetic: A `SynthCache`, or its path.
+            audit: A report about it, its path, or `None`; see `synthaug.MixedDataset`.
             options: Its further arguments, such as `fraction`.
 
         Raises:

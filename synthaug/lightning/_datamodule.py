@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from synthaug._datasets import MixedDataset
+from synthaug._opening import StrPath
 from synthaug._serving import SyntheticImages, Verdicts
 
 _HOOKS = (
@@ -42,17 +43,17 @@ class MixedDataModule(LightningDataModule):
     def __init__(
         self,
         datamodule: LightningDataModule,
-        synthetic: SyntheticImages,
+        synthetic: SyntheticImages | StrPath,
         *,
-        audit: Verdicts | None,
+        audit: Verdicts | StrPath | None,
         **options: Any,
     ) -> None:
         """Keeps what is needed; images are mixed when Lightning asks for the train loader.
 
         Args:
             datamodule: Its `train_dataloader` gives one `DataLoader` over a map-style data set.
-            synthetic: A `SynthCache`.
-            audit: A report about it, or `None`; see `MixedDataset`.
+            synthetic: A `SynthCache`, or its path.
+            audit: A report about it, its path, or `None`; see `MixedDataset`.
             options: Further arguments of `MixedDataset`, such as `fraction`.
 
         Raises:
