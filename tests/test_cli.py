@@ -98,6 +98,14 @@ def test_a_number_or_a_list_of_them_is_taken_for_row_parameters(text, value, mon
     assert given["estimate"] is True
 
 
+@pytest.mark.parametrize("text", ["30", "[30]"])
+def test_a_single_number_is_a_list_where_nothing_else_is_taken(text, monkeypatch):
+    given: dict[str, Any] = {}
+    monkeypatch.setitem(COMMANDS, "invert", spy(COMMANDS["invert"], given))
+    succeed("invert", "run", "digits", "out", "--snapshots", text)
+    assert given["snapshots"] == [30]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -516,7 +524,7 @@ def test_a_result_as_json_has_the_documented_keys_and_nothing_beside_it(work, ca
         ([], "exactly one of"),
         (["--per-class", 0], "`--per-class` must be at least 1, got 0"),
         (["--counts", '{"cow": 1}'], "names 'cow', which is not a class"),
-        (["--ratio", 1], "`--ratio` needs `labels`"),
+        (["--ratio", 1], "`--ratio` needs `--source`"),
         (["--per-class", 1, "--strength", 0.5], "`--strength` needs `--source`"),
         (["--per-class", 1, "--source", "digit"], "Got the data set 'digit', expected"),
         (["--per-class", 1, "--num-inference-steps", 0], "`--num-inference-steps` must be at"),

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
+import shtab
 import yaml
 
-from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main
+from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main, build_parser
 from synthaug._cli._call import Call, Result
 from synthaug._cli._generation import PlanOptions
 from synthaug._cli._options import ExtractorOptions
@@ -319,3 +320,18 @@ def test_the_configuration_shown_on_the_page_is_one_that_the_command_takes(given
 def test_training_options_that_have_no_meaning_are_refused_before_anything_is_read():
     line = ["train", "folder:/nowhere", "o", "--num-tokens", 3]
     assert fail(2, *line).startswith("`--num-tokens` has no meaning with --condition labels")
+
+
+def test_shells_can_complete_commands_and_options(tmp_path):
+    script = tmp_path / "synthaug.bash"
+    script.write_text(shtab.complete(build_parser(), "bash"))
+    for typed, expected in (("gen", "generate"), ("generate x y --per", "--per-class")):
+        words = " ".join(["synthaug", typed])
+        asked = f"COMP_WORDS=({words}); COMP_CWORD={len(words.split()) - 1}; _shtab_synthaug"
+        printed = subprocess.run(
+            ["bash", "-c", f"source {script}; {asked}; echo ${{COMPREPLY[*]}}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert printed.stdout.split() == [expected]

@@ -204,6 +204,10 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     elif row.keys() & {"strength", "severity"}:
         option = "strength" if "strength" in row else "severity"
         raise ValueError(f"`--{option}` needs `--source`, the real images to start from.")
+    elif options.given("per_class", "ratio", "counts").keys() == {"ratio"} and (
+        kind is not synthesizers.DiffusionInversion
+    ):
+        raise ValueError("`--ratio` needs `--source`, the real images that it is a multiple of.")
     return synthesizer, source
 
 
@@ -237,7 +241,7 @@ def plan(
 ) -> Result:
     """Show what `generate` would do, and what it would cost.
 
-    synthaug plan runs/cifar10 --per-class 500 --guidance-scale '[1.0, 1.5]' --estimate
+    synthaug plan runs/cifar10 --per-class 500 --guidance-scale 1.0,1.5 --estimate
 
     Args:
         checkpoint: Directory in diffusers layout, or hub:OWNER/NAME.
