@@ -209,7 +209,8 @@ def train(
     # Accelerate remembers device and precision for the life of the process, and would refuse a
     # second run with others. So it only learns of a CPU where it chooses how the ranks talk.
     parallel = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    accelerator = Accelerator(cpu=parallel and config.device == "cpu", device_placement=False)
+    cpu = parallel and choose_device(config.device).type == "cpu"
+    accelerator = Accelerator(cpu=cpu, device_placement=False)
     device = _device(config.device, accelerator.device, parallel=parallel)
     main = accelerator.is_main_process
     rank, processes = accelerator.process_index, accelerator.num_processes
