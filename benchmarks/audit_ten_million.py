@@ -172,7 +172,8 @@ def main() -> None:
             note("ivfpq_build", spent)
             (found, _), spent = timed(lambda: index.search(queries, K))
             more = np.array(train[:MORE], np.float32)
-            note("ivfpq_more", timed(lambda: index._faiss.add(more))[1])
+            filled: Any = index._faiss
+            note("ivfpq_more", timed(lambda: filled.add(more))[1])
         rate = spent["processor_seconds"] / len(queries)
         recall = float((found <= D[:, -1:]).sum(axis=1).clip(max=K).mean() / K)
         note(
