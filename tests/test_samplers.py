@@ -398,3 +398,10 @@ def test_a_predicted_variance_that_is_not_used_asks_for_a_mix():
 def test_what_another_scheduler_would_ignore_does_not_carry_over_to_it(given, kept):
     saved = {"scheduler": "ddpm", "eta": 0.5, "log_variance_mix": 0.3}
     assert chosen_settings(saved, given) == kept
+
+
+def test_a_network_on_another_device_takes_images_of_any_memory_layout():
+    x = torch.empty(2, 3, 8, 8, device="meta").to(memory_format=torch.channels_last)
+    denoiser = Denoiser(tiny_unet(channels=3).to("meta"))
+    labels = torch.zeros(2, dtype=torch.int64, device="meta")
+    assert denoiser(x, torch.tensor(5), labels).shape == x.shape

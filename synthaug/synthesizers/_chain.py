@@ -167,10 +167,9 @@ class StageDenoiser:
     def __call__(self, x: Images, t: Tensor, condition: StageCondition) -> Images:
         """The prediction, float32 (n, C, H, W)."""
         network, dtype = self._inner.network, self._inner.dtype
-        memory_format = torch.channels_last if x.device.type == "cpu" else torch.preserve_format
-        x_in = (
-            torch.cat([x, condition.low.to(x)], 1).to(dtype).contiguous(memory_format=memory_format)
-        )
+        x_in = torch.cat([x, condition.low.to(x)], 1).to(dtype)
+        if x.device.type == "cpu":
+            x_in = x_in.contiguous(memory_format=torch.channels_last)
         t = t.to(x.device).expand(len(x))
         if self._inner.kind == "UNet2DConditionModel":
             assert condition.classes is not None
