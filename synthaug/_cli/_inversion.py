@@ -41,7 +41,7 @@ def invert(
             to the image size and channels of the checkpoint.
         out: Directory to write; `generate` draws variants from it.
         updates: Updates that every embedding receives.
-        snapshots: Further numbers of updates at which embeddings are kept, such as '[30, 60]'.
+        snapshots: Further numbers of updates at which embeddings are kept, such as 30,60.
         batch_size: Images per step. Does not change the embeddings.
         learning_rate: Of Adam; falls linearly to 0.
         start: What embeddings start from; by default the best that the checkpoint has.
@@ -96,7 +96,11 @@ def invert(
     _pictures.variants(inverted, real, picture)
     loss = result.loss_curve[-1][1] if result.loss_curve else None
     shown = "" if loss is None else f", loss {loss:.4f}"
+    lines = (
+        f"{len(real):,} embeddings{shown}: {out}. Real images and variants of each: {picture}",
+        f"Next: synthaug generate {out} CACHE.h5 --ratio 5",
+    )
     return Result(
         record={"checkpoint": out, "loss": loss, "picture": str(picture), **record},
-        text=f"{len(real):,} embeddings{shown}: {out}. Real images and variants of each: {picture}",
+        text="\n".join(lines),
     )

@@ -132,12 +132,19 @@ def words(given: Sequence[str]) -> list[str]:
     """What the parser gets: one order and one spelling of what may be written in several.
 
     - `--per_class` means `--per-class`, and `1.0,1.5` means `[1.0, 1.5]` where numbers are taken;
+      where lists alone are taken, `1.0` means `[1.0]`;
     - `evaluate density` becomes one word: as `evaluate` takes arguments of its own, it has no
       commands below it;
     - `--json`, `--verbose`, `--quiet` may stand before the command;
     - `--config` comes first, so that the command line counts more, wherever it stands.
     """
-    from synthaug._cli._parser import SHARED, arguments, check_config, takes_numbers
+    from synthaug._cli._parser import (
+        SHARED,
+        arguments,
+        check_config,
+        takes_lists_alone,
+        takes_numbers,
+    )
 
     found = [_dashed(text) for text in given]
     at = next((i for i, word in enumerate(found) if not word.startswith("-")), len(found))
@@ -152,7 +159,11 @@ def words(given: Sequence[str]) -> list[str]:
     if not command or command[-1] not in functions:
         return [*found, *before]
     known = list(arguments(functions[command[-1]]))
-    listed = {"--" + one.name.replace("_", "-") for one in known if takes_numbers(one.type)}
+    listed = {
+        "--" + one.name.replace("_", "-"): takes_lists_alone(one.type)
+        for one in known
+        if takes_numbers(one.type)
+    }
     config: list[str] = []
     others: list[str] = []
     for word in (words_left := iter(rest)):
@@ -163,7 +174,9 @@ def words(given: Sequence[str]) -> list[str]:
             config.append(f"--config={file}")
         elif option in listed:
             text = value if equals else next(words_left, None)
-            others += [option] if text is None else [f"{option}={_listed(text)}"]
+            others += (
+                [option] if text is None else [f"{option}={_listed(text, alone=listed[option])}"]
+            )
         else:
             others.append(word)
     return [*command, *config, *others, *before]
@@ -177,9 +190,10 @@ def _dashed(text: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _listed(text: str) -> str:
-    number = r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*"
-    return f"[{text}]" if re.fullmatch(rf"{number}(,{number})+", text, re.IGNORECASE) else text
+def _listed(text: str, *, alone: bool) -> str:
+    number, more = r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*", "*" if alone else "+"
+    found = re.fullmatch(rf"{number}(,{number}){more}", text, re.IGNORECASE)
+    return f"[{text}]" if found else text
 
 
 def _as_options(message: str, options: Set[str]) -> str:

@@ -145,6 +145,11 @@ def takes_numbers(kind: Any) -> bool:
     return any(inner in (int, float) for parts in listed for inner in parts)
 
 
+def takes_lists_alone(kind: Any) -> bool:
+    """Whether a single number must be a list as well: `5` then means `[5]`."""
+    return all(get_origin(one) in (list, tuple) for one in _choices(kind))
+
+
 def metavar(kind: Any, name: str) -> str:
     """What stands for a value on a help page: `FLOAT,...` where several may be given."""
     text = name.rpartition("_")[2].upper()

@@ -50,12 +50,12 @@ def sweep(
         out: Writes OUT.html, OUT.json and OUT.png, and keeps everything it made in the directory
             OUT.
         scheduler: Of this and the next five, all combinations are tried: ddpm,ddim,dpmsolver++.
-        num_inference_steps: Denoising steps, '[20, 50]' by default.
-        guidance_scale: '[1.0, 1.5, 2.0]' by default.
-        log_variance_mix: Of ddpm; '[0.0, 0.3, 1.0]' by default.
+        num_inference_steps: Denoising steps, 20,50 by default.
+        guidance_scale: 1.0,1.5,2.0 by default.
+        log_variance_mix: Of ddpm; 0.0,0.3,1.0 by default.
         stage_guidance_scale: Of a cascade.
         noise_conditioning_level: Of a cascade.
-        guidance: Guidance scales of the second stage; '[1.0, 1.25, 1.5, 1.75, 2.0]' by default.
+        guidance: Guidance scales of the second stage; 1.0,1.25,1.5,1.75,2.0 by default.
         per_class: Images of every class per setting.
         guidance_per_class: The same in the second stage; by default as many.
         features: Of the Fréchet distance: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
