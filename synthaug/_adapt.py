@@ -13,6 +13,7 @@ Float images are in [0, 1], as torchvision has them. Our model space [-1, 1] nev
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -226,30 +227,49 @@ def labels_of(dataset: Any, key: Any = None) -> Labels:
 
     Args:
         dataset: The data set.
-        key: Where items have their label, if not where `field_key` finds it.
+        key: Where items have their label, if not where `field_key` finds it. If that is an unusual
+            place, `labels` and `targets` may be about another one, and are not asked.
 
     Raises:
         DataError: If the labels are not one integer per image.
     """
+    return _labels_at(dataset, np.arange(len(dataset)), key)
+
+
+def _labels_at(dataset: Any, rows: Indices, key: Any) -> Labels:
     if isinstance(dataset, Subset):
-        return labels_of(dataset.dataset, key)[np.asarray(dataset.indices, np.int64)]
+        return _labels_at(dataset.dataset, np.asarray(dataset.indices, np.int64)[rows], key)
     if isinstance(dataset, ConcatDataset):
-        return np.concatenate([labels_of(part, key) for part in dataset.datasets])
-    found = _label_column(dataset, key)
-    for name in ("labels", "targets", "_labels"):  # the last one: Food101, Flowers102, DTD, ...
-        if found is not None and not callable(found) and len(found) == len(dataset):
-            break
-        found = getattr(dataset, name, None)
-    else:
-        items = (dataset[i] for i in range(len(dataset)))
-        found = [field(item, "label") if key is None else item[key] for item in items]
+        labels = np.empty(len(rows), np.int64)
+        for p, mask, local in parts_of(dataset, rows):
+            labels[mask] = _labels_at(dataset.datasets[p], local, key)
+        return labels
+    listed = _listed_labels(dataset, key)
+    if listed is not None:
+        return _class_indices(listed, dataset, len(dataset))[rows]
+    items = (dataset[i] for i in rows.tolist())
+    read = [field(item, "label") if key is None else item[key] for item in items]
+    return _class_indices(read, dataset, len(rows))
+
+
+def _listed_labels(dataset: Any, key: Any) -> Any:
+    """What a data set has a list of, without reading its images; `None` if it has none."""
+    position, keys = _FIELDS["label"]
+    usual = key in (None, position, *keys)
+    # The last name: Food101, Flowers102, DTD and more of torchvision's.
+    names = ("labels", "targets", "_labels") if usual else ()
+    candidates = chain([_label_column(dataset, key)], (getattr(dataset, n, None) for n in names))
+    return next((x for x in candidates if hasattr(x, "__len__") and len(x) == len(dataset)), None)
+
+
+def _class_indices(found: Any, dataset: Any, count: int) -> Labels:
     labels = (
         np.array([np.asarray(x) for x in found]) if isinstance(found, list) else np.asarray(found)
     )
-    if labels.shape != (len(dataset),) or labels.dtype.kind not in "iu":
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise DataError(
             f"The labels of {type(dataset).__name__} have shape {labels.shape} and dtype "
-            f"{labels.dtype}, expected one class index per image, shape ({len(dataset)},)."
+            f"{labels.dtype}, expected one class index per image, shape ({count},)."
         )
     return labels.astype(np.int64)
 
@@ -284,6 +304,7 @@ def parts_of(
         The number of the part, which of `indices` lie in it, and what these are called there.
     """
     ends = np.asarray(dataset.cumulative_sizes)
+    indices = np.where(indices < 0, indices + ends[-1], indices)
     parts = np.searchsorted(ends, indices, side="right")
     for p in np.unique(parts).tolist():
         yield p, parts == p, indices[parts == p] - (ends[p - 1] if p else 0)

@@ -627,6 +627,36 @@ def test_labels_and_classes_are_found_through_wrappers(small):
         labels_of(Pairs([(None, "cat")]))
 
 
+class Counted(Pairs):
+    """Counts what is read."""
+
+    reads = 0
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def test_only_items_whose_labels_nobody_lists_are_read():
+    listed = Counted([(None, i) for i in range(9)])
+    listed._labels = list(range(9))  # type: ignore[attr-defined]  # as some of torchvision's
+    assert labels_of(listed).tolist() == list(range(9))
+    assert listed.reads == 0
+    unlisted = Counted([(None, i) for i in range(9)])
+    both: ConcatDataset[Any] = ConcatDataset([listed, unlisted])
+    part = Subset(Subset(both, range(4, 18)), [-1, 0, 6])
+    assert labels_of(part).tolist() == [8, 4, 1] == [part[i][1] for i in range(3)]
+    assert (listed.reads, unlisted.reads) == (1, 2 + 2)
+
+
+def test_lists_of_labels_are_not_asked_for_another_field():
+    items = [{"image": None, "label": i, "smiles": 1 - i} for i in (0, 1)]
+    faces = Pairs(items)
+    faces.targets = [0, 1]  # type: ignore[attr-defined]
+    assert labels_of(faces).tolist() == labels_of(faces, "label").tolist() == [0, 1]
+    assert labels_of(faces, "smiles").tolist() == [1, 0]
+
+
 # Conversions
 
 

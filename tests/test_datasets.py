@@ -606,10 +606,11 @@ def test_something_that_is_no_report_or_no_cache_is_refused(real, cache):
         ({"fraction": float("nan")}, "got nan"),
         ({"mode": "append", "ratio": float("inf")}, "`ratio` must be at least 0, got inf"),
         ({"mode": "mix", "fraction": 0.5}, '`mode` must be "replace" or "append"'),
+        ({"fraction": 0.5, "seed": None}, "`seed` is None, expected a whole number"),
     ],
 )
 def test_wrong_arguments_are_refused(real, cache, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         MixedDataset(real, cache, audit=None, **options)
 
 
@@ -772,6 +773,13 @@ def test_a_shorter_last_batch_can_be_dropped(real, cache):
     assert [len(batch) for batch in sampler] == [16] * 7
 
 
+@pytest.mark.parametrize("numbers", [(8.0, 4), (0, 0), (8, 0.5), (8, 8)], ids=str)
+def test_counts_that_are_no_counts_are_refused(real, cache, numbers):
+    mixed = MixedDataset(real, cache, audit=None, mode="append", ratio=1.0)
+    with pytest.raises(ValueError, match="must be a whole number"):
+        MixedBatchSampler(mixed, *numbers)
+
+
 def test_a_sampler_that_cannot_be_exact_is_refused(real, cache):
     replace = MixedDataset(real, cache, audit=None, fraction=0.5)
     append = MixedDataset(real, cache, audit=None, mode="append", ratio=0.5)
@@ -780,5 +788,5 @@ def test_a_sampler_that_cannot_be_exact_is_refused(real, cache):
     with pytest.raises(ValueError, match=r"30 synthetic images to 60 real ones, these .* need 60"):
         MixedBatchSampler(append, 8, 4)
     for synthetic in (-1, 8):
-        with pytest.raises(ValueError, match=r"must be in \[0, 8\)"):
+        with pytest.raises(ValueError, match=r"must be a whole number in \[0, 8\)"):
             MixedBatchSampler(append, 8, synthetic)

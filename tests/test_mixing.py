@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from collections import OrderedDict, defaultdict
 from functools import partial
 from itertools import combinations
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from tests.mixtures import (
     FIRST_ROW,
     Listed,
     fill,
+    items_of,
     make_cache,
     real_images,
     report_on,
@@ -92,6 +94,20 @@ def test_a_fraction_may_differ_by_class_by_name_or_index(real, cache):
         assert "fraction ant 0.2, cow 0.9" in repr(mixed) or "fraction 0 0.2, 2 0.9" in repr(mixed)
 
 
+def test_a_schedule_of_all_classes_is_asked_once_per_epoch(real, cache):
+    asked: list[int] = []
+
+    def half(epoch: int) -> float:
+        asked.append(epoch)
+        return 0.5
+
+    mixed = MixedDataset(real, cache, audit=None, fraction=half)
+    asked.clear()
+    mixed.set_epoch(3)
+    items_of(mixed)
+    assert asked == [3]
+
+
 def test_a_fraction_may_change_from_epoch_to_epoch_and_for_one_class_alone(real, cache):
     mixed = MixedDataset(real, cache, audit=None, fraction=lambda epoch: float(epoch % 2))
     assert replaced(mixed, range(4)).mean(axis=1).tolist() == [0, 1, 0, 1]
@@ -143,6 +159,8 @@ def test_a_ratio_that_changes_changes_the_length_and_deals_on_where_it_stopped(r
     [
         ({"fraction": {"dog": 0.5}}, ValueError, "names the class 'dog'. The classes are ant, bee"),
         ({"fraction": {3: 0.5}}, ValueError, "names the class 3"),
+        ({"fraction": {True: 0.5}}, ValueError, "names the class True"),
+        ({"fraction": {"bee": 0.5, 1: 0.2}}, ValueError, "names the class 'bee' twice"),
         ({"fraction": {"bee": 1.5}}, ValueError, r"`fraction` must be in \[0, 1\], got 1.5"),
         ({"fraction": {"bee": "all"}}, TypeError, "is 'all' for class 'bee', expected a number"),
         ({"fraction": lambda epoch: 2.0}, ValueError, r"in \[0, 1\], got 2.0 in epoch 0"),
@@ -505,6 +523,8 @@ def test_fields_say_where_items_have_their_image_and_their_label(cache):
             assert fields.put(alone, *fields.get(items[i])) == items[i]
         expected = np.where(made < 0, np.arange(30), FIRST_ROW + made)
         assert mixed.read(range(30))[:, 0, 0, 0].tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="Positions are counted from 0, got -1 in Fields"):
+        Fields(0, -1)
     wrong = Fields("image", "fine")
     with pytest.raises(
         TypeError, match=r"Fields\(image='image', label='fine'\) do not fit .*'img'"
@@ -512,6 +532,14 @@ def test_fields_say_where_items_have_their_image_and_their_label(cache):
         MixedDataset(
             Listed([cases[0][1](0)]), cache, audit=None, fraction=1, fields=wrong, classes=CLASSES
         )
+
+
+def test_an_item_with_another_image_keeps_its_type():
+    for item in (OrderedDict(image=0, label=1, more=2), defaultdict(int, image=0, label=1)):
+        changed = Fields("image", "label").put(item, 5, 6)
+        assert type(changed) is type(item)
+        assert changed == {**item, "image": 5, "label": 6}
+        assert item["image"] == 0
 
 
 class Nested:

@@ -60,7 +60,9 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]]):
         if not isinstance(mixed, MixedDataset):
             raise TypeError(f"`mixed` is a {type(mixed).__name__}, expected a MixedDataset.")
         super().__init__(mixed, seed, num_replicas, rank)
-        self.mixed, self.batch_size = mixed, batch_size
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a whole number from 1, got {batch_size}.")
+        self.mixed, self.batch_size = mixed, int(batch_size)
         self.synthetic_per_batch, self.drop_last = synthetic_per_batch, drop_last
         if mixed.mode != "append":
             made = self._synthetic(0)
@@ -73,12 +75,12 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]]):
     def _synthetic(self, epoch: int) -> int:
         given = self.synthetic_per_batch
         made = round(given(epoch)) if callable(given) else given
-        if not 0 <= made < self.batch_size:
+        if not isinstance(made, int | np.integer) or not 0 <= made < self.batch_size:
             raise ValueError(
-                f"`synthetic_per_batch` must be in [0, {self.batch_size}), below the batch size; "
-                f"got {made}{f' in epoch {epoch}' if callable(given) else ''}."
+                f"`synthetic_per_batch` must be a whole number in [0, {self.batch_size}), below "
+                f"the batch size; got {made}{f' in epoch {epoch}' if callable(given) else ''}."
             )
-        return made
+        return int(made)
 
     def _counts(self, epoch: int) -> list[tuple[int, int]]:
         """Real and synthetic images of every batch of a rank."""

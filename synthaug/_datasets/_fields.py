@@ -4,6 +4,7 @@ Nothing else here knows whether items are pairs, tuples with extras or dicts. Wh
 are, `synthaug._adapt` knows.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -51,6 +52,11 @@ class Fields:
     label: str | int = 1
     """Key or position of the label."""
 
+    def __post_init__(self) -> None:
+        for where in (self.image, self.label):
+            if isinstance(where, int) and where < 0:
+                raise ValueError(f"Positions are counted from 0, got {where} in {self}.")
+
     @classmethod
     def of(cls, item: Any) -> "Fields":
         """The fields of (image, label, ...), or of a dict with "image" (or "img", "pixel_values",
@@ -77,7 +83,9 @@ class Fields:
         """A copy of an item, of the same type, with another image and label."""
         changed = {self.image: image, self.label: label}
         if isinstance(item, dict):
-            return {**item, **changed}
+            copied = copy.copy(item)
+            copied.update(changed)
+            return copied
         values = [changed.get(position, value) for position, value in enumerate(item)]
         return item._make(values) if hasattr(item, "_make") else type(item)(values)  # namedtuple
 

@@ -14,7 +14,7 @@ from synthaug._adapt import Transform, like, without_transforms
 from synthaug._data import as_pixels
 from synthaug._datasets._checks import check_example, checked_classes, checked_share
 from synthaug._datasets._choices import Choices, Mode
-from synthaug._datasets._draws import Stratified, Weighted, bound_draw
+from synthaug._datasets._draws import Stratified, Weighted, bound_draw, checked_seed
 from synthaug._datasets._fields import Adapter, Fields, JustImages, as_dataset, class_indices
 from synthaug._datasets._filters import filtered
 from synthaug._datasets._labels import ItemLabels
@@ -121,7 +121,7 @@ class MixedDataset(Dataset[Any]):
             DataError: If a class has no synthetic image that may be served.
         """
         name, share = checked_share(mode, fraction, ratio)
-        self.mode, self.seed = mode, seed
+        self.mode, self.seed = mode, checked_seed(seed)
         self.real = as_dataset(real)
         self.synthetic: SyntheticImages = open_cache(synthetic)
         self.served = servable(
@@ -181,7 +181,7 @@ class MixedDataset(Dataset[Any]):
             self._row_labels[rows],
             shares=shares,
             draw=rule,
-            seed=seed,
+            seed=self.seed,
             mode=mode,
             num_classes=len(self.classes),
         )

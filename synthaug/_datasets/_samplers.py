@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar, final
 import numpy as np
 from torch.utils.data import ConcatDataset, Sampler, Subset
 
-from synthaug._datasets._draws import shuffled
+from synthaug._datasets._draws import checked_seed, shuffled
 from synthaug._noise import counter_rng
 from synthaug._types import Indices
 
@@ -23,7 +23,7 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
     def __init__(self, data: Any, seed: int, num_replicas: int, rank: int) -> None:
         if not 0 <= rank < num_replicas:
             raise ValueError(f"`rank` must be in [0, {num_replicas}), got {rank}.")
-        self.seed, self.num_replicas, self.rank = seed, num_replicas, rank
+        self.seed, self.num_replicas, self.rank = checked_seed(seed), num_replicas, rank
         self._mixtures = [leaf for leaf in _leaves(data) if hasattr(leaf, "set_epoch")]
         self._own_epoch = 0
         self._at = (0, 0)  # epoch and position of the pass under way

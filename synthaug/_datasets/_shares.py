@@ -65,20 +65,23 @@ class Shares:
         self._given, self._labels, self._classes, self._name = given, labels, classes, name
         self._values: list[Any] = [0.0 if isinstance(given, Mapping) else given] * len(classes)
         if isinstance(given, Mapping):
-            for key, value in given.items():
-                self._values[self._place(key)] = value
+            places = [self._place(key) for key in given]
+            for place, value in zip(places, given.values(), strict=True):
+                if places.count(place) > 1:
+                    raise ValueError(f"`{name}` names the class {classes[place]!r} twice: {given}.")
+                self._values[place] = value
         self.scheduled = any(map(callable, self._values))
         """Whether it changes with the epoch."""
         self.at(0)
 
-    def _place(self, key: str | int) -> int:
-        known = key in self._classes if isinstance(key, str) else 0 <= key < len(self._classes)
-        if not known:
+    def _place(self, key: Any) -> int:
+        index = isinstance(key, int | np.integer) and not isinstance(key, bool)
+        if not (0 <= key < len(self._classes) if index else key in self._classes):
             raise ValueError(
                 f"`{self._name}` names the class {key!r}. The classes are "
                 f"{', '.join(self._classes)}, or 0 to {len(self._classes) - 1}."
             )
-        return self._classes.index(key) if isinstance(key, str) else int(key)
+        return int(key) if index else self._classes.index(key)
 
     def at(self, epoch: int) -> NDArray[np.float64]:
         """The value of every class in an epoch, float64 (num_classes,)."""
@@ -87,7 +90,9 @@ class Shares:
         found = []
         for c, value in enumerate(self._values):
             if callable(value):
-                value = called.setdefault(id(value), value(epoch))
+                if id(value) not in called:
+                    called[id(value)] = value(epoch)
+                value = called[id(value)]
             try:
                 number = float(value)
             except (TypeError, ValueError):
