@@ -215,6 +215,24 @@ def test_lightning_reaches_images_that_are_appended(pl, cache, tmp_path, shuffle
     assert sorted(found) == sorted(wanted)
 
 
+def test_lightning_follows_a_ratio_that_grows_from_nothing_if_it_reloads(pl, cache, tmp_path):
+    options: dict[str, Any] = {"mode": "append", "ratio": synthaug.mixing.Linear(0.0, 0.5, 2)}
+    for reload in (0, 1):
+        datamodule = synthaug.lightning.MixedDataModule(
+            make_datamodule(pl, shuffle=True), cache, audit=None, **options
+        )
+        model = make_model(pl)
+        trainer = make_trainer(
+            pl, tmp_path, enable_checkpointing=False, reload_dataloaders_every_n_epochs=reload
+        )
+        if not reload:
+            with pytest.raises(ValueError, match="`Trainer\\(reload_dataloaders_every_n_epochs=1"):
+                trainer.fit(model, datamodule=datamodule)
+    trainer.fit(model, datamodule=datamodule)
+    for epoch in range(3):
+        assert sorted(of_epoch(model, epoch)) == sorted(expected(cache, epoch, **options))
+
+
 def test_the_loader_keeps_its_settings_and_its_batches(pl, cache):
     batches = BatchSampler(WeightedRandomSampler([1.0] * SIZE, 8), 3, drop_last=True)
     inner = make_datamodule(pl)

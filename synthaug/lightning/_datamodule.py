@@ -97,7 +97,8 @@ class MixedDataModule(LightningDataModule):
 
         Raises:
             TypeError: If it is not one `DataLoader`, or cannot be built anew.
-            ValueError: If its sampler cannot reach images that are appended.
+            ValueError: If its sampler cannot reach images that are appended, or the trainer would
+                not see that `ratio` changes the number of batches.
         """
         loader = self.datamodule.train_dataloader()
         if not isinstance(loader, DataLoader):
@@ -106,6 +107,15 @@ class MixedDataModule(LightningDataModule):
                 "the data sets in your data module with `synthaug.MixedDataset`."
             )
         self.mixed = MixedDataset(loader.dataset, self._synthetic, **self._arguments)
+        if (
+            not self.mixed.has_fixed_length
+            and self.trainer is not None
+            and self.trainer.reload_dataloaders_every_n_epochs != 1
+        ):
+            raise ValueError(
+                "`ratio` changes, and so does the number of batches, which Lightning counts when "
+                "it loads: use `Trainer(reload_dataloaders_every_n_epochs=1)`."
+            )
         mixed = _over(self.mixed, loader)
         self.follow_epoch()
         if hasattr(mixed.sampler, "set_epoch"):  # Lightning itself does it too late, after resuming
@@ -147,7 +157,7 @@ def _over(mixed: MixedDataset, loader: DataLoader[Any]) -> DataLoader[Any]:
     settings["dataset"] = mixed
     order = settings.pop("sampler"), settings.pop("batch_sampler")
     own_batches = settings["batch_size"] is None and order[1] is not None
-    if len(mixed) == len(loader.dataset):  # type: ignore[arg-type]  # a map-style data set
+    if mixed.has_fixed_length and len(mixed) == len(mixed.real):
         if own_batches:
             del settings["batch_size"], settings["drop_last"]
             settings["batch_sampler"] = order[1]
