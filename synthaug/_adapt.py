@@ -310,6 +310,17 @@ def parts_of(
         yield p, parts == p, indices[parts == p] - (ends[p - 1] if p else 0)
 
 
+def leaves(dataset: Any) -> Iterator[Any]:
+    """The data sets below `Subset` and `ConcatDataset`; a data set that is neither is its own."""
+    if isinstance(dataset, Subset):
+        yield from leaves(dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from leaves(part)
+    else:
+        yield dataset
+
+
 def classes_of(dataset: Any, key: Any = None) -> tuple[str, ...] | None:
     """The class names of any data set, through `Subset` and `ConcatDataset`; `None` if unknown.
 

@@ -14,13 +14,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Subset, WeightedRandomSampler
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -334,6 +334,16 @@ def test_datasets_that_were_selected_and_have_no_transform_are_mixed_too(hf, cac
     assert [item["label"] for item in items] == [1, 0, 1]
     with pytest.raises(TypeError, match="LabelledImages, expected a `datasets"):
         synthaug.huggingface.MixedDataset(real_images(), cache, audit=None, fraction=0.5)
+
+
+def test_trainer_tells_parts_of_a_mixture_their_epoch_and_leaves_others_alone(hf, cache):
+    pytest.importorskip("transformers")
+    mixed = synthaug.huggingface.MixedDataset(make_table(hf), cache, audit=None, fraction=0.5)
+    for dataset in (Subset(mixed, range(4)), real_images()):
+        loader = SimpleNamespace(dataset=dataset)
+        state = SimpleNamespace(epoch=2.0)
+        synthaug.huggingface.SetEpoch().on_epoch_begin(None, state, None, train_dataloader=loader)
+    assert mixed.mixed.epoch == 2
 
 
 class Recorder(torch.nn.Module):

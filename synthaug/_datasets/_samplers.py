@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence, Sized
 from typing import Any, Generic, TypeVar, final
 
 import numpy as np
-from torch.utils.data import ConcatDataset, Sampler, Subset
+from torch.utils.data import Sampler
 
+from synthaug._adapt import leaves
 from synthaug._datasets._draws import checked_seed, shuffled
 from synthaug._noise import counter_rng
 from synthaug._types import Indices
@@ -24,7 +25,7 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
         if not 0 <= rank < num_replicas:
             raise ValueError(f"`rank` must be in [0, {num_replicas}), got {rank}.")
         self.seed, self.num_replicas, self.rank = checked_seed(seed), num_replicas, rank
-        self._mixtures = [leaf for leaf in _leaves(data) if hasattr(leaf, "set_epoch")]
+        self._mixtures = [leaf for leaf in leaves(data) if hasattr(leaf, "set_epoch")]
         self._own_epoch = 0
         self._at = (0, 0)  # epoch and position of the pass under way
         self._resume: tuple[int, int] | None = None
@@ -182,13 +183,3 @@ class SeededSampler(AbstractSeededSampler[int]):
 def share(order: Indices, count: int, num_replicas: int, rank: int) -> Indices:
     """So many values for one rank: every `num_replicas`-th, beginning again where they end."""
     return np.resize(order, count * num_replicas)[rank::num_replicas]
-
-
-def _leaves(dataset: Any) -> Iterator[Any]:
-    if isinstance(dataset, Subset):
-        yield from _leaves(dataset.dataset)
-    elif isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from _leaves(part)
-    else:
-        yield dataset

@@ -24,6 +24,7 @@ from synthaug._adapt import (
     field,
     is_probabilities,
     labels_of,
+    leaves,
     parts_of,
     pixels_of,
     without_transforms,
@@ -68,7 +69,7 @@ def open_source(
         DataError: If it is empty, has other classes, or items that are no labelled images.
     """
     size = _length(dataset, name)
-    if not all(getattr(leaf, "has_fixed_length", True) for leaf in _leaves(dataset)):
+    if not all(getattr(leaf, "has_fixed_length", True) for leaf in leaves(dataset)):
         raise ValueError(
             f"{name} has another length in every epoch, since its `ratio` changes; an evaluation "
             'counts steps over data sets of one length. Schedule the `fraction` of mode="replace".'
@@ -91,7 +92,7 @@ def is_plain(dataset: Any) -> bool:
     return all(
         (hasattr(leaf, "read") or isinstance(leaf, TensorDataset | VisionDataset))
         and not (hasattr(leaf, "set_epoch") or _transforms(leaf))
-        for leaf in _leaves(dataset)
+        for leaf in leaves(dataset)
     )
 
 
@@ -141,7 +142,7 @@ def fingerprint(dataset: Any, name: str, keys: NDArray[np.uint64]) -> str:
     """
     hashed = hashlib.blake2b(keys.tobytes(), digest_size=16)
     hashed.update(repr((_length(dataset, name), classes_of(dataset))).encode())
-    for leaf in _leaves(dataset):
+    for leaf in leaves(dataset):
         if hasattr(leaf, "synthetic_rows") and hasattr(leaf, "recipe"):
             hashed.update(json.dumps(leaf.recipe(), sort_keys=True).encode())
     for epoch in (1, 0):
@@ -161,7 +162,7 @@ def synthetic_facts(dataset: Any) -> str:
     A mixture knows. Of a cache alone nobody said which of its images may be served.
     """
     found = []
-    for leaf in _leaves(dataset):
+    for leaf in leaves(dataset):
         if hasattr(leaf, "served"):
             found.append(str(leaf.served))
         elif hasattr(leaf, "plan_digest"):
@@ -209,7 +210,7 @@ class _Asked:
         self._name = name
         self._relabel = relabel
         # A mixture without transforms gives the pixels of a batch without a detour over PIL.
-        soft = any(getattr(leaf, "has_soft_labels", False) for leaf in _leaves(dataset))
+        soft = any(getattr(leaf, "has_soft_labels", False) for leaf in leaves(dataset))
         has_pixels = hasattr(dataset, "read") and not (_transforms(dataset) or soft)
         self._labels = labels_of(dataset) if has_pixels else None
         self.forget_seen()
@@ -307,19 +308,8 @@ def _items(
     return torch.stack(images), found.astype(np.float32 if found.ndim == 2 else np.int64)
 
 
-def _leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets below `Subset` and `ConcatDataset`."""
-    if isinstance(dataset, Subset):
-        yield from _leaves(dataset.dataset)
-    elif isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from _leaves(part)
-    else:
-        yield dataset
-
-
 def _set_epoch(dataset: Any, epoch: int) -> None:
-    for leaf in _leaves(dataset):
+    for leaf in leaves(dataset):
         if hasattr(leaf, "set_epoch"):
             leaf.set_epoch(epoch)
 
@@ -330,7 +320,7 @@ def epochs_kept(datasets: Iterable[Any]) -> Iterator[None]:
     before = [
         (leaf, leaf.epoch)
         for dataset in datasets
-        for leaf in _leaves(dataset)
+        for leaf in leaves(dataset)
         if hasattr(leaf, "set_epoch") and hasattr(leaf, "epoch")
     ]
     try:

@@ -4,6 +4,8 @@ from typing import Any, final
 
 from transformers import TrainerCallback
 
+from synthaug._adapt import leaves
+
 
 @final
 class SetEpoch(TrainerCallback):
@@ -12,10 +14,12 @@ class SetEpoch(TrainerCallback):
         trainer = Trainer(..., train_dataset=mixed, callbacks=[SetEpoch()])
 
     `Trainer` itself tells a data set only on one device, and not after it was resumed in the middle
-    of an epoch.
+    of an epoch. Parts of a mixed data set (`Subset`) are found; one without epochs stays as it is.
     """
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Calls `set_epoch` of the training set."""
         del args, control
-        others["train_dataloader"].dataset.set_epoch(int(state.epoch))
+        for dataset in leaves(others["train_dataloader"].dataset):
+            if hasattr(dataset, "set_epoch"):
+                dataset.set_epoch(int(state.epoch))
