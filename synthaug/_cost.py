@@ -121,10 +121,13 @@ def evaluations_per_second(
     from synthaug._pixels import to_pixels
 
     batches = max(1, len(plan) // batch_size)
-    order = np.arange(batches * batch_size).reshape(batch_size, batches).T % len(plan)
-    synthesizer.draw(plan[order[0]])
+
+    def batch(number: int) -> Plan:
+        return plan[(number + batches * np.arange(batch_size)) % len(plan)]
+
+    synthesizer.draw(batch(0))
     started, count = time.perf_counter(), 0
-    for rows in (plan[row] for row in order):
+    for rows in map(batch, range(batches)):
         to_pixels(synthesizer.draw(rows).cpu())  # the transfer waits for the device
         count += int(np.sum(synthesizer.evaluations(rows)))
         if time.perf_counter() - started > seconds:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,22 +21,37 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def claimed(path: str | os.PathLike[str]) -> Iterator[bool]:
-    """Whether nobody else holds the lock of this file, which is made if need be; then we hold it.
+def claimed(
+    path: str | os.PathLike[str], *, patience: float = 0, create: bool = True
+) -> Iterator[bool]:
+    """Whether nobody else holds the lock of this file; then we hold it.
 
-    Never waits. Whoever is killed loses the lock. A file system without locks lets everybody in.
+    Whoever is killed loses the lock. A file system without locks lets everybody in.
+
+    Args:
+        path: The file.
+        patience: Seconds to wait for the lock.
+        create: Whether to make the file if it is missing; else that is a FileNotFoundError.
     """
+    # To write: network file systems lock only then.
+    handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+    with open(handle, "r+b", buffering=0):
+        yield _lock(handle, time.monotonic() + patience)
+
+
+def _lock(handle: int, until: float) -> bool:
     import fcntl
 
-    with open(path, "ab") as file:  # to write: network file systems lock only then
+    while True:
         try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            pass
-        yield True
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return True
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> Path:

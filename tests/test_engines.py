@@ -1,6 +1,7 @@
 """Engines: however many processes draw a plan, and whatever becomes of them, one cache results."""
 
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -13,9 +14,10 @@ import torch
 
 from synthaug._cache import State, SynthCache, merge
 from synthaug._engines import ActorPool, RayEngine, Share
-from synthaug._errors import CacheMismatchError, EngineError
-from synthaug._generate._actors import Task
-from synthaug._generate._parts import draw_part, lay_out, left, locked, parts_of
+from synthaug._errors import CacheError, CacheMismatchError, EngineError
+from synthaug._files import claimed
+from synthaug._generate._actors import Drawer, Task
+from synthaug._generate._parts import Part, draw_part, lay_out, left, parts_of
 from synthaug._plan import Plan
 from tests.test_generate import Killed, Noise, Shaped, fill, plan_of
 
@@ -34,6 +36,13 @@ def expected(tmp_path_factory) -> bytes:
 
 def draw(path: Path, synthesizer: Any = None, **changes: Any) -> SynthCache:
     return fill(synthesizer or Shaped(), path, a_plan(), **changes)
+
+
+def damage(part: Part, row: int) -> None:
+    raw = bytearray(part.path.read_bytes())
+    image = SynthCache(part.path).read([row]).numpy().tobytes()
+    raw[raw.index(image)] ^= 4
+    part.path.write_bytes(raw)
 
 
 # Shares
@@ -151,10 +160,7 @@ def test_withdrawn_rows_and_damaged_rows_of_parts_are_what_they_are_in_one_file(
     path = tmp_path / "a.h5"
     draw(path, shard="1/2").withdraw([3, 70])
     part = parts_of(path, ROWS)[2]
-    raw = bytearray(part.path.read_bytes())
-    image = SynthCache(part.path).read([5]).numpy().tobytes()
-    raw[raw.index(image)] ^= 4
-    part.path.write_bytes(raw)
+    damage(part, 5)
     synthesizer = Shaped()
     draw(path, synthesizer, shard="1/2")
     assert synthesizer.drawn == [a_plan()["seed"][part.start + 5]]
@@ -175,16 +181,28 @@ def test_parts_of_another_plan_are_refused_before_anything_is_drawn(tmp_path):
     assert synthesizer.drawn == []
 
 
-def test_two_processes_never_write_to_one_part(tmp_path):
+def test_two_processes_never_write_to_one_part(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     whole = draw(path, shard="1/2")
     part = parts_of(path, ROWS)[1]
     lay_out(part, whole)
-    with locked(part.path) as mine, locked(part.path, patience=0) as another:
-        assert mine
-        assert not another
-    with locked(part.path, patience=0) as mine:
-        assert mine
+    with claimed(part.path):
+        monkeypatch.setattr("synthaug._generate._parts._PATIENCE", 0)
+        with pytest.raises(CacheError, match=r"0000000128.h5 is being written by another process"):
+            draw_part(Shaped(), part, np.arange(len(part)), batch_size=64)
+    assert draw_part(Shaped(), part, np.arange(len(part)), batch_size=64)[0] == len(part)
+
+
+def test_parts_that_a_kill_left_behind_a_complete_cache_are_removed(tmp_path, expected):
+    path, folder = tmp_path / "a.h5", tmp_path / "a.h5.parts"
+    draw(path, shard="1/2")
+    shutil.copytree(folder, tmp_path / "kept")
+    draw(path, shard="2/2")
+    (tmp_path / "kept").rename(folder)
+    synthesizer = Shaped()
+    assert draw(path, synthesizer, shard="1/2").path.read_bytes() == expected
+    assert not synthesizer.drawn
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "1/0", "a/b", "-1/3", "1/3/5", "1.0/3", ""])
@@ -283,6 +301,16 @@ def test_rows_that_end_every_actor_are_given_up_after_some_tries_and_all_others_
     assert lose(task, poisoned=poisoned, tries=3) == sizes
     assert set(task.given_up) == poisoned
     assert set(left(part, whole).tolist()) == poisoned
+
+
+def test_an_actor_draws_damaged_rows_of_a_complete_part_anew(tmp_path):
+    whole = draw(tmp_path / "a.h5", shard="1/2")
+    part = parts_of(whole.path, ROWS)[2]
+    damage(part, 5)
+    task, drawer, synthesizer = Task(part, whole, 64), Drawer(), Shaped()
+    drawer.synthesizer = synthesizer
+    assert drawer.draw(part, task.wanted, 64, check=True)[0] == 0
+    assert synthesizer.drawn == [a_plan()["seed"][part.start + 5]]
 
 
 # Ray. Each actor is a process that imports torch, so there are few of these.

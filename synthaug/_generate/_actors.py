@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthaug._cache import SynthCache
+from synthaug._cache import State, SynthCache
 from synthaug._engines import ActorPool, Outcome, RayEngine, capacity, cluster, import_ray
 from synthaug._errors import CacheError, EngineError
 from synthaug._generate._draw import Synthesizer
@@ -81,7 +81,14 @@ class Drawer:
         return {"recipe": recipe, "host": os.uname().nodename}
 
     def draw(self, part: Part, rows: Indices, batch_size: int, check: bool) -> tuple[int, float]:
-        """Draws those of `rows` that are pending, for some seconds; rows left, and per second."""
+        """Draws those of `rows` that are pending, for some seconds; rows left, and per second.
+
+        Args:
+            part: Its file is there.
+            rows: Row numbers, counted from the part's start.
+            batch_size: Rows at a time, fewer if memory does not hold them.
+            check: Whether to compare what is there with its checksums first.
+        """
         if not part.path.exists():
             raise EngineError(
                 f"{part.path} is not there on {os.uname().nodename}. The cache must be in a folder "
@@ -117,8 +124,10 @@ class Task:
 
     def __post_init__(self) -> None:
         self.usual_size = self.batch_size
-        self.wanted = self.pending()
-        self.rest = len(self.wanted)
+        # What the part must hold. Some may be there, intact or damaged: actors find out.
+        absent = self.whole.state[self.part.start : self.part.stop] == State.PENDING
+        self.wanted = np.flatnonzero(absent)
+        self.rest = len(self.pending())
 
     def pending(self) -> Indices:
         """What is still to be drawn: the truth is in the files, whatever actors said."""
@@ -144,7 +153,7 @@ class Task:
             self.batch_size, self.losses = 1, 0
         elif self.batch_size == 1 and self.losses >= tries:
             self.given_up.append(self.suspect)
-            self.wanted = self.pending()
+            self.wanted = np.setdiff1d(self.wanted, self.given_up)
             self.batch_size, self.losses = self.usual_size, 0
 
 
@@ -176,7 +185,7 @@ def draw_on_ray(
     for part in parts:  # all before the first image: a full disk is met now
         lay_out(part, whole)
     tasks = [Task(part, whole, batch_size) for part in parts]
-    queue = deque(task for task in tasks if task.rest)
+    queue = deque(task for task in tasks if len(task.wanted))
     if queue:
         rest = sum(task.rest for task in queue)
         shown = bar(len(whole), "generate", "image", initial=len(whole) - rest, progress=progress)

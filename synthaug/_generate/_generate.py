@@ -15,7 +15,7 @@ from synthaug._engines import RayEngine, Share
 from synthaug._errors import CacheError
 from synthaug._generate._actors import draw_on_ray, pack
 from synthaug._generate._draw import Synthesizer, check_plan, checked_draw, fill
-from synthaug._generate._parts import folder_of, mend
+from synthaug._generate._parts import assemble, folder_of, mend, parts_of
 from synthaug._generate._shares import draw_share
 from synthaug._plan import Plan
 from synthaug._progress import bar
@@ -89,6 +89,8 @@ def generate(
         "x".join(map(str, cache.image_shape)),
     )
     if not len(pending):
+        if folder_of(cache.path).exists():  # a kill came when all was there, and no sooner
+            assemble(parts_of(cache.path, len(cache)), cache)
         return cache
     if isinstance(engine, RayEngine):
         draw_on_ray(synthesizer, cache, engine, parcel, batch_size=batch_size, progress=progress)

@@ -1,8 +1,8 @@
 """A job in parts: each a cache of one block of rows, which one process at a time writes.
 
-    cifar.h5                                  the whole, laid out first and filled last
-    cifar.h5.parts/rows-00000000-00000832.h5  the rows 0 to 831 of its plan
-    cifar.h5.parts/rows-00000832-00001664.h5
+    cifar.h5                                      the whole, laid out first and filled last
+    cifar.h5.parts/rows-0000000000-0000000832.h5  the rows 0 to 831 of its plan
+    cifar.h5.parts/rows-0000000832-0000001664.h5
 
 Processes of one host could write their rows into the one file. Processes of several hosts could
 not: a network file system buffers whole pages, and a host that writes back the states of its own
@@ -13,13 +13,10 @@ The parts follow from the number of rows alone. So a job may go on with another 
 or with Ray where it was begun under torchrun. The states of the rows say what is left.
 """
 
-import fcntl
 import logging
 import math
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +25,7 @@ import numpy as np
 from synthaug._cache import State, SynthCache
 from synthaug._cache._tools import copy_rows
 from synthaug._errors import CacheCorruptError, CacheError, CacheMismatchError
+from synthaug._files import claimed
 from synthaug._generate._draw import Synthesizer, fill
 from synthaug._plan import canonical_json
 from synthaug._types import Indices
@@ -123,27 +121,6 @@ def open_part(part: Part, whole: SynthCache) -> SynthCache:
     return cache
 
 
-@contextmanager
-def locked(path: Path, *, patience: float = _PATIENCE) -> Iterator[bool]:
-    """Whether this process alone may write to a file, having waited up to `patience` seconds."""
-    until = time.monotonic() + patience
-    with open(path, "r+b") as file:  # to write: network file systems lock only then
-        yield _lock(file.fileno(), until)
-
-
-def _lock(fd: int, until: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            return True
-
-
 def draw_part(
     synthesizer: Synthesizer,
     part: Part,
@@ -163,7 +140,7 @@ def draw_part(
         CacheError: Another process writes to the part.
         ValueError, DivergedError, MemoryError: As `fill`.
     """
-    with locked(part.path) as mine:
+    with claimed(part.path, patience=_PATIENCE, create=False) as mine:
         if not mine:
             raise CacheError(
                 f"{part.path} is being written by another process. Start each shard only once."
@@ -197,7 +174,7 @@ def assemble(parts: Sequence[Part], whole: SynthCache) -> bool:
     """
     if any(len(left(part, whole)) for part in parts):
         return False
-    with locked(whole.path, patience=0) as mine:
+    with claimed(whole.path, create=False) as mine:
         if not mine:
             return False
         for part in parts:
