@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 
 import synthaug._audit
 from synthaug import features
-from synthaug._audit import AuditReport, audit
+from synthaug._audit import AuditReport, _matches, audit
 from synthaug._audit._alignment import Aligner
 from synthaug._audit._calibration import conformal_p_values, q_values, resolution
 from synthaug._audit._descriptive import mann_whitney_z
 from synthaug._audit._disturbances import disturbances
-from synthaug._audit._matching import Matcher, Matches, _once, resembling, rmse
+from synthaug._audit._matches import Matches
+from synthaug._audit._matching import Matcher, resembling, rmse
 from synthaug._audit._report import Power
 from synthaug._audit._verdict import Counts, judge, smallest_visible
 from synthaug._errors import AuditError, DataError
@@ -331,7 +332,7 @@ def test_the_aligned_distance_is_that_of_the_best_of_all_proposals(
 
 def test_a_proposal_made_by_several_spaces_is_aligned_once() -> None:
     proposed = np.array([[3, 1, 3, 0, 1], [5, 5, 5, 5, 5], [0, 1, 2, 3, 4]])
-    once = _once(proposed)
+    once = _matches.once(proposed)
     assert [sorted(row[row >= 0]) for row in once] == [[0, 1, 3], [5], [0, 1, 2, 3, 4]]
     assert ((once == proposed) | (once == -1)).all()
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._audit._matching import Matches
+from synthaug._audit._matches import Matches
 from synthaug._types import JSON
 
 CARLINI_RATIO = 0.5

@@ -8,7 +8,7 @@ Where no images are given but their features, these are the only space, and noth
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from synthaug._audit._alignment import Aligner
 from synthaug._audit._crew import Crew, Shards
 from synthaug._audit._inputs import Contents, Samples, keys, take
+from synthaug._audit._matches import Aligned, Matches, Near, joined, matches, once
 from synthaug._neighbours import Index, merge
 from synthaug._types import Features, Indices, Pixels
 from synthaug.features import Extractor, Pixel, Spectrum, extract
@@ -27,12 +28,6 @@ from synthaug.features import Extractor, Pixel, Spectrum, extract
 NEAR_RMSE = 2.0
 """Up to this root mean square difference, in grey levels of 0 to 255, two images are equal but for
 rounding and mild compression: nobody sees a difference, and none is meant."""
-
-NEAR_ALIGNED, ALONE = 0.03, 0.2
-"""Up to this aligned distance, a correlation of 0.9995, and with all other proposals at least five
-times as far away, an image is a training image moved, recoloured or compressed. Of 8,000 fresh
-CIFAR-100 images two are, both taken from a training image, and the next is at 0.041; of 597 digits
-none is, the next at 0.056. Without the second condition smooth gradients would be copies too."""
 
 NEAR_RATIO = 1e-4
 """Up to this share of the usual distance, two vectors of features are equal but for rounding: in
@@ -57,69 +52,12 @@ _PROPOSED = 10
 """Nearest neighbours in each space that are aligned."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Matches:
-    """How close each of n images is to the training images, by each of s statistics."""
-
-    scores: NDArray[np.float64]
-    """The statistics, (n, s). Of a space: d_1 / mean(d_2 ... d_k), well below 1 if one training
-    image is much closer than all others are, and 0 if d_1 is. Aligned: d_1 over the median of the
-    distances to the other proposals."""
-    distances: NDArray[np.float64]
-    """d_1 of each space, and of the aligned distances, (n, s)."""
-    neighbours: Indices
-    """The training image that each statistic is about, (n, s)."""
-    flipped: NDArray[np.bool_]
-    """Whether it is the mirrored image that comes so close, (n, s)."""
-    twins: Indices
-    """A training image with the same pixels but for rounding, or that becomes all but equal when
-    aligned, (n,); -1 if there is none."""
-    twin_flipped: NDArray[np.bool_]
-    """Whether it is the mirrored image that does, (n,)."""
-
-    def split(self, parts: int) -> "list[Matches]":
-        """The same in as many equal parts."""
-        split = {f.name: np.split(getattr(self, f.name), parts) for f in fields(self)}
-        return [
-            Matches(**{name: values[i] for name, values in split.items()}) for i in range(parts)
-        ]
-
-    @property
-    def near_equal(self) -> NDArray[np.bool_]:
-        """Images that have such a twin, (n,)."""
-        return self.twins >= 0
-
-
-@dataclass(frozen=True)
-class _Near:
-    """The nearest images of each of n images in one space."""
-
-    D: NDArray[np.float64]
-    """(n, k), ascending."""
-    ids: Indices
-    """(n, k), all different within a row."""
-    flipped: NDArray[np.bool_]
-    """(n, k)."""
-
-
-@dataclass(frozen=True)
-class _Aligned:
-    """Distances of n images to their proposals under the best alignment."""
-
-    candidates: Indices
-    """(n, K), all different within a row but for -1, which stands for none."""
-    D: NDArray[np.float64]
-    """(n, K), infinite for none."""
-    flipped: NDArray[np.bool_]
-    """(n, K)."""
-
-
 @dataclass(frozen=True)
 class Question:
     """Images to be looked for, and what is to be made of what is found."""
 
     samples: "Samples | _Chosen"
-    judge: Callable[[Samples, list[_Near]], Any]
+    judge: Callable[[Samples, list[Near]], Any]
     """Takes some of the images, with what was found in each space."""
     join: Callable[[list[Any]], Any]
     """Takes what `judge` returned for one part of the images after another."""
@@ -238,10 +176,10 @@ class Matcher:
             A question whose answer is `Matches`.
         """
 
-        def judge(chunk: Samples, near: list[_Near]) -> Matches:
+        def judge(chunk: Samples, near: list[Near]) -> Matches:
             return self._judge(chunk, near, self._align(chunk, near))
 
-        return Question(samples, judge, _joined)
+        return Question(samples, judge, joined)
 
     def both(self, decoys: "Matcher", samples: Samples) -> Question:
         """Compares images with the training images alone, and together with other real images.
@@ -255,7 +193,7 @@ class Matcher:
             `decoys` appended to the training images, row numbers included.
         """
 
-        def judge(chunk: Samples, near: list[_Near]) -> tuple[Matches, Matches]:
+        def judge(chunk: Samples, near: list[Near]) -> tuple[Matches, Matches]:
             other = decoys._search([(chunk, False)], limit=self.k)[0]
             aligned = self._align(chunk, near)
             return (
@@ -265,7 +203,7 @@ class Matcher:
 
         def join(parts: list[tuple[Matches, Matches]]) -> tuple[Matches, Matches]:
             alone, both = zip(*parts, strict=True)
-            return _joined(alone), _joined(both)
+            return joined(alone), joined(both)
 
         return Question(samples, judge, join)
 
@@ -280,7 +218,7 @@ class Matcher:
         """
         unique, place = np.unique(rows, return_inverse=True)
 
-        def judge(chunk: Samples, near: list[_Near]) -> NDArray[np.float64]:
+        def judge(chunk: Samples, near: list[Near]) -> NDArray[np.float64]:
             del chunk
             return np.hstack([near[0].ids[:, :1], near[0].D[:, :2]])
 
@@ -316,7 +254,7 @@ class Matcher:
 
     def _search(
         self, asked: Sequence[tuple[Samples, bool]], limit: int | None = None
-    ) -> list[list[_Near]]:
+    ) -> list[list[Near]]:
         """For some sets of images the nearest training images in each space; up to k if there are.
 
         Args:
@@ -324,7 +262,7 @@ class Matcher:
             limit: In place of k.
         """
         k = min(limit or self.k, len(self.distinct))
-        near: list[list[_Near]] = [[] for _ in asked]
+        near: list[list[Near]] = [[] for _ in asked]
         for extractor, index in self._spaces:
             looking = [
                 (found, [samples] if plainly else self._views(samples))
@@ -342,43 +280,43 @@ class Matcher:
                 D, ids, column = merge(
                     np.hstack([D for D, _ in of_views]), np.hstack([ids for _, ids in of_views]), k
                 )
-                found.append(_Near(D, self.distinct[ids], column >= k))
+                found.append(Near(D, self.distinct[ids], column >= k))
         return near
 
-    def _align(self, samples: Samples, near: Sequence[_Near]) -> _Aligned | None:
+    def _align(self, samples: Samples, near: Sequence[Near]) -> Aligned | None:
         if self._aligner is None:
             return None
         assert isinstance(samples, torch.Tensor)
-        candidates = _once(np.hstack([found.ids[:, :_PROPOSED] for found in near]))
-        return _Aligned(candidates, *self._aligner.distances(samples, candidates))
+        candidates = once(np.hstack([found.ids[:, :_PROPOSED] for found in near]))
+        return Aligned(candidates, *self._aligner.distances(samples, candidates))
 
-    def _judge(self, samples: Samples, near: list[_Near], aligned: _Aligned | None) -> Matches:
-        return _matches(near[: self._judges], aligned, *self._twins(samples, near))
+    def _judge(self, samples: Samples, near: list[Near], aligned: Aligned | None) -> Matches:
+        return matches(near[: self._judges], aligned, *self._twins(samples, near))
 
     def _judge_both(
         self,
         decoys: "Matcher",
         samples: Samples,
-        near: list[_Near],
-        other: list[_Near],
-        aligned: _Aligned | None,
+        near: list[Near],
+        other: list[Near],
+        aligned: Aligned | None,
     ) -> Matches:
         first = len(self.train)  # the row number of the first decoy
         both = []
         for a, b in zip(near, other, strict=True):
             ids, flipped = np.hstack([a.ids, b.ids + first]), np.hstack([a.flipped, b.flipped])
             D, ids, column = merge(np.hstack([a.D, b.D]), ids, self.k)
-            both.append(_Near(D, ids, np.take_along_axis(flipped, column, 1)))
+            both.append(Near(D, ids, np.take_along_axis(flipped, column, 1)))
         pooled = None
         if aligned is not None and decoys._aligner is not None:
             assert isinstance(samples, torch.Tensor)
             # The nearest of both together, lest the fewer decoys be proposed from farther away.
             # Those that are training images have been aligned already.
-            proposed = _once(np.hstack([found.ids[:, :_PROPOSED] for found in both]))
+            proposed = once(np.hstack([found.ids[:, :_PROPOSED] for found in both]))
             kept = (aligned.candidates[:, :, None] == proposed[:, None, :]).any(axis=2)
             rest = np.where(proposed >= first, proposed - first, -1)
             D, flipped = decoys._aligner.distances(samples, rest)
-            pooled = _Aligned(
+            pooled = Aligned(
                 np.where(
                     np.hstack([kept, rest >= 0]), np.hstack([aligned.candidates, proposed]), -1
                 ),
@@ -389,9 +327,9 @@ class Matcher:
         others, other_flips = decoys._twins(samples, other)
         twins = np.where(twins >= 0, twins, np.where(others >= 0, others + first, -1))
         flips = np.where(twins < first, flips, other_flips)
-        return _matches(both[: self._judges], pooled, twins, flips)
+        return matches(both[: self._judges], pooled, twins, flips)
 
-    def _twins(self, samples: Samples, near: Sequence[_Near]) -> tuple[Indices, NDArray[np.bool_]]:
+    def _twins(self, samples: Samples, near: Sequence[Near]) -> tuple[Indices, NDArray[np.bool_]]:
         """Training images with the same pixels but for rounding, and whether mirrored."""
         twins: Indices = np.full(len(samples), -1, np.int64)
         twin_flipped = np.zeros(len(samples), bool)
@@ -415,60 +353,6 @@ class Matcher:
         return twins, twin_flipped
 
 
-def _matches(
-    near: Sequence[_Near],
-    aligned: _Aligned | None,
-    twins: Indices,
-    twin_flipped: NDArray[np.bool_],
-) -> Matches:
-    scores = [_ratio(found) for found in near]
-    distances = [found.D[:, 0] for found in near]
-    neighbours = [found.ids[:, 0] for found in near]
-    flipped = [found.flipped[:, 0] for found in near]
-    if aligned is not None:
-        every, best = np.arange(len(twins)), aligned.D.argmin(axis=1)
-        nearest = aligned.D[every, best]
-        score = _over(nearest, _median_of_others(aligned.D))
-        copied = (twins < 0) & (nearest <= NEAR_ALIGNED) & (score <= ALONE)
-        twins = np.where(copied, aligned.candidates[every, best], twins)
-        twin_flipped = np.where(copied, aligned.flipped[every, best], twin_flipped)
-        scores.append(score)
-        distances.append(nearest)
-        neighbours.append(aligned.candidates[every, best])
-        flipped.append(aligned.flipped[every, best])
-    return Matches(
-        scores=np.stack(scores, axis=1),
-        distances=np.stack(distances, axis=1),
-        neighbours=np.stack(neighbours, axis=1),
-        flipped=np.stack(flipped, axis=1),
-        twins=twins,
-        twin_flipped=twin_flipped,
-    )
-
-
-def _joined(parts: Sequence[Matches]) -> Matches:
-    return Matches(
-        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Matches)}
-    )
-
-
-def _ratio(found: _Near) -> NDArray[np.float64]:
-    return _over(found.D[:, 0], found.D[:, 1:].mean(axis=1))
-
-
-def _median_of_others(D: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median of the finite distances of each row but the smallest; of a single one itself."""
-    ordered, count = np.sort(D, axis=1), np.isfinite(D).sum(axis=1)
-    middle = [np.minimum(1 + (count - i) // 2, count - 1) for i in (2, 1)]
-    low, high = (np.take_along_axis(ordered, m[:, None], 1)[:, 0] for m in middle)
-    return (low + high) / 2
-
-
-def _over(nearest: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Where the others are at distance 0 as well, so is the first: a copy, not 0 / 0.
-    return np.divide(nearest, usual, out=np.zeros(len(nearest)), where=usual > 0)
-
-
 def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
     """For every image others, and itself, that may be near-duplicates of it: int64 (n, K).
 
@@ -485,7 +369,7 @@ def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
                 for i in range(0, len(features), _CHUNK)
             ]
             lists.append(np.concatenate(parts))
-    return _once(np.hstack(lists))
+    return once(np.hstack(lists))
 
 
 def resembling(
@@ -522,16 +406,6 @@ def resembling(
     right, distance = ids.ravel(), D.ravel()
     near = (left != right) & (distance < 0.5 * np.minimum(nearest[left], nearest[right]))
     return np.stack([left[near], right[near]], axis=1)
-
-
-def _once(candidates: Indices) -> Indices:
-    """Each row with every repetition replaced by -1."""
-    order = np.argsort(candidates, axis=1, kind="stable")
-    ordered = np.take_along_axis(candidates, order, 1)
-    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = -1
-    once = np.empty_like(candidates)
-    np.put_along_axis(once, order, ordered, 1)
-    return once
 
 
 def rmse(

@@ -55,7 +55,8 @@ from synthaug._audit._inputs import (
     keys,
     take,
 )
-from synthaug._audit._matching import Matcher, Matches, resembling, rmse
+from synthaug._audit._matches import Matches
+from synthaug._audit._matching import Matcher, resembling, rmse
 from synthaug._audit._report import (
     CALIBRATED,
     CLEAR,
