@@ -322,6 +322,29 @@ def test_a_damaged_row_of_the_cache_is_drawn_anew(tmp_path):
         assert torch.equal(live.read(range(50)), expected(live.rows()))
 
 
+def test_a_row_that_another_worker_stored_meanwhile_is_not_written_again(tmp_path, monkeypatch):
+    class Slow(Noise):
+        def draw(self, rows: Plan) -> Tensor:
+            if len(rows) > 1:  # while we draw, another worker draws the first of these rows
+                other.read([index])
+            return super().draw(rows)
+
+    path = tmp_path / "a.h5"
+    live = OnTheFlyDataset(Slow(), PLAN, background=False, cache=path)
+    other = OnTheFlyDataset(Noise(), PLAN, background=False, cache=path)
+    written: list[int] = []
+    write = SynthCache.write
+
+    def noted(cache: SynthCache, rows: Any, pixels: Tensor) -> None:
+        written.extend(rows)
+        write(cache, rows, pixels)
+
+    monkeypatch.setattr(SynthCache, "write", noted)
+    index = 4
+    assert torch.equal(live.read([4, 5, 6]), expected(live.rows([4, 5, 6])))
+    assert sorted(written) == sorted(live.rows([4, 5, 6]))  # each of them once
+
+
 def test_a_cache_of_another_plan_or_recipe_is_refused(tmp_path):
     generate(Noise(), plan_of((1, 1, 1)), tmp_path / "a.h5", progress=False)
     with pytest.raises(CacheMismatchError, match="is of another plan"):

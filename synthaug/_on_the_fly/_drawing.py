@@ -151,10 +151,16 @@ class Drawing:
     def _fetch(self, rows: Indices) -> Pixels:
         if self.cache is None:
             return self._draw(rows)
-        new = rows[~self.cache.done[rows]]
-        if len(new):
-            self.cache.write(new, self._draw(new))
-        return self.cache.read(rows)
+        new = ~self.cache.done[rows]
+        if not new.any():
+            return self.cache.read(rows)
+        drawn = self._draw(rows[new])
+        # Other workers may have been faster, and a row that they read is not written again.
+        late = self.cache.done[rows[new]]
+        self.cache.write(rows[new][~late], drawn[~late])
+        pixels = drawn.new_empty((len(rows), *drawn.shape[1:]))
+        pixels[new], pixels[~new] = drawn, self.cache.read(rows[~new])
+        return pixels
 
     def _draw(self, rows: Indices) -> Pixels:
         name = type(self.synthesizer).__name__
