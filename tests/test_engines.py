@@ -19,6 +19,8 @@ from synthaug._files import claimed
 from synthaug._generate._actors import Drawer, Task
 from synthaug._generate._parts import Part, draw_part, lay_out, left, parts_of
 from synthaug._plan import Plan
+from tests.command_line import succeed
+from tests.test_class_conditional import tiny
 from tests.test_generate import Killed, Noise, Shaped, fill, plan_of
 
 ROWS = 300  # five parts
@@ -114,6 +116,20 @@ def test_torchruns_ranks_take_their_share_from_the_environment(tmp_path, expecte
     assert path.read_bytes() == expected
     assert not drawn[0] & drawn[1]
     assert [len(seeds) for seeds in drawn] == [172, 128]
+
+
+def test_on_the_command_line_torchruns_ranks_fill_one_cache_and_the_first_speaks(
+    tmp_path, monkeypatch
+):
+    tiny().save_pretrained(tmp_path / "model")
+    job = ["generate", tmp_path / "model", tmp_path / "a.h5", "--per-class", 20, "--device", "cpu"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        said.append(succeed(*job, "--engine", "torchrun"))
+    assert said[0] == ""
+    assert "80 done, 0 pending" in said[1]
 
 
 @pytest.mark.parametrize("first", [["1/3"], ["2/2"], ["1/4", "4/4"]], ids=str)
@@ -362,7 +378,7 @@ def test_two_actors_draw_all_rows_but_those_that_end_them_and_the_job_can_go_on(
     ray, tmp_path, expected
 ):
     path, plan = tmp_path / "a.h5", a_plan()
-    with pytest.raises(EngineError, match=r"Row 100 ended .*'variant': 100.* 1 more rows"):
+    with pytest.raises(EngineError, match=r"Row 100 ended .*'variant': 100.* So did 1 more"):
         draw(path, Poisoned(), engine=RayEngine(actors=2, tries=1), batch_size=1)
     again = Shaped()
     assert draw(path, again).path.read_bytes() == expected

@@ -200,7 +200,7 @@ def draw_on_ray(
                         queue.appendleft(task)  # for whichever idle actor is fastest
     bad = [task.part.start + row for task in tasks for row in task.given_up]
     if bad:
-        also = f" {len(bad) - 1:,} more rows did the same." if len(bad) > 1 else ""
+        also = f" So did {len(bad) - 1:,} more." if len(bad) > 1 else ""
         raise EngineError(
             f"Row {bad[0]} ended each of the last {engine.tries} actors that drew it, alone: "
             f"{whole.plan.row(bad[0])}.{also} All other rows are kept in {folder_of(whole.path)}. "
@@ -252,7 +252,8 @@ def _learned(outcome: Outcome[Task], tries: int) -> int:
     """Rows of the task that are left after a call, however it ended."""
     task = outcome.item
     if outcome.error is None:
-        rest, outcome.worker.speed = outcome.value
+        rest, speed = outcome.value
+        outcome.worker.speed = speed or outcome.worker.speed  # 0 if nothing was missing
         task.checked = True
         return int(rest)
     if not (outcome.died or isinstance(outcome.error, MemoryError | torch.OutOfMemoryError)):
