@@ -682,8 +682,12 @@ def test_items_that_are_not_labelled_images_are_refused(cache):
     for items, message in cases:
         with pytest.raises(TypeError, match=message):
             MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
-    with pytest.raises(TypeError, match=r"`real` is a list_iterator, .* expected a map-style"):
-        MixedDataset(iter([1]), cache, audit=None, fraction=0.5, classes=CLASSES)
+    others: list[Any] = [iter([1]), {"train": [1]}, DataLoader(Listed([1]))]
+    for other in others:
+        with pytest.raises(TypeError, match=f"`real` is a {type(other).__name__}, .* map-style"):
+            MixedDataset(other, cache, audit=None, fraction=0.5, classes=CLASSES)
+    with pytest.raises(TypeError, match=r"`real` is the text 'digits', .*load_dataset"):
+        MixedDataset("digits", cache, audit=None, fraction=0.5)
 
 
 def test_a_table_without_the_field_that_was_named_is_refused(cache):

@@ -104,9 +104,10 @@ def test_it_fills_a_cache_which_says_how_and_refuses_another_pipeline(stable, tm
         (CLASSES, {"generator": 2}, TypeError, "follows from the rows"),
         (CLASSES, {"latents": torch.zeros(1)}, TypeError, "`latents` is Tensor"),
         (CLASSES, {"prompts": ["one"]}, ValueError, "1 `prompts` for 2 classes"),
+        (CLASSES, {"prompts": "a photo"}, ValueError, r"same prompt: .* Put \{\} where"),
         ("cat", {}, ValueError, "list of different names"),
     ],
-    ids=["unknown", "ours", "tensor", "prompts", "classes"],
+    ids=["unknown", "ours", "tensor", "prompts", "no place", "classes"],
 )
 def test_wrong_arguments_are_refused_before_any_work(stable, classes, changes, error, message):
     with pytest.raises(error, match=message):

@@ -5,7 +5,9 @@ are, `synthaug._adapt` knows.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -111,10 +113,17 @@ def as_dataset(real: Any) -> Any:
     Raises:
         TypeError: For what is not a map-style data set.
     """
-    if isinstance(real, IterableDataset) or not hasattr(real, "__len__"):
+    if isinstance(real, str | PathLike):
         raise TypeError(
-            f"`real` is a {type(real).__name__}, which has no length or no `real[index]`; expected "
-            "a map-style data set. Read the items into a list first."
+            f"`real` is the text {str(real)!r}, expected a data set: `synthaug.load_dataset(...)`."
+        )
+    if isinstance(real, IterableDataset | Mapping) or not (
+        hasattr(real, "__len__") and hasattr(real, "__getitem__")
+    ):
+        raise TypeError(
+            f"`real` is a {type(real).__name__}, which has no length or no `real[0]`; expected a "
+            "map-style data set. Choose a split of several, read the items of a stream into a "
+            "list, and give a data set and not its loader."
         )
     if not isinstance(real, tuple):
         return real

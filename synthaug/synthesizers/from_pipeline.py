@@ -89,6 +89,11 @@ class FromPipeline(AbstractSynthesizer):
         if len(prompts) != len(self.classes):
             raise ValueError(f"Got {len(prompts)} `prompts` for {len(self.classes)} classes.")
         self.prompts = tuple(prompts) if "prompt" in self._accepted else ()
+        if len(set(self.prompts)) < len(self.prompts):
+            raise ValueError(
+                f"Two classes have the same prompt: {', '.join(self.prompts)}. Put {{}} where the "
+                "class name goes, or give a prompt for each class."
+            )
 
     @property
     def _name(self) -> str:
