@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from synthaug._adapt import classes_of, labels_of, parts_of
 from synthaug._errors import DataError, DataMismatchError
+from synthaug._foreign import classes_of, labels_of, parts_of
 from synthaug._pixels import to_pil
 from synthaug._sources import LOADERS, checked_labels, parse_spec
 from synthaug._stores import Conform, Indexed, Memory, Store, gather

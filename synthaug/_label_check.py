@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthaug._adapt import classes_of
 from synthaug._errors import AuditError, AuditMismatchError
 from synthaug._evaluation import class_probabilities
+from synthaug._foreign import classes_of
 from synthaug._serving import SyntheticImages, Verdicts, class_table
 from synthaug._types import JSON, Features, Labels
 

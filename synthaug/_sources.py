@@ -18,8 +18,8 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from synthaug._adapt import classes_of, labels_of
 from synthaug._errors import DataError, DataMismatchError
+from synthaug._foreign import classes_of, labels_of
 from synthaug._progress import bar
 from synthaug._stores import HDF5, Conform, Files, Indexed, Memory, Store, unreadable
 from synthaug._types import Labels

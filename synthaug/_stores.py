@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from synthaug._adapt import field, pixels_of
+from synthaug._adapt import pixels_of
 from synthaug._errors import DataError, DataMismatchError
+from synthaug._foreign import field
 from synthaug._pixels import to_pil
 from synthaug._progress import bar
 

@@ -26,7 +26,7 @@ LAYERS = [  # a module may import from the lines above its own, and from nothing
         "features",
     },
     {"samplers", "degradations", "metrics", "_training", "_adapt", "_variants"},
-    {"_restoration", "guidance"},
+    {"_foreign", "_restoration", "guidance"},
     # real images in
     {"_stores"},
     {"_sources"},

@@ -10,11 +10,11 @@ from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import ImageFolder
 
 from synthaug import _label_check, mixing
-from synthaug._adapt import classes_of
 from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
 from synthaug._errors import CacheMismatchError, DataError
 from synthaug._evaluation import evaluate, scaling_arms
+from synthaug._foreign import classes_of
 from synthaug._hardness import score_hardness
 from synthaug._on_the_fly import OnTheFlyDataset
 from synthaug._plan import Plan

@@ -18,9 +18,10 @@ from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
 from synthaug import _sources
-from synthaug._adapt import classes_of, label_like, labels_of, like, pixels_of
+from synthaug._adapt import label_like, like, pixels_of
 from synthaug._data import LabelledImages, as_pixels, load_dataset
 from synthaug._errors import DataError
+from synthaug._foreign import classes_of, labels_of
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -25,10 +25,10 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 import synthaug
-from synthaug._adapt import labels_of
 from synthaug._cache import SynthCache
 from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
+from synthaug._foreign import labels_of
 from synthaug._plan import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # frameworks warn of much that is not ours

@@ -64,7 +64,7 @@ class Trained:
     """Draws what the model does into a file."""
     caption: str = ""
     next: str = ""
-    """The command to go on with."""
+    """The command to go on with; CHECKPOINT in it stands for what was trained."""
 
 
 def _labels(job: Job) -> Trained:
@@ -79,7 +79,7 @@ def _labels(job: Job) -> Trained:
         label_dropout=job.options.label_dropout,
         **job.network,
     )
-    return _drawn(job, model, result, "Samples, a row per class")
+    return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
 
 
 def _tokens(job: Job) -> Trained:
@@ -95,7 +95,7 @@ def _tokens(job: Job) -> Trained:
         prediction_type=job.options.prediction_type,
         **job.network,
     )
-    line = f"synthaug invert {job.out} {job.data} DIRECTORY"
+    line = f"synthaug invert CHECKPOINT {job.data} DIRECTORY"
     return Trained(model=model, result=result, next=line)
 
 
@@ -104,11 +104,19 @@ def _cold(job: Job) -> Trained:
     from synthaug import degradations
     from synthaug.synthesizers import ColdDiffusion
 
-    settings = job.options.degradation_settings or {}
+    name, others = job.options.degradation, job.options.others
+    settings = dict(job.options.degradation_settings or {})
+    if (name == "animorphosis") != (others is not None):
+        raise ValueError(
+            "`--degradation animorphosis` and `--others`, the images of another set that it turns "
+            "images into, need each other."
+        )
+    if others is not None:
+        settings["others"] = load(others, job.real.image_shape)
     model, result = ColdDiffusion.fit(
         job.real,
         job.out,
-        degradation=degradations.named(job.options.degradation, **settings),
+        degradation=degradations.named(name, **settings),
         colour_components=job.options.colour_components,
         **job.network,
     )
@@ -117,6 +125,8 @@ def _cold(job: Job) -> Trained:
         result=result,
         picture=lambda path: _pictures.restored(model, job.real, path),
         caption="Real images, what the last level leaves of them, what is restored",
+        next=f"synthaug generate CHECKPOINT CACHE.h5 --source {job.data} --ratio 1 --severity 0.3"
+        + (f" --others {others}" if others else ""),
     )
 
 
@@ -141,7 +151,7 @@ def _upsample(job: Job) -> Trained:
         result=result,
         picture=lambda path: _pictures.enlarged(model, job.real, path),
         caption="Real images, smaller copies, what is drawn from those",
-        next=f"synthaug cascade DIRECTORY BASE {job.out}",
+        next="synthaug cascade DIRECTORY BASE CHECKPOINT",
     )
 
 
@@ -163,7 +173,9 @@ def _hardness(job: Job) -> Trained:
         config=job.config,
         horizontal_flip=job.options.horizontal_flip,
     )
-    return _drawn(job, model, result, "Samples, a row per class, in turn plain and steered")
+    caption = "Samples, a row per class, in turn plain and steered"
+    amount = "--per-class 100 --alpha 0.5 --beta 1.0 --scheduler ddpm"
+    return _drawn(job, model, result, caption, amount)
 
 
 def _finetune(job: Job) -> Trained:
@@ -182,16 +194,17 @@ def _finetune(job: Job) -> Trained:
         image_size=job.options.image_size,
         horizontal_flip=job.options.horizontal_flip,
     )
-    return _drawn(job, model, result, "Samples, a row per class")
+    return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
 
 
-def _drawn(job: Job, model: Any, result: Any, caption: str) -> Trained:
+def _drawn(job: Job, model: Any, result: Any, caption: str, amount: str) -> Trained:
     seed = job.options.seed
     return Trained(
         model=model,
         result=result,
         picture=lambda path: _pictures.samples(model, seed, path),
         caption=caption,
+        next=f"synthaug generate CHECKPOINT CACHE.h5 {amount}",
     )
 
 
@@ -276,8 +289,7 @@ def train(
     if made.picture is not None:
         made.picture(picture)
         lines.append(f"{made.caption}: {picture}")
-    if made.next:
-        lines.append(f"Next: {made.next}")
+    chosen = out
     if score is not None:
         from synthaug.synthesizers import select_snapshot
 
@@ -286,6 +298,8 @@ def train(
         for step, value in best.scores.items():
             lines.append(f"Step {step:,}: Fréchet distance {value:.4g} to the validation images.")
         lines.append(f"Best snapshot: {best.path}")
+        chosen = str(best.path)
+    lines.append(f"Next: {made.next.replace('CHECKPOINT', chosen, 1)}")
     return Result(record=record, text="\n".join(lines))
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from synthaug._adapt import classes_of, describe, is_probabilities, label_like, pixels_of
+from synthaug._adapt import describe, is_probabilities, label_like, pixels_of
 from synthaug._datasets._fields import Adapter, Fields
 from synthaug._datasets._shares import Balance
 from synthaug._errors import CacheMismatchError, DataError
+from synthaug._foreign import classes_of
 from synthaug._serving import SyntheticImages, class_table
 from synthaug._types import Labels
 

@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from synthaug._adapt import field_key, is_probabilities, labels_of
+from synthaug._adapt import is_probabilities
+from synthaug._foreign import field_key, labels_of
 from synthaug._types import Labels
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from synthaug._adapt import Transform, like, without_transforms
+from synthaug._adapt import Transform, like
 from synthaug._data import as_pixels
 from synthaug._datasets._checks import check_example, checked_classes, checked_share
 from synthaug._datasets._choices import Choices, Mode
@@ -22,6 +22,7 @@ from synthaug._datasets._log import ServedLog
 from synthaug._datasets._shares import Balance, Filled, Share, Shares
 from synthaug._datasets._show import thumbnails
 from synthaug._errors import DataError, DataMismatchError
+from synthaug._foreign import without_transforms
 from synthaug._opening import StrPath, open_cache, open_report
 from synthaug._serving import SyntheticImages, Verdicts, servable
 from synthaug._sources import checked_labels

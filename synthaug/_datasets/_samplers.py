@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar, final
 import numpy as np
 from torch.utils.data import Sampler
 
-from synthaug._adapt import leaves
 from synthaug._datasets._draws import checked_seed, shuffled
+from synthaug._foreign import leaves
 from synthaug._noise import counter_rng
 from synthaug._types import Indices
 

@@ -9,9 +9,9 @@ from typing import Any, Literal, final
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
-from synthaug._adapt import classes_of
 from synthaug._errors import DataError
 from synthaug._evaluation._augment import Augment
+from synthaug._foreign import classes_of
 from synthaug._serving import Servable, Verdicts, class_table, servable
 from synthaug._types import Indices, Labels, Pixels
 

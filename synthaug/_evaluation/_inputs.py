@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from synthaug._adapt import classes_of, labels_of
 from synthaug._errors import DataError, DataMismatchError
 from synthaug._evaluation._sources import Source, digests, fingerprint, open_source
+from synthaug._foreign import classes_of, labels_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from synthaug._adapt import classes_of
 from synthaug._classifiers import Builder, build_classifier
 from synthaug._evaluation._augment import standard_augment
 from synthaug._evaluation._fit import fit, seed_initial_weights, settings_of
 from synthaug._evaluation._sources import Source, open_source
+from synthaug._foreign import classes_of
 from synthaug._pixels import to_images
 from synthaug._progress import bar
 from synthaug._types import Features, Pixels

@@ -19,18 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from synthaug._adapt import (
-    classes_of,
-    field,
-    is_probabilities,
-    labels_of,
-    leaves,
-    parts_of,
-    pixels_of,
-    without_transforms,
-)
+from synthaug._adapt import is_probabilities, pixels_of
 from synthaug._data import as_pixels
 from synthaug._errors import DataError, DataMismatchError
+from synthaug._foreign import classes_of, field, labels_of, leaves, parts_of, without_transforms
 from synthaug._pixels import digest
 from synthaug._types import Indices, Pixels
 

@@ -4,7 +4,7 @@ from typing import Any, final
 
 from transformers import TrainerCallback
 
-from synthaug._adapt import leaves
+from synthaug._foreign import leaves
 
 
 @final
