@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +15,14 @@ import pytest
 import torch
 
 from synthaug._cache import State, SynthCache, merge
-from synthaug._engines import ActorPool, RayEngine, Share
+from synthaug._engines import ActorPool, RayEngine, Share, Worker
 from synthaug._errors import CacheError, CacheMismatchError, EngineError
 from synthaug._files import claimed
 from synthaug._generate._actors import Drawer, Task
 from synthaug._generate._parts import Part, draw_part, lay_out, left, parts_of
 from synthaug._plan import Plan
 from tests.command_line import succeed
+from tests.fake_ray import Actor, FakeRay
 from tests.test_class_conditional import tiny
 from tests.test_generate import Killed, Noise, Shaped, fill, plan_of
 
@@ -38,6 +41,10 @@ def expected(tmp_path_factory) -> bytes:
 
 def draw(path: Path, synthesizer: Any = None, **changes: Any) -> SynthCache:
     return fill(synthesizer or Shaped(), path, a_plan(), **changes)
+
+
+def kill() -> None:
+    raise Killed
 
 
 def damage(part: Part, row: int) -> None:
@@ -243,7 +250,7 @@ def test_engines_without_what_they_need_are_refused(tmp_path, monkeypatch):
     for wrong in ({"actors": 0}, {"tries": 0}, {"num_gpus": -1}, {"num_cpus": -0.5}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be at least"):
             RayEngine(**wrong)
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"synthaug\[ray\]"):
         draw(tmp_path / "a.h5", engine="ray")
     assert not list(tmp_path.iterdir())
@@ -327,6 +334,77 @@ def test_an_actor_draws_damaged_rows_of_a_complete_part_anew(tmp_path):
     drawer.synthesizer = synthesizer
     assert drawer.draw(part, task.wanted, 64, check=True)[0] == 0
     assert synthesizer.drawn == [a_plan()["seed"][part.start + 5]]
+
+
+# All of a job on Ray, but for Ray
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whichever_actors_are_lost_every_row_is_drawn_and_none_is_lost_or_done_twice(
+    tmp_path, expected, monkeypatch, seed
+):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(seed))
+    monkeypatch.setattr("synthaug._generate._actors._SECONDS", 0)  # a batch per call
+    chance = np.random.default_rng(seed)
+
+    class Frail(Shaped):
+        def draw(self, rows: Plan) -> torch.Tensor:
+            if chance.random() < 0.2:
+                raise Killed
+            return super().draw(rows)
+
+    synthesizer = Frail()
+    cache = draw(tmp_path / "a.h5", synthesizer, engine=RayEngine(tries=99), batch_size=16)
+    assert cache.path.read_bytes() == expected
+    assert sorted(synthesizer.drawn) == sorted(a_plan()["seed"].tolist())
+
+
+def test_what_a_killed_driver_left_is_finished_and_what_was_damaged_since_drawn_anew(
+    tmp_path, expected, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    path = tmp_path / "a.h5"
+    draw(path, shard="1/2")
+    part = parts_of(path, ROWS)[2]
+    damage(part, 5)
+    synthesizer = Shaped()
+    assert draw(path, synthesizer, engine="ray").path.read_bytes() == expected
+    assert part.start + 5 in [a_plan()["seed"].tolist().index(seed) for seed in synthesizer.drawn]
+    assert len(synthesizer.drawn) == 128 + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "cpus", "message"),
+    [
+        ({}, 0, r"No actor finds a place. Each needs 1 CPU \(the cluster has 0, free 0\)"),
+        ({"load": lambda: Shaped(other=1)}, 3, "made another synthesizer than the one given"),
+        ({"load": lambda: int("x")}, 3, "could not load the synthesizer: ValueError: invalid"),
+        ({"load": kill}, 3, "5 actors died one after the other before they were ready"),
+    ],
+    ids=["no room", "another synthesizer", "an error", "a kill"],
+)
+def test_actors_that_do_not_get_ready_end_the_job_and_say_why(
+    tmp_path, monkeypatch, changes, cpus, message
+):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(cpus=cpus))
+    monkeypatch.setattr("synthaug._generate._actors._PATIENCE", 0)
+    with pytest.raises(EngineError, match=message):
+        draw(tmp_path / "a.h5", engine=RayEngine(**changes))
+
+
+def test_of_idle_actors_new_ones_are_asked_first_and_then_the_fastest(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    workers = [Worker(Actor("an actor"), speed) for speed in (1.0, float("inf"), 2.0)]
+    pool = ActorPool(lambda: None, 3, start=lambda actor: None)
+    pool._idle += workers
+    asked = []
+
+    def call(actor: Actor, item: str) -> Any:
+        asked.append([worker.actor for worker in workers].index(actor))
+        return actor.upper.remote()
+
+    assert len(list(pool.run(deque("abc"), call))) == 3
+    assert asked == [1, 2, 0]
 
 
 # Ray. Each actor is a process that imports torch, so there are few of these.

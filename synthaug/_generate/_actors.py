@@ -30,6 +30,8 @@ from synthaug._types import Indices
 
 _SECONDS = 5.0
 """How long an actor draws before it reports, and may be given another part."""
+_PATIENCE = 600.0
+"""Seconds after which a cluster that is too small for an actor is an error: it may grow."""
 _WHOLE_BATCHES = 2
 """How often a batch may end its actor before its rows are drawn one by one."""
 
@@ -190,7 +192,8 @@ def draw_on_ray(
         rest = sum(task.rest for task in queue)
         shown = bar(len(whole), "generate", "image", initial=len(whole) - rest, progress=progress)
         with shown, cluster(engine.address) as (ray, own):
-            pool = _pool(ray, engine, synthesizer, parcel, len(queue), patience=0 if own else 600)
+            patience = 0 if own else _PATIENCE
+            pool = _pool(ray, engine, synthesizer, parcel, len(queue), patience=patience)
             with pool:
                 for outcome in pool.run(queue, _call):
                     task: Task = outcome.item
