@@ -298,6 +298,27 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     assert message.startswith("The report judges another cache")
 
 
+def test_labels_are_checked_and_an_autoencoder_has_an_arm_of_its_own(work, cache):
+    from diffusers import AutoencoderKL
+
+    train, test = f"folder:{work / 'train'}", f"folder:{work / 'test'}"
+    vae = AutoencoderKL(1, 1, block_out_channels=(8,), norm_num_groups=4, latent_channels=1)
+    vae.save_pretrained(work / "vae")
+    once = ("--steps", 1, "--seeds", 1, "--device", "cpu", "--out")
+    check_answer("evaluate labels", cache, train, "--percentile", 50, *once, work / "labels")
+    withheld = json.loads((work / "labels.json").read_text())["withheld"]
+    assert len(withheld) == 3 * (5 // 2)  # of every class half, rounded down
+    text = succeed(
+        "evaluate", train, cache, test, "--labels", work / "labels.json",
+        "--autoencoder", work / "vae", "--batch-size", 4, *once, work / "ceiling",
+    )  # fmt: skip
+    assert "real, decoded" in text
+    assert "6 withheld" in (work / "ceiling.json").read_text()
+    assert "exactly one of `--threshold` and `--percentile`" in fail(
+        2, "evaluate", "labels", cache, train
+    )
+
+
 def test_a_killed_audit_computes_no_features_twice_and_leaves_none_behind(work, cache, monkeypatch):
     torch.jit.script(torch.nn.Flatten()).save(work / "flat.pt")
     audit = [
@@ -378,6 +399,24 @@ def test_a_restorer_is_trained_and_restores_real_images(work):
     )
 
 
+def test_animorphosis_is_trained_and_drawn_with_the_same_other_images(work):
+    train, others = f"folder:{work / 'train'}", f"folder:{work / 'holdout'}"
+    fit = [
+        "train", train, work / "morph", "--method", "cold", "--degradation", "animorphosis",
+        "--steps", 1, "--batch-size", 4, "--width", 8, "--device", "cpu",
+    ]  # fmt: skip
+    assert "`--others`" in fail(2, *fit)
+    assert f"--others {others}" in succeed(*fit, "--others", others)
+    draw = ["generate", work / "morph", work / "morphed.h5", "--ratio", 0.1, "--num-steps", 2]
+    draw += ["--device", "cpu", "--source", train]
+    assert "passed as `degradation`" in fail(4, *draw).replace("pass it as", "passed as")
+    assert "Give that one" in fail(2, *draw, "--others", train)
+    assert "4 done" in succeed(*draw, "--others", others, "--output", "prediction")
+    assert "knows no animorphosis" in fail(
+        2, "generate", work / "run", work / "no.h5", "--per-class", 1, "--others", others
+    )
+
+
 def test_images_are_inverted_and_varied(work, monkeypatch):
     train, generator, inverted = f"folder:{work / 'train'}", work / "tokens", work / "inverted"
     text = succeed(
@@ -411,8 +450,16 @@ def test_images_are_inverted_and_varied(work, monkeypatch):
     message = fail(2, "invert", generator, real, inverted, "--updates", 3, "--device", "cpu")
     assert "  updates: 2 there, 3 now\n" in message
     monkeypatch.undo()
-    text = succeed("generate", inverted, work / "v.h5", "--ratio", 0.5, "--noise", 0.2, *DRAW)
+    text = succeed(
+        "generate", inverted, work / "v.h5", "--ratio", 0.5, "--noise", 0.2, "--cross-class",
+        "--unconditional", "class_mean", "--spherical", "--no-relative-noise", *DRAW,
+    )  # fmt: skip
     assert "18 done" in text
+    variants = SynthCache(work / "v.h5")
+    assert (variants.plan["partner_label"] != variants.plan["label"]).all()
+    settings = variants.manifest["recipe"]["settings"]
+    assert (settings["unconditional"], settings["spherical"]) == ("class_mean", True)
+    assert settings["relative_noise"] is False
     plan = SynthCache(work / "v.h5").plan
     assert (plan["source"] >= 0).all()
     assert set(plan["noise"]) == {0.2}

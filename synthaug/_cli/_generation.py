@@ -17,7 +17,8 @@ class AmountOptions:
 
     Args:
         per_class: Images of every class.
-        ratio: Images per image of --source, with its class proportions.
+        ratio: Images per image of --source, or per image that was inverted, with their class
+            proportions.
         counts: Images of each class by name, for example '{"cat": 500, "dog": 200}'.
     """
 
@@ -68,11 +69,24 @@ class InversionOptions:
         noise: Noise on an image's embedding, as a share of its size.
         interpolation: Way to the embedding of a partner of the same class.
         snapshot: Updates after which the embedding was kept.
+        unconditional: What guidance pushes away from: the mean of all embeddings, that of the class
+            or of a run of --group-size images, zeros, or the checkpoint's null tokens; mean unless
+            the checkpoint says otherwise.
+        group_size: Images of a run.
+        spherical: Interpolate along the arc, which keeps the length of the embeddings.
+        relative_noise: With --no-relative-noise, --noise is no share but a standard deviation.
+        cross_class: Take partners from other classes. Such images belong to two classes; see
+            synthaug.soft_labels.
     """
 
     noise: float | list[float] | None = None
     interpolation: float | list[float] | None = None
     snapshot: int | list[int] | None = None
+    unconditional: Literal["mean", "class_mean", "group_mean", "zero", "null"] | None = None
+    group_size: int | None = None
+    spherical: bool | None = None
+    relative_noise: bool | None = None
+    cross_class: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +97,19 @@ class ColdOptions:
         severity: Share of each image of --source that is taken away and restored.
         num_steps: Restoration steps.
         algorithm: How a step is taken; improved unless the checkpoint says otherwise.
+        output: Which image is kept: that of the recursion, unless the checkpoint says otherwise, or
+            the network's last prediction.
+        symmetry_noise: Standard deviation, in [-1, 1], of the noise on the colours that images are
+            generated from.
+        others: For animorphosis: the images of another set that it was trained with.
     """
 
     severity: float | list[float] | None = None
     num_steps: int | None = None
     algorithm: Literal["improved", "naive", "direct"] | None = None
+    output: Literal["recursion", "prediction"] | None = None
+    symmetry_noise: float | None = None
+    others: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +190,14 @@ SETTINGS = (
     "scheduler",
     "eta",
     "log_variance_mix",
+    "unconditional",
+    "group_size",
+    "spherical",
+    "relative_noise",
     "num_steps",
     "algorithm",
+    "output",
+    "symmetry_noise",
     "truncated",
     "image_size",
     "unit",
@@ -190,7 +218,10 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
             f"DIRECTORY BASE {checkpoint}`."
         )
     kind = getattr(synthesizers, name)
-    synthesizer = kind.from_pretrained(checkpoint, **options.loading(), **options.given(*SETTINGS))
+    settings = options.given(*SETTINGS)
+    if options.others is not None:
+        settings["degradation"] = _animorphosis(checkpoint, options.others)
+    synthesizer = kind.from_pretrained(checkpoint, **options.loading(), **settings)
     if kind is synthesizers.Cascade and (options.strength or options.severity):
         raise ValueError("A cascade starts from noise: leave `--strength` and `--severity` out.")
     if options.source is not None and kind is synthesizers.DiffusionInversion:
@@ -211,6 +242,20 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     return synthesizer, source
 
 
+def _animorphosis(checkpoint: str, others: str) -> Any:
+    """The degradation of a checkpoint that does not hold the images of the other set."""
+    from synthaug._checkpoints import read_json, resolve
+    from synthaug.degradations import Animorphosis
+
+    file = resolve(checkpoint) / "synthaug.json"
+    saved = read_json(file) if file.exists() else {}
+    degradation = saved.get("degradation", {})
+    if degradation.get("name") != "Animorphosis":
+        raise ValueError(f"`others`: {checkpoint} knows no animorphosis. Leave it out.")
+    images = load(others, tuple(saved["image_shape"]))
+    return Animorphosis(others=images, num_levels=degradation["num_levels"])
+
+
 def _load_there(folder: str, checkpoint: str, options: PlanOptions) -> Any:
     """The synthesizer in an actor, where paths shall mean the same as here."""
     os.chdir(folder)
@@ -227,6 +272,7 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
         counts=options.counts,
         seed=options.seed,
         **options.given(*ROW),
+        **({"cross_class": True} if options.cross_class else {}),
     )
     return synthesizer, plan, source
 

@@ -1,6 +1,7 @@
 """Commands that judge synthetic images: are they copies, and are they of use?"""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from synthaug._cli._call import Call, Result
@@ -123,6 +124,8 @@ def evaluate(
     *,
     validation: str | None = None,
     audit: str | None = None,
+    labels: str | None = None,
+    autoencoder: str | None = None,
     fraction: float = 0.5,
     ratios: float | list[float] | None = None,
     steps: int = 2_000,
@@ -146,6 +149,9 @@ def evaluate(
         classifiers: What is trained.
         validation: Images to choose the best moment of training by; else the last one counts.
         audit: JSON report of the cache; the images it flagged are left out.
+        labels: JSON that evaluate labels wrote about the cache; what it withheld is left out.
+        autoencoder: A latent diffusion checkpoint. Adds an arm of real images that its autoencoder
+            encoded and decoded: the ceiling of the images that such a model draws.
         fraction: Share of the real images replaced by synthetic ones in the mixed arm.
         ratios: Compares amounts instead (0,1,2,3): the real images with so many synthetic ones per
             real one, as many of every class.
@@ -163,11 +169,16 @@ def evaluate(
     from synthaug._datasets import MixedDataset
     from synthaug._evaluation import StandardAugment, scaling_arms, standard_arms
     from synthaug._evaluation import evaluate as run
+    from synthaug._label_check import LabelCheck
+    from synthaug._reconstructions import reconstructions
 
     cache = SynthCache(synthetic)
     shape = cache.image_shape
     images = load(real, shape)
-    report = None if audit is None else AuditReport.from_json(audit)
+    report: Any = None if audit is None else AuditReport.from_json(audit)
+    if labels is not None:
+        check = LabelCheck.from_json(labels)
+        report = check if report is None else check.with_audit(report)
     augment: Any = "standard"
     if padding is not None:
         augment = StandardAugment(padding=padding, horizontal_flip=classifiers.horizontal_flip)
@@ -181,6 +192,8 @@ def evaluate(
     else:
         amounts = ratios if isinstance(ratios, list) else [ratios]
         arms = scaling_arms(images, cache, audit=report, ratios=amounts)
+    if autoencoder is not None:
+        arms["real, decoded"] = reconstructions(images, autoencoder, device=device)
     table = run(
         arms,
         test=load(test, shape),
@@ -278,6 +291,62 @@ def evaluate_density(
     return Result(
         record={"summary": report.summary(), **written(out)},
         text=f"{report}\nReport: {out}.html, {out}.json",
+    )
+
+
+def evaluate_labels(
+    synthetic: str,
+    real: str,
+    *,
+    threshold: float | None = None,
+    percentile: float | None = None,
+    steps: int = 1_000,
+    seeds: int = 3,
+    device: str | None = None,
+    out: str = "labels",
+    call: Call,
+) -> Result:
+    """Withhold synthetic images that classifiers trained on real ones do not take for their class.
+
+    synthaug evaluate labels variants.h5 folder:cifar10/train --threshold 0.2
+
+    Args:
+        synthetic: The cache.
+        real: Labelled training images. They are brought to the cache's image size and channels.
+        threshold: Withholds images whose class has a lower probability.
+        percentile: Withholds this share of the images of each class instead, in percent: those
+            whose class has the lowest probability.
+        steps: Optimiser steps of each classifier.
+        seeds: How many classifiers, whose probabilities are averaged.
+        device: Where they are trained: cpu, cuda ...; by default a GPU if there is one.
+        out: Writes OUT.json, for evaluate --labels.
+    """
+    from synthaug._cache import SynthCache
+    from synthaug._devices import choose_device
+    from synthaug._files import check_folder
+    from synthaug._label_check import check_labels
+
+    cache = SynthCache(synthetic)
+    check_folder(Path(out).parent)
+    check = check_labels(
+        cache,
+        load(real, cache.image_shape, cache.classes),
+        threshold=threshold,
+        percentile=percentile,
+        steps=steps,
+        seeds=range(seeds),
+        device=choose_device(device),
+    )
+    check = replace(check, settings={**check.settings, "command": call.line})
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    check.to_json(f"{out}.json")
+    return Result(
+        record={
+            "withheld": check.withheld.nonzero()[0].tolist(),
+            "counts": {name: list(pair) for name, pair in check.counts.items()},
+            "json": f"{out}.json",
+        },
+        text=f"{check}\nNext: synthaug evaluate {real} {synthetic} TEST --labels {out}.json",
     )
 
 

@@ -26,7 +26,13 @@ from synthaug._cli._cite import cite
 from synthaug._cli._demo import demo
 from synthaug._cli._generation import generate, plan
 from synthaug._cli._inversion import invert
-from synthaug._cli._judgement import audit, evaluate, evaluate_density, evaluate_quality
+from synthaug._cli._judgement import (
+    audit,
+    evaluate,
+    evaluate_density,
+    evaluate_labels,
+    evaluate_quality,
+)
 from synthaug._cli._sweep import sweep
 from synthaug._cli._training import train
 from synthaug._errors import (
@@ -62,6 +68,7 @@ COMMANDS: dict[str, Any] = {
     "audit": audit,
     "evaluate": evaluate,
     "evaluate-density": evaluate_density,
+    "evaluate-labels": evaluate_labels,
     "evaluate-quality": evaluate_quality,
     "sweep": sweep,
     "cite": cite,
@@ -78,6 +85,7 @@ START_ANEW = {
     "plan",
     "audit",
     "evaluate-density",
+    "evaluate-labels",
     "evaluate-quality",
     "cite",
     "info",
@@ -151,7 +159,7 @@ def words(given: Sequence[str]) -> list[str]:
     found, before = found[at:], found[:at]
     if before and set(before) - {"-v", "--verbose", "-q", "--quiet", "--json"}:
         return [*before, *found]  # --help, --version, or a mistake
-    if (name := "-".join(found[:2])) in ("evaluate-density", "evaluate-quality"):
+    if (name := "-".join(found[:2])) in COMMANDS:
         found[:2] = [name]
     depth = 2 if found[:1] == ["cache"] else 1
     command, rest = found[:depth], found[depth:]
@@ -205,7 +213,7 @@ def _as_options(message: str, options: Set[str]) -> str:
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1], (found[2] or "").strip("'\"")
-        name = "precision" if name == "dtype" else name
+        name = {"dtype": "precision", "with_sources": "source"}.get(name, name)
         if name not in options:
             return found[0]
         text = "--" + name.replace("_", "-")

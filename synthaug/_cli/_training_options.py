@@ -124,15 +124,17 @@ class ColdOptions:
     """Cold diffusion (--method cold).
 
     Args:
-        degradation: What it undoes: blur, inpainting, super-resolution, snow, decolorization or
-            noise.
+        degradation: What it undoes: blur, inpainting, super-resolution, snow, decolorization,
+            animorphosis or noise.
         degradation_settings: Those that differ from its defaults, for example '{"num_levels": 20}'.
         colour_components: Gaussians in the mixture of colours that cold generation starts from.
+        others: The images of another set that animorphosis turns images into.
     """
 
     degradation: str = "blur"
     degradation_settings: dict[str, Any] | None = None
     colour_components: int = 1
+    others: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,17 +43,18 @@ _BY_NAME: dict[str, type[AbstractDegradation]] = {
     "super-resolution": SuperResolution,
     "snow": Snow,
     "decolorization": Decolorization,
+    "animorphosis": Animorphosis,
     "noise": GaussianNoise,
 }
 
 
 def named(name: str, **settings: Any) -> AbstractDegradation:
-    """A degradation by its short name: blur, inpainting, super-resolution, snow, decolorization or
-    noise.
+    """A degradation by its short name: blur, inpainting, super-resolution, snow, decolorization,
+    animorphosis or noise.
 
     Args:
         name: The short name.
-        settings: Those that differ from the defaults.
+        settings: Those that differ from the defaults; animorphosis needs `others`.
 
     Raises:
         ValueError: For a name or a setting that is not known.
@@ -83,7 +84,7 @@ def from_config(config: Mapping[str, Any]) -> AbstractDegradation:
     settings = dict(config)
     kind = settings.pop("name", None)
     for name, cls in _BY_NAME.items():
-        if cls.__name__ == kind:
+        if cls.__name__ == kind and cls is not Animorphosis:
             try:
                 return named(name, **settings)
             except (TypeError, ValueError) as error:

@@ -41,7 +41,7 @@ from synthaug._errors import CheckpointError, DivergedError
 from synthaug._files import check_folder, claimed
 from synthaug._noise import counter_rng, stream
 from synthaug._pixels import digest
-from synthaug._plan import canonical_json
+from synthaug._plan import bytes_text, canonical_json
 from synthaug._types import Images
 from synthaug.denoisers import Denoiser
 from synthaug.synthesizers._embeddings import EmbeddingTable
@@ -151,7 +151,8 @@ class InversionCost:
         text = (
             f"{self.images:,} images x {self.updates:,} updates = "
             f"{self.images * self.updates:,} passes forward and back; {k} x {d} values per image "
-            f"and snapshot, {self.snapshots} snapshots: {self.bytes / 1e6:,.1f} MB"
+            f"and snapshot, {self.snapshots} snapshot{'s' * (self.snapshots > 1)}: "
+            f"{bytes_text(self.bytes)}"
         )
         return text if self.seconds is None else f"{text}; about {self.seconds / 60:,.1f} minutes"
 

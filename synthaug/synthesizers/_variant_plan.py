@@ -93,7 +93,7 @@ def _partners(plan: Plan, table: EmbeddingTable, cross_class: bool) -> NDArray[n
             where = "in another class" if cross_class else f"in class {name!r}"
             raise ValueError(
                 f"`interpolation` needs a second image {where}, and there is none. Use "
-                "`interpolation=0`, or in Python cross_class=True with soft labels."
+                "`interpolation=0`, or `cross_class=True` and soft labels."
             )
         found = np.floor(choice[rows] * others).astype(np.int64)
         found += present & (found >= place)

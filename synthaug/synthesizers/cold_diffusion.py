@@ -309,7 +309,8 @@ class ColdDiffusion(AbstractSynthesizer):
             if len(self.classes) > 1:
                 raise ValueError(
                     "The restorer knows no classes, so generated images would bear random labels. "
-                    "Start from real images (`with_sources`), or load it with a single class."
+                    "Start from real images (`with_sources`), or load it with a single class "
+                    "(`classes`)."
                 )
         else:
             merged.setdefault("severity", 0.3)
