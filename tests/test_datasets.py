@@ -652,8 +652,11 @@ def test_unknown_classes_and_labels_beyond_them_are_refused(cache):
 def test_labels_that_are_not_in_the_order_of_the_items_are_refused(real, cache):
     reversed_ = Listed([real[i] for i in range(60)])
     reversed_.targets = [*real.targets[1:], (real.targets[-1] + 1) % 3]
-    with pytest.raises(DataError, match="not those of its items"):
-        MixedDataset(reversed_, cache, audit=None, fraction=0.5, classes=CLASSES)
+    relabelled = Listed([(x, y if i in (0, 59) else 2 - y) for i, (x, y) in enumerate(real)])
+    relabelled.targets = real.targets
+    for other in (reversed_, relabelled):
+        with pytest.raises(DataError, match="not those of its items"):
+            MixedDataset(other, cache, audit=None, fraction=0.5, classes=CLASSES)
 
 
 def test_other_sizes_and_channels_are_refused(real, tmp_path):

@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from synthaug._adapt import describe, is_probabilities, label_like, pixels_of
 from synthaug._datasets._fields import Adapter, Fields
 from synthaug._datasets._shares import Balance
-from synthaug._errors import CacheMismatchError, DataError
+from synthaug._errors import CacheMismatchError, DataError, DataMismatchError
 from synthaug._foreign import classes_of
-from synthaug._serving import SyntheticImages, class_table
+from synthaug._serving import Servable, SyntheticImages, class_table
 from synthaug._types import Labels
+
+_LOOKED_AT = 8
+"""Items whose labels are compared with those that a data set lists."""
 
 
 def checked_share(mode: str, fraction: Any, ratio: Any) -> tuple[str, Any]:
@@ -73,15 +79,17 @@ def check_example(
     image, label = fields.get(example)
     try:
         shape = tuple(pixels_of(image).shape)
-        found = _class_of(label, synthetic), _class_of(fields.get(raw[len(raw) - 1])[1], synthetic)
+        _class_of(label, synthetic)
     except (TypeError, ValueError) as error:
         raise type(error)(f"Item 0 of `real` cannot be mixed. {error}") from error
-    if found != (labels[0], labels[-1]):
-        raise DataError(
-            f"The labels that `real` lists are not those of its items: {labels[0]} and "
-            f"{labels[-1]} for the first and the last, which have {found[0]} and {found[1]}. "
-            "Its `targets` or `labels` must be in the order of its items."
-        )
+    for i in np.unique(np.linspace(0, len(raw) - 1, _LOOKED_AT).astype(np.int64)).tolist():
+        found = _class_of(fields.get(raw[i])[1], synthetic)
+        if found != labels[i]:
+            raise DataError(
+                f"The labels that `real` lists are not those of its items: item {i} has the label "
+                f"{found}, listed is {labels[i]}. Its `targets` or `labels` must be in the order "
+                "of its items, and mean the same."
+            )
     if appended and isinstance(fields, Fields) and len(example) > 2:
         names = list(example) if isinstance(example, dict) else len(example)
         raise TypeError(
@@ -100,6 +108,40 @@ def check_example(
             f"{shape[1]}x{shape[2]}. Load the real images with the size of the synthetic ones "
             "(`image_shape=cache.image_shape`); or, if the transform makes all of one size, pass "
             "`any_size=True`."
+        )
+
+
+def check_supply(
+    needed: NDArray[np.bool_],
+    available: Labels,
+    row_labels: Labels,
+    synthetic: SyntheticImages,
+    served: Servable,
+    classes: Sequence[str],
+) -> None:
+    """Refuses a class that needs synthetic images and has none that may be served.
+
+    Args:
+        needed: Classes that need some, bool (num_classes,).
+        available: Rows that can be drawn, of each class.
+        row_labels: Class of every row, as `classes` counts them.
+        synthetic: The cache.
+        served: Which of its rows may be served.
+        classes: Names of the classes.
+    """
+    short = np.flatnonzero(needed & (available == 0))
+    if len(short):
+        c = int(short[0])
+        of_class = row_labels == c
+        done = int(np.asarray(synthetic.done)[of_class].sum())
+        allowed = int(served.mask[of_class].sum())
+        passed = f"{allowed or 'none'} of them passed the audit"
+        judged = "" if served.verdict is None else f" and {passed}"
+        left = ", and the filters or weights leave none" if allowed else ""
+        raise DataMismatchError(
+            f"Class {classes[c]!r} has no synthetic image that may be served: of "
+            f"{of_class.sum()} rows, {done} are done{judged}{left}. Generate more images of it, or "
+            "leave the class out of `real`."
         )
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from synthaug._adapt import Transform, like
 from synthaug._data import as_pixels
-from synthaug._datasets._checks import check_example, checked_classes, checked_share
+from synthaug._datasets._checks import check_example, check_supply, checked_classes, checked_share
 from synthaug._datasets._choices import Choices, Mode
 from synthaug._datasets._draws import Stratified, Weighted, bound_draw, checked_seed
 from synthaug._datasets._fields import Adapter, Fields, JustImages, as_dataset, class_indices
@@ -149,7 +149,7 @@ class MixedDataset(Dataset[Any]):
         self._example_image, label = self._fields.get(self._example)
         label_key = getattr(self._fields, "label", None)
         self.classes, table = checked_classes(self.real, self.synthetic, classes, label_key)
-        self._row_labels = table[np.asarray(self.synthetic.labels)]
+        row_labels = table[np.asarray(self.synthetic.labels)]
         labels = class_indices(self._raw, self._fields, self._example)
         self._labels = checked_labels(labels, self.classes, "`real`")
         check_example(
@@ -167,7 +167,7 @@ class MixedDataset(Dataset[Any]):
 
         rows, self._filters = filtered(self.synthetic, np.flatnonzero(self.served.mask), filters)
         rule = bound_draw(draw, self.synthetic, rows)
-        drawn = self._row_labels[rule.arranged(rows)]
+        drawn = row_labels[rule.arranged(rows)]
         available = np.bincount(drawn, minlength=len(self.classes))
         shares = (
             Filled(share, self._labels, available, self.classes)
@@ -179,14 +179,21 @@ class MixedDataset(Dataset[Any]):
         self._choices = Choices(
             self._labels,
             rows,
-            self._row_labels[rows],
+            row_labels[rows],
             shares=shares,
             draw=rule,
             seed=self.seed,
             mode=mode,
             num_classes=len(self.classes),
         )
-        self._check_supply(shares.possible)
+        check_supply(
+            shares.possible,
+            available,
+            row_labels,
+            self.synthetic,
+            self.served,
+            self.classes,
+        )
         self._item_labels = ItemLabels(soft_labels, label, self.synthetic, rows, table)
         if self._item_labels.changes_real and self.target_transform is not None:
             raise ValueError(
@@ -196,22 +203,6 @@ class MixedDataset(Dataset[Any]):
         # In shared memory, so that workers that already run see a new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._log: ServedLog | None = None
-
-    def _check_supply(self, needed: NDArray[np.bool_]) -> None:
-        short = np.flatnonzero(needed & (self._choices.available == 0))
-        if len(short):
-            c = int(short[0])
-            of_class = self._row_labels == c
-            done = int(np.asarray(self.synthetic.done)[of_class].sum())
-            allowed = int(self.served.mask[of_class].sum())
-            passed = f"{allowed or 'none'} of them passed the audit"
-            judged = "" if self.served.verdict is None else f" and {passed}"
-            left = ", and the filters or weights leave none" if allowed else ""
-            raise DataMismatchError(
-                f"Class {self.classes[c]!r} has no synthetic image that may be served: of "
-                f"{of_class.sum()} rows, {done} are done{judged}{left}. Generate more images of "
-                "it, or leave the class out of `real`."
-            )
 
     # Choices
 
@@ -271,7 +262,8 @@ class MixedDataset(Dataset[Any]):
     def log_served(self, path: str | os.PathLike[str] | None) -> None:
         """Writes a line to a file for every item that is loaded from now on, also by workers.
 
-        `mixing.read_log` reads it. What a loader loads ahead and does not use is in it too.
+        `mixing.read_log` reads it. What a loader loads ahead and does not use is in it too. Call it
+        before the loader starts: persistent workers that already run do not hear of it.
 
         Args:
             path: A CSV file, which is continued if it exists; each rank needs its own. `None`
