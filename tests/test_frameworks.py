@@ -201,9 +201,11 @@ def test_a_run_that_lightning_resumes_sees_what_it_would_have_seen(
         assert rest.seen == whole.seen[steps:]
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_lightning_reaches_images_that_are_appended(pl, cache, tmp_path, shuffle):
-    inner = make_datamodule(pl, shuffle=shuffle)
+@pytest.mark.parametrize("order", ["in turn", "shuffled", "seeded"])
+def test_lightning_reaches_images_that_are_appended(pl, cache, tmp_path, order):
+    inner = make_datamodule(pl, shuffle=order == "shuffled")
+    if order == "seeded":
+        inner = make_datamodule(pl, sampler=lambda: synthaug.SeededSampler(real_images(), seed=5))
     options = {"mode": "append", "ratio": 0.5}
     datamodule = synthaug.lightning.MixedDataModule(inner, cache, audit=None, **options)
     model = make_model(pl)
@@ -211,8 +213,11 @@ def test_lightning_reaches_images_that_are_appended(pl, cache, tmp_path, shuffle
         model, datamodule=datamodule
     )
     wanted, found = expected(cache, 0, **options), of_epoch(model, 0)
-    assert (found == wanted) is not shuffle
+    assert (found == wanted) is (order == "in turn")
     assert sorted(found) == sorted(wanted)
+    if order == "seeded":
+        mixed: Any = datamodule.mixed
+        assert found == [wanted[i] for i in synthaug.SeededSampler(mixed, seed=5)]
 
 
 def test_lightning_follows_a_ratio_that_grows_from_nothing_if_it_reloads(pl, cache, tmp_path):

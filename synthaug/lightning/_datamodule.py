@@ -6,7 +6,7 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from synthaug._datasets import MixedDataset
+from synthaug._datasets import MixedDataset, SeededSampler
 from synthaug._opening import StrPath
 from synthaug._serving import SyntheticImages, Verdicts
 
@@ -152,8 +152,8 @@ class _Epochs(Callback):
 def _over(mixed: MixedDataset, loader: DataLoader[Any]) -> DataLoader[Any]:
     """A loader with all settings of another one, over other images."""
     kind = type(loader)
-    names = {*inspect.signature(DataLoader).parameters, *inspect.signature(kind).parameters}
-    settings = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+    known = {*inspect.signature(DataLoader).parameters, *inspect.signature(kind).parameters}
+    settings = {name: getattr(loader, name) for name in known if hasattr(loader, name)}
     settings["dataset"] = mixed
     order = settings.pop("sampler"), settings.pop("batch_sampler")
     own_batches = settings["batch_size"] is None and order[1] is not None
@@ -163,6 +163,9 @@ def _over(mixed: MixedDataset, loader: DataLoader[Any]) -> DataLoader[Any]:
             settings["batch_sampler"] = order[1]
         else:
             settings["sampler"] = order[0]
+    elif isinstance(seeded := order[0], SeededSampler) and not own_batches:
+        names = ("seed", "shuffle", "num_replicas", "rank", "drop_last")
+        settings["sampler"] = SeededSampler(mixed, **{n: getattr(seeded, n) for n in names})
     else:
         drawn = isinstance(order[0], RandomSampler) and not order[0].replacement
         if own_batches or not (drawn or isinstance(order[0], SequentialSampler)):
