@@ -24,7 +24,6 @@ Every audit also measures itself: it plants copies of training images, disturbed
 among the synthetic ones and reports how many it flagged.
 """
 
-import math
 import os
 import platform
 import shlex
@@ -38,12 +37,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp, norm, rankdata
 from torch import Tensor
 
-from synthaug._audit._calibration import Scores, conformal_p_values, q_values, resolution
-from synthaug._audit._competition import Competition, compete
+from synthaug._audit._calibration import resolution
 from synthaug._audit._crew import crew_of
+from synthaug._audit._decisions import (
+    contest_of,
+    halvings,
+    power_of,
+    shift_of,
+    summary,
+    tiers,
+)
 from synthaug._audit._descriptive import descriptive
 from synthaug._audit._disturbances import Disturbance, disturbances, vector_disturbances
 from synthaug._audit._inputs import (
@@ -52,11 +57,10 @@ from synthaug._audit._inputs import (
     check_comparable,
     image_set,
     joined,
-    keys,
     take,
 )
-from synthaug._audit._matches import Matches
-from synthaug._audit._matching import Matcher, resembling, rmse
+from synthaug._audit._matching import Matcher, resembling
+from synthaug._audit._pairs import Pick, counterpart, pair_of, rmse_of
 from synthaug._audit._report import (
     CALIBRATED,
     CLEAR,
@@ -64,31 +68,16 @@ from synthaug._audit._report import (
     EXACT,
     NOT_JUDGED,
     AuditReport,
-    Power,
 )
 from synthaug._audit._verdict import Counts, judge, smallest_visible
 from synthaug._engines import RayEngine
-from synthaug._html import data_uri
 from synthaug._neighbours import INDEXES, threads
 from synthaug._noise import counter_rng
-from synthaug._pixels import to_pil
 from synthaug._progress import bar
 from synthaug._types import JSON
 from synthaug.features import Extractor, Pixel, describe, named
 
-NEEDED_POWER = 0.9
-"""Share of the planted copies of each required kind that must be flagged."""
-
-_SHIFT_SHARE, _SHIFT_LEVEL = 0.6, 0.001
-"""Copies among a fifth of all rows raise the share of p-values up to 0.5 from 0.5 to 0.6, no more:
-beyond that, with a chance of 1 in 1,000 that it is an accident, all rows are closer, and p-values
-may be too small. Of fresh CIFAR-10 images of less and less contrast, p-values up to 0.1 have a
-share of 0.11 where those up to 0.5 have 0.6, of 0.16 where these have 0.74, and of 0.36 where
-these have 0.92 (`benchmarks/audit_nulls.py`)."""
-
 _PLANTED_AT_LEAST = 50
-_HALVINGS = 100
-_SHOWN_SIDE = 96
 _HOLDOUT_PAIRS = 5
 _RECALLED = 1000
 
@@ -228,7 +217,7 @@ def audit(
                 batch_size=batch_size,
                 features_dir=folder,
             )
-            contest = _contest(pooled, links, len(known), len(T), len(known) + len(decoys), fdr)
+            contest = contest_of(pooled, links, len(known), len(T), len(known) + len(decoys), fdr)
         kinds = _kinds(T, float(np.median(isolated)))
         copies = take(T.samples, originals)
         planted, *isolated = matcher.ask(
@@ -240,19 +229,19 @@ def audit(
 
     # Hold-out images that are twins of training images are set aside, as synthetic ones are.
     fresh = None if null is None or null.near_equal.all() else null.scores[~null.near_equal]
-    tier, p, q = _tiers(found, fresh, fdr)
+    tier, p, q = tiers(found, fresh, fdr)
     q_decoy = np.full(len(S), np.nan)
     if contest is not None:
         rows, competition = contest
         q_decoy[rows] = competition.q_values
-    shift = _shift(found, null, p)
+    shift = shift_of(found, null, p)
     shifted = bool(shift.get("shifted"))
     if shifted:
         tier[(tier == CLEAR) & (q_decoy <= fdr)] = COMPETED
-    self_test = {} if fresh is None else _halvings(fresh, fdr, seed)
-    pick = _Pick(found, fresh, T)
+    self_test = {} if fresh is None else halvings(fresh, fdr, seed)
+    pick = Pick(found, fresh, T)
     power = tuple(
-        _power(kind, planted, _Pick(planted, fresh, T), T, originals, fresh, len(S), fdr)
+        power_of(kind, planted, Pick(planted, fresh, T), T, originals, fresh, len(S), fdr)
         for kind, planted in zip(kinds, plants, strict=True)
     )
     counts = Counts(
@@ -282,7 +271,7 @@ def audit(
     suspicious = np.where(tier == EXACT, -1, p)
     shown = np.lexsort((found.scores[:, 0], suspicious, tier == CLEAR))[:max_pairs]
     pairs = [
-        _pair(i, S, T, found, pick, matcher)
+        pair_of(i, S, T, found, pick, matcher)
         | {"tier": int(tier[i]), "p_value": _number(p[i]), "q_value": _number(q[i])}
         for i in shown.tolist()
     ]
@@ -291,10 +280,10 @@ def audit(
         if len(shown):
             best = decoys.match(take(S.samples, shown))
             for j, (pair, i) in enumerate(zip(pairs, shown.tolist(), strict=True)):
-                pair |= _counterpart(H, best, j, int(pick.statistic[i]))
-        closest = _Pick(null, fresh, T)
+                pair |= counterpart(H, best, j, int(pick.statistic[i]))
+        closest = Pick(null, fresh, T)
         order = np.lexsort((null.scores[:, 0], closest.lowest_p))[:_HOLDOUT_PAIRS]
-        holdout_pairs = [_pair(i, H, T, null, closest, matcher) for i in order.tolist()]
+        holdout_pairs = [pair_of(i, H, T, null, closest, matcher) for i in order.tolist()]
     num_statistics = len(matcher.statistics)
     return AuditReport(
         verdict=verdict,
@@ -310,14 +299,14 @@ def audit(
         decided_by=_spread(pick.statistic, S, -1),
         neighbours=_spread(T.rows[pick.neighbours], S, -1),
         neighbour_flipped=_spread(pick.flipped, S, False),
-        rmse=_spread(_rmse(S, T, pick), S, np.nan),
+        rmse=_spread(rmse_of(S, T, pick), S, np.nan),
         labels=S.labels,
         classes=S.classes,
         holdout_scores=np.zeros((0, num_statistics)) if null is None else null.scores,
         holdout_distances=np.zeros((0, num_statistics)) if null is None else null.distances,
         power=power,
         self_test=self_test,
-        competition={} if contest is None else _summary(contest[1]),
+        competition={} if contest is None else summary(contest[1]),
         shift=shift,
         descriptive=tuple(described),
         settings={
@@ -337,28 +326,6 @@ def audit(
         pairs=tuple(pairs),
         holdout_pairs=tuple(holdout_pairs),
     )
-
-
-class _Pick:
-    """The one training image to name for each of n images.
-
-    Its twin if it has one, else the neighbour by the statistic in which the image ranks lowest
-    among the hold-out; without a hold-out by the first statistic.
-    """
-
-    def __init__(self, found: Matches, fresh: Scores | None, T: ImageSet) -> None:
-        n, s = found.scores.shape
-        ranks = np.zeros((n, s))
-        if fresh is not None:
-            ranks = np.stack(
-                [conformal_p_values(found.scores[:, [j]], fresh[:, [j]]) for j in range(s)], axis=1
-            )
-        self.lowest_p = ranks.min(axis=1)
-        self.statistic = ranks.argmin(axis=1)
-        chosen = np.arange(n), self.statistic
-        twin = found.twins >= 0
-        self.neighbours = np.where(twin, found.twins, found.neighbours[chosen])
-        self.flipped = np.where(twin, found.twin_flipped, found.flipped[chosen])
 
 
 class _Given:
@@ -429,20 +396,6 @@ def _command(
     return f"synthaug.audit({', '.join(text)}, seed={seed})"
 
 
-def _tiers(
-    found: Matches, fresh: Scores | None, fdr: float
-) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
-    """Tier, p-value and q-value of each row; the last two NaN where the hold-out has no say."""
-    tier = np.where(found.near_equal, EXACT, CLEAR).astype(np.int8)
-    p, q = np.full((2, len(tier)), np.nan)
-    if fresh is not None:
-        rest = ~found.near_equal
-        p[rest] = conformal_p_values(found.scores[rest], fresh)
-        q[rest] = q_values(p[rest])
-        tier[rest & (q <= fdr)] = CALIBRATED
-    return tier, p, q
-
-
 def _without_overlap(H: ImageSet, known: Contents, deduplicate: bool) -> tuple[ImageSet, int]:
     overlapping = known.find(H.keys) >= 0
     count = int(overlapping.sum())
@@ -457,199 +410,6 @@ def _without_overlap(H: ImageSet, known: Contents, deduplicate: bool) -> tuple[I
     if count == len(H):
         raise ValueError("All images in `holdout` are also in `train`: nothing is held out.")
     return H.select(~overlapping), count
-
-
-def _contest(
-    pooled: Matches,
-    links: NDArray[np.int64],
-    num_train: int,
-    first_holdout: int,
-    num_pooled: int,
-    fdr: float,
-) -> tuple[NDArray[np.int64], Competition] | None:
-    """Lets training and hold-out images compete for the rows, and says which rows took part.
-
-    Rows with a twin in either are left out, as the first tier has judged them.
-    """
-    rows = np.flatnonzero(~pooled.near_equal)
-    if not len(rows) or num_pooled == num_train:
-        return None
-    # Ranks among the rows themselves: nothing here knows which matches are training images.
-    ranks = rankdata(pooled.scores[rows], method="min", axis=0)
-    matches = pooled.neighbours[rows, ranks.argmin(axis=1)]
-    place = np.full(len(pooled.twins), -1, np.int64)
-    place[rows] = np.arange(len(rows))
-    links = place[links]
-    return rows, compete(
-        ranks.min(axis=1),
-        matches,
-        matches < first_holdout,
-        links[(links >= 0).all(axis=1)],
-        num_targets=num_train,
-        num_decoys=num_pooled - num_train,
-        fdr=fdr,
-    )
-
-
-def _summary(competition: Competition) -> dict[str, JSON]:
-    return {
-        "clusters": competition.num_clusters,
-        "targets": competition.targets,
-        "share": competition.share,
-        "expected_share": competition.expected_share,
-        "share_p_value": competition.share_p_value,
-        "leaning": competition.leaning,
-        "resolution": competition.resolution,
-        "detectable_share": competition.detectable_share,
-    }
-
-
-def _shift(found: Matches, null: Matches | None, p: NDArray[np.float64]) -> dict[str, JSON]:
-    """Whether synthetic images as a whole are closer to training images than real ones are.
-
-    Then a small p-value need not mean a copy.
-    """
-    judged = p[np.isfinite(p)]
-    if null is None or not len(judged):
-        return {}
-    # The mean distance to the second to k-th neighbour, in the first space.
-    rows, fresh = (
-        m.distances[m.scores[:, 0] > 0, 0] / m.scores[m.scores[:, 0] > 0, 0] for m in (found, null)
-    )
-    low = float((judged <= 0.5).mean())
-    # Where the middle of the hold-out lies is as uncertain as the hold-out is small.
-    size = 1 / (1 / len(judged) + 1 / len(null.scores))
-    z = (low - _SHIFT_SHARE) / (_SHIFT_SHARE * (1 - _SHIFT_SHARE) / size) ** 0.5
-    shift: dict[str, JSON] = {
-        "share_of_low_p_values": low,
-        "shifted": bool(norm.sf(z) < _SHIFT_LEVEL),
-    }
-    if len(rows) and len(fresh):
-        compared = ks_2samp(rows, fresh)
-        shift |= {"ks_distance": float(compared.statistic), "ks_p_value": float(compared.pvalue)}
-    return shift
-
-
-def _power(
-    kind: Disturbance,
-    planted: Matches,
-    pick: _Pick,
-    T: ImageSet,
-    originals: NDArray[np.int64],
-    fresh: Scores | None,
-    m: int,
-    fdr: float,
-) -> Power:
-    """What becomes of planted copies of one kind among m rows, and how many of them it takes.
-
-    All other rows are taken to be far from suspicious; where they are not, that helps the copies.
-    """
-    share, needed = float(planted.near_equal.mean()), None
-    count = min(m, smallest_visible(m))
-    if fresh is None:
-        needed = 1 if share >= NEEDED_POWER else None
-    else:
-        p = np.where(planted.near_equal, 0.0, conformal_p_values(planted.scores, fresh))
-        among = np.concatenate([np.resize(p, count), np.ones(m - count)])
-        share = float((q_values(among)[:count] <= fdr).mean())
-        hardest = float(np.quantile(p, NEEDED_POWER, method="inverted_cdf"))
-        # Of j copies at least the share that has p <= hardest is flagged as soon as
-        # hardest <= fdr * share * j / m.
-        least = math.ceil(hardest * m / (fdr * float((p <= hardest).mean())) - 1e-9)
-        needed = max(1, least) if least <= m else None
-    # Training images may repeat: any of equal ones is the original.
-    content, wanted = (keys(take(T.samples, rows)) for rows in (pick.neighbours, originals))
-    return Power(
-        kind=kind.name,
-        required=kind.required,
-        planted=count,
-        power=share,
-        found=float((content == wanted).mean()),
-        needed=needed,
-    )
-
-
-def _halvings(fresh: Scores, fdr: float, seed: int) -> dict[str, JSON]:
-    """Audits one half of the hold-out against the other, many times: hardly any may flag."""
-    if len(fresh) < 4:
-        return {}
-    half = len(fresh) // 2
-    flagged = []
-    for i in range(_HALVINGS):
-        order = counter_rng(seed, 2, i).permutation(len(fresh))
-        p = conformal_p_values(fresh[order[:half]], fresh[order[half:]])
-        flagged.append(int((q_values(p) <= fdr).sum()))
-    counts = np.array(flagged)
-    return {
-        "halvings": _HALVINGS,
-        "rows": half,
-        "any_flagged": int((counts > 0).sum()),
-        "mean_flagged": float(counts.mean()),
-    }
-
-
-def _rmse(images: ImageSet, T: ImageSet, pick: _Pick) -> NDArray[np.float64]:
-    if not isinstance(images.samples, Tensor):
-        return np.full(len(images), np.nan)
-    return rmse(images.pixels, T.pixels, pick.neighbours, pick.flipped)
-
-
-def _pair(
-    i: int, images: ImageSet, T: ImageSet, found: Matches, pick: _Pick, matcher: Matcher
-) -> dict[str, JSON]:
-    row, neighbour = int(images.rows[i]), int(pick.neighbours[i])
-    flipped, statistic = bool(pick.flipped[i]), int(pick.statistic[i])
-    pair: dict[str, JSON] = {
-        "row": row,
-        "class": _class_name(images, row),
-        "train_row": int(T.rows[neighbour]),
-        "train_class": _class_name(T, int(T.rows[neighbour])),
-        "flipped": flipped,
-        "statistic": matcher.statistics[statistic],
-        "score": float(found.scores[i, statistic]),
-        "distance": float(found.distances[i, statistic]),
-        "rmse": None,
-        "image": None,
-        "train_image": None,
-        "difference": None,
-    }
-    if not isinstance(images.samples, Tensor):
-        return pair
-    image, counterpart = images.pixels[i : i + 1], T.pixels[neighbour]
-    difference = rmse(image, T.pixels, pick.neighbours[[i]], pick.flipped[[i]])
-    return pair | {
-        "rmse": float(difference[0]),
-        "image": _shown(image[0]),
-        # Mirrored for the eye, so that both images show the same side.
-        "train_image": _shown(counterpart.flip(-1) if flipped else counterpart),
-        "difference": _shown(matcher.difference(image, neighbour)),
-    }
-
-
-def _counterpart(H: ImageSet, best: Matches, j: int, statistic: int) -> dict[str, JSON]:
-    """The hold-out image closest to a shown one, by the statistic that its pair is shown for."""
-    row = int(best.neighbours[j, statistic])
-    image = H.pixels[row] if isinstance(H.samples, Tensor) else None
-    if image is not None and best.flipped[j, statistic]:
-        image = image.flip(-1)
-    return {
-        "holdout_row": int(H.rows[row]),
-        "holdout_distance": float(best.distances[j, statistic]),
-        "holdout_image": None if image is None else _shown(image),
-    }
-
-
-def _class_name(images: ImageSet, row: int) -> str | None:
-    label = int(images.labels[row])
-    if label < 0:
-        return None
-    return images.classes[label] if label < len(images.classes) else str(label)
-
-
-def _shown(pixels: Tensor) -> str:
-    image = to_pil(pixels)
-    image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
-    return data_uri(image)
 
 
 def _spread(values: NDArray[Any], images: ImageSet, missing: Any) -> NDArray[Any]:
