@@ -7,6 +7,7 @@ with all 64 bits (`init_by_array` of Matsumoto and Nishimura, through numpy).
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,3 +53,14 @@ def counter_rng(seed: int, *counters: int) -> np.random.Generator:
         raise ValueError(f"`counters` holds {len(counters)} values, at most 3 are possible.")
     words = [0, *counters, *[0] * (3 - len(counters))]  # word 0 counts the draws themselves
     return np.random.Generator(np.random.Philox(key=seed & (2**128 - 1), counter=words))
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed as `counter_rng` takes it.
+
+    Raises:
+        TypeError: For anything but a whole number; `None` is not "another one each time" here.
+    """
+    if not isinstance(seed, int | np.integer):
+        raise TypeError(f"`seed` is {seed!r}, expected a whole number.")
+    return int(seed)

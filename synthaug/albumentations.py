@@ -47,7 +47,7 @@ class _OnImages(ImageOnlyTransform):
     ) -> dict[str, Any]:
         """Draws nothing; refuses boxes, masks, key points and volumes, which would not fit."""
         del params
-        for name in sorted(_CANNOT_FOLLOW & set(data)):
+        for name in sorted(name for name in _CANNOT_FOLLOW if data.get(name) is not None):
             raise TypeError(
                 f"`{name}` cannot follow an image into a synthetic variant. Use this transform for "
                 "classification only."

@@ -173,17 +173,6 @@ def bound_draw(draw: Any, synthetic: SyntheticImages, rows: Indices) -> Draw:
     return draw.bound(synthetic, rows)
 
 
-def checked_seed(seed: Any) -> int:
-    """A seed as `counter_rng` takes it.
-
-    Raises:
-        TypeError: For anything but a whole number; `None` is not "another one each time" here.
-    """
-    if not isinstance(seed, int | np.integer):
-        raise TypeError(f"`seed` is {seed!r}, expected a whole number.")
-    return int(seed)
-
-
 def shuffled(rng: Rng, values: Indices) -> Indices:
     """The values in a random order."""
     # By sorting uniform numbers: numpy may change `permutation` between versions.

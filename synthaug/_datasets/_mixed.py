@@ -14,7 +14,7 @@ from synthaug._adapt import Transform, like
 from synthaug._data import as_pixels
 from synthaug._datasets._checks import check_example, check_supply, checked_classes, checked_share
 from synthaug._datasets._choices import Choices, Mode
-from synthaug._datasets._draws import Stratified, Weighted, bound_draw, checked_seed
+from synthaug._datasets._draws import Stratified, Weighted, bound_draw
 from synthaug._datasets._fields import Adapter, Fields, JustImages, as_dataset, class_indices
 from synthaug._datasets._filters import filtered
 from synthaug._datasets._labels import ItemLabels
@@ -23,6 +23,7 @@ from synthaug._datasets._shares import Balance, Filled, Share, Shares
 from synthaug._datasets._show import thumbnails
 from synthaug._errors import DataError, DataMismatchError
 from synthaug._foreign import without_transforms
+from synthaug._noise import checked_seed
 from synthaug._opening import StrPath, open_cache, open_report
 from synthaug._serving import SyntheticImages, Verdicts, servable
 from synthaug._sources import checked_labels

@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar, final
 import numpy as np
 from torch.utils.data import Sampler
 
-from synthaug._datasets._draws import checked_seed, shuffled
+from synthaug._datasets._draws import shuffled
 from synthaug._foreign import leaves
-from synthaug._noise import counter_rng
+from synthaug._noise import checked_seed, counter_rng
 from synthaug._types import Indices
 
 # Streams of random numbers; 0 to 2 are those of `_choices`.

@@ -14,6 +14,7 @@ from synthaug._adapt import Transform
 from synthaug._cache import State, SynthCache
 from synthaug._errors import CacheMismatchError
 from synthaug._generate import Synthesizer, check_plan, open_cache
+from synthaug._noise import checked_seed
 from synthaug._on_the_fly._drawing import Drawing
 from synthaug._on_the_fly._pool import Pool
 from synthaug._pixels import to_pil
@@ -97,8 +98,8 @@ class OnTheFlyDataset(Dataset[Any]):
             CacheError: If the cache cannot be made or read.
         """
         for name, value in (("size", size), ("reuse", reuse), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+                raise ValueError(f"`{name}` must be a whole number from 1, got {value}.")
         if output_type not in ("pil", "pt", "np"):
             raise ValueError(f"`output_type` must be 'pil', 'pt' or 'np', got {output_type!r}.")
         check_plan(synthesizer, plan)
@@ -108,7 +109,7 @@ class OnTheFlyDataset(Dataset[Any]):
             usable &= self.cache.state != State.WITHDRAWN
         rows = np.flatnonzero(usable)
         self._pool = Pool(
-            rows, plan["label"][rows], plan.classes, size=size, reuse=reuse, seed=seed
+            rows, plan["label"][rows], plan.classes, size=size, reuse=reuse, seed=checked_seed(seed)
         )
         self._drawing = Drawing(synthesizer, plan, self.cache, batch_size)
         self.synthesizer, self.reuse, self.seed = synthesizer, reuse, seed
