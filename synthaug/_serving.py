@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._errors import AuditMismatchError, CacheMismatchError
-from synthaug._types import JSON, Labels, Pixels
+from synthaug._types import JSON, Indices, Labels, Pixels
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +195,12 @@ def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
         )
     place = {name: c for c, name in enumerate(classes)}
     return np.array([place[name] for name in theirs], np.int64)
+
+
+def rows_by_class(rows: Indices, labels: Labels, num_classes: int) -> list[Indices]:
+    """Rows of each class, in the order in which they are given; of many classes in one pass."""
+    ends = np.cumsum(np.bincount(labels, minlength=num_classes))
+    return np.split(rows[np.argsort(labels, kind="stable")], ends[:-1])
 
 
 def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: str) -> None:

@@ -17,7 +17,7 @@ from synthaug._errors import CacheMismatchError, DataError, DataMismatchError
 from synthaug._opening import StrPath, open_cache, open_cold, open_report
 from synthaug._pixels import to_pil
 from synthaug._restoration import ColdRestorer, Restoration, check_unit_range
-from synthaug._serving import SyntheticImages, Verdicts, class_table, servable
+from synthaug._serving import SyntheticImages, Verdicts, class_table, rows_by_class, servable
 from synthaug._types import Indices
 from synthaug._variants import Variants
 
@@ -183,7 +183,7 @@ class MixSynthetic(v2.Transform):
         if not len(rows):
             raise DataError("No synthetic image may be served: none is done and passed the audit.")
         labels = table[np.asarray(self._synthetic.labels)[rows]]
-        self._pools = [rows[labels == c] for c in range(len(self._classes))]
+        self._pools = rows_by_class(rows, labels, len(self._classes))
 
     def forward(self, *inputs: Any) -> Any:
         """Mixes one batch; what is neither images nor labels passes through."""

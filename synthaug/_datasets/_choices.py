@@ -15,6 +15,7 @@ import numpy as np
 from synthaug._datasets._draws import Draw
 from synthaug._datasets._shares import Filled, Shares
 from synthaug._noise import counter_rng
+from synthaug._serving import rows_by_class
 from synthaug._types import Indices, Labels
 
 # Streams of random numbers; no two uses share one. 3 and 4 are those of the samplers.
@@ -53,7 +54,7 @@ class Choices:
         """
         self._labels, self._shares, self._draw = labels, shares, draw
         self._seed, self._mode, self._num_classes = seed, mode, num_classes
-        self.pools = [draw.arranged(rows[row_labels == c]) for c in range(num_classes)]
+        self.pools = [draw.arranged(own) for own in rows_by_class(rows, row_labels, num_classes)]
         self._by_class = np.argsort(labels, kind="stable")
         self._before: list[Labels] = [np.zeros(num_classes, np.int64)]
         self._table: tuple[int, Indices] | None = None
@@ -61,11 +62,6 @@ class Choices:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_table": None}  # cheaper to draw again than to send
-
-    @property
-    def available(self) -> Labels:
-        """Rows that can be drawn, of each class, int64 (num_classes,)."""
-        return np.array([len(pool) for pool in self.pools], np.int64)
 
     def digest(self) -> str:
         """32 hexadecimal digits over the rows that can be drawn, and how often."""

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from synthaug._errors import DataError
 from synthaug._evaluation._augment import Augment
 from synthaug._foreign import classes_of
-from synthaug._serving import Servable, Verdicts, class_table, servable
+from synthaug._serving import Servable, Verdicts, class_table, rows_by_class, servable
 from synthaug._types import Indices, Labels, Pixels
 
 CAS = "synthetic only (CAS)"
@@ -106,7 +106,8 @@ def scaling_arms(
     served = servable(synthetic, audit)
     classes = classes_of(real) or tuple(synthetic.classes)
     labels = class_table(synthetic, classes)[np.asarray(synthetic.labels)]
-    pools = [np.flatnonzero(served.mask & (labels == c)) for c in range(len(classes))]
+    servable_rows = np.flatnonzero(served.mask)
+    pools = rows_by_class(servable_rows, labels[servable_rows], len(classes))
     arms: dict[str, Dataset[Any]] = {}
     for ratio in ratios:
         total = round(ratio * len(real))
