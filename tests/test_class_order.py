@@ -107,6 +107,9 @@ def test_class_to_idx_says_what_labels_mean_and_must_not_contradict_the_names(tm
     folder.class_to_idx = {name: i for i, name in enumerate(OTHER)}
     with pytest.raises(DataError, match="'ant' is class 0 in one and 1 in the other"):
         classes_of(folder)
+    cache = make_cache(tmp_path, shape=(3, 6, 5))
+    mixed = MixedDataset(folder, cache, audit=None, fraction=0.5, classes=CLASSES)  # says what is
+    assert mixed.classes == CLASSES
     del folder.classes
     assert classes_of(folder) == OTHER
 

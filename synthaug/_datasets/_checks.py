@@ -41,7 +41,12 @@ def checked_classes(
     real: Any, synthetic: SyntheticImages, given: Sequence[str] | None, label_key: Any
 ) -> tuple[tuple[str, ...], Labels]:
     """The class names as `real` counts them, and where those of the synthetic images are there."""
-    known = classes_of(real, label_key)
+    try:
+        known = classes_of(real, label_key)
+    except DataError:
+        if given is None:
+            raise
+        known = None
     found = known if given is None else tuple(str(name) for name in given)
     if found is None:
         raise DataError(
