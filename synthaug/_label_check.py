@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synthaug._devices import choose_device
 from synthaug._errors import AuditError, AuditMismatchError
 from synthaug._evaluation import class_probabilities
 from synthaug._foreign import classes_of
@@ -134,7 +135,7 @@ def check_labels(
     percentile: float | None = None,
     steps: int = 1000,
     seeds: Sequence[int] = (0, 1, 2),
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> LabelCheck:
     """Trains classifiers on the real images, and withholds synthetic ones that they disagree with.
@@ -150,7 +151,7 @@ def check_labels(
         percentile: In (0, 100).
         steps: Optimiser steps of each classifier.
         seeds: One classifier each; their probabilities are averaged.
-        device: Where to train.
+        device: Where to train; a GPU if there is one by default.
         progress: Show a bar.
 
     Raises:
@@ -166,13 +167,14 @@ def check_labels(
         raise ValueError(f"`threshold` must be in (0, 1), got {threshold}.")
     if percentile is not None and not 0 < percentile < 100:
         raise ValueError(f"`percentile` must be in (0, 100), got {percentile}.")
+    place = choose_device(device)
     table = class_table(cache, classes_of(real) or ())
     done = np.flatnonzero(cache.done)
     labels = np.asarray(cache.labels, np.int64)
     scores = np.full(len(labels), np.nan, np.float32)
     if len(done):
         probabilities = class_probabilities(
-            real, cache.read(done), steps=steps, seeds=seeds, device=device, progress=progress
+            real, cache.read(done), steps=steps, seeds=seeds, device=place, progress=progress
         )
         scores[done] = probabilities[np.arange(len(done)), table[labels[done]]]
     return LabelCheck(

@@ -206,6 +206,8 @@ def test_generating_again_changes_nothing_and_the_picture_shows_each_class(work,
     assert cache.read_bytes() == before
     picture = cache.with_suffix(".png")
     assert f"Samples: {picture}" in text
+    with Image.open(picture) as shown:
+        assert shown.size == (2 + 8 * (8 * 8 + 2), 2 + 3 * (8 * 8 + 2))
     opened = SynthCache(cache)
     assert opened.classes == CLASSES
     assert opened.plan.quota.tolist() == [5, 5, 5]

@@ -260,23 +260,25 @@ def test_what_a_command_prints_on_the_way_does_not_disturb_its_json(monkeypatch)
     ],
 )
 def test_verbose_tells_what_is_decided_and_all_settings(monkeypatch, option, heard):
-    progress: list[str | None] = []
+    bars: dict[str, str | None] = {}
 
     def logs() -> Result:
         """Logs."""
         logging.getLogger("synthaug").info("decided")
         logging.getLogger("synthaug._plan").warning("careful")
         warnings.warn("beware", stacklevel=1)
-        progress.append(os.environ.get("SYNTHAUG_PROGRESS"))
+        bars.update({name: os.environ.get(name) for name in _main._QUIET})
         return Result(record={})
 
-    monkeypatch.delenv("SYNTHAUG_PROGRESS", raising=False)
+    for name in _main._QUIET:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(COMMANDS, "demo", logs)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         lines = run("demo", *option).err.splitlines()
     assert lines[: len(heard)] == heard
-    assert progress == ["off" if option == ["-q"] else None]
+    assert bars == (_main._QUIET if option == ["-q"] else dict.fromkeys(_main._QUIET))
+    assert not set(_main._QUIET) & set(os.environ)
     assert not logging.getLogger("synthaug").handlers
 
 

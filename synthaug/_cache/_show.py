@@ -113,7 +113,12 @@ def info_text(cache: "SynthCache") -> str:
 
 
 def contact_sheet(
-    cache: "SynthCache", *, columns: int = 10, rows_per_class: int = 1, scale: int | None = None
+    cache: "SynthCache",
+    *,
+    columns: int = 10,
+    rows_per_class: int = 1,
+    scale: int | None = None,
+    most_classes: int | None = None,
 ) -> Image.Image:
     """Images of every class that has any, class by class, on one sheet.
 
@@ -122,6 +127,7 @@ def contact_sheet(
         columns: Images side by side.
         rows_per_class: Lines for each class; a class with fewer images gets blank tiles.
         scale: Enlargement without smoothing; chosen from the image size if `None`.
+        most_classes: Show no more classes than so many; all if `None`.
 
     Raises:
         ValueError: No row is done.
@@ -131,10 +137,8 @@ def contact_sheet(
         raise ValueError(f"{cache.path} holds no image to show yet.")
     per_class = columns * rows_per_class
     tiles = []
-    for index in range(len(cache.classes)):
+    for index in np.unique(cache.labels[done])[:most_classes].tolist():
         rows = np.flatnonzero(done & (cache.labels == index))
-        if not len(rows):
-            continue
         chosen = rows[np.linspace(0, len(rows) - 1, min(per_class, len(rows))).astype(np.int64)]
         sheet = np.full((per_class, *cache.image_shape), 255, np.uint8)
         sheet[: len(chosen)] = cache.read(chosen).numpy()

@@ -355,9 +355,8 @@ def generate(
         generator_licence: Licence of the generator, for the record.
         source_licence: Licence of the data it was trained on, for the record.
     """
-    from synthaug._cache import State
+    from synthaug._cache import State, contact_sheet
     from synthaug._generate import generate as fill
-    from synthaug._pixels import grid
 
     chosen = ray.engine(engine, partial(_load_there, os.getcwd(), checkpoint, options))
     if engine == "ray":  # the actors draw: here nothing should take a GPU
@@ -375,14 +374,10 @@ def generate(
         licence=licence,
         command=call.line,
     )
-    done = cache.done.nonzero()[0]
-    labels = cache.labels[done]
-    shown = [i for label in sorted(set(labels))[:10] for i in done[labels == label][:8]]
     picture = None
-    if shown and not (cache.state == State.PENDING).any():  # not if all were withdrawn
+    if cache.done.any() and not (cache.state == State.PENDING).any():  # not if all were withdrawn
         picture = str(Path(out).with_suffix(".png"))
-        scale = max(1, 32 // cache.image_shape[-1])
-        grid(cache.read(shown), columns=8, scale=scale).save(picture)
+        contact_sheet(cache, columns=8, most_classes=10).save(picture)
     return Result(
         record={**contents(cache), "picture": picture},
         text=str(cache) + (f"\nSamples: {picture}" if picture else ""),

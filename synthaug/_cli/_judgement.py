@@ -322,7 +322,6 @@ def evaluate_labels(
         out: Writes OUT.json, for evaluate --labels.
     """
     from synthaug._cache import SynthCache
-    from synthaug._devices import choose_device
     from synthaug._files import check_folder
     from synthaug._label_check import check_labels
 
@@ -335,7 +334,7 @@ def evaluate_labels(
         percentile=percentile,
         steps=steps,
         seeds=range(seeds),
-        device=choose_device(device),
+        device=device,
     )
     check = replace(check, settings={**check.settings, "command": call.line})
     Path(out).parent.mkdir(parents=True, exist_ok=True)

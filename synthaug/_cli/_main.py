@@ -245,17 +245,21 @@ def _terminate(*_: Any) -> None:
     raise _Terminated
 
 
+_QUIET = {"SYNTHAUG_PROGRESS": "off", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""What hides our progress bars, and those of transformers and the hub."""
+
+
 @contextlib.contextmanager
 def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
     """Log and warnings as single lines on standard error; no progress if it is to be quiet."""
     logger = logging.getLogger("synthaug")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("synthaug: %(message)s"))
-    level, progress = logger.level, os.environ.get("SYNTHAUG_PROGRESS")
+    level, before = logger.level, {name: os.environ.get(name) for name in _QUIET}
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose and not quiet else logging.WARNING)
     if quiet:  # in the environment, so that worker processes know
-        os.environ["SYNTHAUG_PROGRESS"] = "off"
+        os.environ.update(_QUIET)
     try:
         with warnings.catch_warnings():
             # One line, without the place in the code.
@@ -266,10 +270,11 @@ def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        if quiet and progress is None:
-            del os.environ["SYNTHAUG_PROGRESS"]
-        elif quiet:
-            os.environ["SYNTHAUG_PROGRESS"] = str(progress)
+        for name, value in before.items():
+            if value is not None:
+                os.environ[name] = value
+            elif quiet:
+                del os.environ[name]
 
 
 @dataclass(frozen=True)
