@@ -167,7 +167,9 @@ def cache(work) -> Path:
 
 def test_the_shards_of_a_job_make_the_images_of_one_process(work, cache, tmp_path):
     job = ["generate", work / "run", tmp_path / "a.h5", "--per-class", 5, *DRAW]
-    assert "15 pending" in succeed(*job, "--shard", "2/2")  # all rows are in the first part
+    text = succeed(*job, "--shard", "2/2")  # all rows are in the first part
+    assert "15 pending" in text
+    assert "This share is drawn." in text
     assert "15 done" in succeed(*job, "--shard", "1/2")
     rows = range(15)
     assert torch.equal(SynthCache(tmp_path / "a.h5").read(rows), SynthCache(cache).read(rows))

@@ -374,11 +374,13 @@ def generate(
         licence=licence,
         command=call.line,
     )
-    picture = None
-    if cache.done.any() and not (cache.state == State.PENDING).any():  # not if all were withdrawn
+    picture, others = None, (cache.state == State.PENDING).any()
+    if cache.done.any() and not others:  # not if all were withdrawn
         picture = str(Path(out).with_suffix(".png"))
         contact_sheet(cache, columns=8, most_classes=10).save(picture)
     return Result(
         record={**contents(cache), "picture": picture},
-        text=str(cache) + (f"\nSamples: {picture}" if picture else ""),
+        text=str(cache)
+        + (f"\nSamples: {picture}" if picture else "")
+        + ("\nThis share is drawn. The last process to end puts all together." if others else ""),
     )
