@@ -62,7 +62,7 @@ class MixedDataModule(LightningDataModule):
         if not isinstance(datamodule, LightningDataModule):
             raise TypeError(
                 f"`datamodule` is a {type(datamodule).__name__}, expected a LightningDataModule of "
-                "`lightning.pytorch` (and not of `pytorch_lightning`)."
+                "`lightning.pytorch`, and not of `pytorch_lightning`."
             )
         self.datamodule = datamodule  # first: `trainer` is its
         super().__init__()
