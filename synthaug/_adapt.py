@@ -26,6 +26,8 @@ Transform = Callable[[Any], Any]
 
 _MODES = {"L": 1, "RGB": 3}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_BRIGHT = 16
+"""Beyond any value of an image that was normalised, and soon reached from 0 to 255."""
 _SLACK = 1e-4
 """Resizing and bfloat16 overshoot [0, 1] a little; normalised images do so by far more."""
 
@@ -92,8 +94,12 @@ def _levels(chw: Tensor, image: Any) -> Tensor:
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # a NaN fails this too
         raise ValueError(
             f"Got {describe(image)} with values from {low:.4g} to {high:.4g}, expected [0, 1]. "
-            "Normalise after the images of both kinds came together: take `Normalize` off this "
-            "data set, and give it where the images are used."
+            + (
+                "Divide by 255, or give uint8."
+                if low >= 0 and high > _BRIGHT
+                else "Normalise after the images of both kinds came together: take `Normalize` off "
+                "this data set, and give it where the images are used."
+            )
         )
     return (chw.float() * 255).round().clamp(0, 255).to(torch.uint8)
 

@@ -677,6 +677,9 @@ def test_items_that_are_not_labelled_images_are_refused(cache):
     normalised = TensorDataset(torch.randn(4, 3, 6, 5), torch.tensor([0, 1, 2, 0]))
     with pytest.raises(ValueError, match=r"Item 0 of `real` cannot be mixed.*take `Normalize` off"):
         MixedDataset(normalised, cache, audit=None, fraction=0.5, classes=CLASSES)
+    bright = TensorDataset(torch.full((1, 3, 6, 5), 200.0), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"from 200 to 200, expected \[0, 1\]. Divide by 255"):
+        MixedDataset(bright, cache, audit=None, fraction=0.5, classes=CLASSES)
     cases: list[tuple[list[Any], str]] = [
         ([torch.zeros(3, 6, 5)], "An item of the data set is Tensor"),
         ([{"picture": 1, "label": 0}], r"no image: .* say where they are: `fields=mixing.Fields\("),

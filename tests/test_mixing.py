@@ -484,6 +484,13 @@ def test_real_labels_that_are_vectors_keep_their_type(cache, kind):
         np.testing.assert_allclose(label, np.eye(3)[i % 3] if made else vectors[i], atol=1e-7)
 
 
+def test_real_labels_of_several_classes_at_once_are_refused(real, cache):
+    items = [(image, torch.eye(3)[label]) for image, label in real]
+    items[7] = (items[7][0], torch.tensor([1.0, 0.0, 1.0]))
+    with pytest.raises(DataError, match=r"label of item 7 of `real` is \[1\. 0\. 1\.\], and class"):
+        MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
+
+
 def test_wrong_soft_labels_are_named(real, cache):
     mix = partial(MixedDataset, real, cache, audit=None, fraction=0.5)
     with pytest.raises(ValueError, match=r"shape \(21, 2\), expected .* \(21, 3\)"):
@@ -729,3 +736,25 @@ def test_batches_of_exact_counts_may_follow_a_schedule(real, cache):
     sampler.set_epoch(1)
     with pytest.raises(ValueError, match=r"in \[0, 8\), below the batch size; got 8 in epoch 1"):
         list(sampler)
+
+
+@pytest.mark.parametrize("transform", [None, v2.ToImage()])
+def test_a_mixture_may_be_mixed_with_another_cache_and_follows_the_epoch(
+    real, cache, tmp_path, transform
+):
+    inner = MixedDataset(real, cache, audit=None, fraction=0.5, seed=1, transform=transform)
+    other = make_cache(tmp_path, quota=(3, 3, 3))
+    both = MixedDataset(Subset(inner, range(60)), other, audit=None, fraction=0.5)
+    seen = set()
+    for epoch in range(2):
+        both.set_epoch(epoch)
+        twin = MixedDataset(real, cache, audit=None, fraction=0.5, seed=1)
+        twin.set_epoch(epoch)
+        rows = both.synthetic_rows()
+        wanted = np.where(rows >= 0, FIRST_ROW + rows, values(twin))
+        assert values(both) == wanted.tolist()
+        seen.add(tuple(wanted))
+    assert len(seen) == 2
+    grows = MixedDataset(real, cache, audit=None, mode="append", ratio=Linear(0, 1, epochs=2))
+    with pytest.raises(ValueError, match=r"`ratio` changes.* Mix in the other order"):
+        MixedDataset(grows, other, audit=None, fraction=0.5)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from synthaug._adapt import is_probabilities
+from synthaug._errors import DataError
 from synthaug._foreign import field_key, labels_of
 from synthaug._types import Labels
 
@@ -142,10 +143,21 @@ def as_dataset(real: Any) -> Any:
 
 
 def class_indices(raw: Any, fields: Adapter, example: Any) -> Labels:
-    """The class of every item, int64 (N,); of class probabilities the most probable one."""
+    """The class of every item, int64 (N,); of class probabilities the most probable one.
+
+    Raises:
+        DataError: For vectors that are no class probabilities, such as those of several labels.
+    """
     if is_probabilities(fields.get(example)[1]):
-        vectors = [np.asarray(fields.get(raw[i])[1]) for i in range(len(raw))]
-        return np.stack(vectors).argmax(axis=1)
+        vectors = np.stack([np.asarray(fields.get(raw[i])[1]) for i in range(len(raw))])
+        wrong = np.flatnonzero((vectors < 0).any(1) | (np.abs(vectors.sum(1) - 1) > 0.01))
+        if len(wrong):
+            raise DataError(
+                f"The label of item {wrong[0]} of `real` is {vectors[wrong[0]]}, and class "
+                "probabilities are not negative, and 1 in sum. Images of several classes at once "
+                "cannot be mixed."
+            )
+        return vectors.argmax(axis=1)
     if not isinstance(fields, Fields):
         return np.array([int(fields.get(raw[i])[1]) for i in range(len(raw))], np.int64)
     return labels_of(raw, fields.label)

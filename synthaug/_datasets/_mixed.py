@@ -22,7 +22,7 @@ from synthaug._datasets._log import ServedLog
 from synthaug._datasets._shares import Balance, Filled, Share, Shares
 from synthaug._datasets._show import thumbnails
 from synthaug._errors import DataError, DataMismatchError
-from synthaug._foreign import without_transforms
+from synthaug._foreign import leaves, without_transforms
 from synthaug._noise import checked_seed
 from synthaug._opening import StrPath, open_cache, open_report
 from synthaug._serving import SyntheticImages, Verdicts, servable
@@ -86,7 +86,7 @@ class MixedDataset(Dataset[Any]):
 
         Args:
             real: A map-style data set, also inside `Subset` and `ConcatDataset`, of the `datasets`
-                library, or a pair of arrays (images, labels).
+                library, a pair of arrays (images, labels), or a mixture with another cache.
             synthetic: A `SynthCache` or its path; or an `OnTheFlyDataset`. Rows that are done now
                 are used. Classes are matched by name: their order may be another one than in
                 `real`, whose order holds everywhere here.
@@ -131,6 +131,11 @@ class MixedDataset(Dataset[Any]):
         )
         if len(self.real) == 0:
             raise DataError("`real` holds no image.")
+        if not all(getattr(leaf, "has_fixed_length", True) for leaf in leaves(self.real)):
+            raise ValueError(
+                "`real` is a mixture whose `ratio` changes, so that it has another length in every "
+                "epoch. Mix in the other order: with that ratio last."
+            )
 
         self._raw, taken, target_taken = without_transforms(self.real)
         for argument, given, own in [
@@ -217,8 +222,9 @@ class MixedDataset(Dataset[Any]):
         if epoch < 0:
             raise ValueError(f"`epoch` must be at least 0, got {epoch}.")
         self._epoch.fill_(epoch)
-        if hasattr(self.synthetic, "set_epoch"):  # an `OnTheFlyDataset`
-            self.synthetic.set_epoch(epoch)
+        for part in (*leaves(self._raw), self.synthetic):  # a mixture, an `OnTheFlyDataset`
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
 
     def synthetic_rows(self, indices: ArrayLike | None = None) -> Indices:
         """The row of the cache that each index gives in this epoch, -1 for a real image.
