@@ -753,6 +753,10 @@ def test_a_mixture_may_be_mixed_with_another_cache_and_follows_the_epoch(
         rows = both.synthetic_rows()
         wanted = np.where(rows >= 0, FIRST_ROW + rows, values(twin))
         assert values(both) == wanted.tolist()
+        made = (rows >= 0) | (twin.synthetic_rows() >= 0)
+        direct = MixedDataset(inner, other, audit=None, fraction=0.5)
+        direct.set_epoch(epoch)
+        assert [direct.is_synthetic(i) for i in range(60)] == made.tolist()
         seen.add(tuple(wanted))
     assert len(seen) == 2
     grows = MixedDataset(real, cache, audit=None, mode="append", ratio=Linear(0, 1, epochs=2))

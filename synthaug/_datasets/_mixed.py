@@ -227,7 +227,7 @@ class MixedDataset(Dataset[Any]):
                 part.set_epoch(epoch)
 
     def synthetic_rows(self, indices: ArrayLike | None = None) -> Indices:
-        """The row of the cache that each index gives in this epoch, -1 for a real image.
+        """The row of the cache that each index gives in this epoch, -1 for an image of `real`.
 
         Args:
             indices: int (n,); all if `None`.
@@ -252,7 +252,7 @@ class MixedDataset(Dataset[Any]):
 
     def is_synthetic(self, index: int) -> bool:
         """Whether an index gives a synthetic image in this epoch."""
-        return bool(self._rows()[index] >= 0)
+        return bool(self.provenance(index)["synthetic"])
 
     def provenance(self, index: int) -> dict[str, Any]:
         """Where the image of an index comes from in this epoch.
@@ -262,7 +262,10 @@ class MixedDataset(Dataset[Any]):
         """
         row = int(self._rows()[index])
         if row < 0:
-            return {"synthetic": False, "index": int(index) % len(self)}
+            index = int(index) % len(self)
+            if isinstance(self.real, MixedDataset):
+                return self.real.provenance(index)
+            return {"synthetic": False, "index": index}
         known = getattr(self.synthetic, "provenance", None)
         return {"synthetic": True, "row": row, **({} if known is None else known(row))}
 
