@@ -4,7 +4,7 @@
     python benchmarks/sweep.py --checkpoint runs/cifar10 --train folder:cifar10/train \
         --test folder:cifar10/test --features torchscript:encoder.pt --models small-cnn resnet20 \
         --num-inference-steps 5 10 --guidance-scale 1 3 --guidance 1 2 3 5 --per-class 20 \
-        --guidance-per-class 100 --real-per-class 50 --ratios 0 1 2 5 10 --steps 400 --name cifar10
+        --guidance-per-class 100 --real-per-class 30 --ratios 0 1 3 10 --steps 400 --name cifar10
 
 Two stages, after Azizi et al. 2023: schedulers, steps, guidance and log-variance mix on the Fréchet
 distance; then guidance on Fréchet distance, inception score and CAS. Both look at a validation
@@ -80,7 +80,7 @@ def scaling(
             arms,
             test=test,
             model=model,
-            steps=options.steps,
+            steps=options.scaling_steps or options.steps,
             seeds=options.seeds,
             output_dir=Path(options.work) / "scaling",
         )
@@ -110,6 +110,7 @@ if __name__ == "__main__":
     parser.add_argument("--models", nargs="+", default=["small-cnn", "resnet20"])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0, 1, 3])
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--scaling-steps", type=int, help="Of the classifiers of the amounts")
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     started = time.process_time()
