@@ -373,6 +373,29 @@ def test_what_a_killed_driver_left_is_finished_and_what_was_damaged_since_drawn_
     assert len(synthesizer.drawn) == 128 + 1
 
 
+class Poisoned(Shaped):
+    """One row ends the process that draws it; another does not fit into memory."""
+
+    def draw(self, rows: Plan) -> torch.Tensor:
+        if 100 in rows["variant"][rows["label"] == 0]:
+            raise Killed
+        if 70 in rows["variant"][rows["label"] == 2]:
+            raise MemoryError
+        return super().draw(rows)
+
+
+def test_all_rows_are_drawn_but_those_that_end_every_actor_and_the_job_can_go_on(
+    tmp_path, expected, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    path, plan = tmp_path / "a.h5", a_plan()
+    with pytest.raises(EngineError, match=r"Row 100 ended .*'variant': 100.* So did 1 more"):
+        draw(path, Poisoned(), engine=RayEngine(actors=2, tries=1), batch_size=1)
+    again = Shaped()
+    assert draw(path, again).path.read_bytes() == expected
+    assert again.drawn == [plan["seed"][100], plan["seed"][220]]
+
+
 @pytest.mark.parametrize(
     ("changes", "cpus", "message"),
     [
@@ -426,6 +449,8 @@ def test_a_pool_repeats_the_work_of_lost_actors_but_not_for_ever(ray, tmp_path):
         def work(self, number: int) -> int:
             before = (tmp_path / str(number)).exists()
             (tmp_path / str(number)).touch()
+            if number == 9:
+                raise MemoryError
             if number < 0 or (number % 2 == 0 and not before):
                 os._exit(1)
             return number**2
@@ -438,29 +463,8 @@ def test_a_pool_repeats_the_work_of_lost_actors_but_not_for_ever(ray, tmp_path):
     assert squares([1, 2, 3, 5, 7]) == [(n, n**2) for n in (1, 2, 3, 5, 7)]
     with pytest.raises(EngineError, match="2 actors were lost with the same work"):
         squares([-2])
-
-
-class Poisoned(Shaped):
-    """One row ends the process that draws it; another does not fit into memory."""
-
-    def draw(self, rows: Plan) -> torch.Tensor:
-        if 100 in rows["variant"][rows["label"] == 0]:
-            os._exit(1)
-        if 70 in rows["variant"][rows["label"] == 2]:
-            raise MemoryError
-        return super().draw(rows)
-
-
-@pytest.mark.xdist_group("ray")
-def test_two_actors_draw_all_rows_but_those_that_end_them_and_the_job_can_go_on(
-    ray, tmp_path, expected
-):
-    path, plan = tmp_path / "a.h5", a_plan()
-    with pytest.raises(EngineError, match=r"Row 100 ended .*'variant': 100.* So did 1 more"):
-        draw(path, Poisoned(), engine=RayEngine(actors=2, tries=1), batch_size=1)
-    again = Shaped()
-    assert draw(path, again).path.read_bytes() == expected
-    assert again.drawn == [plan["seed"][100], plan["seed"][220]]
+    with pytest.raises(MemoryError):
+        squares([9])
 
 
 def test_a_synthesizer_that_cannot_travel_is_refused_before_anything_is_made(tmp_path):
