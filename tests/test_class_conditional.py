@@ -178,7 +178,7 @@ def test_settings_that_make_no_sense_are_refused():
 def test_real_images_that_do_not_fit_the_model_are_refused():
     real = Real()
     real.image_shape = (3, 8, 8)
-    with pytest.raises(DataError, match=r"Load them with image_size=8 and channels=1"):
+    with pytest.raises(DataError, match=r"Load them with `image_size=8` and `channels=1`"):
         tiny().with_sources(real)
     real = Real()
     real.classes = ("bee", "ant", "cat", "dog")

@@ -433,7 +433,7 @@ def test_the_score_of_a_generator_on_its_own_training_images_is_refused(labelled
         ({"label_dropout": 1.0}, r"`label_dropout` must be in \[0, 1\), got 1.0"),
         ({"snapshots": [3, 5]}, r"`snapshots` must be in \[1, 4\], got 5"),
         ({"image_size": 16}, r"shape \(1, 8, 8\), the checkpoint draws \(1, 16, 16\)"),
-        ({"real": Real(3)}, "Load them with image_size=8 and channels=1"),
+        ({"real": Real(3)}, "Load them with `image_size=8` and `channels=1`"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -95,9 +95,9 @@ class BaseOptions:
     """A generator to begin with (--method hardness, finetune).
 
     Args:
-        base: Checkpoint of the generator that --method hardness steers. Its network sets the size
-            of those that are trained, and the images are brought to its size and channels. Or the
-            checkpoint that --method finetune goes on from, to whose size --image-size brings them.
+        base: The checkpoint that --method finetune goes on from, to whose size --image-size and
+            --channels bring the images. Or the generator that --method hardness steers: its network
+            sets the size of those that are trained, and images are brought to its size.
     """
 
     base: str | None = None

@@ -117,8 +117,8 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         if tuple(real.image_shape) != base.image_shape:
             raise DataMismatchError(
                 f"The real images have shape {tuple(real.image_shape)}, the checkpoint draws "
-                f"{base.image_shape}. Load them with image_size={base.image_shape[1]} and "
-                f"channels={base.image_shape[0]}, or give another `image_size`."
+                f"{base.image_shape}. Load them with `image_size={base.image_shape[1]}` and "
+                f"`channels={base.image_shape[0]}`, or give another `image_size`."
             )
         base.make_scheduler(None)  # refuses models of continuous time
         self._scheduler = base.make_scheduler("ddpm")

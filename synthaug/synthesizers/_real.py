@@ -48,7 +48,7 @@ class RealImages:
         if shape != image_shape:
             raise DataMismatchError(
                 f"The real images have shape {shape}, the model draws {image_shape}. Load them "
-                f"with image_size={image_shape[1]} and channels={image_shape[0]}."
+                f"with `image_size={image_shape[1]}` and `channels={image_shape[0]}`."
             )
         names = tuple(map(str, getattr(real, "classes", classes)))
         if labels is None and names != tuple(classes):

@@ -218,7 +218,7 @@ class DiffusionInversion(AbstractSynthesizer):
         if shape != self.image_shape:
             raise DataMismatchError(
                 f"The real images have shape {shape}, the generator's {self.image_shape}. Load "
-                f"them with image_shape={self.image_shape}, or the generator with another "
+                f"them with `image_shape={self.image_shape}`, or the generator with another "
                 "`image_size`."
             )
         if not len(real.targets):
