@@ -80,8 +80,8 @@ def whitening_of(S: Doubles) -> Doubles | None:
 
 
 def remedy(estimator: Estimator) -> str:
-    first = 'Use estimator="ledoit_wolf" or "oas", ' if estimator == "empirical" else "Use "
-    return first + 'fewer `components`, structure="tied" or "diagonal", or more images.'
+    first = "Use `estimator='ledoit_wolf'` or 'oas', " if estimator == "empirical" else "Use "
+    return first + "fewer `components`, `structure='tied'` or 'diagonal', or more images."
 
 
 def leave_one_out(
