@@ -78,8 +78,20 @@ def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:
     """Refuses a plan that was made with other settings or classes than the synthesizer's.
 
     Raises:
+        TypeError: For what is no synthesizer, or no plan.
         ValueError: Naming what differs.
     """
+    for method in ("draw", "recipe"):
+        if not callable(getattr(synthesizer, method, None)):
+            raise TypeError(
+                f"`synthesizer` is a {type(synthesizer).__name__}, which has no `{method}`: it "
+                "needs `draw(rows)` and `recipe()`."
+            )
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"`plan` is a {type(plan).__name__}, expected a Plan: `synthesizer.plan(...)` or "
+            "`synthaug.Plan.build(...)`."
+        )
     _check_settings(plan, synthesizer.recipe())
     classes = tuple(getattr(synthesizer, "classes", ()))
     if classes and classes != plan.classes:

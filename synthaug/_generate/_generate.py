@@ -61,6 +61,7 @@ def generate(
         others draw, rows stay pending until the last of them has put all shares together.
 
     Raises:
+        TypeError: For what is no synthesizer, or no plan.
         ValueError: If the plan is empty or was made with other settings or classes, or `draw`
             returns something that is not images in [-1, 1].
         CacheMismatchError: If the file belongs to another plan or recipe; it is left untouched.
@@ -72,8 +73,6 @@ def generate(
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    if not len(plan):
-        raise ValueError("`plan` has no rows.")
     share = _share(engine, shard)
     if engine == "ray":
         engine = RayEngine()
@@ -128,6 +127,8 @@ def open_cache(
 ) -> SynthCache:
     """The cache that `generate` fills, laid out or continued; arguments and errors as there."""
     check_plan(synthesizer, plan)
+    if not len(plan):
+        raise ValueError("`plan` has no rows.")
     shape = getattr(synthesizer, "image_shape", None)
     if shape is None and os.path.exists(path):
         shape = SynthCache(path).image_shape
