@@ -3,7 +3,7 @@
     python benchmarks/cold_augmentation.py --train folder:cifar10/train --test folder:cifar10/test \
         --checkpoint runs/cold/blur --steps 4000 --horizontal-flip
     python benchmarks/cold_augmentation.py --train digits:train --test digits:test \
-        --checkpoint /tmp/cold/blur --steps 20 --seeds 1 --model small-cnn
+        --checkpoint runs/cold/blur --steps 20 --seeds 1 --model small-cnn
 
 The same classifier, from the same initial weights, with the same order of images: without
 augmentation, with the standard one, with `ColdRestore` at several severities, and with both. Tested

@@ -3,7 +3,7 @@
     python benchmarks/cold_tables.py --train folder:cifar10/train --test folder:cifar10/test \
         --features torchscript:mobilenet_v2_96.pt --runs runs/cold --steps 20000
     python benchmarks/cold_tables.py --train digits:train --test digits:test --features pixels:8 \
-        --runs /tmp/cold --steps 20 --width 8 --images 64 --only blur generation      # a minute
+        --runs runs/cold --steps 20 --width 8 --images 64 --only blur generation      # a minute
 
 Restoration: a restorer per degradation, test images taken to the last level and restored directly,
 by Algorithm 1 and by Algorithm 2 (the recursion's own image, and the last prediction). Generation:
