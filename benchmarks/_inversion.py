@@ -17,7 +17,7 @@ from torch import Tensor
 from synthaug import (
     DiffusionInversion,
     InversionConfig,
-    LabelledImages,
+    LabeledImages,
     SynthCache,
     generate,
     load_dataset,
@@ -39,7 +39,7 @@ def first_per_class(labels: Sequence[int], count: int, seed: int) -> np.ndarray:
 
 def inverted(
     checkpoint: str,
-    real: LabelledImages,
+    real: LabeledImages,
     folder: Path,
     config: InversionConfig,
     *,

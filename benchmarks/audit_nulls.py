@@ -23,10 +23,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from synthaug import features, load_dataset
-from synthaug._audit._calibration import conformal_p_values, q_values
-from synthaug._audit._competition import compete
-from synthaug._audit._disturbances import disturbances
-from synthaug._audit._matching import Matcher, resembling
+from synthaug._audit.calibration import conformal_p_values, q_values
+from synthaug._audit.competition import compete
+from synthaug._audit.disturbances import disturbances
+from synthaug._audit.matching import Matcher, resembling
 from synthaug._noise import counter_rng
 
 LEVELS = (0.05, 0.1)

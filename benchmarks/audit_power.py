@@ -19,10 +19,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import gaussian_blur, rotate
 
 from synthaug import features, load_dataset
-from synthaug._audit._calibration import conformal_p_values, q_values
-from synthaug._audit._disturbances import Disturbance, disturbances, jpeg
-from synthaug._audit._matches import Matches
-from synthaug._audit._matching import Matcher
+from synthaug._audit.calibration import conformal_p_values, q_values
+from synthaug._audit.disturbances import Disturbance, disturbances, jpeg
+from synthaug._audit.matches import Matches
+from synthaug._audit.matching import Matcher
 from synthaug._noise import counter_rng
 
 FDR, COPIES = 0.1, 0.01

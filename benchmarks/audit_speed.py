@@ -25,7 +25,7 @@ import torch
 from _machine import interleave, summary, write
 
 from synthaug import audit, load_dataset
-from synthaug._neighbours import Index, threads
+from synthaug._neighbors import Index, threads
 
 K = 5
 CHUNK = 1000

@@ -26,7 +26,7 @@ import torch
 from _machine import machine, write
 
 from synthaug import audit
-from synthaug._neighbours import Index, threads
+from synthaug._neighbors import Index, threads
 
 T = TypeVar("T")
 CLUSTERS, DIRECTIONS = 2000, 32

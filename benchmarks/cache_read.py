@@ -28,7 +28,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
-from synthaug import LabelledImages, MixedDataset, Plan, SynthCache
+from synthaug import LabeledImages, MixedDataset, Plan, SynthCache
 
 BATCH = 128
 BYTES = 64 * 2**20  # of images, per size
@@ -410,7 +410,7 @@ def mixed(size: int, rounds: int) -> dict[str, Any]:
         cache.read(range(len(cache)))
         found = {}
         for kind, plain in (
-            ("LabelledImages", LabelledImages(torch.from_numpy(images), cache.labels, CLASSES)),
+            ("LabeledImages", LabeledImages(torch.from_numpy(images), cache.labels, CLASSES)),
             ("as CIFAR10", Arrays(images, cache.labels, None)),
             ("as CIFAR10, augmented", Arrays(images, cache.labels, augment)),
         ):

@@ -23,12 +23,12 @@ from _machine import write
 from torch import Tensor
 
 from synthaug import ColdDiffusion, StandardAugment, load_dataset
-from synthaug._classifiers import build_classifier
-from synthaug._evaluation._fit import fit, seed_initial_weights, settings_of
-from synthaug._evaluation._sources import open_source
 from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug.degradations import Blur, GaussianNoise, Inpainting, Snow
+from synthaug.evaluation._classifiers import build_classifier
+from synthaug.evaluation._fit import fit, seed_initial_weights, settings_of
+from synthaug.evaluation._sources import open_source
 from synthaug.transforms import ColdRestore
 
 Augment = Callable[[Tensor], Tensor]

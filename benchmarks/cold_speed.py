@@ -25,7 +25,7 @@ from torch import Tensor
 from synthaug import ColdDiffusion
 from synthaug.degradations import Blur
 from synthaug.denoisers import build_unet
-from synthaug.synthesizers._cold_sampling import restore
+from synthaug.synthesizers.cold._sampling import restore
 
 
 class Loops:

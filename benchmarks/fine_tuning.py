@@ -27,7 +27,7 @@ from _machine import write
 
 from synthaug import (
     ClassConditional,
-    LabelledImages,
+    LabeledImages,
     MixedDataset,
     TrainingConfig,
     evaluate,
@@ -39,15 +39,15 @@ from synthaug.features import named
 from synthaug.synthesizers import frechet_score, select_snapshot
 
 
-def of_classes(images: LabelledImages, names: list[str]) -> LabelledImages:
+def of_classes(images: LabeledImages, names: list[str]) -> LabeledImages:
     """The images of some classes, numbered anew."""
     wanted = [images.class_to_idx[name] for name in names]
     rows = np.flatnonzero(np.isin(images.labels, wanted))
     labels = np.searchsorted(np.sort(wanted), images.labels[rows])
-    return LabelledImages(images.read(rows), labels, [images.classes[c] for c in sorted(wanted)])
+    return LabeledImages(images.read(rows), labels, [images.classes[c] for c in sorted(wanted)])
 
 
-def parts(options: argparse.Namespace) -> tuple[LabelledImages, ...]:
+def parts(options: argparse.Namespace) -> tuple[LabeledImages, ...]:
     """Images to pretrain on; of the new classes for training, validation and test."""
     size = {"image_size": options.image_size} if options.image_size else {}
     whole = load_dataset(options.train, **size)
@@ -103,7 +103,7 @@ def train(arm: str, rate: float, folder: Path, base: Path, real: Any, options: A
     )
 
 
-def cas_score(real: LabelledImages, validation: LabelledImages, options: argparse.Namespace) -> Any:
+def cas_score(real: LabeledImages, validation: LabeledImages, options: argparse.Namespace) -> Any:
     """Accuracy on validation images of a classifier trained on synthetic images alone."""
 
     def score(synthesizer: Any) -> float:

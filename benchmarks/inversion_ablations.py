@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from synthaug import (
     DiffusionInversion,
-    LabelledImages,
+    LabeledImages,
     MixedDataset,
     SynthCache,
     evaluate,
@@ -132,7 +132,7 @@ def resolution(options: argparse.Namespace, data: Any, parts: Any) -> list[dict[
     targets = (small.subset(learned_rows), small.subset(held_rows))
     for name, image_size in (("target size", size), ("own size", own.image_shape[-1])):
         pixels = resized(targets[0].read(np.arange(len(targets[0]))), image_size)
-        real = LabelledImages(pixels, targets[0].labels, targets[0].classes)
+        real = LabeledImages(pixels, targets[0].labels, targets[0].classes)
         inversion, seconds = inverted(
             options.checkpoint,
             real,
@@ -145,7 +145,7 @@ def resolution(options: argparse.Namespace, data: Any, parts: Any) -> list[dict[
         cache, cost = drawn(inversion, ratio=options.ratio, seed=options.seed, **row)
         if image_size != size:
             images = resized(cache.read(np.arange(len(cache))), size)
-            made = LabelledImages(images, np.asarray(cache.labels), cache.classes)
+            made = LabeledImages(images, np.asarray(cache.labels), cache.classes)
             cache = import_images(made, Path(str(cache.path)).with_name("small.h5"))
         found = accuracies(targets[0], cache, targets[1], options)
         print(name, {arm: round(float(np.mean(v)), 4) for arm, v in found.items()}, flush=True)

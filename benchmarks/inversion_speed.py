@@ -24,14 +24,14 @@ import torch
 from _machine import interleave, summary, write
 from torch import Tensor
 
-from synthaug import DiffusionInversion, InversionConfig, LabelledImages
-from synthaug._devices import choose_device
+from synthaug import DiffusionInversion, InversionConfig, LabeledImages
 from synthaug._pixels import to_images
+from synthaug._support.devices import choose_device
+from synthaug._training.fit_job import denoising_target
 from synthaug.denoisers import Denoiser
 from synthaug.synthesizers import DiffusionModel
-from synthaug.synthesizers._fitting import denoising_target
-from synthaug.synthesizers._inversion_fit import InversionJob, run_pass
-from synthaug.synthesizers._tokens import build_token_unet
+from synthaug.synthesizers.inversion._fit import InversionJob, run_pass
+from synthaug.synthesizers.inversion._tokens import build_token_unet
 
 
 def random_model(kind: str, size: int, channels: int, device: torch.device) -> DiffusionModel:
@@ -159,7 +159,7 @@ def compare(
     pixels = torch.randint(
         0, 256, (options.images, *model.image_shape), dtype=torch.uint8, generator=generator
     )
-    real = LabelledImages(pixels, np.zeros(options.images, np.int64), ["image"])
+    real = LabeledImages(pixels, np.zeros(options.images, np.int64), ["image"])
 
     def config(compile: bool = False) -> InversionConfig:
         return InversionConfig(

@@ -18,8 +18,8 @@ from _machine import write
 from torch import Tensor
 
 from synthaug import DiffusionInversion, InversionConfig, load_dataset
-from synthaug.synthesizers import _inversion_fit as stage1
-from synthaug.synthesizers._fitting import denoising_target
+from synthaug._training.fit_job import denoising_target
+from synthaug.synthesizers.inversion import _fit as stage1
 
 
 def independent_timesteps(keys: np.ndarray, update: int, num_timesteps: int) -> np.ndarray:

@@ -31,13 +31,13 @@ from _machine import interleave, summary, write
 from sklearn.linear_model import LogisticRegression
 
 from synthaug import LowDensity, MixedDataset, Plan, SynthCache, generate, load_dataset
-from synthaug._classifiers import build_classifier
-from synthaug._evaluation import class_probabilities
-from synthaug._evaluation._augment import standard_augment
-from synthaug._evaluation._fit import fit, seed_initial_weights, settings_of
-from synthaug._evaluation._sources import open_source
 from synthaug._pixels import to_images
 from synthaug.density import ClassGaussians, Neighbourhood
+from synthaug.evaluation import class_probabilities
+from synthaug.evaluation._augment import standard_augment
+from synthaug.evaluation._classifiers import build_classifier
+from synthaug.evaluation._fit import fit, seed_initial_weights, settings_of
+from synthaug.evaluation._sources import open_source
 from synthaug.features import without_head
 from synthaug.metrics import frechet_distance
 

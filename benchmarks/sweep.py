@@ -24,7 +24,7 @@ from _machine import RESULTS, write
 
 from synthaug import (
     ClassConditional,
-    LabelledImages,
+    LabeledImages,
     TrainingConfig,
     evaluate,
     generate,
@@ -32,11 +32,11 @@ from synthaug import (
     scaling_arms,
     sweep,
 )
-from synthaug._sweep._settings import Trial
+from synthaug._sweep.settings import Trial
 from synthaug.features import named
 
 
-def split(images: LabelledImages, share: float) -> tuple[LabelledImages, LabelledImages]:
+def split(images: LabeledImages, share: float) -> tuple[LabeledImages, LabeledImages]:
     """The same share of every class for validation; the rest."""
     rng = np.random.default_rng(0)
     held = np.zeros(len(images), bool)
@@ -46,7 +46,7 @@ def split(images: LabelledImages, share: float) -> tuple[LabelledImages, Labelle
     return images.subset(~held), images.subset(held)
 
 
-def generator(options: argparse.Namespace, real: LabelledImages) -> ClassConditional:
+def generator(options: argparse.Namespace, real: LabeledImages) -> ClassConditional:
     if options.checkpoint:
         return ClassConditional.from_pretrained(options.checkpoint)
     made, _ = ClassConditional.fit(
@@ -64,8 +64,8 @@ def scaling(
     options: argparse.Namespace,
     synthesizer: Any,
     chosen: dict[str, Any],
-    real: LabelledImages,
-    test: LabelledImages,
+    real: LabeledImages,
+    test: LabeledImages,
 ) -> dict[str, Any]:
     if options.real_per_class is not None:
         share = options.real_per_class * len(real.classes) / len(real)

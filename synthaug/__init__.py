@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from synthaug import degradations as degradations
     from synthaug import denoisers as denoisers
     from synthaug import density as density
+    from synthaug import errors as errors
+    from synthaug import evaluation as evaluation
     from synthaug import features as features
     from synthaug import guidance as guidance
     from synthaug import huggingface as huggingface
@@ -31,48 +33,48 @@ if TYPE_CHECKING:
     from synthaug._audit import audit as audit
     from synthaug._audit import split_for_audit as split_for_audit
     from synthaug._cache import SynthCache as SynthCache
-    from synthaug._cost import estimate_cost as estimate_cost
-    from synthaug._cost import evaluations_per_second as evaluations_per_second
-    from synthaug._data import LabelledImages as LabelledImages
-    from synthaug._data import load_dataset as load_dataset
+    from synthaug._cluster import RayEngine as RayEngine
     from synthaug._datasets import MixedBatchSampler as MixedBatchSampler
     from synthaug._datasets import MixedDataset as MixedDataset
+    from synthaug._datasets import OnTheFlyDataset as OnTheFlyDataset
     from synthaug._datasets import SeededSampler as SeededSampler
-    from synthaug._engines import RayEngine as RayEngine
-    from synthaug._errors import AuditError as AuditError
-    from synthaug._errors import AuditMismatchError as AuditMismatchError
-    from synthaug._errors import CacheCorruptError as CacheCorruptError
-    from synthaug._errors import CacheError as CacheError
-    from synthaug._errors import CacheFormatError as CacheFormatError
-    from synthaug._errors import CacheMismatchError as CacheMismatchError
-    from synthaug._errors import CachePendingError as CachePendingError
-    from synthaug._errors import CheckpointError as CheckpointError
-    from synthaug._errors import CheckpointMismatchError as CheckpointMismatchError
-    from synthaug._errors import DataError as DataError
-    from synthaug._errors import DataMismatchError as DataMismatchError
-    from synthaug._errors import DivergedError as DivergedError
-    from synthaug._errors import EngineError as EngineError
-    from synthaug._errors import SynthaugError as SynthaugError
-    from synthaug._evaluation import AffineAugment as AffineAugment
-    from synthaug._evaluation import Arm as Arm
-    from synthaug._evaluation import CutMix as CutMix
-    from synthaug._evaluation import EvaluationReport as EvaluationReport
-    from synthaug._evaluation import StandardAugment as StandardAugment
-    from synthaug._evaluation import evaluate as evaluate
-    from synthaug._evaluation import scaling_arms as scaling_arms
     from synthaug._generate import generate as generate
-    from synthaug._hardness import HardnessReport as HardnessReport
-    from synthaug._hardness import score_hardness as score_hardness
-    from synthaug._label_check import LabelCheck as LabelCheck
-    from synthaug._label_check import check_labels as check_labels
-    from synthaug._on_the_fly import OnTheFlyDataset as OnTheFlyDataset
+    from synthaug._generate.cost import estimate_cost as estimate_cost
+    from synthaug._generate.cost import evaluations_per_second as evaluations_per_second
+    from synthaug._images.labeled import LabeledImages as LabeledImages
+    from synthaug._images.labeled import load_dataset as load_dataset
     from synthaug._plan import Plan as Plan
-    from synthaug._quality import QualityReport as QualityReport
-    from synthaug._quality import score_quality as score_quality
-    from synthaug._reconstructions import reconstructions as reconstructions
     from synthaug._sweep import SweepReport as SweepReport
     from synthaug._sweep import sweep as sweep
-    from synthaug._training import TrainingConfig as TrainingConfig
+    from synthaug._training.loop import TrainingConfig as TrainingConfig
+    from synthaug.errors import AuditError as AuditError
+    from synthaug.errors import AuditMismatchError as AuditMismatchError
+    from synthaug.errors import CacheCorruptError as CacheCorruptError
+    from synthaug.errors import CacheError as CacheError
+    from synthaug.errors import CacheFormatError as CacheFormatError
+    from synthaug.errors import CacheMismatchError as CacheMismatchError
+    from synthaug.errors import CachePendingError as CachePendingError
+    from synthaug.errors import CheckpointError as CheckpointError
+    from synthaug.errors import CheckpointMismatchError as CheckpointMismatchError
+    from synthaug.errors import DataError as DataError
+    from synthaug.errors import DataMismatchError as DataMismatchError
+    from synthaug.errors import DivergedError as DivergedError
+    from synthaug.errors import EngineError as EngineError
+    from synthaug.errors import SynthaugError as SynthaugError
+    from synthaug.evaluation import AffineAugment as AffineAugment
+    from synthaug.evaluation import Arm as Arm
+    from synthaug.evaluation import CutMix as CutMix
+    from synthaug.evaluation import EvaluationReport as EvaluationReport
+    from synthaug.evaluation import StandardAugment as StandardAugment
+    from synthaug.evaluation import evaluate as evaluate
+    from synthaug.evaluation import scaling_arms as scaling_arms
+    from synthaug.evaluation._hardness import HardnessReport as HardnessReport
+    from synthaug.evaluation._hardness import score_hardness as score_hardness
+    from synthaug.evaluation._label_check import LabelCheck as LabelCheck
+    from synthaug.evaluation._label_check import check_labels as check_labels
+    from synthaug.evaluation._quality import QualityReport as QualityReport
+    from synthaug.evaluation._quality import score_quality as score_quality
+    from synthaug.evaluation._reconstructions import reconstructions as reconstructions
     from synthaug.synthesizers import AbstractSynthesizer as AbstractSynthesizer
     from synthaug.synthesizers import Cascade as Cascade
     from synthaug.synthesizers import ClassConditional as ClassConditional
@@ -84,56 +86,56 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AbstractSynthesizer": "synthesizers",
-    "AffineAugment": "_evaluation",
-    "Arm": "_evaluation",
-    "AuditError": "_errors",
-    "AuditMismatchError": "_errors",
+    "AffineAugment": "evaluation",
+    "Arm": "evaluation",
+    "AuditError": "errors",
+    "AuditMismatchError": "errors",
     "AuditReport": "_audit",
-    "CacheCorruptError": "_errors",
-    "CacheError": "_errors",
-    "CacheFormatError": "_errors",
-    "CacheMismatchError": "_errors",
-    "CachePendingError": "_errors",
+    "CacheCorruptError": "errors",
+    "CacheError": "errors",
+    "CacheFormatError": "errors",
+    "CacheMismatchError": "errors",
+    "CachePendingError": "errors",
     "Cascade": "synthesizers",
-    "CheckpointError": "_errors",
-    "CheckpointMismatchError": "_errors",
+    "CheckpointError": "errors",
+    "CheckpointMismatchError": "errors",
     "ClassConditional": "synthesizers",
-    "CutMix": "_evaluation",
+    "CutMix": "evaluation",
     "ColdDiffusion": "synthesizers",
-    "DataError": "_errors",
-    "DataMismatchError": "_errors",
+    "DataError": "errors",
+    "DataMismatchError": "errors",
     "DiffusionInversion": "synthesizers",
-    "DivergedError": "_errors",
-    "EngineError": "_errors",
-    "EvaluationReport": "_evaluation",
-    "HardnessReport": "_hardness",
+    "DivergedError": "errors",
+    "EngineError": "errors",
+    "EvaluationReport": "evaluation",
+    "HardnessReport": "evaluation._hardness",
     "InversionConfig": "synthesizers",
-    "LabelCheck": "_label_check",
-    "LabelledImages": "_data",
+    "LabelCheck": "evaluation._label_check",
+    "LabeledImages": "_images.labeled",
     "LowDensity": "synthesizers",
     "MixedBatchSampler": "_datasets",
     "MixedDataset": "_datasets",
-    "OnTheFlyDataset": "_on_the_fly",
+    "OnTheFlyDataset": "_datasets",
     "Plan": "_plan",
-    "QualityReport": "_quality",
-    "RayEngine": "_engines",
+    "QualityReport": "evaluation._quality",
+    "RayEngine": "_cluster",
     "SeededSampler": "_datasets",
-    "StandardAugment": "_evaluation",
+    "StandardAugment": "evaluation",
     "SweepReport": "_sweep",
     "SynthCache": "_cache",
-    "SynthaugError": "_errors",
-    "TrainingConfig": "_training",
+    "SynthaugError": "errors",
+    "TrainingConfig": "_training.loop",
     "audit": "_audit",
-    "check_labels": "_label_check",
-    "estimate_cost": "_cost",
-    "evaluate": "_evaluation",
-    "evaluations_per_second": "_cost",
+    "check_labels": "evaluation._label_check",
+    "estimate_cost": "_generate.cost",
+    "evaluate": "evaluation",
+    "evaluations_per_second": "_generate.cost",
     "generate": "_generate",
-    "load_dataset": "_data",
-    "reconstructions": "_reconstructions",
-    "scaling_arms": "_evaluation",
-    "score_hardness": "_hardness",
-    "score_quality": "_quality",
+    "load_dataset": "_images.labeled",
+    "reconstructions": "evaluation._reconstructions",
+    "scaling_arms": "evaluation",
+    "score_hardness": "evaluation._hardness",
+    "score_quality": "evaluation._quality",
     "soft_labels": "synthesizers",
     "split_for_audit": "_audit",
     "sweep": "_sweep",
@@ -144,6 +146,8 @@ _NAMESPACES = (
     "degradations",
     "denoisers",
     "density",
+    "errors",
+    "evaluation",
     "features",
     "guidance",
     "huggingface",

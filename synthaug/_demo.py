@@ -23,18 +23,18 @@ import torch
 from markupsafe import Markup, escape
 
 from synthaug._audit import AuditReport, audit
-from synthaug._audit._page import STYLE, sections
+from synthaug._audit.page import STYLE, sections
 from synthaug._cache import SynthCache
-from synthaug._data import LabelledImages, load_dataset
 from synthaug._datasets import MixedDataset
-from synthaug._evaluation import CAS, EvaluationReport, class_probabilities, evaluate
-from synthaug._files import write_text
 from synthaug._generate import generate
-from synthaug._html import Line, data_uri, line_chart, page
+from synthaug._images.labeled import LabeledImages, load_dataset
 from synthaug._noise import counter_rng
 from synthaug._pixels import grid
-from synthaug._training import TrainingConfig, TrainingResult
+from synthaug._support.files import write_text
+from synthaug._support.html import Line, data_uri, line_chart, page
+from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import Indices, Pixels
+from synthaug.evaluation import CAS, EvaluationReport, class_probabilities, evaluate
 from synthaug.synthesizers import DiffusionInversion, InversionConfig
 
 MOST_PER_CLASS = 40
@@ -133,7 +133,7 @@ def classifier_seeds(seed: int, settings: Settings) -> range:
 
 
 def train_generator(
-    seen: LabelledImages, out: Path, settings: Settings, *, seed: int, progress: bool
+    seen: LabeledImages, out: Path, settings: Settings, *, seed: int, progress: bool
 ) -> tuple[DiffusionInversion, TrainingResult]:
     """Trains the generator on all images that it may see; it does not look at labels."""
     generator, training = DiffusionInversion.fit_generator(
@@ -160,8 +160,8 @@ def train_generator(
 
 
 def guess_labels(
-    half: LabelledImages, split: Split, settings: Settings, *, seed: int, progress: bool
-) -> tuple[LabelledImages, float]:
+    half: LabeledImages, split: Split, settings: Settings, *, seed: int, progress: bool
+) -> tuple[LabeledImages, float]:
     """Names the pool's images that classifiers trained on the labelled ones are sure about.
 
     Returns:
@@ -177,31 +177,31 @@ def guess_labels(
     )
     guess, sure = probabilities.argmax(axis=1), probabilities.max(axis=1) >= settings.sure
     believed = split.pool[sure]
-    named = LabelledImages(half.read(believed), guess[sure], half.classes, name="guessed digits")
+    named = LabeledImages(half.read(believed), guess[sure], half.classes, name="guessed digits")
     right = float((guess[sure] == half.labels[believed]).mean()) if sure.any() else 1.0
     return named, right
 
 
-def joined(real: LabelledImages, guessed: LabelledImages, *, repeats: int = 1) -> LabelledImages:
+def joined(real: LabeledImages, guessed: LabeledImages, *, repeats: int = 1) -> LabeledImages:
     """Real images, `repeats` times each, and guessed ones."""
     pixels = torch.cat([_all(real).repeat(repeats, 1, 1, 1), _all(guessed)])
     labels = np.concatenate([np.tile(real.labels, repeats), guessed.labels])
-    return LabelledImages(pixels, labels, real.classes, name="digits and guesses")
+    return LabeledImages(pixels, labels, real.classes, name="digits and guesses")
 
 
-def with_guesses(real: LabelledImages, guessed: LabelledImages, *, share: float) -> LabelledImages:
+def with_guesses(real: LabeledImages, guessed: LabeledImages, *, share: float) -> LabeledImages:
     """Real images, repeated, and guessed ones, which make up about `share` of the whole."""
     repeats = max(1, round(len(guessed) * (1 - share) / share / len(real)))
     return joined(real, guessed, repeats=repeats)
 
 
-def _all(images: LabelledImages) -> Pixels:
+def _all(images: LabeledImages) -> Pixels:
     return images.read(range(len(images)))
 
 
 def invert(
     generator: DiffusionInversion,
-    sources: LabelledImages,
+    sources: LabeledImages,
     folder: Path,
     settings: Settings,
     *,
@@ -216,7 +216,7 @@ def invert(
 
 def draw_variants(
     inversion: DiffusionInversion,
-    sources: LabelledImages,
+    sources: LabeledImages,
     path: Path,
     settings: Settings,
     *,
@@ -314,8 +314,8 @@ def demo(
 
 
 def _body(
-    real: LabelledImages,
-    guessed: LabelledImages,
+    real: LabeledImages,
+    guessed: LabeledImages,
     right: float,
     cache: SynthCache,
     report: AuditReport,
@@ -368,7 +368,7 @@ def _body(
     return Markup("\n").join(parts)
 
 
-def _rows_by_class(real: LabelledImages) -> Pixels:
+def _rows_by_class(real: LabeledImages) -> Pixels:
     return real.read(np.argsort(np.asarray(real.targets), kind="stable"))
 
 
@@ -377,7 +377,7 @@ def _first_rows(cache: SynthCache, count: int) -> Indices:
     return np.concatenate(by_class)
 
 
-def _triples(cache: SynthCache, sources: LabelledImages, count: int) -> Pixels:
+def _triples(cache: SynthCache, sources: LabeledImages, count: int) -> Pixels:
     """Image, partner and variant of the first rows of every class, uint8 (n, C, H, W)."""
     rows = _first_rows(cache, count)
     plan = cache.plan[rows]

@@ -340,7 +340,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """For notebooks: the range of every column, and images of the first classes."""
-        from synthaug._html import notebook, table
+        from synthaug._support.html import notebook, table
 
         columns = [
             [name, f"{column.min():,g}", f"{column.max():,g}", f"{len(np.unique(column)):,}"]

@@ -6,12 +6,12 @@ from typing import Any, Literal, final
 
 from torch.utils.data import get_worker_info
 
-from synthaug._adapt import like, pixels_of
+from synthaug._cache.serving import Verdicts
+from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_report, path_of
+from synthaug._datasets.restoration import ColdRestorer, Restoration
+from synthaug._datasets.variants import Variants
+from synthaug._images.convert import like, pixels_of
 from synthaug._noise import counter_rng
-from synthaug._opening import StrPath, open_cache, open_cold, open_report, path_of
-from synthaug._restoration import ColdRestorer, Restoration
-from synthaug._serving import Verdicts
-from synthaug._variants import Variants
 
 # Otherwise importing it asks the network for a newer version, and waits for the answer.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

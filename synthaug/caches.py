@@ -17,7 +17,7 @@ from synthaug._cache import (
     info,
     merge,
 )
-from synthaug._cite import cite
+from synthaug._cache.citations import cite
 
 __all__ = [
     "check_sources",

@@ -12,8 +12,8 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from synthaug._errors import CheckpointError, DataMismatchError
 from synthaug._types import Images
+from synthaug.errors import CheckpointError, DataMismatchError
 
 
 @final

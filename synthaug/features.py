@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthaug._progress import bar
+from synthaug._support.progress import bar
 from synthaug._types import JSON, Features, Pixels
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from synthaug._neighbours import distances
+from synthaug._neighbors import distances
 from synthaug._types import Features
 from synthaug.density import Neighbourhood
 

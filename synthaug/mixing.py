@@ -10,12 +10,12 @@ MixedDataset(real, cache, audit=report, fraction=0.5,
              draw=mixing.Weighted(weights), fields=mixing.Fields("img", "fine_label"))
 """
 
-from synthaug._datasets._draws import Stratified, Weighted
-from synthaug._datasets._fields import Adapter, Fields
-from synthaug._datasets._filters import AtLeast, AtMost, Highest, Lowest
-from synthaug._datasets._log import read_log
-from synthaug._datasets._schedules import Cosine, Linear
-from synthaug._datasets._shares import Balance, Schedule, Share
+from synthaug._datasets.draws import Stratified, Weighted
+from synthaug._datasets.filters import AtLeast, AtMost, Highest, Lowest
+from synthaug._datasets.fractions import Balance, Schedule, Share
+from synthaug._datasets.log import read_log
+from synthaug._datasets.schedules import Cosine, Linear
+from synthaug._images.fields import Adapter, Fields
 
 __all__ = [
     "Adapter",

@@ -12,14 +12,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2._utils import _parse_labels_getter
 
-from synthaug._adapt import Transform, describe, like, pixels_of
-from synthaug._errors import CacheMismatchError, DataError, DataMismatchError
-from synthaug._opening import StrPath, open_cache, open_cold, open_report
+from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, rows_by_class, servable
+from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_report
+from synthaug._datasets.restoration import ColdRestorer, Restoration, check_unit_range
+from synthaug._datasets.variants import Variants
+from synthaug._images.convert import Transform, describe, like, pixels_of
 from synthaug._pixels import to_pil
-from synthaug._restoration import ColdRestorer, Restoration, check_unit_range
-from synthaug._serving import SyntheticImages, Verdicts, class_table, rows_by_class, servable
 from synthaug._types import Indices
-from synthaug._variants import Variants
+from synthaug.errors import CacheMismatchError, DataError, DataMismatchError
 
 __all__ = ["ColdRestore", "MixSynthetic", "SyntheticVariant"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from synthaug._cli import main
-from synthaug._cli._call import Result
+from synthaug._cli.call import Result
 
 PAGE = Path(__file__).parents[1] / "docs" / "command_line.md"
 

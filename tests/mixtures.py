@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from synthaug._cache import SynthCache
-from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
+from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
 
 CLASSES = ("ant", "bee", "cow")
@@ -41,10 +41,10 @@ def fill(folder: Path, plan: Plan, shape: tuple[int, int, int], done: Any = None
     return cache
 
 
-def real_images(counts: tuple[int, ...] = (30, 10, 20)) -> LabelledImages:
+def real_images(counts: tuple[int, ...] = (30, 10, 20)) -> LabeledImages:
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], counts))
     pixels = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None]
-    return LabelledImages(pixels.expand(-1, 3, 6, 5), labels, CLASSES)
+    return LabeledImages(pixels.expand(-1, 3, 6, 5), labels, CLASSES)
 
 
 class Listed(Dataset[Any]):

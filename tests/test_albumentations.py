@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from synthaug._data import LabelledImages
-from synthaug._errors import CacheMismatchError, DataError
+from synthaug._images.labeled import LabeledImages
 from synthaug.albumentations import SyntheticVariant
+from synthaug.errors import CacheMismatchError, DataError
 from tests.variants import make_cache, real_images, row_of, rows_from
 
 
 @pytest.fixture
-def real() -> LabelledImages:
+def real() -> LabeledImages:
     return real_images()
 
 
@@ -25,7 +25,7 @@ def cache(tmp_path, real):
     return make_cache(tmp_path, real)
 
 
-def array(real: LabelledImages, index: int) -> Any:
+def array(real: LabeledImages, index: int) -> Any:
     return np.array(real[index][0])
 
 
@@ -62,7 +62,7 @@ def test_type_and_shape_are_kept_also_after_pickling(tmp_path, image):
     given = image(array(real_images(), 3))
     real = real_images()
     if given.shape[2:] != (3,):
-        real = LabelledImages(real.read(range(8))[:, :1], real.labels, real.classes)
+        real = LabeledImages(real.read(range(8))[:, :1], real.labels, real.classes)
     variant = SyntheticVariant(make_cache(tmp_path, real), audit=None, p=1.0, on_missing="raise")
     shown = pickle.loads(pickle.dumps(variant))(image=given)["image"]
     assert (shown.dtype, shown.shape) == (given.dtype, given.shape)
@@ -78,7 +78,7 @@ def test_each_of_several_images_becomes_a_variant_of_itself(real, cache):
 class Photos(Dataset[Any]):
     """A data set as users of albumentations write it."""
 
-    def __init__(self, real: LabelledImages, cache: Any, seed: int | None) -> None:
+    def __init__(self, real: LabeledImages, cache: Any, seed: int | None) -> None:
         self.real = real
         self.transform = A.Compose([SyntheticVariant(cache, audit=None)], seed=seed)
 

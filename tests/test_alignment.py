@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthaug._audit._alignment import REACH, SCALES, Aligner, small
-from synthaug._audit._disturbances import disturbances, jpeg
+from synthaug._audit.alignment import REACH, SCALES, Aligner, small
+from synthaug._audit.disturbances import disturbances, jpeg
 
 
 def fields(n: int, *, c: int = 1, h: int = 16, w: int = 16, seed: int = 0) -> Tensor:

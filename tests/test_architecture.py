@@ -9,57 +9,41 @@ import synthaug
 
 ROOT = Path(synthaug.__file__).parent
 
-LAYERS = [  # a module may import from the lines above its own, and from nothing else of ours
-    # vocabulary
-    {"_devices", "_differences", "_errors", "_files", "_html", "_progress", "_types"},
-    {"_plan", "_engines"},
-    # mathematics: pure functions of tensors and arrays
-    {"_cite", "_neighbours"},
-    {
-        "_checkpoints",
-        "_noise",
-        "_pixels",
-        "_classifiers",
-        "_serving",
+LAYERS = {  # a room imports rooms of the layers above its own line; within a line there is no circle
+    "vocabulary": {"_cluster", "_noise", "_pixels", "_plan", "_support", "_types", "errors"},
+    "images in": {"_images"},
+    "mathematics": {
+        "_neighbors",
+        "degradations",
         "denoisers",
         "density",
         "features",
+        "guidance",
+        "metrics",
+        "samplers",
     },
-    {"samplers", "degradations", "metrics", "_training", "_adapt", "_variants"},
-    {"_foreign", "_restoration", "guidance"},
-    # real images in
-    {"_stores"},
-    {"_sources"},
-    {"_data"},
-    {"_comparison"},
-    # one paper, one file
-    {"synthesizers"},
-    # stages: none imports another
-    {
-        "_cache",
+    "models and training": {"_training"},
+    "synthesizers": {"synthesizers"},
+    "stages": {
         "_audit",
-        "_evaluation",
-        "_hardness",
-        "_quality",
-    },
-    {
-        "_cost",
+        "_cache",
+        "_datasets",
         "_generate",
-        "_label_check",
-        "_opening",
-        "_reconstructions",
+        "albumentations",
         "caches",
+        "evaluation",
+        "huggingface",
+        "lightning",
+        "mixing",
+        "transforms",
     },
-    {"_datasets", "_on_the_fly", "albumentations", "transforms"},
-    {"huggingface", "lightning", "mixing"},
-    # composition
-    {"_demo", "_sweep"},
-    {"_cli"},
-    {"__main__"},
-]
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-HANDED = {"synthesizers", "albumentations", "transforms", "_generate", "_on_the_fly"}
-"""Parts that do not load real images themselves: they work with any that they are given."""
+    "composition": {"__main__", "_cli", "_demo", "_sweep"},
+}
+RANK = {room: rank for rank, layer in enumerate(LAYERS.values()) for room in layer}
+STAGES = {"_audit", "_cache", "_datasets", "_generate", "evaluation"}
+DOORS = LAYERS["stages"] - STAGES
+"""Public entrances to the stages: they may use the insides of a stage, and no stage uses them."""
+METHODS = {"cascade", "class_conditional", "cold", "inversion", "low_density"}
 
 
 def modules() -> list[str]:
@@ -68,9 +52,16 @@ def modules() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths if path != ROOT / "__init__.py"]
 
 
+def dotted(module: str) -> tuple[str, ...]:
+    """The name of a module without the root: ("_audit", "report"), or ("_audit",) for a package."""
+    parts = Path(module).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
 def imported(module: str) -> set[tuple[str, ...]]:
-    """Our own modules that `module` imports, anywhere in its code: ("_audit", "_report") ..."""
-    found = set()
+    """The modules of ours that `module` imports, in its body, in functions and for type checkers."""
+    known = {dotted(name) for name in modules()}
+    targets = set()
     for node in ast.walk(ast.parse((ROOT / module).read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -83,34 +74,73 @@ def imported(module: str) -> set[tuple[str, ...]]:
             package, *rest = name.split(".")
             if package == "synthaug":
                 assert rest, f"{module}:{node.lineno}: import from a module, not from the root"
-                found.add(tuple(rest))
-    return found
+                path = tuple(rest)
+                while path not in known and len(path) > 1:  # the last part is a class or function
+                    path = path[:-1]
+                targets.add(path)
+    return targets
 
 
-def component(module: str) -> str:
-    return Path(module).parts[0].removesuffix(".py")
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """One circle of a directed graph, first node last; empty if there is none."""
+    finished: set[str] = set()
+
+    def walk(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in finished:
+            return []
+        for target in sorted(graph.get(node, ())):
+            if found := walk(target, [*path, node]):
+                return found
+        finished.add(node)
+        return []
+
+    return next((found for node in sorted(graph) if (found := walk(node, []))), [])
 
 
-def test_every_module_has_a_layer_and_only_one():
-    assert {component(module) for module in modules()} <= set(RANK)
-    assert sum(map(len, LAYERS)) == len(RANK)
+def test_every_room_has_a_layer_and_only_one():
+    rooms = {dotted(module)[0] for module in modules()}
+    assert rooms == set(RANK)
+    assert sum(map(len, LAYERS.values())) == len(RANK)
+
+
+def test_there_are_seven_layers_and_at_most_forty_rooms():
+    assert len(LAYERS) == 7
+    assert len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 40
 
 
 @pytest.mark.parametrize("module", modules())
 def test_imports_point_one_way(module):
-    here = component(module)
+    here = dotted(module)[0]
     for target in {names[0] for names in imported(module)} - {here}:
-        assert RANK[target] < RANK[here], f"{here} must not import {target}"
-        if target in ("_data", "_sources", "_stores"):
-            assert here not in HANDED, f"{here} is handed its images"
+        assert RANK[target] <= RANK[here], f"{here} must not import {target}"
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    graph: dict[str, set[str]] = {}
+    for module in modules():
+        here = dotted(module)[0]
+        graph.setdefault(here, set()).update(n[0] for n in imported(module) if n[0] != here)
+    assert circle(graph) == []
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if dotted(m)[0] in STAGES])
+def test_a_stage_uses_the_cache_and_of_other_stages_the_front_door(module):
+    here = dotted(module)[0]
+    for target in imported(module):
+        if target[0] in STAGES - {here, "_cache"}:
+            assert len(target) == 1, f"{module} imports {'.'.join(target)}, not its package"
+        assert target[0] not in DOORS, f"{module} imports the public door {target[0]}"
+        assert here != "_cache" or target[0] not in STAGES - {"_cache"}
 
 
 @pytest.mark.parametrize("module", [m for m in modules() if m.startswith("synthesizers/")])
-def test_a_synthesizer_knows_its_base_and_no_other_synthesizer(module):
-    if module.endswith(("__init__.py", "_kinds.py")):  # where those that wrap another find it
-        return
-    own = {names[1] for names in imported(module) if names[0] == "synthesizers"}
-    assert all(name.startswith("_") for name in own)  # what all of them share
+def test_a_method_knows_no_other_method(module):
+    here = dotted(module)[1:2]
+    if here and here[0] in METHODS:
+        others = {n[1] for n in imported(module) if n[0] == "synthesizers" and len(n) > 1}
+        assert not others & (METHODS - set(here))
 
 
 @pytest.mark.parametrize("module", modules())
@@ -125,18 +155,21 @@ def test_modules_are_imported_by_name_only_where_names_are_exported(module):
 
 
 def test_an_import_that_points_the_wrong_way_would_be_seen(tmp_path, monkeypatch):
+    (tmp_path / "_cache").mkdir()
+    for name in ("_cache/store.py", "_plan.py", "_cli.py", "samplers.py"):
+        (tmp_path / name).write_text("")
     (tmp_path / "_noise.py").write_text(
         "import os\n"
-        "def f():\n    from synthaug._cache._store import SynthCache\n"
+        "def f():\n    from synthaug._cache.store import SynthCache\n"
         "if TYPE_CHECKING:\n    import synthaug._plan as p\n"
         "from synthaug import _cli, samplers\n"
     )
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    assert imported("_noise.py") == {
-        ("_cache", "_store", "SynthCache"),
-        ("_plan",),
-        ("_cli",),
-        ("samplers",),
-    }
+    assert imported("_noise.py") == {("_cache", "store"), ("_plan",), ("_cli",), ("samplers",)}
     with pytest.raises(AssertionError, match="_noise must not import"):
         test_imports_point_one_way("_noise.py")
+
+
+def test_a_circle_would_be_seen():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

@@ -17,17 +17,18 @@ from torch.utils.data import Dataset
 
 import synthaug._audit
 from synthaug import features
-from synthaug._audit import AuditReport, _matches, audit
-from synthaug._audit._alignment import Aligner
-from synthaug._audit._calibration import conformal_p_values, q_values, resolution
-from synthaug._audit._descriptive import mann_whitney_z
-from synthaug._audit._disturbances import disturbances
-from synthaug._audit._matches import Matches
-from synthaug._audit._matching import Matcher, resembling, rmse
-from synthaug._audit._report import Power
-from synthaug._audit._verdict import Counts, judge, smallest_visible
-from synthaug._errors import AuditError, DataError
-from synthaug._neighbours import INDEXES, Index, merge, search, threads
+from synthaug._audit import AuditReport, audit
+from synthaug._audit import matches as _matches
+from synthaug._audit.alignment import Aligner
+from synthaug._audit.calibration import conformal_p_values, q_values, resolution
+from synthaug._audit.descriptive import mann_whitney_z
+from synthaug._audit.disturbances import disturbances
+from synthaug._audit.matches import Matches
+from synthaug._audit.matching import Matcher, resembling, rmse
+from synthaug._audit.report import Power
+from synthaug._audit.verdict import Counts, judge, smallest_visible
+from synthaug._neighbors import INDEXES, Index, merge, search, threads
+from synthaug.errors import AuditError, DataError
 
 COUNTS = Counts(
     synthetic_rows=100,
@@ -251,7 +252,7 @@ def test_an_index_that_finds_too_few_neighbours_searches_for_these_exactly(
 
 
 def test_size_alone_makes_an_index_approximate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synthaug._neighbours.LARGE", 500)
+    monkeypatch.setattr("synthaug._neighbors.LARGE", 500)
     assert Index(clustered(500, 1), "auto").kind == "exact"
     assert Index(clustered(501, 1), "auto").kind == "ivf"
 

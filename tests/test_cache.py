@@ -18,16 +18,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from synthaug._cache import SynthCache, _readers
-from synthaug._errors import (
+from synthaug._cache import SynthCache
+from synthaug._cache import readers as _readers
+from synthaug._pixels import to_images
+from synthaug._plan import Plan
+from synthaug.errors import (
     CacheCorruptError,
     CacheError,
     CacheFormatError,
     CacheMismatchError,
     CachePendingError,
 )
-from synthaug._pixels import to_images
-from synthaug._plan import Plan
 
 SHAPE = (3, 8, 6)
 RECIPE = {"synthesizer": "Noise", "settings": {"steps": 4}, "weights": {"unet": "ab12"}}

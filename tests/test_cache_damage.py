@@ -11,10 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
-from synthaug._cache import SynthCache, _schema, _store
-from synthaug._cache._format import text_digest
-from synthaug._errors import CacheCorruptError, CacheError, CacheFormatError, CachePendingError
+from synthaug._cache import SynthCache
+from synthaug._cache import schema as _schema
+from synthaug._cache import store as _store
+from synthaug._cache.format import text_digest
 from synthaug._plan import Plan
+from synthaug.errors import CacheCorruptError, CacheError, CacheFormatError, CachePendingError
 
 SHAPE = (3, 8, 8)
 ROWS = 12

@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from synthaug._cache import State, SynthCache, export
-from synthaug._cache._files import new_file, remove_orphans
-from synthaug._errors import CacheError
+from synthaug._cache.files import new_file, remove_orphans
 from synthaug._plan import Plan
+from synthaug.errors import CacheError
 
 SHAPE = (3, 16, 16)
 ROWS = 600

@@ -34,10 +34,10 @@ from synthaug._cache import (
     info_text,
     merge,
 )
-from synthaug._data import LabelledImages
-from synthaug._errors import CacheCorruptError, CacheError, CacheMismatchError
+from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import digest
 from synthaug._plan import Plan
+from synthaug.errors import CacheCorruptError, CacheError, CacheMismatchError
 
 SHAPE = (3, 8, 6)
 CLASSES = ("cat", "dog", "ox")
@@ -52,8 +52,8 @@ def noise(n: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *SHAPE), np.uint8))
 
 
-def real_images() -> LabelledImages:
-    return LabelledImages(noise(12, 1), np.arange(12) % 3, CLASSES)
+def real_images() -> LabeledImages:
+    return LabeledImages(noise(12, 1), np.arange(12) % 3, CLASSES)
 
 
 def plan_of(per_class: int = 4, seed: int = 0) -> Plan:
@@ -347,7 +347,7 @@ def test_an_unknown_licence_is_mentioned(
 
 
 def test_foreign_images_become_a_cache_that_knows_their_content(tmp_path: Path) -> None:
-    images = LabelledImages(noise(9, 4), [2, 0, 1, 2, 2, 0, 1, 1, 0], CLASSES)
+    images = LabeledImages(noise(9, 4), [2, 0, 1, 2, 2, 0, 1, 1, 0], CLASSES)
     cache = import_images(images, tmp_path / "c.h5", name="EDM", licence={"generator": "MIT"})
     assert cache.done.all()
     assert cache.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -356,7 +356,7 @@ def test_foreign_images_become_a_cache_that_knows_their_content(tmp_path: Path) 
     assert cache.manifest["recipe"]["name"] == "EDM"
     assert cache.manifest["licence"] == {"generator": "MIT", "source": None}
     assert import_images(images, tmp_path / "c.h5", name="EDM", licence={}).done.all()
-    other = LabelledImages(noise(9, 5), images.labels, CLASSES)
+    other = LabeledImages(noise(9, 5), images.labels, CLASSES)
     assert import_images(other, tmp_path / "d.h5").identity != cache.identity
     with pytest.raises(CacheMismatchError, match="imported"):
         import_images(other, tmp_path / "c.h5", name="EDM")
@@ -419,10 +419,10 @@ def test_the_data_set_of_the_sources_is_recognised_and_any_other_is_not(cache: S
     check_sources(cache, real)
     images, labels = real.read(range(12)), real.labels
     for change, message in (
-        (LabelledImages(images, labels, ("dog", "cat", "ox")), "classes"),
-        (LabelledImages(images.flip(0), labels, CLASSES), "12 stand at other positions"),
-        (LabelledImages(images[:10], labels[:10], CLASSES), "2 of its source images lie beyond"),
-        (LabelledImages(images // 2, labels, CLASSES), "12 have other pixels"),
+        (LabeledImages(images, labels, ("dog", "cat", "ox")), "classes"),
+        (LabeledImages(images.flip(0), labels, CLASSES), "12 stand at other positions"),
+        (LabeledImages(images[:10], labels[:10], CLASSES), "2 of its source images lie beyond"),
+        (LabeledImages(images // 2, labels, CLASSES), "12 have other pixels"),
     ):
         with pytest.raises(CacheMismatchError, match=message):
             check_sources(cache, change)

@@ -9,17 +9,17 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur as reference_blur
 
 from synthaug._cache import SynthCache
-from synthaug._data import LabelledImages
-from synthaug._errors import CheckpointError
 from synthaug._generate import generate
+from synthaug._images.labeled import LabeledImages
 from synthaug._noise import randn, streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan
-from synthaug._training import TrainingConfig
+from synthaug._training.loop import TrainingConfig
+from synthaug.errors import CheckpointError
 from synthaug.samplers import make_scheduler, sample, timesteps_until
 from synthaug.synthesizers import Cascade, CascadeStage, ClassConditional, DiffusionModel
-from synthaug.synthesizers._cascade_fit import StageFitJob, blur_some, gaussian_blur
-from synthaug.synthesizers._chain import StageCondition, StageDenoiser, downsample, upsample
+from synthaug.synthesizers.cascade._chain import StageCondition, StageDenoiser, downsample, upsample
+from synthaug.synthesizers.cascade._fit import StageFitJob, blur_some, gaussian_blur
 from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_diffusion_upscaler
 from tests.command_line import check_answer
 
@@ -27,12 +27,12 @@ NAMES = ("ant", "bee", "cat", "dog")
 TINY: dict[str, Any] = {"channels": 8, "progress": False}
 
 
-def real(size: int = 8, n: int = 16, channels: int = 1) -> LabelledImages:
+def real(size: int = 8, n: int = 16, channels: int = 1) -> LabeledImages:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(
         0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator
     )
-    return LabelledImages(pixels, np.arange(n) % len(NAMES), NAMES)
+    return LabeledImages(pixels, np.arange(n) % len(NAMES), NAMES)
 
 
 def job(augmentation: str = "gaussian", data: Any = None, **changes: Any) -> StageFitJob:
@@ -171,7 +171,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(augmentation, tmp_path)
 
 def test_training_lowers_the_loss_and_the_stage_looks_at_the_small_image(tmp_path):
     flat = torch.arange(16, dtype=torch.uint8).view(16, 1, 1, 1).repeat(1, 1, 8, 8) * 16
-    data = LabelledImages(flat, np.arange(16) % 4, NAMES)
+    data = LabeledImages(flat, np.arange(16) % 4, NAMES)
     config = TrainingConfig(
         steps=70, batch_size=16, device="cpu", ema_decay=0.8, learning_rate=3e-3, warmup_steps=10
     )
@@ -410,7 +410,7 @@ def test_no_two_chains_of_a_row_share_noise(monkeypatch):
         return torch.zeros(len(generators), *shape)
 
     monkeypatch.setattr("synthaug.samplers.randn", spy)
-    monkeypatch.setattr("synthaug.synthesizers._stage.randn", spy)
+    monkeypatch.setattr("synthaug.synthesizers.cascade._stage.randn", spy)
     cascade = replace(three(), truncated=False)
     cascade.draw(cascade.plan(per_class=1))
     assert len(drawn) == 4  # base, noise on its images, two stages

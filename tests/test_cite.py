@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from synthaug import synthesizers
-from synthaug._cite import _DIFFUSION, _RULES, cite, papers
+from synthaug._cache.citations import _DIFFUSION, _RULES, cite, papers
 from synthaug._cli import main
 from synthaug._plan import Plan
 from synthaug.synthesizers import ClassConditional

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthaug._errors import CheckpointError, DataError
 from synthaug._generate import generate
 from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan
-from synthaug._training import TrainingConfig
+from synthaug._training.loop import TrainingConfig
 from synthaug.denoisers import build_unet
+from synthaug.errors import CheckpointError, DataError
 from synthaug.synthesizers import ClassConditional, DiffusionModel
 from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_diffusion
 

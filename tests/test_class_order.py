@@ -9,15 +9,14 @@ import torch
 from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import ImageFolder
 
-from synthaug import _label_check, mixing
-from synthaug._data import LabelledImages
-from synthaug._datasets import MixedDataset
-from synthaug._errors import CacheMismatchError, DataError
-from synthaug._evaluation import evaluate, scaling_arms
-from synthaug._foreign import classes_of
-from synthaug._hardness import score_hardness
-from synthaug._on_the_fly import OnTheFlyDataset
+from synthaug import mixing
+from synthaug._datasets import MixedDataset, OnTheFlyDataset
+from synthaug._images.foreign import classes_of
+from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
+from synthaug.errors import CacheMismatchError, DataError
+from synthaug.evaluation import _label_check, evaluate, scaling_arms
+from synthaug.evaluation._hardness import score_hardness
 from synthaug.features import Pixel
 from tests.mixtures import CLASSES, Listed, fill, items_of, make_cache, real_images, report_on
 from tests.test_generate import Noise, plan_of
@@ -90,7 +89,7 @@ def test_names_given_beside_those_of_the_data_may_translate_but_not_reorder_them
     real = real_images()
     with pytest.raises(DataError, match=r"`real` counts its classes as ant, bee, cow\. Leave `cla"):
         MixedDataset(real, cache, audit=None, fraction=0.5, classes=OTHER)
-    latin = LabelledImages(real.read(range(60)), real.labels, ("formica", "apis", "bos"))
+    latin = LabeledImages(real.read(range(60)), real.labels, ("formica", "apis", "bos"))
     mixed = MixedDataset(latin, cache, audit=None, fraction=1.0, classes=CLASSES)
     rows = mixed.synthetic_rows()
     assert (real.labels == TO_REAL[cache.labels[rows]]).all()
@@ -129,7 +128,7 @@ def test_an_evaluation_and_amounts_take_either_order(cache):
     names = [cache.classes[cache.labels[row]] for row in part.synthetic_rows(range(len(part)))]
     assert [CLASSES[label] for _, label in part] == names == [CLASSES[c] for c in part.labels]
     arms["mixed"] = MixedDataset(real, cache, audit=None, fraction=1.0)
-    test = LabelledImages(cache.read(range(21)), cache.labels, OTHER)
+    test = LabeledImages(cache.read(range(21)), cache.labels, OTHER)
     report = evaluate(
         arms, test=test, steps=1, seeds=1, device="cpu", allow_overlap=True, progress=False
     )
@@ -139,8 +138,8 @@ def test_an_evaluation_and_amounts_take_either_order(cache):
 
 
 def test_labels_are_checked_and_hardness_is_scored_by_name(monkeypatch):
-    labelled = LabelledImages(*images(24), ("dark", "light"))
-    turned = LabelledImages(labelled.read(range(24)), 1 - labelled.labels, ("light", "dark"))
+    labelled = LabeledImages(*images(24), ("dark", "light"))
+    turned = LabeledImages(labelled.read(range(24)), 1 - labelled.labels, ("light", "dark"))
     cache: Any = SimpleNamespace(
         identity={},
         classes=("light", "dark"),

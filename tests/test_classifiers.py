@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthaug._classifiers import CifarResNet, build_classifier, classifier_names, small_cnn
+from synthaug.evaluation._classifiers import (
+    CifarResNet,
+    build_classifier,
+    classifier_names,
+    small_cnn,
+)
 
 
 def parameters(network: nn.Module) -> int:

@@ -18,12 +18,14 @@ import torch
 from PIL import Image
 
 from synthaug._audit import AuditReport
-from synthaug._audit._matching import Matcher
+from synthaug._audit.matching import Matcher
 from synthaug._cache import SynthCache
-from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main, build_parser, main
-from synthaug._errors import CacheError
+from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
+from synthaug._cli import app as _main
+from synthaug.errors import CacheError
 from synthaug.features import TorchModule
-from synthaug.synthesizers import ClassConditional, DiffusionInversion, _inversion_fit
+from synthaug.synthesizers import ClassConditional, DiffusionInversion
+from synthaug.synthesizers.inversion import _fit as _inversion_fit
 from tests.command_line import answer, check_answer, fail, run, spy, succeed
 
 PATHS = [(name,) for name in COMMANDS] + [("cache", name) for name in CACHE_COMMANDS]

@@ -20,13 +20,14 @@ import pytest
 import shtab
 import yaml
 
-from synthaug._cli import CACHE_COMMANDS, COMMANDS, _main, build_parser
-from synthaug._cli._call import Call, Result
-from synthaug._cli._generation import PlanOptions
-from synthaug._cli._options import ExtractorOptions
-from synthaug._cli._parser import SHARED, arguments
-from synthaug._cli._training import METHODS
-from synthaug._cli._training_options import OptimiserOptions, TrainOptions
+from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser
+from synthaug._cli import app as _main
+from synthaug._cli.call import Call, Result
+from synthaug._cli.generation import PlanOptions
+from synthaug._cli.options import ExtractorOptions
+from synthaug._cli.parser import SHARED, arguments
+from synthaug._cli.training import METHODS
+from synthaug._cli.training_options import OptimiserOptions, TrainOptions
 from tests.command_line import PAGE, documented, fail, run, spy, succeed
 from tests.test_readme import ROOT
 

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 import synthaug
-from synthaug._errors import CheckpointError, DataError
 from synthaug._generate import generate
 from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
-from synthaug._training import TrainingConfig
+from synthaug._training.loop import TrainingConfig
 from synthaug.degradations import (
     Blur,
     Custom,
@@ -27,10 +26,11 @@ from synthaug.degradations import (
     SuperResolution,
 )
 from synthaug.denoisers import build_unet
+from synthaug.errors import CheckpointError, DataError
 from synthaug.synthesizers import ColdDiffusion
-from synthaug.synthesizers._cold_fit import ColdFitJob
-from synthaug.synthesizers._cold_sampling import restore, visited_levels
-from synthaug.synthesizers._colours import ColourMixture
+from synthaug.synthesizers.cold._colors import ColourMixture
+from synthaug.synthesizers.cold._fit import ColdFitJob
+from synthaug.synthesizers.cold._sampling import restore, visited_levels
 from tests.checkpoints import Counting, tiny_unet
 from tests.test_degradations import ALL, ids
 

@@ -14,12 +14,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import synthaug.albumentations as ours
-from synthaug import _restoration
-from synthaug._adapt import like, pixels_of
-from synthaug._data import LabelledImages
-from synthaug._errors import CheckpointError
+from synthaug._datasets import restoration as _restoration
+from synthaug._images.convert import like, pixels_of
+from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_images, to_pixels
 from synthaug.degradations import Inpainting
+from synthaug.errors import CheckpointError
 from synthaug.synthesizers import ColdDiffusion
 from synthaug.transforms import ColdRestore
 from tests.checkpoints import Counting, tiny_unet
@@ -142,7 +142,7 @@ def test_severities_fill_their_range_and_decide_the_cost():
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_in_a_pipeline_in_workers_of_a_loader_epochs_and_workers_differ():
-    real = LabelledImages(pixels(1).expand(8, -1, -1, -1).clone(), [0] * 8, ["bug"])
+    real = LabeledImages(pixels(1).expand(8, -1, -1, -1).clone(), [0] * 8, ["bug"])
     real.transform = v2.Compose(
         [ColdRestore(tiny(), p=1.0), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from synthaug._audit._competition import Competition, compete
+from synthaug._audit.competition import Competition, compete
 
 NO_LINKS = np.zeros((0, 2), np.int64)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug import CutMix, LabelledImages, StandardAugment, evaluate
+from synthaug import CutMix, LabeledImages, StandardAugment, evaluate
 
 
 def test_a_mixed_image_has_the_share_of_each_that_its_label_has():
@@ -21,8 +21,8 @@ def test_a_mixed_image_has_the_share_of_each_that_its_label_has():
 def test_cutmix_is_an_augmentation_of_evaluate():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    images = LabelledImages(pixels, np.arange(16) % 2, ["a", "b"])
-    test = LabelledImages(255 - pixels, np.arange(16) % 2, ["a", "b"])
+    images = LabeledImages(pixels, np.arange(16) % 2, ["a", "b"])
+    test = LabeledImages(255 - pixels, np.arange(16) % 2, ["a", "b"])
     augment = CutMix(first=StandardAugment(padding=1))
     report = evaluate(
         {"x": images}, test=test, steps=2, seeds=1, augment=augment, device="cpu", progress=False

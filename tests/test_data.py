@@ -17,11 +17,11 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
-from synthaug import _sources
-from synthaug._adapt import label_like, like, pixels_of
-from synthaug._data import LabelledImages, as_pixels, load_dataset
-from synthaug._errors import DataError
-from synthaug._foreign import classes_of, labels_of
+from synthaug._images import loaders as _sources
+from synthaug._images.convert import label_like, like, pixels_of
+from synthaug._images.foreign import classes_of, labels_of
+from synthaug._images.labeled import LabeledImages, as_pixels, load_dataset
+from synthaug.errors import DataError
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -349,7 +349,7 @@ def test_an_hdf5_file_is_read_in_either_layout(tmp_path, last, memory_limit):
     turned = load_dataset(f"hdf5:{tmp_path / 'x.h5'}", classes=["c", "a", "b"])
     assert [turned.classes[label] for label in turned.targets] == ["abc"[label] for label in labels]
     again = pickle.loads(pickle.dumps(loaded))
-    assert again.fingerprint == LabelledImages(torch.tensor(pixels), labels, "abc").fingerprint
+    assert again.fingerprint == LabeledImages(torch.tensor(pixels), labels, "abc").fingerprint
 
 
 def test_of_a_cache_only_finished_rows_are_read(tmp_path):
@@ -420,9 +420,9 @@ def test_labels_beyond_the_classes_are_named(tmp_path):
     with pytest.raises(DataError, match=r"image 2 has label 7, but there are 2 classes"):
         load_dataset(f"hdf5:{tmp_path / 'x.h5'}", classes=["a", "b"])
     with pytest.raises(DataError, match=r"image 1 has label -1"):
-        LabelledImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), [0, -1], ["a"])
+        LabeledImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), [0, -1], ["a"])
     with pytest.raises(DataError, match=r"class name 'a' occurs twice"):
-        LabelledImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), [0, 0], ["a", "a"])
+        LabeledImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), [0, 0], ["a", "a"])
 
 
 def test_torchvision_data_sets_are_found_by_name_and_never_downloaded_unasked(
@@ -500,12 +500,12 @@ def test_wrong_arguments_are_refused(spec, options, message):
         load_dataset(spec, **options)
 
 
-# LabelledImages
+# LabeledImages
 
 
 @pytest.fixture
-def small() -> LabelledImages:
-    return LabelledImages(torch.tensor(noise(12, 3, 4, 5)), np.arange(12) % 3, "abc")
+def small() -> LabeledImages:
+    return LabeledImages(torch.tensor(noise(12, 3, 4, 5)), np.arange(12) % 3, "abc")
 
 
 def test_transforms_go_to_image_and_label(small):
@@ -541,20 +541,20 @@ def test_the_fingerprint_sees_pixels_labels_names_and_order(small):
     changed = pixels.clone()
     changed[11, 2, 3, 4] ^= 1
     others = [
-        LabelledImages(changed, small.labels, "abc"),
-        LabelledImages(pixels, np.roll(small.labels, 1), "abc"),
-        LabelledImages(pixels, small.labels, "abd"),
-        LabelledImages(pixels, small.labels, "abcd"),
-        LabelledImages(pixels.flip(0), small.labels, "abc"),
-        LabelledImages(pixels.reshape(12, 3, 5, 4), small.labels, "abc"),
+        LabeledImages(changed, small.labels, "abc"),
+        LabeledImages(pixels, np.roll(small.labels, 1), "abc"),
+        LabeledImages(pixels, small.labels, "abd"),
+        LabeledImages(pixels, small.labels, "abcd"),
+        LabeledImages(pixels.flip(0), small.labels, "abc"),
+        LabeledImages(pixels.reshape(12, 3, 5, 4), small.labels, "abc"),
     ]
     assert len({small.fingerprint, *(other.fingerprint for other in others)}) == 7
-    assert LabelledImages(pixels.clone(), small.labels, "abc").fingerprint == small.fingerprint
+    assert LabeledImages(pixels.clone(), small.labels, "abc").fingerprint == small.fingerprint
 
 
 def test_it_prints_as_torchvisions_data_sets_do(small):
     assert repr(small).splitlines()[:2] == [
-        "Dataset LabelledImages",
+        "Dataset LabeledImages",
         "    Number of datapoints: 12",
     ]
     for spec, split in (("digits:train", None), ("digits", "train")):
@@ -619,7 +619,7 @@ def test_labels_and_classes_are_found_through_wrappers(small):
     assert labels_of(wrapped).tolist() == [2, 0, 4, 5]
     assert classes_of(wrapped) == ("a", "b", "c")
     assert classes_of(plain) is None
-    other = LabelledImages(small.read([0]), [0], ["z"])
+    other = LabeledImages(small.read([0]), [0], ["z"])
     with pytest.raises(DataError, match="different classes: a, b, c and z"):
         classes_of(ConcatDataset([small, other]))
     with pytest.raises(DataError, match=r"shape \(1, 2\)"):

@@ -26,13 +26,14 @@ from torch.utils.data import (
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
-from synthaug import _serving, mixing
+from synthaug import mixing
 from synthaug._audit import AuditReport
-from synthaug._data import LabelledImages, as_pixels
+from synthaug._cache import serving as _serving
+from synthaug._cache.serving import servable
 from synthaug._datasets import MixedBatchSampler, MixedDataset
-from synthaug._errors import AuditError, CacheError, CacheMismatchError, DataError
+from synthaug._images.labeled import LabeledImages, as_pixels
 from synthaug._plan import matching_quota
-from synthaug._serving import servable
+from synthaug.errors import AuditError, CacheError, CacheMismatchError, DataError
 from tests.mixtures import (
     CLASSES,
     FIRST_ROW,
@@ -52,7 +53,7 @@ def cache(tmp_path):
 
 
 @pytest.fixture
-def real() -> LabelledImages:
+def real() -> LabeledImages:
     return real_images()
 
 
@@ -585,7 +586,7 @@ def test_images_between_two_classes_are_not_served_under_one_label(cache, caplog
 def test_something_that_is_no_report_or_no_cache_is_refused(real, cache):
     with pytest.raises(TypeError, match=r"`audit` is a str, expected a report .*from_json"):
         servable(cache, "audit.json")
-    with pytest.raises(TypeError, match=r"`synthetic` is a LabelledImages, expected a cache"):
+    with pytest.raises(TypeError, match=r"`synthetic` is a LabeledImages, expected a cache"):
         servable(real, None)
     with pytest.raises(TypeError, match="audit"):
         MixedDataset(real, cache, fraction=0.5)  # type: ignore[call-arg]
@@ -724,7 +725,7 @@ def test_it_prints_as_torchvisions_data_sets_do(real, cache):
 def test_a_notebook_shows_at_most_24_images_and_escapes_names(tmp_path, fraction):
     names = ("<script>", "b", "c")
     cache = make_cache(tmp_path, classes=names)
-    real = LabelledImages(torch.zeros(60, 3, 6, 5, dtype=torch.uint8), np.arange(60) % 3, names)
+    real = LabeledImages(torch.zeros(60, 3, 6, 5, dtype=torch.uint8), np.arange(60) % 3, names)
     mixed = MixedDataset(real, cache, audit=None, fraction=fraction, transform=v2.ToImage())
     html = mixed._repr_html_()
     assert html.count("<img") == (24 if fraction == 0.5 else 12)

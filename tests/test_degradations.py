@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthaug import degradations
-from synthaug._errors import CheckpointError
 from synthaug._noise import streams
 from synthaug._pixels import to_pixels
 from synthaug.degradations import (
@@ -24,6 +23,7 @@ from synthaug.degradations import (
     Snow,
     SuperResolution,
 )
+from synthaug.errors import CheckpointError
 
 SHAPE = (3, 16, 16)
 

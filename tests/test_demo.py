@@ -5,9 +5,9 @@ import pytest
 
 from synthaug._audit import AuditReport
 from synthaug._cache import SynthCache
-from synthaug._data import load_dataset
 from synthaug._demo import Settings, classifier_seeds, demo, split_digits
-from synthaug._evaluation import EvaluationReport
+from synthaug._images.labeled import load_dataset
+from synthaug.evaluation import EvaluationReport
 
 TOY = Settings(
     holdout_per_class=5,

@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthaug._errors import (
+from synthaug._generate import generate
+from synthaug._noise import streams
+from synthaug._pixels import digest, to_images, to_pixels
+from synthaug._plan import Plan
+from synthaug._training.loop import TrainingConfig
+from synthaug.errors import (
     CheckpointError,
     CheckpointMismatchError,
     DataError,
     DivergedError,
 )
-from synthaug._generate import generate
-from synthaug._noise import streams
-from synthaug._pixels import digest, to_images, to_pixels
-from synthaug._plan import Plan
-from synthaug._training import TrainingConfig
 from synthaug.synthesizers import DiffusionInversion, DiffusionModel, InversionConfig, soft_labels
-from synthaug.synthesizers._embeddings import EmbeddingTable, interpolate
-from synthaug.synthesizers._inversion_fit import Block, InversionJob, run_pass, timesteps_of
-from synthaug.synthesizers._tokens import TokenEncoder, build_token_unet
+from synthaug.synthesizers.inversion._embeddings import EmbeddingTable, interpolate
+from synthaug.synthesizers.inversion._fit import Block, InversionJob, run_pass, timesteps_of
+from synthaug.synthesizers.inversion._tokens import TokenEncoder, build_token_unet
 from synthaug.transforms import SyntheticVariant
 from tests.checkpoints import Counting, cosine_config, write_stable_diffusion
 
@@ -462,7 +462,7 @@ def test_partners_of_another_class_come_only_on_request_and_with_soft_labels():
 
 
 def test_forgetting_an_image_reaches_the_rows_that_interpolated_with_it():
-    from synthaug._cache._tools import rows_from_sources
+    from synthaug._cache.tools import rows_from_sources
 
     synthesizer = learned()
     plan = synthesizer.plan(ratio=4, interpolation=[0.3, 0.0])

@@ -29,10 +29,13 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 from torchvision.transforms import v2
 
 import synthaug
-from synthaug import _evaluation, _label_check, _sweep, _training, synthesizers
+from synthaug import _sweep, synthesizers
+from synthaug import evaluation as _evaluation
 from synthaug._cli import main
 from synthaug._plan import balanced_quota
-from synthaug.synthesizers import _hardness_fit
+from synthaug._training import loop as _training
+from synthaug.evaluation import _label_check
+from synthaug.synthesizers.low_density import _fit as _hardness_fit
 from tests.checkpoints import write_stable_diffusion
 
 ROOT = Path(__file__).parents[1]

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from synthaug._cache import State, SynthCache, merge
-from synthaug._engines import ActorPool, RayEngine, Share, Worker
-from synthaug._errors import CacheError, CacheMismatchError, EngineError
-from synthaug._files import claimed
-from synthaug._generate._actors import Drawer, Task
-from synthaug._generate._parts import Part, draw_part, lay_out, left, parts_of
+from synthaug._cluster import ActorPool, RayEngine, Share, Worker
+from synthaug._generate.actors import Drawer, Task
+from synthaug._generate.parts import Part, draw_part, lay_out, left, parts_of
 from synthaug._plan import Plan
+from synthaug._support.files import claimed
+from synthaug.errors import CacheError, CacheMismatchError, EngineError
 from tests.command_line import succeed
 from tests.fake_ray import Actor, FakeRay
 from tests.test_class_conditional import tiny
@@ -210,7 +210,7 @@ def test_two_processes_never_write_to_one_part(tmp_path, monkeypatch):
     part = parts_of(path, ROWS)[1]
     lay_out(part, whole)
     with claimed(part.path):
-        monkeypatch.setattr("synthaug._generate._parts._PATIENCE", 0)
+        monkeypatch.setattr("synthaug._generate.parts._PATIENCE", 0)
         with pytest.raises(CacheError, match=r"0000000128.h5 is being written by another process"):
             draw_part(Shaped(), part, np.arange(len(part)), batch_size=64)
     assert draw_part(Shaped(), part, np.arange(len(part)), batch_size=64)[0] == len(part)
@@ -344,7 +344,7 @@ def test_whichever_actors_are_lost_every_row_is_drawn_and_none_is_lost_or_done_t
     tmp_path, expected, monkeypatch, seed
 ):
     monkeypatch.setitem(sys.modules, "ray", FakeRay(seed))
-    monkeypatch.setattr("synthaug._generate._actors._SECONDS", 0)  # a batch per call
+    monkeypatch.setattr("synthaug._generate.actors._SECONDS", 0)  # a batch per call
     chance = np.random.default_rng(seed)
 
     class Frail(Shaped):
@@ -410,7 +410,7 @@ def test_actors_that_do_not_get_ready_end_the_job_and_say_why(
     tmp_path, monkeypatch, changes, cpus, message
 ):
     monkeypatch.setitem(sys.modules, "ray", FakeRay(cpus=cpus))
-    monkeypatch.setattr("synthaug._generate._actors._PATIENCE", 0)
+    monkeypatch.setattr("synthaug._generate.actors._PATIENCE", 0)
     with pytest.raises(EngineError, match=message):
         draw(tmp_path / "a.h5", engine=RayEngine(**changes))
 

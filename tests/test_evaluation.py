@@ -16,10 +16,11 @@ from torchvision.transforms import v2
 
 from synthaug._cache import SynthCache
 from synthaug._cli import main
-from synthaug._data import LabelledImages, load_dataset
 from synthaug._datasets import MixedDataset
-from synthaug._errors import DataError, DivergedError
-from synthaug._evaluation import (
+from synthaug._images.labeled import LabeledImages, load_dataset
+from synthaug._plan import Plan, balanced_quota
+from synthaug.errors import DataError, DivergedError
+from synthaug.evaluation import (
     CAS,
     AffineAugment,
     Arm,
@@ -31,31 +32,30 @@ from synthaug._evaluation import (
     scaling_arms,
     standard_arms,
 )
-from synthaug._evaluation._augment import apply_augment, standard_augment
-from synthaug._evaluation._fit import Settings, batch_order, learning_rate_at
-from synthaug._evaluation._sources import is_plain
-from synthaug._plan import Plan, balanced_quota
+from synthaug.evaluation._augment import apply_augment, standard_augment
+from synthaug.evaluation._fit import Settings, batch_order, learning_rate_at
+from synthaug.evaluation._sources import is_plain
 
 FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
-def digits() -> LabelledImages:
+def digits() -> LabeledImages:
     return load_dataset("digits", split="train")
 
 
 @pytest.fixture
-def train(digits: LabelledImages) -> LabelledImages:
+def train(digits: LabeledImages) -> LabeledImages:
     return digits.subset(np.arange(60))
 
 
 @pytest.fixture
-def validation(digits: LabelledImages) -> LabelledImages:
+def validation(digits: LabeledImages) -> LabeledImages:
     return digits.subset(np.arange(100, 180))
 
 
 @pytest.fixture
-def test(digits: LabelledImages) -> LabelledImages:
+def test(digits: LabeledImages) -> LabeledImages:
     return digits.subset(np.arange(200, 290))
 
 
@@ -116,7 +116,7 @@ def test_every_shifted_image_is_one_of_the_windows_of_the_padded_image() -> None
     assert {one.numpy().tobytes() for one in out} == windows  # no other one, and each of the 50
 
 
-def test_without_padding_and_mirroring_images_stay_as_they_are(train: LabelledImages) -> None:
+def test_without_padding_and_mirroring_images_stay_as_they_are(train: LabeledImages) -> None:
     pixels = train.read(np.arange(10))
     assert torch.equal(StandardAugment(padding=0)(pixels), pixels)
 
@@ -128,7 +128,7 @@ def test_half_of_the_images_are_mirrored() -> None:
     assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(4000)
 
 
-def test_an_affine_map_of_no_extent_keeps_the_image(train: LabelledImages) -> None:
+def test_an_affine_map_of_no_extent_keeps_the_image(train: LabeledImages) -> None:
     pixels = train.read(np.arange(10))
     still = AffineAugment(max_shift=0, max_rotation=0, max_scale=0)
     assert torch.equal(still(pixels), pixels)
@@ -182,7 +182,7 @@ def test_the_standard_augmentation_mirrors_if_asked_for_and_never_by_itself(
 
 
 def test_mirroring_reaches_every_arm_with_the_standard_augmentation(
-    train: LabelledImages, test: LabelledImages
+    train: LabeledImages, test: LabeledImages
 ) -> None:
     arms: dict[str, Any] = {"plain": Arm(train), "a": train, "b": Arm(train, augment="standard")}
     report = evaluate(arms, test=test, seeds=1, model=linear, horizontal_flip=True, **FAST)
@@ -197,7 +197,7 @@ def test_a_torchvision_transform_draws_anew_for_every_image() -> None:
 
 
 def test_an_augmentation_must_keep_dtype_and_shape(
-    train: LabelledImages, test: LabelledImages
+    train: LabeledImages, test: LabeledImages
 ) -> None:
     with pytest.raises(ValueError, match=r"`augment` made torch.float32 \(16, 1, 8, 8\)"):
         evaluate({"a": train}, test=test, augment=v2.ToDtype(torch.float32), **FAST)
@@ -259,7 +259,7 @@ def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
 
 
 def test_arms_share_initial_weights_and_steps_and_differ_in_images_only(
-    digits: LabelledImages, test: LabelledImages, watched: list[Watched]
+    digits: LabeledImages, test: LabeledImages, watched: list[Watched]
 ) -> None:
     arms = {"small": digits.subset(np.arange(20)), "large": digits.subset(np.arange(150))}
     report = evaluate(arms, test=test, seeds=2, model=Watched, **FAST)
@@ -278,7 +278,7 @@ def test_arms_share_initial_weights_and_steps_and_differ_in_images_only(
 
 
 def test_two_arms_of_equal_data_give_equal_runs_and_another_seed_another_order(
-    train: LabelledImages, test: LabelledImages, watched: list[Watched]
+    train: LabeledImages, test: LabeledImages, watched: list[Watched]
 ) -> None:
     indexed = Indexed(train)
     report = evaluate({"a": train, "b": indexed}, test=test, seeds=2, model=Watched, **FAST)
@@ -289,7 +289,7 @@ def test_two_arms_of_equal_data_give_equal_runs_and_another_seed_another_order(
 
 
 def test_equal_arguments_give_the_same_report_to_the_last_bit(
-    train: LabelledImages, test: LabelledImages, validation: LabelledImages
+    train: LabeledImages, test: LabeledImages, validation: LabeledImages
 ) -> None:
     def run() -> list[Run]:
         torch.rand(3)  # the caller's random state must not matter
@@ -301,7 +301,7 @@ def test_equal_arguments_give_the_same_report_to_the_last_bit(
 
 
 def test_the_callers_random_state_is_left_alone(
-    train: LabelledImages, test: LabelledImages, tmp_path: Path
+    train: LabeledImages, test: LabeledImages, tmp_path: Path
 ) -> None:
     before = torch.get_rng_state()
     evaluate({"a": train}, test=test, seeds=1, output_dir=tmp_path, **FAST)
@@ -309,7 +309,7 @@ def test_the_callers_random_state_is_left_alone(
 
 
 def test_the_networks_own_randomness_is_the_same_whatever_the_augmentation_draws(
-    train: LabelledImages, test: LabelledImages
+    train: LabeledImages, test: LabeledImages
 ) -> None:
     masks: list[Tensor] = []
 
@@ -331,7 +331,7 @@ def test_the_networks_own_randomness_is_the_same_whatever_the_augmentation_draws
     assert len({str(mask.tolist()) for mask in masks}) == 4
 
 
-def test_digits_are_learnt(digits: LabelledImages) -> None:
+def test_digits_are_learnt(digits: LabeledImages) -> None:
     mixed_up = np.random.default_rng(0).permutation(500)  # one person's digits follow each other
     few = digits.subset(mixed_up[:200])
     report = evaluate(
@@ -346,7 +346,7 @@ def test_digits_are_learnt(digits: LabelledImages) -> None:
 
 
 def test_weight_decay_is_by_default_as_strong_in_short_trainings_as_in_long_ones(
-    train: LabelledImages, test: LabelledImages
+    train: LabeledImages, test: LabeledImages
 ) -> None:
     def decay(steps: int, learning_rate: float) -> Any:
         arguments = {**FAST, "steps": steps, "learning_rate": learning_rate}
@@ -363,9 +363,9 @@ def test_weight_decay_is_by_default_as_strong_in_short_trainings_as_in_long_ones
 
 
 def test_the_weights_with_the_best_validation_accuracy_are_the_ones_tested(
-    train: LabelledImages,
-    validation: LabelledImages,
-    test: LabelledImages,
+    train: LabeledImages,
+    validation: LabeledImages,
+    test: LabeledImages,
     watched: list[Watched],
 ) -> None:
     report = evaluate(
@@ -390,7 +390,7 @@ def test_the_weights_with_the_best_validation_accuracy_are_the_ones_tested(
     (network,) = trained(watched)
     network.eval()
 
-    def accuracy(data: LabelledImages) -> float:
+    def accuracy(data: LabeledImages) -> float:
         images = data.read(np.arange(len(data))).float() / 127.5 - 1
         with torch.no_grad():
             return float((network(images).argmax(1).numpy() == data.labels).mean())
@@ -400,7 +400,7 @@ def test_the_weights_with_the_best_validation_accuracy_are_the_ones_tested(
 
 
 def test_among_equally_good_steps_the_last_one_is_taken(
-    train: LabelledImages, validation: LabelledImages, test: LabelledImages
+    train: LabeledImages, validation: LabeledImages, test: LabeledImages
 ) -> None:
     report = evaluate(
         {"a": train}, test=test, validation=validation, seeds=1, model=linear,
@@ -411,16 +411,16 @@ def test_among_equally_good_steps_the_last_one_is_taken(
 
 
 def test_without_a_validation_set_the_last_weights_are_tested(
-    train: LabelledImages, test: LabelledImages
+    train: LabeledImages, test: LabeledImages
 ) -> None:
     (run,) = evaluate({"a": train}, test=test, seeds=1, **FAST).runs
     assert (run.selected_step, run.validation_accuracy, run.validation_curve) == (4, None, [])
 
 
 def test_no_network_sees_the_test_images_before_its_training_and_choice_are_over(
-    train: LabelledImages,
-    validation: LabelledImages,
-    test: LabelledImages,
+    train: LabeledImages,
+    validation: LabeledImages,
+    test: LabeledImages,
     watched: list[Watched],
 ) -> None:
     evaluate(
@@ -439,7 +439,7 @@ def test_no_network_sees_the_test_images_before_its_training_and_choice_are_over
 
 
 def test_accuracy_by_class_adds_up_to_the_accuracy(
-    train: LabelledImages, test: LabelledImages
+    train: LabeledImages, test: LabeledImages
 ) -> None:
     without_nine = test.subset(np.flatnonzero(test.labels != 9))
     (run,) = evaluate({"a": train}, test=without_nine, seeds=1, **FAST).runs
@@ -455,7 +455,7 @@ def test_accuracy_by_class_adds_up_to_the_accuracy(
 class Indexed(Dataset[Any]):
     """A data set of which nothing is known but its items."""
 
-    def __init__(self, images: LabelledImages) -> None:
+    def __init__(self, images: LabeledImages) -> None:
         self.images = images
         self.classes = images.classes
 
@@ -469,7 +469,7 @@ class Indexed(Dataset[Any]):
 class Mixture(Dataset[Any]):
     """Like `MixedDataset`: item i of epoch e is synthetic if i + e is odd."""
 
-    def __init__(self, real: LabelledImages, synthetic: LabelledImages) -> None:
+    def __init__(self, real: LabeledImages, synthetic: LabeledImages) -> None:
         self.real, self.synthetic = real, synthetic
         self.classes = real.classes
         self.epoch = -1
@@ -495,7 +495,7 @@ class Mixture(Dataset[Any]):
 
 
 def test_a_mixture_is_asked_through_its_own_indexing_epoch_by_epoch(
-    digits: LabelledImages, test: LabelledImages, watched: list[Watched]
+    digits: LabeledImages, test: LabeledImages, watched: list[Watched]
 ) -> None:
     mixture = Mixture(digits.subset(np.arange(12)), digits.subset(np.arange(20, 50)))
     arms = {"mixed": Arm(mixture)}
@@ -523,7 +523,7 @@ def test_a_mixture_is_asked_through_its_own_indexing_epoch_by_epoch(
 
 
 @pytest.fixture
-def cache(digits: LabelledImages, tmp_path: Path) -> SynthCache:
+def cache(digits: LabeledImages, tmp_path: Path) -> SynthCache:
     quota = balanced_quota(10, per_class=3)
     plan = Plan.build(quota, classes=digits.classes, settings={}, seed=0)
     cache = SynthCache.create(tmp_path / "c.h5", plan, image_shape=(1, 8, 8), manifest={})
@@ -533,7 +533,7 @@ def cache(digits: LabelledImages, tmp_path: Path) -> SynthCache:
 
 
 def test_a_mixed_data_set_shows_the_same_images_with_and_without_a_transform(
-    train: LabelledImages, test: LabelledImages, cache: SynthCache, watched: list[Watched]
+    train: LabeledImages, test: LabeledImages, cache: SynthCache, watched: list[Watched]
 ) -> None:
     def mixed(**changed: Any) -> MixedDataset:
         return MixedDataset(train, cache, audit=None, mode="append", ratio=0.5, **changed)
@@ -552,7 +552,7 @@ def test_a_mixed_data_set_shows_the_same_images_with_and_without_a_transform(
 
 
 def test_a_mixture_is_given_back_in_the_epoch_that_it_was_in(
-    train: LabelledImages, test: LabelledImages, cache: SynthCache, tmp_path: Path
+    train: LabeledImages, test: LabeledImages, cache: SynthCache, tmp_path: Path
 ) -> None:
     mixed = MixedDataset(train, cache, audit=None, fraction=0.5)
     mixed.set_epoch(7)
@@ -572,7 +572,7 @@ def test_a_mixture_is_given_back_in_the_epoch_that_it_was_in(
 
 
 def test_an_arm_with_soft_labels_is_trained_on_them(
-    train: LabelledImages, test: LabelledImages, cache: SynthCache
+    train: LabeledImages, test: LabeledImages, cache: SynthCache
 ) -> None:
     def mixed(**changed: Any) -> MixedDataset:
         return MixedDataset(train, cache, audit=None, fraction=1.0, **changed)
@@ -595,7 +595,7 @@ def test_an_arm_with_soft_labels_is_trained_on_them(
 
 
 def test_a_mixture_whose_length_changes_is_refused(
-    train: LabelledImages, test: LabelledImages, cache: SynthCache
+    train: LabeledImages, test: LabeledImages, cache: SynthCache
 ) -> None:
     growing = MixedDataset(train, cache, audit=None, mode="append", ratio=lambda e: 0.1 * e)
     with pytest.raises(ValueError, match="'growing' has another length in every epoch"):
@@ -603,7 +603,7 @@ def test_a_mixture_whose_length_changes_is_refused(
 
 
 def test_an_output_directory_that_is_a_file_is_named_before_any_training(
-    train: LabelledImages, test: LabelledImages, tmp_path: Path, watched: list[Watched]
+    train: LabeledImages, test: LabeledImages, tmp_path: Path, watched: list[Watched]
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file, expected a folder"):
@@ -612,7 +612,7 @@ def test_an_output_directory_that_is_a_file_is_named_before_any_training(
 
 
 def test_the_four_arms_count_the_real_and_synthetic_images_that_they_saw(
-    digits: LabelledImages, test: LabelledImages, cache: SynthCache
+    digits: LabeledImages, test: LabeledImages, cache: SynthCache
 ) -> None:
     real = digits.subset(np.arange(40))
     passed = Subset(cache, list(range(25)))
@@ -638,7 +638,7 @@ def test_the_four_arms_count_the_real_and_synthetic_images_that_they_saw(
 
 
 def test_amounts_are_nested_and_as_many_of_every_class(
-    train: LabelledImages, cache: SynthCache
+    train: LabeledImages, cache: SynthCache
 ) -> None:
     before: set[int] = set()
     arms = scaling_arms(train, cache, audit=None, ratios=[0, 0.25, 0.5])
@@ -657,7 +657,7 @@ def test_amounts_are_nested_and_as_many_of_every_class(
 
 
 def test_amounts_are_trained_for_equal_steps_on_images_that_the_audit_passed(
-    train: LabelledImages, cache: SynthCache, test: LabelledImages
+    train: LabeledImages, cache: SynthCache, test: LabeledImages
 ) -> None:
     passed = np.ones(len(cache), bool)
     passed[::4] = False
@@ -685,7 +685,7 @@ def test_amounts_from_the_command_line(ratios: str, cache: SynthCache, tmp_path:
 
 
 def test_amounts_that_make_no_sense_are_refused_and_large_ones_are_warned_of(
-    train: LabelledImages, cache: SynthCache
+    train: LabeledImages, cache: SynthCache
 ) -> None:
     for ratios in ([], [-1.0], [1.0, 1.0], [math.inf]):
         with pytest.raises(ValueError, match="`ratios` must be"):
@@ -698,7 +698,7 @@ def test_amounts_that_make_no_sense_are_refused_and_large_ones_are_warned_of(
 
 
 def test_images_are_counted_anew_in_every_run(
-    train: LabelledImages, test: LabelledImages, cache: SynthCache
+    train: LabeledImages, test: LabeledImages, cache: SynthCache
 ) -> None:
     mixed = MixedDataset(train, cache, audit=None, fraction=0.5)
     report = evaluate({"real": train, "mixed": mixed}, test=test, seeds=2, **{**FAST, "steps": 1})
@@ -709,16 +709,16 @@ def test_images_are_counted_anew_in_every_run(
 
 
 def test_labels_are_compared_by_the_name_of_their_class(
-    train: LabelledImages, test: LabelledImages
+    train: LabeledImages, test: LabeledImages
 ) -> None:
     order = np.random.default_rng(0).permutation(10)
     names = [train.classes[c] for c in order]
-    renamed = LabelledImages(
+    renamed = LabeledImages(
         train.read(np.arange(len(train))), np.argsort(order)[train.labels], names
     )
     plain = evaluate({"a": train}, test=test, seeds=1, **FAST)
     assert results(evaluate({"a": renamed}, test=test, seeds=1, **FAST)) == results(plain)
-    other = LabelledImages(
+    other = LabeledImages(
         train.read(np.arange(len(train))), train.labels, [*train.classes[:9], "ten"]
     )
     with pytest.raises(DataError, match=r"Arm 'b' has other classes.*Missing: 9; .*: ten\."):
@@ -726,9 +726,9 @@ def test_labels_are_compared_by_the_name_of_their_class(
 
 
 def test_data_sets_without_class_names_are_counted_by_label(
-    train: LabelledImages, test: LabelledImages
+    train: LabeledImages, test: LabeledImages
 ) -> None:
-    def bare(images: LabelledImages) -> TensorDataset:
+    def bare(images: LabeledImages) -> TensorDataset:
         labels = torch.from_numpy(np.asarray(images.labels))
         return TensorDataset(images.read(np.arange(len(images))), labels)
 
@@ -739,7 +739,7 @@ def test_data_sets_without_class_names_are_counted_by_label(
 
 
 def test_a_transform_of_the_data_set_is_part_of_what_is_trained_on(
-    train: LabelledImages, test: LabelledImages, watched: list[Watched]
+    train: LabeledImages, test: LabeledImages, watched: list[Watched]
 ) -> None:
     inverted = train.subset(np.arange(len(train)))
     inverted.transform = lambda image: v2.functional.invert(image)
@@ -752,7 +752,7 @@ def test_a_transform_of_the_data_set_is_part_of_what_is_trained_on(
 
 
 def test_images_shared_with_the_test_or_validation_set_are_refused_with_their_number(
-    digits: LabelledImages, test: LabelledImages, validation: LabelledImages
+    digits: LabeledImages, test: LabeledImages, validation: LabeledImages
 ) -> None:
     leaking = digits.subset(np.r_[0:50, 205:208])
     with pytest.raises(DataError, match=r"3 of 90 images of `test` are in Arm 'b' too.*number 5\."):
@@ -767,7 +767,7 @@ def test_images_shared_with_the_test_or_validation_set_are_refused_with_their_nu
 
 
 def test_images_of_any_size_can_be_trained_on_if_the_transform_makes_them_one(
-    train: LabelledImages, test: LabelledImages
+    train: LabeledImages, test: LabeledImages
 ) -> None:
     class Photos(Dataset[Any]):
         """Images of different sizes, one of them with a palette."""
@@ -790,7 +790,7 @@ def test_images_of_any_size_can_be_trained_on_if_the_transform_makes_them_one(
 
 
 def test_shared_images_are_found_behind_transforms_and_in_both_parts_of_a_mixture(
-    digits: LabelledImages, test: LabelledImages
+    digits: LabeledImages, test: LabeledImages
 ) -> None:
     hidden = digits.subset(np.arange(195, 205))
     hidden.transform = v2.RandomRotation(30)
@@ -802,10 +802,10 @@ def test_shared_images_are_found_behind_transforms_and_in_both_parts_of_a_mixtur
 
 
 def test_shared_images_are_found_in_mixtures_inside_wrappers(
-    train: LabelledImages, digits: LabelledImages, cache: SynthCache
+    train: LabeledImages, digits: LabeledImages, cache: SynthCache
 ) -> None:
     mixed = MixedDataset(train, cache, audit=None, mode="append", ratio=0.1)
-    seen = LabelledImages(cache.read([7, 29]), cache.labels[[7, 29]], cache.classes)
+    seen = LabeledImages(cache.read([7, 29]), cache.labels[[7, 29]], cache.classes)
     assert not (mixed.synthetic_rows() == 29).any()  # it will be served in another epoch
     wrapped: list[Dataset[Any]] = [
         Subset(mixed, range(62)),
@@ -823,7 +823,7 @@ def test_shared_images_are_found_in_mixtures_inside_wrappers(
 
 
 def test_wrong_arguments_are_named_before_any_training(
-    train: LabelledImages, test: LabelledImages, watched: list[Watched]
+    train: LabeledImages, test: LabeledImages, watched: list[Watched]
 ) -> None:
     def refused(message: str, **changed: Any) -> None:
         arguments = {"arms": {"a": train}, "test": test, "model": Watched, **FAST, **changed}
@@ -851,7 +851,7 @@ def test_wrong_arguments_are_named_before_any_training(
     refused("`horizontal_flip` belongs to augment=", augment=None, horizontal_flip=True)
     refused("`model` 'cnn' is unknown", model="cnn")
     refused("`device` is 'gpu', which torch cannot use here", device="gpu")
-    large = LabelledImages(torch.zeros(10, 1, 9, 9, dtype=torch.uint8), range(10), train.classes)
+    large = LabeledImages(torch.zeros(10, 1, 9, 9, dtype=torch.uint8), range(10), train.classes)
     refused(r"Arm 'l' has images of shape \(1, 9, 9\), `test` has \(1, 8, 8\)", arms={"l": large})
     refused("Item 0 of Arm 't'", arms={"t": TensorDataset(torch.zeros(5, 8, 8))})
     mixed_sizes: Dataset[Any] = ConcatDataset([train, large])
@@ -871,7 +871,7 @@ def test_settings_of_an_augmentation_are_checked() -> None:
 
 
 def test_a_loss_that_is_not_finite_names_arm_seed_step_and_remedy(
-    train: LabelledImages, test: LabelledImages, tmp_path: Path
+    train: LabeledImages, test: LabeledImages, tmp_path: Path
 ) -> None:
     class Bursting(nn.Module):
         """Its loss is NaN from step 13 on, if it is trained on black images."""
@@ -887,7 +887,7 @@ def test_a_loss_that_is_not_finite_names_arm_seed_step_and_remedy(
             logits: Tensor = self.net(images) * (math.nan if burst else 1.0)
             return logits
 
-    black = LabelledImages(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), range(10), train.classes)
+    black = LabeledImages(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), range(10), train.classes)
     arms = {"good": train, "bad": black}
     with pytest.raises(
         DivergedError,
@@ -900,8 +900,8 @@ def test_a_loss_that_is_not_finite_names_arm_seed_step_and_remedy(
 
 
 def test_the_bar_counts_every_step_of_every_run_once(
-    train: LabelledImages,
-    test: LabelledImages,
+    train: LabeledImages,
+    test: LabeledImages,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -920,13 +920,13 @@ def test_the_bar_counts_every_step_of_every_run_once(
 
 
 def test_finished_runs_are_not_repeated_until_data_or_settings_change(
-    digits: LabelledImages,
-    train: LabelledImages,
-    test: LabelledImages,
+    digits: LabeledImages,
+    train: LabeledImages,
+    test: LabeledImages,
     tmp_path: Path,
     watched: list[Watched],
 ) -> None:
-    def run(first: LabelledImages = train, **changed: Any) -> tuple[EvaluationReport, int]:
+    def run(first: LabeledImages = train, **changed: Any) -> tuple[EvaluationReport, int]:
         watched.clear()
         arguments = {**FAST, "model": Watched, "seeds": 2, **changed}
         arms = {"a": first, "b": Mixture(train, train)}
@@ -955,12 +955,12 @@ def test_finished_runs_are_not_repeated_until_data_or_settings_change(
     chosen = chosen.subset(np.arange(9))
     assert run(test=test.subset(np.arange(80)), validation=chosen)[1] == 4
     assert run(first=train.subset(np.arange(1, 60)))[1] == 2
-    relabelled = LabelledImages(train.read(np.arange(60)), np.roll(train.labels, 1), train.classes)
+    relabelled = LabeledImages(train.read(np.arange(60)), np.roll(train.labels, 1), train.classes)
     assert run(first=relabelled)[1] == 2
     images, labels = digits.read(np.arange(300, 700)), digits.labels[300:700].copy()
-    assert run(first=LabelledImages(images, labels, train.classes))[1] == 2
+    assert run(first=LabeledImages(images, labels, train.classes))[1] == 2
     labels[-1] = (labels[-1] + 1) % 10
-    assert run(first=LabelledImages(images, labels, train.classes))[1] == 2
+    assert run(first=LabeledImages(images, labels, train.classes))[1] == 2
     for bias in (True, False):  # functions of the same name
         files = len(list(tmp_path.iterdir()))
         run(model=lambda n, _, b=bias: nn.Sequential(nn.Flatten(), nn.Linear(64, n, bias=b)))
@@ -969,8 +969,8 @@ def test_finished_runs_are_not_repeated_until_data_or_settings_change(
 
 
 def test_a_mixture_that_chooses_otherwise_makes_a_stored_run_stale(
-    train: LabelledImages,
-    test: LabelledImages,
+    train: LabeledImages,
+    test: LabeledImages,
     cache: SynthCache,
     tmp_path: Path,
     watched: list[Watched],
@@ -1011,7 +1011,7 @@ def test_a_mixture_that_chooses_otherwise_makes_a_stored_run_stale(
 
 
 def test_a_damaged_run_file_is_named(
-    train: LabelledImages, test: LabelledImages, tmp_path: Path
+    train: LabeledImages, test: LabeledImages, tmp_path: Path
 ) -> None:
     evaluate({"a": train}, test=test, seeds=1, output_dir=tmp_path, **FAST)
     (path,) = tmp_path.iterdir()
@@ -1025,7 +1025,7 @@ def test_a_damaged_run_file_is_named(
 
 
 def test_probabilities_are_those_of_classifiers_trained_as_an_evaluation_trains_them(
-    digits: LabelledImages, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    digits: LabeledImages, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SYNTHAUG_PROGRESS", "bar")
     mixed_up = np.random.default_rng(0).permutation(500)
@@ -1048,7 +1048,7 @@ def test_probabilities_are_those_of_classifiers_trained_as_an_evaluation_trains_
 
 
 def test_what_the_audit_said_of_synthetic_images_stands_below_the_table(
-    train: LabelledImages, test: LabelledImages, cache: SynthCache
+    train: LabeledImages, test: LabeledImages, cache: SynthCache
 ) -> None:
     passed = SimpleNamespace(identity=cache.identity, passed=np.arange(30) > 1, verdict="fail")
     judged = MixedDataset(train, cache, audit=passed, fraction=0.5)
@@ -1152,7 +1152,7 @@ def test_an_unknown_arm_is_named(report: EvaluationReport) -> None:
 
 
 def test_a_report_comes_back_from_json_as_it_was(
-    report: EvaluationReport, train: LabelledImages, test: LabelledImages, tmp_path: Path
+    report: EvaluationReport, train: LabeledImages, test: LabeledImages, tmp_path: Path
 ) -> None:
     real = evaluate({"a": train}, test=test, validation=None, seeds=2, **FAST)
     for one in (report, real):
@@ -1220,9 +1220,7 @@ def test_the_plot_is_written_as_its_name_says(
     assert path.read_bytes().startswith(start)
 
 
-def test_bfloat16_trains_too_and_is_written_down(
-    train: LabelledImages, test: LabelledImages
-) -> None:
+def test_bfloat16_trains_too_and_is_written_down(train: LabeledImages, test: LabeledImages) -> None:
     report = evaluate({"a": train}, test=test, seeds=1, precision="bfloat16", **FAST)
     exact = evaluate({"a": train}, test=test, seeds=1, **FAST)
     assert report.settings["precision"] == "bfloat16"

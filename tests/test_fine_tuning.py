@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from synthaug._checkpoints import write_json
 from synthaug._cli import main
-from synthaug._errors import CheckpointError, DataMismatchError
 from synthaug._pixels import to_pixels
-from synthaug._training import TrainingConfig
+from synthaug._training.checkpoints import write_json
+from synthaug._training.loop import TrainingConfig
+from synthaug.errors import CheckpointError, DataMismatchError
 from synthaug.features import Pixel
 from synthaug.synthesizers import (
     ClassConditional,
@@ -24,7 +24,12 @@ from synthaug.synthesizers import (
     frechet_score,
     select_snapshot,
 )
-from synthaug.synthesizers._fine_tuning import FineTuneJob, class_tables, learn_classes, merged
+from synthaug.synthesizers.class_conditional._fine_tuning import (
+    FineTuneJob,
+    class_tables,
+    learn_classes,
+    merged,
+)
 from tests.checkpoints import (
     cosine_config,
     tiny_unet,
@@ -325,7 +330,7 @@ def test_latents_that_are_not_kept_are_those_that_are(prompted, monkeypatch):
         return job_of(prompted, real, horizontal_flip=True)._inputs(np.arange(8))
 
     kept = inputs()
-    monkeypatch.setattr("synthaug.synthesizers._fine_tuning._KEPT_BYTES", 0)
+    monkeypatch.setattr("synthaug.synthesizers.class_conditional._fine_tuning._KEPT_BYTES", 0)
     assert torch.allclose(inputs(), kept, atol=1e-6)
 
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from synthaug.samplers import make_scheduler
-from synthaug.synthesizers._fitting import (
+from synthaug._training.fit_job import (
     PREDICTION_TYPES,
     denoising_loss,
     diffusion_config,
     half_mirrored,
     stratified,
 )
+from synthaug.samplers import make_scheduler
 
 
 @pytest.mark.parametrize("levels", [8, 1000])

@@ -26,9 +26,9 @@ from torchvision.transforms import v2
 
 import synthaug
 from synthaug._cache import SynthCache
-from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
-from synthaug._foreign import labels_of
+from synthaug._images.foreign import labels_of
+from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # frameworks warn of much that is not ours
@@ -52,9 +52,9 @@ def cache(tmp_path):
     return cache
 
 
-def real_images() -> LabelledImages:
+def real_images() -> LabeledImages:
     pixels = torch.arange(SIZE, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
-    return LabelledImages(pixels, np.arange(SIZE) % 2, CLASSES, transform=v2.PILToTensor())
+    return LabeledImages(pixels, np.arange(SIZE) % 2, CLASSES, transform=v2.PILToTensor())
 
 
 def expected(cache: SynthCache, epoch: int, **options: Any) -> list[int]:
@@ -255,7 +255,7 @@ def test_what_cannot_be_mixed_in_lightning_is_refused(pl, cache):
     def mixed(inner, **options):
         return synthaug.lightning.MixedDataModule(inner, cache, audit=None, **options)
 
-    with pytest.raises(TypeError, match=r"is a LabelledImages, expected a Lightning.* and not of"):
+    with pytest.raises(TypeError, match=r"is a LabeledImages, expected a Lightning.* and not of"):
         mixed(real_images())
     with pytest.raises(TypeError, match="fractoin"):
         mixed(make_datamodule(pl), fractoin=0.5)
@@ -337,7 +337,7 @@ def test_datasets_that_were_selected_and_have_no_transform_are_mixed_too(hf, cac
     items = mixed.__getitems__(range(3))
     assert [item["image"].getpixel((0, 0))[0] for item in items] == [5, 2, 9]
     assert [item["label"] for item in items] == [1, 0, 1]
-    with pytest.raises(TypeError, match="LabelledImages, expected a `datasets"):
+    with pytest.raises(TypeError, match="LabeledImages, expected a `datasets"):
         synthaug.huggingface.MixedDataset(real_images(), cache, audit=None, fraction=0.5)
 
 

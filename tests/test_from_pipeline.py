@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from synthaug._cache import SynthCache
-from synthaug._errors import CacheMismatchError, DataError
 from synthaug._generate import generate
 from synthaug._noise import streams
+from synthaug.errors import CacheMismatchError, DataError
 from synthaug.synthesizers import FromPipeline
 from tests.checkpoints import tiny_unet, write_stable_diffusion
 

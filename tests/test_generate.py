@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from synthaug._cache import SynthCache
-from synthaug._errors import CacheFormatError, CacheMismatchError, DivergedError
 from synthaug._generate import generate
 from synthaug._noise import randn, streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan
+from synthaug.errors import CacheFormatError, CacheMismatchError, DivergedError
 from synthaug.synthesizers import Constant
 
 SHAPE = (3, 4, 5)

@@ -11,13 +11,13 @@ import torch
 from synthaug import density
 from synthaug._cache import SynthCache
 from synthaug._cli import main
-from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
-from synthaug._datasets._draws import dealt
-from synthaug._errors import AuditError, AuditMismatchError, DataMismatchError
-from synthaug._hardness import HardnessReport, score_hardness
+from synthaug._datasets.draws import dealt
+from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
+from synthaug.errors import AuditError, AuditMismatchError, DataMismatchError
+from synthaug.evaluation._hardness import HardnessReport, score_hardness
 from synthaug.features import Pixel, extract
 from synthaug.mixing import Highest, Stratified
 
@@ -32,8 +32,8 @@ def images(n: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
     return (noise + torch.from_numpy(labels * 170).view(-1, 1, 1, 1)).to(torch.uint8), labels
 
 
-def real(n: int, seed: int) -> LabelledImages:
-    return LabelledImages(*images(n, seed), CLASSES)
+def real(n: int, seed: int) -> LabeledImages:
+    return LabeledImages(*images(n, seed), CLASSES)
 
 
 def cache_of(path: Any, pixels: torch.Tensor, labels: np.ndarray, seed: int = 0) -> SynthCache:
@@ -83,7 +83,7 @@ def test_a_report_holds_what_the_mathematics_says_of_every_set(cache):
 
 def test_images_in_parts_are_scored_alike(cache, monkeypatch):
     whole = score(cache).hardness
-    monkeypatch.setattr("synthaug._comparison._CHUNK", 7)
+    monkeypatch.setattr("synthaug.evaluation._comparison._CHUNK", 7)
     np.testing.assert_allclose(score(cache).hardness, whole, rtol=1e-6)
 
 
@@ -142,9 +142,9 @@ def test_a_report_survives_its_file(cache, tmp_path):
 def test_a_page_escapes_text_and_shows_no_foreign_pictures(tmp_path):
     pixels, labels = images(40, 7)
     names = ("<b>dark</b>", "light")
-    train = LabelledImages(*images(60, 0), names)
+    train = LabeledImages(*images(60, 0), names)
     report = score_hardness(
-        LabelledImages(pixels, labels, names), train, features=PIXELS, progress=False
+        LabeledImages(pixels, labels, names), train, features=PIXELS, progress=False
     )
     report.pictures["hardest"][0]["image"] = "https://example.org/spy.png"
     report.to_html(tmp_path / "r.html")
@@ -156,8 +156,8 @@ def test_a_page_escapes_text_and_shows_no_foreign_pictures(tmp_path):
 
 def test_sets_that_do_not_fit_are_refused(cache):
     train = real(60, 0)
-    other = LabelledImages(*images(60, 1), ("dark", "bright"))
-    small = LabelledImages(torch.zeros(60, 1, 4, 4, dtype=torch.uint8), images(60, 0)[1], CLASSES)
+    other = LabeledImages(*images(60, 1), ("dark", "bright"))
+    small = LabeledImages(torch.zeros(60, 1, 4, 4, dtype=torch.uint8), images(60, 0)[1], CLASSES)
     for options, message in (
         ({"holdout": other}, "`holdout` has dark, bright"),
         ({"holdout": small}, r"`holdout` of shape \(1, 4, 4\)"),
@@ -341,7 +341,7 @@ def test_the_command_writes_the_report_that_a_data_set_can_draw_by(cache, tmp_pa
     assert "held-out" in capsys.readouterr().out
     assert "<html" in (tmp_path / "new" / "out.html").read_text()
     report = HardnessReport.from_json(tmp_path / "new" / "out.json")
-    folder = LabelledImages(*images(40, 0), CLASSES)
+    folder = LabeledImages(*images(40, 0), CLASSES)
     expected = score(cache, folder, holdout=real(40, 1), components=3)
     np.testing.assert_allclose(report.hardness, expected.hardness, rtol=1e-6)
     MixedDataset(folder, cache, audit=None, fraction=0.5, draw=Stratified(report, 2))

@@ -7,7 +7,7 @@ import pytest
 from markupsafe import Markup
 from PIL import Image
 
-from synthaug._html import (
+from synthaug._support.html import (
     CONTENT_SECURITY_POLICY,
     Line,
     data_uri,

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug import _label_check
 from synthaug._cache import SynthCache
-from synthaug._data import LabelledImages
 from synthaug._datasets import MixedDataset
-from synthaug._errors import AuditError, AuditMismatchError, CacheMismatchError
-from synthaug._label_check import LabelCheck, check_labels, withhold
+from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
+from synthaug.errors import AuditError, AuditMismatchError, CacheMismatchError
+from synthaug.evaluation import _label_check
+from synthaug.evaluation._label_check import LabelCheck, check_labels, withhold
 
 CLASSES = ("dark", "light")
 
@@ -23,8 +23,8 @@ def images(n: int) -> tuple[torch.Tensor, np.ndarray]:
 
 
 @pytest.fixture
-def real() -> LabelledImages:
-    return LabelledImages(*images(16), CLASSES)
+def real() -> LabeledImages:
+    return LabeledImages(*images(16), CLASSES)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_checks_that_make_no_sense_are_refused(cache, real, tmp_path):
     for rule, message in rules:
         with pytest.raises(ValueError, match=message):
             check_labels(cache, real, **rule)
-    other = LabelledImages(*images(4), ("light", "grey"))
+    other = LabeledImages(*images(4), ("light", "grey"))
     with pytest.raises(CacheMismatchError, match="only the real images have 'grey'"):
         check_labels(cache, other, threshold=0.5)
     check = check_labels(cache, real, percentile=5, steps=1, seeds=(0,), progress=False)

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._cache import SynthCache
-from synthaug._errors import CheckpointError, CheckpointMismatchError, DataError, DataMismatchError
 from synthaug._generate import generate
 from synthaug._pixels import to_images, to_pixels
-from synthaug._training import TrainingConfig
+from synthaug._training.loop import TrainingConfig
 from synthaug.density import ClassGaussians
+from synthaug.errors import CheckpointError, CheckpointMismatchError, DataError, DataMismatchError
 from synthaug.samplers import make_scheduler
-from synthaug.synthesizers import ClassConditional, LowDensity, _hardness_fit
-from synthaug.synthesizers._hardness import (
+from synthaug.synthesizers import ClassConditional, LowDensity
+from synthaug.synthesizers.low_density import _fit as _hardness_fit
+from synthaug.synthesizers.low_density._hardness import (
     NoiseAware,
     NoisyEncoder,
     OnEstimate,

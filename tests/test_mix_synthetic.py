@@ -13,17 +13,17 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from synthaug._cache import SynthCache
-from synthaug._data import LabelledImages
-from synthaug._errors import AuditError, CacheMismatchError, DataError, DataMismatchError
-from synthaug._on_the_fly import OnTheFlyDataset
+from synthaug._datasets import OnTheFlyDataset
+from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_pixels
+from synthaug.errors import AuditError, CacheMismatchError, DataError, DataMismatchError
 from synthaug.transforms import MixSynthetic
 from tests.test_generate import Noise, plan_of
 from tests.variants import CLASSES, make_cache, real_images, row_of
 
 
 @pytest.fixture
-def real() -> LabelledImages:
+def real() -> LabeledImages:
     return real_images()
 
 

@@ -20,11 +20,11 @@ from torchvision.transforms import v2
 
 from synthaug import mixing
 from synthaug._audit import audit
-from synthaug._data import LabelledImages
 from synthaug._datasets import MixedBatchSampler, MixedDataset
-from synthaug._errors import AuditMismatchError, DataError
-from synthaug._label_check import LabelCheck
+from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
+from synthaug.errors import AuditMismatchError, DataError
+from synthaug.evaluation._label_check import LabelCheck
 from synthaug.mixing import AtLeast, AtMost, Balance, Cosine, Fields, Highest, Linear, Lowest
 from synthaug.synthesizers import soft_labels
 from tests.mixtures import (
@@ -286,7 +286,7 @@ def test_filters_take_reports_and_refuse_those_about_another_cache(real, cache, 
 
 def test_an_audit_filters_by_its_p_values_and_a_label_check_by_its_scores(real, cache):
     noise = np.random.default_rng(0).integers(0, 256, (2, 60, 3, 6, 5), np.uint8)
-    train, holdout = (LabelledImages(torch.from_numpy(x), real.labels, CLASSES) for x in noise)
+    train, holdout = (LabeledImages(torch.from_numpy(x), real.labels, CLASSES) for x in noise)
     report = audit(cache, train, holdout=holdout, progress=False)
     check = LabelCheck(
         identity=cache.identity,

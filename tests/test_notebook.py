@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 import synthaug
-from synthaug._evaluation._report import EvaluationReport, Run
-from synthaug._hardness._report import HardnessReport
-from synthaug._hardness._report import Scores as Hardness
-from synthaug._html import data_uri, notebook, thumbnails
-from synthaug._quality import QualityReport, Scores
-from synthaug._sweep._report import SweepReport, SweepRow
+from synthaug._support.html import data_uri, notebook, thumbnails
+from synthaug._sweep.report import SweepReport, SweepRow
+from synthaug.evaluation._hardness.report import HardnessReport
+from synthaug.evaluation._hardness.report import Scores as Hardness
+from synthaug.evaluation._quality import QualityReport, Scores
+from synthaug.evaluation._report import EvaluationReport, Run
 
 NASTY = '<script>alert("x")</script>'
 PICTURE = data_uri(Image.new("L", (2, 2)))
@@ -69,7 +69,7 @@ def audited() -> Any:
     digits[0] = digits[20]
     names = (NASTY, "dog")
     parts = (digits[:8], digits[8:50], digits[50:])
-    sets = [synthaug.LabelledImages(p, np.arange(len(p)) % 2, names) for p in parts]
+    sets = [synthaug.LabeledImages(p, np.arange(len(p)) % 2, names) for p in parts]
     return synthaug.audit(sets[0], sets[1], holdout=sets[2], progress=False)
 
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from synthaug._cache import SynthCache
-from synthaug._data import LabelledImages
-from synthaug._datasets import MixedDataset
-from synthaug._errors import CacheMismatchError, DivergedError
+from synthaug._datasets import MixedDataset, OnTheFlyDataset
+from synthaug._datasets import drawing as _drawing
+from synthaug._datasets.pool import Pool
 from synthaug._generate import generate
-from synthaug._on_the_fly import OnTheFlyDataset, _drawing
-from synthaug._on_the_fly._pool import Pool
+from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan
+from synthaug.errors import CacheMismatchError, DivergedError
 from tests.test_cold_restore import tiny
 from tests.test_generate import CLASSES, Noise, plan_of
 from tests.variants import real_images
@@ -255,7 +255,7 @@ def test_the_thread_ends_with_close_and_with_the_data_set():
 
 _PROGRAM = """
 import torch
-from synthaug._on_the_fly import OnTheFlyDataset
+from synthaug._datasets import OnTheFlyDataset
 from synthaug.synthesizers import Constant
 
 constant = Constant(torch.zeros((1, 3, 4, 4), dtype=torch.uint8), [0])
@@ -434,7 +434,7 @@ def test_copies_serve_the_same_and_draw_for_themselves(duplicate):
 
 def test_it_takes_the_place_of_a_cache_in_a_mixed_data_set():
     pixels = torch.zeros((40, 3, 4, 5), dtype=torch.uint8)
-    real = LabelledImages(pixels, np.repeat([0, 2], 20), CLASSES)
+    real = LabeledImages(pixels, np.repeat([0, 2], 20), CLASSES)
     live = OnTheFlyDataset(Noise(), PLAN, size=20, reuse=2)
     mixed = MixedDataset(real, live, audit=None, fraction=0.5)
     served = set()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from synthaug._progress import Lines, bar, counted
+from synthaug._support.progress import Lines, bar, counted
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,7 @@ def logged(monkeypatch, seconds_per_step: float, steps: int = 10, initial: int =
     """What a job prints that is not watched."""
     now = [0.0]
     stream = io.StringIO()
-    monkeypatch.setattr("synthaug._progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("synthaug._support.progress.time.monotonic", lambda: now[0])
     monkeypatch.setattr(sys, "stderr", stream)
     with bar(steps, "train", "step", initial=initial) as shown:
         for _ in range(steps - initial):

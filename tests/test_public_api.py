@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import synthaug
-from synthaug import _errors, synthesizers
+from synthaug import errors as _errors
+from synthaug import synthesizers
 
 HEAVY = (
     "accelerate",

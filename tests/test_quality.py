@@ -9,23 +9,23 @@ import torch
 
 from synthaug._cache import SynthCache
 from synthaug._cli import main
-from synthaug._data import LabelledImages
-from synthaug._errors import DataError, DataMismatchError
+from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
-from synthaug._quality import QualityReport, score_quality
+from synthaug.errors import DataError, DataMismatchError
+from synthaug.evaluation._quality import QualityReport, score_quality
 from synthaug.features import Pixel
 
 CLASSES = ("dark", "light")
 PIXELS = Pixel(2)
 
 
-def real(n: int, seed: int, shift: int = 0) -> LabelledImages:
+def real(n: int, seed: int, shift: int = 0) -> LabeledImages:
     """Dark and light images of noise, in turn."""
     labels = np.arange(n) % 2
     noise = torch.randint(0, 80, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed))
     levels = noise + torch.from_numpy(labels * 100).view(-1, 1, 1, 1) + shift
-    return LabelledImages(levels.to(torch.uint8), labels, CLASSES, name=f"real {seed}")
+    return LabeledImages(levels.to(torch.uint8), labels, CLASSES, name=f"real {seed}")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 import synthaug
 from synthaug._cli import build_parser
-from synthaug._cli._main import words
+from synthaug._cli.app import words
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import Subset
 
 import synthaug
-from synthaug import LabelledImages
+from synthaug import LabeledImages
 from synthaug._pixels import to_images, to_pixels
 from tests.checkpoints import write_stable_diffusion
 
@@ -16,7 +16,7 @@ def stable_diffusion(tmp_path_factory):
 
 def images(n=5, channels=3, size=8):
     pixels = torch.randint(256, (n, channels, size, size), generator=torch.manual_seed(0))
-    return LabelledImages(pixels.to(torch.uint8), [i % 2 for i in range(n)], ["cat", "dog"])
+    return LabeledImages(pixels.to(torch.uint8), [i % 2 for i in range(n)], ["cat", "dog"])
 
 
 def decoded(real, path, **settings):

@@ -17,19 +17,19 @@ import pytest
 import torch
 
 from synthaug import RayEngine, audit, degradations, estimate_cost, evaluations_per_second
-from synthaug._audit._crew import Crew, Hand
+from synthaug._audit.cluster import Crew, Hand
 from synthaug._cache import SynthCache
-from synthaug._neighbours import Index, nearest_first
+from synthaug._neighbors import Index, nearest_first
 from synthaug._plan import Plan
-from synthaug._training import TrainingConfig, TrainingResult, _among
+from synthaug._training.loop import TrainingConfig, TrainingResult, _among
 from synthaug.features import TorchModule
 from synthaug.synthesizers import ClassConditional
-from synthaug.synthesizers._cascade_fit import StageFitJob
-from synthaug.synthesizers._cold_fit import ColdFitJob
 from synthaug.synthesizers._fit import FitJob
-from synthaug.synthesizers._hardness import NoisyEncoder
-from synthaug.synthesizers._hardness_fit import Guides, HardnessFitJob
-from synthaug.synthesizers._tokens import TokenFitJob
+from synthaug.synthesizers.cascade._fit import StageFitJob
+from synthaug.synthesizers.cold._fit import ColdFitJob
+from synthaug.synthesizers.inversion._tokens import TokenFitJob
+from synthaug.synthesizers.low_density._fit import Guides, HardnessFitJob
+from synthaug.synthesizers.low_density._hardness import NoisyEncoder
 from tests.checkpoints import write_stable_diffusion
 from tests.test_cascade import job as cascade_job
 from tests.test_class_conditional import tiny
@@ -70,7 +70,7 @@ def test_a_file_is_searched_block_by_block_as_an_array_is_at_once(tmp_path, monk
     xb, xq, rows = clusters(400, 1), clusters(50, 2), np.arange(3, 400, 3)
     np.save(tmp_path / "xb.npy", xb.astype(dtype))
     mapped = np.load(tmp_path / "xb.npy", mmap_mode="r")
-    monkeypatch.setattr("synthaug._neighbours._BLOCK_VALUES", 6 * 37)
+    monkeypatch.setattr("synthaug._neighbors._BLOCK_VALUES", 6 * 37)
     for got, wanted in zip(Index(mapped).search(xq, 4), brute_force(xb, xq, 4), strict=True):
         np.testing.assert_array_equal(got, wanted)
     some = Index(mapped, rows=rows).search(xq, 4)
@@ -153,8 +153,8 @@ def test_an_audit_in_shards_is_that_of_one_process(tmp_path, monkeypatch, images
         yield Crew(here, here, networks, engine.tries)
 
     alone = audited(tmp_path, images)
-    monkeypatch.setattr("synthaug._audit._pipeline.crew_of", crew_of)
-    monkeypatch.setattr("synthaug._audit._crew._SHARD_VALUES", 12 * 70)
+    monkeypatch.setattr("synthaug._audit.run.crew_of", crew_of)
+    monkeypatch.setattr("synthaug._audit.cluster._SHARD_VALUES", 12 * 70)
     assert audited(tmp_path, images, engine=RayEngine()) == alone
 
 

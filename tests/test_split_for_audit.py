@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthaug._audit import audit, split_for_audit
-from synthaug._audit._split import near_duplicates
+from synthaug._audit.split import near_duplicates
 
 
 def fields(n: int, *, seed: int = 0, size: int = 12) -> Tensor:

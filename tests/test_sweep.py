@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from synthaug._cli import main
-from synthaug._data import LabelledImages
-from synthaug._errors import DataError, DataMismatchError
+from synthaug._images.labeled import LabeledImages
 from synthaug._noise import randn, streams
 from synthaug._pixels import to_images, to_pil
 from synthaug._plan import Plan
 from synthaug._sweep import SweepReport, sweep
-from synthaug._sweep._settings import combinations, with_sampler
+from synthaug._sweep.settings import combinations, with_sampler
+from synthaug.errors import DataError, DataMismatchError
 from synthaug.features import Pixel
 from synthaug.synthesizers import AbstractSynthesizer
 from tests.command_line import check_answer
@@ -26,12 +26,12 @@ from tests.test_class_conditional import tiny
 CLASSES = ("dark", "light")
 
 
-def real(n: int, seed: int) -> LabelledImages:
+def real(n: int, seed: int) -> LabeledImages:
     """Dark and light images of noise, in turn."""
     labels = np.arange(n) % 2
     noise = torch.randint(0, 60, (n, 1, 4, 4), generator=torch.Generator().manual_seed(seed))
     pixels = (noise + torch.from_numpy(labels * 160).view(-1, 1, 1, 1)).to(torch.uint8)
-    return LabelledImages(pixels, labels, CLASSES, name=f"images {seed}")
+    return LabeledImages(pixels, labels, CLASSES, name=f"images {seed}")
 
 
 TRAIN, VALIDATION, TEST = real(60, 0), real(40, 1), real(40, 2)
@@ -151,7 +151,7 @@ def test_a_kill_loses_no_image_and_changes_no_number(tmp_path, monkeypatch):
 
 
 def test_splits_that_are_one_or_share_images_are_refused_before_any_work(tmp_path):
-    mixed = LabelledImages(
+    mixed = LabeledImages(
         torch.cat([VALIDATION.read(range(40)), TEST.read([3])]),
         [*VALIDATION.targets, TEST.targets[3]],
         CLASSES,

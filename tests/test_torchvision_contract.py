@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from synthaug._adapt import like, pixels_of
+from synthaug._images.convert import like, pixels_of
 from synthaug.transforms import ColdRestore, MixSynthetic, SyntheticVariant
 from tests.test_cold_restore import tiny
 from tests.variants import make_cache, real_images

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from synthaug._errors import CheckpointError, CheckpointMismatchError, DivergedError
-from synthaug._training import Loss, TrainingConfig, TrainingResult, batch_indices, train
+from synthaug._training.loop import Loss, TrainingConfig, TrainingResult, batch_indices, train
+from synthaug.errors import CheckpointError, CheckpointMismatchError, DivergedError
 
 NUM_EXAMPLES = 10
 EVERY_STEP: dict[str, Any] = {"checkpoint_seconds": 0.0}

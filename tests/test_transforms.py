@@ -11,17 +11,17 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from synthaug import _serving
-from synthaug._adapt import like
-from synthaug._data import LabelledImages
-from synthaug._errors import AuditError, CacheMismatchError, DataError
-from synthaug._variants import Variants
+from synthaug._cache import serving as _serving
+from synthaug._datasets.variants import Variants
+from synthaug._images.convert import like
+from synthaug._images.labeled import LabeledImages
+from synthaug.errors import AuditError, CacheMismatchError, DataError
 from synthaug.transforms import SyntheticVariant
 from tests.variants import make_cache, real_images, row_of, rows_from
 
 
 @pytest.fixture
-def real() -> LabelledImages:
+def real() -> LabeledImages:
     return real_images()
 
 

@@ -7,23 +7,23 @@ import numpy as np
 import torch
 
 from synthaug import _pixels
-from synthaug._adapt import pixels_of
 from synthaug._cache import SynthCache
-from synthaug._data import LabelledImages
+from synthaug._images.convert import pixels_of
+from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
 
 CLASSES = ("ant", "bee")
 FIRST_ROW = 100
 
 
-def real_images(height: int = 4, width: int = 5, seed: int = 0) -> LabelledImages:
+def real_images(height: int = 4, width: int = 5, seed: int = 0) -> LabeledImages:
     """Eight images, of which only the first six have variants."""
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 3, height, width), np.uint8)
-    return LabelledImages(torch.from_numpy(pixels), np.arange(8) % 2, CLASSES)
+    return LabeledImages(torch.from_numpy(pixels), np.arange(8) % 2, CLASSES)
 
 
 def make_cache(
-    folder: Path, real: LabelledImages, *, sources: Any = ([0, 2, 4], [1, 3, 5]), shape: Any = None
+    folder: Path, real: LabeledImages, *, sources: Any = ([0, 2, 4], [1, 3, 5]), shape: Any = None
 ) -> SynthCache:
     """Nine rows per class, three per source; row `r` has the value `100 + r` everywhere."""
     keys = None

@@ -20,11 +20,11 @@ process killed at any instant leaves a valid file in which every row is done and
 Readers map the file and gather a batch in one indexing call.
 """
 
-from synthaug._cache._export import export
-from synthaug._cache._format import FORMAT, FORMAT_VERSION, State
-from synthaug._cache._show import contact_sheet, info, info_text
-from synthaug._cache._store import SynthCache
-from synthaug._cache._tools import check_sources, forget, import_images, merge
+from synthaug._cache.exporting import export
+from synthaug._cache.format import FORMAT, FORMAT_VERSION, State
+from synthaug._cache.show import contact_sheet, info, info_text
+from synthaug._cache.store import SynthCache
+from synthaug._cache.tools import check_sources, forget, import_images, merge
 
 __all__ = [
     "FORMAT",

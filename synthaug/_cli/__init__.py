@@ -1,5 +1,5 @@
 """The command line: parse, call one public function, print."""
 
-from synthaug._cli._main import CACHE_COMMANDS, COMMANDS, build_parser, main
+from synthaug._cli.app import CACHE_COMMANDS, COMMANDS, build_parser, main
 
 __all__ = ["CACHE_COMMANDS", "COMMANDS", "build_parser", "main"]

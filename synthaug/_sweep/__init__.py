@@ -5,8 +5,8 @@ all parameters on the Fréchet distance, then guidance alone on the Fréchet dis
 score, and the accuracy of classifiers trained on the images (CAS). https://arxiv.org/abs/2304.08466
 """
 
-from synthaug._sweep._report import SweepReport, SweepRow
-from synthaug._sweep._run import sweep
-from synthaug._sweep._settings import default_grid
+from synthaug._sweep.report import SweepReport, SweepRow
+from synthaug._sweep.run import sweep
+from synthaug._sweep.settings import default_grid
 
 __all__ = ["SweepReport", "SweepRow", "default_grid", "sweep"]

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from synthaug._errors import CheckpointError
 from synthaug.degradations._base import AbstractDegradation, Custom, Realisation
 from synthaug.degradations._linear import Blur, Decolorization, SuperResolution
 from synthaug.degradations._random import Animorphosis, GaussianNoise, Inpainting, Snow
+from synthaug.errors import CheckpointError
 
 __all__ = [
     "AbstractDegradation",

@@ -19,7 +19,7 @@ tau; `average_distance` -> AvgkNN; `outlier_factor` -> LOF.
 from synthaug.density._contrast import contrastive_loss
 from synthaug.density._covariance import ESTIMATORS, STRUCTURES, Estimator, Structure
 from synthaug.density._gaussians import ClassGaussians
-from synthaug.density._neighbourhood import (
+from synthaug.density._neighborhood import (
     Neighbourhood,
     NeighbourScores,
     average_knn_distance,

@@ -4,7 +4,7 @@ from typing import Any, final
 
 from transformers import TrainerCallback
 
-from synthaug._foreign import leaves
+from synthaug._images.foreign import leaves
 
 
 @final

@@ -5,9 +5,9 @@ from typing import Any, final
 
 from torch.utils.data import Dataset
 
+from synthaug._cache.serving import SyntheticImages, Verdicts
 from synthaug._datasets import MixedDataset as Mixed
-from synthaug._opening import StrPath
-from synthaug._serving import SyntheticImages, Verdicts
+from synthaug._datasets.opening import StrPath
 
 
 @final

@@ -6,9 +6,9 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
+from synthaug._cache.serving import SyntheticImages, Verdicts
 from synthaug._datasets import MixedDataset, SeededSampler
-from synthaug._opening import StrPath
-from synthaug._serving import SyntheticImages, Verdicts
+from synthaug._datasets.opening import StrPath
 
 _HOOKS = (
     "prepare_data",

@@ -6,37 +6,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from synthaug._noise import streams as streams
     from synthaug.synthesizers._base import AbstractSynthesizer as AbstractSynthesizer
-    from synthaug.synthesizers._inversion_fit import InversionConfig as InversionConfig
     from synthaug.synthesizers._model import DiffusionModel as DiffusionModel
     from synthaug.synthesizers._selection import Selection as Selection
     from synthaug.synthesizers._selection import frechet_score as frechet_score
     from synthaug.synthesizers._selection import select_snapshot as select_snapshot
-    from synthaug.synthesizers._stage import CascadeStage as CascadeStage
-    from synthaug.synthesizers._variant_plan import soft_labels as soft_labels
-    from synthaug.synthesizers.cascade import Cascade as Cascade
-    from synthaug.synthesizers.class_conditional import ClassConditional as ClassConditional
-    from synthaug.synthesizers.cold_diffusion import ColdDiffusion as ColdDiffusion
+    from synthaug.synthesizers.cascade._stage import CascadeStage as CascadeStage
+    from synthaug.synthesizers.cascade._synthesizer import Cascade as Cascade
+    from synthaug.synthesizers.class_conditional._synthesizer import (
+        ClassConditional as ClassConditional,
+    )
+    from synthaug.synthesizers.cold._synthesizer import ColdDiffusion as ColdDiffusion
     from synthaug.synthesizers.constant import Constant as Constant
-    from synthaug.synthesizers.diffusion_inversion import DiffusionInversion as DiffusionInversion
-    from synthaug.synthesizers.from_pipeline import FromPipeline as FromPipeline
-    from synthaug.synthesizers.low_density import LowDensity as LowDensity
+    from synthaug.synthesizers.inversion._fit import InversionConfig as InversionConfig
+    from synthaug.synthesizers.inversion._synthesizer import (
+        DiffusionInversion as DiffusionInversion,
+    )
+    from synthaug.synthesizers.inversion._variant_plan import soft_labels as soft_labels
+    from synthaug.synthesizers.low_density._synthesizer import LowDensity as LowDensity
+    from synthaug.synthesizers.pipeline import FromPipeline as FromPipeline
 
 _HOME = {
     "AbstractSynthesizer": "_base",
-    "Cascade": "cascade",
-    "CascadeStage": "_stage",
-    "ClassConditional": "class_conditional",
-    "ColdDiffusion": "cold_diffusion",
+    "Cascade": "cascade._synthesizer",
+    "CascadeStage": "cascade._stage",
+    "ClassConditional": "class_conditional._synthesizer",
+    "ColdDiffusion": "cold._synthesizer",
     "Constant": "constant",
-    "DiffusionInversion": "diffusion_inversion",
+    "DiffusionInversion": "inversion._synthesizer",
     "DiffusionModel": "_model",
-    "FromPipeline": "from_pipeline",
-    "InversionConfig": "_inversion_fit",
-    "LowDensity": "low_density",
+    "FromPipeline": "pipeline",
+    "InversionConfig": "inversion._fit",
+    "LowDensity": "low_density._synthesizer",
     "Selection": "_selection",
     "frechet_score": "_selection",
     "select_snapshot": "_selection",
-    "soft_labels": "_variant_plan",
+    "soft_labels": "inversion._variant_plan",
     "streams": "_base",
 }
 

@@ -6,12 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synthaug._errors import DataMismatchError
 from synthaug._pixels import to_images
-from synthaug._types import Images, Indices, Pixels
-from synthaug.denoisers import build_unet
-from synthaug.samplers import make_scheduler
-from synthaug.synthesizers._fitting import (
+from synthaug._training.fit_job import (
     AbstractFitJob,
     check_labels,
     check_positive,
@@ -20,6 +16,10 @@ from synthaug.synthesizers._fitting import (
     diffusion_config,
     half_mirrored,
 )
+from synthaug._types import Images, Indices, Pixels
+from synthaug.denoisers import build_unet
+from synthaug.errors import DataMismatchError
+from synthaug.samplers import make_scheduler
 
 
 class FitJob(AbstractFitJob[nn.Module]):

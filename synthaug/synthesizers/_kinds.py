@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from synthaug import synthesizers
-from synthaug._checkpoints import read_json
-from synthaug._errors import CheckpointError
+from synthaug._training.checkpoints import read_json
+from synthaug.errors import CheckpointError
 from synthaug.synthesizers._base import AbstractSynthesizer
 
 KINDS = ("Cascade", "ClassConditional", "ColdDiffusion", "DiffusionInversion", "LowDensity")

@@ -13,7 +13,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from synthaug._checkpoints import (
+from synthaug._pixels import to_images
+from synthaug._support.devices import choose_device
+from synthaug._training.checkpoints import (
     default_shape,
     diffusers_version,
     embed_prompts,
@@ -27,11 +29,9 @@ from synthaug._checkpoints import (
     write_json,
     writing,
 )
-from synthaug._devices import choose_device
-from synthaug._errors import CheckpointError
-from synthaug._pixels import to_images
 from synthaug._types import JSON, Images, Pixels
 from synthaug.denoisers import Denoiser
+from synthaug.errors import CheckpointError
 from synthaug.samplers import make_scheduler, step_arguments
 
 _FILE = "synthaug.json"

@@ -7,10 +7,10 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from synthaug._errors import DataMismatchError
 from synthaug._pixels import digest
 from synthaug._plan import Plan
 from synthaug._types import Labels, Pixels
+from synthaug.errors import DataMismatchError
 
 
 @final

@@ -7,8 +7,8 @@ from typing import Any, final
 
 import numpy as np
 
-from synthaug._errors import DataMismatchError
 from synthaug._pixels import to_pixels
+from synthaug.errors import DataMismatchError
 from synthaug.features import Extractor, extract
 from synthaug.metrics import check_rank, frechet_distance
 from synthaug.synthesizers._kinds import load

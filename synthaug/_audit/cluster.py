@@ -1,0 +1,217 @@
+"""The audit over Ray: actors compute the features of networks, and search shards of the database.
+
+Every shard gives its k nearest rows, measured in float64, and of these the k nearest are kept: what
+one search of everything gives. Shards of a file are read where they are needed; those of an array
+are put into Ray's object store, which moves to disk what does not fit into memory. An actor keeps
+nothing but its networks, so any other can take over from one that is lost.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthaug._cluster import ActorPool, RayEngine, capacity, cluster
+from synthaug._neighbors import Index, float32, nearest_first, threads
+from synthaug._types import Features, Indices, Pixels
+from synthaug.errors import EngineError
+from synthaug.features import Extractor, extract
+
+_SHARD_VALUES = 64_000_000
+"""Numbers in a shard: 256 MB in float32. What an actor has in memory at a time."""
+
+
+class Hand:
+    """An actor."""
+
+    def load(self, parcel: bytes) -> None:
+        """Unpacks the networks."""
+        import ray
+
+        self.extractors: list[Extractor] = ray.cloudpickle.loads(parcel)
+
+    def features(self, number: int, pixels: NDArray[np.uint8]) -> Features:
+        """Those of a batch of images, uint8 (n, C, H, W)."""
+        return self.extractors[number](torch.from_numpy(np.array(pixels)))
+
+    def search(
+        self, shard: "Stored | Features", first: int, xq: Features, k: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The k nearest rows of a shard whose first row has that number."""
+        xb = shard.read() if isinstance(shard, Stored) else shard
+        with threads():
+            D, ids = Index(xb).search(xq, min(k, len(xb)))
+        return D, ids + first
+
+
+class Stored:
+    """Rows of a .npy file that all nodes can read."""
+
+    def __init__(self, path: str, rows: Any) -> None:
+        self.path, self.rows = path, rows
+
+    def read(self) -> Features:
+        """float32 (n, d)."""
+        try:
+            return float32(np.load(self.path, mmap_mode="r", allow_pickle=False)[self.rows])
+        except OSError as error:
+            raise EngineError(
+                f"{self.path} cannot be read on {os.uname().nodename} ({error}). Features must be "
+                "in a folder that every node of the cluster shares."
+            ) from None
+
+
+class Shards:
+    """A database that is searched by the actors; as `Index`."""
+
+    kind = "exact"
+
+    def __init__(self, crew: "Crew", xb: Features, rows: Indices | None) -> None:
+        self._crew = crew
+        self._length = len(xb) if rows is None else len(rows)
+        size = max(1, min(_SHARD_VALUES // xb.shape[1], -(-self._length // crew.pool.size)))
+        path = _path_of(xb)
+        self._shards = []
+        for first in range(0, self._length, size):
+            part: Any = slice(first, min(first + size, self._length))
+            part = part if rows is None else rows[part]
+            shard = crew.ray.put(Stored(path, part) if path else float32(xb[part]))
+            self._shards.append((first, shard))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def search(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """As `Index.search`."""
+        queries = self._crew.ray.put(float32(xq))
+        found = self._crew.map(
+            self._shards, lambda hand, shard: hand.search.remote(shard[1], shard[0], queries, k)
+        )
+        D, ids = (np.hstack(part) for part in zip(*found, strict=True))
+        return nearest_first(D, ids, k)
+
+    def recall(self, xq: Features, k: int) -> float:
+        """1: the search is exact."""
+        del xq, k
+        return 1.0
+
+
+class Crew:
+    """Actors at work for one audit.
+
+    Args:
+        ray: The library.
+        pool: Of `Hand`s.
+        extractors: What they loaded, in order.
+        tries: How many actors a piece of work may end before it is given up.
+    """
+
+    def __init__(
+        self, ray: Any, pool: ActorPool, extractors: Sequence[Extractor], tries: int
+    ) -> None:
+        self.ray, self.pool, self._extractors, self._tries = ray, pool, extractors, tries
+
+    def index(self, xb: Features, rows: Indices | None = None) -> Shards:
+        """A database; arguments as for `Index`."""
+        return Shards(self, xb, rows)
+
+    def extract(
+        self,
+        extractor: Extractor,
+        pixels: Pixels,
+        *,
+        batch_size: int,
+        features_dir: Path | None = None,
+    ) -> Features:
+        """As `features.extract`; networks run on the actors, in the same batches."""
+        if extractor not in self._extractors:  # computed sooner than sent
+            return extract(extractor, pixels, batch_size=batch_size, features_dir=features_dir)
+        spread = _Spread(self, extractor, self._extractors.index(extractor), batch_size)
+        size = 4 * batch_size * self.pool.size
+        return extract(spread, pixels, batch_size=size, features_dir=features_dir)
+
+    def map(self, items: Sequence[Any], call: Callable[[Any, Any], Any]) -> list[Any]:
+        """What `call` gives for each item, in order; errors as `ActorPool.map`."""
+        found = self.pool.map(
+            range(len(items)), lambda hand, i: call(hand, items[i]), tries=self._tries
+        )
+        values = dict(found)
+        return [values[i] for i in range(len(items))]
+
+
+class _Spread:
+    """An extractor that has a large batch computed in smaller ones by the actors."""
+
+    def __init__(self, crew: Crew, extractor: Extractor, number: int, batch_size: int) -> None:
+        self._crew, self._number, self._batch_size = crew, number, batch_size
+        self.name, self.dim = extractor.name, extractor.dim
+        self.weights = getattr(extractor, "weights", None)
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """uint8 (n, C, H, W) to float32 (n, d)."""
+        batches = [part.numpy() for part in pixels.split(self._batch_size)]
+        found = self._crew.map(
+            batches, lambda hand, batch: hand.features.remote(self._number, batch)
+        )
+        return np.concatenate(found)
+
+
+@contextmanager
+def crew_of(engine: str | RayEngine, extractors: Sequence[Extractor]) -> Iterator[Crew | None]:
+    """The actors of an audit; `None` for the engine "local".
+
+    Raises:
+        ValueError: An extractor cannot be pickled.
+        ImportError, EngineError: As `RayEngine`.
+    """
+    if engine == "local":
+        yield None
+        return
+    engine = engine if isinstance(engine, RayEngine) else RayEngine()
+    if engine.load is not None:
+        raise ValueError("`RayEngine.load` makes a synthesizer; an audit has none. Leave it out.")
+    networks = [e for e in extractors if getattr(e, "weights", None) is not None]
+    with cluster(engine.address) as (ray, own):
+        parcel, needs = ray.put(_pack(networks)), engine.needs(ray)
+        hand = ray.remote(Hand).options(
+            num_cpus=engine.num_cpus,
+            num_gpus=needs.get("GPU", 0),
+            max_restarts=0,
+            max_task_retries=0,
+        )
+        pool = ActorPool(
+            hand.remote,
+            engine.actors or max(1, capacity(ray, needs)),
+            start=lambda actor: actor.load.remote(parcel),
+            needs=needs,
+            patience=0 if own else 600,
+        )
+        with pool:
+            yield Crew(ray, pool, networks, engine.tries)
+
+
+def _pack(networks: list[Extractor]) -> bytes:
+    from ray import cloudpickle
+
+    try:
+        parcel: bytes = cloudpickle.dumps(networks)
+    except Exception as error:
+        raise ValueError(
+            f"`features` cannot travel to Ray's actors ({type(error).__name__}: {error}). Compute "
+            "them first, or leave `engine` out."
+        ) from error
+    return parcel
+
+
+def _path_of(xb: Features) -> str | None:
+    """The .npy file that holds just these rows, if there is one."""
+    if not isinstance(xb, np.memmap) or not str(xb.filename).endswith(".npy"):
+        return None
+    path = os.path.abspath(str(xb.filename))
+    whole = np.load(path, mmap_mode="r", allow_pickle=False)
+    return path if (whole.shape, whole.dtype) == (xb.shape, xb.dtype) else None

@@ -1,0 +1,338 @@
+"""What an audit compares: caches, data sets, images, features, brought to one form and checked."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synthaug._images.labeled import as_pixels, classes_of, labels_of, load_dataset
+from synthaug._neighbors import float32, release
+from synthaug._types import JSON, Features, Indices, Labels, Pixels
+from synthaug.errors import DataError
+
+Samples: TypeAlias = Pixels | Features
+"""Images, or features of images that are not given."""
+
+Keys: TypeAlias = NDArray[np.bytes_]
+"""16 bytes per image: images of one shape are equal if these are."""
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Images, or their features, with what is known about them."""
+
+    name: str
+    """The argument they came from: `synthetic`, `train` or `holdout`."""
+    samples: Samples
+    """Images, a uint8 tensor (n, C, H, W); or features, a float32 or float16 array (n, d), perhaps
+    a memory map."""
+    rows: Indices
+    """Row number of each image in what was given, int64 (n,)."""
+    keys: Keys
+    """As the function `keys` makes them, (n,)."""
+    total: int
+    """Rows in what was given, at least n."""
+    labels: Labels
+    """Class of every row given, int64 (total,); -1 if unknown."""
+    classes: tuple[str, ...]
+    """Names of the classes; empty if unknown."""
+    identity: dict[str, JSON]
+    """What was given: a cache's own identity, else the number and a digest of the images."""
+    source: str | None
+    """How a command line would name it; `None` if it could not."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, keep: NDArray[np.bool_]) -> "ImageSet":
+        """Some of the images, under their old row numbers."""
+        chosen = np.flatnonzero(keep)
+        return replace(
+            self,
+            samples=take(self.samples, chosen),
+            rows=self.rows[chosen],
+            keys=self.keys[chosen],
+        )
+
+    @property
+    def pixels(self) -> Pixels:
+        """The images.
+
+        Raises:
+            TypeError: Only their features are given.
+        """
+        if not isinstance(self.samples, Tensor):
+            raise TypeError(f"`{self.name}` holds features, expected images.")
+        return self.samples
+
+
+def image_set(given: Any, name: str, *, progress: bool) -> ImageSet:
+    """Reads what was given as argument `name`.
+
+    Args:
+        given: uint8 tensor or array (n, C, H, W); a floating-point array (n, d) of features; a
+            cache, of which the finished rows are read; any map-style image data set; the path of
+            a .npy, .npz or HDF5 file of images or features; or what `load_dataset` reads.
+        name: For messages.
+        progress: Shows a bar if reading takes long.
+
+    Raises:
+        TypeError: It is none of these, or an array of another dtype.
+        ValueError: It holds no image, an array has another shape, or a feature is not finite.
+        DataError: A file cannot be read.
+    """
+    source = _source(given)
+    labels: Labels | None = None
+    if isinstance(given, str | os.PathLike):
+        given, labels = _loaded(os.fspath(given), name)
+    if isinstance(given, Tensor | np.ndarray):
+        samples = _checked(given, name)
+        rows = np.arange(len(samples))
+        labels = np.full(len(samples), -1, np.int64) if labels is None else labels
+        classes: tuple[str, ...] = ()
+    elif hasattr(given, "__len__") and hasattr(given, "__getitem__"):
+        done = getattr(given, "done", None)
+        rows = np.arange(len(given)) if done is None else np.flatnonzero(np.asarray(done))
+        if len(rows) == 0:
+            what = "no row is generated yet" if len(given) else "it holds no image"
+            raise ValueError(f"`{name}` cannot be audited: {what}.")
+        samples = as_pixels(given, rows, progress=progress).contiguous()
+        labels, classes = labels_of(given), tuple(map(str, classes_of(given) or ()))
+    else:
+        raise TypeError(
+            f"`{name}` is a {type(given).__name__}, expected a cache, a map-style data set, "
+            "uint8 pixels (n, C, H, W), features (n, d) or a file of either."
+        )
+    if len(samples) == 0:
+        raise ValueError(f"`{name}` holds no image.")
+    identity = _identity(given, len(samples))
+    digest = hashlib.blake2b(repr(tuple(samples.shape)).encode(), digest_size=16)
+    # One pass for all that needs every row: features in a file may be many.
+    found = keys(samples, name, None if identity else digest)
+    return ImageSet(
+        name=name,
+        samples=samples,
+        rows=rows.astype(np.int64),
+        keys=found,
+        total=len(labels),
+        labels=np.asarray(labels, np.int64),
+        classes=classes,
+        identity=identity or {"fingerprint": digest.hexdigest(), "rows": len(samples)},
+        source=source,
+    )
+
+
+def keys(samples: Samples, name: str = "samples", digest: Any = None) -> Keys:
+    """The key of every image, (n,).
+
+    Args:
+        samples: Images, or features.
+        name: For the message.
+        digest: A hash object, which is told all bytes in order.
+
+    Raises:
+        ValueError: A feature is not finite.
+    """
+    found = np.empty(len(samples), "S16")
+    for start in range(0, len(samples), _CHUNK):
+        part = np.asarray(samples[start : start + _CHUNK])
+        rows = part.reshape(len(part), -1)
+        if digest is not None:
+            digest.update(np.ascontiguousarray(part).reshape(-1))
+        if rows.dtype.kind == "f":
+            rows = float32(rows)
+            finite = np.isfinite(rows).all(axis=1)
+            if not finite.all():
+                row = start + int(np.flatnonzero(~finite)[0])
+                raise ValueError(f"`{name}` holds a value that is not finite in row {row}.")
+        found[start : start + len(part)] = [
+            hashlib.blake2b(row, digest_size=16).digest() for row in np.ascontiguousarray(rows)
+        ]
+        if isinstance(samples, np.ndarray):
+            release(samples)
+    return found
+
+
+class Contents:
+    """Which different images a set holds: 32 bytes per image, so that there may be very many.
+
+    Args:
+        keys: Of the images.
+    """
+
+    distinct: Indices
+    """Row number of the first of each group of equal images, ascending."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._order = np.argsort(keys, kind="stable")  # of equal images the first comes first
+        ordered = keys[self._order]
+        new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+        self.distinct = np.sort(self._order[new])
+
+    def __len__(self) -> int:
+        """Number of different images."""
+        return len(self.distinct)
+
+    def find(self, keys: Keys) -> Indices:
+        """The first row that is equal to each of these images, int64; -1 if there is none."""
+        place = np.searchsorted(self._keys, keys, sorter=self._order)
+        row = self._order[place.clip(max=len(self._keys) - 1)]
+        return np.where(self._keys[row] == keys, row, -1)
+
+
+def take(samples: Samples, rows: Indices) -> Samples:
+    """Some of the images, or of the features, these as float32."""
+    if isinstance(samples, Tensor):
+        return samples[torch.from_numpy(rows)]
+    return float32(samples[rows])
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Images, or features, one set behind the other."""
+    images = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(images) if images else np.concatenate([np.asarray(p) for p in parts])
+
+
+def _checked(given: Tensor | np.ndarray, name: str) -> Samples:
+    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    if array.ndim == 2 and array.dtype.kind == "f":
+        # Those in files stay there, as they are: there may be more of them than fit in memory.
+        mapped = isinstance(array, np.memmap) and array.flags.c_contiguous
+        keep = mapped and array.dtype in (np.float16, np.float32)
+        return array if keep else np.ascontiguousarray(array, np.float32)
+    if array.dtype != np.uint8:
+        raise TypeError(
+            f"`{name}` has dtype {array.dtype} and shape {array.shape}, expected images, uint8 "
+            "(n, C, H, W) with values 0 to 255, or features, floating point (n, d)."
+        )
+    if array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise ValueError(f"`{name}` has shape {array.shape}, expected (n, C, H, W) with C 1 or 3.")
+    return torch.from_numpy(np.array(array))  # a copy: torch warns of memory that is read-only
+
+
+def _loaded(text: str, name: str) -> tuple[Any, Labels | None]:
+    """Images or features of a file, and labels if it holds some; or a data set."""
+    suffix = Path(text).suffix.lower()
+    if suffix not in (".npy", ".npz", ".h5", ".hdf5") or text.startswith("hdf5:"):
+        if ":" in text:
+            return load_dataset(text), None
+        raise ValueError(
+            f"`{name}` {text!r} is not understood. Give a .npy, .npz or HDF5 file, or a data set "
+            "such as 'folder:PATH'."
+        )
+    if not os.path.isfile(text):
+        raise DataError(f"`{name}` {text} does not exist, or is not a file.")
+    if suffix in (".h5", ".hdf5"):
+        features = _hdf5_features(text)
+        return (load_dataset(f"hdf5:{text}"), None) if features is None else features
+    try:
+        # Mapped, so that features larger than the memory can be searched. Nothing is unpickled.
+        file = np.load(text, mmap_mode="r", allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            return _channels_first(file), None
+        with file:
+            held = [key for key in ("images", "features", "arr_0") if key in file.files]
+            if len(held) != 1:
+                raise DataError(
+                    f"`{name}` {text} holds {', '.join(file.files) or 'nothing'}; expected one "
+                    "array `images` or `features`, and `labels` if there are any."
+                )
+            labels = file["labels"].astype(np.int64) if "labels" in file.files else None
+            array = file[held[0]]
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"`{name}` {text} cannot be read: {error}.") from error
+    if labels is not None and labels.shape != array.shape[:1]:
+        raise DataError(f"`{name}` {text} has {len(array)} rows, but labels {labels.shape}.")
+    return _channels_first(array), labels
+
+
+def _hdf5_features(path: str) -> tuple[Features, None] | None:
+    """The data set `features` of an HDF5 file; `None` if there is none."""
+    import h5py
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path} is not a readable HDF5 file ({error}).") from error
+    with file:
+        link = file.get("features", getlink=True)
+        if link is None:
+            return None
+        # A link or external storage could make us read any file of this machine.
+        if not isinstance(link, h5py.HardLink) or not isinstance(file["features"], h5py.Dataset):
+            raise DataError(f"{path} has `features` that are no data set of its own.")
+        dataset = file["features"]
+        if dataset.external or dataset.is_virtual:
+            raise DataError(f"{path} keeps `features` in other files, which we do not follow.")
+        return dataset[:], None
+
+
+def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
+    """Images of a file as (n, C, H, W): many files have the channels last, or none for grey."""
+    if array.dtype != np.uint8:
+        return array
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+        return array.transpose(0, 3, 1, 2)  # NHWC => NCHW
+    return array
+
+
+def _source(given: Any) -> str | None:
+    """The path of a file or cache, or what `load_dataset` was given."""
+    if isinstance(given, str | os.PathLike):
+        return os.fspath(given)
+    if hasattr(given, "done") and isinstance(getattr(given, "path", None), str | os.PathLike):
+        return os.fspath(given.path)
+    name = getattr(given, "name", None)
+    return name if isinstance(name, str) and hasattr(given, "fingerprint") else None
+
+
+def check_comparable(*sets: ImageSet) -> None:
+    """All sets hold images of one shape, or features of one length.
+
+    Their classes may differ: a generator may have been trained on other classes than it is used
+    for, and can copy those as well.
+
+    Raises:
+        ValueError: Naming the two sets, both shapes and the remedy.
+    """
+    first = sets[0]
+    for other in sets[1:]:
+        kinds = [isinstance(s.samples, Tensor) for s in (first, other)]
+        if kinds[0] != kinds[1]:
+            what = ["images" if kind else "features" for kind in kinds]
+            raise ValueError(
+                f"`{first.name}` holds {what[0]}, `{other.name}` {what[1]}. Give images for all, "
+                "or features for all."
+            )
+        if other.samples.shape[1:] != first.samples.shape[1:]:
+            remedy = (
+                "Load the real images with the `image_size` and `channels` of the synthetic ones."
+                if kinds[0]
+                else "Take all features from one network."
+            )
+            raise ValueError(
+                f"`{first.name}` holds {'images' if kinds[0] else 'features'} of shape "
+                f"{tuple(first.samples.shape[1:])}, `{other.name}` of shape "
+                f"{tuple(other.samples.shape[1:])}. {remedy}"
+            )
+
+
+def _identity(given: Any, rows: int) -> dict[str, JSON]:
+    """What a cache or data set says of itself; empty if nothing."""
+    identity = getattr(given, "identity", None)
+    if isinstance(identity, dict):
+        return identity
+    fingerprint = getattr(given, "fingerprint", None)
+    return {"fingerprint": fingerprint, "rows": rows} if isinstance(fingerprint, str) else {}

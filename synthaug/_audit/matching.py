@@ -1,0 +1,423 @@
+"""The path that every image takes, synthetic, held out or planted: how close is it to training?
+
+Several spaces propose training images; every space also judges, by the ratio of its distances, and
+so does the aligned distance (`_alignment`) to the proposals of all of them. Each judgement is a
+*statistic*, small if suspicious; which values are too small is for the hold-out to say.
+
+Where no images are given but their features, these are the only space, and nothing is aligned.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthaug._audit.alignment import Aligner
+from synthaug._audit.cluster import Crew, Shards
+from synthaug._audit.inputs import Contents, Samples, keys, take
+from synthaug._audit.matches import Aligned, Matches, Near, joined, matches, once
+from synthaug._neighbors import Index, merge
+from synthaug._types import Features, Indices, Pixels
+from synthaug.features import Extractor, Pixel, Spectrum, extract
+
+NEAR_RMSE = 2.0
+"""Up to this root mean square difference, in grey levels of 0 to 255, two images are equal but for
+rounding and mild compression: nobody sees a difference, and none is meant."""
+
+NEAR_RATIO = 1e-4
+"""Up to this share of the usual distance, two vectors of features are equal but for rounding: in
+float32, and in other batches, a network repeats itself within about 1e-6."""
+
+ALIGNED = "aligned"
+"""Name of the statistic that allows for shifts, crops, brightness and contrast."""
+
+_CHUNK = 4096
+"""Images of a set searched at a time: bounds the memory, and is enough for FAISS to be fast."""
+
+_PROPOSERS: tuple[Extractor, ...] = (Pixel(8, standardize=True), Spectrum())
+"""Spaces that propose but do not judge. The few large pixels of one forgive a crop, the other
+forgives a shift; both forgive brightness. Among 50,000 CIFAR-10 images the original of a copy is
+one of 10 proposals of the first for 0.96 of crops to 80 %, but for 0.08 of shifts by 4 pixels; of
+the second for 0.84 and 0.95."""
+
+_CHECKED = 5
+"""Nearest neighbours in each space whose pixels are compared one by one."""
+
+_PROPOSED = 10
+"""Nearest neighbours in each space that are aligned."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Images to be looked for, and what is to be made of what is found."""
+
+    samples: "Samples | _Chosen"
+    judge: Callable[[Samples, list[Near]], Any]
+    """Takes some of the images, with what was found in each space."""
+    join: Callable[[list[Any]], Any]
+    """Takes what `judge` returned for one part of the images after another."""
+    plainly: bool = False
+    """Whether to search in the first space alone, and not for the mirrored images."""
+
+
+class _Chosen:
+    """Some rows of a set, which are taken when they are asked for."""
+
+    def __init__(self, samples: Samples, rows: Indices) -> None:
+        self._samples, self._rows = samples, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, part: slice) -> Samples:
+        return take(self._samples, self._rows[part])
+
+
+class Matcher:
+    """Searches a set of real images.
+
+    Args:
+        train: The images, or their features.
+        extractors: The spaces in which distances are taken, at least one.
+        k: Neighbours that a space's ratio looks at, from 2 to the number of different images.
+        batch_size: Images per call of an extractor.
+        index: One of `_neighbours.INDEXES`.
+        features_dir: Folder in which the features of networks are kept.
+        contents: Of `train`, if they are known.
+        crew: Who computes features and searches; this process by default.
+        tick: Is told how many images are done, each time some are.
+    """
+
+    def __init__(
+        self,
+        train: Samples,
+        extractors: Sequence[Extractor],
+        *,
+        k: int,
+        batch_size: int,
+        index: str = "exact",
+        features_dir: Path | None = None,
+        contents: Contents | None = None,
+        crew: Crew | None = None,
+        tick: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        # Repeated training images would make a copy of one look ordinary: its second neighbour
+        # would be as close as its first. So each image is searched once.
+        self._contents = Contents(keys(train)) if contents is None else contents
+        self.distinct = self._contents.distinct
+        self._crew = crew
+        self.k = k
+        self._images = isinstance(train, torch.Tensor)
+        names = [extractor.name for extractor in extractors]
+        self.statistics = (*names, ALIGNED) if self._images else tuple(names)
+        self.train = train
+        self._batch_size = batch_size
+        self._features_dir = features_dir
+        self._tick = tick
+        self._judges = len(names)
+        self._aligner = Aligner(train) if isinstance(train, torch.Tensor) else None
+        proposers = _PROPOSERS if self._images else ()
+        self._spaces = [(e, self._index(e, index)) for e in (*extractors, *proposers)]
+        tick(len(self.distinct))
+
+    def __len__(self) -> int:
+        """Number of different images."""
+        return len(self.distinct)
+
+    def equal(self, samples: Samples) -> Indices:
+        """Index of the equal training image of each image, int64 (n,); -1 if there is none."""
+        return self._contents.find(keys(samples))
+
+    def recall(self, samples: Samples) -> dict[str, float]:
+        """Share of the exact k nearest training images that each space finds, by its name."""
+        return {
+            extractor.name: index.recall(self._features(extractor, samples), self.k)
+            for extractor, index in self._spaces
+        }
+
+    def difference(self, pixels: Pixels, row: int) -> Pixels:
+        """As `Aligner.difference`."""
+        assert self._aligner is not None
+        return self._aligner.difference(pixels, row)
+
+    def match(self, samples: Samples) -> Matches:
+        """The answer to `alone`."""
+        found: Matches = self.ask(self.alone(samples))[0]
+        return found
+
+    def ask(self, *questions: Question) -> list[Any]:
+        """Answers questions together.
+
+        Every search reads all features of the training images, perhaps from a file. So there is
+        one for `_CHUNK` images of every question.
+        """
+        answers: list[list[Any]] = [[] for _ in questions]
+        for start in range(0, max(len(q.samples) for q in questions), _CHUNK):
+            asked = [
+                (q, answer, q.samples[start : start + _CHUNK])
+                for q, answer in zip(questions, answers, strict=True)
+                if start < len(q.samples)
+            ]
+            near = self._search([(chunk, q.plainly) for q, _, chunk in asked])
+            for (q, answer, chunk), found in zip(asked, near, strict=True):
+                answer.append(q.judge(chunk, found))
+                self._tick(0 if q.plainly else len(chunk))
+        return [q.join(answer) for q, answer in zip(questions, answers, strict=True)]
+
+    def alone(self, samples: Samples) -> Question:
+        """Compares images, uint8 (n, C, H, W), and their mirror images with the training images.
+
+        Returns:
+            A question whose answer is `Matches`.
+        """
+
+        def judge(chunk: Samples, near: list[Near]) -> Matches:
+            return self._judge(chunk, near, self._align(chunk, near))
+
+        return Question(samples, judge, joined)
+
+    def both(self, decoys: "Matcher", samples: Samples) -> Question:
+        """Compares images with the training images alone, and together with other real images.
+
+        Args:
+            decoys: Holds the others, none of them equal to a training image.
+            samples: What to compare.
+
+        Returns:
+            A question whose answer is two `Matches`: that of `alone`; and what it would be were
+            `decoys` appended to the training images, row numbers included.
+        """
+
+        def judge(chunk: Samples, near: list[Near]) -> tuple[Matches, Matches]:
+            other = decoys._search([(chunk, False)], limit=self.k)[0]
+            aligned = self._align(chunk, near)
+            return (
+                self._judge(chunk, near, aligned),
+                self._judge_both(decoys, chunk, near, other, aligned),
+            )
+
+        def join(parts: list[tuple[Matches, Matches]]) -> tuple[Matches, Matches]:
+            alone, both = zip(*parts, strict=True)
+            return joined(alone), joined(both)
+
+        return Question(samples, judge, join)
+
+    def isolation(self, rows: Indices) -> Question:
+        """How far training images are from the nearest other one, in the first space.
+
+        Args:
+            rows: Row numbers of training images, int64 (n,).
+
+        Returns:
+            A question whose answer is float64 (n,).
+        """
+        unique, place = np.unique(rows, return_inverse=True)
+
+        def judge(chunk: Samples, near: list[Near]) -> NDArray[np.float64]:
+            del chunk
+            return np.hstack([near[0].ids[:, :1], near[0].D[:, :2]])
+
+        def join(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+            nearest, first, second = np.concatenate(parts).T
+            # Excluded by number and not by distance 0: the features may not tell images apart.
+            return np.where(nearest == unique, second, first)[place]
+
+        return Question(_Chosen(self.train, unique), judge, join, plainly=True)
+
+    def _index(self, extractor: Extractor, kind: str) -> "Index | Shards":
+        rows = None if len(self.distinct) == len(self.train) else self.distinct
+        xb = self.train
+        if isinstance(xb, torch.Tensor):
+            xb = self._features(extractor, xb if rows is None else take(xb, rows))
+            rows = None
+        return Index(xb, kind, rows=rows) if self._crew is None else self._crew.index(xb, rows)
+
+    def _features(self, extractor: Extractor, samples: Samples) -> Features:
+        if not isinstance(samples, torch.Tensor):
+            return samples
+        settings: dict[str, Any] = {
+            "batch_size": self._batch_size,
+            "features_dir": self._features_dir,
+        }
+        if self._crew is not None:
+            return self._crew.extract(extractor, samples, **settings)
+        return extract(extractor, samples, **settings)
+
+    def _views(self, samples: Samples) -> list[Samples]:
+        """The images as they are and mirrored."""
+        return [samples, samples.flip(-1)] if isinstance(samples, torch.Tensor) else [samples]
+
+    def _search(
+        self, asked: Sequence[tuple[Samples, bool]], limit: int | None = None
+    ) -> list[list[Near]]:
+        """For some sets of images the nearest training images in each space; up to k if there are.
+
+        Args:
+            asked: Images, and whether to look for them plainly, as in `Question`.
+            limit: In place of k.
+        """
+        k = min(limit or self.k, len(self.distinct))
+        near: list[list[Near]] = [[] for _ in asked]
+        for extractor, index in self._spaces:
+            looking = [
+                (found, [samples] if plainly else self._views(samples))
+                for found, (samples, plainly) in zip(near, asked, strict=True)
+                if not (plainly and found)
+            ]
+            if not looking:
+                break
+            queries = [self._features(extractor, view) for _, views in looking for view in views]
+            stops = np.cumsum([len(query) for query in queries])[:-1]
+            D, ids = index.search(np.concatenate(queries), k)
+            of_queries = zip(np.split(D, stops), np.split(ids, stops), strict=True)
+            for found, views in looking:
+                of_views = list(islice(of_queries, len(views)))
+                D, ids, column = merge(
+                    np.hstack([D for D, _ in of_views]), np.hstack([ids for _, ids in of_views]), k
+                )
+                found.append(Near(D, self.distinct[ids], column >= k))
+        return near
+
+    def _align(self, samples: Samples, near: Sequence[Near]) -> Aligned | None:
+        if self._aligner is None:
+            return None
+        assert isinstance(samples, torch.Tensor)
+        candidates = once(np.hstack([found.ids[:, :_PROPOSED] for found in near]))
+        return Aligned(candidates, *self._aligner.distances(samples, candidates))
+
+    def _judge(self, samples: Samples, near: list[Near], aligned: Aligned | None) -> Matches:
+        return matches(near[: self._judges], aligned, *self._twins(samples, near))
+
+    def _judge_both(
+        self,
+        decoys: "Matcher",
+        samples: Samples,
+        near: list[Near],
+        other: list[Near],
+        aligned: Aligned | None,
+    ) -> Matches:
+        first = len(self.train)  # the row number of the first decoy
+        both = []
+        for a, b in zip(near, other, strict=True):
+            ids, flipped = np.hstack([a.ids, b.ids + first]), np.hstack([a.flipped, b.flipped])
+            D, ids, column = merge(np.hstack([a.D, b.D]), ids, self.k)
+            both.append(Near(D, ids, np.take_along_axis(flipped, column, 1)))
+        pooled = None
+        if aligned is not None and decoys._aligner is not None:
+            assert isinstance(samples, torch.Tensor)
+            # The nearest of both together, lest the fewer decoys be proposed from farther away.
+            # Those that are training images have been aligned already.
+            proposed = once(np.hstack([found.ids[:, :_PROPOSED] for found in both]))
+            kept = (aligned.candidates[:, :, None] == proposed[:, None, :]).any(axis=2)
+            rest = np.where(proposed >= first, proposed - first, -1)
+            D, flipped = decoys._aligner.distances(samples, rest)
+            pooled = Aligned(
+                np.where(
+                    np.hstack([kept, rest >= 0]), np.hstack([aligned.candidates, proposed]), -1
+                ),
+                np.hstack([np.where(kept, aligned.D, np.inf), D]),
+                np.hstack([aligned.flipped, flipped]),
+            )
+        twins, flips = self._twins(samples, near)
+        others, other_flips = decoys._twins(samples, other)
+        twins = np.where(twins >= 0, twins, np.where(others >= 0, others + first, -1))
+        flips = np.where(twins < first, flips, other_flips)
+        return matches(both[: self._judges], pooled, twins, flips)
+
+    def _twins(self, samples: Samples, near: Sequence[Near]) -> tuple[Indices, NDArray[np.bool_]]:
+        """Training images with the same pixels but for rounding, and whether mirrored."""
+        twins: Indices = np.full(len(samples), -1, np.int64)
+        twin_flipped = np.zeros(len(samples), bool)
+        if not (isinstance(samples, torch.Tensor) and isinstance(self.train, torch.Tensor)):
+            D, ids = near[0].D, near[0].ids
+            equal = D[:, 0] <= NEAR_RATIO * D[:, -1]
+            twins[equal] = ids[equal, 0]
+            return twins, twin_flipped
+        pixels = samples
+        closest = np.full(len(pixels), NEAR_RMSE)
+        for found in near:
+            for row, flip in zip(found.ids.T[:_CHECKED], found.flipped.T[:_CHECKED], strict=True):
+                difference = rmse(pixels, self.train, row, flip)
+                closer = difference <= closest
+                twins[closer], twin_flipped[closer] = row[closer], flip[closer]
+                closest[closer] = difference[closer]
+        # Equal pixels are found by content, whatever the features make of them.
+        for shown, is_mirrored in ((pixels.flip(-1), True), (pixels, False)):
+            equal = self.equal(shown)
+            twins[equal >= 0], twin_flipped[equal >= 0] = equal[equal >= 0], is_mirrored
+        return twins, twin_flipped
+
+
+def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
+    """For every image others, and itself, that may be near-duplicates of it: int64 (n, K).
+
+    Looks at each image and its mirror image; -1 fills up where a proposal would be repeated.
+    """
+    k = min(_PROPOSED, len(pixels))
+    lists = []
+    for extractor in _PROPOSERS:
+        index = Index(extract(extractor, pixels, batch_size=batch_size))
+        for shown in (pixels, pixels.flip(-1)):
+            features = extract(extractor, shown, batch_size=batch_size)
+            parts = [
+                index.search(features[i : i + _CHUNK], k)[1]
+                for i in range(0, len(features), _CHUNK)
+            ]
+            lists.append(np.concatenate(parts))
+    return once(np.hstack(lists))
+
+
+def resembling(
+    samples: Samples,
+    extractor: Extractor,
+    nearest: NDArray[np.float64],
+    *,
+    batch_size: int,
+    features_dir: Path | None = None,
+) -> Indices:
+    """Pairs of images that are less than half as far from each other as from any real one.
+
+    Args:
+        samples: Images, uint8 (n, C, H, W), or their features.
+        extractor: The space in which distances are taken.
+        nearest: Distance of each image to the nearest real image in that space, (n,).
+        batch_size: Images per call of the extractor.
+        features_dir: As `Matcher`.
+
+    Returns:
+        int64 (l, 2); the five nearest of each image are looked at.
+    """
+    if len(samples) < 2:
+        return np.zeros((0, 2), np.int64)
+    features = (
+        extract(extractor, samples, batch_size=batch_size, features_dir=features_dir)
+        if isinstance(samples, torch.Tensor)
+        else samples
+    )
+    index, k = Index(features), min(6, len(samples))
+    parts = [index.search(features[i : i + _CHUNK], k) for i in range(0, len(samples), _CHUNK)]
+    D, ids = (np.concatenate(part) for part in zip(*parts, strict=True))
+    left = np.repeat(np.arange(len(samples)), k)
+    right, distance = ids.ravel(), D.ravel()
+    near = (left != right) & (distance < 0.5 * np.minimum(nearest[left], nearest[right]))
+    return np.stack([left[near], right[near]], axis=1)
+
+
+def rmse(
+    pixels: Pixels, train: Pixels, rows: Indices, flipped: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Root mean square difference of images, mirrored where `flipped`, to rows of `train`, (n,)."""
+    parts = []
+    for start in range(0, len(pixels), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        images = pixels[part]
+        mirror = torch.from_numpy(flipped[part])[:, None, None, None]
+        shown = torch.where(mirror, images.flip(-1), images).float()
+        difference = shown - train[torch.from_numpy(rows[part])]
+        parts.append(difference.flatten(1).square().mean(1).sqrt().double().numpy())
+    return np.concatenate(parts)

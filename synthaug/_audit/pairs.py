@@ -1,0 +1,103 @@
+"""The training image to name for each image, and both of them as a report shows them."""
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synthaug._audit.calibration import Scores, conformal_p_values
+from synthaug._audit.inputs import ImageSet
+from synthaug._audit.matches import Matches
+from synthaug._audit.matching import Matcher, rmse
+from synthaug._pixels import to_pil
+from synthaug._support.html import data_uri
+from synthaug._types import JSON
+
+_SHOWN_SIDE = 96
+
+
+class Pick:
+    """The one training image to name for each of n images.
+
+    Its twin if it has one, else the neighbour by the statistic in which the image ranks lowest
+    among the hold-out; without a hold-out by the first statistic.
+    """
+
+    def __init__(self, found: Matches, fresh: Scores | None, T: ImageSet) -> None:
+        n, s = found.scores.shape
+        ranks = np.zeros((n, s))
+        if fresh is not None:
+            ranks = np.stack(
+                [conformal_p_values(found.scores[:, [j]], fresh[:, [j]]) for j in range(s)], axis=1
+            )
+        self.lowest_p = ranks.min(axis=1)
+        self.statistic = ranks.argmin(axis=1)
+        chosen = np.arange(n), self.statistic
+        twin = found.twins >= 0
+        self.neighbours = np.where(twin, found.twins, found.neighbours[chosen])
+        self.flipped = np.where(twin, found.twin_flipped, found.flipped[chosen])
+
+
+def rmse_of(images: ImageSet, T: ImageSet, pick: Pick) -> NDArray[np.float64]:
+    """Root mean square difference of each image to the one named for it, (n,); NaN for features."""
+    if not isinstance(images.samples, Tensor):
+        return np.full(len(images), np.nan)
+    return rmse(images.pixels, T.pixels, pick.neighbours, pick.flipped)
+
+
+def pair_of(
+    i: int, images: ImageSet, T: ImageSet, found: Matches, pick: Pick, matcher: Matcher
+) -> dict[str, JSON]:
+    """What a report shows of image `i` and of the training image named for it."""
+    row, neighbour = int(images.rows[i]), int(pick.neighbours[i])
+    flipped, statistic = bool(pick.flipped[i]), int(pick.statistic[i])
+    pair: dict[str, JSON] = {
+        "row": row,
+        "class": _class_name(images, row),
+        "train_row": int(T.rows[neighbour]),
+        "train_class": _class_name(T, int(T.rows[neighbour])),
+        "flipped": flipped,
+        "statistic": matcher.statistics[statistic],
+        "score": float(found.scores[i, statistic]),
+        "distance": float(found.distances[i, statistic]),
+        "rmse": None,
+        "image": None,
+        "train_image": None,
+        "difference": None,
+    }
+    if not isinstance(images.samples, Tensor):
+        return pair
+    image, counterpart = images.pixels[i : i + 1], T.pixels[neighbour]
+    difference = rmse(image, T.pixels, pick.neighbours[[i]], pick.flipped[[i]])
+    return pair | {
+        "rmse": float(difference[0]),
+        "image": _shown(image[0]),
+        # Mirrored for the eye, so that both images show the same side.
+        "train_image": _shown(counterpart.flip(-1) if flipped else counterpart),
+        "difference": _shown(matcher.difference(image, neighbour)),
+    }
+
+
+def counterpart(H: ImageSet, best: Matches, j: int, statistic: int) -> dict[str, JSON]:
+    """The hold-out image closest to a shown one, by the statistic that its pair is shown for."""
+    row = int(best.neighbours[j, statistic])
+    image = H.pixels[row] if isinstance(H.samples, Tensor) else None
+    if image is not None and best.flipped[j, statistic]:
+        image = image.flip(-1)
+    return {
+        "holdout_row": int(H.rows[row]),
+        "holdout_distance": float(best.distances[j, statistic]),
+        "holdout_image": None if image is None else _shown(image),
+    }
+
+
+def _class_name(images: ImageSet, row: int) -> str | None:
+    label = int(images.labels[row])
+    if label < 0:
+        return None
+    return images.classes[label] if label < len(images.classes) else str(label)
+
+
+def _shown(pixels: Tensor) -> str:
+    image = to_pil(pixels)
+    image.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    return data_uri(image)

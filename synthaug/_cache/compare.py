@@ -1,0 +1,60 @@
+"""What two caches differ in, value by value."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from synthaug._plan import Plan
+from synthaug._support.differences import Differences, differences
+
+
+def manifest_differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Differences:
+    """Where two manifests would lead to different images; library versions may differ."""
+    return differences("", _binding(stored), _binding(given))
+
+
+def recipe_differences(stored: Any, given: Any) -> Differences:
+    """Where two recipes differ."""
+    return differences("recipe", stored, given)
+
+
+def shape_differences(stored: Sequence[int], given: Sequence[int]) -> Differences:
+    """Where two image shapes differ."""
+    return differences("image_shape", tuple(stored), tuple(given))
+
+
+def plan_differences(stored: Plan, given: Plan) -> Differences:
+    """Where two plans differ, by column."""
+    if len(stored) != len(given):
+        return {"plan rows": (f"{len(stored):,}", f"{len(given):,}")}
+    found = {}
+    for name in sorted({*stored.columns, *given.columns}):
+        if name not in stored.columns or name not in given.columns:
+            has = name in stored.columns
+            found[f"plan column {name}"] = ("present", "absent") if has else ("absent", "present")
+            continue
+        rows = np.flatnonzero(stored[name] != given[name])
+        if len(rows):
+            where = f"plan column {name}, {listed(rows)}"
+            found[where] = (f"{stored[name][rows[0]]}", f"{given[name][rows[0]]}")
+    seeds = {where for where in found if where.startswith("plan column seed,")}
+    if len(found) > len(seeds):  # they follow from the rest of a row, which says more
+        found = {where: values for where, values in found.items() if where not in seeds}
+    return found
+
+
+def listed(rows: Any) -> str:
+    """Names a few rows: "row 3", "rows 3, 5 and 12 more"."""
+    numbers = np.asarray(rows).tolist()
+    first = ", ".join(map(str, numbers[:5]))
+    more = f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else ""
+    return f"row{'s' if len(numbers) != 1 else ''} {first}{more}"
+
+
+def _binding(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a manifest decides the images; the rest may change between two runs of a job."""
+    source = manifest["source"]
+    if isinstance(source, Mapping) and "fingerprint" in source:  # a folder may be moved
+        source = {"fingerprint": source["fingerprint"]}
+    return {**{k: manifest[k] for k in ("recipe", "classes", "settings")}, "source": source}

@@ -1,0 +1,293 @@
+"""Taking images out of a cache: class folders, webdataset, Hugging Face, compressed HDF5.
+
+Every PNG says in its XMP metadata that a trained algorithm made it (IPTC digital source type
+`trainedAlgorithmicMedia`), so the label stays with the image wherever it goes.
+"""
+
+import io
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import PngImagePlugin
+
+from synthaug._cache.files import Patient, new_file, new_folder
+from synthaug._cache.format import State, data_sets, new_hdf5
+from synthaug._cache.store import SynthCache
+from synthaug._cache.tools import blocks
+from synthaug._pixels import to_pil
+from synthaug._support.progress import bar
+from synthaug._types import Indices
+
+ExportFormat = Literal["folder", "webdataset", "huggingface", "hdf5"]
+
+Advance = Callable[[int], object]
+"""Moves a progress bar."""
+
+_PER_TAR = 10_000  # images
+_HASHES = {"seed", "source_key", "partner_key"}
+"""Columns that do not fit every reader's integers; written as hexadecimal text."""
+_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" '
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    'xmlns:xmp="http://ns.adobe.com/xap/1.0/" '
+    'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/'
+    'trainedAlgorithmicMedia" xmp:CreatorTool="synthaug"/>'
+    '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+)
+
+logger = logging.getLogger("synthaug")
+
+
+def export(
+    cache: SynthCache,
+    out: str | os.PathLike[str],
+    *,
+    format: ExportFormat,
+    rows: ArrayLike | None = None,
+    progress: bool = False,
+) -> Path:
+    """Writes images of a cache in a form that others read.
+
+        export(cache, "cifar-synthetic", format="folder", rows=np.flatnonzero(report.passed))
+
+    `out` appears only when it is complete.
+
+    Args:
+        cache: A cache; images are checked on the way.
+        out: A folder, or for "hdf5" a file, that does not exist yet.
+        format: "folder": one folder per class with PNG files, as torchvision's `ImageFolder` reads,
+            `provenance.jsonl` and `manifest.json`. "webdataset": tar files of `.png`, `.cls`
+            and `.json`. "huggingface": a data set directory with a card, for
+            `datasets.load_dataset(out)`. "hdf5": a compressed copy of the whole cache, which
+            `SynthCache` reads, slowly.
+        rows: Row numbers to write; by default all that are done.
+        progress: Show a bar.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: Nothing to write, a row that is not done, or a class name that cannot be the
+            name of a folder.
+        CacheCorruptError: An image is not the one that was written.
+        CacheError: `out` exists or cannot be written.
+    """
+    writers: dict[str, Callable[[SynthCache, Path, Indices, Advance], None]] = {
+        "folder": _folder,
+        "webdataset": _webdataset,
+        "huggingface": _huggingface,
+    }
+    if format != "hdf5" and format not in writers:
+        known = ", ".join(repr(name) for name in [*writers, "hdf5"])
+        raise ValueError(f"`format` must be one of {known}, got {format!r}.")
+    chosen = _chosen(cache, rows)
+    target = Path(out).absolute()
+    if not cache.manifest["licence"].get("generator"):
+        logger.warning("%s does not say under which licence its images may be used.", cache.path)
+    if format == "hdf5":
+        if rows is not None:
+            raise ValueError(
+                "`format='hdf5'` copies every row. To leave some out, use another format."
+            )
+    elif format != "webdataset":
+        _check_folder_names(cache.classes)
+    with bar(len(chosen), "export", "image", progress=progress) as shown:
+        if format == "hdf5":
+            _compressed(cache, target, shown.update)
+        else:
+            with new_folder(target) as folder:
+                writers[format](cache, folder, chosen, shown.update)
+                (folder / "manifest.json").write_text(_manifest(cache), encoding="utf-8")
+    return target
+
+
+def _chosen(cache: SynthCache, rows: ArrayLike | None) -> Indices:
+    done = cache.done
+    chosen = np.flatnonzero(done) if rows is None else np.asarray(rows)
+    if not chosen.size:
+        raise ValueError(f"{cache.path} has no image to export.")
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+        raise ValueError(
+            f"`rows` must be row numbers, got {chosen.dtype} of shape {chosen.shape}; for a mask "
+            "use `np.flatnonzero(mask)`."
+        )
+    outside = chosen[(chosen < 0) | (chosen >= len(cache))]
+    if len(outside):
+        raise ValueError(f"`rows` names row {outside[0]}, the cache has {len(cache):,}.")
+    if not done[chosen].all():
+        raise ValueError(f"`rows` names row {chosen[~done[chosen]][0]}, which is not done.")
+    return np.unique(chosen.astype(np.int64))
+
+
+def _check_folder_names(classes: tuple[str, ...]) -> None:
+    """Names come from the file, so one like "../x" would write outside of the folder."""
+    for name in classes:
+        if name in ("", ".", "..") or any(c in name for c in '/\\\0:*?"<>|'):
+            raise ValueError(
+                f"Class {name!r} cannot be the name of a folder. Export as 'webdataset' or 'hdf5'."
+            )
+
+
+def _png(image: Any) -> bytes:
+    """One image, uint8 (C, H, W), as a PNG that says how it was made."""
+    metadata = PngImagePlugin.PngInfo()
+    metadata.add_itxt("XML:com.adobe.xmp", _XMP)
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, format="PNG", pnginfo=metadata)
+    return buffer.getvalue()
+
+
+def _images(cache: SynthCache, rows: Indices, advance: Advance) -> Iterator[tuple[int, bytes]]:
+    """Row numbers and PNG files."""
+    for block in blocks(rows, cache.image_shape):
+        for row, image in zip(block.tolist(), cache.read(block), strict=True):
+            yield row, _png(image)
+            advance(1)
+
+
+def _record(cache: SynthCache, row: int) -> dict[str, Any]:
+    """What one image was made from; the recipe, equal for all, stands in `manifest.json`."""
+    values: dict[str, Any] = {**cache.plan.row(row), "row": row}
+    for name in _HASHES & values.keys():
+        values[name] = f"{values[name]:016x}"
+    return values
+
+
+def _manifest(cache: SynthCache) -> str:
+    return json.dumps({**cache.manifest, "identity": cache.identity}, indent=2)
+
+
+def _folder(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
+    _class_folders(cache, folder, folder, rows, advance)
+
+
+def _class_folders(
+    cache: SynthCache, folder: Path, images: Path, rows: Indices, advance: Advance
+) -> None:
+    """PNG files below `images`, and `provenance.jsonl` in `folder`."""
+    with (folder / "provenance.jsonl").open("w", encoding="utf-8") as records:
+        for row, png in _images(cache, rows, advance):
+            path = images / cache.classes[int(cache.labels[row])] / f"{row:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(png)
+            name = path.relative_to(folder).as_posix()
+            print(json.dumps({"file_name": name, **_record(cache, row)}), file=records)
+
+
+def _webdataset(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
+    for number, start in enumerate(range(0, len(rows), _PER_TAR)):
+        with tarfile.open(folder / f"{number:06d}.tar", "w") as archive:
+            for row, png in _images(cache, rows[start : start + _PER_TAR], advance):
+                record = _record(cache, row)
+                for suffix, data in (
+                    ("png", png),
+                    ("cls", str(record["label"]).encode()),
+                    ("json", json.dumps(record).encode()),
+                ):
+                    member = tarfile.TarInfo(f"{row:08d}.{suffix}")  # time 0: equal files
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+
+
+def _huggingface(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
+    (folder / "train").mkdir()
+    _class_folders(cache, folder, folder / "train", rows, advance)
+    (folder / "README.md").write_text(_card(cache, rows), encoding="utf-8")
+
+
+def _card(cache: SynthCache, rows: Indices) -> str:
+    """The data set card; JSON strings are valid YAML, so names need no further quoting."""
+    licence = cache.manifest["licence"]
+    generator, source = (licence.get(key) or "unknown" for key in ("generator", "source"))
+    limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
+    size = next((name for limit, name in limits if len(rows) < limit), "1M<n<10M")
+    counts = np.bincount(cache.labels[rows], minlength=len(cache.classes))
+    table = "\n".join(
+        f"| {_cell(name)} | {count:,} |" for name, count in zip(cache.classes, counts, strict=True)
+    )
+    recipe = json.dumps(cache.manifest["recipe"], indent=2)
+    return f"""---
+license: other
+license_name: {json.dumps(generator)}
+task_categories:
+- image-classification
+annotations_creators:
+- machine-generated
+size_categories:
+- {size}
+tags:
+- synthetic
+- synthaug
+configs:
+- config_name: default
+  drop_labels: false
+  data_files:
+  - split: train
+    path: train/**
+---
+
+# Synthetic images
+
+{len(rows):,} images, all of them made by a trained model: none is a photograph, and each says so
+in its XMP metadata (`trainedAlgorithmicMedia`). Whether they copy their training images is a
+question for an audit; this card does not answer it.
+
+| class | images |
+|---|---|
+{table}
+
+Licence of the generator: {generator}. Licence of the real images it learned from: {source}.
+
+Labels are the folders in sorted order. `provenance.jsonl` says of every image what it was made
+from, `manifest.json` how all of them were made:
+
+```json
+{recipe}
+```
+"""
+
+
+def _cell(name: str) -> str:
+    """A class name inside a table."""
+    return name.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
+    """The same cache, with one compressed chunk per image."""
+    plan, state = cache.plan, cache.state
+    columns = {name: column for name, column in plan.columns.items() if name != "label"}
+    sets = data_sets(len(plan), cache.image_shape, {k: v.dtype for k, v in columns.items()})
+    values: dict[str, Any] = {
+        "labels": plan["label"],
+        "state": state,
+        "checksum": cache.checksums,
+        **{f"plan/{name}": column for name, column in columns.items()},
+    }
+    text = json.dumps(cache.manifest, sort_keys=True)
+    with new_file(target) as fd:
+        stream = Patient(fd)
+        with new_hdf5(stream, text, plan.digest) as file:
+            for name, (dtype, shape) in sets.items():
+                chunk = (1, *shape[1:]) if name == "images" else (min(shape[0], 2**16),)
+                file.create_dataset(
+                    name, shape, dtype, chunks=chunk, compression="gzip", shuffle=True
+                )
+                if name in values:
+                    file[name][...] = values[name]
+            images = file["images"]
+            for block in blocks(np.flatnonzero(state == State.DONE), cache.image_shape):
+                stream.check()
+                for row, image in zip(block.tolist(), cache.read(block).numpy(), strict=True):
+                    images[row] = image
+                    advance(1)
+        stream.check()

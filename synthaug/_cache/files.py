@@ -1,0 +1,234 @@
+"""Files that appear whole or not at all, and writes that finish or say why not."""
+
+import errno
+import fcntl
+import io
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from synthaug.errors import CacheError
+
+_ZEROS = bytes(1 << 20)
+
+
+def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Writes all of `data` at `offset`: the system may take it in several pieces."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        written = os.pwrite(fd, view, offset)
+        if not written:
+            raise OSError(errno.EIO, "the system wrote nothing")
+        view, offset = view[written:], offset + written
+
+
+def pread_into(fd: int, buffer: memoryview, offset: int) -> None:
+    """Fills `buffer` from `offset` on; an unreadable medium is an `OSError`."""
+    view = buffer.cast("B")
+    while len(view):
+        got = os.preadv(fd, [view], offset)
+        if not got:
+            raise OSError(errno.EIO, "the file ended before its last row")
+        view, offset = view[got:], offset + got
+
+
+class Patient(io.RawIOBase):
+    """A file for HDF5 to write, which keeps an error for later instead of raising it.
+
+    HDF5 does not survive a failing write: the file cannot be closed then, and the process crashes
+    when it ends. So what cannot be written is dropped, and `check` raises the error in good time.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._position = self._size = 0
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raises the first error there was."""
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def write(self, data: Any, /) -> int:
+        piece = bytes(data)
+        self._try(lambda: pwrite(self._fd, piece, self._position))
+        self._position += len(piece)
+        self._size = max(self._size, self._position)
+        return len(piece)
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        self._try(lambda: pread_into(self._fd, view, self._position))
+        self._position += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self._size = self._position if size is None else size
+        self._try(lambda: os.ftruncate(self._fd, self._size))
+        return self._size
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            if self._error is None:
+                action()
+        except OSError as error:
+            self._error = error
+
+
+def reserve(fd: int, size: int, path: Path) -> None:
+    """Claims `size` bytes of disk, so that a full disk is met now and not halfway.
+
+    Raises:
+        CacheError: The disk is full, or the file would exceed a limit; says how much was needed.
+    """
+    try:
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except (AttributeError, OSError) as error:
+            # macOS lacks the call, some file systems refuse it: there, zeros claim the space.
+            if getattr(error, "errno", None) not in (None, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            for start in range(0, size, len(_ZEROS)):
+                pwrite(fd, memoryview(_ZEROS)[: size - start], start)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise CacheError(
+            f"{path} needs {size:,} bytes, and the system refused them ({error.strerror}); "
+            f"{free:,} bytes are free in {path.parent}. Free some space, choose another folder, or "
+            "plan fewer images. Nothing was written."
+        ) from error
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[int]:
+    """A file descriptor for what becomes `path` once the block has ended without an error.
+
+    The bytes go to a temporary file beside `path`, in a folder that is made if need be. An error
+    removes the file; after a kill the next `new_file` for the same path does.
+
+    Raises:
+        CacheError: `path` exists, also if another process made it meanwhile; or the file cannot be
+            written.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    remove_orphans(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, temporary = _open_temporary(path)
+        try:
+            yield fd
+            os.fsync(fd)
+            _publish(temporary, path)
+        finally:
+            with suppress(OSError):  # renamed already, or left for the next `remove_orphans`
+                os.unlink(temporary)
+            os.close(fd)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CacheError(
+            f"Cannot create {path}: {error.strerror}. Choose another folder, or repair this one."
+        ) from error
+
+
+def _open_temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, locked: the lock says that it is in use, and dies with us."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks: there, orphans stay
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd, temporary
+        os.close(fd)  # between creation and lock another process took it for an orphan
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder for what becomes `path` once the block has ended without an error; as `new_file`.
+
+    Raises:
+        CacheError: `path` exists, or something cannot be written.
+    """
+    if os.path.lexists(path):
+        raise CacheError(f"{path} exists already. Choose another name, or remove it.")
+    remove_orphans(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        os.mkdir(temporary)
+        fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield temporary
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(fd)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CacheError(
+            f"Cannot create {path}: {error.strerror}. Choose another folder, or make room."
+        ) from error
+
+
+def remove_orphans(path: Path) -> None:
+    """Removes what a kill left behind of a new `path`: partial files and folders without a lock."""
+    for orphan in path.parent.glob(f".{_literal(path.name)}.????????.partial"):
+        try:
+            fd = os.open(orphan, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # gone already, or not ours to remove
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if orphan.is_dir():
+                shutil.rmtree(orphan)
+            else:
+                os.unlink(orphan)
+        except OSError:  # in use, or a file system without locks
+            continue
+        finally:
+            os.close(fd)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Gives the finished file its name, unless another process took the name first."""
+    try:
+        os.link(temporary, path)  # unlike a rename, this fails if `path` exists
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise _exists(path) from None
+        os.replace(temporary, path)
+
+
+def _exists(path: Path) -> CacheError:
+    return CacheError(
+        f"{path} exists already. Open it with `SynthCache(path)`, continue it with "
+        "`SynthCache.open_for_writing`, or choose another name."
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a new name last through a power failure."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _literal(name: str) -> str:
+    """`name` for use in a glob pattern."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -1,0 +1,261 @@
+"""Layout of a cache file, format version 1, and how a new one comes into being."""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._cache.files import new_file, pwrite, reserve
+from synthaug._plan import Plan
+
+FORMAT = "synthaug-cache"
+FORMAT_VERSION = 1
+MAX_ROWS = 2**31
+MAX_COLUMNS = 256
+MAX_SIDE = 2**14
+MAX_MANIFEST = 64 * 2**20  # bytes
+PAGE = 4096
+"""Where data sets start: numbers lie aligned in memory, large rows on whole pages."""
+
+_LIBRARIES = ("synthaug", "torch", "diffusers", "numpy", "h5py")
+
+
+class State(IntEnum):
+    """What a row of a cache is. PENDING becomes DONE when it is written; both become WITHDRAWN."""
+
+    PENDING = 0
+    """Not generated yet."""
+    DONE = 1
+    """Image and checksum are complete."""
+    WITHDRAWN = 2
+    """Taken back for good: the pixels are zero, and no resumed job draws them again."""
+
+
+def checksums(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """CRC-32C of every image, uint8 (n, ...) -> uint32 (n,)."""
+    values = [google_crc32c.value(image.tobytes()) for image in images]
+    return np.array(values, np.uint32)
+
+
+def erased_checksum(image_shape: tuple[int, ...]) -> int:
+    """CRC-32C of an image of zeros: the proof that a withdrawn row was erased to its last byte."""
+    return google_crc32c.value(bytes(int(np.prod(image_shape))))
+
+
+def data_sets(
+    rows: int, image_shape: tuple[int, ...], parameters: Mapping[str, np.dtype[Any]]
+) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Name, dtype and shape of every data set that a cache of `rows` rows has; no others exist.
+
+    Args:
+        rows: N.
+        image_shape: (C, H, W).
+        parameters: dtype of each plan column other than `label`.
+    """
+    return {
+        "images": (np.dtype("u1"), (rows, *image_shape)),
+        "labels": (np.dtype("<i8"), (rows,)),
+        "state": (np.dtype("u1"), (rows,)),
+        "checksum": (np.dtype("<u4"), (rows,)),
+        **{f"plan/{name}": (d.newbyteorder("<"), (rows,)) for name, d in parameters.items()},
+    }
+
+
+def complete_manifest(plan: Plan, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """`manifest` with all that every cache says about itself.
+
+    Raises:
+        ValueError: `manifest` is no JSON, or contradicts what the cache itself records.
+    """
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:  # used from its sources
+            versions[library] = "unknown"
+    own = {
+        "classes": list(plan.classes),
+        "settings": dict(plan.settings),
+        "synthetic": True,
+        "value_range": [0, 255],
+    }
+    for name, value in own.items():
+        if name in manifest and manifest[name] != value:
+            raise ValueError(
+                f"`manifest` says {name!r} is {manifest[name]!r}, but the cache records {value!r}. "
+                f"Leave {name!r} out."
+            )
+    defaults = {
+        "recipe": {},
+        "source": None,
+        "licence": {"generator": None, "source": None},
+        "versions": versions,
+    }
+    full = {**defaults, **manifest, **own}
+    if not isinstance(full["recipe"], Mapping):
+        raise ValueError(f"`manifest['recipe']` must be a dict, got {full['recipe']!r}.")
+    try:
+        return json.loads(json.dumps(full, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`manifest` cannot be written as JSON: {error}.") from None
+
+
+def text_digest(text: str) -> str:
+    """32 hexadecimal digits of blake2b."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def create(
+    path: Path, plan: Plan, *, image_shape: tuple[int, ...], manifest: Mapping[str, Any]
+) -> None:
+    """Lays out a cache in which every row is pending.
+
+    HDF5 never touches the disk here: it writes the structure, a few kilobytes, to memory, and that
+    is copied into the reserved file. So a full disk is an exception and not a crash of the library,
+    and `path` appears only once its file is complete.
+
+    Raises:
+        ValueError: An argument cannot be stored.
+        CacheError: `path` exists, or the disk is full.
+    """
+    check_arguments(plan, image_shape)
+    text = json.dumps(complete_manifest(plan, manifest), sort_keys=True)
+    structure = _Structure()
+    columns = {name: column for name, column in plan.columns.items() if name != "label"}
+    sets = data_sets(len(plan), image_shape, {name: c.dtype for name, c in columns.items()})
+    with new_hdf5(structure, text, plan.digest, alignment=PAGE) as file:
+        offsets = _allocate(file, sets)
+    stored = {"labels": plan["label"], **{f"plan/{name}": c for name, c in columns.items()}}
+    with new_file(path) as fd:
+        reserve(fd, structure.size, path)
+        for start, piece in structure.pieces:
+            pwrite(fd, piece, start)
+        for name, column in stored.items():
+            little_endian = np.ascontiguousarray(column, column.dtype.newbyteorder("<"))
+            pwrite(fd, little_endian.view(np.uint8).data, offsets[name])
+
+
+def check_arguments(plan: Plan, image_shape: tuple[int, ...]) -> None:
+    """Refuses what a cache cannot hold, before anything is written."""
+    if not 1 <= len(plan) <= MAX_ROWS:
+        raise ValueError(f"`plan` has {len(plan):,} rows, a cache holds 1 to {MAX_ROWS:,}.")
+    if len(plan.columns) > MAX_COLUMNS:
+        raise ValueError(f"`plan` has {len(plan.columns)} columns, a cache holds {MAX_COLUMNS}.")
+    for name in plan.columns:
+        if not valid_column(name):
+            raise ValueError(
+                f"Column {name!r} cannot be stored: use 1 to 64 printable characters, without '/'."
+            )
+    if not valid_shape(image_shape):
+        raise ValueError(
+            f"`image_shape` must be (C, H, W) with C 1 or 3 and sides of 1 to {MAX_SIDE:,} pixels, "
+            f"got {tuple(image_shape)}."
+        )
+
+
+def valid_column(name: str) -> bool:
+    """Whether a plan column may have this name in the file."""
+    return 1 <= len(name) <= 64 and name.isprintable() and "/" not in name and name != "."
+
+
+def valid_shape(image_shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape can be stored."""
+    if len(image_shape) != 3 or image_shape[0] not in (1, 3):
+        return False
+    return all(1 <= side <= MAX_SIDE for side in image_shape[1:])
+
+
+@contextmanager
+def new_hdf5(
+    target: io.RawIOBase, manifest: str, plan_digest: str, *, alignment: int = 1
+) -> Iterator[h5py.File]:
+    """A new HDF5 file in `target` with the attributes of a cache and the empty group "plan".
+
+    Since version 1.10 HDF5 protects its metadata with checksums, so damage there is noticed too.
+    """
+    attributes = {"format": FORMAT, "manifest": manifest, "plan_digest": plan_digest}
+    with h5py.File(
+        target,
+        "w",
+        libver=("v110", "v110"),
+        alignment_threshold=1,
+        alignment_interval=alignment,
+    ) as file:
+        for name, text in {**attributes, "manifest_digest": text_digest(manifest)}.items():
+            data = text.encode()
+            file.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", len(data)))
+        file.attrs.create("format_version", FORMAT_VERSION, dtype="<i8")
+        file.create_group("plan")
+        yield file
+
+
+def _allocate(
+    file: h5py.File, sets: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+) -> dict[str, int]:
+    """Gives every data set its place in the file, and returns the places."""
+    contiguous = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    contiguous.set_layout(h5py.h5d.CONTIGUOUS)
+    contiguous.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    contiguous.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the reserved file is zero already
+    contiguous.set_obj_track_times(False)  # equal caches are equal files
+    offsets = {}
+    for name, (dtype, shape) in sets.items():
+        created = h5py.h5d.create(
+            file.id,
+            name.encode(),
+            h5py.h5t.py_create(dtype, logical=True),
+            h5py.h5s.create_simple(shape),
+            contiguous,
+        )
+        offsets[name] = created.get_offset()
+    return offsets
+
+
+class _Structure(io.RawIOBase):
+    """A file in memory that keeps only what was written, however far apart: HDF5's metadata."""
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[int, bytes]] = []
+        self.size = 0
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: Any, /) -> int:
+        piece = bytes(data)
+        self.pieces.append((self._position, piece))
+        self._position += len(piece)
+        self.size = max(self.size, self._position)
+        return len(piece)
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        start, stop = self._position, self._position + len(view)
+        view[:] = bytes(len(view))
+        for at, piece in self.pieces:  # later pieces overwrite earlier ones
+            low, high = max(start, at), min(stop, at + len(piece))
+            if low < high:
+                view[low - start : high - start] = piece[low - at : high - at]
+        self._position = stop
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self.size = self._position if size is None else size
+        return self.size

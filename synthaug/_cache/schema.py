@@ -1,0 +1,350 @@
+"""The closed schema: what a file must be, and may only be, before a pixel of it is read.
+
+A cache may come from a stranger. HDF5 lets a file name other files on the reader's disk (external
+storage, external links, virtual data sets), run filter plug-ins, and declare shapes far larger than
+itself. None of that has a place in a cache, so each is refused. Compressed copies, which `export`
+and `h5repack` make, may be read if their filters are among those that come with h5py.
+"""
+
+import errno
+import io
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._cache.format import (
+    FORMAT,
+    FORMAT_VERSION,
+    MAX_COLUMNS,
+    MAX_MANIFEST,
+    MAX_ROWS,
+    State,
+    data_sets,
+    text_digest,
+    valid_column,
+    valid_shape,
+)
+from synthaug._plan import REQUIRED, Plan
+from synthaug.errors import CacheCorruptError, CacheError, CacheFormatError
+
+_ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum": "dataset"} | {
+    "plan": "group"
+}
+_TEXTS = ("format", "manifest", "manifest_digest", "plan_digest")
+_MANIFEST = {"classes": list, "settings": dict, "value_range": list} | {
+    name: dict for name in ("recipe", "licence", "versions")
+}
+_MAX_PLAN = 2**30  # bytes, some 20 million rows; a sparse file can declare more than it holds
+_MAX_CHUNK = 64 * 2**20  # bytes, unpacked whole for a single value
+_MAX_RATIO = 256  # declared over stored bytes of a compressed plan, whose seeds do not compress
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32} | {
+    h5py.h5z.FILTER_LZF
+}
+_RESTORE = "Restore it from a copy, or generate it again."
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a data set lies in the file."""
+
+    offset: int | None
+    """Of the first byte; `None` if HDF5 keeps the rows in chunks."""
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.shape[0] * self.row_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What a cache file holds besides pixels, states and checksums."""
+
+    path: Path
+    file_id: tuple[int, int]
+    """Device and inode: tells this file from one that was put in its place."""
+    image_shape: tuple[int, int, int]
+    plan: Plan
+    plan_digest: str
+    manifest: dict[str, Any]
+    manifest_digest: str
+    regions: dict[str, Region]
+
+    @property
+    def plain(self) -> bool:
+        """Whether every data set is contiguous, as in the files that we write."""
+        return all(region.offset is not None for region in self.regions.values())
+
+
+def inspect(path: Path) -> Contents:
+    """Opens a cache file and checks all of it except the rows' pixels.
+
+    Raises:
+        CacheFormatError: Not a cache, or a structure that we refuse to read.
+        CacheCorruptError: A cache whose plan, manifest or states are damaged.
+        CacheError: The file is missing or unreadable.
+    """
+    with open_stream(path) as stream:
+        info = os.fstat(stream.fileno())
+        try:
+            with h5py.File(stream, "r") as file:
+                return _inspect(path, file, info)
+        except CacheError:
+            raise
+        except Exception as error:  # what HDF5 raises for damaged metadata is not documented
+            if isinstance(error, OSError) and error.errno == errno.EIO:
+                raise CacheError(f"Cannot read {path}: {error.strerror}.") from error
+            raise CacheFormatError(
+                f"{path} is not an intact HDF5 file ({error}). {_RESTORE}"
+            ) from error
+
+
+def open_stream(path: Path) -> io.FileIO:
+    """The file for HDF5 to read through.
+
+    HDF5 opening the path itself would take locks, which read-only media may not have and which the
+    metadata, never changing, does not need; and would refuse if this process has the file open
+    with others.
+
+    Raises:
+        CacheFormatError: `path` is something other than a file.
+        CacheError: It is missing or unreadable.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
+            raise CacheFormatError(f"{path} is not a file. Give the path of a cache: cache.h5.")
+        return io.FileIO(path)
+    except OSError as error:
+        raise CacheError(
+            f"Cannot open {path}: {error.strerror}. Check the name, or generate the cache first."
+        ) from error
+
+
+def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> Contents:
+    texts = _root_attributes(path, file)
+    manifest = _manifest(path, texts["manifest"])
+    if text_digest(texts["manifest"]) != texts["manifest_digest"]:
+        raise CacheCorruptError(f"{path}: the manifest is not the one that was written. {_RESTORE}")
+    sets = dict(_data_sets(path, file))
+    regions = {name: _region(path, name, dataset) for name, dataset in sets.items()}
+    image_shape = _check_shapes(path, regions)
+    _check_extent(path, regions, info.st_size)
+    plan = _plan(path, sets, regions, manifest)
+    if plan.digest != texts["plan_digest"]:
+        raise CacheCorruptError(
+            f"{path}: the plan is not the one that was written; its digest is {plan.digest}, "
+            f"recorded is {texts['plan_digest']}. {_RESTORE}"
+        )
+    unknown = np.setdiff1d(sets["state"][()], list(State))
+    if len(unknown):
+        raise CacheCorruptError(f"{path}: a row has the state {unknown[0]}, not 0 to 2. {_RESTORE}")
+    return Contents(
+        path=path,
+        file_id=(info.st_dev, info.st_ino),
+        image_shape=image_shape,
+        plan=plan,
+        plan_digest=texts["plan_digest"],
+        manifest=manifest,
+        manifest_digest=texts["manifest_digest"],
+        regions=regions,
+    )
+
+
+def _root_attributes(path: Path, file: h5py.File) -> dict[str, str]:
+    """The text attributes, after version and sizes were checked."""
+    expected = {*_TEXTS, "format_version"}
+    if h5py.h5a.get_num_attrs(file.id) > 2 * len(expected):
+        raise CacheFormatError(f"{path} has too many attributes for a cache. {_foreign()}")
+    names = set(file.attrs)
+    if "format" not in names or _text(path, file, "format") != FORMAT:
+        raise CacheFormatError(f"{path} is HDF5, but not a {FORMAT} file. {_foreign()}")
+    version = file.attrs.get_id("format_version") if "format_version" in names else None
+    if version is None or version.shape != () or version.dtype.kind not in "iu":
+        raise CacheFormatError(f"{path} lacks a format_version. {_RESTORE}")
+    number = int(file.attrs["format_version"])
+    if number != FORMAT_VERSION:
+        raise CacheFormatError(
+            f"{path} has format version {number}, this synthaug reads version {FORMAT_VERSION}. "
+            "Install the synthaug that wrote it, or generate the cache again."
+        )
+    if names != expected:
+        odd = min(names ^ expected)
+        fault = "is missing" if odd in expected else "is not part of a cache"
+        raise CacheFormatError(f"{path}: attribute {odd!r} {fault}. {_RESTORE}")
+    return {name: _text(path, file, name) for name in _TEXTS}
+
+
+def _text(path: Path, file: h5py.File, name: str) -> str:
+    """A text attribute; fixed-length, so that its size is known before it is read."""
+    attribute = file.attrs.get_id(name)
+    kind = attribute.get_type()
+    if (
+        not isinstance(kind, h5py.h5t.TypeStringID)
+        or kind.is_variable_str()
+        or attribute.shape != ()
+        or attribute.get_storage_size() > MAX_MANIFEST
+    ):
+        raise CacheFormatError(
+            f"{path}: attribute {name!r} is not a text of fixed length. {_RESTORE}"
+        )
+    value = file.attrs[name]
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _manifest(path: Path, text: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError):
+        raise CacheCorruptError(f"{path}: the manifest is not JSON. {_RESTORE}") from None
+    for name, kind in _MANIFEST.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
+            raise CacheFormatError(f"{path}: the manifest has no valid {name!r}. {_RESTORE}")
+    if "source" not in manifest:
+        raise CacheFormatError(f"{path}: the manifest has no 'source'. {_RESTORE}")
+    classes = manifest["classes"]
+    if not classes or not all(isinstance(c, str) for c in classes):
+        raise CacheFormatError(f"{path}: 'classes' in the manifest are not names. {_RESTORE}")
+    if manifest["value_range"] != [0, 255]:
+        raise CacheFormatError(f"{path}: 'value_range' is not [0, 255] in the manifest. {_RESTORE}")
+    return manifest
+
+
+def _data_sets(path: Path, file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+    """All data sets, after every link was found to be a plain one to something expected."""
+    _check_links(path, file, "", limit=len(_ROOT))
+    missing = sorted(set(_ROOT) - set(file))
+    if missing:
+        raise CacheFormatError(f"{path} has no {missing[0]!r}. {_RESTORE}")
+    for name, kind in _ROOT.items():
+        if h5py.h5o.get_info(file.id, name.encode()).type != (
+            h5py.h5o.TYPE_GROUP if kind == "group" else h5py.h5o.TYPE_DATASET
+        ):
+            raise CacheFormatError(f"{path}: {name!r} is not a {kind}. {_RESTORE}")
+        if kind == "dataset":
+            yield name, file[name]
+    _check_links(path, file["plan"], "plan/", limit=MAX_COLUMNS)
+    for name in file["plan"]:
+        if not valid_column(name) or name == "label":
+            raise CacheFormatError(f"{path}: {name!r} cannot be a column of a plan. {_RESTORE}")
+        if h5py.h5o.get_info(file["plan"].id, name.encode()).type != h5py.h5o.TYPE_DATASET:
+            raise CacheFormatError(f"{path}: 'plan/{name}' is not a dataset. {_RESTORE}")
+        yield f"plan/{name}", file["plan"][name]
+    missing = sorted({*REQUIRED} - {"label"} - set(file["plan"]))
+    if missing:
+        raise CacheFormatError(f"{path} has no 'plan/{missing[0]}'. {_RESTORE}")
+
+
+def _check_links(path: Path, group: h5py.Group, prefix: str, *, limit: int) -> None:
+    if len(group) > limit:
+        raise CacheFormatError(f"{path}: more objects than a cache has. {_foreign()}")
+    for name in group:
+        if prefix == "" and name not in _ROOT:
+            raise CacheFormatError(f"{path}: {name!r} is not part of a cache. {_foreign()}")
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
+            raise CacheFormatError(
+                f"{path}: {prefix + name!r} is {kind}, which could lead to other data. {_foreign()}"
+            )
+
+
+def _region(path: Path, name: str, dataset: h5py.Dataset) -> Region:
+    """Where `dataset` lies, after its storage was found to be harmless."""
+    storage = dataset.id.get_create_plist()
+    layout = storage.get_layout()
+    filters = {storage.get_filter(i)[0] for i in range(storage.get_nfilters())}
+    chunk = storage.get_chunk() if layout == h5py.h5d.CHUNKED else ()
+    chunk_bytes = int(np.prod(chunk, dtype=object)) * dataset.dtype.itemsize
+    faults = {
+        "is external storage": storage.get_external_count() > 0,
+        "is a virtual data set": layout == h5py.h5d.VIRTUAL,
+        "is neither contiguous nor chunked": layout not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED),
+        "needs a filter that does not come with h5py": not filters <= _FILTERS,
+        "is empty": not dataset.shape or 0 in dataset.shape,
+        "has chunks that do not fit it": bool(chunk) and len(chunk) != len(dataset.shape or ()),
+        f"has chunks of {chunk_bytes:,} bytes": chunk_bytes > _MAX_CHUNK,
+    }
+    for fault, found in faults.items():
+        if found:
+            raise CacheFormatError(f"{path}: {name!r} {fault}. {_foreign()}")
+    offset = dataset.id.get_offset()
+    if layout == h5py.h5d.CONTIGUOUS and offset is None:
+        raise CacheFormatError(f"{path}: {name!r} has no place in the file. {_foreign()}")
+    # Exact HDF5 type: numpy's view of an enumeration or a boolean would pass for an integer.
+    if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype.newbyteorder("<"))):
+        raise CacheFormatError(f"{path}: {name!r} has an unexpected type. {_foreign()}")
+    return Region(offset=offset, dtype=dataset.dtype, shape=dataset.shape)
+
+
+def _check_shapes(path: Path, regions: dict[str, Region]) -> tuple[int, int, int]:
+    shape = regions["images"].shape
+    if len(shape) != 4 or shape[0] > MAX_ROWS or not valid_shape(shape[1:]):
+        raise CacheFormatError(
+            f"{path}: 'images' has the shape {shape}, not (N, C, H, W). {_RESTORE}"
+        )
+    parameters = {}
+    for name, region in regions.items():
+        if name.startswith("plan/"):
+            parameters[name.removeprefix("plan/")] = region.dtype
+            if region.dtype not in (np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f8")):
+                raise CacheFormatError(f"{path}: {name!r} has dtype {region.dtype}. {_RESTORE}")
+    for name, (dtype, expected) in data_sets(shape[0], shape[1:], parameters).items():
+        if regions[name].dtype != dtype or regions[name].shape != expected:
+            raise CacheFormatError(
+                f"{path}: {name!r} is {regions[name].dtype} {regions[name].shape}, expected "
+                f"{dtype} {expected}. {_RESTORE}"
+            )
+    return shape[1], shape[2], shape[3]
+
+
+def _check_extent(path: Path, regions: dict[str, Region], size: int) -> None:
+    """Every data set lies inside the file, no two share a byte, and the plan fits in memory."""
+    end = 0
+    placed = [(r.offset, name, r) for name, r in regions.items() if r.offset is not None]
+    for offset, name, region in sorted(placed, key=lambda item: item[0]):
+        stop = offset + region.nbytes
+        if stop > size:
+            raise CacheFormatError(
+                f"{path}: {name!r} would end at byte {stop:,}, the file at {size:,}. {_RESTORE}"
+            )
+        if offset < end:
+            raise CacheFormatError(f"{path}: {name!r} overlaps another data set. {_RESTORE}")
+        end = stop
+    plan = sum(region.nbytes for name, region in regions.items() if name != "images")
+    if plan > _MAX_PLAN or plan > _MAX_RATIO * size:
+        raise CacheFormatError(f"{path}: a plan of {plan:,} bytes is not plausible. {_RESTORE}")
+
+
+def _plan(
+    path: Path,
+    sets: dict[str, h5py.Dataset],
+    regions: dict[str, Region],
+    manifest: dict[str, Any],
+) -> Plan:
+    columns: dict[str, NDArray[Any]] = {"label": sets["labels"][()]}
+    for name in regions:
+        if name.startswith("plan/"):
+            columns[name.removeprefix("plan/")] = sets[name][()]
+    try:
+        return Plan(columns, tuple(manifest["classes"]), manifest["settings"])
+    except ValueError as error:
+        raise CacheCorruptError(f"{path}: the plan is damaged: {error} {_RESTORE}") from error
+
+
+def _foreign() -> str:
+    return "If the images are yours, `synthaug cache import` makes a cache of them."

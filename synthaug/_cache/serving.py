@@ -1,0 +1,249 @@
+"""Which synthetic images may be served: those that are done, and that the audit passed.
+
+Shared by everything that hands synthetic images to a training loop. What an audit did not clear is
+said aloud, once per process and cache: images that may be copies are never served silently.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from synthaug._types import JSON, Indices, Labels, Pixels
+from synthaug.errors import AuditMismatchError, CacheMismatchError
+
+log = logging.getLogger(__name__)
+
+_warned: set[str] = set()
+
+
+@runtime_checkable
+class SyntheticImages(Protocol):
+    """What serving needs of a cache."""
+
+    @property
+    def labels(self) -> Labels:
+        """Class index of every row, int64 (N,)."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        ...
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Which rows can be read, bool (N,)."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, JSON]:
+        """What a report about these images names."""
+        ...
+
+    def read(self, indices: ArrayLike) -> Pixels:
+        """uint8 (n, C, H, W)."""
+        ...
+
+
+@runtime_checkable
+class Verdicts(Protocol):
+    """What serving needs of an audit's report."""
+
+    @property
+    def identity(self) -> dict[str, JSON]:
+        """The identity of the images that were judged."""
+        ...
+
+    @property
+    def passed(self) -> NDArray[np.bool_]:
+        """Which rows may be served, bool (N,)."""
+        ...
+
+    @property
+    def verdict(self) -> str:
+        """What the audit ended with: "pass", "fail" or "inconclusive"."""
+        ...
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """What serving needs of a report that scores images."""
+
+    @property
+    def identity(self) -> dict[str, JSON]:
+        """The identity of the images that were scored."""
+        ...
+
+    @property
+    def hardness(self) -> NDArray[np.float64]:
+        """Of every row, float64 (N,)."""
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Servable:
+    """Which rows of a cache may be served, and what an audit said about them."""
+
+    mask: NDArray[np.bool_]
+    """Rows that are done and passed, bool (N,)."""
+    num_done: int
+    """Rows that are done."""
+    verdict: str | None
+    """Of the audit; `None` without one."""
+
+    def __str__(self) -> str:
+        count = int(self.mask.sum())
+        if self.verdict is None:
+            return f"{count:,} images, not audited"
+        return f"{count:,} images, audit: {self.verdict}, {self.num_done - count:,} withheld"
+
+
+def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servable:
+    """Which rows may be served.
+
+    Logs a warning if there was no audit, or if it did not end with a pass.
+
+    Args:
+        synthetic: A cache.
+        audit: A report about it, or `None` to serve whatever is done.
+        soft_labels: Whether rows are served with class probabilities, so that those between two
+            classes may be served too.
+
+    Raises:
+        TypeError: For something that is not a cache, or not a report.
+        AuditMismatchError: For a report about another cache.
+    """
+    if not isinstance(synthetic, SyntheticImages):
+        raise TypeError(
+            f"`synthetic` is a {type(synthetic).__name__}, expected a cache: "
+            '`synthaug.SynthCache("PATH.h5")`.'
+        )
+    done = np.array(synthetic.done, bool)
+    if not soft_labels:
+        done &= ~between_classes(getattr(synthetic, "plan", None), synthetic.labels)
+    if audit is None:
+        found = Servable(done, int(done.sum()), None)
+        _warn_once(
+            synthetic,
+            found,
+            "Copies of training images may be among them; an audit looks for them",
+        )
+        return found
+    if not isinstance(audit, Verdicts):
+        raise TypeError(
+            f"`audit` is a {type(audit).__name__}, expected a report or None. Make one with "
+            '`synthaug.audit(...)`, or read one with `synthaug.AuditReport.from_json("PATH.json")`.'
+        )
+    check_identity(synthetic, audit, "The report")
+    passed = np.asarray(audit.passed, bool)
+    if passed.shape != done.shape:
+        raise AuditMismatchError(
+            f"The report has {len(passed)} verdicts for {len(done)} rows. Audit the cache again."
+        )
+    found = Servable(done & passed, int(done.sum()), audit.verdict)
+    if audit.verdict == "pass":
+        log.info("Synthetic images: %s.", found)
+    elif audit.verdict == "fail":
+        _warn_once(synthetic, found, "Copies of training images were found and are left out")
+    else:
+        _warn_once(synthetic, found, "Copies of training images may have gone unseen")
+    return found
+
+
+def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
+    """The index of every class of synthetic images among those of real ones, matched by name.
+
+    `class_table(cache, classes)[cache.labels]` are the labels of a cache as real data with
+    `classes` count them: a folder of images sorts its classes, another source may not.
+
+    Args:
+        synthetic: A cache.
+        classes: Names of the classes of the real images, in their order.
+
+    Returns:
+        int64 (num_classes,).
+
+    Raises:
+        CacheMismatchError: If one side has a class that the other does not have.
+    """
+    theirs = tuple(synthetic.classes)
+    for one, other, where in ((classes, theirs, "real"), (theirs, classes, "synthetic")):
+        extra = [name for name in one if name not in other]
+        if extra:
+            raise CacheMismatchError(
+                f"The classes differ: only the {where} images have {extra[0]!r}. Real: "
+                f"{', '.join(classes)}. Synthetic: {', '.join(theirs)}. Both must name the same "
+                "ones; `MixedDataset` and `MixSynthetic` take other names of the real classes as "
+                "`classes=`."
+            )
+    twice = next((name for name in classes if list(classes).count(name) > 1), None)
+    if twice is not None:
+        raise CacheMismatchError(
+            f"Two classes of the real images are called {twice!r}, so they cannot be matched by "
+            "name. Give different names."
+        )
+    place = {name: c for c, name in enumerate(classes)}
+    return np.array([place[name] for name in theirs], np.int64)
+
+
+def rows_by_class(rows: Indices, labels: Labels, num_classes: int) -> list[Indices]:
+    """Rows of each class, in the order in which they are given; of many classes in one pass."""
+    ends = np.cumsum(np.bincount(labels, minlength=num_classes))
+    return np.split(rows[np.argsort(labels, kind="stable")], ends[:-1])
+
+
+def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: str) -> None:
+    """Refuses a report about other images.
+
+    Raises:
+        AuditMismatchError: Naming what differs.
+    """
+    ours, theirs = synthetic.identity, report.identity
+    if ours != theirs:
+        lines = [
+            f"  {key}: {ours.get(key)!r} in the cache, {theirs.get(key)!r} in the report"
+            for key in sorted({*ours, *theirs})
+            if ours.get(key) != theirs.get(key)
+        ]
+        remedy = (
+            "Audit this cache, or pass `audit=None` to use it unaudited."
+            if isinstance(report, Verdicts)
+            else "Score this cache."
+        )
+        raise AuditMismatchError(
+            f"{name} judges another cache:\n" + "\n".join(lines) + f"\n{remedy}"
+        )
+
+
+def between_classes(plan: Any, labels: Labels) -> NDArray[np.bool_]:
+    """Rows of a plan that are mixed from two classes, bool (N,): no single label is right."""
+    columns = getattr(plan, "columns", {})
+    if "partner_label" not in columns:
+        return np.zeros(len(labels), bool)
+    partner = np.asarray(columns["partner_label"])
+    between: NDArray[np.bool_] = (partner >= 0) & (partner != np.asarray(labels))
+    if between.any():
+        log.warning(
+            "%s images are mixed from two classes and are not served under one label; "
+            "`MixedDataset(..., soft_labels=True)` serves them.",
+            f"{int(between.sum()):,}",
+        )
+    return between
+
+
+def _warn_once(synthetic: SyntheticImages, found: Servable, meaning: str) -> None:
+    key = json.dumps([synthetic.identity, str(found)], sort_keys=True)
+    if key not in _warned:
+        _warned.add(key)
+        log.warning("Synthetic images: %s. %s.", found, meaning)

@@ -1,0 +1,613 @@
+"""`SynthCache`: a cache file as a map-style data set, and the only writer of its rows."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Dataset
+
+from synthaug import _pixels
+from synthaug._cache import format as _format
+from synthaug._cache import show as _show
+from synthaug._cache.compare import (
+    listed,
+    manifest_differences,
+    plan_differences,
+    recipe_differences,
+    shape_differences,
+)
+from synthaug._cache.files import pwrite, remove_orphans
+from synthaug._cache.format import State, checksums, erased_checksum
+from synthaug._cache.readers import Reader, check_same, open_reader
+from synthaug._cache.schema import Contents, inspect
+from synthaug._cache.verify import verify
+from synthaug._plan import Plan, canonical_json
+from synthaug._support.differences import described
+from synthaug._types import Indices, Labels, Pixels
+from synthaug.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheMismatchError,
+    CachePendingError,
+)
+
+OutputType = Literal["pil", "pt", "np"]
+Fsync = Literal["never", "batch"]
+OnCorrupt = Literal["raise", "regenerate", "skip"]
+
+_BLOCK = 16 * 2**20  # bytes that are erased in one call
+
+
+class Synthesizer(Protocol):
+    """What `on_corrupt="regenerate"` asks of a synthesizer."""
+
+    def draw(self, rows: Plan) -> torch.Tensor:
+        """One image per row, float (n, C, H, W) in [-1, 1]."""
+        ...
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Must equal the cache's recipe."""
+        ...
+
+
+class SynthCache(Dataset[Any]):
+    """The synthetic images of one plan, in one file.
+
+        cache = SynthCache("cifar.h5")
+        image, label = cache[0]                     # a PIL image and an int, as torchvision's
+        pixels = cache.read([3, 1, 2])              # uint8 (3, C, H, W) in one gather
+        loader = DataLoader(Subset(cache, np.flatnonzero(cache.done)), batch_size=128)
+
+    Row `i` of the cache is row `i` of its plan. Row order, labels and plan never change; rows
+    become done as they are written, and may be withdrawn. An image is checked against its checksum
+    when this process first serves it.
+
+    Copies in other processes (fork, spawn, pickle) read the same file, each on its own.
+
+    Args:
+        path: A cache file.
+        transform: Applied to the image.
+        target_transform: Applied to the label.
+        output_type: What `cache[i]` returns as image: "pil" a PIL image of mode L or RGB, "pt" a
+            uint8 tensor (C, H, W), "np" a uint8 array (H, W, C).
+        check_rows: Compare a row with its checksum on first serve. `False` leaves that to `verify`.
+        on_corrupt: What to do with a row whose bytes are wrong. "raise" an error; "regenerate"
+            draws it anew with `synthesizer` and stores it; "skip" serves the next intact image of
+            the same class in its place, warns, and counts it in `skipped`.
+        synthesizer: The one that made the cache, for `on_corrupt="regenerate"`.
+
+    Raises:
+        CacheFormatError: The file is not a cache, or has a structure that could do harm.
+        CacheCorruptError: The plan, the manifest or the states are damaged.
+        CacheMismatchError: `synthesizer` has another recipe than the cache.
+        CacheError: The file is missing or unreadable.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+        output_type: OutputType = "pil",
+        check_rows: bool = True,
+        on_corrupt: OnCorrupt = "raise",
+        synthesizer: Synthesizer | None = None,
+    ) -> None:
+        if output_type not in ("pil", "pt", "np"):
+            raise ValueError(f"`output_type` must be 'pil', 'pt' or 'np', got {output_type!r}.")
+        if on_corrupt not in ("raise", "regenerate", "skip"):
+            raise ValueError(
+                f"`on_corrupt` must be 'raise', 'regenerate' or 'skip', got {on_corrupt!r}."
+            )
+        if (on_corrupt == "regenerate") != (synthesizer is not None):
+            raise ValueError("`on_corrupt='regenerate'` and `synthesizer` go together.")
+        if on_corrupt != "raise" and not check_rows:
+            raise ValueError(f"`on_corrupt={on_corrupt!r}` needs `check_rows=True`.")
+        self.path = Path(path).absolute()
+        self.transform = transform
+        self.target_transform = target_transform
+        self.output_type = output_type
+        self.check_rows = check_rows
+        self.on_corrupt = on_corrupt
+        self.synthesizer = synthesizer
+        self._substitutes: dict[int, int] = {}
+        self._reader: Reader | None = open_reader(inspect(self.path))
+        self._digests = self._contents.plan_digest, self._contents.manifest_digest
+        if synthesizer is not None:
+            self._check_recipe(synthesizer)
+        if not self._contents.plain:
+            warnings.warn(
+                f"{path} is a compressed copy: it is read through HDF5 row by row, which is many "
+                "times slower, and cannot be written. `synthaug cache merge` makes a plain cache "
+                "of it.",
+                stacklevel=2,
+            )
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        plan: Plan,
+        *,
+        image_shape: Sequence[int],
+        manifest: Mapping[str, Any],
+    ) -> "SynthCache":
+        """Lays out a new cache with every row of `plan` pending, and opens it.
+
+        The whole file is reserved on the disk, and appears at `path` only when it is complete.
+
+        Args:
+            path: A file that does not exist yet.
+            plan: One row per image.
+            image_shape: (C, H, W); C is 1 or 3.
+            manifest: JSON. "recipe" is the synthesizer's recipe with its "weights", "source"
+                describes the real data, "licence" holds those of "generator" and "source". Classes,
+                settings, value range and library versions are added.
+
+        Raises:
+            ValueError: An argument cannot be stored.
+            CacheError: `path` exists, or the disk cannot hold the file.
+        """
+        shape = tuple(int(side) for side in image_shape)
+        _format.create(Path(path).absolute(), plan, image_shape=shape, manifest=manifest)
+        return cls(path)
+
+    @classmethod
+    def open_for_writing(
+        cls,
+        path: str | os.PathLike[str],
+        plan: Plan,
+        *,
+        image_shape: Sequence[int],
+        manifest: Mapping[str, Any],
+    ) -> "SynthCache":
+        """Opens a cache to continue it, or creates it; arguments as `create`.
+
+        Raises:
+            CacheMismatchError: The file belongs to another plan, recipe, source data or image
+                shape. Lists every difference with both values. Library versions may differ.
+            CacheError: As `create` and `SynthCache`.
+        """
+        target = Path(path).absolute()
+        if not target.exists():
+            return cls.create(path, plan, image_shape=image_shape, manifest=manifest)
+        remove_orphans(target)
+        cache = cls(path)
+        given = _format.complete_manifest(plan, manifest)
+        differences = {
+            **manifest_differences(cache.manifest, given),
+            **plan_differences(cache.plan, plan),
+            **shape_differences(cache.image_shape, image_shape),
+        }
+        if differences:
+            raise CacheMismatchError(
+                f"{path} was made for something else:\n"
+                f"{described(differences, 'in the file', 'given')}\n"
+                "Write to another file, or delete this one to start over."
+            )
+        cache._finish_withdrawals()
+        return cache
+
+    # Reading
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def read(self, indices: ArrayLike | torch.Tensor | Sequence[int]) -> Pixels:
+        """Gathers rows in one indexing call.
+
+        Args:
+            indices: Row numbers, in any order, possibly repeated; negative ones count from the end.
+
+        Returns:
+            uint8 (len(indices), C, H, W), a copy that you may change.
+
+        Raises:
+            IndexError: A row number is out of range.
+            CachePendingError: A row has not been generated yet, or was withdrawn.
+            CacheCorruptError: A row's bytes are not those that were written.
+        """
+        return torch.from_numpy(self._gather(_row_numbers(indices)))
+
+    def _gather(self, rows: Indices) -> NDArray[np.uint8]:
+        reader = self._open()
+        pixels = reader.gather(rows)
+        # Counting bytes is several times faster than comparing and reducing so few elements.
+        if reader.served.take(rows).tobytes().count(1) != len(rows):
+            pixels = self._first_serve(reader, rows % len(self), pixels)
+        # States come last: a row that was withdrawn meanwhile was marked before it was zeroed.
+        if reader.state.take(rows).tobytes().count(State.DONE) != len(rows):
+            raise self._not_done(rows)
+        return pixels
+
+    def _first_serve(
+        self, reader: Reader, rows: Indices, pixels: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
+        """Checks the rows among `rows` that this process has not served yet."""
+        if (reader.state[rows] != State.DONE).any():
+            raise self._not_done(rows)
+        new = reader.served[rows] == 0
+        if self.check_rows or not reader.contents.plain:
+            differs = np.zeros(len(rows), bool)
+            differs[new] = checksums(pixels[new]) != reader.checksum[rows[new]]
+            reader.served[rows[new & ~differs]] = 1
+            # A row that differs may have been written just while it was read: look again.
+            suspects = np.unique(rows[differs])
+            if len(suspects):
+                bad = suspects[~reader.intact(suspects)]
+                if len(bad):
+                    rows = self._repaired(reader, rows, bad)
+                pixels = reader.gather(rows)
+        else:
+            pixels = reader.gather(rows)  # again, now that the rows are known to be done
+        reader.served[rows] = 1
+        return pixels
+
+    def _repaired(self, reader: Reader, rows: Indices, bad: Indices) -> Indices:
+        """The rows to serve for `rows`, of which `bad` are corrupt, as `on_corrupt` says."""
+        if self.on_corrupt == "raise":
+            raise self._corrupt(bad)
+        if self.on_corrupt == "regenerate":
+            self._regenerate(bad)
+            return rows
+        self._find_substitutes(reader, bad)
+        return np.array([self._substitutes.get(row, row) for row in rows.tolist()], np.int64)
+
+    def _corrupt(self, bad: Indices) -> CacheCorruptError:
+        return CacheCorruptError(
+            f"{self.path}: the pixels of {listed(bad)} are not those that were written. Restore "
+            "the file from a copy, or generate again, which redraws just these rows."
+        )
+
+    def _not_done(self, rows: Indices) -> CachePendingError:
+        state = self.state
+        rows = np.unique(rows[state[rows] != State.DONE] % len(self))
+        withdrawn = rows[state[rows] == State.WITHDRAWN]
+        which, what = (withdrawn, "withdrawn") if len(withdrawn) else (rows, "not generated yet")
+        return CachePendingError(
+            f"{self.path}: {listed(which)} {'was' if len(which) == 1 else 'were'} {what}. Use "
+            "only rows where `cache.done` is true"
+            + (", or generate again to fill the cache." if what != "withdrawn" else ".")
+        )
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
+        """Several items with one read: what a `DataLoader` calls for a batch."""
+        rows = _row_numbers(indices)
+        pixels = self._gather(rows)
+        images: Any
+        if self.output_type == "np":
+            images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))  # NCHW => NHWC
+        else:
+            images = torch.from_numpy(pixels).unbind(0)
+            if self.output_type == "pil":
+                images = map(_pixels.to_pil, images)
+        if self.transform is not None:
+            images = map(self.transform, images)
+        labels = self.labels[rows].tolist()
+        if self.target_transform is not None:
+            labels = map(self.target_transform, labels)
+        return list(zip(images, labels, strict=True))
+
+    # Rows whose bytes are wrong
+
+    @property
+    def skipped(self) -> Indices:
+        """Rows that this process found corrupt and skipped, int64, ascending."""
+        return np.array(sorted(self._substitutes), np.int64)
+
+    def _find_substitutes(self, reader: Reader, bad: Indices) -> None:
+        for row in bad.tolist():
+            if row in self._substitutes:
+                continue
+            same = np.flatnonzero((self.labels == self.labels[row]) & self.done)
+            after = np.roll(same, -int(np.searchsorted(same, row, side="right")))
+            for candidate in after.tolist():
+                if reader.intact(np.array([candidate])).all():
+                    break
+            else:
+                raise self._corrupt(np.array([row]))
+            reader.served[candidate] = 1
+            self._substitutes[row] = candidate
+            warnings.warn(
+                f"{self.path}: row {row} is corrupt and was skipped; row {candidate} of the same "
+                f"class takes its place. {len(self._substitutes)} skipped so far.",
+                stacklevel=2,
+            )
+
+    def _regenerate(self, bad: Indices) -> None:
+        assert self.synthesizer is not None
+        images = self.synthesizer.draw(self.plan[bad])
+        if tuple(images.shape) != (len(bad), *self.image_shape) or not images.isfinite().all():
+            raise CacheCorruptError(
+                f"{self.path}: {listed(bad)} could not be drawn anew: `draw` returned "
+                f"{tuple(images.shape)}, finite: {bool(images.isfinite().all())}."
+            )
+        self.write(bad, _pixels.to_pixels(images))
+        warnings.warn(f"{self.path}: redrew {listed(bad)}, whose bytes were corrupt.", stacklevel=2)
+
+    def _check_recipe(self, synthesizer: Synthesizer) -> None:
+        given, stored = synthesizer.recipe(), self.manifest["recipe"]
+        if canonical_json(given) != canonical_json(stored):
+            differences = described(recipe_differences(stored, given), "in the file", "given")
+            raise CacheMismatchError(f"{self.path} was made by another synthesizer:\n{differences}")
+
+    def verify(self, *, workers: int = 2, progress: bool = False) -> Indices:
+        """Reads every row, and returns those whose bytes are wrong, int64, ascending.
+
+        These are done rows that do not match their checksum, and withdrawn rows that were not
+        erased to the last byte.
+
+        Args:
+            workers: Threads that read ahead.
+            progress: Show a bar.
+
+        Raises:
+            CacheError: The file cannot be read to its end.
+        """
+        if workers < 1:
+            raise ValueError(f"`workers` must be at least 1, got {workers}.")
+        with self._descriptor(os.O_RDONLY) as fd:
+            return verify(self._open(), fd, workers=workers, progress=progress)
+
+    # What the file says about itself
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the cache was made for."""
+        return self._contents.plan
+
+    @property
+    def plan_digest(self) -> str:
+        """`plan.digest`."""
+        return self._contents.plan_digest
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """How the images were made: recipe, weights, source data, classes, versions, licence."""
+        return self._contents.manifest
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self._contents.image_shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.plan.classes
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class index of each name."""
+        return {name: index for index, name in enumerate(self.classes)}
+
+    @property
+    def labels(self) -> Labels:
+        """Class index of each row, int64 (N,), also of rows that are not done."""
+        return self.plan["label"]
+
+    @property
+    def targets(self) -> Labels:
+        """`labels`, under the name that torchvision uses."""
+        return self.labels
+
+    @property
+    def state(self) -> NDArray[np.uint8]:
+        """State of each row now, uint8 (N,): 0 pending, 1 done, 2 withdrawn. A copy."""
+        return np.array(self._open().state)
+
+    @property
+    def checksums(self) -> NDArray[np.uint32]:
+        """Recorded CRC-32C of each row, uint32 (N,); 0 for rows that were never written. A copy."""
+        return np.array(self._open().checksum)
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Which rows can be read now, bool (N,)."""
+        return self._open().state == State.DONE
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What an audit report must match: plan digest, weights digests, number of rows."""
+        weights = self.manifest["recipe"].get("weights", {})
+        return {"plan_digest": self.plan_digest, "weights": weights, "rows": len(self)}
+
+    def provenance(self, index: int) -> dict[str, Any]:
+        """Where image `index` comes from: its row of the plan, its class, and the recipe."""
+        row = self.plan.row(index)
+        return {
+            **row,
+            "class": self.classes[int(row["label"])],
+            "state": State(int(self._open().state[index])).name.lower(),
+            "recipe": self.manifest["recipe"],
+            "source_data": self.manifest["source"],
+            "licence": self.manifest["licence"],
+            "synthetic": True,
+        }
+
+    # Writing
+
+    def write(
+        self, rows: ArrayLike | Sequence[int], pixels: Pixels, *, fsync: Fsync = "batch"
+    ) -> None:
+        """Writes images in place, and marks their rows as done.
+
+        Image first, checksum next, state last: a kill at any instant leaves each row either done
+        and intact, or pending. Several processes on one host may write different rows at once. A
+        row that is done already becomes pending, and then done with the new image.
+
+        Args:
+            rows: Row numbers, each at most once.
+            pixels: uint8 (len(rows), C, H, W).
+            fsync: "batch" orders the steps on the disk too, so that a row is also intact after a
+                power failure. "never" leaves that to the system, and the checksums to find out.
+
+        Raises:
+            ValueError: Wrong shape, dtype or row numbers, or a row was withdrawn.
+            CacheError: The system refused to write. Rows not yet complete stay pending.
+        """
+        numbers = self._to_write(rows)
+        expected = (len(numbers), *self.image_shape)
+        if pixels.dtype != torch.uint8 or tuple(pixels.shape) != expected:
+            raise ValueError(
+                f"`pixels` is {pixels.dtype} {tuple(pixels.shape)}, expected torch.uint8 "
+                f"{expected}."
+            )
+        if fsync not in ("never", "batch"):
+            raise ValueError(f"`fsync` must be 'never' or 'batch', got {fsync!r}.")
+        reader = self._open()
+        withdrawn = numbers[reader.state[numbers] == State.WITHDRAWN]
+        if len(withdrawn):
+            raise ValueError(f"{self.path}: {listed(withdrawn)} cannot be written: withdrawn.")
+        order = np.argsort(numbers)
+        numbers, images = numbers[order], pixels.detach().cpu().numpy()[order]
+        with self._descriptor(os.O_RDWR) as fd:
+            again = numbers[reader.state[numbers] == State.DONE]
+            reader.served[again] = 0
+            self._put(fd, "state", again, State.PENDING, fsync=fsync)
+            self._put(fd, "images", numbers, images)
+            self._put(fd, "checksum", numbers, checksums(images), fsync=fsync)
+            self._put(fd, "state", numbers, State.DONE, fsync=fsync)
+
+    def invalidate(self, rows: ArrayLike | Sequence[int]) -> None:
+        """Makes done rows pending again, so that they are drawn anew; others stay as they are."""
+        numbers = np.sort(self._to_write(rows))
+        reader = self._open()
+        numbers = numbers[reader.state[numbers] == State.DONE]
+        reader.served[numbers] = 0
+        with self._descriptor(os.O_RDWR) as fd:
+            self._put(fd, "state", numbers, State.PENDING, fsync="batch")
+
+    def withdraw(self, rows: ArrayLike | Sequence[int]) -> None:
+        """Takes rows back for good: never served again, pixels zeroed, not drawn by a resumed job.
+
+        State first, then pixels, and last, as proof of the erasure, the checksum of zeros. After a
+        kill in between no reader gets the image, `verify` names the row, and calling this again, or
+        opening the cache for writing, completes the erasure.
+
+        Raises:
+            CacheError: The system refused to write.
+        """
+        numbers = np.sort(self._to_write(rows))
+        self._open().served[numbers] = 0
+        step = max(1, _BLOCK // self._contents.regions["images"].row_bytes)
+        with self._descriptor(os.O_RDWR) as fd:
+            self._put(fd, "state", numbers, State.WITHDRAWN, fsync="batch")
+            for start in range(0, len(numbers), step):
+                block = numbers[start : start + step]
+                zeros = np.zeros((len(block), *self.image_shape), np.uint8)
+                self._put(fd, "images", block, zeros, fsync="batch")
+            self._put(fd, "checksum", numbers, erased_checksum(self.image_shape), fsync="batch")
+
+    def _finish_withdrawals(self) -> None:
+        reader = self._open()
+        erased = reader.checksum == erased_checksum(self.image_shape)
+        unfinished = np.flatnonzero((reader.state == State.WITHDRAWN) & ~erased)
+        if len(unfinished):
+            self.withdraw(unfinished)
+
+    def _to_write(self, rows: ArrayLike | Sequence[int]) -> Indices:
+        if not self._contents.plain:
+            raise CacheError(
+                f"{self.path} is a compressed copy, which cannot be written. "
+                "`synthaug cache merge` makes a plain cache of it."
+            )
+        numbers = _row_numbers(rows)
+        outside = numbers[(numbers < 0) | (numbers >= len(self))]
+        if len(outside):
+            raise ValueError(f"Row {outside[0]} does not exist; the cache has {len(self):,} rows.")
+        if len(np.unique(numbers)) != len(numbers):
+            raise ValueError("`rows` names a row more than once.")
+        return numbers
+
+    def _put(
+        self,
+        fd: int,
+        name: str,
+        rows: Indices,
+        values: NDArray[Any] | int,
+        *,
+        fsync: Fsync = "never",
+    ) -> None:
+        """Writes `values` at ascending `rows` of one data set: one call per run of neighbours."""
+        region = self._contents.regions[name]
+        assert region.offset is not None
+        if not len(rows):
+            return
+        if isinstance(values, int):
+            values = np.full(len(rows), values, region.dtype)
+        ends = np.flatnonzero(np.diff(rows) != 1) + 1
+        for start, stop in pairwise([0, *ends.tolist(), len(rows)]):
+            block = np.ascontiguousarray(values[start:stop], region.dtype).view(np.uint8)
+            pwrite(fd, block.data, region.offset + int(rows[start]) * region.row_bytes)
+        if fsync == "batch":
+            os.fsync(fd)
+
+    @contextmanager
+    def _descriptor(self, flags: int) -> Iterator[int]:
+        """The open file, for one call. System errors inside become a `CacheError`."""
+        doing = "read" if flags == os.O_RDONLY else "write"
+        try:
+            fd = os.open(self.path, flags | os.O_CLOEXEC)
+            try:
+                check_same(self._contents, fd)
+                yield fd
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise CacheError(
+                f"Cannot {doing} {self.path}: {error.strerror}. Every row is either done and "
+                "intact or still pending: repair the cause, then run again to continue."
+            ) from error
+
+    # One reader per process
+
+    @property
+    def _contents(self) -> Contents:
+        return self._open().contents
+
+    def _open(self) -> Reader:
+        if self._reader is None:  # unpickled in another process
+            contents = inspect(self.path)
+            if (contents.plan_digest, contents.manifest_digest) != self._digests:
+                raise CacheMismatchError(
+                    f"{self.path} is another cache than the one that was pickled. Open it again."
+                )
+            self._reader = open_reader(contents)
+        return self._reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}
+
+    # Display
+
+    def __repr__(self) -> str:
+        return _show.text(self)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the text, and up to 24 images spread over the cache."""
+        return _show.page(self)
+
+
+def _row_numbers(indices: Any) -> Indices:
+    """Row numbers as int64 (n,)."""
+    rows = np.asarray(indices)
+    if rows.ndim != 1:
+        raise TypeError(f"Row numbers must be a sequence, got shape {rows.shape}.")
+    if rows.dtype.kind not in "iu":
+        if len(rows):
+            hint = " Use `np.flatnonzero(mask)`." if rows.dtype.kind == "b" else ""
+            raise TypeError(f"Row numbers must be integers, got {rows.dtype}.{hint}")
+        return np.empty(0, np.int64)
+    return rows.astype(np.int64, copy=False)

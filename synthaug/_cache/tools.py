@@ -1,0 +1,324 @@
+"""Looking after caches: merge them, import foreign images, withdraw what came from a source."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthaug._cache.compare import (
+    listed,
+    manifest_differences,
+    shape_differences,
+)
+from synthaug._cache.format import State
+from synthaug._cache.store import SynthCache
+from synthaug._images.labeled import as_pixels, classes_of, labels_of, load_dataset
+from synthaug._pixels import digest
+from synthaug._plan import Plan
+from synthaug._support.differences import described
+from synthaug._support.progress import bar
+from synthaug._types import Indices, Pixels
+from synthaug.errors import CacheCorruptError, CacheMismatchError
+
+_BLOCK = 16 * 2**20  # bytes copied at once
+_OWN = ("classes", "settings", "synthetic", "value_range", "command")
+
+PathLike = str | os.PathLike[str]
+
+
+def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -> SynthCache:
+    """Copies several caches of one job into one; every image is checked on the way.
+
+        merge(["part-0.h5", "part-1.h5"], "cifar.h5")
+
+    Rows are appended in the order of `paths`: if those are slices of one plan in their order, the
+    result has that plan's digest. Rows pending or withdrawn stay so. Of a single, compressed copy
+    it makes a plain cache. Killed and run again, it continues.
+
+    Args:
+        paths: Caches of equal recipe, classes, source data and image shape.
+        out: The new cache.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: `paths` is empty, or a file is named twice.
+        CacheMismatchError: The caches differ in what decides the images, or hold the same row.
+        CacheCorruptError: An image is not the one that was written; `out` then lacks it.
+        CacheError: A file cannot be read or written.
+    """
+    if not paths:
+        raise ValueError("`paths` names no cache.")
+    resolved = [Path(path).resolve() for path in paths]
+    for path in resolved:
+        if resolved.count(path) > 1 or path == Path(out).resolve():
+            raise ValueError(
+                f"{path} is named twice. The caches to merge and the new one must be different "
+                "files."
+            )
+    with warnings.catch_warnings():  # a compressed copy warns that it is slow: this is the remedy
+        warnings.simplefilter("ignore")
+        caches = [SynthCache(path) for path in paths]
+    first = caches[0]
+    for cache in caches[1:]:
+        _check_mergeable(first, cache)
+    columns = {
+        name: np.concatenate([cache.plan[name] for cache in caches]) for name in first.plan.columns
+    }
+    _check_distinct(caches, columns["seed"])
+    plan = Plan(columns, first.classes, first.plan.settings)
+    manifest = {k: v for k, v in first.manifest.items() if k not in _OWN}
+    merged = SynthCache.open_for_writing(
+        out, plan, image_shape=first.image_shape, manifest=manifest
+    )
+    with bar(len(plan), "merge", "row", progress=progress) as shown:
+        start = 0
+        for cache in caches:
+            copy_rows(cache, merged, start, shown.update)
+            start += len(cache)
+    wrong = merged.verify()
+    if len(wrong):
+        raise CacheCorruptError(
+            f"{merged.path}: {listed(wrong)} changed while being copied. Check the disk, delete "
+            "the file and merge again."
+        )
+    return merged
+
+
+def _check_mergeable(first: SynthCache, other: SynthCache) -> None:
+    differences = {
+        **manifest_differences(first.manifest, other.manifest),
+        **shape_differences(first.image_shape, other.image_shape),
+    }
+    columns = set(first.plan.columns) ^ set(other.plan.columns)
+    if columns:
+        differences["plan column"] = (min(columns), "not in both")
+    if differences:
+        names = f"in {first.path.name}", f"in {other.path.name}"
+        raise CacheMismatchError(
+            f"{first.path} and {other.path} cannot become one cache:\n"
+            f"{described(differences, *names)}\n"
+            "Merge only parts of one job; `MixedDataset` takes one cache at a time."
+        )
+
+
+def _check_distinct(caches: Sequence[SynthCache], seeds: NDArray[np.uint64]) -> None:
+    """A row's seed is a hash of all that decides its image: equal seeds are the same image."""
+    order = np.argsort(seeds, kind="stable")
+    same = np.flatnonzero(seeds[order[1:]] == seeds[order[:-1]])
+    if len(same):
+        ends = np.cumsum([len(cache) for cache in caches])
+        pair = []
+        for row in (order[same[0]], order[same[0] + 1]):
+            part = int(np.searchsorted(ends, row, side="right"))
+            pair.append(f"row {row - (ends[part - 1] if part else 0)} of {caches[part].path}")
+        raise CacheMismatchError(
+            f"{pair[0]} and {pair[1]} are the same image, and {len(same) - 1:,} more pairs are. "
+            "Merge parts that do not overlap."
+        )
+
+
+def copy_rows(
+    cache: SynthCache,
+    merged: SynthCache,
+    start: int,
+    advance: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Copies the rows of one cache into another, from row `start` on, that are not there yet."""
+    state, present = cache.state, merged.state[start : start + len(cache)]
+    advance(int((state != State.DONE).sum()))
+    withdrawn = np.flatnonzero((state == State.WITHDRAWN) & (present != State.WITHDRAWN))
+    merged.withdraw(withdrawn + start)
+    step = max(1, _BLOCK // int(np.prod(cache.image_shape)))
+    done = np.flatnonzero(state == State.DONE)
+    for rows in (done[i : i + step] for i in range(0, len(done), step)):
+        left = rows[present[rows] == State.PENDING]
+        if len(left):
+            merged.write(left + start, cache.read(left))
+        advance(len(rows))
+
+
+def import_images(
+    source: Any,
+    out: PathLike,
+    *,
+    name: str = "unknown",
+    licence: dict[str, str | None] | None = None,
+    command: str | None = None,
+    progress: bool = False,
+) -> SynthCache:
+    """Makes a cache of synthetic images that someone else made, to audit and mix them.
+
+        import_images("folder:downloads/synthetic-cifar", "foreign.h5", name="EDM, cifar10-cond")
+
+    The digest of the images is among the plan's settings, so an audit report of other images never
+    fits. Rows are ordered by class, and within a class as in `source`. What the images were derived
+    from is not known: rows have no source, so `forget` and `SyntheticVariant` do not reach them.
+
+    Args:
+        source: A map-style data set, or a specification such as "folder:PATH" (class folders).
+        out: The new cache. Run again after a kill, it continues.
+        name: What made the images, for the record.
+        licence: `{"generator": ..., "source": ...}`, for the record.
+        command: The command line that asked for it, for the record.
+        progress: Show a bar.
+
+    Raises:
+        DataError: `source` cannot be read as labelled images of one shape.
+        CacheError: `out` exists with other images, or cannot be written.
+    """
+    dataset = load_dataset(source) if isinstance(source, str) else source
+    labels, classes = labels_of(dataset), classes_of(dataset)
+    if classes is None:
+        classes = tuple(str(c) for c in range(int(labels.max()) + 1))
+    order = np.argsort(labels, kind="stable")  # as `Plan.build` lays out its rows
+    fingerprint, image_shape = _fingerprint(dataset, order)
+    plan = Plan.build(
+        np.bincount(labels, minlength=len(classes)),
+        classes=classes,
+        settings={"imported": fingerprint},
+        seed=0,
+    )
+    cache = SynthCache.open_for_writing(
+        out,
+        plan,
+        image_shape=image_shape,
+        manifest={
+            "recipe": {"synthesizer": "imported", "settings": plan.settings, "name": name},
+            "licence": {"generator": None, "source": None, **(licence or {})},
+            "command": command,
+        },
+    )
+    pending = np.flatnonzero(cache.state == State.PENDING)
+    with bar(len(plan), "import", "image", progress=progress) as shown:
+        shown.update(len(plan) - len(pending))
+        for rows in blocks(pending, image_shape):
+            cache.write(rows, as_pixels(dataset, order[rows]))
+            shown.update(len(rows))
+    return cache
+
+
+def _fingerprint(dataset: Any, order: Indices) -> tuple[str, tuple[int, ...]]:
+    """Digest of the images in `order`, and their common shape."""
+    shape = tuple(as_pixels(dataset, order[:1]).shape[1:])
+    hashed = hashlib.blake2b(digest_size=16)
+    for rows in blocks(order, shape):
+        for image in as_pixels(dataset, rows):
+            hashed.update(digest(image).to_bytes(8, "little"))
+    return hashed.hexdigest(), shape
+
+
+def forget(
+    caches: Iterable[PathLike], sources: Pixels | Iterable[int], *, progress: bool = False
+) -> dict[Path, int]:
+    """Withdraws every synthetic image that was derived from certain real images.
+
+        forget(["cifar.h5"], train.read([17, 23]))
+
+    The pixels are zeroed on the disk, the rows become withdrawn, and no resumed job draws them
+    again. Rows are found by the plan's column `source_key`, and by every parameter column whose
+    name ends in `_key`, such as that of a partner which was interpolated with. Copies that were
+    exported, and the weights of a model that was trained on the images, are beyond its reach.
+
+    Args:
+        caches: Paths of cache files.
+        sources: The real images, uint8 (n, C, H, W); or their content digests, as the plan has them
+            in the column `source_key`.
+        progress: Show a bar.
+
+    Returns:
+        For each cache the number of rows derived from those images, newly withdrawn or before.
+
+    Raises:
+        ValueError: `sources` is empty, or holds the key 0, which stands for "no source".
+        CacheError: A cache cannot be read or written; caches before it are done.
+    """
+    if isinstance(sources, torch.Tensor) and sources.ndim == 4:
+        sources = [digest(image) for image in sources]
+    keys = np.array([int(key) for key in sources], np.uint64)
+    if not len(keys) or (keys == 0).any():
+        raise ValueError("`sources` must name at least one real image; the key 0 is none.")
+    opened = [SynthCache(path) for path in caches]
+    counts = {}
+    with bar(len(opened), "forget", "cache", progress=progress) as shown:
+        for cache in opened:
+            rows = rows_from_sources(cache.plan, keys)
+            cache.withdraw(rows)
+            counts[cache.path] = len(rows)
+            shown.update(1)
+    return counts
+
+
+def rows_from_sources(plan: Plan, source_keys: NDArray[np.uint64]) -> Indices:
+    """Rows of `plan` that any of these real images went into, int64, ascending."""
+    derived = np.zeros(len(plan), bool)
+    for name, column in plan.columns.items():
+        if name.endswith("_key"):  # parameters are int64: the same 64 bits
+            derived |= np.isin(column.view(np.uint64), source_keys)
+    return np.flatnonzero(derived)
+
+
+def check_sources(cache: SynthCache, real: Any) -> None:
+    """Makes sure that `real` is the data set that the cache's images were derived from.
+
+    Compares class names, and the content of every real image that a row starts from.
+
+    Args:
+        cache: A cache whose rows have sources; with none there is nothing to compare.
+        real: The real data set, map-style.
+
+    Raises:
+        CacheMismatchError: Names what differs (classes, order, edited or missing images) and the
+            remedy.
+    """
+    classes = classes_of(real)
+    if classes is not None and tuple(classes) != cache.classes:
+        raise CacheMismatchError(
+            f"{cache.path} was made for the classes {_few(cache.classes)}, the data set has "
+            f"{_few(classes)}. Use the data set that the cache was generated from, or generate "
+            "again."
+        )
+    source, key = cache.plan["source"], cache.plan["source_key"]
+    sources, first = np.unique(source[source >= 0], return_index=True)
+    if not len(sources):
+        return
+    expected = key[source >= 0][first]
+    inside = sources < len(real)
+    keys = np.array(
+        [digest(image) for image in as_pixels(real, sources[inside])] if inside.any() else [],
+        np.uint64,
+    )
+    wrong = np.flatnonzero(keys != expected[inside])
+    missing = int((~inside).sum())
+    if not len(wrong) and not missing:
+        return
+    moved = np.isin(expected[inside][wrong], keys).sum()
+    faults = {
+        f"{missing:,} of its source images lie beyond the data set's end": missing,
+        f"{moved:,} stand at other positions": moved,
+        f"{len(wrong) - moved:,} have other pixels": len(wrong) - moved,
+    }
+    example = f" First: image {sources[inside][wrong[0]]}." if len(wrong) else ""
+    raise CacheMismatchError(
+        f"{cache.path} was derived from {len(sources):,} images, of which in this data set "
+        f"{'; '.join(text for text, count in faults.items() if count)}.{example} Use the data set "
+        "that the cache was generated from, in the same order and size, or generate again."
+    )
+
+
+def _few(names: Iterable[str]) -> str:
+    listed_names = list(names)
+    more = ", ..." if len(listed_names) > 5 else ""
+    return f"{', '.join(listed_names[:5])}{more} ({len(listed_names)})"
+
+
+def blocks(rows: Indices, image_shape: Sequence[int]) -> Iterator[Indices]:
+    """`rows` in pieces of a few megabytes of images."""
+    step = max(1, _BLOCK // int(np.prod(image_shape)))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]

@@ -1,0 +1,28 @@
+"""What several commands do with their arguments."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def names(given: str | Sequence[str]) -> list[str]:
+    """The names in "a,b", in '["a", "b"]', or in a list."""
+    if isinstance(given, str) and given.startswith("["):
+        given = json.loads(given)
+    parts = given.split(",") if isinstance(given, str) else given
+    return [str(part).strip() for part in parts]
+
+
+def load(spec: str, image_shape: tuple[int, int, int], classes: Sequence[str] | None = None) -> Any:
+    """A data set, brought to the shape (C, H, W) of what it goes with."""
+    from synthaug._images.labeled import load_dataset
+
+    return load_dataset(spec, image_shape=image_shape, classes=classes)
+
+
+def contents(cache: Any) -> dict[str, Any]:
+    """A cache in a few numbers, for programs."""
+    from synthaug._cache import info
+
+    facts = info(cache)
+    return {"cache": str(cache.path), "rows": facts["rows"], **facts["states"]}

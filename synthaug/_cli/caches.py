@@ -1,0 +1,154 @@
+"""Commands that look after cache files."""
+
+from pathlib import Path
+from typing import Literal
+
+from synthaug._cli.arguments import contents, load
+from synthaug._cli.call import Call, Result
+from synthaug._cli.options import ImageOptions
+
+
+def info(cache: str, *, sheet: str | None = None) -> Result:
+    """Show what a cache holds, and how it was made.
+
+    synthaug cache info cifar10.h5 --sheet cifar10.png
+
+    Args:
+        cache: The HDF5 file.
+        sheet: Also writes a picture of images of every class.
+    """
+    from synthaug._cache import SynthCache, contact_sheet, info_text
+    from synthaug._cache import info as facts
+
+    opened = SynthCache(cache)
+    text = info_text(opened)
+    if sheet is not None:
+        Path(sheet).parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(opened).save(sheet)
+        text += f"\nSamples: {sheet}"
+    return Result(record={**facts(opened), "sheet": sheet}, text=text)
+
+
+def verify(cache: str) -> Result:
+    """Check every image of a cache against its checksum.
+
+    synthaug cache verify cifar10.h5
+
+    Args:
+        cache: The HDF5 file.
+    """
+    from synthaug._cache import SynthCache
+
+    opened = SynthCache(cache)
+    bad = opened.verify(progress=True).tolist()
+    record = {"cache": cache, "rows": len(opened), "damaged": bad}
+    if bad:
+        rows = ", ".join(map(str, bad[:20]))
+        text = f"{len(bad)} damaged rows: {rows}. Run `synthaug generate` again to draw them anew."
+        return Result(record=record, text=text, code=4)
+    return Result(record=record, text="Every row is intact.")
+
+
+def merge(out: str, caches: list[str]) -> Result:
+    """Copy several caches of one recipe into one, each image checked.
+
+    synthaug cache merge all.h5 first.h5 second.h5
+
+    Args:
+        out: The new cache.
+        caches: The caches to copy.
+    """
+    from synthaug._cache import merge as run
+
+    merged = run(caches, out, progress=True)
+    return Result(record=contents(merged), text=str(merged))
+
+
+def export(
+    cache: str,
+    out: str,
+    *,
+    format: Literal["folder", "webdataset", "huggingface", "hdf5"],
+    audit: str | None = None,
+) -> Result:
+    """Write the images of a cache for other tools, marked as synthetic.
+
+    synthaug cache export cifar10.h5 cifar10-synthetic --format folder --audit audit.json
+
+    Args:
+        cache: The HDF5 file.
+        out: A folder, or for hdf5 a file, that does not exist yet.
+        format: folder has one folder of PNG files per class, webdataset tar files, huggingface a
+            data set directory with a card, and hdf5 a compressed copy of the whole cache.
+        audit: JSON report of the cache; images that it did not pass are left out.
+    """
+    import numpy as np
+
+    from synthaug._audit import AuditReport
+    from synthaug._cache import SynthCache
+    from synthaug._cache import export as run
+    from synthaug._cache.serving import servable
+
+    opened = SynthCache(cache)
+    rows = None
+    if audit is not None:
+        rows = np.flatnonzero(servable(opened, AuditReport.from_json(audit)).mask)
+    run(opened, out, format=format, rows=rows, progress=True)
+    images = int(opened.done.sum()) if rows is None else len(rows)
+    record = {"out": out, "format": format, "images": images}
+    return Result(record=record, text=f"{images:,} images: {out}")
+
+
+def import_(
+    source: str,
+    out: str,
+    conform: ImageOptions,
+    *,
+    name: str = "unknown",
+    generator_licence: str | None = None,
+    source_licence: str | None = None,
+    call: Call,
+) -> Result:
+    """Make a cache of synthetic images that somebody else generated.
+
+    synthaug cache import folder:their-images theirs.h5 --name "Stable Diffusion 2.1"
+
+    Args:
+        source: Labelled images, for example folder:PATH.
+        out: The new cache; it can be audited and mixed like any other.
+        conform: What the images are brought to.
+        name: What made the images, for the record.
+        generator_licence: Licence of the generator, for the record.
+        source_licence: Licence of the data it was trained on, for the record.
+    """
+    from synthaug._cache import import_images
+    from synthaug._images.labeled import load_dataset
+
+    images = load_dataset(source, image_size=conform.image_size, channels=conform.channels)
+    licence = {"generator": generator_licence, "source": source_licence}
+    made = import_images(images, out, name=name, licence=licence, command=call.line, progress=True)
+    return Result(record=contents(made), text=str(made))
+
+
+def forget(source: str, caches: list[str]) -> Result:
+    """Withdraw whatever was made from given real images: zeroed, and never served again.
+
+    synthaug cache forget folder:withdrawn-consent cifar10.h5 variants.h5
+
+    Args:
+        source: The real images, for example folder:PATH. They are brought to each cache's shape.
+        caches: The caches to look through.
+    """
+    from synthaug._cache import SynthCache
+    from synthaug._cache import forget as run
+    from synthaug._images.labeled import as_pixels
+
+    opened = [SynthCache(cache) for cache in caches]  # so that a missing one is named first
+    withdrawn, lines = {}, []
+    for cache, name in zip(opened, caches, strict=True):
+        (count,) = run([name], as_pixels(load(source, cache.image_shape))).values()
+        withdrawn[name] = count
+        lines.append(
+            f"{name}: {count:,} of {len(cache):,} rows were made from these images; withdrawn."
+        )
+    return Result(record={"withdrawn": withdrawn}, text="\n".join(lines))

@@ -1,0 +1,386 @@
+"""Commands that draw images with a generator."""
+
+import os
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from synthaug._cli.arguments import contents, load
+from synthaug._cli.call import Call, Result
+from synthaug._cli.options import NetworkOptions, RayOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmountOptions:
+    """How many images.
+
+    Args:
+        per_class: Images of every class.
+        ratio: Images per image of --source, or per image that was inverted, with their class
+            proportions.
+        counts: Images of each class by name, for example '{"cat": 500, "dog": 200}'.
+    """
+
+    per_class: int | None = None
+    ratio: float | None = None
+    counts: dict[str, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """The sampler. Of several values of one option the images of a class use each in turn.
+
+    Args:
+        guidance_scale: 1 is no guidance.
+        num_inference_steps: Denoising steps.
+        scheduler: ddim, ddpm, dpmsolver++, or the name of a diffusers scheduler.
+        eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
+        log_variance_mix: For ddpm: 0 gives its steps the smaller of their two variances, 1 the
+            larger; none leaves it to the checkpoint's scheduler.
+    """
+
+    guidance_scale: float | list[float] | None = None
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+    eta: float | None = None
+    log_variance_mix: float | Literal["none"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantOptions:
+    """Variants of real images.
+
+    Args:
+        source: Data set of real images: to start from with --strength or --severity, and to count
+            for --ratio. They are brought to the checkpoint's image size and channels.
+        strength: Share of the diffusion that is redone, from each image of --source.
+    """
+
+    source: str | None = None
+    strength: float | list[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionOptions:
+    """Diffusion inversion.
+
+    Args:
+        noise: Noise on an image's embedding, as a share of its size.
+        interpolation: Way to the embedding of a partner of the same class.
+        snapshot: Updates after which the embedding was kept.
+        unconditional: What guidance pushes away from: the mean of all embeddings, that of the class
+            or of a run of --group-size images, zeros, or the checkpoint's null tokens; mean unless
+            the checkpoint says otherwise.
+        group_size: Images of a run.
+        spherical: Interpolate along the arc, which keeps the length of the embeddings.
+        relative_noise: With --no-relative-noise, --noise is no share but a standard deviation.
+        cross_class: Take partners from other classes. Such images belong to two classes; see
+            synthaug.soft_labels.
+    """
+
+    noise: float | list[float] | None = None
+    interpolation: float | list[float] | None = None
+    snapshot: int | list[int] | None = None
+    unconditional: Literal["mean", "class_mean", "group_mean", "zero", "null"] | None = None
+    group_size: int | None = None
+    spherical: bool | None = None
+    relative_noise: bool | None = None
+    cross_class: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdOptions:
+    """Cold diffusion.
+
+    Args:
+        severity: Share of each image of --source that is taken away and restored.
+        num_steps: Restoration steps.
+        algorithm: How a step is taken; improved unless the checkpoint says otherwise.
+        output: Which image is kept: that of the recursion, unless the checkpoint says otherwise, or
+            the network's last prediction.
+        symmetry_noise: Standard deviation, in [-1, 1], of the noise on the colours that images are
+            generated from.
+        others: For animorphosis: the images of another set that it was trained with.
+    """
+
+    severity: float | list[float] | None = None
+    num_steps: int | None = None
+    algorithm: Literal["improved", "naive", "direct"] | None = None
+    output: Literal["recursion", "prediction"] | None = None
+    symmetry_noise: float | None = None
+    others: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeOptions:
+    """Cascades.
+
+    Args:
+        stage_guidance_scale: Guidance of the stages.
+        noise_conditioning_level: Noise on the smaller images that a stage is given, up to the level
+            that it was trained with.
+        truncated: Stop each chain at the noise level of the stage after it, or else run it to its
+            end and add noise.
+    """
+
+    stage_guidance_scale: float | list[float] | None = None
+    noise_conditioning_level: int | list[int] | None = None
+    truncated: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardnessOptions:
+    """Rare images, from a checkpoint of train --method hardness.
+
+    Args:
+        alpha: Push away from where the class is dense, in units of each step's noise.
+        beta: Push towards real images, likewise.
+        unit: Of alpha and beta: the rms of a push over all values of an image, its length, which
+            means the same at every image size, or score, the gradient as it is.
+    """
+
+    alpha: float | list[float] | None = None
+    beta: float | list[float] | None = None
+    unit: Literal["rms", "length", "score"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(
+    AmountOptions,
+    SamplerOptions,
+    VariantOptions,
+    InversionOptions,
+    ColdOptions,
+    CascadeOptions,
+    HardnessOptions,
+    NetworkOptions,
+):
+    """Images and seeds. What a kind of checkpoint does not know, it refuses.
+
+    Args:
+        image_size: Height and width, if not the checkpoint's own.
+        seed: Base seed.
+    """
+
+    image_size: int | None = None
+    seed: int = 0
+
+    def given(self, *options: str) -> dict[str, Any]:
+        """Those of these options that were given; `none` as the value None."""
+        values = {name: getattr(self, name) for name in options}
+        found = {name: value for name, value in values.items() if value is not None}
+        return {name: None if value == "none" else value for name, value in found.items()}
+
+
+ROW = (
+    "guidance_scale",
+    "strength",
+    "severity",
+    "noise",
+    "interpolation",
+    "snapshot",
+    "stage_guidance_scale",
+    "noise_conditioning_level",
+    "alpha",
+    "beta",
+)
+SETTINGS = (
+    "num_inference_steps",
+    "scheduler",
+    "eta",
+    "log_variance_mix",
+    "unconditional",
+    "group_size",
+    "spherical",
+    "relative_noise",
+    "num_steps",
+    "algorithm",
+    "output",
+    "symmetry_noise",
+    "truncated",
+    "image_size",
+    "unit",
+)
+
+
+def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
+    """The synthesizer, and the data set of `--source`."""
+    from synthaug import synthesizers
+    from synthaug.synthesizers._kinds import kind_of
+
+    name = kind_of(checkpoint)
+    if name not in synthesizers.__all__:
+        raise ValueError(f"{checkpoint} is a checkpoint for {name!r}, which we do not know.")
+    if name == "CascadeStage":
+        raise ValueError(
+            f"{checkpoint} is one stage of a cascade. Put it behind a base with `synthaug cascade "
+            f"DIRECTORY BASE {checkpoint}`."
+        )
+    kind = getattr(synthesizers, name)
+    settings = options.given(*SETTINGS)
+    if options.others is not None:
+        settings["degradation"] = _animorphosis(checkpoint, options.others)
+    synthesizer = kind.from_pretrained(checkpoint, **options.loading(), **settings)
+    if kind is synthesizers.Cascade and (options.strength or options.severity):
+        raise ValueError("A cascade starts from noise: leave `--strength` and `--severity` out.")
+    if options.source is not None and kind is synthesizers.DiffusionInversion:
+        raise ValueError("`--source`: an inversion knows its real images. Leave it out.")
+    row = options.given(*ROW)
+    source = None
+    if options.source is not None:
+        source = load(options.source, synthesizer.image_shape, classes=synthesizer.classes)
+        if row.keys() & {"strength", "severity"} or kind is synthesizers.ColdDiffusion:
+            synthesizer = synthesizer.with_sources(source)
+    elif row.keys() & {"strength", "severity"}:
+        option = "strength" if "strength" in row else "severity"
+        raise ValueError(f"`--{option}` needs `--source`, the real images to start from.")
+    elif options.given("per_class", "ratio", "counts").keys() == {"ratio"} and (
+        kind is not synthesizers.DiffusionInversion
+    ):
+        raise ValueError("`--ratio` needs `--source`, the real images that it is a multiple of.")
+    return synthesizer, source
+
+
+def _animorphosis(checkpoint: str, others: str) -> Any:
+    """The degradation of a checkpoint that does not hold the images of the other set."""
+    from synthaug._training.checkpoints import read_json, resolve
+    from synthaug.degradations import Animorphosis
+
+    file = resolve(checkpoint) / "synthaug.json"
+    saved = read_json(file) if file.exists() else {}
+    degradation = saved.get("degradation", {})
+    if degradation.get("name") != "Animorphosis":
+        raise ValueError(f"`others`: {checkpoint} knows no animorphosis. Leave it out.")
+    images = load(others, tuple(saved["image_shape"]))
+    return Animorphosis(others=images, num_levels=degradation["num_levels"])
+
+
+def _load_there(folder: str, checkpoint: str, options: PlanOptions) -> Any:
+    """The synthesizer in an actor, where paths shall mean the same as here."""
+    os.chdir(folder)
+    return _synthesizer(checkpoint, options)[0]
+
+
+def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
+    """The synthesizer, its plan, and the data set of `--source`."""
+    synthesizer, source = _synthesizer(checkpoint, options)
+    plan = synthesizer.plan(
+        None if source is None else source.targets,
+        per_class=options.per_class,
+        ratio=options.ratio,
+        counts=options.counts,
+        seed=options.seed,
+        **options.given(*ROW),
+        **({"cross_class": True} if options.cross_class else {}),
+    )
+    return synthesizer, plan, source
+
+
+def plan(
+    checkpoint: str,
+    options: PlanOptions,
+    *,
+    estimate: bool = False,
+    devices: int = 1,
+    batch_size: int = 64,
+) -> Result:
+    """Show what `generate` would do, and what it would cost.
+
+    synthaug plan runs/cifar10 --per-class 500 --guidance-scale 1.0,1.5 --estimate
+
+    Args:
+        checkpoint: Directory in diffusers layout, or hub:OWNER/NAME.
+        options: What to draw.
+        estimate: Draw for a few seconds to measure the time.
+        devices: That will draw at the same time, each like the one here.
+        batch_size: Images per batch.
+    """
+    from synthaug._generate.cost import estimate_cost, evaluations_per_second
+    from synthaug._plan import REQUIRED
+
+    synthesizer, rows, _ = _prepare(checkpoint, options)
+    rate = None
+    if estimate:
+        rate = evaluations_per_second(synthesizer, rows, batch_size=batch_size)
+    cost = estimate_cost(
+        len(rows),
+        synthesizer.image_shape,
+        evaluations_per_image=float(synthesizer.evaluations(rows).mean()),
+        evaluations_per_second=rate,
+        devices=devices,
+        parameters=len(set(rows.columns) - set(REQUIRED)),
+    )
+    quota = dict(zip(rows.classes, rows.quota.tolist(), strict=True))
+    return Result(
+        record={
+            "digest": rows.digest,
+            "classes": quota,
+            **asdict(cost),
+            "device_hours": cost.device_hours,
+        },
+        text="\n".join(
+            [str(rows), str(cost), *(f"  {name}: {count:,}" for name, count in quota.items())]
+        ),
+    )
+
+
+def generate(
+    checkpoint: str,
+    out: str,
+    options: PlanOptions,
+    ray: RayOptions,
+    *,
+    batch_size: int = 64,
+    engine: Literal["local", "torchrun", "ray"] = "local",
+    shard: str | None = None,
+    generator_licence: str | None = None,
+    source_licence: str | None = None,
+    call: Call,
+) -> Result:
+    """Draw synthetic images into a cache; run again to resume.
+
+    synthaug generate runs/cifar10 cifar10.h5 --per-class 500 --num-inference-steps 25
+    synthaug generate runs/cifar10 more.h5 --ratio 1 --source folder:cifar10/train --strength 0.5
+
+    Args:
+        checkpoint: Directory in diffusers layout, trained by us or not; or hub:OWNER/NAME.
+        out: The cache, an HDF5 file. Samples of it are shown in a picture of that name with .png.
+        options: What to draw.
+        ray: How to spread over a cluster.
+        batch_size: Images per batch; does not change them.
+        engine: local draws in this process, torchrun in its ranks, ray on the actors of a cluster.
+        shard: 1/3, 2/3 or 3/3 draws a third, as one task of a job array; the last one to end puts
+            the parts together.
+        generator_licence: Licence of the generator, for the record.
+        source_licence: Licence of the data it was trained on, for the record.
+    """
+    from synthaug._cache import State, contact_sheet
+    from synthaug._generate import generate as fill
+
+    chosen = ray.engine(engine, partial(_load_there, os.getcwd(), checkpoint, options))
+    if engine == "ray":  # the actors draw: here nothing should take a GPU
+        options = replace(options, device="cpu")
+    synthesizer, rows, source = _prepare(checkpoint, options)
+    licence = {"generator": generator_licence, "source": source_licence}
+    cache = fill(
+        synthesizer,
+        rows,
+        out,
+        batch_size=batch_size,
+        engine=chosen,
+        shard=shard,
+        source=source,
+        licence=licence,
+        command=call.line,
+    )
+    picture, others = None, (cache.state == State.PENDING).any()
+    if cache.done.any() and not others:  # not if all were withdrawn
+        picture = str(Path(out).with_suffix(".png"))
+        contact_sheet(cache, columns=8, most_classes=10).save(picture)
+    return Result(
+        record={**contents(cache), "picture": picture},
+        text=str(cache)
+        + (f"\nSamples: {picture}" if picture else "")
+        + ("\nThis share is drawn. The last process to end puts all together." if others else ""),
+    )

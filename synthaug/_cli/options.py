@@ -1,0 +1,151 @@
+"""Options that several commands have, as dataclasses: one name, one meaning, one default."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """The generator's network.
+
+    Args:
+        classes: Class names or prompts (cat,dog), for a checkpoint that does not name them.
+        precision: bfloat16 is faster; images then depend slightly on the batch size.
+        device: cpu, cuda ...; by default a GPU if there is one.
+    """
+
+    classes: str | list[str] | None = None
+    precision: Precision = "float32"
+    device: str | None = None
+
+    def loading(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained`."""
+        import torch
+
+        from synthaug._cli.arguments import names
+
+        return {
+            "classes": None if self.classes is None else names(self.classes),
+            "dtype": getattr(torch, self.precision),
+            "device": self.device,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Images that are no cache.
+
+    Args:
+        image_size: For data sets: resize the shorter side to it and cut out the centre.
+        channels: For data sets: 1 converts to grey, 3 to RGB.
+    """
+
+    image_size: int | None = None
+    channels: Literal[1, 3] | None = None
+
+    def synthetic(self, spec: str) -> Any:
+        """A cache, which has its own size, or a data set brought to this one."""
+        from synthaug._cache import SynthCache
+        from synthaug._images.labeled import load_dataset
+
+        if ":" in spec:
+            return load_dataset(spec, image_size=self.image_size, channels=self.channels)
+        cache = SynthCache(spec)
+        if self.image_size is not None or self.channels is not None:
+            raise ValueError(
+                "`image_size` and `channels` are for folders; with a cache, real images are "
+                f"brought to its shape, {cache.image_shape}."
+            )
+        return cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorOptions:
+    """Networks that extract features.
+
+    Args:
+        features_dir: Folder in which the features of networks are kept for other calls. Without it
+            they are in OUT.unfinished until the report is written, so that a kill costs less.
+        device: Where they run: cpu, cuda ...; by default a GPU if there is one.
+    """
+
+    features_dir: str | None = None
+    device: str | None = None
+
+    def extractor(self, name: str | None) -> Any:
+        """What `--features` names."""
+        from synthaug._support.devices import choose_device
+        from synthaug.features import NAMES, named
+
+        if name is None:
+            raise ValueError(f"`features` is missing. Choose one of {NAMES}.")
+        return named(name, device=choose_device(self.device))
+
+    @contextmanager
+    def kept(self, out: str) -> Iterator[str]:
+        """Where features are kept until the report `out` is written."""
+        import shutil
+        from pathlib import Path
+
+        from synthaug._support.files import check_folder
+
+        check_folder(Path(out).parent)
+        unfinished = f"{out}.unfinished"
+        yield self.features_dir or unfinished
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions:
+    """Classifiers.
+
+    Args:
+        model: small-cnn, resnet20, a torchvision model, or timm:NAME.
+        seeds: Runs with other initial weights and another order of the images.
+        horizontal_flip: Mirror half of the training images.
+        allow_overlap: Go on if the splits share images; the report counts them.
+    """
+
+    model: str = "small-cnn"
+    seeds: int = 3
+    horizontal_flip: bool = False
+    allow_overlap: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayOptions:
+    """On a Ray cluster, with --engine ray.
+
+    Args:
+        ray_address: Of a running cluster; by default RAY_ADDRESS, else one that runs on this
+            machine, else a new one on this machine.
+        actors: Number of actors; by default as many as there is room for.
+        num_cpus: Processors of each actor; by default 1.
+        num_gpus: GPUs of each actor, such as 0.5; by default 1 if the cluster has GPUs.
+    """
+
+    ray_address: str | None = None
+    actors: int | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+
+    def engine(self, name: str, load: Callable[[], Any] | None = None) -> Any:
+        """The engine of that name; `load` makes the synthesizer in an actor.
+
+        Raises:
+            ValueError: For options of Ray with another engine.
+        """
+        from synthaug._cluster import RayEngine
+
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {option: value for option, value in values.items() if value is not None}
+        if name == "ray":
+            address = given.pop("ray_address", None)
+            return RayEngine(address=address, load=load, **given)
+        if given:
+            raise ValueError(f"`{next(iter(given))}` needs `engine='ray'`.")
+        return name

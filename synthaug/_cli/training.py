@@ -1,0 +1,369 @@
+"""The command that trains a generator."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from synthaug._cli import pictures as _pictures
+from synthaug._cli.arguments import load
+from synthaug._cli.call import Call, Result
+from synthaug._cli.training_options import (
+    BaseOptions,
+    ColdOptions,
+    DropoutOptions,
+    FineTuningOptions,
+    NewNetworkOptions,
+    OptimiserOptions,
+    PredictionOptions,
+    SteeringOptions,
+    TokenOptions,
+    TrainOptions,
+    UnlabelledOptions,
+    UpsamplerOptions,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training: the real images, where it writes, and what was asked for."""
+
+    real: Any
+    data: str
+    """Where the images are from."""
+    out: str
+    options: TrainOptions
+    config: Any
+    """`TrainingConfig`."""
+
+    @property
+    def unlabelled(self) -> Any:
+        """Images without labels, or None."""
+        spec = self.options.unlabelled
+        return None if spec is None else load(spec, self.real.image_shape)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Arguments of every fit of a new network."""
+        return {
+            "config": self.config,
+            "channels": self.options.width,
+            "num_layers": self.options.num_layers,
+            "horizontal_flip": self.options.horizontal_flip,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training made, and what to say about it."""
+
+    model: Any
+    result: Any
+    """`TrainingResult`."""
+    picture: Callable[[Path], None] | None = None
+    """Draws what the model does into a file."""
+    caption: str = ""
+    next: str = ""
+    """The command to go on with; CHECKPOINT in it stands for what was trained."""
+
+
+def _labels(job: Job) -> Trained:
+    """A generator that is told the class of an image."""
+    from synthaug.synthesizers import ClassConditional
+
+    model, result = ClassConditional.fit(
+        job.real,
+        job.out,
+        unlabelled=job.unlabelled,
+        prediction_type=job.options.prediction_type,
+        label_dropout=job.options.label_dropout,
+        **job.network,
+    )
+    return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
+
+
+def _tokens(job: Job) -> Trained:
+    """A generator that is told tokens of an image, to be inverted."""
+    from synthaug.synthesizers import DiffusionInversion
+
+    model, result = DiffusionInversion.fit_generator(
+        job.real,
+        job.out,
+        num_tokens=job.options.num_tokens,
+        token_width=job.options.token_width,
+        token_noise=job.options.token_noise,
+        prediction_type=job.options.prediction_type,
+        **job.network,
+    )
+    line = f"synthaug invert CHECKPOINT {job.data} DIRECTORY"
+    return Trained(model=model, result=result, next=line)
+
+
+def _cold(job: Job) -> Trained:
+    """A network that undoes a degradation."""
+    from synthaug import degradations
+    from synthaug.synthesizers import ColdDiffusion
+
+    name, others = job.options.degradation, job.options.others
+    settings = dict(job.options.degradation_settings or {})
+    if (name == "animorphosis") != (others is not None):
+        raise ValueError(
+            "`--degradation animorphosis` and `--others`, the images of another set that it turns "
+            "images into, need each other."
+        )
+    if others is not None:
+        settings["others"] = load(others, job.real.image_shape)
+    model, result = ColdDiffusion.fit(
+        job.real,
+        job.out,
+        degradation=degradations.named(name, **settings),
+        colour_components=job.options.colour_components,
+        **job.network,
+    )
+    return Trained(
+        model=model,
+        result=result,
+        picture=lambda path: _pictures.restored(model, job.real, path),
+        caption="Real images, what the last level leaves of them, what is restored",
+        next=f"synthaug generate CHECKPOINT CACHE.h5 --source {job.data} --ratio 1 --severity 0.3"
+        + (f" --others {others}" if others else ""),
+    )
+
+
+def _upsample(job: Job) -> Trained:
+    """A stage of a cascade, which makes small images large."""
+    from synthaug.synthesizers import Cascade
+
+    if job.options.low_size is None:
+        raise ValueError("`--method upsample` needs `--low-size`, that of the model before it.")
+    given = {field.name: getattr(job.options, field.name) for field in fields(UpsamplerOptions)}
+    model, result = Cascade.fit_stage(
+        job.real,
+        job.out,
+        unlabelled=job.unlabelled,
+        prediction_type=job.options.prediction_type,
+        label_dropout=job.options.label_dropout,
+        **{name: value for name, value in given.items() if value is not None},
+        **job.network,
+    )
+    return Trained(
+        model=model,
+        result=result,
+        picture=lambda path: _pictures.enlarged(model, job.real, path),
+        caption="Real images, smaller copies, what is drawn from those",
+        next="synthaug cascade DIRECTORY BASE CHECKPOINT",
+    )
+
+
+def _hardness(job: Job) -> Trained:
+    """Two networks that steer a generator to rare images."""
+    from synthaug._cache import SynthCache
+    from synthaug.synthesizers import LowDensity, _kinds
+
+    base, synthetic, real = str(job.options.base), job.options.synthetic, job.real
+    generator: Any = _kinds.load(**_kinds.origin_of(base, real.classes))
+    if real.image_shape != generator.image_shape:
+        real = load(job.data, generator.image_shape)
+    model, result = LowDensity.fit(
+        real,
+        base,
+        job.out,
+        synthetic=None if synthetic is None else SynthCache(synthetic),
+        num_synthetic=job.options.num_synthetic,
+        config=job.config,
+        horizontal_flip=job.options.horizontal_flip,
+    )
+    caption = "Samples, a row per class, in turn plain and steered"
+    amount = "--per-class 100 --alpha 0.5 --beta 1.0 --scheduler ddpm"
+    return _drawn(job, model, result, caption, amount)
+
+
+def _finetune(job: Job) -> Trained:
+    """A pretrained generator, adapted to the classes of the data."""
+    from synthaug.synthesizers import ClassConditional
+
+    model, result = ClassConditional.fine_tune(
+        str(job.options.base),
+        job.real,
+        job.out,
+        config=job.config,
+        lora_rank=job.options.lora_rank,
+        prompt_template=job.options.prompt_template,
+        snapshots=job.options.snapshots or (),
+        label_dropout=job.options.label_dropout,
+        image_size=job.options.image_size,
+        horizontal_flip=job.options.horizontal_flip,
+    )
+    return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
+
+
+def _drawn(job: Job, model: Any, result: Any, caption: str, amount: str) -> Trained:
+    seed = job.options.seed
+    return Trained(
+        model=model,
+        result=result,
+        picture=lambda path: _pictures.samples(model, seed, path),
+        caption=caption,
+        next=f"synthaug generate CHECKPOINT CACHE.h5 {amount}",
+    )
+
+
+METHODS: dict[str, tuple[Callable[[Job], Trained], tuple[type, ...]]] = {
+    "--condition labels": (
+        _labels,
+        (NewNetworkOptions, PredictionOptions, DropoutOptions, UnlabelledOptions),
+    ),
+    "--condition tokens": (_tokens, (NewNetworkOptions, PredictionOptions, TokenOptions)),
+    "--method cold": (_cold, (NewNetworkOptions, ColdOptions)),
+    "--method upsample": (
+        _upsample,
+        (
+            NewNetworkOptions,
+            PredictionOptions,
+            DropoutOptions,
+            UnlabelledOptions,
+            UpsamplerOptions,
+        ),
+    ),
+    "--method hardness": (_hardness, (BaseOptions, SteeringOptions)),
+    "--method finetune": (_finetune, (BaseOptions, DropoutOptions, FineTuningOptions)),
+}
+"""What each kind of training does, and the options that it takes besides `OptimiserOptions`."""
+
+
+def train(
+    data: str,
+    out: str,
+    options: TrainOptions,
+    *,
+    method: Literal["diffusion", "cold", "upsample", "hardness", "finetune"] = "diffusion",
+    condition: Literal["labels", "tokens"] = "labels",
+    call: Call,
+) -> Result:
+    """Train a generator; run again to resume.
+
+    synthaug train folder:cifar10/train runs/cifar10 --steps 20000 --precision bfloat16
+    synthaug train folder:many-images runs/tokens --condition tokens --steps 20000
+    synthaug train folder:birds/train runs/birds --method finetune --base stable-diffusion-v1-5
+    synthaug train folder:cifar10/train runs/8to32 --method upsample --low-size 8
+    synthaug train folder:cifar10/train runs/hard --method hardness --base runs/cifar10
+
+    Args:
+        data: Labelled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
+        out: Directory to write; it becomes a checkpoint in diffusers layout.
+        options: How.
+        method: diffusion learns to remove noise, cold (cold diffusion) to undo --degradation,
+            upsample (a stage for synthaug cascade) to draw what --low-size leaves out, hardness to
+            steer the generator --base to rare images of each class, finetune to draw the classes of
+            the data with the pretrained model --base.
+        condition: What diffusion is told about an image: its label, or tokens of an encoder that is
+            learned along with it, for synthaug invert.
+    """
+    from accelerate import PartialState
+
+    from synthaug._images.labeled import load_dataset
+    from synthaug._training.checkpoints import record_command
+
+    kind = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
+    run, taken = METHODS[kind]
+    foreign = _foreign(taken)
+    _check(kind, foreign, options, condition)
+    real = load_dataset(data, image_size=options.image_size, channels=options.channels)
+    score = None if options.features is None else _score(options, real)
+    made = run(Job(real=real, data=data, out=out, options=options, config=_config(options, kind)))
+    curve = made.result.loss_curve
+    loss, picture = curve[-1][1] if curve else None, Path(out) / "samples.png"
+    record: dict[str, Any] = {
+        "checkpoint": out,
+        "steps": made.result.step,
+        "loss": loss,
+        "picture": str(picture) if made.picture else None,
+        "snapshots": None,
+        "best_snapshot": None,
+    }
+    lines = [f"{made.result.step:,} steps{'' if loss is None else f', loss {loss:.4f}'}."]
+    lines[0] += f" Checkpoint: {out}."
+    if not PartialState().is_main_process:
+        return Result(record=record)
+    record_command(out, call.without(foreign).line)
+    if made.picture is not None:
+        made.picture(picture)
+        lines.append(f"{made.caption}: {picture}")
+    chosen = out
+    if score is not None:
+        from synthaug.synthesizers import select_snapshot
+
+        best = select_snapshot(out, score, device=options.device)
+        record |= {"snapshots": best.scores, "best_snapshot": str(best.path)}
+        for step, value in best.scores.items():
+            lines.append(f"Step {step:,}: Fréchet distance {value:.4g} to the validation images.")
+        lines.append(f"Best snapshot: {best.path}")
+        chosen = str(best.path)
+    lines.append(f"Next: {made.next.replace('CHECKPOINT', chosen, 1)}")
+    return Result(record=record, text="\n".join(lines))
+
+
+def _foreign(taken: tuple[type, ...]) -> list[str]:
+    """The options that a kind of training does not take."""
+    meant = {field.name for part in (OptimiserOptions, *taken) for field in fields(part)}
+    return [field.name for field in fields(TrainOptions) if field.name not in meant]
+
+
+def _check(kind: str, foreign: list[str], options: TrainOptions, condition: str) -> None:
+    """Refuses options without meaning, and too few of them, before anything is loaded."""
+    defaults = TrainOptions()
+    given = [name for name in foreign if getattr(options, name) != getattr(defaults, name)]
+    if kind.startswith("--method") and condition != "labels":
+        given.append("condition")
+    if given:
+        option = given[0].replace("_", "-")
+        raise ValueError(f"`--{option}` has no meaning with {kind}. Leave it out.")
+    if kind in ("--method hardness", "--method finetune") and options.base is None:
+        steers = kind == "--method hardness"
+        what = "the generator to steer" if steers else "the checkpoint to start from"
+        raise ValueError(f"`{kind}` needs `--base`, {what}.")
+    chooses = (options.validation is not None, options.features is not None)
+    if any(chooses) and not (all(chooses) and options.snapshots):
+        raise ValueError("To choose a snapshot takes `--snapshots`, `--validation`, `--features`.")
+    if options.width < 1:  # whose name in Python is `channels`, which is another option here
+        raise ValueError(f"`width` must be at least 1, got {options.width}.")
+
+
+def _config(options: TrainOptions, kind: str) -> Any:
+    """How to optimise."""
+    from synthaug._training.loop import TrainingConfig
+
+    rate = options.learning_rate
+    if rate is None:
+        tuned = 1e-5 if options.lora_rank is None else 1e-4
+        rate = tuned if kind == "--method finetune" else 4e-4
+    return TrainingConfig(
+        learning_rate=rate,
+        **{
+            name: getattr(options, name)
+            for name in (
+                "steps",
+                "batch_size",
+                "warmup_steps",
+                "decay_steps",
+                "ema_decay",
+                "precision",
+                "compile",
+                "seed",
+                "checkpoint_seconds",
+                "device",
+            )
+        },
+    )
+
+
+def _score(options: TrainOptions, real: Any) -> Any:
+    """The Fréchet distance to as many validation images as there are, but for remainders."""
+    from synthaug._support.devices import choose_device
+    from synthaug.features import named
+    from synthaug.synthesizers import frechet_score
+
+    images = load(str(options.validation), real.image_shape, real.classes)
+    per_class = max(1, min(len(images), 10_000) // len(real.classes))
+    extractor = named(str(options.features), device=choose_device(options.device))
+    return frechet_score(images, extractor, per_class=per_class)

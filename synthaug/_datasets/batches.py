@@ -1,0 +1,132 @@
+"""Batches with exact shares of real and synthetic images."""
+
+from collections.abc import Callable
+from typing import final
+
+import numpy as np
+
+from synthaug._datasets.draws import shuffled
+from synthaug._datasets.mixed import MixedDataset
+from synthaug._datasets.samplers import BATCHES, AbstractSeededSampler, share
+from synthaug._noise import counter_rng
+
+
+@final
+class MixedBatchSampler(AbstractSeededSampler[list[int]]):
+    """Batches with exactly so many synthetic images each, for a `MixedDataset` that appends.
+
+        mixed = MixedDataset(real, cache, audit=report, mode="append", ratio=1.0)
+        sampler = MixedBatchSampler(mixed, batch_size=128, synthetic_per_batch=64)
+        loader = DataLoader(mixed, batch_sampler=sampler)
+
+    An epoch has every real image once. In a batch the real ones come first. The last batch may be
+    shorter; its synthetic share is the same, to the nearest whole image. The order is a function of
+    (seed, epoch), and the epoch is that of `mixed`.
+
+    `mixed` must append enough: `ratio` at least synthetic / real per batch. If it appends more,
+    each epoch takes a random part.
+
+    With `rank` and `num_replicas` every rank has such batches, and equally many; to that end some
+    images may be given twice. `state_dict` and `load_state_dict` stop and go on within an epoch.
+    """
+
+    def __init__(
+        self,
+        mixed: MixedDataset,
+        batch_size: int,
+        synthetic_per_batch: int | Callable[[int], float],
+        *,
+        seed: int = 0,
+        drop_last: bool = False,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        """Counts the batches of epoch 0.
+
+        Args:
+            mixed: With `mode="append"`.
+            batch_size: Images per batch.
+            synthetic_per_batch: How many of them are synthetic, in [0, batch_size); or a function
+                of the epoch, such as `mixing.Linear(0, 64, epochs=10)`, which is rounded.
+            seed: Of the order.
+            drop_last: Leaves a shorter last batch away, and so the real images in it.
+            num_replicas: Processes that share an epoch.
+            rank: Which of them this is.
+
+        Raises:
+            TypeError: If `mixed` is not a `MixedDataset`.
+            ValueError: If `mixed` replaces, or appends too little, or the numbers make no sense.
+        """
+        if not isinstance(mixed, MixedDataset):
+            raise TypeError(f"`mixed` is a {type(mixed).__name__}, expected a MixedDataset.")
+        super().__init__(mixed, seed, num_replicas, rank)
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a whole number from 1, got {batch_size}.")
+        self.mixed, self.batch_size = mixed, int(batch_size)
+        self.synthetic_per_batch, self.drop_last = synthetic_per_batch, drop_last
+        if mixed.mode != "append":
+            made = self._synthetic(0)
+            raise ValueError(
+                "`mixed` replaces images at random. For exact counts make it with "
+                f'mode="append" and ratio={made}/{batch_size - made}.'
+            )
+        self._counts(0)
+
+    def _synthetic(self, epoch: int) -> int:
+        given = self.synthetic_per_batch
+        made = round(given(epoch)) if callable(given) else given
+        if not isinstance(made, int | np.integer) or not 0 <= made < self.batch_size:
+            raise ValueError(
+                f"`synthetic_per_batch` must be a whole number in [0, {self.batch_size}), below "
+                f"the batch size; got {made}{f' in epoch {epoch}' if callable(given) else ''}."
+            )
+        return int(made)
+
+    def _counts(self, epoch: int) -> list[tuple[int, int]]:
+        """Real and synthetic images of every batch of a rank."""
+        made = self._synthetic(epoch)
+        num_real = len(self.mixed.real)
+        available = int(self.mixed.appended(epoch).sum())
+        needed = sum(s for _, s in self._divided(num_real, made, available))
+        if needed > available:
+            raise ValueError(
+                f"`mixed` appends {available} synthetic images to {num_real} real ones, these "
+                f"batches need {needed}. Make it with ratio={made}/{self.batch_size - made}."
+            )
+        return self._divided(-(-num_real // self.num_replicas), made, available)
+
+    def _divided(self, num_real: int, made: int, available: int) -> list[tuple[int, int]]:
+        per_batch = self.batch_size - made
+        full, rest = divmod(num_real, per_batch)
+        counts = [(per_batch, made)] * full
+        if rest and not self.drop_last:
+            counts.append((rest, _nearest(rest * made, per_batch, available - full * made)))
+        return counts
+
+    def _size(self) -> int:
+        return len(self.mixed)
+
+    def __len__(self) -> int:
+        return len(self._counts(self.epoch))
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        counts = np.array(self._counts(epoch), np.int64).reshape(-1, 2)
+        num_real = len(self.mixed.real)
+        rng = counter_rng(self.seed, BATCHES, epoch)
+        parts = [
+            shuffled(rng, np.arange(num_real)),
+            shuffled(rng, num_real + np.arange(self.mixed.appended(epoch).sum())),
+        ]
+        real, fake = (
+            np.split(share(part, count.sum(), self.num_replicas, self.rank), np.cumsum(count)[:-1])
+            for part, count in zip(parts, counts.T, strict=True)
+        )
+        return [[*r.tolist(), *s.tolist()] for r, s in zip(real, fake, strict=True)][: len(counts)]
+
+
+def _nearest(numerator: int, denominator: int, limit: int) -> int:
+    """The whole number nearest to a fraction; of two equally near ones, one within the limit."""
+    down, rest = divmod(numerator, denominator)
+    if 2 * rest == denominator:
+        return down + (down < limit)
+    return down + (2 * rest > denominator)

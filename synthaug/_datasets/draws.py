@@ -1,0 +1,214 @@
+"""In which order, and how often, the synthetic images of a class are drawn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._cache.serving import SyntheticImages
+from synthaug._datasets.filters import Scores, named, scores_of
+from synthaug._types import Indices
+
+Rng = np.random.Generator
+
+
+class Draw(Protocol):
+    """A rule of drawing, made for one cache."""
+
+    weights: NDArray[np.float64] | None
+    """Of every row of the cache, if they matter."""
+
+    def arranged(self, rows: Indices) -> Indices:
+        """The rows of one class, sorted as the two methods below want them."""
+        ...
+
+    def once(self, rng: Rng, pool: Indices, count: int) -> Indices:
+        """So many draws from the rows of a class, for one epoch."""
+        ...
+
+    def stretch(self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int) -> Indices:
+        """Draws number `first` to `first + count` of a stream without end.
+
+        Args:
+            rng: Gives the generator of any part of the stream.
+            pool: Rows of one class.
+            first: Draws before.
+            count: Draws wanted.
+        """
+        ...
+
+
+@final
+class Shuffled:
+    """Every image equally often: decks of all images, each shuffled anew."""
+
+    weights: NDArray[np.float64] | None = None
+
+    def arranged(self, rows: Indices) -> Indices:
+        return rows
+
+    def once(self, rng: Rng, pool: Indices, count: int) -> Indices:
+        return _once(shuffled, rng, pool, count)
+
+    def stretch(self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int) -> Indices:
+        return _stretch(shuffled, rng, pool, first, count)
+
+
+@final
+@dataclass(frozen=True)
+class Stratified:
+    """Equally often from the easy and from the hard images of a class.
+
+        Stratified(hardness, parts=5)      # a `HardnessReport`: every fifth equally often
+
+    Each class is divided by its scores into parts of equal size, and every epoch draws equally
+    often from each; nearly so where counts are not multiples of `parts`.
+    """
+
+    scores: Scores = field(repr=False)
+    """A report, or one number per row, float (N,)."""
+    parts: int
+    """At least 2."""
+
+    def __post_init__(self) -> None:
+        if self.parts < 2:
+            raise ValueError(f"`parts` must be at least 2, got {self.parts}.")
+
+    def bound(self, synthetic: SyntheticImages, rows: Indices) -> Draw:
+        """The rule for some rows of a cache."""
+        values = np.full(len(synthetic.labels), np.nan)
+        values[rows] = scores_of(self.scores, synthetic, rows)
+        return _Strata(values, self.parts)
+
+    def __str__(self) -> str:
+        return f"equally from {self.parts} strata of {named(self.scores)}"
+
+
+@final
+class _Strata:
+    weights: NDArray[np.float64] | None = None
+
+    def __init__(self, scores: NDArray[np.float64], parts: int) -> None:
+        self._scores, self._parts = scores, parts
+
+    def arranged(self, rows: Indices) -> Indices:
+        return rows[np.lexsort((rows, self._scores[rows]))]
+
+    def once(self, rng: Rng, pool: Indices, count: int) -> Indices:
+        return _once(self._deck, rng, pool, count)
+
+    def stretch(self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int) -> Indices:
+        return _stretch(self._deck, rng, pool, first, count)
+
+    def _deck(self, rng: Rng, pool: Indices) -> Indices:
+        return dealt(rng, pool, self._parts)
+
+
+@final
+@dataclass(frozen=True)
+class Weighted:
+    """In proportion to a weight per row.
+
+        Weighted(weights)                  # any array, float (N,)
+
+    In an epoch with n draws from a class, a row with the share w of its class's weight is drawn n w
+    times, rounded up or down at random. Weight 0 is never drawn.
+    """
+
+    weights: Scores = field(repr=False)
+    """A report, or one number per row, float (N,), at least 0 and finite."""
+
+    def bound(self, synthetic: SyntheticImages, rows: Indices) -> Draw:
+        """The rule for some rows of a cache."""
+        weights = np.zeros(len(synthetic.labels))
+        weights[rows] = scores_of(self.weights, synthetic, rows)
+        bad = rows[~((weights[rows] >= 0) & (weights[rows] < np.inf))]
+        if len(bad):
+            raise ValueError(
+                f"Weights must be at least 0 and finite, row {bad[0]} has {weights[bad[0]]:g}."
+            )
+        return _ByWeight(weights)
+
+    def __str__(self) -> str:
+        return f"weighted by {named(self.weights)}"
+
+
+@final
+class _ByWeight:
+    def __init__(self, weights: NDArray[np.float64]) -> None:
+        self.weights: NDArray[np.float64] | None = weights
+        self._of = weights
+
+    def arranged(self, rows: Indices) -> Indices:
+        return rows[self._of[rows] > 0]
+
+    def once(self, rng: Rng, pool: Indices, count: int) -> Indices:
+        # Systematic sampling: points at equal distances along the weights, from a random start.
+        order = shuffled(rng, pool)
+        ends = np.cumsum(self._of[order])
+        points = (rng.random() + np.arange(count)) * (ends[-1] / count)
+        where = np.searchsorted(ends, points, side="right")
+        return shuffled(rng, order[np.minimum(where, len(order) - 1)])
+
+    def stretch(self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int) -> Indices:
+        return self.once(rng(first), pool, count)
+
+
+def bound_draw(draw: Any, synthetic: SyntheticImages, rows: Indices) -> Draw:
+    """The rule of drawing for some rows of a cache.
+
+    Raises:
+        TypeError: For something that is none.
+        ValueError: For scores or weights that do not fit the cache.
+    """
+    if draw is None:
+        return Shuffled()
+    if not isinstance(draw, Stratified | Weighted):
+        raise TypeError(
+            f"`draw` is a {type(draw).__name__}, expected `mixing.Stratified(...)`, "
+            "`mixing.Weighted(...)`, or None for every image equally often."
+        )
+    return draw.bound(synthetic, rows)
+
+
+def shuffled(rng: Rng, values: Indices) -> Indices:
+    """The values in a random order."""
+    # By sorting uniform numbers: numpy may change `permutation` between versions.
+    return values[np.argsort(rng.random(len(values)), kind="stable")]
+
+
+def dealt(rng: Rng, values: Indices, strata: int) -> Indices:
+    """The values in a random order, of which every part has its share of every stratum.
+
+    Each run of `strata` values, counted from the start, holds one of each stratum in random order,
+    until the smaller strata, which have one value less, are used up.
+
+    Args:
+        rng: Draws two numbers per value.
+        values: Sorted, so that strata are parts of equal size, up to one, that follow one another.
+        strata: How many.
+    """
+    n = len(values)
+    stratum = np.arange(n) * strata // n
+    order = np.lexsort((rng.random(n), stratum))  # shuffled within strata
+    place = np.arange(n) - np.searchsorted(stratum, stratum)  # of those, in their strata
+    return values[order[np.lexsort((rng.random(n), place))]]
+
+
+Deck = Callable[[Rng, Indices], Indices]
+
+
+def _once(deck: Deck, rng: Rng, pool: Indices, count: int) -> Indices:
+    rounds = -(-count // len(pool))
+    return np.concatenate([deck(rng, pool) for _ in range(rounds)])[:count]
+
+
+def _stretch(
+    deck: Deck, rng: Callable[[int], Rng], pool: Indices, first: int, count: int
+) -> Indices:
+    rounds = range(first // len(pool), (first + count - 1) // len(pool) + 1)
+    decks = [deck(rng(r), pool) for r in rounds]
+    skip = first - rounds[0] * len(pool)
+    return np.concatenate(decks)[skip : skip + count]

@@ -1,0 +1,206 @@
+"""Which of the synthetic images that may be served are served: by scores, one per row."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._cache.serving import SyntheticImages, Verdicts, check_identity
+from synthaug._types import Indices, Labels
+
+Scores = Any
+"""A report about the cache (of hardness, label agreement or an audit), or numbers, float (N,)."""
+
+_SCORES = {"hardness": "hardness", "p_values": "p-value", "scores": "label agreement"}
+"""Where reports have their scores, and what these are. An audit's has `scores` of another kind too,
+so its p-values are looked for first."""
+
+
+@final
+@dataclass(frozen=True)
+class AtLeast:
+    """Rows with a score of at least a threshold.
+
+    AtLeast(check, 0.5)            # a `LabelCheck`: probability of the row's own label
+    AtLeast(report, 0.05)          # an `AuditReport`: its p-values
+    AtLeast(sharpness, 12.0)       # any array, float (N,)
+    """
+
+    scores: Scores = field(repr=False)
+    """A report, or one number per row."""
+    threshold: float
+    """The smallest score that is served."""
+
+    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
+        """Which of `rows` stay, bool (n,)."""
+        return scores_of(self.scores, synthetic, rows) >= self.threshold
+
+    def __str__(self) -> str:
+        return f"{named(self.scores)} at least {self.threshold:g}"
+
+
+@final
+@dataclass(frozen=True)
+class AtMost:
+    """Rows with a score of at most a threshold; arguments as `AtLeast`."""
+
+    scores: Scores = field(repr=False)
+    """A report, or one number per row."""
+    threshold: float
+    """The largest score that is served."""
+
+    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
+        """Which of `rows` stay, bool (n,)."""
+        return scores_of(self.scores, synthetic, rows) <= self.threshold
+
+    def __str__(self) -> str:
+        return f"{named(self.scores)} at most {self.threshold:g}"
+
+
+@final
+@dataclass(frozen=True)
+class Highest:
+    """Of each class the rows with the highest scores.
+
+    Highest(hardness, 0.2)         # a `HardnessReport`: of each class its hardest fifth
+    """
+
+    scores: Scores = field(repr=False)
+    """A report, or one number per row."""
+    share: float
+    """How many of the rows that earlier filters left, in (0, 1], rounded up. Of equal scores those
+    of higher rows are taken."""
+
+    def __post_init__(self) -> None:
+        _check_share(self.share)
+
+    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
+        """Which of `rows` stay, bool (n,)."""
+        labels = np.asarray(synthetic.labels)[rows]
+        return _top(scores_of(self.scores, synthetic, rows), rows, labels, self.share)
+
+    def __str__(self) -> str:
+        return f"highest {self.share:.3g} of each class by {named(self.scores)}"
+
+
+@final
+@dataclass(frozen=True)
+class Lowest:
+    """Of each class the rows with the lowest scores; arguments as `Highest`."""
+
+    scores: Scores = field(repr=False)
+    """A report, or one number per row."""
+    share: float
+    """How many of the rows that earlier filters left, in (0, 1], rounded up."""
+
+    def __post_init__(self) -> None:
+        _check_share(self.share)
+
+    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
+        """Which of `rows` stay, bool (n,)."""
+        labels = np.asarray(synthetic.labels)[rows]
+        return _top(-scores_of(self.scores, synthetic, rows), rows, labels, self.share)
+
+    def __str__(self) -> str:
+        return f"lowest {self.share:.3g} of each class by {named(self.scores)}"
+
+
+def filtered(
+    synthetic: SyntheticImages, rows: Indices, filters: Sequence[Any]
+) -> tuple[Indices, list[str]]:
+    """What a chain of filters leaves, each applied to what those before it left.
+
+    Args:
+        synthetic: The cache.
+        rows: Those that may be served.
+        filters: Of the classes above, reports with `passed`, or masks, bool (N,).
+
+    Returns:
+        The rows that are left, and a line about each filter.
+
+    Raises:
+        TypeError, ValueError: For something that is no filter, or does not fit the cache.
+        AuditMismatchError: For a report about another cache.
+    """
+    if isinstance(filters, str | np.ndarray) or not isinstance(filters, Sequence):
+        raise TypeError(
+            f"`filters` is a {type(filters).__name__}, expected a list: `filters=[...]`."
+        )
+    lines = []
+    for i, one in enumerate(filters):
+        if hasattr(one, "keep"):
+            kept, name = one.keep(synthetic, rows), str(one)
+        else:
+            mask, name = _mask(one, synthetic, f"`filters[{i}]`")
+            kept = mask[rows]
+        lines.append(f"{name}: {int(kept.sum()):,} of {len(rows):,} images left")
+        rows = rows[kept]
+    return rows, lines
+
+
+def _mask(given: Any, synthetic: SyntheticImages, name: str) -> tuple[NDArray[np.bool_], str]:
+    if isinstance(given, Verdicts):
+        check_identity(synthetic, given, name)
+        mask, said = np.asarray(given.passed), f"passed by the {type(given).__name__}"
+    else:
+        mask, said = np.asarray(given), "mask"
+    if mask.dtype != bool:
+        raise TypeError(
+            f"{name} is a {type(given).__name__} of {mask.dtype}, expected a mask, bool (N,), such "
+            "as `scores > 0.5`; or `mixing.AtLeast`, `AtMost`, `Highest`, `Lowest`; or a report."
+        )
+    if mask.shape != (len(synthetic.labels),):
+        raise ValueError(
+            f"{name} has shape {mask.shape}, the cache has {len(synthetic.labels)} rows."
+        )
+    return mask, said
+
+
+def scores_of(given: Scores, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.float64]:
+    """The scores of some rows, float64 (n,).
+
+    Raises:
+        ValueError: For another number of rows, or a row without a score.
+        AuditMismatchError: For a report about another cache.
+    """
+    name = f"The report of {named(given)}"
+    if hasattr(given, "identity"):
+        check_identity(synthetic, given, name)
+        given = next((getattr(given, key) for key in _SCORES if hasattr(given, key)), given)
+    scores = np.asarray(given, np.float64)
+    if scores.shape != (len(synthetic.labels),):
+        raise ValueError(
+            f"Scores have shape {scores.shape}, the cache has {len(synthetic.labels)} rows."
+        )
+    missing = rows[np.isnan(scores[rows])]
+    if len(missing):
+        raise ValueError(
+            f"{len(missing)} rows that may be served have no score, the first is row {missing[0]}. "
+            "Score the cache again, or leave them out with the filter `~np.isnan(scores)`."
+        )
+    return scores[rows]
+
+
+def named(given: Scores) -> str:
+    """What a report scores, for people."""
+    return next((said for key, said in _SCORES.items() if hasattr(given, key)), "score")
+
+
+def _top(
+    scores: NDArray[np.float64], rows: Indices, labels: Labels, share: float
+) -> NDArray[np.bool_]:
+    order = np.lexsort((rows, scores, labels))
+    counts = np.bincount(labels)
+    kept = np.array([math.ceil(n * share - 1e-9) for n in counts.tolist()], np.int64)
+    above = np.cumsum(counts)[labels[order]] - np.arange(len(order))  # 1 for the highest
+    mask = np.zeros(len(rows), bool)
+    mask[order] = above <= kept[labels[order]]
+    return mask
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(f"`share` must be in (0, 1], got {share}.")

@@ -1,0 +1,210 @@
+"""How many images of each class are synthetic: a number, one per class, or one per epoch."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._datasets.schedules import Cosine, Linear
+from synthaug._plan import matching_quota
+from synthaug._types import JSON, Labels
+from synthaug.errors import DataMismatchError
+
+Schedule: TypeAlias = Callable[[int], float]
+"""Epoch => value, for example `mixing.Linear` and `mixing.Cosine`."""
+
+Share: TypeAlias = float | Schedule | Mapping[Any, float | Schedule]
+"""A value, one per epoch, or either of them by class name or index; classes not named get none."""
+
+_PROBED = 256
+"""Epochs of a foreign schedule that tell it from another."""
+
+
+@final
+@dataclass(frozen=True)
+class Balance:
+    """Fills the classes up with synthetic images until all are of one size, for `mode="append"`.
+
+    Balance()                       # as many of each class as the largest has
+    Balance(to=500)                 # 500 of each; classes that have more get none
+    Balance(to=500, repeat=True)    # also where there are too few different synthetic ones
+    """
+
+    to: int | None = None
+    """Images of each class, real and synthetic together; `None` for those of the largest class."""
+    repeat: bool = False
+    """Whether an epoch may show a synthetic image again, after all others of its class. Otherwise a
+    class with too few of them is an error."""
+
+    def __post_init__(self) -> None:
+        if self.to is not None and self.to < 1:
+            raise ValueError(f"`to` must be at least 1, got {self.to}.")
+
+
+@final
+class Shares:
+    """`fraction` or `ratio` of every class in every epoch."""
+
+    def __init__(self, given: Share, labels: Labels, classes: Sequence[str], name: str) -> None:
+        """Checks what does not depend on the epoch, and epoch 0.
+
+        Args:
+            given: The argument.
+            labels: Of the real images.
+            classes: Names of the classes.
+            name: Of the argument, "fraction" or "ratio".
+
+        Raises:
+            TypeError: For something that is no share.
+            ValueError: For a value out of range or an unknown class.
+        """
+        self._given, self._labels, self._classes, self._name = given, labels, classes, name
+        self._values: list[Any] = [0.0 if isinstance(given, Mapping) else given] * len(classes)
+        if isinstance(given, Mapping):
+            places = [self._place(key) for key in given]
+            for place, value in zip(places, given.values(), strict=True):
+                if places.count(place) > 1:
+                    raise ValueError(f"`{name}` names the class {classes[place]!r} twice: {given}.")
+                self._values[place] = value
+        self.scheduled = any(map(callable, self._values))
+        """Whether it changes with the epoch."""
+        self.at(0)
+
+    def _place(self, key: Any) -> int:
+        index = isinstance(key, int | np.integer) and not isinstance(key, bool)
+        if not (0 <= key < len(self._classes) if index else key in self._classes):
+            raise ValueError(
+                f"`{self._name}` names the class {key!r}. The classes are "
+                f"{', '.join(self._classes)}, or 0 to {len(self._classes) - 1}."
+            )
+        return int(key) if index else self._classes.index(key)
+
+    def at(self, epoch: int) -> NDArray[np.float64]:
+        """The value of every class in an epoch, float64 (num_classes,)."""
+        called: dict[int, Any] = {}  # a schedule for all classes is asked once
+        most = 1.0 if self._name == "fraction" else math.inf
+        found = []
+        for c, value in enumerate(self._values):
+            if callable(value):
+                if id(value) not in called:
+                    called[id(value)] = value(epoch)
+                value = called[id(value)]
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                raise TypeError(
+                    f"`{self._name}` is {value!r} for class {self._classes[c]!r}, expected a "
+                    "number, a function of the epoch, or a dict of either by class."
+                ) from None
+            if not (0 <= number <= most and math.isfinite(number)):
+                bounds = "at least 0" if most == math.inf else "in [0, 1]"
+                where = f" in epoch {epoch}" if self.scheduled else ""
+                raise ValueError(f"`{self._name}` must be {bounds}, got {value}{where}.")
+            found.append(number)
+        return np.array(found)
+
+    @property
+    def possible(self) -> NDArray[np.bool_]:
+        """Classes that get synthetic images, or may get some in some epoch, bool (num_classes,)."""
+        present = np.bincount(self._labels, minlength=len(self._classes)) > 0
+        return present & [callable(value) or float(value) > 0 for value in self._values]
+
+    def quota(self, epoch: int) -> Labels:
+        """As a ratio: synthetic images of every class in an epoch, int64 (num_classes,).
+
+        The total is rounded once; classes are within one image of their exact numbers.
+        """
+        ratios = self.at(epoch)
+        if not ratios.any():
+            return np.zeros(len(ratios), np.int64)
+        if (ratios == ratios[0]).all():
+            return matching_quota(self._labels, len(ratios), ratio=float(ratios[0]))
+        exact = np.bincount(self._labels, minlength=len(ratios)) * ratios
+        quota = np.floor(exact).astype(np.int64)
+        missing = round(float(exact.sum())) - int(quota.sum())
+        quota[np.argsort(quota - exact, kind="stable")[:missing]] += 1
+        return quota
+
+    def __str__(self) -> str:
+        return _shown(self._given)
+
+    def recipe(self) -> JSON:
+        """What tells these shares from others."""
+        given = self._given
+        return {str(k): _written(v) for k, v in given.items()} if isinstance(given, Mapping) else (
+            _written(given)
+        )  # fmt: skip
+
+
+@final
+class Filled:
+    """What fills every class up, the same in every epoch."""
+
+    scheduled = False
+
+    def __init__(
+        self, given: Balance, labels: Labels, available: Labels, classes: Sequence[str]
+    ) -> None:
+        """Counts what is missing.
+
+        Args:
+            given: How far to fill.
+            labels: Of the real images.
+            available: Synthetic images of every class that may be served.
+            classes: Names of the classes.
+
+        Raises:
+            DataMismatchError: If a class has too few, and they may not be repeated.
+        """
+        self._given = given
+        counts = np.bincount(labels, minlength=len(classes))
+        to = int(counts.max()) if given.to is None else given.to
+        self._quota = np.maximum(to - counts, 0)
+        short = np.flatnonzero(self._quota > available)
+        if len(short) and not given.repeat:
+            c = int(short[np.argmax((self._quota - available)[short])])
+            others = f", and {len(short) - 1} other classes are short too" * (len(short) > 1)
+            raise DataMismatchError(
+                f"Class {classes[c]!r} has {counts[c]} real images and needs {self._quota[c]} "
+                f"synthetic ones to have {to}; {available[c]} may be served{others}. Generate "
+                "more, fill up to fewer with `Balance(to=...)`, or show some more than once per "
+                "epoch with `Balance(repeat=True)`."
+            )
+
+    @property
+    def possible(self) -> NDArray[np.bool_]:
+        """Classes that get synthetic images, bool (num_classes,)."""
+        return self._quota > 0
+
+    def quota(self, epoch: int) -> Labels:
+        """Synthetic images of every class in any epoch, int64 (num_classes,)."""
+        del epoch
+        return self._quota
+
+    def __str__(self) -> str:
+        return repr(self._given)
+
+    def recipe(self) -> JSON:
+        """What tells it from others."""
+        return repr(self._given)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    if isinstance(value, float | int):
+        return f"{value:g}"
+    return getattr(value, "__qualname__", repr(value))
+
+
+def _written(value: Any) -> JSON:
+    if not callable(value):
+        return float(value)
+    if isinstance(value, Linear | Cosine):
+        return repr(value)
+    probed = np.array([float(value(epoch)) for epoch in range(_PROBED)])
+    return hashlib.blake2b(probed.tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,118 @@
+"""What the labels of items look like: class indices, or vectors of class probabilities."""
+
+import hashlib
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from synthaug._cache.serving import SyntheticImages
+from synthaug._images.convert import is_probabilities, label_like, probabilities_like
+from synthaug._types import Indices, Labels
+
+
+@final
+class ItemLabels:
+    """Gives real and synthetic items labels of one kind."""
+
+    def __init__(
+        self,
+        soft_labels: bool | ArrayLike,
+        example: Any,
+        synthetic: SyntheticImages,
+        rows: Indices,
+        table: Labels,
+    ) -> None:
+        """Decides which kind.
+
+        Args:
+            soft_labels: True for those of the plan, False for none, or float (N, num_classes).
+            example: The label of a real item. If it is a vector, all labels are vectors.
+            synthetic: The cache.
+            rows: Those that may be served.
+            table: Where the classes of the cache are among the real ones.
+
+        Raises:
+            ValueError: If a row that may be served has no class probabilities.
+        """
+        given = is_probabilities(example)
+        self.vectors = given or soft_labels is not False
+        """Whether labels are vectors."""
+        self.changes_real = self.vectors and not given
+        """Whether real items get a vector in the place of their class index."""
+        self._classes = table[np.asarray(synthetic.labels)]
+        self._num_classes = len(table)
+        self._example = torch.zeros(self._num_classes) if self.changes_real else example
+        # Probabilities of many rows and classes are large: those of a plan are made when asked for.
+        self._given: NDArray[np.float32] | None = None
+        self._partner, self._share = np.full(len(self._classes), -1), np.zeros(len(self._classes))
+        if soft_labels is True:
+            plan: Any = getattr(synthetic, "plan", None)
+            if "partner_label" in getattr(plan, "columns", {}):
+                partner = np.asarray(plan["partner_label"])
+                self._partner = np.where(partner < 0, partner, table[partner])
+                self._share = np.asarray(plan["interpolation"], np.float64)
+        elif soft_labels is not False:
+            self._given = _checked(soft_labels, synthetic, rows)
+            _check_order(self._given[rows], self._classes[rows], synthetic, rows)
+
+    def of_row(self, row: int) -> Any:
+        """The label of a row of the cache."""
+        label = int(self._classes[row])
+        if not self.vectors:
+            return label_like(label, self._example)
+        if self._given is not None:
+            return probabilities_like(self._given[row], self._example)
+        vector = self._one_hot(label)
+        if self._partner[row] >= 0:
+            vector[label] -= self._share[row]
+            vector[self._partner[row]] += self._share[row]
+        return probabilities_like(vector, self._example)
+
+    def of_real(self, label: Any) -> Any:
+        """The label of a real item."""
+        if not self.changes_real:
+            return label
+        return probabilities_like(self._one_hot(int(label)), self._example)
+
+    def digest(self) -> str:
+        """32 hexadecimal digits over the labels of all rows."""
+        parts = (self._partner, self._share) if self._given is None else (self._given,)
+        joined = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+    def _one_hot(self, label: int) -> NDArray[np.float32]:
+        vector = np.zeros(self._num_classes, np.float32)
+        vector[label] = 1
+        return vector
+
+
+def _checked(given: ArrayLike, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.float32]:
+    values = np.asarray(given, np.float32)
+    shape = (len(synthetic.labels), len(synthetic.classes))
+    if values.shape != shape:
+        raise ValueError(
+            f"`soft_labels` has shape {values.shape}, expected one probability per row and class, "
+            f"{shape}."
+        )
+    bad = rows[~((values[rows] >= 0).all(1) & (np.abs(values[rows].sum(1) - 1) < 1e-3))]
+    if len(bad):
+        raise ValueError(
+            f"`soft_labels` of row {bad[0]} are no probabilities: {values[bad[0]]}. They must be "
+            "at least 0 and sum to 1."
+        )
+    return values
+
+
+def _check_order(
+    values: NDArray[np.float32], labels: Labels, synthetic: SyntheticImages, rows: Indices
+) -> None:
+    """Refuses columns in the order of the cache, where the real data have another one."""
+    theirs = np.asarray(synthetic.labels)[rows]
+    each = np.arange(len(rows))
+    if values[each, theirs].sum() > values[each, labels].sum():
+        raise ValueError(
+            "The columns of `soft_labels` seem to be in the order of the classes of the cache "
+            f"({', '.join(synthetic.classes)}). They must be in that of the classes of `real`."
+        )

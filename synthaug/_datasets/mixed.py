@@ -1,0 +1,431 @@
+"""Real and synthetic images in one data set."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from synthaug._cache.serving import SyntheticImages, Verdicts, servable
+from synthaug._datasets.checks import check_example, check_supply, checked_classes, checked_share
+from synthaug._datasets.choices import Choices, Mode
+from synthaug._datasets.draws import Stratified, Weighted, bound_draw
+from synthaug._datasets.filters import filtered
+from synthaug._datasets.fractions import Balance, Filled, Share, Shares
+from synthaug._datasets.labels import ItemLabels
+from synthaug._datasets.log import ServedLog
+from synthaug._datasets.opening import StrPath, open_cache, open_report
+from synthaug._datasets.show import thumbnails
+from synthaug._images.convert import Transform, like
+from synthaug._images.fields import Adapter, Fields, JustImages, as_dataset, class_indices
+from synthaug._images.foreign import leaves, without_transforms
+from synthaug._images.labeled import as_pixels
+from synthaug._images.loaders import checked_labels
+from synthaug._noise import checked_seed
+from synthaug._types import JSON, Indices, Labels, Pixels
+from synthaug.errors import DataError, DataMismatchError
+
+
+class MixedDataset(Dataset[Any]):
+    """Real images mixed with synthetic ones of the same classes, as one map-style data set.
+
+        mixed = MixedDataset(real, cache, audit=report, fraction=0.5)
+        mixed = MixedDataset(real, cache, audit=report, mode="append", ratio=1.0)
+        mixed = MixedDataset(real, cache, audit=None, fraction=0.5)   # unaudited
+        for epoch in range(epochs):
+            mixed.set_epoch(epoch)          # reaches persistent workers too
+            for images, labels in loader: ...
+
+    **replace**: `len(mixed) == len(real)`. Each item is replaced, with probability `fraction`, by
+    a synthetic image of its class; its label and all other fields stay those of the real item. In
+    one epoch no synthetic image occurs twice before all of its class have occurred.
+
+    **append**: the items of `real` in their order, each once per epoch, then `round(ratio *
+    len(real))` synthetic ones in the class proportions of `real`. Over the epochs no synthetic
+    image occurs again before all of its class have occurred.
+
+    Both may be given by class and by epoch, and `filters` and `draw` say which synthetic images are
+    served and how often: see `synthaug.mixing`.
+
+    Which images an epoch has is a function of `seed`, the epoch, and the arguments, and of nothing
+    else: any number of workers gives the same.
+
+    Items have the types of the items of `real`, which may be (image, label), a longer tuple, a list
+    or a dict with "image" (or "img", "pixel_values", "images") and "label" (or "labels", "target",
+    "targets"); for others give `fields`. Images may be of PIL, tensors, `tv_tensors` or arrays;
+    labels class indices, or vectors of class probabilities. If `real` has a `transform`, it is
+    taken over: both kinds of images go through it here, and `mixed.transform` may be assigned. The
+    same holds for `target_transform`. `real` itself is not changed. A data set that transforms its
+    images in another way is mixed as it is, so take random changes out of it.
+    """
+
+    def __init__(
+        self,
+        real: Any,
+        synthetic: SyntheticImages | StrPath,
+        *,
+        audit: Verdicts | StrPath | None,
+        mode: Mode = "replace",
+        fraction: Share | None = None,
+        ratio: Share | Balance | None = None,
+        filters: Sequence[Any] = (),
+        draw: Stratified | Weighted | None = None,
+        soft_labels: bool | ArrayLike = False,
+        seed: int = 0,
+        transform: Transform | None = None,
+        target_transform: Transform | None = None,
+        fields: Adapter | None = None,
+        classes: Sequence[str] | None = None,
+        any_size: bool = False,
+    ) -> None:
+        """Checks that the two sides fit together, and takes over the transforms of `real`.
+
+        Args:
+            real: A map-style data set, also inside `Subset` and `ConcatDataset`, of the `datasets`
+                library, a pair of arrays (images, labels), or a mixture with another cache.
+            synthetic: A `SynthCache` or its path; or an `OnTheFlyDataset`. Rows that are done now
+                are used. Classes are matched by name: their order may be another one than in
+                `real`, whose order holds everywhere here.
+            audit: A report about it, or its path; images that it did not pass are not served.
+                `None` skips the audit, with a warning.
+            mode: "replace" or "append".
+            fraction: For "replace": the probability of an item to be replaced, in [0, 1]; or one by
+                class, {"cat": 0.5}, in which classes not named are not replaced; or a function of
+                the epoch, such as `mixing.Linear(0.0, 0.5, epochs=10)`; or a dict of those.
+            ratio: For "append": synthetic images per real image, at least 0, in the same forms; or
+                `mixing.Balance()` to fill classes up to one size. If it changes with the epoch, so
+                does `len(mixed)`.
+            filters: Which of the images that may be served are served: `mixing.AtLeast`, `AtMost`,
+                `Highest`, `Lowest`, masks, bool (N,), or reports; one after the other.
+            draw: `mixing.Weighted` or `mixing.Stratified`; `None` draws every image equally often.
+            soft_labels: Serves vectors of class probabilities, float32 (num_classes,), which are
+                one-hot for real images. True: those of the plan, as `synthaug.soft_labels`; or
+                those of every row, float (N, num_classes), classes in the order of `real`. Images
+                between two classes are served only so.
+            seed: Of the choices.
+            transform: For both kinds of images, if `real` has none.
+            target_transform: For the labels of both, if `real` has none.
+            fields: Where items of `real` have their image and their label, if not in the usual
+                places: `mixing.Fields("img", "fine_label")`.
+            classes: Class names of `real`, in the order of its labels, if it does not know them,
+                or knows others than `synthetic`.
+            any_size: Allows synthetic images of another size than the real ones, which makes sense
+                if the transform brings all to one size.
+
+        Raises:
+            ValueError, TypeError: For wrong arguments, or items that we cannot make equal.
+            AuditError: If a report judges another cache.
+            CacheMismatchError: If the classes, channels or sizes differ.
+            DataError: If a class has no synthetic image that may be served.
+        """
+        name, share = checked_share(mode, fraction, ratio)
+        self.mode, self.seed = mode, checked_seed(seed)
+        self.real = as_dataset(real)
+        self.synthetic: SyntheticImages = open_cache(synthetic)
+        self.served = servable(
+            self.synthetic, open_report(audit), soft_labels=soft_labels is not False
+        )
+        if len(self.real) == 0:
+            raise DataError("`real` holds no image.")
+        if not all(getattr(leaf, "has_fixed_length", True) for leaf in leaves(self.real)):
+            raise ValueError(
+                "`real` is a mixture whose `ratio` changes, so that it has another length in every "
+                "epoch. Mix in the other order: with that ratio last."
+            )
+
+        self._raw, taken, target_taken = without_transforms(self.real)
+        for argument, given, own in [
+            ("transform", transform, taken),
+            ("target_transform", target_transform, target_taken),
+        ]:
+            if given is not None and own is not None:
+                raise ValueError(
+                    f"`real` has a transform already, and `{argument}` was given too. Without the "
+                    "argument, that of `real` goes to both kinds of images."
+                )
+        self.transform = transform if transform is not None else taken
+        self.target_transform = target_transform if target_transform is not None else target_taken
+
+        self._example = self._raw[0]
+        self._fields = Fields.of(self._example) if fields is None else fields
+        self._example_image, label = self._fields.get(self._example)
+        label_key = getattr(self._fields, "label", None)
+        self.classes, table = checked_classes(self.real, self.synthetic, classes, label_key)
+        row_labels = table[np.asarray(self.synthetic.labels)]
+        labels = class_indices(self._raw, self._fields, self._example)
+        self._labels = checked_labels(labels, self.classes, "`real`")
+        check_example(
+            self._raw,
+            self._fields,
+            self._labels,
+            self.synthetic,
+            appended=mode == "append",
+            any_size=any_size,
+        )
+        plain = isinstance(self._fields, Fields)
+        self._has_extras = mode == "replace" and not (plain and len(self._example) == 2)
+        two = type(self._example) is tuple and len(self._example) == 2
+        self._pairs = two and self._fields == Fields(0, 1)
+
+        rows, self._filters = filtered(self.synthetic, np.flatnonzero(self.served.mask), filters)
+        rule = bound_draw(draw, self.synthetic, rows)
+        drawn = row_labels[rule.arranged(rows)]
+        available = np.bincount(drawn, minlength=len(self.classes))
+        shares = (
+            Filled(share, self._labels, available, self.classes)
+            if isinstance(share, Balance)
+            else Shares(share, self._labels, self.classes, name)
+        )
+        self._shares = shares
+        self._drawn = None if draw is None else str(draw)  # not its scores, which are large
+        self._choices = Choices(
+            self._labels,
+            rows,
+            row_labels[rows],
+            shares=shares,
+            draw=rule,
+            seed=self.seed,
+            mode=mode,
+            num_classes=len(self.classes),
+        )
+        check_supply(
+            shares.possible,
+            available,
+            row_labels,
+            self.synthetic,
+            self.served,
+            self.classes,
+        )
+        self._item_labels = ItemLabels(soft_labels, label, self.synthetic, rows, table)
+        if self._item_labels.changes_real and self.target_transform is not None:
+            raise ValueError(
+                "Soft labels and a `target_transform` exclude each other: it would be given "
+                "vectors of class probabilities. Take it off `real`."
+            )
+        # In shared memory, so that workers that already run see a new epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._log: ServedLog | None = None
+
+    # Choices
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose images are served."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Changes the choices; call it before each epoch. Workers that already run follow."""
+        if epoch < 0:
+            raise ValueError(f"`epoch` must be at least 0, got {epoch}.")
+        self._epoch.fill_(epoch)
+        for part in (*leaves(self._raw), self.synthetic):  # a mixture, an `OnTheFlyDataset`
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+
+    def synthetic_rows(self, indices: ArrayLike | None = None) -> Indices:
+        """The row of the cache that each index gives in this epoch, -1 for an image of `real`.
+
+        Args:
+            indices: int (n,); all if `None`.
+        """
+        rows = self._rows()
+        return rows.copy() if indices is None else rows[np.asarray(indices, np.int64)]
+
+    def recipe(self) -> dict[str, JSON]:
+        """What decides, besides the images themselves and the epoch, which of them are served."""
+        found: dict[str, JSON] = {
+            "mode": self.mode,
+            "share": self._shares.recipe(),
+            "seed": self.seed,
+            "audit": self.served.verdict,
+            "pool": self._choices.digest(),
+        }
+        if self._drawn is not None:
+            found["draw"] = self._drawn
+        if self.has_soft_labels:
+            found["soft_labels"] = self._item_labels.digest()
+        return found
+
+    def is_synthetic(self, index: int) -> bool:
+        """Whether an index gives a synthetic image in this epoch."""
+        return bool(self.provenance(index)["synthetic"])
+
+    def provenance(self, index: int) -> dict[str, Any]:
+        """Where the image of an index comes from in this epoch.
+
+        Of a real image `{"synthetic": False, "index": ...}`; of a synthetic one its `row`, and what
+        the cache says about it, with labels as the cache counts them.
+        """
+        row = int(self._rows()[index])
+        if row < 0:
+            index = int(index) % len(self)
+            if isinstance(self.real, MixedDataset):
+                return self.real.provenance(index)
+            return {"synthetic": False, "index": index}
+        known = getattr(self.synthetic, "provenance", None)
+        return {"synthetic": True, "row": row, **({} if known is None else known(row))}
+
+    def log_served(self, path: str | os.PathLike[str] | None) -> None:
+        """Writes a line to a file for every item that is loaded from now on, also by workers.
+
+        `mixing.read_log` reads it. What a loader loads ahead and does not use is in it too. Call it
+        before the loader starts: persistent workers that already run do not hear of it.
+
+        Args:
+            path: A CSV file, which is continued if it exists; each rank needs its own. `None`
+                stops.
+        """
+        self._log = None if path is None else ServedLog(path)
+
+    @property
+    def has_fixed_length(self) -> bool:
+        """Whether every epoch has as many items; otherwise `ratio` changes."""
+        return self.mode == "replace" or not self._shares.scheduled
+
+    @property
+    def has_soft_labels(self) -> bool:
+        """Whether labels are vectors of class probabilities."""
+        return self._item_labels.vectors
+
+    def appended(self, epoch: int) -> Labels:
+        """Synthetic images that an epoch appends, of each class, int64 (num_classes,)."""
+        none = np.zeros(len(self.classes), np.int64)
+        return none if self.mode == "replace" else self._choices.quota(epoch)
+
+    def _rows(self) -> Indices:
+        return self._choices.rows(self.epoch)
+
+    # Items
+
+    def __len__(self) -> int:
+        return len(self._labels) + int(self.appended(self.epoch).sum())
+
+    def __getitem__(self, index: int) -> Any:
+        rows = self._rows()
+        if not -len(rows) <= index < len(rows):  # what ends a `for` loop over us
+            raise IndexError(f"Index {index} is out of range for {len(rows)} items.")
+        index = index % len(rows)
+        row = int(rows[index])
+        if self._log is not None:
+            self._log.write(self.epoch, [index], [row])
+        if row < 0:
+            return self._item(self._raw[index])
+        item = self._raw[index] if self._has_extras else self._example
+        return self._item(item, row, self.synthetic.read([row])[0])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """A whole batch: each side is asked once. `DataLoader` and `Subset` call it."""
+        where = np.asarray(indices, np.int64)
+        every = self._rows()
+        rows = every[where]  # checks them
+        where = where % len(every)
+        if self._log is not None:
+            self._log.write(self.epoch, where.tolist(), rows.tolist())
+        made = rows >= 0
+        raw = iter(_items(self._raw, where[~made | self._has_extras].tolist()))
+        pixels = iter(self.synthetic.read(rows[made])) if made.any() else iter(())
+        return [
+            self._item(next(raw))
+            if row < 0
+            else self._item(next(raw) if self._has_extras else self._example, row, next(pixels))
+            for row in rows.tolist()
+        ]
+
+    def _item(self, item: Any, row: int = -1, pixels: Tensor | None = None) -> Any:
+        """An item of `real`, or with `pixels` one with a row of the cache, after the transforms."""
+        if pixels is not None:
+            image, label = like(pixels, self._example_image), self._item_labels.of_row(row)
+        else:
+            changes = self._item_labels.changes_real or self.target_transform is not None
+            if self.transform is None and not changes:
+                return item
+            image, label = item if self._pairs else self._fields.get(item)
+            label = self._item_labels.of_real(label)
+        if self.transform is not None:
+            image = self.transform(image)
+        if self.target_transform is not None:
+            label = self.target_transform(label)
+        return (image, label) if self._pairs else self._fields.put(item, image, label)
+
+    def read(self, indices: ArrayLike) -> Pixels:
+        """The images of this epoch as pixels, uint8 (n, C, H, W), without the transform."""
+        where = np.asarray(indices, np.int64)
+        rows = self._rows()[where]
+        made = torch.from_numpy(rows >= 0)
+        if made.all():
+            return self.synthetic.read(rows)
+        plain = hasattr(self._raw, "read") or self._pairs
+        source = self._raw if plain else JustImages(self._raw, self._fields)
+        real = as_pixels(source, where[rows < 0] % len(self))
+        if not made.any():
+            return real
+        fake = self.synthetic.read(rows[rows >= 0])
+        if real.shape[1:] != fake.shape[1:]:
+            raise DataMismatchError(
+                f"Real images have shape {tuple(real.shape[1:])}, synthetic ones "
+                f"{tuple(fake.shape[1:])}: only a transform can bring them together."
+            )
+        pixels = torch.empty((len(rows), *fake.shape[1:]), dtype=torch.uint8)
+        pixels[made], pixels[~made] = fake, real
+        return pixels
+
+    @property
+    def labels(self) -> Labels:
+        """Class index of every item, int64 (N,): of `real`, then of the appended ones of this
+        epoch. The same in every epoch, unless `ratio` changes."""
+        quota = self.appended(self.epoch)
+        return np.concatenate([self._labels, np.repeat(np.arange(len(quota)), quota)])
+
+    @property
+    def targets(self) -> list[int]:
+        """`labels` as a list, as torchvision's data sets have it."""
+        return self.labels.tolist()
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class name to class index."""
+        return {name: i for i, name in enumerate(self.classes)}
+
+    # Copies
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()  # a deep copy is not; one in another process already is
+
+    # Display
+
+    def __repr__(self) -> str:
+        share = "fraction" if self.mode == "replace" else "ratio"
+        made = int((self._rows() >= 0).sum())
+        lines = [
+            f"Dataset {type(self).__name__}",
+            f"    Number of datapoints: {len(self)}",
+            f"    Mode: {self.mode}, {share} {self._shares}, seed {self.seed}",
+            f"    Real: {len(self._labels)}, {type(self.real).__name__}",
+            f"    Synthetic: {self.served}",
+            f"    Epoch {self.epoch}: {len(self) - made} real, {made} synthetic",
+            f"    Classes: {len(self.classes)}",
+            *[f"    Filter: {line}" for line in self._filters],
+        ]
+        if self._drawn is not None:
+            lines.append(f"    Drawn {self._drawn}")
+        if self.has_soft_labels:
+            lines.append("    Labels: class probabilities")
+        if self.transform is not None:
+            lines.append(f"    Transform: {self.transform!r}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return thumbnails(self)
+
+
+def _items(dataset: Any, indices: list[int]) -> list[Any]:
+    if not indices:
+        return []
+    if hasattr(dataset, "__getitems__"):
+        return list(dataset.__getitems__(indices))
+    return [dataset[i] for i in indices]

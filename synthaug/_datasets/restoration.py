@@ -1,0 +1,155 @@
+"""Images of any common type, degraded and restored: what the `ColdRestore` transforms share."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from synthaug._images.convert import describe, like, pixels_of
+from synthaug._pixels import to_images, to_pixels
+from synthaug._types import Images
+
+_SLACK = 1e-4
+"""As for `pixels_of`: resizing overshoots [0, 1] a little, normalised images do so by far more."""
+
+
+class ColdRestorer(Protocol):
+    """What `ColdDiffusion` offers to the transforms."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        ...
+
+    def degrade_and_restore(self, images: Images, *, severity: Any, seeds: Any) -> Images:
+        """(n, C, H, W) in [-1, 1] to the same."""
+        ...
+
+
+class Restoration:
+    """Degrades images to drawn severities and restores them; the type is kept."""
+
+    def __init__(self, cold: ColdRestorer, severity_range: Sequence[float]) -> None:
+        """Takes what the transforms were given.
+
+        Args:
+            cold: A `ColdDiffusion`.
+            severity_range: Smallest and largest severity, in (0, 1].
+
+        Raises:
+            TypeError: If `cold` cannot restore.
+            ValueError: For another range.
+        """
+        if not hasattr(cold, "degrade_and_restore"):
+            raise TypeError(
+                f"`cold` is a {type(cold).__name__}, expected a `ColdDiffusion`: "
+                '`synthaug.ColdDiffusion.from_pretrained("PATH")`.'
+            )
+        if len(severity_range) != 2 or not 0 < severity_range[0] <= severity_range[1] <= 1:
+            raise ValueError(
+                "`severity_range` must be the smallest and the largest severity, in (0, 1]; got "
+                f"{tuple(severity_range)}."
+            )
+        self.cold = cold
+        self.low, self.high = map(float, severity_range)
+
+    def severity(self, uniform: Any) -> Any:
+        """A draw from [0, 1) as a severity of the range."""
+        return self.low + uniform * (self.high - self.low)
+
+    def __call__(
+        self, image: Any, chosen: Sequence[int], severity: Sequence[float], seeds: Sequence[int]
+    ) -> Any:
+        """Restored views in place of some images.
+
+        Args:
+            image: One image of any type that `pixels_of` accepts, or a batch: a tensor
+                (n, C, H, W), uint8 or floating point in [0, 1].
+            chosen: Which images of the batch; [0] for a single image.
+            severity: Of each of those.
+            seeds: Of each of those.
+
+        Raises:
+            TypeError: For any other type.
+            ValueError: For another shape than the checkpoint's, or values out of range.
+            RuntimeError: In a worker of a `DataLoader`, if the network is not on the CPU.
+        """
+        if self.cold.device.type != "cpu" and get_worker_info() is not None:
+            raise RuntimeError(
+                f"The network of `ColdRestore` is on {self.cold.device}, which the workers of a "
+                "DataLoader cannot use. Apply the transform to batches, after the loader; or load "
+                "the checkpoint with device='cpu'."
+            )
+        x = _model_space(image)
+        if tuple(x.shape[1:]) != tuple(self.cold.image_shape):
+            raise ValueError(
+                f"Got {describe(image)}; the checkpoint restores images of shape "
+                f"{tuple(self.cold.image_shape)}. Resize them first."
+            )
+        rows = torch.as_tensor(chosen, device=x.device)
+        views = self.cold.degrade_and_restore(x[rows], severity=severity, seeds=seeds)
+        if not isinstance(image, Tensor):
+            return _alike(views[0].cpu(), image)
+        result = image.detach().as_subclass(Tensor).clone()
+        values = to_pixels(views) if image.dtype == torch.uint8 else (views + 1) / 2
+        values = values.to(result.device, result.dtype)
+        if image.ndim == 4:
+            result[rows] = values
+        else:
+            result = values[0]
+        if type(image) is Tensor:
+            return result
+        from torchvision import tv_tensors
+
+        return tv_tensors.wrap(result, like=image)
+
+
+def _model_space(image: Any) -> Images:
+    """One image or a batch as float32 (n, C, H, W) in [-1, 1]; a single one has n = 1."""
+    if isinstance(image, Tensor):
+        x = image.detach().as_subclass(Tensor)
+        if x.ndim not in (3, 4):
+            raise ValueError(f"Got {describe(image)}, expected (C, H, W) or (n, C, H, W).")
+    elif isinstance(image, np.ndarray) and image.dtype.kind == "f":
+        pixels_of(image)  # refuses other axes
+        x = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image).transpose(2, 0, 1)))
+    else:
+        x = pixels_of(image)
+    x = x if x.ndim == 4 else x[None]
+    if x.dtype == torch.uint8:
+        return to_images(x)
+    check_unit_range(image if isinstance(image, Tensor) else x, "put this before `Normalize`")
+    return x.float().clamp(0, 1) * 2 - 1
+
+
+def check_unit_range(image: Tensor, remedy: str) -> None:
+    """Refuses images that are not floating point in [0, 1].
+
+    Raises:
+        TypeError: For another dtype.
+        ValueError: For other values.
+    """
+    if not image.is_floating_point():
+        raise TypeError(f"Got {describe(image)}, expected uint8, or floating point in [0, 1].")
+    low, high = (float(v) for v in image.detach().aminmax()) if image.numel() else (0.0, 0.0)
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # a NaN fails this too
+        raise ValueError(
+            f"Got {describe(image)} with values from {low:.4g} to {high:.4g}, expected [0, 1]: "
+            f"{remedy}."
+        )
+
+
+def _alike(view: Tensor, example: Any) -> Any:
+    """One image (C, H, W) in [-1, 1] in the type of a PIL image or an array."""
+    if isinstance(example, np.ndarray) and example.dtype.kind == "f":
+        unit = ((view + 1) / 2).permute(1, 2, 0).numpy().astype(example.dtype)  # CHW => HWC
+        return unit.reshape(example.shape)
+    return like(to_pixels(view[None])[0], example)

@@ -1,0 +1,135 @@
+"""What drawing many images will cost, from a rate that is measured on a few."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from synthaug._cache.format import data_sets
+from synthaug._plan import REQUIRED, Plan, bytes_text, time_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a job will cost.
+
+    Times assume that a device draws as fast as the one that was measured, and that each draws as
+    many images as the others, one after the other.
+    """
+
+    rows: int
+    """Images."""
+    bytes: int
+    """Size of the cache: images, labels, the plan, states and checksums."""
+    disk_bytes: int
+    """The most that is on the disk: several processes draw parts of the cache, which are copied."""
+    network_evaluations: int
+    """Forward passes of one image through the network."""
+    devices: int
+    """That draw at the same time."""
+    seconds: float | None
+    """From the start to the last image; `None` without a rate."""
+
+    @property
+    def device_hours(self) -> float | None:
+        """Hours that are paid for: of all devices together."""
+        return None if self.seconds is None else self.seconds * self.devices / 3600
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.rows:,} images, {bytes_text(self.bytes)}, "
+            f"{self.network_evaluations:,} network evaluations"
+        )
+        if self.seconds is None:
+            return text
+        text += f", {time_text(self.seconds)}"
+        if self.devices > 1:
+            hours = self.seconds * self.devices / 3600
+            text += (
+                f" on {self.devices:,} devices, {hours:,.{2 if hours < 10 else 0}f} device hours"
+            )
+        return text
+
+
+def estimate_cost(
+    images: int,
+    image_shape: tuple[int, int, int],
+    *,
+    evaluations_per_image: float = 1,
+    evaluations_per_second: float | None = None,
+    devices: int = 1,
+    parameters: int = 0,
+    startup_seconds: float = 0,
+) -> Cost:
+    """Predicts what a job will cost; there need not be a plan yet.
+
+        rate = synthaug.evaluations_per_second(synthesizer, synthesizer.plan(per_class=10))
+        print(synthaug.estimate_cost(1_281_167, (3, 256, 256), evaluations_per_image=50,
+                                     evaluations_per_second=rate, devices=64))
+
+    Seconds are `startup + ceil(images / devices) * evaluations per image / evaluations per second`.
+
+    Args:
+        images: Rows of the plan.
+        image_shape: (C, H, W).
+        evaluations_per_image: Network evaluations: about the steps, twice that with guidance. The
+            mean of `synthesizer.evaluations(plan)`.
+        evaluations_per_second: Rate of one device, at the batch size of the job.
+        devices: That draw at the same time.
+        parameters: Columns of the plan besides those that every plan has.
+        startup_seconds: Until a process draws its first image: libraries, weights, compilation.
+
+    Raises:
+        ValueError: For a number that is not positive.
+    """
+    given = {"images": images, "devices": devices, "evaluations_per_image": evaluations_per_image}
+    if evaluations_per_second is not None:
+        given["evaluations_per_second"] = evaluations_per_second
+    for name, value in given.items():
+        if not value > 0:
+            raise ValueError(f"`{name}` must be positive, got {value}.")
+    names = [*REQUIRED[1:], *map(str, range(parameters))]  # a cache has its labels once
+    layout = data_sets(images, image_shape, {name: np.dtype(np.int64) for name in names})
+    size = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
+    seconds = None
+    if evaluations_per_second is not None:
+        each = math.ceil(images / devices) * evaluations_per_image
+        seconds = startup_seconds + each / evaluations_per_second
+    return Cost(
+        rows=images,
+        bytes=size,
+        disk_bytes=size * (2 if devices > 1 else 1),
+        network_evaluations=round(images * evaluations_per_image),
+        devices=devices,
+        seconds=seconds,
+    )
+
+
+def evaluations_per_second(
+    synthesizer: Any, plan: Plan, *, batch_size: int = 64, seconds: float = 3
+) -> float:
+    """Network evaluations of one image per second, measured by drawing rows of a plan.
+
+    Args:
+        synthesizer: Where and as it will draw.
+        plan: Rows are taken evenly from all of it, for they may have different settings.
+        batch_size: Of the job: small batches waste a large device.
+        seconds: How long to draw, after a batch that warms up; one batch at least.
+    """
+    from synthaug._pixels import to_pixels
+
+    batches = max(1, len(plan) // batch_size)
+
+    def batch(number: int) -> Plan:
+        return plan[(number + batches * np.arange(batch_size)) % len(plan)]
+
+    synthesizer.draw(batch(0))
+    started, count = time.perf_counter(), 0
+    for rows in map(batch, range(batches)):
+        to_pixels(synthesizer.draw(rows).cpu())  # the transfer waits for the device
+        count += int(np.sum(synthesizer.evaluations(rows)))
+        if time.perf_counter() - started > seconds:
+            break
+    return count / (time.perf_counter() - started)

@@ -1,0 +1,153 @@
+"""What a synthesizer must be, and drawing its rows into a cache."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from synthaug._cache import SynthCache
+from synthaug._pixels import to_pixels
+from synthaug._plan import Plan, canonical_json
+from synthaug._types import JSON, Images, Indices
+from synthaug.errors import DivergedError
+
+logger = logging.getLogger("synthaug")
+
+
+class Synthesizer(Protocol):
+    """All that `generate` asks of a synthesizer."""
+
+    def draw(self, rows: Plan) -> Images:
+        """One image per row, float (n, C, H, W) in [-1, 1]."""
+        ...
+
+    def recipe(self) -> dict[str, JSON]:
+        """Everything besides the row that determines an image."""
+        ...
+
+
+def fill(
+    synthesizer: Synthesizer,
+    cache: SynthCache,
+    rows: Indices,
+    *,
+    batch_size: int,
+    seconds: float = math.inf,
+    drawn: Callable[[int], object] = lambda count: None,
+) -> tuple[int, int]:
+    """Draws `rows` of the cache, and stores each batch as it is drawn.
+
+    A batch for which there is not enough memory is halved, and so are those after it.
+
+    Args:
+        synthesizer: Has the recipe of the cache.
+        cache: The rows must be pending.
+        rows: Row numbers.
+        batch_size: Rows per call of `draw`.
+        seconds: Time after which no further batch is begun.
+        drawn: Called with the number of rows that were stored, after each batch.
+
+    Returns:
+        Number of rows that were drawn in that time, and the batch size that memory has allowed.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError: There is not enough memory for one row.
+        ValueError, DivergedError: As `checked_draw`.
+    """
+    start, end = 0, time.monotonic() + seconds
+    while start < len(rows) and (not start or time.monotonic() < end):
+        batch = rows[start : start + batch_size]
+        try:
+            images = checked_draw(synthesizer, cache.plan[batch], cache.image_shape)
+        except (MemoryError, torch.OutOfMemoryError):
+            if len(batch) == 1:
+                raise
+            batch_size = len(batch) // 2
+            logger.warning("Out of memory: going on with batches of %d.", batch_size)
+            continue
+        cache.write(batch, to_pixels(images))
+        drawn(len(batch))
+        start += len(batch)
+    return start, batch_size
+
+
+def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:
+    """Refuses a plan that was made with other settings or classes than the synthesizer's.
+
+    Raises:
+        TypeError: For what is no synthesizer, or no plan.
+        ValueError: Naming what differs.
+    """
+    for method in ("draw", "recipe"):
+        if not callable(getattr(synthesizer, method, None)):
+            raise TypeError(
+                f"`synthesizer` is a {type(synthesizer).__name__}, which has no `{method}`: it "
+                "needs `draw(rows)` and `recipe()`."
+            )
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"`plan` is a {type(plan).__name__}, expected a Plan: `synthesizer.plan(...)` or "
+            "`synthaug.Plan.build(...)`."
+        )
+    _check_settings(plan, synthesizer.recipe())
+    classes = tuple(getattr(synthesizer, "classes", ()))
+    if classes and classes != plan.classes:
+        raise ValueError(
+            f"The plan is about the classes {', '.join(plan.classes)}; the synthesizer knows "
+            f"{', '.join(classes)}. Make the plan with the synthesizer that draws it."
+        )
+
+
+def _check_settings(plan: Plan, recipe: dict[str, Any]) -> None:
+    settings = recipe.get("settings")
+    if not isinstance(settings, dict):
+        raise ValueError(f"recipe()['settings'] must be a dict, got {settings!r}.")
+    given, planned = (
+        {k: canonical_json(v) for k, v in s.items()} for s in (settings, dict(plan.settings))
+    )
+    different = sorted(k for k in {*given, *planned} if given.get(k) != planned.get(k))
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"The plan was made with other settings: {name} was {planned.get(name, 'not set')} and "
+            f"is now {given.get(name, 'not set')}. Make the plan with this synthesizer."
+        )
+
+
+def checked_draw(synthesizer: Synthesizer, rows: Plan, shape: tuple[int, ...] | None) -> Images:
+    """Draws, and checks what came back before it can reach a file or a training loop.
+
+    Args:
+        synthesizer: Has `draw(rows)`.
+        rows: Of a plan.
+        shape: (C, H, W) that is expected, if it is known.
+
+    Returns:
+        On the CPU.
+
+    Raises:
+        ValueError, DivergedError: As `generate`.
+    """
+    images = synthesizer.draw(rows)
+    name = type(synthesizer).__name__
+    if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.ndim == 4):
+        kind = getattr(images, "dtype", type(images).__name__)
+        raise ValueError(f"{name}.draw must return a float tensor (n, C, H, W), got {kind}.")
+    expected = (len(rows), *(images.shape[1:] if shape is None else shape))
+    if tuple(images.shape) != expected:
+        raise ValueError(f"{name}.draw returned shape {tuple(images.shape)}, expected {expected}.")
+    images = images.detach().cpu()
+    finite = torch.isfinite(images).flatten(1).all(1)
+    if not finite.all():
+        raise DivergedError(
+            f"{name}.draw returned {int((~finite).sum())} of {len(rows)} images that are not "
+            f"finite; the first is of row {rows.row(int((~finite).nonzero()[0, 0]))}. Rows drawn "
+            "before are kept. Use dtype float32, or a lower guidance scale."
+        )
+    largest = float(images.abs().max())
+    if largest > 2:
+        raise ValueError(f"{name}.draw returned values up to {largest:.3g}; images are in [-1, 1].")
+    return images

@@ -1,0 +1,155 @@
+"""Fills a cache: plan x synthesizer -> images.
+
+The cache holds the plan and the state of every row, so it is also the record of what is left to do:
+a job that was killed is simply run again.
+"""
+
+import logging
+import os
+from typing import Any, Literal
+
+import numpy as np
+
+from synthaug._cache import SynthCache
+from synthaug._cluster import RayEngine, Share
+from synthaug._generate.actors import draw_on_ray, pack
+from synthaug._generate.draw import Synthesizer, check_plan, checked_draw, fill
+from synthaug._generate.parts import assemble, folder_of, mend, parts_of
+from synthaug._generate.shards import draw_share
+from synthaug._plan import Plan
+from synthaug._support.progress import bar
+from synthaug.errors import CacheError
+
+logger = logging.getLogger("synthaug")
+
+
+def generate(
+    synthesizer: Synthesizer,
+    plan: Plan,
+    path: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    engine: Literal["local", "torchrun", "ray"] | RayEngine = "local",
+    shard: str | None = None,
+    source: Any = None,
+    licence: dict[str, str | None] | None = None,
+    command: str | None = None,
+    progress: bool = True,
+) -> SynthCache:
+    """Draws every row of `plan` that is not yet in the cache at `path`.
+
+    The file is laid out whole before the first image is stored, so a full disk is met at once. Rows
+    are stored as they are drawn; killed at any time and run again, the job continues, and its
+    result equals that of an uninterrupted run. Rows that were damaged meanwhile are drawn anew.
+
+    Args:
+        synthesizer: Has `draw(rows)` and `recipe()`.
+        plan: One row per image, made for this synthesizer.
+        path: The cache, an HDF5 file; created, or continued if it is of the same plan and recipe.
+        batch_size: Rows per call of `draw`. Does not change the images. Halved if memory runs out.
+        engine: "local" draws in this process. "torchrun" draws the share of this rank, by RANK and
+            WORLD_SIZE. "ray", or a `RayEngine` with its settings, spreads the work over the actors
+            of a Ray cluster, and makes up for actors and nodes that are lost.
+        shard: "1/3", "2/3" or "3/3": draw this share alone, as one task of a job array.
+        source: The real data set that was used, for the record; its `fingerprint` is stored.
+        licence: `{"generator": ..., "source": ...}`, stored and shown with the cache.
+        command: The command line that asked for it, for the record.
+        progress: Show a bar with rate and time left.
+
+    Returns:
+        The cache, with every row done (or withdrawn earlier). For a rank or a shard that ends while
+        others draw, rows stay pending until the last of them has put all shares together.
+
+    Raises:
+        TypeError: For what is no synthesizer, or no plan.
+        ValueError: If the plan is empty or was made with other settings or classes, or `draw`
+            returns something that is not images in [-1, 1].
+        CacheMismatchError: If the file belongs to another plan or recipe; it is left untouched.
+        CacheError: If the disk cannot hold the file.
+        DivergedError: If an image is not finite. Rows already done stay.
+        EngineError: If Ray's actors find no place, cannot load the synthesizer, or die on the same
+            row again and again. Rows already done stay.
+        ImportError: If `engine` is "ray" and Ray is not installed.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    share = _share(engine, shard)
+    if engine == "ray":
+        engine = RayEngine()
+    parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
+    cache = open_cache(synthesizer, plan, path, source=source, licence=licence, command=command)
+    mend(cache)
+    pending = np.flatnonzero(cache.state == 0)
+    logger.info(
+        "%s: %s of %s rows to draw, %s each",
+        path,
+        f"{len(pending):,}",
+        f"{len(plan):,}",
+        "x".join(map(str, cache.image_shape)),
+    )
+    if not len(pending):
+        if folder_of(cache.path).exists():  # a kill came when all was there, and no sooner
+            assemble(parts_of(cache.path, len(cache)), cache)
+        return cache
+    if isinstance(engine, RayEngine):
+        draw_on_ray(synthesizer, cache, engine, parcel, batch_size=batch_size, progress=progress)
+    elif share is not None or folder_of(cache.path).exists():  # others may have begun it
+        share = share or Share(0, 1)
+        draw_share(synthesizer, cache, share, batch_size=batch_size, progress=progress)
+    else:
+        done = len(plan) - len(pending)
+        with bar(len(plan), "generate", "image", initial=done, progress=progress) as shown:
+            fill(synthesizer, cache, pending, batch_size=batch_size, drawn=shown.update)
+    return cache
+
+
+def _share(engine: Any, shard: str | None) -> Share | None:
+    """The share of the job that is this process's own, if it is not the whole."""
+    if engine not in ("local", "torchrun", "ray") and not isinstance(engine, RayEngine):
+        raise ValueError(
+            f"`engine` must be 'local', 'torchrun', 'ray' or a RayEngine, got {engine!r}."
+        )
+    if shard is not None and engine != "local":
+        raise ValueError("`shard` is for processes that nobody joins: leave `engine` out.")
+    if engine == "torchrun":
+        return Share.of_this_rank()
+    return None if shard is None else Share.parse(shard)
+
+
+def open_cache(
+    synthesizer: Synthesizer,
+    plan: Plan,
+    path: str | os.PathLike[str],
+    *,
+    source: Any = None,
+    licence: dict[str, str | None] | None = None,
+    command: str | None = None,
+) -> SynthCache:
+    """The cache that `generate` fills, laid out or continued; arguments and errors as there."""
+    check_plan(synthesizer, plan)
+    if not len(plan):
+        raise ValueError("`plan` has no rows.")
+    shape = getattr(synthesizer, "image_shape", None)
+    if shape is None and os.path.exists(path):
+        shape = SynthCache(path).image_shape
+    if shape is None:  # a user's synthesizer need not say: its first image does
+        shape = tuple(checked_draw(synthesizer, plan[:1], None).shape[1:])
+    manifest: dict[str, Any] = {"recipe": synthesizer.recipe()}
+    trained_on = getattr(synthesizer, "trained_on", None)
+    if trained_on is not None:
+        manifest["trained_on"] = dict(trained_on)
+    fingerprint = getattr(source, "fingerprint", None)
+    if fingerprint is not None:
+        manifest["source"] = {"fingerprint": fingerprint, "images": len(source)}
+    if licence is not None:
+        manifest["licence"] = licence
+    if command is not None:
+        manifest["command"] = command
+    existed = os.path.exists(path)
+    try:
+        return SynthCache.open_for_writing(path, plan, image_shape=shape, manifest=manifest)
+    except CacheError:
+        if existed or not os.path.exists(path):
+            raise
+        # Another rank was faster.
+        return SynthCache.open_for_writing(path, plan, image_shape=shape, manifest=manifest)

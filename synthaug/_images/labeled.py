@@ -1,0 +1,298 @@
+"""Real images in: `load_dataset` reads class folders, torchvision, HDF5 files and digits.
+
+Whatever can be wrong with a folder of images is found here, before any long work starts. Images
+that fit in memory are decoded once, at loading; a larger data set has its headers checked at
+loading and its images decoded when they are read.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from synthaug._images.foreign import classes_of, labels_of, parts_of
+from synthaug._images.loaders import LOADERS, checked_labels, parse_spec
+from synthaug._images.stores import Conform, Indexed, Memory, Store, gather
+from synthaug._pixels import to_pil
+from synthaug._types import Labels, Pixels
+from synthaug.errors import DataError, DataMismatchError
+
+MEMORY_LIMIT = 4 << 30
+"""Bytes of decoded images above which images are decoded when they are read."""
+
+
+class LabeledImages(Dataset[tuple[Any, Any]]):
+    """Labelled images of one size, as a map-style data set.
+
+        train = load_dataset("folder:cifar10/train")
+        train[0]                    # (PIL image of mode L or RGB, class index), then the transforms
+        train.read([5, 3])          # uint8 (2, C, H, W), without the transforms
+        train.subset(indices)       # shares the memory
+
+    It has what others read from torchvision's data sets: `classes`, `class_to_idx`, `targets`, and
+    `transform` and `target_transform`, which may be assigned.
+    """
+
+    def __init__(
+        self,
+        images: Tensor | Store,
+        labels: ArrayLike,
+        classes: Sequence[str],
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        target_transform: Callable[[Any], Any] | None = None,
+        name: str = "images",
+        paths: Sequence[str] | None = None,
+    ) -> None:
+        """Wraps images that are already decoded.
+
+        Args:
+            images: uint8 (N, C, H, W) with C 1 or 3, or a `Store`.
+            labels: Class indices, int (N,).
+            classes: Names of the classes.
+            transform: Called with the PIL image.
+            target_transform: Called with the class index.
+            name: For `repr` and messages.
+            paths: The file of every image, if there is one.
+
+        Raises:
+            DataError: For labels beyond the classes, or class names that are not unique.
+            ValueError: For images of another shape or dtype, or another number of labels.
+        """
+        self._store = Memory(images) if isinstance(images, Tensor) else images
+        if isinstance(images, Tensor) and len(images) != len(np.asarray(labels)):
+            raise ValueError(f"Got {len(images)} images and {len(np.asarray(labels))} labels.")
+        self.classes = tuple(str(c) for c in classes)
+        self.labels: Labels = checked_labels(labels, self.classes, name)
+        self.transform = transform
+        self.target_transform = target_transform
+        self.name = name
+        self._rows = np.arange(len(self.labels))
+        self._paths = paths
+        self._fingerprint: str | None = None
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Class name to class index."""
+        return {name: i for i, name in enumerate(self.classes)}
+
+    @property
+    def targets(self) -> list[int]:
+        """Class index of every image, as Python ints."""
+        return self.labels.tolist()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self._store.shape
+
+    @property
+    def paths(self) -> list[str] | None:
+        """The file of every image; `None` if they did not come from files."""
+        return None if self._paths is None else [self._paths[row] for row in self._rows.tolist()]
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits over class names, labels and pixels, in their order.
+
+        The same images give the same fingerprint whether they come from a folder or from an HDF5
+        file. Computed when first asked for.
+        """
+        if self._fingerprint is None:
+            hashed = hashlib.blake2b(digest_size=16)
+            hashed.update(json.dumps([self.classes, len(self), self.image_shape]).encode())
+            hashed.update(np.ascontiguousarray(self.labels).tobytes())
+            for start in range(0, len(self), 1024):
+                hashed.update(self._store.read(self._rows[start : start + 1024]).tobytes())
+            self._fingerprint = hashed.hexdigest()
+        return self._fingerprint
+
+    def read(self, indices: ArrayLike) -> Pixels:
+        """The pixels of some images, uint8 (n, C, H, W), without any transform."""
+        return torch.from_numpy(self._store.read(self._rows[np.asarray(indices, np.int64)]))
+
+    def subset(self, indices: ArrayLike) -> "LabeledImages":
+        """Some of the images, with everything else kept.
+
+        Args:
+            indices: Integers (n,) or a mask, bool (N,).
+        """
+        chosen = np.arange(len(self))[np.asarray(indices)]
+        other = LabeledImages(
+            self._store,
+            self.labels[chosen],
+            self.classes,
+            transform=self.transform,
+            target_transform=self.target_transform,
+            name=self.name,
+            paths=self._paths,
+        )
+        other._rows = self._rows[chosen]
+        return other
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        if not -len(self) <= index < len(self):  # what ends a `for` loop over us
+            raise IndexError(f"Index {index} is out of range for {len(self)} images.")
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
+        """A whole batch at once; `DataLoader` and `Subset` call it."""
+        rows = np.asarray(indices, np.int64)
+        items = []
+        for pixels, label in zip(self.read(rows), self.labels[rows].tolist(), strict=True):
+            image = to_pil(pixels)
+            items.append(
+                (
+                    image if self.transform is None else self.transform(image),
+                    label if self.target_transform is None else self.target_transform(label),
+                )
+            )
+        return items
+
+    def __repr__(self) -> str:
+        c, h, w = self.image_shape
+        lines = [
+            f"Dataset {type(self).__name__}",
+            f"    Number of datapoints: {len(self)}",
+            f"    Source: {self.name}",
+            f"    Classes: {len(self.classes)}",
+            f"    Image shape: ({c}, {h}, {w})",
+        ]
+        if self.transform is not None:
+            lines.append(f"    Transform: {self.transform!r}")
+        return "\n".join(lines)
+
+
+def load_dataset(
+    spec: str,
+    *,
+    split: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    classes: Sequence[str] | None = None,
+    transform: Callable[[Any], Any] | None = None,
+    target_transform: Callable[[Any], Any] | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    progress: bool | None = None,
+) -> LabeledImages:
+    """Loads labelled images, and finds what is wrong with them before any long work starts.
+
+        load_dataset("folder:cifar10/train")                     # one folder per class
+        load_dataset("folder:cifar10", split="train")            # the same
+        load_dataset("folder:photos", image_size=64, channels=3)
+        load_dataset("folder:photos", image_shape=cache.image_shape)
+        load_dataset("torchvision:CIFAR10:test?root=data&download=true")
+        load_dataset("hdf5:cifar.h5")                            # a cache, or `images` and `labels`
+        load_dataset("digits")                                   # 1,797 scans, shipped with sklearn
+        load_dataset("digits:train")                             # the first half of them
+
+    Args:
+        spec: `folder:PATH`: one folder per class, the class names sorted, images in subfolders
+            included. `torchvision:NAME[:SPLIT][?root=DIR]`: a class of `torchvision.datasets`; what
+            follows `?` are its arguments; `root` is `data` if not given; nothing is downloaded
+            unless `download=true` is among them. `hdf5:PATH`: a synthaug cache, of which the
+            finished rows are taken, or any file with `images`, uint8 (N, C, H, W) or (N, H, W, C),
+            and `labels`, int (N,). `digits[:SPLIT]`: handwritten digits of scikit-learn, uint8
+            1x8x8, the 17 levels spread over [0, 255].
+        split: The same as `:SPLIT`. `torchvision`: "train", "test" or what the class knows; without
+            it the class's default. `digits`: "train", the first half, or "test", the second; the
+            scans come writer by writer, so the two share one writer at most. `folder`: a subfolder.
+        image_size: Resizes the shorter side to it (bicubic, antialiased) and cuts out the centre.
+        channels: 1 converts to grey, 3 to RGB. Without it nothing is converted.
+        image_shape: (C, H, W), in place of these two: for example that of a cache or a checkpoint.
+            Images that have it already stay as they are.
+        classes: The class names in the order that is wanted. Without it, what the source says.
+        transform: Called with the PIL image.
+        target_transform: Called with the class index.
+        memory_limit: Bytes of decoded images; a larger data set is decoded when it is read.
+        progress: Shows a bar if loading takes more than two seconds; `None`: on a terminal only.
+
+    Raises:
+        DataError: For images that cannot be used; the message names a file and the remedy.
+        ValueError: For arguments that make no sense.
+    """
+    kind, where, split = parse_spec(spec, split)
+    size = None if image_size is None else (image_size, image_size)
+    if image_shape is not None:
+        if image_size is not None or channels is not None:
+            raise ValueError("`image_shape` takes the place of `image_size` and `channels`.")
+        channels, size = image_shape[0], image_shape[1:]
+    if size is not None and min(size) < 1:
+        raise ValueError(f"`image_size` must be at least 1, got {min(size)}.")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
+    if classes is not None and len(set(classes)) != len(classes):
+        raise ValueError("`classes` names a class twice.")
+    conform = Conform(size, channels)
+    store, labels, names, paths = LOADERS[kind](where, split, conform, classes, progress)
+    if len(labels) == 0:
+        raise DataError(f"{spec} holds no image.")
+    if len(labels) * int(np.prod(store.shape)) <= memory_limit:
+        store = Memory(gather(store, np.arange(len(labels)), progress, f"Loading {where or kind}"))
+    return LabeledImages(
+        store,
+        labels,
+        names,
+        transform=transform,
+        target_transform=target_transform,
+        name=", ".join(filter(None, [f"{kind}:{where}".rstrip(":"), split])),
+        paths=paths,
+    )
+
+
+def as_pixels(
+    dataset: Any, indices: ArrayLike | None = None, *, progress: bool | None = False
+) -> Pixels:
+    """The images of any map-style data set, gathered.
+
+    Args:
+        dataset: Anything with `len` and `dataset[i] -> (image, ...)` or `{"image": ...}`. If it has
+            `read`, that is called, and gives the images without their transforms; of any other
+            data set they come as it gives them, so take random or normalising transforms off.
+        indices: Which images, int (n,); all of them if `None`.
+        progress: Shows a bar if it takes more than two seconds; `None`: on a terminal only.
+
+    Returns:
+        uint8 (n, C, H, W).
+
+    Raises:
+        DataError: If the images have different shapes, or one is not an image that we know.
+    """
+    rows = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
+    if len(rows) == 0:
+        raise ValueError("There is no image to gather: the data set or `indices` is empty.")
+    if hasattr(dataset, "read"):
+        pixels: Tensor = dataset.read(rows)
+        return pixels
+    if isinstance(dataset, Subset):
+        inner = np.asarray(dataset.indices, np.int64)
+        return as_pixels(dataset.dataset, inner[rows], progress=progress)
+    if isinstance(dataset, ConcatDataset):
+        found = [
+            (mask, as_pixels(dataset.datasets[p], local, progress=progress))
+            for p, mask, local in parts_of(dataset, rows)
+        ]
+        shapes = sorted({tuple(x.shape[1:]) for _, x in found})
+        if len(shapes) > 1:
+            raise DataMismatchError(
+                f"The parts of the ConcatDataset have images of shape {shapes[0]} and {shapes[1]}. "
+                "Bring all to one shape first."
+            )
+        out = torch.empty((len(rows), *shapes[0]), dtype=torch.uint8)
+        for mask, pixels in found:
+            out[torch.from_numpy(mask)] = pixels
+        return out
+    return gather(Indexed(dataset, int(rows[0])), rows, progress, "Reading images")
+
+
+__all__ = ["LabeledImages", "as_pixels", "classes_of", "labels_of", "load_dataset"]

@@ -1,0 +1,399 @@
+"""What `load_dataset` reads: class folders, torchvision's data sets, HDF5 files, digits.
+
+Each loader returns (store, labels, class names, file paths or `None`), and raises `DataError` for
+whatever it can find wrong without decoding.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from synthaug._images.foreign import classes_of, labels_of
+from synthaug._images.stores import HDF5, Conform, Files, Indexed, Memory, Store, unreadable
+from synthaug._support.progress import bar
+from synthaug._types import Labels
+from synthaug.errors import DataError, DataMismatchError
+
+log = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+"""Files with one of these must be images; files with any other are passed over, and counted."""
+
+Loaded = tuple[Store, Labels, tuple[str, ...], Sequence[str] | None]
+
+# folder: -----------------------------------------------------------------------------------------
+
+
+def _folder(
+    path: str,
+    split: str | None,
+    conform: Conform,
+    classes: Sequence[str] | None,
+    progress: bool | None,
+) -> Loaded:
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"{root} {what}; expected a folder with one subfolder per class.")
+    if split is not None:
+        if not (root / split).is_dir():
+            raise DataError(
+                f"{root} has no subfolder {split!r}. "
+                f"It has: {', '.join(_subfolders(root)) or 'none'}."
+            )
+        root = root / split
+    names = _subfolders(root)
+    if not names:
+        raise DataError(
+            f"{root} has no subfolders. Images must lie in one folder per class: "
+            f"{root / 'cat' / '1.png'}, {root / 'dog' / '1.png'}, ..."
+        )
+    if set(names) <= {"train", "test", "val", "valid", "validation"}:
+        raise DataMismatchError(
+            f"The subfolders of {root} are splits and not classes: {', '.join(names)}. Choose one, "
+            f"for example folder:{root / names[-1]}."
+        )
+    if classes is not None:
+        unknown = [name for name in names if name not in classes]
+        if unknown:
+            raise DataMismatchError(
+                f"{root} has a class folder {unknown[0]!r}, which is not among the {len(classes)} "
+                f"classes that were given: {', '.join(classes)}."
+            )
+    order = tuple(names) if classes is None else tuple(classes)
+    paths: list[str] = []
+    labels: list[int] = []
+    others = sorted(os.path.join(root, f) for f in os.listdir(root) if (root / f).is_file())
+    empty: list[str] = []
+    for label, name in enumerate(order):
+        found = sorted(_walk(root / name)) if name in names else []
+        images = [f for f in found if os.path.splitext(f)[1].lower() in IMAGE_EXTENSIONS]
+        others += sorted(set(found) - set(images))
+        if not images:
+            empty.append(name)
+        paths += images
+        labels += [label] * len(images)
+    if not paths:
+        raise DataError(
+            f"{root} holds no image. "
+            f"Expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}."
+        )
+    if empty:
+        raise DataError(
+            f"Class {empty[0]!r} has no image in {root}"
+            + (f" (and {len(empty) - 1} more classes have none)" if len(empty) > 1 else "")
+            + ". Add images, "
+            + ("or delete the folder." if classes is None else "or leave it out of `classes`.")
+        )
+    if others:
+        log.warning(
+            "Passed over %d files that are not images in a class folder, e.g. %s",
+            len(others),
+            others[0],
+        )
+    return (
+        Files(paths, conform, _check_headers(paths, conform, progress)),
+        np.array(labels),
+        order,
+        paths,
+    )
+
+
+def _subfolders(root: Path) -> list[str]:
+    """Sorted names of the folders in `root`, but for hidden ones, which tools leave behind."""
+    return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for where, _, files in os.walk(folder, followlinks=True):
+        for name in files:
+            yield os.path.join(where, name)
+
+
+def _check_headers(
+    paths: Sequence[str], conform: Conform, progress: bool | None
+) -> tuple[int, int, int]:
+    """Opens every file without decoding it; returns the shape that all will have."""
+
+    def header(path: str) -> tuple[str, tuple[int, int], DataError | None]:
+        try:
+            with Image.open(path) as image:
+                reason = conform.refuse(image)
+                refused = None if reason is None else DataMismatchError(f"{path} {reason}")
+                return image.mode, image.size, refused
+        except Exception as error:  # Pillow's readers raise whatever the bytes provoke
+            return "", (0, 0), DataError(unreadable(path, error))
+
+    problems: list[DataError] = []
+    seen: dict[tuple[str, tuple[int, int]], str] = {}
+    with (
+        bar(len(paths), "check files", "image", delay=2, progress=progress) as shown,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        for path, (mode, size, problem) in zip(paths, pool.map(header, paths), strict=True):
+            shown.update()
+            if problem is not None:
+                problems.append(problem)
+            else:
+                seen.setdefault((mode, size), path)
+    if problems:
+        more = f" ({len(problems) - 1} more files cannot be used either.)" if problems[1:] else ""
+        raise type(problems[0])(f"{problems[0]}{more}")
+    (mode, size), path = next(iter(seen.items()))
+    for (other_mode, other_size), other in seen.items():
+        if conform.size is None and other_size != size:
+            raise DataMismatchError(
+                f"Images differ in size: {path} is {size[0]}x{size[1]}, {other} is "
+                f"{other_size[0]}x{other_size[1]}. Resize them when loading, for example with "
+                f"`image_size={min(size)}`."
+            )
+        if conform.channels is None and other_mode != mode:
+            raise DataMismatchError(
+                f"Some images are grey and some are coloured: {path} has mode {mode}, {other} has "
+                f"mode {other_mode}. Convert them when loading, with `channels=3` or "
+                "`channels=1`."
+            )
+    channels = conform.channels or {"L": 1, "RGB": 3}[mode]
+    height, width = conform.size or size[::-1]
+    return channels, height, width
+
+
+# torchvision:, hdf5:, digits ---------------------------------------------------------------------
+
+
+def _torchvision(
+    text: str,
+    split: str | None,
+    conform: Conform,
+    classes: Sequence[str] | None,
+    progress: bool | None,
+) -> Loaded:
+    import inspect
+
+    from torchvision import datasets
+
+    name, _, query = text.partition("?")
+    kind = getattr(datasets, name, None)
+    if name not in datasets.__all__ or not isinstance(kind, type):
+        raise ValueError(
+            f"torchvision has no data set {name!r}. It has, among others, CIFAR10, "
+            "CIFAR100, MNIST, FashionMNIST, SVHN, STL10."
+        )
+    known = inspect.signature(kind).parameters
+    options: dict[str, Any] = {"root": "data"} if "root" in known else {}
+    for key, value in parse_qsl(query):
+        plain = int(value) if value.isdecimal() else value
+        options[key] = {"true": True, "false": False}.get(value.lower(), plain)
+    if "root" in options:
+        options["root"] = str(Path(options["root"]).expanduser())
+    if split is not None and "train" in known:
+        if split not in ("train", "test"):
+            raise ValueError(
+                f'torchvision\'s {name} has the splits "train" and "test", not {split!r}.'
+            )
+        options["train"] = split == "train"
+    elif split is not None and "split" in known:
+        options["split"] = split
+    elif split is not None:
+        raise ValueError(f"torchvision's {name} has no splits, got the split {split!r}.")
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"torchvision's {name} has no argument {unknown[0]!r}. It has: {', '.join(known)}."
+        )
+    try:
+        dataset = kind(**options)
+    except (RuntimeError, OSError) as error:
+        advice = f"To download it: torchvision:{name}?root={options.get('root')}&download=true"
+        if options.get("download"):
+            advice = "Check the connection, or copy the files there by hand."
+        raise DataError(
+            f"torchvision's {name} cannot be read from {options.get('root')!r} ({error}). {advice}"
+        ) from error
+    if len(dataset) == 0:
+        raise DataError(f"torchvision's {name} in {options.get('root')!r} is empty.")
+    labels = labels_of(dataset)
+    found = classes_of(dataset)
+    if found is None:  # SVHN, FakeData, ...
+        found = tuple(classes or (str(i) for i in range(int(labels.max()) + 1)))
+    labels = checked_labels(labels, found, f"torchvision's {name}")
+    labels, names = _reorder(labels, found, classes, f"torchvision's {name}")
+    return Indexed(dataset, 0, conform), labels, names, None
+
+
+def _hdf5(
+    text: str,
+    split: str | None,
+    conform: Conform,
+    classes: Sequence[str] | None,
+    progress: bool | None,
+) -> Loaded:
+    import h5py
+
+    if split is not None:
+        raise ValueError(f"An HDF5 file has no splits, got the split {split!r}.")
+    path = str(Path(text).expanduser())
+    if not os.path.isfile(path):
+        raise DataError(f"{path} does not exist, or is not a file.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path} is not a readable HDF5 file ({error}).") from error
+    with file:
+        for name in ("images", "labels"):
+            link = file.get(name, getlink=True)
+            # A link or external storage could make us read any file of this machine.
+            if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+                raise DataError(
+                    f"{path} has no data set {name!r}. Expected `images`, uint8 (N, C, H, W) or "
+                    "(N, H, W, C), and `labels`, int (N,)."
+                )
+            if file[name].external or file[name].is_virtual:
+                raise DataError(f"{path} keeps {name!r} in other files, which we do not follow.")
+        images, labels = file["images"], file["labels"]
+        first = images.ndim == 4 and images.shape[1] in (1, 3)
+        last = images.ndim == 4 and images.shape[3] in (1, 3) and not first
+        if images.dtype != np.uint8 or not (first or last) or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"{path} has `images` {images.dtype} {images.shape} and `labels` {labels.dtype} "
+                f"{labels.shape}, expected uint8 (N, C, H, W) or (N, H, W, C) with C 1 or 3, "
+                "and int (N,)."
+            )
+        values = labels[:]
+        rows = np.arange(len(values))
+        if isinstance(file.get("state"), h5py.Dataset):
+            rows = np.flatnonzero(file["state"][:] == 1)  # done; not pending, not withdrawn
+            if len(rows) == 0:
+                raise DataError(f"{path} has no finished row. Generate its images first.")
+            if len(rows) < len(values):
+                log.warning("%s: %d of %d rows are done", path, len(rows), len(values))
+        found = _hdf5_classes(file)
+    if len(rows) == 0:
+        raise DataError(f"{path} holds no image.")
+    values = values[rows]
+    if found is None:
+        found = tuple(classes or (str(i) for i in range(int(values.max()) + 1)))
+    values, names = _reorder(checked_labels(values, found, path), found, classes, path)
+    return HDF5(path, rows, last, conform), values, names, None
+
+
+def _hdf5_classes(file: Any) -> tuple[str, ...] | None:
+    """Class names: of a cache's manifest, or of an attribute `classes`."""
+    if "manifest" in file.attrs:
+        try:
+            names = json.loads(file.attrs["manifest"]).get("classes")
+        except (ValueError, AttributeError):
+            names = None
+        if isinstance(names, list):
+            return tuple(str(name) for name in names)
+    if "classes" in file.attrs:
+        values = np.atleast_1d(file.attrs["classes"])
+        return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values)
+    return None
+
+
+def _digits(
+    text: str,
+    split: str | None,
+    conform: Conform,
+    classes: Sequence[str] | None,
+    progress: bool | None,
+) -> Loaded:
+    from sklearn.datasets import load_digits
+
+    if split not in (None, "train", "test"):
+        raise ValueError(f'The digits have the splits "train" and "test", not {split!r}.')
+    bunch = load_digits()
+    half = len(bunch.target) // 2
+    rows = {None: slice(None), "train": slice(half), "test": slice(half, None)}[split]
+    pixels = (bunch.images[rows] * (255 / 16)).round().astype(np.uint8)
+    images = np.stack([conform(Image.fromarray(image), "A digit") for image in pixels])
+    names = tuple(str(i) for i in range(10))
+    labels, names = _reorder(bunch.target[rows], names, classes, "digits")
+    return Memory(torch.from_numpy(images)), labels, names, None
+
+
+LOADERS: dict[str, Callable[..., Loaded]] = {
+    "folder": _folder,
+    "torchvision": _torchvision,
+    "hdf5": _hdf5,
+    "digits": _digits,
+}
+
+
+def parse_spec(spec: str, split: str | None) -> tuple[str, str, str | None]:
+    """The kind of a data set, where it is, and its split, which `spec` or `split` may name.
+
+    Raises:
+        ValueError: If it is none of `folder:PATH`, `torchvision:NAME[:SPLIT][?OPTIONS]`,
+            `hdf5:PATH` and `digits[:SPLIT]`, or names another split than `split`.
+    """
+    kind, colon, where = spec.partition(":")
+    given = None
+    if kind == "digits" and colon:
+        where, given = "", where
+    elif kind == "torchvision":
+        name, mark, options = where.partition("?")
+        name, colon, rest = name.partition(":")
+        where, given = name + mark + options, rest if colon else None
+    if kind not in LOADERS or given == "" or (where == "") != (kind == "digits"):
+        likely = "folder" if os.path.isdir(spec) else "hdf5" if os.path.isfile(spec) else None
+        raise ValueError(
+            f"Got the data set {spec!r}, expected `folder:PATH`, "
+            "`torchvision:NAME[:SPLIT][?root=DIR]`, `hdf5:PATH` or `digits[:SPLIT]`."
+            + (f" Did you mean {likely}:{spec}?" if likely else "")
+        )
+    if given is not None and split not in (None, given):
+        raise ValueError(
+            f"The data set {spec!r} names its split, and `split` is {split!r}. Leave one out."
+        )
+    return kind, where, split if given is None else given
+
+
+def _reorder(
+    labels: ArrayLike, found: Sequence[str], wanted: Sequence[str] | None, where: str
+) -> tuple[Labels, tuple[str, ...]]:
+    """Renumbers labels from the order of `found` to that of `wanted`, by name."""
+    values = np.asarray(labels, np.int64)
+    if wanted is None:
+        return values, tuple(found)
+    unknown = [name for name in found if name not in wanted]
+    if unknown:
+        raise DataMismatchError(
+            f"{where} has a class {unknown[0]!r}, which is not among the {len(wanted)} classes "
+            f"that were given: {', '.join(wanted)}."
+        )
+    return np.array([list(wanted).index(name) for name in found], np.int64)[values], tuple(wanted)
+
+
+def checked_labels(labels: ArrayLike, classes: Sequence[str], where: str) -> Labels:
+    """Labels as int64 (N,), each of them one of the classes, whose names differ."""
+    values = np.asarray(labels)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(
+            f"`labels` is {values.dtype} with shape {values.shape}, expected integers (N,)."
+        )
+    if len(set(classes)) != len(classes):
+        twice = next(name for i, name in enumerate(classes) if name in classes[:i])
+        raise DataError(f"{where}: the class name {twice!r} occurs twice.")
+    if len(values) and not (values.min() >= 0 and values.max() < len(classes)):
+        bad = int(values.max() if values.max() >= len(classes) else values.min())
+        row = int(np.flatnonzero(values == bad)[0])
+        raise DataError(
+            f"{where}: image {row} has label {bad}, but there are {len(classes)} classes "
+            f"(labels 0 to {len(classes) - 1}). Correct it, or give the names of all "
+            "classes."
+        )
+    return values.astype(np.int64)

@@ -1,0 +1,243 @@
+"""Where pixels come from: memory, image files, another data set, an HDF5 file.
+
+Every store gives uint8 images of one shape, any rows in any order. `Conform` says what an image
+file may be.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from synthaug._images.convert import pixels_of
+from synthaug._images.foreign import field
+from synthaug._pixels import to_pil
+from synthaug._support.progress import bar
+from synthaug.errors import DataError, DataMismatchError
+
+_CHUNK = 256  # images per task of the thread pool
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where pixels come from: equal shapes, any order."""
+
+    shape: tuple[int, int, int]
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 (len(rows), C, H, W)."""
+        ...
+
+
+class Conform:
+    """An opened image to uint8 (C, H, W): converts what may be, refuses what may not be."""
+
+    def __init__(self, size: tuple[int, int] | None, channels: int | None) -> None:
+        self.size = size  # (height, width)
+        self.channels = channels
+
+    @property
+    def changes(self) -> bool:
+        """Whether it does anything to an image of mode L or RGB."""
+        return self.size is not None or self.channels is not None
+
+    def refuse(self, image: Image.Image) -> str | None:
+        """Why an image cannot be used, judged by its header alone; `None` if it can."""
+        if getattr(image, "is_animated", False):
+            return f"has {getattr(image, 'n_frames', 'several')} frames. Save the frame you want."
+        if image.mode in ("I", "F") or image.mode.startswith("I;") or _is_16_bit(image):
+            return (
+                f"has more than 8 bits per value (mode {image.mode}). Convert it to 8 bits first, "
+                "since only you know which range of values matters."
+            )
+        if self.channels is None and image.mode not in ("L", "RGB"):
+            what = {"P": "a palette", "1": "two levels", "CMYK": "printing inks"}.get(
+                image.mode, "an alpha channel" if _has_alpha(image) else "an unusual colour space"
+            )
+            return (
+                f"has mode {image.mode} ({what}). Convert all images when loading, with "
+                "`channels=3` to RGB or with `channels=1` to grey."
+            )
+        return None
+
+    def __call__(self, image: Image.Image, where: str) -> NDArray[np.uint8]:
+        reason = self.refuse(image)
+        if reason is not None:
+            raise DataMismatchError(f"{where} {reason}")
+        if _has_alpha(image):
+            lowest = int(np.asarray(image.convert("RGBA").getchannel("A")).min())
+            if lowest < 255:
+                raise DataMismatchError(
+                    f"{where} has transparent pixels. Lay it on a background of your choice first."
+                )
+        mode = {1: "L", 3: "RGB", None: image.mode}[self.channels]
+        image = image.convert(mode)  # loads the pixels; a truncated file fails here
+        if self.size is not None and image.size != self.size[::-1]:
+            image = ImageOps.fit(image, self.size[::-1], Image.Resampling.BICUBIC)
+        return pixels_of(image).numpy()
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    # Pillow opens 16-bit RGB as mode RGB and drops the lower half of each value without a word.
+    # How the file holds them is in the decoder's first argument, e.g. "RGB;16B".
+    for tile in getattr(image, "tile", ()):
+        raw = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
+        if isinstance(raw, str) and re.search(";16[BLN]$", raw):
+            return True
+    return False
+
+
+def unreadable(path: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return f"{path} cannot be opened: {error.strerror}."
+    return (
+        f"{path} cannot be decoded ({error}). The file is damaged or is not an image: "
+        "replace it or delete it."
+    )
+
+
+class Memory:
+    """Decoded images. A tensor, since workers started by `spawn` share it instead of copying it."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+            raise ValueError(
+                f"`images` is {pixels.dtype} with shape {tuple(pixels.shape)}, expected uint8 "
+                "(N, C, H, W) with C 1 or 3."
+            )
+        self.pixels = pixels.contiguous()
+        self.shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self.pixels.numpy()[rows]
+
+
+class Files:
+    """Image files of one shape, decoded when read."""
+
+    def __init__(
+        self, paths: Sequence[str], conform: "Conform", shape: tuple[int, int, int]
+    ) -> None:
+        self.paths = paths
+        self.conform = conform
+        self.shape = shape
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        out = np.empty((len(rows), *self.shape), np.uint8)
+        for i, row in enumerate(rows):
+            out[i] = self._decode(self.paths[row])
+        return out
+
+    def _decode(self, path: str) -> NDArray[np.uint8]:
+        try:
+            with Image.open(path) as image:
+                return self.conform(image, path)
+        except DataError:
+            raise
+        except Exception as error:  # Pillow's decoders raise whatever the bytes provoke
+            raise DataError(unreadable(path, error)) from error
+
+
+class Indexed:
+    """A map-style data set of images of one shape."""
+
+    def __init__(self, dataset: Any, first: int, conform: "Conform | None" = None) -> None:
+        self.dataset = dataset
+        self.conform = conform
+        self.shape = tuple(self._image(first).shape)
+
+    def _image(self, row: int) -> NDArray[np.uint8]:
+        image = field(self.dataset[row], "image")
+        where = f"Image {row} of {type(self.dataset).__name__}"
+        if self.conform is not None and isinstance(image, Image.Image):
+            return self.conform(image, where)
+        try:
+            array = pixels_of(image).numpy()
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where} cannot be used. {error}") from error
+        if self.conform is not None:
+            return self.conform(to_pil(torch.from_numpy(array)), where)
+        return array
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        out = np.empty((len(rows), *self.shape), np.uint8)
+        for i, row in enumerate(rows):
+            image = self._image(int(row))
+            if image.shape != self.shape:
+                raise DataMismatchError(
+                    f"Image {row} of {type(self.dataset).__name__} has shape {image.shape}, others "
+                    f"have {self.shape}. Bring all to one size and mode when loading, for example "
+                    "with `image_size=32` and `channels=3`."
+                )
+            out[i] = image
+        return out
+
+
+class HDF5:
+    """Images of an HDF5 file. Opened in each process, since a handle must not cross a fork."""
+
+    def __init__(self, path: str, rows: NDArray[np.int64], last: bool, conform: "Conform") -> None:
+        self.path = path
+        self.rows = rows
+        self.last = last  # whether the channels are the last axis
+        self.conform = conform
+        self.file: Any = None
+        self.pid = -1
+        self.shape = tuple(self.read(np.zeros(1, np.int64)).shape[1:])
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        import h5py
+
+        if self.pid != os.getpid():
+            self.file, self.pid = h5py.File(self.path, "r"), os.getpid()
+        wanted, back = np.unique(self.rows[rows], return_inverse=True)  # h5py wants them increasing
+        whole = wanted[-1] - wanted[0] + 1 == len(wanted)  # a slice is read many times faster
+        try:
+            images = self.file["images"][slice(wanted[0], wanted[-1] + 1) if whole else wanted]
+        except OSError as error:  # damaged or missing bytes; h5py has no error of its own
+            raise DataError(
+                f"{self.path} cannot be read in rows {wanted[0]} to {wanted[-1]} ({error}). The "
+                "file is damaged: replace it."
+            ) from error
+        images = images[back]
+        if self.last:
+            images = images.transpose(0, 3, 1, 2)  # NHWC => NCHW
+        if self.conform.changes:
+            where = f"An image of {self.path}"
+            images = [self.conform(to_pil(torch.from_numpy(x.copy())), where) for x in images]
+        return np.ascontiguousarray(images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "file": None, "pid": -1}
+
+
+def gather(store: Any, rows: NDArray[np.int64], progress: bool | None, description: str) -> Tensor:
+    """All images of a store in one tensor, uint8 (n, C, H, W), decoded by a thread per CPU."""
+    out = torch.empty((len(rows), *store.shape), dtype=torch.uint8)
+    starts = range(0, len(rows), _CHUNK)
+
+    def fill(start: int) -> int:
+        part = rows[start : start + _CHUNK]
+        out[start : start + len(part)] = torch.from_numpy(store.read(part))
+        return len(part)
+
+    # Foreign data sets and h5py promise nothing about threads; files are ours.
+    workers = (os.cpu_count() or 1) if isinstance(store, Files) else 1
+    with (
+        bar(len(rows), description, "image", delay=2, progress=progress) as shown,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        for done in pool.map(fill, starts):
+            shown.update(done)
+    return out

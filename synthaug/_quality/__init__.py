@@ -1,6 +1,0 @@
-"""How good synthetic images are as a whole, beside as many real ones."""
-
-from synthaug._quality._report import QualityReport, Scores, text_table
-from synthaug._quality._score import compare, fingerprints, score_quality
-
-__all__ = ["QualityReport", "Scores", "compare", "fingerprints", "score_quality", "text_table"]

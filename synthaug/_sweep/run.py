@@ -1,0 +1,389 @@
+"""`sweep`: checks first, then setting by setting, each kept as soon as it is done."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from synthaug._cache import SynthCache
+from synthaug._generate import generate
+from synthaug._images.labeled import as_pixels, labels_of
+from synthaug._noise import counter_rng
+from synthaug._plan import settings_digest
+from synthaug._support.devices import choose_device
+from synthaug._support.files import check_folder, write_text
+from synthaug._sweep.report import SweepReport, SweepRow, row_from_json
+from synthaug._sweep.settings import (
+    Setting,
+    Trial,
+    combinations,
+    default_grid,
+    default_guidance,
+)
+from synthaug._types import Features, Indices
+from synthaug.errors import DataMismatchError
+from synthaug.evaluation import check_overlap, digests, evaluate, trained_classifier
+from synthaug.evaluation._classifiers import Builder, build_classifier
+from synthaug.evaluation._comparison import common_classes, features_of
+from synthaug.evaluation._quality import Scores, compare, fingerprints
+from synthaug.features import Extractor, TorchModule, classifier, describe, to_model
+from synthaug.metrics import check_rank
+
+logger = logging.getLogger("synthaug")
+
+
+def sweep(
+    synthesizer: Any,
+    *,
+    real: Any,
+    validation: Any,
+    output_dir: str | Path,
+    test: Any = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    guidance: Sequence[float] | None = None,
+    per_class: int = 100,
+    guidance_per_class: int | None = None,
+    features: Extractor | None = None,
+    select: Literal["cas", "frechet"] = "cas",
+    model: str | Builder = "small-cnn",
+    steps: int = 1000,
+    seeds: int | Sequence[int] = 3,
+    horizontal_flip: bool = False,
+    k: int = 5,
+    force: bool = False,
+    allow_overlap: bool = False,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> SweepReport:
+    """Searches the sampling parameters whose images train the best classifier.
+
+        report = synthaug.sweep(
+            synthesizer, real=train, validation=validation, test=test, output_dir="sweep",
+            grid={"scheduler": ["ddpm", "ddim"], "num_inference_steps": [20, 100],
+                  "guidance_scale": [1.0, 1.5, 3.0], "log_variance_mix": [0.0, 0.3]},
+        )
+        print(report); report.chosen
+
+    The first stage draws images in every setting of the grid, and takes the one with the smallest
+    Fréchet distance to the validation images. The second varies guidance alone, on the Fréchet
+    distance, the inception score and the CAS: the accuracy of classifiers that are trained on the
+    synthetic images alone, for equal optimiser steps. All of it looks at the validation split only,
+    so a test split stays unused.
+
+    Args:
+        synthesizer: A `ClassConditional`, a `Cascade` (whose models share the sampler's settings),
+            or another one with the fields and parameters that are varied.
+        real: Labelled real images that it was trained on. The classifier of the inception score
+            learns from them, and they show what real images get.
+        validation: Labelled real images that neither generator nor test has.
+        output_dir: Folder that keeps the images, the numbers and the classifiers of every setting.
+            Called again, only what is missing is made, whatever was added to the grid; a kill loses
+            no image that was drawn.
+        test: The split that results will be reported on: looked at only to see that it shares no
+            image with `validation`.
+        grid: Values of `scheduler`, `num_inference_steps`, `eta`, `log_variance_mix` (DDPM only),
+            and of the parameters of `synthesizer.plan`, such as `guidance_scale` and
+            `noise_conditioning_level`. By default 30 settings.
+        guidance: Values of `guidance_scale` in the second stage; by default from 1 to 2. An empty
+            list leaves the second stage out.
+        per_class: Images of every class in the first stage.
+        guidance_per_class: The same in the second; by default as many.
+        features: Extractor of the Fréchet distance; by default the last layer of a classifier
+            trained on `real`.
+        select: What the second stage chooses by.
+        model: Classifier, as for `evaluate`.
+        steps: Optimiser steps of every classifier.
+        seeds: Classifiers of each setting, as for `evaluate`.
+        horizontal_flip: Mirror half of their training images.
+        k: Neighbours of precision and recall.
+        force: Take the Fréchet distance of fewer images than twice the features.
+        allow_overlap: Go on if the splits share images.
+        batch_size: Images per batch while drawing; does not change them.
+        seed: Of the plans and of the choice of real images.
+        device: Of the classifiers; by default the GPU if there is one.
+        progress: Show bars.
+
+    Raises:
+        ValueError: For a setting that the synthesizer refuses, or too few images, before any work.
+        DataError: If the splits share images, or differ in classes or shape from the synthesizer.
+        ImportError: Without torchmetrics.
+    """
+    if select not in ("cas", "frechet"):
+        raise ValueError(f"`select` must be 'cas' or 'frechet', got {select!r}.")
+    check_folder(output_dir)
+    splits = {"real": real, "validation": validation, **({} if test is None else {"test": test})}
+    prints = _checked_splits(synthesizer, splits, allow_overlap)
+    settings = combinations(default_grid(synthesizer) if grid is None else grid)
+    scales = default_guidance(synthesizer) if guidance is None else guidance
+    counts = {"coarse": per_class, "fine": guidance_per_class or per_class}
+
+    def trial(stage: str, setting: Setting) -> Trial:
+        return Trial.of(synthesizer, setting, per_class=counts[stage], seed=seed)
+
+    trials = [trial("coarse", setting) for setting in settings]
+    for scale in scales:  # refused before any work
+        trial("fine", {**settings[0], "guidance_scale": scale})
+    work = _Work(
+        folder=Path(output_dir),
+        real=real,
+        validation=validation,
+        prints=prints,
+        model=model,
+        steps=steps,
+        device=choose_device(device),
+        k=k,
+        force=force,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    given = work.untrained() if features is None else features
+    dim = int(given(as_pixels(validation, [0])).shape[1])
+    sizes = {
+        stage: min(count * len(synthesizer.classes), len(validation), len(real))
+        for stage, count in counts.items()
+        if stage == "coarse" or len(scales)
+    }
+    for stage, n in sizes.items():
+        check_rank(n, dim, name=f"Each set of the {stage} stage", force=force)
+        if n <= max(k, 3):
+            raise ValueError(
+                f"Each set of the {stage} stage has {n} images, not more than `k`={k} and 3."
+            )
+    cost = sum(t.evaluations * len(t.plan) for t in trials)
+    logger.info("%d settings, %s network evaluations", len(trials), f"{cost:,.0f}")
+
+    network = work.classifier()
+    extractor = (
+        classifier(network, name=work.name, device=work.device) if features is None else given
+    )
+    judge = TorchModule(network, name=work.name, preprocess=to_model, device=work.device)
+    spaces = extractor, judge
+    floors = {stage: work.floor(n, spaces) for stage, n in sizes.items()}
+    coarse = [work.row(t, sizes["coarse"], spaces) for t in trials]
+    best = min(coarse, key=lambda row: (row.frechet_distance, row.evaluations))
+    chosen, fine, accuracy = best.setting, [], []
+    if len(scales):
+        second = [trial("fine", {**best.setting, "guidance_scale": scale}) for scale in scales]
+        fine = [work.row(t, sizes["fine"], spaces) for t in second]
+        arms: dict[str, Any] = {
+            f"guidance {t.setting['guidance_scale']:g}": work.cache(t) for t in second
+        }
+        table = evaluate(
+            {"real": real, **arms},
+            test=validation,
+            seeds=seeds,
+            steps=steps,
+            model=model,
+            horizontal_flip=horizontal_flip,
+            allow_overlap=allow_overlap,
+            device=device,
+            output_dir=work.folder / "classifiers",
+            progress=progress,
+        )
+        accuracy = table.accuracies("real").tolist()
+        fine = [
+            replace(row, cas=table.accuracies(arm).tolist())
+            for row, arm in zip(fine, arms, strict=True)
+        ]
+        by_cas = [-float(np.mean(row.cas or [0])) if select == "cas" else 0.0 for row in fine]
+        order = sorted(range(len(fine)), key=lambda i: (by_cas[i], fine[i].frechet_distance))
+        chosen = fine[order[0]].setting
+    return SweepReport(
+        coarse=coarse,
+        fine=fine,
+        floors=floors,
+        real_accuracy=accuracy,
+        chosen=chosen,
+        select=select if fine else "frechet",
+        validation={
+            "name": str(getattr(validation, "name", "the validation split")),
+            "fingerprint": prints["validation"],
+            "images": len(validation),
+            "compared_with_test": test is not None,
+        },
+        extractor={**describe(extractor), "dim": dim},
+        classifier={**describe(judge), "model": work.model_name, "steps": steps},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What all settings share, and the folder that keeps what is done."""
+
+    folder: Path
+    real: Any
+    validation: Any
+    prints: Mapping[str, str]
+    model: str | Builder
+    steps: int
+    device: torch.device
+    k: int
+    force: bool
+    seed: int
+    batch_size: int
+    progress: bool
+
+    @property
+    def model_name(self) -> str:
+        return self.model if isinstance(self.model, str) else self.model.__qualname__
+
+    @property
+    def name(self) -> str:
+        return f"{self.model_name} trained on {getattr(self.real, 'name', 'real images')}"
+
+    def untrained(self) -> TorchModule:
+        """The classifier's features before it was trained: to learn how many there are."""
+        with torch.random.fork_rng(devices=[]):
+            return classifier(self._built())
+
+    def _built(self) -> nn.Module:
+        shape = as_pixels(self.validation, [0]).shape[1:]
+        classes = common_classes({"real": self.real})
+        return build_classifier(self.model, len(classes), (shape[0], shape[1], shape[2]))
+
+    def classifier(self) -> nn.Module:
+        """A classifier trained on the real images, or the one that an earlier call trained."""
+        from safetensors.torch import load_file, save_file
+
+        key = settings_digest(
+            {"real": self.prints["real"], "model": self.model_name, "steps": self.steps}
+        )
+        path = self.folder / f"classifier-{key[:8]}.safetensors"
+        if path.exists():
+            with torch.random.fork_rng(devices=[]):
+                network = self._built()
+            network.load_state_dict(load_file(str(path)))
+            return network.to(self.device).eval()
+        network = trained_classifier(
+            self.real,
+            model=self.model,
+            steps=self.steps,
+            device=self.device,
+            progress=self.progress,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.with_suffix(".part")
+        save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, str(whole))
+        whole.replace(path)
+        return network
+
+    def cache(self, trial: Trial) -> SynthCache:
+        """The images of a setting; those that are not there yet are drawn."""
+        path = self.folder / "settings" / f"{trial.stem}.h5"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("%s", path.stem)
+        return generate(
+            trial.synthesizer,
+            trial.plan,
+            path,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+
+    def row(self, trial: Trial, n: int, spaces: tuple[Extractor, Extractor]) -> SweepRow:
+        """A setting's row, out of its file if an earlier call measured the same."""
+        key = settings_digest(
+            {
+                "features": [describe(space) for space in spaces],
+                "validation": self.prints["validation"],
+                "n": n,
+                "k": self.k,
+                "force": self.force,
+                "seed": self.seed,
+            }
+        )
+        path = self.folder / "settings" / f"{trial.stem}-{key[:8]}.json"
+        if path.exists():
+            return row_from_json(json.loads(path.read_text(encoding="utf-8")))
+        cache = self.cache(trial)
+        rows = self._some(cache, np.flatnonzero(cache.done), n, 0)
+        scores = self._scores(cache, rows, n, spaces, trial.stem)
+        found = SweepRow(
+            setting=trial.setting,
+            images=len(trial.plan),
+            evaluations=trial.evaluations,
+            scores=scores,
+        )
+        write_text(path, json.dumps(asdict(found), allow_nan=False))
+        return found
+
+    def floor(self, n: int, spaces: tuple[Extractor, Extractor]) -> Scores:
+        """The scores of real training images."""
+        rows = self._some(self.real, np.arange(len(self.real)), n, 1)
+        return self._scores(self.real, rows, n, spaces, "real")
+
+    def _scores(
+        self, images: Any, rows: Indices, n: int, spaces: tuple[Extractor, Extractor], name: str
+    ) -> Scores:
+        reference = self._some(self.validation, np.arange(len(self.validation)), n, 2)
+        return compare(
+            self._features(images, rows, spaces[0], name),
+            self._features(self.validation, reference, spaces[0], "validation"),
+            logits=self._features(images, rows, spaces[1], f"{name}, classes"),
+            k=self.k,
+            force=self.force,
+            seed=self.seed,
+        )
+
+    def _features(self, images: Any, rows: Indices, space: Extractor, name: str) -> Features:
+        return features_of(
+            images,
+            rows,
+            space,
+            name,
+            features_dir=str(self.folder / "features"),
+            progress=self.progress,
+        )
+
+    def _some(self, images: Any, rows: Indices, n: int, stream: int) -> Indices:
+        """n random rows, as many of each class as there are, like the images that are drawn."""
+        rows = rows[np.argsort(counter_rng(self.seed, stream).random(len(rows)), kind="stable")]
+        labels = labels_of(images)[rows]
+        place = np.empty(len(rows), np.int64)  # of an image among those of its class
+        for c in np.unique(labels):
+            place[labels == c] = np.arange((labels == c).sum())
+        return np.sort(rows[np.argsort(place, kind="stable")[:n]])
+
+
+def _checked_splits(
+    synthesizer: Any, splits: Mapping[str, Any], allow_overlap: bool
+) -> dict[str, str]:
+    """Fingerprints of the splits, which must fit the synthesizer and share no image."""
+    common_classes({"synthesizer": synthesizer, **splits})
+    expected = tuple(synthesizer.image_shape)
+    for name, split in splits.items():
+        shape = tuple(as_pixels(split, [0]).shape[1:])
+        if shape != expected:
+            raise DataMismatchError(
+                f"`{name}` holds images of shape {shape}, the synthesizer draws {expected}. Load "
+                "it with `image_shape=synthesizer.image_shape`."
+            )
+    contents = {f"`{name}`": digests(split, f"`{name}`") for name, split in splits.items()}
+    prints = {
+        name.strip("`"): hashlib.blake2b(keys.tobytes(), digest_size=16).hexdigest()
+        for name, keys in contents.items()
+    }
+    for name in set(prints) - {"validation"}:
+        if prints[name] == prints["validation"]:
+            raise DataMismatchError(
+                f"`validation` is `{name}`. Choose settings on images of their own: neither those "
+                "that the generator learned from, nor those that results are reported on."
+            )
+    seen = fingerprints(getattr(synthesizer, "trained_on", None))
+    if getattr(splits["validation"], "fingerprint", None) in seen:
+        raise DataMismatchError(
+            "The generator was trained on `validation`. Choose settings on images that it never "
+            "saw."
+        )
+    check_overlap(contents, allow=allow_overlap)
+    return prints

@@ -1,0 +1,284 @@
+"""Checkpoints in diffusers layout: found, read, digested, written. Nothing in them is executed.
+
+Parts are loaded by class name from a closed list, weights from safetensors only.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthaug._plan import canonical_json, settings_digest
+from synthaug._support.differences import described, differences
+from synthaug._support.files import write_text
+from synthaug._types import JSON
+from synthaug.errors import CheckpointError, CheckpointMismatchError
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """32 hexadecimal digits of blake2b over names, dtypes, shapes and bytes."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        hashed.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        hashed.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def state_digest(module: nn.Module) -> str:
+    """`tensor_digest` of a module's weights and buffers, compiled or not."""
+    inner: Any = getattr(module, "_orig_mod", module)
+    return tensor_digest(inner.state_dict())
+
+
+def scheduler_settings(scheduler: Any) -> dict[str, JSON]:
+    """Kind and config of a diffusers scheduler, for a recipe."""
+    # Through text and back: tuples become lists, and -inf (a limit that is off) a string.
+    config = {
+        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in scheduler.config.items()
+        if not k.startswith("_")
+    }
+    return {
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": json.loads(json.dumps(config, default=list)),
+    }
+
+
+def diffusers_version() -> str:
+    """The installed version, as `model_index.json` records it."""
+    from importlib.metadata import version
+
+    return version("diffusers")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is whole or absent."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new directory to fill, which takes the place of `folder` once it is whole and on disk."""
+    restore(folder)
+    new, old = (folder.with_name(f".{folder.name}-{age}") for age in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for path in new.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    except Exception:  # a full disk: give back what was taken
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(folder: Path) -> None:
+    """Puts back what a kill between the two renames of `replaced` left aside."""
+    old = folder.with_name(f".{folder.name}-old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+
+
+@contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """Names the file and the free space if a disk is full or not writable.
+
+    Raises:
+        CheckpointError: For any error of the file system.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        there = path
+        while not there.exists():
+            there = there.parent
+        free = shutil.disk_usage(there).free / 2**20
+        raise CheckpointError(
+            f"{path} could not be written: {error}. {free:,.0f} MiB are free there. {remedy}"
+        ) from error
+
+
+def check_same_run(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuses to go on with another run than the one that was begun.
+
+    Args:
+        path: What holds the run.
+        stored: `run_record` of the one that was begun.
+        settings: All that decides the result of this one.
+
+    Raises:
+        CheckpointMismatchError: Naming every setting that differs, with both values.
+    """
+    record = run_record(settings)
+    if stored.get("digest") == record["digest"]:
+        return
+    found = differences("", stored.get("settings", {}), record["settings"])
+    short = {name.partition(".")[2] or name: values for name, values in found.items()}
+    raise CheckpointMismatchError(
+        f"{path} belongs to another run:\n{described(short, 'there', 'now')}\nUse another output "
+        "directory, or delete this one to start over."
+    )
+
+
+def run_record(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a directory keeps of the run that it belongs to."""
+    plain = json.loads(canonical_json(settings))
+    return {"digest": settings_digest(settings), "settings": plain}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} is not a diffusers checkpoint: it has no {path.name}."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object.")
+    return value
+
+
+def record_command(path: str | Path, command: str) -> None:
+    """Notes in a checkpoint's own file which command made it."""
+    for name in ("synthaug.json", "inversion.json"):
+        file = Path(path) / name
+        if file.exists():
+            write_json(file, {**read_json(file), "command": command})
+
+
+def resolve(path: str | Path) -> Path:
+    """A local directory, or `hub:OWNER/NAME`: only what says so is looked for on the hub."""
+    if isinstance(path, str) and path.startswith("hub:"):
+        return _download(path.removeprefix("hub:"))
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise CheckpointError(
+            f"{path} is a file; a checkpoint is a directory with model_index.json."
+        )
+    raise CheckpointError(
+        f"There is no directory {path}. Train a model with `synthaug train`, or give the path of a "
+        "checkpoint in diffusers layout, or hub:OWNER/NAME."
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} could not be loaded from the hub ({type(error).__name__}: {error}). Check the "
+            "name, or download the checkpoint and give its path."
+        ) from error
+
+
+_PARTS = {
+    "unet": ("UNet2DModel", "UNet2DConditionModel"),
+    "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
+    "vae": ("AutoencoderKL", "VQModel"),
+    "vqvae": ("VQModel",),
+}
+
+
+def load_part(
+    path: Path,
+    index: Mapping[str, Any],
+    name: str,
+    dtype: torch.dtype,
+    *,
+    folder: str | None = None,
+) -> Any:
+    """Loads one part by its class name, from a closed list; its folder has its name, or another."""
+    import diffusers
+
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # diffusers takes float32
+        raise ValueError(
+            f"`dtype` must be a floating point torch.dtype, such as torch.bfloat16, got {dtype!r}."
+        )
+    folder = name if folder is None else folder
+    restore(path / folder)
+    kind = (index.get(name) or (None, None))[1]
+    if kind not in _PARTS[name]:
+        raise CheckpointError(
+            f"{path}: the {name} is {kind or 'missing'}; we load {' or '.join(_PARTS[name])}."
+        )
+    if kind == "Transformer2DModel":  # what DiT checkpoints call it
+        kind = "DiTTransformer2DModel"
+    try:
+        part = getattr(diffusers, kind).from_pretrained(
+            path / folder, use_safetensors=True, torch_dtype=dtype, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / folder} cannot be loaded: {error}") from error
+    for key, weight in part.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise CheckpointError(
+                f"{path / folder}: the weight {key} is not finite. The checkpoint is broken; take "
+                "an earlier one."
+            )
+    return part
+
+
+def embed_prompts(path: Path, prompts: Sequence[str]) -> Tensor:
+    """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder."""
+    try:
+        from transformers import AutoTokenizer, CLIPTextModel
+    except ImportError:
+        raise ImportError(
+            "A checkpoint with a text encoder needs transformers. Install it with "
+            "`pip install synthaug[text]`."
+        ) from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+        encoder = CLIPTextModel.from_pretrained(
+            path / "text_encoder", use_safetensors=True, local_files_only=True
+        ).eval()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: the text encoder cannot be loaded: {error}") from error
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    with torch.inference_mode():
+        return encoder(tokens.input_ids)[0].float().clone()
+
+
+def default_shape(network: Any, vae: Any) -> tuple[int, int, int]:
+    """(C, H, W) in pixels of what the checkpoint was trained on."""
+    size = network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if vae is None:
+        return network.config.in_channels, height, width
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.out_channels, height * factor, width * factor

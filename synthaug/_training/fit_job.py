@@ -1,0 +1,185 @@
+"""What the trainings of all our generators share: the run, settings, and one denoising loss."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synthaug._training.loop import TrainingConfig, TrainingResult, own_randomness, own_rows, train
+from synthaug._types import Images, Indices, Labels
+from synthaug.errors import DataError
+
+PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class AbstractFitJob(ABC, Generic[Module]):
+    """A training, whose settings and images are checked before any work starts."""
+
+    num_examples: int
+    """Size of the training set."""
+
+    @abstractmethod
+    def _build(self) -> Module:
+        """What is trained, with random weights from torch's global generator."""
+
+    @abstractmethod
+    def _identity(self, module: Module) -> dict[str, Any]:
+        """What tells this run from others, besides the `TrainingConfig`, as JSON."""
+
+    @abstractmethod
+    def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
+        """The mean loss of some examples. Everything random in it is drawn on the CPU, so that it
+        is the same on every device, and as `own_rows` says, for any number of processes."""
+
+    def _rate_factor(self, name: str) -> float:
+        """By what a parameter's learning rate differs from that of the `TrainingConfig`."""
+        del name
+        return 1.0
+
+    def run(
+        self,
+        output_dir: str | Path,
+        config: TrainingConfig,
+        *,
+        on_checkpoint: Callable[[Module], None],
+        snapshots: Collection[int] = (),
+        on_snapshot: Callable[[Module, int], None] | None = None,
+        progress: bool,
+    ) -> tuple[Module, TrainingResult]:
+        """Trains, and returns the averaged module, frozen, on its device.
+
+        `on_checkpoint` gets it at every checkpoint, and once more at the end; `on_snapshot` after
+        the steps `snapshots`.
+        """
+        from accelerate import PartialState
+
+        with own_randomness(torch.device("cpu")):
+            torch.manual_seed(config.seed)
+            module = self._build()
+
+        def saved(_: nn.Module, step: int) -> None:
+            on_checkpoint(module)
+            if on_snapshot is not None and step in snapshots:
+                on_snapshot(module, step)
+
+        result = train(
+            module.to(memory_format=torch.channels_last),
+            self._loss,
+            self.num_examples,
+            config=config,
+            output_dir=output_dir,
+            identity=self._identity(module),
+            on_checkpoint=saved,
+            checkpoint_steps=snapshots,
+            rate_factor=self._rate_factor,
+            progress=progress,
+        )
+        module.requires_grad_(False)
+        if PartialState().is_main_process:  # also after a kill between the last two writes
+            on_checkpoint(module)
+        PartialState().wait_for_everyone()  # before anyone reads what was written
+        return module, result
+
+
+def check_positive(**sizes: int) -> None:
+    """Refuses a size below 1, by its name."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def check_labels(labels: Labels, classes: Sequence[str]) -> None:
+    """Refuses labels beyond the classes, and classes without an image.
+
+    Raises:
+        DataError: Naming them.
+    """
+    if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
+        raise DataError(
+            f"Labels must be in [0, {len(classes) - 1}], since there are {len(classes)} classes; "
+            f"found {labels.min()} to {labels.max()}."
+        )
+    counts = np.bincount(labels, minlength=len(classes))
+    if (counts == 0).any():
+        raise DataError(
+            f"Class {classes[int(counts.argmin())]!r} has no images. Add some, or remove it."
+        )
+
+
+def diffusion_config(prediction_type: str) -> dict[str, Any]:
+    """The scheduler config that our diffusion models are trained with.
+
+    Raises:
+        ValueError: For a prediction type that we do not know.
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got "
+            f"{prediction_type!r}."
+        )
+    return {
+        "_class_name": "DDPMScheduler",
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": prediction_type,
+        "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
+    }
+
+
+def half_mirrored(x: Images) -> Images:
+    """The images, each of them mirrored with probability 1/2."""
+    mirrored = chosen_rows(len(x), 0.5)
+    return torch.where(mirrored.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+
+
+def stratified(n: int, levels: int) -> Tensor:
+    """One of 0 ... levels - 1 for each of n examples, evenly spread over the batch: int64 (n,)."""
+    size, own = own_rows(n)
+    strata = (torch.arange(size) + torch.rand(size)) / size
+    return (strata * levels).long().clamp(max=levels - 1)[own]
+
+
+def batch_noise(shape: Sequence[int]) -> Tensor:
+    """Standard normal noise for the examples of this process, float32 of that shape."""
+    size, own = own_rows(shape[0])
+    return torch.randn(size, *shape[1:])[own]
+
+
+def chosen_rows(n: int, probability: float) -> Tensor:
+    """Each of n examples with that probability: bool (n,)."""
+    size, own = own_rows(n)
+    return torch.rand(size)[own] < probability
+
+
+def denoising_loss(
+    scheduler: Any, x0: Images, predict: Callable[[Images, Tensor], Tensor]
+) -> Tensor:
+    """Mean squared error of `predict(x_t, t)`, at timesteps stratified over the batch."""
+    t = stratified(len(x0), scheduler.config.num_train_timesteps).to(x0.device)
+    noise = batch_noise(x0.shape).to(x0.device)
+    x_t = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
+    prediction = predict(x_t, t)
+    target = denoising_target(scheduler, x0, noise, t)
+    return nn.functional.mse_loss(prediction.float(), target)
+
+
+def denoising_target(scheduler: Any, x0: Images, noise: Images, t: Tensor) -> Images:
+    """What the network is to predict, by the scheduler's `prediction_type`.
+
+    Raises:
+        ValueError: For a type that we do not know.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "sample":
+        return x0
+    if kind == "v_prediction":
+        velocity: Images = scheduler.get_velocity(x0, noise, t)
+        return velocity
+    raise ValueError(f"`prediction_type` must be v_prediction, epsilon or sample, got {kind!r}.")

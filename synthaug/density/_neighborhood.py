@@ -1,0 +1,127 @@
+"""How far the nearest real images are, and whether theirs are as far: AvgkNN and LOF.
+
+Both come from one search: the mean distance to the k nearest real images, and the local outlier
+factor of Breunig et al. 2000, "LOF: Identifying Density-Based Local Outliers".
+"""
+
+from functools import cached_property
+from typing import NamedTuple, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._neighbors import Index, threads
+from synthaug._types import Features
+
+_LEAST = 1e-10
+"""Added to distances that are divided by, as scikit-learn does: duplicates have none."""
+
+Doubles = NDArray[np.float64]
+
+
+class NeighbourScores(NamedTuple):
+    """One value per image; both are larger where real images are rare."""
+
+    average_distance: Doubles
+    """AvgkNN: mean Euclidean distance to the k nearest real images, float64 (n,)."""
+    outlier_factor: Doubles
+    """LOF: about 1 among real images, more where neighbours lie denser, float64 (n,). Minus
+    `score_samples` of scikit-learn's `LocalOutlierFactor`."""
+
+
+@final
+class Neighbourhood:
+    """Real images in a feature space, to compare others with, or one another.
+
+    The search is exact, over float32 features; distances are float64. Where several real images are
+    equally distant, those with the lower row numbers count.
+
+    Args:
+        reference: Floating point (n, d), finite.
+        k: Neighbours of an image, from 1 to n - 1; the paper has 5.
+
+    Raises:
+        ValueError: For another shape, or a value that is not finite, or `k` out of range.
+    """
+
+    def __init__(self, reference: Features, k: int = 5) -> None:
+        reference = _checked(reference, "reference")
+        if not 1 <= k < len(reference):
+            raise ValueError(
+                f"`k` must be from 1 to {len(reference) - 1}, one less than the {len(reference)} "
+                f"reference images; got {k}."
+            )
+        self.k = k
+        self._reference = reference
+        self._index = Index(reference)
+
+    def scores(self, queries: Features | None = None) -> NeighbourScores:
+        """Both scores, from one search.
+
+        Args:
+            queries: Floating point (m, d), of other images. `None` scores the reference images,
+                each against the others: an image is left out by its row number, so its duplicates
+                count.
+        """
+        D, ids = self.nearest(queries)
+        own_density = self._reachability(*self._own)
+        density = own_density if queries is None else self._reachability(D, ids)
+        return NeighbourScores(D.mean(axis=1), own_density[ids].mean(axis=1) / density)
+
+    def nearest(self, queries: Features | None = None) -> tuple[Doubles, NDArray[np.int64]]:
+        """Distances to the k nearest reference images, ascending, and their row numbers, (n, k)."""
+        if queries is None:
+            return self._own
+        queries = _checked(queries, "queries")
+        if queries.shape[1] != self._reference.shape[1]:
+            raise ValueError(
+                f"`queries` has {queries.shape[1]} features, the reference images have "
+                f"{self._reference.shape[1]}."
+            )
+        return self._searched(queries, self.k)
+
+    def _reachability(self, D: Doubles, ids: NDArray[np.int64]) -> Doubles:
+        """Local reachability density of images with neighbours `ids` at distances `D`, (n,)."""
+        k_distance = self._own[0][:, -1]
+        found: Doubles = 1 / (np.maximum(D, k_distance[ids]).mean(axis=1) + _LEAST)
+        return found
+
+    @cached_property
+    def _own(self) -> tuple[Doubles, NDArray[np.int64]]:
+        """Distances and row numbers of the k nearest other reference images, (n, k) each."""
+        D, ids = self._searched(self._reference, self.k + 1)
+        other = ids != np.arange(len(ids))[:, None]
+        other[other.all(axis=1), -1] = False  # pushed off its own list by k + 1 duplicates
+        return D[other].reshape(-1, self.k), ids[other].reshape(-1, self.k)
+
+    def _searched(self, xq: Features, k: int) -> tuple[Doubles, NDArray[np.int64]]:
+        with threads():
+            return self._index.search(xq, k)
+
+
+def average_knn_distance(
+    reference: Features, queries: Features | None = None, *, k: int = 5
+) -> Doubles:
+    """AvgkNN of `queries`, or of the reference images among one another; see `Neighbourhood`."""
+    distances: Doubles = Neighbourhood(reference, k).nearest(queries)[0].mean(axis=1)
+    return distances
+
+
+def local_outlier_factor(
+    reference: Features, queries: Features | None = None, *, k: int = 5
+) -> Doubles:
+    """LOF of `queries`, or of the reference images among one another; see `Neighbourhood`."""
+    return Neighbourhood(reference, k).scores(queries).outlier_factor
+
+
+def _checked(features: Features, name: str) -> Features:
+    array = np.asarray(features)
+    if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            f"`{name}` must be floating point of shape (n, d), got {array.dtype} {array.shape}."
+        )
+    array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise ValueError(f"`{name}` is not finite in row {row}. Look at the extractor.")
+    return array

@@ -1,0 +1,37 @@
+"""Do the synthetic images help? The same classifier, trained on every arm for equal steps.
+
+At a given seed all arms share the initial weights, the number of optimiser steps and images, the
+learning rates, and the random streams of order and augmentation; only the images differ. A
+validation set, if there is one, chooses the step whose weights are tested. The test set is used
+once per run, after that choice.
+
+Optimiser: SGD with Nesterov's momentum, weight decay, linear warm-up and half a cosine, the usual
+recipe for convolutional networks. Training on synthetic images alone and testing on real ones gives
+the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxiv.org/abs/1905.10887
+"""
+
+from synthaug.evaluation._arms import CAS, Arm, scaling_arms, standard_arms
+from synthaug.evaluation._augment import AffineAugment, CutMix, StandardAugment
+from synthaug.evaluation._evaluate import evaluate
+from synthaug.evaluation._inputs import check_overlap
+from synthaug.evaluation._predict import class_probabilities, trained_classifier
+from synthaug.evaluation._report import Difference, EvaluationReport, Run
+from synthaug.evaluation._sources import digests
+
+__all__ = [
+    "CAS",
+    "AffineAugment",
+    "Arm",
+    "CutMix",
+    "Difference",
+    "EvaluationReport",
+    "Run",
+    "StandardAugment",
+    "check_overlap",
+    "class_probabilities",
+    "digests",
+    "evaluate",
+    "scaling_arms",
+    "standard_arms",
+    "trained_classifier",
+]

@@ -1,0 +1,159 @@
+"""What is compared: a data set and how its images are augmented."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import numpy as np
+from torch.utils.data import ConcatDataset, Dataset
+
+from synthaug._cache.serving import Servable, Verdicts, class_table, rows_by_class, servable
+from synthaug._images.foreign import classes_of
+from synthaug._types import Indices, Labels, Pixels
+from synthaug.errors import DataError
+from synthaug.evaluation._augment import Augment
+
+CAS = "synthetic only (CAS)"
+"""Name of the arm whose test accuracy is the classification accuracy score."""
+
+_MOST = 3
+"""Synthetic images per real one up to which Azizi et al. 2023 saw gains at 256 pixels."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A data set to train on, and the augmentation of its images.
+
+    Arm(real)                                        # images as they are
+    Arm(real, augment="standard")
+    Arm(real, augment=StandardAugment(padding=2))
+
+    To `evaluate`, a data set alone is an arm with the augmentation of the evaluation.
+    """
+
+    dataset: Dataset[Any]
+    """Map-style: an item is a pair (image, label)."""
+    augment: Augment | Literal["standard"] | None = None
+    """As in `evaluate`."""
+
+
+def standard_arms(
+    real: Dataset[Any],
+    *,
+    mixed: Dataset[Any] | None = None,
+    synthetic: Dataset[Any] | None = None,
+) -> dict[str, Dataset[Any] | Arm]:
+    """The four arms that answer whether synthetic images help.
+
+    Args:
+        real: The real training images, the baseline with and without augmentation.
+        mixed: Real and synthetic images, for example a `MixedDataset`.
+        synthetic: Synthetic images alone, for example
+            `MixedDataset(real, cache, audit=report, fraction=1.0)`.
+
+    Returns:
+        Arms for `evaluate`, all but the first with its augmentation. The second one, augmented real
+        images, is the one to beat.
+    """
+    arms: dict[str, Dataset[Any] | Arm] = {"real": Arm(real), "real, augmented": real}
+    if mixed is not None:
+        arms["real + synthetic"] = mixed
+    if synthetic is not None:
+        arms[CAS] = synthetic
+    return arms
+
+
+def scaling_arms(
+    real: Any,
+    synthetic: Any,
+    *,
+    audit: Verdicts | None,
+    ratios: Sequence[float] = (0, 1, 2, 3),
+) -> dict[str, Dataset[Any]]:
+    """Real images with more and more synthetic ones: does more of them help?
+
+        arms = scaling_arms(real, cache, audit=report, ratios=[0, 1, 2, 3, 5, 10])
+        table = synthaug.evaluate(arms, test=test, steps=10_000)
+
+    `evaluate` trains all arms for equal optimiser steps, so a larger arm is seen fewer times. Every
+    arm has as many synthetic images of each class as of any other, within one image, and holds all
+    those of the smaller arms.
+
+    Args:
+        real: The real training images, all of them in each arm.
+        synthetic: A cache with enough images of every class. Classes are matched by name.
+        audit: A report about it; images that it did not pass are left out. `None` takes all.
+        ratios: Synthetic images per real image, at least 0; 0 is real images alone.
+
+    Raises:
+        ValueError: For ratios that are negative or given twice.
+        DataError: If a class has too few synthetic images.
+        CacheMismatchError: If the names of the classes differ.
+    """
+    if not ratios or len(set(ratios)) < len(ratios):
+        raise ValueError(f"`ratios` must be different numbers, at least one, got {list(ratios)}.")
+    if not all(0 <= ratio < math.inf for ratio in ratios):
+        raise ValueError(f"`ratios` must be finite and not negative, got {list(ratios)}.")
+    if max(ratios) > _MOST:
+        warnings.warn(
+            f"{max(ratios):g} synthetic images per real one: Azizi et al. (2023) saw gains up to "
+            f"{_MOST} and losses beyond at 256 pixels.",
+            stacklevel=2,
+        )
+    served = servable(synthetic, audit)
+    classes = classes_of(real) or tuple(synthetic.classes)
+    labels = class_table(synthetic, classes)[np.asarray(synthetic.labels)]
+    servable_rows = np.flatnonzero(served.mask)
+    pools = rows_by_class(servable_rows, labels[servable_rows], len(classes))
+    arms: dict[str, Dataset[Any]] = {}
+    for ratio in ratios:
+        total = round(ratio * len(real))
+        rows = []
+        for c, pool in enumerate(pools):
+            count = (total + len(pools) - 1 - c) // len(pools)
+            if count > len(pool):
+                raise DataError(
+                    f"`ratios` holds {ratio:g}, for which each class needs {count} synthetic "
+                    f"images; of {classes[c]!r} {len(pool)} may be served. Generate "
+                    "more, or take a smaller ratio."
+                )
+            rows.append(pool[:count])
+        chosen = np.sort(np.concatenate(rows))
+        part = _Part(synthetic, chosen, labels[chosen], classes, served)
+        name = f"real + {ratio:g} x synthetic" if total else "real"
+        arms[name] = ConcatDataset([real, part]) if total else real
+    return arms
+
+
+@final
+class _Part(Dataset[Any]):
+    """Some rows of a cache."""
+
+    def __init__(
+        self,
+        synthetic: Any,
+        rows: Indices,
+        labels: Labels,
+        classes: tuple[str, ...],
+        served: Servable,
+    ) -> None:
+        self.labels, self.classes, self.served = labels, classes, served
+        self._synthetic, self._rows = synthetic, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self._synthetic[int(self._rows[index])][0], int(self.labels[index])
+
+    def read(self, indices: Indices) -> Pixels:
+        """The pixels of some images, uint8 (n, C, H, W)."""
+        pixels: Pixels = self._synthetic.read(self._rows[np.asarray(indices)])
+        return pixels
+
+    def synthetic_rows(self, indices: Indices) -> Indices:
+        """The rows of the cache that some images are."""
+        return self._rows[np.asarray(indices)]

@@ -1,0 +1,151 @@
+"""Features of all images, Gaussians and neighbours of the real ones, scores of every image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from synthaug._images.labeled import as_pixels
+from synthaug._pixels import to_pil
+from synthaug._support.html import data_uri
+from synthaug._types import JSON
+from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
+from synthaug.errors import DataMismatchError
+from synthaug.evaluation._comparison import (
+    check_shapes,
+    common_classes,
+    features_of,
+    labels_in,
+    readable_rows,
+)
+from synthaug.evaluation._hardness.report import HardnessReport, Scores
+from synthaug.features import Extractor, describe
+
+_PICTURES = 24
+_PICTURE_SIDE = 96
+
+
+def score_hardness(
+    synthetic: Any,
+    train: Any,
+    *,
+    features: Extractor,
+    holdout: Any = None,
+    structure: Structure = "full",
+    estimator: Estimator = "ledoit_wolf",
+    components: int | None = None,
+    k: int = 5,
+    batch_size: int = 512,
+    features_dir: str | None = None,
+    progress: bool = True,
+) -> HardnessReport:
+    """Scores synthetic images by how rare they are among real ones of their class.
+
+        hardness = synthaug.score_hardness(cache, train, holdout=test, features=encoder)
+        hardness.to_html("density.html"), hardness.to_json("density.json")
+        mixed = synthaug.MixedDataset(real, cache, audit=report, fraction=0.5,
+                                      filters=[mixing.Highest(hardness, 0.2)])
+
+    Hardness depends on the features: take those of a classifier or of a self-supervised network,
+    and compare only scores of one extractor. Training images are scored as if each of them had been
+    left out; a network that was trained on them still sees them better than others, so it is the
+    held-out images that synthetic ones compare with.
+
+    Args:
+        synthetic: A `SynthCache`, of which the rows that are done are scored, or another labelled
+            data set.
+        train: Labelled real images, to which the Gaussians are fitted and among which neighbours
+            are searched; at least four of every class by default.
+        features: Extractor, as for `synthaug.audit`.
+        holdout: Labelled real images that are not among `train`.
+        structure: See `density.ClassGaussians.fit`.
+        estimator: Likewise.
+        components: Likewise. Neighbours are searched among the whole features.
+        k: Neighbours of AvgkNN and of the outlier factor.
+        batch_size: Images per call of the extractor.
+        features_dir: Folder in which features of networks are kept for later calls.
+        progress: Show bars.
+
+    Raises:
+        ValueError: For a set without images, or what `ClassGaussians.fit` refuses.
+        DataError: If classes or image shapes differ.
+    """
+    given = {"synthetic": synthetic, "train": train}
+    if holdout is not None:
+        given["holdout"] = holdout
+    classes = common_classes(given)
+    prints = {name: getattr(one, "fingerprint", None) for name, one in given.items()}
+    if holdout is not None and prints["train"] is not None and prints["train"] == prints["holdout"]:
+        raise DataMismatchError("`holdout` is `train`. Give images that are not among `train`.")
+    rows = {name: readable_rows(one, name) for name, one in given.items()}
+    labels = {name: labels_in(classes, one) for name, one in given.items()}
+    check_shapes(given, rows)
+
+    vectors = {
+        name: features_of(
+            one,
+            rows[name],
+            features,
+            name,
+            batch_size=batch_size,
+            features_dir=features_dir,
+            progress=progress,
+        )
+        for name, one in given.items()
+    }
+    gaussians = ClassGaussians.fit(
+        vectors["train"],
+        labels["train"][rows["train"]],
+        len(classes),
+        structure=structure,
+        estimator=estimator,
+        components=components,
+    )
+    neighbourhood = Neighbourhood(vectors["train"], k)
+
+    def scores(name: str) -> Scores:
+        x, y = vectors[name], labels[name][rows[name]]
+        if name == "train":
+            hardness, near = gaussians.leave_one_out(x, y), neighbourhood.scores()
+        else:
+            hardness, near = gaussians.hardness(x, y), neighbourhood.scores(x)
+        columns = [np.full(len(labels[name]), np.nan) for _ in range(3)]
+        for column, values in zip(columns, (hardness, *near), strict=True):
+            column[rows[name]] = values
+        return Scores(labels[name], *columns)
+
+    found = {name: scores(name) for name in given}
+    settings: dict[str, JSON] = {
+        "structure": structure,
+        "estimator": estimator,
+        "components": components,
+        "k": k,
+        **{name: prints[name] for name in given if name != "synthetic"},
+    }
+    identity = getattr(synthetic, "identity", None)
+    return HardnessReport(
+        identity={"fingerprint": prints["synthetic"]} if identity is None else identity,
+        classes=classes,
+        synthetic=found["synthetic"],
+        train=found["train"],
+        holdout=found.get("holdout"),
+        extractor=describe(features),
+        settings=settings,
+        pictures=_pictures(synthetic, found["synthetic"]),
+    )
+
+
+def _pictures(given: Any, scores: Scores) -> dict[str, tuple[dict[str, JSON], ...]]:
+    """The hardest and the easiest images, as PNG in `data:` addresses."""
+    order = np.argsort(scores.hardness, kind="stable")[: int(np.isfinite(scores.hardness).sum())]
+
+    def shown(rows: Sequence[int]) -> tuple[dict[str, JSON], ...]:
+        pictures: list[dict[str, JSON]] = []
+        for row, pixels in zip(rows, as_pixels(given, rows, progress=False), strict=True):
+            image = to_pil(pixels)
+            image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+            pictures.append({"row": int(row), "image": data_uri(image)})
+        return tuple(pictures)
+
+    hardest, easiest = order[::-1][:_PICTURES].tolist(), order[:_PICTURES].tolist()
+    return {"hardest": shown(hardest), "easiest": shown(easiest)}

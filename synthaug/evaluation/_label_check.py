@@ -1,0 +1,210 @@
+"""Do synthetic images look like their labels? Classifiers trained on the real images decide.
+
+A generator that is guided weakly, or embeddings that are perturbed strongly, give images of another
+class now and then. What classifiers disagree with is withheld: counted and recorded, not deleted.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
+from synthaug._images.foreign import classes_of
+from synthaug._support.devices import choose_device
+from synthaug._types import JSON, Features, Labels
+from synthaug.errors import AuditError, AuditMismatchError
+from synthaug.evaluation import class_probabilities
+
+_FORMAT = "synthaug label check"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelCheck:
+    """Which synthetic images classifiers take for their class.
+
+        check = synthaug.check_labels(cache, real, percentile=10)
+        mixed = MixedDataset(real, cache, audit=check.with_audit(report), fraction=0.5)
+
+    It stands wherever an audit's report does. Without one its verdict is "inconclusive": whether
+    the images are copies was not asked.
+    """
+
+    identity: dict[str, JSON]
+    """Of the cache that was judged."""
+    classes: tuple[str, ...]
+    labels: Labels
+    """Class of every row, int64 (N,)."""
+    scores: Features
+    """Mean probability that the classifiers give to the row's label, float32 (N,); NaN for rows
+    that were not done."""
+    withheld: NDArray[np.bool_]
+    """Rows that the check withholds, bool (N,)."""
+    settings: dict[str, JSON]
+    """How it was decided."""
+    audited: NDArray[np.bool_] | None = None
+    """Rows that an audit passed; see `with_audit`."""
+    verdict: str = "inconclusive"
+    """Of that audit."""
+
+    @property
+    def passed(self) -> NDArray[np.bool_]:
+        """Rows that may be served, bool (N,)."""
+        passed = ~self.withheld & np.isfinite(self.scores)
+        return passed if self.audited is None else passed & self.audited
+
+    def with_audit(self, report: Verdicts) -> "LabelCheck":
+        """The same check, which also withholds what the audit did not pass.
+
+        Raises:
+            AuditMismatchError: For a report about another cache.
+        """
+        if report.identity != self.identity:
+            raise AuditMismatchError(
+                "The audit judges another cache than the label check. Make both about one cache."
+            )
+        return replace(self, audited=np.asarray(report.passed, bool), verdict=report.verdict)
+
+    @property
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """For each class the rows withheld by the check, and the rows judged."""
+        done = np.isfinite(self.scores)
+        return {
+            name: (int((self.withheld & own).sum()), int((done & own).sum()))
+            for name, own in ((n, self.labels == c) for c, n in enumerate(self.classes))
+        }
+
+    def __str__(self) -> str:
+        judged = int(np.isfinite(self.scores).sum())
+        lines = [f"{int(self.withheld.sum()):,} of {judged:,} images withheld"]
+        lines += [f"  {name}: {n:,} of {total:,}" for name, (n, total) in self.counts.items()]
+        return "\n".join(lines)
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Writes the check; what an audit added is not part of it."""
+        record = {
+            "format": _FORMAT,
+            "identity": self.identity,
+            "classes": list(self.classes),
+            "settings": self.settings,
+            "counts": {name: list(pair) for name, pair in self.counts.items()},
+            "labels": self.labels.tolist(),
+            "scores": [None if np.isnan(x) else round(float(x), 6) for x in self.scores],
+            "withheld": np.flatnonzero(self.withheld).tolist(),
+        }
+        Path(path).write_text(json.dumps(record) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> "LabelCheck":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            AuditError: If it is missing, damaged, or something else.
+        """
+        try:
+            record = json.loads(Path(path).read_text())
+            if record["format"] != _FORMAT:
+                raise ValueError(f"its format is {record['format']!r}")
+            scores = [np.nan if x is None else float(x) for x in record["scores"]]
+            withheld = np.zeros(len(scores), bool)
+            withheld[record["withheld"]] = True
+            return cls(
+                identity=dict(record["identity"]),
+                classes=tuple(record["classes"]),
+                labels=np.array(record["labels"], np.int64),
+                scores=np.array(scores, np.float32),
+                withheld=withheld,
+                settings=dict(record["settings"]),
+            )
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            raise AuditError(f"{os.fspath(path)} is not a label check ({error}).") from error
+
+
+def check_labels(
+    cache: SyntheticImages,
+    real: Any,
+    *,
+    threshold: float | None = None,
+    percentile: float | None = None,
+    steps: int = 1000,
+    seeds: Sequence[int] = (0, 1, 2),
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> LabelCheck:
+    """Trains classifiers on the real images, and withholds synthetic ones that they disagree with.
+
+    Give exactly one rule: `threshold` withholds rows whose label has a lower probability;
+    `percentile` withholds that share of the rows of each class, those with the lowest probability.
+
+    Args:
+        cache: A `SynthCache`; its rows that are done are judged.
+        real: Labelled real images that name the same classes, in any order. Those that the
+            classifiers of your task are trained on: never test images.
+        threshold: Probability in (0, 1).
+        percentile: In (0, 100).
+        steps: Optimiser steps of each classifier.
+        seeds: One classifier each; their probabilities are averaged.
+        device: Where to train; a GPU if there is one by default.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: For no rule or two, or one out of range.
+        CacheMismatchError: If the names of the classes differ.
+    """
+    if (threshold is None) == (percentile is None):
+        raise ValueError(
+            "Give exactly one of `threshold` and `percentile`; got "
+            f"{'none' if threshold is None else 'both'}."
+        )
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"`threshold` must be in (0, 1), got {threshold}.")
+    if percentile is not None and not 0 < percentile < 100:
+        raise ValueError(f"`percentile` must be in (0, 100), got {percentile}.")
+    place = choose_device(device)
+    table = class_table(cache, classes_of(real) or ())
+    done = np.flatnonzero(cache.done)
+    labels = np.asarray(cache.labels, np.int64)
+    scores = np.full(len(labels), np.nan, np.float32)
+    if len(done):
+        probabilities = class_probabilities(
+            real, cache.read(done), steps=steps, seeds=seeds, device=place, progress=progress
+        )
+        scores[done] = probabilities[np.arange(len(done)), table[labels[done]]]
+    return LabelCheck(
+        identity=cache.identity,
+        classes=tuple(cache.classes),
+        labels=labels,
+        scores=scores,
+        withheld=withhold(scores, labels, threshold=threshold, percentile=percentile),
+        settings={
+            "threshold": threshold,
+            "percentile": percentile,
+            "steps": steps,
+            "seeds": list(seeds),
+            "real": getattr(real, "fingerprint", None),
+        },
+    )
+
+
+def withhold(
+    scores: Features, labels: Labels, *, threshold: float | None, percentile: float | None
+) -> NDArray[np.bool_]:
+    """The rule of `check_labels`, bool (N,); rows whose score is NaN are not withheld but pending.
+
+    A percentile rounds down: of 15 images in a class, 10 percent withhold one.
+    """
+    if threshold is not None:
+        return scores < threshold  # False for NaN
+    withheld = np.zeros(len(scores), bool)
+    for c in np.unique(labels):
+        rows = np.flatnonzero((labels == c) & np.isfinite(scores))
+        count = int(len(rows) * (percentile or 0) / 100)
+        withheld[rows[np.argsort(scores[rows], kind="stable")[:count]]] = True
+    return withheld

@@ -1,0 +1,230 @@
+"""Equal numbers of images of each set, their features, and the scores of these."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from synthaug._images.labeled import as_pixels
+from synthaug._noise import counter_rng
+from synthaug._types import Features, Indices, Labels
+from synthaug.errors import DataMismatchError
+from synthaug.evaluation._comparison import (
+    check_shapes,
+    common_classes,
+    features_of,
+    labels_in,
+    readable_rows,
+)
+from synthaug.evaluation._quality.report import QualityReport, Scores
+from synthaug.features import Extractor, describe
+from synthaug.metrics import (
+    check_rank,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    manifold_scores,
+)
+
+_SPLITS = 10
+
+
+def score_quality(
+    synthetic: Any,
+    real: Any,
+    *,
+    features: Extractor,
+    holdout: Any = None,
+    classifier: Extractor | None = None,
+    images: int | None = None,
+    k: int = 5,
+    force: bool = False,
+    seed: int = 0,
+    batch_size: int = 512,
+    features_dir: str | None = None,
+    progress: bool = True,
+) -> QualityReport:
+    """Scores synthetic images as a whole against real ones.
+
+        quality = synthaug.score_quality(cache, test, features=encoder)
+        print(quality); quality.to_html("quality.html")
+
+    Every number comes with that of as many other real images against the same reference images.
+    Those are the images of `holdout` if it is given; else `real` is divided into two halves that
+    share no image, and one of them is the reference.
+
+    Args:
+        synthetic: A `SynthCache`, of which the rows that are done are scored, or another labelled
+            data set.
+        real: Labelled real images, the reference. Distances to the generator's own training images
+            reward copies; the report says if it was trained on them.
+        features: Extractor, as for `synthaug.audit`. Take that of a classifier or a self-supervised
+            network.
+        holdout: Labelled real images that are not among `real`.
+        classifier: Extractor that returns the logits of a classifier, for the inception score.
+        images: Images of each set; by default as many as all of them have.
+        k: Neighbours of precision, recall, density and coverage.
+        force: Take the Fréchet distance of fewer images than twice the features.
+        seed: Of the choice of the images.
+        batch_size: Images per call of an extractor.
+        features_dir: Folder in which features of networks are kept for later calls.
+        progress: Show bars.
+
+    Raises:
+        ValueError: For fewer images than twice the features, unless `force`, or than neighbours.
+        DataError: If classes or image shapes differ.
+        ImportError: Without torchmetrics.
+    """
+    given = {"synthetic": synthetic, "real": real}
+    if holdout is not None:
+        given["holdout"] = holdout
+    classes = common_classes(given)
+    prints = {name: getattr(one, "fingerprint", None) for name, one in given.items()}
+    if holdout is not None and prints["real"] is not None and prints["real"] == prints["holdout"]:
+        raise DataMismatchError("`holdout` is `real`. Give images that are not among `real`.")
+    rows = {name: readable_rows(one, name) for name, one in given.items()}
+    check_shapes(given, rows)
+    chosen = _equal_parts(rows, images, seed)
+    n = len(chosen["synthetic"])
+    if n <= max(k, 3):
+        raise ValueError(f"Each set that is compared has {n} images, not more than `k`={k} and 3.")
+    dim = features(as_pixels(real, rows["real"][:1])).shape[1]
+    check_rank(n, dim, name="Each set that is compared", force=force)
+
+    home = {
+        "synthetic": synthetic,
+        "reference": real,
+        "other": real if holdout is None else holdout,
+    }
+    labels = {name: labels_in(classes, one)[chosen[name]] for name, one in home.items()}
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "features_dir": features_dir,
+        "progress": progress,
+    }
+    vectors = {
+        name: features_of(one, chosen[name], features, name, **options)
+        for name, one in home.items()
+    }
+    logits = {
+        name: None
+        if classifier is None
+        else features_of(home[name], chosen[name], classifier, f"{name}, classes", **options)
+        for name in ("synthetic", "other")
+    }
+    synthetic_scores, floor = (
+        compare(
+            vectors[name], vectors["reference"], logits=logits[name], k=k, force=force, seed=seed
+        )
+        for name in ("synthetic", "other")
+    )
+    identity = getattr(synthetic, "identity", None)
+    return QualityReport(
+        identity={"fingerprint": prints["synthetic"]} if identity is None else identity,
+        synthetic=synthetic_scores,
+        floor=floor,
+        by_class=_by_class(vectors, labels, classes, k, force, seed),
+        reference={
+            "name": _name(real),
+            "fingerprint": prints["real"],
+            "images": len(real),
+            "trained_on": _trained_on(synthetic, prints["real"]),
+        },
+        floor_from=f"another half of {_name(real)}" if holdout is None else _name(holdout),
+        extractor={**describe(features), "dim": dim},
+        classifier=None if classifier is None else describe(classifier),
+        settings={"k": k, "seed": seed, "force": force, "holdout": prints.get("holdout")},
+    )
+
+
+def compare(
+    synthetic: Features,
+    reference: Features,
+    *,
+    logits: Features | None = None,
+    k: int = 5,
+    force: bool = False,
+    seed: int = 0,
+) -> Scores:
+    """All scores of one set of features against another of the same size.
+
+    The Fréchet distance is left out where there are fewer images than twice the features, unless
+    `force`.
+    """
+    n, d = synthetic.shape
+    score = std = None
+    if logits is not None and len(logits) >= _SPLITS:
+        score, std = inception_score(logits, splits=_SPLITS, seed=seed)
+    kernel, kernel_std = kernel_distance(synthetic, reference, seed=seed)
+    possible = force or n >= 2 * d
+    return Scores(
+        n=n,
+        frechet_distance=frechet_distance(synthetic, reference, force=force) if possible else None,
+        kernel_distance=kernel,
+        kernel_distance_std=kernel_std,
+        **manifold_scores(synthetic, reference, k=k)._asdict(),
+        inception_score=score,
+        inception_score_std=std,
+    )
+
+
+def _equal_parts(rows: dict[str, Indices], images: int | None, seed: int) -> dict[str, Indices]:
+    """As many random rows of synthetic, reference and other real images."""
+    order = {
+        name: own[np.argsort(counter_rng(seed, i).random(len(own)), kind="stable")]
+        for i, (name, own) in enumerate(rows.items())
+    }
+    if "holdout" not in order:
+        half = len(order["real"]) // 2
+        order["holdout"], order["real"] = order["real"][half:], order["real"][:half]
+    n = min(len(part) for part in order.values())
+    if images is not None:
+        if not 1 <= images <= n:
+            raise ValueError(
+                f"`images` must be from 1 to {n}, as many as every set has; got {images}."
+            )
+        n = images
+    return {
+        "synthetic": np.sort(order["synthetic"][:n]),
+        "reference": np.sort(order["real"][:n]),
+        "other": np.sort(order["holdout"][:n]),
+    }
+
+
+def _by_class(
+    vectors: dict[str, Features],
+    labels: dict[str, Labels],
+    classes: tuple[str, ...],
+    k: int,
+    force: bool,
+    seed: int,
+) -> dict[str, tuple[Scores, Scores]]:
+    """Both scores of each class of which all three sets have enough images."""
+    found = {}
+    for c, name in enumerate(classes):
+        own = {key: x[labels[key] == c] for key, x in vectors.items()}
+        n = min(map(len, own.values()))
+        if n >= max(k + 1, 4):
+            a, b = (
+                compare(own[key][:n], own["reference"][:n], k=k, force=force, seed=seed)
+                for key in ("synthetic", "other")
+            )
+            found[name] = a, b
+    return found
+
+
+def _name(given: Any) -> str:
+    return str(getattr(given, "name", None) or type(given).__name__)
+
+
+def _trained_on(synthetic: Any, fingerprint: str | None) -> bool | None:
+    """Whether the generator saw the images with this fingerprint; `None` if it is not known."""
+    seen = fingerprints(getattr(synthetic, "manifest", {}).get("trained_on"))
+    return fingerprint in seen if seen and fingerprint is not None else None
+
+
+def fingerprints(record: Any) -> set[Any]:
+    """Those of the training images of a model, or of all models of a cascade."""
+    if not isinstance(record, Mapping):
+        return set()
+    return {record.get("fingerprint")}.union(*map(fingerprints, record.values())) - {None}

@@ -1,0 +1,115 @@
+"""Real images through a latent model's autoencoder: what no latent generator can do better than."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from synthaug._images.labeled import LabeledImages, as_pixels, classes_of, labels_of
+from synthaug._pixels import to_images, to_pixels
+from synthaug._support.devices import choose_device
+from synthaug._support.progress import bar
+from synthaug._training.checkpoints import load_part, read_json, resolve
+from synthaug.errors import CheckpointError, DataMismatchError
+
+
+def reconstructions(
+    real: Dataset[Any],
+    checkpoint: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    batch_size: int = 16,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> LabeledImages:
+    """Encodes every image with the checkpoint's autoencoder, and decodes it again.
+
+        ceiling = synthaug.reconstructions(train, "stable-diffusion-v1-5")
+        table = synthaug.evaluate({"real": train, "real, decoded": ceiling}, test=test)
+
+    A classifier trained on the result and tested on real images bounds what images of a latent
+    generator can teach: whatever the generator draws goes through the same decoder, and detail that
+    the autoencoder loses is lost in all of them.
+
+    Args:
+        real: Labelled images, a map-style data set; without random or normalising transforms if it
+            is not one of `load_dataset`.
+        checkpoint: A diffusers directory with a `vae` (Stable Diffusion's, say), or the directory
+            of an `AutoencoderKL` alone; or `hub:OWNER/NAME`.
+        classes: Class names, if `real` does not know them.
+        batch_size: Images that go through the network together. On one device in float32 it changes
+            no image by more than a grey level.
+        device: By default the GPU if there is one.
+        progress: Show a bar with rate and time left.
+
+    Returns:
+        The images as they come out, in the order of `real`, with its labels, in memory. The mean of
+        the posterior is decoded, so there is no randomness.
+
+    Raises:
+        CheckpointError: If there is no autoencoder, or it cannot be loaded.
+        DataMismatchError: If the images have other channels than it takes, or a size that it cannot
+            halve often enough.
+        ValueError: If `batch_size` is below 1, or the classes have no names.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    place = choose_device(device)
+    vae = _autoencoder(checkpoint).eval().requires_grad_(False).to(place)
+    names = classes if classes is not None else classes_of(real)
+    if names is None:
+        raise ValueError("`real` does not name its classes. Pass `classes`.")
+    labels = labels_of(real)
+    _check(vae, tuple(as_pixels(real, [0]).shape[1:]), str(checkpoint))
+    parts: list[Tensor] = []
+    with (
+        torch.inference_mode(),
+        bar(len(labels), "reconstruct", "image", progress=progress) as shown,
+    ):
+        for start in range(0, len(labels), batch_size):
+            rows = range(start, min(start + batch_size, len(labels)))
+            images = to_images(as_pixels(real, list(rows))).to(place)
+            found = vae.encode(images)
+            latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+            decoded = vae.decode(latents).sample
+            parts.append(to_pixels(decoded.clamp(-1, 1).cpu()))
+            shown.update(len(rows))
+    name = f"{getattr(real, 'name', 'images')}, decoded"
+    return LabeledImages(torch.cat(parts), labels, names, name=name)
+
+
+def _autoencoder(checkpoint: str | Path) -> Any:
+    path = resolve(checkpoint)
+    if (path / "model_index.json").exists():
+        index = read_json(path / "model_index.json")
+        if not index.get("vae"):
+            raise CheckpointError(
+                f"{path} has no autoencoder: it is a model of pixels, and nothing is lost there."
+            )
+        return load_part(path, index, "vae", torch.float32)
+    if not (path / "config.json").exists():
+        raise CheckpointError(
+            f"{path} holds neither model_index.json nor config.json. Give a directory in diffusers "
+            "layout, or that of an AutoencoderKL."
+        )
+    kind = read_json(path / "config.json").get("_class_name")
+    index = {"vae": ("diffusers", kind)}
+    return load_part(path.parent, index, "vae", torch.float32, folder=path.name)
+
+
+def _check(vae: Any, shape: tuple[int, ...], name: str) -> None:
+    channels, height, width = shape
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if channels != vae.config.in_channels:
+        raise DataMismatchError(
+            f"The autoencoder of {name} takes {vae.config.in_channels} channels, the images have "
+            f"{channels}. Convert them, or take another checkpoint."
+        )
+    if height % factor or width % factor:
+        raise DataMismatchError(
+            f"The images are {height} x {width}; the autoencoder of {name} needs a multiple of "
+            f"{factor}. Load them with another `image_shape`."
+        )

@@ -1,0 +1,214 @@
+"""The training of a cascade's stage: real images, and what is left of them when they are smaller.
+
+Ho et al. 2021, section 4: the smaller images are blurred (4.1) or noised (4.2, 4.3) in training, so
+that the stage bears the faults of the images that the model before it draws.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthaug._training.fit_job import batch_noise, chosen_rows
+from synthaug._training.loop import TrainingConfig, TrainingResult, own_rows
+from synthaug._types import Images
+from synthaug.denoisers import build_unet
+from synthaug.samplers import make_scheduler
+from synthaug.synthesizers._fit import FitJob
+from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers.cascade._chain import LevelEmbedding, downsample, upsample
+from synthaug.synthesizers.cascade._stage import CascadeStage
+
+Augmentation = Literal["none", "blur", "gaussian"]
+
+LOW_RES_SCHEDULE = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
+"""The schedule of the noise on the smaller images, that of `ClassConditional.fit`."""
+
+
+class StageNetwork(nn.Module):
+    """A stage as it is trained: the network, and with noise levels the embeddings beside it.
+
+    Without levels the network embeds the class itself. With them it is given the sum of two
+    vectors, one of the class and one of the level, and adds it to that of the timestep.
+    """
+
+    def __init__(self, unet: Any, num_conditions: int, *, takes_levels: bool) -> None:
+        super().__init__()
+        self.unet = unet
+        self.level_embedding = LevelEmbedding.beside(unet) if takes_levels else None
+        self.classes = None
+        if self.level_embedding is not None:
+            width = self.level_embedding.layers.linear_2.out_features
+            self.classes = nn.Embedding(num_conditions, width)
+
+    def forward(self, x_t: Images, t: Tensor, low: Images, s: Tensor | None, y: Tensor) -> Images:
+        """The prediction for x_t beside the enlarged `low`, at levels `s`, of classes `y`."""
+        condition = y
+        if self.level_embedding is not None and self.classes is not None:
+            condition = self.classes(y) + self.level_embedding(s)
+        x_in = torch.cat([x_t, low.to(x_t)], 1).contiguous(memory_format=torch.channels_last)
+        prediction: Tensor = self.unet(x_in, t, class_labels=condition, return_dict=False)[0]
+        return prediction
+
+
+def gaussian_blur(x: Images, std: Tensor) -> Images:
+    """3 x 3 Gaussian filter with a standard deviation for each image, in pixels: (n, C, h, w)."""
+    side = torch.exp(-0.5 / std**2).view(-1, 1, 1, 1)
+    for pad, dim in (((1, 1, 0, 0), 3), ((0, 0, 1, 1), 2)):
+        n, wide = x.shape[dim], F.pad(x, pad, mode="replicate")
+        sides = wide.narrow(dim, 0, n) + wide.narrow(dim, 2, n)
+        x = (x + side * sides) / (1 + 2 * side)
+    return x
+
+
+def blur_some(z: Images, p: float, std_range: tuple[float, float]) -> Images:
+    """Each image blurred with probability `p`, by an amount drawn uniformly; on the CPU's
+    generator."""
+    chosen = chosen_rows(len(z), p)
+    low, high = std_range
+    size, own = own_rows(len(z))
+    std = low + (high - low) * torch.rand(size)[own]
+    return torch.where(chosen.view(-1, 1, 1, 1).to(z.device), gaussian_blur(z, std.to(z.device)), z)
+
+
+class StageFitJob(FitJob):
+    """Everything that `Cascade.fit_stage` was asked for, checked before any work starts.
+
+    Arguments and errors as there, and as in `FitJob`.
+    """
+
+    def __init__(
+        self,
+        real: Any,
+        unlabelled: Any,
+        *,
+        low_size: int | tuple[int, int],
+        conditioning_augmentation: str,
+        blur_probability: float,
+        blur_std_range: tuple[float, float],
+        max_noise_level: int,
+        **common: Any,
+    ) -> None:
+        super().__init__(real, unlabelled, **common)
+        _, *high = self.image_shape
+        if isinstance(low_size, int):  # of the shorter side
+            low_size = (
+                round(high[0] * low_size / min(high)),
+                round(high[1] * low_size / min(high)),
+            )
+        self.low_size = low_size
+        if not all(1 <= low < side for low, side in zip(self.low_size, high, strict=True)):
+            raise ValueError(
+                f"`low_size` must be at least 1 and smaller than the images, got "
+                f"{self.low_size[0]} x {self.low_size[1]} for {high[0]} x {high[1]}."
+            )
+        if conditioning_augmentation in ("truncated", "non-truncated"):
+            raise ValueError(
+                f"`conditioning_augmentation` is {conditioning_augmentation!r}: both are trained "
+                "with 'gaussian'. Choose between them when you sample (`truncated`)."
+            )
+        if conditioning_augmentation not in get_args(Augmentation):
+            raise ValueError(
+                f"`conditioning_augmentation` must be one of {', '.join(get_args(Augmentation))}, "
+                f"got {conditioning_augmentation!r}."
+            )
+        self.augmentation = conditioning_augmentation
+        if not 0 <= blur_probability <= 1:
+            raise ValueError(f"`blur_probability` must be in [0, 1], got {blur_probability}.")
+        if not 0 < blur_std_range[0] <= blur_std_range[1]:
+            raise ValueError(
+                f"`blur_std_range` must be two positive numbers, the smaller first, got "
+                f"{blur_std_range}."
+            )
+        self.blur = (blur_probability, (float(blur_std_range[0]), float(blur_std_range[1])))
+        schedule = make_scheduler(None, LOW_RES_SCHEDULE).alphas_cumprod
+        if not 1 <= max_noise_level <= len(schedule):
+            raise ValueError(
+                f"`max_noise_level` must be in [1, {len(schedule)}], got {max_noise_level}."
+            )
+        self.takes_levels = conditioning_augmentation == "gaussian"
+        self.max_noise_level = max_noise_level
+        self._signals = torch.cat([torch.ones(1), schedule])[: max_noise_level + 1]
+
+    def stage(self, network: nn.Module) -> CascadeStage:
+        """The stage that a trained `StageNetwork` makes."""
+        assert isinstance(network, StageNetwork)
+        classes = network.classes
+        model = DiffusionModel(
+            network=network.unet,
+            scheduler_config=self.scheduler_config,
+            classes=self.classes,
+            image_shape=self.image_shape,
+            class_embeddings=None if classes is None else classes.weight.detach(),
+            unconditional_branch=self.unconditional_branch,
+            trained_on=self.trained_on,
+        )
+        return CascadeStage(
+            model=model,
+            low_size=self.low_size,
+            conditioning_augmentation=self.augmentation,
+            max_noise_level=self.max_noise_level if self.takes_levels else None,
+            low_res_scheduler_config=LOW_RES_SCHEDULE if self.takes_levels else None,
+            level_embedding=network.level_embedding,
+        )
+
+    def fit(
+        self, output_dir: str | Path, config: TrainingConfig, *, progress: bool
+    ) -> tuple[CascadeStage, TrainingResult]:
+        """Trains, saving the stage in `output_dir` at every checkpoint."""
+
+        def save(network: nn.Module) -> None:
+            self.stage(network).save_pretrained(output_dir)
+
+        network, result = self.run(output_dir, config, on_checkpoint=save, progress=progress)
+        return self.stage(network), result
+
+    def _build(self) -> nn.Module:
+        wanted: dict[str, Any] = {"in_channels": 2 * self.image_shape[0]}
+        if self.takes_levels:
+            wanted |= {"num_class_embeds": None, "class_embed_type": "identity"}
+        unet = build_unet(
+            self.image_shape,
+            num_classes=len(self.classes),
+            channels=self.channels,
+            num_layers=self.num_layers,
+            **wanted,
+        )
+        return StageNetwork(unet, len(self.classes) + 1, takes_levels=self.takes_levels)
+
+    def _identity(self, network: Any) -> dict[str, Any]:
+        return {
+            **super()._identity(network.unet),
+            "synthesizer": "CascadeStage",
+            "low_size": list(self.low_size),
+            "conditioning_augmentation": self.augmentation,
+            "blur": [self.blur[0], *self.blur[1]] if self.augmentation == "blur" else None,
+            "max_noise_level": self.max_noise_level if self.takes_levels else None,
+        }
+
+    def condition(self, x0: Images) -> tuple[Images, Tensor | None]:
+        """What the stage is given of real images: z_s float32 (n, C, h, w), and s int64 (n,).
+
+        The noise and the levels are draws of their own: not those of x_t.
+        """
+        z = downsample(x0, self.low_size)
+        if self.augmentation == "blur":
+            return blur_some(z, *self.blur), None
+        if not self.takes_levels:
+            return z, None
+        size, own = own_rows(len(z))
+        s = torch.randint(0, self.max_noise_level + 1, (size,))[own]
+        signal = self._signals[s].view(-1, 1, 1, 1).to(z.device)
+        noise = batch_noise(z.shape).to(z.device)
+        return signal.sqrt() * z + (1 - signal).sqrt() * noise, s.to(z.device)
+
+    def _predict(self, network: nn.Module, x_t: Images, t: Tensor, y: Tensor, x0: Images) -> Tensor:
+        z_s, s = self.condition(x0)
+        low = upsample(z_s, self.image_shape[1:])
+        prediction: Tensor = network(x_t, t, low, s, y)
+        return prediction
+
+
+__all__ = ["Augmentation", "StageFitJob"]

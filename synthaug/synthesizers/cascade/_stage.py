@@ -1,0 +1,403 @@
+"""A stage of a cascade: a diffusion model that sees a smaller image while it draws a larger one.
+
+Ho et al. 2021, "Cascaded Diffusion Models for High Fidelity Image Generation".
+https://arxiv.org/abs/2106.15282
+
+Notation (code -> paper): `low` -> z_0 or z_s; `level` -> s; `signals[s]` -> the alpha-bar of level
+s, 1 for a clean image.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from synthaug._noise import randn
+from synthaug._training.checkpoints import (
+    load_part,
+    read_json,
+    replaced,
+    resolve,
+    restore,
+    state_digest,
+    write_json,
+    writing,
+)
+from synthaug._types import JSON, Images
+from synthaug.errors import CheckpointError
+from synthaug.samplers import chosen_settings, make_scheduler
+from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers.cascade._chain import (
+    LevelEmbedding,
+    StageCondition,
+    chain_settings,
+    downsample,
+    run_chain,
+    upsample,
+)
+
+STAGE_SETTINGS = (
+    "scheduler",
+    "num_inference_steps",
+    "eta",
+    "log_variance_mix",
+    "noise_conditioning_level",
+)
+
+_LEVELS = "level_embedding"
+_LOW_RES = "low_res_scheduler"
+_PARTS = ("unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer", "low_res_scheduler")
+_IDLE = ("safety_checker", "feature_extractor", "watermarker")
+"""Parts of others' checkpoints that are used, and those that may be left out."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CascadeStage:
+    """A super-resolution model: draws images that are, made smaller, like the ones it is given.
+
+        stage = CascadeStage.from_pretrained("runs/8to32", num_inference_steps=25)
+
+    Trained by `Cascade.fit_stage`. Of others' checkpoints it takes those whose network is given
+    the low-resolution image as further channels: a `UNet2DModel` in pixel space (enlarged
+    bilinearly), latent super-resolution (`LDMSuperResolutionPipeline`), and Stable Diffusion's
+    upscaler (`StableDiffusionUpscalePipeline`), whose noise level is the noise-conditioning level.
+
+    Raises:
+        CheckpointError: If the network is of another kind.
+        ValueError: For sampler settings or a noise level that do not fit.
+    """
+
+    model: DiffusionModel
+    """The network, whose input is x_t and the low-resolution image, and what belongs to it."""
+    low_size: tuple[int, int]
+    """(height, width) of the images that it is given."""
+    conditioning_augmentation: str
+    """"none", "blur" or "gaussian": what the smaller images went through in training."""
+    max_noise_level: int | None = None
+    """Largest noise level that it was trained with; `None` if it takes none."""
+    low_res_scheduler_config: Mapping[str, Any] | None = field(default=None, repr=False)
+    """The noise schedule of the levels."""
+    level_embedding: LevelEmbedding | None = field(default=None, repr=False)
+    """Of stages of ours that take a level; others have it in their network."""
+    noise_conditioning_level: int = 0
+    """The level to use where a plan does not name one."""
+    scheduler: str | None = "ddim"
+    """"ddim", "ddpm", "dpmsolver++", a diffusers class name, or `None` for the checkpoint's own."""
+    num_inference_steps: int = 50
+    eta: float = 0.0
+    """0 for deterministic DDIM steps, 1 for ancestral ones."""
+    log_variance_mix: float | None = None
+    """As of `ClassConditional`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low_size", tuple(self.low_size))
+        self.model.check_sampler(
+            self.scheduler, self.num_inference_steps, self.eta, self.log_variance_mix
+        )
+        inner, colours = self.model.denoiser, self.model.image_shape[0]
+        known = inner.kind in ("UNet2DModel", "UNet2DConditionModel")
+        extra = inner.in_channels - self.model.latent_shape[0]
+        if not known or extra != colours:
+            raise CheckpointError(
+                f"The network is a {inner.kind} with {inner.in_channels} input channels. A stage "
+                f"needs a UNet2DModel or UNet2DConditionModel with {self.model.latent_shape[0]} + "
+                f"{colours}: those of x_t and of the low-resolution image."
+            )
+        if not all(1 <= low < high for low, high in zip(self.low_size, self.size, strict=True)):
+            raise ValueError(
+                f"`low_size` must be at least 1 and smaller than the image, got "
+                f"{_by(self.low_size)} for {_by(self.size)}."
+            )
+        self.check_levels([self.noise_conditioning_level])
+
+    # -- what it draws -------------------------------------------------------------------------
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it draws."""
+        return self.model.image_shape
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images that it draws."""
+        return self.model.image_shape[1:]
+
+    @property
+    def low_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it is given."""
+        return self.model.image_shape[0], *self.low_size
+
+    @cached_property
+    def signals(self) -> Tensor | None:
+        """alpha-bar of every noise level, float32 (max_noise_level + 1,); `None` if it takes none.
+
+        In stages of ours level 0 is a clean image, and level s > 0 is timestep s - 1 of the
+        schedule; Stable Diffusion's upscaler has been trained with level s for timestep s.
+        """
+        if self.max_noise_level is None:
+            return None
+        known: Tensor = make_scheduler(None, self.low_res_scheduler_config).alphas_cumprod
+        if self.level_embedding is not None:
+            known = torch.cat([torch.ones(1), known])
+        return known[: self.max_noise_level + 1]
+
+    def check_levels(self, levels: Sequence[float]) -> None:
+        """Refuses noise levels that the network was not trained with.
+
+        Raises:
+            ValueError: For a level that is not a whole number in the trained range, or any but 0
+                if the network takes none.
+        """
+        highest = self.max_noise_level or 0
+        for level in levels:
+            if not (0 <= level <= highest and float(level).is_integer()):
+                how = (
+                    f"trained with whole levels from 0 to {highest}"
+                    if self.max_noise_level is not None
+                    else "not trained with noise (`conditioning_augmentation` 'gaussian')"
+                )
+                raise ValueError(
+                    f"`noise_conditioning_level` is {level:g}, but the stage to {_by(self.size)} "
+                    f"was {how}."
+                )
+
+    def shrink(self, images: Images) -> Images:
+        """Smaller copies of large images, (n, C, h, w), as the stage was trained with."""
+        return downsample(images, self.low_size)
+
+    def add_noise(
+        self, low: Images, levels: Tensor, generators: Sequence[torch.Generator]
+    ) -> Images:
+        """z_s ~ q(z_s | z_0), float32 (n, C, h, w); level 0 of a stage of ours changes no bit."""
+        if self.signals is None:
+            return low
+        signal = self.signals[levels].view(-1, 1, 1, 1).to(low.device)
+        noise = randn(generators, low.shape[1:]).to(low.device)
+        return signal.sqrt() * low + (1 - signal).sqrt() * noise
+
+    def draw(
+        self,
+        low: Images,
+        levels: Tensor,
+        labels: Tensor,
+        guidance_scale: Tensor,
+        generators: Sequence[torch.Generator],
+        *,
+        until: float = 1.0,
+    ) -> Images:
+        """Larger images of the smaller ones, float32 (n, C, H, W) in [-1, 1].
+
+        Args:
+            low: z_s, float32 (n, C, h, w); they have the noise of their levels already.
+            levels: Noise levels s, int64 (n,).
+            labels: Class indices int64 (n,).
+            guidance_scale: float32 (n,).
+            generators: One stream per row.
+            until: Signal level to stop at, for the next stage of a truncated cascade.
+        """
+        device = self.model.device
+        enlarged = upsample(low.to(device), self.model.latent_shape[1:])
+        s = None if self.signals is None else levels.to(device)
+        return run_chain(
+            self,
+            labels,
+            guidance_scale,
+            generators,
+            until=until,
+            conditioned=lambda classes: StageCondition(enlarged, s, classes),
+        )
+
+    # -- identity and files ----------------------------------------------------------------------
+
+    def settings(self) -> dict[str, JSON]:
+        """What determines its images besides weights and row, for a recipe."""
+        found = chain_settings(self) | {"low_size": list(self.low_size)}
+        if self.signals is not None:
+            assert self.low_res_scheduler_config is not None
+            schedule = make_scheduler(None, self.low_res_scheduler_config).config
+            names = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
+            found["noise_levels"] = {name: schedule[name] for name in names}
+        return found
+
+    @property
+    def weights(self) -> dict[str, JSON]:
+        """Digests of all weights, for a recipe."""
+        if self.level_embedding is None:
+            return self.model.weights
+        return {**self.model.weights, _LEVELS: state_digest(self.level_embedding)}
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a diffusers directory; what diffusers does not know lies beside the parts, in
+        `level_embedding` and `synthaug.json`.
+
+        Raises:
+            CheckpointError: If the disk is full or not writable. What was there before stays.
+        """
+        path = Path(path)
+        settings: dict[str, JSON] = {
+            "synthesizer": "CascadeStage",
+            "low_size": list(self.low_size),
+            "conditioning_augmentation": self.conditioning_augmentation,
+            "max_noise_level": self.max_noise_level,
+            **{name: getattr(self, name) for name in STAGE_SETTINGS},
+        }
+        with writing(path, "Free some space and save again."):
+            path.mkdir(parents=True, exist_ok=True)
+            if self.low_res_scheduler_config is not None:
+                (path / _LOW_RES).mkdir(exist_ok=True)
+                config = dict(self.low_res_scheduler_config)
+                write_json(path / _LOW_RES / "scheduler_config.json", config)
+            if self.level_embedding is not None:
+                from safetensors.torch import save_file
+
+                with replaced(path / _LEVELS) as new:
+                    save_file(self.level_embedding.state_dict(), str(new / "model.safetensors"))
+        self.model.save_pretrained(path, settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        low_size: tuple[int, int] | None = None,
+        prompt_template: str = "{}",
+        negative_prompt: str = "",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        **settings: Any,
+    ) -> "CascadeStage":
+        """Loads a stage of ours, or a super-resolution checkpoint of diffusers.
+
+        Args:
+            path: A directory with `model_index.json`, or "hub:OWNER/NAME".
+            classes: Class names, or prompts; needed unless the stage was trained by us.
+            low_size: (height, width) of the smaller images; needed unless it was trained by us.
+            prompt_template: `{}` in it stands for the class name.
+            negative_prompt: Prompt of the unconditional branch.
+            dtype: Dtype of the network.
+            device: Where to run; a GPU if there is one by default.
+            settings: `scheduler`, `num_inference_steps`, `eta`, `log_variance_mix`,
+                `noise_conditioning_level`.
+
+        Raises:
+            CheckpointError: If it is not a super-resolution checkpoint that we can use.
+            ValueError: For an unknown setting, or one that is missing.
+        """
+        unknown = sorted(set(settings) - set(STAGE_SETTINGS))
+        if unknown:
+            raise ValueError(f"Unknown setting {unknown[0]!r}; known: {', '.join(STAGE_SETTINGS)}.")
+        path = resolve(path)
+        index = read_json(path / "model_index.json")
+        own = read_json(path / "synthaug.json") if (path / "synthaug.json").exists() else {}
+        if own and own.get("synthesizer") != "CascadeStage":
+            raise CheckpointError(
+                f"{path} holds a {own.get('synthesizer')}, not a stage of a cascade. Train one "
+                "with `synthaug train --method upsample`."
+            )
+        if not own:
+            _check_foreign(path, index)
+        elif classes is not None and list(classes) != own.get("classes"):
+            raise ValueError(
+                f"{path} was trained on the classes {', '.join(own.get('classes', ()))}, in this "
+                f"order, and not on {', '.join(classes)}. Train it on the base's data set."
+            )
+        loaded: dict[str, Any] = {
+            "classes": classes,
+            "prompt_template": prompt_template,
+            "negative_prompt": negative_prompt,
+            "dtype": dtype,
+            "device": device,
+        }
+        height_width = own.get("low_size", low_size)
+        if height_width is None:
+            raise ValueError(
+                f"{path} does not say how large the images are that it enlarges. Pass `low_size`, "
+                "(height, width)."
+            )
+        size = tuple(height_width)
+        takes_levels = (path / _LOW_RES).exists()
+        model, _ = DiffusionModel.from_pretrained(path, **loaded)
+        if index.get("vqvae"):
+            vae = load_part(path, index, "vqvae", torch.float32)
+            vae.register_to_config(scaling_factor=1.0)  # its pipeline does not scale latents
+            vae = vae.eval().requires_grad_(False).to(model.device)
+            model = replace(model, vae=vae, image_shape=(1, *_multiple(vae, size)))
+        if not own:
+            model = _fitted(model, size, takes_levels)
+        levels, embedding, schedule = None, None, None
+        if takes_levels:
+            levels = own.get("max_noise_level", index.get("max_noise_level", 350))
+            schedule = read_json(path / _LOW_RES / "scheduler_config.json")
+        if getattr(model.denoiser.config, "class_embed_type", None) == "identity":  # one of ours
+            restore(path / _LEVELS)
+            embedding = _load_levels(path / _LEVELS, model)
+        known = {name: own[name] for name in STAGE_SETTINGS if name in own}
+        return cls(
+            model=model,
+            low_size=size,
+            conditioning_augmentation=own.get(
+                "conditioning_augmentation", "none" if levels is None else "gaussian"
+            ),
+            max_noise_level=levels,
+            low_res_scheduler_config=schedule,
+            level_embedding=embedding,
+            **chosen_settings(known, settings),
+        )
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _check_foreign(path: Path, index: Mapping[str, Any]) -> None:
+    """Refuses super-resolution pipelines of diffusers that condition in other ways."""
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    foreign = sorted(set(parts) - {*_PARTS, *_IDLE})
+    if foreign:
+        raise CheckpointError(
+            f"{path} is a {index.get('_class_name')}, whose {foreign[0]} we cannot use. "
+            "Known are a UNet2DModel with the low-resolution image as further channels, "
+            "LDMSuperResolutionPipeline and StableDiffusionUpscalePipeline."
+        )
+
+
+def _fitted(model: DiffusionModel, low_size: tuple[int, int], takes_levels: bool) -> DiffusionModel:
+    """A foreign model with the shape of the images that it draws from such small ones."""
+    config = model.denoiser.config
+    embeds = getattr(config, "class_embed_type", None)
+    if model.denoiser.kind == "UNet2DConditionModel" and config.num_class_embeds is not None:
+        embeds = None if takes_levels else "num_class_embeds"
+    if embeds is not None:
+        raise CheckpointError(
+            f"The network is told more than timestep, class and low-resolution image ({embeds}), "
+            "and the checkpoint does not say what."
+        )
+    if model.vae is None:
+        shape = (config.in_channels // 2, *model.image_shape[1:])
+    else:  # the low-resolution image lies beside the latents
+        shape = (model.vae.config.out_channels, *_multiple(model.vae, low_size))
+    return replace(model, image_shape=shape)
+
+
+def _multiple(vae: Any, low_size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the images whose latents are as large as the low-resolution image."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return low_size[0] * factor, low_size[1] * factor
+
+
+def _load_levels(path: Path, model: DiffusionModel) -> LevelEmbedding:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    embedding = LevelEmbedding.beside(model.network)
+    try:
+        embedding.load_state_dict(load_file(str(path / "model.safetensors")))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+    return embedding.eval().requires_grad_(False).to(model.device, model.denoiser.dtype)

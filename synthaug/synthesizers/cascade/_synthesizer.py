@@ -1,0 +1,473 @@
+"""Cascades: a base model draws small images, and stages enlarge them one after the other.
+
+Ho et al. 2021, "Cascaded Diffusion Models for High Fidelity Image Generation".
+https://arxiv.org/abs/2106.15282
+
+Notation (code -> paper): `noise_conditioning_level` -> s; `truncated` -> sections 4.2 (true) and
+4.3 (false).
+
+    z_s = the base's chain stopped at s, or sqrt(alpha-bar_s) z_0 + sqrt(1 - alpha-bar_s) eps'
+    x_0 ~ p(x_0 | z_s, s, c)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from synthaug._noise import streams
+from synthaug._plan import Plan, row_seed
+from synthaug._training.checkpoints import read_json, resolve, write_json, writing
+from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._types import JSON, Images
+from synthaug.errors import CheckpointError
+from synthaug.samplers import check_until, chosen_settings
+from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers.cascade._chain import (
+    DiffusionChain,
+    chain_settings,
+    network_evaluations,
+    run_chain,
+)
+from synthaug.synthesizers.cascade._fit import Augmentation, StageFitJob
+from synthaug.synthesizers.cascade._stage import CascadeStage
+
+_SAMPLER = ("scheduler", "num_inference_steps", "eta", "log_variance_mix")
+_GUIDANCE = "stage_guidance_scale"
+_LEVEL = "noise_conditioning_level"
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Base:
+    """The base model of a cascade that was loaded from one directory."""
+
+    model: DiffusionModel
+    scheduler: str | None = "ddim"
+    num_inference_steps: int = 50
+    eta: float = 0.0
+    log_variance_mix: float | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cascade(AbstractSynthesizer):
+    """Images of a class, drawn small and then enlarged.
+
+        base, _ = ClassConditional.fit(small, "runs/base")
+        stage, _ = Cascade.fit_stage(real, "runs/16to32", low_size=16)
+        cascade = Cascade(base=base, stages=[stage])
+        cascade.save_pretrained("runs/cascade")
+        plan = cascade.plan(per_class=500, guidance_scale=1.25, noise_conditioning_level=100)
+
+    Row parameters: `guidance_scale` of the base, `stage_guidance_scale` and
+    `noise_conditioning_level` of the stage. With several stages those of stage k are called
+    `stage_guidance_scale_k` and `noise_conditioning_level_k`, counted from 1, and the names without
+    a number stand for all stages.
+
+    Raises:
+        ValueError: If the models do not fit each other, or cannot be truncated.
+    """
+
+    base: DiffusionChain = field(repr=False)
+    """The model of the small images: a `ClassConditional`."""
+    stages: Sequence[CascadeStage] = field(repr=False)
+    """From small to large."""
+    truncated: bool = False
+    """Stop the chain before a stage at that stage's noise level, in place of running it to its end
+    and adding noise. The stages are the same."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not self.stages:
+            raise ValueError("`stages` is empty. A base alone is a `ClassConditional`.")
+        if getattr(self.base, "real", None) is not None:
+            raise ValueError("`base` starts from real images; a cascade starts from noise.")
+        for k, (before, stage) in enumerate(zip(self._chains, self.stages, strict=False), 1):
+            drawn = before.model.image_shape
+            if drawn != stage.low_shape:
+                raise ValueError(
+                    f"Stage {k} was trained on images of shape {stage.low_shape}, but is given "
+                    f"{drawn}. Train it with `low_size` {drawn[1]}, on images of {drawn[0]} "
+                    "channels."
+                )
+            if stage.model.num_conditions is not None and stage.model.classes != self.classes:
+                raise ValueError(
+                    f"Stage {k} knows the classes {', '.join(stage.model.classes)}, the base "
+                    f"{', '.join(self.classes)}. They must be the same, in one order."
+                )
+            if self.truncated and stage.signals is not None:
+                if before.model.vae is not None:
+                    raise ValueError(
+                        f"`truncated`: the chain before stage {k} runs in the latents of an "
+                        "autoencoder, so it has no noisy image to stop at. Leave it out."
+                    )
+                check_until(before.model.make_scheduler(before.scheduler))
+        if self.truncated and all(stage.signals is None for stage in self.stages):
+            raise ValueError(
+                "`truncated` needs a stage that was trained with noise "
+                "(`conditioning_augmentation` 'gaussian')."
+            )
+
+    @property
+    def _chains(self) -> tuple[DiffusionChain, ...]:
+        return (self.base, *self.stages)
+
+    @property
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the classes, in the order of the label column."""
+        return self.base.model.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the last stage draws."""
+        return self.stages[-1].image_shape
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether `guidance_scale` may differ from 1."""
+        return self.base.model.can_be_guided
+
+    @property
+    def trained_on(self) -> Mapping[str, JSON] | None:
+        """Fingerprint and number of the real images of the base and of each stage."""
+        names = ["base", *(f"stage_{k}" for k in range(1, len(self.stages) + 1))]
+        found: dict[str, JSON] = {
+            name: dict(chain.model.trained_on)
+            for name, chain in zip(names, self._chains, strict=True)
+            if chain.model.trained_on is not None
+        }
+        return found or None
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def _name(self, parameter: str, k: int) -> str:
+        """The column of a parameter of stage k, counted from 1."""
+        return parameter if len(self.stages) == 1 else f"{parameter}_{k}"
+
+    def plan(
+        self,
+        labels: ArrayLike | None = None,
+        *,
+        per_class: int | None = None,
+        ratio: float | None = None,
+        counts: Mapping[str, int] | None = None,
+        seed: int = 0,
+        **parameters: float | Sequence[float],
+    ) -> Plan:
+        """Lays out the rows; see `AbstractSynthesizer.plan`.
+
+        Args:
+            labels: Labels of the real images, int (n,); needed for `ratio`.
+            per_class: Images of every class.
+            ratio: Images per real image.
+            counts: Images of each class by name.
+            seed: Base seed.
+            parameters: `guidance_scale` (default 1), `stage_guidance_scale` (1) and
+                `noise_conditioning_level` (the stage's own). A sequence is used in turn.
+
+        Raises:
+            ValueError: For an unknown parameter, a value out of range, or a level that the stage
+                was not trained with.
+        """
+        row: dict[str, Any] = {"guidance_scale": 1.0}
+        for k, stage in enumerate(self.stages, 1):
+            row[self._name(_GUIDANCE, k)] = parameters.get(_GUIDANCE, 1.0)
+            if stage.signals is not None:
+                level = parameters.get(_LEVEL, stage.noise_conditioning_level)
+                row[self._name(_LEVEL, k)] = level
+        unknown = sorted(set(parameters) - {*row, _GUIDANCE, _LEVEL})
+        if unknown:
+            raise ValueError(f"Unknown row parameter {unknown[0]!r}; known: {', '.join(row)}.")
+        if all(stage.signals is None for stage in self.stages):
+            self.stages[-1].check_levels(np.atleast_1d(parameters.get(_LEVEL, 0)).tolist())
+        row |= {name: parameters[name] for name in row if name in parameters}
+        for k, chain in enumerate(self._chains):
+            name = "guidance_scale" if k == 0 else self._name(_GUIDANCE, k)
+            scales = np.atleast_1d(np.asarray(row[name], float))
+            if not (scales >= 0).all():
+                raise ValueError(f"`{name}` must not be negative, got {row[name]}.")
+            chain.model.check_guidance(scales.tolist())
+        for k, stage in enumerate(self.stages, 1):
+            if stage.signals is not None:
+                levels = np.atleast_1d(np.asarray(row[self._name(_LEVEL, k)], float))
+                stage.check_levels(levels.tolist())
+                row[self._name(_LEVEL, k)] = levels.astype(np.int64)
+        if self.base.model.num_conditions is None and len(self.classes) > 1:
+            raise ValueError(
+                "The base knows no classes, so its images would bear random labels. Name a single "
+                "class."
+            )
+        return self._build_plan(
+            labels,
+            per_class=per_class,
+            ratio=ratio,
+            counts=counts,
+            seed=seed,
+            parameters=row,
+        )
+
+    # -- sampling --------------------------------------------------------------------------------
+
+    def _levels(self, rows: Plan, k: int) -> NDArray[np.int64]:
+        """Noise levels of stage k, int64 (n,)."""
+        default = np.zeros(len(rows), np.int64)
+        levels: NDArray[np.int64] = rows.columns.get(self._name(_LEVEL, k), default)
+        self.stages[k - 1].check_levels(np.unique(levels).tolist())
+        return levels
+
+    def _until(self, rows: Plan, k: int) -> NDArray[np.float64]:
+        """Signal levels at which chain k stops, the base being 0; float64 (n,)."""
+        if self.truncated and k < len(self.stages):
+            signals = self.stages[k].signals
+            if signals is not None:
+                return signals.double().numpy()[self._levels(rows, k + 1)]
+        return np.ones(len(rows))
+
+    def _guidance(self, rows: Plan, k: int) -> NDArray[np.float64]:
+        name = "guidance_scale" if k == 0 else self._name(_GUIDANCE, k)
+        return rows.columns.get(name, np.ones(len(rows)))
+
+    @torch.inference_mode()
+    def draw(self, rows: Plan) -> Images:
+        """One image per row, float32 (n, C, H, W) in [-1, 1].
+
+        The base takes its noise from the row's stream, as if it stood alone; every stage has two
+        streams of its own, one for the noise on the smaller image and one for its own chain.
+
+        Raises:
+            ValueError: If the rows were made for other classes, or have a noise level that the
+                stage was not trained with.
+        """
+        if rows.classes != self.classes:
+            raise ValueError(
+                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
+                f"{', '.join(self.classes)}."
+            )
+        images = self._run(0, rows, None)
+        for k, stage in enumerate(self.stages, 1):
+            if not self.truncated:
+                levels = torch.tensor(self._levels(rows, k))
+                noise = streams([row_seed(int(s), "cascade", "noise", k) for s in rows["seed"]])
+                images = stage.add_noise(images, levels, noise)
+            images = self._run(k, rows, images)
+        return images
+
+    def _run(self, k: int, rows: Plan, low: Images | None) -> Images:
+        """The images of chain k, on the CPU; rows that stop at one level share a batch."""
+        chain, until = self._chains[k], self._until(rows, k)
+        images = torch.empty(len(rows), *chain.model.image_shape)
+        for level in np.unique(until):
+            chosen = np.flatnonzero(until == level)
+            index, part = torch.from_numpy(chosen), rows[chosen]
+            labels = torch.tensor(part["label"])
+            scale = torch.tensor(self._guidance(part, k), dtype=torch.float32)
+            if low is None:
+                drawn = run_chain(chain, labels, scale, streams(part["seed"]), until=float(level))
+            else:
+                seeds = [row_seed(int(s), "cascade", "stage", k) for s in part["seed"]]
+                drawn = self.stages[k - 1].draw(
+                    low[index],
+                    torch.tensor(self._levels(part, k)),
+                    labels,
+                    scale,
+                    streams(seeds),
+                    until=float(level),
+                )
+            images[index] = drawn.cpu()
+        return images
+
+    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+        """Network evaluations per row, of the base and all stages: twice with guidance."""
+        total = np.zeros(len(rows), np.int64)
+        for k, chain in enumerate(self._chains):
+            until = self._until(rows, k)
+            levels, place = np.unique(until, return_inverse=True)
+            steps = np.array([network_evaluations(chain, float(x)) for x in levels])
+            total += steps[place] * (1 + (self._guidance(rows, k) != 1))
+        return total
+
+    # -- identity and files ----------------------------------------------------------------------
+
+    def recipe(self) -> dict[str, JSON]:
+        """Settings and weight digests of all models; see `AbstractSynthesizer.recipe`."""
+        weights: dict[str, JSON] = {f"base.{k}": v for k, v in self.base.model.weights.items()}
+        for k, stage in enumerate(self.stages, 1):
+            weights |= {f"stage_{k}.{name}": value for name, value in stage.weights.items()}
+        settings: dict[str, JSON] = {
+            "truncated": self.truncated,
+            "base": chain_settings(self.base),
+            "stages": [stage.settings() for stage in self.stages],
+        }
+        return {"synthesizer": "Cascade", "settings": settings, "weights": weights}
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes one directory: `base`, `stage_1`, ... in diffusers layout, and `synthaug.json`.
+
+        `base` can also be loaded by `ClassConditional`, and a stage by `CascadeStage`.
+
+        Raises:
+            CheckpointError: If the disk is full or not writable.
+        """
+        path = Path(path)
+        settings = {name: getattr(self.base, name) for name in _SAMPLER}
+        self.base.model.save_pretrained(
+            path / "base", {"synthesizer": "ClassConditional", **settings}
+        )
+        for k, stage in enumerate(self.stages, 1):
+            stage.save_pretrained(path / f"stage_{k}")
+        with writing(path, "Free some space and save again."):  # last: makes it a checkpoint
+            own = {
+                "synthesizer": "Cascade",
+                "stages": len(self.stages),
+                "truncated": self.truncated,
+            }
+            write_json(path / "synthaug.json", own)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        stages: Sequence[str | Path] | None = None,
+        truncated: bool | None = None,
+        classes: Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        **settings: Any,
+    ) -> "Cascade":
+        """Loads a cascade from its directory, or puts one together.
+
+            Cascade.from_pretrained("runs/cascade")
+            Cascade.from_pretrained("runs/base", stages=["runs/8to16", "runs/16to32"])
+
+        Args:
+            path: What `save_pretrained` wrote, or "hub:OWNER/NAME"; with `stages`, the base: any
+                checkpoint that `ClassConditional` loads.
+            stages: Directories of the stages, from small to large; see `CascadeStage`.
+            truncated: By default as saved.
+            classes: Class names or prompts, for a base that does not name them.
+            dtype: Dtype of all networks.
+            device: Where to run; a GPU if there is one by default.
+            settings: `scheduler`, `num_inference_steps`, `eta` and `log_variance_mix` of the base
+                and all stages, and `noise_conditioning_level` of all stages that take one.
+
+        Raises:
+            CheckpointError: If there is no such directory, or a part of it is missing or damaged.
+            ValueError: For an unknown setting, or models that do not fit each other.
+        """
+        unknown = sorted(set(settings) - {*_SAMPLER, _LEVEL})
+        if unknown:
+            raise ValueError(
+                f"Unknown setting {unknown[0]!r}; known: {', '.join((*_SAMPLER, _LEVEL))}."
+            )
+        folder = resolve(path)
+        own: dict[str, Any] = {}
+        if stages is None:
+            if (folder / "synthaug.json").exists():
+                own = read_json(folder / "synthaug.json")
+            if own.get("synthesizer") != "Cascade":
+                raise CheckpointError(
+                    f"{path} is not a cascade. Pass `stages` to put one together from it, or "
+                    "assemble one with `synthaug cascade`."
+                )
+            stages = [folder / f"stage_{k}" for k in range(1, int(own["stages"]) + 1)]
+            folder = folder / "base"
+        where: dict[str, Any] = {"dtype": dtype, "device": device}
+        model, saved = DiffusionModel.from_pretrained(folder, classes=classes, **where)
+        sampler = {k: v for k, v in settings.items() if k in _SAMPLER}
+        known: dict[str, Any] = {k: saved[k] for k in _SAMPLER if k in saved}
+        base = _Base(model=model, **chosen_settings(known, sampler))
+        loaded: list[CascadeStage] = []
+        for stage_path in stages:
+            low = (loaded[-1].model if loaded else model).image_shape[1:]
+            stage = CascadeStage.from_pretrained(
+                stage_path, classes=model.classes, low_size=low, **where, **sampler
+            )
+            loaded.append(stage)
+        if _LEVEL in settings:  # on a stage that takes none, the stage itself refuses it
+            level, some = settings[_LEVEL], any(stage.signals is not None for stage in loaded)
+            loaded = [
+                replace(stage, noise_conditioning_level=level)
+                if stage.signals is not None or not some
+                else stage
+                for stage in loaded
+            ]
+        chosen = own.get("truncated", False) if truncated is None else truncated
+        return cls(base=base, stages=loaded, truncated=bool(chosen))
+
+    # -- training --------------------------------------------------------------------------------
+
+    @classmethod
+    def fit_stage(
+        cls,
+        real: Any,
+        output_dir: str | Path,
+        *,
+        low_size: int | tuple[int, int],
+        conditioning_augmentation: Augmentation = "gaussian",
+        max_noise_level: int = 500,
+        blur_probability: float = 0.5,
+        blur_std_range: tuple[float, float] = (0.4, 0.6),
+        unlabelled: Any = None,
+        config: TrainingConfig | None = None,
+        channels: int = 32,
+        num_layers: int = 1,
+        prediction_type: str = "v_prediction",
+        label_dropout: float = 0.1,
+        horizontal_flip: bool = False,
+        progress: bool = True,
+    ) -> tuple[CascadeStage, TrainingResult]:
+        """Trains a stage on real images and smaller copies of them, and saves it.
+
+        It does not see the model before it: both are trained separately, on images of the same
+        data set. (The base is `ClassConditional.fit` on the data set loaded with the smaller
+        `image_size`.) Run again with the same arguments it resumes.
+
+        Args:
+            real: Has `read(indices)`, `targets`, `classes` and `image_shape`.
+            output_dir: Becomes a diffusers directory; updated at every checkpoint.
+            low_size: Shorter side of the smaller copies, or (height, width), in pixels.
+            conditioning_augmentation: What the smaller copies go through, so that the stage bears
+                the faults of drawn ones: "gaussian" noise of a level s that the network is told;
+                "blur", without its knowing; or "none".
+            max_noise_level: Levels are drawn uniformly from 0 (clean) to this one, in timesteps of
+                a cosine schedule of 1,000 steps. Any of them can be chosen when sampling.
+            blur_probability: Share of the copies that are blurred, by a filter of 3 x 3 pixels.
+            blur_std_range: Its standard deviation is drawn uniformly from this range, in pixels of
+                the smaller copy.
+            unlabelled: Further images of the same shape; they train the unconditional branch only.
+            config: How to optimise.
+            channels: Width of the first level; the next ones have 2 and 4 times as many.
+            num_layers: Residual blocks per level.
+            prediction_type: "v_prediction", "epsilon" or "sample".
+            label_dropout: Probability of the null label, in [0, 1).
+            horizontal_flip: Mirror half of the training images.
+            progress: Show a bar.
+
+        Raises:
+            DataError: For images or labels that cannot be trained on.
+            ValueError: For a setting out of range.
+            DivergedError: If loss or weights stop being finite.
+            CheckpointError: If a checkpoint cannot be read or written.
+        """
+        job = StageFitJob(
+            real,
+            unlabelled,
+            low_size=low_size,
+            conditioning_augmentation=conditioning_augmentation,
+            blur_probability=blur_probability,
+            blur_std_range=blur_std_range,
+            max_noise_level=max_noise_level,
+            channels=channels,
+            num_layers=num_layers,
+            prediction_type=prediction_type,
+            label_dropout=label_dropout,
+            horizontal_flip=horizontal_flip,
+        )
+        return job.fit(output_dir, config or TrainingConfig(), progress=progress)

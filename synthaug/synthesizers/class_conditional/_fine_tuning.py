@@ -1,0 +1,387 @@
+"""Fine-tuning of a pretrained class-conditional denoiser, whole or through low-rank adapters.
+
+Azizi et al. 2023 (all weights; one- or two-word class names as prompts, the text encoder frozen),
+Hu et al. 2022 (LoRA: W + B A in place of W, where A and B alone are trained).
+"""
+
+import logging
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synthaug._noise import counter_rng
+from synthaug._training.checkpoints import read_json, replaced, resolve, writing
+from synthaug._training.fit_job import (
+    AbstractFitJob,
+    batch_noise,
+    check_labels,
+    check_positive,
+    chosen_rows,
+    denoising_loss,
+    denoising_target,
+)
+from synthaug._training.loop import own_randomness
+from synthaug._types import Images, Indices
+from synthaug.errors import CheckpointError, DataMismatchError
+from synthaug.synthesizers._model import DiffusionModel
+
+logger = logging.getLogger("synthaug")
+
+_ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
+"""What adapters are put on: the projections of every attention layer."""
+
+_TABLES = ("class_embedding.weight", "embedding_table.weight")
+"""Names of the tables in which networks look labels up."""
+
+_KEPT_BYTES = 2**31
+"""Latents of the training images are kept up to this size, else they are encoded at each use."""
+
+_ADAPTER = "pytorch_lora_weights.safetensors"
+"""What `load_lora_weights` of a diffusers pipeline looks for."""
+
+
+class FineTuneJob(AbstractFitJob[nn.Module]):
+    """Everything that `ClassConditional.fine_tune` was asked for, checked before any work starts.
+
+    Args:
+        checkpoint: A directory in diffusers layout, or "hub:OWNER/NAME".
+        real: Labelled images.
+        lora_rank: Rank of the adapters, or `None` to train all weights.
+        table_factor: By what the learning rate of a table with rows of new classes differs.
+        label_dropout: Probability of the null condition.
+        prompt_template: `{}` in it stands for the class name.
+        negative_prompt: Prompt of the unconditional branch.
+        image_size: Height and width in pixels; by default the checkpoint's own.
+        horizontal_flip: Mirror half of the images.
+        device: Where to train.
+
+    Raises:
+        DataError: For images or labels that do not fit the checkpoint.
+        ValueError: For a setting out of range.
+        CheckpointError: For a checkpoint that cannot be loaded or trained.
+        ImportError: For adapters, without peft.
+    """
+
+    base: DiffusionModel
+    """The pretrained model, which knows our classes by now."""
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        real: Any,
+        *,
+        lora_rank: int | None,
+        table_factor: float,
+        label_dropout: float,
+        prompt_template: str,
+        negative_prompt: str,
+        image_size: int | None,
+        horizontal_flip: bool,
+        device: str | None,
+    ) -> None:
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"`label_dropout` must be in [0, 1), got {label_dropout}.")
+        if lora_rank is not None:
+            check_positive(lora_rank=lora_rank)
+            _peft()
+        self.real = real
+        self.classes = tuple(map(str, real.classes))
+        self.labels = np.asarray(real.targets, np.int64)
+        check_labels(self.labels, self.classes)
+        self.lora_rank, self.label_dropout = lora_rank, label_dropout
+        self.table_factor = 1.0  # of the learning rate, for a table with rows of new classes
+        self.horizontal_flip = horizontal_flip
+        self.num_examples = len(self.labels)
+
+        path = resolve(checkpoint)
+        own = read_json(path / "synthaug.json") if (path / "synthaug.json").exists() else {}
+        known = tuple(map(str, own.get("classes", ())))
+        # Which labels the network knows is found out below; prompts can be of any classes.
+        named = (known or ("any",)) if _takes_labels(path) else self.classes
+        base, _ = DiffusionModel.from_pretrained(
+            path,
+            classes=named,
+            image_size=image_size,
+            prompt_template=prompt_template,
+            negative_prompt=negative_prompt,
+            device=device,
+        )
+        _check_network(base, path, adapters=lora_rank is not None)
+        if tuple(real.image_shape) != base.image_shape:
+            raise DataMismatchError(
+                f"The real images have shape {tuple(real.image_shape)}, the checkpoint draws "
+                f"{base.image_shape}. Load them with `image_size={base.image_shape[1]}` and "
+                f"`channels={base.image_shape[0]}`, or give another `image_size`."
+            )
+        base.make_scheduler(None)  # refuses models of continuous time
+        self._scheduler = base.make_scheduler("ddpm")
+        denoising_target(self._scheduler, *(torch.zeros(1, 1, 1, 1),) * 2, torch.zeros(1).long())
+        self._base_weights = dict(base.weights)  # before the table of classes is changed
+        pretrained_branch = base.can_be_guided
+        if base.class_embeddings is None:
+            pretrained_branch = learn_classes(base.network, known, self.classes, own)
+            if not set(self.classes) <= set(known):
+                self.table_factor = table_factor
+        self.trained_on: dict[str, Any] = {
+            "labelled": {
+                "fingerprint": getattr(real, "fingerprint", None),
+                "images": self.num_examples,
+            },
+            "base": {"weights": self._base_weights, **(base.trained_on or {})},
+        }
+        self.base = replace(
+            base,
+            classes=self.classes,
+            unconditional_branch=pretrained_branch or label_dropout > 0,
+            trained_on=self.trained_on,
+        )
+        self._embeddings = self.base.class_embeddings
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    def _build(self) -> nn.Module:
+        network = self.base.network
+        if self.lora_rank is None:
+            return network.requires_grad_(True)
+        peft = _peft()
+        config = peft.LoraConfig(
+            r=self.lora_rank, lora_alpha=self.lora_rank, target_modules=list(_ADAPTED)
+        )
+        peft.inject_adapter_in_model(config, network)  # freezes all other weights
+        for table in class_tables(network):
+            table.requires_grad_(True)
+        return network
+
+    def _identity(self, module: nn.Module) -> dict[str, Any]:
+        del module
+        return {
+            "synthesizer": "ClassConditional",
+            "base": self._base_weights,
+            "scheduler": dict(self.base.scheduler_config),
+            "data": self.trained_on["labelled"]["fingerprint"] or self.num_examples,
+            "classes": list(self.classes),
+            "image_shape": list(self.base.image_shape),
+            "label_dropout": self.label_dropout,
+            "lora_rank": self.lora_rank,
+            "table_factor": self.table_factor,
+            "horizontal_flip": self.horizontal_flip,
+        }
+
+    def _rate_factor(self, name: str) -> float:
+        return self.table_factor if name.endswith(_TABLES) else 1.0
+
+    def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
+        """`denoising_loss`, with some of the conditions hidden."""
+        x0 = self._inputs(indices)
+        hidden = chosen_rows(len(x0), self.label_dropout)
+        y = torch.where(hidden, len(self.classes), torch.from_numpy(self.labels[indices]))
+        y = y.to(x0.device)
+        condition = y
+        if self._embeddings is not None:
+            self._embeddings = self._embeddings.to(y.device)  # where this process trains
+            condition = self._embeddings[y]
+        denoiser = copy(self.base.denoiser)
+        denoiser.network = module  # compiled or distributed, perhaps
+        return denoising_loss(self._scheduler, x0, lambda x_t, t: denoiser(x_t, t, condition))
+
+    # -- what the network sees -------------------------------------------------------------------
+
+    def _inputs(self, indices: Indices) -> Images:
+        """The images, half of them mirrored if asked for; of a latent model a sample of what the
+        autoencoder makes of them."""
+        n = len(indices)
+        mirrored = torch.zeros(n, dtype=torch.bool)
+        if self.horizontal_flip:
+            mirrored = chosen_rows(n, 0.5)
+        if self._posteriors is None:
+            mean, std = self._encode(indices, mirrored)
+        else:
+            rows = torch.from_numpy(indices) + self.num_examples * mirrored
+            mean, std = (part[rows].to(self.base.device) for part in self._posteriors)
+        return mean if std is None else mean + std * batch_noise(mean.shape).to(mean.device)
+
+    @cached_property
+    def _posteriors(self) -> tuple[Tensor, Tensor] | None:
+        """Means and deviations of the latents of all images, and of all mirrored ones."""
+        sides = [False, True] if self.horizontal_flip else [False]
+        shape = (len(sides) * self.num_examples, *self.base.latent_shape)
+        if self.base.vae is None or 8 * int(np.prod(shape)) > _KEPT_BYTES:
+            return None
+        logger.info("encoding %s images once", f"{shape[0]:,}")
+        mean, std = torch.empty(shape), torch.empty(shape)
+        for side, mirrored in enumerate(sides):
+            for start in range(0, self.num_examples, 16):
+                rows = np.arange(start, min(start + 16, self.num_examples))
+                found = self._encode(rows, torch.full((len(rows),), mirrored))
+                for part, values in zip((mean, std), found, strict=True):
+                    assert values is not None  # with an autoencoder there is a deviation
+                    part[torch.from_numpy(rows) + side * self.num_examples] = values.cpu()
+        return mean, std
+
+    @torch.no_grad()
+    def _encode(self, indices: Indices, mirrored: Tensor) -> tuple[Images, Images | None]:
+        pixels = self.real.read(indices)
+        pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        device = self.base.device
+        if self.base.vae is not None:
+            self.base.vae.to(device)  # where this process trains
+        with torch.autocast(device.type, enabled=False):
+            return self.base.posterior(pixels)
+
+    # -- what comes out --------------------------------------------------------------------------
+
+    def model(self, network: nn.Module) -> DiffusionModel:
+        """The model with the weights trained so far, adapters merged into them."""
+        return replace(self.base, network=network if self.lora_rank is None else merged(network))
+
+    def save_adapter(self, network: nn.Module, path: Path) -> None:
+        """Writes the adapters of a model with prompts as diffusers' pipelines load them.
+
+        Of a model with a table of classes they would be of no use without it.
+
+        Raises:
+            CheckpointError: If the disk is full or not writable.
+        """
+        if self.lora_rank is None or self._embeddings is None:
+            return
+        from safetensors.torch import save_file
+
+        weights = _peft().get_peft_model_state_dict(network)
+        named = {f"unet.{k}": v.detach().cpu().contiguous() for k, v in weights.items()}
+        with writing(path, "Free some space and run again."), replaced(path / "lora") as new:
+            save_file(named, str(new / _ADAPTER))
+
+
+def merged(network: Any) -> nn.Module:
+    """A copy without adapters: W + B A in their place. What is trained stays as it is."""
+    peft = _peft()
+    weights = {
+        name.replace(".base_layer.", "."): weight.detach().clone()
+        for name, weight in network.state_dict().items()
+        if ".lora_" not in name
+    }
+    with own_randomness(torch.device("cpu")):  # building it draws weights that are then replaced
+        # Only what is said: diffusers' private notes would put defaults in the place of changes.
+        config = {k: v for k, v in network.config.items() if k[0] != "_"}
+        plain: nn.Module = type(network).from_config(config)
+    for name, layer in network.named_modules():
+        if isinstance(layer, peft.tuners.lora.LoraLayer):
+            weights[f"{name}.weight"] += layer.get_delta_weight("default").detach()
+    plain.load_state_dict(weights)
+    device = next(network.parameters()).device
+    plain = plain.to(device).to(memory_format=torch.channels_last)
+    return plain.eval().requires_grad_(False)
+
+
+# -- tables of classes -----------------------------------------------------------------------------
+
+
+def class_tables(network: Any) -> list[nn.Embedding]:
+    """The tables in which a network looks labels up: a DiT has one in each of its blocks."""
+    if type(network).__name__ == "UNet2DModel":
+        return [] if network.class_embedding is None else [network.class_embedding]
+    return [m.embedding_table for m in network.modules() if hasattr(m, "embedding_table")]
+
+
+def learn_classes(
+    network: Any, known: Sequence[str], classes: Sequence[str], own: dict[str, Any]
+) -> bool:
+    """Gives a network that looks labels up a row for each of `classes`, and a null row.
+
+    A class that it knows by name keeps its row; the others start as random mixtures of the classes
+    that it knows, with their mean and covariance, so that the network tells them apart at once. The
+    null row is kept, or starts from the mean. A network that took no classes gets a table of zeros,
+    so that at first it draws what it drew before.
+
+    Args:
+        network: `UNet2DModel` or `DiTTransformer2DModel`; changed in place.
+        known: Names of the classes that it was trained on, in order; none if not by us.
+        classes: Names of the classes to learn.
+        own: Our record of its training, if it was by us.
+
+    Returns:
+        Whether it had an unconditional branch.
+    """
+    n = len(classes)
+    if type(network).__name__ == "DiTTransformer2DModel":
+        trained, null = int(network.config.num_embeds_ada_norm), True
+        for module in network.modules():
+            if hasattr(module, "embedding_table"):
+                module.num_classes = n
+                module.dropout_prob = 0.0  # labels are hidden by us, by random numbers of our own
+                module.embedding_table = _table(
+                    module.embedding_table, trained, null, known, classes
+                )
+        network.register_to_config(num_embeds_ada_norm=n)
+        return null
+    table = network.class_embedding
+    if table is None:
+        null = True
+        empty = torch.zeros(n + 1, network.time_embedding.linear_2.out_features)
+        network.class_embedding = nn.Embedding.from_pretrained(empty.to(network.device))
+    else:
+        trained = len(known) or table.num_embeddings
+        null = bool(known) and bool(own.get("unconditional_branch", False))
+        network.class_embedding = _table(table, trained, null, known, classes)
+    network.register_to_config(num_class_embeds=n + 1)
+    return null
+
+
+def _table(
+    old: nn.Embedding, trained: int, null: bool, known: Sequence[str], classes: Sequence[str]
+) -> nn.Embedding:
+    """Rows of `classes`, then the null row, out of `trained` rows and perhaps a null row."""
+    weights = old.weight.detach()
+    mean = weights[:trained].mean(0)
+    # Mixtures, since rows that are alike learn to differ only slowly; the same ones in each table.
+    mixing = counter_rng(0, 1).standard_normal((len(classes), trained)) / max(1, trained - 1) ** 0.5
+    mixtures = mean + torch.from_numpy(mixing).to(weights) @ (weights[:trained] - mean)
+    rows = [
+        weights[known.index(name)] if name in known else mixture
+        for name, mixture in zip(classes, mixtures, strict=True)
+    ]
+    return nn.Embedding.from_pretrained(torch.stack([*rows, weights[trained] if null else mean]))
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def _takes_labels(path: Path) -> bool:
+    """Whether the network looks labels up, or would if it took any; else it attends to tokens."""
+    kind = (read_json(path / "model_index.json").get("unet") or (None, None))[1]
+    return kind != "UNet2DConditionModel"
+
+
+def _check_network(base: DiffusionModel, path: Path, *, adapters: bool) -> None:
+    config = base.denoiser.config
+    also = ["addition_embed_type", "class_embed_type"]
+    if base.class_embeddings is not None:
+        also.append("num_class_embeds")
+    for name in also:
+        if getattr(config, name, None) is not None:
+            raise CheckpointError(
+                f"The network in {path} needs more than an image, a timestep and a prompt or label "
+                f"({name} is {getattr(config, name)!r}), which cannot be trained here."
+            )
+    if adapters and not any(name.endswith(_ADAPTED) for name, _ in base.network.named_modules()):
+        raise CheckpointError(
+            f"The network in {path} has no attention layer to put adapters on. Train all weights: "
+            "leave `lora_rank` out."
+        )
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise ImportError(
+            "Low-rank adapters need peft. Install it with `pip install 'synthaug[lora]'`."
+        ) from None
+    return peft

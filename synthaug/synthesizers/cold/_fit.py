@@ -1,0 +1,104 @@
+"""The training of a restorer."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthaug._noise import streams
+from synthaug._pixels import to_images
+from synthaug._training.fit_job import (
+    AbstractFitJob,
+    check_positive,
+    half_mirrored,
+    stratified,
+)
+from synthaug._training.loop import own_rows
+from synthaug._types import Indices
+from synthaug.degradations import AbstractDegradation
+from synthaug.denoisers import build_unet
+from synthaug.errors import DataError
+from synthaug.synthesizers.cold._colors import ColourMixture
+
+
+class ColdFitJob(AbstractFitJob[nn.Module]):
+    """Everything that `ColdDiffusion.fit` was asked for, checked before any work starts.
+
+    Args:
+        real: Images.
+        degradation: What to learn to undo.
+        channels: Width of the first level.
+        num_layers: Residual blocks per level.
+        horizontal_flip: Mirror half of the images.
+        colour_components: Gaussians that describe the colours which the last level leaves.
+        seed: Of the fit of the colours.
+
+    Raises:
+        DataError: If there are no images.
+        ValueError: For a setting out of range, or images that cannot be degraded so.
+    """
+
+    def __init__(
+        self,
+        real: Any,
+        degradation: AbstractDegradation,
+        *,
+        channels: int,
+        num_layers: int,
+        horizontal_flip: bool,
+        colour_components: int,
+        seed: int,
+    ) -> None:
+        check_positive(channels=channels, num_layers=num_layers)
+        if not len(real):
+            raise DataError("There are no images to train on.")
+        self.real, self.degradation = real, degradation
+        self.num_examples = len(real)
+        self.image_shape: tuple[int, int, int] = tuple(real.image_shape)
+        self.classes = tuple(map(str, getattr(real, "classes", ("image",))))
+        self.channels, self.num_layers = channels, num_layers
+        self.horizontal_flip = horizontal_flip
+        self.last_levels(np.arange(1))  # refuses images that it cannot degrade
+        self.colours: ColourMixture | None = None
+        if degradation.leaves(self.image_shape) == "colour":
+            blocks = (np.arange(i, min(i + 1024, len(real))) for i in range(0, len(real), 1024))
+            colours = np.concatenate([self.last_levels(b).mean((2, 3)).numpy() for b in blocks])
+            self.colours = ColourMixture.fit(colours, colour_components, seed=seed)
+
+    def last_levels(self, indices: Indices) -> Tensor:
+        """D(x, T) of some images, float64 (n, C, H, W)."""
+        x = to_images(self.real.read(indices), torch.float64)
+        realisation = self.degradation.realise(streams(indices.tolist()), self.image_shape)
+        return self.degradation(x, self.degradation.num_levels, realisation)
+
+    def _build(self) -> nn.Module:
+        network: nn.Module = build_unet(
+            self.image_shape, num_classes=None, channels=self.channels, num_layers=self.num_layers
+        )
+        return network
+
+    def _identity(self, module: Any) -> dict[str, Any]:
+        return {
+            "synthesizer": "ColdDiffusion",
+            "degradation": self.degradation.config(),
+            "network": {k: v for k, v in module.config.items() if not k.startswith("_")},
+            "data": getattr(self.real, "fingerprint", len(self.real)),
+            "horizontal_flip": self.horizontal_flip,
+        }
+
+    def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
+        """Mean of |R(D(x, s), s) - x|, at levels stratified over 1 ... T in the batch."""
+        device = next(module.parameters()).device
+        T = self.degradation.num_levels
+        x = to_images(self.real.read(indices)).to(device)
+        if self.horizontal_flip:
+            x = half_mirrored(x)
+        s = 1 + stratified(len(x), T)
+        size, own = own_rows(len(x))
+        drawn = self.degradation.realise([torch.default_generator] * size, self.image_shape)
+        realisation = {name: value[own].to(device) for name, value in drawn.items()}
+        x_s = self.degradation(x, s, realisation).contiguous(memory_format=torch.channels_last)
+        x_hat = module(x_s, (s - 1).to(device), return_dict=False)[0]
+        return F.l1_loss(x_hat.float(), x)

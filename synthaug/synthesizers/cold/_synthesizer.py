@@ -1,0 +1,512 @@
+"""Cold diffusion: degrade an image without noise, and learn to restore it (Bansal et al. 2022).
+
+Notation (code -> paper): `degradation` -> D(x, s); `network` -> R(x_s, s), which is told the time
+s - 1; `num_levels` -> T; "improved" -> Algorithm 2; "naive" -> Algorithm 1; `severity` -> s / T.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from synthaug._noise import randn, streams
+from synthaug._pixels import to_images
+from synthaug._plan import Plan, settings_digest
+from synthaug._support.devices import choose_device
+from synthaug._training.checkpoints import (
+    diffusers_version,
+    load_part,
+    read_json,
+    replaced,
+    resolve,
+    state_digest,
+    write_json,
+    writing,
+)
+from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._types import JSON, Images
+from synthaug.degradations import AbstractDegradation, Realisation, from_config
+from synthaug.denoisers import Denoiser
+from synthaug.errors import CheckpointError, CheckpointMismatchError
+from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers.cold._colors import ColourMixture
+from synthaug.synthesizers.cold._fit import ColdFitJob
+from synthaug.synthesizers.cold._sampling import (
+    ALGORITHMS,
+    Algorithm,
+    Restoration,
+    restore,
+    visited_levels,
+)
+
+_FILE = "synthaug.json"
+_SETTINGS = ("algorithm", "output", "num_steps", "symmetry_noise")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ColdDiffusion(AbstractSynthesizer):
+    """Restored views of real images, or images from nothing, by undoing a degradation.
+
+        cold, _ = ColdDiffusion.fit(real, "runs/deblur", degradation=degradations.Blur())
+        plan = cold.with_sources(real).plan(ratio=1, severity=[0.2, 0.4], seed=0)
+        synthaug.generate(cold.with_sources(real), plan, "restored.h5")
+        views = cold.degrade_and_restore(images, severity=torch.full((8,), 0.3), seeds=range(8))
+
+    A restored view keeps its label; `severity` s / T in (0, 1] is the row parameter that says how
+    much of the image is taken away and invented anew. Without sources, images are generated from
+    level T, if the degradation leaves nothing or one colour there.
+    """
+
+    network: nn.Module = field(repr=False)
+    """R, a `UNet2DModel` without classes; it gets x_s and the time s - 1."""
+    degradation: AbstractDegradation
+    """D, which R was trained to undo."""
+    image_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    classes: tuple[str, ...] = ("image",)
+    """Names of the classes of the source images; R does not know them."""
+    colours: ColourMixture | None = None
+    """Where generation starts, if the last level leaves one colour."""
+    algorithm: Algorithm = "improved"
+    """"improved" (Algorithm 2), "naive" (Algorithm 1) or "direct" (R once)."""
+    output: Literal["recursion", "prediction"] = "recursion"
+    """Which image is the result: x_0 of the recursion, as in the paper, or the network's last
+    prediction, as its published evaluation takes."""
+    num_steps: int | None = None
+    """Network evaluations per image at most; `None` visits every level."""
+    symmetry_noise: float = 0.002
+    """Standard deviation, in [-1, 1], of the noise added to x_T when images are generated. An image
+    of one colour is symmetric, and stays too much so without; 0 leaves it out."""
+    real: RealImages | None = field(default=None, repr=False)
+    """Where `source` indices point to; see `with_sources`."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("algorithm", ALGORITHMS), ("output", ("recursion", "prediction"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}."
+                )
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"`num_steps` must be at least 1, got {self.num_steps}.")
+        if not 0 <= self.symmetry_noise < 1:
+            raise ValueError(f"`symmetry_noise` must be in [0, 1), got {self.symmetry_noise}.")
+        if self.denoiser.in_channels != self.image_shape[0] or self.denoiser.takes_labels:
+            raise CheckpointError(
+                f"The network takes {self.denoiser.in_channels} channels"
+                f"{' and class labels' if self.denoiser.takes_labels else ''}; a restorer of "
+                f"images of shape {self.image_shape} takes {self.image_shape[0]} and no labels."
+            )
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The network in its own dtype and memory format."""
+        return Denoiser(self.network)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.denoiser.device
+
+    # -- restoring -------------------------------------------------------------------------------
+
+    def predict(self, x_s: Images, s: Tensor) -> Images:
+        """R(x_s, s): what the network takes for the clean images, float32 (n, C, H, W).
+
+        Args:
+            x_s: Degraded images (n, C, H, W).
+            s: Their levels, int64 (n,), at least 1.
+        """
+        return self.denoiser(x_s, s - 1, None)
+
+    @torch.no_grad()
+    def restore(
+        self, x_s: Images, s: int | Tensor, realisation: Realisation | None = None
+    ) -> Restoration:
+        """Restores images that are at levels s, with this synthesizer's settings.
+
+        Args:
+            x_s: Degraded images (n, C, H, W), on the network's device; not clipped, not rounded.
+            s: Level of all, or of each, int64 (n,).
+            realisation: What they were degraded with, on the same device.
+
+        Returns:
+            Both images that the recursion leaves, not clipped.
+        """
+        levels = torch.as_tensor(s).cpu().expand(len(x_s))
+        return restore(
+            self.predict,
+            self.degradation,
+            x_s,
+            levels,
+            realisation or {},
+            algorithm=self.algorithm,
+            num_steps=self.num_steps,
+        )
+
+    @torch.no_grad()
+    def degrade_and_restore(
+        self, images: Images, *, severity: ArrayLike | Tensor, seeds: Sequence[int] | Any
+    ) -> Images:
+        """Takes part of each image away, and restores it.
+
+        Args:
+            images: (n, C, H, W) in [-1, 1], on any device.
+            severity: s / T of each image (n,), in (0, 1]. At least one level is undone.
+            seeds: One per image, for what is random in the degradation.
+
+        Returns:
+            float32 (n, C, H, W) in [-1, 1], on the network's device.
+
+        Raises:
+            ValueError: For images of another shape, or a severity out of range.
+        """
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"`images` has shape {tuple(images.shape)}; this restorer was trained on images of "
+                f"shape {self.image_shape}."
+            )
+        s = self.levels(severity)
+        realisation = self._realise(streams(seeds))
+        x_s = self.degradation(images.to(self.device, torch.float32), s, realisation)
+        return self._result(self.restore(x_s, s, realisation))
+
+    def levels(self, severity: ArrayLike | Tensor) -> Tensor:
+        """The level nearest to each severity, at least 1: int64 (n,)."""
+        s = np.rint(np.asarray(severity, np.float64) * self.degradation.num_levels)
+        return torch.from_numpy(np.maximum(1, s).astype(np.int64))
+
+    def _realise(self, generators: Sequence[torch.Generator]) -> Realisation:
+        drawn = self.degradation.realise(generators, self.image_shape)
+        return {name: value.to(self.device) for name, value in drawn.items()}
+
+    def _result(self, restoration: Restoration) -> Images:
+        chosen = restoration.x0 if self.output == "recursion" else restoration.prediction
+        return chosen.clamp(-1, 1)
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def draw(self, rows: Plan) -> Images:
+        """One image per row, float32 (n, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: If the rows have sources but the synthesizer has not, or the other way round
+                for a degradation that images cannot be generated from.
+            DataError: If a source image is not the one that the plan was made with.
+        """
+        if rows.classes != self.classes:
+            raise ValueError(
+                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
+                f"{', '.join(self.classes)}."
+            )
+        fresh = np.flatnonzero(rows["source"] < 0)
+        sourced = np.flatnonzero(rows["source"] >= 0)
+        generators = streams(rows["seed"])
+        realisation = self._realise(generators)
+        x = torch.zeros(len(rows), *self.image_shape)
+        if len(sourced):
+            if self.real is None:
+                raise ValueError(
+                    "The plan starts from real images, but this synthesizer has none. Call "
+                    "`with_sources(real)` first."
+                )
+            x[torch.from_numpy(sourced)] = to_images(self.real.read(rows[sourced]))
+        s = self._levels_of(rows)
+        x_s = self.degradation(x.to(self.device), s, realisation)
+        if len(fresh):
+            self._check_generates()
+            start = x_s[fresh]  # D(0, T): all there is to know where the level leaves nothing
+            own = [generators[i] for i in fresh]
+            if self.colours is not None:
+                start = self.colours.sample(own)[:, :, None, None].to(self.device)
+            noise = randn(own, self.image_shape).to(self.device)
+            x_s[fresh] = start + self.symmetry_noise * noise
+        return self._result(self.restore(x_s, s, realisation)).cpu()
+
+    def _levels_of(self, rows: Plan) -> Tensor:
+        severity = rows.columns.get("severity", np.ones(len(rows)))
+        return self.levels(np.where(rows["source"] < 0, 1.0, severity))
+
+    def _check_generates(self) -> None:
+        leaves = self.degradation.leaves(self.image_shape)
+        if leaves == "image" or (leaves == "colour") != (self.colours is not None):
+            raise ValueError(
+                f"Images cannot be generated from the last level of {self.degradation}: it "
+                "depends on the image. Start from real images (`with_sources`), or train with a "
+                "degradation that leaves one colour (`Blur(exact_mean=True)`) or nothing."
+            )
+
+    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+        """Network evaluations per row: one per level visited."""
+        if self.algorithm == "direct":
+            return np.ones(len(rows), np.int64)
+        visited = visited_levels(self._levels_of(rows), self.num_steps)
+        return (visited > 0).sum(1).numpy()
+
+    def with_sources(self, real: Any, labels: ArrayLike | None = None) -> "ColdDiffusion":
+        """The same synthesizer, starting from real images.
+
+        Args:
+            real: Has `read(indices)`, and `targets` unless `labels` are given: any synthaug data
+                set or cache.
+            labels: Class indices of the real images, int (n,), in the order of our `classes`.
+
+        Raises:
+            DataError: For images of another shape, or other or differently ordered classes.
+            ValueError: For labels beyond the classes, or not one for every image.
+        """
+        checked = RealImages.checked(
+            real, labels, classes=self.classes, image_shape=self.image_shape
+        )
+        return replace(self, real=checked)
+
+    def plan(
+        self,
+        labels: ArrayLike | None = None,
+        *,
+        per_class: int | None = None,
+        ratio: float | None = None,
+        counts: Mapping[str, int] | None = None,
+        seed: int = 0,
+        **parameters: float | Sequence[float],
+    ) -> Plan:
+        """Lays out the rows; see `AbstractSynthesizer.plan`.
+
+        With sources, each class's rows start from its real images in turn.
+
+        Args:
+            labels: Labels of the real images, int (n,); by default those of the sources.
+            per_class: Images of every class.
+            ratio: Images per real image.
+            counts: Images of each class by name.
+            seed: Base seed.
+            parameters: `severity` (default 0.3), with sources.
+
+        Raises:
+            ValueError: For an unknown parameter, a value out of range, or a plan that starts from
+                nothing where this synthesizer cannot, or for several classes.
+        """
+        known = ("severity",) if self.real is not None else ()
+        unknown = sorted(set(parameters) - set(known))
+        if unknown:
+            hint = " (`severity` needs `with_sources`)" if unknown[0] == "severity" else ""
+            raise ValueError(
+                f"Unknown row parameter {unknown[0]!r}{hint}; known: {', '.join(known) or 'none'}."
+            )
+        merged: dict[str, float | Sequence[float]] = dict(parameters)
+        sources = keys = None
+        if self.real is None:
+            self._check_generates()
+            if len(self.classes) > 1:
+                raise ValueError(
+                    "The restorer knows no classes, so generated images would bear random labels. "
+                    "Start from real images (`with_sources`), or load it with a single class "
+                    "(`classes`)."
+                )
+        else:
+            merged.setdefault("severity", 0.3)
+            values = np.atleast_1d(np.asarray(merged["severity"], float))
+            if not ((values > 0) & (values <= 1)).all():
+                raise ValueError(f"`severity` must be in (0, 1], got {merged['severity']}.")
+            sources, keys = self.real.by_class(), self.real.keys()
+            labels = self.real.labels if labels is None else labels
+        return self._build_plan(
+            labels,
+            per_class=per_class,
+            ratio=ratio,
+            counts=counts,
+            seed=seed,
+            parameters=merged,
+            sources=sources,
+            source_keys=keys,
+        )
+
+    # -- identity and files ----------------------------------------------------------------------
+
+    def recipe(self) -> dict[str, JSON]:
+        """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
+        settings: dict[str, JSON] = {
+            **{name: getattr(self, name) for name in _SETTINGS},
+            "degradation": self.degradation.config(),
+            "dtype": str(self.denoiser.dtype).removeprefix("torch."),
+            "image_shape": list(self.image_shape),
+        }
+        weights: dict[str, JSON] = {"network": self._digest}
+        if self.colours is not None:
+            weights["colours"] = settings_digest(self.colours.config())
+        return {"synthesizer": "ColdDiffusion", "settings": settings, "weights": weights}
+
+    @cached_property
+    def _digest(self) -> str:
+        return state_digest(self.network)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes the network in diffusers layout, and `synthaug.json` with the degradation.
+
+        Raises:
+            CheckpointError: If the disk is full or not writable. What was there before stays.
+        """
+        path = Path(path)
+        inner: Any = getattr(self.network, "_orig_mod", self.network)
+        own = {
+            "synthesizer": "ColdDiffusion",
+            **{name: getattr(self, name) for name in _SETTINGS},
+            "degradation": self.degradation.config(),
+            "colours": None if self.colours is None else self.colours.config(),
+            "classes": list(self.classes),
+            "image_shape": list(self.image_shape),
+        }
+        index = {
+            "_class_name": "DiffusionPipeline",
+            "diffusers_version": diffusers_version(),
+            "unet": ["diffusers", "UNet2DModel"],
+        }
+        with writing(path, "Free some space and save again."):
+            path.mkdir(parents=True, exist_ok=True)
+            with replaced(path / "unet") as new:
+                inner.save_pretrained(new, safe_serialization=True)
+            write_json(path / _FILE, own)
+            write_json(path / "model_index.json", index)  # last: it makes this a checkpoint
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        degradation: AbstractDegradation | None = None,
+        classes: Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        **settings: Any,
+    ) -> "ColdDiffusion":
+        """Loads what `save_pretrained` or `fit` wrote.
+
+        Args:
+            path: The directory, or "hub:OWNER/NAME".
+            degradation: Needed where the checkpoint cannot describe it: `Custom`, `Animorphosis`.
+            classes: Class names of the images to restore; by default those that it was trained on.
+                A single one lets images be generated.
+            dtype: Dtype of the network.
+            device: Where to run; a GPU if there is one by default.
+            settings: `algorithm`, `output`, `num_steps`, `symmetry_noise`, instead of those saved.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, it is not one of cold diffusion, or was
+                trained with another degradation than the one given.
+            ValueError: For an unknown setting, or a device that torch cannot use.
+        """
+        unknown = sorted(set(settings) - set(_SETTINGS))
+        if unknown:
+            raise ValueError(
+                f"Unknown setting {unknown[0]!r}; known: {', '.join(_SETTINGS)}. (The row "
+                "parameter `severity` belongs to `plan`.)"
+            )
+        target = choose_device(device)
+        path = resolve(path)
+        index = read_json(path / "model_index.json")
+        own = read_json(path / _FILE) if (path / _FILE).exists() else {}
+        if own.get("synthesizer") != "ColdDiffusion":
+            raise CheckpointMismatchError(
+                f"{path} holds no checkpoint of cold diffusion, but of "
+                f"{own.get('synthesizer', 'something else')}. Train one with `ColdDiffusion.fit`."
+            )
+        try:
+            saved = own["degradation"]
+            colours = None if own["colours"] is None else ColourMixture.from_config(own["colours"])
+            shape: Any = tuple(own["image_shape"])
+            names = own["classes"] if classes is None else classes
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path / _FILE} is damaged: {error!r}.") from None
+        if degradation is None:
+            degradation = from_config(saved)
+        elif json.loads(json.dumps(degradation.config())) != saved:
+            raise CheckpointMismatchError(
+                f"{path} was trained with the degradation {saved}, not with "
+                f"{degradation.config()}. Give that one, or leave it out."
+            )
+        network = load_part(path, index, "unet", dtype)
+        return cls(
+            network=network.eval().requires_grad_(False).to(target),
+            degradation=degradation,
+            image_shape=shape,
+            classes=tuple(map(str, names)),
+            colours=colours,
+            **{**{k: own[k] for k in _SETTINGS if k in own}, **settings},
+        )
+
+    # -- training --------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        real: Any,
+        output_dir: str | Path,
+        *,
+        degradation: AbstractDegradation,
+        config: TrainingConfig | None = None,
+        channels: int = 32,
+        num_layers: int = 1,
+        horizontal_flip: bool = False,
+        colour_components: int = 1,
+        progress: bool = True,
+    ) -> tuple["ColdDiffusion", TrainingResult]:
+        """Trains a restorer, and saves it in `output_dir`.
+
+        Minimises the mean of |R(D(x, s), s) - x| at uniformly drawn levels s >= 1 (stratified over
+        the batch). Labels are not used. Run again with the same arguments it resumes.
+
+        Args:
+            real: Has `read(indices)`, `image_shape` and a length; `classes` are kept if it has any.
+            output_dir: Becomes a diffusers directory; updated at every checkpoint.
+            degradation: What to learn to undo. Images are degraded in floating point, in training
+                as later; they are never rounded to 256 levels in between.
+            config: How to optimise.
+            channels: Width of the network's first level; the next ones have 2 and 4 times as many.
+            num_layers: Residual blocks per level.
+            horizontal_flip: Mirror half of the training images.
+            colour_components: Gaussians in the mixture of colours that generation starts from, for
+                a degradation whose last level leaves one colour.
+            progress: Show a bar.
+
+        Raises:
+            DataError: If there are no images, or they cannot be halved often enough.
+            ValueError: For a setting out of range, or images that cannot be degraded so.
+            DivergedError: If loss or weights stop being finite.
+            CheckpointError: If a checkpoint cannot be read or written.
+        """
+
+        def wrap(network: nn.Module) -> "ColdDiffusion":
+            return cls(
+                network=network,
+                degradation=degradation,
+                image_shape=job.image_shape,
+                classes=job.classes,
+                colours=job.colours,
+            )
+
+        config = config or TrainingConfig()
+        job = ColdFitJob(
+            real,
+            degradation,
+            channels=channels,
+            num_layers=num_layers,
+            horizontal_flip=horizontal_flip,
+            colour_components=colour_components,
+            seed=config.seed,
+        )
+        network, result = job.run(
+            output_dir,
+            config,
+            on_checkpoint=lambda module: wrap(module).save_pretrained(output_dir),
+            progress=progress,
+        )
+        return wrap(network), result

@@ -1,0 +1,486 @@
+"""Stage 1 of diffusion inversion: learn one embedding per image against a frozen network.
+
+    L(c_i) = E_{z ~ q(z | x_i), noise, t} || target - network(x_t, t, c_i) ||^2      (mean over z)
+
+The loss is separable over images, so everything is arranged to make an embedding a pure function of
+its image and the settings: update u of every image uses the same noise, its timestep is the u-th
+point of a low-discrepancy sequence whose start is hashed from the image, and its Adam moments are
+its own. Batches, blocks, order and the other images do not matter, and the noise costs next to
+nothing since it is drawn once per pass.
+
+Blocks of images are learned one by one, each into a file. Several processes, started by
+`accelerate launch` or torchrun, share them: each takes a block that nobody else is learning, so
+their number may change from run to run, and changes no embedding.
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synthaug._noise import counter_rng, stream
+from synthaug._pixels import digest
+from synthaug._plan import bytes_text, canonical_json
+from synthaug._support.files import check_folder, claimed
+from synthaug._training.checkpoints import (
+    check_same_run,
+    read_json,
+    replaced,
+    restore,
+    run_record,
+    write_json,
+    writing,
+)
+from synthaug._training.fit_job import denoising_target
+from synthaug._types import Images
+from synthaug.denoisers import Denoiser
+from synthaug.errors import CheckpointError, DivergedError
+from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers.inversion._embeddings import EmbeddingTable
+from synthaug.synthesizers.inversion._tokens import TokenEncoder
+
+logger = logging.getLogger("synthaug")
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_WAIT = 1.0  # seconds between two looks at blocks that other processes are learning
+
+Start = Literal["encoder", "prompt", "noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionConfig:
+    """How to learn embeddings."""
+
+    updates: int = 100
+    """Updates that every embedding receives. Embeddings that start from noise need several times as
+    many."""
+    snapshots: tuple[int, ...] = ()
+    """Further numbers of updates after which the embeddings are kept."""
+    batch_size: int = 64
+    """Images per optimiser step. Does not change the embeddings."""
+    learning_rate: float = 0.1
+    """Of Adam, for the first update; embeddings have an RMS of about 1. The paper has 0.03 without
+    `decay`, for 3,000 to 4,000 updates."""
+    decay: bool = True
+    """Lower the learning rate linearly to 0 at the last update."""
+    num_tokens: int | None = None
+    """Tokens per image; by default those of the encoder, or 5."""
+    start: Start | None = None
+    """Where embeddings start: "encoder" (the tokens of the checkpoint's image encoder), "prompt"
+    (the class's prompt embedding) or "noise"; by default the first of these that there is."""
+    start_std: float = 0.05
+    """Standard deviation of the start "noise"."""
+    block_size: int = 1024
+    """Images that are learned at once; a block that is finished is a file. Several processes need
+    as many blocks."""
+    compile: bool = False
+    """Compile the network: slow first step, then faster ones."""
+    seed: int = 0
+    """Seeds all noise."""
+    checkpoint_seconds: float = 120.0
+    """Seconds between checkpoints of the block under work."""
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "block_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_tokens is not None and self.num_tokens < 1:
+            raise ValueError(f"`num_tokens` must be at least 1, got {self.num_tokens}.")
+        for name in ("learning_rate", "start_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if self.start not in (None, "encoder", "prompt", "noise"):
+            raise ValueError(f"`start` must be encoder, prompt or noise, got {self.start!r}.")
+        outside = [u for u in self.snapshots if not 0 <= u <= self.updates]
+        if outside:
+            raise ValueError(
+                f"`snapshots` must be in [0, {self.updates}], the number of `updates`; got "
+                f"{outside[0]}."
+            )
+        kept = tuple(sorted({*map(int, self.snapshots), self.updates}))
+        object.__setattr__(self, "snapshots", kept)
+
+    def learning_rate_at(self, update: int) -> float:
+        """The learning rate of update `update`, counted from 0."""
+        return self.learning_rate * (1 - update / self.updates if self.decay else 1.0)
+
+    def binding(self, extra: Any) -> dict[str, Any]:
+        """Identifies a run: all that changes its files."""
+        free = ("checkpoint_seconds", "compile")
+        kept = {k: v for k, v in asdict(self).items() if k not in free}
+        return {"config": kept, "extra": extra}
+
+
+@dataclass(frozen=True)
+class InversionCost:
+    """What learning embeddings will cost."""
+
+    images: int
+    token_shape: tuple[int, int]
+    updates: int
+    """Per embedding."""
+    snapshots: int
+    seconds_per_update: float | None = None
+    """Of one image; `None` if it was not measured."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the table on disk."""
+        return self.images * self.snapshots * math.prod(self.token_shape) * 4
+
+    @property
+    def seconds(self) -> float | None:
+        """Time on this device."""
+        if self.seconds_per_update is None:
+            return None
+        return self.images * self.updates * self.seconds_per_update
+
+    def __str__(self) -> str:
+        k, d = self.token_shape
+        text = (
+            f"{self.images:,} images x {self.updates:,} updates = "
+            f"{self.images * self.updates:,} passes forward and back; {k} x {d} values per image "
+            f"and snapshot, {self.snapshots} snapshot{'s' * (self.snapshots > 1)}: "
+            f"{bytes_text(self.bytes)}"
+        )
+        return text if self.seconds is None else f"{text}; about {self.seconds / 60:,.1f} minutes"
+
+
+@dataclass
+class InversionResult:
+    """What a run left behind."""
+
+    loss_curve: list[tuple[int, float]] = field(default_factory=list)
+    """(update, mean loss of that update over all images)."""
+    updates_per_second: float = 0.0
+    """Updates of one image per second, measured over this run."""
+
+
+@dataclass
+class Block:
+    """The images under work: their latents, embeddings and moments, on the network's device."""
+
+    keys: NDArray[np.uint64]
+    mean: Images
+    """Posterior mean of the latents, float32 (n, ...)."""
+    std: Images | None
+    """Posterior standard deviation; `None` in pixel space."""
+    embeddings: Tensor
+    """float32 (n, k, d)."""
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    update: int = 0
+    """Updates that every embedding has received."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+        return {f.name: getattr(self, f.name) for f in fields(self)[3:6]}
+
+
+def timesteps_of(keys: NDArray[np.uint64], update: int, num_timesteps: int) -> NDArray[np.int64]:
+    """The timestep of every image at one update, int64 (n,).
+
+    Multiples of the golden ratio cover [0, 1) evenly however many are taken, so every image sees
+    all noise levels after a few updates.
+    """
+    start = (keys >> np.uint64(11)) * 2.0**-53
+    return np.floor((start + update * _GOLDEN) % 1.0 * num_timesteps).astype(np.int64)
+
+
+def run_pass(
+    denoiser: Denoiser, scheduler: Any, block: Block, config: InversionConfig
+) -> tuple[Tensor, int]:
+    """Gives every embedding of the block one update.
+
+    Returns:
+        The sum of the losses, and the number of images.
+    """
+    u, device = block.update, block.mean.device
+    generator = stream(int(counter_rng(config.seed, 4, u).integers(2**63)))
+    shape = block.mean.shape[1:]
+    draw, noise = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    steps = scheduler.config.num_train_timesteps
+    t_all = torch.from_numpy(timesteps_of(block.keys, u, steps)).to(device)
+    beta1, beta2 = _BETAS
+    rate = config.learning_rate_at(u) / (1 - beta1 ** (u + 1))
+    correction = math.sqrt(1 - beta2 ** (u + 1))
+    total = torch.zeros((), device=device)
+    for start in range(0, len(block.keys), config.batch_size):
+        rows = slice(start, start + config.batch_size)
+        z = block.mean[rows]
+        if block.std is not None:
+            z = z + block.std[rows] * draw
+        t, eps = t_all[rows], noise.expand_as(z)
+        c = block.embeddings[rows].detach().requires_grad_()
+        target = denoising_target(scheduler, z, eps, t)
+        with torch.enable_grad():
+            prediction = denoiser(scheduler.add_noise(z, eps, t), t, c)
+            # Summed over images: the gradient of one does not depend on how many others there are.
+            loss = (prediction - target).square().flatten(1).mean(1).sum()
+        (gradient,) = torch.autograd.grad(loss, c)
+        m, v = block.exp_avg[rows], block.exp_avg_sq[rows]
+        m.lerp_(gradient, 1 - beta1)
+        v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        block.embeddings[rows].addcdiv_(m, (v.sqrt() / correction).add_(_EPSILON), value=-rate)
+        total += loss.detach()
+    block.update += 1
+    return total, len(block.keys)
+
+
+class InversionJob:
+    """Learning the embeddings of a data set, checked before any work starts.
+
+    Raises:
+        DataError, ValueError: For images, classes or settings that do not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        encoder: TokenEncoder | None,
+        real: Any,
+        config: InversionConfig,
+    ) -> None:
+        self.model, self.encoder, self.real, self.config = model, encoder, real, config
+        self.labels = np.asarray(real.targets, np.int64)
+        self.classes = tuple(map(str, real.classes))
+        self.start, self.token_shape = _start(model, encoder, self.classes, config)
+        self.scheduler = model.make_scheduler("ddpm")
+        denoising_target(self.scheduler, *(torch.zeros(1, 1, 1, 1),) * 2, torch.zeros(1).long())
+
+    def cost(self, *, measure: bool = False) -> InversionCost:
+        """What `run` will cost; measured on one batch if asked."""
+        seconds = None
+        if measure:
+            n = min(self.config.batch_size, len(self.labels))
+            block = self._block(np.arange(n))
+            run_pass(self.model.denoiser, self.scheduler, block, self.config)  # warm up
+            started = time.monotonic()
+            total, _ = run_pass(self.model.denoiser, self.scheduler, block, self.config)
+            float(total)  # waits for the device
+            seconds = (time.monotonic() - started) / n
+        config = self.config
+        return InversionCost(
+            len(self.labels), self.token_shape, config.updates, len(config.snapshots), seconds
+        )
+
+    def run(
+        self,
+        output_dir: Path,
+        *,
+        identity: Any,
+        report: Callable[[int, int, float], object],
+    ) -> EmbeddingTable:
+        """Learns what is missing in `output_dir/embeddings`, block by block.
+
+        Other processes may do the same at the same time. All of them return the whole table.
+
+        Args:
+            output_dir: Finished blocks are files in `embeddings`; blocks under work are in
+                `checkpoint`.
+            identity: JSON that names model and data. Files of another identity are refused.
+            report: Called after every pass with (images, update, sum of losses); for what earlier
+                runs and other processes have done once per block, with a loss of nan.
+
+        Raises:
+            DivergedError: If a loss or an embedding is not finite.
+            ValueError: If `output_dir` is a file.
+            CheckpointMismatchError: If the directory holds another run.
+            CheckpointError: If it cannot be written.
+        """
+        check_folder(output_dir)
+        folder = output_dir / "embeddings"
+        with writing(output_dir, "Nothing has been learned yet."):
+            for name in ("embeddings", "checkpoint"):
+                (output_dir / name).mkdir(parents=True, exist_ok=True)
+            _claim(output_dir / "run.json", self.config.binding(identity))
+        denoiser = self.model.denoiser
+        if self.config.compile:
+            compiled: Any = torch.compile(self.model.network)
+            denoiser = Denoiser(compiled)
+        size = self.config.block_size
+        left = {
+            number: np.arange(start, min(start + size, len(self.labels)))
+            for number, start in enumerate(range(0, len(self.labels), size))
+        }
+        while left:
+            before = len(left)
+            for number, rows in list(left.items()):
+                block = folder / f"{number:05d}.safetensors"
+                with claimed(output_dir / "checkpoint" / f"{number:05d}.lock") as ours:
+                    if block.exists():
+                        report(len(rows) * self.config.updates, self.config.updates, math.nan)
+                    elif ours:
+                        self._learn(denoiser, rows, number, output_dir, report)
+                    else:
+                        continue
+                del left[number]
+            if len(left) == before:
+                time.sleep(_WAIT)
+        return EmbeddingTable.load(folder, self.classes)
+
+    def _learn(
+        self,
+        denoiser: Denoiser,
+        rows: NDArray[np.int64],
+        number: int,
+        output_dir: Path,
+        report: Callable[[int, int, float], object],
+    ) -> None:
+        block, checkpoint = self._block(rows), output_dir / "checkpoint" / f"{number:05d}"
+        kept = _resume(checkpoint, block)
+        if block.update:
+            report(len(rows) * block.update, block.update, math.nan)
+        saved_at = time.monotonic()
+        while True:
+            if block.update in self.config.snapshots:
+                kept[block.update] = block.embeddings.clone()
+            if block.update == self.config.updates:
+                break
+            total, count = run_pass(denoiser, self.scheduler, block, self.config)
+            loss = float(total)
+            if not math.isfinite(loss) or not bool(torch.isfinite(block.embeddings).all()):
+                raise DivergedError(
+                    f"Update {block.update} of images {rows[0]} to {rows[-1]} is not finite (loss "
+                    f"{loss / count:.3g}). Blocks and the last checkpoint are intact in "
+                    f"{output_dir}. Lower `learning_rate` (now {self.config.learning_rate}), use "
+                    "dtype float32, or take another output directory."
+                )
+            report(count, block.update, loss)
+            if time.monotonic() - saved_at >= self.config.checkpoint_seconds:
+                with writing(output_dir, "Free some space and run again."):
+                    _save(checkpoint, block, kept)
+                saved_at = time.monotonic()
+        table = EmbeddingTable(
+            classes=self.classes, labels=self.labels[rows], keys=block.keys, snapshots=kept
+        )
+        with writing(output_dir, "Free some space and run again."):
+            table.save(output_dir / "embeddings", number)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+    @torch.no_grad()
+    def _block(self, rows: NDArray[np.int64]) -> Block:
+        """Encodes the images, once, and gives them their first embeddings."""
+        keys, means, stds, first = [], [], [], []
+        for start in range(0, len(rows), self.config.batch_size):
+            part = rows[start : start + self.config.batch_size]
+            pixels = self.real.read(part)
+            keys += [digest(image) for image in pixels]
+            mean, std = self.model.posterior(pixels)
+            means.append(mean)
+            stds.append(std)
+            first.append(self._first(mean, part, keys[-len(part) :]))
+        embeddings = torch.cat(first).to(self.model.device, torch.float32)
+        return Block(
+            keys=np.array(keys, np.uint64),
+            mean=torch.cat(means),
+            std=None if stds[0] is None else torch.cat(stds),  # type: ignore[arg-type]
+            embeddings=embeddings,
+            exp_avg=torch.zeros_like(embeddings),
+            exp_avg_sq=torch.zeros_like(embeddings),
+        )
+
+    def _first(self, images: Images, rows: NDArray[np.int64], keys: list[int]) -> Tensor:
+        k, d = self.token_shape
+        if self.start == "encoder":
+            assert self.encoder is not None
+            tokens: Tensor = self.encoder.to(self.model.device)(images)
+            return tokens
+        if self.start == "prompt":
+            prompts = self.model.conditions(torch.from_numpy(self.labels[rows]))
+            assert prompts is not None
+            repeats = prompts[:, -1:].expand(-1, max(0, k - prompts.shape[1]), -1)
+            return torch.cat([prompts, repeats], 1)[:, :k].clone()
+        noise = [
+            torch.randn(
+                k, d, generator=stream(int(counter_rng(self.config.seed, 5, key).integers(2**63)))
+            )
+            for key in keys
+        ]
+        return self.config.start_std * torch.stack(noise)
+
+
+def _start(
+    model: DiffusionModel,
+    encoder: TokenEncoder | None,
+    classes: tuple[str, ...],
+    config: InversionConfig,
+) -> tuple[Start, tuple[int, int]]:
+    """Where embeddings start, and their shape."""
+    if model.denoiser.kind != "UNet2DConditionModel":
+        raise CheckpointError(
+            f"The checkpoint's network is a {model.denoiser.kind}, which attends to no tokens. "
+            "Train one with `synthaug train --condition tokens`, or take Stable Diffusion."
+        )
+    width = int(model.denoiser.config.cross_attention_dim)
+    prompted = model.prompts is not None
+    start = config.start or ("encoder" if encoder else "prompt" if prompted else "noise")
+    if start == "encoder":
+        if encoder is None:
+            raise ValueError("`start` is 'encoder', but the checkpoint has no image encoder.")
+        if config.num_tokens not in (None, encoder.shape[0]):
+            raise ValueError(
+                f"`num_tokens` is {config.num_tokens}, but the checkpoint's encoder gives "
+                f"{encoder.shape[0]}. Leave it out, or use `start='noise'`."
+            )
+        return start, encoder.shape
+    if start == "prompt":
+        if not prompted:
+            raise ValueError("`start` is 'prompt', but the checkpoint has no text encoder.")
+        if model.classes != classes:
+            raise ValueError(
+                f"The checkpoint's prompts are about the classes {', '.join(model.classes)}, the "
+                f"real images have {', '.join(classes)}. Load it with `classes=real.classes`."
+            )
+    return start, (config.num_tokens or (encoder.shape[0] if encoder else 5), width)
+
+
+def _claim(path: Path, settings: dict[str, Any]) -> None:
+    """Marks a directory as that of one run."""
+    if path.exists():
+        check_same_run(path.parent, read_json(path), settings)
+    else:
+        write_json(path, run_record(settings))
+
+
+def _save(folder: Path, block: Block, kept: dict[int, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {**block.tensors(), **{f"updates-{u}": e for u, e in kept.items()}}
+    with replaced(folder) as new:
+        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, str(new / "block.safetensors"))
+        (new / "state.json").write_text(canonical_json({"update": block.update}))
+
+
+def _resume(folder: Path, block: Block) -> dict[int, Tensor]:
+    """Loads the checkpoint into the block, if there is one; the snapshots kept so far."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    restore(folder)
+    if not folder.exists():
+        return {}
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        tensors = load_file(str(folder / "block.safetensors"))
+        for name, tensor in block.tensors().items():
+            tensor.copy_(tensors.pop(name))
+        block.update = int(state["update"])
+    except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} cannot be read ({error}). Delete it; finished blocks are kept."
+        ) from error
+    device = block.embeddings.device
+    return {int(name.removeprefix("updates-")): e.to(device) for name, e in tensors.items()}

@@ -1,0 +1,616 @@
+"""Diffusion inversion: learn a token sequence per real image, then draw variants of it.
+
+Zhou, Sahak and Ba 2023, "Training on Thin Air: Improve Image Classification with Generated Data".
+https://arxiv.org/abs/2305.15316
+
+Notation (code -> paper): embedding -> c_i; `interpolation` -> s, where the paper has alpha = 1 - s;
+`noise` -> lambda; `guidance_scale` -> g = 1 + w; mean embedding -> m.
+
+    c = interpolate(c_i, c_j, s) + lambda RMS eta,  eta ~ N(0, I)
+    prediction = network(m) + g (network(c) - network(m))
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from synthaug._noise import randn, streams
+from synthaug._plan import Plan
+from synthaug._support.progress import bar
+from synthaug._training.checkpoints import read_json, resolve, write_json, writing
+from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._types import JSON, Images
+from synthaug.denoisers import ClassifierFreeGuidance
+from synthaug.errors import CheckpointMismatchError, DataError, DataMismatchError
+from synthaug.samplers import chosen_settings, sample
+from synthaug.synthesizers._base import AbstractSynthesizer, Guide
+from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers.inversion._embeddings import EmbeddingTable, interpolate
+from synthaug.synthesizers.inversion._fit import (
+    InversionConfig,
+    InversionCost,
+    InversionJob,
+    InversionResult,
+)
+from synthaug.synthesizers.inversion._tokens import TokenEncoder, TokenFitJob, TokenModel
+from synthaug.synthesizers.inversion._variant_plan import checked_parameters, with_partners
+
+logger = logging.getLogger("synthaug")
+
+Unconditional = Literal["mean", "class_mean", "group_mean", "zero", "null"]
+
+_FILE = "inversion.json"
+_SETTINGS = (
+    "scheduler",
+    "num_inference_steps",
+    "eta",
+    "unconditional",
+    "group_size",
+    "spherical",
+    "relative_noise",
+)
+_PLAIN = {"classes": None, "image_size": None, "prompt_template": "{}", "negative_prompt": ""}
+_UNCONDITIONAL = ("mean", "class_mean", "group_mean", "zero", "null")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiffusionInversion(AbstractSynthesizer):
+    """Variants of real images, drawn from learned embeddings.
+
+        inversion = DiffusionInversion.from_pretrained("runs/tokens")
+        inversion, _ = inversion.fit(real, "runs/inverted")        # stage 1, once
+        plan = inversion.plan(ratio=5, noise=[0.0, 0.1], interpolation=0.1, seed=0)
+        synthaug.generate(inversion, plan, "variants.h5")          # stage 2
+
+    Row parameters: `guidance_scale` (1 is no guidance), `noise` (relative to the embeddings' RMS),
+    `interpolation` in [0, 1] towards a partner of the same class, and `snapshot`, the number of
+    updates that the embedding had received.
+    """
+
+    model: DiffusionModel
+    """The frozen generator, whose network attends to tokens."""
+    table: EmbeddingTable | None = field(default=None, repr=False)
+    """What `fit` learned."""
+    encoder: TokenEncoder | None = field(default=None, repr=False)
+    """Image encoder of a generator of ours: the start of stage 1."""
+    origin: Mapping[str, Any] | None = field(default=None, repr=False)
+    """How the generator was loaded, so that `fit` need not copy it."""
+    scheduler: str | None = "ddim"
+    """"ddim", "ddpm", "dpmsolver++", a diffusers class name, or `None` for the checkpoint's own."""
+    num_inference_steps: int = 50
+    eta: float = 0.0
+    """0 for deterministic DDIM steps, 1 for ancestral ones."""
+    unconditional: Unconditional = "mean"
+    """The unconditional branch of guidance: the mean embedding of the data set, of the class or of
+    the group; zeros; or the checkpoint's own null tokens (for prompts, the negative prompt)."""
+    group_size: int = 100
+    """Images per group, in the order of the data set, for "group_mean"."""
+    spherical: bool = False
+    """Interpolate along the arc, which keeps the length of the embeddings."""
+    relative_noise: bool = True
+    """Whether `noise` is relative to the RMS of all embeddings of the snapshot."""
+
+    def __post_init__(self) -> None:
+        self.model.check_sampler(self.scheduler, self.num_inference_steps, self.eta)
+        if self.unconditional not in _UNCONDITIONAL:
+            raise ValueError(
+                f"`unconditional` must be one of {', '.join(_UNCONDITIONAL)}, got "
+                f"{self.unconditional!r}."
+            )
+        if self.unconditional == "null" and self.model.class_embeddings is None:
+            raise ValueError("`unconditional` is 'null', but the checkpoint has no null tokens.")
+        if self.group_size < 1:
+            raise ValueError(f"`group_size` must be at least 1, got {self.group_size}.")
+
+    @property
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the classes of the real images, in the order of the label column."""
+        return self.model.classes if self.table is None else self.table.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images, in pixels."""
+        return self.model.image_shape
+
+    @property
+    def _learned(self) -> EmbeddingTable:
+        if self.table is None:
+            raise ValueError(
+                "There are no embeddings yet. Learn them with `synthaug invert`, or in Python "
+                "with `fit`."
+            )
+        return self.table
+
+    def _make_scheduler(self) -> Any:
+        return self.model.make_scheduler(self.scheduler)
+
+    # -- stage 1 ---------------------------------------------------------------------------------
+
+    def cost(
+        self, real: Any, config: InversionConfig | None = None, *, measure: bool = False
+    ) -> InversionCost:
+        """What `fit` will cost: passes, storage and, if measured on one batch, time."""
+        return self._job(real, config).cost(measure=measure)
+
+    def fit(
+        self,
+        real: Any,
+        output_dir: str | Path,
+        *,
+        config: InversionConfig | None = None,
+        progress: bool = True,
+    ) -> tuple["DiffusionInversion", InversionResult]:
+        """Learns one embedding per real image. The generator stays as it is.
+
+        An embedding is a function of its image, the generator and the settings: not of the other
+        images, the batch size or their order. Run again with the same arguments it resumes.
+        Processes started by `accelerate launch` or torchrun share the work, and rank 0 writes what
+        is not an embedding.
+
+        Args:
+            real: Has `read(indices)`, `targets`, `classes` and `image_shape`.
+            output_dir: Gets the embeddings; `from_pretrained` loads it.
+            config: How to learn.
+            progress: Show a bar.
+
+        Returns:
+            The synthesizer with embeddings, and the course of the loss in this process.
+
+        Raises:
+            DataError: For images of another shape than the generator's.
+            ValueError: For a setting that does not fit.
+            DivergedError: If a loss or an embedding stops being finite.
+            CheckpointError: If the directory holds another run, or cannot be read or written.
+        """
+        output_dir = Path(output_dir)
+        job = self._job(real, config)
+        logger.info("learning embeddings: %s", job.cost())
+        identity = {
+            "weights": self._frozen_weights,
+            "prompts": self.model.prompts,
+            "data": getattr(real, "fingerprint", len(real)),
+            "dtype": str(self.model.denoiser.dtype),
+            "image_shape": list(self.image_shape),
+        }
+        losses: dict[int, list[float]] = {}
+        started = time.monotonic()
+        total = len(job.labels) * job.config.updates
+        with bar(total, "invert", "update", progress=progress) as shown:
+            resumed = 0
+
+            def report(images: int, update: int, loss: float) -> None:
+                nonlocal resumed
+                shown.update(images)
+                if math.isnan(loss):
+                    resumed += images
+                else:
+                    losses.setdefault(update, []).append(loss / images)
+                    shown.set_postfix(loss=f"{loss / images:.4f}")
+
+            table = job.run(output_dir, identity=identity, report=report)
+        learned = replace(self, table=table)
+        if os.environ.get("RANK", "0") == "0":
+            learned._write(output_dir, copy=self.origin is None)
+        curve = [(u, math.fsum(x) / len(x)) for u, x in sorted(losses.items())]
+        rate = (total - resumed) / (time.monotonic() - started)
+        return learned, InversionResult(curve, rate)
+
+    @property
+    def _frozen_weights(self) -> dict[str, JSON]:
+        """Digests of the generator's files; prompt embeddings are computed anew at every loading,
+        and their last digits depend on the processor."""
+        return {k: v for k, v in self.model.weights.items() if k != "class_embeddings"}
+
+    def _job(self, real: Any, config: InversionConfig | None) -> InversionJob:
+        shape = tuple(real.image_shape)
+        if shape != self.image_shape:
+            raise DataMismatchError(
+                f"The real images have shape {shape}, the generator's {self.image_shape}. Load "
+                f"them with `image_shape={self.image_shape}`, or the generator with another "
+                "`image_size`."
+            )
+        if not len(real.targets):
+            raise DataError("`real` holds no image.")
+        _ = self.model.latent_shape  # refuses sizes that the autoencoder cannot halve
+        return InversionJob(self.model, self.encoder, real, config or InversionConfig())
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def plan(  # type: ignore[override]  # `cross_class` is no row parameter
+        self,
+        labels: ArrayLike | None = None,
+        *,
+        per_class: int | None = None,
+        ratio: float | None = None,
+        counts: Mapping[str, int] | None = None,
+        seed: int = 0,
+        cross_class: bool = False,
+        **parameters: float | Sequence[float],
+    ) -> Plan:
+        """Lays out the rows; see `AbstractSynthesizer.plan`. Each class's images come in turn.
+
+        Rows that interpolate have a partner in the columns `partner` (its index, else -1),
+        `partner_key` (the bits of its content digest) and `partner_label`.
+
+        Args:
+            labels: By default those of the images that were learned.
+            per_class: Images of every class.
+            ratio: Images per real image.
+            counts: Images of each class by name.
+            seed: Base seed.
+            cross_class: Take partners from other classes. Such images belong to two classes: train
+                with `soft_labels(plan)`.
+            parameters: `guidance_scale` (default 2), `noise` (0.1), `interpolation` (0.1),
+                `snapshot` (the last). A sequence is used in turn.
+
+        Raises:
+            ValueError: For an unknown parameter, a value out of range, or a class in which no image
+                has a partner.
+        """
+        table = self._learned
+        given = checked_parameters(parameters, table)
+        if cross_class:
+            given["cross_class"] = 1  # these rows are other images, so they need other seeds
+        plan = self._build_plan(
+            table.labels if labels is None else labels,
+            per_class=per_class,
+            ratio=ratio,
+            counts=counts,
+            seed=seed,
+            parameters=given,
+            sources=[table.of_class(c) for c in range(len(self.classes))],
+            source_keys=table.keys,
+        )
+        return with_partners(plan, table, cross_class=cross_class)
+
+    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+        """Network evaluations per row: one per step, twice with guidance."""
+        scheduler = self._make_scheduler()
+        scheduler.set_timesteps(self.num_inference_steps)
+        return len(scheduler.timesteps) * (1 + (rows["guidance_scale"] != 1))
+
+    # -- stage 2 ---------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def draw(self, rows: Plan, *, guide: Guide | None = None) -> Images:
+        """One image per row, float32 (n, C, H, W) in [-1, 1].
+
+        Args:
+            rows: Rows of a plan of ours.
+            guide: What pushes the sampler; see `LowDensity`.
+
+        Raises:
+            ValueError: If the rows were made for other classes.
+            DataError: If a source or partner is not among the images that were learned.
+        """
+        if rows.classes != self.classes:
+            raise ValueError(
+                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
+                f"{', '.join(self.classes)}."
+            )
+        device = self.model.device
+        generators = streams(rows["seed"])
+        condition = self.conditions(rows, generators).to(device)
+        scale = torch.tensor(rows["guidance_scale"], dtype=torch.float32)
+        terms = []
+        if (scale != 1).any():
+            unconditional = self.unconditional_tokens(rows).to(device)
+            terms.append(ClassifierFreeGuidance(self.model.denoiser, scale, unconditional))
+        latents = sample(
+            self.model.denoiser,
+            self._make_scheduler(),
+            condition,
+            shape=self.model.latent_shape,
+            generators=generators,
+            num_inference_steps=self.num_inference_steps,
+            eta=self.eta,
+            terms=terms,
+            pushes=() if guide is None else guide(rows, condition),
+        )
+        return self.model.decode(latents).cpu()
+
+    def conditions(self, rows: Plan, generators: Sequence[torch.Generator]) -> Tensor:
+        """The perturbed token sequences of some rows, float32 (n, k, d), on the CPU.
+
+        Takes k d normal numbers from each row's stream, also where `noise` is 0.
+        """
+        table = self._learned
+        tokens = self._tokens(rows, "source", "source_key")
+        mixed = torch.from_numpy(np.flatnonzero(rows["partner"] >= 0))
+        if len(mixed):
+            chosen = rows[mixed.numpy()]
+            other = self._tokens(chosen, "partner", "partner_key")
+            share = torch.tensor(chosen["interpolation"])
+            tokens[mixed] = interpolate(tokens[mixed], other, share, spherical=self.spherical)
+        scale = rows["noise"]
+        if self.relative_noise:
+            scale = scale * np.array([table.rms[s] for s in rows["snapshot"].tolist()])
+        eta = randn(generators, table.token_shape)
+        return tokens + torch.tensor(scale, dtype=torch.float32).view(-1, 1, 1) * eta
+
+    def unconditional_tokens(self, rows: Plan) -> Tensor:
+        """The token sequences of the unconditional branch, float32 (n, k, d)."""
+        if self.unconditional == "null":
+            null = self.model.null_conditions(len(rows))
+            assert null is not None
+            return null
+        if self.unconditional == "zero":
+            return torch.zeros(len(rows), *self._learned.token_shape)
+        if self.unconditional == "class_mean":
+            scope = rows["label"]
+        elif self.unconditional == "group_mean":
+            scope = rows["source"] // self.group_size
+        else:
+            scope = np.zeros(len(rows), np.int64)
+        pairs = zip(rows["snapshot"].tolist(), scope.tolist(), strict=True)
+        return torch.stack([self._mean(*pair) for pair in pairs])
+
+    def _mean(self, snapshot: int, scope: int) -> Tensor:
+        key = snapshot, scope
+        if key not in self._means:
+            rows: Any = slice(None)
+            if self.unconditional == "class_mean":
+                rows = self._learned.of_class(scope)
+            elif self.unconditional == "group_mean":
+                rows = slice(scope * self.group_size, (scope + 1) * self.group_size)
+            self._means[key] = self._learned.mean(snapshot, rows)
+        return self._means[key]
+
+    @cached_property
+    def _means(self) -> dict[tuple[int, int], Tensor]:
+        return {}
+
+    def _tokens(self, rows: Plan, index: str, key: str) -> Tensor:
+        """Embeddings of the images in a column, float32 (n, k, d), checked by their digests."""
+        table, at = self._learned, rows[index]
+        inside = (at >= 0) & (at < len(table))
+        wrong = ~inside
+        wrong[inside] = table.keys[at[inside]] != rows[key][inside].astype(np.uint64)
+        if wrong.any():
+            raise DataMismatchError(
+                f"Real image {at[wrong][0]} of the plan is not among the images that were learned. "
+                "Make the plan with this synthesizer."
+            )
+        tokens = torch.empty(len(rows), *table.token_shape)
+        for snapshot in np.unique(rows["snapshot"]).tolist():
+            if snapshot not in table.snapshots:
+                raise DataMismatchError(
+                    f"The plan uses snapshot {snapshot}; there are "
+                    f"{', '.join(map(str, table.snapshots))}."
+                )
+            chosen = np.flatnonzero(rows["snapshot"] == snapshot)
+            tokens[torch.from_numpy(chosen)] = table.snapshots[snapshot][at[chosen]]
+        return tokens
+
+    # -- identity and files ----------------------------------------------------------------------
+
+    def recipe(self) -> dict[str, JSON]:
+        """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
+        settings: dict[str, JSON] = {
+            **self.model.sampler_settings(self.scheduler),
+            **{name: getattr(self, name) for name in _SETTINGS if name != "scheduler"},
+            "dtype": str(self.model.denoiser.dtype).removeprefix("torch."),
+            "image_shape": list(self.image_shape),
+        }
+        weights = dict(self.model.weights)
+        if self.unconditional != "null":  # no part of it reaches the images
+            weights.pop("class_embeddings", None)
+        return {
+            "synthesizer": "DiffusionInversion",
+            "settings": settings,
+            "weights": {**weights, "embeddings": self._learned.digest},
+        }
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes everything, the generator too: a diffusers directory with what is ours beside it.
+
+        Raises:
+            CheckpointError: If the disk is full or not writable.
+        """
+        path = Path(path)
+        if self.table is not None:
+            with writing(path, "Free some space and save again."):
+                (path / "embeddings").mkdir(parents=True, exist_ok=True)
+                for block in (path / "embeddings").glob("*.safetensors"):
+                    block.unlink()
+                self.table.save(path / "embeddings")
+        self._write(path, copy=True)
+
+    def _write(self, path: Path, *, copy: bool) -> None:
+        if copy:
+            self.model.save_pretrained(path, {"synthesizer": "DiffusionInversion"})
+        with writing(path, "Free some space and save again."):
+            if copy and self.encoder is not None:
+                self.encoder.save(path)
+            own = {
+                "origin": None if copy else dict(self.origin or {}),
+                "weights": self._frozen_weights,
+                "dtype": str(self.model.denoiser.dtype),
+                "classes": list(self.classes) if self.table is not None else None,
+                "settings": {name: getattr(self, name) for name in _SETTINGS},
+            }
+            write_json(path / _FILE, own)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        checkpoint: str | Path | None = None,
+        classes: Sequence[str] | None = None,
+        image_size: int | None = None,
+        prompt_template: str = "{}",
+        negative_prompt: str = "",
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        **settings: Any,
+    ) -> "DiffusionInversion":
+        """Loads a generator to invert, or what `fit` wrote.
+
+        Args:
+            path: A directory in diffusers layout, "hub:OWNER/NAME", or the output directory of
+                `fit`.
+            checkpoint: Where the generator is now, if it moved since `fit`.
+            classes: Class names of the real images: the prompts of a checkpoint with a text
+                encoder, which needs them; of no use to others.
+            image_size: Height and width to invert and to draw at, by default the checkpoint's own.
+                Smaller is much cheaper, and the embeddings learn it.
+            prompt_template: `{}` in it stands for the class name.
+            negative_prompt: Prompt of the "null" unconditional branch.
+            dtype: Dtype of the network; embeddings are float32 always.
+            device: Where to run; a GPU if there is one by default.
+            settings: `scheduler`, `num_inference_steps`, `eta`, `unconditional`, `group_size`,
+                `spherical`, `relative_noise`.
+
+        Raises:
+            CheckpointError: If there is no such directory, a part is missing or damaged, or the
+                generator is not the one that was inverted.
+        """
+        unknown = sorted(set(settings) - set(_SETTINGS))
+        if unknown:
+            raise ValueError(
+                f"Unknown setting {unknown[0]!r}; known: {', '.join(_SETTINGS)}. (Row parameters "
+                "such as `noise` belong to `plan`.)"
+            )
+        folder = Path(path).expanduser()
+        saved = read_json(folder / _FILE) if (folder / _FILE).exists() else {}
+        given = {
+            "classes": None if classes is None else list(classes),
+            "image_size": image_size,
+            "prompt_template": prompt_template,
+            "negative_prompt": negative_prompt,
+        }
+        inverted = saved.get("classes") is not None
+        if inverted and given != _PLAIN:
+            name = next(k for k, v in given.items() if v != _PLAIN[k])
+            raise ValueError(
+                f"`{name}` was fixed when the embeddings in {path} were learned. Leave it out, or "
+                "load the generator and invert it anew."
+            )
+        if not inverted and not _has_text_encoder(path):
+            given["classes"] = None
+        here = str(path) if str(path).startswith("hub:") else str(folder.absolute())
+        origin = saved.get("origin") or {"path": here, **given}
+        if checkpoint is not None:
+            origin = {**origin, "path": str(checkpoint)}
+        load = {k: v for k, v in origin.items() if k != "path"}
+        model, _ = DiffusionModel.from_pretrained(
+            origin["path"], dtype=dtype, device=device, **load
+        )
+        _check_weights(model, saved, origin["path"])
+        table = None
+        if inverted:
+            table = EmbeddingTable.load(folder / "embeddings", saved["classes"])
+        base = Path(origin["path"]).expanduser()
+        return cls(
+            model=model,
+            table=table,
+            encoder=TokenEncoder.load(base),
+            origin=origin,
+            **chosen_settings(saved.get("settings", {}), settings),
+        )
+
+    # -- a generator of our own ------------------------------------------------------------------
+
+    @classmethod
+    def fit_generator(
+        cls,
+        images: Any,
+        output_dir: str | Path,
+        *,
+        config: TrainingConfig | None = None,
+        num_tokens: int = 4,
+        token_width: int = 64,
+        token_noise: float = 0.2,
+        token_dropout: float = 0.1,
+        channels: int = 32,
+        num_layers: int = 1,
+        prediction_type: str = "v_prediction",
+        horizontal_flip: bool = False,
+        progress: bool = True,
+    ) -> tuple["DiffusionInversion", TrainingResult]:
+        """Trains a small generator that can be inverted: a pixel-space network and an encoder.
+
+        The encoder turns each image into tokens of unit RMS; the network learns to denoise that
+        image while it attends to them. Labels are not used. Run again it resumes.
+
+        Args:
+            images: Has `read(indices)` and `image_shape`; best many, and like those to invert.
+            output_dir: Becomes a diffusers directory, the encoder beside the network.
+            config: How to optimise.
+            num_tokens: Tokens per image.
+            token_width: Width of a token.
+            token_noise: Standard deviation of the noise on the tokens. More of it makes the tokens
+                say less about an image, and their neighbourhood smoother.
+            token_dropout: Probability of null tokens, which train the unconditional branch.
+            channels: Width of the network's first level.
+            num_layers: Residual blocks per level.
+            prediction_type: "v_prediction", "epsilon" or "sample".
+            horizontal_flip: Mirror half of the images.
+            progress: Show a bar.
+
+        Raises:
+            DataError: For images whose size cannot be halved often enough.
+            ValueError: For a setting out of range.
+            DivergedError, CheckpointError: As `ClassConditional.fit`.
+        """
+        job = TokenFitJob(
+            images,
+            num_tokens=num_tokens,
+            token_width=token_width,
+            token_noise=token_noise,
+            token_dropout=token_dropout,
+            channels=channels,
+            num_layers=num_layers,
+            prediction_type=prediction_type,
+            horizontal_flip=horizontal_flip,
+        )
+
+        def wrap(trained: TokenModel) -> "DiffusionInversion":
+            model = DiffusionModel(
+                network=trained.network,
+                scheduler_config=job.scheduler_config,
+                classes=(),
+                image_shape=job.image_shape,
+                class_embeddings=trained.null.detach().float().clone()[None],
+                unconditional_branch=token_dropout > 0,
+            )
+            return cls(model=model, encoder=trained.encoder)
+
+        trained, result = job.run(
+            output_dir,
+            config or TrainingConfig(),
+            on_checkpoint=lambda module: wrap(module).save_pretrained(output_dir),
+            progress=progress,
+        )
+        return replace(wrap(trained), origin={"path": str(Path(output_dir).absolute())}), result
+
+
+def _has_text_encoder(path: str | Path) -> bool:
+    return bool(read_json(resolve(path) / "model_index.json").get("text_encoder"))
+
+
+def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -> None:
+    """Whether this is the generator that the embeddings belong to."""
+    if not saved:
+        return
+    same_dtype = saved["dtype"] == str(model.denoiser.dtype)
+    for name, digest in saved["weights"].items():
+        # The network's digest is of its dtype; the autoencoder's is of float32.
+        if (same_dtype or name != "network") and model.weights.get(name) != digest:
+            raise CheckpointMismatchError(
+                f"The {name} in {path} is not the one that the embeddings were learned with. Give "
+                "the right `checkpoint`, or learn them anew."
+            )

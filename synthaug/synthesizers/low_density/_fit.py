@@ -1,0 +1,304 @@
+"""The training of the two networks that steer `LowDensity`, on the noise of its own generator."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from synthaug._noise import counter_rng, stream
+from synthaug._pixels import to_images, to_pixels
+from synthaug._plan import Plan, settings_digest
+from synthaug._support.progress import bar
+from synthaug._training.checkpoints import writing
+from synthaug._training.loop import TrainingConfig, TrainingResult, own_randomness, own_rows, train
+from synthaug._types import Images, Indices, Pixels
+from synthaug.density import ClassGaussians
+from synthaug.errors import DataError, DataMismatchError
+from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers.low_density._hardness import NoiseAware, NoisyEncoder
+
+logger = logging.getLogger("synthaug")
+
+SYNTHETIC, REAL = 0, 1
+"""Classes of the discriminator."""
+
+_BLOCK = 256
+_PER_LEVEL = 2048
+"""Noisy images that the Gaussians of one noise level are fitted to, if there are few classes."""
+_PER_CLASS = 100
+"""At least so many of each class."""
+
+
+class Base(Protocol):
+    """What `LowDensity` wraps."""
+
+    model: DiffusionModel
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        ...
+
+    draw: Callable[..., Images]
+    plan: Callable[..., Plan]
+    recipe: Callable[[], dict[str, Any]]
+
+
+class Guides(nn.Module):
+    """What is trained together: a classifier and a discriminator of noisy images."""
+
+    def __init__(self, hardness: NoisyEncoder, realism: NoisyEncoder) -> None:
+        super().__init__()
+        self.hardness, self.realism = hardness, realism
+
+    def forward(self, x_t: Images, t: Tensor, num_real: int) -> tuple[Tensor, Tensor]:
+        """Class logits of the first `num_real` images, and real-or-synthetic logits of all."""
+        return self.hardness(x_t[:num_real], t[:num_real]), self.realism(x_t, t)
+
+
+class HardnessFitJob:
+    """Everything that `LowDensity.fit` was asked for, checked before any work starts.
+
+    Raises:
+        DataMismatchError: For real or synthetic images that do not fit the generator.
+        DataError: If there is nothing synthetic.
+        ValueError: For a setting out of range.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        real: Any,
+        synthetic: Any,
+        *,
+        num_synthetic: int | None,
+        embedding_dim: int,
+        noise_levels: int,
+        horizontal_flip: bool,
+    ) -> None:
+        self.base, self.model = base, base.model
+        shape = base.image_shape
+        self.real = RealImages.checked(real, None, classes=base.classes, image_shape=shape)
+        missing = np.flatnonzero(np.bincount(self.real.labels, minlength=len(base.classes)) == 0)
+        if len(missing):
+            raise DataError(
+                f"Class {base.classes[missing[0]]!r} has no real image, so nothing says what is "
+                "hard in it. Add some."
+            )
+        if len(base.classes) < 2:
+            raise ValueError(
+                "`base` knows one class only. Hardness is learned by telling classes apart: use a "
+                "generator with two or more."
+            )
+        for name, value in (
+            ("num_synthetic", num_synthetic),
+            ("embedding_dim", embedding_dim),
+            ("noise_levels", noise_levels),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        self.given = synthetic
+        if synthetic is not None:
+            if num_synthetic is not None:
+                raise ValueError(
+                    f"`num_synthetic` is {num_synthetic}, but `synthetic` was given too. Leave "
+                    "one of them out."
+                )
+            if tuple(synthetic.image_shape) != shape:
+                raise DataMismatchError(
+                    f"`synthetic` holds images of shape {tuple(synthetic.image_shape)}, the "
+                    f"generator draws {shape}. Draw them with this generator."
+                )
+            done = getattr(synthetic, "done", np.ones(len(synthetic), bool))
+            self.synthetic_rows: NDArray[np.int64] = np.flatnonzero(done)
+            if not len(self.synthetic_rows):
+                raise DataError("`synthetic` holds no image. Generate some first.")
+        self.num_synthetic = num_synthetic or min(len(self.real.labels), 5000)
+        self.embedding_dim, self.noise_levels = embedding_dim, noise_levels
+        self.horizontal_flip = horizontal_flip
+        self.fingerprint = getattr(real, "fingerprint", None)
+        self._scheduler = self.model.make_scheduler("ddpm")
+        self._labels = torch.from_numpy(self.real.labels)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Timesteps of the generator's schedule."""
+        return int(self._scheduler.config.num_train_timesteps)
+
+    def run(
+        self, output_dir: Path, config: TrainingConfig, *, progress: bool
+    ) -> tuple[NoiseAware, NoiseAware, TrainingResult]:
+        """Trains, then fits the Gaussians: hardness, realism, the course of the loss."""
+        synthetic_name = self._draw_synthetic(output_dir, config.seed, progress)
+        denoiser = self.model.denoiser
+        config_of = NoisyEncoder.config_for(denoiser, self.model.latent_shape)
+        with own_randomness(torch.device("cpu")):
+            torch.manual_seed(config.seed)
+            encoders = [
+                NoisyEncoder(config_of, outputs, self.embedding_dim)
+                for outputs in (len(self.base.classes), 2)
+            ]
+        for encoder in encoders:
+            encoder.start_from(denoiser)
+        module = Guides(*encoders).to(memory_format=torch.channels_last)
+        result = train(
+            module,
+            self._loss,
+            len(self._labels),
+            config=config,
+            output_dir=output_dir,
+            identity={
+                "synthesizer": "LowDensity",
+                "base": self.base.recipe()["weights"],
+                "data": self.fingerprint or len(self._labels),
+                "synthetic": synthetic_name,
+                "network": encoders[0].settings,
+                "horizontal_flip": self.horizontal_flip,
+            },
+            progress=progress,
+        )
+        module.requires_grad_(False).to(self.model.device)
+        return *self._fitted(module, config.seed), result
+
+    # -- synthetic images ------------------------------------------------------------------------
+
+    def _draw_synthetic(self, output_dir: Path, seed: int, progress: bool) -> Any:
+        """Sees to it that there are synthetic images, and returns what identifies them.
+
+        Blocks that an earlier run has drawn are read from `output_dir/samples`.
+        """
+        if self.given is not None:
+            self._read_synthetic = self._read_given
+            names = (getattr(self.given, name, None) for name in ("fingerprint", "plan_digest"))
+            return next(filter(None, names), None), len(self.synthetic_rows)
+        from safetensors.torch import load_file, save_file
+
+        ratio = self.num_synthetic / len(self._labels)
+        plan = self.base.plan(self.real.labels, ratio=ratio, seed=seed)
+        name = settings_digest({"plan": plan.digest, "weights": self.base.recipe()["weights"]})
+        folder = output_dir / "samples"
+        blocks = []
+        with bar(len(plan), "draw", "image", progress=progress) as shown:
+            for i, rows in enumerate(plan.batches(_BLOCK)):
+                path = folder / f"{name[:16]}-{i:05d}.safetensors"
+                if path.exists():
+                    pixels = load_file(str(path))["pixels"]
+                else:
+                    drawn = [self.base.draw(part) for part in rows.batches(64)]
+                    pixels = to_pixels(torch.cat(drawn))
+                    with writing(path, "Free some space and run again."):
+                        folder.mkdir(parents=True, exist_ok=True)
+                        part = path.with_suffix(f".{os.getpid()}")  # every process draws them
+                        save_file({"pixels": pixels}, str(part))
+                        part.replace(path)
+                blocks.append(pixels)
+                shown.update(len(pixels))
+        drawn_pixels = torch.cat(blocks)
+        self.synthetic_rows = np.arange(len(drawn_pixels))
+        self._read_synthetic = lambda rows: drawn_pixels[torch.from_numpy(rows)]
+        return name
+
+    def _read_given(self, rows: Indices) -> Pixels:
+        pixels: Pixels = self.given.read(self.synthetic_rows[rows])
+        return pixels
+
+    # -- training --------------------------------------------------------------------------------
+
+    def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
+        """Cross-entropy of both networks, at timesteps stratified over either half of the batch."""
+        device = next(module.parameters()).device
+        n = len(indices)
+        # Everything random is drawn on the CPU, so that it is the same on every device.
+        size, own = own_rows(n)
+        chosen = torch.randint(len(self.synthetic_rows), (size,))[own].numpy()
+        pixels = torch.cat([self.real.images.read(indices), self._read_synthetic(chosen)])
+        if self.horizontal_flip:
+            mirrored = torch.rand(2, size)[:, own].flatten() < 0.5
+            pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        strata = ((torch.arange(size) + torch.rand(2, size)) / size)[:, own].flatten()
+        t = (strata * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
+        x0 = self._encode(pixels)
+        noise = torch.randn(2, size, *x0.shape[1:])[:, own].flatten(0, 1)
+        x_t = self._scheduler.add_noise(x0, noise, t).to(device)
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
+        classes, realism = module(x_t, t.to(device), n)
+        labels = self._labels[torch.from_numpy(indices)].to(device)
+        kinds = torch.tensor([REAL, SYNTHETIC]).repeat_interleave(n).to(device)
+        return nn.functional.cross_entropy(classes.float(), labels) + nn.functional.cross_entropy(
+            realism.float(), kinds
+        )
+
+    @torch.no_grad()
+    def _encode(self, pixels: Pixels) -> Images:
+        """What the generator denoises, on the CPU."""
+        if self.model.vae is None:
+            return to_images(pixels)
+        return self.model.encode(pixels).cpu()
+
+    # -- Gaussians -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _fitted(self, module: Guides, seed: int) -> tuple[NoiseAware, NoiseAware]:
+        """Gaussians of the features at every noise level, of as many images of each class."""
+        count = max(_PER_CLASS, _PER_LEVEL // len(self.base.classes))
+        rows = [self._some(own, count, seed, c) for c, own in enumerate(self.real.by_class())]
+        real = np.concatenate(rows)
+        x_real = self._encode_all(self.real.images.read, real)
+        labels = self.real.labels[real]
+        fake = self._some(np.arange(len(self.synthetic_rows)), len(real), seed, -1)
+        x_both = torch.cat([x_real, self._encode_all(self._read_synthetic, fake)])
+        kinds = np.repeat([REAL, SYNTHETIC], [len(real), len(fake)])
+        hardness = self._noise_aware(module.hardness, x_real, labels, seed, "classes")
+        return hardness, self._noise_aware(module.realism, x_both, kinds, seed, "real or synthetic")
+
+    def _some(self, rows: NDArray[Any], count: int, seed: int, key: int) -> NDArray[np.int64]:
+        """`count` of these rows, each as often as the others; every one gets noise of its own."""
+        order = counter_rng(seed, 3, key + 1).permutation(rows)
+        return np.resize(order, count)
+
+    def _encode_all(self, read: Callable[[Indices], Pixels], rows: Indices) -> Images:
+        blocks = range(0, len(rows), _BLOCK)
+        return torch.cat([self._encode(read(rows[i : i + _BLOCK])) for i in blocks])
+
+    def _noise_aware(
+        self, network: NoisyEncoder, x0: Images, labels: NDArray[Any], seed: int, name: str
+    ) -> NoiseAware:
+        steps, device = self.num_train_timesteps, self.model.device
+        levels = []
+        for level in range(self.noise_levels):
+            generator = stream(int(counter_rng(seed, 4, level).integers(2**63)))
+            low, high = (-(-steps * i // self.noise_levels) for i in (level, level + 1))
+            t = torch.randint(low, high, (len(x0),), generator=generator)
+            noise = torch.randn(x0.shape, generator=generator)
+            x_t = self._scheduler.add_noise(x0, noise, t)
+            features = torch.cat(
+                [
+                    network.embed(x.to(device), s.to(device)).cpu()
+                    for x, s in zip(x_t.split(_BLOCK), t.split(_BLOCK), strict=True)
+                ]
+            ).numpy()
+            gaussians = ClassGaussians.fit(features, labels.astype(np.int64))
+            found = gaussians.all_hardness(features).argmin(1) == labels
+            logger.info(
+                "timesteps %d to %d: %s told apart in %.1f %%",
+                low,
+                high - 1,
+                name,
+                100 * found.mean(),
+            )
+            levels.append(gaussians.to(device, torch.float32))
+        return NoiseAware(
+            network=network.eval(), gaussians=tuple(levels), num_train_timesteps=steps
+        )

@@ -1,0 +1,489 @@
+"""Low-density sampling: draw the rare images of a class, and keep them real.
+
+Sehwag et al. 2022, "Generating High Fidelity Data from Low-density Regions using Diffusion Models".
+https://arxiv.org/abs/2203.17260
+
+Two networks push every step of another synthesizer's sampler: one away from the dense region of the
+image's class, the other towards what tells real images from synthetic ones. Notation (code ->
+paper): see `synthaug.guidance`.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from synthaug._pixels import to_images
+from synthaug._plan import Plan
+from synthaug._training.checkpoints import read_json, write_json, writing
+from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._types import JSON, Images
+from synthaug.density import ClassGaussians
+from synthaug.errors import CheckpointError, CheckpointMismatchError
+from synthaug.guidance import UNITS, HardnessModel, HardnessPush, Unit
+from synthaug.samplers import Push, check_pushable
+from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._kinds import load, origin_of
+from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers.low_density._fit import REAL, SYNTHETIC, HardnessFitJob
+from synthaug.synthesizers.low_density._hardness import NoiseAware, OnEstimate
+
+_FILE = "synthaug.json"
+_ROW = {"alpha": 0.5, "beta": 1.0}
+"""Defaults, as lengths."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowDensity(AbstractSynthesizer):
+    """Hard images of every class, drawn by steering another synthesizer.
+
+        steered, _ = LowDensity.fit(real, "runs/cifar", "runs/hard")      # once
+        steered = LowDensity.from_pretrained("runs/hard", num_inference_steps=50)
+        plan = steered.plan(per_class=500, seed=0)
+        synthaug.generate(steered, plan, "hard.h5")
+
+    Row parameters: `alpha`, away from the dense region of the image's class, and `beta`, towards
+    real images, each in units of the noise of every step; see `unit`. Those of the base come on
+    top, `guidance_scale` among them. Rows with alpha = beta = 0 are what the base draws.
+    """
+
+    base: Any
+    """What is steered: `ClassConditional` or `DiffusionInversion`."""
+    hardness: HardnessModel = field(repr=False)
+    """Under every class of the base."""
+    realism: HardnessModel | None = field(default=None, repr=False)
+    """Under two classes: 0 is synthetic, 1 is real."""
+    temperature: float = 1.0
+    """tau of the contrastive loss: the smaller, the more the nearest other class decides alone
+    where images are pushed to."""
+    unit: Unit = "length"
+    """Of alpha and beta, see `guidance.Unit`: "length" or "rms" of a push, or "score" for guidance
+    by the gradient as it is."""
+    origin: Mapping[str, Any] | None = None
+    """How the base was loaded, so that it need not be copied."""
+    learned_from: Mapping[str, JSON] | None = None
+    """Fingerprint and number of the real images that the networks learned from."""
+
+    def __post_init__(self) -> None:
+        _check_base(self.base)
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+        if self.unit not in UNITS:
+            raise ValueError(f"`unit` must be one of {', '.join(UNITS)}, got {self.unit!r}.")
+        known = getattr(self.hardness, "num_classes", len(self.classes))
+        if known != len(self.classes):
+            raise ValueError(
+                f"`hardness` knows {known} classes, the base {len(self.classes)}. Train it for "
+                "this base."
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the base's classes."""
+        names: tuple[str, ...] = self.base.classes
+        return names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images, in pixels."""
+        shape: tuple[int, int, int] = self.base.image_shape
+        return shape
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether `guidance_scale` may differ from 1."""
+        return bool(getattr(self.base, "can_be_guided", True))
+
+    @property
+    def default_strengths(self) -> dict[str, float]:
+        """`alpha` and `beta` where a plan does not say: lengths of 0.5 and 1, in our unit.
+
+        No `beta` without a discriminator.
+        """
+        size = math.prod(self.base.model.latent_shape) ** -0.5 if self.unit == "rms" else 1.0
+        beta = _ROW["beta"] if self.realism is not None else 0.0
+        return {"alpha": size * _ROW["alpha"], "beta": size * beta}
+
+    @property
+    def trained_on(self) -> Mapping[str, JSON] | None:
+        """The real images that base and networks learned from, for the cache."""
+        base = dict(getattr(self.base, "trained_on", None) or {})
+        own = {} if self.learned_from is None else {"guides": dict(self.learned_from)}
+        return {**base, **own} or None
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def with_sources(self, real: Any, labels: ArrayLike | None = None) -> "LowDensity":
+        """The same synthesizer, its base starting from real images.
+
+        Raises:
+            ValueError: If the base cannot.
+        """
+        if not hasattr(self.base, "with_sources"):
+            raise ValueError(f"A {type(self.base).__name__} does not start from other images.")
+        return replace(self, base=self.base.with_sources(real, labels))
+
+    def plan(
+        self,
+        labels: ArrayLike | None = None,
+        *,
+        per_class: int | None = None,
+        ratio: float | None = None,
+        counts: Mapping[str, int] | None = None,
+        seed: int = 0,
+        **parameters: Any,
+    ) -> Plan:
+        """Lays out the rows; see the base's `plan`.
+
+        Args:
+            labels: Of the real images; see the base.
+            per_class: Images of every class.
+            ratio: Images per real image.
+            counts: Images of each class by name.
+            seed: Base seed.
+            parameters: `alpha` and `beta`, by default those of `default_strengths`, and those of
+                the base. A sequence is used in turn.
+
+        Raises:
+            ValueError: For an unknown parameter, or a value out of range.
+        """
+        defaults = self.default_strengths
+        own = {name: parameters.pop(name, value) for name, value in defaults.items()}
+        for name, value in own.items():
+            if not (np.asarray(value, float) >= 0).all():
+                raise ValueError(f"`{name}` must not be negative, got {value}.")
+        if self.realism is None and np.any(own["beta"]):
+            raise ValueError(
+                f"`beta` is {own['beta']}, but there is no discriminator. Use 0, or `fit` one."
+            )
+        rows: Plan = self.base.plan(
+            labels, per_class=per_class, ratio=ratio, counts=counts, seed=seed, **parameters
+        )
+        return rows.with_parameters(own, settings=self._settings)
+
+    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+        """Network evaluations per row: the base's, and what gradients cost.
+
+        There is one gradient for alpha and one for beta at every step but the last.
+        """
+        found: NDArray[np.int64] = self.base.evaluations(rows)
+        plain = dict(rows.columns)
+        if "guidance_scale" in plain:
+            plain["guidance_scale"] = np.ones(len(rows))
+        steps = self.base.evaluations(
+            Plan(columns=plain, classes=rows.classes, settings=rows.settings)
+        )
+        for name, model in (("alpha", self.hardness), ("beta", self.realism)):
+            if model is not None:
+                found = found + (_column(rows, name) != 0) * model.evaluations * (steps - 1)
+        return found
+
+    # -- sampling --------------------------------------------------------------------------------
+
+    def draw(self, rows: Plan) -> Images:
+        """One image per row, float32 (n, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError, DataError: As the base.
+        """
+        images: Images = self.base.draw(rows, guide=self._pushes)
+        return images
+
+    def _pushes(self, rows: Plan, condition: Tensor | None) -> Sequence[Push]:
+        """Of these rows; none that would push nothing."""
+        labels = torch.tensor(rows["label"])
+        found = []
+        for name, model, leave in (
+            ("alpha", self.hardness, labels),
+            ("beta", self.realism, torch.full_like(labels, SYNTHETIC)),
+        ):
+            strength = torch.tensor(_column(rows, name), dtype=torch.float32)
+            if not strength.any():
+                continue
+            if model is None:
+                raise ValueError(f"The plan has a `{name}`, but there is no discriminator.")
+            found.append(
+                HardnessPush(
+                    model=model,
+                    labels=leave,
+                    strength=strength,
+                    condition=condition,
+                    temperature=self.temperature,
+                    unit=self.unit,
+                )
+            )
+        return found
+
+    # -- identity and files ----------------------------------------------------------------------
+
+    @property
+    def _settings(self) -> dict[str, JSON]:
+        base = self.base.recipe()
+        return {
+            "base": {"synthesizer": base["synthesizer"], **base["settings"]},
+            "temperature": self.temperature,
+            "unit": self.unit,
+        }
+
+    def recipe(self) -> dict[str, JSON]:
+        """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
+        weights = {**self.base.recipe()["weights"], "hardness": self.hardness.weights}
+        if self.realism is not None:
+            weights["realism"] = self.realism.weights
+        return {"synthesizer": "LowDensity", "settings": self._settings, "weights": weights}
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes both networks, and a copy of the base in the folder `base`.
+
+        Raises:
+            TypeError: If hardness comes from features of the denoised estimate, which may be any
+                code.
+            CheckpointError: If the disk is full or not writable.
+        """
+        self._write(Path(path), copy=True)
+
+    def _write(self, path: Path, *, copy: bool) -> None:
+        guides = {"hardness": self.hardness, "realism": self.realism}
+        for name, guide in guides.items():
+            if guide is not None and not isinstance(guide, NoiseAware):
+                raise TypeError(
+                    f"`{name}` is a {type(guide).__name__}, which cannot be saved: its features "
+                    "may be any code. Build it again where it is needed."
+                )
+        if copy:
+            self.base.save_pretrained(path / "base")
+        with writing(path, "Free some space and save again."):
+            path.mkdir(parents=True, exist_ok=True)
+            for name, guide in guides.items():
+                if isinstance(guide, NoiseAware):
+                    guide.save(path / name)
+            own = {
+                "synthesizer": "LowDensity",
+                "origin": None if copy else dict(self.origin or {}),
+                "weights": self.base.recipe()["weights"],
+                "dtype": str(self.base.model.denoiser.dtype),
+                "classes": list(self.classes),
+                "trained_on": None if self.learned_from is None else dict(self.learned_from),
+                "settings": {"temperature": self.temperature, "unit": self.unit},
+            }
+            write_json(path / _FILE, own)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        checkpoint: str | Path | None = None,
+        classes: Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
+        temperature: float | None = None,
+        unit: Unit | None = None,
+        **settings: Any,
+    ) -> "LowDensity":
+        """Loads what `fit` or `save_pretrained` wrote.
+
+        Args:
+            path: The directory.
+            checkpoint: Where the base is now, if it moved.
+            classes: Fixed when the networks were trained: leave it out.
+            dtype: Dtype of the base's network; the two networks are float32 always.
+            device: Where to run; a GPU if there is one by default.
+            temperature: In place of the saved one.
+            unit: In place of the saved one.
+            settings: Those of the base: `scheduler`, `num_inference_steps`, `eta` ...
+
+        Raises:
+            CheckpointError: If there is no such directory, or a part is missing or damaged.
+            CheckpointMismatchError: If the base is not the one that the networks were trained for.
+        """
+        if classes is not None:
+            raise ValueError("`classes` was fixed when the networks were trained. Leave it out.")
+        folder = Path(path).expanduser()
+        own = read_json(folder / _FILE)
+        if own.get("synthesizer") != "LowDensity":
+            raise CheckpointError(
+                f"{path} is a checkpoint for {own.get('synthesizer')!r}, not for LowDensity. Train "
+                "one with `synthaug train --method hardness`."
+            )
+        origin = {} if own["origin"] is None else dict(own["origin"])
+        saved_at = origin.pop("path", folder / "base")
+        where = checkpoint or saved_at
+        base: Any = load(where, dtype=dtype, device=device, **{**origin, **settings})
+        same_dtype = own["dtype"] == str(base.model.denoiser.dtype)
+        found: Any = base.recipe()["weights"]
+        for name, digest in own["weights"].items():
+            # The network's digest is of its dtype, and prompts are embedded anew at each loading.
+            if name == "class_embeddings" or (name == "network" and not same_dtype):
+                continue
+            if found.get(name) != digest:
+                raise CheckpointMismatchError(
+                    f"The {name} in {where} is not the one that the networks in {path} were "
+                    "trained for. Give the right `checkpoint`, or train them anew."
+                )
+        hardness = NoiseAware.load(folder / "hardness", base.model.device)
+        if hardness is None:
+            raise CheckpointError(f"{folder / 'hardness'} is missing. Train again.")
+        given = {"temperature": temperature, "unit": unit}
+        chosen = {k: v for k, v in given.items() if v is not None}
+        return cls(
+            base=base,
+            hardness=hardness,
+            realism=NoiseAware.load(folder / "realism", base.model.device),
+            origin={"path": str(where), **origin},
+            learned_from=own.get("trained_on"),
+            **{**own["settings"], **chosen},
+        )
+
+    # -- training --------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        real: Any,
+        base: Any,
+        output_dir: str | Path,
+        *,
+        synthetic: Any = None,
+        num_synthetic: int | None = None,
+        config: TrainingConfig | None = None,
+        embedding_dim: int = 64,
+        noise_levels: int = 10,
+        horizontal_flip: bool = False,
+        dtype: torch.dtype = torch.float32,
+        progress: bool = True,
+    ) -> tuple["LowDensity", TrainingResult]:
+        """Trains a classifier and a discriminator of noisy images, and fits their Gaussians.
+
+        Both see images, or latents, noised by the base's own schedule, and the timestep. They start
+        from the first half of the base's network if that is a `UNet2DModel`. Run again with the
+        same arguments it resumes.
+
+        Args:
+            real: Has `read(indices)`, `targets`, `classes` and `image_shape`; those of the base.
+            base: What to steer: a directory, which is named and not copied, or a synthesizer, which
+                is saved with the networks.
+            output_dir: `from_pretrained` loads it.
+            synthetic: Images that the base drew, for the discriminator: a cache, or anything with
+                `read`, `image_shape` and a length. They are drawn now by default.
+            num_synthetic: How many; at most 5,000 by default.
+            config: How to optimise.
+            embedding_dim: Features of each network.
+            noise_levels: Ranges of timesteps that have Gaussians of their own.
+            horizontal_flip: Mirror half of the training images.
+            dtype: Dtype of the base's network, if `base` is a directory.
+            progress: Show bars.
+
+        Raises:
+            DataError, DataMismatchError: For images that do not fit the base.
+            ValueError: For a base that cannot be steered, or a setting out of range.
+            DivergedError: If loss or weights stop being finite.
+            CheckpointError: If the directory holds another run, or cannot be read or written.
+        """
+        from accelerate import PartialState
+
+        output_dir, config = Path(output_dir), config or TrainingConfig()
+        origin: dict[str, Any] | None = None
+        if isinstance(base, str | Path):
+            origin = origin_of(base, real.classes)
+            base = load(**origin, dtype=dtype, device=config.device)
+        _check_base(base)
+        job = HardnessFitJob(
+            base,
+            real,
+            synthetic,
+            num_synthetic=num_synthetic,
+            embedding_dim=embedding_dim,
+            noise_levels=noise_levels,
+            horizontal_flip=horizontal_flip,
+        )
+        hardness, realism, result = job.run(output_dir, config, progress=progress)
+        steered = cls(
+            base=base,
+            hardness=hardness,
+            realism=realism,
+            origin=origin,
+            learned_from={"fingerprint": job.fingerprint, "images": len(job.real.labels)},
+        )
+        if PartialState().is_main_process:
+            steered._write(output_dir, copy=origin is None)
+        return steered, result
+
+    @classmethod
+    def on_estimates(
+        cls,
+        base: Any,
+        real: Any,
+        features: nn.Module,
+        *,
+        synthetic: Any = None,
+        batch_size: int = 64,
+        **gaussians: Any,
+    ) -> "LowDensity":
+        """Steers by features of clean images, taken of the denoised estimate at every step.
+
+        Nothing is trained. A gradient goes through the denoiser, so it costs three evaluations of
+        the base's own network.
+
+        Args:
+            base: A synthesizer.
+            real: Has `read(indices)`, `targets`, `classes` and `image_shape`; those of the base.
+            features: Images float32 (n, C, H, W) in [-1, 1] => (n, d), differentiable. It is put
+                into evaluation mode.
+            synthetic: Images that the base drew; with them there is a `beta`.
+            batch_size: Images per call of `features` while Gaussians are fitted.
+            gaussians: `structure`, `estimator` and `components` of `density.ClassGaussians.fit`.
+
+        Raises:
+            DataMismatchError: For images of another shape or other classes than the base's.
+            ValueError: For a base that cannot be steered, or Gaussians that cannot be fitted.
+        """
+        checked = RealImages.checked(real, None, classes=base.classes, image_shape=base.image_shape)
+        features = features.eval().requires_grad_(False).to(base.model.device)
+
+        @torch.no_grad()
+        def extracted(images: Any) -> NDArray[np.float32]:
+            blocks = np.array_split(np.arange(len(images)), -(-len(images) // batch_size))
+            device = base.model.device
+            return np.concatenate(
+                [
+                    features(to_images(images.read(b)).to(device)).float().cpu().numpy()
+                    for b in blocks
+                ]
+            )
+
+        def model(found: NDArray[np.float32], labels: NDArray[np.int64]) -> OnEstimate:
+            fitted = ClassGaussians.fit(found, labels, **gaussians)
+            fitted = fitted.to(base.model.device, torch.float32)
+            return OnEstimate(model=base.model, features=features, gaussians=fitted)
+
+        of_real = extracted(real)
+        realism = None
+        if synthetic is not None:
+            of_both = np.concatenate([of_real, extracted(synthetic)])
+            kinds = np.repeat([REAL, SYNTHETIC], [len(of_real), len(of_both) - len(of_real)])
+            realism = model(of_both, kinds)
+        return cls(base=base, hardness=model(of_real, checked.labels), realism=realism)
+
+
+def _check_base(base: Any) -> None:
+    """Refuses what cannot be steered."""
+    draw = getattr(type(base), "draw", None)
+    if draw is None or "guide" not in inspect.signature(draw).parameters:
+        raise ValueError(
+            f"`base` is a {type(base).__name__}, whose sampler cannot be steered. Use a "
+            "ClassConditional or DiffusionInversion."
+        )
+    check_pushable(base.model.make_scheduler(base.scheduler))
+
+
+def _column(rows: Plan, name: str) -> NDArray[np.float64]:
+    return rows.columns.get(name, np.zeros(len(rows)))
