@@ -14,16 +14,11 @@ import torch
 from _machine import RESULTS
 from torch import Tensor
 
-from synthaug import (
-    DiffusionInversion,
-    InversionConfig,
-    LabeledImages,
-    SynthCache,
-    generate,
-    load_dataset,
-)
+from synthaug import DiffusionInversion, SynthCache, generate, load_dataset
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pixels
+from synthaug.images import LabeledImages
+from synthaug.synthesizers import InversionConfig
 
 
 def first_per_class(labels: Sequence[int], count: int, seed: int) -> np.ndarray:

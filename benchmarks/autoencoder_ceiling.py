@@ -21,8 +21,9 @@ from _inversion import first_per_class
 from _machine import write
 from diffusers import AutoencoderKL
 
-from synthaug import evaluate, load_dataset, reconstructions
+from synthaug import evaluate, load_dataset
 from synthaug._pixels import to_images
+from synthaug.evaluation import reconstructions
 
 KL_WEIGHT = 1e-4
 

@@ -28,7 +28,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
-from synthaug import LabeledImages, MixedDataset, Plan, SynthCache
+from synthaug import MixedDataset, Plan, SynthCache
+from synthaug.images import LabeledImages
 
 BATCH = 128
 BYTES = 64 * 2**20  # of images, per size

@@ -22,10 +22,11 @@ import torch
 from _machine import write
 from torch import Tensor
 
-from synthaug import ColdDiffusion, StandardAugment, load_dataset
+from synthaug import ColdDiffusion, load_dataset
 from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug.degradations import Blur, GaussianNoise, Inpainting, Snow
+from synthaug.evaluation import StandardAugment
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import fit, seed_initial_weights, settings_of
 from synthaug.evaluation._sources import open_source

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from _machine import machine, write
 
-from synthaug import ClassConditional, Plan, estimate_cost, evaluations_per_second, generate
+from synthaug import ClassConditional, Plan, generate
+from synthaug.caches import estimate_cost, evaluations_per_second
 from synthaug.denoisers import build_unet
 from synthaug.synthesizers import DiffusionModel
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from _machine import write
 
-from synthaug import AuditReport, EvaluationReport
+from synthaug import AuditReport
 from synthaug._demo import Settings, demo
+from synthaug.evaluation import EvaluationReport
 
 BASELINE, GUESSES, OURS = "real, augmented", "real + guessed labels", "real + synthetic"
 

@@ -9,7 +9,8 @@ import time
 
 from _machine import write
 
-from synthaug import SynthCache, load_dataset, score_hardness
+from synthaug import SynthCache, load_dataset
+from synthaug.evaluation import score_hardness
 from synthaug.features import named
 
 if __name__ == "__main__":

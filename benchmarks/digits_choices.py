@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from _machine import write
 
-from synthaug import MixedDataset, check_labels, evaluate, load_dataset
+from synthaug import MixedDataset, evaluate, load_dataset
 from synthaug._demo import (
     Settings,
     Split,
@@ -32,6 +32,7 @@ from synthaug._demo import (
     with_guesses,
 )
 from synthaug._noise import counter_rng
+from synthaug.evaluation import check_labels
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "real + synthetic": {},

@@ -119,7 +119,7 @@ def draw(folder: Path, rows: int, engine: str, shard: str | None) -> None:
     chosen: Any = engine
     if engine.startswith("ray"):
         actors = int(engine.removeprefix("ray"))
-        chosen = synthaug.RayEngine(
+        chosen = synthaug.caches.RayEngine(
             actors=actors, num_cpus=2 / actors, load=lambda: Timed(checkpoint, folder)
         )
     synthaug.generate(
@@ -241,7 +241,7 @@ def overhead(root: Path, sizes: Sequence[int], rounds: int) -> dict[str, Any]:
     ways: Mapping[str, dict[str, Any]] = {
         "local": {},
         "one shard": {"shard": "1/1"},
-        "ray, one actor": {"engine": synthaug.RayEngine(actors=1)},
+        "ray, one actor": {"engine": synthaug.caches.RayEngine(actors=1)},
     }
     costs: dict[str, dict[int, list[float]]] = {w: {n: [] for n in sizes} for w in ways}
     for turn in range(rounds + 1):

@@ -27,15 +27,15 @@ from _machine import write
 
 from synthaug import (
     ClassConditional,
-    LabeledImages,
     MixedDataset,
     TrainingConfig,
     evaluate,
     generate,
     load_dataset,
-    score_quality,
 )
+from synthaug.evaluation import score_quality
 from synthaug.features import named
+from synthaug.images import LabeledImages
 from synthaug.synthesizers import frechet_score, select_snapshot
 
 

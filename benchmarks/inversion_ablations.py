@@ -28,14 +28,9 @@ from _inversion import (
 from _machine import RESULTS, write
 from torch.nn import functional as F
 
-from synthaug import (
-    DiffusionInversion,
-    LabeledImages,
-    MixedDataset,
-    SynthCache,
-    evaluate,
-)
+from synthaug import DiffusionInversion, MixedDataset, SynthCache, evaluate
 from synthaug.caches import import_images
+from synthaug.images import LabeledImages
 
 BASE: dict[str, Any] = {
     "unconditional": "mean",

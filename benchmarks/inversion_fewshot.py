@@ -30,7 +30,8 @@ from _inversion import (
 from _machine import write
 
 import synthaug
-from synthaug import Arm, MixedDataset, StandardAugment, check_labels, evaluate
+from synthaug import MixedDataset, evaluate
+from synthaug.evaluation import Arm, StandardAugment, check_labels
 
 
 def augmentations(size: int, flip: bool) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def augmentations(size: int, flip: bool) -> dict[str, Any]:
         "RandAugment": lambda pixels: randomised(standard(pixels)),
     }
     if hasattr(synthaug, "CutMix"):
-        found["CutMix"] = synthaug.CutMix(first=standard)
+        found["CutMix"] = synthaug.evaluation.CutMix(first=standard)
     return found
 
 

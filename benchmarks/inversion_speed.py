@@ -24,12 +24,13 @@ import torch
 from _machine import interleave, summary, write
 from torch import Tensor
 
-from synthaug import DiffusionInversion, InversionConfig, LabeledImages
+from synthaug import DiffusionInversion
 from synthaug._pixels import to_images
 from synthaug._support.devices import choose_device
 from synthaug._training.fit_job import denoising_target
 from synthaug.denoisers import Denoiser
-from synthaug.synthesizers import DiffusionModel
+from synthaug.images import LabeledImages
+from synthaug.synthesizers import DiffusionModel, InversionConfig
 from synthaug.synthesizers.inversion._fit import InversionJob, run_pass
 from synthaug.synthesizers.inversion._tokens import build_token_unet
 

@@ -17,8 +17,9 @@ from _inversion import plot
 from _machine import write
 from torch import Tensor
 
-from synthaug import DiffusionInversion, InversionConfig, load_dataset
+from synthaug import DiffusionInversion, load_dataset
 from synthaug._training.fit_job import denoising_target
+from synthaug.synthesizers import InversionConfig
 from synthaug.synthesizers.inversion import _fit as stage1
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from synthaug import AuditReport, EvaluationReport, SynthCache, load_dataset
+from synthaug import AuditReport, SynthCache, load_dataset
 from synthaug._demo import Settings, split_digits
 from synthaug._pixels import grid
+from synthaug.evaluation import EvaluationReport
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("folder", type=Path, help="what `synthaug demo` wrote")

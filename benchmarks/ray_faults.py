@@ -91,7 +91,7 @@ def drive(folder: Path, fault: str, rows: int, row_seconds: float, address: str 
     """The job: what a user would run."""
     engine: Any = "local"
     if address:
-        engine = synthaug.RayEngine(address=address)
+        engine = synthaug.caches.RayEngine(address=address)
     synthaug.generate(
         Paced(folder, fault, row_seconds),
         plan(rows),

@@ -22,18 +22,12 @@ from typing import Any
 import numpy as np
 from _machine import RESULTS, write
 
-from synthaug import (
-    ClassConditional,
-    LabeledImages,
-    TrainingConfig,
-    evaluate,
-    generate,
-    load_dataset,
-    scaling_arms,
-    sweep,
-)
+from synthaug import ClassConditional, TrainingConfig, evaluate, generate, load_dataset
 from synthaug._sweep.settings import Trial
+from synthaug.evaluation import scaling_arms
 from synthaug.features import named
+from synthaug.images import LabeledImages
+from synthaug.sweeps import sweep
 
 
 def split(images: LabeledImages, share: float) -> tuple[LabeledImages, LabeledImages]:

@@ -20,7 +20,7 @@ else:
     train, holdout = digits.subset(range(900)), digits.subset(range(900, 1600))
     pixels = digits.read(range(1600, 1797))
     pixels[0] = train.read([7])[0].flip(-1)
-    synthetic = synthaug.LabeledImages(pixels, digits.labels[1600:], digits.classes)
+    synthetic = synthaug.images.LabeledImages(pixels, digits.labels[1600:], digits.classes)
     target = Path(mkdtemp()) / "audit.html"
 
 report = synthaug.audit(synthetic, train, holdout=holdout)

@@ -1,4 +1,4 @@
-"""Tools for cache files: what `synthaug cache` does, as functions.
+"""Tools for cache files, what they cost to fill, and engines that fill them on many machines.
 
     from synthaug import caches
 
@@ -18,11 +18,16 @@ from synthaug._cache import (
     merge,
 )
 from synthaug._cache.citations import cite
+from synthaug._cluster import RayEngine
+from synthaug._generate.cost import estimate_cost, evaluations_per_second
 
 __all__ = [
+    "RayEngine",
     "check_sources",
     "cite",
     "contact_sheet",
+    "estimate_cost",
+    "evaluations_per_second",
     "export",
     "forget",
     "import_images",

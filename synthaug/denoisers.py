@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._types import Images
-from synthaug.errors import CheckpointError, DataMismatchError
+from synthaug.errors import CheckpointError, MismatchError
 
 
 @final
@@ -162,7 +162,7 @@ def build_unet(
     lowest = 4 if min(height, width) <= 16 else 8
     levels = 1 + max(0, int(math.log2(min(height, width) / lowest)))
     if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        raise DataMismatchError(
+        raise MismatchError(
             f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
             "with an image size that is a multiple of 8."
         )
@@ -181,3 +181,12 @@ def build_unet(
         "num_class_embeds": None if num_classes is None else num_classes + 1,
     }
     return UNet2DModel(**{**usual, **config})
+
+
+__all__ = [
+    "AnyDenoiser",
+    "ClassifierFreeGuidance",
+    "Denoiser",
+    "GuidanceTerm",
+    "build_unet",
+]

@@ -1,19 +1,14 @@
-"""Our exception hierarchy. One base class catches all of it:
+"""The errors that synthaug raises, one class per remedy. One base class catches all of them:
 
 * SynthaugError
-  x DataError              a data set cannot be used: empty, a class without images, a corrupt file
-    - DataMismatchError    images or classes do not fit each other, or what they are used with
-  x CheckpointError        weights are missing, or not in a layout we load
-    - CheckpointMismatchError  they belong to another run, method or data set
-  x DivergedError          a loss, weight or image became NaN or infinite
-  x CacheError
-    - CacheFormatError     not a cache, or a file that could do harm: refused unread
-    - CacheCorruptError    a row's bytes are not the bytes that were written
-    - CacheMismatchError   the cache belongs to another plan, recipe or class list
-    - CachePendingError    a row was asked for that has not been generated yet
-  x EngineError            workers found no place, or died again and again
-  x AuditError             a report is missing, or cannot be read
-    - AuditMismatchError   the report judges another cache
+  x DataError            a data set cannot be used: empty, a class without images, a corrupt file
+  x CheckpointError      weights are missing, or not in a layout that we load
+  x CacheError           a cache file is missing, damaged, not a cache, or could do harm
+    - CachePendingError  a row was asked for that has not been generated yet, or was withdrawn
+  x AuditError           a report is missing, or cannot be read
+  x MismatchError        two things are intact, but do not belong together
+  x DivergedError        a loss, weight or image became NaN or infinite
+  x EngineError          workers found no place, or died again and again
 
 Wrong arguments raise `ValueError` or `TypeError`, as everywhere in Python. Every message names the
 thing, the value found and what to do next.
@@ -25,52 +20,48 @@ class SynthaugError(Exception):
 
 
 class DataError(SynthaugError):
-    """A data set cannot be used as it is."""
-
-
-class DataMismatchError(DataError):
-    """Images or classes can be read, but do not fit each other or what they are used with."""
+    """A data set cannot be used as it is. Repair or remove what the message names."""
 
 
 class CheckpointError(SynthaugError):
     """A checkpoint is missing, incomplete, or in a layout that we do not load."""
 
 
-class CheckpointMismatchError(CheckpointError):
-    """A checkpoint is intact, but belongs to another run, method or data set."""
-
-
-class DivergedError(SynthaugError):
-    """A loss, a weight or a generated image became NaN or infinite."""
-
-
 class CacheError(SynthaugError):
-    """Base class of what can go wrong with a cache file."""
+    """A cache file is missing or damaged, is no cache, or has a structure that we refuse to read.
 
-
-class CacheFormatError(CacheError):
-    """The file is not a synthaug cache, or has a structure that we refuse to read."""
-
-
-class CacheCorruptError(CacheError):
-    """Bytes of a row differ from those that were written."""
-
-
-class CacheMismatchError(CacheError):
-    """The cache belongs to another plan, recipe, image shape or class list."""
+    Restore it from a copy, or generate it again.
+    """
 
 
 class CachePendingError(CacheError):
     """A row was asked for that has not been generated yet, or was withdrawn."""
 
 
+class AuditError(SynthaugError):
+    """An audit report is missing or cannot be read. Audit again."""
+
+
+class MismatchError(SynthaugError):
+    """Two things are intact but do not belong together: images, classes, caches, plans, reports."""
+
+
+class DivergedError(SynthaugError):
+    """A loss, a weight or a generated image became NaN or infinite."""
+
+
 class EngineError(SynthaugError):
     """Workers of a job found no place in the cluster, or died again and again."""
 
 
-class AuditError(SynthaugError):
-    """An audit report is missing, cannot be read, or judges another cache."""
-
-
-class AuditMismatchError(AuditError):
-    """The report judges another cache."""
+__all__ = [
+    "AuditError",
+    "CacheError",
+    "CachePendingError",
+    "CheckpointError",
+    "DataError",
+    "DivergedError",
+    "EngineError",
+    "MismatchError",
+    "SynthaugError",
+]

@@ -475,3 +475,21 @@ def weights_digest(state: Mapping[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+__all__ = [
+    "NAMES",
+    "Extractor",
+    "Pixel",
+    "Spectrum",
+    "TorchModule",
+    "TorchScript",
+    "classifier",
+    "describe",
+    "extract",
+    "named",
+    "to_model",
+    "to_unit",
+    "weights_digest",
+    "without_head",
+]

@@ -31,6 +31,7 @@ contrastive loss L is added to the score of x_t, whatever its length, so images 
 p(x) exp(strength L(x)) where the hardness of noisy images is known exactly.
 """
 UNITS: tuple[Unit, ...] = ("rms", "length", "score")
+"""Every `Unit`, in the order of the documentation above."""
 
 
 @runtime_checkable
@@ -146,3 +147,13 @@ class HardnessPush:
     def evaluations(self) -> Tensor:
         """One gradient per row and step, none for rows with strength 0."""
         return self.model.evaluations * (self.strength != 0).long()
+
+
+__all__ = [
+    "UNITS",
+    "HardnessModel",
+    "HardnessPush",
+    "Unit",
+    "log_odds",
+    "unit_rms",
+]

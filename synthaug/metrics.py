@@ -263,3 +263,13 @@ def _checked(features: Features, name: str) -> Features:
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise ValueError(f"`{name}` is not finite in row {row}. Look at the extractor.")
     return np.ascontiguousarray(array, np.float32)
+
+
+__all__ = [
+    "ManifoldScores",
+    "check_rank",
+    "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "manifold_scores",
+]

@@ -14,6 +14,7 @@ from synthaug._datasets.draws import Stratified, Weighted
 from synthaug._datasets.filters import AtLeast, AtMost, Highest, Lowest
 from synthaug._datasets.fractions import Balance, Schedule, Share
 from synthaug._datasets.log import read_log
+from synthaug._datasets.samplers import SeededSampler
 from synthaug._datasets.schedules import Cosine, Linear
 from synthaug._images.fields import Adapter, Fields
 
@@ -28,6 +29,7 @@ __all__ = [
     "Linear",
     "Lowest",
     "Schedule",
+    "SeededSampler",
     "Share",
     "Stratified",
     "Weighted",

@@ -352,3 +352,20 @@ def sample(
         for way in moved:
             x = x + way
     return x
+
+
+__all__ = [
+    "SCHEDULERS",
+    "Push",
+    "Step",
+    "check_pushable",
+    "check_until",
+    "chosen_settings",
+    "make_scheduler",
+    "sample",
+    "step_arguments",
+    "step_to",
+    "steps_of",
+    "timesteps_from",
+    "timesteps_until",
+]

@@ -19,7 +19,7 @@ from synthaug._datasets.variants import Variants
 from synthaug._images.convert import Transform, describe, like, pixels_of
 from synthaug._pixels import to_pil
 from synthaug._types import Indices
-from synthaug.errors import CacheMismatchError, DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 
 __all__ = ["ColdRestore", "MixSynthetic", "SyntheticVariant"]
 
@@ -165,7 +165,7 @@ class MixSynthetic(v2.Transform):
         Raises:
             ValueError: For another `fraction` or `labels_getter`.
             AuditError: If the report judges another cache.
-            CacheMismatchError: If the names of the classes differ.
+            MismatchError: If the names of the classes differ.
             DataError: If no image may be served.
         """
         super().__init__()
@@ -244,7 +244,7 @@ class MixSynthetic(v2.Transform):
     def _draw(self, label: int, count: int) -> Indices:
         pool = self._pools[label]
         if not len(pool):
-            raise DataMismatchError(
+            raise MismatchError(
                 f"Class {self._classes[label]!r} has no synthetic image that may be "
                 "served. Generate images of it."
             )
@@ -303,7 +303,7 @@ class MixSynthetic(v2.Transform):
             check_unit_range(batch[:1], "give `transform=` what the real images went through")
             images = pixels.to(batch.dtype) / 255
         if images.shape[1:] != batch.shape[1:] or images.dtype != batch.dtype:
-            raise CacheMismatchError(
+            raise MismatchError(
                 f"The batch is {describe(batch)}, its synthetic images are {describe(images)}. "
                 "Give `transform=` what the real images went through."
             )

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from synthaug._images.labeled import LabeledImages
 from synthaug.albumentations import SyntheticVariant
-from synthaug.errors import CacheMismatchError, DataError
+from synthaug.errors import DataError, MismatchError
 from tests.variants import make_cache, real_images, row_of, rows_from
 
 
@@ -137,5 +137,5 @@ def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
     with pytest.raises(DataError, match=r"has no variant in the cache.*colours in the order RGB"):
         always(image=array(real, 0)[..., ::-1])
     small = make_cache(tmp_path, real, shape=(3, 2, 2))
-    with pytest.raises(CacheMismatchError, match=r"shape \(3, 2, 2\), their source has \(3, 4"):
+    with pytest.raises(MismatchError, match=r"shape \(3, 2, 2\), their source has \(3, 4"):
         SyntheticVariant(small, audit=None, p=1.0)(image=array(real, 0))

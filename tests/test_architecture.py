@@ -9,7 +9,7 @@ import synthaug
 
 ROOT = Path(synthaug.__file__).parent
 
-LAYERS = {  # a room imports rooms of the layers above its own line; within a line there is no circle
+LAYERS = {  # a room imports rooms of earlier lines; within a line there is no circle
     "vocabulary": {"_cluster", "_noise", "_pixels", "_plan", "_support", "_types", "errors"},
     "images in": {"_images"},
     "mathematics": {
@@ -33,11 +33,12 @@ LAYERS = {  # a room imports rooms of the layers above its own line; within a li
         "caches",
         "evaluation",
         "huggingface",
+        "images",
         "lightning",
         "mixing",
         "transforms",
     },
-    "composition": {"__main__", "_cli", "_demo", "_sweep"},
+    "composition": {"__main__", "_cli", "_demo", "_sweep", "sweeps"},
 }
 RANK = {room: rank for rank, layer in enumerate(LAYERS.values()) for room in layer}
 STAGES = {"_audit", "_cache", "_datasets", "_generate", "evaluation"}
@@ -59,7 +60,7 @@ def dotted(module: str) -> tuple[str, ...]:
 
 
 def imported(module: str) -> set[tuple[str, ...]]:
-    """The modules of ours that `module` imports, in its body, in functions and for type checkers."""
+    """The modules of ours that `module` imports, lazily and for type checkers included."""
     known = {dotted(name) for name in modules()}
     targets = set()
     for node in ast.walk(ast.parse((ROOT / module).read_text())):

@@ -14,7 +14,7 @@ from synthaug._datasets import MixedDataset, OnTheFlyDataset
 from synthaug._images.foreign import classes_of
 from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
-from synthaug.errors import CacheMismatchError, DataError
+from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation import _label_check, evaluate, scaling_arms
 from synthaug.evaluation._hardness import score_hardness
 from synthaug.features import Pixel
@@ -93,7 +93,7 @@ def test_names_given_beside_those_of_the_data_may_translate_but_not_reorder_them
     mixed = MixedDataset(latin, cache, audit=None, fraction=1.0, classes=CLASSES)
     rows = mixed.synthetic_rows()
     assert (real.labels == TO_REAL[cache.labels[rows]]).all()
-    with pytest.raises(CacheMismatchError, match="Two classes of the real images are called 'ant'"):
+    with pytest.raises(MismatchError, match="Two classes of the real images are called 'ant'"):
         MixedDataset(latin, cache, audit=None, fraction=1.0, classes=(*CLASSES[:2], "cow", "ant"))
 
 

@@ -33,7 +33,12 @@ from synthaug._cache.serving import servable
 from synthaug._datasets import MixedBatchSampler, MixedDataset
 from synthaug._images.labeled import LabeledImages, as_pixels
 from synthaug._plan import matching_quota
-from synthaug.errors import AuditError, CacheError, CacheMismatchError, DataError
+from synthaug.errors import (
+    AuditError,
+    CacheError,
+    DataError,
+    MismatchError,
+)
 from tests.mixtures import (
     CLASSES,
     FIRST_ROW,
@@ -636,7 +641,7 @@ def test_a_class_without_servable_images_is_named_at_construction(real, tmp_path
 )
 def test_class_lists_are_compared_by_name(real, tmp_path, classes, message):
     cache = make_cache(tmp_path, quota=(3,) * len(classes), classes=classes)
-    with pytest.raises(CacheMismatchError, match=message):
+    with pytest.raises(MismatchError, match=message):
         MixedDataset(Subset(real, range(60)), cache, audit=None, fraction=0.5)
 
 
@@ -662,10 +667,10 @@ def test_labels_that_are_not_in_the_order_of_the_items_are_refused(real, cache):
 
 def test_other_sizes_and_channels_are_refused(real, tmp_path):
     small, grey = make_cache(tmp_path, shape=(3, 4, 4)), make_cache(tmp_path, shape=(1, 6, 5))
-    with pytest.raises(CacheMismatchError, match=r"images are 4x4 .* is 6x5.*`any_size=True`"):
+    with pytest.raises(MismatchError, match=r"images are 4x4 .* is 6x5.*`any_size=True`"):
         MixedDataset(real, small, audit=None, fraction=0.5)
     for any_size in (False, True):
-        with pytest.raises(CacheMismatchError, match=r"have 1 channels, .* 3: a PIL .*channels=1"):
+        with pytest.raises(MismatchError, match=r"have 1 channels, .* 3: a PIL .*channels=1"):
             MixedDataset(real, grey, audit=None, fraction=0.5, any_size=any_size)
     resize = v2.Compose([v2.Resize((8, 8)), v2.ToImage()])
     mixed = MixedDataset(real, small, audit=None, fraction=0.5, any_size=True, transform=resize)

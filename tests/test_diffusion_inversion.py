@@ -16,9 +16,9 @@ from synthaug._plan import Plan
 from synthaug._training.loop import TrainingConfig
 from synthaug.errors import (
     CheckpointError,
-    CheckpointMismatchError,
     DataError,
     DivergedError,
+    MismatchError,
 )
 from synthaug.synthesizers import DiffusionInversion, DiffusionModel, InversionConfig, soft_labels
 from synthaug.synthesizers.inversion._embeddings import EmbeddingTable, interpolate
@@ -192,7 +192,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, kill_afte
     again = job.run(tmp_path / "killed", identity="x", report=lambda *_: None)
     assert again.digest == whole.digest
     assert (again.keys == whole.keys).all()
-    with pytest.raises(CheckpointMismatchError, match="another run:\n  extra: 'x' there, 'y' now"):
+    with pytest.raises(MismatchError, match="another run:\n  extra: 'x' there, 'y' now"):
         job.run(tmp_path / "killed", identity="y", report=lambda *_: None)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file, expected a folder"):

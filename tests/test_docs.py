@@ -185,7 +185,7 @@ def small(patch: pytest.MonkeyPatch) -> None:
 
     steps = {"steps": 2, "batch_size": 4, "warmup_steps": 0, "decay_steps": 0, "compile": False}
     shortened(_training.TrainingConfig, "__init__", **steps)
-    shortened(synthaug.InversionConfig, "__init__", updates=2)
+    shortened(synthaug.synthesizers.InversionConfig, "__init__", updates=2)
     for kind in ("ClassConditional", "DiffusionInversion", "CascadeStage"):
         shortened(getattr(synthesizers, kind), "__init__", num_inference_steps=2)
     shortened(_evaluation, "evaluate", steps=2, batch_size=4, seeds=1, device="cpu")

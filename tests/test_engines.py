@@ -20,7 +20,7 @@ from synthaug._generate.actors import Drawer, Task
 from synthaug._generate.parts import Part, draw_part, lay_out, left, parts_of
 from synthaug._plan import Plan
 from synthaug._support.files import claimed
-from synthaug.errors import CacheError, CacheMismatchError, EngineError
+from synthaug.errors import CacheError, EngineError, MismatchError
 from tests.command_line import succeed
 from tests.fake_ray import Actor, FakeRay
 from tests.test_class_conditional import tiny
@@ -199,7 +199,7 @@ def test_parts_of_another_plan_are_refused_before_anything_is_drawn(tmp_path):
     path.unlink()
     synthesizer = Shaped()
     for shard in ("1/2", "2/2"):
-        with pytest.raises(CacheMismatchError, match=r"rows-0000000000-0000000064.h5 was made for"):
+        with pytest.raises(MismatchError, match=r"rows-0000000000-0000000064.h5 was made for"):
             fill(synthesizer, path, plan_of((150, 0, 150), seed=1), shard=shard)
     assert synthesizer.drawn == []
 

@@ -16,7 +16,7 @@ from synthaug._cli import main
 from synthaug._pixels import to_pixels
 from synthaug._training.checkpoints import write_json
 from synthaug._training.loop import TrainingConfig
-from synthaug.errors import CheckpointError, DataMismatchError
+from synthaug.errors import CheckpointError, MismatchError
 from synthaug.features import Pixel
 from synthaug.synthesizers import (
     ClassConditional,
@@ -427,7 +427,7 @@ def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(
 def test_the_score_of_a_generator_on_its_own_training_images_is_refused(labelled, tmp_path):
     tuned, _ = tune(labelled, tmp_path, config=config(steps=1))
     score = frechet_score(Real(), Pixel(size=1), per_class=4)
-    with pytest.raises(DataMismatchError, match="`validation` is what the generator was trained"):
+    with pytest.raises(MismatchError, match="`validation` is what the generator was trained"):
         score(tuned)
 
 
@@ -443,7 +443,7 @@ def test_the_score_of_a_generator_on_its_own_training_images_is_refused(labelled
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_work_is_refused_before_any_work(labelled, tmp_path, options, message):
-    with pytest.raises((ValueError, DataMismatchError), match=message):
+    with pytest.raises((ValueError, MismatchError), match=message):
         tune(labelled, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 

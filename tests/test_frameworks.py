@@ -177,7 +177,7 @@ def test_a_run_that_lightning_resumes_sees_what_it_would_have_seen(
     stateful = pytest.importorskip("torchdata.stateful_dataloader")
     loaders: dict[str, dict[str, Any]] = {
         "in turn": {},
-        "seeded": {"sampler": lambda: synthaug.SeededSampler(real_images(), seed=5)},
+        "seeded": {"sampler": lambda: synthaug.mixing.SeededSampler(real_images(), seed=5)},
         "shuffled": {"shuffle": True},
     }
 
@@ -205,7 +205,9 @@ def test_a_run_that_lightning_resumes_sees_what_it_would_have_seen(
 def test_lightning_reaches_images_that_are_appended(pl, cache, tmp_path, order):
     inner = make_datamodule(pl, shuffle=order == "shuffled")
     if order == "seeded":
-        inner = make_datamodule(pl, sampler=lambda: synthaug.SeededSampler(real_images(), seed=5))
+        inner = make_datamodule(
+            pl, sampler=lambda: synthaug.mixing.SeededSampler(real_images(), seed=5)
+        )
     options = {"mode": "append", "ratio": 0.5}
     datamodule = synthaug.lightning.MixedDataModule(inner, cache, audit=None, **options)
     model = make_model(pl)
@@ -217,7 +219,7 @@ def test_lightning_reaches_images_that_are_appended(pl, cache, tmp_path, order):
     assert sorted(found) == sorted(wanted)
     if order == "seeded":
         mixed: Any = datamodule.mixed
-        assert found == [wanted[i] for i in synthaug.SeededSampler(mixed, seed=5)]
+        assert found == [wanted[i] for i in synthaug.mixing.SeededSampler(mixed, seed=5)]
 
 
 def test_lightning_follows_a_ratio_that_grows_from_nothing_if_it_reloads(pl, cache, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from synthaug._cache import SynthCache
 from synthaug._generate import generate
 from synthaug._noise import streams
-from synthaug.errors import CacheMismatchError, DataError
+from synthaug.errors import DataError, MismatchError
 from synthaug.synthesizers import FromPipeline
 from tests.checkpoints import tiny_unet, write_stable_diffusion
 
@@ -91,7 +91,7 @@ def test_it_fills_a_cache_which_says_how_and_refuses_another_pipeline(stable, tm
     with torch.no_grad():
         weight.add_(1)
         try:
-            with pytest.raises(CacheMismatchError, match="unet"):
+            with pytest.raises(MismatchError, match="unet"):
                 generate(make_stable(stable), plan, path, progress=False)
         finally:
             weight.sub_(1)

@@ -19,7 +19,7 @@ from synthaug._generate import generate
 from synthaug._noise import randn, streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan
-from synthaug.errors import CacheFormatError, CacheMismatchError, DivergedError
+from synthaug.errors import CacheError, DivergedError, MismatchError
 from synthaug.synthesizers import Constant
 
 SHAPE = (3, 4, 5)
@@ -232,7 +232,7 @@ def test_a_cache_of_another_plan_or_recipe_is_refused_and_left_untouched(tmp_pat
         (Larger(), plan_of(), "image_shape"),
     ]
     for synthesizer, plan, message in jobs:
-        with pytest.raises(CacheMismatchError, match=message):
+        with pytest.raises(MismatchError, match=message):
             fill(synthesizer, path, plan)
         assert synthesizer.drawn == []
         assert path.read_bytes() == before
@@ -278,7 +278,7 @@ def test_wrong_arguments_are_refused(tmp_path):
         fill(Noise(), tmp_path / "a.h5", plan_of()[:0])
     (tmp_path / "text.h5").write_text("not a cache")
     for kind in (Noise, Shaped):
-        with pytest.raises(CacheFormatError):
+        with pytest.raises(CacheError):
             fill(kind(), tmp_path / "text.h5")
     assert (tmp_path / "text.h5").read_text() == "not a cache"
 

@@ -16,7 +16,7 @@ from synthaug._datasets.draws import dealt
 from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
-from synthaug.errors import AuditError, AuditMismatchError, DataMismatchError
+from synthaug.errors import AuditError, MismatchError
 from synthaug.evaluation._hardness import HardnessReport, score_hardness
 from synthaug.features import Pixel, extract
 from synthaug.mixing import Highest, Stratified
@@ -163,7 +163,7 @@ def test_sets_that_do_not_fit_are_refused(cache):
         ({"holdout": small}, r"`holdout` of shape \(1, 4, 4\)"),
         ({"holdout": real(60, 0)}, "`holdout` is `train`"),
     ):
-        with pytest.raises(DataMismatchError, match=message):
+        with pytest.raises(MismatchError, match=message):
             score(cache, train, **options)
     with pytest.raises(ValueError, match="Class 1 has 0 images"):
         score(cache, train.subset(train.labels == 0))
@@ -304,7 +304,7 @@ def test_a_report_goes_with_its_cache_and_withheld_rows_are_never_drawn(cache, t
     assert np.nanargmax(report.hardness) not in mixed.synthetic_rows()
     other = cache_of(tmp_path / "other.h5", *images(40, 7), seed=1)
     for options in ({"filters": [Highest(report, 0.2)]}, {"draw": Stratified(report, 2)}):
-        with pytest.raises(AuditMismatchError, match="report of hardness judges another cache"):
+        with pytest.raises(MismatchError, match="report of hardness judges another cache"):
             MixedDataset(real(60, 0), other, audit=None, fraction=1.0, **options)
 
 

@@ -8,7 +8,7 @@ from synthaug._cache import SynthCache
 from synthaug._datasets import MixedDataset
 from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
-from synthaug.errors import AuditError, AuditMismatchError, CacheMismatchError
+from synthaug.errors import AuditError, MismatchError
 from synthaug.evaluation import _label_check
 from synthaug.evaluation._label_check import LabelCheck, check_labels, withhold
 
@@ -105,12 +105,12 @@ def test_checks_that_make_no_sense_are_refused(cache, real, tmp_path):
         with pytest.raises(ValueError, match=message):
             check_labels(cache, real, **rule)
     other = LabeledImages(*images(4), ("light", "grey"))
-    with pytest.raises(CacheMismatchError, match="only the real images have 'grey'"):
+    with pytest.raises(MismatchError, match="only the real images have 'grey'"):
         check_labels(cache, other, threshold=0.5)
     check = check_labels(cache, real, percentile=5, steps=1, seeds=(0,), progress=False)
     report = Report(cache, 0)
     report.identity = {"another": "cache"}
-    with pytest.raises(AuditMismatchError, match="another cache than the label check"):
+    with pytest.raises(MismatchError, match="another cache than the label check"):
         check.with_audit(report)
     (tmp_path / "x.json").write_text('{"format": "poem"}')
     for name in ("x.json", "absent.json"):

@@ -14,7 +14,7 @@ from synthaug._generate import generate
 from synthaug._pixels import to_images, to_pixels
 from synthaug._training.loop import TrainingConfig
 from synthaug.density import ClassGaussians
-from synthaug.errors import CheckpointError, CheckpointMismatchError, DataError, DataMismatchError
+from synthaug.errors import CheckpointError, DataError, MismatchError
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers import ClassConditional, LowDensity
 from synthaug.synthesizers.low_density import _fit as _hardness_fit
@@ -314,7 +314,7 @@ def test_a_base_is_named_by_its_path_and_must_stay_what_it_was(tmp_path):
     moved = LowDensity.from_pretrained(tmp_path / "hard", checkpoint=tmp_path / "moved")
     assert torch.equal(moved.draw(plan), images)
     tiny(tiny_unet(num_classes=5)).save_pretrained(tmp_path / "other")
-    with pytest.raises(CheckpointMismatchError, match=r"The network in .*other is not the one"):
+    with pytest.raises(MismatchError, match=r"The network in .*other is not the one"):
         LowDensity.from_pretrained(tmp_path / "hard", checkpoint=tmp_path / "other")
     faster = LowDensity.from_pretrained(
         tmp_path / "hard", checkpoint=tmp_path / "moved", num_inference_steps=2, temperature=2.0
@@ -398,13 +398,13 @@ def test_plans_and_settings_that_make_no_sense_are_refused():
 
 
 def test_data_that_do_not_fit_the_base_are_refused_before_any_work(tmp_path):
-    with pytest.raises(DataMismatchError, match="The real images have shape"):
+    with pytest.raises(MismatchError, match="The real images have shape"):
         fitted(tmp_path, real=Bright(shape=(3, 8, 8)))
     lacking = Bright()
     lacking.targets = [c % 3 for c in lacking.targets]
     with pytest.raises(DataError, match="Class 'dog' has no real image"):
         fitted(tmp_path, real=lacking)
-    with pytest.raises(DataMismatchError, match="`synthetic` holds images of shape"):
+    with pytest.raises(MismatchError, match="`synthetic` holds images of shape"):
         fitted(tmp_path, synthetic=Bright(shape=(3, 8, 8)), num_synthetic=None)
     with pytest.raises(ValueError, match="`num_synthetic` is 4, but `synthetic` was given"):
         fitted(tmp_path, synthetic=Bright())

@@ -16,7 +16,7 @@ from synthaug._cache import SynthCache
 from synthaug._datasets import OnTheFlyDataset
 from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_pixels
-from synthaug.errors import AuditError, CacheMismatchError, DataError, DataMismatchError
+from synthaug.errors import AuditError, DataError, MismatchError
 from synthaug.transforms import MixSynthetic
 from tests.test_generate import Noise, plan_of
 from tests.variants import CLASSES, make_cache, real_images, row_of
@@ -176,7 +176,7 @@ NEEDS = "`MixSynthetic` needs a batch, .* after `default_collate`.* by `synthaug
             TypeError,
             "Mask cannot follow an image",
         ),
-        (lambda x: (x[..., :3], LABELS), CacheMismatchError, "Give `transform=` what the real"),
+        (lambda x: (x[..., :3], LABELS), MismatchError, "Give `transform=` what the real"),
         (lambda x: (x.int(), LABELS), TypeError, "expected uint8, or floating point"),
         (lambda x: (x / 127.5 - 1, LABELS), ValueError, r"expected \[0, 1\]: give `transform=`"),
     ],
@@ -313,7 +313,7 @@ def test_only_what_passed_and_is_not_withdrawn_is_served_also_by_path(cache, ima
     with pytest.raises(DataError, match="No synthetic image may be served"):
         MixSynthetic(cache, audit=nothing)
     half = SimpleNamespace(identity=cache.identity, passed=cache.labels == 0, verdict="fail")
-    with pytest.raises(DataMismatchError, match="Class 'bee' has no synthetic image"):
+    with pytest.raises(MismatchError, match="Class 'bee' has no synthetic image"):
         MixSynthetic(cache, audit=half, fraction=1.0)(images, LABELS)
 
 
@@ -322,7 +322,7 @@ def test_settings_that_make_no_sense_are_refused(cache):
         MixSynthetic(cache, audit=None, fraction=1.5)
     with pytest.raises(ValueError, match="labels_getter"):
         MixSynthetic(cache, audit=None, labels_getter="labels")  # type: ignore[arg-type]
-    with pytest.raises(CacheMismatchError, match="only the real images have 'cow'"):
+    with pytest.raises(MismatchError, match="only the real images have 'cow'"):
         MixSynthetic(cache, audit=None, classes=("ant", "cow"))
 
 

@@ -23,7 +23,7 @@ from synthaug._audit import audit
 from synthaug._datasets import MixedBatchSampler, MixedDataset
 from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
-from synthaug.errors import AuditMismatchError, DataError
+from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation._label_check import LabelCheck
 from synthaug.mixing import AtLeast, AtMost, Balance, Cosine, Fields, Highest, Linear, Lowest
 from synthaug.synthesizers import soft_labels
@@ -280,7 +280,7 @@ def test_filters_take_reports_and_refuse_those_about_another_cache(real, cache, 
     )
     assert served(mixed) == kept
     other = make_cache(tmp_path, quota=(7, 5, 10))
-    with pytest.raises(AuditMismatchError, match="judges another cache"):
+    with pytest.raises(MismatchError, match="judges another cache"):
         MixedDataset(real, other, audit=None, fraction=1.0, filters=[AtLeast(report, 2)])
 
 
@@ -310,7 +310,7 @@ def test_a_report_that_passes_rows_is_a_filter(real, cache, tmp_path):
     mixed = mix(cache, filters=[report_on(cache, passed)])
     assert served(mixed) == set(np.flatnonzero(passed).tolist())
     other = make_cache(tmp_path, quota=(7, 5, 10))
-    with pytest.raises(AuditMismatchError, match=r"`filters\[0\]` judges another cache"):
+    with pytest.raises(MismatchError, match=r"`filters\[0\]` judges another cache"):
         mix(other, filters=[report_on(cache)])
 
 

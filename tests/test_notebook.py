@@ -69,7 +69,7 @@ def audited() -> Any:
     digits[0] = digits[20]
     names = (NASTY, "dog")
     parts = (digits[:8], digits[8:50], digits[50:])
-    sets = [synthaug.LabeledImages(p, np.arange(len(p)) % 2, names) for p in parts]
+    sets = [synthaug.images.LabeledImages(p, np.arange(len(p)) % 2, names) for p in parts]
     return synthaug.audit(sets[0], sets[1], holdout=sets[2], progress=False)
 
 

@@ -25,7 +25,7 @@ from synthaug._generate import generate
 from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan
-from synthaug.errors import CacheMismatchError, DivergedError
+from synthaug.errors import DivergedError, MismatchError
 from tests.test_cold_restore import tiny
 from tests.test_generate import CLASSES, Noise, plan_of
 from tests.variants import real_images
@@ -347,11 +347,11 @@ def test_a_row_that_another_worker_stored_meanwhile_is_not_written_again(tmp_pat
 
 def test_a_cache_of_another_plan_or_recipe_is_refused(tmp_path):
     generate(Noise(), plan_of((1, 1, 1)), tmp_path / "a.h5", progress=False)
-    with pytest.raises(CacheMismatchError, match="is of another plan"):
+    with pytest.raises(MismatchError, match="is of another plan"):
         OnTheFlyDataset(Noise(), PLAN, cache=tmp_path / "a.h5")
     other = plan_of(settings={"steps": 2})
     generate(Noise(steps=2), other, tmp_path / "b.h5", progress=False)
-    with pytest.raises(CacheMismatchError, match="another synthesizer"):
+    with pytest.raises(MismatchError, match="another synthesizer"):
         OnTheFlyDataset(Noise(), PLAN, cache=tmp_path / "b.h5")
 
 

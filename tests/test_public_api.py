@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 import synthaug
-from synthaug import errors as _errors
-from synthaug import synthesizers
+from synthaug import errors, synthesizers
 
 HEAVY = (
     "accelerate",
@@ -94,15 +93,48 @@ def test_the_nearest_public_name_is_suggested(name, meant):
 
 
 def test_every_error_of_ours_is_public_and_caught_by_one_base_class():
-    errors = {
-        name: value
-        for name, value in vars(_errors).items()
-        if isinstance(value, type) and issubclass(value, Exception)
+    classes = {name: getattr(errors, name) for name in errors.__all__}
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert set(classes) == defined
+    assert all(issubclass(error, synthaug.SynthaugError) for error in classes.values())
+    assert all(f" {name} " in f"{errors.__doc__} ".replace("\n", " ") for name in classes)
+
+
+def test_there_is_one_error_class_per_remedy():
+    assert len(errors.__all__) <= 9
+
+
+def test_the_root_has_the_names_that_a_first_program_needs_and_no_others():
+    names = {name for name in synthaug.__all__ if not inspect.ismodule(getattr(synthaug, name))}
+    assert names == {
+        "AbstractSynthesizer",
+        "AuditReport",
+        "Cascade",
+        "ClassConditional",
+        "ColdDiffusion",
+        "DiffusionInversion",
+        "FromPipeline",
+        "LowDensity",
+        "MixedBatchSampler",
+        "MixedDataset",
+        "OnTheFlyDataset",
+        "Plan",
+        "SynthCache",
+        "SynthaugError",
+        "TrainingConfig",
+        "audit",
+        "evaluate",
+        "generate",
+        "load_dataset",
+        "split_for_audit",
     }
-    assert set(errors) <= set(synthaug.__all__)
-    assert all(issubclass(error, synthaug.SynthaugError) for error in errors.values())
-    tree = str(_errors.__doc__)
-    assert all(name in tree for name in errors)
+
+
+def test_every_namespace_lists_its_names():
+    for name in synthaug.__all__:
+        module = getattr(synthaug, name)
+        if inspect.ismodule(module):
+            assert all(hasattr(module, part) for part in module.__all__), name
 
 
 _LOADED = """

@@ -12,7 +12,7 @@ from synthaug._cli import main
 from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation._quality import QualityReport, score_quality
 from synthaug.features import Pixel
 
@@ -125,7 +125,7 @@ def test_too_few_images_are_refused_unless_it_is_forced(cache):
     assert "was forced" in report.caption()
     with pytest.raises(ValueError, match="not more than `k`=5"):
         score(cache, real(10, 1))
-    with pytest.raises(DataMismatchError, match="`holdout` is `real`"):
+    with pytest.raises(MismatchError, match="`holdout` is `real`"):
         score(cache, real(80, 1), holdout=real(80, 1))
 
 

@@ -3,8 +3,8 @@ import torch
 from torch.utils.data import Subset
 
 import synthaug
-from synthaug import LabeledImages
 from synthaug._pixels import to_images, to_pixels
+from synthaug.images import LabeledImages
 from tests.checkpoints import write_stable_diffusion
 
 
@@ -20,7 +20,7 @@ def images(n=5, channels=3, size=8):
 
 
 def decoded(real, path, **settings):
-    return synthaug.reconstructions(real, path, device="cpu", progress=False, **settings)
+    return synthaug.evaluation.reconstructions(real, path, device="cpu", progress=False, **settings)
 
 
 def test_an_image_is_the_decoded_mean_of_its_posterior(stable_diffusion):
@@ -55,13 +55,13 @@ def test_a_subset_gives_its_own_images(stable_diffusion):
 )
 def test_images_that_do_not_fit_are_refused(stable_diffusion, shape, message):
     path, _ = stable_diffusion
-    with pytest.raises(synthaug.DataMismatchError, match=message):
+    with pytest.raises(synthaug.errors.MismatchError, match=message):
         decoded(images(2, *shape), path)
 
 
 def test_a_model_of_pixels_has_no_ceiling(tmp_path):
     (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
-    with pytest.raises(synthaug.CheckpointError, match="nothing is lost"):
+    with pytest.raises(synthaug.errors.CheckpointError, match="nothing is lost"):
         decoded(images(), tmp_path)
     with pytest.raises(ValueError, match="`batch_size`"):
         decoded(images(), tmp_path, batch_size=0)

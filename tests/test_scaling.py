@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug import RayEngine, audit, degradations, estimate_cost, evaluations_per_second
+from synthaug import audit, degradations
 from synthaug._audit.cluster import Crew, Hand
 from synthaug._cache import SynthCache
 from synthaug._neighbors import Index, nearest_first
 from synthaug._plan import Plan
 from synthaug._training.loop import TrainingConfig, TrainingResult, _among
+from synthaug.caches import RayEngine, estimate_cost, evaluations_per_second
 from synthaug.features import TorchModule
 from synthaug.synthesizers import ClassConditional
 from synthaug.synthesizers._fit import FitJob

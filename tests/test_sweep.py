@@ -16,7 +16,7 @@ from synthaug._pixels import to_images, to_pil
 from synthaug._plan import Plan
 from synthaug._sweep import SweepReport, sweep
 from synthaug._sweep.settings import combinations, with_sampler
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 from synthaug.features import Pixel
 from synthaug.synthesizers import AbstractSynthesizer
 from tests.command_line import check_answer
@@ -161,10 +161,10 @@ def test_splits_that_are_one_or_share_images_are_refused_before_any_work(tmp_pat
         ({"validation": TRAIN}, "`validation` is `real`"),
         ({"validation": mixed, "test": TEST}, "1 of 40 images of `test` are in `validation`"),
     ]:
-        with pytest.raises(DataMismatchError, match=re.escape(message)):
+        with pytest.raises(MismatchError, match=re.escape(message)):
             search(tmp_path, **changes)
     trained = Fading(trained_on={"base": {"fingerprint": VALIDATION.fingerprint}})
-    with pytest.raises(DataMismatchError, match="The generator was trained on `validation`"):
+    with pytest.raises(MismatchError, match="The generator was trained on `validation`"):
         search(tmp_path, synthesizer=trained)
     assert Fading.drawn == 0
     search(tmp_path, validation=mixed, test=TEST, allow_overlap=True, guidance=[])

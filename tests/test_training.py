@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from synthaug._training.loop import Loss, TrainingConfig, TrainingResult, batch_indices, train
-from synthaug.errors import CheckpointError, CheckpointMismatchError, DivergedError
+from synthaug.errors import CheckpointError, DivergedError, MismatchError
 
 NUM_EXAMPLES = 10
 EVERY_STEP: dict[str, Any] = {"checkpoint_seconds": 0.0}
@@ -270,7 +270,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs_and_left_as_it_i
 ):
     shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
     found = re.escape(f"belongs to another run:\n  {difference}\nUse another output directory")
-    with pytest.raises(CheckpointMismatchError, match=found):
+    with pytest.raises(MismatchError, match=found):
         run(tmp_path, **changes)
     assert_equal(contents(tmp_path), contents(uninterrupted[0]))
 

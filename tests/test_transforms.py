@@ -15,7 +15,7 @@ from synthaug._cache import serving as _serving
 from synthaug._datasets.variants import Variants
 from synthaug._images.convert import like
 from synthaug._images.labeled import LabeledImages
-from synthaug.errors import AuditError, CacheMismatchError, DataError
+from synthaug.errors import AuditError, DataError, MismatchError
 from synthaug.transforms import SyntheticVariant
 from tests.variants import make_cache, real_images, row_of, rows_from
 
@@ -193,7 +193,7 @@ def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
     with pytest.raises(DataError, match=r"made from a real image. Use .*MixedDataset"):
         SyntheticVariant(without, audit=None)
     small = make_cache(tmp_path, real, shape=(3, 2, 2))
-    with pytest.raises(CacheMismatchError, match=r"shape \(3, 2, 2\), their source has \(3, 4"):
+    with pytest.raises(MismatchError, match=r"shape \(3, 2, 2\), their source has \(3, 4"):
         SyntheticVariant(small, audit=None, p=1.0)(real[0][0])
     variant = SyntheticVariant(cache, audit=None, p=1.0)
     with pytest.raises(TypeError, match="Mask cannot follow an image"):

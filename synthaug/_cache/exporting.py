@@ -79,7 +79,7 @@ def export(
     Raises:
         ValueError: Nothing to write, a row that is not done, or a class name that cannot be the
             name of a folder.
-        CacheCorruptError: An image is not the one that was written.
+        CacheError: An image is not the one that was written.
         CacheError: `out` exists or cannot be written.
     """
     writers: dict[str, Callable[[SynthCache, Path, Indices, Advance], None]] = {

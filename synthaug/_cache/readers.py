@@ -15,7 +15,7 @@ from synthaug._cache.files import pread_into
 from synthaug._cache.format import checksums
 from synthaug._cache.schema import Contents, open_stream
 from synthaug._types import Indices
-from synthaug.errors import CacheError, CacheMismatchError
+from synthaug.errors import CacheError, MismatchError
 
 _RESIDENT = 64 * 2**20
 """Bytes of images above which the workers of a loader read instead of mapping."""
@@ -166,4 +166,4 @@ def check_same(contents: Contents, fd: int) -> None:
     """Refuses a file that took the place of the one that was opened."""
     info = os.fstat(fd)
     if (info.st_dev, info.st_ino) != contents.file_id:
-        raise CacheMismatchError(f"{contents.path} was replaced since. Open it again.")
+        raise MismatchError(f"{contents.path} was replaced since. Open it again.")

@@ -33,7 +33,7 @@ from synthaug._cache.format import (
     valid_shape,
 )
 from synthaug._plan import REQUIRED, Plan
-from synthaug.errors import CacheCorruptError, CacheError, CacheFormatError
+from synthaug.errors import CacheError
 
 _ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum": "dataset"} | {
     "plan": "group"
@@ -95,8 +95,8 @@ def inspect(path: Path) -> Contents:
     """Opens a cache file and checks all of it except the rows' pixels.
 
     Raises:
-        CacheFormatError: Not a cache, or a structure that we refuse to read.
-        CacheCorruptError: A cache whose plan, manifest or states are damaged.
+        CacheError: Not a cache, or a structure that we refuse to read.
+        CacheError: A cache whose plan, manifest or states are damaged.
         CacheError: The file is missing or unreadable.
     """
     with open_stream(path) as stream:
@@ -109,9 +109,7 @@ def inspect(path: Path) -> Contents:
         except Exception as error:  # what HDF5 raises for damaged metadata is not documented
             if isinstance(error, OSError) and error.errno == errno.EIO:
                 raise CacheError(f"Cannot read {path}: {error.strerror}.") from error
-            raise CacheFormatError(
-                f"{path} is not an intact HDF5 file ({error}). {_RESTORE}"
-            ) from error
+            raise CacheError(f"{path} is not an intact HDF5 file ({error}). {_RESTORE}") from error
 
 
 def open_stream(path: Path) -> io.FileIO:
@@ -122,12 +120,12 @@ def open_stream(path: Path) -> io.FileIO:
     with others.
 
     Raises:
-        CacheFormatError: `path` is something other than a file.
+        CacheError: `path` is something other than a file.
         CacheError: It is missing or unreadable.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
-            raise CacheFormatError(f"{path} is not a file. Give the path of a cache: cache.h5.")
+            raise CacheError(f"{path} is not a file. Give the path of a cache: cache.h5.")
         return io.FileIO(path)
     except OSError as error:
         raise CacheError(
@@ -139,20 +137,20 @@ def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> Contents:
     texts = _root_attributes(path, file)
     manifest = _manifest(path, texts["manifest"])
     if text_digest(texts["manifest"]) != texts["manifest_digest"]:
-        raise CacheCorruptError(f"{path}: the manifest is not the one that was written. {_RESTORE}")
+        raise CacheError(f"{path}: the manifest is not the one that was written. {_RESTORE}")
     sets = dict(_data_sets(path, file))
     regions = {name: _region(path, name, dataset) for name, dataset in sets.items()}
     image_shape = _check_shapes(path, regions)
     _check_extent(path, regions, info.st_size)
     plan = _plan(path, sets, regions, manifest)
     if plan.digest != texts["plan_digest"]:
-        raise CacheCorruptError(
+        raise CacheError(
             f"{path}: the plan is not the one that was written; its digest is {plan.digest}, "
             f"recorded is {texts['plan_digest']}. {_RESTORE}"
         )
     unknown = np.setdiff1d(sets["state"][()], list(State))
     if len(unknown):
-        raise CacheCorruptError(f"{path}: a row has the state {unknown[0]}, not 0 to 2. {_RESTORE}")
+        raise CacheError(f"{path}: a row has the state {unknown[0]}, not 0 to 2. {_RESTORE}")
     return Contents(
         path=path,
         file_id=(info.st_dev, info.st_ino),
@@ -169,23 +167,23 @@ def _root_attributes(path: Path, file: h5py.File) -> dict[str, str]:
     """The text attributes, after version and sizes were checked."""
     expected = {*_TEXTS, "format_version"}
     if h5py.h5a.get_num_attrs(file.id) > 2 * len(expected):
-        raise CacheFormatError(f"{path} has too many attributes for a cache. {_foreign()}")
+        raise CacheError(f"{path} has too many attributes for a cache. {_foreign()}")
     names = set(file.attrs)
     if "format" not in names or _text(path, file, "format") != FORMAT:
-        raise CacheFormatError(f"{path} is HDF5, but not a {FORMAT} file. {_foreign()}")
+        raise CacheError(f"{path} is HDF5, but not a {FORMAT} file. {_foreign()}")
     version = file.attrs.get_id("format_version") if "format_version" in names else None
     if version is None or version.shape != () or version.dtype.kind not in "iu":
-        raise CacheFormatError(f"{path} lacks a format_version. {_RESTORE}")
+        raise CacheError(f"{path} lacks a format_version. {_RESTORE}")
     number = int(file.attrs["format_version"])
     if number != FORMAT_VERSION:
-        raise CacheFormatError(
+        raise CacheError(
             f"{path} has format version {number}, this synthaug reads version {FORMAT_VERSION}. "
             "Install the synthaug that wrote it, or generate the cache again."
         )
     if names != expected:
         odd = min(names ^ expected)
         fault = "is missing" if odd in expected else "is not part of a cache"
-        raise CacheFormatError(f"{path}: attribute {odd!r} {fault}. {_RESTORE}")
+        raise CacheError(f"{path}: attribute {odd!r} {fault}. {_RESTORE}")
     return {name: _text(path, file, name) for name in _TEXTS}
 
 
@@ -199,9 +197,7 @@ def _text(path: Path, file: h5py.File, name: str) -> str:
         or attribute.shape != ()
         or attribute.get_storage_size() > MAX_MANIFEST
     ):
-        raise CacheFormatError(
-            f"{path}: attribute {name!r} is not a text of fixed length. {_RESTORE}"
-        )
+        raise CacheError(f"{path}: attribute {name!r} is not a text of fixed length. {_RESTORE}")
     value = file.attrs[name]
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -210,17 +206,17 @@ def _manifest(path: Path, text: str) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError):
-        raise CacheCorruptError(f"{path}: the manifest is not JSON. {_RESTORE}") from None
+        raise CacheError(f"{path}: the manifest is not JSON. {_RESTORE}") from None
     for name, kind in _MANIFEST.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
-            raise CacheFormatError(f"{path}: the manifest has no valid {name!r}. {_RESTORE}")
+            raise CacheError(f"{path}: the manifest has no valid {name!r}. {_RESTORE}")
     if "source" not in manifest:
-        raise CacheFormatError(f"{path}: the manifest has no 'source'. {_RESTORE}")
+        raise CacheError(f"{path}: the manifest has no 'source'. {_RESTORE}")
     classes = manifest["classes"]
     if not classes or not all(isinstance(c, str) for c in classes):
-        raise CacheFormatError(f"{path}: 'classes' in the manifest are not names. {_RESTORE}")
+        raise CacheError(f"{path}: 'classes' in the manifest are not names. {_RESTORE}")
     if manifest["value_range"] != [0, 255]:
-        raise CacheFormatError(f"{path}: 'value_range' is not [0, 255] in the manifest. {_RESTORE}")
+        raise CacheError(f"{path}: 'value_range' is not [0, 255] in the manifest. {_RESTORE}")
     return manifest
 
 
@@ -229,36 +225,36 @@ def _data_sets(path: Path, file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]
     _check_links(path, file, "", limit=len(_ROOT))
     missing = sorted(set(_ROOT) - set(file))
     if missing:
-        raise CacheFormatError(f"{path} has no {missing[0]!r}. {_RESTORE}")
+        raise CacheError(f"{path} has no {missing[0]!r}. {_RESTORE}")
     for name, kind in _ROOT.items():
         if h5py.h5o.get_info(file.id, name.encode()).type != (
             h5py.h5o.TYPE_GROUP if kind == "group" else h5py.h5o.TYPE_DATASET
         ):
-            raise CacheFormatError(f"{path}: {name!r} is not a {kind}. {_RESTORE}")
+            raise CacheError(f"{path}: {name!r} is not a {kind}. {_RESTORE}")
         if kind == "dataset":
             yield name, file[name]
     _check_links(path, file["plan"], "plan/", limit=MAX_COLUMNS)
     for name in file["plan"]:
         if not valid_column(name) or name == "label":
-            raise CacheFormatError(f"{path}: {name!r} cannot be a column of a plan. {_RESTORE}")
+            raise CacheError(f"{path}: {name!r} cannot be a column of a plan. {_RESTORE}")
         if h5py.h5o.get_info(file["plan"].id, name.encode()).type != h5py.h5o.TYPE_DATASET:
-            raise CacheFormatError(f"{path}: 'plan/{name}' is not a dataset. {_RESTORE}")
+            raise CacheError(f"{path}: 'plan/{name}' is not a dataset. {_RESTORE}")
         yield f"plan/{name}", file["plan"][name]
     missing = sorted({*REQUIRED} - {"label"} - set(file["plan"]))
     if missing:
-        raise CacheFormatError(f"{path} has no 'plan/{missing[0]}'. {_RESTORE}")
+        raise CacheError(f"{path} has no 'plan/{missing[0]}'. {_RESTORE}")
 
 
 def _check_links(path: Path, group: h5py.Group, prefix: str, *, limit: int) -> None:
     if len(group) > limit:
-        raise CacheFormatError(f"{path}: more objects than a cache has. {_foreign()}")
+        raise CacheError(f"{path}: more objects than a cache has. {_foreign()}")
     for name in group:
         if prefix == "" and name not in _ROOT:
-            raise CacheFormatError(f"{path}: {name!r} is not part of a cache. {_foreign()}")
+            raise CacheError(f"{path}: {name!r} is not part of a cache. {_foreign()}")
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
             kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
-            raise CacheFormatError(
+            raise CacheError(
                 f"{path}: {prefix + name!r} is {kind}, which could lead to other data. {_foreign()}"
             )
 
@@ -281,31 +277,29 @@ def _region(path: Path, name: str, dataset: h5py.Dataset) -> Region:
     }
     for fault, found in faults.items():
         if found:
-            raise CacheFormatError(f"{path}: {name!r} {fault}. {_foreign()}")
+            raise CacheError(f"{path}: {name!r} {fault}. {_foreign()}")
     offset = dataset.id.get_offset()
     if layout == h5py.h5d.CONTIGUOUS and offset is None:
-        raise CacheFormatError(f"{path}: {name!r} has no place in the file. {_foreign()}")
+        raise CacheError(f"{path}: {name!r} has no place in the file. {_foreign()}")
     # Exact HDF5 type: numpy's view of an enumeration or a boolean would pass for an integer.
     if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype.newbyteorder("<"))):
-        raise CacheFormatError(f"{path}: {name!r} has an unexpected type. {_foreign()}")
+        raise CacheError(f"{path}: {name!r} has an unexpected type. {_foreign()}")
     return Region(offset=offset, dtype=dataset.dtype, shape=dataset.shape)
 
 
 def _check_shapes(path: Path, regions: dict[str, Region]) -> tuple[int, int, int]:
     shape = regions["images"].shape
     if len(shape) != 4 or shape[0] > MAX_ROWS or not valid_shape(shape[1:]):
-        raise CacheFormatError(
-            f"{path}: 'images' has the shape {shape}, not (N, C, H, W). {_RESTORE}"
-        )
+        raise CacheError(f"{path}: 'images' has the shape {shape}, not (N, C, H, W). {_RESTORE}")
     parameters = {}
     for name, region in regions.items():
         if name.startswith("plan/"):
             parameters[name.removeprefix("plan/")] = region.dtype
             if region.dtype not in (np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f8")):
-                raise CacheFormatError(f"{path}: {name!r} has dtype {region.dtype}. {_RESTORE}")
+                raise CacheError(f"{path}: {name!r} has dtype {region.dtype}. {_RESTORE}")
     for name, (dtype, expected) in data_sets(shape[0], shape[1:], parameters).items():
         if regions[name].dtype != dtype or regions[name].shape != expected:
-            raise CacheFormatError(
+            raise CacheError(
                 f"{path}: {name!r} is {regions[name].dtype} {regions[name].shape}, expected "
                 f"{dtype} {expected}. {_RESTORE}"
             )
@@ -319,15 +313,15 @@ def _check_extent(path: Path, regions: dict[str, Region], size: int) -> None:
     for offset, name, region in sorted(placed, key=lambda item: item[0]):
         stop = offset + region.nbytes
         if stop > size:
-            raise CacheFormatError(
+            raise CacheError(
                 f"{path}: {name!r} would end at byte {stop:,}, the file at {size:,}. {_RESTORE}"
             )
         if offset < end:
-            raise CacheFormatError(f"{path}: {name!r} overlaps another data set. {_RESTORE}")
+            raise CacheError(f"{path}: {name!r} overlaps another data set. {_RESTORE}")
         end = stop
     plan = sum(region.nbytes for name, region in regions.items() if name != "images")
     if plan > _MAX_PLAN or plan > _MAX_RATIO * size:
-        raise CacheFormatError(f"{path}: a plan of {plan:,} bytes is not plausible. {_RESTORE}")
+        raise CacheError(f"{path}: a plan of {plan:,} bytes is not plausible. {_RESTORE}")
 
 
 def _plan(
@@ -343,7 +337,7 @@ def _plan(
     try:
         return Plan(columns, tuple(manifest["classes"]), manifest["settings"])
     except ValueError as error:
-        raise CacheCorruptError(f"{path}: the plan is damaged: {error} {_RESTORE}") from error
+        raise CacheError(f"{path}: the plan is damaged: {error} {_RESTORE}") from error
 
 
 def _foreign() -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._types import JSON, Indices, Labels, Pixels
-from synthaug.errors import AuditMismatchError, CacheMismatchError
+from synthaug.errors import MismatchError
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
 
     Raises:
         TypeError: For something that is not a cache, or not a report.
-        AuditMismatchError: For a report about another cache.
+        MismatchError: For a report about another cache.
     """
     if not isinstance(synthetic, SyntheticImages):
         raise TypeError(
@@ -148,7 +148,7 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
     check_identity(synthetic, audit, "The report")
     passed = np.asarray(audit.passed, bool)
     if passed.shape != done.shape:
-        raise AuditMismatchError(
+        raise MismatchError(
             f"The report has {len(passed)} verdicts for {len(done)} rows. Audit the cache again."
         )
     found = Servable(done & passed, int(done.sum()), audit.verdict)
@@ -175,13 +175,13 @@ def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
         int64 (num_classes,).
 
     Raises:
-        CacheMismatchError: If one side has a class that the other does not have.
+        MismatchError: If one side has a class that the other does not have.
     """
     theirs = tuple(synthetic.classes)
     for one, other, where in ((classes, theirs, "real"), (theirs, classes, "synthetic")):
         extra = [name for name in one if name not in other]
         if extra:
-            raise CacheMismatchError(
+            raise MismatchError(
                 f"The classes differ: only the {where} images have {extra[0]!r}. Real: "
                 f"{', '.join(classes)}. Synthetic: {', '.join(theirs)}. Both must name the same "
                 "ones; `MixedDataset` and `MixSynthetic` take other names of the real classes as "
@@ -189,7 +189,7 @@ def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
             )
     twice = next((name for name in classes if list(classes).count(name) > 1), None)
     if twice is not None:
-        raise CacheMismatchError(
+        raise MismatchError(
             f"Two classes of the real images are called {twice!r}, so they cannot be matched by "
             "name. Give different names."
         )
@@ -207,7 +207,7 @@ def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: 
     """Refuses a report about other images.
 
     Raises:
-        AuditMismatchError: Naming what differs.
+        MismatchError: Naming what differs.
     """
     ours, theirs = synthetic.identity, report.identity
     if ours != theirs:
@@ -221,9 +221,7 @@ def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: 
             if isinstance(report, Verdicts)
             else "Score this cache."
         )
-        raise AuditMismatchError(
-            f"{name} judges another cache:\n" + "\n".join(lines) + f"\n{remedy}"
-        )
+        raise MismatchError(f"{name} judges another cache:\n" + "\n".join(lines) + f"\n{remedy}")
 
 
 def between_classes(plan: Any, labels: Labels) -> NDArray[np.bool_]:

@@ -31,12 +31,7 @@ from synthaug._cache.verify import verify
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.differences import described
 from synthaug._types import Indices, Labels, Pixels
-from synthaug.errors import (
-    CacheCorruptError,
-    CacheError,
-    CacheMismatchError,
-    CachePendingError,
-)
+from synthaug.errors import CacheError, CachePendingError, MismatchError
 
 OutputType = Literal["pil", "pt", "np"]
 Fsync = Literal["never", "batch"]
@@ -84,9 +79,9 @@ class SynthCache(Dataset[Any]):
         synthesizer: The one that made the cache, for `on_corrupt="regenerate"`.
 
     Raises:
-        CacheFormatError: The file is not a cache, or has a structure that could do harm.
-        CacheCorruptError: The plan, the manifest or the states are damaged.
-        CacheMismatchError: `synthesizer` has another recipe than the cache.
+        CacheError: The file is not a cache, or has a structure that could do harm.
+        CacheError: The plan, the manifest or the states are damaged.
+        MismatchError: `synthesizer` has another recipe than the cache.
         CacheError: The file is missing or unreadable.
     """
 
@@ -172,7 +167,7 @@ class SynthCache(Dataset[Any]):
         """Opens a cache to continue it, or creates it; arguments as `create`.
 
         Raises:
-            CacheMismatchError: The file belongs to another plan, recipe, source data or image
+            MismatchError: The file belongs to another plan, recipe, source data or image
                 shape. Lists every difference with both values. Library versions may differ.
             CacheError: As `create` and `SynthCache`.
         """
@@ -188,7 +183,7 @@ class SynthCache(Dataset[Any]):
             **shape_differences(cache.image_shape, image_shape),
         }
         if differences:
-            raise CacheMismatchError(
+            raise MismatchError(
                 f"{path} was made for something else:\n"
                 f"{described(differences, 'in the file', 'given')}\n"
                 "Write to another file, or delete this one to start over."
@@ -213,7 +208,7 @@ class SynthCache(Dataset[Any]):
         Raises:
             IndexError: A row number is out of range.
             CachePendingError: A row has not been generated yet, or was withdrawn.
-            CacheCorruptError: A row's bytes are not those that were written.
+            CacheError: A row's bytes are not those that were written.
         """
         return torch.from_numpy(self._gather(_row_numbers(indices)))
 
@@ -261,8 +256,8 @@ class SynthCache(Dataset[Any]):
         self._find_substitutes(reader, bad)
         return np.array([self._substitutes.get(row, row) for row in rows.tolist()], np.int64)
 
-    def _corrupt(self, bad: Indices) -> CacheCorruptError:
-        return CacheCorruptError(
+    def _corrupt(self, bad: Indices) -> CacheError:
+        return CacheError(
             f"{self.path}: the pixels of {listed(bad)} are not those that were written. Restore "
             "the file from a copy, or generate again, which redraws just these rows."
         )
@@ -329,7 +324,7 @@ class SynthCache(Dataset[Any]):
         assert self.synthesizer is not None
         images = self.synthesizer.draw(self.plan[bad])
         if tuple(images.shape) != (len(bad), *self.image_shape) or not images.isfinite().all():
-            raise CacheCorruptError(
+            raise CacheError(
                 f"{self.path}: {listed(bad)} could not be drawn anew: `draw` returned "
                 f"{tuple(images.shape)}, finite: {bool(images.isfinite().all())}."
             )
@@ -340,7 +335,7 @@ class SynthCache(Dataset[Any]):
         given, stored = synthesizer.recipe(), self.manifest["recipe"]
         if canonical_json(given) != canonical_json(stored):
             differences = described(recipe_differences(stored, given), "in the file", "given")
-            raise CacheMismatchError(f"{self.path} was made by another synthesizer:\n{differences}")
+            raise MismatchError(f"{self.path} was made by another synthesizer:\n{differences}")
 
     def verify(self, *, workers: int = 2, progress: bool = False) -> Indices:
         """Reads every row, and returns those whose bytes are wrong, int64, ascending.
@@ -581,7 +576,7 @@ class SynthCache(Dataset[Any]):
         if self._reader is None:  # unpickled in another process
             contents = inspect(self.path)
             if (contents.plan_digest, contents.manifest_digest) != self._digests:
-                raise CacheMismatchError(
+                raise MismatchError(
                     f"{self.path} is another cache than the one that was pickled. Open it again."
                 )
             self._reader = open_reader(contents)

@@ -24,7 +24,7 @@ from synthaug._plan import Plan
 from synthaug._support.differences import described
 from synthaug._support.progress import bar
 from synthaug._types import Indices, Pixels
-from synthaug.errors import CacheCorruptError, CacheMismatchError
+from synthaug.errors import CacheError, MismatchError
 
 _BLOCK = 16 * 2**20  # bytes copied at once
 _OWN = ("classes", "settings", "synthetic", "value_range", "command")
@@ -48,8 +48,8 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
 
     Raises:
         ValueError: `paths` is empty, or a file is named twice.
-        CacheMismatchError: The caches differ in what decides the images, or hold the same row.
-        CacheCorruptError: An image is not the one that was written; `out` then lacks it.
+        MismatchError: The caches differ in what decides the images, or hold the same row.
+        CacheError: An image is not the one that was written; `out` then lacks it.
         CacheError: A file cannot be read or written.
     """
     if not paths:
@@ -83,7 +83,7 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
             start += len(cache)
     wrong = merged.verify()
     if len(wrong):
-        raise CacheCorruptError(
+        raise CacheError(
             f"{merged.path}: {listed(wrong)} changed while being copied. Check the disk, delete "
             "the file and merge again."
         )
@@ -100,7 +100,7 @@ def _check_mergeable(first: SynthCache, other: SynthCache) -> None:
         differences["plan column"] = (min(columns), "not in both")
     if differences:
         names = f"in {first.path.name}", f"in {other.path.name}"
-        raise CacheMismatchError(
+        raise MismatchError(
             f"{first.path} and {other.path} cannot become one cache:\n"
             f"{described(differences, *names)}\n"
             "Merge only parts of one job; `MixedDataset` takes one cache at a time."
@@ -117,7 +117,7 @@ def _check_distinct(caches: Sequence[SynthCache], seeds: NDArray[np.uint64]) -> 
         for row in (order[same[0]], order[same[0] + 1]):
             part = int(np.searchsorted(ends, row, side="right"))
             pair.append(f"row {row - (ends[part - 1] if part else 0)} of {caches[part].path}")
-        raise CacheMismatchError(
+        raise MismatchError(
             f"{pair[0]} and {pair[1]} are the same image, and {len(same) - 1:,} more pairs are. "
             "Merge parts that do not overlap."
         )
@@ -273,12 +273,12 @@ def check_sources(cache: SynthCache, real: Any) -> None:
         real: The real data set, map-style.
 
     Raises:
-        CacheMismatchError: Names what differs (classes, order, edited or missing images) and the
+        MismatchError: Names what differs (classes, order, edited or missing images) and the
             remedy.
     """
     classes = classes_of(real)
     if classes is not None and tuple(classes) != cache.classes:
-        raise CacheMismatchError(
+        raise MismatchError(
             f"{cache.path} was made for the classes {_few(cache.classes)}, the data set has "
             f"{_few(classes)}. Use the data set that the cache was generated from, or generate "
             "again."
@@ -304,7 +304,7 @@ def check_sources(cache: SynthCache, real: Any) -> None:
         f"{len(wrong) - moved:,} have other pixels": len(wrong) - moved,
     }
     example = f" First: image {sources[inside][wrong[0]]}." if len(wrong) else ""
-    raise CacheMismatchError(
+    raise MismatchError(
         f"{cache.path} was derived from {len(sources):,} images, of which in this data set "
         f"{'; '.join(text for text, count in faults.items() if count)}.{example} Use the data set "
         "that the cache was generated from, in the same order and size, or generate again."

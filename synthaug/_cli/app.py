@@ -36,23 +36,17 @@ from synthaug._cli.judgement import (
 from synthaug._cli.sweep import sweep
 from synthaug._cli.training import train
 from synthaug.errors import (
-    AuditMismatchError,
-    CacheMismatchError,
     CachePendingError,
-    CheckpointMismatchError,
-    DataMismatchError,
     DivergedError,
+    MismatchError,
     SynthaugError,
 )
 
 DOES_NOT_FIT = (
     ValueError,
     ImportError,
-    AuditMismatchError,
-    CacheMismatchError,
+    MismatchError,
     CachePendingError,
-    CheckpointMismatchError,
-    DataMismatchError,
     DivergedError,
 )
 """Errors that mean exit code 2; the others that we expect mean 4."""

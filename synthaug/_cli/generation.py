@@ -76,7 +76,7 @@ class InversionOptions:
         spherical: Interpolate along the arc, which keeps the length of the embeddings.
         relative_noise: With --no-relative-noise, --noise is no share but a standard deviation.
         cross_class: Take partners from other classes. Such images belong to two classes; see
-            synthaug.soft_labels.
+            synthaug.synthesizers.soft_labels.
     """
 
     noise: float | list[float] | None = None

@@ -12,7 +12,7 @@ from synthaug._images.convert import describe, is_probabilities, label_like, pix
 from synthaug._images.fields import Adapter, Fields
 from synthaug._images.foreign import classes_of
 from synthaug._types import Labels
-from synthaug.errors import CacheMismatchError, DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 
 _LOOKED_AT = 8
 """Items whose labels are compared with those that a data set lists."""
@@ -43,7 +43,7 @@ def checked_classes(
     """The class names as `real` counts them, and where those of the synthetic images are there."""
     try:
         known = classes_of(real, label_key)
-    except DataError:
+    except (DataError, MismatchError):
         if given is None:
             raise
         known = None
@@ -103,12 +103,12 @@ def check_example(
         )
     channels, height, width = synthetic.image_shape
     if shape[0] != channels:
-        raise CacheMismatchError(
+        raise MismatchError(
             f"Synthetic images have {channels} channels, item 0 of `real` has {shape[0]}: "
             f"{describe(image)}. Load the real images with `channels={channels}`."
         )
     if shape[1:] != (height, width) and not any_size:
-        raise CacheMismatchError(
+        raise MismatchError(
             f"Synthetic images are {height}x{width} (height x width), item 0 of `real` is "
             f"{shape[1]}x{shape[2]}. Load the real images with the size of the synthetic ones "
             "(`image_shape=cache.image_shape`); or, if the transform makes all of one size, pass "
@@ -143,7 +143,7 @@ def check_supply(
         passed = f"{allowed or 'none'} of them passed the audit"
         judged = "" if served.verdict is None else f" and {passed}"
         left = ", and the filters or weights leave none" if allowed else ""
-        raise DataMismatchError(
+        raise MismatchError(
             f"Class {classes[c]!r} has no synthetic image that may be served: of "
             f"{of_class.sum()} rows, {done} are done{judged}{left}. Generate more images of it, or "
             "leave the class out of `real`."

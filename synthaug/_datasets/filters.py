@@ -123,7 +123,7 @@ def filtered(
 
     Raises:
         TypeError, ValueError: For something that is no filter, or does not fit the cache.
-        AuditMismatchError: For a report about another cache.
+        MismatchError: For a report about another cache.
     """
     if isinstance(filters, str | np.ndarray) or not isinstance(filters, Sequence):
         raise TypeError(
@@ -164,7 +164,7 @@ def scores_of(given: Scores, synthetic: SyntheticImages, rows: Indices) -> NDArr
 
     Raises:
         ValueError: For another number of rows, or a row without a score.
-        AuditMismatchError: For a report about another cache.
+        MismatchError: For a report about another cache.
     """
     name = f"The report of {named(given)}"
     if hasattr(given, "identity"):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from synthaug._datasets.schedules import Cosine, Linear
 from synthaug._plan import matching_quota
 from synthaug._types import JSON, Labels
-from synthaug.errors import DataMismatchError
+from synthaug.errors import MismatchError
 
 Schedule: TypeAlias = Callable[[int], float]
 """Epoch => value, for example `mixing.Linear` and `mixing.Cosine`."""
@@ -158,7 +158,7 @@ class Filled:
             classes: Names of the classes.
 
         Raises:
-            DataMismatchError: If a class has too few, and they may not be repeated.
+            MismatchError: If a class has too few, and they may not be repeated.
         """
         self._given = given
         counts = np.bincount(labels, minlength=len(classes))
@@ -168,7 +168,7 @@ class Filled:
         if len(short) and not given.repeat:
             c = int(short[np.argmax((self._quota - available)[short])])
             others = f", and {len(short) - 1} other classes are short too" * (len(short) > 1)
-            raise DataMismatchError(
+            raise MismatchError(
                 f"Class {classes[c]!r} has {counts[c]} real images and needs {self._quota[c]} "
                 f"synthetic ones to have {to}; {available[c]} may be served{others}. Generate "
                 "more, fill up to fewer with `Balance(to=...)`, or show some more than once per "

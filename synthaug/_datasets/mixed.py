@@ -27,7 +27,7 @@ from synthaug._images.labeled import as_pixels
 from synthaug._images.loaders import checked_labels
 from synthaug._noise import checked_seed
 from synthaug._types import JSON, Indices, Labels, Pixels
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 
 
 class MixedDataset(Dataset[Any]):
@@ -103,9 +103,10 @@ class MixedDataset(Dataset[Any]):
                 `Highest`, `Lowest`, masks, bool (N,), or reports; one after the other.
             draw: `mixing.Weighted` or `mixing.Stratified`; `None` draws every image equally often.
             soft_labels: Serves vectors of class probabilities, float32 (num_classes,), which are
-                one-hot for real images. True: those of the plan, as `synthaug.soft_labels`; or
-                those of every row, float (N, num_classes), classes in the order of `real`. Images
-                between two classes are served only so.
+                one-hot for real images. True: those of the plan, as
+                `synthaug.synthesizers.soft_labels`; or those of every row, float
+                (N, num_classes), classes in the order of `real`. Images between two classes are
+                served only so.
             seed: Of the choices.
             transform: For both kinds of images, if `real` has none.
             target_transform: For the labels of both, if `real` has none.
@@ -119,7 +120,7 @@ class MixedDataset(Dataset[Any]):
         Raises:
             ValueError, TypeError: For wrong arguments, or items that we cannot make equal.
             AuditError: If a report judges another cache.
-            CacheMismatchError: If the classes, channels or sizes differ.
+            MismatchError: If the classes, channels or sizes differ.
             DataError: If a class has no synthetic image that may be served.
         """
         name, share = checked_share(mode, fraction, ratio)
@@ -365,7 +366,7 @@ class MixedDataset(Dataset[Any]):
             return real
         fake = self.synthetic.read(rows[rows >= 0])
         if real.shape[1:] != fake.shape[1:]:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"Real images have shape {tuple(real.shape[1:])}, synthetic ones "
                 f"{tuple(fake.shape[1:])}: only a transform can bring them together."
             )

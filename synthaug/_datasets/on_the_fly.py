@@ -25,7 +25,7 @@ from synthaug._noise import checked_seed
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
 from synthaug._types import JSON, Indices, Labels, Pixels
-from synthaug.errors import CacheMismatchError
+from synthaug.errors import MismatchError
 
 
 class OnTheFlyDataset(Dataset[Any]):
@@ -99,7 +99,7 @@ class OnTheFlyDataset(Dataset[Any]):
 
         Raises:
             ValueError: For wrong arguments, or a plan made with other settings or classes.
-            CacheMismatchError: If the cache is of another plan or recipe.
+            MismatchError: If the cache is of another plan or recipe.
             CacheError: If the cache cannot be made or read.
         """
         for name, value in (("size", size), ("reuse", reuse), ("batch_size", batch_size)):
@@ -291,7 +291,7 @@ def _opened(synthesizer: Any, plan: Plan, cache: str | os.PathLike[str] | SynthC
         open_cache(synthesizer, plan, path)
     found = SynthCache(path, on_corrupt="regenerate", synthesizer=synthesizer)
     if found.plan_digest != plan.digest:
-        raise CacheMismatchError(
+        raise MismatchError(
             f"{path} is of another plan: {found.plan!r}; given was {plan!r}. Write to another "
             "file, or leave `cache` out."
         )

@@ -9,7 +9,7 @@ from torch import Tensor
 from synthaug._cache.serving import servable
 from synthaug._pixels import digest
 from synthaug._types import Indices
-from synthaug.errors import CacheMismatchError, DataError
+from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Variants:
 
         Raises:
             DataError: If there is none, with `on_missing="raise"`.
-            CacheMismatchError: If variants have another shape.
+            MismatchError: If variants have another shape.
         """
         rows = self.rows_of(digest(pixels))
         if len(rows) == 0:
@@ -76,7 +76,7 @@ class Variants:
         self._missed = -1
         variant: Tensor = self.cache.read([rows[int(choice * len(rows))]])[0]
         if variant.shape != pixels.shape:
-            raise CacheMismatchError(
+            raise MismatchError(
                 f"Variants have shape {tuple(variant.shape)}, their source has "
                 f"{tuple(pixels.shape)}. Generate them in the size of the images."
             )

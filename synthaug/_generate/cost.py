@@ -65,8 +65,8 @@ def estimate_cost(
 ) -> Cost:
     """Predicts what a job will cost; there need not be a plan yet.
 
-        rate = synthaug.evaluations_per_second(synthesizer, synthesizer.plan(per_class=10))
-        print(synthaug.estimate_cost(1_281_167, (3, 256, 256), evaluations_per_image=50,
+        rate = synthaug.caches.evaluations_per_second(synthesizer, synthesizer.plan(per_class=10))
+        print(synthaug.caches.estimate_cost(1_281_167, (3, 256, 256), evaluations_per_image=50,
                                      evaluations_per_second=rate, devices=64))
 
     Seconds are `startup + ceil(images / devices) * evaluations per image / evaluations per second`.

@@ -28,7 +28,7 @@ from synthaug._generate.draw import Synthesizer, fill
 from synthaug._plan import canonical_json
 from synthaug._support.files import claimed
 from synthaug._types import Indices
-from synthaug.errors import CacheCorruptError, CacheError, CacheMismatchError
+from synthaug.errors import CacheError, MismatchError
 
 logger = logging.getLogger("synthaug")
 
@@ -73,7 +73,7 @@ def lay_out(part: Part, whole: SynthCache) -> None:
     """Makes the file of a part, or checks that the one that is there belongs to the whole.
 
     Raises:
-        CacheMismatchError: It belongs to another plan or recipe.
+        MismatchError: It belongs to another plan or recipe.
         CacheError: The disk cannot hold it.
     """
     if len(left(part, whole)) and not part.path.exists():
@@ -90,13 +90,13 @@ def left(part: Part, whole: SynthCache) -> Indices:
     """Rows of a part that are still to be drawn, counted from its start, int64, ascending.
 
     Raises:
-        CacheMismatchError: The file that is there belongs to another plan or recipe.
+        MismatchError: The file that is there belongs to another plan or recipe.
     """
     pending = whole.state[part.start : part.stop] == State.PENDING
     if pending.any() and part.path.exists():
         try:
             pending &= open_part(part, whole).state == State.PENDING
-        except CacheError:
+        except (CacheError, MismatchError):
             if part.path.exists():
                 raise
             return left(part, whole)  # another process has just put the whole together
@@ -107,14 +107,14 @@ def open_part(part: Part, whole: SynthCache) -> SynthCache:
     """The file of a part.
 
     Raises:
-        CacheMismatchError: It belongs to another plan or recipe.
+        MismatchError: It belongs to another plan or recipe.
         CacheError: It is missing or damaged.
     """
     cache = SynthCache(part.path)
     rows = whole.plan[part.start : part.stop]
     same = canonical_json(cache.manifest["recipe"]) == canonical_json(whole.manifest["recipe"])
     if cache.plan_digest != rows.digest or not same:
-        raise CacheMismatchError(
+        raise MismatchError(
             f"{part.path} was made for another plan or recipe than {whole.path}. Write to another "
             f"file, or delete {part.path.parent} to start over."
         )
@@ -170,7 +170,7 @@ def assemble(parts: Sequence[Part], whole: SynthCache) -> bool:
         Whether the whole is complete. If two processes find that all is drawn, one of them copies.
 
     Raises:
-        CacheCorruptError: An image is not the one that was written; the parts are kept.
+        CacheError: An image is not the one that was written; the parts are kept.
     """
     if any(len(left(part, whole)) for part in parts):
         return False
@@ -182,7 +182,7 @@ def assemble(parts: Sequence[Part], whole: SynthCache) -> bool:
                 copy_rows(open_part(part, whole), whole, part.start)
         wrong = whole.verify()
         if len(wrong):
-            raise CacheCorruptError(
+            raise CacheError(
                 f"{whole.path}: {len(wrong):,} rows changed while being copied, the first of them "
                 f"{wrong[0]}. Check the disk, and run the job again."
             )

@@ -18,7 +18,7 @@ from synthaug._generate.parts import assemble, folder_of, mend, parts_of
 from synthaug._generate.shards import draw_share
 from synthaug._plan import Plan
 from synthaug._support.progress import bar
-from synthaug.errors import CacheError
+from synthaug.errors import CacheError, MismatchError
 
 logger = logging.getLogger("synthaug")
 
@@ -64,7 +64,7 @@ def generate(
         TypeError: For what is no synthesizer, or no plan.
         ValueError: If the plan is empty or was made with other settings or classes, or `draw`
             returns something that is not images in [-1, 1].
-        CacheMismatchError: If the file belongs to another plan or recipe; it is left untouched.
+        MismatchError: If the file belongs to another plan or recipe; it is left untouched.
         CacheError: If the disk cannot hold the file.
         DivergedError: If an image is not finite. Rows already done stay.
         EngineError: If Ray's actors find no place, cannot load the synthesizer, or die on the same
@@ -148,7 +148,7 @@ def open_cache(
     existed = os.path.exists(path)
     try:
         return SynthCache.open_for_writing(path, plan, image_shape=shape, manifest=manifest)
-    except CacheError:
+    except (CacheError, MismatchError):
         if existed or not os.path.exists(path):
             raise
         # Another rank was faster.

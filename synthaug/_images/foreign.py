@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from synthaug._images.convert import Transform
 from synthaug._types import Indices, Labels
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 
 _FIELDS = {
     "image": (0, ("image", "img", "pixel_values", "images")),
@@ -174,7 +174,7 @@ def classes_of(dataset: Any, key: Any = None) -> tuple[str, ...] | None:
         found = {names for part in parts if (names := classes_of(part, key)) is not None}
         if len(found) > 1:
             first, second = sorted(found)[:2]
-            raise DataMismatchError(
+            raise MismatchError(
                 f"The parts of the ConcatDataset have different classes: {', '.join(first)} and "
                 f"{', '.join(second)}. Their labels must mean the same."
             )

@@ -21,7 +21,7 @@ from synthaug._images.loaders import LOADERS, checked_labels, parse_spec
 from synthaug._images.stores import Conform, Indexed, Memory, Store, gather
 from synthaug._pixels import to_pil
 from synthaug._types import Labels, Pixels
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 
 MEMORY_LIMIT = 4 << 30
 """Bytes of decoded images above which images are decoded when they are read."""
@@ -284,7 +284,7 @@ def as_pixels(
         ]
         shapes = sorted({tuple(x.shape[1:]) for _, x in found})
         if len(shapes) > 1:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"The parts of the ConcatDataset have images of shape {shapes[0]} and {shapes[1]}. "
                 "Bring all to one shape first."
             )

@@ -22,7 +22,7 @@ from synthaug._images.foreign import classes_of, labels_of
 from synthaug._images.stores import HDF5, Conform, Files, Indexed, Memory, Store, unreadable
 from synthaug._support.progress import bar
 from synthaug._types import Labels
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ def _folder(
             f"{root / 'cat' / '1.png'}, {root / 'dog' / '1.png'}, ..."
         )
     if set(names) <= {"train", "test", "val", "valid", "validation"}:
-        raise DataMismatchError(
+        raise MismatchError(
             f"The subfolders of {root} are splits and not classes: {', '.join(names)}. Choose one, "
             f"for example folder:{root / names[-1]}."
         )
     if classes is not None:
         unknown = [name for name in names if name not in classes]
         if unknown:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"{root} has a class folder {unknown[0]!r}, which is not among the {len(classes)} "
                 f"classes that were given: {', '.join(classes)}."
             )
@@ -127,16 +127,16 @@ def _check_headers(
 ) -> tuple[int, int, int]:
     """Opens every file without decoding it; returns the shape that all will have."""
 
-    def header(path: str) -> tuple[str, tuple[int, int], DataError | None]:
+    def header(path: str) -> tuple[str, tuple[int, int], DataError | MismatchError | None]:
         try:
             with Image.open(path) as image:
                 reason = conform.refuse(image)
-                refused = None if reason is None else DataMismatchError(f"{path} {reason}")
+                refused = None if reason is None else MismatchError(f"{path} {reason}")
                 return image.mode, image.size, refused
         except Exception as error:  # Pillow's readers raise whatever the bytes provoke
             return "", (0, 0), DataError(unreadable(path, error))
 
-    problems: list[DataError] = []
+    problems: list[DataError | MismatchError] = []
     seen: dict[tuple[str, tuple[int, int]], str] = {}
     with (
         bar(len(paths), "check files", "image", delay=2, progress=progress) as shown,
@@ -154,13 +154,13 @@ def _check_headers(
     (mode, size), path = next(iter(seen.items()))
     for (other_mode, other_size), other in seen.items():
         if conform.size is None and other_size != size:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"Images differ in size: {path} is {size[0]}x{size[1]}, {other} is "
                 f"{other_size[0]}x{other_size[1]}. Resize them when loading, for example with "
                 f"`image_size={min(size)}`."
             )
         if conform.channels is None and other_mode != mode:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"Some images are grey and some are coloured: {path} has mode {mode}, {other} has "
                 f"mode {other_mode}. Convert them when loading, with `channels=3` or "
                 "`channels=1`."
@@ -371,7 +371,7 @@ def _reorder(
         return values, tuple(found)
     unknown = [name for name in found if name not in wanted]
     if unknown:
-        raise DataMismatchError(
+        raise MismatchError(
             f"{where} has a class {unknown[0]!r}, which is not among the {len(wanted)} classes "
             f"that were given: {', '.join(wanted)}."
         )

@@ -20,7 +20,7 @@ from synthaug._images.convert import pixels_of
 from synthaug._images.foreign import field
 from synthaug._pixels import to_pil
 from synthaug._support.progress import bar
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 
 _CHUNK = 256  # images per task of the thread pool
 
@@ -70,11 +70,11 @@ class Conform:
     def __call__(self, image: Image.Image, where: str) -> NDArray[np.uint8]:
         reason = self.refuse(image)
         if reason is not None:
-            raise DataMismatchError(f"{where} {reason}")
+            raise MismatchError(f"{where} {reason}")
         if _has_alpha(image):
             lowest = int(np.asarray(image.convert("RGBA").getchannel("A")).min())
             if lowest < 255:
-                raise DataMismatchError(
+                raise MismatchError(
                     f"{where} has transparent pixels. Lay it on a background of your choice first."
                 )
         mode = {1: "L", 3: "RGB", None: image.mode}[self.channels]
@@ -143,7 +143,7 @@ class Files:
         try:
             with Image.open(path) as image:
                 return self.conform(image, path)
-        except DataError:
+        except (DataError, MismatchError):
             raise
         except Exception as error:  # Pillow's decoders raise whatever the bytes provoke
             raise DataError(unreadable(path, error)) from error
@@ -175,7 +175,7 @@ class Indexed:
         for i, row in enumerate(rows):
             image = self._image(int(row))
             if image.shape != self.shape:
-                raise DataMismatchError(
+                raise MismatchError(
                     f"Image {row} of {type(self.dataset).__name__} has shape {image.shape}, others "
                     f"have {self.shape}. Bring all to one size and mode when loading, for example "
                     "with `image_size=32` and `channels=3`."

@@ -44,7 +44,7 @@ class SweepRow:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepReport:
-    """Both stages of a sweep; made by `synthaug.sweep`.
+    """Both stages of a sweep; made by `synthaug.sweeps.sweep`.
 
         print(report)
         report.chosen          # {"scheduler": "ddpm", "num_inference_steps": 50, ...}

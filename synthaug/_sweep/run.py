@@ -28,7 +28,7 @@ from synthaug._sweep.settings import (
     default_guidance,
 )
 from synthaug._types import Features, Indices
-from synthaug.errors import DataMismatchError
+from synthaug.errors import MismatchError
 from synthaug.evaluation import check_overlap, digests, evaluate, trained_classifier
 from synthaug.evaluation._classifiers import Builder, build_classifier
 from synthaug.evaluation._comparison import common_classes, features_of
@@ -66,7 +66,7 @@ def sweep(
 ) -> SweepReport:
     """Searches the sampling parameters whose images train the best classifier.
 
-        report = synthaug.sweep(
+        report = synthaug.sweeps.sweep(
             synthesizer, real=train, validation=validation, test=test, output_dir="sweep",
             grid={"scheduler": ["ddpm", "ddim"], "num_inference_steps": [20, 100],
                   "guidance_scale": [1.0, 1.5, 3.0], "log_variance_mix": [0.0, 0.3]},
@@ -364,7 +364,7 @@ def _checked_splits(
     for name, split in splits.items():
         shape = tuple(as_pixels(split, [0]).shape[1:])
         if shape != expected:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"`{name}` holds images of shape {shape}, the synthesizer draws {expected}. Load "
                 "it with `image_shape=synthesizer.image_shape`."
             )
@@ -375,13 +375,13 @@ def _checked_splits(
     }
     for name in set(prints) - {"validation"}:
         if prints[name] == prints["validation"]:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"`validation` is `{name}`. Choose settings on images of their own: neither those "
                 "that the generator learned from, nor those that results are reported on."
             )
     seen = fingerprints(getattr(synthesizer, "trained_on", None))
     if getattr(splits["validation"], "fingerprint", None) in seen:
-        raise DataMismatchError(
+        raise MismatchError(
             "The generator was trained on `validation`. Choose settings on images that it never "
             "saw."
         )

@@ -20,7 +20,7 @@ from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.differences import described, differences
 from synthaug._support.files import write_text
 from synthaug._types import JSON
-from synthaug.errors import CheckpointError, CheckpointMismatchError
+from synthaug.errors import CheckpointError, MismatchError
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -124,14 +124,14 @@ def check_same_run(path: Path, stored: Mapping[str, Any], settings: Mapping[str,
         settings: All that decides the result of this one.
 
     Raises:
-        CheckpointMismatchError: Naming every setting that differs, with both values.
+        MismatchError: Naming every setting that differs, with both values.
     """
     record = run_record(settings)
     if stored.get("digest") == record["digest"]:
         return
     found = differences("", stored.get("settings", {}), record["settings"])
     short = {name.partition(".")[2] or name: values for name, values in found.items()}
-    raise CheckpointMismatchError(
+    raise MismatchError(
         f"{path} belongs to another run:\n{described(short, 'there', 'now')}\nUse another output "
         "directory, or delete this one to start over."
     )

@@ -196,7 +196,7 @@ def train(
         ValueError: If there is nothing to train on, no such device, `output_dir` is a file, or the
             checkpoint is already beyond `config.steps`.
         DivergedError: If the loss or a weight is not finite. The last checkpoint stays.
-        CheckpointMismatchError: If the directory holds a checkpoint of another run.
+        MismatchError: If the directory holds a checkpoint of another run.
         CheckpointError: If it holds a damaged one, or one cannot be written. The last one stays.
     """
     from accelerate import Accelerator

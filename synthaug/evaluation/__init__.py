@@ -13,8 +13,12 @@ the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxi
 from synthaug.evaluation._arms import CAS, Arm, scaling_arms, standard_arms
 from synthaug.evaluation._augment import AffineAugment, CutMix, StandardAugment
 from synthaug.evaluation._evaluate import evaluate
+from synthaug.evaluation._hardness import HardnessReport, score_hardness
 from synthaug.evaluation._inputs import check_overlap
+from synthaug.evaluation._label_check import LabelCheck, check_labels
 from synthaug.evaluation._predict import class_probabilities, trained_classifier
+from synthaug.evaluation._quality import QualityReport, score_quality
+from synthaug.evaluation._reconstructions import reconstructions
 from synthaug.evaluation._report import Difference, EvaluationReport, Run
 from synthaug.evaluation._sources import digests
 
@@ -25,13 +29,20 @@ __all__ = [
     "CutMix",
     "Difference",
     "EvaluationReport",
+    "HardnessReport",
+    "LabelCheck",
+    "QualityReport",
     "Run",
     "StandardAugment",
+    "check_labels",
     "check_overlap",
     "class_probabilities",
     "digests",
     "evaluate",
+    "reconstructions",
     "scaling_arms",
+    "score_hardness",
+    "score_quality",
     "standard_arms",
     "trained_classifier",
 ]

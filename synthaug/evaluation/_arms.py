@@ -91,7 +91,7 @@ def scaling_arms(
     Raises:
         ValueError: For ratios that are negative or given twice.
         DataError: If a class has too few synthetic images.
-        CacheMismatchError: If the names of the classes differ.
+        MismatchError: If the names of the classes differ.
     """
     if not ratios or len(set(ratios)) < len(ratios):
         raise ValueError(f"`ratios` must be different numbers, at least one, got {list(ratios)}.")

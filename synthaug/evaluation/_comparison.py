@@ -8,7 +8,7 @@ import numpy as np
 from synthaug._images.labeled import as_pixels, classes_of, labels_of
 from synthaug._support.progress import bar, counted
 from synthaug._types import Features, Indices, Labels
-from synthaug.errors import DataMismatchError
+from synthaug.errors import MismatchError
 from synthaug.features import Extractor, extract
 
 _CHUNK = 4096
@@ -21,7 +21,7 @@ def common_classes(given: Mapping[str, Any]) -> tuple[str, ...]:
         given: The sets by their names in messages.
 
     Raises:
-        DataMismatchError: If two sets have other classes. Their order may differ: `labels_in`.
+        MismatchError: If two sets have other classes. Their order may differ: `labels_in`.
     """
     known = {name: classes_of(one) for name, one in given.items()}
     named = {name: tuple(map(str, one)) for name, one in known.items() if one is not None}
@@ -31,7 +31,7 @@ def common_classes(given: Mapping[str, Any]) -> tuple[str, ...]:
     first, classes = next(iter(named.items()))
     for name, other in named.items():
         if sorted(other) != sorted(classes):
-            raise DataMismatchError(
+            raise MismatchError(
                 f"`{first}` has the classes {', '.join(classes)}; `{name}` has {', '.join(other)}. "
                 "All must name the same ones."
             )
@@ -62,12 +62,12 @@ def check_shapes(given: Mapping[str, Any], rows: Mapping[str, Indices]) -> None:
     """Refuses sets whose images have another shape than those of the set `synthetic`.
 
     Raises:
-        DataMismatchError: Naming both.
+        MismatchError: Naming both.
     """
     shapes = {name: tuple(as_pixels(one, rows[name][:1]).shape[1:]) for name, one in given.items()}
     for name, shape in shapes.items():
         if shape != shapes["synthetic"]:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"`synthetic` holds images of shape {shapes['synthetic']}, `{name}` of shape "
                 f"{shape}. Load the real ones with the shape of the synthetic ones "
                 "(`image_shape=cache.image_shape`)."

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from synthaug._images.foreign import classes_of, labels_of
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation._sources import Source, digests, fingerprint, open_source
 
 
@@ -54,7 +54,7 @@ class Inputs:
         shape = sources["`test`"].image_shape
         for name, source in sources.items():
             if source.image_shape != shape:
-                raise DataMismatchError(
+                raise MismatchError(
                     f"{name} has images of shape {source.image_shape}, `test` has {shape}. "
                     "Load both with the same image size and number of channels."
                 )
@@ -74,7 +74,7 @@ class Inputs:
             if id(dataset) not in known:
                 try:
                     known[id(dataset)] = digests(dataset, name)
-                except DataError as error:
+                except (DataError, MismatchError) as error:
                     raise type(error)(f"{name}: {error}") from error
                 except (TypeError, ValueError) as error:
                     raise DataError(f"{name}: {error}") from error
@@ -117,7 +117,7 @@ def check_overlap(
         if found:
             shared[held_out.strip("`")] = found
     if messages and not allow:
-        raise DataMismatchError(
+        raise MismatchError(
             " ".join(messages) + " Take them out of one of the two, or go on with "
             "`allow_overlap=True`: the report then says how many there were."
         )
@@ -128,7 +128,7 @@ def _classes(raw: Mapping[str, Dataset[Any]]) -> tuple[str, ...]:
     for name, dataset in raw.items():  # the test set comes first
         try:
             names = classes_of(dataset)
-        except DataError as error:
+        except (DataError, MismatchError) as error:
             raise type(error)(f"{name}: {error}") from error
         if names is not None:
             if len(set(names)) < len(names):

@@ -19,8 +19,8 @@ from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
 from synthaug._images.foreign import classes_of
 from synthaug._support.devices import choose_device
 from synthaug._types import JSON, Features, Labels
-from synthaug.errors import AuditError, AuditMismatchError
-from synthaug.evaluation import class_probabilities
+from synthaug.errors import AuditError, MismatchError
+from synthaug.evaluation._predict import class_probabilities
 
 _FORMAT = "synthaug label check"
 
@@ -30,7 +30,7 @@ _FORMAT = "synthaug label check"
 class LabelCheck:
     """Which synthetic images classifiers take for their class.
 
-        check = synthaug.check_labels(cache, real, percentile=10)
+        check = synthaug.evaluation.check_labels(cache, real, percentile=10)
         mixed = MixedDataset(real, cache, audit=check.with_audit(report), fraction=0.5)
 
     It stands wherever an audit's report does. Without one its verdict is "inconclusive": whether
@@ -64,10 +64,10 @@ class LabelCheck:
         """The same check, which also withholds what the audit did not pass.
 
         Raises:
-            AuditMismatchError: For a report about another cache.
+            MismatchError: For a report about another cache.
         """
         if report.identity != self.identity:
-            raise AuditMismatchError(
+            raise MismatchError(
                 "The audit judges another cache than the label check. Make both about one cache."
             )
         return replace(self, audited=np.asarray(report.passed, bool), verdict=report.verdict)
@@ -156,7 +156,7 @@ def check_labels(
 
     Raises:
         ValueError: For no rule or two, or one out of range.
-        CacheMismatchError: If the names of the classes differ.
+        MismatchError: If the names of the classes differ.
     """
     if (threshold is None) == (percentile is None):
         raise ValueError(

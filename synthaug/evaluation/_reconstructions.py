@@ -13,7 +13,7 @@ from synthaug._pixels import to_images, to_pixels
 from synthaug._support.devices import choose_device
 from synthaug._support.progress import bar
 from synthaug._training.checkpoints import load_part, read_json, resolve
-from synthaug.errors import CheckpointError, DataMismatchError
+from synthaug.errors import CheckpointError, MismatchError
 
 
 def reconstructions(
@@ -27,7 +27,7 @@ def reconstructions(
 ) -> LabeledImages:
     """Encodes every image with the checkpoint's autoencoder, and decodes it again.
 
-        ceiling = synthaug.reconstructions(train, "stable-diffusion-v1-5")
+        ceiling = synthaug.evaluation.reconstructions(train, "stable-diffusion-v1-5")
         table = synthaug.evaluate({"real": train, "real, decoded": ceiling}, test=test)
 
     A classifier trained on the result and tested on real images bounds what images of a latent
@@ -51,7 +51,7 @@ def reconstructions(
 
     Raises:
         CheckpointError: If there is no autoencoder, or it cannot be loaded.
-        DataMismatchError: If the images have other channels than it takes, or a size that it cannot
+        MismatchError: If the images have other channels than it takes, or a size that it cannot
             halve often enough.
         ValueError: If `batch_size` is below 1, or the classes have no names.
     """
@@ -104,12 +104,12 @@ def _check(vae: Any, shape: tuple[int, ...], name: str) -> None:
     channels, height, width = shape
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if channels != vae.config.in_channels:
-        raise DataMismatchError(
+        raise MismatchError(
             f"The autoencoder of {name} takes {vae.config.in_channels} channels, the images have "
             f"{channels}. Convert them, or take another checkpoint."
         )
     if height % factor or width % factor:
-        raise DataMismatchError(
+        raise MismatchError(
             f"The images are {height} x {width}; the autoencoder of {name} needs a multiple of "
             f"{factor}. Load them with another `image_shape`."
         )

@@ -31,7 +31,7 @@ from synthaug._images.foreign import (
 from synthaug._images.labeled import as_pixels
 from synthaug._pixels import digest
 from synthaug._types import Indices, Pixels
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 
 MEMORY_LIMIT = 4 << 30
 """Plain data sets up to so many bytes are held in memory."""
@@ -80,7 +80,7 @@ def open_source(
         if is_plain(dataset) and size * image.numel() <= MEMORY_LIMIT:
             return _InMemory(dataset, relabel, device)
         return _Asked(dataset, name, relabel, shape)
-    except DataError as error:
+    except (DataError, MismatchError) as error:
         raise error if name in str(error) else type(error)(f"{name}: {error}") from error
 
 
@@ -224,7 +224,7 @@ class _Asked:
         else:
             pixels, labels = self._dataset.read(indices), self._labels[indices]
         if tuple(pixels.shape[1:]) != self.image_shape:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"{self._name}: images have shape {tuple(pixels.shape[1:])}, the first one had "
                 f"{self.image_shape}. Bring all to one shape in the data set's transform."
             )
@@ -252,7 +252,7 @@ class _Relabel:
         if own is not None and sorted(own) != sorted(classes):
             missing = sorted(set(classes) - set(own)) or ["none"]
             extra = sorted(set(own) - set(classes)) or ["none"]
-            raise DataMismatchError(
+            raise MismatchError(
                 f"{name} has other classes than the test set. Missing: {', '.join(missing[:5])}; "
                 f"not in the test set: {', '.join(extra[:5])}."
             )
@@ -299,7 +299,7 @@ def _items(
             raise DataError(f"Item {i} of {name} cannot be used. {error}") from error
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
-        raise DataMismatchError(
+        raise MismatchError(
             f"Images of {name} have different shapes, {shapes[0]} and {shapes[1]}. Bring all to "
             "one shape in its transform."
         )

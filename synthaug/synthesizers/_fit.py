@@ -18,7 +18,7 @@ from synthaug._training.fit_job import (
 )
 from synthaug._types import Images, Indices, Pixels
 from synthaug.denoisers import build_unet
-from synthaug.errors import DataMismatchError
+from synthaug.errors import MismatchError
 from synthaug.samplers import make_scheduler
 
 
@@ -56,7 +56,7 @@ class FitJob(AbstractFitJob[nn.Module]):
         self.labels = np.asarray(real.targets, np.int64)
         check_labels(self.labels, self.classes)
         if unlabelled is not None and tuple(unlabelled.image_shape) != self.image_shape:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"`unlabelled` holds images of shape {tuple(unlabelled.image_shape)}, "
                 f"`real` of {self.image_shape}."
             )

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from synthaug._pixels import digest
 from synthaug._plan import Plan
 from synthaug._types import Labels, Pixels
-from synthaug.errors import DataMismatchError
+from synthaug.errors import MismatchError
 
 
 @final
@@ -46,13 +46,13 @@ class RealImages:
         """
         shape = tuple(getattr(real, "image_shape", image_shape))
         if shape != image_shape:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"The real images have shape {shape}, the model draws {image_shape}. Load them "
                 f"with `image_size={image_shape[1]}` and `channels={image_shape[0]}`."
             )
         names = tuple(map(str, getattr(real, "classes", classes)))
         if labels is None and names != tuple(classes):
-            raise DataMismatchError(
+            raise MismatchError(
                 f"The real images have the classes {', '.join(names)}, the model "
                 f"{', '.join(classes)}. Load them with the model's `classes`, in its order."
             )
@@ -87,7 +87,7 @@ class RealImages:
         pixels: Pixels = self.images.read(rows["source"])
         for i, image in enumerate(pixels):
             if digest(image) != int(rows["source_key"][i]):
-                raise DataMismatchError(
+                raise MismatchError(
                     f"Real image {rows['source'][i]} is not the one that the plan was made with. "
                     "Give the same data set in the same order, or make a new plan."
                 )

@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from synthaug._pixels import to_pixels
-from synthaug.errors import DataMismatchError
+from synthaug.errors import MismatchError
 from synthaug.features import Extractor, extract
 from synthaug.metrics import check_rank, frechet_distance
 from synthaug.synthesizers._kinds import load
@@ -87,7 +87,7 @@ def frechet_score(
     Args:
         validation: Real images, neither training nor test images: has `read(indices)`, and a
             length.
-        features: Extractor, as for `synthaug.score_quality`.
+        features: Extractor, as for `synthaug.evaluation.score_quality`.
         per_class: Images to draw of each class.
         seed: Of the plan; every snapshot draws from the same noise.
         batch_size: Images per batch; does not change them.
@@ -105,7 +105,7 @@ def frechet_score(
     def score(synthesizer: Any) -> float:
         trained = (synthesizer.trained_on or {}).get("labelled", {})
         if fingerprint is not None and trained.get("fingerprint") == fingerprint:
-            raise DataMismatchError(
+            raise MismatchError(
                 "`validation` is what the generator was trained on, so copies would score best. "
                 "Give other images."
             )

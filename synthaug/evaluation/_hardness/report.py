@@ -41,7 +41,7 @@ class Scores:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HardnessReport:
-    """How hard synthetic images are, beside real ones; made by `synthaug.score_hardness`.
+    """How hard synthetic images are, beside real ones; made by `evaluation.score_hardness`.
 
         report.hardness                                    # one value per row of the cache
         report.to_html("density.html")

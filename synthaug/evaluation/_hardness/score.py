@@ -10,7 +10,7 @@ from synthaug._pixels import to_pil
 from synthaug._support.html import data_uri
 from synthaug._types import JSON
 from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
-from synthaug.errors import DataMismatchError
+from synthaug.errors import MismatchError
 from synthaug.evaluation._comparison import (
     check_shapes,
     common_classes,
@@ -41,7 +41,7 @@ def score_hardness(
 ) -> HardnessReport:
     """Scores synthetic images by how rare they are among real ones of their class.
 
-        hardness = synthaug.score_hardness(cache, train, holdout=test, features=encoder)
+        hardness = synthaug.evaluation.score_hardness(cache, train, holdout=test, features=encoder)
         hardness.to_html("density.html"), hardness.to_json("density.json")
         mixed = synthaug.MixedDataset(real, cache, audit=report, fraction=0.5,
                                       filters=[mixing.Highest(hardness, 0.2)])
@@ -76,7 +76,7 @@ def score_hardness(
     classes = common_classes(given)
     prints = {name: getattr(one, "fingerprint", None) for name, one in given.items()}
     if holdout is not None and prints["train"] is not None and prints["train"] == prints["holdout"]:
-        raise DataMismatchError("`holdout` is `train`. Give images that are not among `train`.")
+        raise MismatchError("`holdout` is `train`. Give images that are not among `train`.")
     rows = {name: readable_rows(one, name) for name, one in given.items()}
     labels = {name: labels_in(classes, one) for name, one in given.items()}
     check_shapes(given, rows)

@@ -61,7 +61,7 @@ class Scores:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QualityReport:
-    """Quality of synthetic images; made by `synthaug.score_quality`.
+    """Quality of synthetic images; made by `synthaug.evaluation.score_quality`.
 
         print(report)
         report.synthetic.frechet_distance, report.floor.frechet_distance

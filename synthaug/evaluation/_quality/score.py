@@ -8,7 +8,7 @@ import numpy as np
 from synthaug._images.labeled import as_pixels
 from synthaug._noise import counter_rng
 from synthaug._types import Features, Indices, Labels
-from synthaug.errors import DataMismatchError
+from synthaug.errors import MismatchError
 from synthaug.evaluation._comparison import (
     check_shapes,
     common_classes,
@@ -46,7 +46,7 @@ def score_quality(
 ) -> QualityReport:
     """Scores synthetic images as a whole against real ones.
 
-        quality = synthaug.score_quality(cache, test, features=encoder)
+        quality = synthaug.evaluation.score_quality(cache, test, features=encoder)
         print(quality); quality.to_html("quality.html")
 
     Every number comes with that of as many other real images against the same reference images.
@@ -81,7 +81,7 @@ def score_quality(
     classes = common_classes(given)
     prints = {name: getattr(one, "fingerprint", None) for name, one in given.items()}
     if holdout is not None and prints["real"] is not None and prints["real"] == prints["holdout"]:
-        raise DataMismatchError("`holdout` is `real`. Give images that are not among `real`.")
+        raise MismatchError("`holdout` is `real`. Give images that are not among `real`.")
     rows = {name: readable_rows(one, name) for name, one in given.items()}
     check_shapes(given, rows)
     chosen = _equal_parts(rows, images, seed)

@@ -29,7 +29,7 @@ from synthaug._training.fit_job import (
 )
 from synthaug._training.loop import own_randomness
 from synthaug._types import Images, Indices
-from synthaug.errors import CheckpointError, DataMismatchError
+from synthaug.errors import CheckpointError, MismatchError
 from synthaug.synthesizers._model import DiffusionModel
 
 logger = logging.getLogger("synthaug")
@@ -115,7 +115,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         )
         _check_network(base, path, adapters=lora_rank is not None)
         if tuple(real.image_shape) != base.image_shape:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"The real images have shape {tuple(real.image_shape)}, the checkpoint draws "
                 f"{base.image_shape}. Load them with `image_size={base.image_shape[1]}` and "
                 f"`channels={base.image_shape[0]}`, or give another `image_size`."

@@ -34,7 +34,7 @@ from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
 from synthaug.degradations import AbstractDegradation, Realisation, from_config
 from synthaug.denoisers import Denoiser
-from synthaug.errors import CheckpointError, CheckpointMismatchError
+from synthaug.errors import CheckpointError, MismatchError
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._real import RealImages
 from synthaug.synthesizers.cold._colors import ColourMixture
@@ -415,7 +415,7 @@ class ColdDiffusion(AbstractSynthesizer):
         index = read_json(path / "model_index.json")
         own = read_json(path / _FILE) if (path / _FILE).exists() else {}
         if own.get("synthesizer") != "ColdDiffusion":
-            raise CheckpointMismatchError(
+            raise MismatchError(
                 f"{path} holds no checkpoint of cold diffusion, but of "
                 f"{own.get('synthesizer', 'something else')}. Train one with `ColdDiffusion.fit`."
             )
@@ -429,7 +429,7 @@ class ColdDiffusion(AbstractSynthesizer):
         if degradation is None:
             degradation = from_config(saved)
         elif json.loads(json.dumps(degradation.config())) != saved:
-            raise CheckpointMismatchError(
+            raise MismatchError(
                 f"{path} was trained with the degradation {saved}, not with "
                 f"{degradation.config()}. Give that one, or leave it out."
             )

@@ -296,7 +296,7 @@ class InversionJob:
         Raises:
             DivergedError: If a loss or an embedding is not finite.
             ValueError: If `output_dir` is a file.
-            CheckpointMismatchError: If the directory holds another run.
+            MismatchError: If the directory holds another run.
             CheckpointError: If it cannot be written.
         """
         check_folder(output_dir)

@@ -32,7 +32,7 @@ from synthaug._training.checkpoints import read_json, resolve, write_json, writi
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
 from synthaug.denoisers import ClassifierFreeGuidance
-from synthaug.errors import CheckpointMismatchError, DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 from synthaug.samplers import chosen_settings, sample
 from synthaug.synthesizers._base import AbstractSynthesizer, Guide
 from synthaug.synthesizers._model import DiffusionModel
@@ -216,7 +216,7 @@ class DiffusionInversion(AbstractSynthesizer):
     def _job(self, real: Any, config: InversionConfig | None) -> InversionJob:
         shape = tuple(real.image_shape)
         if shape != self.image_shape:
-            raise DataMismatchError(
+            raise MismatchError(
                 f"The real images have shape {shape}, the generator's {self.image_shape}. Load "
                 f"them with `image_shape={self.image_shape}`, or the generator with another "
                 "`image_size`."
@@ -379,14 +379,14 @@ class DiffusionInversion(AbstractSynthesizer):
         wrong = ~inside
         wrong[inside] = table.keys[at[inside]] != rows[key][inside].astype(np.uint64)
         if wrong.any():
-            raise DataMismatchError(
+            raise MismatchError(
                 f"Real image {at[wrong][0]} of the plan is not among the images that were learned. "
                 "Make the plan with this synthesizer."
             )
         tokens = torch.empty(len(rows), *table.token_shape)
         for snapshot in np.unique(rows["snapshot"]).tolist():
             if snapshot not in table.snapshots:
-                raise DataMismatchError(
+                raise MismatchError(
                     f"The plan uses snapshot {snapshot}; there are "
                     f"{', '.join(map(str, table.snapshots))}."
                 )
@@ -610,7 +610,7 @@ def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -
     for name, digest in saved["weights"].items():
         # The network's digest is of its dtype; the autoencoder's is of float32.
         if (same_dtype or name != "network") and model.weights.get(name) != digest:
-            raise CheckpointMismatchError(
+            raise MismatchError(
                 f"The {name} in {path} is not the one that the embeddings were learned with. Give "
                 "the right `checkpoint`, or learn them anew."
             )

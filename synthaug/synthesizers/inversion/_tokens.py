@@ -25,7 +25,7 @@ from synthaug._training.fit_job import (
     half_mirrored,
 )
 from synthaug._types import Images, Indices
-from synthaug.errors import CheckpointError, DataMismatchError
+from synthaug.errors import CheckpointError, MismatchError
 from synthaug.samplers import make_scheduler
 
 _FOLDER = "image_encoder"
@@ -121,7 +121,7 @@ def build_token_unet(
     lowest = 4 if min(height, width) <= 16 else 8
     levels = 1 + max(1, int(math.log2(min(height, width) / lowest)))
     if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        raise DataMismatchError(
+        raise MismatchError(
             f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
             "with an image size that is a multiple of 8."
         )

@@ -19,7 +19,7 @@ from synthaug._training.checkpoints import writing
 from synthaug._training.loop import TrainingConfig, TrainingResult, own_randomness, own_rows, train
 from synthaug._types import Images, Indices, Pixels
 from synthaug.density import ClassGaussians
-from synthaug.errors import DataError, DataMismatchError
+from synthaug.errors import DataError, MismatchError
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._real import RealImages
 from synthaug.synthesizers.low_density._hardness import NoiseAware, NoisyEncoder
@@ -72,7 +72,7 @@ class HardnessFitJob:
     """Everything that `LowDensity.fit` was asked for, checked before any work starts.
 
     Raises:
-        DataMismatchError: For real or synthetic images that do not fit the generator.
+        MismatchError: For real or synthetic images that do not fit the generator.
         DataError: If there is nothing synthetic.
         ValueError: For a setting out of range.
     """
@@ -117,7 +117,7 @@ class HardnessFitJob:
                     "one of them out."
                 )
             if tuple(synthetic.image_shape) != shape:
-                raise DataMismatchError(
+                raise MismatchError(
                     f"`synthetic` holds images of shape {tuple(synthetic.image_shape)}, the "
                     f"generator draws {shape}. Draw them with this generator."
                 )

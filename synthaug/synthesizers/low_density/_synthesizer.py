@@ -26,7 +26,7 @@ from synthaug._training.checkpoints import read_json, write_json, writing
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
 from synthaug.density import ClassGaussians
-from synthaug.errors import CheckpointError, CheckpointMismatchError
+from synthaug.errors import CheckpointError, MismatchError
 from synthaug.guidance import UNITS, HardnessModel, HardnessPush, Unit
 from synthaug.samplers import Push, check_pushable
 from synthaug.synthesizers._base import AbstractSynthesizer
@@ -303,7 +303,7 @@ class LowDensity(AbstractSynthesizer):
 
         Raises:
             CheckpointError: If there is no such directory, or a part is missing or damaged.
-            CheckpointMismatchError: If the base is not the one that the networks were trained for.
+            MismatchError: If the base is not the one that the networks were trained for.
         """
         if classes is not None:
             raise ValueError("`classes` was fixed when the networks were trained. Leave it out.")
@@ -325,7 +325,7 @@ class LowDensity(AbstractSynthesizer):
             if name == "class_embeddings" or (name == "network" and not same_dtype):
                 continue
             if found.get(name) != digest:
-                raise CheckpointMismatchError(
+                raise MismatchError(
                     f"The {name} in {where} is not the one that the networks in {path} were "
                     "trained for. Give the right `checkpoint`, or train them anew."
                 )
@@ -383,7 +383,7 @@ class LowDensity(AbstractSynthesizer):
             progress: Show bars.
 
         Raises:
-            DataError, DataMismatchError: For images that do not fit the base.
+            DataError, MismatchError: For images that do not fit the base.
             ValueError: For a base that cannot be steered, or a setting out of range.
             DivergedError: If loss or weights stop being finite.
             CheckpointError: If the directory holds another run, or cannot be read or written.
@@ -443,7 +443,7 @@ class LowDensity(AbstractSynthesizer):
             gaussians: `structure`, `estimator` and `components` of `density.ClassGaussians.fit`.
 
         Raises:
-            DataMismatchError: For images of another shape or other classes than the base's.
+            MismatchError: For images of another shape or other classes than the base's.
             ValueError: For a base that cannot be steered, or Gaussians that cannot be fitted.
         """
         checked = RealImages.checked(real, None, classes=base.classes, image_shape=base.image_shape)
