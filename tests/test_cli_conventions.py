@@ -86,7 +86,7 @@ def test_every_part_of_the_training_options_is_taken_by_some_method():
 
 @pytest.mark.parametrize("command", EVERY)
 def test_every_command_takes_what_all_take(command):
-    text = succeed(*command.replace("-", " ").split(), "--help")
+    text = succeed(*command.split(), "--help")
     for name in SHARED:
         assert f"--{name.replace('_', '-')}" in text
     assert "_" not in "".join(re.findall(r"^ +(--[\w-]+)", text, re.MULTILINE))
@@ -115,7 +115,7 @@ def test_a_switch_can_be_turned_off_again(given, tmp_path):
         ("cache exprt", "there is no command 'exprt'. Did you mean export? Commands: info, "),
         ("train digits o --stepz 3", "there is no option --stepz. Did you mean --steps?"),
         ("train digits o --step 3", "there is no option --step. Did you mean --steps?"),
-        ("train digits o p", "there is no use for p; arguments by position are complete."),
+        ("train digits o p", "Unexpected argument: p."),
         ("train digits", "missing: out."),
         ("evaluate quality", "missing: synthetic, real."),
         ("train digits o --width x", "--width is x, expected a whole number."),
@@ -127,6 +127,11 @@ def test_a_switch_can_be_turned_off_again(given, tmp_path):
 )
 def test_a_mistake_is_named_with_what_was_meant(line, message):
     assert refusal(*line.split()).startswith(message)
+
+
+def test_what_goes_by_position_may_stand_between_options(given):
+    succeed("train", "--steps", 3, "digits", "--low-size", 8, "o", "--seed", 1)
+    assert (given["data"], given["out"], given["options"].seed) == ("digits", "o", 1)
 
 
 # Configuration files
@@ -150,7 +155,7 @@ def test_a_printed_configuration_repeats_the_call(given, tmp_path):
 @pytest.mark.parametrize("command", EVERY)
 def test_every_example_line_has_a_configuration_that_gives_the_same_call(command, tmp_path):
     text = inspect.getdoc(EVERY[command])
-    name = command.replace("-", " ")
+    name = command
     line, *_ = re.findall(rf"^(synthaug {name}\b.*)$", text or "", re.MULTILINE)
     first = succeed(*shlex.split(line)[1:], "--print-config")
     assert first.startswith(f"# synthaug {name} --config ")
@@ -168,6 +173,8 @@ def test_every_example_line_has_a_configuration_that_gives_the_same_call(command
         ("train", "[1, 2]", "FILE must hold names and values, such as `seed: 1`."),
         ("train", "", "FILE must hold names and values, such as `seed: 1`."),
         ("train", "steps: many", "--steps is many, expected a whole number."),
+        ("train", "steps: 1.5", "--steps is 1.5, expected a whole number."),
+        ("train", "steps: true", "--steps is True, expected a whole number."),
         ("train", "precision: float8", "--precision is float8, expected float32 or bfloat16."),
     ],
 )
@@ -184,6 +191,15 @@ def test_a_configuration_without_a_name_takes_no_other_argument_for_one():
     assert refusal("train", "digits", "o", "--config").startswith("argument --config: expected")
 
 
+def test_a_configuration_may_leave_out_dots_and_has_lists_and_nothing(given, tmp_path):
+    lines = ("learning_rate: 1e-4", "snapshots: [1, 2]", "blur-std-range: [0, 1]", "device: null")
+    (tmp_path / "c.yaml").write_text("\n".join(lines))  # 1e-4 is text in YAML 1.1
+    succeed("train", "digits", "o", "--config", tmp_path / "c.yaml")
+    options = given["options"]
+    assert (options.learning_rate, options.snapshots) == (1e-4, [1, 2])
+    assert (options.blur_std_range, options.device) == ((0.0, 1.0), None)
+
+
 def test_a_configuration_that_is_missing_is_named(tmp_path):
     assert "nowhere.yaml" in refusal("train", "--config", tmp_path / "nowhere.yaml")
 
@@ -192,7 +208,7 @@ def test_a_configuration_that_is_missing_is_named(tmp_path):
 
 
 def test_the_page_has_the_result_of_every_command():
-    assert set(documented()) == {name.replace("-", " ") for name in EVERY}
+    assert set(documented()) == set(EVERY)
 
 
 def test_the_line_that_is_recorded_repeats_the_call(given):

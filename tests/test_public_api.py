@@ -23,7 +23,6 @@ HEAVY = (
     "docstring_parser",
     "faiss",
     "jinja2",
-    "jsonargparse",
     "matplotlib",
     "sklearn",
     "transformers",

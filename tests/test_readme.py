@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 import synthaug
-from synthaug._cli import build_parser
-from synthaug._cli.app import words
+from synthaug._cli.app import understand
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -40,7 +39,7 @@ def test_continuous_integration_runs_the_readmes_own_test_command():
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_shown_is_one_that_the_command_line_takes(command):
-    build_parser().parse_args(words(shlex.split(command, comments=True)[1:]))
+    understand(shlex.split(command, comments=True)[1:])
 
 
 @pytest.mark.parametrize("code", [b for page in PAGES for b in blocks(page, "python")])

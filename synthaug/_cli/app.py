@@ -1,4 +1,4 @@
-"""The parser and the entry point.
+"""The entry point: which command is meant, with which arguments, and what becomes of its result.
 
 Exit codes: 0 done (an audit passed), 1 an audit found copies, 2 wrong arguments or input that does
 not fit, 3 an audit is inconclusive, 4 a file is missing, damaged, or cannot be read or written, or
@@ -15,9 +15,11 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import takewhile
+from typing import Any, NoReturn
 
 from synthaug._cli.caches import export, forget, import_, info, merge, verify
 from synthaug._cli.call import Call, Result
@@ -33,25 +35,13 @@ from synthaug._cli.judgement import (
     evaluate_labels,
     evaluate_quality,
 )
+from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
 from synthaug._cli.sweep import sweep
 from synthaug._cli.training import train
-from synthaug.errors import (
-    CachePendingError,
-    DivergedError,
-    MismatchError,
-    SynthaugError,
-)
+from synthaug.errors import CachePendingError, DivergedError, MismatchError, SynthaugError
 
-DOES_NOT_FIT = (
-    ValueError,
-    ImportError,
-    MismatchError,
-    CachePendingError,
-    DivergedError,
-)
+DOES_NOT_FIT = (ValueError, ImportError, MismatchError, CachePendingError, DivergedError)
 """Errors that mean exit code 2; the others that we expect mean 4."""
-
-
 COMMANDS: dict[str, Any] = {
     "demo": demo,
     "train": train,
@@ -61,9 +51,9 @@ COMMANDS: dict[str, Any] = {
     "generate": generate,
     "audit": audit,
     "evaluate": evaluate,
-    "evaluate-density": evaluate_density,
-    "evaluate-labels": evaluate_labels,
-    "evaluate-quality": evaluate_quality,
+    "evaluate density": evaluate_density,
+    "evaluate labels": evaluate_labels,
+    "evaluate quality": evaluate_quality,
     "sweep": sweep,
     "cite": cite,
 }
@@ -78,124 +68,90 @@ CACHE_COMMANDS: dict[str, Any] = {
 START_ANEW = {
     "plan",
     "audit",
-    "evaluate-density",
-    "evaluate-labels",
-    "evaluate-quality",
+    "evaluate density",
+    "evaluate labels",
+    "evaluate quality",
     "cite",
-    "info",
-    "verify",
-    "export",
+    "cache info",
+    "cache verify",
+    "cache export",
 }
 """Commands that an interruption sets back to their beginning; others go on where they were."""
+LEADING = {"-v", "--verbose", "-q", "--quiet", "--json"}
+"""Options that may stand before the command as well."""
 
 
-def build_parser() -> Any:
-    """The parser of the whole command line."""
-    from synthaug._cli.parser import Formatter, Parser, command_parser
-
-    def add(commands: Any, name: str, function: Any, above: str = "synthaug") -> None:
-        parser, shown = command_parser(function), name.replace("evaluate-", "evaluate ")
-        commands.add_subcommand(name, parser, help=_first_line(function))
-        commands._choices_actions[-1].metavar = shown
-        parser.prog = f"{above} {shown}"
-        parser.usage = " ".join([parser.prog, *_metavars(parser), "[options]"])
-
+def build_parser() -> Parser:
+    """The parser of everything: for pages that list commands, and for completion by a shell."""
     top = Parser(
         prog="synthaug",
         usage="synthaug COMMAND ... [options]",
         description="Synthetic training images, and the audit that says whether they are copies.",
-        formatter_class=Formatter,
-        version=_version(),
-        allow_abbrev=False,
     )
-    commands = top.add_subcommands(dest="command", metavar="COMMAND")
-    for name, function in COMMANDS.items():
-        add(commands, name, function)
-    cache = Parser(description="Look after cache files.", formatter_class=Formatter)
-    commands.add_subcommand("cache", cache, help="Look after cache files.")
-    cache.prog, cache.usage = "synthaug cache", "synthaug cache COMMAND ... [options]"
-    actions = cache.add_subcommands(dest="action", metavar="COMMAND")
-    for name, function in CACHE_COMMANDS.items():
-        add(actions, name, function, above="synthaug cache")
+    version, text = f"synthaug {_version()}", "Print the version and stop."
+    top.add_argument("--version", action="version", version=version, help=text)
+    commands = _add_commands(top, COMMANDS)
+    cache = commands.add_parser(
+        "cache",
+        prog="synthaug cache",
+        usage="synthaug cache COMMAND ... [options]",
+        description="Look after cache files.",
+        help="Look after cache files.",
+    )
+    _add_commands(cache, CACHE_COMMANDS)
     return top
 
 
-def _metavars(parser: Any) -> list[str]:
-    """The arguments by position, as the usage shows them."""
-    placed = [action for action in parser._actions if not action.option_strings]
-    return [f"{a.metavar} ..." if a.nargs == "+" else a.metavar for a in placed]
+def _add_commands(parser: Parser, functions: Mapping[str, Any]) -> Any:
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, function in functions.items():
+        # Where a command is one word for completion, the page shows the two that it is.
+        first_line = (function.__doc__ or "").partition("\n")[0]
+        make = partial(commands.add_parser, name.replace(" ", "-"), help=first_line)
+        command_parser(function, f"{parser.prog} {name}", make)
+        commands._choices_actions[-1].metavar = name
+    return commands
 
 
-def _first_line(function: Any) -> str:
-    return (function.__doc__ or "").partition("\n")[0]
+def choose(words: Sequence[str]) -> tuple[str, Any, list[str]]:
+    """Finds the command of a command line; ends the process if there is none.
 
-
-def words(given: Sequence[str]) -> list[str]:
-    """What the parser gets: one order and one spelling of what may be written in several.
-
-    - `--per_class` means `--per-class`, and `1.0,1.5` means `[1.0, 1.5]` where numbers are taken;
-      where lists alone are taken, `1.0` means `[1.0]`;
-    - `evaluate density` becomes one word: as `evaluate` takes arguments of its own, it has no
-      commands below it;
-    - `--json`, `--verbose`, `--quiet` may stand before the command;
-    - `--config` comes first, so that the command line counts more, wherever it stands.
+    Returns:
+        Its name, its function, and the words that are left, all options with dashes.
     """
-    from synthaug._cli.parser import (
-        SHARED,
-        arguments,
-        check_config,
-        takes_lists_alone,
-        takes_numbers,
-    )
-
-    found = [_dashed(text) for text in given]
-    at = next((i for i, word in enumerate(found) if not word.startswith("-")), len(found))
-    found, before = found[at:], found[:at]
-    if before and set(before) - {"-v", "--verbose", "-q", "--quiet", "--json"}:
-        return [*before, *found]  # --help, --version, or a mistake
-    if (name := "-".join(found[:2])) in COMMANDS:
-        found[:2] = [name]
-    depth = 2 if found[:1] == ["cache"] else 1
-    command, rest = found[:depth], found[depth:]
-    functions = CACHE_COMMANDS if depth == 2 else COMMANDS
-    if not command or command[-1] not in functions:
-        return [*found, *before]
-    known = list(arguments(functions[command[-1]]))
-    listed = {
-        "--" + one.name.replace("_", "-"): takes_lists_alone(one.type)
-        for one in known
-        if takes_numbers(one.type)
-    }
-    config: list[str] = []
-    others: list[str] = []
-    for word in (words_left := iter(rest)):
-        option, equals, value = word.partition("=")
-        if option == "--config" and (file := value if equals else next(words_left, None)):
-            program = " ".join(["synthaug", *command]).replace("evaluate-", "evaluate ")
-            check_config(file, [*(one.name for one in known), *SHARED], program)
-            config.append(f"--config={file}")
-        elif option in listed:
-            text = value if equals else next(words_left, None)
-            others += (
-                [option] if text is None else [f"{option}={_listed(text, alone=listed[option])}"]
-            )
-        else:
-            others.append(word)
-    return [*command, *config, *others, *before]
+    spelled = [_dashed(word) for word in words]
+    leading = list(takewhile(lambda word: word.startswith("-"), spelled))
+    rest = spelled[len(leading) :]
+    group = rest[:1] if rest[:1] == ["cache"] else []
+    functions = CACHE_COMMANDS if group else COMMANDS
+    rest = rest[len(group) :]
+    if set(leading) <= LEADING:
+        for count in (2, 1):  # `evaluate density` before `evaluate`
+            name = " ".join(rest[:count]).replace("evaluate-", "evaluate ")
+            if name in functions:
+                return " ".join([*group, name]), functions[name], [*rest[count:], *leading]
+    names = [*functions] if group else [*functions, "cache"]
+    _refuse_command(leading, group, rest, names)
 
 
-def _dashed(text: str) -> str:
+def _dashed(word: str) -> str:
     """`--per_class` means `--per-class`."""
-    if not text.startswith("--"):
-        return text
-    name, equals, value = text.partition("=")
-    return name.replace("_", "-") + equals + value
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
-def _listed(text: str, *, alone: bool) -> str:
-    number, more = r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*", "*" if alone else "+"
-    found = re.fullmatch(rf"{number}(,{number}){more}", text, re.IGNORECASE)
-    return f"[{text}]" if found else text
+def _refuse_command(
+    leading: Sequence[str], group: list[str], rest: Sequence[str], names: Sequence[str]
+) -> NoReturn:
+    """Shows a page or a version if that was asked for, else what is wrong."""
+    parser = build_parser()
+    if not rest or rest[0].startswith("-") or not set(leading) <= LEADING:
+        parser.parse([word for word in [*leading, *group, *rest] if word not in LEADING])
+    parser.prog = " ".join(["synthaug", *group])
+    commands = f"Commands: {', '.join(names)}."
+    if not rest:
+        parser.error(f"missing: a command. {commands}")
+    parser.error(f"there is no command {rest[0]!r}.{meant(rest[0], names)} {commands}")
 
 
 def _as_options(message: str, options: Set[str]) -> str:
@@ -220,8 +176,6 @@ def _as_options(message: str, options: Set[str]) -> str:
 
 def _options(function: Any) -> set[str]:
     """The names of a command's options, as Python knows them."""
-    from synthaug._cli.parser import arguments
-
     return {argument.name for argument in arguments(function) if not argument.positional}
 
 
@@ -272,47 +226,39 @@ def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """A command line that was understood."""
 
-    name: str
     function: Any
-    values: dict[str, Any]
-    """The arguments of the function."""
     call: Call
-    shared: dict[str, Any]
+    values: Mapping[str, Any]
+    """The arguments of the function."""
+    shared: Mapping[str, Any]
     """Options of every command."""
 
 
-def _understood(given: Sequence[str]) -> _Request:
+def understand(words: Sequence[str]) -> Request:
     """Parses a command line; ends the process if it makes no sense."""
-    from synthaug._cli.parser import SHARED, arguments, bound
-
-    parsed = build_parser().parse_args(words(given))
-    name, chosen, functions = parsed.command, parsed[parsed.command], COMMANDS
-    shown = name.replace("evaluate-", "evaluate ")
-    if name == "cache":
-        name, functions = chosen.action, CACHE_COMMANDS
-        chosen, shown = chosen[name], f"cache {name}"
-    values = chosen.as_dict()
-    shared = {option: values.pop(option) for option in SHARED}
-    known = sorted(arguments(functions[name]), key=lambda one: not one.positional)
-    positional = {one.name for one in known if one.positional}
-    call = Call(shown, {one.name: values[one.name] for one in known}, positional)
-    return _Request(name, functions[name], bound(functions[name], values, call), call, shared)
+    name, function, rest = choose(words)
+    parser = command_parser(function, f"synthaug {name}")
+    given, shared = values(parser, function, parser.parse(rest))
+    known = sorted(arguments(function), key=lambda argument: not argument.positional)
+    positional = {argument.name for argument in known if argument.positional}
+    call = Call(name, {argument.name: given[argument.name] for argument in known}, positional)
+    return Request(function, call, bound(function, given, call), shared)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Entry point of the command `synthaug`."""
-    request = _understood(sys.argv[1:] if arguments is None else arguments)
-    shared, call = request.shared, request.call
+    request = understand(sys.argv[1:] if words is None else words)
+    call, shared = request.call, request.shared
     if shared["print_config"]:
         print(_config(call), end="")
         sys.exit(0)
     with contextlib.suppress(ValueError):  # signals reach the main thread only
         signal.signal(signal.SIGTERM, _terminate)
     output = sys.stderr if shared["json"] else sys.stdout
-    try:
+    with _exit_codes(request):
         with (
             _heard(verbose=shared["verbose"], quiet=shared["quiet"]),
             contextlib.redirect_stdout(output),
@@ -320,6 +266,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             logging.getLogger("synthaug").info("%s", call.line)
             result = request.function(**request.values)
         _answer(result, call, as_json=shared["json"])
+    sys.exit(result.code)
+
+
+@contextlib.contextmanager
+def _exit_codes(request: Request) -> Iterator[None]:
+    """Ends the process with a message and an exit code if the command fails."""
+    try:
+        yield
     except (SynthaugError, ValueError, ImportError, OSError) as error:
         if os.environ.get("SYNTHAUG_TRACEBACK"):
             raise
@@ -328,16 +282,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("(Set SYNTHAUG_TRACEBACK=1 to see where.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, DOES_NOT_FIT) else 4)
     except KeyboardInterrupt as stop:
-        resumes = (
-            "" if request.name in START_ANEW else " What was done is kept; run again to go on."
-        )
+        anew = request.call.command in START_ANEW
+        resumes = "" if anew else " What was done is kept; run again to go on."
         print(f"synthaug: stopped.{resumes}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, _Terminated) else 130)
     except Exception:  # Python's own exit code would be 1, which means that copies were found
         traceback.print_exc()
         print("synthaug: this is a fault of synthaug. Please report it.", file=sys.stderr)
         sys.exit(70)
-    sys.exit(result.code)
 
 
 def _config(call: Call) -> str:

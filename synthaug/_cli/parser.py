@@ -1,23 +1,23 @@
-"""From the signature of a function to a parser of its arguments.
+"""From the signature of a function to the options of a command, and from words to its arguments.
 
-Arguments by position stay so; arguments by keyword become options, with the help of the docstring.
+Parameters by position stay so; those by keyword become options, with the help of the docstring.
 A parameter whose type is a dataclass stands for all its fields, in groups of their own: one for the
 class, and one for each class that it is composed of. `Call` is filled in by `main`.
+
+argparse takes the words apart. What they say is converted and checked here, because the same holds
+for a configuration file, whose values count less than those of the words, and more than defaults.
 """
 
 import argparse
 import dataclasses
 import difflib
 import inspect
-import re
+import json
 import sys
 import types
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
-
-from docstring_parser import parse as parse_docstring
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from synthaug._cli.call import Call
 
@@ -29,6 +29,13 @@ SHARED = {
     "quiet": "No progress on standard error; warnings and errors alone.",
 }
 """Options of every command."""
+EMPTY = inspect.Parameter.empty
+PLAIN = {
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a number"),
+    dict: ("JSON", "a JSON object"),
+}
+"""What stands for a value of a type on a help page, and in a message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,11 @@ class Argument:
     """Title of the group that shows it; "" for the command's own."""
     positional: bool = False
 
+    @property
+    def shown(self) -> str:
+        """The name as the shell has it: `--batch-size`, or `out` by position."""
+        return self.name if self.positional else option(self.name)
+
 
 def arguments(function: Callable[..., Any]) -> Iterator[Argument]:
     """The arguments of a command, in the order of its parameters."""
@@ -54,24 +66,24 @@ def arguments(function: Callable[..., Any]) -> Iterator[Argument]:
         if dataclasses.is_dataclass(kind):
             yield from _fields(kind)
         else:
-            positional = parameter.kind is not parameter.KEYWORD_ONLY and default is parameter.empty
+            positional = parameter.kind is not parameter.KEYWORD_ONLY and default is EMPTY
             yield Argument(name, kind, default, texts[name], positional=positional)
 
 
 def _fields(kind: Any) -> Iterator[Argument]:
     """The fields of a dataclass, part by part."""
-    found = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     for part in (*(base for base in kind.__bases__ if base is not object), kind):
         texts, title = _texts(part), (part.__doc__ or "").partition("\n")[0].removesuffix(".")
         for name in inspect.get_annotations(part):
-            field = found[name]
-            default = (
-                inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-            )
-            yield Argument(name, field.type, default, texts[name], title)
+            default = fields[name].default
+            default = EMPTY if default is dataclasses.MISSING else default
+            yield Argument(name, fields[name].type, default, texts[name], title)
 
 
 def _texts(documented: Any) -> dict[str, str]:
+    from docstring_parser import parse as parse_docstring
+
     parts = parse_docstring(documented.__doc__ or "").params
     return {part.arg_name: " ".join((part.description or "").split()) for part in parts}
 
@@ -90,183 +102,200 @@ def bound(function: Callable[..., Any], values: Mapping[str, Any], call: Call) -
     return taken
 
 
-def command_parser(function: Callable[..., Any]) -> "Parser":
-    """The parser of one command."""
-    parser = Parser(
+class Parser(argparse.ArgumentParser):
+    """Says in two lines what is wrong. It returns only what was given: `values` adds the rest."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+            **settings,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and ends the process with exit code 2."""
+        print(f"synthaug: error: {message}", file=sys.stderr)
+        print(f"(See `{self.prog} --help`.)", file=sys.stderr)
+        sys.exit(2)
+
+    def parse(self, words: Sequence[str]) -> dict[str, Any]:
+        """What the words give, by name; unknown options are refused with the nearest known one."""
+        given, unknown = self.parse_known_args(words)
+        if not unknown:
+            return vars(given)
+        options = [name for action in self._actions for name in action.option_strings]
+        for word in unknown:
+            if word.startswith("-"):
+                self.error(f"there is no option {word}.{meant(word.partition('=')[0], options)}")
+        self.error(f"Unexpected argument: {' '.join(unknown)}.")
+
+
+def command_parser(
+    function: Callable[..., Any], program: str, make: Callable[..., Parser] = Parser
+) -> Parser:
+    """The parser of one command; `make` is given how it is described."""
+    known = list(arguments(function))
+    placed = [
+        argument.name.upper() + (" ..." if argument.type == list[str] else "")
+        for argument in known
+        if argument.positional
+    ]
+    parser = make(
+        prog=program,
+        usage=" ".join([program, *placed, "[options]"]),
         description=(function.__doc__ or "").split("Args:")[0].replace("\n    ", "\n").strip(),
-        formatter_class=Formatter,
-        print_config=None,
-        allow_abbrev=False,
     )
     groups: dict[str, Any] = {"": parser}
-    for argument in arguments(function):
+    for argument in known:
         if argument.group not in groups:
             groups[argument.group] = parser.add_argument_group(argument.group)
         _add(groups[argument.group], argument)
     shared = parser.add_argument_group("Configuration and output")
-    shared.add_argument("--config", action="config", help=SHARED["config"])
+    shared.add_argument("--config", metavar="FILE", help=SHARED["config"])
     for name in ("print_config", "json"):
-        shared.add_argument(_option(name), action="store_true", help=SHARED[name])
+        shared.add_argument(option(name), action="store_true", help=SHARED[name])
     for name in ("verbose", "quiet"):
-        shared.add_argument(_option(name), f"-{name[0]}", action="store_true", help=SHARED[name])
+        shared.add_argument(f"-{name[0]}", option(name), action="store_true", help=SHARED[name])
     return parser
 
 
-def _option(name: str) -> str:
+def option(name: str) -> str:
+    """The option of a parameter: `batch_size` => `--batch-size`."""
     return "--" + name.replace("_", "-")
 
 
 def _add(group: Any, argument: Argument) -> None:
-    name, kind, text = argument.name, argument.type, argument.help
+    text = argument.help.replace("%", "%%")
     if argument.positional:
-        more = {"nargs": "+"} if kind == list[str] else {"type": kind}
-        group.add_argument(name, metavar=name.upper(), help=text, **more)
-    elif bool in _choices(kind):
-        action: Any = argparse.BooleanOptionalAction
-        added = group.add_argument(_option(name), action=action, default=argument.default)
-        added.help = text  # Python 3.12 and older would add the default
-    else:
-        given: dict[str, Any] = {"default": argument.default}
-        if argument.default is inspect.Parameter.empty:
-            given = {"required": True}
-        shown = metavar(kind, name)
-        group.add_argument(_option(name), type=kind, help=text, metavar=shown, **given)
+        nargs = "+" if argument.type == list[str] else None
+        added = group.add_argument(
+            argument.name, metavar=argument.name.upper(), help=text, nargs=nargs
+        )
+        added.required = False  # a configuration file may have it
+        return
+    if argument.default not in (EMPTY, None, False) and "by default" not in text:
+        text += f" (default: {argument.default})".replace("%", "%%")
+    how: dict[str, Any] = {"metavar": metavar(argument.type, argument.name)}
+    if bool in _choices(argument.type):
+        how = {"action": argparse.BooleanOptionalAction}
+    group.add_argument(option(argument.name), help=text, **how)
 
 
-def _choices(kind: Any) -> list[Any]:
-    """The types that a union consists of, without None."""
-    union = get_origin(kind) in (Union, types.UnionType)
-    return [one for one in (get_args(kind) if union else (kind,)) if one is not type(None)]
+def values(
+    parser: Parser, function: Callable[..., Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All arguments of a command, and the options of every command.
+
+    Args:
+        parser: The command's, which refuses what does not fit.
+        function: The command.
+        given: What the command line gives.
+    """
+    known = {argument.name: argument for argument in arguments(function)}
+    file = given.get("config")
+    config = {} if file is None else _config(parser, file, [*known, *SHARED])
+    stated = {**config, **given}
+    found: dict[str, Any] = {}
+    for name, argument in known.items():
+        if name in stated:
+            try:
+                found[name] = convert(argument.type, stated[name])
+            except (TypeError, ValueError):
+                expected = described(argument.type)
+                parser.error(f"{argument.shown} is {stated[name]}, expected {expected}.")
+        elif argument.default is not EMPTY:
+            found[name] = argument.default
+    if missing := [argument.shown for name, argument in known.items() if name not in found]:
+        parser.error(f"missing: {', '.join(missing)}.")
+    return found, {name: stated.get(name, False) for name in SHARED}
 
 
-def takes_numbers(kind: Any) -> bool:
-    """Whether several numbers may be given: `1.0,1.5` then means `[1.0, 1.5]`."""
-    listed = [get_args(one) for one in _choices(kind) if get_origin(one) in (list, tuple)]
-    return any(inner in (int, float) for parts in listed for inner in parts)
-
-
-def takes_lists_alone(kind: Any) -> bool:
-    """Whether a single number must be a list as well: `5` then means `[5]`."""
-    return all(get_origin(one) in (list, tuple) for one in _choices(kind))
-
-
-def metavar(kind: Any, name: str) -> str:
-    """What stands for a value on a help page: `FLOAT,...` where several may be given."""
-    text = name.rpartition("_")[2].upper()
-    plain = {int: "INT", float: "FLOAT", dict: "JSON"}
-    found: dict[str, None] = {}
-    for one in _choices(kind):
-        origin, inner = get_origin(one), get_args(one)
-        if origin is Literal:
-            found["{" + ",".join(map(str, inner)) + "}"] = None
-        elif origin in (list, tuple):
-            found.pop(plain.get(inner[0], text), None)
-            found[plain.get(inner[0], text) + ",..."] = None
-        else:
-            found[plain.get(origin or one, text)] = None
-    return "|".join(found)
-
-
-def described(kind: Any) -> str:
-    """What a value must be, for a message: "a number or several numbers ..."."""
-    plain = {int: "a whole number", float: "a number", dict: "a JSON object"}
-    several = {int: "whole numbers", float: "numbers"}
-    found = []
-    for one in _choices(kind):
-        origin, inner = get_origin(one), get_args(one)
-        if origin is Literal:
-            found.append(" or ".join(map(str, inner)))
-        elif origin in (list, tuple):
-            found.append(f"several {several.get(inner[0], 'names')} with commas between them")
-        else:
-            found.append(plain.get(origin or one, "text"))
-    return " or ".join(found)
-
-
-class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the example lines of a docstring, and shows what is left to show of types."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        default = action.default
-        plain = any(default is one for one in (None, False, argparse.SUPPRESS))
-        if not action.option_strings or plain or "by default" in text:
-            return text
-        return f"{text} (default: %(default)s)"
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return str(super()._format_action_invocation(action))
-        names = ", ".join(name for name in action.option_strings if not name.endswith("+"))
-        return names if action.nargs == 0 else f"{names} {action.metavar or action.dest.upper()}"
-
-
-class Parser(ArgumentParser):
-    """Says in two lines what is wrong, and which name was meant."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the message and ends the process with exit code 2."""
-        parser: Any = getattr(ex, "subcommand_parser", None) or self
-        found = re.match(r'(?:the following arguments are required: |expected ")([\w.-]+)', message)
-        for name in found[1].split(".")[:-1] if found else ():  # what the parser above complains of
-            parser = parser._subcommands_action.choices[name]
-        refuse(explained(message, parser), parser.prog)
-
-
-def refuse(message: str, program: str) -> NoReturn:
-    """Ends the process for arguments that do not fit."""
-    print(f"synthaug: error: {message}", file=sys.stderr)
-    print(f"(See `{program} --help`.)", file=sys.stderr)
-    sys.exit(2)
-
-
-def check_config(file: str, known: Sequence[str], program: str) -> None:
-    """Refuses names that a command does not know; what cannot be read is left to the parser."""
+def _config(parser: Parser, file: str, known: Sequence[str]) -> dict[str, Any]:
+    """The arguments in a YAML file; names that the command does not know are refused."""
     import yaml
 
     try:
         with open(file, encoding="utf-8") as stream:
             content = yaml.safe_load(stream)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parser.error(f"--config {file} cannot be read: {error}")
     if not isinstance(content, dict):
-        refuse(f"{file} must hold names and values, such as `seed: 1`.", program)
+        parser.error(f"{file} must hold names and values, such as `seed: 1`.")
     for name in map(str, content):
         if name.replace("-", "_") not in known:
-            refuse(f"{file}: there is no argument {name!r}.{_meant(name, known)}", program)
+            parser.error(f"{file}: there is no argument {name!r}.{meant(name, known)}")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
 
 
-def explained(message: str, parser: Any) -> str:
-    """An error of the parser in the words of this command line."""
-    actions = [action for action in parser._actions if action.dest != argparse.SUPPRESS]
-    named = {action.dest: action for action in actions}
-    options = [name for action in actions for name in action.option_strings]
-    if found := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
-        unknown = [word for word in found[1].split() if word.startswith("-")]
-        if not unknown:
-            return f"there is no use for {found[1]}; arguments by position are complete."
-        return f"there is no option {unknown[0]}.{_meant(unknown[0].partition('=')[0], options)}"
-    below = next((list(action.choices) for action in actions if action.nargs == "A..."), [])
-    commands = [name.replace("evaluate-", "evaluate ") for name in below]
-    if found := re.match(r"argument COMMAND: invalid choice: '([^']*)'", message):
-        near = _meant(found[1], commands)
-        return f"there is no command {found[1]!r}.{near} Commands: {', '.join(commands)}."
-    if re.match(r'expected "[\w.]+" to be one of .* not provided', message):
-        return f"missing: a command. Commands: {', '.join(commands)}."
-    if found := re.match(r"the following arguments are required: (.*)", message):
-        missing = [name.rpartition(".")[2] for name in found[1].split(", ")]
-        return f"missing: {', '.join(missing)}."
-    found = re.match(r'Parser key "(?:[\w-]+\.)*(\w+)":', message)
-    if not found or found[1] not in named:
-        return message
-    argument = named[found[1]]
-    name = argument.option_strings[0] if argument.option_strings else argument.metavar
-    kind = getattr(argument, "_typehint", None)
-    if kind and (value := re.search(r"(?:Given|Got) value: (.*)", message, re.DOTALL)):
-        return f"{name} is {value[1].strip()}, expected {described(kind)}."
-    return f"{name}: {message[found.end() :].strip()}"
+def convert(kind: Any, value: Any) -> Any:
+    """A word of the command line, or a value of a YAML file, as a value of the type.
+
+    Raises:
+        ValueError, TypeError: If it is none.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        for one in inner:
+            with suppress(TypeError, ValueError):
+                return convert(one, value)
+    elif origin is Literal:
+        return inner[[str(one) for one in inner].index(str(value))]
+    elif origin in (list, tuple):
+        if isinstance(value, str):
+            value = json.loads(value) if value.startswith("[") else value.split(",")
+        if isinstance(value, list):
+            kinds = inner if origin is tuple else inner * len(value)
+            return origin(convert(one, part) for one, part in zip(kinds, value, strict=True))
+    elif origin is dict:
+        content = json.loads(value) if isinstance(value, str) else value
+        return {convert(inner[0], name): convert(inner[1], content[name]) for name in dict(content)}
+    elif kind is Any or (isinstance(value, kind) and kind not in (int, float)):
+        return value
+    elif kind in (int, float) and type(value) in (int, str, kind):  # a bool is no number
+        return kind(value)
+    raise ValueError
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
+def _choices(kind: Any) -> list[Any]:
+    """The types that a union consists of, without None."""
+    union = get_origin(kind) in (Union, types.UnionType)
+    return [one for one in (get_args(kind) if union else (kind,)) if one is not types.NoneType]
+
+
+def metavar(kind: Any, name: str) -> str:
+    """What stands for a value on a help page: `FLOAT,...` where several may be given."""
+    text = name.rpartition("_")[2].upper()
+    shown: dict[str, None] = {}
+    for one in _choices(kind):
+        origin, inner = get_origin(one), get_args(one)
+        if origin is Literal:
+            shown["{" + ",".join(map(str, inner)) + "}"] = None
+        elif origin in (list, tuple):
+            several, _ = PLAIN.get(inner[0], (text, ""))
+            shown.pop(several, None)
+            shown[several + ",..."] = None
+        else:
+            shown[PLAIN.get(origin or one, (text, ""))[0]] = None
+    return "|".join(shown)
+
+
+def described(kind: Any) -> str:
+    """What a value must be, for a message: "a number or several numbers ..."."""
+    several = {int: "whole numbers", float: "numbers"}
+    texts = []
+    for one in _choices(kind):
+        origin, inner = get_origin(one), get_args(one)
+        if origin is Literal:
+            texts.append(" or ".join(map(str, inner)))
+        elif origin in (list, tuple):
+            texts.append(f"several {several.get(inner[0], 'names')} with commas between them")
+        else:
+            texts.append(PLAIN.get(origin or one, ("", "text"))[1])
+    return " or ".join(texts)
+
+
+def meant(name: str, known: Sequence[str]) -> str:
+    """Names the nearest known name, if one is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {near[0]}?" if near else ""
