@@ -23,7 +23,6 @@ import torch
 from markupsafe import Markup, escape
 
 from synthaug._audit import AuditReport, audit
-from synthaug._audit.page import STYLE, sections
 from synthaug._cache import SynthCache
 from synthaug._datasets import MixedDataset
 from synthaug._generate import generate
@@ -304,7 +303,7 @@ def demo(
     path = folder / "report.html"
     minutes = (time.monotonic() - started) / 60
     body = _body(real, guessed, right, cache, report, evaluation, training, settings, minutes)
-    write_text(path, page("synthaug demo", body, style=STYLE))
+    write_text(path, page("synthaug demo", body, style=report.STYLE))
     print()
     print(evaluation.table())
     print()
@@ -363,7 +362,8 @@ def _body(
             y_label="mean squared error",
         ),
         Markup("<h2>Are they copies?</h2>"),
-        sections(report),
+        Markup("<p><b>{}</b></p>").format(report.title),
+        report.html_sections(),
     ]
     return Markup("\n").join(parts)
 

@@ -1,23 +1,12 @@
 """The report as a page for people."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from synthaug._support.html import checked_uri, histogram, notebook, page, thumbnails
+from synthaug._support.html import checked_uri
 from synthaug._types import JSON
-
-if TYPE_CHECKING:
-    from synthaug._audit.report import AuditReport
-
-_TITLES = {
-    "pass": "No copies found, at the power below",
-    "fail": "Images too close to training images",
-    "inconclusive": "Inconclusive: copies might have gone unseen",
-}
 
 STYLE = """
 .verdict { border-left: 5px solid var(--open); padding: .2em 0 .2em 1em; }
@@ -42,32 +31,15 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def render(report: "AuditReport") -> str:
-    """The whole page as text."""
-    return page(f"Audit: {_TITLES[report.verdict]}", sections(report), style=STYLE)
+def sections(*, report: Any, **figures: Any) -> Markup:
+    """Fills the template: verdict, pairs, charts and tables, without a page around them.
 
+    Args:
+        report: An `AuditReport`.
+        figures: Whatever else the template names.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-def small(report: "AuditReport") -> str:
-    """Verdict, reasons and the closest pairs, for notebooks."""
-    parts: list[Markup | str] = list(report.reasons)
-    both = ("image", "train_image")
-    shown = [pair for pair in report.pairs if all(_picture(pair, key) for key in both)][:8]
-    if shown:
-        parts.append("The closest pairs: synthetic images, below them their training images.")
-        parts += [
-            thumbnails((pair[key], f"{name} {pair[row]}") for pair in shown)
-            for key, name, row in (
-                ("image", "synthetic", "row"),
-                ("train_image", "training", "train_row"),
-            )
-        ]
-    judged = int((report.tier >= 0).sum())
-    heading = f"{report.verdict}: {len(report.flagged):,} of {judged:,} images flagged"
-    return notebook(heading, *parts)
-
-
-def sections(report: "AuditReport") -> Markup:
-    """Verdict, pairs, charts and tables: without a page around them, for reports that hold more."""
     environment = Environment(
         loader=PackageLoader("synthaug._audit", "."),
         autoescape=True,
@@ -81,56 +53,8 @@ def sections(report: "AuditReport") -> Markup:
         "percent": _percent,
         "picture": _picture,
     }
-    body = environment.get_template("report.html.jinja").render(
-        report=report,
-        title=_TITLES[report.verdict],
-        judged=int((report.tier >= 0).sum()),
-        charts=_charts(report),
-        per_class=_per_class(report),
-        facts=_facts(report.settings),
-    )
-    return Markup(body)
-
-
-def _charts(report: "AuditReport") -> list[tuple[str, Markup]]:
-    charts = []
-    judged = report.tier >= 0
-    for j, name in enumerate(report.statistics):
-        series = {"synthetic": report.scores[judged, j], "hold-out": report.holdout_scores[:, j]}
-        series = {key: values for key, values in series.items() if len(values)}
-        if not series:
-            continue
-        caption = (
-            "aligned: distance to the most similar training image under the best alignment, over "
-            "the median distance to the others that were aligned."
-            if name == "aligned"
-            else f"{name}: distance to the nearest training image over the mean distance to the "
-            "next ones."
-        )
-        charts.append((caption, histogram(series, x_label=f"score, {name}")))
-    return charts
-
-
-def _per_class(report: "AuditReport") -> list[dict[str, Any]]:
-    """One line per class that has judged rows; nothing if classes are unknown."""
-    lines = []
-    for label in np.unique(report.labels[report.tier >= 0]).tolist():
-        if label < 0:
-            return []
-        rows = (report.labels == label) & (report.tier >= 0)
-        p = report.p_values[rows]
-        lines.append(
-            {
-                "name": report.classes[label] if report.classes else str(label),
-                "rows": int(rows.sum()),
-                "exact": int((report.tier[rows] == 1).sum()),
-                "calibrated": int((report.tier[rows] == 2).sum()),
-                "competed": int((report.tier[rows] == 3).sum()),
-                "median": float(np.median(report.scores[rows, 0])),
-                "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
-            }
-        )
-    return lines
+    template = environment.get_template("report.html.jinja")
+    return Markup(template.render(report=report, facts=_facts(report.settings), **figures))
 
 
 def _facts(settings: Mapping[str, JSON], prefix: str = "") -> list[tuple[str, str]]:

@@ -1,20 +1,19 @@
-"""The audit's report: a record that is its own file, as JSON for programs and HTML for people."""
+"""The audit's report: the verdict, what it rests on, and the closest pairs."""
 
-import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
-from synthaug._support.files import write_text
+from synthaug._audit import page
+from synthaug._support.html import Part, checked_uri, histogram, thumbnails
+from synthaug._support.report import Report, decode_array, decode_fields
 from synthaug._types import JSON
 from synthaug.errors import AuditError
-
-FORMAT = "synthaug-audit"
-FORMAT_VERSION = 1
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: dict[str, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -26,17 +25,27 @@ hold-out allows; closest to training images more often than chance has it."""
 _REAL = ("image", "train_image", "difference", "holdout_image")
 """Of a pair: real images, what resembles them, and the difference, which shows outlines."""
 
-_ROW_COLUMNS: dict[str, type] = {
-    "tier": np.int8,
-    "p_value": np.float64,
-    "q_value": np.float64,
-    "q_decoy": np.float64,
-    "decided_by": np.int64,
-    "neighbour": np.int64,
-    "neighbour_flipped": np.bool_,
-    "rmse": np.float64,
-    "label": np.int64,
+_TITLES = {
+    "pass": "No copies found, at the power below",
+    "fail": "Images too close to training images",
+    "inconclusive": "Inconclusive: copies might have gone unseen",
 }
+
+_ROWS = {
+    "tier": "tier",
+    "p_value": "p_values",
+    "q_value": "q_values",
+    "q_decoy": "q_decoy",
+    "decided_by": "decided_by",
+    "neighbour": "neighbours",
+    "neighbour_flipped": "neighbour_flipped",
+    "rmse": "rmse",
+    "label": "labels",
+}
+"""Columns with one entry per row, as files and data frames name them, and their fields."""
+
+_STATISTICS = ("scores", "distances", "holdout_scores", "holdout_distances")
+"""Fields with a column per statistic: files have a list for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +67,7 @@ class Power:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AuditReport:
+class AuditReport(Report):
     """What an audit found; made by `synthaug.audit`.
 
         report.verdict, report.reasons     # "pass", "fail" or "inconclusive", and why
@@ -68,6 +77,15 @@ class AuditReport:
 
     Arrays have one entry per row of the cache, N in all.
     """
+
+    _FORMAT = "synthaug-audit"
+    _FORMAT_VERSION = 1
+    _NOUN = "an audit report"
+    _REMEDY = "Check the name, or audit the cache again."
+    _ERROR = AuditError
+    _TITLE = "Audit"
+    STYLE = page.STYLE
+    _PRIVATE = True
 
     verdict: Verdict
     """`fail`: copies were found. `pass`: nothing was flagged, and copies would have been seen.
@@ -172,20 +190,90 @@ class AuditReport:
         """For scripts: 0 pass, 1 fail, 3 inconclusive."""
         return EXIT_CODES[self.verdict]
 
+    @property
+    def title(self) -> str:
+        """What the verdict means, in a few words."""
+        return f"{self._TITLE}: {_TITLES[self.verdict]}"
+
+    @property
+    def _judged(self) -> NDArray[np.bool_]:
+        return self.tier != NOT_JUDGED
+
+    def _headline(self) -> str:
+        judged = int(self._judged.sum())
+        return f"{self.verdict}: {len(self.flagged):,} of {judged:,} images flagged"
+
     def __repr__(self) -> str:
-        judged = int((self.tier != NOT_JUDGED).sum())
+        reasons = "\n".join(f"    {reason}" for reason in self.reasons)
+        return f"AuditReport({self._headline()})\n{reasons}"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _summary(self) -> list[Part]:
+        return [f"{self._headline()}.", *self.reasons]
+
+    def _pictures(self) -> list[Part]:
+        """Returns up to eight of the closest pairs."""
+        kinds = (("image", "synthetic", "row"), ("train_image", "training", "train_row"))
+        shown = [p for p in self.pairs if all(checked_uri(p.get(key)) for key, *_ in kinds)][:8]
         return (
-            f"AuditReport({self.verdict}: {len(self.flagged):,} of {judged:,} images flagged)\n"
-            + "\n".join(f"    {reason}" for reason in self.reasons)
+            [
+                "The closest pairs: synthetic images, below them their training images.",
+                *(
+                    thumbnails((pair[key], f"{name} {pair[row]}") for pair in shown)
+                    for key, name, row in kinds
+                ),
+            ]
+            if shown
+            else []
         )
 
-    def _repr_html_(self) -> str:
-        """For notebooks: the verdict, its reasons, and up to eight of the closest pairs."""
-        from synthaug._audit.page import small
+    def _columns(self) -> dict[str, Any]:
+        """Returns a row per synthetic image, with the columns of the JSON file."""
+        columns = {name: getattr(self, field) for name, field in _ROWS.items()}
+        for j, statistic in enumerate(self.statistics):
+            columns[f"score, {statistic}"] = self.scores[:, j]
+            columns[f"distance, {statistic}"] = self.distances[:, j]
+        return columns
 
-        return small(self)
+    def html_sections(self) -> Markup:
+        """Returns verdict, pairs, charts and tables, to go into a larger page."""
+        charts = []
+        for j, name in enumerate(self.statistics):
+            columns = {
+                "synthetic": self.scores[self._judged, j],
+                "hold-out": self.holdout_scores[:, j],
+            }
+            series = {key: values for key, values in columns.items() if len(values)}
+            if series:
+                charts.append((name, histogram(series, x_label=f"score, {name}")))
+        return page.sections(
+            report=self, judged=int(self._judged.sum()), charts=charts, per_class=self._by_class()
+        )
 
-    def to_json(self, path: str | os.PathLike[str], *, redact: bool = False) -> None:
+    def _by_class(self) -> list[dict[str, Any]]:
+        """Returns a line per class that has judged rows; nothing if classes are unknown."""
+        lines = []
+        for label in np.unique(self.labels[self._judged]).tolist():
+            if label < 0:
+                return []
+            rows = (self.labels == label) & self._judged
+            p = self.p_values[rows]
+            lines.append(
+                {
+                    "name": self.classes[label] if self.classes else str(label),
+                    "rows": int(rows.sum()),
+                    "exact": int((self.tier[rows] == EXACT).sum()),
+                    "calibrated": int((self.tier[rows] == CALIBRATED).sum()),
+                    "competed": int((self.tier[rows] == COMPETED).sum()),
+                    "median": float(np.median(self.scores[rows, 0])),
+                    "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
+                }
+            )
+        return lines
+
+    def to_json(self, path: str | os.PathLike[str], *, redact: bool = False) -> Path:
         """Writes the whole report. The file appears at once or not at all, readable by its owner.
 
         Args:
@@ -193,82 +281,9 @@ class AuditReport:
             redact: For a report that leaves the house: real images are left out, and flagged
                 synthetic ones, which look like real ones.
         """
-        if redact:
-            return self._redacted().to_json(path)
-        record = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "verdict": self.verdict,
-            "exit_code": self.exit_code,
-            "reasons": list(self.reasons),
-            "smallest_effect": self.smallest_effect,
-            "identity": self.identity,
-            "settings": self.settings,
-            "environment": self.environment,
-            "classes": list(self.classes),
-            "statistics": list(self.statistics),
-            "rows": {
-                "tier": _listed(self.tier),
-                "p_value": _listed(self.p_values),
-                "q_value": _listed(self.q_values),
-                "q_decoy": _listed(self.q_decoy),
-                "decided_by": _listed(self.decided_by),
-                "neighbour": _listed(self.neighbours),
-                "neighbour_flipped": _listed(self.neighbour_flipped),
-                "rmse": _listed(self.rmse),
-                "label": _listed(self.labels),
-            },
-            # One list per statistic, in the order of `statistics`.
-            "scores": [_listed(column) for column in self.scores.T],
-            "distances": [_listed(column) for column in self.distances.T],
-            "holdout_scores": [_listed(column) for column in self.holdout_scores.T],
-            "holdout_distances": [_listed(column) for column in self.holdout_distances.T],
-            "power": [asdict(p) for p in self.power],
-            "self_test": self.self_test,
-            "competition": self.competition,
-            "shift": self.shift,
-            "descriptive": list(self.descriptive),
-            "pairs": list(self.pairs),
-            "holdout_pairs": list(self.holdout_pairs),
-        }
-        write_text(path, json.dumps(record, allow_nan=False, indent=1), private=True)
+        return self._redacted().to_json(path) if redact else super().to_json(path)
 
-    @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> "AuditReport":
-        """Reads a report that `to_json` wrote.
-
-        Raises:
-            AuditError: There is no such file, or it is not a whole report of a known version.
-        """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise AuditError(
-                f"{path} does not exist. Check the name, or audit the cache first."
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise AuditError(f"{path} cannot be read: {error}.") from error
-        try:
-            record = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise AuditError(
-                f"{path} is not valid JSON: {error}. Audit the cache again."
-            ) from error
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise AuditError(f"{path} is not an audit report: it lacks `format: {FORMAT}`.")
-        if record.get("format_version") != FORMAT_VERSION:
-            raise AuditError(
-                f"{path} has format version {record.get('format_version')!r}, this version of "
-                f"synthaug reads {FORMAT_VERSION}. Audit the cache again."
-            )
-        try:
-            return _parsed(record)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise AuditError(
-                f"{path} is damaged: {type(error).__name__}: {error}. Audit the cache again."
-            ) from error
-
-    def to_html(self, path: str | os.PathLike[str], *, redact: bool = False) -> None:
+    def to_html(self, path: str | os.PathLike[str], *, redact: bool = False) -> Path:
         """Writes one self-contained page that opens from disk, offline; arguments as `to_json`.
 
         Raises:
@@ -276,16 +291,67 @@ class AuditReport:
         """
         from jinja2 import TemplateError
 
-        from synthaug._audit.page import render
-
         try:
-            text = render(self._redacted() if redact else self)
+            return self._redacted().to_html(path) if redact else super().to_html(path)
         except (TemplateError, KeyError, TypeError, ValueError) as error:
             # Only a report that was read from a file which somebody changed has such gaps.
             raise AuditError(
                 f"The report cannot be shown: {type(error).__name__}: {error}. Audit again."
             ) from error
-        write_text(path, text, private=True)
+
+    def _record(self) -> dict[str, Any]:
+        fields = super()._record()
+        rows = {column: fields.pop(name) for column, name in _ROWS.items()}
+        statistics = {name: list(fields.pop(name).T) for name in _STATISTICS}
+        head = ("identity", "settings", "environment", "classes", "statistics")
+        return {
+            "verdict": fields.pop("verdict"),
+            "exit_code": self.exit_code,
+            "reasons": fields.pop("reasons"),
+            "smallest_effect": self.smallest_effect,
+            **{name: fields.pop(name) for name in head},
+            "rows": rows,
+            **statistics,
+            **fields,
+        }
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any]) -> "AuditReport":
+        del record["exit_code"], record["smallest_effect"]  # follow from the rest
+        rows = record.pop("rows")
+        record |= {name: rows[column] for column, name in _ROWS.items()}
+        statistics: dict[str, Any] = {
+            name: np.stack([decode_array(np.float64, x, name) for x in record.pop(name)], axis=1)
+            for name in _STATISTICS
+        }
+        report = cls(**decode_fields(cls, record), **statistics)
+        report._check()
+        return report
+
+    def _check(self) -> None:
+        """Refuses what no audit has found.
+
+        Raises:
+            ValueError: If the parts of the report do not fit each other.
+        """
+        lengths = {column: len(getattr(self, name)) for column, name in _ROWS.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"columns of rows differ in length: {lengths}")
+        if not np.isin(self.tier, (NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED)).all():
+            raise ValueError("rows.tier holds an unknown tier")
+        if self.classes and len(self) and not self.labels.max() < len(self.classes):
+            raise ValueError(
+                f"rows.label holds {self.labels.max()}, there are {len(self.classes)} classes"
+            )
+        if self.verdict == ("pass" if len(self.flagged) else "fail"):
+            raise ValueError(f"verdict {self.verdict!r} does not fit the flagged rows")
+        for name in _STATISTICS:
+            if getattr(self, name).shape[1] != len(self.statistics):
+                raise ValueError(f"{name} does not hold {len(self.statistics)} columns")
+        if not len(self.scores) == len(self.distances) == len(self):
+            raise ValueError("scores, distances and rows differ in length")
+        if not (self.decided_by < len(self.statistics)).all():
+            raise ValueError("rows.decided_by names an unknown statistic")
 
     def _redacted(self) -> "AuditReport":
         def withheld(pair: dict[str, JSON]) -> dict[str, JSON]:
@@ -299,132 +365,3 @@ class AuditReport:
             ),
             holdout_pairs=tuple(withheld(pair) for pair in self.holdout_pairs),
         )
-
-
-def _listed(array: NDArray[Any]) -> list[JSON]:
-    """An array as a list in which NaN, which JSON does not have, is null."""
-    if array.dtype.kind != "f":
-        return array.tolist()
-    return [
-        x if finite else None for x, finite in zip(array.tolist(), np.isfinite(array), strict=True)
-    ]
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _floats(values: Any, what: str) -> NDArray[np.float64]:
-    for value in _typed(values, list, what):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{what} holds {value!r}, expected numbers or null")
-    array = np.array([np.nan if v is None else v for v in values], np.float64)
-    if np.isinf(array).any():
-        raise ValueError(f"{what} holds a number that is too large")
-    return array
-
-
-def _column(values: Any, dtype: type, what: str) -> NDArray[Any]:
-    if dtype is np.float64:
-        return _floats(values, what)
-    wanted: type = bool if dtype is np.bool_ else int
-    for value in _typed(values, list, what):
-        if type(value) is not wanted:
-            raise ValueError(f"{what} holds {value!r}, expected {wanted.__name__}")
-    return np.array(values, dtype)
-
-
-def _columns(values: Any, count: int, what: str) -> NDArray[np.float64]:
-    columns = [_floats(column, what) for column in _typed(values, list, what)]
-    if len(columns) != count or len({len(column) for column in columns}) != 1:
-        raise ValueError(f"{what} does not hold {count} columns of one length")
-    return np.stack(columns, axis=1)
-
-
-def _typed(value: Any, kind: type, what: str) -> Any:
-    if not isinstance(value, kind):
-        raise ValueError(f"{what} is {type(value).__name__}, expected {kind.__name__}")
-    return value
-
-
-def _texts(values: Any, what: str) -> tuple[str, ...]:
-    return tuple(_typed(v, str, what) for v in _typed(values, list, what))
-
-
-def _records(values: Any, what: str) -> tuple[dict[str, JSON], ...]:
-    return tuple(_typed(v, dict, what) for v in _typed(values, list, what))
-
-
-def _power(record: dict[str, Any]) -> Power:
-    shares = _floats([record["power"], record["found"]], "power")
-    needed = record["needed"]
-    if needed is not None:
-        needed = int(_column([needed], np.int64, "power.needed")[0])
-    return Power(
-        kind=_typed(record["kind"], str, "power.kind"),
-        required=_typed(record["required"], bool, "power.required"),
-        planted=int(_column([record["planted"]], np.int64, "power.planted")[0]),
-        power=float(shares[0]),
-        found=float(shares[1]),
-        needed=needed,
-    )
-
-
-def _parsed(record: dict[str, Any]) -> AuditReport:
-    table = _typed(record["rows"], dict, "rows")
-    rows = {
-        name: _column(table[name], dtype, f"rows.{name}") for name, dtype in _ROW_COLUMNS.items()
-    }
-    lengths = {name: len(column) for name, column in rows.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"columns of rows differ in length: {lengths}")
-    if not np.isin(rows["tier"], (NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED)).all():
-        raise ValueError("rows.tier holds an unknown tier")
-    classes = _texts(record["classes"], "classes")
-    if len(classes) and len(rows["label"]) and not rows["label"].max() < len(classes):
-        raise ValueError(
-            f"rows.label holds {rows['label'].max()}, there are {len(classes)} classes"
-        )
-    if record["verdict"] not in EXIT_CODES:
-        raise ValueError(f"verdict is {record['verdict']!r}")
-    flagged = bool((rows["tier"] > CLEAR).any())
-    if record["verdict"] == ("pass" if flagged else "fail"):
-        raise ValueError(f"verdict {record['verdict']!r} does not fit the flagged rows")
-    statistics = _texts(record["statistics"], "statistics")
-    scores, distances, holdout_scores, holdout_distances = (
-        _columns(record[name], len(statistics), name)
-        for name in ("scores", "distances", "holdout_scores", "holdout_distances")
-    )
-    if len(scores) != len(rows["tier"]) or distances.shape != scores.shape:
-        raise ValueError("scores, distances and rows differ in length")
-    if not (rows["decided_by"] < len(statistics)).all():
-        raise ValueError("rows.decided_by names an unknown statistic")
-    return AuditReport(
-        verdict=record["verdict"],
-        reasons=_texts(record["reasons"], "reasons"),
-        identity=_typed(record["identity"], dict, "identity"),
-        tier=rows["tier"],
-        p_values=rows["p_value"],
-        q_values=rows["q_value"],
-        q_decoy=rows["q_decoy"],
-        statistics=statistics,
-        scores=scores,
-        distances=distances,
-        decided_by=rows["decided_by"],
-        rmse=rows["rmse"],
-        neighbours=rows["neighbour"],
-        neighbour_flipped=rows["neighbour_flipped"],
-        labels=rows["label"],
-        classes=classes,
-        holdout_scores=holdout_scores,
-        holdout_distances=holdout_distances,
-        power=tuple(_power(p) for p in _records(record["power"], "power")),
-        self_test=_typed(record["self_test"], dict, "self_test"),
-        competition=_typed(record["competition"], dict, "competition"),
-        shift=_typed(record["shift"], dict, "shift"),
-        descriptive=_records(record["descriptive"], "descriptive"),
-        settings=_typed(record["settings"], dict, "settings"),
-        environment=_typed(record["environment"], dict, "environment"),
-        pairs=_records(record["pairs"], "pairs"),
-        holdout_pairs=_records(record["holdout_pairs"], "holdout_pairs"),
-    )

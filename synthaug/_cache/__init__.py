@@ -21,8 +21,8 @@ Readers map the file and gather a batch in one indexing call.
 """
 
 from synthaug._cache.exporting import export
+from synthaug._cache.facts import contact_sheet, info, info_text
 from synthaug._cache.format import FORMAT, FORMAT_VERSION, State
-from synthaug._cache.show import contact_sheet, info, info_text
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tools import check_sources, forget, import_images, merge
 

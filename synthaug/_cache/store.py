@@ -37,6 +37,7 @@ OutputType = Literal["pil", "pt", "np"]
 Fsync = Literal["never", "batch"]
 OnCorrupt = Literal["raise", "regenerate", "skip"]
 
+_THUMBNAILS = 24
 _BLOCK = 16 * 2**20  # bytes that are erased in one call
 
 
@@ -588,11 +589,13 @@ class SynthCache(Dataset[Any]):
     # Display
 
     def __repr__(self) -> str:
-        return _show.text(self)
+        return _show.text(self.path, self.image_shape, len(self.classes), self.state)
 
     def _repr_html_(self) -> str:
         """For notebooks: the text, and up to 24 images spread over the cache."""
-        return _show.page(self)
+        rows = _show.evenly(np.flatnonzero(self.done), _THUMBNAILS)
+        captions = [f"{row}: {self.classes[self.labels[row]]}" for row in rows.tolist()]
+        return _show.page(repr(self), self.read(rows), captions)
 
 
 def _row_numbers(indices: Any) -> Indices:

@@ -19,7 +19,7 @@ from synthaug._datasets.fractions import Balance, Filled, Share, Shares
 from synthaug._datasets.labels import ItemLabels
 from synthaug._datasets.log import ServedLog
 from synthaug._datasets.opening import StrPath, open_cache, open_report
-from synthaug._datasets.show import thumbnails
+from synthaug._datasets.show import notebook
 from synthaug._images.convert import Transform, like
 from synthaug._images.fields import Adapter, Fields, JustImages, as_dataset, class_indices
 from synthaug._images.foreign import leaves, without_transforms
@@ -421,7 +421,7 @@ class MixedDataset(Dataset[Any]):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return thumbnails(self)
+        return notebook(self)
 
 
 def _items(dataset: Any, indices: list[int]) -> list[Any]:

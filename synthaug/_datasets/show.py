@@ -4,26 +4,22 @@ from typing import Any
 
 import numpy as np
 
+from synthaug._cache.show import evenly
 from synthaug._pixels import to_pil
+from synthaug._support.html import Part, blocks, data_uri, preformatted, thumbnails
 
 _THUMBNAILS = 24
 
 
-def thumbnails(mixed: Any) -> str:
+def notebook(mixed: Any) -> str:
     """HTML: the text, and up to 24 images of this epoch, half of them synthetic."""
-    from markupsafe import escape
-
-    from synthaug._support.html import data_uri
-
     made = mixed.synthetic_rows() >= 0
-    figures = []
+    parts: list[Part] = [preformatted(repr(mixed))]
     for kind, indices in (("real", np.flatnonzero(~made)), ("synthetic", np.flatnonzero(made))):
-        count = min(_THUMBNAILS // 2, len(indices))
-        chosen = indices[np.linspace(0, len(indices) - 1, count).astype(np.int64)]
-        images = "".join(
-            f'<img src="{data_uri(to_pil(mixed.read([i])[0]))}" style="width:64px;margin:1px;'
-            f'image-rendering:pixelated" title="{escape(mixed.classes[label])}">'
-            for i, label in zip(chosen.tolist(), mixed.labels[chosen].tolist(), strict=True)
+        chosen = evenly(indices, _THUMBNAILS // 2)
+        pictures = (
+            (data_uri(to_pil(mixed.read([i])[0])), mixed.classes[mixed.labels[i]])
+            for i in chosen.tolist()
         )
-        figures.append(f"<div>{kind}<br>{images}</div>" if count else "")
-    return f"<pre>{escape(repr(mixed))}</pre>{''.join(figures)}"
+        parts += [kind, thumbnails(pictures)] if len(chosen) else []
+    return str(blocks(*parts))

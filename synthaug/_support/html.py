@@ -112,16 +112,49 @@ def thumbnails(pictures: Iterable[tuple[object, str]], *, width: int = 64) -> Ma
     return Markup("<div>{}</div>").format(Markup("").join(images))
 
 
-def notebook(heading: str, *parts: Markup | str) -> str:
+Part = Markup | str | list[list[str]]
+"""Markup as it is, text that becomes a paragraph, or a table of text cells, header first."""
+
+
+def blocks(*parts: Part) -> Markup:
+    """Joins parts, one below the other; text is escaped."""
+    shown = []
+    for part in parts:
+        if isinstance(part, list):
+            part = table(part[0], part[1:])
+        elif not isinstance(part, Markup):
+            part = Markup("<p>{}</p>").format(part)
+        shown.append(part)
+    return Markup("\n").join(shown)
+
+
+def heading(text: str) -> Markup:
+    """Begins a section of a page."""
+    return Markup("<h2>{}</h2>").format(text)
+
+
+def preformatted(text: str) -> Markup:
+    """Shows text with its own line breaks; it is escaped."""
+    return Markup("<pre>{}</pre>").format(text)
+
+
+def facts(groups: Mapping[str, Mapping[str, Any] | None]) -> Markup:
+    """Tabulates settings and their values; those of a group with a name as "group, setting"."""
+    rows = [
+        [f"{group}, {name}" if group else name, str(value)]
+        for group, values in groups.items()
+        for name, value in (values or {}).items()
+    ]
+    return table(["setting", "value"], rows, text_columns=1)
+
+
+def notebook(heading: str, *parts: Part) -> str:
     """What a notebook shows of an object: a line in bold, then text, tables and thumbnails.
 
     Without styles of its own, since it lands in the middle of somebody else's page. Text is
     escaped.
     """
-    lines = [
-        part if isinstance(part, Markup) else Markup("<p>{}</p>").format(part) for part in parts
-    ]
-    return str(Markup("<div><p><b>{}</b></p>{}</div>").format(heading, Markup("").join(lines)))
+    return str(Markup("<div><p><b>{}</b></p>{}</div>").format(heading, blocks(*parts)))
 
 
 def histogram(

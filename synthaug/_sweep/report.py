@@ -1,6 +1,5 @@
 """What a sweep found: a table, the chosen setting, a plot."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,14 +7,19 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from markupsafe import Markup
 
-from synthaug._support.files import write_text
+from synthaug._support.html import Line, Part, blocks, facts, heading, line_chart
+from synthaug._support.report import Report
 from synthaug._sweep.settings import Setting
 from synthaug._types import JSON
-from synthaug.errors import DataError
-from synthaug.evaluation._quality import Scores, text_table
+from synthaug.evaluation._quality import Scores
 
-FORMAT = "synthaug-sweep"
+_MOST_LINES = 6
+_COST, _BEST = "network evaluations per image", "Fréchet distance, best up to there"
+
+Curves = dict[str, tuple[list[float], list[float]]]
+"""x and y of lines, by name."""
 
 
 @final
@@ -43,7 +47,7 @@ class SweepRow:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SweepReport:
+class SweepReport(Report):
     """Both stages of a sweep; made by `synthaug.sweeps.sweep`.
 
         print(report)
@@ -52,6 +56,11 @@ class SweepReport:
 
     Everything was chosen on the validation split.
     """
+
+    _FORMAT = "synthaug-sweep"
+    _NOUN = "the report of a sweep"
+    _REMEDY = "Run the sweep again: settings that are done are not drawn anew."
+    _TITLE = "Sampling parameters"
 
     coarse: list[SweepRow]
     """First stage, in the order of the grid."""
@@ -145,60 +154,107 @@ class SweepReport:
         split = f"the validation split ({self.validation['name']})"
         return f"Chosen by {by} on {split}, {compared}: {chosen}."
 
-    def __str__(self) -> str:
-        stages = [s for s in ("coarse", "fine") if getattr(self, s)]
-        parts = [text_table(self.rows(stage)) + "\n" + self.caption(stage) for stage in stages]
-        return "\n\n".join([*parts, self.verdict()])
+    def _stages(self) -> list[str]:
+        return [stage for stage in ("coarse", "fine") if getattr(self, stage)]
 
-    def _repr_html_(self) -> str:
-        from synthaug._support.html import notebook, table
+    def _summary(self) -> list[Part]:
+        parts: list[Part] = []
+        for stage in self._stages():
+            parts += [self.rows(stage), self.caption(stage)]
+        return [*parts, self.verdict()]
 
-        parts = []
-        for stage in ("coarse", "fine"):
-            if getattr(self, stage):
-                header, *rows = self.rows(stage)
-                parts += [table(header, rows), self.caption(stage)]
-        return notebook(self.verdict(), *parts)
+    def _columns(self) -> dict[str, Any]:
+        """Returns a row per setting of either stage; `cas` is the mean over the seeds."""
+        rows = [
+            {
+                "stage": stage,
+                **row.setting,
+                "images": row.images,
+                "evaluations": row.evaluations,
+                **asdict(row.scores),
+                "cas": float(np.mean(row.cas)) if row.cas else None,
+            }
+            for stage in self._stages()
+            for row in getattr(self, stage)
+        ]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: [row.get(name) for row in rows] for name in names}
 
-    def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Writes one self-contained page that opens from disk, offline."""
-        from synthaug._sweep.show import render
+    def html_sections(self) -> Markup:
+        """Returns the choice, a table and charts of both stages, and settings."""
+        best = self._best_by_cost()
+        lines = [Line(name=name, x=x, y=y) for name, (x, y) in best.items()]
+        parts: list[Part] = [
+            Markup("<p><b>{}</b></p>").format(self.verdict()),
+            heading("First stage: all parameters"),
+            self.rows("coarse"),
+            self.caption("coarse"),
+            line_chart(lines[:_MOST_LINES], x_label=_COST, y_label=_BEST),
+        ]
+        if self.fine:
+            parts += [heading("Second stage: guidance"), self.rows("fine"), self.caption("fine")]
+            parts += [
+                line_chart([Line(name=name, x=x, y=y)], x_label="guidance_scale", y_label=name)
+                for name, (x, y) in self._by_guidance().items()
+            ]
+        settings = {
+            "validation": self.validation,
+            "features": self.extractor,
+            "classifier": self.classifier,
+        }
+        return blocks(*parts, heading("How it was done"), facts(settings))
 
-        return write_text(path, render(self))
+    def _best_by_cost(self) -> Curves:
+        """For each scheduler the evaluations per image, ascending, and the best distance so far."""
+        found: dict[str, dict[float, float]] = {}
+        for row in self.coarse:
+            best = found.setdefault(str(row.setting.get("scheduler", "all")), {})
+            best[row.evaluations] = min(row.frechet_distance, best.get(row.evaluations, np.inf))
+        costs = {name: sorted(best) for name, best in found.items()}
+        return {
+            name: (x, np.minimum.accumulate([found[name][cost] for cost in x]).tolist())
+            for name, x in costs.items()
+        }
+
+    def _by_guidance(self) -> Curves:
+        """Returns what the second stage measured, against guidance."""
+        rows = sorted(self.fine, key=lambda row: float(row.setting["guidance_scale"]))
+        x = [float(row.setting["guidance_scale"]) for row in rows]
+        found = {"Fréchet distance": (x, [row.frechet_distance for row in rows])}
+        if all(row.scores.inception_score is not None for row in rows):
+            found["inception score"] = (x, [float(row.scores.inception_score or 0) for row in rows])
+        if all(row.cas for row in rows):
+            found["CAS in percent"] = (x, [100 * float(np.mean(row.cas or [0])) for row in rows])
+        return found
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Writes a figure, as PNG, SVG or PDF by the name's ending."""
-        from synthaug._sweep.show import plot
+        """Writes a figure, as PNG, SVG or PDF by the name's ending: quality against cost, guidance.
 
-        return plot(self, path)
-
-    def to_json(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the whole report."""
-        record = {"format": FORMAT, **asdict(self)}
-        return write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-
-    @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> "SweepReport":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            DataError: If it is missing, damaged, or something else.
+        Args:
+            path: File to write; its folder is made if it is missing.
         """
-        try:
-            record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            if record.pop("format") != FORMAT:
-                raise ValueError("it has another format")
-            for stage in ("coarse", "fine"):
-                record[stage] = [row_from_json(row) for row in record[stage]]
-            record["floors"] = {k: Scores(**v) for k, v in record["floors"].items()}
-            return cls(**record)
-        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{os.fspath(path)} is not the report of a sweep ({error}).") from error
+        from matplotlib.figure import (
+            Figure,
+        )  # without pyplot, which keeps figures and opens windows
 
-
-def row_from_json(record: dict[str, Any]) -> SweepRow:
-    """A row out of the dict that `dataclasses.asdict` made of it."""
-    return SweepRow(**{**record, "scores": Scores(**record["scores"])})
+        second = self._by_guidance() if self.fine else {}
+        figure = Figure(figsize=(4.2 * (1 + len(second)), 3.4), layout="constrained")
+        axes = np.atleast_1d(np.asarray(figure.subplots(1, 1 + len(second))))
+        for name, (x, y) in self._best_by_cost().items():
+            axes[0].plot(x, y, marker="o", label=name)
+        axes[0].set_xlabel(_COST)
+        axes[0].set_ylabel(_BEST)
+        axes[0].legend(fontsize=8)
+        for axis, (name, (x, y)) in zip(axes[1:], second.items(), strict=True):
+            axis.plot(x, y, marker="o")
+            axis.set_xlabel("guidance_scale")
+            axis.set_ylabel(name)
+        for axis in axes:
+            axis.grid(alpha=0.3)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target, dpi=120)
+        return target
 
 
 def percent(accuracies: Sequence[float] | None) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ from synthaug._noise import counter_rng
 from synthaug._plan import settings_digest
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
-from synthaug._sweep.report import SweepReport, SweepRow, row_from_json
+from synthaug._support.report import decode, encode
+from synthaug._sweep.report import SweepReport, SweepRow
 from synthaug._sweep.settings import (
     Setting,
     Trial,
@@ -304,7 +305,7 @@ class _Work:
         )
         path = self.folder / "settings" / f"{trial.stem}-{key[:8]}.json"
         if path.exists():
-            return row_from_json(json.loads(path.read_text(encoding="utf-8")))
+            return decode(SweepRow, json.loads(path.read_text(encoding="utf-8")))
         cache = self.cache(trial)
         rows = self._some(cache, np.flatnonzero(cache.done), n, 0)
         scores = self._scores(cache, rows, n, spaces, trial.stem)
@@ -314,7 +315,7 @@ class _Work:
             evaluations=trial.evaluations,
             scores=scores,
         )
-        write_text(path, json.dumps(asdict(found), allow_nan=False))
+        write_text(path, encode(found))
         return found
 
     def floor(self, n: int, spaces: tuple[Extractor, Extractor]) -> Scores:

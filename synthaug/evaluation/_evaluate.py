@@ -1,11 +1,11 @@
 """`evaluate`: checks first, then one run per arm and seed, kept as soon as it is done."""
 
+import json
 import logging
 import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import Dataset
 
 from synthaug._support.devices import choose_device
-from synthaug._support.files import check_folder
+from synthaug._support.files import check_folder, write_text
 from synthaug._support.progress import bar
+from synthaug._support.report import decode, encode
 from synthaug.errors import DataError
 from synthaug.evaluation._arms import Arm
 from synthaug.evaluation._augment import Augment, standard_augment
@@ -22,7 +23,7 @@ from synthaug.evaluation._classifiers import Builder
 from synthaug.evaluation._fit import settings_of
 from synthaug.evaluation._inputs import Inputs, check_overlap
 from synthaug.evaluation._job import Job
-from synthaug.evaluation._report import EvaluationReport, Run, read_json, run_from_json, write_json
+from synthaug.evaluation._report import EvaluationReport, Run
 
 logger = logging.getLogger("synthaug")
 
@@ -143,7 +144,7 @@ def evaluate(
             shown.set_description(f"{name}, seed {seed}")
             runs[name, seed] = job.run(name, seed, advance=shown.update)
             if files:
-                write_json(files[name, seed], asdict(runs[name, seed]))
+                write_text(files[name, seed], encode(runs[name, seed], indent=1))
     return EvaluationReport(
         runs=[runs[name, seed] for name in given for seed in seed_list],
         classes=list(inputs.classes),
@@ -196,6 +197,6 @@ def _slug(arm: str) -> str:
 
 def _stored(path: Path) -> Run:
     try:
-        return run_from_json(read_json(path))
-    except (KeyError, TypeError, ValueError) as error:
+        return decode(Run, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is no run of an evaluation: {error!r}. Delete it.") from error

@@ -4,45 +4,50 @@ A generator that is guided weakly, or embeddings that are perturbed strongly, gi
 class now and then. What classifiers disagree with is withheld: counted and recorded, not deleted.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
 from synthaug._images.foreign import classes_of
 from synthaug._support.devices import choose_device
+from synthaug._support.html import Part, blocks, facts, heading, histogram
+from synthaug._support.report import Report, decode_array
 from synthaug._types import JSON, Features, Labels
 from synthaug.errors import AuditError, MismatchError
 from synthaug.evaluation._predict import class_probabilities
 
-_FORMAT = "synthaug label check"
-
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LabelCheck:
+class LabelCheck(Report):
     """Which synthetic images classifiers take for their class.
 
         check = synthaug.evaluation.check_labels(cache, real, percentile=10)
         mixed = MixedDataset(real, cache, audit=check.with_audit(report), fraction=0.5)
 
     It stands wherever an audit's report does. Without one its verdict is "inconclusive": whether
-    the images are copies was not asked.
+    the images are copies was not asked. What an audit added is not part of the JSON file.
     """
+
+    _FORMAT = "synthaug label check"
+    _NOUN = "a label check"
+    _REMEDY = "Check the labels again."
+    _ERROR = AuditError
+    _TITLE = "Labels of synthetic images"
+    _INDENT = None
 
     identity: dict[str, JSON]
     """Of the cache that was judged."""
     classes: tuple[str, ...]
     labels: Labels
     """Class of every row, int64 (N,)."""
-    scores: Features
+    scores: NDArray[np.float32]
     """Mean probability that the classifiers give to the row's label, float32 (N,); NaN for rows
     that were not done."""
     withheld: NDArray[np.bool_]
@@ -87,44 +92,59 @@ class LabelCheck:
         lines += [f"  {name}: {n:,} of {total:,}" for name, (n, total) in self.counts.items()]
         return "\n".join(lines)
 
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Writes the check; what an audit added is not part of it."""
-        record = {
-            "format": _FORMAT,
-            "identity": self.identity,
-            "classes": list(self.classes),
-            "settings": self.settings,
-            "counts": {name: list(pair) for name, pair in self.counts.items()},
-            "labels": self.labels.tolist(),
-            "scores": [None if np.isnan(x) else round(float(x), 6) for x in self.scores],
-            "withheld": np.flatnonzero(self.withheld).tolist(),
+    def _summary(self) -> list[Part]:
+        header = ["class", "withheld", "judged", "median probability"]
+        rows = []
+        for c, (name, (withheld, judged)) in enumerate(self.counts.items()):
+            scores = self.scores[np.isfinite(self.scores) & (self.labels == c)]
+            median = f"{np.median(scores):.3f}" if len(scores) else "-"
+            rows.append([name, f"{withheld:,}", f"{judged:,}", median])
+        return [str(self).splitlines()[0] + ".", [header, *rows]]
+
+    def _columns(self) -> dict[str, Any]:
+        """Returns a row per row of the cache; the score of rows that were not done is NaN."""
+        return {
+            "class": np.array(self.classes, object)[self.labels],
+            "score": self.scores,
+            "withheld": self.withheld,
+            "passed": self.passed,
         }
-        Path(path).write_text(json.dumps(record) + "\n")
+
+    def html_sections(self) -> Markup:
+        """Returns the table, a histogram of the probabilities, and settings."""
+        scores = {
+            name: values
+            for name, rows in (("kept", ~self.withheld), ("withheld", self.withheld))
+            if len(values := self.scores[rows & np.isfinite(self.scores)])
+        }
+        label = "probability of the image's own label"
+        return blocks(
+            *self._summary(),
+            *([histogram(scores, x_label=label)] if scores else []),
+            heading("How it was done"),
+            facts({"": self.settings}),
+        )
+
+    def _record(self) -> dict[str, Any]:
+        """Returns the check without an audit; probabilities keep six digits."""
+        return {
+            "identity": self.identity,
+            "classes": self.classes,
+            "settings": self.settings,
+            "counts": self.counts,
+            "labels": self.labels,
+            "scores": np.array([round(float(x), 6) for x in self.scores]),
+            "withheld": np.flatnonzero(self.withheld),
+        }
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> "LabelCheck":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            AuditError: If it is missing, damaged, or something else.
-        """
-        try:
-            record = json.loads(Path(path).read_text())
-            if record["format"] != _FORMAT:
-                raise ValueError(f"its format is {record['format']!r}")
-            scores = [np.nan if x is None else float(x) for x in record["scores"]]
-            withheld = np.zeros(len(scores), bool)
-            withheld[record["withheld"]] = True
-            return cls(
-                identity=dict(record["identity"]),
-                classes=tuple(record["classes"]),
-                labels=np.array(record["labels"], np.int64),
-                scores=np.array(scores, np.float32),
-                withheld=withheld,
-                settings=dict(record["settings"]),
-            )
-        except (OSError, LookupError, TypeError, ValueError) as error:
-            raise AuditError(f"{os.fspath(path)} is not a label check ({error}).") from error
+    def _from_record(cls, record: dict[str, Any]) -> "LabelCheck":
+        del record["counts"]
+        if len(record["scores"]) != len(record["labels"]):
+            raise ValueError("labels and scores differ in length")
+        withheld = np.zeros(len(record["labels"]), bool)
+        withheld[decode_array(np.int64, record["withheld"], "withheld")] = True
+        return super()._from_record({**record, "withheld": withheld.tolist()})
 
 
 def check_labels(

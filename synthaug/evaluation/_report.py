@@ -1,24 +1,33 @@
 """What an evaluation found: one record per run, and what the runs say together."""
 
-import json
 import os
 import textwrap
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from synthaug._support.files import write_text
+from synthaug._support.html import (
+    Line,
+    Part,
+    blocks,
+    dot_chart,
+    facts,
+    heading,
+    line_chart,
+    table,
+)
+from synthaug._support.report import Report, text_table
 from synthaug._types import JSON
-from synthaug.errors import DataError
-from synthaug.evaluation._show import html_page, html_sections, html_table, plot
 
-FORMAT = "synthaug-evaluation"
-FORMAT_VERSION = 1
+_PER_CHART = 6  # more lines cannot be told apart
+
+Curve: TypeAlias = Literal["loss_curve", "validation_curve"]
 
 
 @final
@@ -69,7 +78,7 @@ class Difference:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class EvaluationReport:
+class EvaluationReport(Report):
     """Test accuracies of classifiers trained on different arms for equal optimiser steps.
 
         print(report.table())
@@ -80,8 +89,14 @@ class EvaluationReport:
     Accuracies are shares in [0, 1]; tables have them in percent.
     """
 
-    runs: list[Run]
-    """All runs, arm by arm."""
+    _FORMAT = "synthaug-evaluation"
+    _FORMAT_VERSION = 1
+    _NOUN = "an evaluation report"
+    _REMEDY = "Evaluate again: runs that are done are kept in their folder."
+    _TITLE = "Evaluation"
+
+    baseline: str
+    """The arm that the others are compared with."""
     classes: list[str]
     """Class names."""
     settings: dict[str, JSON]
@@ -89,8 +104,8 @@ class EvaluationReport:
     arms: dict[str, dict[str, JSON]]
     """For each arm its number of `images`, how they were augmented (`augment`), and what an audit
     said about its synthetic ones (`synthetic`)."""
-    baseline: str
-    """The arm that the others are compared with."""
+    runs: list[Run]
+    """All runs, arm by arm."""
 
     @property
     def arm_names(self) -> list[str]:
@@ -149,22 +164,15 @@ class EvaluationReport:
 
     def table(self) -> str:
         """A text table, in percent: mean ± standard deviation, and gain ± its standard error."""
-        rows = self.rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = []
-        for name, *cells in rows:
-            right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-            lines.append("  ".join([name.ljust(widths[0]), *right]).rstrip())
-        lines.insert(1, "-" * max(map(len, lines)))
         notes = [textwrap.fill(text, 79) for text in (self.caption(), *self.synthetic_notes())]
-        return "\n".join([*lines, "", *notes])
+        return "\n".join([text_table(self.rows(), rule=True), "", *notes])
 
     def synthetic_notes(self) -> list[str]:
         """One line on every pool of synthetic images: how many, and what an audit said."""
         arms: dict[str, list[str]] = {}
-        for name, facts in self.arms.items():
-            if facts.get("synthetic"):
-                arms.setdefault(str(facts["synthetic"]), []).append(repr(name))
+        for name, arm in self.arms.items():
+            if arm.get("synthetic"):
+                arms.setdefault(str(arm["synthetic"]), []).append(repr(name))
         return [f"Synthetic images of {', '.join(who)}: {text}." for text, who in arms.items()]
 
     def caption(self) -> str:
@@ -201,85 +209,142 @@ class EvaluationReport:
     def __str__(self) -> str:
         return self.table()
 
-    def _repr_html_(self) -> str:
-        return str(html_table(self))
+    def _summary(self) -> list[Part]:
+        return [self.rows(), self.caption(), *self.synthetic_notes()]
+
+    def _columns(self) -> dict[str, Any]:
+        """Returns a row per run; curves are left out, and classes have a column each."""
+        names = [field.name for field in fields(Run) if not str(field.type).startswith("list")]
+        by_class = {
+            f"accuracy, {name}": [run.class_accuracies[c] for run in self.runs]
+            for c, name in enumerate(self.classes)
+        }
+        return {name: [getattr(run, name) for run in self.runs] for name in names} | by_class
 
     def html_sections(self) -> Markup:
-        """Table, charts, accuracy by class and settings, to go into a larger page."""
-        return html_sections(self)
-
-    def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the report, atomically, as one HTML file that loads nothing from elsewhere."""
-        return write_text(path, html_page(self))
-
-    def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Writes a figure, as PNG, SVG or PDF by the name's ending: accuracies and curves."""
-        return plot(self, path)
-
-    def to_json(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the report, atomically, as JSON that `from_json` reads."""
-        return write_json(
-            path,
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "baseline": self.baseline,
-                "classes": self.classes,
-                "settings": self.settings,
-                "arms": self.arms,
-                "runs": [asdict(run) for run in self.runs],
-            },
+        """Returns table, charts, accuracy by class and settings, to go into a larger page."""
+        percent = {arm: 100 * self.accuracies(arm) for arm in self.arm_names}
+        notes = [
+            Markup("<p><small>{}</small></p>").format(text)
+            for text in (self.caption(), *self.synthetic_notes())
+        ]
+        parts: list[Part] = [
+            self.rows(),
+            *notes,
+            dot_chart(percent, x_label="test accuracy in percent, one dot per seed"),
+        ]
+        if any(run.validation_curve for run in self.runs):
+            parts.append(heading("Validation accuracy while training"))
+            parts += self._charts("validation_curve", "accuracy in percent", scale=100)
+        parts.append(heading("Training loss"))
+        parts += self._charts("loss_curve", "cross entropy", scale=1)
+        arms = [
+            [
+                name,
+                arm["images"],
+                f"{np.mean([run.seconds for run in self.of(name)]):,.1f}",
+                arm["augment"],
+            ]
+            for name, arm in self.arms.items()
+        ]
+        return blocks(
+            *parts,
+            heading("Accuracy by class"),
+            table(["class", *self.arm_names], self._by_class()),
+            heading("How it was done"),
+            facts({"": {**self.settings, "baseline": self.baseline}}),
+            table(["arm", "images", "seconds per run", "augmentation"], arms, text_columns=1),
         )
 
-    @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> "EvaluationReport":
-        """Reads a report that `to_json` wrote.
+    def _charts(self, curve: Curve, y_label: str, *, scale: float) -> list[Markup]:
+        lines = []
+        for arm in self.arm_names:
+            steps, mean, spread = _mean_curve(self.of(arm), curve)
+            if len(steps):
+                mean, spread = scale * mean, scale * spread
+                lines.append(Line(name=arm, x=steps, y=mean, low=mean - spread, high=mean + spread))
+        rest = iter(lines)
+        charts = []
+        while group := list(islice(rest, _PER_CHART)):
+            charts.append(line_chart(group, x_label="optimiser step", y_label=y_label))
+        return charts
 
-        Raises:
-            DataError: If the file is not such a report.
+    def _by_class(self) -> list[list[str]]:
+        rows = []
+        for c, name in enumerate(self.classes):
+            cells = []
+            for arm in self.arm_names:
+                accuracies = [run.class_accuracies[c] for run in self.of(arm)]
+                tested = [accuracy for accuracy in accuracies if accuracy is not None]
+                cells.append(f"{100 * np.mean(tested):.1f}" if tested else "no test image")
+            rows.append([name, *cells])
+        return rows
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a figure, as PNG, SVG or PDF by the name's ending.
+
+        Accuracies with mean and spread are to the left, curves to the right.
+
+        Args:
+            path: File to write; its folder is made if it is missing.
         """
-        data = read_json(path)
-        if data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
-            raise DataError(
-                f"{path} is not an evaluation report of version {FORMAT_VERSION}: its format is "
-                f"{data.get('format')!r}, version {data.get('format_version')!r}."
+        from matplotlib.figure import (
+            Figure,
+        )  # without pyplot, which keeps figures and opens windows
+
+        arms = self.arm_names
+        figure = Figure(figsize=(11, 1.6 + 0.5 * max(4, len(arms))), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        curve: Curve = (
+            "validation_curve" if any(r.validation_curve for r in self.runs) else "loss_curve"
+        )
+        for row, arm in enumerate(arms):
+            values = 100 * self.accuracies(arm)
+            std = self.std(arm)
+            color = f"C{row % 10}"
+            left.scatter(values, np.full(len(values), row), s=18, color=color, alpha=0.6, zorder=3)
+            left.errorbar(
+                values.mean(),
+                row,
+                xerr=None if std is None else 100 * std,
+                fmt="|",
+                markersize=16,
+                color=color,
+                capsize=3,
             )
-        try:
-            return cls(
-                runs=[run_from_json(run) for run in data["runs"]],
-                classes=data["classes"],
-                settings=data["settings"],
-                arms=data["arms"],
-                baseline=data["baseline"],
+            steps, mean, spread = _mean_curve(self.of(arm), curve)
+            scale = 100 if curve == "validation_curve" else 1
+            right.plot(steps, scale * mean, color=color, label=arm)
+            right.fill_between(
+                steps,
+                scale * (mean - spread),
+                scale * (mean + spread),
+                color=color,
+                alpha=0.15,
+                lw=0,
             )
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path} is a damaged evaluation report: {error!r}.") from error
+        left.set_yticks(range(len(arms)), arms)
+        left.set_ylim(len(arms) - 0.5, -0.5)
+        left.set_xlabel("test accuracy in percent: seeds, mean ± standard deviation")
+        left.grid(axis="x", alpha=0.3)
+        right.set_xlabel("optimiser step")
+        right.set_ylabel(
+            "validation accuracy in percent" if curve == "validation_curve" else "training loss"
+        )
+        right.grid(alpha=0.3)
+        right.legend(fontsize=8)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target, dpi=120)
+        return target
 
 
-def run_from_json(data: Mapping[str, Any]) -> Run:
-    """A run out of the dict that `dataclasses.asdict` made of it."""
-    curves = {
-        name: [(int(step), float(value)) for step, value in data[name]]
-        for name in ("loss_curve", "validation_curve")
-    }
-    return Run(**{**data, **curves})
-
-
-def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> Path:
-    """Writes JSON so that the file is either the old one or the whole new one."""
-    return write_text(path, json.dumps(data, indent=1, allow_nan=False))
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        DataError: If the file is missing or holds something else.
-    """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{path} holds a {type(data).__name__}, expected a JSON object.")
-    return data
+def _mean_curve(
+    runs: Sequence[Run], curve: Curve
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Steps, mean and sample standard deviation over seeds, at the steps that all runs have."""
+    curves = [dict(getattr(run, curve)) for run in runs]
+    steps = sorted(set.intersection(*(set(c) for c in curves)))
+    values = np.array([[c[step] for step in steps] for c in curves], np.float64)
+    spread = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(steps))
+    return np.array(steps, np.float64), values.mean(axis=0), spread

@@ -1,21 +1,33 @@
 """The scores of synthetic and real images: a record that is its own file."""
 
-import json
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
-from synthaug._support.files import write_text
+from synthaug._support.html import (
+    Part,
+    blocks,
+    checked_uri,
+    facts,
+    heading,
+    histogram,
+    table,
+    thumbnails,
+)
+from synthaug._support.report import Report
 from synthaug._types import JSON, Labels
 from synthaug.errors import AuditError
 
-FORMAT = "synthaug hardness"
-
 Doubles = NDArray[np.float64]
+
+_MEASURES = {
+    "hardness": "hardness: negative log-likelihood in nats",
+    "average_distance": "AvgkNN: mean distance to the nearest training images",
+    "outlier_factor": "LOF: local outlier factor",
+}
 
 
 @final
@@ -32,6 +44,10 @@ class Scores:
     outlier_factor: Doubles
     """LOF, the density of those images' surroundings over that of its own, float64 (n,)."""
 
+    def __post_init__(self) -> None:
+        if len({getattr(self, field.name).shape for field in fields(self)}) != 1:
+            raise ValueError("The columns of scores differ in length")
+
     @property
     def scored(self) -> NDArray[np.bool_]:
         """Which rows have an image, bool (n,)."""
@@ -40,7 +56,7 @@ class Scores:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HardnessReport:
+class HardnessReport(Report):
     """How hard synthetic images are, beside real ones; made by `evaluation.score_hardness`.
 
         report.hardness                                    # one value per row of the cache
@@ -49,6 +65,17 @@ class HardnessReport:
 
     Scores in the features of two extractors do not compare.
     """
+
+    _FORMAT = "synthaug hardness"
+    _NOUN = "a hardness report"
+    _REMEDY = "Score the hardness again."
+    _ERROR = AuditError
+    _TITLE = "Hardness of synthetic images"
+    STYLE = """
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); gap: 10px; }
+.pictures figure { margin: 0; } .pictures img { width: 100%; height: auto; }
+"""
+    _INDENT = None
 
     identity: dict[str, JSON]
     """Of the cache that was scored."""
@@ -110,83 +137,92 @@ class HardnessReport:
             lines.append([name, *cells])
         return lines
 
-    def __str__(self) -> str:
-        cells = self.table()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join(
-            "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(pairs))
-            for pairs in (list(zip(line, widths, strict=True)) for line in cells)
-        )
+    def _summary(self) -> list[Part]:
+        return [self.table()]
 
-    def _repr_html_(self) -> str:
-        from synthaug.evaluation._hardness.page import small
+    def _pictures(self) -> list[Part]:
+        parts: list[Part] = []
+        for name, shown in self.pictures.items():
+            images = [(picture["image"], f"row {picture['row']}") for picture in shown[:8]]
+            parts += [f"The {name} synthetic images:", thumbnails(images)]
+        return parts
 
-        return small(self)
+    def _columns(self) -> dict[str, Any]:
+        """Returns a row per row of the cache; NaN for rows that were not done."""
+        names = np.array(self.classes, object)[self.synthetic.labels]
+        return {"class": names, **{name: getattr(self.synthetic, name) for name in _MEASURES}}
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Writes one self-contained page that opens from disk, offline."""
-        from synthaug.evaluation._hardness.page import render
-
-        write_text(path, render(self))
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Writes the whole report; numbers keep nine digits."""
-        record = {
-            "format": FORMAT,
+    def _record(self) -> dict[str, Any]:
+        """Returns all fields and the summary; numbers keep nine digits."""
+        return {
             "identity": self.identity,
             "extractor": self.extractor,
             "settings": self.settings,
             "summary": self.summary(),
-            "classes": list(self.classes),
-            **{name: _listed(getattr(self, name)) for name in ("synthetic", "train", "holdout")},
-            "pictures": {name: list(shown) for name, shown in self.pictures.items()},
+            "classes": self.classes,
+            "synthetic": _rounded(self.synthetic),
+            "train": _rounded(self.train),
+            "holdout": None if self.holdout is None else _rounded(self.holdout),
+            "pictures": self.pictures,
         }
-        write_text(path, json.dumps(record, allow_nan=False) + "\n")
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> "HardnessReport":
-        """Reads what `to_json` wrote.
+    def _from_record(cls, record: dict[str, Any]) -> "HardnessReport":
+        del record["summary"]
+        return super()._from_record(record)
 
-        Raises:
-            AuditError: If it is missing, damaged, or something else.
-        """
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-            if record["format"] != FORMAT:
-                raise ValueError(f"its format is {record['format']!r}")
-            scores = {name: _parsed(record[name]) for name in ("synthetic", "train")}
-            return cls(
-                identity=dict(record["identity"]),
-                classes=tuple(record["classes"]),
-                holdout=None if record["holdout"] is None else _parsed(record["holdout"]),
-                extractor=dict(record["extractor"]),
-                settings=dict(record["settings"]),
-                pictures={name: tuple(shown) for name, shown in record["pictures"].items()},
-                **scores,
+    def html_sections(self) -> Markup:
+        """Returns the table, histograms, the hardest and the easiest images, and settings."""
+        real = "training" if self.holdout is None else "held-out"
+        parts = [
+            *self._summary(),
+            f"Features: {self.extractor['name']}. Large values are rare among real images. The "
+            f'columns "> of real" have the share beyond that quantile of {real} images. Training '
+            "images are scored as if each had been left out; a network that was trained on them "
+            "still sees them better than others.",
+        ]
+        for measure, label in _MEASURES.items():
+            values = {name: getattr(s, measure)[s.scored] for name, s in self.sets.items()}
+            top = max(float(np.quantile(v, 0.995)) for v in values.values())
+            parts.append(histogram({k: v.clip(max=top) for k, v in values.items()}, x_label=label))
+        parts.append("The last bin of each chart holds all larger values too.")
+        for name, shown in self.pictures.items():
+            figures = Markup("").join(self._figure(picture) for picture in shown)
+            pictures = Markup('<div class="pictures">{}</div>').format(figures)
+            parts += [heading(f"The {name} synthetic images"), pictures]
+        return blocks(
+            *parts,
+            heading("Median hardness by class"),
+            table(["class", *self.sets], self._by_class()),
+            heading("How it was done"),
+            facts({"": {**self.extractor, **self.settings}}),
+        )
+
+    def _figure(self, picture: dict[str, JSON]) -> Markup:
+        row = int(str(picture["row"]))
+        return Markup(
+            '<figure><img src="{}" alt=""><figcaption>{}, row {}: {:.4g}</figcaption></figure>'
+        ).format(
+            checked_uri(picture["image"]),
+            self.classes[self.synthetic.labels[row]],
+            row,
+            self.hardness[row],
+        )
+
+    def _by_class(self) -> list[list[str]]:
+        rows = []
+        for c, name in enumerate(self.classes):
+            of_class = [s.hardness[s.scored & (s.labels == c)] for s in self.sets.values()]
+            cells = (
+                f"{np.median(values):.4g}" if len(values) else "no image" for values in of_class
             )
-        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise AuditError(f"{os.fspath(path)} is not a hardness report ({error}).") from error
+            rows.append([name, *cells])
+        return rows
 
 
-def _listed(scores: Scores | None) -> dict[str, JSON] | None:
-    if scores is None:
-        return None
-    columns = {k: v for k, v in asdict(scores).items() if k != "labels"}
-    return {
-        "labels": scores.labels.tolist(),
-        **{
-            k: [float(f"{x:.9g}") if np.isfinite(x) else None for x in v]
-            for k, v in columns.items()
-        },
-    }
-
-
-def _parsed(record: dict[str, Any]) -> Scores:
-    labels = np.array(record["labels"], np.int64)
-    columns = [
-        np.array([np.nan if x is None else x for x in record[name]], np.float64)
-        for name in ("hardness", "average_distance", "outlier_factor")
-    ]
-    if any(column.shape != labels.shape for column in columns):
-        raise ValueError("its columns differ in length")
-    return Scores(labels, *columns)
+def _rounded(scores: Scores) -> Scores:
+    """Nine digits of every number, so that files stay small."""
+    columns = {name: getattr(scores, name) for name in _MEASURES}
+    return replace(
+        scores, **{k: np.array([float(f"{x:.9g}") for x in v]) for k, v in columns.items()}
+    )

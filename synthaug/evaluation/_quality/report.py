@@ -1,17 +1,13 @@
 """What was measured: synthetic images against real ones, and other real images against the same."""
 
-import json
-import os
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, final
 
-from synthaug._support.files import write_text
-from synthaug._types import JSON
-from synthaug.errors import DataError
+from markupsafe import Markup
 
-FORMAT = "synthaug-quality"
+from synthaug._support.html import Part, blocks, facts, heading, table
+from synthaug._support.report import Report
+from synthaug._types import JSON
 
 COLUMNS = {
     "frechet_distance": "Fréchet distance",
@@ -60,7 +56,7 @@ class Scores:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class QualityReport:
+class QualityReport(Report):
     """Quality of synthetic images; made by `synthaug.evaluation.score_quality`.
 
         print(report)
@@ -70,6 +66,11 @@ class QualityReport:
 
     Only numbers of equal n and equal features compare.
     """
+
+    _FORMAT = "synthaug-quality"
+    _NOUN = "a quality report"
+    _REMEDY = "Score the quality again."
+    _TITLE = "Quality of synthetic images"
 
     identity: dict[str, JSON]
     """Of the cache that was scored."""
@@ -117,53 +118,41 @@ class QualityReport:
             )
         return text
 
-    def __str__(self) -> str:
-        return text_table(self.rows()) + "\n\n" + self.caption()
+    def _summary(self) -> list[Part]:
+        return [self.rows(), self.caption()]
 
-    def _repr_html_(self) -> str:
-        from synthaug._support.html import notebook, table
+    def _columns(self) -> dict[str, Any]:
+        """Returns a row for synthetic images and one for the floor, of all classes and of each."""
+        pairs = {"all": (self.synthetic, self.floor), **self.by_class}
+        columns: dict[str, Any] = {
+            "class": [name for name in pairs for _ in range(2)],
+            "images": ["synthetic", "floor"] * len(pairs),
+        }
+        scores = [asdict(scores) for pair in pairs.values() for scores in pair]
+        return columns | {name: [row[name] for row in scores] for name in scores[0]}
 
-        header, *rows = self.rows()
-        return notebook("Quality of synthetic images", table(header, rows), self.caption())
-
-    def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Writes one self-contained page that opens from disk, offline."""
-        from synthaug.evaluation._quality.page import render
-
-        return write_text(path, render(self))
-
-    def to_json(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the whole report."""
-        record = {"format": FORMAT, **asdict(self)}
-        return write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
-
-    @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> "QualityReport":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            DataError: If it is missing, damaged, or something else.
-        """
-        try:
-            record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-            if record.pop("format") != FORMAT:
-                raise ValueError("it has another format")
-            for name in ("synthetic", "floor"):
-                record[name] = Scores(**record[name])
-            classes: Mapping[str, Any] = record.pop("by_class")
-            pairs = {c: (Scores(**a), Scores(**b)) for c, (a, b) in classes.items()}
-            return cls(by_class=pairs, **record)
-        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{os.fspath(path)} is not a quality report ({error}).") from error
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width, the first to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    def html_sections(self) -> Markup:
+        """Returns the tables, how to read them, and settings."""
+        parts = [
+            *self._summary(),
+            "Compare numbers of equal n and equal features only. Distances are smaller for better "
+            "images, but not below the floor: images below it are closer to the reference than "
+            "real ones are, as copies would be. Precision and density say whether synthetic images "
+            "look real, recall and coverage whether real ones are all represented.",
+        ]
+        if self.by_class:
+            names = [name for key, name in COLUMNS.items() if key != "inception_score"]
+            rows = [
+                [label, kind, f"{scores.n:,}", *scores.cells()[: len(names)]]
+                for label, pair in self.by_class.items()
+                for kind, scores in zip(("synthetic", "floor"), pair, strict=True)
+            ]
+            header = ["class", "images", "n", *names]
+            parts += [heading("By class"), table(header, rows, text_columns=1)]
+        settings = {
+            "reference": self.reference,
+            "features": self.extractor,
+            "classifier": self.classifier,
+            "": self.settings,
+        }
+        return blocks(*parts, heading("How it was done"), facts(settings))

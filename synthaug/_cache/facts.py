@@ -1,0 +1,126 @@
+"""Facts of a cache: how it was made, what it holds, and a sheet of its images."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from synthaug import _pixels
+from synthaug._cache.format import State
+from synthaug._cache.show import ORDER, evenly
+from synthaug._cache.store import SynthCache
+from synthaug._types import Indices
+
+
+def info(cache: SynthCache) -> dict[str, Any]:
+    """What a cache holds and how it was made, as JSON.
+
+    Returns:
+        "path", "bytes", "image_shape", "rows", "states" (rows per state), "classes" (per class the
+        rows per state), "identity", "manifest", and "plan_columns" with the range of each column.
+    """
+    state = cache.state
+
+    def counts(rows: Indices) -> dict[str, int]:
+        found = np.bincount(state[rows], minlength=len(State))
+        return {s.name.lower(): int(found[s]) for s in ORDER}
+
+    columns = {
+        name: {"min": column.min().item(), "max": column.max().item()}
+        for name, column in cache.plan.columns.items()
+        if name != "seed" and not name.endswith("_key")  # hashes: their range says nothing
+    }
+    return {
+        "path": str(cache.path),
+        "bytes": os.stat(cache.path).st_size,
+        "image_shape": list(cache.image_shape),
+        "rows": len(cache),
+        "states": counts(np.arange(len(cache))),
+        "classes": {
+            name: counts(np.flatnonzero(cache.labels == index))
+            for index, name in enumerate(cache.classes)
+        },
+        "plan_columns": columns,
+        "identity": cache.identity,
+        "manifest": cache.manifest,
+    }
+
+
+def info_text(cache: SynthCache) -> str:
+    """`info` for a terminal."""
+    facts = info(cache)
+    manifest = facts["manifest"]
+    recipe, licence, source = manifest["recipe"], manifest["licence"], manifest["source"]
+    width = max(len(name) for name in (*cache.classes, "class"))
+    table = [f"    {'class':{width}}  {'done':>9} {'pending':>9} {'withdrawn':>9}"]
+    for name, counts in facts["classes"].items():
+        numbers = " ".join(f"{counts[s.name.lower()]:>9,}" for s in ORDER)
+        table.append(f"    {name:{width}}  {numbers}")
+    made = {
+        "Synthesizer": recipe.get("synthesizer", "unknown"),
+        **{f"Setting {k}": v for k, v in recipe.get("settings", {}).items()},
+        **{f"Weights {k}": v for k, v in recipe.get("weights", {}).items()},
+        "Real data": _real_data(source),
+        "Licence of the generator": _named(licence, "generator"),
+        "Licence of the real data": _named(licence, "source"),
+        "Made with": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
+        "Plan": facts["identity"]["plan_digest"],
+        "Size": f"{facts['bytes'] / 1e6:,.1f} MB",
+    }
+    lines = [f"    {name}: {_short(value)}" for name, value in made.items()]
+    return "\n".join([repr(cache), *lines, *table])
+
+
+def contact_sheet(
+    cache: SynthCache,
+    *,
+    columns: int = 10,
+    rows_per_class: int = 1,
+    scale: int | None = None,
+    most_classes: int | None = None,
+) -> Image.Image:
+    """Images of every class that has any, class by class, on one sheet.
+
+    Args:
+        cache: A cache with at least one row that is done.
+        columns: Images side by side.
+        rows_per_class: Lines for each class; a class with fewer images gets blank tiles.
+        scale: Enlargement without smoothing; chosen from the image size if `None`.
+        most_classes: Show no more classes than so many; all if `None`.
+
+    Raises:
+        ValueError: No row is done.
+    """
+    done = cache.done
+    if not done.any():
+        raise ValueError(f"{cache.path} holds no image to show yet.")
+    per_class = columns * rows_per_class
+    tiles = []
+    for index in np.unique(cache.labels[done])[:most_classes].tolist():
+        rows = np.flatnonzero(done & (cache.labels == index))
+        chosen = evenly(rows, per_class)
+        sheet = np.full((per_class, *cache.image_shape), 255, np.uint8)
+        sheet[: len(chosen)] = cache.read(chosen).numpy()
+        tiles.append(sheet)
+    scale = scale or max(1, 64 // max(cache.image_shape[1:]))
+    return _pixels.grid(torch.from_numpy(np.concatenate(tiles)), columns=columns, scale=scale)
+
+
+def _real_data(source: Any) -> str:
+    if source is None:
+        return "not recorded"
+    if isinstance(source, dict):
+        return ", ".join(f"{k} {v}" for k, v in source.items())
+    return str(source)
+
+
+def _named(licence: Any, key: str) -> str:
+    value = licence.get(key) if isinstance(licence, dict) else None
+    return str(value) if value else "not recorded"
+
+
+def _short(value: Any) -> str:
+    shown = str(value)
+    return shown if len(shown) <= 100 else shown[:97] + "..."

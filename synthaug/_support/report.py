@@ -1,0 +1,301 @@
+"""The base of every report: a record that is its own file, as JSON for programs, HTML for people.
+
+A report is a frozen dataclass. Its fields are all it knows, and their type hints say how they are
+read back from JSON: strictly, since a report decides which images are served.
+"""
+
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+
+import numpy as np
+from jaxtyping import AbstractArray
+from markupsafe import Markup
+from numpy.typing import DTypeLike, NDArray
+
+from synthaug._support.files import write_text
+from synthaug._support.html import Part, notebook, page
+from synthaug._types import JSON
+from synthaug.errors import DataError, SynthaugError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+R = TypeVar("R", bound="Report")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Report(ABC):
+    """A result that can be written, read back, shown and tabulated.
+
+        print(report); report.to_html(path); report.to_frame()
+        report.to_json(path); type(report).from_json(path)
+
+    A subclass is a frozen dataclass. It says what it is called, what comes first (`_summary`), what
+    else its page shows (`html_sections`), and what its table holds (`_columns`).
+    """
+
+    _FORMAT: ClassVar[str]
+    """Names the kind of report in its file."""
+    _FORMAT_VERSION: ClassVar[int | None] = None
+    """Version of the file's layout; `None` for a first version that the files do not mention."""
+    _NOUN: ClassVar[str]
+    """The report in messages: "an audit report"."""
+    _REMEDY: ClassVar[str]
+    """What to do about a file that cannot be used."""
+    _ERROR: ClassVar[type[SynthaugError]] = DataError
+    """Raised for such a file."""
+    _TITLE: ClassVar[str]
+    """Heading of the page and of what a notebook shows."""
+    STYLE: ClassVar[str] = ""
+    """CSS that `html_sections` needs beyond that of all pages."""
+    _INDENT: ClassVar[int | None] = 1
+    """Spaces per level of the JSON file; `None` writes one line."""
+    _PRIVATE: ClassVar[bool] = False
+    """Whether the files are for their owner only, where others could see real images in them."""
+
+    @abstractmethod
+    def _summary(self) -> list[Part]:
+        """Returns what a reader needs first: tables, header first, and sentences."""
+
+    @abstractmethod
+    def _columns(self) -> Mapping[str, Any]:
+        """Returns the columns of `to_frame`, of equal length, by name."""
+
+    @abstractmethod
+    def html_sections(self) -> Markup:
+        """Returns the whole page without its frame and heading, to go into a larger page."""
+
+    @property
+    def title(self) -> str:
+        """Heading of the page."""
+        return self._TITLE
+
+    def _pictures(self) -> list[Part]:
+        """Returns what a notebook shows below the summary."""
+        return []
+
+    def _record(self) -> dict[str, Any]:
+        """Returns the contents of the JSON file."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def _from_record(cls: type[R], record: dict[str, Any]) -> R:
+        """Makes a report of the contents of its file, whose kind and version are right."""
+        return decode(cls, record)
+
+    def __str__(self) -> str:
+        parts = (text_table(p) if isinstance(p, list) else str(p) for p in self._summary())
+        return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the summary, and pictures where there are any."""
+        return notebook(self.title, *self._summary(), *self._pictures())
+
+    def to_frame(self) -> "DataFrame":
+        """Makes a pandas table of the report, for everything that the report does not show itself.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ImportError("`to_frame` needs pandas. Run `pip install pandas`.") from error
+        return DataFrame(dict(self._columns()))
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Writes one self-contained page that opens from disk, offline.
+
+        Args:
+            path: File to write; an existing one is replaced.
+        """
+        body = Markup("<h1>{}</h1>\n{}").format(self.title, self.html_sections())
+        text = page(self.title, body, style=self.STYLE)
+        return write_text(path, text, private=self._PRIVATE)
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the whole report. The file appears at once or not at all.
+
+        Args:
+            path: File to write; an existing one is replaced.
+        """
+        record: dict[str, Any] = {"format": self._FORMAT}
+        if self._FORMAT_VERSION is not None:
+            record["format_version"] = self._FORMAT_VERSION
+        text = encode({**record, **self._record()}, indent=self._INDENT)
+        return write_text(path, text, private=self._PRIVATE)
+
+    @classmethod
+    def from_json(cls: type[R], path: str | os.PathLike[str]) -> R:
+        """Reads a report that `to_json` wrote.
+
+        Raises:
+            SynthaugError: If there is no such file, or it is not a whole report of this kind and
+                version. Audit reports, scores of hardness and label checks raise `AuditError`,
+                the others `DataError`.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise cls._refused(path, "it cannot be read: it does not exist") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise cls._refused(path, f"it cannot be read: {error}") from error
+        try:
+            record = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise cls._refused(path, f"it cannot be read as JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise cls._refused(path, f"it holds a {type(record).__name__}, expected an object")
+        name, version = record.pop("format", None), record.pop("format_version", None)
+        if name != cls._FORMAT:
+            raise cls._refused(path, f"its format is {name!r}, expected {cls._FORMAT!r}")
+        if version != cls._FORMAT_VERSION:
+            problem = f"it has format version {version!r}, this version of synthaug reads "
+            raise cls._refused(path, problem + repr(cls._FORMAT_VERSION or 1))
+        try:
+            return cls._from_record(record)
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            problem = f"it is damaged: {type(error).__name__}: {error}"
+            raise cls._refused(path, problem) from error
+
+    @classmethod
+    def _refused(cls, path: str | os.PathLike[str], problem: str) -> SynthaugError:
+        return cls._ERROR(f"{os.fspath(path)} is not {cls._NOUN} ({problem}). {cls._REMEDY}")
+
+
+def encode(value: Any, *, indent: int | None = None) -> str:
+    """Writes dataclasses, arrays and what JSON knows as strict JSON that ends in a line break.
+
+    NaN in an array, which JSON does not have, becomes null.
+
+    Raises:
+        ValueError: If a number outside of an array is not finite.
+    """
+    return json.dumps(value, default=_plain, indent=indent, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        items = value.tolist()
+        if value.dtype.kind != "f":
+            return items
+        return [x if finite else None for x, finite in zip(items, np.isfinite(value), strict=True)]
+    if is_dataclass(value):
+        return vars(value)
+    raise TypeError(f"{type(value).__name__} has no place in JSON.")
+
+
+def decode(kind: Any, value: Any, name: str = "") -> Any:
+    """Checks and converts a value that `encode` wrote, strictly: True is no number.
+
+    Args:
+        kind: A type hint made of dataclasses, NumPy arrays of one dimension, tuples, lists, dicts,
+            literals, plain types and unions with `None`. `Any` and `JSON` take everything.
+        value: The value as `json.loads` returned it.
+        name: Where the value stands in its file, for messages.
+
+    Raises:
+        TypeError: If a dataclass lacks a field, or has no such field.
+        ValueError: If another value does not fit.
+        OverflowError: If a number is too large.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any or kind == JSON:
+        return value
+    if origin is UnionType:
+        (kind,) = (argument for argument in arguments if argument is not NoneType)
+        return None if value is None else decode(kind, value, name)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(arguments)}")
+        return value
+    if origin is np.ndarray:
+        return decode_array(get_args(arguments[1])[0], value, name)
+    if isinstance(kind, type) and issubclass(kind, AbstractArray):
+        return decode_array(kind.dtypes[0], value, name)
+    if is_dataclass(kind):
+        make: Any = kind
+        return make(**decode_fields(kind, value, name))
+    if origin is dict:
+        items = _typed(dict, value, name).items()
+        return {k: decode(arguments[1], v, f"{name}.{k}") for k, v in items}
+    if origin is tuple and arguments[-1] is not ...:
+        items = zip(arguments, _typed(list, value, name), strict=True)
+        return tuple(decode(argument, v, name) for argument, v in items)
+    if origin in (list, tuple):
+        return origin(decode(arguments[0], v, name) for v in _typed(list, value, name))
+    if kind is float:
+        _typed(float if isinstance(value, float) else int, value, name)
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is too large")
+        return value
+    return _typed(kind, value, name)
+
+
+def decode_fields(kind: Any, record: Any, name: str = "") -> dict[str, Any]:
+    """Checks and converts values for fields of a dataclass, by name; see `decode`."""
+    hints = {field.name: field.type for field in fields(kind)}
+    items = _typed(dict, record, name).items()
+    return {k: decode(hints.get(k, Any), v, f"{name}.{k}".lstrip(".")) for k, v in items}
+
+
+def decode_array(dtype: DTypeLike, values: Any, name: str) -> NDArray[Any]:
+    """Makes an array of a JSON list of numbers, in which null is NaN.
+
+    Args:
+        dtype: Type of the array: floating point, integer or bool.
+        values: The list as `json.loads` returned it.
+        name: Where the list stands in its file, for messages.
+
+    Raises:
+        ValueError: If the list holds something else.
+        OverflowError: If a number is too large.
+    """
+    dtype = np.dtype(dtype)
+    kinds: dict[str, set[type]] = {"f": {float, int, NoneType}, "b": {bool}}
+    allowed = kinds.get(dtype.kind, {int})
+    wrong = set(map(type, _typed(list, values, name))) - allowed
+    if wrong:
+        value = next(value for value in values if type(value) in wrong)
+        raise ValueError(f"{name} holds {value!r}, expected {dtype.name}")
+    array = np.array([np.nan if value is None else value for value in values], dtype)
+    if dtype.kind == "f" and np.isinf(array).any():
+        raise ValueError(f"{name} holds a number that is too large")
+    return array
+
+
+def _typed(kind: type, value: Any, name: str) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{name} is {type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def text_table(rows: Sequence[Sequence[str]], *, rule: bool = False) -> str:
+    """Sets text cells in columns of equal width, the first column to the left, the others right.
+
+    Args:
+        rows: Cells of every row, header first.
+        rule: Draw a line below the header.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if rule:
+        lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""One small report of every kind, with a class or an arm whose name is code."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import synthaug
+from synthaug._support.html import data_uri
+from synthaug._sweep.report import SweepReport, SweepRow
+from synthaug.evaluation import EvaluationReport, LabelCheck, QualityReport, Run
+from synthaug.evaluation._hardness.report import HardnessReport
+from synthaug.evaluation._hardness.report import Scores as Hardness
+from synthaug.evaluation._quality import Scores
+
+NASTY = '<script>alert("x")</script>'
+PICTURE = data_uri(Image.new("L", (2, 2)))
+
+
+def audited() -> Any:
+    """Eight digits, the first of which is a training image, and a class name that is code."""
+    digits = synthaug.load_dataset("digits").read(range(80))
+    digits[0] = digits[20]
+    names = (NASTY, "dog")
+    parts = (digits[:8], digits[8:50], digits[50:])
+    sets = [synthaug.images.LabeledImages(p, np.arange(len(p)) % 2, names) for p in parts]
+    return synthaug.audit(sets[0], sets[1], holdout=sets[2], progress=False)
+
+
+def quality() -> Any:
+    scores = Scores(
+        n=8,
+        frechet_distance=None,
+        kernel_distance=0.5,
+        kernel_distance_std=0.1,
+        precision=1.0,
+        recall=1.0,
+        density=1.0,
+        coverage=1.0,
+    )
+    return QualityReport(
+        identity={},
+        synthetic=scores,
+        floor=scores,
+        by_class={},
+        reference={"name": NASTY},
+        floor_from="hold-out",
+        extractor={"name": NASTY, "dim": 4},
+        classifier=None,
+        settings={"force": False},
+    )
+
+
+def swept() -> Any:
+    row = SweepRow(
+        setting={"scheduler": NASTY, "guidance_scale": 1.5},
+        images=8,
+        evaluations=4,
+        scores=Scores(**{**vars(quality().floor), "frechet_distance": 3.25}),
+        cas=[0.75],
+    )
+    return SweepReport(
+        coarse=[row],
+        fine=[row],
+        floors={"coarse": row.scores, "fine": row.scores},
+        real_accuracy=[0.5],
+        chosen=row.setting,
+        select="cas",
+        validation={"name": NASTY, "compared_with_test": True},
+        extractor={"name": "pixels", "dim": 4},
+        classifier={"name": NASTY, "model": "small-cnn", "steps": 3},
+    )
+
+
+def hardness() -> Any:
+    values = np.array([1.0, 2.5, np.nan])
+    scores = Hardness(np.array([0, 1, 0]), values, values, values)
+    return HardnessReport(
+        identity={},
+        classes=(NASTY, "dog"),
+        synthetic=scores,
+        train=scores,
+        holdout=None,
+        extractor={"name": NASTY},
+        settings={},
+        pictures={"hardest": ({"row": 1, "image": PICTURE}, {"row": 0, "image": "x.png"})},
+    )
+
+
+def evaluated() -> Any:
+    run = Run(
+        arm=NASTY,
+        seed=0,
+        steps=3,
+        selected_step=3,
+        test_accuracy=0.875,
+        class_accuracies=[None],
+        validation_accuracy=None,
+        images_seen=8,
+        unique_real=4,
+        unique_synthetic=0,
+        seconds=0.1,
+        loss_curve=[],
+        validation_curve=[],
+    )
+    return EvaluationReport(
+        runs=[run],
+        classes=["a"],
+        settings={},
+        arms={NASTY: {"images": 8, "augment": "none"}},
+        baseline=NASTY,
+    )
+
+
+def checked() -> Any:
+    return LabelCheck(
+        identity={"plan_digest": "abc"},
+        classes=(NASTY, "dog"),
+        labels=np.array([0, 1, 0], np.int64),
+        scores=np.array([0.125, 0.75, np.nan], np.float32),
+        withheld=np.array([True, False, False]),
+        settings={"threshold": 0.5},
+    )
+
+
+REPORTS = {
+    "AuditReport": audited,
+    "EvaluationReport": evaluated,
+    "HardnessReport": hardness,
+    "LabelCheck": checked,
+    "QualityReport": quality,
+    "SweepReport": swept,
+}
+"""How a report of every kind is made, by the name of its class."""
