@@ -20,6 +20,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -29,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthaug._cluster import RayEngine
 from synthaug._support.progress import bar
 from synthaug._types import JSON, Features, Pixels
 
@@ -51,6 +53,35 @@ class Extractor(Protocol):
 def describe(extractor: Extractor) -> dict[str, JSON]:
     """What identifies an extractor in a report: its name and the digest of its weights, if any."""
     return {"name": extractor.name, "weights": getattr(extractor, "weights", None)}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig:
+    """How features are computed over many images. It changes no result beyond rounding.
+
+    Args:
+        batch_size: Images per call of an extractor.
+        directory: Folder in which the features of networks are kept, for another call with the same
+            images and so that they need not fit in memory.
+        engine: "local" works in this process. "ray", or a `RayEngine` with its settings, has the
+            actors of a Ray cluster compute the features of networks.
+
+    Raises:
+        ValueError: If `batch_size` is not positive, or `engine` is unknown.
+    """
+
+    batch_size: int = 512
+    directory: str | os.PathLike[str] | None = None
+    engine: str | RayEngine = "local"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        if self.engine not in ("local", "ray") and not isinstance(self.engine, RayEngine):
+            raise ValueError(
+                f"`engine` must be 'local', 'ray' or a RayEngine, got {self.engine!r}."
+            )
 
 
 @final
@@ -479,6 +510,7 @@ def _shown(value: Any) -> str:
 
 __all__ = [
     "NAMES",
+    "ExtractionConfig",
     "Extractor",
     "Pixel",
     "Spectrum",

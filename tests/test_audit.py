@@ -890,7 +890,6 @@ def test_hold_out_images_nearly_equal_to_training_images_are_set_aside_and_menti
         ({"fdr": 0.0}, ValueError, "`fdr` must lie between 0 and 1"),
         ({"k": 1}, ValueError, "`k` is 1, but must lie between 2 and 200"),
         ({"k": 201}, ValueError, "`k` is 201"),
-        ({"batch_size": 0}, ValueError, "`batch_size`"),
         ({"max_pairs": -1}, ValueError, "`max_pairs`"),
         ({"features": "dino"}, ValueError, "No features are called 'dino'"),
         ({"features": 3}, TypeError, "`features` holds a int"),
@@ -909,6 +908,11 @@ def test_wrong_arguments_are_refused_by_name(
     arguments = {"synthetic": fresh, "train": train, "holdout": holdout} | change
     with pytest.raises(error, match=message):
         quiet(arguments.pop("synthetic"), arguments.pop("train"), **arguments)
+
+
+def test_everything_that_is_wrong_is_said_at_once(fresh: Tensor, train: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"`fdr` .*got 2\..*`max_pairs` .*got -1\..*'annoy'"):
+        quiet(fresh, train, fdr=2, max_pairs=-1, index="annoy")
 
 
 def test_a_cache_without_a_finished_row_is_refused(train: Tensor) -> None:
@@ -1087,13 +1091,14 @@ def test_features_kept_in_a_folder_are_not_computed_again(
     extractor = features.TorchModule(
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), name="projection"
     )
-    first = quiet(fresh, train, holdout=holdout, features=extractor, features_dir=tmp_path)
+    kept = features.ExtractionConfig(directory=tmp_path)
+    first = quiet(fresh, train, holdout=holdout, features=extractor, extraction=kept)
 
     def never(*args: Any) -> None:
         raise AssertionError("the network was run")
 
     extractor._module.forward = never
-    again = quiet(fresh, train, holdout=holdout, features=extractor, features_dir=tmp_path)
+    again = quiet(fresh, train, holdout=holdout, features=extractor, extraction=kept)
     np.testing.assert_array_equal(again.scores, first.scores)
 
 

@@ -23,7 +23,7 @@ from synthaug._neighbors import Index, nearest_first
 from synthaug._plan import Plan
 from synthaug._training.loop import TrainingConfig, TrainingResult, _among
 from synthaug.caches import RayEngine, estimate_cost, evaluations_per_second
-from synthaug.features import TorchModule
+from synthaug.features import ExtractionConfig, TorchModule
 from synthaug.synthesizers import ClassConditional
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers.cascade._fit import StageFitJob
@@ -79,7 +79,7 @@ def test_a_file_is_searched_block_by_block_as_an_array_is_at_once(tmp_path, monk
         np.testing.assert_array_equal(got, wanted)
 
 
-def audited(tmp_path: Path, images: bool, **changes: Any) -> dict[str, Any]:
+def audited(tmp_path: Path, images: bool, engine: Any = "local") -> dict[str, Any]:
     """The report about 40 samples, of which five are copies; training samples repeat."""
     rng = np.random.default_rng(0)
     shape = (1, 8, 8) if images else (12,)
@@ -96,7 +96,13 @@ def audited(tmp_path: Path, images: bool, **changes: Any) -> dict[str, Any]:
     features: Any = {"features": TorchModule(network, name="random")} if images else {}
     synthetic, real, held = arrays
     report = audit(
-        synthetic, real, holdout=held, k=5, batch_size=16, progress=False, **features, **changes
+        synthetic,
+        real,
+        holdout=held,
+        k=5,
+        extraction=ExtractionConfig(batch_size=16, engine=engine),
+        progress=False,
+        **features,
     )
     report.to_json(tmp_path / "report.json")
     found: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
@@ -168,10 +174,12 @@ def test_an_audit_over_ray_is_that_of_one_process(ray, tmp_path):
 def test_over_ray_the_search_is_exact_and_other_engines_are_unknown():
     pixels = np.zeros((4, 1, 8, 8), np.uint8)
     with pytest.raises(ValueError, match="`index` is 'sq', but over Ray the search is exact"):
-        audit(pixels, pixels, index="sq", engine="ray")
+        audit(pixels, pixels, index="sq", extraction=ExtractionConfig(engine="ray"))
     unknown: Any = "spark"
     with pytest.raises(ValueError, match="`engine` must be 'local', 'ray' or a RayEngine"):
-        audit(pixels, pixels, engine=unknown)
+        ExtractionConfig(engine=unknown)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        ExtractionConfig(batch_size=0)
 
 
 # Training

@@ -24,23 +24,18 @@ Every audit also measures itself: it plants copies of training images, disturbed
 among the synthetic ones and reports how many it flagged.
 """
 
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthaug._audit.calibration import resolution
+from synthaug._audit.calibration import Scores, resolution
 from synthaug._audit.cluster import crew_of
+from synthaug._audit.competition import Competition
 from synthaug._audit.decisions import (
     contest_of,
     halvings,
@@ -59,6 +54,7 @@ from synthaug._audit.inputs import (
     joined,
     take,
 )
+from synthaug._audit.matches import Matches
 from synthaug._audit.matching import Matcher, resembling
 from synthaug._audit.pairs import Pick, counterpart, pair_of, rmse_of
 from synthaug._audit.report import (
@@ -68,14 +64,15 @@ from synthaug._audit.report import (
     EXACT,
     NOT_JUDGED,
     AuditReport,
+    Power,
 )
+from synthaug._audit.settings import FeaturesAsGiven, Settings, environment
 from synthaug._audit.verdict import Counts, judge, smallest_visible
-from synthaug._cluster import RayEngine
-from synthaug._neighbors import INDEXES, threads
+from synthaug._neighbors import threads
 from synthaug._noise import counter_rng
 from synthaug._support.progress import bar
-from synthaug._types import JSON
-from synthaug.features import Extractor, Pixel, describe, named
+from synthaug._types import JSON, Indices
+from synthaug.features import ExtractionConfig, Extractor, describe
 
 _PLANTED_AT_LEAST = 50
 _HOLDOUT_PAIRS = 5
@@ -91,14 +88,11 @@ def audit(
     fdr: float = 0.05,
     k: int | None = None,
     index: str = "exact",
-    features_dir: str | os.PathLike[str] | None = None,
+    extraction: ExtractionConfig | None = None,
     max_pairs: int = 50,
-    batch_size: int = 512,
     deduplicate: bool = False,
-    engine: Literal["local", "ray"] | RayEngine = "local",
     progress: bool = True,
     seed: int = 0,
-    command: str | None = None,
 ) -> AuditReport:
     """Looks for copies of training images among synthetic ones.
 
@@ -122,17 +116,12 @@ def audit(
         index: "exact"; or for very many training images "ivf", "hnsw", "sq", "pq" or "ivfpq", which
             may miss neighbours, and say how many they found; "auto" is ivf from a million images
             on.
-        features_dir: Folder in which the features of networks are kept, for another audit of the
-            same images and so that they need not fit in memory.
+        extraction: How features are computed, where they are kept, and whether the actors of a Ray
+            cluster compute and search them, exactly. It changes no result.
         max_pairs: Pairs kept in the report as images.
-        batch_size: Images per call of `features`.
         deduplicate: Sets hold-out images aside that are also training images, instead of refusing.
-        engine: "local" works in this process. "ray", or a `RayEngine` with its settings, has the
-            features of networks computed and shards of the training images searched, exactly, by
-            the actors of a Ray cluster. The result is the same.
         progress: Shows a bar with the rate and the time left.
         seed: For choosing and disturbing the planted copies.
-        command: What repeats the audit, for the report; made from these arguments if not given.
 
     Returns:
         The report.
@@ -144,113 +133,213 @@ def audit(
         DataError: A file cannot be read.
         EngineError: If Ray's actors find no place, or die again and again.
     """
+    settings = Settings(
+        features=features,
+        fdr=fdr,
+        k=k,
+        index=index,
+        extraction=extraction or ExtractionConfig(),
+        max_pairs=max_pairs,
+        deduplicate=deduplicate,
+        seed=seed,
+    )
+    sets = _open_sets(synthetic, train, holdout, settings, progress)
+    comparison = _compare(sets, settings, progress)
+    decision = _decide(sets, comparison, settings)
+    pairs, holdout_pairs = _pairs(sets, comparison, decision, settings)
+    return _report(sets, comparison, decision, settings, pairs, holdout_pairs)
 
-    if not 0 < fdr < 1:
-        raise ValueError(f"`fdr` must lie between 0 and 1, got {fdr}.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    if max_pairs < 0:
-        raise ValueError(f"`max_pairs` must not be negative, got {max_pairs}.")
-    if index not in INDEXES:
-        raise ValueError(f"`index` must be one of {', '.join(INDEXES)}, got {index!r}.")
-    if engine not in ("local", "ray") and not isinstance(engine, RayEngine):
-        raise ValueError(f"`engine` must be 'local', 'ray' or a RayEngine, got {engine!r}.")
-    if engine != "local" and index != "exact":
-        raise ValueError(f"`index` is {index!r}, but over Ray the search is exact. Leave it out.")
+
+@dataclass(frozen=True, kw_only=True)
+class _Sets:
+    """The images of an audit, opened and found to fit each other."""
+
+    S: ImageSet
+    """Synthetic images."""
+    T: ImageSet
+    """Training images."""
+    H: ImageSet | None
+    """Hold-out images, those that are training images set aside."""
+    distinct: Contents
+    """The different training images."""
+    overlap: int
+    """Hold-out images that were set aside."""
+    extractors: list[Extractor]
+    k: int
+    """Neighbors that a score looks at."""
+
+    @property
+    def are_images(self) -> bool:
+        """Whether these are images, and not features of images."""
+        return isinstance(self.S.samples, Tensor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """How close synthetic, held-out and planted images come to the training images."""
+
+    matcher: Matcher
+    decoys: Matcher | None
+    """Searches the hold-out images."""
+    rows: Matches
+    """Of the synthetic images."""
+    null: Matches | None
+    """Of the hold-out images."""
+    contest: tuple[Indices, Competition] | None
+    originals: Indices
+    """Training images of which copies are planted."""
+    kinds: list[Disturbance]
+    planted: list[Matches]
+    """Of the planted copies, one kind after the other."""
+    recall: dict[str, float]
+    described: list[dict[str, JSON]]
+
+    @property
+    def fresh(self) -> Scores | None:
+        """Scores of hold-out images that are no twins of training images.
+
+        Twins are set aside here, as they are among the synthetic images.
+        """
+        if self.null is None or self.null.near_equal.all():
+            return None
+        return self.null.scores[~self.null.near_equal]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decision:
+    """What follows from a comparison, for every judged row and as a whole."""
+
+    tier: NDArray[np.int8]
+    p: NDArray[np.float64]
+    q: NDArray[np.float64]
+    q_decoy: NDArray[np.float64]
+    pick: Pick
+    shift: dict[str, JSON]
+    self_test: dict[str, JSON]
+    power: tuple[Power, ...]
+    counts: Counts
+    verdict: Any
+    reasons: Sequence[str]
+
+
+def _open_sets(
+    synthetic: Any, train: Any, holdout: Any, settings: Settings, progress: bool
+) -> _Sets:
+    """Opens all images, and refuses those that cannot be compared."""
     S = image_set(synthetic, "synthetic", progress=progress)
     T = image_set(train, "train", progress=progress)
     H = None if holdout is None else image_set(holdout, "holdout", progress=progress)
     check_comparable(S, T, *([] if H is None else [H]))
-    images = isinstance(S.samples, Tensor)
-    if not images and features is not None:
+    are_images = isinstance(S.samples, Tensor)
+    if not are_images and settings.features is not None:
         raise ValueError("`features` cannot be computed, since features are given and no images.")
-    extractors = _extractors(features) if images else [_Given()]
-    known = Contents(T.keys)
+    distinct = Contents(T.keys)
     overlap = 0
     if H is not None:
-        H, overlap = _without_overlap(H, known, deduplicate)
-    k = k if k is not None else min(50, max(2, int(len(known) ** 0.5)))
-    if not 2 <= k <= len(known):
-        raise ValueError(
-            f"`k` is {k}, but must lie between 2 and {len(known)}, the number of different "
-            "training images."
-        )
+        H, overlap = _without_overlap(H, distinct, settings.deduplicate)
+    return _Sets(
+        S=S,
+        T=T,
+        H=H,
+        distinct=distinct,
+        overlap=overlap,
+        extractors=settings.extractors if are_images else [FeaturesAsGiven()],
+        k=settings.neighbors(len(distinct)),
+    )
+
+
+def _compare(sets: _Sets, settings: Settings, progress: bool) -> _Comparison:
+    """Searches the training images for all others, and for copies that are planted among them."""
+    S, T, H = sets.S, sets.T, sets.H
+    extraction = settings.extraction
     num_planted = min(len(T), max(_PLANTED_AT_LEAST, smallest_visible(len(S))))
-    originals = counter_rng(seed, 1).choice(len(T), num_planted, replace=False)
+    originals = counter_rng(settings.seed, 1).choice(len(T), num_planted, replace=False)
     num_kinds = len(_kinds(T, 1.0))
-    folder = None if features_dir is None else Path(features_dir)
-    total = len(known) + len(S) + num_kinds * num_planted + (0 if H is None else 2 * len(H))
+    total = len(sets.distinct) + len(S) + num_kinds * num_planted + (0 if H is None else 2 * len(H))
     with (
         threads(),
-        crew_of(engine, extractors) as crew,
+        crew_of(extraction.engine, sets.extractors) as crew,
         bar(total, "audit", "image", progress=progress) as counter,
     ):
-
-        def searched(images: ImageSet, contents: Contents) -> Matcher:
-            return Matcher(
-                images.samples,
-                extractors,
-                k=k,
-                batch_size=batch_size,
-                index=index,
-                features_dir=folder,
-                contents=contents,
-                crew=crew,
-                tick=counter.update,
-            )
-
-        matcher = searched(T, known)
-        recall = {} if index == "exact" else matcher.recall(S.samples[:_RECALLED])
+        searched = partial(
+            Matcher,
+            extractors=sets.extractors,
+            k=sets.k,
+            batch_size=extraction.batch_size,
+            index=settings.index,
+            features_dir=settings.folder,
+            crew=crew,
+            tick=counter.update,
+        )
+        matcher = searched(T.samples, contents=sets.distinct)
+        recall = {} if settings.index == "exact" else matcher.recall(S.samples[:_RECALLED])
         contest = null = decoys = None
         isolation = matcher.isolation(originals)
         if H is None:
-            found, isolated = matcher.ask(matcher.alone(S.samples), isolation)
+            rows, isolated = matcher.ask(matcher.alone(S.samples), isolation)
         else:
-            decoys = searched(H, Contents(H.keys))
-            null, (found, pooled), isolated = matcher.ask(
+            decoys = searched(H.samples, contents=Contents(H.keys))
+            null, (rows, pooled), isolated = matcher.ask(
                 matcher.alone(H.samples), matcher.both(decoys, S.samples), isolation
             )
             links = resembling(
                 S.samples,
-                extractors[0],
+                sets.extractors[0],
                 pooled.distances[:, 0],
-                batch_size=batch_size,
-                features_dir=folder,
+                batch_size=extraction.batch_size,
+                features_dir=settings.folder,
             )
-            contest = contest_of(pooled, links, len(known), len(T), len(known) + len(decoys), fdr)
+            num_train = len(sets.distinct)
+            contest = contest_of(
+                pooled, links, num_train, len(T), num_train + len(decoys), settings.fdr
+            )
         kinds = _kinds(T, float(np.median(isolated)))
         copies = take(T.samples, originals)
         planted, *isolated = matcher.ask(
-            matcher.alone(joined([kind.apply(copies, seed) for kind in kinds])),
-            *(matcher.isolation(m.neighbours[:, 0]) for m in (found, null) if m is not None),
+            matcher.alone(joined([kind.apply(copies, settings.seed) for kind in kinds])),
+            *(matcher.isolation(m.neighbours[:, 0]) for m in (rows, null) if m is not None),
         )
-        plants = planted.split(len(kinds))
-        described = descriptive(found, null, isolated)
+        return _Comparison(
+            matcher=matcher,
+            decoys=decoys,
+            rows=rows,
+            null=null,
+            contest=contest,
+            originals=originals,
+            kinds=kinds,
+            planted=planted.split(len(kinds)),
+            recall=recall,
+            described=descriptive(rows, null, isolated),
+        )
 
-    # Hold-out images that are twins of training images are set aside, as synthetic ones are.
-    fresh = None if null is None or null.near_equal.all() else null.scores[~null.near_equal]
-    tier, p, q = tiers(found, fresh, fdr)
+
+def _decide(sets: _Sets, comparison: _Comparison, settings: Settings) -> _Decision:
+    """Judges every row, measures how much the audit sees, and reaches a verdict."""
+    S, T, fdr = sets.S, sets.T, settings.fdr
+    rows, null, fresh = comparison.rows, comparison.null, comparison.fresh
+    contest = comparison.contest
+    tier, p, q = tiers(rows, fresh, fdr)
     q_decoy = np.full(len(S), np.nan)
     if contest is not None:
-        rows, competition = contest
-        q_decoy[rows] = competition.q_values
-    shift = shift_of(found, null, p)
+        q_decoy[contest[0]] = contest[1].q_values
+    shift = shift_of(rows, null, p)
     shifted = bool(shift.get("shifted"))
     if shifted:
         tier[(tier == CLEAR) & (q_decoy <= fdr)] = COMPETED
-    self_test = {} if fresh is None else halvings(fresh, fdr, seed)
-    pick = Pick(found, fresh, T)
+    self_test = {} if fresh is None else halvings(fresh, fdr, settings.seed)
     power = tuple(
-        power_of(kind, planted, Pick(planted, fresh, T), T, originals, fresh, len(S), fdr)
-        for kind, planted in zip(kinds, plants, strict=True)
+        power_of(
+            kind, planted, Pick(planted, fresh, T), T, comparison.originals, fresh, len(S), fdr
+        )
+        for kind, planted in zip(comparison.kinds, comparison.planted, strict=True)
     )
     counts = Counts(
         synthetic_rows=S.total,
         synthetic_judged=len(S),
         train=len(T),
-        train_distinct=len(known),
-        holdout=0 if H is None else len(H),
-        holdout_dropped=overlap,
+        train_distinct=len(sets.distinct),
+        holdout=0 if sets.H is None else len(sets.H),
+        holdout_dropped=sets.overlap,
         holdout_near_equal=0 if null is None else int(null.near_equal.sum()),
         resolution=None if fresh is None else resolution(len(S), len(fresh), fdr),
         competition_resolution=None if contest is None else contest[1].resolution,
@@ -267,133 +356,111 @@ def audit(
         self_test=self_test,
         fdr=fdr,
     )
+    return _Decision(
+        tier=tier,
+        p=p,
+        q=q,
+        q_decoy=q_decoy,
+        pick=Pick(rows, fresh, T),
+        shift=shift,
+        self_test=self_test,
+        power=power,
+        counts=counts,
+        verdict=verdict,
+        reasons=reasons,
+    )
+
+
+def _pairs(
+    sets: _Sets, comparison: _Comparison, decision: _Decision, settings: Settings
+) -> tuple[list[dict[str, JSON]], list[dict[str, JSON]]]:
+    """The most suspicious synthetic images, and hold-out images to compare them with, as shown."""
+    S, T, H = sets.S, sets.T, sets.H
+    rows, null, decoys = comparison.rows, comparison.null, comparison.decoys
     # Flagged rows first, then by how suspicious they are.
-    suspicious = np.where(tier == EXACT, -1, p)
-    shown = np.lexsort((found.scores[:, 0], suspicious, tier == CLEAR))[:max_pairs]
+    suspicious = np.where(decision.tier == EXACT, -1, decision.p)
+    order = np.lexsort((rows.scores[:, 0], suspicious, decision.tier == CLEAR))
+    shown = order[: settings.max_pairs]
     pairs = [
-        pair_of(i, S, T, found, pick, matcher)
-        | {"tier": int(tier[i]), "p_value": _number(p[i]), "q_value": _number(q[i])}
+        pair_of(i, S, T, rows, decision.pick, comparison.matcher)
+        | {
+            "tier": int(decision.tier[i]),
+            "p_value": _number(decision.p[i]),
+            "q_value": _number(decision.q[i]),
+        }
         for i in shown.tolist()
     ]
-    holdout_pairs = []
-    if H is not None and decoys is not None and null is not None:
-        if len(shown):
-            best = decoys.match(take(S.samples, shown))
-            for j, (pair, i) in enumerate(zip(pairs, shown.tolist(), strict=True)):
-                pair |= counterpart(H, best, j, int(pick.statistic[i]))
-        closest = Pick(null, fresh, T)
-        order = np.lexsort((null.scores[:, 0], closest.lowest_p))[:_HOLDOUT_PAIRS]
-        holdout_pairs = [pair_of(i, H, T, null, closest, matcher) for i in order.tolist()]
-    num_statistics = len(matcher.statistics)
+    if H is None or decoys is None or null is None:
+        return pairs, []
+    if len(shown):
+        best = decoys.match(take(S.samples, shown))
+        for j, (pair, i) in enumerate(zip(pairs, shown.tolist(), strict=True)):
+            pair |= counterpart(H, best, j, int(decision.pick.statistic[i]))
+    closest = Pick(null, comparison.fresh, T)
+    first = np.lexsort((null.scores[:, 0], closest.lowest_p))[:_HOLDOUT_PAIRS]
+    return pairs, [pair_of(i, H, T, null, closest, comparison.matcher) for i in first.tolist()]
+
+
+def _report(
+    sets: _Sets,
+    comparison: _Comparison,
+    decision: _Decision,
+    settings: Settings,
+    pairs: list[dict[str, JSON]],
+    holdout_pairs: list[dict[str, JSON]],
+) -> AuditReport:
+    """Puts everything at the places of all rows, those that were not judged included."""
+    S, T, H = sets.S, sets.T, sets.H
+    rows, null, contest = comparison.rows, comparison.null, comparison.contest
+    pick = decision.pick
+    none = np.zeros((0, len(comparison.matcher.statistics)))
     return AuditReport(
-        verdict=verdict,
-        reasons=tuple(reasons),
+        verdict=decision.verdict,
+        reasons=tuple(decision.reasons),
         identity=S.identity,
-        statistics=matcher.statistics,
-        tier=_spread(tier, S, NOT_JUDGED),
-        p_values=_spread(p, S, np.nan),
-        q_values=_spread(q, S, np.nan),
-        q_decoy=_spread(q_decoy, S, np.nan),
-        scores=_spread(found.scores, S, np.nan),
-        distances=_spread(found.distances, S, np.nan),
+        statistics=comparison.matcher.statistics,
+        tier=_spread(decision.tier, S, NOT_JUDGED),
+        p_values=_spread(decision.p, S, np.nan),
+        q_values=_spread(decision.q, S, np.nan),
+        q_decoy=_spread(decision.q_decoy, S, np.nan),
+        scores=_spread(rows.scores, S, np.nan),
+        distances=_spread(rows.distances, S, np.nan),
         decided_by=_spread(pick.statistic, S, -1),
         neighbours=_spread(T.rows[pick.neighbours], S, -1),
         neighbour_flipped=_spread(pick.flipped, S, False),
         rmse=_spread(rmse_of(S, T, pick), S, np.nan),
         labels=S.labels,
         classes=S.classes,
-        holdout_scores=np.zeros((0, num_statistics)) if null is None else null.scores,
-        holdout_distances=np.zeros((0, num_statistics)) if null is None else null.distances,
-        power=power,
-        self_test=self_test,
+        holdout_scores=none if null is None else null.scores,
+        holdout_distances=none if null is None else null.distances,
+        power=decision.power,
+        self_test=decision.self_test,
         competition={} if contest is None else summary(contest[1]),
-        shift=shift,
-        descriptive=tuple(described),
+        shift=decision.shift,
+        descriptive=tuple(comparison.described),
         settings={
-            "fdr": fdr,
-            "k": k,
-            "seed": seed,
-            "kind": "images" if images else "features",
-            "features": [describe(extractor) for extractor in extractors],
-            "index": index,
-            "recall": recall,
-            "command": command or _command(S, T, H, features, fdr, k, index, deduplicate, seed),
+            "fdr": settings.fdr,
+            "k": sets.k,
+            "seed": settings.seed,
+            "kind": "images" if sets.are_images else "features",
+            "features": [describe(extractor) for extractor in sets.extractors],
+            "index": settings.index,
+            "recall": comparison.recall,
+            "command": settings.command(sets.k, [S, T] if H is None else [S, T, H]),
             "train_identity": T.identity,
             "holdout_identity": None if H is None else H.identity,
-            **asdict(counts),
+            **asdict(decision.counts),
         },
-        environment=_environment(),
+        environment=environment(),
         pairs=tuple(pairs),
         holdout_pairs=tuple(holdout_pairs),
     )
-
-
-class _Given:
-    """Stands for the network that made features of images that are not given."""
-
-    name = "features as given"
-    dim = None
-
-    def __call__(self, pixels: Any) -> Any:
-        raise TypeError("These features were given: there is no network to compute others.")
-
-
-def _extractors(
-    features: str | Extractor | Sequence[str | Extractor] | None,
-) -> list[Extractor]:
-    listed: list[Any] = [Pixel()]
-    if features is not None:
-        listed = list(features) if isinstance(features, list | tuple) else [features]
-    listed = [named(one) if isinstance(one, str) else one for one in listed]
-    for extractor in listed:
-        if not isinstance(extractor, Extractor):
-            raise TypeError(
-                f"`features` holds a {type(extractor).__name__}, expected names or extractors such "
-                "as `features.Pixel()` or `features.TorchModule(network)`."
-            )
-    names = [extractor.name for extractor in listed]
-    if not names:
-        raise ValueError("`features` is empty. Leave it out to compare pixels.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"`features` holds two extractors of one name: {', '.join(names)}.")
-    return listed
 
 
 def _kinds(T: ImageSet, usual: float) -> list[Disturbance]:
     if not isinstance(T.samples, Tensor):
         return vector_disturbances(usual)
     return disturbances((T.pixels.shape[1], T.pixels.shape[2], T.pixels.shape[3]))
-
-
-def _command(
-    S: ImageSet,
-    T: ImageSet,
-    H: ImageSet | None,
-    features: Any,
-    fdr: float,
-    k: int,
-    index: str,
-    deduplicate: bool,
-    seed: int,
-) -> str:
-    """What reproduces the audit: a line for the shell if everything has a name there."""
-    sets = [S, T] if H is None else [S, T, H]
-    listed = [] if features is None else features
-    listed = list(listed) if isinstance(listed, list | tuple) else [listed]
-    sources = [s.source for s in sets]
-    if all(sources) and all(isinstance(one, str) for one in listed):
-        words = ["synthaug", "audit", *map(str, sources[:2])]
-        words += [] if H is None else ["--holdout", str(H.source)]
-        words += ["--features", ",".join(listed)] if listed else []
-        words += ["--fdr", str(fdr), "--k", str(k), "--index", index, "--seed", str(seed)]
-        return shlex.join(words + (["--deduplicate"] if deduplicate else []))
-    text = [s.name if s.source is None else repr(s.source) for s in sets]
-    text[2:] = [f"holdout={text[2]}"] if H is not None else []
-    names = [one if isinstance(one, str) else one.name for one in listed]
-    text += [f"features={names}"] if names else []
-    text += [f"fdr={fdr}", f"k={k}", f"index={index!r}"]
-    text += ["deduplicate=True"] if deduplicate else []
-    return f"synthaug.audit({', '.join(text)}, seed={seed})"
 
 
 def _without_overlap(H: ImageSet, known: Contents, deduplicate: bool) -> tuple[ImageSet, int]:
@@ -421,21 +488,3 @@ def _spread(values: NDArray[Any], images: ImageSet, missing: Any) -> NDArray[Any
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _environment() -> dict[str, JSON]:
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        **{
-            name: installed(name)
-            for name in ("synthaug", "torch", "numpy", "faiss-cpu", "scipy", "pillow")
-        },
-    }

@@ -65,6 +65,7 @@ def audit(
     """
     from synthaug._audit import audit as run
     from synthaug._images.labeled import load_dataset
+    from synthaug.features import ExtractionConfig
 
     spaces = [networks.extractor(name) for name in names(features or [])]
     if ":" not in synthetic and synthetic.lower().endswith(FILES):
@@ -88,13 +89,12 @@ def audit(
             fdr=fdr,
             k=k,
             index=index,
-            features_dir=features_dir,
+            extraction=ExtractionConfig(directory=features_dir, engine=ray.engine(engine)),
             max_pairs=max_pairs,
             deduplicate=deduplicate,
-            engine=ray.engine(engine),
             seed=seed,
-            command=call.line,
         )
+        report = replace(report, settings={**report.settings, "command": call.line})
         report.to_html(f"{out}.html", redact=redact)
         report.to_json(f"{out}.json", redact=redact)
     return Result(
