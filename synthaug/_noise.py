@@ -17,7 +17,7 @@ from torch import Tensor
 # Layout of a CPU generator's state: seed, (left, seeded), next, then the 624 words of the twister,
 # each in eight bytes. `test_noise` checks it against torch itself.
 _WORDS = slice(24, 24 + 8 * 624)
-_TEMPLATE = torch.Generator().manual_seed(0).get_state()
+_TEMPLATE = torch.Generator("cpu").manual_seed(0).get_state()
 
 
 def stream(seed: int) -> torch.Generator:
@@ -26,7 +26,7 @@ def stream(seed: int) -> torch.Generator:
     words = key.get_state(legacy=False)["state"]["key"].astype(np.uint64)
     state = _TEMPLATE.clone()
     state[_WORDS] = torch.from_numpy(words.view(np.uint8))
-    generator = torch.Generator()
+    generator = torch.Generator("cpu")
     generator.set_state(state)
     return generator
 
@@ -41,7 +41,12 @@ def randn(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor
 
     Drawn on the CPU: the streams of CUDA devices differ, and this is never the slow part.
     """
-    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
+    return torch.stack(
+        [
+            torch.randn(tuple(shape), generator=g, dtype=torch.float32, device="cpu")
+            for g in generators
+        ]
+    )
 
 
 def counter_rng(seed: int, *counters: int) -> np.random.Generator:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Images
 from synthaug.errors import CheckpointError, MismatchError
 
@@ -141,6 +142,7 @@ class ClassifierFreeGuidance:
         return (self.guidance_scale != 1).long()
 
 
+@lasting_tensors()
 def build_unet(
     image_shape: tuple[int, ...],
     *,

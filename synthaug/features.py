@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from synthaug._cluster import RayEngine
 from synthaug._support.progress import bar
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON, Features, Pixels
 
 
@@ -294,13 +295,14 @@ def without_head(network: nn.Module, name: str) -> nn.Module:
 
 def _window(side: int) -> torch.Tensor:
     """Hann window of `side` values, all above 0."""
-    return torch.hann_window(side + 2, periodic=False)[1:-1]
+    return torch.hann_window(side + 2, periodic=False, dtype=torch.float32, device="cpu")[1:-1]
 
 
 NAMES = "pixels, pixels:SIZE, spectrum, torchscript:PATH, torchvision:MODEL or timm:MODEL"
 """What `named` understands."""
 
 
+@lasting_tensors()
 def named(
     name: str, *, pretrained: bool = True, device: str | torch.device = "cpu"
 ) -> "Pixel | Spectrum | TorchModule | TorchScript":

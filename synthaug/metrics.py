@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synthaug._neighbors import distances
+from synthaug._support.torch_state import torch_defaults
 from synthaug._types import Features
 from synthaug.density import Neighbourhood
 
@@ -28,6 +29,7 @@ _ROUNDING = 1e-11
 """Bound for the relative error of |a - b|^2 as |a|^2 + |b|^2 - 2 a.b in float64."""
 
 
+@torch_defaults()
 def frechet_distance(synthetic: Features, real: Features, *, force: bool = False) -> float:
     """Fréchet distance of two Gaussians with the means and covariances of the sets, at least 0.
 
@@ -237,7 +239,7 @@ def _quiet(seed: int) -> Iterator[None]:
     """Draws from a stream of its own, and without torchmetrics' word on memory."""
     import warnings
 
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch_defaults(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.default_generator.manual_seed(seed)
         yield

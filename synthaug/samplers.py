@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from synthaug._noise import randn
+from synthaug._support.torch_state import lasting_tensors, torch_defaults
 from synthaug._types import Images
 from synthaug.denoisers import AnyDenoiser, GuidanceTerm
 
@@ -84,6 +85,7 @@ class Push(Protocol):
         ...
 
 
+@lasting_tensors()
 def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None = None) -> Any:
     """A fresh diffusers scheduler of the kind `name` for a checkpoint's scheduler config.
 
@@ -322,7 +324,8 @@ def sample(
     arguments = step_arguments(scheduler, generators, eta)
     if pushes:
         check_pushable(scheduler)
-    scheduler.set_timesteps(num_inference_steps)
+    with torch_defaults():
+        scheduler.set_timesteps(num_inference_steps)
     noise = randn(generators, shape).to(denoiser.device)
     if sources is None:
         timesteps = timesteps_until(scheduler, until)
@@ -348,7 +351,8 @@ def sample(
                 # mean. A step that arrives at a clean image has beta~ = 0, and adds no noise.
                 level = 2 * mix - 1 if i < len(timesteps) else -1.0
                 total = torch.cat([total, torch.full_like(total, level)], dim=1)
-            x = scheduler.step(total, t, x, **arguments).prev_sample
+            with torch_defaults():
+                x = scheduler.step(total, t, x, **arguments).prev_sample
         for way in moved:
             x = x + way
     return x

@@ -94,8 +94,8 @@ class ColdRestore(v2.Transform):
         if len(sizes) > 1:
             raise ValueError(f"Batches of different size came together: {sorted(sizes)}.")
         n = sizes.pop() if sizes else 1
-        apply, uniform = torch.rand(2, n, dtype=torch.float64)
-        seeds = torch.randint(2**63 - 1, (n,))
+        apply, uniform = torch.rand(2, n, dtype=torch.float64, device="cpu")
+        seeds = torch.randint(2**63 - 1, (n,), dtype=torch.int64, device="cpu")
         chosen = (apply < self.p).nonzero()[:, 0]
         return {
             "chosen": chosen.tolist(),
@@ -230,8 +230,8 @@ class MixSynthetic(v2.Transform):
                     f"labels: {_EXPECTED}"
                 )
         n = len(labels)
-        count = int(self.fraction * n + torch.rand((), dtype=torch.float64))
-        chosen = torch.randperm(n)[: min(count, n)].sort().values
+        count = int(self.fraction * n + torch.rand((), dtype=torch.float64, device="cpu"))
+        chosen = torch.randperm(n, dtype=torch.int64, device="cpu")[: min(count, n)].sort().values
         drawn = labels.detach().cpu()[chosen]
         if drawn.ndim == 2 and len(drawn):
             drawn = torch.multinomial(drawn.float(), 1)[:, 0]
@@ -248,7 +248,7 @@ class MixSynthetic(v2.Transform):
                 f"Class {self._classes[label]!r} has no synthetic image that may be "
                 "served. Generate images of it."
             )
-        order = torch.randperm(len(pool)).numpy()
+        order = torch.randperm(len(pool), dtype=torch.int64, device="cpu").numpy()
         return pool[np.resize(order, count)]
 
     def _check_labels(self, labels: Tensor) -> None:
@@ -370,7 +370,7 @@ class SyntheticVariant(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws whether to change, and which variant, once per sample."""
         del flat_inputs
-        apply, choice = torch.rand(2, dtype=torch.float64).tolist()
+        apply, choice = torch.rand(2, dtype=torch.float64, device="cpu").tolist()
         return {"apply": apply < self.p, "choice": choice}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:

@@ -36,7 +36,7 @@ def make_cache(
     manifest = {"recipe": {"synthesizer": "test", "settings": {}, "weights": {}}}
     path = folder / f"{len(list(folder.iterdir()))}.h5"
     cache = SynthCache.create(path, plan, image_shape=shape, manifest=manifest)
-    values = torch.arange(FIRST_ROW, FIRST_ROW + 18, dtype=torch.uint8)
+    values = torch.arange(FIRST_ROW, FIRST_ROW + 18, dtype=torch.uint8, device="cpu")
     cache.write(np.arange(18), values[:, None, None, None].expand(-1, *shape).contiguous())
     return cache
 

@@ -100,7 +100,7 @@ class Aligner:
             uint8 (C, h, w), the window that fits best: mid-grey (128) where both are equal once
             the training image has the brightness and contrast of the window.
         """
-        right = torch.zeros(1, dtype=torch.int64)
+        right = torch.zeros(1, dtype=torch.int64, device="cpu")
         best, shown = -2.0, small(image)[0]
         versions = self._versions(np.array([row]))
         for queries in (small(image), small(image).flip(-1)):
@@ -131,7 +131,7 @@ class Aligner:
         queries = small(pixels)
         best = []
         for images in (queries, queries.flip(-1)):
-            r = torch.full((len(query),), -1.0)
+            r = torch.full((len(query),), -1.0, dtype=torch.float32, device="cpu")
             for _, _, correlation in _correlations(images, versions, left, right):
                 r = torch.maximum(r, correlation.flatten(1).amax(1))
             best.append(r.clamp(-1, 1).double().numpy())

@@ -86,7 +86,7 @@ def _scaled(pixels: Pixels, factor: float) -> Pixels:
 
 
 def _blur(pixels: Pixels) -> Pixels:
-    x = torch.arange(-2, 3, dtype=torch.float32)
+    x = torch.arange(-2, 3, dtype=torch.float32, device="cpu")
     kernel = torch.exp(-(x**2) / 2)
     kernel = kernel / kernel.sum()
     c = pixels.shape[1]

@@ -31,9 +31,9 @@ def enlarged(stage: Any, real: Any, path: Path, images: int = 8) -> None:
     low = stage.shrink(to_images(pixels))
     drawn = stage.draw(
         low,
-        torch.zeros(len(chosen), dtype=torch.int64),
-        torch.tensor(np.asarray(real.targets)[chosen]),
-        torch.ones(len(chosen)),
+        torch.zeros(len(chosen), dtype=torch.int64, device="cpu"),
+        torch.tensor(np.asarray(real.targets)[chosen], dtype=torch.int64, device="cpu"),
+        torch.ones(len(chosen), dtype=torch.float32, device="cpu"),
         streams(chosen.tolist()),
     )
     blocks = F.interpolate(to_pixels(low).float(), pixels.shape[2:], mode="nearest-exact")

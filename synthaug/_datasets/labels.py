@@ -43,7 +43,11 @@ class ItemLabels:
         """Whether real items get a vector in the place of their class index."""
         self._classes = table[np.asarray(synthetic.labels)]
         self._num_classes = len(table)
-        self._example = torch.zeros(self._num_classes) if self.changes_real else example
+        self._example = (
+            torch.zeros(self._num_classes, dtype=torch.float32, device="cpu")
+            if self.changes_real
+            else example
+        )
         # Probabilities of many rows and classes are large: those of a plan are made when asked for.
         self._given: NDArray[np.float32] | None = None
         self._partner, self._share = np.full(len(self._classes), -1), np.zeros(len(self._classes))

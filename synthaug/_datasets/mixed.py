@@ -26,6 +26,7 @@ from synthaug._images.foreign import leaves, without_transforms
 from synthaug._images.labeled import as_pixels
 from synthaug._images.loaders import checked_labels
 from synthaug._noise import checked_seed
+from synthaug._support.torch_state import shared_counter
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import DataError, MismatchError
 
@@ -208,7 +209,7 @@ class MixedDataset(Dataset[Any]):
                 "vectors of class probabilities. Take it off `real`."
             )
         # In shared memory, so that workers that already run see a new epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = shared_counter()
         self._log: ServedLog | None = None
 
     # Choices
@@ -370,7 +371,7 @@ class MixedDataset(Dataset[Any]):
                 f"Real images have shape {tuple(real.shape[1:])}, synthetic ones "
                 f"{tuple(fake.shape[1:])}: only a transform can bring them together."
             )
-        pixels = torch.empty((len(rows), *fake.shape[1:]), dtype=torch.uint8)
+        pixels = torch.empty((len(rows), *fake.shape[1:]), dtype=torch.uint8, device="cpu")
         pixels[made], pixels[~made] = fake, real
         return pixels
 

@@ -24,6 +24,7 @@ from synthaug._images.convert import Transform
 from synthaug._noise import checked_seed
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
+from synthaug._support.torch_state import shared_counter
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
@@ -122,7 +123,7 @@ class OnTheFlyDataset(Dataset[Any]):
         self.transform, self.target_transform = transform, target_transform
         self.output_type = output_type
         # In shared memory, so that workers that already run see a new epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = shared_counter()
         self._table: tuple[int, Indices] | None = None
 
     # Which images
@@ -177,7 +178,7 @@ class OnTheFlyDataset(Dataset[Any]):
         """
         images = self._drawing.read(self.rows(indices).tolist(), ahead=self.background)
         if not images:
-            return torch.empty((0, *self.image_shape), dtype=torch.uint8)
+            return torch.empty((0, *self.image_shape), dtype=torch.uint8, device="cpu")
         return torch.stack(images)
 
     @property

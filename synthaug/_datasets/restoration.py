@@ -94,7 +94,7 @@ class Restoration:
                 f"Got {describe(image)}; the checkpoint restores images of shape "
                 f"{tuple(self.cold.image_shape)}. Resize them first."
             )
-        rows = torch.as_tensor(chosen, device=x.device)
+        rows = torch.as_tensor(chosen, dtype=torch.int64, device=x.device)
         views = self.cold.degrade_and_restore(x[rows], severity=severity, seeds=seeds)
         if not isinstance(image, Tensor):
             return _alike(views[0].cpu(), image)

@@ -288,7 +288,7 @@ def as_pixels(
                 f"The parts of the ConcatDataset have images of shape {shapes[0]} and {shapes[1]}. "
                 "Bring all to one shape first."
             )
-        out = torch.empty((len(rows), *shapes[0]), dtype=torch.uint8)
+        out = torch.empty((len(rows), *shapes[0]), dtype=torch.uint8, device="cpu")
         for mask, pixels in found:
             out[torch.from_numpy(mask)] = pixels
         return out

@@ -20,6 +20,7 @@ from synthaug._images.convert import pixels_of
 from synthaug._images.foreign import field
 from synthaug._pixels import to_pil
 from synthaug._support.progress import bar
+from synthaug._support.torch_state import lasting_tensors
 from synthaug.errors import DataError, MismatchError
 
 _CHUNK = 256  # images per task of the thread pool
@@ -222,9 +223,10 @@ class HDF5:
         return {**self.__dict__, "file": None, "pid": -1}
 
 
+@lasting_tensors()  # threads fill it, and inference mode belongs to one
 def gather(store: Any, rows: NDArray[np.int64], progress: bool | None, description: str) -> Tensor:
     """All images of a store in one tensor, uint8 (n, C, H, W), decoded by a thread per CPU."""
-    out = torch.empty((len(rows), *store.shape), dtype=torch.uint8)
+    out = torch.empty((len(rows), *store.shape), dtype=torch.uint8, device="cpu")
     starts = range(0, len(rows), _CHUNK)
 
     def fill(start: int) -> int:

@@ -20,7 +20,7 @@ def choose_device(name: Any = None) -> Any:
         return torch.device(own)
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device, dtype=torch.float32)
     except (RuntimeError, AssertionError):  # torch asserts that CUDA is compiled in
         raise ValueError(
             f"`device` is {str(name)!r}, which torch cannot use here. Leave it out to take a GPU "

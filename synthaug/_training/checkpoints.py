@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.differences import described, differences
 from synthaug._support.files import write_text
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON
 from synthaug.errors import CheckpointError, MismatchError
 
@@ -208,6 +209,7 @@ _PARTS = {
 }
 
 
+@lasting_tensors()
 def load_part(
     path: Path,
     index: Mapping[str, Any],
@@ -247,6 +249,7 @@ def load_part(
     return part
 
 
+@lasting_tensors()
 def embed_prompts(path: Path, prompts: Sequence[str]) -> Tensor:
     """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder."""
     try:

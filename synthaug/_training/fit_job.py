@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.loop import TrainingConfig, TrainingResult, own_randomness, own_rows, train
 from synthaug._types import Images, Indices, Labels
 from synthaug.errors import DataError
@@ -42,6 +43,7 @@ class AbstractFitJob(ABC, Generic[Module]):
         del name
         return 1.0
 
+    @lasting_tensors()
     def run(
         self,
         output_dir: str | Path,
@@ -140,20 +142,23 @@ def half_mirrored(x: Images) -> Images:
 def stratified(n: int, levels: int) -> Tensor:
     """One of 0 ... levels - 1 for each of n examples, evenly spread over the batch: int64 (n,)."""
     size, own = own_rows(n)
-    strata = (torch.arange(size) + torch.rand(size)) / size
+    strata = (
+        torch.arange(size, dtype=torch.int64, device="cpu")
+        + torch.rand(size, dtype=torch.float32, device="cpu")
+    ) / size
     return (strata * levels).long().clamp(max=levels - 1)[own]
 
 
 def batch_noise(shape: Sequence[int]) -> Tensor:
     """Standard normal noise for the examples of this process, float32 of that shape."""
     size, own = own_rows(shape[0])
-    return torch.randn(size, *shape[1:])[own]
+    return torch.randn(size, *shape[1:], dtype=torch.float32, device="cpu")[own]
 
 
 def chosen_rows(n: int, probability: float) -> Tensor:
     """Each of n examples with that probability: bool (n,)."""
     size, own = own_rows(n)
-    return torch.rand(size)[own] < probability
+    return torch.rand(size, dtype=torch.float32, device="cpu")[own] < probability
 
 
 def denoising_loss(
@@ -174,12 +179,24 @@ def denoising_target(scheduler: Any, x0: Images, noise: Images, t: Tensor) -> Im
     Raises:
         ValueError: For a type that we do not know.
     """
+    check_prediction_type(scheduler)
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise
     if kind == "sample":
         return x0
-    if kind == "v_prediction":
-        velocity: Images = scheduler.get_velocity(x0, noise, t)
-        return velocity
-    raise ValueError(f"`prediction_type` must be v_prediction, epsilon or sample, got {kind!r}.")
+    velocity: Images = scheduler.get_velocity(x0, noise, t)
+    return velocity
+
+
+def check_prediction_type(scheduler: Any) -> None:
+    """Refuses a scheduler whose `prediction_type` has no `denoising_target`.
+
+    Raises:
+        ValueError: For such a type.
+    """
+    kind = scheduler.config.prediction_type
+    if kind not in PREDICTION_TYPES:
+        raise ValueError(
+            f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got {kind!r}."
+        )

@@ -31,6 +31,7 @@ from synthaug._plan import canonical_json
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.progress import bar
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import check_same_run, replaced, restore, run_record, writing
 from synthaug._types import Indices
 from synthaug.errors import CheckpointError, DivergedError
@@ -161,6 +162,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> I
     )
 
 
+@lasting_tensors()
 def train(
     module: nn.Module,
     loss: Loss,
@@ -315,7 +317,9 @@ def train(
             # Rank 0's clock decides, or the ranks would disagree about when to wait for each other.
             due = time.monotonic() - saved_at >= config.checkpoint_seconds
             if processes > 1:
-                due = bool(accelerator.gather(torch.tensor([due], device=device))[0])
+                due = bool(
+                    accelerator.gather(torch.tensor([due], device=device, dtype=torch.bool))[0]
+                )
             due = due or result.step == config.steps or result.step in checkpoint_steps
             point = result.step % log_every == 0 or result.step == config.steps
             if due or point:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
+from synthaug._support.torch_state import torch_defaults
 from synthaug._types import JSON, Images
 
 Realisation: TypeAlias = Mapping[str, Tensor]
@@ -51,7 +52,8 @@ class AbstractDegradation(abc.ABC):
             ValueError: For a level out of range, a realisation that lacks something, or images that
                 this cannot degrade.
         """
-        levels = torch.as_tensor(s, dtype=torch.int64)
+        levels = s if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.int64, device="cpu")
+        levels = levels.to(torch.int64)
         if levels.ndim > 1 or (levels.ndim == 1 and len(levels) != len(x)):
             raise ValueError(
                 f"`s` has shape {tuple(levels.shape)}; give one level, or one for each of the "
@@ -129,7 +131,8 @@ class Custom(AbstractDegradation):
         check_levels(self.num_levels)
 
     def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
-        return self.function(x, s.view(-1, 1, 1, 1), realisation)
+        with torch_defaults():  # `s / 20` is a tensor of the default dtype
+            return self.function(x, s.view(-1, 1, 1, 1), realisation)
 
     def realise(
         self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
@@ -137,7 +140,8 @@ class Custom(AbstractDegradation):
         """Draws image by image."""
         if self.realisation is None:
             return {}
-        drawn = [self.realisation(generator, image_shape) for generator in generators]
+        with torch_defaults():
+            drawn = [self.realisation(generator, image_shape) for generator in generators]
         return {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
 
     def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:

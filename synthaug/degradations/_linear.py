@@ -35,7 +35,7 @@ class AbstractSeparable(AbstractDegradation):
 
     def matrices(self, size: int) -> Tensor:
         """A_0 ... A_T, float64 (T + 1, size, size): products of the steps, A_0 the identity."""
-        product = torch.eye(size, dtype=torch.float64)
+        product = torch.eye(size, dtype=torch.float64, device="cpu")
         table = [product]
         for step in self.step_matrices(size):
             product = step @ product
@@ -108,7 +108,10 @@ class Blur(AbstractSeparable):
 
     def step_kernel(self, i: int) -> Tensor:
         """The kernel of step i along one axis, float64 (kernel_size,), of sum 1."""
-        taps = torch.arange(self.kernel_size, dtype=torch.float64) - self.kernel_size // 2
+        taps = (
+            torch.arange(self.kernel_size, dtype=torch.float64, device="cpu")
+            - self.kernel_size // 2
+        )
         kernel = torch.exp(-0.5 * (taps / self.step_std(i)) ** 2)
         return kernel / kernel.sum()
 
@@ -120,14 +123,16 @@ class Blur(AbstractSeparable):
                 f"`kernel_size` {self.kernel_size} reflects images of {size} pixels more than "
                 f"once. Use at most {2 * size - 1}, or padding 'circular'."
             )
-        source = torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)
+        source = torch.arange(size, dtype=torch.int64, device="cpu")[:, None] + torch.arange(
+            -radius, radius + 1, dtype=torch.int64, device="cpu"
+        )
         if self.padding == "circular":
             source = source % size
         else:
             source = source.abs()
             source = torch.where(source < size, source, 2 * (size - 1) - source)
         kernels = torch.stack([self.step_kernel(i) for i in range(self.num_levels)])
-        steps = torch.zeros(self.num_levels, size, size, dtype=torch.float64)
+        steps = torch.zeros(self.num_levels, size, size, dtype=torch.float64, device="cpu")
         weights = kernels[:, None].expand(-1, size, -1)
         return steps.scatter_add(2, source.expand(self.num_levels, -1, -1), weights)
 
@@ -166,7 +171,9 @@ class SuperResolution(AbstractSeparable):
                 f"Images of {size} pixels cannot be halved {self.num_levels} times. Use fewer "
                 "levels, or another image size."
             )
-        pixels = torch.eye(size, dtype=torch.float64)[None, None]  # columns are images of one pixel
+        pixels = torch.eye(size, dtype=torch.float64, device="cpu")[
+            None, None
+        ]  # columns are images of one pixel
         steps = []
         for s in range(1, self.num_levels + 1):
             small = F.interpolate(pixels, size=(size >> s, size), mode="bicubic")

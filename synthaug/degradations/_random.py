@@ -64,12 +64,22 @@ class Inpainting(AbstractDegradation):
         if self.centre == "random":
             drawn["centre"] = torch.stack(
                 [
-                    torch.stack([torch.randint(side, (), generator=g) for side in (height, width)])
+                    torch.stack(
+                        [
+                            torch.randint(side, (), generator=g, dtype=torch.int64, device="cpu")
+                            for side in (height, width)
+                        ]
+                    )
                     for g in generators
                 ]
             )
         if self.fill == "colour":
-            drawn["colour"] = torch.stack([torch.rand(c, generator=g) - 0.5 for g in generators])
+            drawn["colour"] = torch.stack(
+                [
+                    torch.rand(c, generator=g, dtype=torch.float32, device="cpu") - 0.5
+                    for g in generators
+                ]
+            )
         return drawn
 
     def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
@@ -79,12 +89,14 @@ class Inpainting(AbstractDegradation):
 
     def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
         height, width = x.shape[-2:]
-        y, x_axis = (torch.arange(side, device=x.device) for side in (height, width))
+        y, x_axis = (
+            torch.arange(side, device=x.device, dtype=torch.int64) for side in (height, width)
+        )
         if self.centre == "random":
             row, column = realisation["centre"].T[:, :, None]
         else:
-            row = torch.full((1, 1), (height - 1) // 2, device=x.device)
-            column = torch.full((1, 1), (width - 1) // 2, device=x.device)
+            row = torch.full((1, 1), (height - 1) // 2, device=x.device, dtype=torch.int64)
+            column = torch.full((1, 1), (width - 1) // 2, device=x.device, dtype=torch.int64)
         squared = ((y - row) ** 2)[:, :, None] + ((x_axis - column) ** 2)[:, None, :]
         largest = (height - 1) ** 2 + (width - 1) ** 2
         kept = _kept(self, largest, x.dtype, x.device)[s[:, None, None], squared][:, None]
@@ -98,11 +110,13 @@ def _kept(inpainting: Inpainting, largest: int, dtype: torch.dtype, device: torc
     """a_s by level and squared distance, (T + 1, largest + 1): distances of pixels are roots of
     whole numbers, so this is the whole product for any centre."""
     with torch.inference_mode(False):
-        squared = torch.arange(largest + 1, dtype=torch.float64)
-        steps = torch.arange(inpainting.num_levels, dtype=torch.float64)
+        squared = torch.arange(largest + 1, dtype=torch.float64, device="cpu")
+        steps = torch.arange(inpainting.num_levels, dtype=torch.float64, device="cpu")
         std = inpainting.std_step * (steps + inpainting.initial_std)
         masks = 1 - torch.exp(-squared / (2 * std[:, None] ** 2))
-        table = torch.cat([torch.ones(1, largest + 1, dtype=torch.float64), masks.cumprod(0)])
+        table = torch.cat(
+            [torch.ones(1, largest + 1, dtype=torch.float64, device="cpu"), masks.cumprod(0)]
+        )
         if inpainting.fill == "colour":
             table[-1] = 0
         return table.to(device=device, dtype=dtype)
@@ -152,7 +166,12 @@ class Snow(AbstractDegradation):
         _, height, width = image_shape
         coarse = [1, math.ceil(height / self.zoom), math.ceil(width / self.zoom)]
         drawn = self.field_mean + self.field_std * randn(generators, coarse)
-        vertical = torch.stack([torch.rand((), generator=g) < 0.5 for g in generators])
+        vertical = torch.stack(
+            [
+                torch.rand((), generator=g, dtype=torch.float32, device="cpu") < 0.5
+                for g in generators
+            ]
+        )
         grown = F.interpolate(drawn, size=(height, width), mode="bilinear", align_corners=False)
         return {"field": grown, "vertical": vertical}
 
@@ -186,12 +205,14 @@ class Snow(AbstractDegradation):
 def _motion(snow: Snow, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The motion blur of every level along one axis, (T + 1, size, size); level 0 is not used."""
     with torch.inference_mode(False):
-        taps = torch.arange(2 * snow.motion_radius + 1, dtype=torch.float64)
-        levels = torch.arange(snow.num_levels + 1).clamp(min=1)
+        taps = torch.arange(2 * snow.motion_radius + 1, dtype=torch.float64, device="cpu")
+        levels = torch.arange(snow.num_levels + 1, dtype=torch.int64, device="cpu").clamp(min=1)
         kernels = torch.exp(-0.5 * (taps / snow.at(snow.motion_std, levels)[:, None]) ** 2)
         kernels /= kernels.sum(1, keepdim=True)
-        source = (torch.arange(size)[:, None] + taps.long()).clamp(max=size - 1)
-        table = torch.zeros(len(levels), size, size, dtype=torch.float64)
+        source = (torch.arange(size, dtype=torch.int64, device="cpu")[:, None] + taps.long()).clamp(
+            max=size - 1
+        )
+        table = torch.zeros(len(levels), size, size, dtype=torch.float64, device="cpu")
         weights = kernels[:, None].expand(-1, size, -1)
         table = table.scatter_add(2, source.expand(len(levels), -1, -1), weights)
         return table.to(device=device, dtype=dtype)
@@ -252,7 +273,10 @@ class Animorphosis(AbstractMixing):
         self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
     ) -> Realisation:
         """`other`, float32 (n, C, H, W): images of the other set."""
-        chosen = [int(torch.randint(len(self.others), (), generator=g)) for g in generators]
+        chosen = [
+            int(torch.randint(len(self.others), (), generator=g, dtype=torch.int64, device="cpu"))
+            for g in generators
+        ]
         pixels = self.others.read(np.array(chosen, np.int64))
         if tuple(pixels.shape[1:]) != tuple(image_shape):
             raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Features, Labels
 from synthaug.density._covariance import (
     CHUNK_VALUES,
@@ -54,6 +55,7 @@ class ClassGaussians:
     """Principal components, (k, d), if they are projected."""
 
     @classmethod
+    @lasting_tensors()
     def fit(
         cls,
         features: Features,
@@ -162,7 +164,8 @@ class ClassGaussians:
         """
 
         def own(x: Tensor, g: "ClassGaussians") -> Tensor:
-            y = torch.as_tensor(labels, device=x.device)
+            y = labels if isinstance(labels, Tensor) else torch.from_numpy(np.asarray(labels))
+            y = y.to(x.device)
             g._check_labels(y, len(x))
             H = x.new_zeros(len(x))
             for c in y.unique().tolist():
@@ -230,6 +233,7 @@ class ClassGaussians:
             H[own] = leave_one_out(residuals[own], y[own], self.estimator, self.structure)
         return H
 
+    @lasting_tensors()
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> "ClassGaussians":
@@ -243,7 +247,7 @@ class ClassGaussians:
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors, for a safetensors file; see `from_state`."""
         kind = [STRUCTURES.index(self.structure), ESTIMATORS.index(self.estimator)]
-        return {**self._tensors(), "kind": torch.tensor(kind)}
+        return {**self._tensors(), "kind": torch.tensor(kind, dtype=torch.int64, device="cpu")}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "ClassGaussians":

@@ -43,13 +43,15 @@ class StandardAugment:
     def __call__(self, pixels: Pixels) -> Pixels:
         """Draws anew for every image, on the CPU, so that all devices see the same images."""
         n, _, height, width = pixels.shape
-        top, left = torch.randint(0, 2 * self.padding + 1, (2, n)).to(pixels.device)
+        top, left = torch.randint(
+            0, 2 * self.padding + 1, (2, n), dtype=torch.int64, device="cpu"
+        ).to(pixels.device)
         padded = F.pad(pixels, [self.padding] * 4, value=self.fill)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # views, nothing is copied yet
-        shifted = windows[torch.arange(n, device=pixels.device), :, top, left]
+        shifted = windows[torch.arange(n, device=pixels.device, dtype=torch.int64), :, top, left]
         if not self.horizontal_flip:
             return shifted
-        mirrored = (torch.rand(n) < 0.5).to(pixels.device)
+        mirrored = (torch.rand(n, dtype=torch.float32, device="cpu") < 0.5).to(pixels.device)
         return torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
 
 
@@ -91,7 +93,7 @@ class AffineAugment:
     def __call__(self, pixels: Pixels) -> Pixels:
         """Draws anew for every image, on the CPU, so that all devices see the same images."""
         n, _, height, width = pixels.shape
-        turn, resize, right, down = 2 * torch.rand(4, n) - 1
+        turn, resize, right, down = 2 * torch.rand(4, n, dtype=torch.float32, device="cpu") - 1
         angle = turn * math.radians(self.max_rotation)
         cos, sin = angle.cos(), angle.sin()
         # `affine_grid` says where each pixel of the result comes from, in halves of the image.
@@ -106,7 +108,9 @@ class AffineAugment:
         )
         to_source[:, :, :2] /= (1 + resize * self.max_scale)[:, None, None]
         if self.horizontal_flip:
-            to_source[:, :, 0] *= torch.where(torch.rand(n) < 0.5, -1, 1)[:, None]
+            to_source[:, :, 0] *= torch.where(
+                torch.rand(n, dtype=torch.float32, device="cpu") < 0.5, -1, 1
+            )[:, None]
         grid = F.affine_grid(to_source.to(pixels.device), list(pixels.shape), align_corners=False)
         levels = F.grid_sample(pixels.float() - self.fill, grid, align_corners=False) + self.fill
         return levels.round().clamp(0, 255).to(torch.uint8)
@@ -143,15 +147,16 @@ class CutMix:
         if self.first is not None:
             pixels = apply_augment(self.first, pixels)
         n, _, height, width = pixels.shape
-        partner = torch.randperm(n)
-        kept = torch.distributions.Beta(self.alpha, self.alpha).sample((n,))
+        partner = torch.randperm(n, dtype=torch.int64, device="cpu")
+        alpha = torch.tensor(self.alpha, dtype=torch.float32, device="cpu")
+        kept = torch.distributions.Beta(alpha, alpha).sample((n,))
         side = (1 - kept).sqrt()
         sides = []
         for length in (height, width):
-            centre = torch.rand(n) * length
+            centre = torch.rand(n, dtype=torch.float32, device="cpu") * length
             low = (centre - side * length / 2).round().clamp(0, length)[:, None]
             high = (centre + side * length / 2).round().clamp(0, length)[:, None]
-            at = torch.arange(length)
+            at = torch.arange(length, dtype=torch.int64, device="cpu")
             sides.append((at >= low) & (at < high))
         cut = sides[0][:, :, None] & sides[1][:, None, :]
         mixed = torch.where(cut[:, None].to(pixels.device), pixels[partner], pixels)

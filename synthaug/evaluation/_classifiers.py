@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synthaug._support.torch_state import lasting_tensors
+
 Builder: TypeAlias = Callable[[int, tuple[int, int, int]], nn.Module]
 """Builds a network with fresh weights from (num_classes, image_shape): images float (n, C, H, W) in
 [-1, 1] => logits (n, num_classes)."""
@@ -133,6 +135,7 @@ def classifier_names() -> list[str]:
     return [*_OURS, *sorted(name for name in theirs if name not in _NO_PLAIN_LOGITS)]
 
 
+@lasting_tensors()
 def build_classifier(
     model: str | Builder, num_classes: int, image_shape: tuple[int, int, int]
 ) -> nn.Module:
@@ -222,7 +225,7 @@ def _check_logits(
     """Shows the network two blank images: a wrong shape is found here and not in the first step."""
     network.eval()  # batch norm must not learn from them
     try:
-        logits = network(torch.zeros(2, *image_shape))
+        logits = network(torch.zeros(2, *image_shape, dtype=torch.float32, device="cpu"))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise _misfit(name, image_shape, error) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):

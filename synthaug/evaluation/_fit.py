@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_images
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Indices, Labels
 from synthaug.errors import DivergedError
 from synthaug.evaluation._augment import Augment, CutMix, apply_augment
@@ -166,6 +167,7 @@ def learning_rate_at(step: int, settings: Settings) -> float:
     return settings.learning_rate * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * done)) / 2)
 
 
+@lasting_tensors()
 def fit(
     network: nn.Module,
     source: Source,
@@ -204,7 +206,7 @@ def fit(
         weight_decay=settings.weight_decay,
         nesterov=True,
     )
-    losses = torch.zeros(settings.steps, device=device)
+    losses = torch.zeros(settings.steps, device=device, dtype=torch.float32)
     curves = Curves(loss=[], validation=[], selected_step=settings.steps)
     best: tuple[float, int, dict[str, Tensor]] | None = None
     looked_at = plotted = 0

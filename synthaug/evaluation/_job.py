@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from synthaug._plan import settings_digest
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON
 from synthaug.evaluation._augment import Augment, apply_augment
 from synthaug.evaluation._classifiers import Builder, build_classifier
@@ -38,6 +39,7 @@ class Job:
     """For each arm."""
     device: torch.device
 
+    @lasting_tensors()
     def run(self, arm: str, seed: int, *, advance: Callable[[int], object]) -> Run:
         """Trains and tests one classifier; `advance` is called with the number of steps made."""
         started = time.perf_counter()

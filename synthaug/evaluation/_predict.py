@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from synthaug._images.foreign import classes_of
 from synthaug._pixels import to_images
 from synthaug._support.progress import bar
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Features, Pixels
 from synthaug.evaluation._augment import standard_augment
 from synthaug.evaluation._classifiers import Builder, build_classifier
@@ -46,7 +47,7 @@ def class_probabilities(
     """
     place = torch.device(device)
     source, classes = _opened(train, place)
-    total = torch.zeros(len(pixels), classes)
+    total = torch.zeros(len(pixels), classes, dtype=torch.float32, device="cpu")
     with bar(len(seeds) * steps, "guess", "step", progress=progress) as shown:
         for seed in seeds:
             network = _trained(source, classes, "small-cnn", seed, steps, place, shown.update)
@@ -91,6 +92,7 @@ def _opened(train: Dataset[Any], device: torch.device) -> tuple[Source, int]:
     return open_source(train, "`train`", names, device), len(names)
 
 
+@lasting_tensors()
 def _trained(
     source: Source,
     classes: int,

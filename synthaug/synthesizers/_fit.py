@@ -113,7 +113,7 @@ class FitJob(AbstractFitJob[nn.Module]):
             pixels: Pixels = self.real.read(indices)
             return pixels
         own = indices < len(self.labels)
-        pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)
+        pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8, device="cpu")
         pixels[torch.from_numpy(own)] = self.real.read(indices[own])
         pixels[torch.from_numpy(~own)] = self.unlabelled.read(indices[~own] - len(self.labels))
         return pixels

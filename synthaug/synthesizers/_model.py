@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from synthaug._pixels import to_images
 from synthaug._support.devices import choose_device
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     default_shape,
     diffusers_version,
@@ -154,7 +155,7 @@ class DiffusionModel:
     def null_conditions(self, n: int) -> Tensor | None:
         """The unconditional branch's conditions, n times."""
         null = (self.num_conditions or 0) - 1
-        return self.conditions(torch.full((n,), null, dtype=torch.int64))
+        return self.conditions(torch.full((n,), null, dtype=torch.int64, device="cpu"))
 
     # -- pixels and latents ----------------------------------------------------------------------
 
@@ -307,6 +308,7 @@ class DiffusionModel:
         write_json(path / "model_index.json", index)  # last: it makes the directory a checkpoint
 
     @classmethod
+    @lasting_tensors()
     def from_pretrained(
         cls,
         path: str | Path,

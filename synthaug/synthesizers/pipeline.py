@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from synthaug._noise import streams
 from synthaug._plan import REQUIRED, Plan, canonical_json
+from synthaug._support.torch_state import torch_defaults
 from synthaug._training.checkpoints import scheduler_settings, state_digest
 from synthaug._types import JSON, Images
 from synthaug.errors import DataError
@@ -144,12 +145,13 @@ class FromPipeline(AbstractSynthesizer):
             name: [value] * len(rows) if isinstance(value, str) and "prompt" in name else value
             for name, value in self.arguments.items()
         }
-        output = self.pipeline(
-            **{**fixed, **own},
-            **inputs,
-            generator=streams(rows["seed"]),
-            output_type="np",
-        )
+        with torch_defaults():
+            output = self.pipeline(
+                **{**fixed, **own},
+                **inputs,
+                generator=streams(rows["seed"]),
+                output_type="np",
+            )
         flagged = np.flatnonzero(getattr(output, "nsfw_content_detected", None) or ())
         if len(flagged):
             raise DataError(

@@ -69,7 +69,7 @@ def blur_some(z: Images, p: float, std_range: tuple[float, float]) -> Images:
     chosen = chosen_rows(len(z), p)
     low, high = std_range
     size, own = own_rows(len(z))
-    std = low + (high - low) * torch.rand(size)[own]
+    std = low + (high - low) * torch.rand(size, dtype=torch.float32, device="cpu")[own]
     return torch.where(chosen.view(-1, 1, 1, 1).to(z.device), gaussian_blur(z, std.to(z.device)), z)
 
 
@@ -130,7 +130,9 @@ class StageFitJob(FitJob):
             )
         self.takes_levels = conditioning_augmentation == "gaussian"
         self.max_noise_level = max_noise_level
-        self._signals = torch.cat([torch.ones(1), schedule])[: max_noise_level + 1]
+        self._signals = torch.cat([torch.ones(1, dtype=torch.float32, device="cpu"), schedule])[
+            : max_noise_level + 1
+        ]
 
     def stage(self, network: nn.Module) -> CascadeStage:
         """The stage that a trained `StageNetwork` makes."""
@@ -199,7 +201,9 @@ class StageFitJob(FitJob):
         if not self.takes_levels:
             return z, None
         size, own = own_rows(len(z))
-        s = torch.randint(0, self.max_noise_level + 1, (size,))[own]
+        s = torch.randint(0, self.max_noise_level + 1, (size,), dtype=torch.int64, device="cpu")[
+            own
+        ]
         signal = self._signals[s].view(-1, 1, 1, 1).to(z.device)
         noise = batch_noise(z.shape).to(z.device)
         return signal.sqrt() * z + (1 - signal).sqrt() * noise, s.to(z.device)

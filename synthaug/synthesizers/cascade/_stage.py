@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from synthaug._noise import randn
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     load_part,
     read_json,
@@ -143,7 +144,7 @@ class CascadeStage:
             return None
         known: Tensor = make_scheduler(None, self.low_res_scheduler_config).alphas_cumprod
         if self.level_embedding is not None:
-            known = torch.cat([torch.ones(1), known])
+            known = torch.cat([torch.ones(1, dtype=torch.float32, device="cpu"), known])
         return known[: self.max_noise_level + 1]
 
     def check_levels(self, levels: Sequence[float]) -> None:
@@ -260,6 +261,7 @@ class CascadeStage:
         self.model.save_pretrained(path, settings)
 
     @classmethod
+    @lasting_tensors()
     def from_pretrained(
         cls,
         path: str | Path,

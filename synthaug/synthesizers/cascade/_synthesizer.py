@@ -252,7 +252,7 @@ class Cascade(AbstractSynthesizer):
         images = self._run(0, rows, None)
         for k, stage in enumerate(self.stages, 1):
             if not self.truncated:
-                levels = torch.tensor(self._levels(rows, k))
+                levels = torch.tensor(self._levels(rows, k), dtype=torch.int64, device="cpu")
                 noise = streams([row_seed(int(s), "cascade", "noise", k) for s in rows["seed"]])
                 images = stage.add_noise(images, levels, noise)
             images = self._run(k, rows, images)
@@ -261,19 +261,19 @@ class Cascade(AbstractSynthesizer):
     def _run(self, k: int, rows: Plan, low: Images | None) -> Images:
         """The images of chain k, on the CPU; rows that stop at one level share a batch."""
         chain, until = self._chains[k], self._until(rows, k)
-        images = torch.empty(len(rows), *chain.model.image_shape)
+        images = torch.empty(len(rows), *chain.model.image_shape, dtype=torch.float32, device="cpu")
         for level in np.unique(until):
             chosen = np.flatnonzero(until == level)
             index, part = torch.from_numpy(chosen), rows[chosen]
-            labels = torch.tensor(part["label"])
-            scale = torch.tensor(self._guidance(part, k), dtype=torch.float32)
+            labels = torch.tensor(part["label"], dtype=torch.int64, device="cpu")
+            scale = torch.tensor(self._guidance(part, k), dtype=torch.float32, device="cpu")
             if low is None:
                 drawn = run_chain(chain, labels, scale, streams(part["seed"]), until=float(level))
             else:
                 seeds = [row_seed(int(s), "cascade", "stage", k) for s in part["seed"]]
                 drawn = self.stages[k - 1].draw(
                     low[index],
-                    torch.tensor(self._levels(part, k)),
+                    torch.tensor(self._levels(part, k), dtype=torch.int64, device="cpu"),
                     labels,
                     scale,
                     streams(seeds),

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._noise import counter_rng
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import read_json, replaced, resolve, writing
 from synthaug._training.fit_job import (
     AbstractFitJob,
     batch_noise,
     check_labels,
     check_positive,
+    check_prediction_type,
     chosen_rows,
     denoising_loss,
-    denoising_target,
 )
 from synthaug._training.loop import own_randomness
 from synthaug._types import Images, Indices
@@ -72,6 +73,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
     base: DiffusionModel
     """The pretrained model, which knows our classes by now."""
 
+    @lasting_tensors()
     def __init__(
         self,
         checkpoint: str | Path,
@@ -122,7 +124,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             )
         base.make_scheduler(None)  # refuses models of continuous time
         self._scheduler = base.make_scheduler("ddpm")
-        denoising_target(self._scheduler, *(torch.zeros(1, 1, 1, 1),) * 2, torch.zeros(1).long())
+        check_prediction_type(self._scheduler)
         self._base_weights = dict(base.weights)  # before the table of classes is changed
         pretrained_branch = base.can_be_guided
         if base.class_embeddings is None:
@@ -197,7 +199,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         """The images, half of them mirrored if asked for; of a latent model a sample of what the
         autoencoder makes of them."""
         n = len(indices)
-        mirrored = torch.zeros(n, dtype=torch.bool)
+        mirrored = torch.zeros(n, dtype=torch.bool, device="cpu")
         if self.horizontal_flip:
             mirrored = chosen_rows(n, 0.5)
         if self._posteriors is None:
@@ -215,11 +217,16 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         if self.base.vae is None or 8 * int(np.prod(shape)) > _KEPT_BYTES:
             return None
         logger.info("encoding %s images once", f"{shape[0]:,}")
-        mean, std = torch.empty(shape), torch.empty(shape)
+        mean, std = (
+            torch.empty(shape, dtype=torch.float32, device="cpu"),
+            torch.empty(shape, dtype=torch.float32, device="cpu"),
+        )
         for side, mirrored in enumerate(sides):
             for start in range(0, self.num_examples, 16):
                 rows = np.arange(start, min(start + 16, self.num_examples))
-                found = self._encode(rows, torch.full((len(rows),), mirrored))
+                found = self._encode(
+                    rows, torch.full((len(rows),), mirrored, dtype=torch.bool, device="cpu")
+                )
                 for part, values in zip((mean, std), found, strict=True):
                     assert values is not None  # with an autoencoder there is a deviation
                     part[torch.from_numpy(rows) + side * self.num_examples] = values.cpu()
@@ -259,6 +266,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             save_file(named, str(new / _ADAPTER))
 
 
+@lasting_tensors()
 def merged(network: Any) -> nn.Module:
     """A copy without adapters: W + B A in their place. What is trained stays as it is."""
     peft = _peft()
@@ -324,7 +332,9 @@ def learn_classes(
     table = network.class_embedding
     if table is None:
         null = True
-        empty = torch.zeros(n + 1, network.time_embedding.linear_2.out_features)
+        empty = torch.zeros(
+            n + 1, network.time_embedding.linear_2.out_features, dtype=torch.float32, device="cpu"
+        )
         network.class_embedding = nn.Embedding.from_pretrained(empty.to(network.device))
     else:
         trained = len(known) or table.num_embeddings

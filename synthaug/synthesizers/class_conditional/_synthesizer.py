@@ -117,7 +117,9 @@ class ClassConditional(AbstractSynthesizer):
                 f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
                 f"{', '.join(self.classes)}."
             )
-        latents = torch.empty(len(rows), *self.model.latent_shape)
+        latents = torch.empty(
+            len(rows), *self.model.latent_shape, dtype=torch.float32, device="cpu"
+        )
         strengths = np.where(rows["source"] < 0, -1.0, _column(rows, "strength", 1.0))
         for strength in np.unique(strengths):  # rows that share a start share a batch
             chosen = np.flatnonzero(strengths == strength)
@@ -128,10 +130,12 @@ class ClassConditional(AbstractSynthesizer):
 
     def _sample(self, rows: Plan, strength: float, guide: Guide | None) -> Tensor:
         generators = streams(rows["seed"])
-        labels = torch.tensor(rows["label"])
+        labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
         condition = self.model.conditions(labels)
         terms = []
-        scale = torch.tensor(_column(rows, "guidance_scale", 1.0), dtype=torch.float32)
+        scale = torch.tensor(
+            _column(rows, "guidance_scale", 1.0), dtype=torch.float32, device="cpu"
+        )
         if (scale != 1).any():
             self.model.check_guidance(scale.tolist())
             unconditional = self.model.null_conditions(len(labels))

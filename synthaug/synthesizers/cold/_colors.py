@@ -52,9 +52,11 @@ class ColourMixture:
         bounds = np.cumsum(self.weights)[:-1]
         colours = []
         for generator in generators:
-            draw = torch.rand((), dtype=torch.float64, generator=generator)
+            draw = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")
             k = int(np.searchsorted(bounds, float(draw), side="right"))
-            z = torch.randn(self.means.shape[1], dtype=torch.float64, generator=generator)
+            z = torch.randn(
+                self.means.shape[1], dtype=torch.float64, generator=generator, device="cpu"
+            )
             colours.append(torch.from_numpy(self.means[k] + factors[k] @ z.numpy()))
         return torch.stack(colours).float()
 

@@ -36,7 +36,7 @@ def visited_levels(s: Tensor, num_steps: int | None) -> Tensor:
     Rows with fewer steps than others end in further zeros.
     """
     steps = s if num_steps is None else s.clamp(max=num_steps)
-    taken = torch.arange(int(steps.max()) + 1)
+    taken = torch.arange(int(steps.max()) + 1, dtype=torch.int64, device="cpu")
     return s[:, None] * (steps[:, None] - taken).clamp(min=0) // steps[:, None].clamp(min=1)
 
 

@@ -20,6 +20,7 @@ from synthaug._noise import randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan, settings_digest
 from synthaug._support.devices import choose_device
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     diffusers_version,
     load_part,
@@ -141,7 +142,7 @@ class ColdDiffusion(AbstractSynthesizer):
         Returns:
             Both images that the recursion leaves, not clipped.
         """
-        levels = torch.as_tensor(s).cpu().expand(len(x_s))
+        levels = torch.as_tensor(s, dtype=torch.int64, device="cpu").expand(len(x_s))
         return restore(
             self.predict,
             self.degradation,
@@ -212,7 +213,7 @@ class ColdDiffusion(AbstractSynthesizer):
         sourced = np.flatnonzero(rows["source"] >= 0)
         generators = streams(rows["seed"])
         realisation = self._realise(generators)
-        x = torch.zeros(len(rows), *self.image_shape)
+        x = torch.zeros(len(rows), *self.image_shape, dtype=torch.float32, device="cpu")
         if len(sourced):
             if self.real is None:
                 raise ValueError(
@@ -378,6 +379,7 @@ class ColdDiffusion(AbstractSynthesizer):
             write_json(path / "model_index.json", index)  # last: it makes this a checkpoint
 
     @classmethod
+    @lasting_tensors()
     def from_pretrained(
         cls,
         path: str | Path,

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import tensor_digest
 from synthaug._types import Labels
 from synthaug.errors import CheckpointError
@@ -105,6 +106,7 @@ class EmbeddingTable:
         temporary.replace(path)  # whole or absent
 
     @classmethod
+    @lasting_tensors()
     def load(cls, folder: Path, classes: Sequence[str]) -> "EmbeddingTable":
         """Reads all blocks.
 

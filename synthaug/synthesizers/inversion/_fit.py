@@ -32,6 +32,7 @@ from synthaug._noise import counter_rng, stream
 from synthaug._pixels import digest
 from synthaug._plan import bytes_text, canonical_json
 from synthaug._support.files import check_folder, claimed
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     check_same_run,
     read_json,
@@ -41,7 +42,7 @@ from synthaug._training.checkpoints import (
     write_json,
     writing,
 )
-from synthaug._training.fit_job import denoising_target
+from synthaug._training.fit_job import check_prediction_type, denoising_target
 from synthaug._types import Images
 from synthaug.denoisers import Denoiser
 from synthaug.errors import CheckpointError, DivergedError
@@ -209,13 +210,16 @@ def run_pass(
     u, device = block.update, block.mean.device
     generator = stream(int(counter_rng(config.seed, 4, u).integers(2**63)))
     shape = block.mean.shape[1:]
-    draw, noise = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    draw, noise = (
+        torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device)
+        for _ in range(2)
+    )
     steps = scheduler.config.num_train_timesteps
     t_all = torch.from_numpy(timesteps_of(block.keys, u, steps)).to(device)
     beta1, beta2 = _BETAS
     rate = config.learning_rate_at(u) / (1 - beta1 ** (u + 1))
     correction = math.sqrt(1 - beta2 ** (u + 1))
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), device=device, dtype=torch.float32)
     for start in range(0, len(block.keys), config.batch_size):
         rows = slice(start, start + config.batch_size)
         z = block.mean[rows]
@@ -257,8 +261,9 @@ class InversionJob:
         self.classes = tuple(map(str, real.classes))
         self.start, self.token_shape = _start(model, encoder, self.classes, config)
         self.scheduler = model.make_scheduler("ddpm")
-        denoising_target(self.scheduler, *(torch.zeros(1, 1, 1, 1),) * 2, torch.zeros(1).long())
+        check_prediction_type(self.scheduler)
 
+    @lasting_tensors()
     def cost(self, *, measure: bool = False) -> InversionCost:
         """What `run` will cost; measured on one batch if asked."""
         seconds = None
@@ -275,6 +280,7 @@ class InversionJob:
             len(self.labels), self.token_shape, config.updates, len(config.snapshots), seconds
         )
 
+    @lasting_tensors()
     def run(
         self,
         output_dir: Path,
@@ -404,7 +410,11 @@ class InversionJob:
             return torch.cat([prompts, repeats], 1)[:, :k].clone()
         noise = [
             torch.randn(
-                k, d, generator=stream(int(counter_rng(self.config.seed, 5, key).integers(2**63)))
+                k,
+                d,
+                generator=stream(int(counter_rng(self.config.seed, 5, key).integers(2**63))),
+                dtype=torch.float32,
+                device="cpu",
             )
             for key in keys
         ]

@@ -303,7 +303,7 @@ class DiffusionInversion(AbstractSynthesizer):
         device = self.model.device
         generators = streams(rows["seed"])
         condition = self.conditions(rows, generators).to(device)
-        scale = torch.tensor(rows["guidance_scale"], dtype=torch.float32)
+        scale = torch.tensor(rows["guidance_scale"], dtype=torch.float32, device="cpu")
         terms = []
         if (scale != 1).any():
             unconditional = self.unconditional_tokens(rows).to(device)
@@ -332,13 +332,13 @@ class DiffusionInversion(AbstractSynthesizer):
         if len(mixed):
             chosen = rows[mixed.numpy()]
             other = self._tokens(chosen, "partner", "partner_key")
-            share = torch.tensor(chosen["interpolation"])
+            share = torch.tensor(chosen["interpolation"], dtype=torch.float64, device="cpu")
             tokens[mixed] = interpolate(tokens[mixed], other, share, spherical=self.spherical)
         scale = rows["noise"]
         if self.relative_noise:
             scale = scale * np.array([table.rms[s] for s in rows["snapshot"].tolist()])
         eta = randn(generators, table.token_shape)
-        return tokens + torch.tensor(scale, dtype=torch.float32).view(-1, 1, 1) * eta
+        return tokens + torch.tensor(scale, dtype=torch.float32, device="cpu").view(-1, 1, 1) * eta
 
     def unconditional_tokens(self, rows: Plan) -> Tensor:
         """The token sequences of the unconditional branch, float32 (n, k, d)."""
@@ -347,7 +347,9 @@ class DiffusionInversion(AbstractSynthesizer):
             assert null is not None
             return null
         if self.unconditional == "zero":
-            return torch.zeros(len(rows), *self._learned.token_shape)
+            return torch.zeros(
+                len(rows), *self._learned.token_shape, dtype=torch.float32, device="cpu"
+            )
         if self.unconditional == "class_mean":
             scope = rows["label"]
         elif self.unconditional == "group_mean":
@@ -383,7 +385,7 @@ class DiffusionInversion(AbstractSynthesizer):
                 f"Real image {at[wrong][0]} of the plan is not among the images that were learned. "
                 "Make the plan with this synthesizer."
             )
-        tokens = torch.empty(len(rows), *table.token_shape)
+        tokens = torch.empty(len(rows), *table.token_shape, dtype=torch.float32, device="cpu")
         for snapshot in np.unique(rows["snapshot"]).tolist():
             if snapshot not in table.snapshots:
                 raise MismatchError(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._pixels import to_images
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import read_json, replaced, restore, write_json
 from synthaug._training.fit_job import (
     AbstractFitJob,
@@ -81,6 +82,7 @@ class TokenEncoder(nn.Module):
             save_file(weights, str(new / "model.safetensors"))
 
     @classmethod
+    @lasting_tensors()
     def load(cls, path: Path) -> "TokenEncoder | None":
         """Reads `path/image_encoder`, frozen; `None` if there is none.
 
@@ -148,7 +150,7 @@ class TokenModel(nn.Module):
     def __init__(self, network: nn.Module, encoder: TokenEncoder) -> None:
         super().__init__()
         self.network, self.encoder = network, encoder
-        self.null = nn.Parameter(torch.zeros(encoder.shape))
+        self.null = nn.Parameter(torch.zeros(encoder.shape, dtype=torch.float32, device="cpu"))
 
     def forward(
         self, x_t: Images, t: Tensor, x0: Images, perturbation: Tensor, dropped: Tensor

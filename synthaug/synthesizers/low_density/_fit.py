@@ -15,6 +15,7 @@ from synthaug._noise import counter_rng, stream
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan, settings_digest
 from synthaug._support.progress import bar
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import writing
 from synthaug._training.loop import TrainingConfig, TrainingResult, own_randomness, own_rows, train
 from synthaug._types import Images, Indices, Pixels
@@ -137,6 +138,7 @@ class HardnessFitJob:
         """Timesteps of the generator's schedule."""
         return int(self._scheduler.config.num_train_timesteps)
 
+    @lasting_tensors()
     def run(
         self, output_dir: Path, config: TrainingConfig, *, progress: bool
     ) -> tuple[NoiseAware, NoiseAware, TrainingResult]:
@@ -222,20 +224,36 @@ class HardnessFitJob:
         n = len(indices)
         # Everything random is drawn on the CPU, so that it is the same on every device.
         size, own = own_rows(n)
-        chosen = torch.randint(len(self.synthetic_rows), (size,))[own].numpy()
+        chosen = torch.randint(len(self.synthetic_rows), (size,), dtype=torch.int64, device="cpu")[
+            own
+        ].numpy()
         pixels = torch.cat([self.real.images.read(indices), self._read_synthetic(chosen)])
         if self.horizontal_flip:
-            mirrored = torch.rand(2, size)[:, own].flatten() < 0.5
+            mirrored = (
+                torch.rand(2, size, dtype=torch.float32, device="cpu")[:, own].flatten() < 0.5
+            )
             pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-        strata = ((torch.arange(size) + torch.rand(2, size)) / size)[:, own].flatten()
+        strata = (
+            (
+                torch.arange(size, dtype=torch.int64, device="cpu")
+                + torch.rand(2, size, dtype=torch.float32, device="cpu")
+            )
+            / size
+        )[:, own].flatten()
         t = (strata * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
         x0 = self._encode(pixels)
-        noise = torch.randn(2, size, *x0.shape[1:])[:, own].flatten(0, 1)
+        noise = torch.randn(2, size, *x0.shape[1:], dtype=torch.float32, device="cpu")[
+            :, own
+        ].flatten(0, 1)
         x_t = self._scheduler.add_noise(x0, noise, t).to(device)
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         classes, realism = module(x_t, t.to(device), n)
         labels = self._labels[torch.from_numpy(indices)].to(device)
-        kinds = torch.tensor([REAL, SYNTHETIC]).repeat_interleave(n).to(device)
+        kinds = (
+            torch.tensor([REAL, SYNTHETIC], dtype=torch.int64, device="cpu")
+            .repeat_interleave(n)
+            .to(device)
+        )
         return nn.functional.cross_entropy(classes.float(), labels) + nn.functional.cross_entropy(
             realism.float(), kinds
         )
@@ -280,8 +298,10 @@ class HardnessFitJob:
         for level in range(self.noise_levels):
             generator = stream(int(counter_rng(seed, 4, level).integers(2**63)))
             low, high = (-(-steps * i // self.noise_levels) for i in (level, level + 1))
-            t = torch.randint(low, high, (len(x0),), generator=generator)
-            noise = torch.randn(x0.shape, generator=generator)
+            t = torch.randint(
+                low, high, (len(x0),), generator=generator, dtype=torch.int64, device="cpu"
+            )
+            noise = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu")
             x_t = self._scheduler.add_noise(x0, noise, t)
             features = torch.cat(
                 [

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     read_json,
     replaced,
@@ -153,6 +154,7 @@ class NoiseAware:
             save_file(self._tensors(), str(new / "model.safetensors"))
 
     @classmethod
+    @lasting_tensors()
     def load(cls, folder: Path, device: torch.device) -> "NoiseAware | None":
         """Reads what `save` wrote, frozen; `None` if there is nothing.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
+from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import read_json, write_json, writing
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
@@ -199,13 +200,13 @@ class LowDensity(AbstractSynthesizer):
 
     def _pushes(self, rows: Plan, condition: Tensor | None) -> Sequence[Push]:
         """Of these rows; none that would push nothing."""
-        labels = torch.tensor(rows["label"])
+        labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
         found = []
         for name, model, leave in (
             ("alpha", self.hardness, labels),
             ("beta", self.realism, torch.full_like(labels, SYNTHETIC)),
         ):
-            strength = torch.tensor(_column(rows, name), dtype=torch.float32)
+            strength = torch.tensor(_column(rows, name), dtype=torch.float32, device="cpu")
             if not strength.any():
                 continue
             if model is None:
@@ -418,6 +419,7 @@ class LowDensity(AbstractSynthesizer):
         return steered, result
 
     @classmethod
+    @lasting_tensors()
     def on_estimates(
         cls,
         base: Any,

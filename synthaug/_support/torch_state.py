@@ -1,0 +1,76 @@
+"""Torch's global state, and code that must not depend on it.
+
+Our own tensors name their dtype and device. What others make for us (schedulers, networks, the
+state of an optimizer) takes them from `torch.set_default_dtype` and `torch.set_default_device`,
+which belong to the caller: around such code they are what torch starts with.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_lock = threading.Lock()
+_inside = 0
+_callers_dtype = torch.float32
+
+
+@contextmanager
+def torch_defaults() -> Iterator[None]:
+    """A context, or a decorator, in which new tensors are float32 on the CPU unless told otherwise.
+
+    Does nothing where that is so already. The default device belongs to a thread, but the default
+    dtype to the process: other threads see it too. Threads that are inside at the same time share
+    it, and the last one out gives the caller's back. So keep the context around short calls where
+    a caller's own threads may run meanwhile.
+    """
+    global _inside, _callers_dtype
+    with _lock:
+        if not _inside:
+            _callers_dtype = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+        _inside += 1
+    try:
+        if torch.get_default_device().type == "cpu":
+            yield
+        else:
+            with torch.device("cpu"):
+                yield
+    finally:
+        with _lock:
+            _inside = max(0, _inside - 1)
+            if not _inside:
+                torch.set_default_dtype(_callers_dtype)
+
+
+def _leave_other_threads() -> None:
+    """In a forked process: threads that were inside do not exist here, and will not leave."""
+    global _lock, _inside
+    _lock = threading.Lock()
+    if _inside:
+        torch.set_default_dtype(_callers_dtype)
+    _inside = 0
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_leave_other_threads)
+
+
+@contextmanager
+def lasting_tensors() -> Iterator[None]:
+    """`torch_defaults`, and gradients as if the caller had neither `inference_mode` nor `no_grad`.
+
+    For tensors that outlive the caller's context: those of `inference_mode` can never be trained or
+    changed in place outside of it.
+    """
+    with torch_defaults(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def shared_counter() -> Tensor:
+    """An int64 scalar, 0, in memory that worker processes share and any caller can change."""
+    with lasting_tensors():
+        return torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
