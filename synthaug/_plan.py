@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -165,6 +165,8 @@ class Plan:
     """Names of the classes; `columns["label"]` indexes into them."""
     settings: Mapping[str, Any]
     """What all rows share: the `settings` of the synthesizer's recipe."""
+    base_seed: int | None = None
+    """What `build` made the seeds from; `None` for rows whose seeds were made otherwise."""
 
     def __post_init__(self) -> None:
         missing = [name for name in REQUIRED if name not in self.columns]
@@ -275,7 +277,18 @@ class Plan:
             columns[name] = _in_turn(name, value, turn)
         columns["variant"] = variant
         columns["seed"] = _seeds(columns, classes, settings, seed)
-        return cls(columns=columns, classes=tuple(classes), settings=settings)
+        return cls(columns=columns, classes=tuple(classes), settings=settings, base_seed=seed)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Plan":
+        """The same rows for a synthesizer with other settings: other images, so other seeds.
+
+        Raises:
+            ValueError: If the seeds were not made by `build`.
+        """
+        if self.base_seed is None:
+            raise ValueError("The seeds of this plan depend on more than its rows.")
+        seed = _seeds(self.columns, self.classes, settings, self.base_seed)
+        return replace(self, columns={**self.columns, "seed": seed}, settings=settings)
 
     def with_parameters(
         self,
@@ -329,7 +342,7 @@ class Plan:
                 "A plan is indexed by a slice, indices, a mask or a column name; see `row`."
             )
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return Plan(columns=columns, classes=self.classes, settings=self.settings)
+        return replace(self, columns=columns)
 
     def __repr__(self) -> str:
         parameters = [name for name in self.columns if name not in REQUIRED]

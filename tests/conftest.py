@@ -18,6 +18,15 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would ask the netwo
 set_forkserver_preload(["torchvision.transforms.v2", "synthaug._datasets"])  # fast workers
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_bfloat16() -> Iterator[None]:
+    """Tests choose float32 on every machine, and do not warn that bfloat16 is emulated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("synthaug._support.precision.has_bfloat16", lambda device: False)
+        patch.setattr("synthaug._support.precision._slowdown", lambda kind: 1.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
     """A cluster of one node; tests that use it are in the group "ray", which one worker runs."""

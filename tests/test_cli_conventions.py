@@ -175,7 +175,11 @@ def test_every_example_line_has_a_configuration_that_gives_the_same_call(command
         ("train", "steps: many", "--steps is many, expected a whole number."),
         ("train", "steps: 1.5", "--steps is 1.5, expected a whole number."),
         ("train", "steps: true", "--steps is True, expected a whole number."),
-        ("train", "precision: float8", "--precision is float8, expected float32 or bfloat16."),
+        (
+            "train",
+            "precision: float8",
+            "--precision is float8, expected auto or float32 or bfloat16.",
+        ),
     ],
 )
 def test_a_configuration_is_held_to_the_same_rules(tmp_path, command, text, message):

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthaug.images import LabeledImages
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -41,6 +40,7 @@ from synthaug.degradations import Animorphosis, Blur
 from synthaug.density import ClassGaussians, Neighbourhood
 from synthaug.evaluation import AffineAugment, Arm, CutMix
 from synthaug.evaluation._classifiers import build_classifier
+from synthaug.images import LabeledImages
 from synthaug.samplers import _KNOWN, make_scheduler, sample
 from synthaug.synthesizers import Constant, FromPipeline, InversionConfig
 from synthaug.synthesizers.low_density import _fit as _hardness_fit
@@ -314,7 +314,7 @@ def datasets(folder: Path) -> Found:
 def audit(folder: Path) -> Found:
     cache, train = copies(folder / "cache.h5", real(30)), real(60)
     small: dict[str, Any] = {"features": features.Pixel(2), "progress": False}
-    report = synthaug.audit(cache, train, holdout=real(60, seed=1), command="audit", **small)
+    report = synthaug.audit(cache, train, holdout=real(60, seed=1), **small)
     return {
         "verdict": report.verdict,
         "passed": report.passed,
@@ -625,5 +625,5 @@ def test_every_tensor_is_made_with_dtype_and_device():
     paths = {str(path.relative_to(PACKAGE)): path for path in PACKAGE.rglob("*.py")}
     calls = {name: unnamed(path.read_text()) for name, path in paths.items()}
     # Where the defaults themselves are seen to.
-    assert calls.pop("_torch_state.py") == ["torch.get_default_dtype()"]
+    assert calls.pop("_support/torch_state.py") == ["torch.get_default_dtype()"]
     assert {name: found for name, found in calls.items() if found} == {}

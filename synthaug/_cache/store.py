@@ -26,6 +26,7 @@ from synthaug._cache.compare import (
 from synthaug._cache.files import pwrite, remove_orphans
 from synthaug._cache.format import State, checksums, erased_checksum
 from synthaug._cache.readers import Reader, check_same, open_reader
+from synthaug._cache.recorded import as_recorded
 from synthaug._cache.schema import Contents, inspect
 from synthaug._cache.verify import verify
 from synthaug._plan import Plan, canonical_json
@@ -118,7 +119,8 @@ class SynthCache(Dataset[Any]):
         self._reader: Reader | None = open_reader(inspect(self.path))
         self._digests = self._contents.plan_digest, self._contents.manifest_digest
         if synthesizer is not None:
-            self._check_recipe(synthesizer)
+            self.synthesizer = as_recorded(synthesizer, self.manifest["recipe"])
+            self._check_recipe(self.synthesizer)
         if not self._contents.plain:
             warnings.warn(
                 f"{path} is a compressed copy: it is read through HDF5 row by row, which is many "

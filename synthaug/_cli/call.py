@@ -23,6 +23,10 @@ class Call:
         kept = {name: value for name, value in self.arguments.items() if name not in names}
         return Call(self.command, kept, self.positional)
 
+    def having(self, **values: Any) -> "Call":
+        """The call with what was decided in it."""
+        return Call(self.command, {**self.arguments, **values}, self.positional)
+
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments as JSON, which a configuration file can hold."""

@@ -39,6 +39,7 @@ def cascade(
         stages=stages,
         truncated=truncated,
         classes=None if classes is None else names(classes),
+        dtype="float32",
         device="cpu",
         **level,
     )

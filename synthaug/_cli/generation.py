@@ -256,6 +256,19 @@ def _animorphosis(checkpoint: str, others: str) -> Any:
     return Animorphosis(others=images, num_levels=degradation["num_levels"])
 
 
+def _decided(out: str, options: PlanOptions) -> PlanOptions:
+    """The options with the precision that "auto" stands for: that of the cache, if there is one."""
+    from synthaug._cache import SynthCache
+    from synthaug._support.devices import choose_device
+    from synthaug._support.precision import recorded_precision, resolve_precision
+
+    begun = None
+    if options.precision == "auto" and Path(out).exists():
+        begun = recorded_precision(SynthCache(out).manifest["recipe"]["settings"])
+    device = choose_device(options.device)
+    return replace(options, precision=resolve_precision(options.precision, device, begun=begun))
+
+
 def _load_there(folder: str, checkpoint: str, options: PlanOptions) -> Any:
     """The synthesizer in an actor, where paths shall mean the same as here."""
     os.chdir(folder)
@@ -358,6 +371,7 @@ def generate(
     from synthaug._cache import State, contact_sheet
     from synthaug._generate import generate as fill
 
+    options = _decided(out, options)
     chosen = ray.engine(engine, partial(_load_there, os.getcwd(), checkpoint, options))
     if engine == "ray":  # the actors draw: here nothing should take a GPU
         options = replace(options, device="cpu")
@@ -372,7 +386,7 @@ def generate(
         shard=shard,
         source=source,
         licence=licence,
-        command=call.line,
+        command=call.having(precision=options.precision).line,
     )
     picture, others = None, (cache.state == State.PENDING).any()
     if cache.done.any() and not others:  # not if all were withdrawn

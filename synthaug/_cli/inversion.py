@@ -6,7 +6,7 @@ from typing import Literal
 from synthaug._cli import pictures as _pictures
 from synthaug._cli.arguments import load
 from synthaug._cli.call import Call, Result
-from synthaug._cli.options import Precision
+from synthaug._support.precision import Precision
 
 
 def invert(
@@ -22,7 +22,7 @@ def invert(
     num_tokens: int | None = None,
     block_size: int = 1024,
     image_size: int | None = None,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     compile: bool = False,
     estimate: bool = False,
     checkpoint_seconds: float = 120.0,
@@ -48,15 +48,14 @@ def invert(
         num_tokens: Tokens per image, if there is no encoder.
         block_size: Images that are learned at once.
         image_size: Height and width to learn and draw at, if not the checkpoint's own.
-        precision: Of the network; embeddings are float32 always.
+        precision: Of the network; embeddings are float32 always. auto is bfloat16 on a device that
+            has it in hardware, and what was begun keeps its own.
         compile: Compile the network: a slow start, then faster steps.
         estimate: Only print what it will cost.
         checkpoint_seconds: Seconds between checkpoints.
         device: cpu, cuda ...; by default a GPU if there is one.
         seed: Seed of all noise.
     """
-    import torch
-
     from synthaug._images.labeled import load_dataset
     from synthaug._training.checkpoints import record_command
     from synthaug.synthesizers import DiffusionInversion, InversionConfig
@@ -67,7 +66,7 @@ def invert(
         checkpoint,
         classes=classes,
         image_size=image_size,
-        dtype=getattr(torch, precision),
+        dtype=precision,
         device=device,
     )
     real = load(data, inversion.image_shape)
@@ -91,7 +90,8 @@ def invert(
         )
     print(cost, flush=True)
     inverted, result = inversion.fit(real, out, config=config)
-    record_command(out, call.line)
+    used = str(inverted.model.denoiser.dtype).removeprefix("torch.")
+    record_command(out, call.having(precision=used).line)
     picture = Path(out) / "variants.png"
     _pictures.variants(inverted, real, picture)
     loss = result.loss_curve[-1][1] if result.loss_curve else None

@@ -10,9 +10,9 @@ from synthaug._cli.options import (
     ClassifierOptions,
     ExtractorOptions,
     ImageOptions,
-    Precision,
     RayOptions,
 )
+from synthaug._support.precision import Precision
 
 FILES = (".npy", ".npz", ".hdf5")
 """Of images or features, which `synthaug.audit` reads itself; a .h5 file is a cache."""
@@ -131,7 +131,7 @@ def evaluate(
     steps: int = 2_000,
     batch_size: int = 128,
     padding: int | None = None,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     device: str | None = None,
     seed: int = 0,
     out: str = "evaluation",
@@ -159,7 +159,8 @@ def evaluate(
         batch_size: Images per step.
         padding: Largest random shift in pixels; by default an eighth of the side, and below 16
             pixels a side small shifts and turns between the pixels.
-        precision: bfloat16 runs the network under autocast.
+        precision: bfloat16 runs the network under autocast; auto does on a device that has it in
+            hardware, unless finished runs have another.
         device: cpu, cuda ...; by default a GPU if there is one.
         seed: Of the first run; the next ones count on.
         out: Writes OUT.html and OUT.json, and keeps finished runs in the directory OUT.
@@ -210,6 +211,7 @@ def evaluate(
         baseline="real, augmented" if ratios is None else None,
         output_dir=out,
     )
+    call = call.having(precision=table.settings["precision"])
     table = replace(table, settings={**table.settings, "command": call.line})
     table.to_html(f"{out}.html")
     table.to_json(f"{out}.json")

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-Precision = Literal["float32", "bfloat16"]
+from synthaug._support.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,23 +14,22 @@ class NetworkOptions:
 
     Args:
         classes: Class names or prompts (cat,dog), for a checkpoint that does not name them.
-        precision: bfloat16 is faster; images then depend slightly on the batch size.
+        precision: auto is bfloat16 on a device that has it in hardware, else float32; what was
+            begun keeps its own. In bfloat16 images depend slightly on the batch size.
         device: cpu, cuda ...; by default a GPU if there is one.
     """
 
     classes: str | list[str] | None = None
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     device: str | None = None
 
     def loading(self) -> dict[str, Any]:
         """Arguments of `from_pretrained`."""
-        import torch
-
         from synthaug._cli.arguments import names
 
         return {
             "classes": None if self.classes is None else names(self.classes),
-            "dtype": getattr(torch, self.precision),
+            "dtype": self.precision,
             "device": self.device,
         }
 

@@ -124,7 +124,8 @@ def sweep(
         seed=seed,
         device=network.device,
     )
-    report = replace(report, settings={"command": call.line})
+    call = call.having(precision=report.settings["precision"])
+    report = replace(report, settings={**report.settings, "command": call.line})
     report.to_html(f"{out}.html")
     report.to_json(f"{out}.json")
     report.plot(f"{out}.png")

@@ -242,7 +242,7 @@ def train(
 ) -> Result:
     """Train a generator; run again to resume.
 
-    synthaug train folder:cifar10/train runs/cifar10 --steps 20000 --precision bfloat16
+    synthaug train folder:cifar10/train runs/cifar10 --steps 20000
     synthaug train folder:many-images runs/tokens --condition tokens --steps 20000
     synthaug train folder:birds/train runs/birds --method finetune --base stable-diffusion-v1-5
     synthaug train folder:cifar10/train runs/8to32 --method upsample --low-size 8
@@ -277,6 +277,7 @@ def train(
         "checkpoint": out,
         "steps": made.result.step,
         "loss": loss,
+        "precision": made.result.precision,
         "picture": str(picture) if made.picture else None,
         "snapshots": None,
         "best_snapshot": None,
@@ -285,7 +286,7 @@ def train(
     lines[0] += f" Checkpoint: {out}."
     if not PartialState().is_main_process:
         return Result(record=record)
-    record_command(out, call.without(foreign).line)
+    record_command(out, call.having(precision=made.result.precision).without(foreign).line)
     if made.picture is not None:
         made.picture(picture)
         lines.append(f"{made.caption}: {picture}")

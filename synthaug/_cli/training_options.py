@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from synthaug._cli.options import Precision
+from synthaug._support.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class OptimiserOptions:
         warmup_steps: Steps over which the learning rate rises.
         decay_steps: Steps at the end over which the learning rate falls to 0.
         ema_decay: Decay of the moving average of the weights.
-        precision: bfloat16 runs the network under autocast.
+        precision: bfloat16 runs the network under autocast; auto does on a device that has it in
+            hardware, and a run that is resumed keeps its own.
         compile: Compile the network: a slow start, then faster steps.
         horizontal_flip: Mirror half of the training images.
         checkpoint_seconds: Seconds between checkpoints.
@@ -36,7 +37,7 @@ class OptimiserOptions:
     warmup_steps: int = 200
     decay_steps: int = 0
     ema_decay: float = 0.9995
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     compile: bool = False
     horizontal_flip: bool = False
     checkpoint_seconds: float = 120.0

@@ -19,7 +19,7 @@ from synthaug._cache import State, SynthCache
 from synthaug._cache.serving import between_classes
 from synthaug._datasets.drawing import Drawing
 from synthaug._datasets.pool import Pool
-from synthaug._generate import Synthesizer, check_plan, open_cache
+from synthaug._generate import Synthesizer, as_begun, check_plan, open_cache
 from synthaug._images.convert import Transform
 from synthaug._noise import checked_seed
 from synthaug._pixels import to_pil
@@ -109,6 +109,9 @@ class OnTheFlyDataset(Dataset[Any]):
         if output_type not in ("pil", "pt", "np"):
             raise ValueError(f"`output_type` must be 'pil', 'pt' or 'np', got {output_type!r}.")
         check_plan(synthesizer, plan)
+        if cache is not None:
+            path = cache.path if isinstance(cache, SynthCache) else cache
+            synthesizer, plan = as_begun(synthesizer, plan, path)
         self.cache = None if cache is None else _opened(synthesizer, plan, cache)
         usable = ~between_classes(plan, plan["label"])
         if self.cache is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from synthaug._cache import State, SynthCache
+from synthaug._cache.recorded import as_recorded
 from synthaug._cluster import ActorPool, Outcome, RayEngine, capacity, cluster, import_ray
 from synthaug._generate.draw import Synthesizer
 from synthaug._generate.parts import (
@@ -66,12 +67,13 @@ class Drawer:
     fits: float = math.inf
     """The largest batch that may fit into memory."""
 
-    def load(self, parcel: bytes) -> dict[str, Any]:
-        """Unpacks the synthesizer; returns its recipe and where it is."""
+    def load(self, parcel: bytes, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Unpacks the synthesizer, in the precision of `recipe` if it may choose; returns its
+        recipe and where it is."""
         import ray
 
         try:
-            self.synthesizer = ray.cloudpickle.loads(parcel)()
+            self.synthesizer = as_recorded(ray.cloudpickle.loads(parcel)(), recipe)
             recipe = self.synthesizer.recipe()
         except Exception as error:
             raise EngineError(
@@ -228,10 +230,10 @@ def _pool(
     drawer = ray.remote(Drawer).options(
         num_cpus=engine.num_cpus, num_gpus=needs.get("GPU", 0), max_restarts=0, max_task_retries=0
     )
-    shipped, recipe = ray.put(parcel), canonical_json(synthesizer.recipe())
+    shipped, recipe = ray.put(parcel), synthesizer.recipe()
 
     def check(loaded: dict[str, Any]) -> None:
-        if canonical_json(loaded["recipe"]) != recipe:
+        if canonical_json(loaded["recipe"]) != canonical_json(recipe):
             raise EngineError(
                 f"The actor on {loaded['host']} made another synthesizer than the one given, with "
                 f"the recipe {loaded['recipe']}. Weights and settings must be the same everywhere."
@@ -240,7 +242,7 @@ def _pool(
     return ActorPool(
         drawer.remote,
         min(tasks, engine.actors or max(1, capacity(ray, needs))),
-        start=lambda actor: actor.load.remote(shipped),
+        start=lambda actor: actor.load.remote(shipped, recipe),
         started=check,
         needs=needs,
         patience=patience,

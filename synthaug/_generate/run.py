@@ -11,12 +11,14 @@ from typing import Any, Literal
 import numpy as np
 
 from synthaug._cache import SynthCache
+from synthaug._cache.recorded import as_recorded
 from synthaug._cluster import RayEngine, Share
 from synthaug._generate.actors import draw_on_ray, pack
 from synthaug._generate.draw import Synthesizer, check_plan, checked_draw, fill
 from synthaug._generate.parts import assemble, folder_of, mend, parts_of
 from synthaug._generate.shards import draw_share
 from synthaug._plan import Plan
+from synthaug._support.precision import recorded_precision
 from synthaug._support.progress import bar
 from synthaug.errors import CacheError, MismatchError
 
@@ -74,6 +76,7 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     share = _share(engine, shard)
+    synthesizer, plan = as_begun(synthesizer, plan, path)
     if engine == "ray":
         engine = RayEngine()
     parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
@@ -114,6 +117,33 @@ def _share(engine: Any, shard: str | None) -> Share | None:
     if engine == "torchrun":
         return Share.of_this_rank()
     return None if shard is None else Share.parse(shard)
+
+
+def as_begun(
+    synthesizer: Synthesizer, plan: Plan, path: str | os.PathLike[str]
+) -> tuple[Synthesizer, Plan]:
+    """The synthesizer and its plan in the precision of the cache at `path`, if there is one.
+
+    This changes what `from_pretrained` chose for the device (`dtype="auto"`), and nothing else.
+
+    Raises:
+        TypeError, ValueError: As `check_plan`.
+        MismatchError: If the plan cannot be made for the other precision.
+    """
+    check_plan(synthesizer, plan)
+    if not os.path.exists(path):
+        return synthesizer, plan
+    recipe = SynthCache(path).manifest["recipe"]
+    there = as_recorded(synthesizer, recipe)
+    if there is synthesizer:
+        return synthesizer, plan
+    if plan.base_seed is None:
+        dtype = recorded_precision(recipe["settings"])
+        raise MismatchError(
+            f"{path} was begun in {dtype}, which was chosen on another machine. Load the "
+            f"synthesizer with `dtype={dtype!r}`, and make the plan anew with it."
+        )
+    return there, plan.with_settings(recipe["settings"])
 
 
 def open_cache(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from synthaug._cache import SynthCache
 from synthaug._generate import generate
 from synthaug._images.labeled import as_pixels, labels_of
 from synthaug._noise import counter_rng
-from synthaug._plan import settings_digest
+from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
+from synthaug._support.precision import Resolved, recorded_precision
 from synthaug._support.report import decode, encode
 from synthaug._sweep.report import SweepReport, SweepRow
 from synthaug._sweep.settings import (
@@ -126,6 +127,7 @@ def sweep(
     settings = combinations(default_grid(synthesizer) if grid is None else grid)
     scales = default_guidance(synthesizer) if guidance is None else guidance
     counts = {"coarse": per_class, "fine": guidance_per_class or per_class}
+    synthesizer = _as_begun(synthesizer, Path(output_dir) / "settings")
 
     def trial(stage: str, setting: Setting) -> Trial:
         return Trial.of(synthesizer, setting, per_class=counts[stage], seed=seed)
@@ -214,6 +216,7 @@ def sweep(
         },
         extractor={**describe(extractor), "dim": dim},
         classifier={**describe(judge), "model": work.model_name, "steps": steps},
+        settings={"precision": recorded_precision(synthesizer.recipe()["settings"])},
     )
 
 
@@ -354,6 +357,24 @@ class _Work:
         for c in np.unique(labels):
             place[labels == c] = np.arange((labels == c).sum())
         return np.sort(rows[np.argsort(place, kind="stable")[:n]])
+
+
+def _as_begun(synthesizer: Any, folder: Path) -> Any:
+    """The synthesizer in the precision of the caches in a folder, if its own was chosen."""
+    change = getattr(synthesizer, "in_precision", None)
+    recipes = [SynthCache(path).manifest["recipe"] for path in sorted(folder.glob("*.h5"))]
+    weights = {canonical_json(recipe.get("weights")) for recipe in recipes}
+
+    def drew_them(candidate: Any) -> bool:
+        return canonical_json(candidate.recipe().get("weights")) in weights
+
+    if change is None or not weights or drew_them(synthesizer):
+        return synthesizer
+    for precision in get_args(Resolved):
+        if drew_them(there := change(precision)):
+            logger.info("precision %s, as it was begun", precision)
+            return there
+    return synthesizer
 
 
 def _checked_splits(

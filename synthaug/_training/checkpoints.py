@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.differences import described, differences
 from synthaug._support.files import write_text
+from synthaug._support.precision import Precision, load_network
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON
 from synthaug.errors import CheckpointError, MismatchError
@@ -221,10 +222,6 @@ def load_part(
     """Loads one part by its class name, from a closed list; its folder has its name, or another."""
     import diffusers
 
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):  # diffusers takes float32
-        raise ValueError(
-            f"`dtype` must be a floating point torch.dtype, such as torch.bfloat16, got {dtype!r}."
-        )
     folder = name if folder is None else folder
     restore(path / folder)
     kind = (index.get(name) or (None, None))[1]
@@ -247,6 +244,23 @@ def load_part(
                 "an earlier one."
             )
     return part
+
+
+def load_frozen(
+    path: Path,
+    index: Mapping[str, Any],
+    dtype: "torch.dtype | Precision",
+    device: torch.device,
+) -> nn.Module:
+    """The network of a checkpoint, to draw with; `dtype` as for `load_network`."""
+    name = "transformer" if "transformer" in index else "unet"
+
+    @lasting_tensors()
+    def load(dtype: torch.dtype) -> nn.Module:
+        network: nn.Module = load_part(path, index, name, dtype)
+        return network.eval().requires_grad_(False).to(device)
+
+    return load_network(load, dtype, device)
 
 
 @lasting_tensors()

@@ -16,10 +16,10 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from synthaug._noise import counter_rng
 from synthaug._plan import canonical_json
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
+from synthaug._support.precision import Precision, Resolved, check_precision, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import check_same_run, replaced, restore, run_record, writing
@@ -64,8 +65,9 @@ class TrainingConfig:
     ema_decay: float = 0.9995
     """Decay of the moving average of the weights. Step n, counted from 0, uses
     min(decay, (1 + n) / (10 + n)); the first one copies the weights."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the loss under autocast; weights and optimiser stay in float32."""
+    precision: Precision = "auto"
+    """bfloat16 runs the loss under autocast; weights and optimiser stay in float32. "auto" is that
+    of the run that is resumed; for a new one, bfloat16 on a device that has it in hardware."""
     compile: bool = False
     """Compile the network: slow first step, then about twice as fast on a CPU."""
     seed: int = 0
@@ -87,8 +89,7 @@ class TrainingConfig:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"`precision` must be float32 or bfloat16, got {self.precision!r}.")
+        check_precision(self.precision)
 
     def binding(self, extra: Any) -> dict[str, Any]:
         """Identifies a run: all that changes its result, but not how long or where it runs."""
@@ -116,6 +117,8 @@ class TrainingResult:
     """Losses of the steps since the last point."""
     examples_per_second: float = 0.0
     """Measured over this run, checkpoints included."""
+    precision: Resolved = "float32"
+    """What it was trained in."""
 
 
 _part = (0, 1)  # this process among those that split the batch; others draw for all alike
@@ -202,6 +205,7 @@ def train(
         CheckpointError: If it holds a damaged one, or one cannot be written. The last one stays.
     """
     from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list
     from diffusers.training_utils import EMAModel
 
     if num_examples < 1:
@@ -238,9 +242,14 @@ def train(
         fused=True,
     )
     ema = EMAModel(trained, decay=config.ema_decay, foreach=True)
-    result = TrainingResult(step=0)
-    settings = config.binding(identity)
     with accelerator.main_process_first():  # it may have a kill in the middle of a swap to repair
+        begun = _begun_precision(output_dir)
+    chosen = resolve_precision(config.precision, device, begun=begun)
+    (chosen,) = broadcast_object_list([chosen])  # the ranks may have different processors
+    config = replace(config, precision=chosen)
+    result = TrainingResult(step=0, precision=chosen)
+    settings = config.binding(identity)
+    with accelerator.main_process_first():
         _resume(output_dir, module, optimizer, ema, result, settings)
     if result.step > config.steps:
         raise ValueError(
@@ -440,6 +449,16 @@ def _save(
         save_file(average, str(new / "ema.safetensors"))
         save_file(moments, str(new / "optimizer.safetensors"))
         (new / "state.json").write_text(canonical_json(state))
+
+
+def _begun_precision(output_dir: Path) -> object:
+    """The precision of the run that is in a directory, if there is one that can be read."""
+    path = output_dir / "checkpoint"
+    restore(path)
+    try:
+        return json.loads((path / "state.json").read_text())["settings"]["config"]["precision"]
+    except (OSError, LookupError, TypeError, ValueError):
+        return None  # `_resume` says what is wrong
 
 
 def _resume(

@@ -6,6 +6,7 @@ import operator
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,13 @@ from torch.utils.data import Dataset
 
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
+from synthaug._support.precision import (
+    Precision,
+    Resolved,
+    check_precision,
+    fastest_precision,
+    resolve_precision,
+)
 from synthaug._support.progress import bar
 from synthaug._support.report import decode, encode
 from synthaug.errors import DataError
@@ -43,7 +51,7 @@ def evaluate(
     weight_decay: float | None = None,
     warmup_steps: int | None = None,
     eval_every: int | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "auto",
     baseline: str | None = None,
     allow_overlap: bool = False,
     device: str | torch.device | None = None,
@@ -78,7 +86,9 @@ def evaluate(
             that it shrinks the weights alike whether the training is short or long.
         warmup_steps: Steps of linear warm-up; by default 5 % of `steps`.
         eval_every: Steps between two looks at `validation`; by default 5 % of `steps`.
-        precision: "bfloat16" is about twice as fast on 32x32 pixels, and a little less exact.
+        precision: "bfloat16" runs the network under autocast, a little less exactly. "auto" is that
+            of the finished runs in `output_dir`; without any, "bfloat16" on a device that has it in
+            hardware, and "float32" on others.
         baseline: Arm that the others are compared with; by default the first.
         allow_overlap: Go on if `test` or `validation` share images with an arm or each other. The
             report says how many.
@@ -109,6 +119,8 @@ def evaluate(
             '`horizontal_flip` belongs to augment="standard", which no arm has. Mirror in the '
             "augmentation that was given, for example StandardAugment(horizontal_flip=True, ...)."
         )
+    check_precision(precision)
+    place = choose_device(device)
     settings = settings_of(
         steps,
         batch_size=batch_size,
@@ -116,9 +128,8 @@ def evaluate(
         weight_decay=weight_decay,
         warmup_steps=warmup_steps,
         eval_every=eval_every,
-        precision=precision,
+        precision=fastest_precision(place) if precision == "auto" else precision,
     )
-    place = choose_device(device)
     datasets = {name: arm.dataset for name, arm in given.items()}
     inputs = Inputs.open(datasets, test, validation, place)
     contents = inputs.contents()
@@ -127,13 +138,27 @@ def evaluate(
     augments = {name: _augment_of(arm, standard) for name, arm in given.items()}
     job = Job(inputs=inputs, settings=settings, model=model, augments=augments, device=place)
     samples = {name: job.augmented_sample(name) for name in given}
+
+    def kept(job: Job) -> dict[tuple[str, int], Path]:
+        """The file of every run of a job."""
+        keys = {} if output_dir is None else job.keys(seed_list, contents, samples)
+        return {
+            (name, seed): Path(output_dir or "") / f"{_slug(name)}-seed{seed}-{key}.json"
+            for (name, seed), key in keys.items()
+        }
+
+    files, begun = kept(job), None
+    if precision == "auto" and files and not any(path.exists() for path in files.values()):
+        other: Resolved = "float32" if settings.precision == "bfloat16" else "bfloat16"
+        elsewhere = replace(job, settings=replace(settings, precision=other))
+        found = kept(elsewhere)
+        if any(path.exists() for path in found.values()):
+            job, files, begun = elsewhere, found, other
+    resolve_precision(precision, place, begun=begun)
     facts = job.facts(seed_list[0])
 
     runs: dict[tuple[str, int], Run] = {}
-    files: dict[tuple[str, int], Path] = {}
     if output_dir is not None:
-        for (name, seed), key in job.keys(seed_list, contents, samples).items():
-            files[name, seed] = Path(output_dir) / f"{_slug(name)}-seed{seed}-{key}.json"
         runs = {run: _stored(path) for run, path in files.items() if path.exists()}
         if runs:
             logger.info("%d of %d runs are in %s already.", len(runs), len(files), output_dir)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_images
+from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Indices, Labels
 from synthaug.errors import DivergedError
@@ -46,7 +46,7 @@ class Settings:
     """Steps over which the learning rate rises linearly."""
     eval_every: int
     """Steps between two points of the curves, and between two looks at the validation set."""
-    precision: Literal["float32", "bfloat16"]
+    precision: Resolved
     """bfloat16 runs the network under autocast; weights and optimiser stay in float32."""
 
     def __post_init__(self) -> None:
@@ -61,10 +61,6 @@ class Settings:
             raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"`weight_decay` must not be negative, got {self.weight_decay}.")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(
-                f"`precision` must be 'float32' or 'bfloat16', got {self.precision!r}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +132,7 @@ def settings_of(
     weight_decay: float | None = None,
     warmup_steps: int | None = None,
     eval_every: int | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Resolved = "float32",
 ) -> Settings:
     """Settings, with a choice for each `None`: warm-up and curves by 5 % of the steps, and a weight
     decay for a training of this length.

@@ -32,7 +32,7 @@ def class_probabilities(
 ) -> Features:
     """Trains classifiers, and averages the class probabilities that they give to other images.
 
-    They are trained as those of `evaluate` are by default, on all of `train`.
+    They are trained as those of `evaluate` are by default, but in float32, on all of `train`.
 
     Args:
         train: Labelled images that name their classes.
@@ -66,7 +66,7 @@ def trained_classifier(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> nn.Module:
-    """A classifier trained as those of `evaluate` are by default, in evaluation mode.
+    """A classifier trained in float32, else as those of `evaluate` are, in evaluation mode.
 
     Args:
         train: Labelled images that name their classes.

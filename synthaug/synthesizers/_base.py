@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synthaug._noise import streams as streams
 from synthaug._plan import Plan, balanced_quota, given_quota, matching_quota
+from synthaug._support.precision import Resolved
 from synthaug._types import JSON, Images
 from synthaug.samplers import Push
 
@@ -45,6 +46,14 @@ class AbstractSynthesizer(abc.ABC):
         digest) if there are any. It is stored with the images, and a cache only continues with an
         equal recipe.
         """
+
+    def in_precision(self, precision: Resolved) -> "AbstractSynthesizer":
+        """The same synthesizer in a precision, if `from_pretrained` chose its own (`dtype="auto"`).
+
+        A network that was made or loaded in a dtype of its own stays as it is.
+        """
+        del precision
+        return self
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations that each row costs, int64 (n,). Zero unless overridden."""

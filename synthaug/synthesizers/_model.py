@@ -5,7 +5,7 @@ what diffusers does not say: class names, image shape, the settings of the synth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from synthaug._pixels import to_images
 from synthaug._support.devices import choose_device
+from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     default_shape,
     diffusers_version,
     embed_prompts,
+    load_frozen,
     load_part,
     read_json,
     replaced,
@@ -257,6 +259,11 @@ class DiffusionModel:
             weights["class_embeddings"] = tensor_digest({"": self.class_embeddings})
         return weights
 
+    def in_precision(self, precision: Resolved) -> "DiffusionModel":
+        """The same model, its network in a precision, if its own was chosen automatically."""
+        network = in_precision(self.network, precision)
+        return self if network is self.network else replace(self, network=network)
+
     def save_pretrained(self, path: str | Path, settings: Mapping[str, JSON]) -> None:
         """Writes the directory. Prompts are saved as the embeddings they became: the text encoder
         is not copied.
@@ -275,7 +282,9 @@ class DiffusionModel:
 
     def _save(self, path: Path, settings: Mapping[str, JSON]) -> None:
         folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
-        inner: Any = getattr(self.network, "_orig_mod", self.network)
+        # A precision that was chosen for a device is none of the checkpoint's business.
+        network = in_precision(self.network, "float32")
+        inner: Any = getattr(network, "_orig_mod", network)
         with replaced(path / folder) as new:
             inner.save_pretrained(new, safe_serialization=True)
         (path / "scheduler").mkdir(exist_ok=True)
@@ -317,7 +326,7 @@ class DiffusionModel:
         image_size: int | None = None,
         prompt_template: str = "{}",
         negative_prompt: str = "",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
     ) -> "tuple[DiffusionModel, dict[str, JSON]]":
         """Loads a diffusers directory; arguments as in `ClassConditional.from_pretrained`.
@@ -331,7 +340,7 @@ class DiffusionModel:
         path = resolve(path)
         index = read_json(path / "model_index.json")
         own = read_json(path / _FILE) if (path / _FILE).exists() else {}
-        network = load_part(path, index, "transformer" if "transformer" in index else "unet", dtype)
+        network = load_frozen(path, index, dtype, target)
         vae = load_part(path, index, "vae", torch.float32) if index.get("vae") else None
         names = tuple(map(str, classes if classes is not None else own.get("classes", ())))
         if not names and "classes" not in own:  # a model of ours may have been trained without any
@@ -362,7 +371,7 @@ class DiffusionModel:
         elif num_class_embeds is not None:
             branch = own.get("unconditional_branch", num_class_embeds == len(names) + 1)
         model = cls(
-            network=network.eval().requires_grad_(False).to(target),
+            network=network,
             scheduler_config=read_json(path / "scheduler" / "scheduler_config.json"),
             classes=names,
             image_shape=shape,

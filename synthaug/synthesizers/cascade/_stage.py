@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from synthaug._noise import randn
+from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     load_part,
@@ -232,6 +233,13 @@ class CascadeStage:
             return self.model.weights
         return {**self.model.weights, _LEVELS: state_digest(self.level_embedding)}
 
+    def in_precision(self, precision: Resolved) -> "CascadeStage":
+        """The same stage in a precision, if `from_pretrained` chose its own (`dtype="auto"`)."""
+        changes: dict[str, Any] = {"model": self.model.in_precision(precision)}
+        if self.level_embedding is not None:
+            changes["level_embedding"] = in_precision(self.level_embedding, precision)
+        return replace(self, **changes)
+
     def save_pretrained(self, path: str | Path) -> None:
         """Writes a diffusers directory; what diffusers does not know lies beside the parts, in
         `level_embedding` and `synthaug.json`.
@@ -256,8 +264,9 @@ class CascadeStage:
             if self.level_embedding is not None:
                 from safetensors.torch import save_file
 
+                embedding = in_precision(self.level_embedding, "float32")
                 with replaced(path / _LEVELS) as new:
-                    save_file(self.level_embedding.state_dict(), str(new / "model.safetensors"))
+                    save_file(embedding.state_dict(), str(new / "model.safetensors"))
         self.model.save_pretrained(path, settings)
 
     @classmethod
@@ -270,7 +279,7 @@ class CascadeStage:
         low_size: tuple[int, int] | None = None,
         prompt_template: str = "{}",
         negative_prompt: str = "",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> "CascadeStage":
@@ -282,7 +291,8 @@ class CascadeStage:
             low_size: (height, width) of the smaller images; needed unless it was trained by us.
             prompt_template: `{}` in it stands for the class name.
             negative_prompt: Prompt of the unconditional branch.
-            dtype: Dtype of the network.
+            dtype: Dtype of the network: "auto" is bfloat16 on a device that has it in hardware, and
+                else float32.
             device: Where to run; a GPU if there is one by default.
             settings: `scheduler`, `num_inference_steps`, `eta`, `log_variance_mix`,
                 `noise_conditioning_level`.
@@ -397,9 +407,12 @@ def _load_levels(path: Path, model: DiffusionModel) -> LevelEmbedding:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    embedding = LevelEmbedding.beside(model.network)
-    try:
-        embedding.load_state_dict(load_file(str(path / "model.safetensors")))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
-    return embedding.eval().requires_grad_(False).to(model.device, model.denoiser.dtype)
+    def load(dtype: torch.dtype) -> LevelEmbedding:
+        embedding = LevelEmbedding.beside(model.network)
+        try:
+            embedding.load_state_dict(load_file(str(path / "model.safetensors")))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+        return embedding.eval().requires_grad_(False).to(model.device, dtype)
+
+    return beside(load(model.denoiser.dtype), model.network, load)

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from synthaug._noise import streams
 from synthaug._plan import Plan, row_seed
+from synthaug._support.precision import Precision, Resolved
 from synthaug._training.checkpoints import read_json, resolve, write_json, writing
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
@@ -306,6 +307,15 @@ class Cascade(AbstractSynthesizer):
         }
         return {"synthesizer": "Cascade", "settings": settings, "weights": weights}
 
+    def in_precision(self, precision: Resolved) -> "Cascade":
+        """See `AbstractSynthesizer.in_precision`."""
+        base: Any = self.base
+        return replace(
+            self,
+            base=replace(base, model=base.model.in_precision(precision)),
+            stages=[stage.in_precision(precision) for stage in self.stages],
+        )
+
     def save_pretrained(self, path: str | Path) -> None:
         """Writes one directory: `base`, `stage_1`, ... in diffusers layout, and `synthaug.json`.
 
@@ -337,7 +347,7 @@ class Cascade(AbstractSynthesizer):
         stages: Sequence[str | Path] | None = None,
         truncated: bool | None = None,
         classes: Sequence[str] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> "Cascade":
@@ -352,7 +362,8 @@ class Cascade(AbstractSynthesizer):
             stages: Directories of the stages, from small to large; see `CascadeStage`.
             truncated: By default as saved.
             classes: Class names or prompts, for a base that does not name them.
-            dtype: Dtype of all networks.
+            dtype: Dtype of all networks: "auto" is bfloat16 on a device that has it in hardware,
+                and else float32.
             device: Where to run; a GPU if there is one by default.
             settings: `scheduler`, `num_inference_steps`, `eta` and `log_variance_mix` of the base
                 and all stages, and `noise_conditioning_level` of all stages that take one.

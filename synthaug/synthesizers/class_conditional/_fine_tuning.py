@@ -113,6 +113,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             image_size=image_size,
             prompt_template=prompt_template,
             negative_prompt=negative_prompt,
+            dtype=torch.float32,
             device=device,
         )
         _check_network(base, path, adapters=lora_rank is not None)

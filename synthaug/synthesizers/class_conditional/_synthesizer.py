@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from synthaug._noise import streams
 from synthaug._plan import Plan
+from synthaug._support.precision import Precision, Resolved
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images, Pixels
 from synthaug.denoisers import ClassifierFreeGuidance
@@ -271,6 +272,10 @@ class ClassConditional(AbstractSynthesizer):
             "weights": self.model.weights,
         }
 
+    def in_precision(self, precision: Resolved) -> "ClassConditional":
+        """See `AbstractSynthesizer.in_precision`."""
+        return replace(self, model=self.model.in_precision(precision))
+
     # -- files -----------------------------------------------------------------------------------
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -296,7 +301,7 @@ class ClassConditional(AbstractSynthesizer):
         image_size: int | None = None,
         prompt_template: str = "{}",
         negative_prompt: str = "",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> "ClassConditional":
@@ -313,8 +318,8 @@ class ClassConditional(AbstractSynthesizer):
             image_size: Height and width in pixels; by default the checkpoint's own.
             prompt_template: `{}` in it stands for the class name; underscores become spaces.
             negative_prompt: Prompt of the unconditional branch.
-            dtype: Dtype of the network. bfloat16 is faster; rounding then differs between batch
-                sizes by more than it does in float32.
+            dtype: Dtype of the network: "auto" is bfloat16 on a device that has it in hardware, and
+                else float32. In bfloat16 rounding differs between batch sizes by more.
             device: Where to run; a GPU if there is one by default.
             settings: `scheduler`, `num_inference_steps`, `eta`, `log_variance_mix`.
 

@@ -20,10 +20,11 @@ from synthaug._noise import randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan, settings_digest
 from synthaug._support.devices import choose_device
+from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     diffusers_version,
-    load_part,
+    load_frozen,
     read_json,
     replaced,
     resolve,
@@ -350,6 +351,10 @@ class ColdDiffusion(AbstractSynthesizer):
     def _digest(self) -> str:
         return state_digest(self.network)
 
+    def in_precision(self, precision: Resolved) -> "ColdDiffusion":
+        """See `AbstractSynthesizer.in_precision`."""
+        return replace(self, network=in_precision(self.network, precision))
+
     def save_pretrained(self, path: str | Path) -> None:
         """Writes the network in diffusers layout, and `synthaug.json` with the degradation.
 
@@ -357,7 +362,8 @@ class ColdDiffusion(AbstractSynthesizer):
             CheckpointError: If the disk is full or not writable. What was there before stays.
         """
         path = Path(path)
-        inner: Any = getattr(self.network, "_orig_mod", self.network)
+        network = in_precision(self.network, "float32")
+        inner: Any = getattr(network, "_orig_mod", network)
         own = {
             "synthesizer": "ColdDiffusion",
             **{name: getattr(self, name) for name in _SETTINGS},
@@ -386,7 +392,7 @@ class ColdDiffusion(AbstractSynthesizer):
         *,
         degradation: AbstractDegradation | None = None,
         classes: Sequence[str] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> "ColdDiffusion":
@@ -397,7 +403,8 @@ class ColdDiffusion(AbstractSynthesizer):
             degradation: Needed where the checkpoint cannot describe it: `Custom`, `Animorphosis`.
             classes: Class names of the images to restore; by default those that it was trained on.
                 A single one lets images be generated.
-            dtype: Dtype of the network.
+            dtype: Dtype of the network: "auto" is bfloat16 on a device that has it in hardware, and
+                else float32.
             device: Where to run; a GPU if there is one by default.
             settings: `algorithm`, `output`, `num_steps`, `symmetry_noise`, instead of those saved.
 
@@ -435,9 +442,8 @@ class ColdDiffusion(AbstractSynthesizer):
                 f"{path} was trained with the degradation {saved}, not with "
                 f"{degradation.config()}. Give that one, or leave it out."
             )
-        network = load_part(path, index, "unet", dtype)
         return cls(
-            network=network.eval().requires_grad_(False).to(target),
+            network=load_frozen(path, index, dtype, target),
             degradation=degradation,
             image_shape=shape,
             classes=tuple(map(str, names)),

@@ -32,6 +32,7 @@ from synthaug._noise import counter_rng, stream
 from synthaug._pixels import digest
 from synthaug._plan import bytes_text, canonical_json
 from synthaug._support.files import check_folder, claimed
+from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     check_same_run,
@@ -462,6 +463,17 @@ def _claim(path: Path, settings: dict[str, Any]) -> None:
         check_same_run(path.parent, read_json(path), settings)
     else:
         write_json(path, run_record(settings))
+
+
+def begun_precision(output_dir: Path) -> Resolved | None:
+    """The network's precision in the run that is in a directory, if there is one."""
+    path = output_dir / "run.json"
+    try:
+        found = json.loads(path.read_text())["settings"]["extra"]["dtype"]
+    except (OSError, LookupError, TypeError, ValueError):
+        return None  # claiming the directory says what is wrong
+    known: dict[object, Resolved] = {"torch.float32": "float32", "torch.bfloat16": "bfloat16"}
+    return known.get(found)
 
 
 def _save(folder: Path, block: Block, kept: dict[int, Tensor]) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from synthaug._noise import randn, streams
 from synthaug._plan import Plan
+from synthaug._support.precision import Precision, Resolved, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._training.checkpoints import read_json, resolve, write_json, writing
 from synthaug._training.loop import TrainingConfig, TrainingResult
@@ -42,6 +43,7 @@ from synthaug.synthesizers.inversion._fit import (
     InversionCost,
     InversionJob,
     InversionResult,
+    begun_precision,
 )
 from synthaug.synthesizers.inversion._tokens import TokenEncoder, TokenFitJob, TokenModel
 from synthaug.synthesizers.inversion._variant_plan import checked_parameters, with_partners
@@ -175,6 +177,11 @@ class DiffusionInversion(AbstractSynthesizer):
             CheckpointError: If the directory holds another run, or cannot be read or written.
         """
         output_dir = Path(output_dir)
+        begun = begun_precision(output_dir)
+        if begun is not None and (kept := self.model.in_precision(begun)) is not self.model:
+            resolve_precision("auto", kept.device, begun=begun)  # logs it
+            there = replace(self, model=kept)
+            return there.fit(real, output_dir, config=config, progress=progress)
         job = self._job(real, config)
         logger.info("learning embeddings: %s", job.cost())
         identity = {
@@ -415,6 +422,10 @@ class DiffusionInversion(AbstractSynthesizer):
             "weights": {**weights, "embeddings": self._learned.digest},
         }
 
+    def in_precision(self, precision: Resolved) -> "DiffusionInversion":
+        """See `AbstractSynthesizer.in_precision`."""
+        return replace(self, model=self.model.in_precision(precision))
+
     def save_pretrained(self, path: str | Path) -> None:
         """Writes everything, the generator too: a diffusers directory with what is ours beside it.
 
@@ -455,7 +466,7 @@ class DiffusionInversion(AbstractSynthesizer):
         image_size: int | None = None,
         prompt_template: str = "{}",
         negative_prompt: str = "",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> "DiffusionInversion":
@@ -471,7 +482,8 @@ class DiffusionInversion(AbstractSynthesizer):
                 Smaller is much cheaper, and the embeddings learn it.
             prompt_template: `{}` in it stands for the class name.
             negative_prompt: Prompt of the "null" unconditional branch.
-            dtype: Dtype of the network; embeddings are float32 always.
+            dtype: Dtype of the network; embeddings are float32 always. "auto" is bfloat16 on a
+                device that has it in hardware, and else float32; `fit` goes on as it was begun.
             device: Where to run; a GPU if there is one by default.
             settings: `scheduler`, `num_inference_steps`, `eta`, `unconditional`, `group_size`,
                 `spherical`, `relative_noise`.
@@ -608,9 +620,10 @@ def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -
     """Whether this is the generator that the embeddings belong to."""
     if not saved:
         return
+    model = model.in_precision("bfloat16" if saved["dtype"] == "torch.bfloat16" else "float32")
     same_dtype = saved["dtype"] == str(model.denoiser.dtype)
     for name, digest in saved["weights"].items():
-        # The network's digest is of its dtype; the autoencoder's is of float32.
+        # The network's digest is of its dtype, if it was chosen; the autoencoder's is of float32.
         if (same_dtype or name != "network") and model.weights.get(name) != digest:
             raise MismatchError(
                 f"The {name} in {path} is not the one that the embeddings were learned with. Give "

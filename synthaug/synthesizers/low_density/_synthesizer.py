@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
+from synthaug._support.precision import Precision, Resolved
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import read_json, write_json, writing
 from synthaug._training.loop import TrainingConfig, TrainingResult
@@ -241,6 +242,10 @@ class LowDensity(AbstractSynthesizer):
             weights["realism"] = self.realism.weights
         return {"synthesizer": "LowDensity", "settings": self._settings, "weights": weights}
 
+    def in_precision(self, precision: Resolved) -> "LowDensity":
+        """See `AbstractSynthesizer.in_precision`."""
+        return replace(self, base=self.base.in_precision(precision))
+
     def save_pretrained(self, path: str | Path) -> None:
         """Writes both networks, and a copy of the base in the folder `base`.
 
@@ -284,7 +289,7 @@ class LowDensity(AbstractSynthesizer):
         *,
         checkpoint: str | Path | None = None,
         classes: Sequence[str] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
         temperature: float | None = None,
         unit: Unit | None = None,
@@ -296,7 +301,8 @@ class LowDensity(AbstractSynthesizer):
             path: The directory.
             checkpoint: Where the base is now, if it moved.
             classes: Fixed when the networks were trained: leave it out.
-            dtype: Dtype of the base's network; the two networks are float32 always.
+            dtype: Dtype of the base's network; the two networks are float32 always. "auto" is
+                bfloat16 on a device that has it in hardware, and else float32.
             device: Where to run; a GPU if there is one by default.
             temperature: In place of the saved one.
             unit: In place of the saved one.
@@ -319,10 +325,13 @@ class LowDensity(AbstractSynthesizer):
         saved_at = origin.pop("path", folder / "base")
         where = checkpoint or saved_at
         base: Any = load(where, dtype=dtype, device=device, **{**origin, **settings})
-        same_dtype = own["dtype"] == str(base.model.denoiser.dtype)
-        found: Any = base.recipe()["weights"]
+        trained: Any = base.in_precision(
+            "bfloat16" if own["dtype"] == "torch.bfloat16" else "float32"
+        )
+        same_dtype = own["dtype"] == str(trained.model.denoiser.dtype)
+        found: Any = trained.recipe()["weights"]
         for name, digest in own["weights"].items():
-            # The network's digest is of its dtype, and prompts are embedded anew at each loading.
+            # The network's digest is of its dtype, if it was chosen; prompts are embedded anew.
             if name == "class_embeddings" or (name == "network" and not same_dtype):
                 continue
             if found.get(name) != digest:
@@ -359,7 +368,7 @@ class LowDensity(AbstractSynthesizer):
         embedding_dim: int = 64,
         noise_levels: int = 10,
         horizontal_flip: bool = False,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Precision = "float32",
         progress: bool = True,
     ) -> tuple["LowDensity", TrainingResult]:
         """Trains a classifier and a discriminator of noisy images, and fits their Gaussians.
@@ -380,7 +389,8 @@ class LowDensity(AbstractSynthesizer):
             embedding_dim: Features of each network.
             noise_levels: Ranges of timesteps that have Gaussians of their own.
             horizontal_flip: Mirror half of the training images.
-            dtype: Dtype of the base's network, if `base` is a directory.
+            dtype: Dtype of the base's network, if `base` is a directory. "auto" is float32 here, as
+                it is of a base that was loaded so: the networks start from its weights.
             progress: Show bars.
 
         Raises:
@@ -397,6 +407,7 @@ class LowDensity(AbstractSynthesizer):
             origin = origin_of(base, real.classes)
             base = load(**origin, dtype=dtype, device=config.device)
         _check_base(base)
+        base = base.in_precision("float32")
         job = HardnessFitJob(
             base,
             real,
