@@ -12,6 +12,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.layout import settled
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Images
 from synthaug.errors import CheckpointError, MismatchError
@@ -64,9 +65,7 @@ class Denoiser:
             condition: Class indices (n,), token sequences (n, k, d), or `None` for a network that
                 takes no condition.
         """
-        x = x.to(self.dtype)
-        if x.device.type == "cpu":  # there it is faster; elsewhere x stays laid out as it is
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = settled(x.to(self.dtype))
         t = t.to(x.device).expand(len(x))
         if self.kind == "UNet2DConditionModel":
             if condition is None:

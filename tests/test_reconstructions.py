@@ -45,9 +45,10 @@ def test_the_autoencoder_alone_gives_the_same_images_as_the_whole_checkpoint(sta
 def test_a_subset_gives_its_own_images(stable_diffusion):
     path, _ = stable_diffusion
     real = images()
-    part = decoded(Subset(real, [3, 1]), path)
+    part, whole = decoded(Subset(real, [3, 1]), path), decoded(real, path)
     assert part.targets == [1, 1]
-    assert torch.equal(part.read([1]), decoded(real, path).read([1]))
+    # Two images go through the network together, and not five: other kernels may round otherwise.
+    assert (part.read([1]).int() - whole.read([1])).abs().max() <= 1
 
 
 @pytest.mark.parametrize(

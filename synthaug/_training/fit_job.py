@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.layout import settled
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.loop import TrainingConfig, TrainingResult, own_randomness, own_rows, train
 from synthaug._types import Images, Indices, Labels
@@ -71,7 +72,7 @@ class AbstractFitJob(ABC, Generic[Module]):
                 on_snapshot(module, step)
 
         result = train(
-            module.to(memory_format=torch.channels_last),
+            module,
             self._loss,
             self.num_examples,
             config=config,
@@ -167,7 +168,7 @@ def denoising_loss(
     """Mean squared error of `predict(x_t, t)`, at timesteps stratified over the batch."""
     t = stratified(len(x0), scheduler.config.num_train_timesteps).to(x0.device)
     noise = batch_noise(x0.shape).to(x0.device)
-    x_t = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
+    x_t = settled(scheduler.add_noise(x0, noise, t))
     prediction = predict(x_t, t)
     target = denoising_target(scheduler, x0, noise, t)
     return nn.functional.mse_loss(prediction.float(), target)

@@ -30,6 +30,7 @@ from synthaug._noise import counter_rng
 from synthaug._plan import canonical_json
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
+from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, check_precision, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
@@ -227,8 +228,7 @@ def train(
         )
     local = config.batch_size // processes
 
-    module.train()
-    module.to(device)
+    settle_layout(module.to(device)).train()
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     trained = [p for _, p in named]
     groups: dict[float, list[nn.Parameter]] = {}

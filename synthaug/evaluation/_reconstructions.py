@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from synthaug._images.labeled import LabeledImages, as_pixels, classes_of, labels_of
 from synthaug._pixels import to_images, to_pixels
 from synthaug._support.devices import choose_device
+from synthaug._support.layout import settle_layout
 from synthaug._support.progress import bar
 from synthaug._training.checkpoints import load_part, read_json, resolve
 from synthaug.errors import CheckpointError, MismatchError
@@ -58,7 +59,7 @@ def reconstructions(
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     place = choose_device(device)
-    vae = _autoencoder(checkpoint).eval().requires_grad_(False).to(place)
+    vae = settle_layout(_autoencoder(checkpoint)).eval().requires_grad_(False).to(place)
     names = classes if classes is not None else classes_of(real)
     if names is None:
         raise ValueError("`real` does not name its classes. Pass `classes`.")

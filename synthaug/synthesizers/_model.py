@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from synthaug._pixels import to_images
 from synthaug._support.devices import choose_device
+from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
@@ -79,6 +80,9 @@ class DiffusionModel:
             k: v for k, v in self.scheduler_config.items() if k == "_class_name" or k[0] != "_"
         }
         object.__setattr__(self, "scheduler_config", config)
+        settle_layout(self.network)
+        if self.vae is not None:
+            settle_layout(self.vae)
         self._check_size()
         known = self.num_conditions
         if known is not None and known - self.unconditional_branch < len(self.classes):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthaug._support.layout import settled
 from synthaug._types import JSON, Images
 from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
 from synthaug.samplers import sample, timesteps_until
@@ -167,9 +168,7 @@ class StageDenoiser:
     def __call__(self, x: Images, t: Tensor, condition: StageCondition) -> Images:
         """The prediction, float32 (n, C, H, W)."""
         network, dtype = self._inner.network, self._inner.dtype
-        x_in = torch.cat([x, condition.low.to(x)], 1).to(dtype)
-        if x.device.type == "cpu":
-            x_in = x_in.contiguous(memory_format=torch.channels_last)
+        x_in = settled(torch.cat([x, condition.low.to(x)], 1).to(dtype))
         t = t.to(x.device).expand(len(x))
         if self._inner.kind == "UNet2DConditionModel":
             assert condition.classes is not None

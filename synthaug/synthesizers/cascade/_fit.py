@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthaug._support.layout import settled
 from synthaug._training.fit_job import batch_noise, chosen_rows
 from synthaug._training.loop import TrainingConfig, TrainingResult, own_rows
 from synthaug._types import Images
@@ -48,7 +49,7 @@ class StageNetwork(nn.Module):
         condition = y
         if self.level_embedding is not None and self.classes is not None:
             condition = self.classes(y) + self.level_embedding(s)
-        x_in = torch.cat([x_t, low.to(x_t)], 1).contiguous(memory_format=torch.channels_last)
+        x_in = settled(torch.cat([x_t, low.to(x_t)], 1))
         prediction: Tensor = self.unet(x_in, t, class_labels=condition, return_dict=False)[0]
         return prediction
 

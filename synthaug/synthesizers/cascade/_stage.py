@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from synthaug._noise import randn
+from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
@@ -98,6 +99,8 @@ class CascadeStage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "low_size", tuple(self.low_size))
+        if self.level_embedding is not None:
+            settle_layout(self.level_embedding)
         self.model.check_sampler(
             self.scheduler, self.num_inference_steps, self.eta, self.log_variance_mix
         )

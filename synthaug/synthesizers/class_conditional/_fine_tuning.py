@@ -284,9 +284,7 @@ def merged(network: Any) -> nn.Module:
         if isinstance(layer, peft.tuners.lora.LoraLayer):
             weights[f"{name}.weight"] += layer.get_delta_weight("default").detach()
     plain.load_state_dict(weights)
-    device = next(network.parameters()).device
-    plain = plain.to(device).to(memory_format=torch.channels_last)
-    return plain.eval().requires_grad_(False)
+    return plain.to(next(network.parameters()).device).eval().requires_grad_(False)
 
 
 # -- tables of classes -----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from synthaug._noise import streams
 from synthaug._pixels import to_images
+from synthaug._support.layout import settled
 from synthaug._training.fit_job import (
     AbstractFitJob,
     check_positive,
@@ -99,6 +100,6 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         size, own = own_rows(len(x))
         drawn = self.degradation.realise([torch.default_generator] * size, self.image_shape)
         realisation = {name: value[own].to(device) for name, value in drawn.items()}
-        x_s = self.degradation(x, s, realisation).contiguous(memory_format=torch.channels_last)
+        x_s = settled(self.degradation(x, s, realisation))
         x_hat = module(x_s, (s - 1).to(device), return_dict=False)[0]
         return F.l1_loss(x_hat.float(), x)

@@ -20,6 +20,7 @@ from synthaug._noise import randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan, settings_digest
 from synthaug._support.devices import choose_device
+from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
@@ -107,6 +108,7 @@ class ColdDiffusion(AbstractSynthesizer):
                 f"{' and class labels' if self.denoiser.takes_labels else ''}; a restorer of "
                 f"images of shape {self.image_shape} takes {self.image_shape[0]} and no labels."
             )
+        settle_layout(self.network)
 
     @cached_property
     def denoiser(self) -> Denoiser:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from synthaug._noise import randn, streams
 from synthaug._plan import Plan
+from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._training.checkpoints import read_json, resolve, write_json, writing
@@ -115,6 +116,8 @@ class DiffusionInversion(AbstractSynthesizer):
             raise ValueError("`unconditional` is 'null', but the checkpoint has no null tokens.")
         if self.group_size < 1:
             raise ValueError(f"`group_size` must be at least 1, got {self.group_size}.")
+        if self.encoder is not None:
+            settle_layout(self.encoder)
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]

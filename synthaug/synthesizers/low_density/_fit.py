@@ -154,7 +154,7 @@ class HardnessFitJob:
             ]
         for encoder in encoders:
             encoder.start_from(denoiser)
-        module = Guides(*encoders).to(memory_format=torch.channels_last)
+        module = Guides(*encoders)
         result = train(
             module,
             self._loss,
@@ -246,7 +246,6 @@ class HardnessFitJob:
             :, own
         ].flatten(0, 1)
         x_t = self._scheduler.add_noise(x0, noise, t).to(device)
-        x_t = x_t.contiguous(memory_format=torch.channels_last)
         classes, realism = module(x_t, t.to(device), n)
         labels = self._labels[torch.from_numpy(indices)].to(device)
         kinds = (

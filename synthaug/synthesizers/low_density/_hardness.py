@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.layout import settle_layout, settled
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import (
     read_json,
@@ -26,9 +27,6 @@ from synthaug.denoisers import Denoiser, build_unet
 from synthaug.density import ClassGaussians
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._model import DiffusionModel
-
-_LAYOUT = torch.channels_last
-"""In training and after it, or rounding would differ."""
 
 _PLAIN_BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"}
 
@@ -91,7 +89,7 @@ class NoisyEncoder(nn.Module):
     def embed(self, x: Images, t: Tensor) -> Tensor:
         """Features float (n, embedding_dim) of noisy images (n, c, h, w) at timesteps (n,)."""
         emb = self.time_embedding(self.time_proj(t).to(self.conv_in.weight.dtype))
-        h = self.conv_in(x)
+        h = self.conv_in(settled(x))
         for block in self.down_blocks:
             h, _ = block(h, emb)
         if self.mid_block is not None:
@@ -121,6 +119,9 @@ class NoiseAware:
     evaluations: int = 1
     """The first half of a network, forwards and backwards, takes about as long as one evaluation of
     the whole: 0.84 of it for the network of 2.7 million parameters that we trained on CIFAR-10."""
+
+    def __post_init__(self) -> None:
+        settle_layout(self.network)
 
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
         """float32 (n, C); see `guidance.HardnessModel`."""
@@ -189,7 +190,7 @@ class NoiseAware:
         ) as error:
             raise CheckpointError(f"{folder} cannot be read ({error}). Train again.") from error
         return cls(
-            network=network.eval().requires_grad_(False).to(device).to(memory_format=_LAYOUT),
+            network=network.eval().requires_grad_(False).to(device),
             gaussians=tuple(g.to(device, torch.float32) for g in gaussians),
             num_train_timesteps=timesteps,
         )
@@ -210,6 +211,9 @@ class OnEstimate:
     """Fitted to the features of clean images."""
     evaluations: int = 3
     """One forwards, and backwards twice the work."""
+
+    def __post_init__(self) -> None:
+        settle_layout(self.features)
 
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
         """float32 (n, C); see `guidance.HardnessModel`."""
