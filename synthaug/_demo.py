@@ -29,8 +29,9 @@ from synthaug._generate import generate
 from synthaug._images.labeled import LabeledImages, load_dataset
 from synthaug._noise import counter_rng
 from synthaug._pixels import grid
+from synthaug._support.charts import Line, line_chart
 from synthaug._support.files import write_text
-from synthaug._support.html import Line, data_uri, line_chart, page
+from synthaug._support.html import data_uri, page
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import Indices, Pixels
 from synthaug.evaluation import CAS, EvaluationReport, class_probabilities, evaluate

@@ -26,7 +26,7 @@ from synthaug._audit.disturbances import disturbances
 from synthaug._audit.matches import Matches
 from synthaug._audit.matching import Matcher, resembling, rmse
 from synthaug._audit.report import Power
-from synthaug._audit.verdict import Counts, judge, smallest_visible
+from synthaug._audit.verdict import Counts, Findings, judge, smallest_visible
 from synthaug._neighbors import INDEXES, Index, merge, search, threads
 from synthaug.errors import AuditError, DataError
 
@@ -41,6 +41,7 @@ COUNTS = Counts(
     resolution=4,
     competition_resolution=2,
 )
+NOTHING = Findings(flagged=0, exact=0, calibrated=0, competed=0, shifted=False, leaning=False)
 
 
 def fields(n: int, seed: int = 0, c: int = 1, size: int = 8) -> Tensor:
@@ -626,14 +627,17 @@ def test_a_pass_needs_sight_of_25_copies_or_2_percent_but_never_of_more_than_a_q
 def test_a_shift_decides_which_evidence_counts(
     exact: int, calibrated: int, competed: int, shifted: bool, verdict: str
 ) -> None:
-    result, reasons = judge(
+    findings = Findings(
         flagged=exact + calibrated,
         exact=exact,
         calibrated=calibrated,
         competed=competed,
         shifted=shifted,
         leaning=False,
-        counts=COUNTS,
+    )
+    result, reasons = judge(
+        findings,
+        COUNTS,
         power=[Power(kind="any", required=True, planted=25, power=1, found=1, needed=3)],
         self_test={"any_flagged": 5, "halvings": 100},
         fdr=0.05,
@@ -646,9 +650,15 @@ def test_a_shift_decides_which_evidence_counts(
     ("change", "reason"),
     [
         ({"counts": replace(COUNTS, holdout=0)}, "Give a hold-out"),
-        ({"leaning": True}, "lean to the training images"),
+        ({"findings": replace(NOTHING, leaning=True)}, "lean to the training images"),
         ({"self_test": {"any_flagged": 30, "halvings": 100}}, "do not trust these p-values"),
-        ({"shifted": True, "counts": replace(COUNTS, competition_resolution=26)}, "26 clusters"),
+        (
+            {
+                "findings": replace(NOTHING, shifted=True),
+                "counts": replace(COUNTS, competition_resolution=26),
+            },
+            "26 clusters",
+        ),
         (
             {"power": [Power(kind="k", required=True, planted=25, power=0, found=1, needed=26)]},
             "'k'",
@@ -661,12 +671,7 @@ def test_a_shift_decides_which_evidence_counts(
 )
 def test_every_doubt_makes_the_verdict_inconclusive(change: dict[str, Any], reason: str) -> None:
     arguments: dict[str, Any] = {
-        "flagged": 0,
-        "exact": 0,
-        "calibrated": 0,
-        "competed": 0,
-        "shifted": False,
-        "leaning": False,
+        "findings": NOTHING,
         "counts": COUNTS,
         "power": [Power(kind="k", required=True, planted=25, power=1, found=1, needed=25)],
         "self_test": {},

@@ -7,16 +7,8 @@ import pytest
 from markupsafe import Markup
 from PIL import Image
 
-from synthaug._support.html import (
-    CONTENT_SECURITY_POLICY,
-    Line,
-    data_uri,
-    dot_chart,
-    histogram,
-    line_chart,
-    page,
-    ticks,
-)
+from synthaug._support.charts import Line, dot_chart, histogram, line_chart, ticks
+from synthaug._support.html import CONTENT_SECURITY_POLICY, data_uri, page
 
 NASTY = '<script>alert("x")</script>'
 
@@ -58,7 +50,7 @@ def test_an_image_survives_its_data_address_without_loss() -> None:
 @pytest.mark.parametrize(
     "chart",
     [
-        histogram({NASTY: [1, 2, 3], "b": [2, 2]}, x_label=NASTY, y_label=NASTY, marks={NASTY: 2}),
+        histogram({NASTY: [1, 2, 3], "b": [2, 2]}, x_label=NASTY, y_label=NASTY),
         line_chart(
             [Line(NASTY, [0, 1], [0, 1]), Line("b", [0], [2])], x_label=NASTY, y_label=NASTY
         ),
@@ -87,13 +79,6 @@ def test_a_line_goes_through_its_points_in_proportion() -> None:
     assert y2 < y0, "larger values are drawn higher"
 
 
-def test_a_step_keeps_its_value_until_the_next_point() -> None:
-    (path,) = paths(line_chart([Line("a", [0, 1], [0, 1])], x_label="x", y_label="y", step=True))
-    (x0, y0), (x1, y1), (x2, y2) = points(path)
-    assert x0 < x1 == x2
-    assert y0 == y1 > y2
-
-
 def test_a_band_surrounds_its_line() -> None:
     line = Line("a", [0, 1, 2], [1, 2, 3], low=[0, 1, 2], high=[2, 3, 4])
     band, path = paths(line_chart([line], x_label="x", y_label="y"))
@@ -102,6 +87,18 @@ def test_a_band_surrounds_its_line() -> None:
         below, above = outline[i], outline[-1 - i]
         assert below[0] == above[0] == x
         assert above[1] < y < below[1]
+
+
+def test_the_spread_of_a_group_lies_around_its_mean_and_inside_the_frame() -> None:
+    chart = drawing(dot_chart({"a": [0.0, 1.0], "b": [0.5]}, x_label="x"))
+    frame, *lines = chart.iter("line")
+    spread = next(line for line in lines if line.get("stroke-width") == "6")
+    low, high = float(spread.attrib["x1"]), float(spread.attrib["x2"])
+    dots = [float(dot.attrib["cx"]) for dot in chart.iter("circle")]
+    left, right = min(dots), max(dots)
+    assert low + high == pytest.approx(left + right, abs=0.2)
+    assert (high - low) / (right - left) == pytest.approx(2**0.5, rel=0.01)
+    assert float(frame.attrib["x1"]) <= low < high <= float(frame.attrib["x2"])
 
 
 @pytest.mark.parametrize(

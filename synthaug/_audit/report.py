@@ -10,7 +10,8 @@ from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._audit import page
-from synthaug._support.html import Part, checked_uri, histogram, thumbnails
+from synthaug._support.charts import histogram
+from synthaug._support.html import Part, checked_uri, thumbnails
 from synthaug._support.report import Report, decode_array, decode_fields
 from synthaug._types import JSON
 from synthaug.errors import AuditError

@@ -67,7 +67,7 @@ from synthaug._audit.report import (
     Power,
 )
 from synthaug._audit.settings import FeaturesAsGiven, Settings, environment
-from synthaug._audit.verdict import Counts, judge, smallest_visible
+from synthaug._audit.verdict import Counts, Findings, judge, smallest_visible
 from synthaug._neighbors import threads
 from synthaug._noise import counter_rng
 from synthaug._support.progress import bar
@@ -344,18 +344,15 @@ def _decide(sets: _Sets, comparison: _Comparison, settings: Settings) -> _Decisi
         resolution=None if fresh is None else resolution(len(S), len(fresh), fdr),
         competition_resolution=None if contest is None else contest[1].resolution,
     )
-    verdict, reasons = judge(
+    findings = Findings(
         flagged=int((tier > CLEAR).sum()),
         exact=int((tier == EXACT).sum()),
         calibrated=int((tier == CALIBRATED).sum()),
         competed=int((q_decoy <= fdr).sum()),
         shifted=shifted,
         leaning=contest is not None and contest[1].leaning,
-        counts=counts,
-        power=power,
-        self_test=self_test,
-        fdr=fdr,
     )
+    verdict, reasons = judge(findings, counts, power=power, self_test=self_test, fdr=fdr)
     return _Decision(
         tier=tier,
         p=p,

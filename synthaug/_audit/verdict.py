@@ -48,6 +48,31 @@ class Counts:
     """Fewest clusters that competition could find; `None` if there was none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What an audit found: numbers of rows, and how the synthetic images lie as a whole."""
+
+    flagged: int
+    """Rows flagged for any reason."""
+    exact: int
+    """Rows flagged for equal or nearly equal pixels."""
+    calibrated: int
+    """Rows flagged for coming closer than the hold-out allows."""
+    competed: int
+    """Rows found by target-decoy competition."""
+    shifted: bool
+    """Whether synthetic images as a whole are closer to training images than real ones are. If so,
+    competition decides; if not, the hold-out does."""
+    leaning: bool
+    """Whether synthetic images are closest to training images more often than chance and a few
+    copies explain."""
+
+    @property
+    def decisive(self) -> int:
+        """Rows found by the comparison that decides."""
+        return self.competed if self.shifted else self.calibrated
+
+
 def smallest_visible(num_rows: int) -> int:
     """Number of copies that a passing audit of so many rows must have been able to see."""
     few = min(SMALLEST_COUNT, math.ceil(LARGEST_SHARE * num_rows))
@@ -55,106 +80,103 @@ def smallest_visible(num_rows: int) -> int:
 
 
 def judge(
-    *,
-    flagged: int,
-    exact: int,
-    calibrated: int,
-    competed: int,
-    shifted: bool,
-    leaning: bool,
+    findings: Findings,
     counts: Counts,
+    *,
     power: Sequence[Power],
     self_test: dict[str, JSON],
     fdr: float,
 ) -> tuple[Verdict, list[str]]:
-    """The verdict and its reasons.
+    """Reaches the verdict and explains it.
 
     Args:
-        flagged: Rows flagged for any reason.
-        exact: Rows flagged for equal or nearly equal pixels.
-        calibrated: Rows flagged for coming closer than the hold-out allows.
-        competed: Rows found by target-decoy competition.
-        shifted: Whether synthetic images as a whole are closer to training images than real ones
-            are. If so, competition decides; if not, the hold-out does.
-        leaning: Whether synthetic images are closest to training images more often than chance and
-            a few copies explain.
+        findings: How many rows were flagged, and why.
         counts: How many images were seen.
         power: What became of the planted copies.
         self_test: What became of the halved hold-out.
         fdr: False discovery rate.
+
+    Returns:
+        The verdict, and sentences of which the first one alone suffices.
     """
     m = counts.synthetic_judged
-    required = [p for p in power if p.required]
-    doubts = _doubts(counts, required, self_test, fdr, shifted)
-    if leaning:
-        doubts.insert(
-            0,
-            "The synthetic images lean to the training images: these are their closest real images "
-            "more often than their number and a few copies explain. Look at the pairs.",
+    doubts = _doubts(findings, counts, [p for p in power if p.required], self_test, fdr)
+    verdict: Verdict = "inconclusive"
+    if findings.exact or findings.decisive:
+        verdict, reasons = "fail", [*_copies(findings, m, fdr), *doubts]
+    elif findings.calibrated:
+        close = (
+            f"{findings.calibrated:,} of {m:,} images come closer to a training image than "
+            "held-out real images do, but so do the synthetic images as a whole: that may be their "
+            "smoothness, or it may be copying. They are withheld; look at the pairs."
         )
-    reasons = []
-    if exact or (competed if shifted else calibrated):
-        verdict: Verdict = "fail"
-        decided = (
-            f"{competed:,} found by target-decoy competition"
-            if shifted
-            else f"{calibrated:,} closer than held-out real images"
-        )
-        reasons.append(
-            f"{flagged:,} of {m:,} images are too close to a training image: {exact:,} with equal "
-            f"or nearly equal pixels, {decided}."
-        )
-        if flagged > exact:
-            reasons.append(
-                f"Of the others, on average {fdr:.0%} may be no copies; an audit of images that "
-                f"copy nothing flags something in at most {fdr:.0%} of all cases."
-            )
-        reasons.extend(doubts)
-    elif calibrated:
-        verdict = "inconclusive"
-        reasons.append(
-            f"{calibrated:,} of {m:,} images come closer to a training image than held-out real "
-            "images do, but so do the synthetic images as a whole: that may be their smoothness, "
-            "or it may be copying. They are withheld; look at the pairs."
-        )
-        reasons.extend(doubts)
+        reasons = [close, *doubts]
     elif doubts:
-        verdict = "inconclusive"
-        reasons.append(
-            f"Nothing was flagged among {m:,} images, but copies might have gone unseen."
-        )
-        reasons.extend(doubts)
+        nothing = f"Nothing was flagged among {m:,} images, but copies might have gone unseen."
+        reasons = [nothing, *doubts]
     else:
-        verdict = "pass"
-        needed = max(p.needed or m for p in required)
-        kinds = ", ".join(p.kind for p in required)
+        verdict, reasons = "pass", _no_copies(m, power)
+    return verdict, [*reasons, *_notes(counts)]
+
+
+def _copies(findings: Findings, num_judged: int, fdr: float) -> list[str]:
+    """Says how many images are too close, and how many of these may be no copies."""
+    decided = (
+        f"{findings.competed:,} found by target-decoy competition"
+        if findings.shifted
+        else f"{findings.calibrated:,} closer than held-out real images"
+    )
+    reasons = [
+        f"{findings.flagged:,} of {num_judged:,} images are too close to a training image: "
+        f"{findings.exact:,} with equal or nearly equal pixels, {decided}."
+    ]
+    if findings.flagged > findings.exact:
         reasons.append(
-            f"No copies found among {m:,} images, at this power: had there been at least "
-            f"{needed:,} {'copy' if needed == 1 else 'copies'} of training images ({kinds}), they "
-            "would have been seen."
+            f"Of the others, on average {fdr:.0%} may be no copies; an audit of images that copy "
+            f"nothing flags something in at most {fdr:.0%} of all cases."
         )
-        unseen = [p.kind for p in power if p.needed is None or p.needed > smallest_visible(m)]
-        if unseen:
-            reasons.append(f"Copies changed more than that may go unseen: {', '.join(unseen)}.")
+    return reasons
+
+
+def _no_copies(num_judged: int, power: Sequence[Power]) -> list[str]:
+    """Says which copies would have been seen, and which might not."""
+    required = [p for p in power if p.required]
+    needed = max(p.needed or num_judged for p in required)
+    reasons = [
+        f"No copies found among {num_judged:,} images, at this power: had there been at least "
+        f"{needed:,} {'copy' if needed == 1 else 'copies'} of training images "
+        f"({', '.join(p.kind for p in required)}), they would have been seen."
+    ]
+    visible = smallest_visible(num_judged)
+    unseen = [p.kind for p in power if p.needed is None or p.needed > visible]
+    if unseen:
+        reasons.append(f"Copies changed more than that may go unseen: {', '.join(unseen)}.")
+    return reasons
+
+
+def _notes(counts: Counts) -> list[str]:
+    """Says what else a reader of any verdict should know."""
+    notes = []
     if counts.holdout_near_equal:
-        reasons.append(
+        notes.append(
             f"{counts.holdout_near_equal:,} of {counts.holdout:,} held-out real images also have "
             "nearly the pixels of a training image: the data repeat themselves."
         )
     if counts.synthetic_judged < counts.synthetic_rows:
-        reasons.append(
-            f"{counts.synthetic_rows - m:,} of {counts.synthetic_rows:,} rows have no image yet, "
-            "or none any more. They were not judged and will not be served."
+        missing = counts.synthetic_rows - counts.synthetic_judged
+        notes.append(
+            f"{missing:,} of {counts.synthetic_rows:,} rows have no image yet, or none any more. "
+            "They were not judged and will not be served."
         )
-    return verdict, reasons
+    return notes
 
 
 def _doubts(
+    findings: Findings,
     counts: Counts,
     required: Sequence[Power],
     self_test: dict[str, JSON],
     fdr: float,
-    shifted: bool,
 ) -> list[str]:
     """Why a copy might have gone unseen, and what to do about it."""
     if not counts.holdout:
@@ -164,6 +186,11 @@ def _doubts(
             "source that the generator has never seen."
         ]
     doubts = []
+    if findings.leaning:
+        doubts.append(
+            "The synthetic images lean to the training images: these are their closest real images "
+            "more often than their number and a few copies explain. Look at the pairs."
+        )
     m = counts.synthetic_judged
     limit = smallest_visible(m)
     weak = [p for p in required if p.needed is None or p.needed > limit]
@@ -184,7 +211,7 @@ def _doubts(
             "Some held-out images come as close to a training image as such copies do. If the "
             "closest hold-out pairs show the same scenes, remove them from the hold-out."
         )
-    if shifted and (counts.competition_resolution or m) > limit:
+    if findings.shifted and (counts.competition_resolution or m) > limit:
         doubts.append(
             "The synthetic images as a whole are closer to training images than real ones are, so "
             "that competition decides. With so many training and hold-out images it finds copies "

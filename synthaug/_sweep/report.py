@@ -9,7 +9,8 @@ from typing import Any, final
 import numpy as np
 from markupsafe import Markup
 
-from synthaug._support.html import Line, Part, blocks, facts, heading, line_chart
+from synthaug._support.charts import Line, line_chart
+from synthaug._support.html import Part, blocks, facts, heading
 from synthaug._support.report import Report
 from synthaug._sweep.settings import Setting
 from synthaug._types import JSON

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
 from synthaug._images.foreign import classes_of
+from synthaug._support.charts import histogram
 from synthaug._support.devices import choose_device
-from synthaug._support.html import Part, blocks, facts, heading, histogram
+from synthaug._support.html import Part, blocks, facts, heading
 from synthaug._support.report import Report, decode_array
 from synthaug._types import JSON, Features, Labels
 from synthaug.errors import AuditError, MismatchError

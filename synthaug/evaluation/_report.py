@@ -12,16 +12,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from synthaug._support.html import (
-    Line,
-    Part,
-    blocks,
-    dot_chart,
-    facts,
-    heading,
-    line_chart,
-    table,
-)
+from synthaug._support.charts import Line, dot_chart, line_chart
+from synthaug._support.html import Part, blocks, facts, heading, table
 from synthaug._support.report import Report, text_table
 from synthaug._types import JSON
 

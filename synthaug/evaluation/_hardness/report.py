@@ -7,16 +7,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from synthaug._support.html import (
-    Part,
-    blocks,
-    checked_uri,
-    facts,
-    heading,
-    histogram,
-    table,
-    thumbnails,
-)
+from synthaug._support.charts import histogram
+from synthaug._support.html import Part, blocks, checked_uri, facts, heading, table, thumbnails
 from synthaug._support.report import Report
 from synthaug._types import JSON, Labels
 from synthaug.errors import AuditError
