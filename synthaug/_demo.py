@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from synthaug._audit import AuditReport, audit
 from synthaug._cache import SynthCache
@@ -31,7 +31,7 @@ from synthaug._noise import counter_rng
 from synthaug._pixels import grid
 from synthaug._support.charts import Line, line_chart
 from synthaug._support.files import write_text
-from synthaug._support.html import data_uri, page
+from synthaug._support.html import blocks, data_uri, heading, page
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import Indices, Pixels
 from synthaug.evaluation import CAS, EvaluationReport, class_probabilities, evaluate
@@ -303,7 +303,13 @@ def demo(
     evaluation.to_json(folder / "evaluation.json")
     path = folder / "report.html"
     minutes = (time.monotonic() - started) / 60
-    body = _body(real, guessed, right, cache, report, evaluation, training, settings, minutes)
+    body = blocks(
+        Markup("<h1>Handwritten digits: real, synthetic, and both</h1>"),
+        _introduction(real, guessed, right, cache, settings, minutes),
+        heading("The images"),
+        *_pictures(real, guessed, cache, settings),
+        *_results(evaluation, training, report),
+    )
     write_text(path, page("synthaug demo", body, style=report.STYLE))
     print()
     print(evaluation.table())
@@ -313,60 +319,56 @@ def demo(
     return path
 
 
-def _body(
+def _introduction(
     real: LabeledImages,
     guessed: LabeledImages,
     right: float,
     cache: SynthCache,
-    report: AuditReport,
-    evaluation: EvaluationReport,
-    training: TrainingResult,
     settings: Settings,
     minutes: float,
-) -> Markup:
-    """The report: task, images, accuracy, training curve, audit."""
-    steps, losses = np.array(training.loss_curve).T
-    parts = [
-        Markup("<h1>Handwritten digits: real, synthetic, and both</h1>"),
-        Markup(
-            "<p>{} labelled images, {} of each digit, are all the labels there are. A small "
-            "diffusion model learned from all training images, without labels. Classifiers trained "
-            "on the labelled images guessed the labels of the others, and were sure about {} "
-            "({:.1%} of these guesses are right). An embedding was learned for each of these and "
-            "of the labelled images, and {:,} variants were drawn between embeddings of the same "
-            "digit; an audit compared them with everything the model had seen. Then the same "
-            "classifier was trained on each of the arms below for {} steps, and tested on images "
-            "by other writers. It took {:.1f} minutes.</p>"
-        ).format(
-            len(real),
-            settings.per_class,
-            len(guessed),
-            right,
-            len(cache),
-            settings.classifier_steps,
-            minutes,
-        ),
-        Markup("<h2>The images</h2>"),
+) -> str:
+    """Says what was done."""
+    return (
+        f"{len(real)} labelled images, {settings.per_class} of each digit, are all the labels "
+        "there are. A small diffusion model learned from all training images, without labels. "
+        "Classifiers trained on the labelled images guessed the labels of the others, and were "
+        f"sure about {len(guessed)} ({right:.1%} of these guesses are right). An embedding was "
+        f"learned for each of these and of the labelled images, and {len(cache):,} variants were "
+        "drawn between embeddings of the same digit; an audit compared them with everything the "
+        "model had seen. Then the same classifier was trained on each of the arms below for "
+        f"{settings.classifier_steps} steps, and tested on images by other writers. It took "
+        f"{minutes:.1f} minutes."
+    )
+
+
+def _pictures(
+    real: LabeledImages, guessed: LabeledImages, cache: SynthCache, settings: Settings
+) -> list[Markup]:
+    """Labelled images, synthetic ones, and how these came about."""
+    triples = _triples(cache, joined(real, guessed), 3)
+    came_about = "How they came about, a row per class: image, partner, variant; three times"
+    return [
         _picture("All labelled images, a row per class", _rows_by_class(real), settings.per_class),
         _picture("Synthetic images, a row per class", cache.read(_first_rows(cache, 10)), 10),
-        _picture(
-            "How they came about, a row per class: image, partner, variant; three times",
-            _triples(cache, joined(real, guessed), 3),
-            9,
-        ),
-        Markup("<h2>Do they help?</h2>"),
+        _picture(came_about, triples, 9),
+    ]
+
+
+def _results(
+    evaluation: EvaluationReport, training: TrainingResult, report: AuditReport
+) -> list[Markup]:
+    """Accuracies, the generator's loss, and the audit."""
+    steps, losses = np.array(training.loss_curve).T
+    loss = Line(name="loss", x=steps, y=losses)
+    return [
+        heading("Do they help?"),
         evaluation.html_sections(),
-        Markup("<h2>Training the generator</h2>"),
-        line_chart(
-            [Line(name="loss", x=steps, y=losses)],
-            x_label="optimiser step",
-            y_label="mean squared error",
-        ),
-        Markup("<h2>Are they copies?</h2>"),
+        heading("Training the generator"),
+        line_chart([loss], x_label="optimiser step", y_label="mean squared error"),
+        heading("Are they copies?"),
         Markup("<p><b>{}</b></p>").format(report.title),
         report.html_sections(),
     ]
-    return Markup("\n").join(parts)
 
 
 def _rows_by_class(real: LabeledImages) -> Pixels:
@@ -390,4 +392,4 @@ def _picture(caption: str, pixels: Pixels, columns: int) -> Markup:
     sheet = grid(pixels, columns=columns)
     return Markup(
         '<figure><img src="{}" alt="{}" style="width:{}px"><figcaption>{}</figcaption></figure>'
-    ).format(data_uri(sheet), caption, sheet.width * 4, escape(caption))
+    ).format(data_uri(sheet), caption, sheet.width * 4, caption)
