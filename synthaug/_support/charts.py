@@ -7,6 +7,7 @@ instead of 3 to 7), took some hundred times as long, and its colors stay when th
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -172,12 +173,12 @@ class _Chart:
         center = (_TOP + self.bottom) / 2
         self.text(13, center, y_label, f'{middle} transform="rotate(-90 13 {center})"')
 
-    def x(self, values: ArrayLike) -> Doubles:
-        """Maps values to places from left to right."""
+    def x(self, values: Any) -> Any:
+        """Maps a number, or an array of them, to places from left to right."""
         return np.interp(values, self.x_limits, (self.left, _WIDTH - _RIGHT))
 
-    def y(self, values: ArrayLike) -> Doubles:
-        """Maps values to places from the bottom up."""
+    def y(self, values: Any) -> Any:
+        """Maps a number, or an array of them, to places from the bottom up."""
         return np.interp(values, self.y_limits, (self.bottom, _TOP))
 
     def area(self, x: Doubles, y: Doubles, style: str) -> None:
