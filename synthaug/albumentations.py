@@ -188,7 +188,7 @@ class SyntheticVariant(_OnImages):
 
         Raises:
             ValueError: For other values of `p` or `on_missing`.
-            AuditError: If the report judges another cache.
+            MismatchError: If the report judges another cache.
             DataError: If no row that may be served has a source image.
         """
         if not 0 <= p <= 1:

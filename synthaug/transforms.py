@@ -164,8 +164,7 @@ class MixSynthetic(v2.Transform):
 
         Raises:
             ValueError: For another `fraction` or `labels_getter`.
-            AuditError: If the report judges another cache.
-            MismatchError: If the names of the classes differ.
+            MismatchError: If the report judges another cache, or the names of the classes differ.
             DataError: If no image may be served.
         """
         super().__init__()
@@ -353,7 +352,7 @@ class SyntheticVariant(v2.Transform):
 
         Raises:
             ValueError: For other values of `p` or `on_missing`.
-            AuditError: If the report judges another cache.
+            MismatchError: If the report judges another cache.
             DataError: If no row that may be served has a source image.
         """
         super().__init__()

@@ -771,7 +771,7 @@ def mixing(world: World) -> Record:
     found["read"] = mixed.read(range(len(mixed))).numpy()
     found["synthetic"] = [mixed.is_synthetic(i) for i in range(len(mixed))]
     found["provenance"] = [mixed.provenance(i) for i in range(len(mixed)) if mixed.is_synthetic(i)]
-    soft = mixture(fraction=0.5, soft_labels=True)
+    soft = mixture(fraction=0.5, items=rules.ItemFormat(soft_labels=True))
     found["soft labels"] = signature(soft[i] for i in range(4))
 
     appended = mixture(mode="append", ratio=0.75)

@@ -13,10 +13,13 @@ from torch.utils.data import Dataset
 
 from synthaug._cache import SynthCache
 from synthaug._datasets import MixedDataset
+from synthaug._datasets.items import ItemFormat
 from synthaug._images.labeled import LabeledImages
 from synthaug._plan import Plan
 
 CLASSES = ("ant", "bee", "cow")
+NAMED = ItemFormat(classes=CLASSES)
+"""For real items that do not know their classes."""
 FIRST_ROW = 100
 
 

@@ -18,7 +18,16 @@ from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation import _label_check, evaluate, scaling_arms
 from synthaug.evaluation._hardness import score_hardness
 from synthaug.features import Pixel
-from tests.mixtures import CLASSES, Listed, fill, items_of, make_cache, real_images, report_on
+from tests.mixtures import (
+    CLASSES,
+    NAMED,
+    Listed,
+    fill,
+    items_of,
+    make_cache,
+    real_images,
+    report_on,
+)
 from tests.test_generate import Noise, plan_of
 from tests.test_label_check import images
 
@@ -66,7 +75,9 @@ def test_the_partner_of_an_image_between_classes_is_matched_too(tmp_path):
     columns: Any = {"partner_label": [0, -1, -1], "interpolation": [0.25, 0.0, 0.0]}
     plan = Plan.build((3, 3, 3), classes=OTHER, settings={}, seed=0, parameters=columns)
     cache = fill(tmp_path, plan, (3, 6, 5))
-    mixed = MixedDataset(real_images(), cache, audit=None, fraction=1.0, soft_labels=True)
+    mixed = MixedDataset(
+        real_images(), cache, audit=None, fraction=1.0, items=mixing.ItemFormat(soft_labels=True)
+    )
     rows = mixed.synthetic_rows().tolist()
     labels = [label for _, label in items_of(mixed)]
     assert labels[rows.index(3)].tolist() == [0.75, 0.0, 0.25]  # an ant, and a cow in part
@@ -76,7 +87,13 @@ def test_the_partner_of_an_image_between_classes_is_matched_too(tmp_path):
 def test_soft_labels_in_the_order_of_the_cache_are_refused(cache):
     teacher = np.eye(3)[cache.labels] * 0.7 + 0.1
     with pytest.raises(ValueError, match=r"order of the classes of the cache \(cow, ant, bee\)"):
-        MixedDataset(real_images(), cache, audit=None, fraction=0.5, soft_labels=teacher)
+        MixedDataset(
+            real_images(),
+            cache,
+            audit=None,
+            fraction=0.5,
+            items=mixing.ItemFormat(soft_labels=teacher),
+        )
 
 
 def test_a_class_without_images_is_named_as_the_real_data_name_it(cache):
@@ -88,13 +105,19 @@ def test_a_class_without_images_is_named_as_the_real_data_name_it(cache):
 def test_names_given_beside_those_of_the_data_may_translate_but_not_reorder_them(cache):
     real = real_images()
     with pytest.raises(DataError, match=r"`real` counts its classes as ant, bee, cow\. Leave `cla"):
-        MixedDataset(real, cache, audit=None, fraction=0.5, classes=OTHER)
+        MixedDataset(real, cache, audit=None, fraction=0.5, items=mixing.ItemFormat(classes=OTHER))
     latin = LabeledImages(real.read(range(60)), real.labels, ("formica", "apis", "bos"))
-    mixed = MixedDataset(latin, cache, audit=None, fraction=1.0, classes=CLASSES)
+    mixed = MixedDataset(latin, cache, audit=None, fraction=1.0, items=NAMED)
     rows = mixed.synthetic_rows()
     assert (real.labels == TO_REAL[cache.labels[rows]]).all()
     with pytest.raises(MismatchError, match="Two classes of the real images are called 'ant'"):
-        MixedDataset(latin, cache, audit=None, fraction=1.0, classes=(*CLASSES[:2], "cow", "ant"))
+        MixedDataset(
+            latin,
+            cache,
+            audit=None,
+            fraction=1.0,
+            items=mixing.ItemFormat(classes=(*CLASSES[:2], "cow", "ant")),
+        )
 
 
 def test_class_to_idx_says_what_labels_mean_and_must_not_contradict_the_names(tmp_path):
@@ -107,7 +130,7 @@ def test_class_to_idx_says_what_labels_mean_and_must_not_contradict_the_names(tm
     with pytest.raises(DataError, match="'ant' is class 0 in one and 1 in the other"):
         classes_of(folder)
     cache = make_cache(tmp_path, shape=(3, 6, 5))
-    mixed = MixedDataset(folder, cache, audit=None, fraction=0.5, classes=CLASSES)  # says what is
+    mixed = MixedDataset(folder, cache, audit=None, fraction=0.5, items=NAMED)  # says what is
     assert mixed.classes == CLASSES
     del folder.classes
     assert classes_of(folder) == OTHER
@@ -116,7 +139,7 @@ def test_class_to_idx_says_what_labels_mean_and_must_not_contradict_the_names(tm
 def test_images_drawn_on_the_fly_are_matched_by_name():
     live = OnTheFlyDataset(Noise(), plan_of((8, 8, 8), classes=OTHER))
     real = Listed([(torch.zeros(live.image_shape, dtype=torch.uint8), i % 3) for i in range(30)])
-    mixed = MixedDataset(real, live, audit=None, fraction=1.0, classes=CLASSES)
+    mixed = MixedDataset(real, live, audit=None, fraction=1.0, items=NAMED)
     rows = mixed.synthetic_rows()
     assert [live.provenance(row)["class"] for row in rows] == [CLASSES[i % 3] for i in range(30)]
 

@@ -34,7 +34,6 @@ from synthaug._datasets import MixedBatchSampler, MixedDataset
 from synthaug._images.labeled import LabeledImages, as_pixels
 from synthaug._plan import matching_quota
 from synthaug.errors import (
-    AuditError,
     CacheError,
     DataError,
     MismatchError,
@@ -42,6 +41,7 @@ from synthaug.errors import (
 from tests.mixtures import (
     CLASSES,
     FIRST_ROW,
+    NAMED,
     Listed,
     items_of,
     make_cache,
@@ -124,14 +124,12 @@ def test_in_one_epoch_no_image_occurs_again_before_all_of_its_class_have(real, c
 
 def test_without_replacement_the_items_are_those_of_the_real_data_object_for_object(cache):
     items = [(Image.new("RGB", (5, 6), (i, i, i)), i % 3) for i in range(9)]
-    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=0.0, classes=CLASSES)
+    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=0.0, items=NAMED)
     assert all(mixed[i] is items[i] for i in range(9))
     batch = mixed.__getitems__([3, 1])
     assert batch[0] is items[3]
     assert batch[1] is items[1]
-    appended = MixedDataset(
-        Listed(items), cache, audit=None, mode="append", ratio=0.0, classes=CLASSES
-    )
+    appended = MixedDataset(Listed(items), cache, audit=None, mode="append", ratio=0.0, items=NAMED)
     assert len(appended) == 9
     assert all(appended[i] is items[i] for i in range(9))
 
@@ -344,7 +342,7 @@ def types(item: Any) -> Any:
 def test_synthetic_items_have_the_types_of_real_ones(tmp_path, item, image, label):
     cache = make_cache(tmp_path)
     items = [ITEMS[item](IMAGES[image](i), LABELS[label](i % 3)) for i in range(30)]
-    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
+    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=0.5, items=NAMED)
     served = mixed.__getitems__(range(30))
     assert 5 < (mixed.synthetic_rows() >= 0).sum() < 25
     for ours, theirs in zip(served, items, strict=True):
@@ -365,17 +363,17 @@ def test_synthetic_items_have_the_types_of_real_ones(tmp_path, item, image, labe
 
 def test_further_fields_stay_those_of_the_real_item(cache):
     items = [(Image.new("RGB", (5, 6)), i % 3, f"{i}.png") for i in range(9)]
-    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=1.0, classes=CLASSES)
+    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=1.0, items=NAMED)
     assert [item[2] for item in mixed.__getitems__(range(9))] == [item[2] for item in items]
     assert mixed[4][0] is not items[4][0]
     with pytest.raises(TypeError, match=r"has the fields 3\. Appended images have no more"):
-        MixedDataset(Listed(items), cache, audit=None, mode="append", ratio=1, classes=CLASSES)
+        MixedDataset(Listed(items), cache, audit=None, mode="append", ratio=1, items=NAMED)
 
 
 def test_grey_images_are_mixed_too(tmp_path):
     cache = make_cache(tmp_path, shape=(1, 6, 5))
     items = [(Image.new("L", (5, 6), i), i % 3) for i in range(30)]
-    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
+    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=0.5, items=NAMED)
     assert {image.mode for image, _ in items_of(mixed)} == {"L"}
 
 
@@ -543,12 +541,12 @@ def test_rows_that_are_pending_or_withdrawn_are_never_served(real, tmp_path):
 
 def test_a_report_about_another_cache_is_refused_naming_both(real, cache, tmp_path):
     other = make_cache(tmp_path, quota=(7, 5, 10))
-    with pytest.raises(AuditError, match=r"another cache") as error:
+    with pytest.raises(MismatchError, match=r"another cache") as error:
         MixedDataset(real, cache, audit=report_on(other), fraction=0.5)
     assert "rows: 21 in the cache, 22 in the report" in str(error.value)
     assert cache.plan_digest in str(error.value)
     assert other.plan_digest in str(error.value)
-    with pytest.raises(AuditError, match="20 verdicts for 21 rows"):
+    with pytest.raises(MismatchError, match="20 verdicts for 21 rows"):
         MixedDataset(real, cache, audit=report_on(cache, np.ones(20, bool)), fraction=0.5)
 
 
@@ -647,12 +645,12 @@ def test_class_lists_are_compared_by_name(real, tmp_path, classes, message):
 
 def test_unknown_classes_and_labels_beyond_them_are_refused(cache):
     items = [(Image.new("RGB", (5, 6)), i) for i in range(4)]
-    with pytest.raises(DataError, match=r"not know its class names\. Pass `classes=`; .* ant, b"):
+    with pytest.raises(DataError, match=r"not know its class .* Pass `items=mixing.*; .* ant, b"):
         MixedDataset(Listed(items), cache, audit=None, fraction=0.5)
     with pytest.raises(DataError, match="`real`: image 3 has label 3, but there are 3 classes"):
-        MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
+        MixedDataset(Listed(items), cache, audit=None, fraction=0.5, items=NAMED)
     with pytest.raises(DataError, match="holds no image"):
-        MixedDataset(Listed([]), cache, audit=None, fraction=0.5, classes=CLASSES)
+        MixedDataset(Listed([]), cache, audit=None, fraction=0.5, items=NAMED)
 
 
 def test_labels_that_are_not_in_the_order_of_the_items_are_refused(real, cache):
@@ -662,42 +660,51 @@ def test_labels_that_are_not_in_the_order_of_the_items_are_refused(real, cache):
     relabelled.targets = real.targets
     for other in (reversed_, relabelled):
         with pytest.raises(DataError, match="not those of its items"):
-            MixedDataset(other, cache, audit=None, fraction=0.5, classes=CLASSES)
+            MixedDataset(other, cache, audit=None, fraction=0.5, items=NAMED)
 
 
 def test_other_sizes_and_channels_are_refused(real, tmp_path):
     small, grey = make_cache(tmp_path, shape=(3, 4, 4)), make_cache(tmp_path, shape=(1, 6, 5))
-    with pytest.raises(MismatchError, match=r"images are 4x4 .* is 6x5.*`any_size=True`"):
+    with pytest.raises(MismatchError, match=r"images are 4x4 .* is 6x5.*any_size=True\)`"):
         MixedDataset(real, small, audit=None, fraction=0.5)
     for any_size in (False, True):
         with pytest.raises(MismatchError, match=r"have 1 channels, .* 3: a PIL .*channels=1"):
-            MixedDataset(real, grey, audit=None, fraction=0.5, any_size=any_size)
+            MixedDataset(
+                real, grey, audit=None, fraction=0.5, items=mixing.ItemFormat(any_size=any_size)
+            )
     resize = v2.Compose([v2.Resize((8, 8)), v2.ToImage()])
-    mixed = MixedDataset(real, small, audit=None, fraction=0.5, any_size=True, transform=resize)
+    mixed = MixedDataset(
+        real,
+        small,
+        audit=None,
+        fraction=0.5,
+        items=mixing.ItemFormat(any_size=True),
+        transform=resize,
+    )
     assert {tuple(image.shape) for image, _ in items_of(mixed)} == {(3, 8, 8)}
-    with pytest.raises(DataError, match=r"shape \(3, 6, 5\), synthetic ones \(3, 4, 4\)"):
+    with pytest.raises(MismatchError, match=r"shape \(3, 6, 5\), synthetic ones \(3, 4, 4\)"):
         mixed.read(range(60))
 
 
 def test_items_that_are_not_labelled_images_are_refused(cache):
     normalised = TensorDataset(torch.randn(4, 3, 6, 5), torch.tensor([0, 1, 2, 0]))
     with pytest.raises(ValueError, match=r"Item 0 of `real` cannot be mixed.*take `Normalize` off"):
-        MixedDataset(normalised, cache, audit=None, fraction=0.5, classes=CLASSES)
+        MixedDataset(normalised, cache, audit=None, fraction=0.5, items=NAMED)
     bright = TensorDataset(torch.full((1, 3, 6, 5), 200.0), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"from 200 to 200, expected \[0, 1\]. Divide by 255"):
-        MixedDataset(bright, cache, audit=None, fraction=0.5, classes=CLASSES)
+        MixedDataset(bright, cache, audit=None, fraction=0.5, items=NAMED)
     cases: list[tuple[list[Any], str]] = [
         ([torch.zeros(3, 6, 5)], "An item of the data set is Tensor"),
-        ([{"picture": 1, "label": 0}], r"no image: .* say where they are: `fields=mixing.Fields\("),
+        ([{"picture": 1, "label": 0}], r"no image: .* say where they are: `items=.*\.Fields\("),
         ([("x.png", 0)], "builtins.str, expected a PIL image"),
     ]
     for items, message in cases:
         with pytest.raises(TypeError, match=message):
-            MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
+            MixedDataset(Listed(items), cache, audit=None, fraction=0.5, items=NAMED)
     others: list[Any] = [iter([1]), {"train": [1]}, DataLoader(Listed([1]))]
     for other in others:
         with pytest.raises(TypeError, match=f"`real` is a {type(other).__name__}, .* map-style"):
-            MixedDataset(other, cache, audit=None, fraction=0.5, classes=CLASSES)
+            MixedDataset(other, cache, audit=None, fraction=0.5, items=NAMED)
     with pytest.raises(TypeError, match=r"`real` is the text 'digits', .*load_dataset"):
         MixedDataset("digits", cache, audit=None, fraction=0.5)
 
@@ -706,7 +713,13 @@ def test_a_table_without_the_field_that_was_named_is_refused(cache):
     datasets = pytest.importorskip("datasets")
     table = datasets.Dataset.from_dict({"img": [0], "fine": [0]})
     with pytest.raises(TypeError, match=r"do not fit an item of the data set: \['img', 'fine'\]"):
-        MixedDataset(table, cache, audit=None, fraction=0.5, fields=mixing.Fields("img", "label"))
+        MixedDataset(
+            table,
+            cache,
+            audit=None,
+            fraction=0.5,
+            items=mixing.ItemFormat(fields=mixing.Fields("img", "label")),
+        )
 
 
 def test_a_negative_epoch_is_refused(real, cache):

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from synthaug._cache import SynthCache
 from synthaug._cli import main
 from synthaug._datasets import MixedDataset
+from synthaug._datasets.items import ItemFormat
 from synthaug._images.labeled import LabeledImages, load_dataset
 from synthaug._plan import Plan, balanced_quota
 from synthaug.errors import DataError, DivergedError
@@ -582,8 +583,8 @@ def test_an_arm_with_soft_labels_is_trained_on_them(
     backwards.classes, backwards.labels = test.classes[::-1], 9 - test.labels
     arms = {
         "hard": Arm(mixed()),
-        "one-hot": Arm(mixed(soft_labels=one_hot)),
-        "uniform": Arm(mixed(soft_labels=uniform)),
+        "one-hot": Arm(mixed(items=ItemFormat(soft_labels=one_hot))),
+        "uniform": Arm(mixed(items=ItemFormat(soft_labels=uniform))),
     }
     options: dict[str, Any] = {**FAST, "steps": 40, "seeds": 1, "model": linear}
     hard, soft, flat = (

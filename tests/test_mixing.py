@@ -30,6 +30,7 @@ from synthaug.synthesizers import soft_labels
 from tests.mixtures import (
     CLASSES,
     FIRST_ROW,
+    NAMED,
     Listed,
     fill,
     items_of,
@@ -424,7 +425,9 @@ def between(tmp_path):
 def test_soft_labels_come_from_the_plan_and_serve_what_lies_between_classes(real, between):
     hard = MixedDataset(real, between, audit=None, fraction=1.0)
     assert not {0, 7} & served(hard)
-    soft = MixedDataset(real, between, audit=None, fraction=0.5, soft_labels=True)
+    soft = MixedDataset(
+        real, between, audit=None, fraction=0.5, items=mixing.ItemFormat(soft_labels=True)
+    )
     expected = np.eye(3, dtype=np.float32)[between.labels]
     expected[0], expected[7] = [0.75, 0, 0.25], [0, 0.75, 0.25]
     np.testing.assert_array_equal(expected, soft_labels(between.plan))
@@ -446,7 +449,9 @@ def test_soft_labels_come_from_the_plan_and_serve_what_lies_between_classes(real
 
 def test_soft_labels_go_through_cutmix_and_the_loss_as_their_mixtures(real, between):
     given = np.random.default_rng(0).dirichlet([1, 1, 1], 21)
-    mixed = MixedDataset(real, between, audit=None, fraction=0.5, soft_labels=given)
+    mixed = MixedDataset(
+        real, between, audit=None, fraction=0.5, items=mixing.ItemFormat(soft_labels=given)
+    )
     mixed.transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     images, labels = next(iter(DataLoader(mixed, batch_size=60)))
     rows = mixed.synthetic_rows()
@@ -475,7 +480,7 @@ def test_real_labels_that_are_vectors_keep_their_type(cache, kind):
         "array": lambda v: v.numpy(),
     }[kind]
     items = [(Image.new("RGB", (5, 6)), as_kind(v)) for v in vectors]
-    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
+    mixed = MixedDataset(Listed(items), cache, audit=None, fraction=0.5, items=NAMED)
     assert mixed.targets == [i % 3 for i in range(30)]
     for i, (_, label) in enumerate(mixed.__getitems__(range(30))):
         assert type(label) is type(items[i][1])
@@ -488,21 +493,21 @@ def test_real_labels_of_several_classes_at_once_are_refused(real, cache):
     items = [(image, torch.eye(3)[label]) for image, label in real]
     items[7] = (items[7][0], torch.tensor([1.0, 0.0, 1.0]))
     with pytest.raises(DataError, match=r"label of item 7 of `real` is \[1\. 0\. 1\.\], and class"):
-        MixedDataset(Listed(items), cache, audit=None, fraction=0.5, classes=CLASSES)
+        MixedDataset(Listed(items), cache, audit=None, fraction=0.5, items=NAMED)
 
 
 def test_wrong_soft_labels_are_named(real, cache):
     mix = partial(MixedDataset, real, cache, audit=None, fraction=0.5)
     with pytest.raises(ValueError, match=r"shape \(21, 2\), expected .* \(21, 3\)"):
-        mix(soft_labels=np.ones((21, 2)))
+        mix(items=mixing.ItemFormat(soft_labels=np.ones((21, 2))))
     with pytest.raises(ValueError, match="of row 0 are no probabilities"):
-        mix(soft_labels=np.ones((21, 3)))
+        mix(items=mixing.ItemFormat(soft_labels=np.ones((21, 3))))
     real.target_transform = str
     with pytest.raises(ValueError, match=r"Soft labels and a `target_transform` exclude"):
-        mix(soft_labels=True)
+        mix(items=mixing.ItemFormat(soft_labels=True))
     four = Listed([(Image.new("RGB", (5, 6)), torch.eye(4)[0])])
     with pytest.raises(ValueError, match="has 4 class probabilities, but there are 3 classes"):
-        MixedDataset(four, cache, audit=None, fraction=0.5, classes=CLASSES)
+        MixedDataset(four, cache, audit=None, fraction=0.5, items=NAMED)
 
 
 # Items
@@ -518,7 +523,11 @@ def test_fields_say_where_items_have_their_image_and_their_label(cache):
     for fields, item in cases:
         items = [item(i) for i in range(30)]
         mixed = MixedDataset(
-            Listed(items), cache, audit=None, fraction=0.5, fields=fields, classes=CLASSES
+            Listed(items),
+            cache,
+            audit=None,
+            fraction=0.5,
+            items=mixing.ItemFormat(fields=fields, classes=CLASSES),
         )
         made = mixed.synthetic_rows()
         for i, ours in enumerate(mixed.__getitems__(range(30))):
@@ -537,7 +546,11 @@ def test_fields_say_where_items_have_their_image_and_their_label(cache):
         TypeError, match=r"Fields\(image='image', label='fine'\) do not fit .*'img'"
     ):
         MixedDataset(
-            Listed([cases[0][1](0)]), cache, audit=None, fraction=1, fields=wrong, classes=CLASSES
+            Listed([cases[0][1](0)]),
+            cache,
+            audit=None,
+            fraction=1,
+            items=mixing.ItemFormat(fields=wrong, classes=CLASSES),
         )
 
 
@@ -566,7 +579,11 @@ def test_an_adapter_of_ones_own_serves_items_of_any_structure(cache, options):
         for i in range(30)
     ]
     mixed = MixedDataset(
-        Listed(items), cache, audit=None, fields=Nested(), classes=CLASSES, **options
+        Listed(items),
+        cache,
+        audit=None,
+        items=mixing.ItemFormat(fields=Nested(), classes=CLASSES),
+        **options,
     )
     mixed.transform = v2.ToDtype(torch.float32)
     batch = default_collate(mixed.__getitems__(range(len(mixed))))
@@ -584,16 +601,16 @@ def test_pairs_of_arrays_are_data_sets(cache):
     arrays = levels.repeat(3, 3), labels
     tensors = torch.from_numpy(arrays[0]).permute(0, 3, 1, 2), torch.from_numpy(labels)
     for pair in (arrays, tensors, TensorDataset(*tensors)):
-        mixed = MixedDataset(pair, cache, audit=None, fraction=0.5, classes=CLASSES)
+        mixed = MixedDataset(pair, cache, audit=None, fraction=0.5, items=NAMED)
         rows = mixed.synthetic_rows()
         assert mixed.targets == labels.tolist()
         expected = np.where(rows < 0, np.arange(30), FIRST_ROW + rows)
         assert [value(image) for image, _ in mixed.__getitems__(range(30))] == expected.tolist()
         assert type(mixed[0][0]) is (np.ndarray if pair is arrays else torch.Tensor)
     with pytest.raises(ValueError, match="has 30 images and 29 labels"):
-        MixedDataset((arrays[0], labels[1:]), cache, audit=None, fraction=0.5, classes=CLASSES)
+        MixedDataset((arrays[0], labels[1:]), cache, audit=None, fraction=0.5, items=NAMED)
     with pytest.raises(TypeError, match="tuple of ndarray, list, expected a data set, or a pair"):
-        MixedDataset((arrays[0], []), cache, audit=None, fraction=0.5, classes=CLASSES)
+        MixedDataset((arrays[0], []), cache, audit=None, fraction=0.5, items=NAMED)
 
 
 def test_a_folder_of_images_is_mixed_as_torchvision_reads_it(cache, tmp_path):
@@ -623,7 +640,12 @@ def test_a_table_of_the_datasets_library_is_mixed_without_reading_its_images(cac
         }
     )
     table = datasets.Dataset.from_dict(columns, features=features)
-    mix = partial(MixedDataset, audit=None, fraction=0.5, fields=Fields("image", "fine"))
+    mix = partial(
+        MixedDataset,
+        audit=None,
+        fraction=0.5,
+        items=mixing.ItemFormat(fields=Fields("image", "fine")),
+    )
     halves = [Subset(table, range(15)), Subset(table, range(15, 30))]
     reals: list[Any] = [table, table.with_format("torch"), ConcatDataset(halves)]
     for real in reals:
@@ -715,7 +737,7 @@ def test_a_mixture_with_everything_pickles_and_copies(real, between):
         fraction={"ant": Linear(0.2, 1, epochs=3), "cow": 0.5},
         filters=[AtLeast(np.arange(21.0), 0)],
         draw=mixing.Weighted(np.arange(21.0) + 1),
-        soft_labels=True,
+        items=mixing.ItemFormat(soft_labels=True),
     )
     mixed.set_epoch(2)
     for other in (copy.deepcopy(mixed), pickle.loads(pickle.dumps(mixed))):

@@ -290,7 +290,13 @@ def datasets(folder: Path) -> Found:
     cache = copies(folder / "cache.h5", real(n=12))
     mixed = MixedDataset(real(), cache, audit=None, fraction=0.5, seed=0)
     smooth = np.full((12, 2), 0.5, np.float32)
-    soft = MixedDataset(real(), cache, audit=None, fraction=0.5, soft_labels=smooth)
+    soft = MixedDataset(
+        real(),
+        cache,
+        audit=None,
+        fraction=0.5,
+        items=synthaug.mixing.ItemFormat(soft_labels=smooth),
+    )
     synthesizer = Constant(real().read(range(12)), real().labels, classes=CLASSES)
     live = OnTheFlyDataset(
         synthesizer, synthesizer.plan(per_class=8), size=8, background=False, output_type="pt"

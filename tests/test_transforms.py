@@ -15,7 +15,7 @@ from synthaug._cache import serving as _serving
 from synthaug._datasets.variants import Variants
 from synthaug._images.convert import like
 from synthaug._images.labeled import LabeledImages
-from synthaug.errors import AuditError, DataError, MismatchError
+from synthaug.errors import DataError, MismatchError
 from synthaug.transforms import SyntheticVariant
 from tests.variants import make_cache, real_images, row_of, rows_from
 
@@ -140,7 +140,7 @@ def test_variants_that_did_not_pass_or_are_withdrawn_are_never_served(real, cach
     rows = {row_of(variant(real[i][0])) for i in range(6) for _ in range(20)}
     assert rows == set(np.flatnonzero(cache.plan["variant"] == 0).tolist())
     other = SimpleNamespace(identity={**cache.identity, "rows": 3}, passed=passed, verdict="pass")
-    with pytest.raises(AuditError, match="another cache"):
+    with pytest.raises(MismatchError, match="another cache"):
         SyntheticVariant(cache, audit=other)
 
 

@@ -184,8 +184,8 @@ def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
             raise MismatchError(
                 f"The classes differ: only the {where} images have {extra[0]!r}. Real: "
                 f"{', '.join(classes)}. Synthetic: {', '.join(theirs)}. Both must name the same "
-                "ones; `MixedDataset` and `MixSynthetic` take other names of the real classes as "
-                "`classes=`."
+                "ones; `MixSynthetic` and `mixing.ItemFormat` take other names of the real classes "
+                "as `classes=`."
             )
     twice = next((name for name in classes if list(classes).count(name) > 1), None)
     if twice is not None:
@@ -234,7 +234,7 @@ def between_classes(plan: Any, labels: Labels) -> NDArray[np.bool_]:
     if between.any():
         log.warning(
             "%s images are mixed from two classes and are not served under one label; "
-            "`MixedDataset(..., soft_labels=True)` serves them.",
+            "`MixedDataset(..., items=mixing.ItemFormat(soft_labels=True))` serves them.",
             f"{int(between.sum()):,}",
         )
     return between

@@ -50,7 +50,8 @@ def checked_classes(
     found = known if given is None else tuple(str(name) for name in given)
     if found is None:
         raise DataError(
-            f"{type(real).__name__} does not know its class names. Pass `classes=`; the synthetic "
+            f"{type(real).__name__} does not know its class names. Pass `items="
+            f"mixing.ItemFormat(classes=...)`; the synthetic "
             f"images have {', '.join(synthetic.classes)}."
         )
     if known is not None and found != known and sorted(found) == sorted(known):
@@ -112,7 +113,7 @@ def check_example(
             f"Synthetic images are {height}x{width} (height x width), item 0 of `real` is "
             f"{shape[1]}x{shape[2]}. Load the real images with the size of the synthetic ones "
             "(`image_shape=cache.image_shape`); or, if the transform makes all of one size, pass "
-            "`any_size=True`."
+            "`items=mixing.ItemFormat(any_size=True)`."
         )
 
 

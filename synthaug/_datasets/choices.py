@@ -12,7 +12,6 @@ from typing import Literal, final
 
 import numpy as np
 
-from synthaug._cache.serving import rows_by_class
 from synthaug._datasets.draws import Draw
 from synthaug._datasets.fractions import Filled, Shares
 from synthaug._noise import counter_rng
@@ -31,32 +30,28 @@ class Choices:
     def __init__(
         self,
         labels: Labels,
-        rows: Indices,
-        row_labels: Labels,
+        rows: list[Indices],
         *,
         shares: Shares | Filled,
         draw: Draw,
         seed: int,
         mode: Mode,
-        num_classes: int,
     ) -> None:
         """Sorts both sides by class.
 
         Args:
             labels: Of the real images.
-            rows: Rows of the cache that are served, ascending.
-            row_labels: Their classes.
+            rows: Rows of the cache that are served, of each class, ascending.
             shares: Probability of a replacement, or number of appended images, by class and epoch.
             draw: How to draw within a class.
             seed: Of all draws.
             mode: "replace" or "append".
-            num_classes: How many classes there are.
         """
         self._labels, self._shares, self._draw = labels, shares, draw
-        self._seed, self._mode, self._num_classes = seed, mode, num_classes
-        self.pools = [draw.arranged(own) for own in rows_by_class(rows, row_labels, num_classes)]
+        self._seed, self._mode, self._num_classes = seed, mode, len(rows)
+        self.pools = [draw.arranged(of_class) for of_class in rows]
         self._by_class = np.argsort(labels, kind="stable")
-        self._before: list[Labels] = [np.zeros(num_classes, np.int64)]
+        self._before: list[Labels] = [np.zeros(len(rows), np.int64)]
         self._table: tuple[int, Indices] | None = None
         self._quota: tuple[int, Labels] | None = None
 

@@ -8,30 +8,30 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from synthaug._cache.serving import SyntheticImages, Verdicts, servable
+from synthaug._cache.serving import SyntheticImages, Verdicts, rows_by_class, servable
 from synthaug._datasets.checks import check_example, check_supply, checked_classes, checked_share
 from synthaug._datasets.choices import Choices, Mode
 from synthaug._datasets.draws import Stratified, Weighted, bound_draw
+from synthaug._datasets.epochs import AbstractEpochDataset, checked_index
 from synthaug._datasets.filters import filtered
 from synthaug._datasets.fractions import Balance, Filled, Share, Shares
+from synthaug._datasets.items import ItemFormat
 from synthaug._datasets.labels import ItemLabels
 from synthaug._datasets.log import ServedLog
 from synthaug._datasets.opening import StrPath, open_cache, open_report
 from synthaug._datasets.show import notebook
 from synthaug._images.convert import Transform, like
-from synthaug._images.fields import Adapter, Fields, JustImages, as_dataset, class_indices
+from synthaug._images.fields import Fields, JustImages, as_dataset, class_indices
 from synthaug._images.foreign import leaves, without_transforms
 from synthaug._images.labeled import as_pixels
 from synthaug._images.loaders import checked_labels
 from synthaug._noise import checked_seed
-from synthaug._support.torch_state import shared_counter
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import DataError, MismatchError
 
 
-class MixedDataset(Dataset[Any]):
+class MixedDataset(AbstractEpochDataset):
     """Real images mixed with synthetic ones of the same classes, as one map-style data set.
 
         mixed = MixedDataset(real, cache, audit=report, fraction=0.5)
@@ -57,7 +57,7 @@ class MixedDataset(Dataset[Any]):
 
     Items have the types of the items of `real`, which may be (image, label), a longer tuple, a list
     or a dict with "image" (or "img", "pixel_values", "images") and "label" (or "labels", "target",
-    "targets"); for others give `fields`. Images may be of PIL, tensors, `tv_tensors` or arrays;
+    "targets"); for others give `items`. Images may be of PIL, tensors, `tv_tensors` or arrays;
     labels class indices, or vectors of class probabilities. If `real` has a `transform`, it is
     taken over: both kinds of images go through it here, and `mixed.transform` may be assigned. The
     same holds for `target_transform`. `real` itself is not changed. A data set that transforms its
@@ -75,13 +75,10 @@ class MixedDataset(Dataset[Any]):
         ratio: Share | Balance | None = None,
         filters: Sequence[Any] = (),
         draw: Stratified | Weighted | None = None,
-        soft_labels: bool | ArrayLike = False,
+        items: ItemFormat | None = None,
         seed: int = 0,
         transform: Transform | None = None,
         target_transform: Transform | None = None,
-        fields: Adapter | None = None,
-        classes: Sequence[str] | None = None,
-        any_size: bool = False,
     ) -> None:
         """Checks that the two sides fit together, and takes over the transforms of `real`.
 
@@ -103,34 +100,43 @@ class MixedDataset(Dataset[Any]):
             filters: Which of the images that may be served are served: `mixing.AtLeast`, `AtMost`,
                 `Highest`, `Lowest`, masks, bool (N,), or reports; one after the other.
             draw: `mixing.Weighted` or `mixing.Stratified`; `None` draws every image equally often.
-            soft_labels: Serves vectors of class probabilities, float32 (num_classes,), which are
-                one-hot for real images. True: those of the plan, as
-                `synthaug.synthesizers.soft_labels`; or those of every row, float
-                (N, num_classes), classes in the order of `real`. Images between two classes are
-                served only so.
-            seed: Of the choices.
+            items: `mixing.ItemFormat(...)`: where items of `real` have what, names of its classes,
+                synthetic images of another size, and labels as vectors of class probabilities.
+            seed: Seed of the choices.
             transform: For both kinds of images, if `real` has none.
             target_transform: For the labels of both, if `real` has none.
-            fields: Where items of `real` have their image and their label, if not in the usual
-                places: `mixing.Fields("img", "fine_label")`.
-            classes: Class names of `real`, in the order of its labels, if it does not know them,
-                or knows others than `synthetic`.
-            any_size: Allows synthetic images of another size than the real ones, which makes sense
-                if the transform brings all to one size.
 
         Raises:
             ValueError, TypeError: For wrong arguments, or items that we cannot make equal.
-            AuditError: If a report judges another cache.
-            MismatchError: If the classes, channels or sizes differ.
-            DataError: If a class has no synthetic image that may be served.
+            MismatchError: If a report judges another cache, the classes, channels or sizes differ,
+                or a class has no synthetic image that may be served.
+            DataError: If `real` is empty, or does not know its classes.
         """
+        super().__init__()
         name, share = checked_share(mode, fraction, ratio)
+        items = items or ItemFormat()
         self.mode, self.seed = mode, checked_seed(seed)
         self.real = as_dataset(real)
         self.synthetic: SyntheticImages = open_cache(synthetic)
         self.served = servable(
-            self.synthetic, open_report(audit), soft_labels=soft_labels is not False
+            self.synthetic, open_report(audit), soft_labels=items.soft_labels is not False
         )
+        self._take_transforms(transform, target_transform)
+        class_table = self._read_format(items)
+        rows = self._lay_out(class_table, name, share, filters, draw)
+        label = self._fields.get(self._example)[1]
+        self._item_labels = ItemLabels(items.soft_labels, label, self.synthetic, rows, class_table)
+        if self._item_labels.changes_real and self.target_transform is not None:
+            raise ValueError(
+                "Soft labels and a `target_transform` exclude each other: it would be given "
+                "vectors of class probabilities. Take it off `real`."
+            )
+        self._log: ServedLog | None = None
+
+    def _take_transforms(
+        self, transform: Transform | None, target_transform: Transform | None
+    ) -> None:
+        """Takes the transforms of `real` off it, and checks that it can be mixed at all."""
         if len(self.real) == 0:
             raise DataError("`real` holds no image.")
         if not all(getattr(leaf, "has_fixed_length", True) for leaf in leaves(self.real)):
@@ -138,26 +144,23 @@ class MixedDataset(Dataset[Any]):
                 "`real` is a mixture whose `ratio` changes, so that it has another length in every "
                 "epoch. Mix in the other order: with that ratio last."
             )
-
         self._raw, taken, target_taken = without_transforms(self.real)
-        for argument, given, own in [
-            ("transform", transform, taken),
-            ("target_transform", target_transform, target_taken),
-        ]:
-            if given is not None and own is not None:
-                raise ValueError(
-                    f"`real` has a transform already, and `{argument}` was given too. Without the "
-                    "argument, that of `real` goes to both kinds of images."
-                )
-        self.transform = transform if transform is not None else taken
-        self.target_transform = target_transform if target_transform is not None else target_taken
+        self.transform = _one_transform("transform", transform, taken)
+        self.target_transform = _one_transform("target_transform", target_transform, target_taken)
 
+    def _read_format(self, items: ItemFormat) -> Labels:
+        """Learns the form of the items of `real`, its classes and labels, from its first item.
+
+        Returns:
+            Where the classes of the cache are among those of `real`, int64 (num_classes,).
+        """
         self._example = self._raw[0]
-        self._fields = Fields.of(self._example) if fields is None else fields
-        self._example_image, label = self._fields.get(self._example)
+        self._fields = Fields.of(self._example) if items.fields is None else items.fields
+        self._example_image = self._fields.get(self._example)[0]
         label_key = getattr(self._fields, "label", None)
-        self.classes, table = checked_classes(self.real, self.synthetic, classes, label_key)
-        row_labels = table[np.asarray(self.synthetic.labels)]
+        self.classes, class_table = checked_classes(
+            self.real, self.synthetic, items.classes, label_key
+        )
         labels = class_indices(self._raw, self._fields, self._example)
         self._labels = checked_labels(labels, self.classes, "`real`")
         check_example(
@@ -165,65 +168,52 @@ class MixedDataset(Dataset[Any]):
             self._fields,
             self._labels,
             self.synthetic,
-            appended=mode == "append",
-            any_size=any_size,
+            appended=self.mode == "append",
+            any_size=items.any_size,
         )
         plain = isinstance(self._fields, Fields)
-        self._has_extras = mode == "replace" and not (plain and len(self._example) == 2)
+        self._has_extras = self.mode == "replace" and not (plain and len(self._example) == 2)
         two = type(self._example) is tuple and len(self._example) == 2
         self._pairs = two and self._fields == Fields(0, 1)
+        return class_table
 
+    def _lay_out(
+        self, class_table: Labels, name: str, share: Any, filters: Sequence[Any], draw: Any
+    ) -> Indices:
+        """Decides which rows can be drawn, how often, and in the place of what.
+
+        Returns:
+            The rows that the filters leave, int64 (n,).
+        """
+        row_labels = class_table[np.asarray(self.synthetic.labels)]
         rows, self._filters = filtered(self.synthetic, np.flatnonzero(self.served.mask), filters)
         rule = bound_draw(draw, self.synthetic, rows)
+        self._drawn = None if draw is None else str(draw)  # not its scores, which are large
         drawn = row_labels[rule.arranged(rows)]
         available = np.bincount(drawn, minlength=len(self.classes))
-        shares = (
+        self._shares = (
             Filled(share, self._labels, available, self.classes)
             if isinstance(share, Balance)
             else Shares(share, self._labels, self.classes, name)
         )
-        self._shares = shares
-        self._drawn = None if draw is None else str(draw)  # not its scores, which are large
         self._choices = Choices(
             self._labels,
-            rows,
-            row_labels[rows],
-            shares=shares,
+            rows_by_class(rows, row_labels[rows], len(self.classes)),
+            shares=self._shares,
             draw=rule,
             seed=self.seed,
-            mode=mode,
-            num_classes=len(self.classes),
+            mode=self.mode,
         )
         check_supply(
-            shares.possible,
-            available,
-            row_labels,
-            self.synthetic,
-            self.served,
-            self.classes,
+            self._shares.possible, available, row_labels, self.synthetic, self.served, self.classes
         )
-        self._item_labels = ItemLabels(soft_labels, label, self.synthetic, rows, table)
-        if self._item_labels.changes_real and self.target_transform is not None:
-            raise ValueError(
-                "Soft labels and a `target_transform` exclude each other: it would be given "
-                "vectors of class probabilities. Take it off `real`."
-            )
-        # In shared memory, so that workers that already run see a new epoch.
-        self._epoch = shared_counter()
-        self._log: ServedLog | None = None
+        return rows
 
     # Choices
 
-    @property
-    def epoch(self) -> int:
-        """The epoch whose images are served."""
-        return int(self._epoch)
-
     def set_epoch(self, epoch: int) -> None:
         """Changes the choices; call it before each epoch. Workers that already run follow."""
-        if epoch < 0:
-            raise ValueError(f"`epoch` must be at least 0, got {epoch}.")
-        self._epoch.fill_(epoch)
+        super().set_epoch(epoch)
         for part in (*leaves(self._raw), self.synthetic):  # a mixture, an `OnTheFlyDataset`
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
@@ -239,7 +229,7 @@ class MixedDataset(Dataset[Any]):
 
     def recipe(self) -> dict[str, JSON]:
         """What decides, besides the images themselves and the epoch, which of them are served."""
-        found: dict[str, JSON] = {
+        recipe: dict[str, JSON] = {
             "mode": self.mode,
             "share": self._shares.recipe(),
             "seed": self.seed,
@@ -247,10 +237,10 @@ class MixedDataset(Dataset[Any]):
             "pool": self._choices.digest(),
         }
         if self._drawn is not None:
-            found["draw"] = self._drawn
+            recipe["draw"] = self._drawn
         if self.has_soft_labels:
-            found["soft_labels"] = self._item_labels.digest()
-        return found
+            recipe["soft_labels"] = self._item_labels.digest()
+        return recipe
 
     def is_synthetic(self, index: int) -> bool:
         """Whether an index gives a synthetic image in this epoch."""
@@ -268,8 +258,8 @@ class MixedDataset(Dataset[Any]):
             if isinstance(self.real, MixedDataset):
                 return self.real.provenance(index)
             return {"synthetic": False, "index": index}
-        known = getattr(self.synthetic, "provenance", None)
-        return {"synthetic": True, "row": row, **({} if known is None else known(row))}
+        describe_row: Any = getattr(self.synthetic, "provenance", lambda row: {})
+        return {"synthetic": True, "row": row, **describe_row(row)}
 
     def log_served(self, path: str | os.PathLike[str] | None) -> None:
         """Writes a line to a file for every item that is loaded from now on, also by workers.
@@ -308,9 +298,7 @@ class MixedDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         rows = self._rows()
-        if not -len(rows) <= index < len(rows):  # what ends a `for` loop over us
-            raise IndexError(f"Index {index} is out of range for {len(rows)} items.")
-        index = index % len(rows)
+        index = checked_index(index, len(rows))
         row = int(rows[index])
         if self._log is not None:
             self._log.write(self.epoch, [index], [row])
@@ -382,22 +370,6 @@ class MixedDataset(Dataset[Any]):
         quota = self.appended(self.epoch)
         return np.concatenate([self._labels, np.repeat(np.arange(len(quota)), quota)])
 
-    @property
-    def targets(self) -> list[int]:
-        """`labels` as a list, as torchvision's data sets have it."""
-        return self.labels.tolist()
-
-    @property
-    def class_to_idx(self) -> dict[str, int]:
-        """Class name to class index."""
-        return {name: i for i, name in enumerate(self.classes)}
-
-    # Copies
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._epoch.share_memory_()  # a deep copy is not; one in another process already is
-
     # Display
 
     def __repr__(self) -> str:
@@ -431,3 +403,14 @@ def _items(dataset: Any, indices: list[int]) -> list[Any]:
     if hasattr(dataset, "__getitems__"):
         return list(dataset.__getitems__(indices))
     return [dataset[i] for i in indices]
+
+
+def _one_transform(
+    name: str, argument: Transform | None, taken_over: Transform | None
+) -> Transform | None:
+    if argument is not None and taken_over is not None:
+        raise ValueError(
+            f"`real` has a transform already, and `{name}` was given too. Without the argument, "
+            "that of `real` goes to both kinds of images."
+        )
+    return taken_over if argument is None else argument

@@ -13,23 +13,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset
 
 from synthaug._cache import State, SynthCache
 from synthaug._cache.serving import between_classes
 from synthaug._datasets.drawing import Drawing
+from synthaug._datasets.epochs import AbstractEpochDataset, checked_index
 from synthaug._datasets.pool import Pool
 from synthaug._generate import Synthesizer, as_begun, check_plan, open_cache
 from synthaug._images.convert import Transform
 from synthaug._noise import checked_seed
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
-from synthaug._support.torch_state import shared_counter
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
 
-class OnTheFlyDataset(Dataset[Any]):
+class OnTheFlyDataset(AbstractEpochDataset):
     """A pool of synthetic images, drawn while training goes on and refreshed in every epoch.
 
         live = OnTheFlyDataset(synthesizer, plan, size=2000, reuse=4, output_type="pt")
@@ -103,6 +102,7 @@ class OnTheFlyDataset(Dataset[Any]):
             MismatchError: If the cache is of another plan or recipe.
             CacheError: If the cache cannot be made or read.
         """
+        super().__init__()
         for name, value in (("size", size), ("reuse", reuse), ("batch_size", batch_size)):
             if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
                 raise ValueError(f"`{name}` must be a whole number from 1, got {value}.")
@@ -122,25 +122,13 @@ class OnTheFlyDataset(Dataset[Any]):
         )
         self._drawing = Drawing(synthesizer, plan, self.cache, batch_size)
         self.synthesizer, self.reuse, self.seed = synthesizer, reuse, seed
+        self.classes = plan.classes
         self.background = background
         self.transform, self.target_transform = transform, target_transform
         self.output_type = output_type
-        # In shared memory, so that workers that already run see a new epoch.
-        self._epoch = shared_counter()
         self._table: tuple[int, Indices] | None = None
 
     # Which images
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose images are served."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Exchanges images; call it before each epoch. Workers that already run follow."""
-        if epoch < 0:
-            raise ValueError(f"`epoch` must be at least 0, got {epoch}.")
-        self._epoch.fill_(epoch)
 
     def rows(self, indices: ArrayLike | None = None) -> Indices:
         """The row of the plan that each index gives in this epoch.
@@ -187,8 +175,8 @@ class OnTheFlyDataset(Dataset[Any]):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W). If the synthesizer does not say, its first image does, which is drawn."""
-        for known in (self.synthesizer, self.cache):
-            shape = getattr(known, "image_shape", None)
+        for source in (self.synthesizer, self.cache):
+            shape = getattr(source, "image_shape", None)
             if shape is not None:
                 return (int(shape[0]), int(shape[1]), int(shape[2]))
         c, h, w = self.read([0]).shape[1:]
@@ -204,9 +192,7 @@ class OnTheFlyDataset(Dataset[Any]):
         return len(self._pool)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        if not -len(self) <= index < len(self):  # what ends a `for` loop over us
-            raise IndexError(f"Index {index} is out of range for {len(self)} items.")
-        return self.__getitems__([index])[0]
+        return self.__getitems__([checked_index(index, len(self))])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """A whole batch, of which what is missing is drawn at once. `DataLoader` calls it."""
@@ -227,21 +213,6 @@ class OnTheFlyDataset(Dataset[Any]):
     def labels(self) -> Labels:
         """Class index of every item, int64 (size,), the same in every epoch."""
         return self._pool.labels
-
-    @property
-    def targets(self) -> list[int]:
-        """`labels` as a list, as torchvision's data sets have it."""
-        return self.labels.tolist()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self._drawing.plan.classes
-
-    @property
-    def class_to_idx(self) -> dict[str, int]:
-        """Class index of each name."""
-        return {name: index for index, name in enumerate(self.classes)}
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -268,10 +239,6 @@ class OnTheFlyDataset(Dataset[Any]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._epoch.share_memory_()  # a deep copy is not; one in another process already is
-
     def __repr__(self) -> str:
         stays = "1 epoch" if self.reuse == 1 else f"{self.reuse} epochs"
         lines = [
@@ -293,10 +260,10 @@ def _opened(synthesizer: Any, plan: Plan, cache: str | os.PathLike[str] | SynthC
     path = cache.path if isinstance(cache, SynthCache) else Path(cache)
     if not path.exists():
         open_cache(synthesizer, plan, path)
-    found = SynthCache(path, on_corrupt="regenerate", synthesizer=synthesizer)
-    if found.plan_digest != plan.digest:
+    begun = SynthCache(path, on_corrupt="regenerate", synthesizer=synthesizer)
+    if begun.plan_digest != plan.digest:
         raise MismatchError(
-            f"{path} is of another plan: {found.plan!r}; given was {plan!r}. Write to another "
+            f"{path} is of another plan: {begun.plan!r}; given was {plan!r}. Write to another "
             "file, or leave `cache` out."
         )
-    return found
+    return begun

@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from synthaug._datasets.draws import shuffled
+from synthaug._datasets.epochs import checked_epoch
 from synthaug._images.foreign import leaves
 from synthaug._noise import checked_seed, counter_rng
 from synthaug._types import Indices
@@ -48,9 +49,7 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
 
     def set_epoch(self, epoch: int) -> None:
         """Changes the order, and the images of a `MixedDataset` inside the data set."""
-        if epoch < 0:
-            raise ValueError(f"`epoch` must be at least 0, got {epoch}.")
-        self._own_epoch = epoch
+        self._own_epoch = checked_epoch(epoch)
         for leaf in self._mixtures:
             leaf.set_epoch(epoch)
 
@@ -98,14 +97,12 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
         Raises:
             ValueError: If it is the state of another order.
         """
-        own = {"seed": self.seed, "num_replicas": self.num_replicas}
-        wrong = [name for name in own if state.get(name) != own[name]]
-        if wrong:
-            name = wrong[0]
-            raise ValueError(
-                f"The state has {name}={state.get(name)}, this sampler {name}={own[name]}. Make it "
-                "with the arguments of the run that is to go on."
-            )
+        for name, value in {"seed": self.seed, "num_replicas": self.num_replicas}.items():
+            if state.get(name) != value:
+                raise ValueError(
+                    f"The state has {name}={state.get(name)}, this sampler {name}={value}. Make it "
+                    "with the arguments of the run that is to go on."
+                )
         epoch, position = state["epoch"], state["position"]
         before = self.epoch
         self.set_epoch(epoch)

@@ -33,7 +33,7 @@ class Variants:
 
         Raises:
             ValueError: For another value of `on_missing`.
-            AuditError: If the report judges another cache.
+            MismatchError: If the report judges another cache.
             DataError: If no row may be served that was made from a real image.
         """
         if on_missing not in ("keep", "raise"):

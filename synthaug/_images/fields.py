@@ -72,7 +72,7 @@ class Fields:
         try:
             return cls(field_key(item, "image"), field_key(item, "label"))
         except TypeError as error:
-            where = "`fields=mixing.Fields(IMAGE, LABEL)`"
+            where = "`items=mixing.ItemFormat(fields=mixing.Fields(IMAGE, LABEL))`"
             raise TypeError(f"{error} Or say where they are: {where}.") from None
 
     def get(self, item: Any) -> tuple[Any, Any]:
