@@ -22,19 +22,20 @@ class Pick:
     among the hold-out; without a hold-out by the first statistic.
     """
 
-    def __init__(self, found: Matches, fresh: Scores | None, T: ImageSet) -> None:
-        n, s = found.scores.shape
+    def __init__(self, matches: Matches, fresh: Scores | None, T: ImageSet) -> None:
+        n, s = matches.scores.shape
         ranks = np.zeros((n, s))
         if fresh is not None:
             ranks = np.stack(
-                [conformal_p_values(found.scores[:, [j]], fresh[:, [j]]) for j in range(s)], axis=1
+                [conformal_p_values(matches.scores[:, [j]], fresh[:, [j]]) for j in range(s)],
+                axis=1,
             )
         self.lowest_p = ranks.min(axis=1)
         self.statistic = ranks.argmin(axis=1)
         chosen = np.arange(n), self.statistic
-        twin = found.twins >= 0
-        self.neighbours = np.where(twin, found.twins, found.neighbours[chosen])
-        self.flipped = np.where(twin, found.twin_flipped, found.flipped[chosen])
+        twin = matches.twins >= 0
+        self.neighbours = np.where(twin, matches.twins, matches.neighbours[chosen])
+        self.flipped = np.where(twin, matches.twin_flipped, matches.flipped[chosen])
 
 
 def rmse_of(images: ImageSet, T: ImageSet, pick: Pick) -> NDArray[np.float64]:
@@ -45,7 +46,7 @@ def rmse_of(images: ImageSet, T: ImageSet, pick: Pick) -> NDArray[np.float64]:
 
 
 def pair_of(
-    i: int, images: ImageSet, T: ImageSet, found: Matches, pick: Pick, matcher: Matcher
+    i: int, images: ImageSet, T: ImageSet, matches: Matches, pick: Pick, matcher: Matcher
 ) -> dict[str, JSON]:
     """What a report shows of image `i` and of the training image named for it."""
     row, neighbour = int(images.rows[i]), int(pick.neighbours[i])
@@ -57,8 +58,8 @@ def pair_of(
         "train_class": _class_name(T, int(T.rows[neighbour])),
         "flipped": flipped,
         "statistic": matcher.statistics[statistic],
-        "score": float(found.scores[i, statistic]),
-        "distance": float(found.distances[i, statistic]),
+        "score": float(matches.scores[i, statistic]),
+        "distance": float(matches.distances[i, statistic]),
         "rmse": None,
         "image": None,
         "train_image": None,

@@ -10,32 +10,16 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 MODES = ("auto", "bar", "lines", "off")
 SECONDS = 30.0
 
 T = TypeVar("T")
-
-
-class Bar(Protocol):
-    """What a job tells about its course."""
-
-    def update(self, n: int = 1) -> Any:
-        """Counts `n` more."""
-        ...
-
-    def set_postfix(self, *, refresh: bool = False, **values: Any) -> None:
-        """Values to show behind the count."""
-        ...
-
-    def set_description(self, desc: str) -> None:
-        """Names what is being done."""
-        ...
-
-    def __enter__(self) -> "Bar": ...
-
-    def __exit__(self, *error: Any) -> Any: ...
+Bar: TypeAlias = "tqdm[Any] | Lines"
 
 
 def bar(
@@ -76,7 +60,7 @@ def bar(
         mode = "off"
     if mode == "lines":
         return Lines(total, desc, unit, initial)
-    shown: Bar = auto.tqdm(
+    return auto.tqdm(
         total=total,
         desc=desc,
         unit=unit,
@@ -85,7 +69,6 @@ def bar(
         smoothing=smoothing,
         disable=mode == "off",
     )
-    return shown
 
 
 def counted(items: Iterable[T], shown: Bar) -> Iterator[T]:
@@ -104,12 +87,12 @@ class Lines:
         self.n = self.initial = initial
         self.postfix = ""
         self.started = self.shown = time.monotonic()
-        given = os.environ.get("SYNTHAUG_PROGRESS_SECONDS", str(SECONDS))
+        setting = os.environ.get("SYNTHAUG_PROGRESS_SECONDS", str(SECONDS))
         try:
-            self.seconds = float(given)
+            self.seconds = float(setting)
         except ValueError:
             raise ValueError(
-                f"The environment variable SYNTHAUG_PROGRESS_SECONDS is {given!r}, expected a "
+                f"The environment variable SYNTHAUG_PROGRESS_SECONDS is {setting!r}, expected a "
                 "number."
             ) from None
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get
 import numpy as np
 from jaxtyping import AbstractArray
 from markupsafe import Markup
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from synthaug._support.files import write_text
 from synthaug._support.html import Part, notebook, page
@@ -299,3 +299,12 @@ def text_table(rows: Sequence[Sequence[str]], *, rule: bool = False) -> str:
     if rule:
         lines.insert(1, "-" * max(map(len, lines)))
     return "\n".join(lines)
+
+
+def percent(fractions: ArrayLike | None) -> str:
+    """Formats the mean in percent and, of two or more, the sample standard deviation."""
+    values = 100 * np.asarray([] if fractions is None else fractions, np.float64)
+    if not len(values):
+        return "-"
+    text = f"{values.mean():.2f}"
+    return text if len(values) == 1 else f"{text} ± {values.std(ddof=1):.2f}"

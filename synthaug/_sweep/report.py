@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from synthaug._support.charts import Line, line_chart
 from synthaug._support.html import Part, blocks, facts, heading
-from synthaug._support.report import Report
+from synthaug._support.report import Report, percent
 from synthaug._sweep.settings import Setting
 from synthaug._types import JSON
 from synthaug.evaluation._quality import Scores
@@ -44,6 +44,27 @@ class SweepRow:
         """What the first stage chooses by."""
         assert self.scores.frechet_distance is not None
         return self.scores.frechet_distance
+
+    def coarse_cells(self, names: Sequence[str]) -> list[str]:
+        """Returns the setting under the given names, and what the first stage measured, as text."""
+        values = (self.setting.get(name, "") for name in names)
+        return [
+            *(f"{v:g}" if isinstance(v, float) else str(v) for v in values),
+            f"{self.evaluations:g}",
+            f"{self.frechet_distance:.4g}",
+            f"{self.scores.precision:.3f}",
+            f"{self.scores.recall:.3f}",
+        ]
+
+    def fine_cells(self) -> list[str]:
+        """Returns the guidance, and what the second stage measured, as text."""
+        score = self.scores.inception_score
+        return [
+            f"{self.setting['guidance_scale']:g}",
+            f"{self.frechet_distance:.4g}",
+            "-" if score is None else f"{score:.4g}",
+            percent(self.cas),
+        ]
 
 
 @final
@@ -88,46 +109,18 @@ class SweepReport(Report):
 
     def rows(self, stage: str) -> list[list[str]]:
         """The table of one stage as text, header first; in the first the best comes first."""
-        rows = (
-            self.fine if stage == "fine" else sorted(self.coarse, key=lambda r: r.frechet_distance)
-        )
-        names = list(dict.fromkeys(name for row in rows for name in row.setting))
         if stage == "fine":
             header = ["guidance_scale", "Fréchet distance", "inception score", "CAS %"]
-        else:
-            header = [*names, "evaluations", "Fréchet distance", "precision", "recall"]
-        shown = [header]
-        for row in rows:
-            distance = f"{row.frechet_distance:.4g}"
-            if stage == "fine":
-                score = row.scores.inception_score
-                shown.append(
-                    [
-                        f"{row.setting['guidance_scale']:g}",
-                        distance,
-                        "-" if score is None else f"{score:.4g}",
-                        percent(row.cas),
-                    ]
-                )
-                continue
-            values = (row.setting.get(name, "") for name in names)
-            shown.append(
-                [
-                    *(f"{v:g}" if isinstance(v, float) else str(v) for v in values),
-                    f"{row.evaluations:g}",
-                    distance,
-                    f"{row.scores.precision:.3f}",
-                    f"{row.scores.recall:.3f}",
-                ]
-            )
-        return shown
+            return [header, *(row.fine_cells() for row in self.fine)]
+        rows = sorted(self.coarse, key=lambda row: row.frechet_distance)
+        names = list(dict.fromkeys(name for row in rows for name in row.setting))
+        header = [*names, "evaluations", "Fréchet distance", "precision", "recall"]
+        return [header, *(row.coarse_cells(names) for row in rows)]
 
     def caption(self, stage: str) -> str:
         """A few sentences on how to read a table."""
-        floor, images = (
-            self.floors[stage],
-            (self.fine if stage == "fine" else self.coarse)[0].images,
-        )
+        floor = self.floors[stage]
+        images = (self.fine if stage == "fine" else self.coarse)[0].images
         text = (
             f"{images:,} images per setting. Fréchet distance of {floor.n:,} of them to as many "
             f"validation images, in the {self.extractor['dim']} features of "
@@ -207,26 +200,29 @@ class SweepReport(Report):
 
     def _best_by_cost(self) -> Curves:
         """For each scheduler the evaluations per image, ascending, and the best distance so far."""
-        found: dict[str, dict[float, float]] = {}
+        best_by_scheduler: dict[str, dict[float, float]] = {}
         for row in self.coarse:
-            best = found.setdefault(str(row.setting.get("scheduler", "all")), {})
+            best = best_by_scheduler.setdefault(str(row.setting.get("scheduler", "all")), {})
             best[row.evaluations] = min(row.frechet_distance, best.get(row.evaluations, np.inf))
-        costs = {name: sorted(best) for name, best in found.items()}
-        return {
-            name: (x, np.minimum.accumulate([found[name][cost] for cost in x]).tolist())
-            for name, x in costs.items()
-        }
+        curves = {}
+        for scheduler, best in best_by_scheduler.items():
+            costs = sorted(best)
+            curves[scheduler] = costs, np.minimum.accumulate([best[c] for c in costs]).tolist()
+        return curves
 
     def _by_guidance(self) -> Curves:
         """Returns what the second stage measured, against guidance."""
         rows = sorted(self.fine, key=lambda row: float(row.setting["guidance_scale"]))
         x = [float(row.setting["guidance_scale"]) for row in rows]
-        found = {"Fréchet distance": (x, [row.frechet_distance for row in rows])}
+        curves = {"Fréchet distance": (x, [row.frechet_distance for row in rows])}
         if all(row.scores.inception_score is not None for row in rows):
-            found["inception score"] = (x, [float(row.scores.inception_score or 0) for row in rows])
+            curves["inception score"] = (
+                x,
+                [float(row.scores.inception_score or 0) for row in rows],
+            )
         if all(row.cas for row in rows):
-            found["CAS in percent"] = (x, [100 * float(np.mean(row.cas or [0])) for row in rows])
-        return found
+            curves["CAS in percent"] = (x, [100 * float(np.mean(row.cas or [0])) for row in rows])
+        return curves
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Writes a figure, as PNG, SVG or PDF by the name's ending: quality against cost, guidance.
@@ -234,9 +230,7 @@ class SweepReport(Report):
         Args:
             path: File to write; its folder is made if it is missing.
         """
-        from matplotlib.figure import (
-            Figure,
-        )  # without pyplot, which keeps figures and opens windows
+        from matplotlib.figure import Figure  # pyplot would keep figures and open windows
 
         second = self._by_guidance() if self.fine else {}
         figure = Figure(figsize=(4.2 * (1 + len(second)), 3.4), layout="constrained")
@@ -256,13 +250,3 @@ class SweepReport(Report):
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target, dpi=120)
         return target
-
-
-def percent(accuracies: Sequence[float] | None) -> str:
-    """Mean and sample standard deviation in percent."""
-    if not accuracies:
-        return "-"
-    text = f"{100 * np.mean(accuracies):.2f}"
-    if len(accuracies) > 1:
-        text += f" ± {100 * np.std(accuracies, ddof=1):.2f}"
-    return text

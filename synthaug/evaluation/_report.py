@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from synthaug._support.charts import Line, dot_chart, line_chart
 from synthaug._support.html import Part, blocks, facts, heading, table
-from synthaug._support.report import Report, text_table
+from synthaug._support.report import Report, percent, text_table
 from synthaug._types import JSON
 
 _PER_CHART = 6  # more lines cannot be told apart
@@ -179,20 +179,16 @@ class EvaluationReport(Report):
 
     def _row(self, arm: str) -> list[str]:
         runs = self.of(arm)
-        std = self.std(arm)
-        accuracy = f"{100 * self.mean(arm):.2f}" + (
-            f" ± {100 * std:.2f}" if std is not None else ""
-        )
         gain = ""
         if arm != self.baseline:
-            found = self.difference(arm)
-            gain = f"{100 * found.mean:+.2f}"
-            if found.standard_error is not None:
-                gain += f" ± {100 * found.standard_error:.2f}"
+            difference = self.difference(arm)
+            gain = f"{100 * difference.mean:+.2f}"
+            if difference.standard_error is not None:
+                gain += f" ± {100 * difference.standard_error:.2f}"
         return [
             arm,
             str(len(runs)),
-            accuracy,
+            percent(self.accuracies(arm)),
             gain,
             f"{np.mean([run.unique_real for run in runs]):,.0f}",
             f"{np.mean([run.unique_synthetic for run in runs]):,.0f}",
@@ -280,9 +276,7 @@ class EvaluationReport(Report):
         Args:
             path: File to write; its folder is made if it is missing.
         """
-        from matplotlib.figure import (
-            Figure,
-        )  # without pyplot, which keeps figures and opens windows
+        from matplotlib.figure import Figure  # pyplot would keep figures and open windows
 
         arms = self.arm_names
         figure = Figure(figsize=(11, 1.6 + 0.5 * max(4, len(arms))), layout="constrained")
