@@ -14,7 +14,7 @@ import torch
 from _machine import RESULTS
 from torch import Tensor
 
-from synthaug import DiffusionInversion, SynthCache, generate, load_dataset
+from synthaug import DiffusionInversion, SamplerConfig, SynthCache, generate, load_dataset
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_pixels
 from synthaug.images import LabeledImages
@@ -135,7 +135,8 @@ def config_of(options: argparse.Namespace, snapshots: Sequence[int] = ()) -> Inv
 
 def sampling(options: argparse.Namespace) -> dict[str, Any]:
     """How to draw, from the arguments."""
-    return {"scheduler": "dpmsolver++", "num_inference_steps": options.inference_steps}
+    steps = options.inference_steps
+    return {"sampler": SamplerConfig(scheduler="dpmsolver++", num_inference_steps=steps)}
 
 
 def facts(options: argparse.Namespace) -> Mapping[str, Any]:

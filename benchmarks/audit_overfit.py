@@ -9,7 +9,6 @@ trained on a few of the others, one on all of the others, with the same settings
 import argparse
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def main() -> None:
             real, folder / "model", channels=16, config=config, progress=False
         )
         trained = time.perf_counter() - start
-        model = replace(model, scheduler="dpmsolver++", num_inference_steps=12)
+        model = model.with_settings(scheduler="dpmsolver++", num_inference_steps=12)
         plan = model.plan(per_class=args.per_class, guidance_scale=1.0, seed=0)
         cache = generate(model, plan, str(folder / "cache.h5"), progress=False)
         report = audit(cache, real, holdout=held, progress=False)

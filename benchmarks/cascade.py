@@ -30,7 +30,14 @@ from _machine import write
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from synthaug import Cascade, ClassConditional, TrainingConfig, features, load_dataset
+from synthaug import (
+    Cascade,
+    ClassConditional,
+    SamplerConfig,
+    TrainingConfig,
+    features,
+    load_dataset,
+)
 from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug.denoisers import build_unet
@@ -104,7 +111,9 @@ def trained(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dic
                 config=config(steps),
                 **common,
             )
-        models[name] = replace(found, num_inference_steps=options.evaluations)
+        models[name] = replace(
+            found, sampler=SamplerConfig(num_inference_steps=options.evaluations)
+        )
         costs[name] = {
             "steps": steps,
             "operations_per_image": flops,

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from _machine import machine, write
 
-from synthaug import ClassConditional, Plan, generate
+from synthaug import ClassConditional, Plan, SamplerConfig, generate
 from synthaug.caches import estimate_cost, evaluations_per_second
 from synthaug.denoisers import build_unet
 from synthaug.synthesizers import DiffusionModel
@@ -46,7 +46,7 @@ def synthesizer_of(side: int) -> ClassConditional:
         classes=tuple("abcdefghij"),
         image_shape=(3, side, side),
     )
-    return ClassConditional(model=model, num_inference_steps=STEPS)
+    return ClassConditional(model=model, sampler=SamplerConfig(num_inference_steps=STEPS))
 
 
 def calibrated(side: int, images: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Timed:
 
     def __init__(self, checkpoint: Path, trace: Path) -> None:
         self.model = synthaug.ClassConditional.from_pretrained(
-            checkpoint, classes=CLASSES, num_inference_steps=5, device="cpu"
+            checkpoint, classes=CLASSES, sampler={"num_inference_steps": 5}, device="cpu"
         )
         self.image_shape = self.model.image_shape
         self.trace = trace

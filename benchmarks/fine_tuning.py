@@ -28,6 +28,7 @@ from _machine import write
 from synthaug import (
     ClassConditional,
     MixedDataset,
+    SamplerConfig,
     TrainingConfig,
     evaluate,
     generate,
@@ -168,9 +169,9 @@ if __name__ == "__main__":
         score: Any = cas_score(real, validation, options)
     else:
         score = frechet_score(validation, encoder, per_class=options.images_per_class, force=True)
+    steps = options.inference_steps
     drawing: dict[str, Any] = {
-        "scheduler": "dpmsolver++",
-        "num_inference_steps": options.inference_steps,
+        "sampler": SamplerConfig(scheduler="dpmsolver++", num_inference_steps=steps)
     }
     arms: dict[str, Any] = {"real": real}
     rows = []

@@ -96,11 +96,8 @@ def one(
     options: argparse.Namespace,
     **change: Any,
 ) -> dict[str, Any]:
-    from dataclasses import replace
-
     settings = complete(change, options)
-    changed = replace(
-        inversion,
+    changed = inversion.with_settings(
         unconditional=settings["unconditional"],
         num_inference_steps=settings["num_inference_steps"],
         spherical=settings["spherical"],

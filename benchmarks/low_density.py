@@ -30,7 +30,15 @@ from _inversion import plot
 from _machine import interleave, summary, write
 from sklearn.linear_model import LogisticRegression
 
-from synthaug import LowDensity, MixedDataset, Plan, SynthCache, generate, load_dataset
+from synthaug import (
+    LowDensity,
+    MixedDataset,
+    Plan,
+    SamplerConfig,
+    SynthCache,
+    generate,
+    load_dataset,
+)
 from synthaug._pixels import to_images
 from synthaug.density import ClassGaussians, Neighbourhood
 from synthaug.evaluation import class_probabilities
@@ -334,9 +342,11 @@ def main() -> None:
 
     steered = LowDensity.from_pretrained(
         options.steered,
-        scheduler=options.scheduler,
-        eta=options.eta,
-        num_inference_steps=options.inference_steps,
+        sampler=SamplerConfig(
+            scheduler=options.scheduler,
+            eta=options.eta,
+            num_inference_steps=options.inference_steps,
+        ),
         unit=options.unit,
         device="cpu",
     )

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from _machine import interleave, summary, write
 
-from synthaug import ClassConditional, load_dataset
+from synthaug import ClassConditional, SamplerConfig, load_dataset
 from synthaug._noise import streams
 from synthaug._pixels import to_pixels
 from synthaug.denoisers import build_unet
@@ -50,7 +50,7 @@ def cost(size: int, width: int, batch: int, steps: int, rounds: int) -> dict[str
             classes=tuple("abcdefghij") if net is network else ("image",),
             image_shape=(3, size, size),
         )
-        return ClassConditional(model=model, num_inference_steps=steps)
+        return ClassConditional(model=model, sampler=SamplerConfig(num_inference_steps=steps))
 
     unconditional, conditional = synthesizer(plain), synthesizer(network)
     plan = unconditional.plan(per_class=batch, seed=0)
@@ -117,9 +117,8 @@ def quality(
     rows = []
     for evaluations in budgets:
         for name in ("ddpm", "ddim", "dpmsolver++"):
-            synthesizer = ClassConditional.from_pretrained(
-                checkpoint, scheduler=name, num_inference_steps=evaluations
-            )
+            sampler = SamplerConfig(scheduler=name, num_inference_steps=evaluations)
+            synthesizer = ClassConditional.from_pretrained(checkpoint, sampler=sampler)
             plan = synthesizer.plan(per_class=images // len(synthesizer.classes), seed=0)
             drawn = [to_pixels(synthesizer.draw(batch)) for batch in plan.batches(100)]
             distance = frechet_distance(extract(extractor, torch.cat(drawn)), features[:images])

@@ -27,7 +27,7 @@ from synthaug._sweep.settings import Trial
 from synthaug.evaluation import scaling_arms
 from synthaug.features import named
 from synthaug.images import LabeledImages
-from synthaug.sweeps import sweep
+from synthaug.sweeps import SweepConfig, sweep
 
 
 def split(images: LabeledImages, share: float) -> tuple[LabeledImages, LabeledImages]:
@@ -129,11 +129,13 @@ if __name__ == "__main__":
             "log_variance_mix": options.log_variance_mix,
         },
         guidance=options.guidance,
-        per_class=options.per_class,
-        guidance_per_class=options.guidance_per_class,
-        model=options.models[0],
-        steps=options.steps,
-        seeds=options.seeds,
+        config=SweepConfig(
+            per_class=options.per_class,
+            guidance_per_class=options.guidance_per_class,
+            model=options.models[0],
+            steps=options.steps,
+            seeds=options.seeds,
+        ),
     )
     print(report, flush=True)
     name = f"sweep_{options.name}"

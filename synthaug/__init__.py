@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from synthaug.synthesizers import DiffusionInversion as DiffusionInversion
     from synthaug.synthesizers import FromPipeline as FromPipeline
     from synthaug.synthesizers import LowDensity as LowDensity
+    from synthaug.synthesizers import SamplerConfig as SamplerConfig
 
 _HOME = {
     "AbstractSynthesizer": "synthesizers",
@@ -65,6 +66,7 @@ _HOME = {
     "MixedDataset": "_datasets",
     "OnTheFlyDataset": "_datasets",
     "Plan": "_plan",
+    "SamplerConfig": "synthesizers",
     "SynthCache": "_cache",
     "SynthaugError": "errors",
     "TrainingConfig": "_training.loop",

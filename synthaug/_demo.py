@@ -14,7 +14,7 @@ tried out on the training half, as `benchmarks/digits_choices.py` does.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ def train_generator(
         progress=progress,
     )
     steps = settings.num_inference_steps
-    return replace(generator, scheduler="dpmsolver++", num_inference_steps=steps), training
+    return generator.with_settings(scheduler="dpmsolver++", num_inference_steps=steps), training
 
 
 def guess_labels(

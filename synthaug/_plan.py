@@ -344,6 +344,10 @@ class Plan:
         columns = {name: column[rows] for name, column in self.columns.items()}
         return replace(self, columns=columns)
 
+    def get(self, name: str, default: float) -> NDArray[Any]:
+        """A column, or `default` in every row if the plan has none of that name."""
+        return self.columns.get(name, np.full(len(self), default))
+
     def __repr__(self) -> str:
         parameters = [name for name in self.columns if name not in REQUIRED]
         return (

@@ -7,7 +7,7 @@ later draw come from that row's stream, and a scheduler's state never outlives a
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -126,20 +126,6 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
     scheduler = cls.from_config(config, variance_type="learned_range")
     scheduler.register_to_config(log_variance_mix=float(log_variance_mix))
     return scheduler
-
-
-def chosen_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint, and those given in place of its own.
-
-    A saved `eta` or `log_variance_mix` does not carry over to a scheduler that is given and would
-    ignore it.
-    """
-    settings = {**saved, **given}
-    kind = SCHEDULERS.get(str(given.get("scheduler")), given.get("scheduler"))
-    for name, only in (("log_variance_mix", "ddpm"), ("eta", "ddim")):
-        if kind not in (None, SCHEDULERS[only]) and name not in given:
-            settings.pop(name, None)
-    return settings
 
 
 def step_arguments(
@@ -364,7 +350,6 @@ __all__ = [
     "Step",
     "check_pushable",
     "check_until",
-    "chosen_settings",
     "make_scheduler",
     "sample",
     "step_arguments",

@@ -2,9 +2,12 @@
 
 from synthaug import sweeps
 
-report = sweeps.sweep(synthesizer, train, holdout, out="sweep")
+report = sweeps.sweep(
+    synthesizer, real=train, validation=validation, output_dir="sweep",
+    config=sweeps.SweepConfig(per_class=200),
+)
 """
 
-from synthaug._sweep import SweepReport, SweepRow, default_grid, sweep
+from synthaug._sweep import SweepConfig, SweepReport, SweepRow, default_grid, sweep
 
-__all__ = ["SweepReport", "SweepRow", "default_grid", "sweep"]
+__all__ = ["SweepConfig", "SweepReport", "SweepRow", "default_grid", "sweep"]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from synthaug.synthesizers._sampler import SamplerConfig, split_sampler
+
 
 def tiny_unet(num_classes: int | None = 4, size: int = 8, channels: int = 1) -> Any:
     from diffusers import UNet2DModel
@@ -24,6 +26,12 @@ def tiny_unet(num_classes: int | None = 4, size: int = 8, channels: int = 1) -> 
         norm_num_groups=4,
         num_class_embeds=None if num_classes is None else num_classes + 1,
     ).eval()
+
+
+def sampled(**settings: Any) -> dict[str, Any]:
+    """Arguments of a synthesizer, those of its sampler put together."""
+    sampler, others = split_sampler(settings)
+    return {**others, "sampler": SamplerConfig(**sampler)}
 
 
 def cosine_config(**changes: Any) -> dict[str, Any]:

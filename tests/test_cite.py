@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from synthaug import synthesizers
-from synthaug._cache.citations import _DIFFUSION, _RULES, cite, papers
+from synthaug._cache.citations import _RULES, cite, papers
 from synthaug._cli import main
 from synthaug._plan import Plan
 from synthaug.synthesizers import ClassConditional
 from synthaug.synthesizers._model import DiffusionModel
-from tests.checkpoints import cosine_config, tiny_unet
+from tests.checkpoints import cosine_config, sampled, tiny_unet
 from tests.variants import make_cache, real_images
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def test_a_sampler_is_cited_where_it_was_used_and_guidance_where_there_was_any(s
         classes=tuple("abcd"),
         image_shape=(1, 8, 8),
     )
-    synthesizer = ClassConditional(model=model, scheduler=scheduler)
+    synthesizer = ClassConditional(model=model, **sampled(scheduler=scheduler))
     plain, guided = (synthesizer.plan(per_class=2, guidance_scale=g) for g in (1.0, [1.0, 2.0]))
     base = {"azizi2023synthetic", "ho2020denoising", "nichol2021improved"}
     base |= {"salimans2022progressive"} | ({key} if key else set())
@@ -69,13 +69,15 @@ def test_images_that_others_made_are_theirs_to_cite():
 
 
 def test_the_methods_that_are_cited_are_those_that_we_have():
-    for name in (*_DIFFUSION, "ColdDiffusion"):
+    for name in synthesizers.METHODS:
         assert name in synthesizers.__all__
         assert keys(cached({"synthesizer": name}))
 
 
 def test_every_entry_of_a_bibliography_is_complete_and_named_once():
-    every = [paper for _, paper in _RULES]
+    methods = synthesizers.METHODS.values()
+    every = [paper for _, paper in _RULES] + [paper for m in methods for paper in m.papers]
+    every += {p.paper: None for m in methods for p in m.row_parameters if p.paper is not None}
     assert len({paper.key for paper in every}) == len({paper.arxiv for paper in every})
     for paper in every:
         assert re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv)

@@ -16,8 +16,8 @@ from synthaug._plan import Plan
 from synthaug._training.loop import TrainingConfig
 from synthaug.denoisers import build_unet
 from synthaug.errors import CheckpointError, DataError
-from synthaug.synthesizers import ClassConditional, DiffusionModel
-from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_diffusion
+from synthaug.synthesizers import ClassConditional, DiffusionModel, SamplerConfig
+from tests.checkpoints import Counting, cosine_config, sampled, tiny_unet, write_stable_diffusion
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -49,7 +49,7 @@ def tiny(network: Any = None, scheduler_config: Any = None, **settings: Any) -> 
         classes=NAMES,
         image_shape=(1, 8, 8),
     )
-    return ClassConditional(model=model, **{"num_inference_steps": 4, **settings})
+    return ClassConditional(model=model, **sampled(**{"num_inference_steps": 4, **settings}))
 
 
 def test_saved_and_loaded_it_draws_the_same_images(tmp_path):
@@ -271,9 +271,9 @@ def test_a_foreign_network_has_a_null_class_only_if_it_has_one_class_more(saved,
 def test_settings_are_saved_and_unknown_ones_are_refused(tmp_path):
     tiny(eta=0.5, num_inference_steps=7).save_pretrained(tmp_path)
     loaded = ClassConditional.from_pretrained(tmp_path)
-    assert (loaded.eta, loaded.num_inference_steps) == (0.5, 7)
+    assert (loaded.sampler.eta, loaded.sampler.num_inference_steps) == (0.5, 7)
     with pytest.raises(ValueError, match="Unknown setting 'guidance_scale'"):
-        ClassConditional.from_pretrained(tmp_path, guidance_scale=2.0)
+        ClassConditional.from_pretrained(tmp_path, sampler={"guidance_scale": 2.0})
     with pytest.raises(ValueError, match="`device` is 'abacus'"):
         ClassConditional.from_pretrained(tmp_path, device="abacus")
     for dtype in ("half", torch.int8):
@@ -317,7 +317,10 @@ def test_a_model_that_the_hub_does_not_give_is_named(monkeypatch):
 def test_a_stable_diffusion_checkpoint_draws_what_its_own_pipeline_draws(tmp_path, prediction_type):
     pipeline = write_stable_diffusion(tmp_path, prediction_type, scaling_factor=0.5)
     synthesizer = ClassConditional.from_pretrained(
-        tmp_path, classes=["red_fox", "owl"], prompt_template="a {}", num_inference_steps=5
+        tmp_path,
+        classes=["red_fox", "owl"],
+        prompt_template="a {}",
+        sampler={"num_inference_steps": 5},
     )
     plan = synthesizer.plan(per_class=2, guidance_scale=3.0)
     ours = (synthesizer.draw(plan) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
@@ -339,7 +342,7 @@ def test_a_stable_diffusion_checkpoint_draws_what_its_own_pipeline_draws(tmp_pat
 def test_a_text_checkpoint_is_saved_with_its_embeddings_and_without_its_text_encoder(tmp_path):
     write_stable_diffusion(tmp_path / "sd")
     before = ClassConditional.from_pretrained(
-        tmp_path / "sd", classes=["fox", "owl"], num_inference_steps=3
+        tmp_path / "sd", classes=["fox", "owl"], sampler={"num_inference_steps": 3}
     )
     before.save_pretrained(tmp_path / "ours")
     after = ClassConditional.from_pretrained(tmp_path / "ours")
@@ -354,7 +357,7 @@ def test_the_checkpoints_own_scheduler_may_repeat_a_step_and_that_is_counted(tmp
     write_stable_diffusion(tmp_path)
     PNDMScheduler(skip_prk_steps=True, steps_offset=1).save_pretrained(tmp_path / "scheduler")
     synthesizer = ClassConditional.from_pretrained(
-        tmp_path, classes=["fox"], num_inference_steps=6, scheduler=None
+        tmp_path, classes=["fox"], sampler={"num_inference_steps": 6, "scheduler": None}
     )
     counting = Counting(synthesizer.model.network)
     synthesizer = replace(synthesizer, model=replace(synthesizer.model, network=counting))
@@ -471,7 +474,9 @@ def test_every_prediction_type_trains_and_draws(tmp_path, prediction_type):
 
 def test_a_cache_says_what_its_generator_was_trained_on(tmp_path):
     fit(tmp_path / "model", unlabelled=Real(seed=1), steps=1)
-    synthesizer = ClassConditional.from_pretrained(tmp_path / "model", num_inference_steps=1)
+    synthesizer = ClassConditional.from_pretrained(
+        tmp_path / "model", sampler=SamplerConfig(num_inference_steps=1)
+    )
     plan = synthesizer.plan(per_class=1)
     cache = generate(synthesizer, plan, tmp_path / "cache.h5", progress=False)
     known = {"fingerprint": "real", "images": 8}

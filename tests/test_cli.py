@@ -8,7 +8,6 @@ import shlex
 import shutil
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
 from synthaug._cli import app as _main
 from synthaug.errors import CacheError
 from synthaug.features import TorchModule
-from synthaug.synthesizers import ClassConditional, DiffusionInversion
+from synthaug.synthesizers import ClassConditional, DiffusionInversion, SamplerConfig
 from synthaug.synthesizers.inversion import _fit as _inversion_fit
 from tests.command_line import answer, check_answer, fail, run, spy, succeed
 
@@ -223,10 +222,10 @@ def test_guidance_of_zero_is_a_value_and_not_the_absence_of_one(work):
 
 
 def test_a_checkpoint_with_a_mix_of_its_own_takes_another_scheduler_and_no_mix(work):
-    own = replace(
-        ClassConditional.from_pretrained(work / "run", device="cpu"),
-        scheduler="ddpm",
-        log_variance_mix=0.3,
+    own = ClassConditional.from_pretrained(
+        work / "run",
+        device="cpu",
+        sampler=SamplerConfig(scheduler="ddpm", log_variance_mix=0.3),
     )
     own.save_pretrained(work / "mixed")
 
@@ -469,7 +468,7 @@ def test_images_are_inverted_and_varied(work, monkeypatch):
     assert (plan["source"] >= 0).all()
     assert set(plan["noise"]) == {0.2}
     given = ["generate", inverted, work / "no.h5", "--ratio", 1, "--source", train]
-    assert "an inversion knows its real images" in fail(2, *given)
+    assert "a DiffusionInversion knows its real images" in fail(2, *given)
 
 
 def test_caches_are_merged_exported_imported_and_forgotten(work):

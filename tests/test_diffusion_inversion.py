@@ -25,7 +25,7 @@ from synthaug.synthesizers.inversion._embeddings import EmbeddingTable, interpol
 from synthaug.synthesizers.inversion._fit import Block, InversionJob, run_pass, timesteps_of
 from synthaug.synthesizers.inversion._tokens import TokenEncoder, build_token_unet
 from synthaug.transforms import SyntheticVariant
-from tests.checkpoints import Counting, cosine_config, write_stable_diffusion
+from tests.checkpoints import Counting, cosine_config, sampled, write_stable_diffusion
 
 NAMES = ("ant", "bee")
 SHAPE = (3, 8, 8)
@@ -71,7 +71,7 @@ def generator(network: Any = None, **settings: Any) -> DiffusionInversion:
         image_shape=SHAPE,
         class_embeddings=torch.zeros(1, K, D),
     )
-    return DiffusionInversion(model=model, **{"num_inference_steps": 3, **settings})
+    return DiffusionInversion(model=model, **sampled(**{"num_inference_steps": 3, **settings}))
 
 
 def table_of(embeddings: Tensor, labels: Any = None, **snapshots: Tensor) -> EmbeddingTable:
@@ -294,7 +294,7 @@ def test_a_text_checkpoint_starts_from_prompts_and_takes_any_number_of_tokens(tm
         first = inverted.table.snapshots[0]
         assert torch.equal(first[:, : min(k, 8)], prompts[[0, 1, 0, 1], :k])
         for unconditional in ("mean", "null"):
-            variant = replace(inverted, unconditional=unconditional, num_inference_steps=2)
+            variant = inverted.with_settings(unconditional=unconditional, num_inference_steps=2)
             assert torch.isfinite(variant.draw(variant.plan(per_class=1))).all()
     again = DiffusionInversion.from_pretrained(tmp_path / "3")
     assert again.classes == NAMES
@@ -562,7 +562,7 @@ def test_a_snapshot_is_found_by_its_value_and_an_absent_one_is_an_error():
     assert synthesizer.plan(per_class=1, snapshot=10).digest == (
         synthesizer.plan(per_class=1, snapshot=10.0).digest
     )
-    with pytest.raises(ValueError, match="There is no snapshot 15; there are 10, 20"):
+    with pytest.raises(ValueError, match=r"`snapshot` must be one of 10, 20, got \[10, 15\]"):
         synthesizer.plan(per_class=1, snapshot=[10, 15])
 
 
@@ -570,9 +570,9 @@ def test_a_snapshot_is_found_by_its_value_and_an_absent_one_is_an_error():
     ("parameters", "message"),
     [
         ({"strength": 0.5}, "Unknown row parameter 'strength'"),
-        ({"noise": -1.0}, "`noise` must be at least 0"),
+        ({"noise": -1.0}, "`noise` must not be negative"),
         ({"interpolation": 1.5}, r"`interpolation` must be in \[0, 1\]"),
-        ({"guidance_scale": [1.0, -1.0]}, "`guidance_scale` must be at least 0"),
+        ({"guidance_scale": [1.0, -1.0]}, "`guidance_scale` must not be negative"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(parameters, message):
@@ -688,7 +688,7 @@ def test_a_generator_of_ours_is_trained_with_an_encoder_whose_tokens_are_the_sta
     assert trained.encoder is not None
     for name, weight in trained.encoder.state_dict().items():
         assert torch.equal(loaded.encoder.state_dict()[name], weight)
-    null = replace(fit, unconditional="null", num_inference_steps=2)
+    null = fit.with_settings(unconditional="null", num_inference_steps=2)
     assert null.draw(null.plan(per_class=1)).shape == (2, *SHAPE)
     own = json.loads((tmp_path / "out" / "inversion.json").read_text())
     assert own["origin"]["path"] == str(tmp_path / "tokens")

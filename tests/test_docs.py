@@ -186,11 +186,11 @@ def small(patch: pytest.MonkeyPatch) -> None:
     steps = {"steps": 2, "batch_size": 4, "warmup_steps": 0, "decay_steps": 0, "compile": False}
     shortened(_training.TrainingConfig, "__init__", **steps)
     shortened(synthaug.synthesizers.InversionConfig, "__init__", updates=2)
-    for kind in ("ClassConditional", "DiffusionInversion", "CascadeStage"):
-        shortened(getattr(synthesizers, kind), "__init__", num_inference_steps=2)
+    shortened(synthesizers.SamplerConfig, "__init__", num_inference_steps=2)
     shortened(_evaluation, "evaluate", steps=2, batch_size=4, seeds=1, device="cpu")
     grid = {"scheduler": ["ddim"], "num_inference_steps": [2], "guidance_scale": [1.0, 2.0]}
-    shortened(_sweep, "sweep", grid=grid, guidance=[1.0], per_class=8, force=True, steps=2, seeds=1)
+    shortened(_sweep, "sweep", grid=grid, guidance=[1.0])
+    shortened(_sweep.SweepConfig, "__init__", per_class=8, force=True, steps=2, seeds=1)
     shortened(_label_check, "check_labels", steps=2)
     patch.setattr(_hardness_fit, "_PER_LEVEL", 40)
     patch.setattr(_hardness_fit, "_PER_CLASS", 20)

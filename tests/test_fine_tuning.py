@@ -31,6 +31,7 @@ from synthaug.synthesizers.class_conditional._fine_tuning import (
 )
 from tests.checkpoints import (
     cosine_config,
+    sampled,
     tiny_unet,
     write_stable_diffusion,
 )
@@ -90,7 +91,7 @@ def write_labelled(path: Path, num_classes: int | None = 4, **scheduler: Any) ->
         classes=names,
         image_shape=(1, 8, 8),
     )
-    ClassConditional(model=model, num_inference_steps=4).save_pretrained(path)
+    ClassConditional(model=model, **sampled(num_inference_steps=4)).save_pretrained(path)
     if kind is not None:
         write_json(path / "scheduler" / "scheduler_config.json", {"_class_name": kind})
     return network

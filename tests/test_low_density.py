@@ -25,7 +25,7 @@ from synthaug.synthesizers.low_density._hardness import (
     denoised_estimate,
 )
 from tests import test_diffusion_inversion as inversion
-from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_diffusion
+from tests.checkpoints import Counting, cosine_config, sampled, tiny_unet, write_stable_diffusion
 from tests.command_line import fail, succeed
 from tests.test_class_conditional import NAMES, Real, tiny
 
@@ -170,7 +170,9 @@ def test_alpha_beta_and_what_the_base_knows_act_together():
 
 def test_a_latent_model_is_pushed_in_its_latents(tmp_path):
     write_stable_diffusion(tmp_path)
-    base = ClassConditional.from_pretrained(tmp_path, classes=["fox", "owl"], num_inference_steps=3)
+    base = ClassConditional.from_pretrained(
+        tmp_path, classes=["fox", "owl"], sampler={"num_inference_steps": 3}
+    )
     synthesizer = steered(base)
     plan = synthesizer.plan(per_class=2, alpha=0.5, beta=0.5, guidance_scale=2.0)
     images = synthesizer.draw(plan)
@@ -317,9 +319,12 @@ def test_a_base_is_named_by_its_path_and_must_stay_what_it_was(tmp_path):
     with pytest.raises(MismatchError, match=r"The network in .*other is not the one"):
         LowDensity.from_pretrained(tmp_path / "hard", checkpoint=tmp_path / "other")
     faster = LowDensity.from_pretrained(
-        tmp_path / "hard", checkpoint=tmp_path / "moved", num_inference_steps=2, temperature=2.0
+        tmp_path / "hard",
+        checkpoint=tmp_path / "moved",
+        sampler={"num_inference_steps": 2},
+        temperature=2.0,
     )
-    assert (faster.base.num_inference_steps, faster.temperature) == (2, 2.0)
+    assert (faster.base.sampler.num_inference_steps, faster.temperature) == (2, 2.0)
 
 
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
@@ -432,7 +437,9 @@ def test_what_is_not_a_checkpoint_of_ours_says_so(tmp_path):
 def test_the_command_line_trains_and_draws(tmp_path):
     names = tuple(map(str, range(10)))
     model = replace(tiny(tiny_unet(num_classes=10)).model, classes=names)
-    ClassConditional(model=model, num_inference_steps=3).save_pretrained(tmp_path / "base")
+    ClassConditional(model=model, **sampled(num_inference_steps=3)).save_pretrained(
+        tmp_path / "base"
+    )
     train = ("train", "digits:train", tmp_path / "hard", "--method", "hardness")
     small = ("--num-synthetic", 10, "--steps", 1, "--batch-size", 4, "--device", "cpu")
     assert "needs `--base`" in fail(2, *train)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from synthaug._noise import randn, streams
 from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
-from synthaug.samplers import chosen_settings, make_scheduler, sample, step_arguments, step_to
+from synthaug.samplers import make_scheduler, sample, step_arguments, step_to
+from synthaug.synthesizers import SamplerConfig
 from tests.checkpoints import Counting, cosine_config, tiny_unet
 
 EPSILON = cosine_config(prediction_type="epsilon", clip_sample=False)
@@ -397,7 +398,7 @@ def test_a_predicted_variance_that_is_not_used_asks_for_a_mix():
 )
 def test_what_another_scheduler_would_ignore_does_not_carry_over_to_it(given, kept):
     saved = {"scheduler": "ddpm", "eta": 0.5, "log_variance_mix": 0.3}
-    assert chosen_settings(saved, given) == kept
+    assert SamplerConfig.chosen(saved, given) == SamplerConfig(**kept)
 
 
 def test_a_network_on_another_device_takes_images_of_any_memory_layout():

@@ -1,7 +1,7 @@
 """The search of sampling parameters: what it tries, keeps, chooses and refuses."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ from synthaug._images.labeled import LabeledImages
 from synthaug._noise import randn, streams
 from synthaug._pixels import to_images, to_pil
 from synthaug._plan import Plan
-from synthaug._sweep import SweepReport, sweep
-from synthaug._sweep.settings import combinations, with_sampler
+from synthaug._sweep import SweepConfig, SweepReport, sweep
+from synthaug._sweep.settings import Trial, combinations
 from synthaug.errors import DataError, MismatchError
 from synthaug.features import Pixel
-from synthaug.synthesizers import AbstractSynthesizer
+from synthaug.synthesizers import AbstractSynthesizer, SamplerConfig
 from tests.command_line import check_answer
 from tests.test_cascade import tiny_cascade
 from tests.test_class_conditional import tiny
@@ -95,7 +95,9 @@ def search(folder: Any, **changes: Any) -> SweepReport:
         "progress": False,
         **changes,
     }
-    return sweep(options.pop("synthesizer", Fading()), **options)
+    names = {field.name for field in fields(SweepConfig)}
+    config = SweepConfig(**{name: options.pop(name) for name in names & options.keys()})
+    return sweep(options.pop("synthesizer", Fading()), config=config, **options)
 
 
 def test_the_best_setting_of_the_grid_goes_on_to_the_second_stage_and_is_chosen(tmp_path):
@@ -173,7 +175,7 @@ def test_splits_that_are_one_or_share_images_are_refused_before_any_work(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grid": {"eta": [0.5]}}, "`grid` varies 'eta', which a Fading has not"),
+        ({"grid": {"eta": [0.5]}}, "Unknown setting 'eta'; known: num_inference_steps, scheduler"),
         ({"grid": {"num_inference_steps": []}}, "`grid` needs a list of values"),
         ({"grid": {"scheduler": "ddim"}}, "`grid` needs a list of values for 'scheduler'"),
         ({"per_class": 3}, "Each set of the coarse stage has 6 images for 4 features"),
@@ -214,17 +216,18 @@ def test_settings_that_a_scheduler_ignores_are_not_multiplied():
 
 
 def test_sampler_settings_reach_every_model_and_do_not_outlive_their_scheduler():
-    setting = {"scheduler": "ddpm", "log_variance_mix": 0.3, "num_inference_steps": 7}
-    mixed = with_sampler(tiny(), setting)
-    assert (mixed.scheduler, mixed.log_variance_mix, mixed.num_inference_steps) == ("ddpm", 0.3, 7)
-    assert with_sampler(mixed, {"scheduler": "ddim"}).log_variance_mix is None
-    cascade = with_sampler(tiny_cascade(), setting)
+    setting: Any = {"scheduler": "ddpm", "log_variance_mix": 0.3, "num_inference_steps": 7}
+    wanted = SamplerConfig(**setting)
+
+    def tried(synthesizer: Any, setting: Any) -> Any:
+        return Trial.of(synthesizer, setting, per_class=1, seed=0).synthesizer
+
+    mixed = tried(tiny(), setting)
+    assert mixed.sampler == wanted
+    assert tried(mixed, {"scheduler": "ddim"}).sampler.log_variance_mix is None
+    cascade = tried(tiny_cascade(), setting)
     for chain in (cascade.base, *cascade.stages):
-        assert (chain.scheduler, chain.log_variance_mix, chain.num_inference_steps) == (
-            "ddpm",
-            0.3,
-            7,
-        )
+        assert chain.sampler == wanted
 
 
 def test_a_report_survives_its_file_and_its_page_loads_nothing(tmp_path):

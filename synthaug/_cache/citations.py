@@ -11,45 +11,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from synthaug._plan import Plan
-
-
-@dataclass(frozen=True)
-class Paper:
-    """One entry of a bibliography."""
-
-    key: str
-    title: str
-    authors: str
-    """In BibTeX's form: "Surname, First and Surname, First"."""
-    year: int
-    venue: str
-    arxiv: str
-
-    def text(self) -> str:
-        """One line: the surnames of up to three authors, year, title, venue, address."""
-        names = [name.partition(",")[0] for name in self.authors.split(" and ")]
-        who = f"{names[0]} et al." if len(names) > 3 else _enumerated(names)
-        return f"{who} {self.year}. {self.title}. {self.venue}. https://arxiv.org/abs/{self.arxiv}"
-
-    def bibtex(self) -> str:
-        """The entry; titles keep their capitals."""
-        return _entry(
-            "misc",
-            self.key,
-            title=f"{{{self.title}}}",
-            author=self.authors,
-            year=str(self.year),
-            howpublished=self.venue,
-            eprint=self.arxiv,
-            archiveprefix="arXiv",
-        )
+from synthaug.synthesizers._papers import Paper, bibtex_entry
+from synthaug.synthesizers._parameters import Method, RowParameter
+from synthaug.synthesizers._registry import METHODS
 
 
 @dataclass(frozen=True)
 class _Facts:
     """What a recipe and a plan say, without their nesting."""
 
-    synthesizers: frozenset[str]
+    methods: tuple[Method, ...]
+    """Those of the synthesizers that are named."""
     settings: Mapping[str, frozenset[str]]
     """Values of every setting, whichever part of a composed synthesizer has it."""
     weights: frozenset[str]
@@ -59,82 +31,18 @@ class _Facts:
         """Whether a value of the setting begins so."""
         return any(value.startswith(start) for value in self.settings.get(setting, ()))
 
-    def differs(self, column: str, neutral: float) -> bool:
-        """Whether a column of the plan, also one that is numbered, holds anything else.
-
-        Columns of a synthesizer that is not ours may mean anything.
-        """
-        return bool(self.synthesizers & _DIFFUSION) and any(
-            bool(np.any(values != neutral))
+    def used(self, parameter: RowParameter) -> bool:
+        """Whether its column, or a numbered one, holds anything but the neutral value."""
+        return any(
+            bool(np.any(values != parameter.neutral))
             for name, values in self.plan.columns.items()
-            if name.rstrip("0123456789").rstrip("_") == column
+            if name.rstrip("0123456789").rstrip("_") == parameter.name
         )
 
 
-_DIFFUSION = frozenset({"ClassConditional", "DiffusionInversion", "LowDensity", "Cascade"})
-
 _RULES: list[tuple[Callable[[_Facts], bool], Paper]] = [
     (
-        lambda facts: "ClassConditional" in facts.synthesizers,
-        Paper(
-            "azizi2023synthetic",
-            "Synthetic Data from Diffusion Models Improves ImageNet Classification",
-            "Azizi, Shekoofeh and Kornblith, Simon and Saharia, Chitwan and Norouzi, Mohammad and "
-            "Fleet, David J.",
-            2023,
-            "Transactions on Machine Learning Research",
-            "2304.08466",
-        ),
-    ),
-    (
-        lambda facts: "DiffusionInversion" in facts.synthesizers,
-        Paper(
-            "zhou2023training",
-            "Training on Thin Air: Improve Image Classification with Generated Data",
-            "Zhou, Yongchao and Sahak, Hshmat and Ba, Jimmy",
-            2023,
-            "arXiv",
-            "2305.15316",
-        ),
-    ),
-    (
-        lambda facts: "ColdDiffusion" in facts.synthesizers,
-        Paper(
-            "bansal2022cold",
-            "Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise",
-            "Bansal, Arpit and Borgnia, Eitan and Chu, Hong-Min and Li, Jie S. and Kazemi, Hamid "
-            "and Huang, Furong and Goldblum, Micah and Geiping, Jonas and Goldstein, Tom",
-            2022,
-            "arXiv",
-            "2208.09392",
-        ),
-    ),
-    (
-        lambda facts: "LowDensity" in facts.synthesizers,
-        Paper(
-            "sehwag2022generating",
-            "Generating High Fidelity Data from Low-density Regions using Diffusion Models",
-            "Sehwag, Vikash and Hazirbas, Caner and Gordo, Albert and Ozgenel, Firat and "
-            "Canton Ferrer, Cristian",
-            2022,
-            "CVPR",
-            "2203.17260",
-        ),
-    ),
-    (
-        lambda facts: "Cascade" in facts.synthesizers,
-        Paper(
-            "ho2022cascaded",
-            "Cascaded Diffusion Models for High Fidelity Image Generation",
-            "Ho, Jonathan and Saharia, Chitwan and Chan, William and Fleet, David J. and Norouzi, "
-            "Mohammad and Salimans, Tim",
-            2022,
-            "Journal of Machine Learning Research 23",
-            "2106.15282",
-        ),
-    ),
-    (
-        lambda facts: bool(facts.synthesizers & _DIFFUSION),
+        lambda facts: any(method.has_sampler for method in facts.methods),
         Paper(
             "ho2020denoising",
             "Denoising Diffusion Probabilistic Models",
@@ -201,33 +109,8 @@ _RULES: list[tuple[Callable[[_Facts], bool], Paper]] = [
             "2211.01095",
         ),
     ),
-    (
-        lambda facts: (
-            facts.differs("guidance_scale", 1) or facts.differs("stage_guidance_scale", 1)
-        ),
-        Paper(
-            "ho2022classifier",
-            "Classifier-Free Diffusion Guidance",
-            "Ho, Jonathan and Salimans, Tim",
-            2022,
-            "arXiv",
-            "2207.12598",
-        ),
-    ),
-    (
-        lambda facts: facts.differs("strength", 1),
-        Paper(
-            "meng2022sdedit",
-            "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations",
-            "Meng, Chenlin and He, Yutong and Song, Yang and Song, Jiaming and Wu, Jiajun and Zhu, "
-            "Jun-Yan and Ermon, Stefano",
-            2022,
-            "ICLR",
-            "2108.01073",
-        ),
-    ),
 ]
-"""Which paper stands behind what; a cache cites those whose condition its facts meet."""
+"""Papers of techniques that methods share; a cache cites those whose condition its facts meet."""
 
 
 class Cache(Protocol):
@@ -256,12 +139,17 @@ def papers(cache: Cache) -> list[Paper]:
     }
     weights = recipe.get("weights")
     facts = _Facts(
-        synthesizers=settings.get("synthesizer", frozenset()),
+        methods=tuple(m for name, m in METHODS.items() if name in settings.get("synthesizer", ())),
         settings=settings,
         weights=frozenset(weights if isinstance(weights, dict) else ()),
         plan=cache.plan,
     )
-    return [paper for applies, paper in _RULES if applies(facts)]
+    cited = [paper for method in facts.methods for paper in method.papers]
+    cited += [paper for applies, paper in _RULES if applies(facts)]
+    for parameter in (p for method in facts.methods for p in method.row_parameters):
+        if parameter.paper is not None and facts.used(parameter):
+            cited.append(parameter.paper)
+    return list(dict.fromkeys(cited))
 
 
 def cite(cache: Cache, *, bibtex: bool = False) -> str:
@@ -294,18 +182,13 @@ def _pairs(settings: Any) -> Iterator[tuple[str, Any]]:
             yield from _pairs(value)
 
 
-def _enumerated(names: list[str]) -> str:
-    *head, last = names
-    return f"{', '.join(head)} and {last}" if head else last
-
-
 def _version(manifest: Mapping[str, Any]) -> str:
     versions = manifest.get("versions")
     return str(versions.get("synthaug", "")) if isinstance(versions, dict) else ""
 
 
 def _ourselves(manifest: Mapping[str, Any]) -> str:
-    return _entry(
+    return bibtex_entry(
         "software",
         "synthaug",
         title="{synthaug}: synthetic images for training classifiers",
@@ -313,8 +196,3 @@ def _ourselves(manifest: Mapping[str, Any]) -> str:
         year="2026",
         version=_version(manifest),
     )
-
-
-def _entry(kind: str, key: str, **fields: str) -> str:
-    lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
-    return "\n".join([f"@{kind}{{{key},", *lines, "}"])

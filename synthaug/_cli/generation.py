@@ -1,19 +1,22 @@
 """Commands that draw images with a generator."""
 
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from synthaug._cli.arguments import contents, load
 from synthaug._cli.call import Call, Result
+from synthaug._cli.declared import drawing_options, row_parameters, settings
 from synthaug._cli.options import NetworkOptions, RayOptions
+from synthaug.synthesizers._registry import METHODS
+from synthaug.synthesizers._sampler import split_sampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class AmountOptions:
-    """How many images.
+    """How many images. Of several values of one option they use each in turn.
 
     Args:
         per_class: Images of every class.
@@ -28,134 +31,21 @@ class AmountOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerOptions:
-    """The sampler. Of several values of one option the images of a class use each in turn.
-
-    Args:
-        guidance_scale: 1 is no guidance.
-        num_inference_steps: Denoising steps.
-        scheduler: ddim, ddpm, dpmsolver++, or the name of a diffusers scheduler.
-        eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
-        log_variance_mix: For ddpm: 0 gives its steps the smaller of their two variances, 1 the
-            larger; none leaves it to the checkpoint's scheduler.
-    """
-
-    guidance_scale: float | list[float] | None = None
-    num_inference_steps: int | None = None
-    scheduler: str | None = None
-    eta: float | None = None
-    log_variance_mix: float | Literal["none"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class VariantOptions:
-    """Variants of real images.
+    """Images that a checkpoint does not hold.
 
     Args:
         source: Data set of real images: to start from with --strength or --severity, and to count
             for --ratio. They are brought to the checkpoint's image size and channels.
-        strength: Share of the diffusion that is redone, from each image of --source.
-    """
-
-    source: str | None = None
-    strength: float | list[float] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class InversionOptions:
-    """Diffusion inversion.
-
-    Args:
-        noise: Noise on an image's embedding, as a share of its size.
-        interpolation: Way to the embedding of a partner of the same class.
-        snapshot: Updates after which the embedding was kept.
-        unconditional: What guidance pushes away from: the mean of all embeddings, that of the class
-            or of a run of --group-size images, zeros, or the checkpoint's null tokens; mean unless
-            the checkpoint says otherwise.
-        group_size: Images of a run.
-        spherical: Interpolate along the arc, which keeps the length of the embeddings.
-        relative_noise: With --no-relative-noise, --noise is no share but a standard deviation.
-        cross_class: Take partners from other classes. Such images belong to two classes; see
-            synthaug.synthesizers.soft_labels.
-    """
-
-    noise: float | list[float] | None = None
-    interpolation: float | list[float] | None = None
-    snapshot: int | list[int] | None = None
-    unconditional: Literal["mean", "class_mean", "group_mean", "zero", "null"] | None = None
-    group_size: int | None = None
-    spherical: bool | None = None
-    relative_noise: bool | None = None
-    cross_class: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColdOptions:
-    """Cold diffusion.
-
-    Args:
-        severity: Share of each image of --source that is taken away and restored.
-        num_steps: Restoration steps.
-        algorithm: How a step is taken; improved unless the checkpoint says otherwise.
-        output: Which image is kept: that of the recursion, unless the checkpoint says otherwise, or
-            the network's last prediction.
-        symmetry_noise: Standard deviation, in [-1, 1], of the noise on the colours that images are
-            generated from.
         others: For animorphosis: the images of another set that it was trained with.
     """
 
-    severity: float | list[float] | None = None
-    num_steps: int | None = None
-    algorithm: Literal["improved", "naive", "direct"] | None = None
-    output: Literal["recursion", "prediction"] | None = None
-    symmetry_noise: float | None = None
+    source: str | None = None
     others: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class CascadeOptions:
-    """Cascades.
-
-    Args:
-        stage_guidance_scale: Guidance of the stages.
-        noise_conditioning_level: Noise on the smaller images that a stage is given, up to the level
-            that it was trained with.
-        truncated: Stop each chain at the noise level of the stage after it, or else run it to its
-            end and add noise.
-    """
-
-    stage_guidance_scale: float | list[float] | None = None
-    noise_conditioning_level: int | list[int] | None = None
-    truncated: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardnessOptions:
-    """Rare images, from a checkpoint of train --method hardness.
-
-    Args:
-        alpha: Push away from where the class is dense, in units of each step's noise.
-        beta: Push towards real images, likewise.
-        unit: Of alpha and beta: the rms of a push over all values of an image, its length, which
-            means the same at every image size, or score, the gradient as it is.
-    """
-
-    alpha: float | list[float] | None = None
-    beta: float | list[float] | None = None
-    unit: Literal["rms", "length", "score"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions(
-    AmountOptions,
-    SamplerOptions,
-    VariantOptions,
-    InversionOptions,
-    ColdOptions,
-    CascadeOptions,
-    HardnessOptions,
-    NetworkOptions,
-):
+class SeedOptions:
     """Images and seeds. What a kind of checkpoint does not know, it refuses.
 
     Args:
@@ -173,70 +63,58 @@ class PlanOptions(
         return {name: None if value == "none" else value for name, value in found.items()}
 
 
-ROW = (
-    "guidance_scale",
-    "strength",
-    "severity",
-    "noise",
-    "interpolation",
-    "snapshot",
-    "stage_guidance_scale",
-    "noise_conditioning_level",
-    "alpha",
-    "beta",
-)
-SETTINGS = (
-    "num_inference_steps",
-    "scheduler",
-    "eta",
-    "log_variance_mix",
-    "unconditional",
-    "group_size",
-    "spherical",
-    "relative_noise",
-    "num_steps",
-    "algorithm",
-    "output",
-    "symmetry_noise",
-    "truncated",
-    "image_size",
-    "unit",
-)
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True, kw_only=True)
+    class PlanOptions(AmountOptions, VariantOptions, NetworkOptions, SeedOptions):
+        """What is always there; the other options are those that synthesizers declare."""
+
+else:
+    PlanOptions = make_dataclass(
+        "PlanOptions",
+        [],
+        bases=(AmountOptions, *drawing_options(), VariantOptions, NetworkOptions, SeedOptions),
+        kw_only=True,
+        frozen=True,
+        namespace={"__module__": __name__, "__doc__": "What `plan` and `generate` draw."},
+    )
 
 
 def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     """The synthesizer, and the data set of `--source`."""
-    from synthaug import synthesizers
     from synthaug.synthesizers._kinds import kind_of
+    from synthaug.synthesizers._kinds import load as load_checkpoint
 
     name = kind_of(checkpoint)
-    if name not in synthesizers.__all__:
-        raise ValueError(f"{checkpoint} is a checkpoint for {name!r}, which we do not know.")
     if name == "CascadeStage":
         raise ValueError(
             f"{checkpoint} is one stage of a cascade. Put it behind a base with `synthaug cascade "
             f"DIRECTORY BASE {checkpoint}`."
         )
-    kind = getattr(synthesizers, name)
-    settings = options.given(*SETTINGS)
+    if name not in METHODS:
+        raise ValueError(f"{checkpoint} is a checkpoint for {name!r}, which we do not know.")
+    changes = options.given("image_size", *(setting.name for setting in settings()))
+    if METHODS[name].has_sampler:
+        sampler, changes = split_sampler(changes)
+        changes |= {"sampler": sampler} if sampler else {}
     if options.others is not None:
-        settings["degradation"] = _animorphosis(checkpoint, options.others)
-    synthesizer = kind.from_pretrained(checkpoint, **options.loading(), **settings)
-    if kind is synthesizers.Cascade and (options.strength or options.severity):
-        raise ValueError("A cascade starts from noise: leave `--strength` and `--severity` out.")
-    if options.source is not None and kind is synthesizers.DiffusionInversion:
-        raise ValueError("`--source`: an inversion knows its real images. Leave it out.")
-    row = options.given(*ROW)
+        changes["degradation"] = _animorphosis(checkpoint, options.others)
+    synthesizer: Any = load_checkpoint(checkpoint, **options.loading(), **changes)
+    row = options.given(*(p.name for p in row_parameters() if p.needs_sources))
     source = None
     if options.source is not None:
+        if synthesizer.has_sources:
+            raise ValueError(f"`--source`: a {name} knows its real images. Leave it out.")
         source = load(options.source, synthesizer.image_shape, classes=synthesizer.classes)
-        if row.keys() & {"strength", "severity"} or kind is synthesizers.ColdDiffusion:
+        always = all(p.needs_sources for p in METHODS[name].row_parameters)
+        if (row or always) and hasattr(synthesizer, "with_sources"):
             synthesizer = synthesizer.with_sources(source)
-    elif row.keys() & {"strength", "severity"}:
-        option = "strength" if "strength" in row else "severity"
+    elif row:
+        option = next(iter(row))
         raise ValueError(f"`--{option}` needs `--source`, the real images to start from.")
-    elif options.given("per_class", "ratio", "counts").keys() == {"ratio"} and (
-        kind is not synthesizers.DiffusionInversion
+    elif (
+        options.given("per_class", "ratio", "counts").keys() == {"ratio"}
+        and not synthesizer.has_sources
     ):
         raise ValueError("`--ratio` needs `--source`, the real images that it is a multiple of.")
     return synthesizer, source
@@ -284,8 +162,7 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
         ratio=options.ratio,
         counts=options.counts,
         seed=options.seed,
-        **options.given(*ROW),
-        **({"cross_class": True} if options.cross_class else {}),
+        **options.given(*(p.name for p in row_parameters())),
     )
     return synthesizer, plan, source
 

@@ -1,39 +1,78 @@
 """The command that searches sampling parameters."""
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from synthaug._cli.arguments import load, names
 from synthaug._cli.call import Call, Result
+from synthaug._cli.declared import Declared, options, row_parameters
 from synthaug._cli.judgement import written
 from synthaug._cli.options import ClassifierOptions, NetworkOptions
+from synthaug.synthesizers._sampler import SAMPLER_SETTINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """The search.
+
+    Args:
+        guidance: Guidance scales of the second stage; 1.0,1.25,1.5,1.75,2.0 by default.
+        per_class: Images of every class per setting.
+        guidance_per_class: The same in the second stage; by default as many.
+        select: What the second stage chooses by: cas, the accuracy of classifiers trained on the
+            images, or frechet.
+        steps: Optimiser steps of every classifier.
+        force: Take the Fréchet distance of fewer images than twice the features.
+        batch_size: Images per batch while drawing; does not change them.
+        seed: Base seed.
+    """
+
+    guidance: float | list[float] | None = None
+    per_class: int = 100
+    guidance_per_class: int | None = None
+    select: Literal["cas", "frechet"] = "cas"
+    steps: int = 1_000
+    force: bool = False
+    batch_size: int = 64
+    seed: int = 0
+
+    def config(self, classifiers: ClassifierOptions, device: str | None) -> Any:
+        """`SweepConfig`, with the options of the classifiers."""
+        from synthaug._sweep import SweepConfig
+
+        own = {name: value for name, value in asdict(self).items() if name != "guidance"}
+        return SweepConfig(**own, **asdict(classifiers), device=device)
+
+
+_GRID: list[Declared] = [
+    *SAMPLER_SETTINGS,
+    *(p for p in row_parameters() if not p.needs_sources and p.type is not bool),
+]
+
+if TYPE_CHECKING:
+
+    class GridOptions:
+        """What synthesizers declare."""
+
+else:
+    GridOptions = options(
+        "The grid. Of all of these, the combinations are tried", _GRID, swept=True
+    )
 
 
 def sweep(
     checkpoint: str,
     real: str,
+    grid: GridOptions,
+    search: SweepOptions,
     classifiers: ClassifierOptions,
     network: NetworkOptions,
     *,
     validation: str | None = None,
     test: str | None = None,
     out: str = "sweep",
-    scheduler: str | list[str] | None = None,
-    num_inference_steps: int | list[int] | None = None,
-    guidance_scale: float | list[float] | None = None,
-    log_variance_mix: float | list[float] | None = None,
-    stage_guidance_scale: float | list[float] | None = None,
-    noise_conditioning_level: int | list[int] | None = None,
-    guidance: float | list[float] | None = None,
-    per_class: int = 100,
-    guidance_per_class: int | None = None,
     features: str | None = None,
-    select: Literal["cas", "frechet"] = "cas",
-    steps: int = 1_000,
-    force: bool = False,
-    batch_size: int = 64,
-    seed: int = 0,
     call: Call,
 ) -> Result:
     """Search the sampling parameters that make the best training images; run again to go on.
@@ -43,86 +82,43 @@ def sweep(
     Args:
         checkpoint: Directory in diffusers layout, or hub:OWNER/NAME.
         real: The images that it was trained on. All real images are brought to its image size.
+        grid: What is varied.
+        search: How it is compared.
         classifiers: What is trained on images.
         network: What draws them.
         validation: Images to choose by: neither training images nor test images.
         test: Test images, only to see that they share no image with the validation split.
         out: Writes OUT.html, OUT.json and OUT.png, and keeps everything it made in the directory
             OUT.
-        scheduler: Of this and the next five, all combinations are tried: ddpm,ddim,dpmsolver++.
-        num_inference_steps: Denoising steps, 20,50 by default.
-        guidance_scale: 1.0,1.5,2.0 by default.
-        log_variance_mix: Of ddpm; 0.0,0.3,1.0 by default.
-        stage_guidance_scale: Of a cascade.
-        noise_conditioning_level: Of a cascade.
-        guidance: Guidance scales of the second stage; 1.0,1.25,1.5,1.75,2.0 by default.
-        per_class: Images of every class per setting.
-        guidance_per_class: The same in the second stage; by default as many.
         features: Of the Fréchet distance: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
             spectrum; by default those of a classifier trained on REAL.
-        select: What the second stage chooses by: cas, the accuracy of classifiers trained on the
-            images, or frechet.
-        steps: Optimiser steps of every classifier.
-        force: Take the Fréchet distance of fewer images than twice the features.
-        batch_size: Images per batch while drawing; does not change them.
-        seed: Base seed.
     """
-    from synthaug import synthesizers
     from synthaug._support.devices import choose_device
     from synthaug._sweep import default_grid
     from synthaug._sweep import sweep as run
     from synthaug.features import named
-    from synthaug.synthesizers._kinds import kind_of
+    from synthaug.synthesizers._kinds import load as load_checkpoint
 
     if validation is None:
         raise ValueError(
             "`validation` is missing: images to choose by, which are neither training images nor "
             "test images."
         )
-    kind = kind_of(checkpoint)
-    if kind not in ("ClassConditional", "Cascade"):
-        raise ValueError(
-            f"{checkpoint} holds a {kind}; a sweep takes a ClassConditional or Cascade."
-        )
-    synthesizer: Any = getattr(synthesizers, kind).from_pretrained(checkpoint, **network.loading())
-    given: dict[str, Any] = {
-        "scheduler": None if scheduler is None else names(scheduler),
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "log_variance_mix": log_variance_mix,
-        "stage_guidance_scale": stage_guidance_scale,
-        "noise_conditioning_level": noise_conditioning_level,
-    }
-    grid = {**default_grid(synthesizer)}
-    for name, values in given.items():
-        if values is not None:
-            grid[name] = values if isinstance(values, list) else [values]
-    if guidance is not None and not isinstance(guidance, list):
-        guidance = [guidance]
+    synthesizer: Any = load_checkpoint(checkpoint, **network.loading())
     shape, known = synthesizer.image_shape, synthesizer.classes
+    guidance = search.guidance
     report = run(
         synthesizer,
         real=load(real, shape, known),
         validation=load(validation, shape, known),
         test=None if test is None else load(test, shape, known),
         output_dir=out,
-        grid=grid,
-        guidance=guidance,
-        per_class=per_class,
-        guidance_per_class=guidance_per_class,
+        grid={**default_grid(synthesizer), **_values(grid)},
+        guidance=[guidance] if isinstance(guidance, float | int) else guidance,
         features=None
         if features is None
         else named(features, device=choose_device(network.device)),
-        select=select,
-        model=classifiers.model,
-        steps=steps,
-        seeds=classifiers.seeds,
-        horizontal_flip=classifiers.horizontal_flip,
-        force=force,
-        allow_overlap=classifiers.allow_overlap,
-        batch_size=batch_size,
-        seed=seed,
-        device=network.device,
+        config=search.config(classifiers, network.device),
     )
     call = call.having(precision=report.settings["precision"])
     report = replace(report, settings={**report.settings, "command": call.line})
@@ -140,3 +136,17 @@ def sweep(
         text=f"{report}\nReport: {out}.html, {out}.json, {out}.png\n"
         f"Next: synthaug generate {checkpoint} {Path(out).name}.h5 --per-class 500 {chosen}",
     )
+
+
+def _values(grid: GridOptions) -> dict[str, list[Any]]:
+    """The values of the options that were given."""
+    given = {one.name: getattr(grid, one.name) for one in _GRID}
+    found = {}
+    for name, value in given.items():
+        if value is not None:
+            values = names(value) if isinstance(value, str) else value
+            found[name] = [
+                None if one == "none" else one
+                for one in (values if isinstance(values, list) else [values])
+            ]
+    return found

@@ -7,6 +7,6 @@ score, and the accuracy of classifiers trained on the images (CAS). https://arxi
 
 from synthaug._sweep.report import SweepReport, SweepRow
 from synthaug._sweep.run import sweep
-from synthaug._sweep.settings import default_grid
+from synthaug._sweep.settings import SweepConfig, default_grid
 
-__all__ = ["SweepReport", "SweepRow", "default_grid", "sweep"]
+__all__ = ["SweepConfig", "SweepReport", "SweepRow", "default_grid", "sweep"]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from synthaug._support.report import decode, encode
 from synthaug._sweep.report import SweepReport, SweepRow
 from synthaug._sweep.settings import (
     Setting,
+    SweepConfig,
     Trial,
     combinations,
     default_grid,
@@ -32,7 +33,7 @@ from synthaug._sweep.settings import (
 from synthaug._types import Features, Indices
 from synthaug.errors import MismatchError
 from synthaug.evaluation import check_overlap, digests, evaluate, trained_classifier
-from synthaug.evaluation._classifiers import Builder, build_classifier
+from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._comparison import common_classes, features_of
 from synthaug.evaluation._quality import Scores, compare, fingerprints
 from synthaug.features import Extractor, TorchModule, classifier, describe, to_model
@@ -50,20 +51,8 @@ def sweep(
     test: Any = None,
     grid: Mapping[str, Sequence[Any]] | None = None,
     guidance: Sequence[float] | None = None,
-    per_class: int = 100,
-    guidance_per_class: int | None = None,
     features: Extractor | None = None,
-    select: Literal["cas", "frechet"] = "cas",
-    model: str | Builder = "small-cnn",
-    steps: int = 1000,
-    seeds: int | Sequence[int] = 3,
-    horizontal_flip: bool = False,
-    k: int = 5,
-    force: bool = False,
-    allow_overlap: bool = False,
-    batch_size: int = 64,
-    seed: int = 0,
-    device: str | torch.device | None = None,
+    config: SweepConfig | None = None,
     progress: bool = True,
 ) -> SweepReport:
     """Searches the sampling parameters whose images train the best classifier.
@@ -83,7 +72,7 @@ def sweep(
 
     Args:
         synthesizer: A `ClassConditional`, a `Cascade` (whose models share the sampler's settings),
-            or another one with the fields and parameters that are varied.
+            or another one with the settings and row parameters that are varied.
         real: Labelled real images that it was trained on. The classifier of the inception score
             learns from them, and they show what real images get.
         validation: Labelled real images that neither generator nor test has.
@@ -92,26 +81,14 @@ def sweep(
             no image that was drawn.
         test: The split that results will be reported on: looked at only to see that it shares no
             image with `validation`.
-        grid: Values of `scheduler`, `num_inference_steps`, `eta`, `log_variance_mix` (DDPM only),
-            and of the parameters of `synthesizer.plan`, such as `guidance_scale` and
-            `noise_conditioning_level`. By default 30 settings.
+        grid: Values of settings (those of `SamplerConfig` and the synthesizer's own) and of row
+            parameters, such as `guidance_scale` and `noise_conditioning_level`. By default 30
+            settings.
         guidance: Values of `guidance_scale` in the second stage; by default from 1 to 2. An empty
             list leaves the second stage out.
-        per_class: Images of every class in the first stage.
-        guidance_per_class: The same in the second; by default as many.
         features: Extractor of the Fréchet distance; by default the last layer of a classifier
             trained on `real`.
-        select: What the second stage chooses by.
-        model: Classifier, as for `evaluate`.
-        steps: Optimiser steps of every classifier.
-        seeds: Classifiers of each setting, as for `evaluate`.
-        horizontal_flip: Mirror half of their training images.
-        k: Neighbours of precision and recall.
-        force: Take the Fréchet distance of fewer images than twice the features.
-        allow_overlap: Go on if the splits share images.
-        batch_size: Images per batch while drawing; does not change them.
-        seed: Of the plans and of the choice of real images.
-        device: Of the classifiers; by default the GPU if there is one.
+        config: How many images, which classifiers, and what to choose by.
         progress: Show bars.
 
     Raises:
@@ -119,104 +96,55 @@ def sweep(
         DataError: If the splits share images, or differ in classes or shape from the synthesizer.
         ImportError: Without torchmetrics.
     """
-    if select not in ("cas", "frechet"):
-        raise ValueError(f"`select` must be 'cas' or 'frechet', got {select!r}.")
+    config = config or SweepConfig()
     check_folder(output_dir)
     splits = {"real": real, "validation": validation, **({} if test is None else {"test": test})}
-    prints = _checked_splits(synthesizer, splits, allow_overlap)
-    settings = combinations(default_grid(synthesizer) if grid is None else grid)
-    scales = default_guidance(synthesizer) if guidance is None else guidance
-    counts = {"coarse": per_class, "fine": guidance_per_class or per_class}
-    synthesizer = _as_begun(synthesizer, Path(output_dir) / "settings")
-
-    def trial(stage: str, setting: Setting) -> Trial:
-        return Trial.of(synthesizer, setting, per_class=counts[stage], seed=seed)
-
-    trials = [trial("coarse", setting) for setting in settings]
-    for scale in scales:  # refused before any work
-        trial("fine", {**settings[0], "guidance_scale": scale})
     work = _Work(
+        synthesizer=_as_begun(synthesizer, Path(output_dir) / "settings"),
         folder=Path(output_dir),
         real=real,
         validation=validation,
-        prints=prints,
-        model=model,
-        steps=steps,
-        device=choose_device(device),
-        k=k,
-        force=force,
-        seed=seed,
-        batch_size=batch_size,
+        prints=_checked_splits(synthesizer, splits, config.allow_overlap),
+        config=config,
+        device=choose_device(config.device),
         progress=progress,
     )
-    given = work.untrained() if features is None else features
-    dim = int(given(as_pixels(validation, [0])).shape[1])
-    sizes = {
-        stage: min(count * len(synthesizer.classes), len(validation), len(real))
-        for stage, count in counts.items()
-        if stage == "coarse" or len(scales)
-    }
-    for stage, n in sizes.items():
-        check_rank(n, dim, name=f"Each set of the {stage} stage", force=force)
-        if n <= max(k, 3):
-            raise ValueError(
-                f"Each set of the {stage} stage has {n} images, not more than `k`={k} and 3."
-            )
+    settings = combinations(default_grid(synthesizer) if grid is None else grid)
+    scales = default_guidance(synthesizer) if guidance is None else guidance
+    trials = [work.trial("coarse", setting) for setting in settings]
+    for scale in scales:  # refused before any work
+        work.trial("fine", {**settings[0], "guidance_scale": scale})
+    dim, sizes = work.sizes(features, ["coarse", "fine"] if len(scales) else ["coarse"])
     cost = sum(t.evaluations * len(t.plan) for t in trials)
     logger.info("%d settings, %s network evaluations", len(trials), f"{cost:,.0f}")
 
-    network = work.classifier()
-    extractor = (
-        classifier(network, name=work.name, device=work.device) if features is None else given
-    )
-    judge = TorchModule(network, name=work.name, preprocess=to_model, device=work.device)
-    spaces = extractor, judge
+    spaces = work.spaces(features)
     floors = {stage: work.floor(n, spaces) for stage, n in sizes.items()}
     coarse = [work.row(t, sizes["coarse"], spaces) for t in trials]
     best = min(coarse, key=lambda row: (row.frechet_distance, row.evaluations))
-    chosen, fine, accuracy = best.setting, [], []
+    fine: list[SweepRow] = []
+    accuracy: list[float] = []
     if len(scales):
-        second = [trial("fine", {**best.setting, "guidance_scale": scale}) for scale in scales]
-        fine = [work.row(t, sizes["fine"], spaces) for t in second]
-        arms: dict[str, Any] = {
-            f"guidance {t.setting['guidance_scale']:g}": work.cache(t) for t in second
-        }
-        table = evaluate(
-            {"real": real, **arms},
-            test=validation,
-            seeds=seeds,
-            steps=steps,
-            model=model,
-            horizontal_flip=horizontal_flip,
-            allow_overlap=allow_overlap,
-            device=device,
-            output_dir=work.folder / "classifiers",
-            progress=progress,
-        )
-        accuracy = table.accuracies("real").tolist()
-        fine = [
-            replace(row, cas=table.accuracies(arm).tolist())
-            for row, arm in zip(fine, arms, strict=True)
-        ]
-        by_cas = [-float(np.mean(row.cas or [0])) if select == "cas" else 0.0 for row in fine]
-        order = sorted(range(len(fine)), key=lambda i: (by_cas[i], fine[i].frechet_distance))
-        chosen = fine[order[0]].setting
+        guided = [{**best.setting, "guidance_scale": scale} for scale in scales]
+        fine, accuracy = work.second_stage(guided, sizes["fine"], spaces)
+        by_cas = config.select == "cas"
+        best = min(fine, key=lambda row: (-by_cas * np.mean(row.cas or [0]), row.frechet_distance))
     return SweepReport(
         coarse=coarse,
         fine=fine,
         floors=floors,
         real_accuracy=accuracy,
-        chosen=chosen,
-        select=select if fine else "frechet",
+        chosen=best.setting,
+        select=config.select if fine else "frechet",
         validation={
             "name": str(getattr(validation, "name", "the validation split")),
-            "fingerprint": prints["validation"],
+            "fingerprint": work.prints["validation"],
             "images": len(validation),
             "compared_with_test": test is not None,
         },
-        extractor={**describe(extractor), "dim": dim},
-        classifier={**describe(judge), "model": work.model_name, "steps": steps},
-        settings={"precision": recorded_precision(synthesizer.recipe()["settings"])},
+        extractor={**describe(spaces[0]), "dim": dim},
+        classifier={**describe(spaces[1]), "model": work.model_name, "steps": config.steps},
+        settings={"precision": recorded_precision(work.synthesizer.recipe()["settings"])},
     )
 
 
@@ -224,28 +152,80 @@ def sweep(
 class _Work:
     """What all settings share, and the folder that keeps what is done."""
 
+    synthesizer: Any
     folder: Path
     real: Any
     validation: Any
     prints: Mapping[str, str]
-    model: str | Builder
-    steps: int
+    config: SweepConfig
     device: torch.device
-    k: int
-    force: bool
-    seed: int
-    batch_size: int
     progress: bool
+
+    def trial(self, stage: str, setting: Setting) -> Trial:
+        """A setting with the images of a stage."""
+        per_class, seed = self.config.images_per_class(stage), self.config.seed
+        return Trial.of(self.synthesizer, setting, per_class=per_class, seed=seed)
+
+    def sizes(
+        self, features: Extractor | None, stages: Sequence[str]
+    ) -> tuple[int, dict[str, int]]:
+        """Number of features, and images that each stage compares; checked before any work."""
+        given = self._untrained() if features is None else features
+        dim = int(given(as_pixels(self.validation, [0])).shape[1])
+        smallest, k = min(len(self.validation), len(self.real)), self.config.k
+        sizes = {}
+        for stage in stages:
+            drawn = self.config.images_per_class(stage) * len(self.synthesizer.classes)
+            sizes[stage] = n = min(drawn, smallest)
+            name = f"Each set of the {stage} stage"
+            check_rank(n, dim, name=name, force=self.config.force)
+            if n <= max(k, 3):
+                raise ValueError(f"{name} has {n} images, not more than `k`={k} and 3.")
+        return dim, sizes
+
+    def spaces(self, features: Extractor | None) -> tuple[Extractor, Extractor]:
+        """Extractor of the Fréchet distance, and classifier of the inception score."""
+        network = self.classifier()
+        judge = TorchModule(network, name=self.name, preprocess=to_model, device=self.device)
+        if features is None:
+            features = classifier(network, name=self.name, device=self.device)
+        return features, judge
+
+    def second_stage(
+        self, settings: Sequence[Setting], n: int, spaces: tuple[Extractor, Extractor]
+    ) -> tuple[list[SweepRow], list[float]]:
+        """Rows with the CAS of each setting, and the accuracies on the real images."""
+        trials, config = [self.trial("fine", setting) for setting in settings], self.config
+        rows = [self.row(trial, n, spaces) for trial in trials]
+        arms: dict[str, Any] = {
+            f"guidance {t.setting['guidance_scale']:g}": self.cache(t) for t in trials
+        }
+        table = evaluate(
+            {"real": self.real, **arms},
+            test=self.validation,
+            seeds=config.seeds,
+            steps=config.steps,
+            model=config.model,
+            horizontal_flip=config.horizontal_flip,
+            allow_overlap=config.allow_overlap,
+            device=config.device,
+            output_dir=self.folder / "classifiers",
+            progress=self.progress,
+        )
+        scored = zip(rows, arms, strict=True)
+        fine = [replace(row, cas=table.accuracies(arm).tolist()) for row, arm in scored]
+        return fine, table.accuracies("real").tolist()
 
     @property
     def model_name(self) -> str:
-        return self.model if isinstance(self.model, str) else self.model.__qualname__
+        model = self.config.model
+        return model if isinstance(model, str) else model.__qualname__
 
     @property
     def name(self) -> str:
         return f"{self.model_name} trained on {getattr(self.real, 'name', 'real images')}"
 
-    def untrained(self) -> TorchModule:
+    def _untrained(self) -> TorchModule:
         """The classifier's features before it was trained: to learn how many there are."""
         with torch.random.fork_rng(devices=[]):
             return classifier(self._built())
@@ -253,14 +233,14 @@ class _Work:
     def _built(self) -> nn.Module:
         shape = as_pixels(self.validation, [0]).shape[1:]
         classes = common_classes({"real": self.real})
-        return build_classifier(self.model, len(classes), (shape[0], shape[1], shape[2]))
+        return build_classifier(self.config.model, len(classes), (shape[0], shape[1], shape[2]))
 
     def classifier(self) -> nn.Module:
         """A classifier trained on the real images, or the one that an earlier call trained."""
         from safetensors.torch import load_file, save_file
 
         key = settings_digest(
-            {"real": self.prints["real"], "model": self.model_name, "steps": self.steps}
+            {"real": self.prints["real"], "model": self.model_name, "steps": self.config.steps}
         )
         path = self.folder / f"classifier-{key[:8]}.safetensors"
         if path.exists():
@@ -270,8 +250,8 @@ class _Work:
             return network.to(self.device).eval()
         network = trained_classifier(
             self.real,
-            model=self.model,
-            steps=self.steps,
+            model=self.config.model,
+            steps=self.config.steps,
             device=self.device,
             progress=self.progress,
         )
@@ -290,7 +270,7 @@ class _Work:
             trial.synthesizer,
             trial.plan,
             path,
-            batch_size=self.batch_size,
+            batch_size=self.config.batch_size,
             progress=self.progress,
         )
 
@@ -301,9 +281,9 @@ class _Work:
                 "features": [describe(space) for space in spaces],
                 "validation": self.prints["validation"],
                 "n": n,
-                "k": self.k,
-                "force": self.force,
-                "seed": self.seed,
+                "k": self.config.k,
+                "force": self.config.force,
+                "seed": self.config.seed,
             }
         )
         path = self.folder / "settings" / f"{trial.stem}-{key[:8]}.json"
@@ -334,9 +314,9 @@ class _Work:
             self._features(images, rows, spaces[0], name),
             self._features(self.validation, reference, spaces[0], "validation"),
             logits=self._features(images, rows, spaces[1], f"{name}, classes"),
-            k=self.k,
-            force=self.force,
-            seed=self.seed,
+            k=self.config.k,
+            force=self.config.force,
+            seed=self.config.seed,
         )
 
     def _features(self, images: Any, rows: Indices, space: Extractor, name: str) -> Features:
@@ -351,7 +331,8 @@ class _Work:
 
     def _some(self, images: Any, rows: Indices, n: int, stream: int) -> Indices:
         """n random rows, as many of each class as there are, like the images that are drawn."""
-        rows = rows[np.argsort(counter_rng(self.seed, stream).random(len(rows)), kind="stable")]
+        random = counter_rng(self.config.seed, stream).random(len(rows))
+        rows = rows[np.argsort(random, kind="stable")]
         labels = labels_of(images)[rows]
         place = np.empty(len(rows), np.int64)  # of an image among those of its class
         for c in np.unique(labels):

@@ -3,39 +3,95 @@
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, final
+
+import torch
 
 from synthaug._plan import Plan, settings_digest
-from synthaug.synthesizers import Cascade
+from synthaug.evaluation._classifiers import Builder
+from synthaug.samplers import SCHEDULERS
+from synthaug.synthesizers._parameters import Setting as DeclaredSetting
+from synthaug.synthesizers._registry import METHODS
+from synthaug.synthesizers._sampler import GUIDANCE_SCALE, SAMPLER_SETTINGS
 
 Setting: TypeAlias = dict[str, Any]
 """Names and values of what is varied, such as {"scheduler": "ddim", "guidance_scale": 1.5}."""
 
-SAMPLER = ("scheduler", "num_inference_steps", "eta", "log_variance_mix")
-"""Settings of a synthesizer; all other names are parameters of its plans."""
 
-_ONLY = {"log_variance_mix": ("ddpm", "DDPMScheduler"), "eta": ("ddim", "DDIMScheduler")}
-"""Settings that other schedulers ignore."""
+@final
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """How settings are compared.
 
-_GRID: dict[str, Sequence[Any]] = {
-    "scheduler": ("ddpm", "ddim", "dpmsolver++"),
-    "num_inference_steps": (20, 50),
-    "guidance_scale": (1.0, 1.5, 2.0),
-    "log_variance_mix": (0.0, 0.3, 1.0),
-}
+    Raises:
+        ValueError: For an unknown way to select.
+    """
+
+    per_class: int = 100
+    """Images of every class in the first stage."""
+    guidance_per_class: int | None = None
+    """The same in the second; by default as many."""
+    select: Literal["cas", "frechet"] = "cas"
+    """What the second stage chooses by."""
+    model: str | Builder = "small-cnn"
+    """Classifier, as for `evaluate`."""
+    steps: int = 1000
+    """Optimiser steps of every classifier."""
+    seeds: int | Sequence[int] = 3
+    """Classifiers of each setting, as for `evaluate`."""
+    horizontal_flip: bool = False
+    """Mirror half of the classifiers' training images."""
+    k: int = 5
+    """Neighbours of precision and recall."""
+    force: bool = False
+    """Take the Fréchet distance of fewer images than twice the features."""
+    allow_overlap: bool = False
+    """Go on if the splits share images."""
+    batch_size: int = 64
+    """Images per batch while drawing; does not change them."""
+    seed: int = 0
+    """Of the plans and of the choice of real images."""
+    device: str | torch.device | None = None
+    """Of the classifiers; by default the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        if self.select not in ("cas", "frechet"):
+            raise ValueError(f"`select` must be 'cas' or 'frechet', got {self.select!r}.")
+
+    def images_per_class(self, stage: str) -> int:
+        """Images of every class in the stage "coarse" or "fine"."""
+        return (self.guidance_per_class if stage == "fine" else None) or self.per_class
+
+
 _GUIDANCE = (1.0, 1.25, 1.5, 1.75, 2.0)
 
 
 def default_grid(synthesizer: Any) -> Mapping[str, Sequence[Any]]:
-    """A coarse grid: 30 settings, or 10 of a network that cannot be guided."""
-    guided = getattr(synthesizer, "can_be_guided", False)
-    return {k: v for k, v in _GRID.items() if guided or k != "guidance_scale"}
+    """A coarse grid of what is declared: 30 settings of a `ClassConditional`, or 10 of one that
+    cannot be guided."""
+    rows = {p.name: p.sweep for p in (GUIDANCE_SCALE, *(synthesizer.row_parameters or ()))}
+    if not getattr(synthesizer, "can_be_guided", False):
+        rows.pop(GUIDANCE_SCALE.name)
+    declared = _settings(synthesizer)
+    shared = {s.name: s.sweep for s in declared if s.scheduler is None}
+    special = {s.name: s.sweep for s in declared if s.scheduler is not None}
+    return {name: values for name, values in (shared | rows | special).items() if values}
 
 
 def default_guidance(synthesizer: Any) -> Sequence[float]:
-    """Low guidance, which wins in the paper."""
+    """Low guidance, which wins in the paper; nothing if guidance is no row parameter."""
+    declared = synthesizer.row_parameters
+    if declared is not None and GUIDANCE_SCALE.name not in {p.name for p in declared}:
+        return ()
     return _GUIDANCE if getattr(synthesizer, "can_be_guided", False) else (1.0,)
+
+
+def _settings(synthesizer: Any) -> list[DeclaredSetting]:
+    """The settings of a synthesizer; all of a sampler's if it is not registered."""
+    method = METHODS.get(type(synthesizer).__name__)
+    sampler = SAMPLER_SETTINGS if method is None or method.has_sampler else ()
+    return [*sampler, *(method.settings if method else ())]
 
 
 def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Setting]:
@@ -50,9 +106,10 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Setting]:
     found: list[Setting] = []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
-        for name, schedulers in _ONLY.items():
-            if "scheduler" in setting and setting["scheduler"] not in schedulers:
-                setting.pop(name, None)
+        kind = SCHEDULERS.get(str(setting.get("scheduler")), setting.get("scheduler"))
+        for one in SAMPLER_SETTINGS:
+            if one.scheduler and "scheduler" in setting and kind != SCHEDULERS[one.scheduler]:
+                setting.pop(one.name, None)
         if setting not in found:
             found.append(setting)
     return found
@@ -69,8 +126,13 @@ class Trial:
     @classmethod
     def of(cls, synthesizer: Any, setting: Setting, *, per_class: int, seed: int) -> "Trial":
         """Raises a ValueError for what the synthesizer or its plan refuses."""
-        configured = with_sampler(synthesizer, setting)
-        row = {k: v for k, v in setting.items() if k not in SAMPLER}
+        known = {one.name for one in (*SAMPLER_SETTINGS, *_settings(synthesizer))}
+        row = {name: value for name, value in setting.items() if name not in known}
+        changes = {name: value for name, value in setting.items() if name in known}
+        if "scheduler" in changes and type(synthesizer).__name__ in METHODS:
+            # What belongs to another scheduler does not carry over, even to the same one.
+            changes = {"eta": 0.0, "log_variance_mix": None, **changes}
+        configured = synthesizer.with_settings(**changes)
         plan = configured.plan(per_class=per_class, seed=seed, **row)
         return cls(setting=setting, synthesizer=configured, plan=plan)
 
@@ -94,22 +156,3 @@ _SHORT = {
     "log_variance_mix": "mix",
     "noise_conditioning_level": "level",
 }
-
-
-def with_sampler(synthesizer: Any, setting: Mapping[str, Any]) -> Any:
-    """The synthesizer with the sampler's part of a setting; a cascade with it in all its models."""
-    changes: dict[str, Any] = {name: setting[name] for name in SAMPLER if name in setting}
-    if "scheduler" in changes:  # those that belong to another scheduler do not carry over
-        changes = {"eta": 0.0, "log_variance_mix": None, **changes}
-    if isinstance(synthesizer, Cascade):
-        base: Any = synthesizer.base
-        stages = [replace(stage, **changes) for stage in synthesizer.stages]
-        return replace(synthesizer, base=replace(base, **changes), stages=stages)
-    known = {f.name for f in fields(synthesizer)} if is_dataclass(synthesizer) else set()
-    own = {k: v for k, v in changes.items() if k in setting or k in known}
-    unknown = sorted(set(own) - known)
-    if unknown:
-        raise ValueError(
-            f"`grid` varies {unknown[0]!r}, which a {type(synthesizer).__name__} has not."
-        )
-    return replace(synthesizer, **own) if own else synthesizer

@@ -7,6 +7,13 @@ if TYPE_CHECKING:
     from synthaug._noise import streams as streams
     from synthaug.synthesizers._base import AbstractSynthesizer as AbstractSynthesizer
     from synthaug.synthesizers._model import DiffusionModel as DiffusionModel
+    from synthaug.synthesizers._papers import Paper as Paper
+    from synthaug.synthesizers._parameters import Method as Method
+    from synthaug.synthesizers._parameters import RowParameter as RowParameter
+    from synthaug.synthesizers._parameters import Setting as Setting
+    from synthaug.synthesizers._registry import METHODS as METHODS
+    from synthaug.synthesizers._registry import register as register
+    from synthaug.synthesizers._sampler import SamplerConfig as SamplerConfig
     from synthaug.synthesizers._selection import Selection as Selection
     from synthaug.synthesizers._selection import frechet_score as frechet_score
     from synthaug.synthesizers._selection import select_snapshot as select_snapshot
@@ -37,31 +44,21 @@ _HOME = {
     "FromPipeline": "pipeline",
     "InversionConfig": "inversion._fit",
     "LowDensity": "low_density._synthesizer",
+    "METHODS": "_registry",
+    "Method": "_parameters",
+    "Paper": "_papers",
+    "RowParameter": "_parameters",
+    "SamplerConfig": "_sampler",
     "Selection": "_selection",
+    "Setting": "_parameters",
     "frechet_score": "_selection",
+    "register": "_registry",
     "select_snapshot": "_selection",
     "soft_labels": "inversion._variant_plan",
     "streams": "_base",
 }
 
-__all__ = [
-    "AbstractSynthesizer",
-    "Cascade",
-    "CascadeStage",
-    "ClassConditional",
-    "ColdDiffusion",
-    "Constant",
-    "DiffusionInversion",
-    "DiffusionModel",
-    "FromPipeline",
-    "InversionConfig",
-    "LowDensity",
-    "Selection",
-    "frechet_score",
-    "select_snapshot",
-    "soft_labels",
-    "streams",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,10 @@
 """What every synthesizer is: rows in, images out."""
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,23 +13,42 @@ from torch import Tensor
 from synthaug._noise import streams as streams
 from synthaug._plan import Plan, balanced_quota, given_quota, matching_quota
 from synthaug._support.precision import Resolved
-from synthaug._types import JSON, Images
+from synthaug._types import JSON, Images, Indices, Labels, Pixels
 from synthaug.samplers import Push
+from synthaug.synthesizers._parameters import RowParameter, known_names, raise_problems
+from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers._sampler import split_sampler
 
 Guide: TypeAlias = Callable[[Plan, Tensor | None], Sequence[Push]]
 """`guide(rows, conditions)`: what pushes the sampler while it draws these rows. Conditions are
 those of the denoiser, one per row."""
 
 
+class RowSources(NamedTuple):
+    """Real images that rows start from."""
+
+    labels: Labels
+    by_class: Sequence[Indices]
+    """The images of each class."""
+    keys: NDArray[np.uint64]
+    """Content digest of every image."""
+
+
+Kind = TypeVar("Kind", bound="AbstractSynthesizer")
+
+
 class AbstractSynthesizer(abc.ABC):
     """Turns the rows of a plan into images.
 
     Subclasses are final: to vary one, wrap it. One of your own needs only `draw` and `recipe`; set
-    `classes` as well if you want `plan`.
+    `classes` as well if you want `plan`, and `row_parameters` if it has any.
     """
 
     classes: tuple[str, ...] = ()
     """Names of the classes that `draw` knows, in the order of the label column."""
+
+    row_parameters: ClassVar[tuple[RowParameter, ...] | None] = None
+    """The parameters that `plan` takes, in the order of help pages; `None` to take any."""
 
     @abc.abstractmethod
     def draw(self, rows: Plan) -> Images:
@@ -59,15 +79,66 @@ class AbstractSynthesizer(abc.ABC):
         """Network evaluations that each row costs, int64 (n,). Zero unless overridden."""
         return np.zeros(len(rows), np.int64)
 
+    def check_classes(self, rows: Plan) -> None:
+        """Refuses rows of a plan about other classes than this synthesizer knows.
+
+        Raises:
+            ValueError: Naming both.
+        """
+        if rows.classes != self.classes:
+            raise ValueError(
+                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
+                f"{', '.join(self.classes)}."
+            )
+
     def save_pretrained(self, path: str | Path) -> None:
         """Writes weights and settings to the directory `path`, in diffusers layout."""
         raise TypeError(f"{type(self).__name__} has no weights to save.")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **settings: Any) -> "AbstractSynthesizer":
+    def from_pretrained(
+        cls, path: str | Path, *arguments: Any, **settings: Any
+    ) -> "AbstractSynthesizer":
         """Loads what `save_pretrained` wrote; `settings` override the saved ones."""
         raise TypeError(f"{cls.__name__} has no weights to load.")
 
+    def with_settings(self: Kind, **settings: Any) -> Kind:
+        """The same synthesizer with other settings, such as `num_inference_steps` of its sampler.
+
+        What a new scheduler would ignore does not carry over to it; see `SamplerConfig.changed`.
+
+        Raises:
+            ValueError: For a setting that it does not have, or cannot follow.
+        """
+        own: Any = self
+        names: list[str] = [field.name for field in fields(own)] if is_dataclass(self) else []
+        if "sampler" in names:
+            changes, settings = split_sampler(settings)
+            settings = {**settings, "sampler": own.sampler.changed(**changes)}
+        raise_problems(
+            f"Unknown setting {name!r}{known_names(name, names)}"
+            for name in settings
+            if name not in names
+        )
+        changed: Kind = replace(own, **settings) if settings else self
+        return changed
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def available_parameters(self) -> tuple[RowParameter, ...]:
+        """The declared row parameters that this object takes, with its own defaults and ranges.
+
+        Without sources, those that need some are left out.
+        """
+        declared = self.row_parameters or ()
+        return tuple(p for p in declared if self.has_sources or not p.needs_sources)
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether rows start from real images."""
+        return False
+
+    @final
     def plan(
         self,
         labels: ArrayLike | None = None,
@@ -81,52 +152,80 @@ class AbstractSynthesizer(abc.ABC):
         """Lays out the rows to draw.
 
         Give exactly one quota: `per_class` (balanced), `ratio` (as many per real image, with the
-        class proportions of `labels`), or `counts` (class name -> number).
+        class proportions of `labels`), or `counts` (class name -> number). With sources, the rows
+        of each class start from its real images in turn.
 
         Args:
-            labels: Labels of the real images, int (n,); needed for `ratio`.
+            labels: Labels of the real images, int (n,); needed for `ratio`, and by default those of
+                the sources.
             per_class: Images of every class.
             ratio: Images per real image.
             counts: Images of each class by name.
             seed: Base seed; each row's own seed is hashed from it.
-            parameters: Per-row parameters of the synthesizer. A sequence is used in turn.
+            parameters: Row parameters, see `available_parameters`. A sequence is used in turn.
 
         Raises:
-            ValueError: For no quota, two quotas, or an unknown class or parameter.
+            ValueError: For no quota, two quotas, or an unknown class; for all unknown parameters
+                and all values out of range at once.
         """
-        return self._build_plan(
-            labels,
-            per_class=per_class,
-            ratio=ratio,
-            counts=counts,
-            seed=seed,
-            parameters=parameters,
-        )
+        quota = {"labels": labels, "per_class": per_class, "ratio": ratio, "counts": counts}
+        return self._lay_out(self._checked_parameters(parameters), quota, seed)
 
-    def _build_plan(
-        self,
-        labels: ArrayLike | None,
-        *,
-        per_class: int | None,
-        ratio: float | None,
-        counts: Mapping[str, int] | None,
-        seed: int,
-        parameters: Mapping[str, float | Sequence[float]],
-        sources: Sequence[ArrayLike] | None = None,
-        source_keys: ArrayLike | None = None,
-    ) -> Plan:
-        quota = self.quota(labels, per_class=per_class, ratio=ratio, counts=counts)
+    def _checked_parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The row parameters with their defaults, as columns; all problems in one error."""
+        if self.row_parameters is None:
+            return dict(given)
+        given = self._spelled_out(given)
+        available = {p.name: p for p in self.available_parameters()}
+        problems = [
+            f"Unknown row parameter {name!r}" + self._why_unknown(name, available)
+            for name in given
+            if name not in available
+        ]
+        columns: dict[str, Any] = {}
+        for name, parameter in available.items():
+            value = given.get(name, parameter.default)
+            problem = parameter.problem(value)
+            problems += [problem] if problem else []
+            if not problem and not (parameter.type is bool and not value):
+                columns[name] = parameter.column(value)
+        raise_problems([*problems, *self._plan_problems(columns)])
+        return columns
+
+    def _why_unknown(self, name: str, available: Iterable[str]) -> str:
+        if any(p.name == name and p.needs_sources for p in self.row_parameters or ()):
+            return f" (`{name}` needs `with_sources`); known: {', '.join(available) or 'none'}."
+        return known_names(name, available)
+
+    def _spelled_out(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters of a plan by the names of their columns."""
+        return given
+
+    def _plan_problems(self, columns: Mapping[str, Any]) -> Iterable[str]:
+        """What else speaks against a plan with these columns, one message each."""
+        del columns
+        return ()
+
+    def _sources(self) -> RowSources | None:
+        """The real images that rows start from; `None` if they start from nothing."""
+        return None
+
+    def _lay_out(self, columns: Mapping[str, Any], quota: Mapping[str, Any], seed: int) -> Plan:
+        """The rows with these columns; `quota` holds the arguments of the method `quota`."""
+        sources = self._sources()
+        if sources is not None and quota["labels"] is None:
+            quota = {**quota, "labels": sources.labels}
         settings = self.recipe()["settings"]
         if not isinstance(settings, dict):
             raise TypeError(f"recipe()['settings'] must be a dict, got {type(settings).__name__}.")
         return Plan.build(
-            quota,
+            self.quota(**quota),
             classes=self.classes,
             settings=settings,
             seed=seed,
-            sources=sources,
-            source_keys=source_keys,
-            parameters=parameters,
+            sources=None if sources is None else sources.by_class,
+            source_keys=None if sources is None else sources.keys,
+            parameters=columns,
         )
 
     def quota(
@@ -162,3 +261,51 @@ class AbstractSynthesizer(abc.ABC):
                 "`ratio` needs `labels`, those of the real images (`--source` on the command line)."
             )
         return matching_quota(labels, len(self.classes), ratio=ratio)
+
+
+Sourced = TypeVar("Sourced", bound="AbstractSourcedSynthesizer")
+
+
+class AbstractSourcedSynthesizer(AbstractSynthesizer):
+    """A synthesizer whose rows may start from real images: a dataclass with the field `real`."""
+
+    real: RealImages | None
+    """Where `source` indices point to; see `with_sources`."""
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether rows start from real images."""
+        return self.real is not None
+
+    def with_sources(self: Sourced, real: Any, labels: ArrayLike | None = None) -> Sourced:
+        """The same synthesizer, starting from real images.
+
+        Args:
+            real: Has `read(indices)`, and `targets` unless `labels` are given: any synthaug data
+                set or cache.
+            labels: Class indices of the real images, int (n,), in the order of our `classes`.
+
+        Raises:
+            DataError: For images of another shape, or other or differently ordered classes.
+            ValueError: For labels beyond the classes, or not one for every image.
+        """
+        own: Any = self
+        checked = RealImages.checked(
+            real, labels, classes=self.classes, image_shape=own.image_shape
+        )
+        sourced: Sourced = replace(own, real=checked)
+        return sourced
+
+    def _sources(self) -> RowSources | None:
+        if self.real is None:
+            return None
+        return RowSources(self.real.labels, self.real.by_class(), self.real.keys())
+
+    def _source_pixels(self, rows: Plan) -> Pixels:
+        """The real images that rows start from, uint8 (n, C, H, W)."""
+        if self.real is None:
+            raise ValueError(
+                "The plan starts from real images, but this synthesizer has none. Call "
+                "`with_sources(real)` first."
+            )
+        return self.real.read(rows)

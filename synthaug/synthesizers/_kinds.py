@@ -1,16 +1,15 @@
-"""Which synthesizer a directory is for. Only what wraps another one needs to know."""
+"""Which synthesizer a checkpoint is for."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from synthaug import synthesizers
 from synthaug._training.checkpoints import read_json
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._base import AbstractSynthesizer
-
-KINDS = ("Cascade", "ClassConditional", "ColdDiffusion", "DiffusionInversion", "LowDensity")
-"""Those that have weights."""
+from synthaug.synthesizers._parameters import check_settings
+from synthaug.synthesizers._registry import METHODS
 
 
 def kind_of(path: str | Path) -> str:
@@ -43,11 +42,15 @@ def load(path: str | Path, **arguments: Any) -> AbstractSynthesizer:
 
     Raises:
         CheckpointError: If it is for something else.
+        ValueError: For a setting that the synthesizer does not have.
     """
     name = kind_of(path)
-    if name not in KINDS:
+    if name not in METHODS:
         raise CheckpointError(f"{path} is a checkpoint for {name!r}, which we do not know.")
-    synthesizer: AbstractSynthesizer = getattr(synthesizers, name).from_pretrained(
-        path, **arguments
-    )
+    method, kind = METHODS[name], METHODS[name].load()
+    accepted = inspect.signature(kind.from_pretrained).parameters
+    if not method.wraps:
+        others = [name for name in arguments if name not in accepted]
+        check_settings(others, method.settings, method.row_parameters)
+    synthesizer: AbstractSynthesizer = kind.from_pretrained(path, **arguments)
     return synthesizer

@@ -4,13 +4,15 @@ On disk it is a directory in diffusers layout with `synthaug.json` beside the pa
 what diffusers does not say: class names, image shape, the settings of the synthesizer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from synthaug._pixels import to_images
@@ -34,9 +36,11 @@ from synthaug._training.checkpoints import (
     writing,
 )
 from synthaug._types import JSON, Images, Pixels
-from synthaug.denoisers import Denoiser
+from synthaug.denoisers import AnyDenoiser, ClassifierFreeGuidance, Denoiser
 from synthaug.errors import CheckpointError
-from synthaug.samplers import make_scheduler, step_arguments
+from synthaug.samplers import make_scheduler, sample, step_arguments
+from synthaug.synthesizers._parameters import raise_problems
+from synthaug.synthesizers._sampler import SamplerConfig
 
 _FILE = "synthaug.json"
 _EMBEDDINGS = "class_embeddings.safetensors"
@@ -134,22 +138,28 @@ class DiffusionModel:
         """Whether there is a trained unconditional branch beside the classes."""
         return self.num_conditions is not None and self.unconditional_branch
 
-    def check_guidance(self, scales: Sequence[float]) -> None:
+    def guidance_problems(self, scales: ArrayLike) -> list[str]:
+        """What is wrong with these guidance scales for this model: one message, or none."""
+        values = np.atleast_1d(np.asarray(scales, float))
+        if self.can_be_guided or (values == 1).all():
+            return []
+        lack = (
+            "knows no classes"
+            if self.num_conditions is None
+            else "was not trained without labels (`label_dropout` 0, or not a model of ours)"
+        )
+        return [
+            f"`guidance_scale` must be 1, got {', '.join(f'{scale:g}' for scale in values)}: "
+            f"guidance compares with and without a class, and this network {lack}."
+        ]
+
+    def check_guidance(self, scales: ArrayLike) -> None:
         """Refuses guidance scales that this model cannot follow.
 
         Raises:
             ValueError: For a scale other than 1 without classes or unconditional branch.
         """
-        if not self.can_be_guided and any(scale != 1 for scale in scales):
-            lack = (
-                "knows no classes"
-                if self.num_conditions is None
-                else "was not trained without labels (`label_dropout` 0, or not a model of ours)"
-            )
-            raise ValueError(
-                f"`guidance_scale` must be 1, got {', '.join(f'{scale:g}' for scale in scales)}: "
-                f"guidance compares with and without a class, and this network {lack}."
-            )
+        raise_problems(self.guidance_problems(scales))
 
     def conditions(self, labels: Tensor) -> Tensor | None:
         """What the network takes for these classes: indices int64 (n,), token sequences float32
@@ -163,42 +173,84 @@ class DiffusionModel:
         null = (self.num_conditions or 0) - 1
         return self.conditions(torch.full((n,), null, dtype=torch.int64, device="cpu"))
 
+    def sample(
+        self,
+        sampler: SamplerConfig,
+        condition: Any,
+        generators: Sequence[torch.Generator],
+        *,
+        guidance_scale: Tensor,
+        null: Callable[[], Any],
+        denoiser: AnyDenoiser | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Draws one latent per row, float32 (n, *latent_shape), with guidance if any row has some.
+
+        Args:
+            sampler: Scheduler, steps and noise.
+            condition: One condition per row.
+            generators: One stream per row.
+            guidance_scale: float32 (n,); 1 is no guidance.
+            null: Makes the conditions of the unconditional branch; called if they are needed.
+            denoiser: What to sample from; by default the network.
+            options: Those of `samplers.sample`, such as `sources`, `pushes` and `until`.
+        """
+        denoiser = denoiser or self.denoiser
+        terms = []
+        if (guidance_scale != 1).any():
+            terms.append(ClassifierFreeGuidance(denoiser, guidance_scale, null()))
+        return sample(
+            denoiser,
+            self.scheduler(sampler),
+            condition,
+            shape=self.latent_shape,
+            generators=generators,
+            num_inference_steps=sampler.num_inference_steps,
+            eta=sampler.eta,
+            terms=terms,
+            **options,
+        )
+
     # -- pixels and latents ----------------------------------------------------------------------
 
     def make_scheduler(self, name: str | None, log_variance_mix: float | None = None) -> Any:
         """A fresh scheduler for this network; see `samplers.make_scheduler`."""
         return make_scheduler(name, self.scheduler_config, log_variance_mix)
 
-    def check_sampler(
-        self,
-        name: str | None,
-        num_inference_steps: int,
-        eta: float,
-        log_variance_mix: float | None = None,
-    ) -> None:
+    def scheduler(self, sampler: SamplerConfig) -> Any:
+        """A fresh scheduler for this network, as the sampler's settings say."""
+        return self.make_scheduler(sampler.scheduler, sampler.log_variance_mix)
+
+    def check_sampler(self, sampler: SamplerConfig) -> None:
         """Refuses sampler settings that this checkpoint cannot follow.
 
         Raises:
             ValueError: For an unfit scheduler, no step or more than there are timesteps, or an
                 `eta` or a `log_variance_mix` that the scheduler would ignore.
         """
-        if num_inference_steps < 1:
-            raise ValueError(
-                f"`num_inference_steps` must be at least 1, got {num_inference_steps}."
-            )
+        steps = sampler.num_inference_steps
+        if steps < 1:
+            raise ValueError(f"`num_inference_steps` must be at least 1, got {steps}.")
         trained = int(self.scheduler_config.get("num_train_timesteps", 1000))
-        if num_inference_steps > trained:
+        if steps > trained:
             raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}, but the checkpoint has only "
-                f"{trained} timesteps."
+                f"`num_inference_steps` is {steps}, but the checkpoint has only {trained} "
+                "timesteps."
             )
-        step_arguments(self.make_scheduler(name, log_variance_mix), [], eta)
+        step_arguments(self.scheduler(sampler), [], sampler.eta)
 
-    def sampler_settings(
-        self, name: str | None, log_variance_mix: float | None = None
-    ) -> dict[str, JSON]:
-        """The scheduler's kind and config, for a recipe."""
-        return scheduler_settings(self.make_scheduler(name, log_variance_mix))
+    def settings(self, sampler: SamplerConfig) -> dict[str, JSON]:
+        """What determines an image besides weights and row, for a recipe."""
+        settings: dict[str, JSON] = {
+            **scheduler_settings(self.scheduler(sampler)),
+            "num_inference_steps": sampler.num_inference_steps,
+            "eta": sampler.eta,
+            "dtype": str(self.denoiser.dtype).removeprefix("torch."),
+            "image_shape": list(self.image_shape),
+        }
+        if self.prompts is not None:
+            settings["prompts"] = list(self.prompts)
+        return settings
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -48,7 +48,7 @@ def select_snapshot(
         score: For example `frechet_score(...)`, or the accuracy of a classifier that is trained on
             the images (CAS). It must look at images that are neither training nor test images.
         higher_is_better: As an accuracy is; a distance is not.
-        arguments: For loading, such as `device`, `scheduler` and `num_inference_steps`.
+        arguments: For loading, such as `device` and `sampler`.
 
     Raises:
         ValueError: Without snapshots, or for a score that is not finite.

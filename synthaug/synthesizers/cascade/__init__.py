@@ -1,6 +1,43 @@
 """Cascaded diffusion (Ho et al. 2021): a base model, and stages that enlarge its images."""
 
-from synthaug.synthesizers.cascade._stage import CascadeStage
-from synthaug.synthesizers.cascade._synthesizer import Cascade
+from dataclasses import replace
 
-__all__ = ["Cascade", "CascadeStage"]
+from synthaug.synthesizers._papers import Paper
+from synthaug.synthesizers._parameters import Method, RowParameter, Setting
+from synthaug.synthesizers._sampler import GUIDANCE_SCALE
+
+STAGE_GUIDANCE_SCALE = replace(
+    GUIDANCE_SCALE, name="stage_guidance_scale", help="Guidance of the stages.", sweep=()
+)
+NOISE_CONDITIONING_LEVEL = RowParameter(
+    name="noise_conditioning_level",
+    type=int,
+    help="Noise on the smaller images that a stage is given, up to the level that it was trained "
+    "with.",
+)
+
+METHOD = Method(
+    name="Cascade",
+    module=f"{__name__}._synthesizer",
+    title="Cascades",
+    row_parameters=(GUIDANCE_SCALE, STAGE_GUIDANCE_SCALE, NOISE_CONDITIONING_LEVEL),
+    settings=(
+        Setting(
+            name="truncated",
+            type=bool,
+            help="Stop each chain at the noise level of the stage after it, in place of running "
+            "it to its end and adding noise.",
+        ),
+    ),
+    papers=(
+        Paper(
+            "ho2022cascaded",
+            "Cascaded Diffusion Models for High Fidelity Image Generation",
+            "Ho, Jonathan and Saharia, Chitwan and Chan, William and Fleet, David J. and Norouzi, "
+            "Mohammad and Salimans, Tim",
+            2022,
+            "Journal of Machine Learning Research 23",
+            "2106.15282",
+        ),
+    ),
+)

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthaug._support.layout import settled
-from synthaug._types import JSON, Images
-from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
-from synthaug.samplers import sample, timesteps_until
+from synthaug._types import Images
+from synthaug.denoisers import Denoiser
+from synthaug.samplers import timesteps_until
 from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers._sampler import SamplerConfig
 
 
 class DiffusionChain(Protocol):
@@ -25,33 +26,13 @@ class DiffusionChain(Protocol):
     @property
     def model(self) -> DiffusionModel: ...
     @property
-    def scheduler(self) -> str | None: ...
-    @property
-    def num_inference_steps(self) -> int: ...
-    @property
-    def eta(self) -> float: ...
-    @property
-    def log_variance_mix(self) -> float | None: ...
-
-
-def chain_settings(chain: DiffusionChain) -> dict[str, JSON]:
-    """What determines an image of this chain besides weights and row, for a recipe."""
-    settings: dict[str, JSON] = {
-        **chain.model.sampler_settings(chain.scheduler, chain.log_variance_mix),
-        "num_inference_steps": chain.num_inference_steps,
-        "eta": chain.eta,
-        "dtype": str(chain.model.denoiser.dtype).removeprefix("torch."),
-        "image_shape": list(chain.model.image_shape),
-    }
-    if chain.model.prompts is not None:
-        settings["prompts"] = list(chain.model.prompts)
-    return settings
+    def sampler(self) -> SamplerConfig: ...
 
 
 def network_evaluations(chain: DiffusionChain, until: float) -> int:
     """Steps that the chain takes to the signal level `until`, in (0, 1]."""
-    scheduler = chain.model.make_scheduler(chain.scheduler)
-    scheduler.set_timesteps(chain.num_inference_steps)
+    scheduler = chain.model.scheduler(chain.sampler)
+    scheduler.set_timesteps(chain.sampler.num_inference_steps)
     return len(timesteps_until(scheduler, until))
 
 
@@ -76,21 +57,14 @@ def run_chain(
     """
     model = chain.model
     add: Callable[[Tensor | None], Any] = conditioned or (lambda classes: classes)
-    denoiser = model.denoiser if conditioned is None else StageDenoiser(chain)
-    terms = []
-    if (guidance_scale != 1).any():
-        model.check_guidance(guidance_scale.tolist())
-        null = add(model.null_conditions(len(labels)))
-        terms.append(ClassifierFreeGuidance(denoiser, guidance_scale, null))
-    latents = sample(
-        denoiser,
-        model.make_scheduler(chain.scheduler, chain.log_variance_mix),
+    model.check_guidance(guidance_scale.numpy())
+    latents = model.sample(
+        chain.sampler,
         add(model.conditions(labels)),
-        shape=model.latent_shape,
-        generators=generators,
-        num_inference_steps=chain.num_inference_steps,
-        eta=chain.eta,
-        terms=terms,
+        generators,
+        guidance_scale=guidance_scale,
+        null=lambda: add(model.null_conditions(len(labels))),
+        denoiser=None if conditioned is None else StageDenoiser(chain),
         until=until,
     )
     return latents if until < 1 else model.decode(latents)

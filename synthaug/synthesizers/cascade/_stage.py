@@ -32,23 +32,15 @@ from synthaug._training.checkpoints import (
 )
 from synthaug._types import JSON, Images
 from synthaug.errors import CheckpointError
-from synthaug.samplers import chosen_settings, make_scheduler
+from synthaug.samplers import make_scheduler
 from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers.cascade._chain import (
     LevelEmbedding,
     StageCondition,
-    chain_settings,
     downsample,
     run_chain,
     upsample,
-)
-
-STAGE_SETTINGS = (
-    "scheduler",
-    "num_inference_steps",
-    "eta",
-    "log_variance_mix",
-    "noise_conditioning_level",
 )
 
 _LEVELS = "level_embedding"
@@ -63,7 +55,7 @@ _IDLE = ("safety_checker", "feature_extractor", "watermarker")
 class CascadeStage:
     """A super-resolution model: draws images that are, made smaller, like the ones it is given.
 
-        stage = CascadeStage.from_pretrained("runs/8to32", num_inference_steps=25)
+        stage = CascadeStage.from_pretrained("runs/8to32", sampler={"num_inference_steps": 25})
 
     Trained by `Cascade.fit_stage`. Of others' checkpoints it takes those whose network is given
     the low-resolution image as further channels: a `UNet2DModel` in pixel space (enlarged
@@ -89,21 +81,14 @@ class CascadeStage:
     """Of stages of ours that take a level; others have it in their network."""
     noise_conditioning_level: int = 0
     """The level to use where a plan does not name one."""
-    scheduler: str | None = "ddim"
-    """"ddim", "ddpm", "dpmsolver++", a diffusers class name, or `None` for the checkpoint's own."""
-    num_inference_steps: int = 50
-    eta: float = 0.0
-    """0 for deterministic DDIM steps, 1 for ancestral ones."""
-    log_variance_mix: float | None = None
-    """As of `ClassConditional`."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Scheduler, steps and noise."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "low_size", tuple(self.low_size))
         if self.level_embedding is not None:
             settle_layout(self.level_embedding)
-        self.model.check_sampler(
-            self.scheduler, self.num_inference_steps, self.eta, self.log_variance_mix
-        )
+        self.model.check_sampler(self.sampler)
         inner, colours = self.model.denoiser, self.model.image_shape[0]
         known = inner.kind in ("UNet2DModel", "UNet2DConditionModel")
         extra = inner.in_channels - self.model.latent_shape[0]
@@ -221,7 +206,7 @@ class CascadeStage:
 
     def settings(self) -> dict[str, JSON]:
         """What determines its images besides weights and row, for a recipe."""
-        found = chain_settings(self) | {"low_size": list(self.low_size)}
+        found = self.model.settings(self.sampler) | {"low_size": list(self.low_size)}
         if self.signals is not None:
             assert self.low_res_scheduler_config is not None
             schedule = make_scheduler(None, self.low_res_scheduler_config).config
@@ -256,7 +241,8 @@ class CascadeStage:
             "low_size": list(self.low_size),
             "conditioning_augmentation": self.conditioning_augmentation,
             "max_noise_level": self.max_noise_level,
-            **{name: getattr(self, name) for name in STAGE_SETTINGS},
+            "noise_conditioning_level": self.noise_conditioning_level,
+            **self.sampler.record(),
         }
         with writing(path, "Free some space and save again."):
             path.mkdir(parents=True, exist_ok=True)
@@ -284,7 +270,8 @@ class CascadeStage:
         negative_prompt: str = "",
         dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
-        **settings: Any,
+        sampler: SamplerConfig | Mapping[str, Any] | None = None,
+        noise_conditioning_level: int | None = None,
     ) -> "CascadeStage":
         """Loads a stage of ours, or a super-resolution checkpoint of diffusers.
 
@@ -297,16 +284,13 @@ class CascadeStage:
             dtype: Dtype of the network: "auto" is bfloat16 on a device that has it in hardware, and
                 else float32.
             device: Where to run; a GPU if there is one by default.
-            settings: `scheduler`, `num_inference_steps`, `eta`, `log_variance_mix`,
-                `noise_conditioning_level`.
+            sampler: As for `ClassConditional.from_pretrained`.
+            noise_conditioning_level: In place of the one that was saved.
 
         Raises:
             CheckpointError: If it is not a super-resolution checkpoint that we can use.
             ValueError: For an unknown setting, or one that is missing.
         """
-        unknown = sorted(set(settings) - set(STAGE_SETTINGS))
-        if unknown:
-            raise ValueError(f"Unknown setting {unknown[0]!r}; known: {', '.join(STAGE_SETTINGS)}.")
         path = resolve(path)
         index = read_json(path / "model_index.json")
         own = read_json(path / "synthaug.json") if (path / "synthaug.json").exists() else {}
@@ -352,7 +336,7 @@ class CascadeStage:
         if getattr(model.denoiser.config, "class_embed_type", None) == "identity":  # one of ours
             restore(path / _LEVELS)
             embedding = _load_levels(path / _LEVELS, model)
-        known = {name: own[name] for name in STAGE_SETTINGS if name in own}
+        level = own.get("noise_conditioning_level", 0)
         return cls(
             model=model,
             low_size=size,
@@ -362,7 +346,10 @@ class CascadeStage:
             max_noise_level=levels,
             low_res_scheduler_config=schedule,
             level_embedding=embedding,
-            **chosen_settings(known, settings),
+            noise_conditioning_level=(
+                level if noise_conditioning_level is None else noise_conditioning_level
+            ),
+            sampler=SamplerConfig.chosen(own, sampler),
         )
 
 

@@ -10,14 +10,14 @@ Notation (code -> paper): `noise_conditioning_level` -> s; `truncated` -> sectio
     x_0 ~ p(x_0 | z_s, s, c)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from synthaug._noise import streams
 from synthaug._plan import Plan, row_seed
@@ -26,21 +26,21 @@ from synthaug._training.checkpoints import read_json, resolve, write_json, writi
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
 from synthaug.errors import CheckpointError
-from synthaug.samplers import check_until, chosen_settings
+from synthaug.samplers import check_until
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers._parameters import RowParameter
+from synthaug.synthesizers._sampler import GUIDANCE_SCALE, SamplerConfig, split_sampler
+from synthaug.synthesizers.cascade import METHOD, NOISE_CONDITIONING_LEVEL, STAGE_GUIDANCE_SCALE
 from synthaug.synthesizers.cascade._chain import (
     DiffusionChain,
-    chain_settings,
     network_evaluations,
     run_chain,
 )
 from synthaug.synthesizers.cascade._fit import Augmentation, StageFitJob
 from synthaug.synthesizers.cascade._stage import CascadeStage
 
-_SAMPLER = ("scheduler", "num_inference_steps", "eta", "log_variance_mix")
-_GUIDANCE = "stage_guidance_scale"
-_LEVEL = "noise_conditioning_level"
+_GUIDANCE, _LEVEL = STAGE_GUIDANCE_SCALE.name, NOISE_CONDITIONING_LEVEL.name
 
 
 @final
@@ -49,10 +49,7 @@ class _Base:
     """The base model of a cascade that was loaded from one directory."""
 
     model: DiffusionModel
-    scheduler: str | None = "ddim"
-    num_inference_steps: int = 50
-    eta: float = 0.0
-    log_variance_mix: float | None = None
+    sampler: SamplerConfig
 
 
 @final
@@ -74,6 +71,8 @@ class Cascade(AbstractSynthesizer):
     Raises:
         ValueError: If the models do not fit each other, or cannot be truncated.
     """
+
+    row_parameters = METHOD.row_parameters
 
     base: DiffusionChain = field(repr=False)
     """The model of the small images: a `ClassConditional`."""
@@ -108,7 +107,7 @@ class Cascade(AbstractSynthesizer):
                         f"`truncated`: the chain before stage {k} runs in the latents of an "
                         "autoencoder, so it has no noisy image to stop at. Leave it out."
                     )
-                check_until(before.model.make_scheduler(before.scheduler))
+                check_until(before.model.scheduler(before.sampler))
         if self.truncated and all(stage.signals is None for stage in self.stages):
             raise ValueError(
                 "`truncated` needs a stage that was trained with noise "
@@ -145,80 +144,66 @@ class Cascade(AbstractSynthesizer):
         }
         return found or None
 
+    def with_settings(self, **settings: Any) -> "Cascade":
+        """As the base's; settings of the sampler reach all models."""
+        changes, rest = split_sampler(settings)
+        base: Any = self.base
+        sampled = replace(
+            self,
+            base=replace(base, sampler=base.sampler.changed(**changes)),
+            stages=[replace(s, sampler=s.sampler.changed(**changes)) for s in self.stages],
+        )
+        return AbstractSynthesizer.with_settings(sampled, **rest)
+
     # -- plans -----------------------------------------------------------------------------------
 
     def _name(self, parameter: str, k: int) -> str:
         """The column of a parameter of stage k, counted from 1."""
         return parameter if len(self.stages) == 1 else f"{parameter}_{k}"
 
-    def plan(
-        self,
-        labels: ArrayLike | None = None,
-        *,
-        per_class: int | None = None,
-        ratio: float | None = None,
-        counts: Mapping[str, int] | None = None,
-        seed: int = 0,
-        **parameters: float | Sequence[float],
-    ) -> Plan:
-        """Lays out the rows; see `AbstractSynthesizer.plan`.
-
-        Args:
-            labels: Labels of the real images, int (n,); needed for `ratio`.
-            per_class: Images of every class.
-            ratio: Images per real image.
-            counts: Images of each class by name.
-            seed: Base seed.
-            parameters: `guidance_scale` (default 1), `stage_guidance_scale` (1) and
-                `noise_conditioning_level` (the stage's own). A sequence is used in turn.
-
-        Raises:
-            ValueError: For an unknown parameter, a value out of range, or a level that the stage
-                was not trained with.
-        """
-        row: dict[str, Any] = {"guidance_scale": 1.0}
+    def available_parameters(self) -> tuple[RowParameter, ...]:
+        """Those of the base and of each stage, with the levels that the stage was trained with."""
+        found = [METHOD.row_parameters[0]]
         for k, stage in enumerate(self.stages, 1):
-            row[self._name(_GUIDANCE, k)] = parameters.get(_GUIDANCE, 1.0)
-            if stage.signals is not None:
-                level = parameters.get(_LEVEL, stage.noise_conditioning_level)
-                row[self._name(_LEVEL, k)] = level
-        unknown = sorted(set(parameters) - {*row, _GUIDANCE, _LEVEL})
-        if unknown:
-            raise ValueError(f"Unknown row parameter {unknown[0]!r}; known: {', '.join(row)}.")
-        if all(stage.signals is None for stage in self.stages):
-            self.stages[-1].check_levels(np.atleast_1d(parameters.get(_LEVEL, 0)).tolist())
-        row |= {name: parameters[name] for name in row if name in parameters}
+            found.append(replace(STAGE_GUIDANCE_SCALE, name=self._name(_GUIDANCE, k)))
+            if stage.max_noise_level is not None:
+                found.append(
+                    replace(
+                        NOISE_CONDITIONING_LEVEL,
+                        name=self._name(_LEVEL, k),
+                        default=stage.noise_conditioning_level,
+                        high=stage.max_noise_level,
+                    )
+                )
+        return tuple(found)
+
+    def _spelled_out(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Names without a number stand for all stages that take such a parameter."""
+        columns = {p.name for p in self.available_parameters()}
+        found = dict(given)
+        if _LEVEL in found and all(stage.signals is None for stage in self.stages):
+            self.stages[-1].check_levels(np.atleast_1d(found.pop(_LEVEL)).tolist())
+        for name in (_GUIDANCE, _LEVEL):
+            if name in found and name not in columns:
+                value = found.pop(name)
+                numbered = [self._name(name, k) for k in range(1, len(self.stages) + 1)]
+                found = {**{n: value for n in numbered if n in columns}, **found}
+        return found
+
+    def _plan_problems(self, columns: Mapping[str, Any]) -> Iterator[str]:
         for k, chain in enumerate(self._chains):
-            name = "guidance_scale" if k == 0 else self._name(_GUIDANCE, k)
-            scales = np.atleast_1d(np.asarray(row[name], float))
-            if not (scales >= 0).all():
-                raise ValueError(f"`{name}` must not be negative, got {row[name]}.")
-            chain.model.check_guidance(scales.tolist())
-        for k, stage in enumerate(self.stages, 1):
-            if stage.signals is not None:
-                levels = np.atleast_1d(np.asarray(row[self._name(_LEVEL, k)], float))
-                stage.check_levels(levels.tolist())
-                row[self._name(_LEVEL, k)] = levels.astype(np.int64)
+            yield from chain.model.guidance_problems(columns.get(self._guidance_name(k), 1.0))
         if self.base.model.num_conditions is None and len(self.classes) > 1:
-            raise ValueError(
+            yield (
                 "The base knows no classes, so its images would bear random labels. Name a single "
                 "class."
             )
-        return self._build_plan(
-            labels,
-            per_class=per_class,
-            ratio=ratio,
-            counts=counts,
-            seed=seed,
-            parameters=row,
-        )
 
     # -- sampling --------------------------------------------------------------------------------
 
     def _levels(self, rows: Plan, k: int) -> NDArray[np.int64]:
         """Noise levels of stage k, int64 (n,)."""
-        default = np.zeros(len(rows), np.int64)
-        levels: NDArray[np.int64] = rows.columns.get(self._name(_LEVEL, k), default)
+        levels = rows.get(self._name(_LEVEL, k), 0)
         self.stages[k - 1].check_levels(np.unique(levels).tolist())
         return levels
 
@@ -230,9 +215,12 @@ class Cascade(AbstractSynthesizer):
                 return signals.double().numpy()[self._levels(rows, k + 1)]
         return np.ones(len(rows))
 
+    def _guidance_name(self, k: int) -> str:
+        """The column of the guidance of chain k, the base being 0."""
+        return GUIDANCE_SCALE.name if k == 0 else self._name(_GUIDANCE, k)
+
     def _guidance(self, rows: Plan, k: int) -> NDArray[np.float64]:
-        name = "guidance_scale" if k == 0 else self._name(_GUIDANCE, k)
-        return rows.columns.get(name, np.ones(len(rows)))
+        return rows.get(self._guidance_name(k), 1.0)
 
     @torch.inference_mode()
     def draw(self, rows: Plan) -> Images:
@@ -245,11 +233,7 @@ class Cascade(AbstractSynthesizer):
             ValueError: If the rows were made for other classes, or have a noise level that the
                 stage was not trained with.
         """
-        if rows.classes != self.classes:
-            raise ValueError(
-                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
-                f"{', '.join(self.classes)}."
-            )
+        self.check_classes(rows)
         images = self._run(0, rows, None)
         for k, stage in enumerate(self.stages, 1):
             if not self.truncated:
@@ -302,10 +286,10 @@ class Cascade(AbstractSynthesizer):
             weights |= {f"stage_{k}.{name}": value for name, value in stage.weights.items()}
         settings: dict[str, JSON] = {
             "truncated": self.truncated,
-            "base": chain_settings(self.base),
+            "base": self.base.model.settings(self.base.sampler),
             "stages": [stage.settings() for stage in self.stages],
         }
-        return {"synthesizer": "Cascade", "settings": settings, "weights": weights}
+        return {"synthesizer": METHOD.name, "settings": settings, "weights": weights}
 
     def in_precision(self, precision: Resolved) -> "Cascade":
         """See `AbstractSynthesizer.in_precision`."""
@@ -325,15 +309,14 @@ class Cascade(AbstractSynthesizer):
             CheckpointError: If the disk is full or not writable.
         """
         path = Path(path)
-        settings = {name: getattr(self.base, name) for name in _SAMPLER}
         self.base.model.save_pretrained(
-            path / "base", {"synthesizer": "ClassConditional", **settings}
+            path / "base", {"synthesizer": "ClassConditional", **self.base.sampler.record()}
         )
         for k, stage in enumerate(self.stages, 1):
             stage.save_pretrained(path / f"stage_{k}")
         with writing(path, "Free some space and save again."):  # last: makes it a checkpoint
             own = {
-                "synthesizer": "Cascade",
+                "synthesizer": METHOD.name,
                 "stages": len(self.stages),
                 "truncated": self.truncated,
             }
@@ -349,7 +332,8 @@ class Cascade(AbstractSynthesizer):
         classes: Sequence[str] | None = None,
         dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
-        **settings: Any,
+        sampler: SamplerConfig | Mapping[str, Any] | None = None,
+        noise_conditioning_level: int | None = None,
     ) -> "Cascade":
         """Loads a cascade from its directory, or puts one together.
 
@@ -365,24 +349,19 @@ class Cascade(AbstractSynthesizer):
             dtype: Dtype of all networks: "auto" is bfloat16 on a device that has it in hardware,
                 and else float32.
             device: Where to run; a GPU if there is one by default.
-            settings: `scheduler`, `num_inference_steps`, `eta` and `log_variance_mix` of the base
-                and all stages, and `noise_conditioning_level` of all stages that take one.
+            sampler: That of the base and all stages, as for `ClassConditional.from_pretrained`.
+            noise_conditioning_level: That of all stages that take one, where a plan does not say.
 
         Raises:
             CheckpointError: If there is no such directory, or a part of it is missing or damaged.
             ValueError: For an unknown setting, or models that do not fit each other.
         """
-        unknown = sorted(set(settings) - {*_SAMPLER, _LEVEL})
-        if unknown:
-            raise ValueError(
-                f"Unknown setting {unknown[0]!r}; known: {', '.join((*_SAMPLER, _LEVEL))}."
-            )
         folder = resolve(path)
         own: dict[str, Any] = {}
         if stages is None:
             if (folder / "synthaug.json").exists():
                 own = read_json(folder / "synthaug.json")
-            if own.get("synthesizer") != "Cascade":
+            if own.get("synthesizer") != METHOD.name:
                 raise CheckpointError(
                     f"{path} is not a cascade. Pass `stages` to put one together from it, or "
                     "assemble one with `synthaug cascade`."
@@ -391,20 +370,18 @@ class Cascade(AbstractSynthesizer):
             folder = folder / "base"
         where: dict[str, Any] = {"dtype": dtype, "device": device}
         model, saved = DiffusionModel.from_pretrained(folder, classes=classes, **where)
-        sampler = {k: v for k, v in settings.items() if k in _SAMPLER}
-        known: dict[str, Any] = {k: saved[k] for k in _SAMPLER if k in saved}
-        base = _Base(model=model, **chosen_settings(known, sampler))
+        base = _Base(model=model, sampler=SamplerConfig.chosen(saved, sampler))
         loaded: list[CascadeStage] = []
         for stage_path in stages:
             low = (loaded[-1].model if loaded else model).image_shape[1:]
             stage = CascadeStage.from_pretrained(
-                stage_path, classes=model.classes, low_size=low, **where, **sampler
+                stage_path, classes=model.classes, low_size=low, sampler=sampler, **where
             )
             loaded.append(stage)
-        if _LEVEL in settings:  # on a stage that takes none, the stage itself refuses it
-            level, some = settings[_LEVEL], any(stage.signals is not None for stage in loaded)
+        if noise_conditioning_level is not None:  # a stage that takes none refuses it itself
+            some = any(stage.signals is not None for stage in loaded)
             loaded = [
-                replace(stage, noise_conditioning_level=level)
+                replace(stage, noise_conditioning_level=noise_conditioning_level)
                 if stage.signals is not None or not some
                 else stage
                 for stage in loaded

@@ -8,65 +8,57 @@ Notation (code -> papers): `x` -> x_t; `guidance_scale` -> g = 1 + w; `strength`
 `log_variance_mix` -> v.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synthaug._noise import streams
 from synthaug._plan import Plan
 from synthaug._support.precision import Precision, Resolved
 from synthaug._training.loop import TrainingConfig, TrainingResult
-from synthaug._types import JSON, Images, Pixels
-from synthaug.denoisers import ClassifierFreeGuidance
+from synthaug._types import JSON, Images
 from synthaug.errors import CheckpointError
-from synthaug.samplers import chosen_settings, sample
-from synthaug.synthesizers._base import AbstractSynthesizer, Guide
+from synthaug.synthesizers._base import AbstractSourcedSynthesizer, Guide
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers._selection import snapshot_name
+from synthaug.synthesizers.class_conditional import METHOD
 from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob
-
-_SETTINGS = ("scheduler", "num_inference_steps", "eta", "log_variance_mix")
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ClassConditional(AbstractSynthesizer):
+class ClassConditional(AbstractSourcedSynthesizer):
     """Images of a class, from noise or from a real image of it.
 
-        synthesizer = ClassConditional.from_pretrained("runs/cifar", num_inference_steps=25)
+        sampler = SamplerConfig(scheduler="dpmsolver++", num_inference_steps=25)
+        synthesizer = ClassConditional.from_pretrained("runs/cifar", sampler=sampler)
         plan = synthesizer.plan(per_class=500, guidance_scale=1.5, seed=0)
         variants = synthesizer.with_sources(real).plan(per_class=500, strength=0.5, seed=0)
 
     Row parameters: `guidance_scale` (1 is no guidance), and with sources `strength` in (0, 1], the
-    share of the diffusion that is undone and redone.
+    fraction of the diffusion that is undone and redone.
     """
+
+    row_parameters = METHOD.row_parameters
 
     model: DiffusionModel
     """The trained network, and what belongs to it."""
-    scheduler: str | None = "ddim"
-    """"ddim", "ddpm", "dpmsolver++", a diffusers class name, or `None` for the checkpoint's own."""
-    num_inference_steps: int = 50
-    eta: float = 0.0
-    """0 for deterministic DDIM steps, 1 for ancestral ones."""
-    log_variance_mix: float | None = None
-    """v in [0, 1], for "ddpm": 0 gives its steps the smaller of their two variances (diffusers'
-    `fixed_small`), 1 the larger (`fixed_large`), and the last one none. `None` leaves it to the
-    checkpoint."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Scheduler, steps and noise."""
     real: RealImages | None = field(default=None, repr=False)
     """Where `source` indices point to; see `with_sources`."""
 
     def __post_init__(self) -> None:
-        self.model.check_sampler(
-            self.scheduler, self.num_inference_steps, self.eta, self.log_variance_mix
-        )
+        self.model.check_sampler(self.sampler)
         vae, given = self.model.vae, self.model.denoiser.in_channels
         wanted = self.image_shape[0] if vae is None else int(vae.config.latent_channels)
         if given != wanted:
@@ -97,10 +89,6 @@ class ClassConditional(AbstractSynthesizer):
 
     # -- sampling --------------------------------------------------------------------------------
 
-    def make_scheduler(self) -> Any:
-        """A fresh scheduler with this synthesizer's settings."""
-        return self.model.make_scheduler(self.scheduler, self.log_variance_mix)
-
     @torch.inference_mode()
     def draw(self, rows: Plan, *, guide: Guide | None = None) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
@@ -113,162 +101,59 @@ class ClassConditional(AbstractSynthesizer):
             ValueError: If the rows have sources but the synthesizer has not.
             DataError: If a source image is not the one that the plan was made with.
         """
-        if rows.classes != self.classes:
-            raise ValueError(
-                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
-                f"{', '.join(self.classes)}."
-            )
+        self.check_classes(rows)
         latents = torch.empty(
             len(rows), *self.model.latent_shape, dtype=torch.float32, device="cpu"
         )
-        strengths = np.where(rows["source"] < 0, -1.0, _column(rows, "strength", 1.0))
+        strengths = np.where(rows["source"] < 0, -1.0, rows.get("strength", 1.0))
         for strength in np.unique(strengths):  # rows that share a start share a batch
             chosen = np.flatnonzero(strengths == strength)
             latents[torch.from_numpy(chosen)] = self._sample(
                 rows[chosen], float(strength), guide
             ).cpu()
-        return self.model.decode(latents.to(self.model.denoiser.device)).cpu()
+        return self.model.decode(latents.to(self.model.device)).cpu()
 
     def _sample(self, rows: Plan, strength: float, guide: Guide | None) -> Tensor:
-        generators = streams(rows["seed"])
         labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
         condition = self.model.conditions(labels)
-        terms = []
-        scale = torch.tensor(
-            _column(rows, "guidance_scale", 1.0), dtype=torch.float32, device="cpu"
-        )
-        if (scale != 1).any():
-            self.model.check_guidance(scale.tolist())
-            unconditional = self.model.null_conditions(len(labels))
-            assert unconditional is not None
-            terms.append(ClassifierFreeGuidance(self.model.denoiser, scale, unconditional))
-        return sample(
-            self.model.denoiser,
-            self.make_scheduler(),
+        scale = torch.tensor(rows.get("guidance_scale", 1.0), dtype=torch.float32, device="cpu")
+        self.model.check_guidance(scale.numpy())
+        return self.model.sample(
+            self.sampler,
             condition,
-            shape=self.model.latent_shape,
-            generators=generators,
-            num_inference_steps=self.num_inference_steps,
+            streams(rows["seed"]),
+            guidance_scale=scale,
+            null=lambda: self.model.null_conditions(len(rows)),
             sources=None if strength < 0 else self.model.encode(self._source_pixels(rows)),
             strength=abs(strength),
-            eta=self.eta,
-            terms=terms,
             pushes=() if guide is None else guide(rows, condition),
         )
 
-    def _source_pixels(self, rows: Plan) -> Pixels:
-        if self.real is None:
-            raise ValueError(
-                "The plan starts from real images, but this synthesizer has none. Call "
-                "`with_sources(real)` first."
-            )
-        return self.real.read(rows)
-
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations per row: steps taken, twice with guidance."""
-        strengths = np.where(rows["source"] < 0, 1.0, _column(rows, "strength", 1.0))
-        guided = _column(rows, "guidance_scale", 1.0) != 1
-        scheduler = self.make_scheduler()
-        scheduler.set_timesteps(self.num_inference_steps)
-        extra = len(scheduler.timesteps) - self.num_inference_steps  # PNDM repeats one timestep
-        steps = np.maximum(1, np.rint(self.num_inference_steps * strengths)).astype(np.int64)
+        strengths = np.where(rows["source"] < 0, 1.0, rows.get("strength", 1.0))
+        guided = rows.get("guidance_scale", 1.0) != 1
+        scheduler, wanted = self.model.scheduler(self.sampler), self.sampler.num_inference_steps
+        scheduler.set_timesteps(wanted)
+        extra = len(scheduler.timesteps) - wanted  # PNDM repeats one timestep
+        steps = np.maximum(1, np.rint(wanted * strengths)).astype(np.int64)
         return (steps + extra) * (1 + guided)
 
-    # -- plans -----------------------------------------------------------------------------------
-
-    def with_sources(self, real: Any, labels: ArrayLike | None = None) -> "ClassConditional":
-        """The same synthesizer, starting from real images.
-
-        Args:
-            real: Has `read(indices)`, and `targets` unless `labels` are given: any synthaug data
-                set or cache.
-            labels: Class indices of the real images, int (n,), in the order of our `classes`.
-
-        Raises:
-            DataError: For images of another shape, or other or differently ordered classes.
-            ValueError: For labels beyond the classes, or not one for every image.
-        """
-        shape = self.image_shape
-        found = RealImages.checked(real, labels, classes=self.classes, image_shape=shape)
-        return replace(self, real=found)
-
-    def plan(
-        self,
-        labels: ArrayLike | None = None,
-        *,
-        per_class: int | None = None,
-        ratio: float | None = None,
-        counts: Mapping[str, int] | None = None,
-        seed: int = 0,
-        **parameters: float | Sequence[float],
-    ) -> Plan:
-        """Lays out the rows; see `AbstractSynthesizer.plan`.
-
-        With sources, each class's rows start from its real images in turn.
-
-        Args:
-            labels: Labels of the real images, int (n,); by default those of the sources.
-            per_class: Images of every class.
-            ratio: Images per real image.
-            counts: Images of each class by name.
-            seed: Base seed.
-            parameters: `guidance_scale` (default 1) and, with sources, `strength` (default 0.5).
-
-        Raises:
-            ValueError: For an unknown parameter, or a value out of range.
-        """
-        row = {"guidance_scale": 1.0, **({"strength": 0.5} if self.real is not None else {})}
-        unknown = sorted(set(parameters) - set(row))
-        if unknown:
-            hint = " (`strength` needs `with_sources`)" if unknown[0] == "strength" else ""
-            raise ValueError(
-                f"Unknown row parameter {unknown[0]!r}{hint}; known: {', '.join(row)}."
-            )
-        merged: dict[str, float | Sequence[float]] = {**row, **parameters}
-        if "strength" in merged:
-            values = np.atleast_1d(np.asarray(merged["strength"], float))
-            if not ((values > 0) & (values <= 1)).all():
-                raise ValueError(f"`strength` must be in (0, 1], got {merged['strength']}.")
-        scales = np.atleast_1d(np.asarray(merged["guidance_scale"], float))
-        if not (scales >= 0).all():
-            raise ValueError(
-                f"`guidance_scale` must not be negative, got {merged['guidance_scale']}."
-            )
-        self.model.check_guidance(scales.tolist())
+    def _plan_problems(self, columns: Mapping[str, Any]) -> Iterator[str]:
+        yield from self.model.guidance_problems(columns.get("guidance_scale", 1.0))
         if self.model.num_conditions is None and self.real is None and len(self.classes) > 1:
-            raise ValueError(
+            yield (
                 "This network knows no classes, so its images would bear random labels. Start from "
                 "real images (`with_sources`), or name a single class."
             )
-        if self.real is not None and labels is None:
-            labels = self.real.labels
-        return self._build_plan(
-            labels,
-            per_class=per_class,
-            ratio=ratio,
-            counts=counts,
-            seed=seed,
-            parameters=merged,
-            sources=None if self.real is None else self.real.by_class(),
-            source_keys=None if self.real is None else self.real.keys(),
-        )
 
     # -- identity --------------------------------------------------------------------------------
 
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
-        settings: dict[str, JSON] = {
-            **self.model.sampler_settings(self.scheduler, self.log_variance_mix),
-            "num_inference_steps": self.num_inference_steps,
-            "eta": self.eta,
-            "dtype": str(self.model.denoiser.dtype).removeprefix("torch."),
-            "image_shape": list(self.image_shape),
-        }
-        if self.model.prompts is not None:
-            settings["prompts"] = list(self.model.prompts)
         return {
-            "synthesizer": "ClassConditional",
-            "settings": settings,
+            "synthesizer": METHOD.name,
+            "settings": self.model.settings(self.sampler),
             "weights": self.model.weights,
         }
 
@@ -286,11 +171,7 @@ class ClassConditional(AbstractSynthesizer):
         Raises:
             CheckpointError: If the disk is full or not writable. What was there before stays.
         """
-        settings: dict[str, JSON] = {
-            "synthesizer": "ClassConditional",
-            **{name: getattr(self, name) for name in _SETTINGS},
-        }
-        self.model.save_pretrained(path, settings)
+        self.model.save_pretrained(path, {"synthesizer": METHOD.name, **self.sampler.record()})
 
     @classmethod
     def from_pretrained(
@@ -303,7 +184,7 @@ class ClassConditional(AbstractSynthesizer):
         negative_prompt: str = "",
         dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
-        **settings: Any,
+        sampler: SamplerConfig | Mapping[str, Any] | None = None,
     ) -> "ClassConditional":
         """Loads a diffusers directory, or a model of the hub.
 
@@ -321,18 +202,13 @@ class ClassConditional(AbstractSynthesizer):
             dtype: Dtype of the network: "auto" is bfloat16 on a device that has it in hardware, and
                 else float32. In bfloat16 rounding differs between batch sizes by more.
             device: Where to run; a GPU if there is one by default.
-            settings: `scheduler`, `num_inference_steps`, `eta`, `log_variance_mix`.
+            sampler: How to sample in place of what was saved; a mapping such as
+                `{"num_inference_steps": 25}` changes single settings of it.
 
         Raises:
             CheckpointError: If there is no such directory, it is not a diffusers directory, a part
                 is missing, or a weight is not finite.
         """
-        unknown = sorted(set(settings) - set(_SETTINGS))
-        if unknown:
-            raise ValueError(
-                f"Unknown setting {unknown[0]!r}; known: {', '.join(_SETTINGS)}. (Row "
-                "parameters such as `guidance_scale` belong to `plan`.)"
-            )
         model, saved = DiffusionModel.from_pretrained(
             path,
             classes=classes,
@@ -342,8 +218,7 @@ class ClassConditional(AbstractSynthesizer):
             dtype=dtype,
             device=device,
         )
-        known = {k: saved[k] for k in _SETTINGS if k in saved}
-        return cls(model=model, **chosen_settings(known, settings))
+        return cls(model=model, sampler=SamplerConfig.chosen(saved, sampler))
 
     # -- training --------------------------------------------------------------------------------
 
@@ -508,7 +383,3 @@ class ClassConditional(AbstractSynthesizer):
             progress=progress,
         )
         return cls(model=job.model(network)), result
-
-
-def _column(rows: Plan, name: str, default: float) -> NDArray[np.float64]:
-    return rows.columns.get(name, np.full(len(rows), default))

@@ -5,7 +5,7 @@ s - 1; `num_levels` -> T; "improved" -> Algorithm 2; "naive" -> Algorithm 1; `se
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,8 +38,10 @@ from synthaug._types import JSON, Images
 from synthaug.degradations import AbstractDegradation, Realisation, from_config
 from synthaug.denoisers import Denoiser
 from synthaug.errors import CheckpointError, MismatchError
-from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._base import AbstractSourcedSynthesizer
+from synthaug.synthesizers._parameters import check_settings, raise_problems
 from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers.cold import METHOD
 from synthaug.synthesizers.cold._colors import ColourMixture
 from synthaug.synthesizers.cold._fit import ColdFitJob
 from synthaug.synthesizers.cold._sampling import (
@@ -51,12 +53,12 @@ from synthaug.synthesizers.cold._sampling import (
 )
 
 _FILE = "synthaug.json"
-_SETTINGS = ("algorithm", "output", "num_steps", "symmetry_noise")
+_SETTINGS = tuple(setting.name for setting in METHOD.settings)
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ColdDiffusion(AbstractSynthesizer):
+class ColdDiffusion(AbstractSourcedSynthesizer):
     """Restored views of real images, or images from nothing, by undoing a degradation.
 
         cold, _ = ColdDiffusion.fit(real, "runs/deblur", degradation=degradations.Blur())
@@ -68,6 +70,8 @@ class ColdDiffusion(AbstractSynthesizer):
     much of the image is taken away and invented anew. Without sources, images are generated from
     level T, if the degradation leaves nothing or one colour there.
     """
+
+    row_parameters = METHOD.row_parameters
 
     network: nn.Module = field(repr=False)
     """R, a `UNet2DModel` without classes; it gets x_s and the time s - 1."""
@@ -207,27 +211,18 @@ class ColdDiffusion(AbstractSynthesizer):
                 for a degradation that images cannot be generated from.
             DataError: If a source image is not the one that the plan was made with.
         """
-        if rows.classes != self.classes:
-            raise ValueError(
-                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
-                f"{', '.join(self.classes)}."
-            )
+        self.check_classes(rows)
         fresh = np.flatnonzero(rows["source"] < 0)
         sourced = np.flatnonzero(rows["source"] >= 0)
         generators = streams(rows["seed"])
         realisation = self._realise(generators)
         x = torch.zeros(len(rows), *self.image_shape, dtype=torch.float32, device="cpu")
         if len(sourced):
-            if self.real is None:
-                raise ValueError(
-                    "The plan starts from real images, but this synthesizer has none. Call "
-                    "`with_sources(real)` first."
-                )
-            x[torch.from_numpy(sourced)] = to_images(self.real.read(rows[sourced]))
+            x[torch.from_numpy(sourced)] = to_images(self._source_pixels(rows[sourced]))
         s = self._levels_of(rows)
         x_s = self.degradation(x.to(self.device), s, realisation)
         if len(fresh):
-            self._check_generates()
+            raise_problems(self._generation_problems())
             start = x_s[fresh]  # D(0, T): all there is to know where the level leaves nothing
             own = [generators[i] for i in fresh]
             if self.colours is not None:
@@ -237,17 +232,26 @@ class ColdDiffusion(AbstractSynthesizer):
         return self._result(self.restore(x_s, s, realisation)).cpu()
 
     def _levels_of(self, rows: Plan) -> Tensor:
-        severity = rows.columns.get("severity", np.ones(len(rows)))
-        return self.levels(np.where(rows["source"] < 0, 1.0, severity))
+        return self.levels(np.where(rows["source"] < 0, 1.0, rows.get("severity", 1.0)))
 
-    def _check_generates(self) -> None:
+    def _generation_problems(self) -> Iterator[str]:
         leaves = self.degradation.leaves(self.image_shape)
         if leaves == "image" or (leaves == "colour") != (self.colours is not None):
-            raise ValueError(
+            yield (
                 f"Images cannot be generated from the last level of {self.degradation}: it "
                 "depends on the image. Start from real images (`with_sources`), or train with a "
                 "degradation that leaves one colour (`Blur(exact_mean=True)`) or nothing."
             )
+
+    def _plan_problems(self, columns: Mapping[str, Any]) -> Iterator[str]:
+        if self.real is None:
+            yield from self._generation_problems()
+            if len(self.classes) > 1:
+                yield (
+                    "The restorer knows no classes, so generated images would bear random labels. "
+                    "Start from real images (`with_sources`), or load it with a single class "
+                    "(`classes`)."
+                )
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations per row: one per level visited."""
@@ -255,84 +259,6 @@ class ColdDiffusion(AbstractSynthesizer):
             return np.ones(len(rows), np.int64)
         visited = visited_levels(self._levels_of(rows), self.num_steps)
         return (visited > 0).sum(1).numpy()
-
-    def with_sources(self, real: Any, labels: ArrayLike | None = None) -> "ColdDiffusion":
-        """The same synthesizer, starting from real images.
-
-        Args:
-            real: Has `read(indices)`, and `targets` unless `labels` are given: any synthaug data
-                set or cache.
-            labels: Class indices of the real images, int (n,), in the order of our `classes`.
-
-        Raises:
-            DataError: For images of another shape, or other or differently ordered classes.
-            ValueError: For labels beyond the classes, or not one for every image.
-        """
-        checked = RealImages.checked(
-            real, labels, classes=self.classes, image_shape=self.image_shape
-        )
-        return replace(self, real=checked)
-
-    def plan(
-        self,
-        labels: ArrayLike | None = None,
-        *,
-        per_class: int | None = None,
-        ratio: float | None = None,
-        counts: Mapping[str, int] | None = None,
-        seed: int = 0,
-        **parameters: float | Sequence[float],
-    ) -> Plan:
-        """Lays out the rows; see `AbstractSynthesizer.plan`.
-
-        With sources, each class's rows start from its real images in turn.
-
-        Args:
-            labels: Labels of the real images, int (n,); by default those of the sources.
-            per_class: Images of every class.
-            ratio: Images per real image.
-            counts: Images of each class by name.
-            seed: Base seed.
-            parameters: `severity` (default 0.3), with sources.
-
-        Raises:
-            ValueError: For an unknown parameter, a value out of range, or a plan that starts from
-                nothing where this synthesizer cannot, or for several classes.
-        """
-        known = ("severity",) if self.real is not None else ()
-        unknown = sorted(set(parameters) - set(known))
-        if unknown:
-            hint = " (`severity` needs `with_sources`)" if unknown[0] == "severity" else ""
-            raise ValueError(
-                f"Unknown row parameter {unknown[0]!r}{hint}; known: {', '.join(known) or 'none'}."
-            )
-        merged: dict[str, float | Sequence[float]] = dict(parameters)
-        sources = keys = None
-        if self.real is None:
-            self._check_generates()
-            if len(self.classes) > 1:
-                raise ValueError(
-                    "The restorer knows no classes, so generated images would bear random labels. "
-                    "Start from real images (`with_sources`), or load it with a single class "
-                    "(`classes`)."
-                )
-        else:
-            merged.setdefault("severity", 0.3)
-            values = np.atleast_1d(np.asarray(merged["severity"], float))
-            if not ((values > 0) & (values <= 1)).all():
-                raise ValueError(f"`severity` must be in (0, 1], got {merged['severity']}.")
-            sources, keys = self.real.by_class(), self.real.keys()
-            labels = self.real.labels if labels is None else labels
-        return self._build_plan(
-            labels,
-            per_class=per_class,
-            ratio=ratio,
-            counts=counts,
-            seed=seed,
-            parameters=merged,
-            sources=sources,
-            source_keys=keys,
-        )
 
     # -- identity and files ----------------------------------------------------------------------
 
@@ -347,7 +273,7 @@ class ColdDiffusion(AbstractSynthesizer):
         weights: dict[str, JSON] = {"network": self._digest}
         if self.colours is not None:
             weights["colours"] = settings_digest(self.colours.config())
-        return {"synthesizer": "ColdDiffusion", "settings": settings, "weights": weights}
+        return {"synthesizer": METHOD.name, "settings": settings, "weights": weights}
 
     @cached_property
     def _digest(self) -> str:
@@ -367,7 +293,7 @@ class ColdDiffusion(AbstractSynthesizer):
         network = in_precision(self.network, "float32")
         inner: Any = getattr(network, "_orig_mod", network)
         own = {
-            "synthesizer": "ColdDiffusion",
+            "synthesizer": METHOD.name,
             **{name: getattr(self, name) for name in _SETTINGS},
             "degradation": self.degradation.config(),
             "colours": None if self.colours is None else self.colours.config(),
@@ -415,17 +341,12 @@ class ColdDiffusion(AbstractSynthesizer):
                 trained with another degradation than the one given.
             ValueError: For an unknown setting, or a device that torch cannot use.
         """
-        unknown = sorted(set(settings) - set(_SETTINGS))
-        if unknown:
-            raise ValueError(
-                f"Unknown setting {unknown[0]!r}; known: {', '.join(_SETTINGS)}. (The row "
-                "parameter `severity` belongs to `plan`.)"
-            )
+        check_settings(settings, METHOD.settings, METHOD.row_parameters)
         target = choose_device(device)
         path = resolve(path)
         index = read_json(path / "model_index.json")
         own = read_json(path / _FILE) if (path / _FILE).exists() else {}
-        if own.get("synthesizer") != "ColdDiffusion":
+        if own.get("synthesizer") != METHOD.name:
             raise MismatchError(
                 f"{path} holds no checkpoint of cold diffusion, but of "
                 f"{own.get('synthesizer', 'something else')}. Train one with `ColdDiffusion.fit`."

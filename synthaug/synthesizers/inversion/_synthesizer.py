@@ -22,7 +22,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import randn, streams
@@ -33,11 +33,12 @@ from synthaug._support.progress import bar
 from synthaug._training.checkpoints import read_json, resolve, write_json, writing
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import JSON, Images
-from synthaug.denoisers import ClassifierFreeGuidance
 from synthaug.errors import DataError, MismatchError
-from synthaug.samplers import chosen_settings, sample
-from synthaug.synthesizers._base import AbstractSynthesizer, Guide
+from synthaug.synthesizers._base import AbstractSynthesizer, Guide, RowSources
 from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers._parameters import RowParameter, check_settings
+from synthaug.synthesizers._sampler import SamplerConfig
+from synthaug.synthesizers.inversion import METHOD
 from synthaug.synthesizers.inversion._embeddings import EmbeddingTable, interpolate
 from synthaug.synthesizers.inversion._fit import (
     InversionConfig,
@@ -47,22 +48,14 @@ from synthaug.synthesizers.inversion._fit import (
     begun_precision,
 )
 from synthaug.synthesizers.inversion._tokens import TokenEncoder, TokenFitJob, TokenModel
-from synthaug.synthesizers.inversion._variant_plan import checked_parameters, with_partners
+from synthaug.synthesizers.inversion._variant_plan import with_partners
 
 logger = logging.getLogger("synthaug")
 
 Unconditional = Literal["mean", "class_mean", "group_mean", "zero", "null"]
 
 _FILE = "inversion.json"
-_SETTINGS = (
-    "scheduler",
-    "num_inference_steps",
-    "eta",
-    "unconditional",
-    "group_size",
-    "spherical",
-    "relative_noise",
-)
+_SETTINGS = tuple(setting.name for setting in METHOD.settings)
 _PLAIN = {"classes": None, "image_size": None, "prompt_template": "{}", "negative_prompt": ""}
 _UNCONDITIONAL = ("mean", "class_mean", "group_mean", "zero", "null")
 
@@ -79,8 +72,11 @@ class DiffusionInversion(AbstractSynthesizer):
 
     Row parameters: `guidance_scale` (1 is no guidance), `noise` (relative to the embeddings' RMS),
     `interpolation` in [0, 1] towards a partner of the same class, and `snapshot`, the number of
-    updates that the embedding had received.
+    updates that the embedding had received. With `cross_class`, for all rows, partners are of other
+    classes; such images belong to two classes, so train with `soft_labels(plan)`.
     """
+
+    row_parameters = METHOD.row_parameters
 
     model: DiffusionModel
     """The frozen generator, whose network attends to tokens."""
@@ -90,11 +86,8 @@ class DiffusionInversion(AbstractSynthesizer):
     """Image encoder of a generator of ours: the start of stage 1."""
     origin: Mapping[str, Any] | None = field(default=None, repr=False)
     """How the generator was loaded, so that `fit` need not copy it."""
-    scheduler: str | None = "ddim"
-    """"ddim", "ddpm", "dpmsolver++", a diffusers class name, or `None` for the checkpoint's own."""
-    num_inference_steps: int = 50
-    eta: float = 0.0
-    """0 for deterministic DDIM steps, 1 for ancestral ones."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Scheduler, steps and noise."""
     unconditional: Unconditional = "mean"
     """The unconditional branch of guidance: the mean embedding of the data set, of the class or of
     the group; zeros; or the checkpoint's own null tokens (for prompts, the negative prompt)."""
@@ -106,7 +99,7 @@ class DiffusionInversion(AbstractSynthesizer):
     """Whether `noise` is relative to the RMS of all embeddings of the snapshot."""
 
     def __post_init__(self) -> None:
-        self.model.check_sampler(self.scheduler, self.num_inference_steps, self.eta)
+        self.model.check_sampler(self.sampler)
         if self.unconditional not in _UNCONDITIONAL:
             raise ValueError(
                 f"`unconditional` must be one of {', '.join(_UNCONDITIONAL)}, got "
@@ -137,9 +130,6 @@ class DiffusionInversion(AbstractSynthesizer):
                 "with `fit`."
             )
         return self.table
-
-    def _make_scheduler(self) -> Any:
-        return self.model.make_scheduler(self.scheduler)
 
     # -- stage 1 ---------------------------------------------------------------------------------
 
@@ -238,57 +228,35 @@ class DiffusionInversion(AbstractSynthesizer):
 
     # -- plans -----------------------------------------------------------------------------------
 
-    def plan(  # type: ignore[override]  # `cross_class` is no row parameter
-        self,
-        labels: ArrayLike | None = None,
-        *,
-        per_class: int | None = None,
-        ratio: float | None = None,
-        counts: Mapping[str, int] | None = None,
-        seed: int = 0,
-        cross_class: bool = False,
-        **parameters: float | Sequence[float],
-    ) -> Plan:
-        """Lays out the rows; see `AbstractSynthesizer.plan`. Each class's images come in turn.
-
-        Rows that interpolate have a partner in the columns `partner` (its index, else -1),
-        `partner_key` (the bits of its content digest) and `partner_label`.
-
-        Args:
-            labels: By default those of the images that were learned.
-            per_class: Images of every class.
-            ratio: Images per real image.
-            counts: Images of each class by name.
-            seed: Base seed.
-            cross_class: Take partners from other classes. Such images belong to two classes: train
-                with `soft_labels(plan)`.
-            parameters: `guidance_scale` (default 2), `noise` (0.1), `interpolation` (0.1),
-                `snapshot` (the last). A sequence is used in turn.
-
-        Raises:
-            ValueError: For an unknown parameter, a value out of range, or a class in which no image
-                has a partner.
-        """
+    def available_parameters(self) -> tuple[RowParameter, ...]:
+        """As the base's, with the snapshots that there are."""
         table = self._learned
-        given = checked_parameters(parameters, table)
-        if cross_class:
-            given["cross_class"] = 1  # these rows are other images, so they need other seeds
-        plan = self._build_plan(
-            table.labels if labels is None else labels,
-            per_class=per_class,
-            ratio=ratio,
-            counts=counts,
-            seed=seed,
-            parameters=given,
-            sources=[table.of_class(c) for c in range(len(self.classes))],
-            source_keys=table.keys,
+        return tuple(
+            replace(p, default=table.last, choices=tuple(table.snapshots))
+            if p.name == "snapshot"
+            else p
+            for p in METHOD.row_parameters
         )
-        return with_partners(plan, table, cross_class=cross_class)
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether there are embeddings: all rows start from one."""
+        return self.table is not None
+
+    def _sources(self) -> RowSources:
+        table = self._learned
+        by_class = [table.of_class(c) for c in range(len(self.classes))]
+        return RowSources(table.labels, by_class, table.keys)
+
+    def _lay_out(self, columns: Mapping[str, Any], quota: Mapping[str, Any], seed: int) -> Plan:
+        """As the base's; rows that interpolate have a partner."""
+        plan = super()._lay_out(columns, quota, seed)
+        return with_partners(plan, self._learned, cross_class="cross_class" in columns)
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations per row: one per step, twice with guidance."""
-        scheduler = self._make_scheduler()
-        scheduler.set_timesteps(self.num_inference_steps)
+        scheduler = self.model.scheduler(self.sampler)
+        scheduler.set_timesteps(self.sampler.num_inference_steps)
         return len(scheduler.timesteps) * (1 + (rows["guidance_scale"] != 1))
 
     # -- stage 2 ---------------------------------------------------------------------------------
@@ -305,28 +273,16 @@ class DiffusionInversion(AbstractSynthesizer):
             ValueError: If the rows were made for other classes.
             DataError: If a source or partner is not among the images that were learned.
         """
-        if rows.classes != self.classes:
-            raise ValueError(
-                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
-                f"{', '.join(self.classes)}."
-            )
+        self.check_classes(rows)
         device = self.model.device
         generators = streams(rows["seed"])
         condition = self.conditions(rows, generators).to(device)
-        scale = torch.tensor(rows["guidance_scale"], dtype=torch.float32, device="cpu")
-        terms = []
-        if (scale != 1).any():
-            unconditional = self.unconditional_tokens(rows).to(device)
-            terms.append(ClassifierFreeGuidance(self.model.denoiser, scale, unconditional))
-        latents = sample(
-            self.model.denoiser,
-            self._make_scheduler(),
+        latents = self.model.sample(
+            self.sampler,
             condition,
-            shape=self.model.latent_shape,
-            generators=generators,
-            num_inference_steps=self.num_inference_steps,
-            eta=self.eta,
-            terms=terms,
+            generators,
+            guidance_scale=torch.tensor(rows["guidance_scale"], dtype=torch.float32, device="cpu"),
+            null=lambda: self.unconditional_tokens(rows).to(device),
             pushes=() if guide is None else guide(rows, condition),
         )
         return self.model.decode(latents).cpu()
@@ -408,19 +364,19 @@ class DiffusionInversion(AbstractSynthesizer):
 
     # -- identity and files ----------------------------------------------------------------------
 
+    @property
+    def _settings(self) -> dict[str, JSON]:
+        return {name: getattr(self, name) for name in _SETTINGS}
+
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
-        settings: dict[str, JSON] = {
-            **self.model.sampler_settings(self.scheduler),
-            **{name: getattr(self, name) for name in _SETTINGS if name != "scheduler"},
-            "dtype": str(self.model.denoiser.dtype).removeprefix("torch."),
-            "image_shape": list(self.image_shape),
-        }
+        settings = {**self.model.settings(self.sampler), **self._settings}
+        settings.pop("prompts", None)  # what reaches the images are embeddings
         weights = dict(self.model.weights)
         if self.unconditional != "null":  # no part of it reaches the images
             weights.pop("class_embeddings", None)
         return {
-            "synthesizer": "DiffusionInversion",
+            "synthesizer": METHOD.name,
             "settings": settings,
             "weights": {**weights, "embeddings": self._learned.digest},
         }
@@ -446,7 +402,7 @@ class DiffusionInversion(AbstractSynthesizer):
 
     def _write(self, path: Path, *, copy: bool) -> None:
         if copy:
-            self.model.save_pretrained(path, {"synthesizer": "DiffusionInversion"})
+            self.model.save_pretrained(path, {"synthesizer": METHOD.name})
         with writing(path, "Free some space and save again."):
             if copy and self.encoder is not None:
                 self.encoder.save(path)
@@ -455,7 +411,7 @@ class DiffusionInversion(AbstractSynthesizer):
                 "weights": self._frozen_weights,
                 "dtype": str(self.model.denoiser.dtype),
                 "classes": list(self.classes) if self.table is not None else None,
-                "settings": {name: getattr(self, name) for name in _SETTINGS},
+                "settings": {**self.sampler.record(), **self._settings},
             }
             write_json(path / _FILE, own)
 
@@ -471,6 +427,7 @@ class DiffusionInversion(AbstractSynthesizer):
         negative_prompt: str = "",
         dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
+        sampler: SamplerConfig | Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> "DiffusionInversion":
         """Loads a generator to invert, or what `fit` wrote.
@@ -488,19 +445,14 @@ class DiffusionInversion(AbstractSynthesizer):
             dtype: Dtype of the network; embeddings are float32 always. "auto" is bfloat16 on a
                 device that has it in hardware, and else float32; `fit` goes on as it was begun.
             device: Where to run; a GPU if there is one by default.
-            settings: `scheduler`, `num_inference_steps`, `eta`, `unconditional`, `group_size`,
-                `spherical`, `relative_noise`.
+            sampler: As for `ClassConditional.from_pretrained`.
+            settings: `unconditional`, `group_size`, `spherical`, `relative_noise`.
 
         Raises:
             CheckpointError: If there is no such directory, a part is missing or damaged, or the
                 generator is not the one that was inverted.
         """
-        unknown = sorted(set(settings) - set(_SETTINGS))
-        if unknown:
-            raise ValueError(
-                f"Unknown setting {unknown[0]!r}; known: {', '.join(_SETTINGS)}. (Row parameters "
-                "such as `noise` belong to `plan`.)"
-            )
+        check_settings(settings, METHOD.settings, METHOD.row_parameters)
         folder = Path(path).expanduser()
         saved = read_json(folder / _FILE) if (folder / _FILE).exists() else {}
         given = {
@@ -531,12 +483,14 @@ class DiffusionInversion(AbstractSynthesizer):
         if inverted:
             table = EmbeddingTable.load(folder / "embeddings", saved["classes"])
         base = Path(origin["path"]).expanduser()
+        known = saved.get("settings", {})
         return cls(
             model=model,
             table=table,
             encoder=TokenEncoder.load(base),
             origin=origin,
-            **chosen_settings(saved.get("settings", {}), settings),
+            sampler=SamplerConfig.chosen(known, sampler),
+            **{**{name: known[name] for name in _SETTINGS if name in known}, **settings},
         )
 
     # -- a generator of our own ------------------------------------------------------------------

@@ -1,43 +1,11 @@
 """Plans of variants: which images they come from, how far they go, and towards which partner."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from synthaug._plan import Plan
 from synthaug._types import Features
 from synthaug.synthesizers.inversion._embeddings import EmbeddingTable
-
-ROW = {"guidance_scale": 2.0, "noise": 0.1, "interpolation": 0.1}
-"""Row parameters and their defaults, beside `snapshot`, which is the last by default."""
-
-
-def checked_parameters(given: Mapping[str, Any], table: EmbeddingTable) -> dict[str, Any]:
-    """Row parameters with defaults.
-
-    Raises:
-        ValueError: For an unknown parameter, a value out of range, or a missing snapshot.
-    """
-    row: dict[str, Any] = {**ROW, "snapshot": table.last, **given}
-    unknown = sorted(set(row) - {*ROW, "snapshot"})
-    if unknown:
-        raise ValueError(
-            f"Unknown row parameter {unknown[0]!r}; known: {', '.join(ROW)}, snapshot."
-        )
-    for name in ROW:
-        values = np.atleast_1d(np.asarray(row[name], float))
-        if not (values >= 0).all() or (name == "interpolation" and not (values <= 1).all()):
-            bounds = "in [0, 1]" if name == "interpolation" else "at least 0"
-            raise ValueError(f"`{name}` must be {bounds}, got {row[name]}.")
-    snapshots = np.atleast_1d(np.asarray(row["snapshot"], float))
-    absent = [s for s in snapshots.tolist() if s not in table.snapshots]
-    if absent:
-        raise ValueError(
-            f"There is no snapshot {absent[0]:g}; there are {', '.join(map(str, table.snapshots))}."
-        )
-    return {**row, "snapshot": snapshots.astype(np.int64)}
 
 
 def with_partners(plan: Plan, table: EmbeddingTable, *, cross_class: bool) -> Plan:

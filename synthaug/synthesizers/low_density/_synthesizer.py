@@ -10,7 +10,7 @@ paper): see `synthaug.guidance`.
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -33,13 +33,14 @@ from synthaug.guidance import UNITS, HardnessModel, HardnessPush, Unit
 from synthaug.samplers import Push, check_pushable
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._kinds import load, origin_of
+from synthaug.synthesizers._parameters import RowParameter
 from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers._sampler import SamplerConfig
+from synthaug.synthesizers.low_density import METHOD
 from synthaug.synthesizers.low_density._fit import REAL, SYNTHETIC, HardnessFitJob
 from synthaug.synthesizers.low_density._hardness import NoiseAware, OnEstimate
 
 _FILE = "synthaug.json"
-_ROW = {"alpha": 0.5, "beta": 1.0}
-"""Defaults, as lengths."""
 
 
 @final
@@ -48,7 +49,7 @@ class LowDensity(AbstractSynthesizer):
     """Hard images of every class, drawn by steering another synthesizer.
 
         steered, _ = LowDensity.fit(real, "runs/cifar", "runs/hard")      # once
-        steered = LowDensity.from_pretrained("runs/hard", num_inference_steps=50)
+        steered = LowDensity.from_pretrained("runs/hard", sampler={"scheduler": "ddpm"})
         plan = steered.plan(per_class=500, seed=0)
         synthaug.generate(steered, plan, "hard.h5")
 
@@ -56,6 +57,8 @@ class LowDensity(AbstractSynthesizer):
     real images, each in units of the noise of every step; see `unit`. Those of the base come on
     top, `guidance_scale` among them. Rows with alpha = beta = 0 are what the base draws.
     """
+
+    row_parameters = METHOD.row_parameters
 
     base: Any
     """What is steered: `ClassConditional` or `DiffusionInversion`."""
@@ -111,8 +114,8 @@ class LowDensity(AbstractSynthesizer):
         No `beta` without a discriminator.
         """
         size = math.prod(self.base.model.latent_shape) ** -0.5 if self.unit == "rms" else 1.0
-        beta = _ROW["beta"] if self.realism is not None else 0.0
-        return {"alpha": size * _ROW["alpha"], "beta": size * beta}
+        found = {p.name: size * (p.default or 0.0) for p in METHOD.row_parameters}
+        return found if self.realism is not None else {**found, "beta": 0.0}
 
     @property
     def trained_on(self) -> Mapping[str, JSON] | None:
@@ -133,43 +136,39 @@ class LowDensity(AbstractSynthesizer):
             raise ValueError(f"A {type(self.base).__name__} does not start from other images.")
         return replace(self, base=self.base.with_sources(real, labels))
 
-    def plan(
-        self,
-        labels: ArrayLike | None = None,
-        *,
-        per_class: int | None = None,
-        ratio: float | None = None,
-        counts: Mapping[str, int] | None = None,
-        seed: int = 0,
-        **parameters: Any,
-    ) -> Plan:
-        """Lays out the rows; see the base's `plan`.
+    def with_settings(self, **settings: Any) -> "LowDensity":
+        """As the base's; all but `temperature` and `unit` are settings of what is steered."""
+        own = {s.name: settings.pop(s.name) for s in METHOD.settings if s.name in settings}
+        return replace(self, base=self.base.with_settings(**settings), **own)
 
-        Args:
-            labels: Of the real images; see the base.
-            per_class: Images of every class.
-            ratio: Images per real image.
-            counts: Images of each class by name.
-            seed: Base seed.
-            parameters: `alpha` and `beta`, by default those of `default_strengths`, and those of
-                the base. A sequence is used in turn.
+    @property
+    def has_sources(self) -> bool:
+        """Whether the base starts from real images."""
+        return bool(getattr(self.base, "has_sources", False))
 
-        Raises:
-            ValueError: For an unknown parameter, or a value out of range.
-        """
-        defaults = self.default_strengths
-        own = {name: parameters.pop(name, value) for name, value in defaults.items()}
-        for name, value in own.items():
-            if not (np.asarray(value, float) >= 0).all():
-                raise ValueError(f"`{name}` must not be negative, got {value}.")
-        if self.realism is None and np.any(own["beta"]):
-            raise ValueError(
-                f"`beta` is {own['beta']}, but there is no discriminator. Use 0, or `fit` one."
+    def available_parameters(self) -> tuple[RowParameter, ...]:
+        """`alpha` and `beta`, by default those of `default_strengths`, and those of the base."""
+        default = self.default_strengths
+        own = tuple(replace(p, default=default[p.name]) for p in METHOD.row_parameters)
+        return (*own, *self.base.available_parameters())
+
+    def _why_unknown(self, name: str, available: Iterable[str]) -> str:
+        reason: str = self.base._why_unknown(name, available)
+        return reason
+
+    def _plan_problems(self, columns: Mapping[str, Any]) -> Iterator[str]:
+        if self.realism is None and np.any(columns.get("beta", 0)):
+            yield (
+                f"`beta` is {columns['beta']}, but there is no discriminator. Use 0, or `fit` one."
             )
-        rows: Plan = self.base.plan(
-            labels, per_class=per_class, ratio=ratio, counts=counts, seed=seed, **parameters
-        )
-        return rows.with_parameters(own, settings=self._settings)
+        yield from self.base._plan_problems(columns)
+
+    def _lay_out(self, columns: Mapping[str, Any], quota: Mapping[str, Any], seed: int) -> Plan:
+        """The base's rows, pushed."""
+        pushes = {p.name: columns[p.name] for p in METHOD.row_parameters}
+        rest = {name: value for name, value in columns.items() if name not in pushes}
+        rows: Plan = self.base._lay_out(rest, quota, seed)
+        return rows.with_parameters(pushes, settings=self._settings)
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations per row: the base's, and what gradients cost.
@@ -185,7 +184,7 @@ class LowDensity(AbstractSynthesizer):
         )
         for name, model in (("alpha", self.hardness), ("beta", self.realism)):
             if model is not None:
-                found = found + (_column(rows, name) != 0) * model.evaluations * (steps - 1)
+                found = found + (rows.get(name, 0.0) != 0) * model.evaluations * (steps - 1)
         return found
 
     # -- sampling --------------------------------------------------------------------------------
@@ -207,7 +206,7 @@ class LowDensity(AbstractSynthesizer):
             ("alpha", self.hardness, labels),
             ("beta", self.realism, torch.full_like(labels, SYNTHETIC)),
         ):
-            strength = torch.tensor(_column(rows, name), dtype=torch.float32, device="cpu")
+            strength = torch.tensor(rows.get(name, 0.0), dtype=torch.float32, device="cpu")
             if not strength.any():
                 continue
             if model is None:
@@ -240,7 +239,7 @@ class LowDensity(AbstractSynthesizer):
         weights = {**self.base.recipe()["weights"], "hardness": self.hardness.weights}
         if self.realism is not None:
             weights["realism"] = self.realism.weights
-        return {"synthesizer": "LowDensity", "settings": self._settings, "weights": weights}
+        return {"synthesizer": METHOD.name, "settings": self._settings, "weights": weights}
 
     def in_precision(self, precision: Resolved) -> "LowDensity":
         """See `AbstractSynthesizer.in_precision`."""
@@ -272,7 +271,7 @@ class LowDensity(AbstractSynthesizer):
                 if isinstance(guide, NoiseAware):
                     guide.save(path / name)
             own = {
-                "synthesizer": "LowDensity",
+                "synthesizer": METHOD.name,
                 "origin": None if copy else dict(self.origin or {}),
                 "weights": self.base.recipe()["weights"],
                 "dtype": str(self.base.model.denoiser.dtype),
@@ -291,8 +290,7 @@ class LowDensity(AbstractSynthesizer):
         classes: Sequence[str] | None = None,
         dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
-        temperature: float | None = None,
-        unit: Unit | None = None,
+        sampler: SamplerConfig | Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> "LowDensity":
         """Loads what `fit` or `save_pretrained` wrote.
@@ -304,9 +302,8 @@ class LowDensity(AbstractSynthesizer):
             dtype: Dtype of the base's network; the two networks are float32 always. "auto" is
                 bfloat16 on a device that has it in hardware, and else float32.
             device: Where to run; a GPU if there is one by default.
-            temperature: In place of the saved one.
-            unit: In place of the saved one.
-            settings: Those of the base: `scheduler`, `num_inference_steps`, `eta` ...
+            sampler: That of the base, as for `ClassConditional.from_pretrained`.
+            settings: `temperature` and `unit` in place of those saved, and settings of the base.
 
         Raises:
             CheckpointError: If there is no such directory, or a part is missing or damaged.
@@ -324,7 +321,10 @@ class LowDensity(AbstractSynthesizer):
         origin = {} if own["origin"] is None else dict(own["origin"])
         saved_at = origin.pop("path", folder / "base")
         where = checkpoint or saved_at
-        base: Any = load(where, dtype=dtype, device=device, **{**origin, **settings})
+        changes = {n: settings.pop(n) for n in own["settings"] if n in settings}
+        base: Any = load(
+            where, dtype=dtype, device=device, sampler=sampler, **{**origin, **settings}
+        )
         trained: Any = base.in_precision(
             "bfloat16" if own["dtype"] == "torch.bfloat16" else "float32"
         )
@@ -342,15 +342,13 @@ class LowDensity(AbstractSynthesizer):
         hardness = NoiseAware.load(folder / "hardness", base.model.device)
         if hardness is None:
             raise CheckpointError(f"{folder / 'hardness'} is missing. Train again.")
-        given = {"temperature": temperature, "unit": unit}
-        chosen = {k: v for k, v in given.items() if v is not None}
         return cls(
             base=base,
             hardness=hardness,
             realism=NoiseAware.load(folder / "realism", base.model.device),
             origin={"path": str(where), **origin},
             learned_from=own.get("trained_on"),
-            **{**own["settings"], **chosen},
+            **{**own["settings"], **changes},
         )
 
     # -- training --------------------------------------------------------------------------------
@@ -495,8 +493,4 @@ def _check_base(base: Any) -> None:
             f"`base` is a {type(base).__name__}, whose sampler cannot be steered. Use a "
             "ClassConditional or DiffusionInversion."
         )
-    check_pushable(base.model.make_scheduler(base.scheduler))
-
-
-def _column(rows: Plan, name: str) -> NDArray[np.float64]:
-    return rows.columns.get(name, np.zeros(len(rows)))
+    check_pushable(base.model.scheduler(base.sampler))

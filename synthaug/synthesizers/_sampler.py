@@ -1,0 +1,114 @@
+"""How diffusion models are sampled: the settings and the row parameter that all of them share."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, final, get_args, get_type_hints
+
+from synthaug.synthesizers._papers import Paper
+from synthaug.synthesizers._parameters import RowParameter, Setting, check_settings
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How a diffusion model is sampled.
+
+    Args:
+        scheduler: ddim, ddpm, dpmsolver++, the name of a diffusers scheduler, or none for the
+            checkpoint's own.
+        num_inference_steps: Denoising steps.
+        eta: For ddim: 0 for deterministic steps, 1 for ancestral ones.
+        log_variance_mix: For ddpm: v in [0, 1], where 0 gives its steps the smaller of their two
+            variances (diffusers' `fixed_small`), 1 the larger (`fixed_large`), and the last step
+            none; none leaves it to the checkpoint's scheduler.
+    """
+
+    scheduler: str | None = field(
+        default="ddim", metadata={"sweep": ("ddpm", "ddim", "dpmsolver++")}
+    )
+    num_inference_steps: int = field(default=50, metadata={"sweep": (20, 50)})
+    eta: float = field(default=0.0, metadata={"scheduler": "ddim"})
+    log_variance_mix: float | None = field(
+        default=None, metadata={"scheduler": "ddpm", "sweep": (0.0, 0.3, 1.0)}
+    )
+
+    def changed(self, **settings: Any) -> "SamplerConfig":
+        """The same with other settings; what the new scheduler would ignore does not carry over."""
+        from synthaug.samplers import SCHEDULERS
+
+        kind = SCHEDULERS.get(str(settings.get("scheduler")), settings.get("scheduler"))
+        defaults = {f.name: f.default for f in fields(self)}
+        for setting in SAMPLER_SETTINGS:
+            if setting.scheduler and kind not in (None, SCHEDULERS[setting.scheduler]):
+                settings.setdefault(setting.name, defaults[setting.name])
+        return replace(self, **settings)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def chosen(
+        cls, saved: Mapping[str, Any], given: "SamplerConfig | Mapping[str, Any] | None"
+    ) -> "SamplerConfig":
+        """The sampler of a checkpoint, or the one given in its place.
+
+        Args:
+            saved: What the checkpoint says, other names among them; defaults fill the gaps.
+            given: A whole config, or single settings that replace the saved ones.
+
+        Raises:
+            ValueError: For an unknown setting.
+        """
+        if isinstance(given, SamplerConfig):
+            return given
+        names = [f.name for f in fields(cls)]
+        check_settings(given or (), SAMPLER_SETTINGS, ())
+        return cls(**{k: saved[k] for k in names if k in saved}).changed(**(given or {}))
+
+
+def _declared() -> tuple[Setting, ...]:
+    """The fields of `SamplerConfig` as settings, with the help of its docstring."""
+    text = inspect.getdoc(SamplerConfig) or ""
+    helps = dict(
+        re.findall(r"^    (\w+): ((?:.|\n {8})+)", text.partition("Args:")[2], re.MULTILINE)
+    )
+    hints = get_type_hints(SamplerConfig)
+    return tuple(
+        Setting(
+            name=f.name,
+            type=next((kind for kind in get_args(hints[f.name])), hints[f.name]),
+            help=" ".join(helps[f.name].split()),
+            optional=type(None) in get_args(hints[f.name]),
+            **f.metadata,
+        )
+        for f in fields(SamplerConfig)
+    )
+
+
+def split_sampler(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a `SamplerConfig`, and all others."""
+    names = {setting.name for setting in SAMPLER_SETTINGS}
+    sampler = {name: value for name, value in settings.items() if name in names}
+    return sampler, {name: value for name, value in settings.items() if name not in names}
+
+
+SAMPLER_SETTINGS = _declared()
+"""The settings of a `SamplerConfig`, for the command line and for sweeps."""
+
+GUIDANCE_SCALE = RowParameter(
+    name="guidance_scale",
+    help="Classifier-free guidance; 1 is no guidance.",
+    default=1.0,
+    sweep=(1.0, 1.5, 2.0),
+    paper=Paper(
+        "ho2022classifier",
+        "Classifier-Free Diffusion Guidance",
+        "Ho, Jonathan and Salimans, Tim",
+        2022,
+        "arXiv",
+        "2207.12598",
+    ),
+)
