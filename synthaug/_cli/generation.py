@@ -102,16 +102,17 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     synthesizer: Any = load_checkpoint(checkpoint, **options.loading(), **changes)
     row = options.given(*(p.name for p in row_parameters() if p.needs_sources))
     source = None
+    if row and not hasattr(synthesizer, "with_sources"):
+        raise ValueError(f"`--{next(iter(row))}` starts from real images; a {name} cannot.")
     if options.source is not None:
         if synthesizer.has_sources:
             raise ValueError(f"`--source`: a {name} knows its real images. Leave it out.")
         source = load(options.source, synthesizer.image_shape, classes=synthesizer.classes)
         always = all(p.needs_sources for p in METHODS[name].row_parameters)
-        if (row or always) and hasattr(synthesizer, "with_sources"):
+        if row or always:
             synthesizer = synthesizer.with_sources(source)
     elif row:
-        option = next(iter(row))
-        raise ValueError(f"`--{option}` needs `--source`, the real images to start from.")
+        raise ValueError(f"`--{next(iter(row))}` needs `--source`, the real images to start from.")
     elif (
         options.given("per_class", "ratio", "counts").keys() == {"ratio"}
         and not synthesizer.has_sources

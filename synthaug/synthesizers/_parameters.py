@@ -11,8 +11,6 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, final
 
-import numpy as np
-
 from synthaug.synthesizers._papers import Paper
 
 
@@ -65,6 +63,8 @@ class RowParameter:
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value or with one of several; `None` if nothing is."""
+        import numpy as np
+
         try:
             values = np.atleast_1d(np.asarray(value, float))
         except (TypeError, ValueError):
@@ -83,6 +83,8 @@ class RowParameter:
 
     def column(self, value: Any) -> Any:
         """The value as `Plan.build` takes it; whole numbers become int64, however they came."""
+        import numpy as np
+
         return value if self.type is float else np.atleast_1d(np.asarray(value)).astype(np.int64)
 
 
