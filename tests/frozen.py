@@ -45,6 +45,9 @@ from torch import Tensor
 import synthaug
 from tests.checkpoints import cosine_config, tiny_unet, write_stable_diffusion
 
+SAMPLER = ("scheduler", "num_inference_steps", "eta", "log_variance_mix")
+"""Settings that synthesizers take together, as their `sampler`."""
+
 # Where public names are that may move to another namespace, or be renamed: the only such place.
 MOVING = {
     "check_labels": "synthaug.evaluation:check_labels",
@@ -59,6 +62,7 @@ MOVING = {
     "SeededSampler": "synthaug.mixing:SeededSampler",
     "soft_labels": "synthaug.synthesizers:soft_labels",
     "sweep": "synthaug.sweeps:sweep",
+    "SweepConfig": "synthaug.sweeps:SweepConfig",
 }
 # How float32 on the CPU is asked for: defaults may change, recorded values must not depend on them.
 DTYPE: Any = torch.float32
@@ -306,6 +310,9 @@ class World:
     # Synthesizers
 
     def load(self, kind: str, path: Path, **options: Any) -> Any:
+        sampler = {name: options.pop(name) for name in SAMPLER if name in options}
+        if sampler:
+            options["sampler"] = sampler
         cls = getattr(synthaug, kind)
         return cls.from_pretrained(path, dtype=DTYPE, device=DEVICE, **options)
 
@@ -904,12 +911,11 @@ def evaluation(world: World) -> Record:
         output_dir=world.folder / "sweep",
         grid={"guidance_scale": [1.0, 2.0]},
         guidance=[1.5],
-        per_class=3,
-        steps=4,
-        seeds=1,
         features=space,
-        force=True,
-        **options,
+        config=moved("SweepConfig")(
+            per_class=3, steps=4, seeds=1, force=True, device=options["device"]
+        ),
+        progress=options["progress"],
     )
     arms = moved("scaling_arms")(train, cache, audit=None, ratios=(0, 1))
     return {

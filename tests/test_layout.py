@@ -31,7 +31,7 @@ from synthaug.synthesizers import (
 )
 from synthaug.synthesizers.inversion._tokens import build_token_unet
 from synthaug.synthesizers.low_density._hardness import OnEstimate
-from tests.checkpoints import cosine_config, tiny_unet, write_stable_diffusion
+from tests.checkpoints import cosine_config, sampled, tiny_unet, write_stable_diffusion
 from tests.test_cascade import tiny_cascade
 from tests.test_class_conditional import NAMES, Real
 
@@ -158,7 +158,7 @@ def test_a_network_in_memory_and_from_disk_have_equal_strides_and_draw_equal_ima
     make, dtype, tmp_path
 ):
     network = make().to(memory_format=torch.channels_last)  # as others may have trained it
-    in_memory = ClassConditional(model=model_of(network), num_inference_steps=2)
+    in_memory = ClassConditional(model=model_of(network), **sampled(num_inference_steps=2))
     plan = in_memory.plan(per_class=1, guidance_scale=2.0)
     images = in_memory.draw(plan)
     for generation in ("first", "second"):
@@ -244,7 +244,7 @@ def token_generator(path: Path) -> Any:
 
 
 def low_density(path: Path) -> Any:
-    base = ClassConditional(model=model_of(tiny_unet()), num_inference_steps=2)
+    base = ClassConditional(model=model_of(tiny_unet()), **sampled(num_inference_steps=2))
     settings: dict[str, Any] = {"num_synthetic": 4, "embedding_dim": 2, "noise_levels": 1}
     return LowDensity.fit(Real(), base, path, **settings, **QUICK)[0]
 
@@ -297,7 +297,7 @@ import sys, torch
 from synthaug.synthesizers import ClassConditional
 from synthaug._noise import randn, streams
 
-synthesizer = ClassConditional.from_pretrained(sys.argv[1], num_inference_steps=3, device="cpu")
+synthesizer = ClassConditional.from_pretrained(sys.argv[1], device="cpu")
 images = synthesizer.draw(synthesizer.plan(per_class=4, guidance_scale=2.0))
 torch.save((images, randn(streams(range(8)), (1, 8, 8))), sys.argv[2])
 """
@@ -306,7 +306,7 @@ torch.save((images, randn(streams(range(8)), (1, 8, 8))), sys.argv[2])
 def test_a_processor_without_vector_instructions_draws_the_same_images_within_a_grey_level(
     tmp_path,
 ):
-    synthesizer = ClassConditional(model=model_of(tiny_unet()), num_inference_steps=3)
+    synthesizer = ClassConditional(model=model_of(tiny_unet()), **sampled(num_inference_steps=3))
     synthesizer.save_pretrained(tmp_path / "model")
     images = synthesizer.draw(synthesizer.plan(per_class=4, guidance_scale=2.0))
     plain = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}

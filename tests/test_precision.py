@@ -29,7 +29,7 @@ from synthaug._support.precision import (
     recorded_precision,
     resolve_precision,
 )
-from synthaug._sweep import sweep
+from synthaug._sweep import SweepConfig, sweep
 from synthaug._training.loop import TrainingConfig, train
 from synthaug.errors import MismatchError
 from synthaug.evaluation import evaluate
@@ -440,7 +440,7 @@ def test_only_an_automatic_precision_and_the_same_rows_continue_a_cache(machine,
     chosen = ClassConditional.from_pretrained(tmp_path / "model")
     with pytest.raises(MismatchError, match="seed"):
         generate(chosen, chosen.plan(per_class=2, seed=2), cache)
-    other = ClassConditional.from_pretrained(tmp_path / "model", num_inference_steps=2)
+    other = ClassConditional.from_pretrained(tmp_path / "model", sampler={"num_inference_steps": 2})
     with pytest.raises(MismatchError, match="num_inference_steps"):
         generate(other, other.plan(per_class=2, seed=1), cache)
     assert generate(chosen, chosen.plan(per_class=2, seed=1), cache).done.all()
@@ -562,11 +562,8 @@ def test_a_sweep_that_goes_on_elsewhere_draws_nothing_again(machine, tmp_path, t
             output_dir=tmp_path / "sweep",
             grid={"scheduler": ["ddim"], "num_inference_steps": [1, 2]},
             guidance=[],
-            per_class=5,
             features=Pixel(2),
-            k=1,
-            steps=2,
-            device="cpu",
+            config=SweepConfig(per_class=5, k=1, steps=2, device="cpu"),
             progress=False,
         )
 

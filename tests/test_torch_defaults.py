@@ -5,7 +5,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier, Event, Thread
@@ -42,7 +42,7 @@ from synthaug.evaluation import AffineAugment, Arm, CutMix
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.images import LabeledImages
 from synthaug.samplers import _KNOWN, make_scheduler, sample
-from synthaug.synthesizers import Constant, FromPipeline, InversionConfig
+from synthaug.synthesizers import Constant, FromPipeline, InversionConfig, SamplerConfig
 from synthaug.synthesizers.low_density import _fit as _hardness_fit
 from synthaug.transforms import ColdRestore, MixSynthetic, SyntheticVariant
 from tests.checkpoints import tiny_unet, write_stable_diffusion
@@ -50,6 +50,7 @@ from tests.test_degradations import ALL
 from tests.variants import make_cache, real_images
 
 CLASSES = ("ant", "bee")
+TWO_STEPS = SamplerConfig(num_inference_steps=2)
 TINY: dict[str, Any] = {
     "config": TrainingConfig(steps=2, batch_size=4),
     "channels": 8,
@@ -138,7 +139,7 @@ def class_conditional(folder: Path) -> Found:
     found: Found = {"fine-tuned": tuned.recipe()}
     for name in ("ddpm", "dpmsolver++"):
         model = ClassConditional.from_pretrained(
-            folder / "model", scheduler=name, num_inference_steps=3
+            folder / "model", sampler={"scheduler": name, "num_inference_steps": 3}
         )
         plan = model.plan(per_class=1, guidance_scale=[1.0, 3.0])
         found[name] = [model.draw(plan), model.evaluations(plan), model.recipe()]
@@ -169,7 +170,7 @@ def schedulers(folder: Path) -> Found:
 
 def stable_diffusion(folder: Path) -> Found:
     path = folder.parent / "stable-diffusion"
-    base = ClassConditional.from_pretrained(path, classes=CLASSES, num_inference_steps=2)
+    base = ClassConditional.from_pretrained(path, classes=CLASSES, sampler=TWO_STEPS)
     plan = base.plan(per_class=1, guidance_scale=2.0)
     tuned, _ = ClassConditional.fine_tune(
         path,
@@ -227,7 +228,7 @@ def degraded(folder: Path) -> Found:
 
 def low_density(folder: Path) -> Found:
     base, _ = ClassConditional.fit(real(), folder / "base", **TINY)
-    base = replace(base, num_inference_steps=2)
+    base = base.with_settings(num_inference_steps=2)
     LowDensity.fit(
         real(),
         base,
@@ -261,7 +262,7 @@ def inversion(folder: Path) -> Found:
     )
     config = InversionConfig(updates=2, batch_size=4)
     trained.fit(real(), folder / "inverted", config=config, progress=False)
-    model = DiffusionInversion.from_pretrained(folder / "inverted", num_inference_steps=2)
+    model = DiffusionInversion.from_pretrained(folder / "inverted", sampler=TWO_STEPS)
     plan = model.plan(per_class=2, noise=0.1, interpolation=0.2)
     assert trained.cost(real(), config=config) is not None
     return {"drawn": model.draw(plan), "recipe": model.recipe()}
@@ -279,7 +280,7 @@ def cascade(folder: Path) -> Found:
             **TINY,
         )
         model = Cascade.from_pretrained(
-            folder / "base", stages=[folder / augmentation], num_inference_steps=2
+            folder / "base", stages=[folder / augmentation], sampler=TWO_STEPS
         )
         found[augmentation] = [model.draw(model.plan(per_class=2)), model.recipe()]
     return found
