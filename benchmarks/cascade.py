@@ -42,7 +42,7 @@ from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug.denoisers import build_unet
 from synthaug.metrics import frechet_distance
-from synthaug.synthesizers import CascadeStage
+from synthaug.synthesizers import CascadeStage, StageConfig
 
 
 def operations(image_shape: tuple[int, int, int], options: argparse.Namespace, extra: int) -> int:
@@ -105,9 +105,11 @@ def trained(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dic
             found, result = Cascade.fit_stage(
                 data,
                 out / name,
-                low_size=options.low,
-                conditioning_augmentation=augmentation,  # type: ignore[arg-type]
-                max_noise_level=max(options.levels),
+                StageConfig(
+                    low_size=options.low,
+                    conditioning_augmentation=augmentation,  # type: ignore[arg-type]
+                    max_noise_level=max(options.levels),
+                ),
                 config=config(steps),
                 **common,
             )

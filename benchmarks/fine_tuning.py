@@ -37,7 +37,7 @@ from synthaug import (
 from synthaug.evaluation import score_quality
 from synthaug.features import named
 from synthaug.images import LabeledImages
-from synthaug.synthesizers import frechet_score, select_snapshot
+from synthaug.synthesizers import FineTuningConfig, frechet_score, select_snapshot
 
 
 def of_classes(images: LabeledImages, names: list[str]) -> LabeledImages:
@@ -97,10 +97,12 @@ def train(arm: str, rate: float, folder: Path, base: Path, real: Any, options: A
         base,
         real,
         folder,
-        lora_rank=None if arm == "all weights" else options.rank,
+        adaptation=FineTuningConfig(
+            lora_rank=None if arm == "all weights" else options.rank,
+            horizontal_flip=options.flip,
+        ),
         config=config(options.steps, rate, options),
         snapshots=[options.steps * share // 100 for share in (12, 25, 50, 100)],
-        horizontal_flip=options.flip,
     )
 
 

@@ -35,7 +35,7 @@ from synthaug._support.html import blocks, data_uri, heading, page
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import Indices, Pixels
 from synthaug.evaluation import CAS, EvaluationReport, class_probabilities, evaluate
-from synthaug.synthesizers import DiffusionInversion, InversionConfig
+from synthaug.synthesizers import DiffusionInversion, InversionConfig, TokenConfig
 
 MOST_PER_CLASS = 40
 """Every class has at least 86 images in the training half; most of them stay without labels."""
@@ -139,9 +139,11 @@ def train_generator(
     generator, training = DiffusionInversion.fit_generator(
         seen,
         out,
-        num_tokens=settings.num_tokens,
-        token_width=settings.token_width,
-        token_noise=settings.token_noise,
+        tokens=TokenConfig(
+            num_tokens=settings.num_tokens,
+            token_width=settings.token_width,
+            token_noise=settings.token_noise,
+        ),
         channels=settings.width,
         config=TrainingConfig(
             steps=settings.training_steps,

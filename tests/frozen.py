@@ -63,6 +63,9 @@ MOVING = {
     "soft_labels": "synthaug.synthesizers:soft_labels",
     "sweep": "synthaug.sweeps:sweep",
     "SweepConfig": "synthaug.sweeps:SweepConfig",
+    "FineTuningConfig": "synthaug.synthesizers:FineTuningConfig",
+    "StageConfig": "synthaug.synthesizers:StageConfig",
+    "TokenConfig": "synthaug.synthesizers:TokenConfig",
 }
 # How float32 on the CPU is asked for: defaults may change, recorded values must not depend on them.
 DTYPE: Any = torch.float32
@@ -241,8 +244,7 @@ class World:
             self.color,
             self.folder / "tokens",
             config=self.config(),
-            num_tokens=2,
-            token_width=8,
+            tokens=moved("TokenConfig")(num_tokens=2, token_width=8),
             channels=8,
             progress=False,
         )
@@ -298,8 +300,7 @@ class World:
             synthaug.Cascade.fit_stage(
                 self.gray,
                 path,
-                low_size=4,
-                conditioning_augmentation=augmentation,
+                moved("StageConfig")(low_size=4, conditioning_augmentation=augmentation),
                 config=self.config(),
                 channels=8,
                 progress=False,
@@ -571,7 +572,9 @@ def fits(world: World) -> Record:
     ):
         real = world.gray if base == labeled else world.color
         path = folder / f"tuned {name}"
-        _, result = synthaug.ClassConditional.fine_tune(base, real, path, lora_rank=rank, **tuning)
+        _, result = synthaug.ClassConditional.fine_tune(
+            base, real, path, adaptation=moved("FineTuningConfig")(lora_rank=rank), **tuning
+        )
         found[f"fine-tuned {name}"] = described(path, result)
     blur = synthaug.degradations.named("blur", num_levels=6, kernel_size=5)
     _, result = synthaug.ColdDiffusion.fit(
@@ -579,7 +582,10 @@ def fits(world: World) -> Record:
     )
     found["cold"] = described(folder / "cold", result)
     _, result = synthaug.DiffusionInversion.fit_generator(
-        world.color, folder / "tokens", num_tokens=2, token_width=8, **options
+        world.color,
+        folder / "tokens",
+        tokens=moved("TokenConfig")(num_tokens=2, token_width=8),
+        **options,
     )
     found["tokens"] = described(folder / "tokens", result)
     inversion = synthaug.DiffusionInversion.from_pretrained(
@@ -588,7 +594,9 @@ def fits(world: World) -> Record:
     config = moved("InversionConfig")(updates=3, num_tokens=2, batch_size=3)
     _, result = inversion.fit(world.color, folder / "inverted", config=config, progress=False)
     found["inverted"] = described(folder / "inverted", result)
-    _, result = synthaug.Cascade.fit_stage(world.gray, folder / "stage", low_size=4, **options)
+    _, result = synthaug.Cascade.fit_stage(
+        world.gray, folder / "stage", moved("StageConfig")(low_size=4), **options
+    )
     found["stage"] = described(folder / "stage", result)
     hardness = world.low_density  # trained in making it, and then made exact
     found["low density"] = {

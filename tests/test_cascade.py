@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from synthaug.synthesizers import (
     ClassConditional,
     DiffusionModel,
     SamplerConfig,
+    StageConfig,
 )
 from synthaug.synthesizers.cascade._chain import StageCondition, StageDenoiser, downsample, upsample
 from synthaug.synthesizers.cascade._fit import StageFitJob, blur_some, gaussian_blur
@@ -51,16 +52,16 @@ def job(augmentation: str = "gaussian", data: Any = None, **changes: Any) -> Sta
     settings: dict[str, Any] = {
         "low_size": 4,
         "conditioning_augmentation": augmentation,
-        "blur_probability": 0.5,
-        "blur_std_range": (0.4, 0.6),
-        "max_noise_level": 500,
         "channels": 8,
         "num_layers": 1,
         "prediction_type": "v_prediction",
         "label_dropout": 0.1,
         "horizontal_flip": False,
+        **changes,
     }
-    return StageFitJob(real() if data is None else data, None, **{**settings, **changes})
+    names = {field.name for field in fields(StageConfig)} & settings.keys()
+    config = StageConfig(**{name: settings.pop(name) for name in names})
+    return StageFitJob(real() if data is None else data, None, config, **settings)
 
 
 def tiny_stage(augmentation: str = "gaussian", size: int = 8, low: int = 4) -> CascadeStage:
@@ -164,8 +165,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(augmentation, tmp_path)
         return Cascade.fit_stage(
             real(),
             tmp_path / folder,
-            low_size=4,
-            conditioning_augmentation=augmentation,
+            StageConfig(low_size=4, conditioning_augmentation=augmentation),
             config=config,
             **TINY,
         )
@@ -188,7 +188,11 @@ def test_training_lowers_the_loss_and_the_stage_looks_at_the_small_image(tmp_pat
         steps=70, batch_size=16, device="cpu", ema_decay=0.8, learning_rate=3e-3, warmup_steps=10
     )
     stage, result = Cascade.fit_stage(
-        data, tmp_path, low_size=4, conditioning_augmentation="none", config=config, **TINY
+        data,
+        tmp_path,
+        StageConfig(low_size=4, conditioning_augmentation="none"),
+        config=config,
+        **TINY,
     )
     assert result.loss_curve[-1][1] < 0.5 * result.loss_curve[0][1]
     low = to_images(data.read(range(16)))[:, :, :4, :4]

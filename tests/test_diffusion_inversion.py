@@ -20,7 +20,13 @@ from synthaug.errors import (
     DivergedError,
     MismatchError,
 )
-from synthaug.synthesizers import DiffusionInversion, DiffusionModel, InversionConfig, soft_labels
+from synthaug.synthesizers import (
+    DiffusionInversion,
+    DiffusionModel,
+    InversionConfig,
+    TokenConfig,
+    soft_labels,
+)
 from synthaug.synthesizers.inversion._embeddings import EmbeddingTable, interpolate
 from synthaug.synthesizers.inversion._fit import Block, InversionJob, run_pass, timesteps_of
 from synthaug.synthesizers.inversion._tokens import TokenEncoder, build_token_unet
@@ -669,8 +675,7 @@ def test_a_generator_of_ours_is_trained_with_an_encoder_whose_tokens_are_the_sta
         real,
         tmp_path / "tokens",
         config=settings,
-        num_tokens=2,
-        token_width=8,
+        tokens=TokenConfig(num_tokens=2, token_width=8),
         channels=8,
         horizontal_flip=True,
         progress=False,
@@ -696,9 +701,13 @@ def test_a_generator_of_ours_is_trained_with_an_encoder_whose_tokens_are_the_sta
 
 def test_the_encoder_and_the_null_tokens_are_trained(tmp_path):
     settings = TrainingConfig(steps=2, batch_size=6, warmup_steps=0, ema_decay=0.0, device="cpu")
-    arguments: dict[str, Any] = {"num_tokens": 2, "token_width": 8, "channels": 8}
     trained, _ = DiffusionInversion.fit_generator(
-        Real(6), tmp_path, config=settings, token_dropout=0.5, progress=False, **arguments
+        Real(6),
+        tmp_path,
+        config=settings,
+        tokens=TokenConfig(num_tokens=2, token_width=8, token_dropout=0.5),
+        channels=8,
+        progress=False,
     )
     torch.manual_seed(settings.seed)
     build_token_unet(SHAPE, token_width=8, channels=8, num_layers=1)
@@ -715,8 +724,9 @@ def test_a_generator_that_makes_no_sense_is_refused(tmp_path):
         ({"num_tokens": 0}, "`num_tokens` must be at least 1"),
         ({"token_dropout": 1.0}, r"`token_dropout` must be in \[0, 1\)"),
         ({"token_noise": -1.0}, "`token_noise` must not be negative"),
-        ({"prediction_type": "score"}, "`prediction_type` must be one of"),
     ]
     for settings, message in cases:
         with pytest.raises(ValueError, match=message):
-            DiffusionInversion.fit_generator(Real(), tmp_path, **settings)
+            TokenConfig(**settings)
+    with pytest.raises(ValueError, match="`prediction_type` must be one of"):
+        DiffusionInversion.fit_generator(Real(), tmp_path, prediction_type="score")

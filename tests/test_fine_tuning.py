@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from synthaug.synthesizers import (
 )
 from synthaug.synthesizers.class_conditional._fine_tuning import (
     FineTuneJob,
+    FineTuningConfig,
     class_tables,
     learn_classes,
     merged,
@@ -62,7 +64,9 @@ def config(**changes: Any) -> TrainingConfig:
 def tune(
     base: Path, out: Path, real: Real | None = None, **options: Any
 ) -> tuple[ClassConditional, Any]:
-    arguments = {"config": config(), "progress": False, **options}
+    names = {field.name for field in fields(FineTuningConfig)}
+    adaptation = FineTuningConfig(**{name: options.pop(name) for name in names & options.keys()})
+    arguments = {"config": config(), "progress": False, "adaptation": adaptation, **options}
     return ClassConditional.fine_tune(base, real or Real(), out, **arguments)
 
 
@@ -98,17 +102,8 @@ def write_labelled(path: Path, num_classes: int | None = 4, **scheduler: Any) ->
 
 
 def job_of(checkpoint: Path, real: Any = None, **changes: Any) -> FineTuneJob:
-    defaults: dict[str, Any] = {
-        "lora_rank": None,
-        "table_factor": 7.0,
-        "label_dropout": 0.1,
-        "prompt_template": "{}",
-        "negative_prompt": "",
-        "image_size": None,
-        "horizontal_flip": False,
-        "device": "cpu",
-    }
-    return FineTuneJob(checkpoint, real or Real(), **{**defaults, **changes})
+    adaptation = FineTuningConfig(class_learning_rate=7.0, **changes)
+    return FineTuneJob(checkpoint, real or Real(), adaptation, learning_rate=1.0, device="cpu")
 
 
 # What moves, and what does not

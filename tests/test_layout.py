@@ -27,7 +27,10 @@ from synthaug.synthesizers import (
     ColdDiffusion,
     DiffusionInversion,
     DiffusionModel,
+    FineTuningConfig,
     LowDensity,
+    StageConfig,
+    TokenConfig,
 )
 from synthaug.synthesizers.inversion._tokens import build_token_unet
 from synthaug.synthesizers.low_density._hardness import OnEstimate
@@ -217,7 +220,8 @@ def class_conditional(path: Path) -> Any:
 
 def fine_tuned(path: Path, rank: int | None = None) -> Any:
     ClassConditional(model=model_of(tiny_dit())).save_pretrained(path / "base")
-    return ClassConditional.fine_tune(path / "base", Real(), path, lora_rank=rank, **QUICK)[0]
+    adapted = FineTuningConfig(lora_rank=rank)
+    return ClassConditional.fine_tune(path / "base", Real(), path, adaptation=adapted, **QUICK)[0]
 
 
 def with_adapters(path: Path) -> Any:
@@ -225,7 +229,7 @@ def with_adapters(path: Path) -> Any:
 
 
 def cascade_stage(path: Path) -> Any:
-    return Cascade.fit_stage(Real(), path, low_size=4, channels=8, **QUICK)[0]
+    return Cascade.fit_stage(Real(), path, StageConfig(low_size=4), channels=8, **QUICK)[0]
 
 
 def cascade(path: Path) -> Any:
@@ -240,7 +244,8 @@ def cold_diffusion(path: Path) -> Any:
 
 
 def token_generator(path: Path) -> Any:
-    return DiffusionInversion.fit_generator(Real(), path, num_tokens=2, channels=8, **QUICK)[0]
+    tokens = TokenConfig(num_tokens=2)
+    return DiffusionInversion.fit_generator(Real(), path, tokens=tokens, channels=8, **QUICK)[0]
 
 
 def low_density(path: Path) -> Any:

@@ -28,7 +28,7 @@ from synthaug.synthesizers import ClassConditional
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers.cascade._fit import StageFitJob
 from synthaug.synthesizers.cold._fit import ColdFitJob
-from synthaug.synthesizers.inversion._tokens import TokenFitJob
+from synthaug.synthesizers.inversion._tokens import TokenConfig, TokenFitJob
 from synthaug.synthesizers.low_density._fit import Guides, HardnessFitJob
 from synthaug.synthesizers.low_density._hardness import NoisyEncoder
 from tests.checkpoints import write_stable_diffusion
@@ -275,10 +275,8 @@ def cold() -> ColdFitJob:
 
 
 def tokens() -> TokenFitJob:
-    token: dict[str, Any] = {"num_tokens": 2, "token_width": 8, "token_noise": 0.5}
-    return TokenFitJob(
-        Real(10), **token, token_dropout=0.3, **SMALL, prediction_type="v_prediction"
-    )
+    config = TokenConfig(num_tokens=2, token_width=8, token_noise=0.5, token_dropout=0.3)
+    return TokenFitJob(Real(10), config, **SMALL, prediction_type="v_prediction")
 
 
 JOBS: dict[str, Callable[[], Any]] = {

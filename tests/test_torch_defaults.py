@@ -42,7 +42,15 @@ from synthaug.evaluation import AffineAugment, Arm, CutMix
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.images import LabeledImages
 from synthaug.samplers import _KNOWN, make_scheduler, sample
-from synthaug.synthesizers import Constant, FromPipeline, InversionConfig, SamplerConfig
+from synthaug.synthesizers import (
+    Constant,
+    FineTuningConfig,
+    FromPipeline,
+    InversionConfig,
+    SamplerConfig,
+    StageConfig,
+    TokenConfig,
+)
 from synthaug.synthesizers.low_density import _fit as _hardness_fit
 from synthaug.transforms import ColdRestore, MixSynthetic, SyntheticVariant
 from tests.checkpoints import tiny_unet, write_stable_diffusion
@@ -176,7 +184,7 @@ def stable_diffusion(folder: Path) -> Found:
         path,
         real(4, channels=3),
         folder / "tuned",
-        lora_rank=2,
+        adaptation=FineTuningConfig(lora_rank=2),
         config=TrainingConfig(steps=1, batch_size=2),
         progress=False,
     )
@@ -258,7 +266,7 @@ def brightness() -> nn.Module:
 
 def inversion(folder: Path) -> Found:
     trained, _ = DiffusionInversion.fit_generator(
-        real(), folder / "model", num_tokens=2, token_width=8, **TINY
+        real(), folder / "model", tokens=TokenConfig(num_tokens=2, token_width=8), **TINY
     )
     config = InversionConfig(updates=2, batch_size=4)
     trained.fit(real(), folder / "inverted", config=config, progress=False)
@@ -275,8 +283,7 @@ def cascade(folder: Path) -> Found:
         Cascade.fit_stage(
             real(),
             folder / augmentation,
-            low_size=4,
-            conditioning_augmentation=augmentation,
+            StageConfig(low_size=4, conditioning_augmentation=augmentation),
             **TINY,
         )
         model = Cascade.from_pretrained(

@@ -84,14 +84,13 @@ def _labels(job: Job) -> Trained:
 
 def _tokens(job: Job) -> Trained:
     """A generator that is told tokens of an image, to be inverted."""
-    from synthaug.synthesizers import DiffusionInversion
+    from synthaug.synthesizers import DiffusionInversion, TokenConfig
 
+    names = [field.name for field in fields(TokenOptions)]
     model, result = DiffusionInversion.fit_generator(
         job.real,
         job.out,
-        num_tokens=job.options.num_tokens,
-        token_width=job.options.token_width,
-        token_noise=job.options.token_noise,
+        tokens=TokenConfig(**{name: getattr(job.options, name) for name in names}),
         prediction_type=job.options.prediction_type,
         **job.network,
     )
@@ -132,7 +131,7 @@ def _cold(job: Job) -> Trained:
 
 def _upsample(job: Job) -> Trained:
     """A stage of a cascade, which makes small images large."""
-    from synthaug.synthesizers import Cascade
+    from synthaug.synthesizers import Cascade, StageConfig
 
     if job.options.low_size is None:
         raise ValueError("`--method upsample` needs `--low-size`, that of the model before it.")
@@ -140,10 +139,10 @@ def _upsample(job: Job) -> Trained:
     model, result = Cascade.fit_stage(
         job.real,
         job.out,
+        StageConfig(**{name: value for name, value in given.items() if value is not None}),
         unlabelled=job.unlabelled,
         prediction_type=job.options.prediction_type,
         label_dropout=job.options.label_dropout,
-        **{name: value for name, value in given.items() if value is not None},
         **job.network,
     )
     return Trained(
@@ -180,19 +179,16 @@ def _hardness(job: Job) -> Trained:
 
 def _finetune(job: Job) -> Trained:
     """A pretrained generator, adapted to the classes of the data."""
-    from synthaug.synthesizers import ClassConditional
+    from synthaug.synthesizers import ClassConditional, FineTuningConfig
 
+    names = ("lora_rank", "prompt_template", "label_dropout", "image_size", "horizontal_flip")
     model, result = ClassConditional.fine_tune(
         str(job.options.base),
         job.real,
         job.out,
+        adaptation=FineTuningConfig(**{name: getattr(job.options, name) for name in names}),
         config=job.config,
-        lora_rank=job.options.lora_rank,
-        prompt_template=job.options.prompt_template,
         snapshots=job.options.snapshots or (),
-        label_dropout=job.options.label_dropout,
-        image_size=job.options.image_size,
-        horizontal_flip=job.options.horizontal_flip,
     )
     return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
 

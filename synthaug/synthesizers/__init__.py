@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from synthaug.synthesizers._selection import Selection as Selection
     from synthaug.synthesizers._selection import frechet_score as frechet_score
     from synthaug.synthesizers._selection import select_snapshot as select_snapshot
+    from synthaug.synthesizers.cascade._fit import StageConfig as StageConfig
     from synthaug.synthesizers.cascade._stage import CascadeStage as CascadeStage
     from synthaug.synthesizers.cascade._synthesizer import Cascade as Cascade
+    from synthaug.synthesizers.class_conditional._fine_tuning import (
+        FineTuningConfig as FineTuningConfig,
+    )
     from synthaug.synthesizers.class_conditional._synthesizer import (
         ClassConditional as ClassConditional,
     )
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from synthaug.synthesizers.inversion._synthesizer import (
         DiffusionInversion as DiffusionInversion,
     )
+    from synthaug.synthesizers.inversion._tokens import TokenConfig as TokenConfig
     from synthaug.synthesizers.inversion._variant_plan import soft_labels as soft_labels
     from synthaug.synthesizers.low_density._synthesizer import LowDensity as LowDensity
     from synthaug.synthesizers.pipeline import FromPipeline as FromPipeline
@@ -41,6 +46,7 @@ _HOME = {
     "Constant": "constant",
     "DiffusionInversion": "inversion._synthesizer",
     "DiffusionModel": "_model",
+    "FineTuningConfig": "class_conditional._fine_tuning",
     "FromPipeline": "pipeline",
     "InversionConfig": "inversion._fit",
     "LowDensity": "low_density._synthesizer",
@@ -51,6 +57,8 @@ _HOME = {
     "SamplerConfig": "_sampler",
     "Selection": "_selection",
     "Setting": "_parameters",
+    "StageConfig": "cascade._fit",
+    "TokenConfig": "inversion._tokens",
     "frechet_score": "_selection",
     "register": "_registry",
     "select_snapshot": "_selection",

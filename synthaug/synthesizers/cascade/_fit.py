@@ -4,8 +4,9 @@ Ho et al. 2021, section 4: the smaller images are blurred (4.1) or noised (4.2, 
 that the stage bears the faults of the images that the model before it draws.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -74,66 +75,77 @@ def blur_some(z: Images, p: float, std_range: tuple[float, float]) -> Images:
     return torch.where(chosen.view(-1, 1, 1, 1).to(z.device), gaussian_blur(z, std.to(z.device)), z)
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What a stage is trained to enlarge.
+
+    Raises:
+        ValueError: For a value out of range.
+    """
+
+    low_size: int | tuple[int, int]
+    """Shorter side of the smaller copies, or (height, width), in pixels."""
+    conditioning_augmentation: Augmentation = "gaussian"
+    """What the smaller copies go through, so that the stage bears the faults of drawn ones:
+    "gaussian" noise of a level s that the network is told; "blur", without its knowing; "none"."""
+    max_noise_level: int = 500
+    """Levels are drawn uniformly from 0 (clean) to this one, in timesteps of a cosine schedule of
+    1,000 steps. Any of them can be chosen when sampling."""
+    blur_probability: float = 0.5
+    """Fraction of the copies that is blurred, by a filter of 3 x 3 pixels."""
+    blur_std_range: tuple[float, float] = (0.4, 0.6)
+    """The filter's standard deviation is drawn uniformly from this range, in pixels of the copy."""
+
+    def __post_init__(self) -> None:
+        augmentation, known = self.conditioning_augmentation, get_args(Augmentation)
+        if augmentation in ("truncated", "non-truncated"):
+            raise ValueError(
+                f"`conditioning_augmentation` is {augmentation!r}: both are trained with "
+                "'gaussian'. Choose between them when you sample (`truncated`)."
+            )
+        if augmentation not in known:
+            raise ValueError(
+                f"`conditioning_augmentation` must be one of {', '.join(known)}, got "
+                f"{augmentation!r}."
+            )
+        if not 0 <= self.blur_probability <= 1:
+            raise ValueError(f"`blur_probability` must be in [0, 1], got {self.blur_probability}.")
+        if not 0 < self.blur_std_range[0] <= self.blur_std_range[1]:
+            raise ValueError(
+                f"`blur_std_range` must be two positive numbers, the smaller first, got "
+                f"{self.blur_std_range}."
+            )
+        if not 1 <= self.max_noise_level <= 1000:
+            raise ValueError(f"`max_noise_level` must be in [1, 1000], got {self.max_noise_level}.")
+
+    @property
+    def takes_levels(self) -> bool:
+        """Whether the network is told a noise level."""
+        return self.conditioning_augmentation == "gaussian"
+
+
 class StageFitJob(FitJob):
     """Everything that `Cascade.fit_stage` was asked for, checked before any work starts.
 
     Arguments and errors as there, and as in `FitJob`.
     """
 
-    def __init__(
-        self,
-        real: Any,
-        unlabelled: Any,
-        *,
-        low_size: int | tuple[int, int],
-        conditioning_augmentation: str,
-        blur_probability: float,
-        blur_std_range: tuple[float, float],
-        max_noise_level: int,
-        **common: Any,
-    ) -> None:
+    def __init__(self, real: Any, unlabelled: Any, config: StageConfig, **common: Any) -> None:
         super().__init__(real, unlabelled, **common)
-        _, *high = self.image_shape
-        if isinstance(low_size, int):  # of the shorter side
-            low_size = (
-                round(high[0] * low_size / min(high)),
-                round(high[1] * low_size / min(high)),
-            )
-        self.low_size = low_size
+        self.config = config
+        (_, *high), low = self.image_shape, config.low_size
+        if isinstance(low, int):  # of the shorter side
+            low = round(high[0] * low / min(high)), round(high[1] * low / min(high))
+        self.low_size = low
         if not all(1 <= low < side for low, side in zip(self.low_size, high, strict=True)):
             raise ValueError(
                 f"`low_size` must be at least 1 and smaller than the images, got "
                 f"{self.low_size[0]} x {self.low_size[1]} for {high[0]} x {high[1]}."
             )
-        if conditioning_augmentation in ("truncated", "non-truncated"):
-            raise ValueError(
-                f"`conditioning_augmentation` is {conditioning_augmentation!r}: both are trained "
-                "with 'gaussian'. Choose between them when you sample (`truncated`)."
-            )
-        if conditioning_augmentation not in get_args(Augmentation):
-            raise ValueError(
-                f"`conditioning_augmentation` must be one of {', '.join(get_args(Augmentation))}, "
-                f"got {conditioning_augmentation!r}."
-            )
-        self.augmentation = conditioning_augmentation
-        if not 0 <= blur_probability <= 1:
-            raise ValueError(f"`blur_probability` must be in [0, 1], got {blur_probability}.")
-        if not 0 < blur_std_range[0] <= blur_std_range[1]:
-            raise ValueError(
-                f"`blur_std_range` must be two positive numbers, the smaller first, got "
-                f"{blur_std_range}."
-            )
-        self.blur = (blur_probability, (float(blur_std_range[0]), float(blur_std_range[1])))
         schedule = make_scheduler(None, LOW_RES_SCHEDULE).alphas_cumprod
-        if not 1 <= max_noise_level <= len(schedule):
-            raise ValueError(
-                f"`max_noise_level` must be in [1, {len(schedule)}], got {max_noise_level}."
-            )
-        self.takes_levels = conditioning_augmentation == "gaussian"
-        self.max_noise_level = max_noise_level
-        self._signals = torch.cat([torch.ones(1, dtype=torch.float32, device="cpu"), schedule])[
-            : max_noise_level + 1
-        ]
+        clean = torch.ones(1, dtype=torch.float32, device="cpu")
+        self._signals = torch.cat([clean, schedule])[: config.max_noise_level + 1]
 
     def stage(self, network: nn.Module) -> CascadeStage:
         """The stage that a trained `StageNetwork` makes."""
@@ -151,9 +163,9 @@ class StageFitJob(FitJob):
         return CascadeStage(
             model=model,
             low_size=self.low_size,
-            conditioning_augmentation=self.augmentation,
-            max_noise_level=self.max_noise_level if self.takes_levels else None,
-            low_res_scheduler_config=LOW_RES_SCHEDULE if self.takes_levels else None,
+            conditioning_augmentation=self.config.conditioning_augmentation,
+            max_noise_level=self.config.max_noise_level if self.config.takes_levels else None,
+            low_res_scheduler_config=LOW_RES_SCHEDULE if self.config.takes_levels else None,
             level_embedding=network.level_embedding,
         )
 
@@ -170,7 +182,7 @@ class StageFitJob(FitJob):
 
     def _build(self) -> nn.Module:
         wanted: dict[str, Any] = {"in_channels": 2 * self.image_shape[0]}
-        if self.takes_levels:
+        if self.config.takes_levels:
             wanted |= {"num_class_embeds": None, "class_embed_type": "identity"}
         unet = build_unet(
             self.image_shape,
@@ -179,16 +191,18 @@ class StageFitJob(FitJob):
             num_layers=self.num_layers,
             **wanted,
         )
-        return StageNetwork(unet, len(self.classes) + 1, takes_levels=self.takes_levels)
+        return StageNetwork(unet, len(self.classes) + 1, takes_levels=self.config.takes_levels)
 
     def _identity(self, network: Any) -> dict[str, Any]:
+        config = self.config
+        blur = [config.blur_probability, *map(float, config.blur_std_range)]
         return {
             **super()._identity(network.unet),
             "synthesizer": "CascadeStage",
             "low_size": list(self.low_size),
-            "conditioning_augmentation": self.augmentation,
-            "blur": [self.blur[0], *self.blur[1]] if self.augmentation == "blur" else None,
-            "max_noise_level": self.max_noise_level if self.takes_levels else None,
+            "conditioning_augmentation": config.conditioning_augmentation,
+            "blur": blur if config.conditioning_augmentation == "blur" else None,
+            "max_noise_level": self.config.max_noise_level if self.config.takes_levels else None,
         }
 
     def condition(self, x0: Images) -> tuple[Images, Tensor | None]:
@@ -197,14 +211,13 @@ class StageFitJob(FitJob):
         The noise and the levels are draws of their own: not those of x_t.
         """
         z = downsample(x0, self.low_size)
-        if self.augmentation == "blur":
-            return blur_some(z, *self.blur), None
-        if not self.takes_levels:
+        if self.config.conditioning_augmentation == "blur":
+            return blur_some(z, self.config.blur_probability, self.config.blur_std_range), None
+        if not self.config.takes_levels:
             return z, None
         size, own = own_rows(len(z))
-        s = torch.randint(0, self.max_noise_level + 1, (size,), dtype=torch.int64, device="cpu")[
-            own
-        ]
+        highest = self.config.max_noise_level
+        s = torch.randint(0, highest + 1, (size,), dtype=torch.int64, device="cpu")[own]
         signal = self._signals[s].view(-1, 1, 1, 1).to(z.device)
         noise = batch_noise(z.shape).to(z.device)
         return signal.sqrt() * z + (1 - signal).sqrt() * noise, s.to(z.device)
@@ -216,4 +229,4 @@ class StageFitJob(FitJob):
         return prediction
 
 
-__all__ = ["Augmentation", "StageFitJob"]
+__all__ = ["Augmentation", "StageConfig", "StageFitJob"]

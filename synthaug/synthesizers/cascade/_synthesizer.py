@@ -37,7 +37,7 @@ from synthaug.synthesizers.cascade._chain import (
     network_evaluations,
     run_chain,
 )
-from synthaug.synthesizers.cascade._fit import Augmentation, StageFitJob
+from synthaug.synthesizers.cascade._fit import StageConfig, StageFitJob
 from synthaug.synthesizers.cascade._stage import CascadeStage
 
 _GUIDANCE, _LEVEL = STAGE_GUIDANCE_SCALE.name, NOISE_CONDITIONING_LEVEL.name
@@ -58,7 +58,7 @@ class Cascade(AbstractSynthesizer):
     """Images of a class, drawn small and then enlarged.
 
         base, _ = ClassConditional.fit(small, "runs/base")
-        stage, _ = Cascade.fit_stage(real, "runs/16to32", low_size=16)
+        stage, _ = Cascade.fit_stage(real, "runs/16to32", StageConfig(low_size=16))
         cascade = Cascade(base=base, stages=[stage])
         cascade.save_pretrained("runs/cascade")
         plan = cascade.plan(per_class=500, guidance_scale=1.25, noise_conditioning_level=100)
@@ -396,12 +396,8 @@ class Cascade(AbstractSynthesizer):
         cls,
         real: Any,
         output_dir: str | Path,
+        stage: StageConfig,
         *,
-        low_size: int | tuple[int, int],
-        conditioning_augmentation: Augmentation = "gaussian",
-        max_noise_level: int = 500,
-        blur_probability: float = 0.5,
-        blur_std_range: tuple[float, float] = (0.4, 0.6),
         unlabelled: Any = None,
         config: TrainingConfig | None = None,
         channels: int = 32,
@@ -420,15 +416,7 @@ class Cascade(AbstractSynthesizer):
         Args:
             real: Has `read(indices)`, `targets`, `classes` and `image_shape`.
             output_dir: Becomes a diffusers directory; updated at every checkpoint.
-            low_size: Shorter side of the smaller copies, or (height, width), in pixels.
-            conditioning_augmentation: What the smaller copies go through, so that the stage bears
-                the faults of drawn ones: "gaussian" noise of a level s that the network is told;
-                "blur", without its knowing; or "none".
-            max_noise_level: Levels are drawn uniformly from 0 (clean) to this one, in timesteps of
-                a cosine schedule of 1,000 steps. Any of them can be chosen when sampling.
-            blur_probability: Share of the copies that are blurred, by a filter of 3 x 3 pixels.
-            blur_std_range: Its standard deviation is drawn uniformly from this range, in pixels of
-                the smaller copy.
+            stage: What it enlarges, and what the smaller copies go through.
             unlabelled: Further images of the same shape; they train the unconditional branch only.
             config: How to optimise.
             channels: Width of the first level; the next ones have 2 and 4 times as many.
@@ -447,11 +435,7 @@ class Cascade(AbstractSynthesizer):
         job = StageFitJob(
             real,
             unlabelled,
-            low_size=low_size,
-            conditioning_augmentation=conditioning_augmentation,
-            blur_probability=blur_probability,
-            blur_std_range=blur_std_range,
-            max_noise_level=max_noise_level,
+            stage,
             channels=channels,
             num_layers=num_layers,
             prediction_type=prediction_type,

@@ -7,10 +7,10 @@ Hu et al. 2022 (LoRA: W + B A in place of W, where A and B alone are trained).
 import logging
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -48,19 +48,49 @@ _ADAPTER = "pytorch_lora_weights.safetensors"
 """What `load_lora_weights` of a diffusers pipeline looks for."""
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class FineTuningConfig:
+    """How a pretrained model is adapted to classes of its own.
+
+    Raises:
+        ValueError: For a value out of range.
+    """
+
+    lora_rank: int | None = None
+    """Train low-rank adapters of the attention layers instead of all weights; they are merged into
+    the weights that are saved. Those of a model with prompts are also in `lora`, as diffusers'
+    pipelines load them."""
+    class_learning_rate: float = 1e-3
+    """Peak learning rate of the table of labels, if it has rows of new classes: at that of the
+    other weights they would stay alike, and so would the images of all classes. Ignored if it is
+    the smaller one."""
+    label_dropout: float = 0.1
+    """Probability of the null label or negative prompt, in [0, 1)."""
+    prompt_template: str = "{}"
+    """`{}` in it stands for the class name."""
+    negative_prompt: str = ""
+    """Prompt of the unconditional branch."""
+    image_size: int | None = None
+    """Height and width in pixels; by default the checkpoint's own."""
+    horizontal_flip: bool = False
+    """Mirror half of the training images."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"`label_dropout` must be in [0, 1), got {self.label_dropout}.")
+        if self.lora_rank is not None:
+            check_positive(lora_rank=self.lora_rank)
+
+
 class FineTuneJob(AbstractFitJob[nn.Module]):
     """Everything that `ClassConditional.fine_tune` was asked for, checked before any work starts.
 
     Args:
         checkpoint: A directory in diffusers layout, or "hub:OWNER/NAME".
         real: Labelled images.
-        lora_rank: Rank of the adapters, or `None` to train all weights.
-        table_factor: By what the learning rate of a table with rows of new classes differs.
-        label_dropout: Probability of the null condition.
-        prompt_template: `{}` in it stands for the class name.
-        negative_prompt: Prompt of the unconditional branch.
-        image_size: Height and width in pixels; by default the checkpoint's own.
-        horizontal_flip: Mirror half of the images.
+        config: What is adapted.
+        learning_rate: Peak learning rate of all weights but a table with rows of new classes.
         device: Where to train.
 
     Raises:
@@ -73,65 +103,36 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
     base: DiffusionModel
     """The pretrained model, which knows our classes by now."""
 
-    @lasting_tensors()
     def __init__(
         self,
         checkpoint: str | Path,
         real: Any,
+        config: FineTuningConfig,
         *,
-        lora_rank: int | None,
-        table_factor: float,
-        label_dropout: float,
-        prompt_template: str,
-        negative_prompt: str,
-        image_size: int | None,
-        horizontal_flip: bool,
+        learning_rate: float,
         device: str | None,
     ) -> None:
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"`label_dropout` must be in [0, 1), got {label_dropout}.")
-        if lora_rank is not None:
-            check_positive(lora_rank=lora_rank)
+        if config.lora_rank is not None:
             _peft()
         self.real = real
         self.classes = tuple(map(str, real.classes))
         self.labels = np.asarray(real.targets, np.int64)
         check_labels(self.labels, self.classes)
-        self.lora_rank, self.label_dropout = lora_rank, label_dropout
-        self.table_factor = 1.0  # of the learning rate, for a table with rows of new classes
-        self.horizontal_flip = horizontal_flip
+        self.config = config
         self.num_examples = len(self.labels)
-
         path = resolve(checkpoint)
         own = read_json(path / "synthaug.json") if (path / "synthaug.json").exists() else {}
         known = tuple(map(str, own.get("classes", ())))
-        # Which labels the network knows is found out below; prompts can be of any classes.
-        named = (known or ("any",)) if _takes_labels(path) else self.classes
-        base, _ = DiffusionModel.from_pretrained(
-            path,
-            classes=named,
-            image_size=image_size,
-            prompt_template=prompt_template,
-            negative_prompt=negative_prompt,
-            dtype=torch.float32,
-            device=device,
-        )
-        _check_network(base, path, adapters=lora_rank is not None)
-        if tuple(real.image_shape) != base.image_shape:
-            raise MismatchError(
-                f"The real images have shape {tuple(real.image_shape)}, the checkpoint draws "
-                f"{base.image_shape}. Load them with `image_size={base.image_shape[1]}` and "
-                f"`channels={base.image_shape[0]}`, or give another `image_size`."
-            )
-        base.make_scheduler(None)  # refuses models of continuous time
+        base = self._load_base(path, known, device)
         self._scheduler = base.make_scheduler("ddpm")
         check_prediction_type(self._scheduler)
         self._base_weights = dict(base.weights)  # before the table of classes is changed
         pretrained_branch = base.can_be_guided
+        self.table_factor = 1.0  # of the learning rate, for a table with rows of new classes
         if base.class_embeddings is None:
             pretrained_branch = learn_classes(base.network, known, self.classes, own)
             if not set(self.classes) <= set(known):
-                self.table_factor = table_factor
+                self.table_factor = max(1.0, config.class_learning_rate / learning_rate)
         self.trained_on: dict[str, Any] = {
             "labelled": {
                 "fingerprint": getattr(real, "fingerprint", None),
@@ -142,20 +143,43 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         self.base = replace(
             base,
             classes=self.classes,
-            unconditional_branch=pretrained_branch or label_dropout > 0,
+            unconditional_branch=pretrained_branch or config.label_dropout > 0,
             trained_on=self.trained_on,
         )
         self._embeddings = self.base.class_embeddings
+
+    def _load_base(self, path: Path, known: tuple[str, ...], device: str | None) -> DiffusionModel:
+        """The pretrained model, if it can be trained on the images; `known` are its classes."""
+        # Which labels the network knows is found out later; prompts can be of any classes.
+        named = (known or ("any",)) if _takes_labels(path) else self.classes
+        base, _ = DiffusionModel.from_pretrained(
+            path,
+            classes=named,
+            image_size=self.config.image_size,
+            prompt_template=self.config.prompt_template,
+            negative_prompt=self.config.negative_prompt,
+            dtype=torch.float32,
+            device=device,
+        )
+        _check_network(base, path, adapters=self.config.lora_rank is not None)
+        if tuple(self.real.image_shape) != base.image_shape:
+            raise MismatchError(
+                f"The real images have shape {tuple(self.real.image_shape)}, the checkpoint draws "
+                f"{base.image_shape}. Load them with `image_size={base.image_shape[1]}` and "
+                f"`channels={base.image_shape[0]}`, or give another `image_size`."
+            )
+        base.make_scheduler(None)  # refuses models of continuous time
+        return base
 
     # -- the run ---------------------------------------------------------------------------------
 
     def _build(self) -> nn.Module:
         network = self.base.network
-        if self.lora_rank is None:
+        if self.config.lora_rank is None:
             return network.requires_grad_(True)
         peft = _peft()
         config = peft.LoraConfig(
-            r=self.lora_rank, lora_alpha=self.lora_rank, target_modules=list(_ADAPTED)
+            r=self.config.lora_rank, lora_alpha=self.config.lora_rank, target_modules=list(_ADAPTED)
         )
         peft.inject_adapter_in_model(config, network)  # freezes all other weights
         for table in class_tables(network):
@@ -171,10 +195,10 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             "data": self.trained_on["labelled"]["fingerprint"] or self.num_examples,
             "classes": list(self.classes),
             "image_shape": list(self.base.image_shape),
-            "label_dropout": self.label_dropout,
-            "lora_rank": self.lora_rank,
+            "label_dropout": self.config.label_dropout,
+            "lora_rank": self.config.lora_rank,
             "table_factor": self.table_factor,
-            "horizontal_flip": self.horizontal_flip,
+            "horizontal_flip": self.config.horizontal_flip,
         }
 
     def _rate_factor(self, name: str) -> float:
@@ -183,7 +207,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
         """`denoising_loss`, with some of the conditions hidden."""
         x0 = self._inputs(indices)
-        hidden = chosen_rows(len(x0), self.label_dropout)
+        hidden = chosen_rows(len(x0), self.config.label_dropout)
         y = torch.where(hidden, len(self.classes), torch.from_numpy(self.labels[indices]))
         y = y.to(x0.device)
         condition = y
@@ -201,7 +225,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         autoencoder makes of them."""
         n = len(indices)
         mirrored = torch.zeros(n, dtype=torch.bool, device="cpu")
-        if self.horizontal_flip:
+        if self.config.horizontal_flip:
             mirrored = chosen_rows(n, 0.5)
         if self._posteriors is None:
             mean, std = self._encode(indices, mirrored)
@@ -213,7 +237,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
     @cached_property
     def _posteriors(self) -> tuple[Tensor, Tensor] | None:
         """Means and deviations of the latents of all images, and of all mirrored ones."""
-        sides = [False, True] if self.horizontal_flip else [False]
+        sides = [False, True] if self.config.horizontal_flip else [False]
         shape = (len(sides) * self.num_examples, *self.base.latent_shape)
         if self.base.vae is None or 8 * int(np.prod(shape)) > _KEPT_BYTES:
             return None
@@ -247,7 +271,8 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
 
     def model(self, network: nn.Module) -> DiffusionModel:
         """The model with the weights trained so far, adapters merged into them."""
-        return replace(self.base, network=network if self.lora_rank is None else merged(network))
+        adapted = self.config.lora_rank is not None
+        return replace(self.base, network=merged(network) if adapted else network)
 
     def save_adapter(self, network: nn.Module, path: Path) -> None:
         """Writes the adapters of a model with prompts as diffusers' pipelines load them.
@@ -257,7 +282,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         Raises:
             CheckpointError: If the disk is full or not writable.
         """
-        if self.lora_rank is None or self._embeddings is None:
+        if self.config.lora_rank is None or self._embeddings is None:
             return
         from safetensors.torch import save_file
 

@@ -31,7 +31,7 @@ from synthaug.synthesizers._real import RealImages
 from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers._selection import snapshot_name
 from synthaug.synthesizers.class_conditional import METHOD
-from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob
+from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob, FineTuningConfig
 
 
 @final
@@ -300,14 +300,8 @@ class ClassConditional(AbstractSourcedSynthesizer):
         real: Any,
         output_dir: str | Path,
         *,
-        lora_rank: int | None = None,
+        adaptation: FineTuningConfig | None = None,
         config: TrainingConfig | None = None,
-        class_learning_rate: float = 1e-3,
-        label_dropout: float = 0.1,
-        prompt_template: str = "{}",
-        negative_prompt: str = "",
-        image_size: int | None = None,
-        horizontal_flip: bool = False,
         snapshots: Sequence[int] = (),
         progress: bool = True,
     ) -> tuple["ClassConditional", TrainingResult]:
@@ -324,18 +318,8 @@ class ClassConditional(AbstractSourcedSynthesizer):
             real: Has `read(indices)`, `targets`, `classes` and `image_shape`. Names of one or two
                 words make the best prompts (Azizi et al. 2023).
             output_dir: Becomes a diffusers directory, as of `fit`; not that of the checkpoint.
-            lora_rank: Train low-rank adapters of the attention layers instead of all weights; they
-                are merged into the weights that are saved. Those of a model with prompts are also
-                in `lora`, as diffusers' pipelines load them.
+            adaptation: What is adapted: adapters or all weights, prompts, size and mirroring.
             config: How to optimise; by default at a learning rate of 1e-5, or 1e-4 with adapters.
-            class_learning_rate: Peak learning rate of the table of labels, if it has rows of new
-                classes: at that of the other weights they would stay alike, and so would the images
-                of all classes. Ignored if it is the smaller one.
-            label_dropout: Probability of the null label or negative prompt, in [0, 1).
-            prompt_template: `{}` in it stands for the class name.
-            negative_prompt: Prompt of the unconditional branch.
-            image_size: Height and width in pixels; by default the checkpoint's own.
-            horizontal_flip: Mirror half of the training images.
             snapshots: Steps after which the model is also kept in `snapshots`; see
                 `synthesizers.select_snapshot`.
             progress: Show a bar.
@@ -348,8 +332,10 @@ class ClassConditional(AbstractSourcedSynthesizer):
             CheckpointError: If a checkpoint cannot be read, trained or written.
             ImportError: For adapters, without peft.
         """
+        adaptation = adaptation or FineTuningConfig()
         if config is None:
-            config = TrainingConfig(learning_rate=1e-5 if lora_rank is None else 1e-4)
+            whole = adaptation.lora_rank is None
+            config = TrainingConfig(learning_rate=1e-5 if whole else 1e-4)
         for step in snapshots:
             if not 1 <= step <= config.steps:
                 raise ValueError(f"`snapshots` must be in [1, {config.steps}], got {step}.")
@@ -359,13 +345,8 @@ class ClassConditional(AbstractSourcedSynthesizer):
         job = FineTuneJob(
             checkpoint,
             real,
-            lora_rank=lora_rank,
-            table_factor=max(1.0, class_learning_rate / config.learning_rate),
-            label_dropout=label_dropout,
-            prompt_template=prompt_template,
-            negative_prompt=negative_prompt,
-            image_size=image_size,
-            horizontal_flip=horizontal_flip,
+            adaptation,
+            learning_rate=config.learning_rate,
             device=config.device,
         )
         cls(model=job.base)  # refuses what cannot draw

@@ -47,7 +47,12 @@ from synthaug.synthesizers.inversion._fit import (
     InversionResult,
     begun_precision,
 )
-from synthaug.synthesizers.inversion._tokens import TokenEncoder, TokenFitJob, TokenModel
+from synthaug.synthesizers.inversion._tokens import (
+    TokenConfig,
+    TokenEncoder,
+    TokenFitJob,
+    TokenModel,
+)
 from synthaug.synthesizers.inversion._variant_plan import with_partners
 
 logger = logging.getLogger("synthaug")
@@ -401,6 +406,9 @@ class DiffusionInversion(AbstractSynthesizer):
         self._write(path, copy=True)
 
     def _write(self, path: Path, *, copy: bool) -> None:
+        sampler = self.sampler.record()
+        if sampler["log_variance_mix"] is None:
+            del sampler["log_variance_mix"]  # nothing to choose for most schedulers
         if copy:
             self.model.save_pretrained(path, {"synthesizer": METHOD.name})
         with writing(path, "Free some space and save again."):
@@ -411,7 +419,7 @@ class DiffusionInversion(AbstractSynthesizer):
                 "weights": self._frozen_weights,
                 "dtype": str(self.model.denoiser.dtype),
                 "classes": list(self.classes) if self.table is not None else None,
-                "settings": {**self.sampler.record(), **self._settings},
+                "settings": {**sampler, **self._settings},
             }
             write_json(path / _FILE, own)
 
@@ -502,10 +510,7 @@ class DiffusionInversion(AbstractSynthesizer):
         output_dir: str | Path,
         *,
         config: TrainingConfig | None = None,
-        num_tokens: int = 4,
-        token_width: int = 64,
-        token_noise: float = 0.2,
-        token_dropout: float = 0.1,
+        tokens: TokenConfig | None = None,
         channels: int = 32,
         num_layers: int = 1,
         prediction_type: str = "v_prediction",
@@ -521,11 +526,7 @@ class DiffusionInversion(AbstractSynthesizer):
             images: Has `read(indices)` and `image_shape`; best many, and like those to invert.
             output_dir: Becomes a diffusers directory, the encoder beside the network.
             config: How to optimise.
-            num_tokens: Tokens per image.
-            token_width: Width of a token.
-            token_noise: Standard deviation of the noise on the tokens. More of it makes the tokens
-                say less about an image, and their neighbourhood smoother.
-            token_dropout: Probability of null tokens, which train the unconditional branch.
+            tokens: Number, width and noise of the tokens.
             channels: Width of the network's first level.
             num_layers: Residual blocks per level.
             prediction_type: "v_prediction", "epsilon" or "sample".
@@ -537,12 +538,10 @@ class DiffusionInversion(AbstractSynthesizer):
             ValueError: For a setting out of range.
             DivergedError, CheckpointError: As `ClassConditional.fit`.
         """
+        tokens = tokens or TokenConfig()
         job = TokenFitJob(
             images,
-            num_tokens=num_tokens,
-            token_width=token_width,
-            token_noise=token_noise,
-            token_dropout=token_dropout,
+            tokens,
             channels=channels,
             num_layers=num_layers,
             prediction_type=prediction_type,
@@ -556,7 +555,7 @@ class DiffusionInversion(AbstractSynthesizer):
                 classes=(),
                 image_shape=job.image_shape,
                 class_embeddings=trained.null.detach().float().clone()[None],
-                unconditional_branch=token_dropout > 0,
+                unconditional_branch=tokens.token_dropout > 0,
             )
             return cls(model=model, encoder=trained.encoder)
 

@@ -7,6 +7,7 @@ unconditional branch.
 """
 
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -165,6 +166,33 @@ class TokenModel(nn.Module):
         return prediction
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class TokenConfig:
+    """The tokens that a generator is told of an image.
+
+    Raises:
+        ValueError: For a value out of range.
+    """
+
+    num_tokens: int = 4
+    """Tokens per image."""
+    token_width: int = 64
+    """Width of a token."""
+    token_noise: float = 0.2
+    """Standard deviation of the noise on the tokens in training. More of it makes the tokens say
+    less about an image, and their neighbourhood smoother."""
+    token_dropout: float = 0.1
+    """Probability of null tokens, which train the unconditional branch."""
+
+    def __post_init__(self) -> None:
+        check_positive(num_tokens=self.num_tokens, token_width=self.token_width)
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(f"`token_dropout` must be in [0, 1), got {self.token_dropout}.")
+        if not 0 <= self.token_noise < math.inf:
+            raise ValueError(f"`token_noise` must not be negative, got {self.token_noise}.")
+
+
 class TokenFitJob(AbstractFitJob[TokenModel]):
     """The training of a token-conditioned generator, checked before any work starts.
 
@@ -176,38 +204,25 @@ class TokenFitJob(AbstractFitJob[TokenModel]):
     def __init__(
         self,
         images: Any,
+        tokens: TokenConfig,
         *,
-        num_tokens: int,
-        token_width: int,
-        token_noise: float,
-        token_dropout: float,
         channels: int,
         num_layers: int,
         prediction_type: str,
         horizontal_flip: bool,
     ) -> None:
-        check_positive(
-            num_tokens=num_tokens, token_width=token_width, channels=channels, num_layers=num_layers
-        )
-        if not 0 <= token_dropout < 1:
-            raise ValueError(f"`token_dropout` must be in [0, 1), got {token_dropout}.")
-        if not 0 <= token_noise < math.inf:
-            raise ValueError(f"`token_noise` must not be negative, got {token_noise}.")
+        check_positive(channels=channels, num_layers=num_layers)
         self.images = images
         self.num_examples = len(images)
         self.image_shape: tuple[int, int, int] = tuple(images.image_shape)
         self.settings: dict[str, Any] = {
-            "num_tokens": num_tokens,
-            "token_width": token_width,
-            "token_noise": token_noise,
-            "token_dropout": token_dropout,
+            **asdict(tokens),
             "channels": channels,
             "num_layers": num_layers,
             "prediction_type": prediction_type,
             "horizontal_flip": horizontal_flip,
         }
-        self._token_shape = (num_tokens, token_width)
-        self.token_noise, self.token_dropout = token_noise, token_dropout
+        self.tokens = tokens
         self.horizontal_flip = horizontal_flip
         self.scheduler_config = diffusion_config(prediction_type)
         self._scheduler = make_scheduler(None, self.scheduler_config)
@@ -233,8 +248,9 @@ class TokenFitJob(AbstractFitJob[TokenModel]):
         x0 = to_images(self.images.read(indices)).to(device)
         if self.horizontal_flip:
             x0 = half_mirrored(x0)
-        dropped = chosen_rows(len(x0), self.token_dropout).to(device)
-        perturbation = self.token_noise * batch_noise((len(x0), *self._token_shape)).to(device)
+        dropped = chosen_rows(len(x0), self.tokens.token_dropout).to(device)
+        shape = (len(x0), self.tokens.num_tokens, self.tokens.token_width)
+        perturbation = self.tokens.token_noise * batch_noise(shape).to(device)
         return denoising_loss(
             self._scheduler, x0, lambda x_t, t: module(x_t, t, x0, perturbation, dropped)
         )
