@@ -23,13 +23,14 @@ from _machine import write
 from torch import Tensor
 
 from synthaug import ColdDiffusion, load_dataset
+from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug.degradations import Blur, GaussianNoise, Inpainting, Snow
 from synthaug.evaluation import StandardAugment
+from synthaug.evaluation._batches import Batches
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import fit, seed_initial_weights, settings_of
-from synthaug.evaluation._sources import open_source
 from synthaug.transforms import ColdRestore
 
 Augment = Callable[[Tensor], Tensor]
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     labels = torch.tensor(test.targets)
     tests = corrupted(test.read(range(len(test))))
     given = arms(cold, options, train.image_shape[1])
-    source = open_source(train, "`train`", train.classes, device)
+    source = Batches(ImageSource.open(train, "`train`"), train.classes, device)
     settings = settings_of(options.steps, batch_size=options.batch_size)
     rows: list[dict[str, Any]] = []
     for name, augment in given.items():

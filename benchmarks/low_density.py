@@ -39,13 +39,14 @@ from synthaug import (
     generate,
     load_dataset,
 )
+from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
 from synthaug.density import ClassGaussians, Neighbourhood
 from synthaug.evaluation import class_probabilities
 from synthaug.evaluation._augment import standard_augment
+from synthaug.evaluation._batches import Batches
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import fit, seed_initial_weights, settings_of
-from synthaug.evaluation._sources import open_source
 from synthaug.features import without_head
 from synthaug.metrics import frechet_distance
 
@@ -66,7 +67,7 @@ class Judge:
             self.network = build_classifier("small-cnn", len(real.classes), real.image_shape)
             fit(
                 self.network,
-                open_source(real, "`data`", real.classes, device),
+                Batches(ImageSource.open(real, "`data`"), real.classes, device),
                 settings_of(steps),
                 seed=100,
                 augment=standard_augment(real.image_shape, horizontal_flip=False),

@@ -142,7 +142,7 @@ def test_the_noise_of_the_small_image_has_nothing_to_do_with_that_of_the_large_o
 
     indices = np.arange(4).repeat(2000)
     made._loss(Spy(), indices)
-    x0 = to_images(made.real.read(indices))
+    x0 = to_images(made.real.pixels(indices))
     a_t = make_scheduler(None, made.scheduler_config).alphas_cumprod[seen["t"]].view(-1, 1, 1, 1)
     eps = (seen["x"] - a_t.sqrt() * x0) / (1 - a_t).sqrt()
     noisy = seen["s"] > 0

@@ -11,8 +11,8 @@ from torchvision.datasets import ImageFolder
 
 from synthaug import mixing
 from synthaug._datasets import MixedDataset, OnTheFlyDataset
-from synthaug._images.foreign import classes_of
 from synthaug._images.labeled import LabeledImages
+from synthaug._images.source import ImageSource
 from synthaug._plan import Plan
 from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation import _label_check, evaluate, scaling_arms
@@ -125,15 +125,15 @@ def test_class_to_idx_says_what_labels_mean_and_must_not_contradict_the_names(tm
         (tmp_path / name).mkdir()
         real_images()[0][0].save(tmp_path / name / "0.png")
     folder = ImageFolder(tmp_path)
-    assert classes_of(Subset(folder, [0])) == CLASSES
+    assert ImageSource.open(Subset(folder, [0])).classes == CLASSES
     folder.class_to_idx = {name: i for i, name in enumerate(OTHER)}
     with pytest.raises(DataError, match="'ant' is class 0 in one and 1 in the other"):
-        classes_of(folder)
+        _ = ImageSource.open(folder).classes
     cache = make_cache(tmp_path, shape=(3, 6, 5))
     mixed = MixedDataset(folder, cache, audit=None, fraction=0.5, items=NAMED)  # says what is
     assert mixed.classes == CLASSES
     del folder.classes
-    assert classes_of(folder) == OTHER
+    assert ImageSource.open(folder).classes == OTHER
 
 
 def test_images_drawn_on_the_fly_are_matched_by_name():
@@ -157,7 +157,7 @@ def test_an_evaluation_and_amounts_take_either_order(cache):
     )
     assert report.classes == list(OTHER)
     with pytest.raises(DataError, match=r"cow, ant, bee\. Their labels must mean the same"):
-        classes_of(ConcatDataset([real, cache]))  # nothing translates its items
+        _ = ImageSource.open(ConcatDataset([real, cache])).classes  # nothing translates its items
 
 
 def test_labels_are_checked_and_hardness_is_scored_by_name(monkeypatch):

@@ -19,8 +19,9 @@ from torchvision.transforms import v2
 
 from synthaug._images import loaders as _sources
 from synthaug._images.convert import label_like, like, pixels_of
-from synthaug._images.foreign import classes_of, labels_of
-from synthaug._images.labeled import LabeledImages, as_pixels, load_dataset
+from synthaug._images.fields import Fields
+from synthaug._images.labeled import LabeledImages, load_dataset
+from synthaug._images.source import ImageSource
 from synthaug.errors import DataError
 
 
@@ -330,7 +331,10 @@ def test_digits_are_scikit_learns_with_sixteen_levels_spread_over_a_byte():
     assert np.abs(digits.read(range(1797))[:, 0].numpy().astype(int) - expected).max() <= 1
     assert int(digits.read(range(1797)).max()) == 255
     train, test = load_dataset("digits:train"), load_dataset("digits", split="test")
-    assert torch.equal(torch.cat([as_pixels(train), as_pixels(test)]), digits.read(np.arange(1797)))
+    assert torch.equal(
+        torch.cat([ImageSource.open(train).pixels(), ImageSource.open(test).pixels()]),
+        digits.read(np.arange(1797)),
+    )
     assert load_dataset("digits", image_size=16, channels=3).image_shape == (3, 16, 16)
 
 
@@ -358,7 +362,7 @@ def test_of_a_cache_only_finished_rows_are_read(tmp_path):
         file["images"], file["labels"], file["state"] = pixels, np.arange(9) % 2, state
         file.attrs["manifest"] = '{"classes": ["no", "yes"]}'
     loaded = load_dataset(f"hdf5:{tmp_path / 'x.h5'}")
-    assert np.array_equal(as_pixels(loaded).numpy(), pixels[state == 1])
+    assert np.array_equal(ImageSource.open(loaded).pixels().numpy(), pixels[state == 1])
     assert loaded.labels.tolist() == (np.arange(9) % 2)[state == 1].tolist()
     assert loaded.classes == ("no", "yes")
     swapped = load_dataset(f"hdf5:{tmp_path / 'x.h5'}", classes=["yes", "no"])
@@ -591,41 +595,41 @@ def test_pixels_are_gathered_from_any_data_set(small):
     )
     dicts = Pairs([{"image": image, "label": 0} for image in pixels])
     several: ConcatDataset[Any] = ConcatDataset([Subset(small, range(7, 12)), tensors])
-    assert torch.equal(as_pixels(tensors), pixels)
-    assert torch.equal(as_pixels(dicts, [3, 1]), pixels[[3, 1]])
-    assert torch.equal(as_pixels(Subset(small, [5, 6]), [1]), pixels[[6]])
-    assert torch.equal(as_pixels(several, [16, 0, 5]), pixels[[11, 7, 0]])
+    assert torch.equal(ImageSource.open(tensors).pixels(), pixels)
+    assert torch.equal(ImageSource.open(dicts).pixels([3, 1]), pixels[[3, 1]])
+    assert torch.equal(ImageSource.open(Subset(small, [5, 6])).pixels([1]), pixels[[6]])
+    assert torch.equal(ImageSource.open(several).pixels([16, 0, 5]), pixels[[11, 7, 0]])
     small.transform = v2.RandomHorizontalFlip(1.0)
-    assert torch.equal(as_pixels(small), pixels)
+    assert torch.equal(ImageSource.open(small).pixels(), pixels)
 
 
 def test_pixels_that_do_not_fit_together_are_named(small):
     mixed = Pairs([(small[0][0], 0), (Image.fromarray(noise(4, 4)), 0)])
     with pytest.raises(DataError, match=r"Image 1 of Pairs has shape \(1, 4, 4\), .*\(3, 4, 5\)"):
-        as_pixels(mixed)
+        ImageSource.open(mixed).pixels()
     with pytest.raises(
         DataError, match=r"Image 0 of Pairs cannot be used. .* take `Normalize` off"
     ):
-        as_pixels(Pairs([(torch.randn(3, 4, 4), 0)]))
+        ImageSource.open(Pairs([(torch.randn(3, 4, 4), 0)])).pixels()
     with pytest.raises(DataError, match="parts of the ConcatDataset have images of shape"):
-        as_pixels(ConcatDataset([small, Pairs(mixed.items[1:])]))
+        ImageSource.open(ConcatDataset([small, Pairs(mixed.items[1:])])).pixels()
     with pytest.raises(ValueError, match="no image to gather"):
-        as_pixels(small, [])
+        ImageSource.open(small).pixels([])
 
 
 def test_labels_and_classes_are_found_through_wrappers(small):
     plain = Pairs([(None, torch.tensor(4)), (None, 5)])
     wrapped: ConcatDataset[Any] = ConcatDataset([Subset(small, [2, 3]), plain])
-    assert labels_of(wrapped).tolist() == [2, 0, 4, 5]
-    assert classes_of(wrapped) == ("a", "b", "c")
-    assert classes_of(plain) is None
+    assert ImageSource.open(wrapped).labels.tolist() == [2, 0, 4, 5]
+    assert ImageSource.open(wrapped).classes == ("a", "b", "c")
+    assert ImageSource.open(plain).classes is None
     other = LabeledImages(small.read([0]), [0], ["z"])
     with pytest.raises(DataError, match="different classes: a, b, c and z"):
-        classes_of(ConcatDataset([small, other]))
+        _ = ImageSource.open(ConcatDataset([small, other])).classes
     with pytest.raises(DataError, match=r"shape \(1, 2\)"):
-        labels_of(Pairs([(None, torch.tensor([0, 1]))]))
+        _ = ImageSource.open(Pairs([(None, torch.tensor([0, 1]))])).labels
     with pytest.raises(DataError, match="expected one class index per image"):
-        labels_of(Pairs([(None, "cat")]))
+        _ = ImageSource.open(Pairs([(None, "cat")])).labels
 
 
 class Counted(Pairs):
@@ -641,12 +645,12 @@ class Counted(Pairs):
 def test_only_items_whose_labels_nobody_lists_are_read():
     listed = Counted([(None, i) for i in range(9)])
     listed._labels = list(range(9))  # type: ignore[attr-defined]  # as some of torchvision's
-    assert labels_of(listed).tolist() == list(range(9))
+    assert ImageSource.open(listed).labels.tolist() == list(range(9))
     assert listed.reads == 0
     unlisted = Counted([(None, i) for i in range(9)])
     both: ConcatDataset[Any] = ConcatDataset([listed, unlisted])
     part = Subset(Subset(both, range(4, 18)), [-1, 0, 6])
-    assert labels_of(part).tolist() == [8, 4, 1] == [part[i][1] for i in range(3)]
+    assert ImageSource.open(part).labels.tolist() == [8, 4, 1] == [part[i][1] for i in range(3)]
     assert (listed.reads, unlisted.reads) == (1, 2 + 2)
 
 
@@ -654,8 +658,12 @@ def test_lists_of_labels_are_not_asked_for_another_field():
     items = [{"image": None, "label": i, "smiles": 1 - i} for i in (0, 1)]
     faces = Pairs(items)
     faces.targets = [0, 1]  # type: ignore[attr-defined]
-    assert labels_of(faces).tolist() == labels_of(faces, "label").tolist() == [0, 1]
-    assert labels_of(faces, "smiles").tolist() == [1, 0]
+    assert (
+        ImageSource.open(faces).labels.tolist()
+        == ImageSource.open(faces, fields=Fields("image", "label")).labels.tolist()
+        == [0, 1]
+    )
+    assert ImageSource.open(faces, fields=Fields("image", "smiles")).labels.tolist() == [1, 0]
 
 
 # Conversions

@@ -31,7 +31,8 @@ from synthaug._audit import AuditReport
 from synthaug._cache import serving as _serving
 from synthaug._cache.serving import servable
 from synthaug._datasets import MixedBatchSampler, MixedDataset
-from synthaug._images.labeled import LabeledImages, as_pixels
+from synthaug._images.labeled import LabeledImages
+from synthaug._images.source import ImageSource
 from synthaug._plan import matching_quota
 from synthaug.errors import (
     CacheError,
@@ -510,7 +511,7 @@ def test_pixels_can_be_read_without_the_transform(real, cache):
     mixed = MixedDataset(real, cache, audit=None, fraction=0.5)
     mixed.transform = v2.ToDtype(torch.float32)
     expected = torch.tensor([i if r < 0 else 100 + r for i, r in enumerate(mixed.synthetic_rows())])
-    assert torch.equal(as_pixels(mixed)[:, 0, 0, 0].long(), expected)
+    assert torch.equal(ImageSource.open(mixed).pixels()[:, 0, 0, 0].long(), expected)
     assert torch.equal(mixed.read([-1, 4])[:, 2, 5, 4].long(), expected[[-1, 4]])
     for indices in (np.flatnonzero(expected < 100), np.flatnonzero(expected >= 100)):
         assert torch.equal(mixed.read(indices)[:, 0, 0, 0].long(), expected[indices])

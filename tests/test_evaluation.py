@@ -19,6 +19,7 @@ from synthaug._cli import main
 from synthaug._datasets import MixedDataset
 from synthaug._datasets.items import ItemFormat
 from synthaug._images.labeled import LabeledImages, load_dataset
+from synthaug._images.source import ImageSource
 from synthaug._plan import Plan, balanced_quota
 from synthaug.errors import DataError, DivergedError
 from synthaug.evaluation import (
@@ -35,7 +36,6 @@ from synthaug.evaluation import (
 )
 from synthaug.evaluation._augment import apply_augment, standard_augment
 from synthaug.evaluation._fit import Settings, batch_order, learning_rate_at
-from synthaug.evaluation._sources import is_plain
 
 FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
 
@@ -624,7 +624,7 @@ def test_the_four_arms_count_the_real_and_synthetic_images_that_they_saw(
         "real + synthetic",
         CAS,
     ]
-    assert is_plain(passed)
+    assert ImageSource.open(passed).is_plain
     report = evaluate(arms, test=test, seeds=1, **{**FAST, "steps": 30})
     seen = {run.arm: (run.unique_real, run.unique_synthetic) for run in report.runs}
     assert seen == {
@@ -744,8 +744,8 @@ def test_a_transform_of_the_data_set_is_part_of_what_is_trained_on(
 ) -> None:
     inverted = train.subset(np.arange(len(train)))
     inverted.transform = lambda image: v2.functional.invert(image)
-    assert is_plain(train)
-    assert not is_plain(inverted)
+    assert ImageSource.open(train).is_plain
+    assert not ImageSource.open(inverted).is_plain
     arms = {"a": Arm(train), "b": Arm(inverted)}
     evaluate(arms, test=test, seeds=1, model=Watched, **FAST)
     a, b = trained(watched)

@@ -27,8 +27,8 @@ from torchvision.transforms import v2
 import synthaug
 from synthaug._cache import SynthCache
 from synthaug._datasets import MixedDataset
-from synthaug._images.foreign import labels_of
 from synthaug._images.labeled import LabeledImages
+from synthaug._images.source import ImageSource
 from synthaug._plan import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # frameworks warn of much that is not ours
@@ -419,7 +419,7 @@ def test_labels_and_classes_of_timm_are_known_without_reading_images(cache, tmp_
         *range(0, SIZE, 2),
         *range(1, SIZE, 2),
     ]
-    labels = labels_of(ReadsNothing(images.reader))
+    labels = ImageSource.open(ReadsNothing(images.reader)).labels
     assert labels.tolist() == mixed.targets
 
 

@@ -313,7 +313,7 @@ def test_so_is_the_loss_of_what_steers_towards_rare_images():
     settings: dict[str, Any] = {"num_synthetic": None, "embedding_dim": 4, "noise_levels": 2}
     base: Any = tiny()
     job = HardnessFitJob(base, Bright(), Bright(per_class=5), horizontal_flip=True, **settings)
-    job._read_synthetic = job._read_given
+    job._draw_synthetic(Path(), 0, False)  # takes those that are given
     torch.manual_seed(0)
     shape = job.model.latent_shape
     encoders = [

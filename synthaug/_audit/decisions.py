@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp, norm, rankdata
 from synthaug._audit.calibration import Scores, conformal_p_values, q_values
 from synthaug._audit.competition import Competition, compete
 from synthaug._audit.disturbances import Disturbance
-from synthaug._audit.inputs import ImageSet, keys, take
+from synthaug._audit.inputs import AuditSet, keys, take
 from synthaug._audit.matches import Matches
 from synthaug._audit.pairs import Pick
 from synthaug._audit.report import CALIBRATED, CLEAR, EXACT, Power
@@ -120,7 +120,7 @@ def power_of(
     kind: Disturbance,
     planted: Matches,
     pick: Pick,
-    T: ImageSet,
+    T: AuditSet,
     originals: NDArray[np.int64],
     fresh: Scores | None,
     m: int,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthaug._images.labeled import as_pixels, classes_of, labels_of, load_dataset
+from synthaug._images.source import ImageSource
 from synthaug._neighbors import float32, release
 from synthaug._types import JSON, Features, Indices, Labels, Pixels
 from synthaug.errors import DataError
@@ -27,8 +27,8 @@ _CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSet:
-    """Images, or their features, with what is known about them."""
+class AuditSet:
+    """What an audit has read of one of its arguments: images or features, and their keys."""
 
     name: str
     """The argument they came from: `synthetic`, `train` or `holdout`."""
@@ -53,7 +53,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def select(self, keep: NDArray[np.bool_]) -> "ImageSet":
+    def select(self, keep: NDArray[np.bool_]) -> "AuditSet":
         """Some of the images, under their old row numbers."""
         chosen = np.flatnonzero(keep)
         return replace(
@@ -75,7 +75,7 @@ class ImageSet:
         return self.samples
 
 
-def image_set(given: Any, name: str, *, progress: bool) -> ImageSet:
+def read_set(given: Any, name: str, *, progress: bool) -> AuditSet:
     """Reads what was given as argument `name`.
 
     Args:
@@ -90,44 +90,37 @@ def image_set(given: Any, name: str, *, progress: bool) -> ImageSet:
         ValueError: It holds no image, an array has another shape, or a feature is not finite.
         DataError: A file cannot be read.
     """
-    source = _source(given)
+    spec = os.fspath(given) if isinstance(given, str | os.PathLike) else None
     labels: Labels | None = None
-    if isinstance(given, str | os.PathLike):
-        given, labels = _loaded(os.fspath(given), name)
+    if spec is not None:
+        given, labels = _loaded(spec, name)
     if isinstance(given, Tensor | np.ndarray):
-        samples = _checked(given, name)
-        rows = np.arange(len(samples))
-        labels = np.full(len(samples), -1, np.int64) if labels is None else labels
-        classes: tuple[str, ...] = ()
-    elif hasattr(given, "__len__") and hasattr(given, "__getitem__"):
-        done = getattr(given, "done", None)
-        rows = np.arange(len(given)) if done is None else np.flatnonzero(np.asarray(done))
-        if len(rows) == 0:
-            what = "no row is generated yet" if len(given) else "it holds no image"
-            raise ValueError(f"`{name}` cannot be audited: {what}.")
-        samples = as_pixels(given, rows, progress=progress).contiguous()
-        labels, classes = labels_of(given), tuple(map(str, classes_of(given) or ()))
-    else:
-        raise TypeError(
-            f"`{name}` is a {type(given).__name__}, expected a cache, a map-style data set, "
-            "uint8 pixels (n, C, H, W), features (n, d) or a file of either."
-        )
-    if len(samples) == 0:
+        given = _checked(given, name)
+    source = ImageSource.open(given, f"`{name}`")
+    if len(source) == 0:
         raise ValueError(f"`{name}` holds no image.")
-    identity = _identity(given, len(samples))
+    rows, samples = source.done_rows("audited"), given
+    if not isinstance(given, Tensor | np.ndarray):
+        samples = source.pixels(rows, progress=progress).contiguous()
+    identity = source.identity
     digest = hashlib.blake2b(repr(tuple(samples.shape)).encode(), digest_size=16)
     # One pass for all that needs every row: features in a file may be many.
-    found = keys(samples, name, None if identity else digest)
-    return ImageSet(
+    image_keys = keys(samples, name, digest if identity == {"fingerprint": None} else None)
+    if set(identity) == {"fingerprint"}:
+        identity = {
+            "fingerprint": identity["fingerprint"] or digest.hexdigest(),
+            "rows": len(samples),
+        }
+    return AuditSet(
         name=name,
         samples=samples,
-        rows=rows.astype(np.int64),
-        keys=found,
-        total=len(labels),
-        labels=np.asarray(labels, np.int64),
-        classes=classes,
-        identity=identity or {"fingerprint": digest.hexdigest(), "rows": len(samples)},
-        source=source,
+        rows=rows,
+        keys=image_keys,
+        total=len(source),
+        labels=source.labels if labels is None else labels,
+        classes=source.classes or (),
+        identity=identity,
+        source=spec or source.spec,
     )
 
 
@@ -225,7 +218,7 @@ def _loaded(text: str, name: str) -> tuple[Any, Labels | None]:
     suffix = Path(text).suffix.lower()
     if suffix not in (".npy", ".npz", ".h5", ".hdf5") or text.startswith("hdf5:"):
         if ":" in text:
-            return load_dataset(text), None
+            return ImageSource.open(text), None
         raise ValueError(
             f"`{name}` {text!r} is not understood. Give a .npy, .npz or HDF5 file, or a data set "
             "such as 'folder:PATH'."
@@ -234,7 +227,7 @@ def _loaded(text: str, name: str) -> tuple[Any, Labels | None]:
         raise DataError(f"`{name}` {text} does not exist, or is not a file.")
     if suffix in (".h5", ".hdf5"):
         features = _hdf5_features(text)
-        return (load_dataset(f"hdf5:{text}"), None) if features is None else features
+        return (ImageSource.open(f"hdf5:{text}"), None) if features is None else features
     try:
         # Mapped, so that features larger than the memory can be searched. Nothing is unpickled.
         file = np.load(text, mmap_mode="r", allow_pickle=False)
@@ -288,17 +281,7 @@ def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _source(given: Any) -> str | None:
-    """The path of a file or cache, or what `load_dataset` was given."""
-    if isinstance(given, str | os.PathLike):
-        return os.fspath(given)
-    if hasattr(given, "done") and isinstance(getattr(given, "path", None), str | os.PathLike):
-        return os.fspath(given.path)
-    name = getattr(given, "name", None)
-    return name if isinstance(name, str) and hasattr(given, "fingerprint") else None
-
-
-def check_comparable(*sets: ImageSet) -> None:
+def check_comparable(*sets: AuditSet) -> None:
     """All sets hold images of one shape, or features of one length.
 
     Their classes may differ: a generator may have been trained on other classes than it is used
@@ -327,12 +310,3 @@ def check_comparable(*sets: ImageSet) -> None:
                 f"{tuple(first.samples.shape[1:])}, `{other.name}` of shape "
                 f"{tuple(other.samples.shape[1:])}. {remedy}"
             )
-
-
-def _identity(given: Any, rows: int) -> dict[str, JSON]:
-    """What a cache or data set says of itself; empty if nothing."""
-    identity = getattr(given, "identity", None)
-    if isinstance(identity, dict):
-        return identity
-    fingerprint = getattr(given, "fingerprint", None)
-    return {"fingerprint": fingerprint, "rows": rows} if isinstance(fingerprint, str) else {}

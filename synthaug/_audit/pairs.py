@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._audit.calibration import Scores, conformal_p_values
-from synthaug._audit.inputs import ImageSet
+from synthaug._audit.inputs import AuditSet
 from synthaug._audit.matches import Matches
 from synthaug._audit.matching import Matcher, rmse
 from synthaug._pixels import to_pil
@@ -22,7 +22,7 @@ class Pick:
     among the hold-out; without a hold-out by the first statistic.
     """
 
-    def __init__(self, matches: Matches, fresh: Scores | None, T: ImageSet) -> None:
+    def __init__(self, matches: Matches, fresh: Scores | None, T: AuditSet) -> None:
         n, s = matches.scores.shape
         ranks = np.zeros((n, s))
         if fresh is not None:
@@ -38,7 +38,7 @@ class Pick:
         self.flipped = np.where(twin, matches.twin_flipped, matches.flipped[chosen])
 
 
-def rmse_of(images: ImageSet, T: ImageSet, pick: Pick) -> NDArray[np.float64]:
+def rmse_of(images: AuditSet, T: AuditSet, pick: Pick) -> NDArray[np.float64]:
     """Root mean square difference of each image to the one named for it, (n,); NaN for features."""
     if not isinstance(images.samples, Tensor):
         return np.full(len(images), np.nan)
@@ -46,7 +46,7 @@ def rmse_of(images: ImageSet, T: ImageSet, pick: Pick) -> NDArray[np.float64]:
 
 
 def pair_of(
-    i: int, images: ImageSet, T: ImageSet, matches: Matches, pick: Pick, matcher: Matcher
+    i: int, images: AuditSet, T: AuditSet, matches: Matches, pick: Pick, matcher: Matcher
 ) -> dict[str, JSON]:
     """What a report shows of image `i` and of the training image named for it."""
     row, neighbour = int(images.rows[i]), int(pick.neighbours[i])
@@ -78,7 +78,7 @@ def pair_of(
     }
 
 
-def counterpart(H: ImageSet, best: Matches, j: int, statistic: int) -> dict[str, JSON]:
+def counterpart(H: AuditSet, best: Matches, j: int, statistic: int) -> dict[str, JSON]:
     """The hold-out image closest to a shown one, by the statistic that its pair is shown for."""
     row = int(best.neighbours[j, statistic])
     image = H.pixels[row] if isinstance(H.samples, Tensor) else None
@@ -91,7 +91,7 @@ def counterpart(H: ImageSet, best: Matches, j: int, statistic: int) -> dict[str,
     }
 
 
-def _class_name(images: ImageSet, row: int) -> str | None:
+def _class_name(images: AuditSet, row: int) -> str | None:
     label = int(images.labels[row])
     if label < 0:
         return None

@@ -47,11 +47,11 @@ from synthaug._audit.decisions import (
 from synthaug._audit.descriptive import descriptive
 from synthaug._audit.disturbances import Disturbance, disturbances, vector_disturbances
 from synthaug._audit.inputs import (
+    AuditSet,
     Contents,
-    ImageSet,
     check_comparable,
-    image_set,
     joined,
+    read_set,
     take,
 )
 from synthaug._audit.matches import Matches
@@ -154,11 +154,11 @@ def audit(
 class _Sets:
     """The images of an audit, opened and found to fit each other."""
 
-    S: ImageSet
+    S: AuditSet
     """Synthetic images."""
-    T: ImageSet
+    T: AuditSet
     """Training images."""
-    H: ImageSet | None
+    H: AuditSet | None
     """Hold-out images, those that are training images set aside."""
     distinct: Contents
     """The different training images."""
@@ -226,9 +226,9 @@ def _open_sets(
     synthetic: Any, train: Any, holdout: Any, settings: Settings, progress: bool
 ) -> _Sets:
     """Opens all images, and refuses those that cannot be compared."""
-    S = image_set(synthetic, "synthetic", progress=progress)
-    T = image_set(train, "train", progress=progress)
-    H = None if holdout is None else image_set(holdout, "holdout", progress=progress)
+    S = read_set(synthetic, "synthetic", progress=progress)
+    T = read_set(train, "train", progress=progress)
+    H = None if holdout is None else read_set(holdout, "holdout", progress=progress)
     check_comparable(S, T, *([] if H is None else [H]))
     are_images = isinstance(S.samples, Tensor)
     if not are_images and settings.features is not None:
@@ -454,13 +454,13 @@ def _report(
     )
 
 
-def _kinds(T: ImageSet, usual: float) -> list[Disturbance]:
+def _kinds(T: AuditSet, usual: float) -> list[Disturbance]:
     if not isinstance(T.samples, Tensor):
         return vector_disturbances(usual)
     return disturbances((T.pixels.shape[1], T.pixels.shape[2], T.pixels.shape[3]))
 
 
-def _without_overlap(H: ImageSet, known: Contents, deduplicate: bool) -> tuple[ImageSet, int]:
+def _without_overlap(H: AuditSet, known: Contents, deduplicate: bool) -> tuple[AuditSet, int]:
     overlapping = known.find(H.keys) >= 0
     count = int(overlapping.sum())
     if count == 0:
@@ -476,7 +476,7 @@ def _without_overlap(H: ImageSet, known: Contents, deduplicate: bool) -> tuple[I
     return H.select(~overlapping), count
 
 
-def _spread(values: NDArray[Any], images: ImageSet, missing: Any) -> NDArray[Any]:
+def _spread(values: NDArray[Any], images: AuditSet, missing: Any) -> NDArray[Any]:
     """Values of the judged rows at their places among all rows."""
     spread = np.full((images.total, *values.shape[1:]), missing, values.dtype)
     spread[images.rows] = values

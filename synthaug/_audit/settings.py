@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from synthaug._audit.inputs import ImageSet
+from synthaug._audit.inputs import AuditSet
 from synthaug._neighbors import INDEXES
 from synthaug._types import JSON
 from synthaug.features import ExtractionConfig, Extractor, Pixel, named
@@ -76,7 +76,7 @@ class Settings:
             )
         return k
 
-    def command(self, k: int, sets: Sequence[ImageSet]) -> str:
+    def command(self, k: int, sets: Sequence[AuditSet]) -> str:
         """What reproduces the audit: a line for the shell if everything has a name there.
 
         Args:

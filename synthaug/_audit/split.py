@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthaug._audit.alignment import Aligner
-from synthaug._audit.inputs import image_set, keys
+from synthaug._audit.inputs import keys, read_set
 from synthaug._audit.matching import proposals
 from synthaug._noise import counter_rng
 from synthaug._types import Indices, Pixels
@@ -45,7 +45,7 @@ def split_for_audit(
     """
     if not 0 < holdout < 1:
         raise ValueError(f"`holdout` must lie between 0 and 1, got {holdout}.")
-    images = image_set(dataset, "dataset", progress=progress)
+    images = read_set(dataset, "dataset", progress=progress)
     groups = near_duplicates(images.pixels)
     sizes = np.bincount(groups)
     if len(sizes) < 2:

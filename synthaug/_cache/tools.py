@@ -18,7 +18,7 @@ from synthaug._cache.compare import (
 )
 from synthaug._cache.format import State
 from synthaug._cache.store import SynthCache
-from synthaug._images.labeled import as_pixels, classes_of, labels_of, load_dataset
+from synthaug._images.source import ImageSource
 from synthaug._pixels import digest
 from synthaug._plan import Plan
 from synthaug._support.differences import described
@@ -172,12 +172,12 @@ def import_images(
         DataError: `source` cannot be read as labelled images of one shape.
         CacheError: `out` exists with other images, or cannot be written.
     """
-    dataset = load_dataset(source) if isinstance(source, str) else source
-    labels, classes = labels_of(dataset), classes_of(dataset)
+    images = ImageSource.open(source, "`source`")
+    labels, classes = images.labels, images.classes
     if classes is None:
         classes = tuple(str(c) for c in range(int(labels.max()) + 1))
     order = np.argsort(labels, kind="stable")  # as `Plan.build` lays out its rows
-    fingerprint, image_shape = _fingerprint(dataset, order)
+    fingerprint = _fingerprint(images, order)
     plan = Plan.build(
         np.bincount(labels, minlength=len(classes)),
         classes=classes,
@@ -187,7 +187,7 @@ def import_images(
     cache = SynthCache.open_for_writing(
         out,
         plan,
-        image_shape=image_shape,
+        image_shape=images.image_shape,
         manifest={
             "recipe": {"synthesizer": "imported", "settings": plan.settings, "name": name},
             "licence": {"generator": None, "source": None, **(licence or {})},
@@ -197,20 +197,19 @@ def import_images(
     pending = np.flatnonzero(cache.state == State.PENDING)
     with bar(len(plan), "import", "image", progress=progress) as shown:
         shown.update(len(plan) - len(pending))
-        for rows in blocks(pending, image_shape):
-            cache.write(rows, as_pixels(dataset, order[rows]))
+        for rows in blocks(pending, images.image_shape):
+            cache.write(rows, images.pixels(order[rows]))
             shown.update(len(rows))
     return cache
 
 
-def _fingerprint(dataset: Any, order: Indices) -> tuple[str, tuple[int, ...]]:
-    """Digest of the images in `order`, and their common shape."""
-    shape = tuple(as_pixels(dataset, order[:1]).shape[1:])
+def _fingerprint(images: ImageSource, order: Indices) -> str:
+    """Digest of the images in `order`."""
     hashed = hashlib.blake2b(digest_size=16)
-    for rows in blocks(order, shape):
-        for image in as_pixels(dataset, rows):
+    for rows in blocks(order, images.image_shape):
+        for image in images.pixels(rows):
             hashed.update(digest(image).to_bytes(8, "little"))
-    return hashed.hexdigest(), shape
+    return hashed.hexdigest()
 
 
 def forget(
@@ -276,8 +275,9 @@ def check_sources(cache: SynthCache, real: Any) -> None:
         MismatchError: Names what differs (classes, order, edited or missing images) and the
             remedy.
     """
-    classes = classes_of(real)
-    if classes is not None and tuple(classes) != cache.classes:
+    images = ImageSource.open(real, "`real`")
+    classes = images.classes
+    if classes is not None and classes != cache.classes:
         raise MismatchError(
             f"{cache.path} was made for the classes {_few(cache.classes)}, the data set has "
             f"{_few(classes)}. Use the data set that the cache was generated from, or generate "
@@ -288,9 +288,9 @@ def check_sources(cache: SynthCache, real: Any) -> None:
     if not len(sources):
         return
     expected = key[source >= 0][first]
-    inside = sources < len(real)
+    inside = sources < len(images)
     keys = np.array(
-        [digest(image) for image in as_pixels(real, sources[inside])] if inside.any() else [],
+        [digest(image) for image in images.pixels(sources[inside])] if inside.any() else [],
         np.uint64,
     )
     wrong = np.flatnonzero(keys != expected[inside])

@@ -141,12 +141,12 @@ def forget(source: str, caches: list[str]) -> Result:
     """
     from synthaug._cache import SynthCache
     from synthaug._cache import forget as run
-    from synthaug._images.labeled import as_pixels
 
     opened = [SynthCache(cache) for cache in caches]  # so that a missing one is named first
     withdrawn, lines = {}, []
     for cache, name in zip(opened, caches, strict=True):
-        (count,) = run([name], as_pixels(load(source, cache.image_shape))).values()
+        real = load(source, cache.image_shape)
+        (count,) = run([name], real.read(range(len(real)))).values()
         withdrawn[name] = count
         lines.append(
             f"{name}: {count:,} of {len(cache):,} rows were made from these images; withdrawn."

@@ -10,7 +10,7 @@ from synthaug._cache.serving import Servable, SyntheticImages, class_table
 from synthaug._datasets.fractions import Balance
 from synthaug._images.convert import describe, is_probabilities, label_like, pixels_of
 from synthaug._images.fields import Adapter, Fields
-from synthaug._images.foreign import classes_of
+from synthaug._images.source import ImageSource
 from synthaug._types import Labels
 from synthaug.errors import DataError, MismatchError
 
@@ -38,11 +38,11 @@ def checked_share(mode: str, fraction: Any, ratio: Any) -> tuple[str, Any]:
 
 
 def checked_classes(
-    real: Any, synthetic: SyntheticImages, given: Sequence[str] | None, label_key: Any
+    real: ImageSource, synthetic: SyntheticImages, given: Sequence[str] | None
 ) -> tuple[tuple[str, ...], Labels]:
     """The class names as `real` counts them, and where those of the synthetic images are there."""
     try:
-        known = classes_of(real, label_key)
+        known = real.classes
     except (DataError, MismatchError):
         if given is None:
             raise
@@ -50,7 +50,7 @@ def checked_classes(
     found = known if given is None else tuple(str(name) for name in given)
     if found is None:
         raise DataError(
-            f"{type(real).__name__} does not know its class names. Pass `items="
+            f"{type(real.dataset).__name__} does not know its class names. Pass `items="
             f"mixing.ItemFormat(classes=...)`; the synthetic "
             f"images have {', '.join(synthetic.classes)}."
         )

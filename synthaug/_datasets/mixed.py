@@ -22,10 +22,10 @@ from synthaug._datasets.log import ServedLog
 from synthaug._datasets.opening import StrPath, open_cache, open_report
 from synthaug._datasets.show import notebook
 from synthaug._images.convert import Transform, like
-from synthaug._images.fields import Fields, JustImages, as_dataset, class_indices
-from synthaug._images.foreign import leaves, without_transforms
-from synthaug._images.labeled import as_pixels
+from synthaug._images.fields import Fields
 from synthaug._images.loaders import checked_labels
+from synthaug._images.source import ImageSource, items_of
+from synthaug._images.untransformed import without_transforms
 from synthaug._noise import checked_seed
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import DataError, MismatchError
@@ -116,13 +116,14 @@ class MixedDataset(AbstractEpochDataset):
         name, share = checked_share(mode, fraction, ratio)
         items = items or ItemFormat()
         self.mode, self.seed = mode, checked_seed(seed)
-        self.real = as_dataset(real)
+        source = ImageSource.open(_not_text(real), "`real`", fields=items.fields)
+        self.real = source.dataset
         self.synthetic: SyntheticImages = open_cache(synthetic)
         self.served = servable(
             self.synthetic, open_report(audit), soft_labels=items.soft_labels is not False
         )
-        self._take_transforms(transform, target_transform)
-        class_table = self._read_format(items)
+        self._take_transforms(source, transform, target_transform)
+        class_table = self._read_format(source, items)
         rows = self._lay_out(class_table, name, share, filters, draw)
         label = self._fields.get(self._example)[1]
         self._item_labels = ItemLabels(items.soft_labels, label, self.synthetic, rows, class_table)
@@ -134,12 +135,15 @@ class MixedDataset(AbstractEpochDataset):
         self._log: ServedLog | None = None
 
     def _take_transforms(
-        self, transform: Transform | None, target_transform: Transform | None
+        self,
+        source: ImageSource,
+        transform: Transform | None,
+        target_transform: Transform | None,
     ) -> None:
         """Takes the transforms of `real` off it, and checks that it can be mixed at all."""
-        if len(self.real) == 0:
+        if len(source) == 0:
             raise DataError("`real` holds no image.")
-        if not all(getattr(leaf, "has_fixed_length", True) for leaf in leaves(self.real)):
+        if not source.has_fixed_length:
             raise ValueError(
                 "`real` is a mixture whose `ratio` changes, so that it has another length in every "
                 "epoch. Mix in the other order: with that ratio last."
@@ -148,7 +152,7 @@ class MixedDataset(AbstractEpochDataset):
         self.transform = _one_transform("transform", transform, taken)
         self.target_transform = _one_transform("target_transform", target_transform, target_taken)
 
-    def _read_format(self, items: ItemFormat) -> Labels:
+    def _read_format(self, source: ImageSource, items: ItemFormat) -> Labels:
         """Learns the form of the items of `real`, its classes and labels, from its first item.
 
         Returns:
@@ -157,12 +161,9 @@ class MixedDataset(AbstractEpochDataset):
         self._example = self._raw[0]
         self._fields = Fields.of(self._example) if items.fields is None else items.fields
         self._example_image = self._fields.get(self._example)[0]
-        label_key = getattr(self._fields, "label", None)
-        self.classes, class_table = checked_classes(
-            self.real, self.synthetic, items.classes, label_key
-        )
-        labels = class_indices(self._raw, self._fields, self._example)
-        self._labels = checked_labels(labels, self.classes, "`real`")
+        self._source = ImageSource(self._raw, "`real`", items.fields)
+        self.classes, class_table = checked_classes(source, self.synthetic, items.classes)
+        self._labels = checked_labels(self._source.class_indices(), self.classes, "`real`")
         check_example(
             self._raw,
             self._fields,
@@ -214,9 +215,8 @@ class MixedDataset(AbstractEpochDataset):
     def set_epoch(self, epoch: int) -> None:
         """Changes the choices; call it before each epoch. Workers that already run follow."""
         super().set_epoch(epoch)
-        for part in (*leaves(self._raw), self.synthetic):  # a mixture, an `OnTheFlyDataset`
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
+        for side in (self._source, ImageSource(self.synthetic, "`synthetic`")):
+            side.epochs.set(epoch)  # of a mixture, of an `OnTheFlyDataset`
 
     def synthetic_rows(self, indices: ArrayLike | None = None) -> Indices:
         """The row of the cache that each index gives in this epoch, -1 for an image of `real`.
@@ -316,7 +316,7 @@ class MixedDataset(AbstractEpochDataset):
         if self._log is not None:
             self._log.write(self.epoch, where.tolist(), rows.tolist())
         made = rows >= 0
-        raw = iter(_items(self._raw, where[~made | self._has_extras].tolist()))
+        raw = iter(items_of(self._raw, where[~made | self._has_extras].tolist()))
         pixels = iter(self.synthetic.read(rows[made])) if made.any() else iter(())
         return [
             self._item(next(raw))
@@ -348,9 +348,7 @@ class MixedDataset(AbstractEpochDataset):
         made = torch.from_numpy(rows >= 0)
         if made.all():
             return self.synthetic.read(rows)
-        plain = hasattr(self._raw, "read") or self._pairs
-        source = self._raw if plain else JustImages(self._raw, self._fields)
-        real = as_pixels(source, where[rows < 0] % len(self))
+        real = self._source.pixels(where[rows < 0] % len(self))
         if not made.any():
             return real
         fake = self.synthetic.read(rows[rows >= 0])
@@ -397,14 +395,6 @@ class MixedDataset(AbstractEpochDataset):
         return notebook(self)
 
 
-def _items(dataset: Any, indices: list[int]) -> list[Any]:
-    if not indices:
-        return []
-    if hasattr(dataset, "__getitems__"):
-        return list(dataset.__getitems__(indices))
-    return [dataset[i] for i in indices]
-
-
 def _one_transform(
     name: str, argument: Transform | None, taken_over: Transform | None
 ) -> Transform | None:
@@ -414,3 +404,12 @@ def _one_transform(
             "that of `real` goes to both kinds of images."
         )
     return taken_over if argument is None else argument
+
+
+def _not_text(real: Any) -> Any:
+    """`real`, which must have been loaded: only its owner knows the shape that it is to have."""
+    if isinstance(real, str | os.PathLike):
+        raise TypeError(
+            f"`real` is the text {str(real)!r}, expected a data set: `synthaug.load_dataset(...)`."
+        )
+    return real

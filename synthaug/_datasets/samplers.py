@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from synthaug._datasets.draws import shuffled
 from synthaug._datasets.epochs import checked_epoch
-from synthaug._images.foreign import leaves
+from synthaug._images.source import ImageSource
 from synthaug._noise import checked_seed, counter_rng
 from synthaug._types import Indices
 
@@ -26,7 +26,7 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
         if not 0 <= rank < num_replicas:
             raise ValueError(f"`rank` must be in [0, {num_replicas}), got {rank}.")
         self.seed, self.num_replicas, self.rank = checked_seed(seed), num_replicas, rank
-        self._mixtures = [leaf for leaf in leaves(data) if hasattr(leaf, "set_epoch")]
+        self._epochs = ImageSource(data, "`data`").epochs
         self._own_epoch = 0
         self._at = (0, 0)  # epoch and position of the pass under way
         self._resume: tuple[int, int] | None = None
@@ -42,16 +42,13 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
     @property
     def epoch(self) -> int:
         """The epoch of the next pass: that of the data set, if it has epochs."""
-        for leaf in self._mixtures:
-            if hasattr(leaf, "epoch"):
-                return int(leaf.epoch)
-        return self._own_epoch
+        epoch = self._epochs.current
+        return self._own_epoch if epoch is None else epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Changes the order, and the images of a `MixedDataset` inside the data set."""
         self._own_epoch = checked_epoch(epoch)
-        for leaf in self._mixtures:
-            leaf.set_epoch(epoch)
+        self._epochs.set(epoch)
 
     def __iter__(self) -> Iterator[T_co]:
         epoch = self.epoch

@@ -11,6 +11,7 @@ fails in `default_collate`. So each foreign type is converted in one place, here
 Float images are in [0, 1], as torchvision has them. Our model space [-1, 1] never comes here.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -178,3 +179,12 @@ def probabilities_like(values: NDArray[np.floating[Any]], example: Any) -> Any:
     if isinstance(example, Tensor):
         return torch.tensor(values, dtype=example.dtype, device=example.device)
     return np.array(values, example.dtype)
+
+
+def label_of(label: Any) -> Any:
+    """A label of an item as an int, or as an array of class probabilities, float (K,).
+
+    Raises:
+        TypeError: If it is neither a class index nor a vector of class probabilities.
+    """
+    return np.asarray(label) if is_probabilities(label) else operator.index(label)

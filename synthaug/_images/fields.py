@@ -5,19 +5,53 @@ are, `synthaug._images.convert` knows.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any, Protocol, final
 
-import numpy as np
-from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+_POSITIONS = {"image": 0, "label": 1}
+_KEYS = {
+    "image": ("image", "img", "pixel_values", "images"),
+    "label": ("label", "labels", "target", "targets"),
+}
+USUAL_LABELS = (_POSITIONS["label"], *_KEYS["label"])
+"""Where items have their label if nobody says otherwise."""
 
-from synthaug._images.convert import is_probabilities
-from synthaug._images.foreign import field_key, labels_of
-from synthaug._types import Labels
-from synthaug.errors import DataError
+
+def field(item: Any, name: str) -> Any:
+    """The "image" or the "label" of an item of a data set."""
+    return item[field_key(item, name)]
+
+
+def field_key(item: Any, name: str) -> Any:
+    """Where an item of a data set has its "image" or its "label": a position, or a key.
+
+    Raises:
+        TypeError: If the item is neither a tuple, a list nor a dict, or has no such key.
+    """
+    if isinstance(item, dict):
+        return key_among(item, name)
+    if isinstance(item, tuple | list) and len(item) >= 2:
+        return _POSITIONS[name]
+    raise TypeError(
+        f"An item of the data set is {type(item).__name__}, expected (image, label, ...) or "
+        '{"image": ..., "label": ...}.'
+    )
+
+
+def key_among(names: Iterable[str], name: str) -> str:
+    """The name of the "image" or the "label" among the keys or columns of a data set.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    for key in _KEYS[name]:
+        if key in names:
+            return key
+    raise TypeError(
+        f"An item of the data set has the keys {', '.join(map(repr, names))}, and no {name}: "
+        f"expected one of {', '.join(map(repr, _KEYS[name]))}."
+    )
 
 
 class Adapter(Protocol):
@@ -92,86 +126,3 @@ class Fields:
             return copied
         values = [changed.get(position, value) for position, value in enumerate(item)]
         return item._make(values) if hasattr(item, "_make") else type(item)(values)  # namedtuple
-
-
-@final
-class ArrayDataset(Dataset[Any]):
-    """A pair of arrays as a map-style data set."""
-
-    def __init__(self, images: Any, labels: Any) -> None:
-        self.images, self.targets = images, np.asarray(labels)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        label = self.targets[index]
-        return self.images[index], label if label.ndim else label.item()
-
-
-def as_dataset(real: Any) -> Any:
-    """A pair (images, labels) of arrays or tensors as a data set; others as they are.
-
-    Raises:
-        TypeError: For what is not a map-style data set.
-    """
-    if isinstance(real, str | PathLike):
-        raise TypeError(
-            f"`real` is the text {str(real)!r}, expected a data set: `synthaug.load_dataset(...)`."
-        )
-    if isinstance(real, IterableDataset | Mapping) or not (
-        hasattr(real, "__len__") and hasattr(real, "__getitem__")
-    ):
-        raise TypeError(
-            f"`real` is a {type(real).__name__}, which has no length or no `real[0]`; expected a "
-            "map-style data set. Choose a split of several, read the items of a stream into a "
-            "list, and give a data set and not its loader."
-        )
-    if not isinstance(real, tuple):
-        return real
-    if len(real) != 2 or not all(isinstance(part, np.ndarray | Tensor) for part in real):
-        raise TypeError(
-            f"`real` is a tuple of {', '.join(type(part).__name__ for part in real)}, expected a "
-            "data set, or a pair of arrays (images, labels)."
-        )
-    images, labels = real
-    if len(images) != len(labels):
-        raise ValueError(f"`real` has {len(images)} images and {len(labels)} labels.")
-    if isinstance(images, Tensor) and isinstance(labels, Tensor):
-        return TensorDataset(images, labels)
-    return ArrayDataset(images, labels)
-
-
-def class_indices(raw: Any, fields: Adapter, example: Any) -> Labels:
-    """The class of every item, int64 (N,); of class probabilities the most probable one.
-
-    Raises:
-        DataError: For vectors that are no class probabilities, such as those of several labels.
-    """
-    if is_probabilities(fields.get(example)[1]):
-        vectors = np.stack([np.asarray(fields.get(raw[i])[1]) for i in range(len(raw))])
-        wrong = np.flatnonzero((vectors < 0).any(1) | (np.abs(vectors.sum(1) - 1) > 0.01))
-        if len(wrong):
-            raise DataError(
-                f"The label of item {wrong[0]} of `real` is {vectors[wrong[0]]}, and class "
-                "probabilities are not negative, and 1 in sum. Images of several classes at once "
-                "cannot be mixed."
-            )
-        return vectors.argmax(axis=1)
-    if not isinstance(fields, Fields):
-        return np.array([int(fields.get(raw[i])[1]) for i in range(len(raw))], np.int64)
-    return labels_of(raw, fields.label)
-
-
-@final
-class JustImages(Dataset[Any]):
-    """The images of a data set with items of any structure, as (image, None)."""
-
-    def __init__(self, raw: Any, fields: Adapter) -> None:
-        self._raw, self._fields = raw, fields
-
-    def __len__(self) -> int:
-        return len(self._raw)
-
-    def __getitem__(self, index: int) -> tuple[Any, None]:
-        return self._fields.get(self._raw[index])[0], None

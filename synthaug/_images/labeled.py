@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Dataset
 
-from synthaug._images.foreign import classes_of, labels_of, parts_of
 from synthaug._images.loaders import LOADERS, checked_labels, parse_spec
-from synthaug._images.stores import Conform, Indexed, Memory, Store, gather
+from synthaug._images.stores import Conform, Memory, Store, gather
 from synthaug._pixels import to_pil
 from synthaug._types import Labels, Pixels
-from synthaug.errors import DataError, MismatchError
+from synthaug.errors import DataError
 
 MEMORY_LIMIT = 4 << 30
 """Bytes of decoded images above which images are decoded when they are read."""
@@ -248,51 +247,3 @@ def load_dataset(
         name=", ".join(filter(None, [f"{kind}:{where}".rstrip(":"), split])),
         paths=paths,
     )
-
-
-def as_pixels(
-    dataset: Any, indices: ArrayLike | None = None, *, progress: bool | None = False
-) -> Pixels:
-    """The images of any map-style data set, gathered.
-
-    Args:
-        dataset: Anything with `len` and `dataset[i] -> (image, ...)` or `{"image": ...}`. If it has
-            `read`, that is called, and gives the images without their transforms; of any other
-            data set they come as it gives them, so take random or normalising transforms off.
-        indices: Which images, int (n,); all of them if `None`.
-        progress: Shows a bar if it takes more than two seconds; `None`: on a terminal only.
-
-    Returns:
-        uint8 (n, C, H, W).
-
-    Raises:
-        DataError: If the images have different shapes, or one is not an image that we know.
-    """
-    rows = np.arange(len(dataset)) if indices is None else np.asarray(indices, np.int64)
-    if len(rows) == 0:
-        raise ValueError("There is no image to gather: the data set or `indices` is empty.")
-    if hasattr(dataset, "read"):
-        pixels: Tensor = dataset.read(rows)
-        return pixels
-    if isinstance(dataset, Subset):
-        inner = np.asarray(dataset.indices, np.int64)
-        return as_pixels(dataset.dataset, inner[rows], progress=progress)
-    if isinstance(dataset, ConcatDataset):
-        found = [
-            (mask, as_pixels(dataset.datasets[p], local, progress=progress))
-            for p, mask, local in parts_of(dataset, rows)
-        ]
-        shapes = sorted({tuple(x.shape[1:]) for _, x in found})
-        if len(shapes) > 1:
-            raise MismatchError(
-                f"The parts of the ConcatDataset have images of shape {shapes[0]} and {shapes[1]}. "
-                "Bring all to one shape first."
-            )
-        out = torch.empty((len(rows), *shapes[0]), dtype=torch.uint8, device="cpu")
-        for mask, pixels in found:
-            out[torch.from_numpy(mask)] = pixels
-        return out
-    return gather(Indexed(dataset, int(rows[0])), rows, progress, "Reading images")
-
-
-__all__ = ["LabeledImages", "as_pixels", "classes_of", "labels_of", "load_dataset"]

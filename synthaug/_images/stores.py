@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from synthaug._images.convert import pixels_of
-from synthaug._images.foreign import field
+from synthaug._images.fields import Adapter, field
 from synthaug._pixels import to_pil
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
@@ -153,13 +153,21 @@ class Files:
 class Indexed:
     """A map-style data set of images of one shape."""
 
-    def __init__(self, dataset: Any, first: int, conform: "Conform | None" = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        first: int,
+        conform: "Conform | None" = None,
+        fields: Adapter | None = None,
+    ) -> None:
         self.dataset = dataset
         self.conform = conform
+        self.fields = fields
         self.shape = tuple(self._image(first).shape)
 
     def _image(self, row: int) -> NDArray[np.uint8]:
-        image = field(self.dataset[row], "image")
+        item = self.dataset[row]
+        image = field(item, "image") if self.fields is None else self.fields.get(item)[0]
         where = f"Image {row} of {type(self.dataset).__name__}"
         if self.conform is not None and isinstance(image, Image.Image):
             return self.conform(image, where)

@@ -14,7 +14,7 @@ from torch import nn
 
 from synthaug._cache import SynthCache
 from synthaug._generate import generate
-from synthaug._images.labeled import as_pixels, labels_of
+from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.devices import choose_device
@@ -34,7 +34,7 @@ from synthaug._types import Features, Indices
 from synthaug.errors import MismatchError
 from synthaug.evaluation import check_overlap, digests, evaluate, trained_classifier
 from synthaug.evaluation._classifiers import build_classifier
-from synthaug.evaluation._comparison import common_classes, features_of
+from synthaug.evaluation._comparison import common_classes, features_of, same_classes
 from synthaug.evaluation._quality import Scores, compare, fingerprints
 from synthaug.features import Extractor, TorchModule, classifier, describe, to_model
 from synthaug.metrics import check_rank
@@ -98,12 +98,13 @@ def sweep(
     """
     config = config or SweepConfig()
     check_folder(output_dir)
-    splits = {"real": real, "validation": validation, **({} if test is None else {"test": test})}
+    given = {"real": real, "validation": validation, "test": test}
+    splits = {n: ImageSource.open(x, f"`{n}`") for n, x in given.items() if x is not None}
     work = _Work(
         synthesizer=_as_begun(synthesizer, Path(output_dir) / "settings"),
         folder=Path(output_dir),
-        real=real,
-        validation=validation,
+        real=splits["real"],
+        validation=splits["validation"],
         prints=_checked_splits(synthesizer, splits, config.allow_overlap),
         config=config,
         device=choose_device(config.device),
@@ -137,7 +138,7 @@ def sweep(
         chosen=best.setting,
         select=config.select if fine else "frechet",
         validation={
-            "name": str(getattr(validation, "name", "the validation split")),
+            "name": work.validation.title,
             "fingerprint": work.prints["validation"],
             "images": len(validation),
             "compared_with_test": test is not None,
@@ -154,8 +155,8 @@ class _Work:
 
     synthesizer: Any
     folder: Path
-    real: Any
-    validation: Any
+    real: ImageSource
+    validation: ImageSource
     prints: Mapping[str, str]
     config: SweepConfig
     device: torch.device
@@ -171,7 +172,7 @@ class _Work:
     ) -> tuple[int, dict[str, int]]:
         """Number of features, and images that each stage compares; checked before any work."""
         given = self._untrained() if features is None else features
-        dim = int(given(as_pixels(self.validation, [0])).shape[1])
+        dim = int(given(self.validation.pixels([0])).shape[1])
         smallest, k = min(len(self.validation), len(self.real)), self.config.k
         sizes = {}
         for stage in stages:
@@ -223,7 +224,7 @@ class _Work:
 
     @property
     def name(self) -> str:
-        return f"{self.model_name} trained on {getattr(self.real, 'name', 'real images')}"
+        return f"{self.model_name} trained on {self.real.title}"
 
     def _untrained(self) -> TorchModule:
         """The classifier's features before it was trained: to learn how many there are."""
@@ -231,9 +232,8 @@ class _Work:
             return classifier(self._built())
 
     def _built(self) -> nn.Module:
-        shape = as_pixels(self.validation, [0]).shape[1:]
         classes = common_classes({"real": self.real})
-        return build_classifier(self.config.model, len(classes), (shape[0], shape[1], shape[2]))
+        return build_classifier(self.config.model, len(classes), self.validation.image_shape)
 
     def classifier(self) -> nn.Module:
         """A classifier trained on the real images, or the one that an earlier call trained."""
@@ -289,8 +289,8 @@ class _Work:
         path = self.folder / "settings" / f"{trial.stem}-{key[:8]}.json"
         if path.exists():
             return decode(SweepRow, json.loads(path.read_text(encoding="utf-8")))
-        cache = self.cache(trial)
-        rows = self._some(cache, np.flatnonzero(cache.done), n, 0)
+        cache = ImageSource.open(self.cache(trial), trial.stem)
+        rows = self._some(cache, cache.done_rows("scored"), n, 0)
         scores = self._scores(cache, rows, n, spaces, trial.stem)
         found = SweepRow(
             setting=trial.setting,
@@ -307,7 +307,12 @@ class _Work:
         return self._scores(self.real, rows, n, spaces, "real")
 
     def _scores(
-        self, images: Any, rows: Indices, n: int, spaces: tuple[Extractor, Extractor], name: str
+        self,
+        images: ImageSource,
+        rows: Indices,
+        n: int,
+        spaces: tuple[Extractor, Extractor],
+        name: str,
     ) -> Scores:
         reference = self._some(self.validation, np.arange(len(self.validation)), n, 2)
         return compare(
@@ -319,7 +324,9 @@ class _Work:
             seed=self.config.seed,
         )
 
-    def _features(self, images: Any, rows: Indices, space: Extractor, name: str) -> Features:
+    def _features(
+        self, images: ImageSource, rows: Indices, space: Extractor, name: str
+    ) -> Features:
         return features_of(
             images,
             rows,
@@ -329,11 +336,11 @@ class _Work:
             progress=self.progress,
         )
 
-    def _some(self, images: Any, rows: Indices, n: int, stream: int) -> Indices:
+    def _some(self, images: ImageSource, rows: Indices, n: int, stream: int) -> Indices:
         """n random rows, as many of each class as there are, like the images that are drawn."""
         random = counter_rng(self.config.seed, stream).random(len(rows))
         rows = rows[np.argsort(random, kind="stable")]
-        labels = labels_of(images)[rows]
+        labels = images.labels[rows]
         place = np.empty(len(rows), np.int64)  # of an image among those of its class
         for c in np.unique(labels):
             place[labels == c] = np.arange((labels == c).sum())
@@ -359,17 +366,17 @@ def _as_begun(synthesizer: Any, folder: Path) -> Any:
 
 
 def _checked_splits(
-    synthesizer: Any, splits: Mapping[str, Any], allow_overlap: bool
+    synthesizer: Any, splits: Mapping[str, ImageSource], allow_overlap: bool
 ) -> dict[str, str]:
     """Fingerprints of the splits, which must fit the synthesizer and share no image."""
-    common_classes({"synthesizer": synthesizer, **splits})
+    classes = {name: split.classes for name, split in splits.items()}
+    same_classes({"synthesizer": synthesizer.classes, **classes})
     expected = tuple(synthesizer.image_shape)
     for name, split in splits.items():
-        shape = tuple(as_pixels(split, [0]).shape[1:])
-        if shape != expected:
+        if split.image_shape != expected:
             raise MismatchError(
-                f"`{name}` holds images of shape {shape}, the synthesizer draws {expected}. Load "
-                "it with `image_shape=synthesizer.image_shape`."
+                f"`{name}` holds images of shape {split.image_shape}, the synthesizer draws "
+                f"{expected}. Load it with `image_shape=synthesizer.image_shape`."
             )
     contents = {f"`{name}`": digests(split, f"`{name}`") for name, split in splits.items()}
     prints = {
@@ -383,7 +390,7 @@ def _checked_splits(
                 "that the generator learned from, nor those that results are reported on."
             )
     seen = fingerprints(getattr(synthesizer, "trained_on", None))
-    if getattr(splits["validation"], "fingerprint", None) in seen:
+    if splits["validation"].fingerprint in seen:
         raise MismatchError(
             "The generator was trained on `validation`. Choose settings on images that it never "
             "saw."

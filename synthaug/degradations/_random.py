@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import randn
 from synthaug._pixels import to_images
 from synthaug._types import JSON, Images
@@ -277,7 +278,7 @@ class Animorphosis(AbstractMixing):
             int(torch.randint(len(self.others), (), generator=g, dtype=torch.int64, device="cpu"))
             for g in generators
         ]
-        pixels = self.others.read(np.array(chosen, np.int64))
+        pixels = self._images.pixels(np.array(chosen, np.int64))
         if tuple(pixels.shape[1:]) != tuple(image_shape):
             raise ValueError(
                 f"`others` holds images of shape {tuple(pixels.shape[1:])}, but the images to "
@@ -288,14 +289,16 @@ class Animorphosis(AbstractMixing):
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the other set."""
-        known = getattr(self.others, "fingerprint", None)
-        if known is not None:
-            return str(known)
+        if self._images.fingerprint is not None:
+            return self._images.fingerprint
         hashed = hashlib.blake2b(digest_size=16)
-        for start in range(0, len(self.others), 1024):
-            block = np.arange(start, min(start + 1024, len(self.others)))
-            hashed.update(self.others.read(block).numpy().tobytes())
+        for block in self._images.blocks():
+            hashed.update(block.numpy().tobytes())
         return hashed.hexdigest()
+
+    @cached_property
+    def _images(self) -> ImageSource:
+        return ImageSource.open(self.others, "`others`")
 
     def config(self) -> dict[str, JSON]:
         """The fingerprint stands in for the other set."""

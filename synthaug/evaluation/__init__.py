@@ -14,13 +14,12 @@ from synthaug.evaluation._arms import CAS, Arm, scaling_arms, standard_arms
 from synthaug.evaluation._augment import AffineAugment, CutMix, StandardAugment
 from synthaug.evaluation._evaluate import evaluate
 from synthaug.evaluation._hardness import HardnessReport, score_hardness
-from synthaug.evaluation._inputs import check_overlap
+from synthaug.evaluation._inputs import check_overlap, digests
 from synthaug.evaluation._label_check import LabelCheck, check_labels
 from synthaug.evaluation._predict import class_probabilities, trained_classifier
 from synthaug.evaluation._quality import QualityReport, score_quality
 from synthaug.evaluation._reconstructions import reconstructions
 from synthaug.evaluation._report import Difference, EvaluationReport, Run
-from synthaug.evaluation._sources import digests
 
 __all__ = [
     "CAS",

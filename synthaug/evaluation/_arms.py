@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
 from synthaug._cache.serving import Servable, Verdicts, class_table, rows_by_class, servable
-from synthaug._images.foreign import classes_of
+from synthaug._images.source import ImageSource
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
 from synthaug.evaluation._augment import Augment
@@ -104,7 +104,7 @@ def scaling_arms(
             stacklevel=2,
         )
     served = servable(synthetic, audit)
-    classes = classes_of(real) or tuple(synthetic.classes)
+    classes = ImageSource.open(real, "`real`").classes or tuple(synthetic.classes)
     labels = class_table(synthetic, classes)[np.asarray(synthetic.labels)]
     servable_rows = np.flatnonzero(served.mask)
     pools = rows_by_class(servable_rows, labels[servable_rows], len(classes))

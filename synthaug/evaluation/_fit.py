@@ -19,7 +19,7 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Indices, Labels
 from synthaug.errors import DivergedError
 from synthaug.evaluation._augment import Augment, CutMix, apply_augment
-from synthaug.evaluation._sources import Source
+from synthaug.evaluation._batches import Batches
 
 MOMENTUM = 0.9
 FLOOR = 1e-3
@@ -99,11 +99,11 @@ def _permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def _gather(
-    source: Source, batch_size: int, seed: int, step: int, device: torch.device
+    images: Batches, batch_size: int, seed: int, step: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     parts = [
-        source.batch(epoch, indices)
-        for epoch, indices in batch_order(len(source), batch_size, seed=seed, step=step)
+        images.batch(epoch, indices)
+        for epoch, indices in batch_order(len(images), batch_size, seed=seed, step=step)
     ]
     pixels = torch.cat([pixels for pixels, _ in parts])
     labels = torch.cat([labels for _, labels in parts])
@@ -166,12 +166,12 @@ def learning_rate_at(step: int, settings: Settings) -> float:
 @lasting_tensors()
 def fit(
     network: nn.Module,
-    source: Source,
+    images: Batches,
     settings: Settings,
     *,
     seed: int,
     augment: Augment | None,
-    validation: Source | None,
+    validation: Batches | None,
     device: torch.device,
     run: str,
     advance: Callable[[int], object],
@@ -183,7 +183,7 @@ def fit(
 
     Args:
         network: Images float (n, C, H, W) in [-1, 1] => logits; on `device`.
-        source: Training images.
+        images: Training images.
         settings: How to train.
         seed: With the step, decides which items are seen and how they are augmented.
         augment: For every batch of pixels; `None` for none.
@@ -208,7 +208,7 @@ def fit(
     looked_at = plotted = 0
     for step in range(settings.steps):
         _seed_torch(seed, step, _READ, device)
-        pixels, labels = _gather(source, settings.batch_size, seed, step, device)
+        pixels, labels = _gather(images, settings.batch_size, seed, step, device)
         if augment is not None:
             _seed_torch(seed, step, _AUGMENT, device)
             if isinstance(augment, CutMix):
@@ -252,13 +252,13 @@ def fit(
 
 @torch.inference_mode()
 def correct(
-    network: nn.Module, source: Source, settings: Settings, device: torch.device
+    network: nn.Module, images: Batches, settings: Settings, device: torch.device
 ) -> tuple[NDArray[np.bool_], Labels]:
     """For every image whether it is classified correctly, bool (n,), and its label, int64 (n,)."""
     network.eval()
     hits, truth = [], []
-    for start in range(0, len(source), _TEST_BATCH):
-        pixels, labels = source.batch(0, np.arange(start, min(start + _TEST_BATCH, len(source))))
+    for start in range(0, len(images), _TEST_BATCH):
+        pixels, labels = images.batch(0, np.arange(start, min(start + _TEST_BATCH, len(images))))
         with autocast(device, settings):
             logits = network(to_images(pixels.to(device)))
         hits.append((logits.argmax(dim=1) == labels.to(device)).cpu())

@@ -7,34 +7,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from synthaug._images.foreign import classes_of, labels_of
+from synthaug._images.source import ImageSource
 from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation._sources import Source, digests, fingerprint, open_source
+from synthaug.evaluation._batches import Batches, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """The data sets of one evaluation, with one order of the classes and one image shape."""
 
-    sources: Mapping[str, Source]
+    arms: Mapping[str, Batches]
     """Training images of each arm."""
-    test: Source
-    validation: Source | None
+    test: Batches
+    validation: Batches | None
     classes: tuple[str, ...]
     """Class names in the order in which labels are counted: the test set's."""
     image_shape: tuple[int, int, int]
     """(C, H, W)."""
-    raw: Mapping[str, Dataset[Any]]
+    sources: Mapping[str, ImageSource]
     """The data sets themselves, by the name that messages use."""
 
     @classmethod
     def open(
         cls,
-        arms: Mapping[str, Dataset[Any]],
-        test: Dataset[Any],
-        validation: Dataset[Any] | None,
+        arms: Mapping[str, Any],
+        test: Any,
+        validation: Any,
         device: torch.device,
     ) -> "Inputs":
         """Opens every data set; one that several arms share is read once.
@@ -42,47 +41,63 @@ class Inputs:
         Raises:
             DataError: If they differ in classes or image shape, or cannot be read.
         """
-        raw = {"`test`": test, **({} if validation is None else {"`validation`": validation})}
-        raw.update({f"Arm {name!r}": dataset for name, dataset in arms.items()})
-        classes = _classes(raw)
-        opened: dict[int, Source] = {}
-        sources: dict[str, Source] = {}
-        for name, dataset in raw.items():
-            if id(dataset) not in opened:
-                opened[id(dataset)] = open_source(dataset, name, classes, device)
-            sources[name] = opened[id(dataset)]
-        shape = sources["`test`"].image_shape
+        given = {"`test`": test, **({} if validation is None else {"`validation`": validation})}
+        given.update({f"Arm {name!r}": dataset for name, dataset in arms.items()})
+        sources = {name: ImageSource.open(one, name) for name, one in given.items()}
+        classes = _classes(sources)
+        opened: dict[int, Batches] = {}
+        batches: dict[str, Batches] = {}
         for name, source in sources.items():
-            if source.image_shape != shape:
+            if id(source.dataset) not in opened:
+                opened[id(source.dataset)] = Batches(source, classes, device)
+            batches[name] = opened[id(source.dataset)]
+        shape = batches["`test`"].image_shape
+        for name, read in batches.items():
+            if read.image_shape != shape:
                 raise MismatchError(
-                    f"{name} has images of shape {source.image_shape}, `test` has {shape}. "
+                    f"{name} has images of shape {read.image_shape}, `test` has {shape}. "
                     "Load both with the same image size and number of channels."
                 )
         return cls(
-            sources={name: sources[f"Arm {name!r}"] for name in arms},
-            test=sources["`test`"],
-            validation=sources.get("`validation`"),
+            arms={name: batches[f"Arm {name!r}"] for name in arms},
+            test=batches["`test`"],
+            validation=batches.get("`validation`"),
             classes=classes,
             image_shape=shape,
-            raw=raw,
+            sources=sources,
         )
 
     def contents(self) -> dict[str, NDArray[np.uint64]]:
-        """Content digests of all images, before transforms, of every data set of `raw`."""
-        known: dict[int, NDArray[np.uint64]] = {}
-        for name, dataset in self.raw.items():
-            if id(dataset) not in known:
+        """Content digests of all images, before transforms, of every data set of `sources`."""
+        read: dict[int, NDArray[np.uint64]] = {}
+        for name, source in self.sources.items():
+            if id(source.dataset) not in read:
                 try:
-                    known[id(dataset)] = digests(dataset, name)
+                    read[id(source.dataset)] = source.digests()
                 except (DataError, MismatchError) as error:
                     raise type(error)(f"{name}: {error}") from error
                 except (TypeError, ValueError) as error:
                     raise DataError(f"{name}: {error}") from error
-        return {name: known[id(dataset)] for name, dataset in self.raw.items()}
+        return {name: read[id(source.dataset)] for name, source in self.sources.items()}
 
     def fingerprints(self, contents: Mapping[str, NDArray[np.uint64]]) -> dict[str, str]:
-        """A fingerprint of every data set of `raw`."""
-        return {name: fingerprint(self.raw[name], name, keys) for name, keys in contents.items()}
+        """A fingerprint of every data set of `sources`."""
+        return {name: fingerprint(self.sources[name], keys) for name, keys in contents.items()}
+
+
+def digests(dataset: Any, name: str) -> NDArray[np.uint64]:
+    """Content digests of all images that a data set can show, before transforms, uint64 (n,).
+
+    Of a mixture, which has a `.real` and a `.synthetic` data set, of both. Where the transform
+    cannot be taken off, images count as they come.
+
+    Raises:
+        DataError: If there is no image.
+    """
+    source = ImageSource.open(dataset, name)
+    if len(source) == 0:
+        raise DataError(f"{name} is empty.")
+    return source.digests()
 
 
 def check_overlap(
@@ -124,15 +139,15 @@ def check_overlap(
     return shared
 
 
-def _classes(raw: Mapping[str, Dataset[Any]]) -> tuple[str, ...]:
-    for name, dataset in raw.items():  # the test set comes first
+def _classes(sources: Mapping[str, ImageSource]) -> tuple[str, ...]:
+    for name, source in sources.items():  # the test set comes first
         try:
-            names = classes_of(dataset)
+            names = source.classes
         except (DataError, MismatchError) as error:
             raise type(error)(f"{name}: {error}") from error
         if names is not None:
             if len(set(names)) < len(names):
                 raise DataError(f"{name} has two classes of one name: {', '.join(names)}.")
             return names
-    largest = max(labels_of(dataset).max() for dataset in raw.values())
+    largest = max(source.labels.max(initial=0) for source in sources.values())
     return tuple(str(c) for c in range(int(largest) + 1))

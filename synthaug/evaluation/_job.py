@@ -12,6 +12,7 @@ import torchvision
 from numpy.typing import NDArray
 from torch import nn
 
+from synthaug._images.source import Epochs
 from synthaug._plan import settings_digest
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON
@@ -20,7 +21,6 @@ from synthaug.evaluation._classifiers import Builder, build_classifier
 from synthaug.evaluation._fit import MOMENTUM, Settings, correct, fit, seed_initial_weights
 from synthaug.evaluation._inputs import Inputs
 from synthaug.evaluation._report import Run
-from synthaug.evaluation._sources import epochs_kept, synthetic_facts
 
 _SAMPLE = 16
 
@@ -43,15 +43,15 @@ class Job:
     def run(self, arm: str, seed: int, *, advance: Callable[[int], object]) -> Run:
         """Trains and tests one classifier; `advance` is called with the number of steps made."""
         started = time.perf_counter()
-        source = self.inputs.sources[arm]
-        source.forget_seen()
+        images = self.inputs.arms[arm]
+        images.forget_seen()
         with self._leaving_no_trace():
             network = self._build(seed).to(self.device)
             if isinstance(self.model, str):  # a fifth faster; but one's own network may not take it
                 network = network.to(memory_format=torch.channels_last)
             curves = fit(
                 network,
-                source,
+                images,
                 self.settings,
                 seed=seed,
                 augment=self.augments[arm],
@@ -60,7 +60,7 @@ class Job:
                 run=f"Arm {arm!r}, seed {seed}",
                 advance=advance,
             )
-            unique_real, unique_synthetic = source.seen()
+            unique_real, unique_synthetic = images.seen()
             hits, labels = correct(network, self.inputs.test, self.settings, self.device)
         by_class = [hits[labels == c] for c in range(len(self.inputs.classes))]
         return Run(
@@ -94,9 +94,9 @@ class Job:
         """For each arm its number of images, its augmentation, and the audit of synthetic ones."""
         return {
             name: {
-                "images": len(self.inputs.sources[name]),
+                "images": len(self.inputs.arms[name]),
                 "augment": _named(augment),
-                "synthetic": synthetic_facts(self.inputs.raw[f"Arm {name!r}"]),
+                "synthetic": self.inputs.sources[f"Arm {name!r}"].synthetic_facts,
             }
             for name, augment in self.augments.items()
         }
@@ -107,10 +107,10 @@ class Job:
         Raises:
             ValueError: If the augmentation does not give what it must.
         """
-        first = np.arange(min(_SAMPLE, len(self.inputs.sources[arm])))
+        first = np.arange(min(_SAMPLE, len(self.inputs.arms[arm])))
         with self._leaving_no_trace():
             torch.manual_seed(0)
-            pixels, _ = self.inputs.sources[arm].batch(0, first)
+            pixels, _ = self.inputs.arms[arm].batch(0, first)
             augment = self.augments[arm]
             shown = pixels if augment is None else apply_augment(augment, pixels)
         return hashlib.blake2b(shown.cpu().numpy().tobytes(), digest_size=16).hexdigest()
@@ -157,7 +157,8 @@ class Job:
     @contextmanager
     def _leaving_no_trace(self) -> Iterator[None]:
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), epochs_kept(self.inputs.raw.values()):
+        epochs = Epochs(leaf for source in self.inputs.sources.values() for leaf in source.leaves)
+        with torch.random.fork_rng(devices=devices), epochs.kept():
             yield
 
 

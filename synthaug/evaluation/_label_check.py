@@ -14,7 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
-from synthaug._images.foreign import classes_of
+from synthaug._images.source import ImageSource
 from synthaug._support.charts import histogram
 from synthaug._support.devices import choose_device
 from synthaug._support.html import Part, blocks, facts, heading
@@ -189,13 +189,14 @@ def check_labels(
     if percentile is not None and not 0 < percentile < 100:
         raise ValueError(f"`percentile` must be in (0, 100), got {percentile}.")
     place = choose_device(device)
-    table = class_table(cache, classes_of(real) or ())
+    source = ImageSource.open(real, "`real`")
+    table = class_table(cache, source.classes or ())
     done = np.flatnonzero(cache.done)
     labels = np.asarray(cache.labels, np.int64)
     scores = np.full(len(labels), np.nan, np.float32)
     if len(done):
         probabilities = class_probabilities(
-            real, cache.read(done), steps=steps, seeds=seeds, device=place, progress=progress
+            source, cache.read(done), steps=steps, seeds=seeds, device=place, progress=progress
         )
         scores[done] = probabilities[np.arange(len(done)), table[labels[done]]]
     return LabelCheck(
@@ -209,7 +210,7 @@ def check_labels(
             "percentile": percentile,
             "steps": steps,
             "seeds": list(seeds),
-            "real": getattr(real, "fingerprint", None),
+            "real": source.fingerprint,
         },
     )
 

@@ -6,23 +6,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from synthaug._images.foreign import classes_of
+from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Features, Pixels
 from synthaug.evaluation._augment import standard_augment
+from synthaug.evaluation._batches import Batches
 from synthaug.evaluation._classifiers import Builder, build_classifier
 from synthaug.evaluation._fit import fit, seed_initial_weights, settings_of
-from synthaug.evaluation._sources import Source, open_source
 
 _BATCH = 512
 
 
 def class_probabilities(
-    train: Dataset[Any],
+    train: Any,
     pixels: Pixels,
     *,
     seeds: Sequence[int] = (0, 1, 2),
@@ -46,11 +45,11 @@ def class_probabilities(
         float32 (n, num_classes); rows add up to 1.
     """
     place = torch.device(device)
-    source, classes = _opened(train, place)
+    images, classes = _opened(train, place)
     total = torch.zeros(len(pixels), classes, dtype=torch.float32, device="cpu")
     with bar(len(seeds) * steps, "guess", "step", progress=progress) as shown:
         for seed in seeds:
-            network = _trained(source, classes, "small-cnn", seed, steps, place, shown.update)
+            network = _trained(images, classes, "small-cnn", seed, steps, place, shown.update)
             with torch.inference_mode():
                 logits = [network(to_images(part.to(place))) for part in pixels.split(_BATCH)]
             total += torch.cat(logits).softmax(dim=1).cpu()
@@ -58,7 +57,7 @@ def class_probabilities(
 
 
 def trained_classifier(
-    train: Dataset[Any],
+    train: Any,
     *,
     model: str | Builder = "small-cnn",
     seed: int = 0,
@@ -80,21 +79,20 @@ def trained_classifier(
         Images float (n, C, H, W) in [-1, 1] => logits, on `device`.
     """
     place = torch.device(device)
-    source, classes = _opened(train, place)
+    images, classes = _opened(train, place)
     with bar(steps, "classifier", "step", progress=progress) as shown:
-        return _trained(source, classes, model, seed, steps, place, shown.update)
+        return _trained(images, classes, model, seed, steps, place, shown.update)
 
 
-def _opened(train: Dataset[Any], device: torch.device) -> tuple[Source, int]:
-    names = classes_of(train)
-    if names is None:
-        raise ValueError("`train` does not name its classes.")
-    return open_source(train, "`train`", names, device), len(names)
+def _opened(train: Any, device: torch.device) -> tuple[Batches, int]:
+    source = ImageSource.open(train, "`train`")
+    names = source.named_classes()
+    return Batches(source, names, device), len(names)
 
 
 @lasting_tensors()
 def _trained(
-    source: Source,
+    images: Batches,
     classes: int,
     model: str | Builder,
     seed: int,
@@ -103,13 +101,13 @@ def _trained(
     advance: Callable[[int], object],
 ) -> nn.Module:
     """Leaves the caller's random streams as they were."""
-    shape = source.image_shape
+    shape = images.image_shape
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed_initial_weights(seed)
         network = build_classifier(model, classes, shape).to(device)
         fit(
             network,
-            source,
+            images,
             settings_of(steps),
             seed=seed,
             augment=standard_augment(shape, horizontal_flip=False),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from synthaug._images.labeled import LabeledImages, as_pixels, classes_of, labels_of
+from synthaug._images.labeled import LabeledImages
+from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images, to_pixels
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
@@ -60,26 +61,25 @@ def reconstructions(
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     place = choose_device(device)
     vae = settle_layout(_autoencoder(checkpoint)).eval().requires_grad_(False).to(place)
-    names = classes if classes is not None else classes_of(real)
+    source = ImageSource.open(real, "`real`")
+    names = classes if classes is not None else source.classes
     if names is None:
         raise ValueError("`real` does not name its classes. Pass `classes`.")
-    labels = labels_of(real)
-    _check(vae, tuple(as_pixels(real, [0]).shape[1:]), str(checkpoint))
+    _check(vae, source.image_shape, str(checkpoint))
     parts: list[Tensor] = []
     with (
         torch.inference_mode(),
-        bar(len(labels), "reconstruct", "image", progress=progress) as shown,
+        bar(len(source), "reconstruct", "image", progress=progress) as shown,
     ):
-        for start in range(0, len(labels), batch_size):
-            rows = range(start, min(start + batch_size, len(labels)))
-            images = to_images(as_pixels(real, list(rows))).to(place)
+        for pixels in source.blocks(batch_size):
+            images = to_images(pixels).to(place)
             found = vae.encode(images)
             latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
             decoded = vae.decode(latents).sample
             parts.append(to_pixels(decoded.clamp(-1, 1).cpu()))
-            shown.update(len(rows))
-    name = f"{getattr(real, 'name', 'images')}, decoded"
-    return LabeledImages(torch.cat(parts), labels, names, name=name)
+            shown.update(len(pixels))
+    name = f"{source.title}, decoded"
+    return LabeledImages(torch.cat(parts), source.labels, names, name=name)
 
 
 def _autoencoder(checkpoint: str | Path) -> Any:

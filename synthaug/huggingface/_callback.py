@@ -4,7 +4,7 @@ from typing import Any, final
 
 from transformers import TrainerCallback
 
-from synthaug._images.foreign import leaves
+from synthaug._images.source import ImageSource
 
 
 @final
@@ -20,6 +20,5 @@ class SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Calls `set_epoch` of the training set."""
         del args, control
-        for dataset in leaves(others["train_dataloader"].dataset):
-            if hasattr(dataset, "set_epoch"):
-                dataset.set_epoch(int(state.epoch))
+        training_set = ImageSource(others["train_dataloader"].dataset, "`train_dataset`")
+        training_set.epochs.set(int(state.epoch))

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import streams as streams
 from synthaug._plan import Plan, balanced_quota, given_quota, matching_quota
 from synthaug._support.precision import Resolved
 from synthaug._types import JSON, Images, Indices, Labels, Pixels
 from synthaug.samplers import Push
 from synthaug.synthesizers._parameters import RowParameter, known_names, raise_problems
-from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers._real import fitting_images, read_sources
 from synthaug.synthesizers._sampler import split_sampler
 
 Guide: TypeAlias = Callable[[Plan, Tensor | None], Sequence[Push]]
@@ -269,7 +270,7 @@ Sourced = TypeVar("Sourced", bound="AbstractSourcedSynthesizer")
 class AbstractSourcedSynthesizer(AbstractSynthesizer):
     """A synthesizer whose rows may start from real images: a dataclass with the field `real`."""
 
-    real: RealImages | None
+    real: ImageSource | None
     """Where `source` indices point to; see `with_sources`."""
 
     @property
@@ -281,8 +282,7 @@ class AbstractSourcedSynthesizer(AbstractSynthesizer):
         """The same synthesizer, starting from real images.
 
         Args:
-            real: Has `read(indices)`, and `targets` unless `labels` are given: any synthaug data
-                set or cache.
+            real: Any map-style data set of images, or a cache.
             labels: Class indices of the real images, int (n,), in the order of our `classes`.
 
         Raises:
@@ -290,22 +290,16 @@ class AbstractSourcedSynthesizer(AbstractSynthesizer):
             ValueError: For labels beyond the classes, or not one for every image.
         """
         own: Any = self
-        checked = RealImages.checked(
-            real, labels, classes=self.classes, image_shape=own.image_shape
-        )
-        sourced: Sourced = replace(own, real=checked)
+        images = fitting_images(real, labels, classes=self.classes, image_shape=own.image_shape)
+        sourced: Sourced = replace(own, real=images)
         return sourced
 
     def _sources(self) -> RowSources | None:
         if self.real is None:
             return None
-        return RowSources(self.real.labels, self.real.by_class(), self.real.keys())
+        rows = self.real.rows_of_classes(len(self.classes))
+        return RowSources(self.real.labels, rows, self.real.keys())
 
     def _source_pixels(self, rows: Plan) -> Pixels:
         """The real images that rows start from, uint8 (n, C, H, W)."""
-        if self.real is None:
-            raise ValueError(
-                "The plan starts from real images, but this synthesizer has none. Call "
-                "`with_sources(real)` first."
-            )
-        return self.real.read(rows)
+        return read_sources(self.real, rows)

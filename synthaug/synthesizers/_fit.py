@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
+from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
 from synthaug._training.fit_job import (
     AbstractFitJob,
@@ -50,16 +52,18 @@ class FitJob(AbstractFitJob[nn.Module]):
         label_dropout: float,
         horizontal_flip: bool,
     ) -> None:
-        self.real, self.unlabelled = real, unlabelled
-        self.classes = tuple(map(str, real.classes))
-        self.image_shape: tuple[int, int, int] = tuple(real.image_shape)
-        self.labels = np.asarray(real.targets, np.int64)
+        self.real = ImageSource.open(real, "`real`")
+        self.unlabelled: ImageSource | None = None
+        self.classes, self.labels = self.real.named_classes(), self.real.labels
+        self.image_shape = self.real.image_shape
         check_labels(self.labels, self.classes)
-        if unlabelled is not None and tuple(unlabelled.image_shape) != self.image_shape:
-            raise MismatchError(
-                f"`unlabelled` holds images of shape {tuple(unlabelled.image_shape)}, "
-                f"`real` of {self.image_shape}."
-            )
+        if unlabelled is not None:
+            self.unlabelled = ImageSource.open(unlabelled, "`unlabelled`")
+            if self.unlabelled.image_shape != self.image_shape:
+                raise MismatchError(
+                    f"`unlabelled` holds images of shape {self.unlabelled.image_shape}, "
+                    f"`real` of {self.image_shape}."
+                )
         if not 0 <= label_dropout < 1:
             raise ValueError(f"`label_dropout` must be in [0, 1), got {label_dropout}.")
         check_positive(channels=channels, num_layers=num_layers)
@@ -69,14 +73,15 @@ class FitJob(AbstractFitJob[nn.Module]):
         self.label_dropout = label_dropout
         self.horizontal_flip = horizontal_flip
         self.unconditional_branch = label_dropout > 0 or unlabelled is not None
-        sources = {"labelled": real, **({} if unlabelled is None else {"unlabelled": unlabelled})}
+        sources = {"labelled": self.real, "unlabelled": self.unlabelled}
         self.trained_on: dict[str, Any] = {
-            name: {"fingerprint": getattr(source, "fingerprint", None), "images": len(source)}
-            for name, source in sources.items()
+            name: source.record for name, source in sources.items() if source is not None
         }
         self._scheduler = make_scheduler(None, self.scheduler_config)
         extra = 0 if unlabelled is None else len(unlabelled)
         null = np.full(extra, len(self.classes))
+        parts = [s.dataset for s in (self.real, self.unlabelled) if s is not None]
+        self._images = ImageSource.open(ConcatDataset(parts)) if parts[1:] else self.real
         self._all_labels = torch.from_numpy(np.concatenate([self.labels, null]))
         self.num_examples = len(self._all_labels)
 
@@ -109,14 +114,7 @@ class FitJob(AbstractFitJob[nn.Module]):
         return prediction
 
     def _read(self, indices: Indices) -> Pixels:
-        if self.unlabelled is None:
-            pixels: Pixels = self.real.read(indices)
-            return pixels
-        own = indices < len(self.labels)
-        pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8, device="cpu")
-        pixels[torch.from_numpy(own)] = self.real.read(indices[own])
-        pixels[torch.from_numpy(~own)] = self.unlabelled.read(indices[~own] - len(self.labels))
-        return pixels
+        return self._images.pixels(indices)
 
     def _loss(self, network: nn.Module, indices: Indices) -> Tensor:
         """`denoising_loss`, with some of the labels hidden."""

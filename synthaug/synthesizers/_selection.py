@@ -7,6 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
+from synthaug._images.source import ImageSource
 from synthaug._pixels import to_pixels
 from synthaug.errors import MismatchError
 from synthaug.features import Extractor, extract
@@ -98,9 +99,10 @@ def frechet_score(
         ValueError: For too few images, before any is drawn.
         DataError: When called, for a synthesizer that was trained on `validation`.
     """
-    real = extract(features, validation.read(np.arange(len(validation))), batch_size=batch_size)
+    source = ImageSource.open(validation, "`validation`")
+    real = extract(features, source.pixels(), batch_size=batch_size)
     check_rank(*real.shape, name="`validation`", force=force)
-    fingerprint = getattr(validation, "fingerprint", None)
+    fingerprint = source.fingerprint
 
     def score(synthesizer: Any) -> float:
         trained = (synthesizer.trained_on or {}).get("labelled", {})

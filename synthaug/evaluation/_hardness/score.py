@@ -5,18 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from synthaug._images.labeled import as_pixels
+from synthaug._images.source import ImageSource
 from synthaug._pixels import to_pil
 from synthaug._support.html import data_uri
 from synthaug._types import JSON
 from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
-from synthaug.errors import MismatchError
 from synthaug.evaluation._comparison import (
-    check_shapes,
+    check_comparable,
     common_classes,
     features_of,
     labels_in,
-    readable_rows,
 )
 from synthaug.evaluation._hardness.report import HardnessReport, Scores
 from synthaug.features import Extractor, describe
@@ -70,20 +68,16 @@ def score_hardness(
         ValueError: For a set without images, or what `ClassGaussians.fit` refuses.
         DataError: If classes or image shapes differ.
     """
-    given = {"synthetic": synthetic, "train": train}
-    if holdout is not None:
-        given["holdout"] = holdout
-    classes = common_classes(given)
-    prints = {name: getattr(one, "fingerprint", None) for name, one in given.items()}
-    if holdout is not None and prints["train"] is not None and prints["train"] == prints["holdout"]:
-        raise MismatchError("`holdout` is `train`. Give images that are not among `train`.")
-    rows = {name: readable_rows(one, name) for name, one in given.items()}
-    labels = {name: labels_in(classes, one) for name, one in given.items()}
-    check_shapes(given, rows)
+    sets = {"synthetic": synthetic, "train": train, "holdout": holdout}
+    sources = {n: ImageSource.open(x, f"`{n}`") for n, x in sets.items() if x is not None}
+    classes = common_classes(sources)
+    rows = {name: source.done_rows("scored") for name, source in sources.items()}
+    labels = {name: labels_in(classes, source) for name, source in sources.items()}
+    check_comparable(sources, rows)
 
     vectors = {
         name: features_of(
-            one,
+            source,
             rows[name],
             features,
             name,
@@ -91,7 +85,7 @@ def score_hardness(
             features_dir=features_dir,
             progress=progress,
         )
-        for name, one in given.items()
+        for name, source in sources.items()
     }
     gaussians = ClassGaussians.fit(
         vectors["train"],
@@ -114,34 +108,33 @@ def score_hardness(
             column[rows[name]] = values
         return Scores(labels[name], *columns)
 
-    found = {name: scores(name) for name in given}
+    found = {name: scores(name) for name in sources}
     settings: dict[str, JSON] = {
         "structure": structure,
         "estimator": estimator,
         "components": components,
         "k": k,
-        **{name: prints[name] for name in given if name != "synthetic"},
+        **{name: source.fingerprint for name, source in sources.items() if name != "synthetic"},
     }
-    identity = getattr(synthetic, "identity", None)
     return HardnessReport(
-        identity={"fingerprint": prints["synthetic"]} if identity is None else identity,
+        identity=sources["synthetic"].identity,
         classes=classes,
         synthetic=found["synthetic"],
         train=found["train"],
         holdout=found.get("holdout"),
         extractor=describe(features),
         settings=settings,
-        pictures=_pictures(synthetic, found["synthetic"]),
+        pictures=_pictures(sources["synthetic"], found["synthetic"]),
     )
 
 
-def _pictures(given: Any, scores: Scores) -> dict[str, tuple[dict[str, JSON], ...]]:
+def _pictures(source: ImageSource, scores: Scores) -> dict[str, tuple[dict[str, JSON], ...]]:
     """The hardest and the easiest images, as PNG in `data:` addresses."""
     order = np.argsort(scores.hardness, kind="stable")[: int(np.isfinite(scores.hardness).sum())]
 
     def shown(rows: Sequence[int]) -> tuple[dict[str, JSON], ...]:
         pictures: list[dict[str, JSON]] = []
-        for row, pixels in zip(rows, as_pixels(given, rows, progress=False), strict=True):
+        for row, pixels in zip(rows, source.pixels(rows), strict=True):
             image = to_pil(pixels)
             image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
             pictures.append({"row": int(row), "image": data_uri(image)})

@@ -5,16 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from synthaug._images.labeled import as_pixels
+from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
 from synthaug._types import Features, Indices, Labels
-from synthaug.errors import MismatchError
 from synthaug.evaluation._comparison import (
-    check_shapes,
+    check_comparable,
     common_classes,
     features_of,
     labels_in,
-    readable_rows,
 )
 from synthaug.evaluation._quality.report import QualityReport, Scores
 from synthaug.features import Extractor, describe
@@ -75,28 +73,24 @@ def score_quality(
         DataError: If classes or image shapes differ.
         ImportError: Without torchmetrics.
     """
-    given = {"synthetic": synthetic, "real": real}
-    if holdout is not None:
-        given["holdout"] = holdout
-    classes = common_classes(given)
-    prints = {name: getattr(one, "fingerprint", None) for name, one in given.items()}
-    if holdout is not None and prints["real"] is not None and prints["real"] == prints["holdout"]:
-        raise MismatchError("`holdout` is `real`. Give images that are not among `real`.")
-    rows = {name: readable_rows(one, name) for name, one in given.items()}
-    check_shapes(given, rows)
+    sets = {"synthetic": synthetic, "real": real, "holdout": holdout}
+    sources = {n: ImageSource.open(x, f"`{n}`") for n, x in sets.items() if x is not None}
+    classes = common_classes(sources)
+    rows = {name: source.done_rows("scored") for name, source in sources.items()}
+    check_comparable(sources, rows)
     chosen = _equal_parts(rows, images, seed)
     n = len(chosen["synthetic"])
     if n <= max(k, 3):
         raise ValueError(f"Each set that is compared has {n} images, not more than `k`={k} and 3.")
-    dim = features(as_pixels(real, rows["real"][:1])).shape[1]
+    dim = features(sources["real"].pixels(rows["real"][:1])).shape[1]
     check_rank(n, dim, name="Each set that is compared", force=force)
 
-    home = {
-        "synthetic": synthetic,
-        "reference": real,
-        "other": real if holdout is None else holdout,
+    scored = {
+        "synthetic": sources["synthetic"],
+        "reference": sources["real"],
+        "other": sources.get("holdout", sources["real"]),
     }
-    labels = {name: labels_in(classes, one)[chosen[name]] for name, one in home.items()}
+    labels = {name: labels_in(classes, one)[chosen[name]] for name, one in scored.items()}
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "features_dir": features_dir,
@@ -104,12 +98,12 @@ def score_quality(
     }
     vectors = {
         name: features_of(one, chosen[name], features, name, **options)
-        for name, one in home.items()
+        for name, one in scored.items()
     }
     logits = {
         name: None
         if classifier is None
-        else features_of(home[name], chosen[name], classifier, f"{name}, classes", **options)
+        else features_of(scored[name], chosen[name], classifier, f"{name}, classes", **options)
         for name in ("synthetic", "other")
     }
     synthetic_scores, floor = (
@@ -118,22 +112,28 @@ def score_quality(
         )
         for name in ("synthetic", "other")
     )
-    identity = getattr(synthetic, "identity", None)
     return QualityReport(
-        identity={"fingerprint": prints["synthetic"]} if identity is None else identity,
+        identity=sources["synthetic"].identity,
         synthetic=synthetic_scores,
         floor=floor,
         by_class=_by_class(vectors, labels, classes, k, force, seed),
         reference={
-            "name": _name(real),
-            "fingerprint": prints["real"],
-            "images": len(real),
-            "trained_on": _trained_on(synthetic, prints["real"]),
+            "name": sources["real"].title,
+            "fingerprint": sources["real"].fingerprint,
+            "images": len(sources["real"]),
+            "trained_on": _trained_on(sources["synthetic"], sources["real"].fingerprint),
         },
-        floor_from=f"another half of {_name(real)}" if holdout is None else _name(holdout),
+        floor_from=f"another half of {scored['other'].title}"
+        if holdout is None
+        else scored["other"].title,
         extractor={**describe(features), "dim": dim},
         classifier=None if classifier is None else describe(classifier),
-        settings={"k": k, "seed": seed, "force": force, "holdout": prints.get("holdout")},
+        settings={
+            "k": k,
+            "seed": seed,
+            "force": force,
+            "holdout": None if holdout is None else scored["other"].fingerprint,
+        },
     )
 
 
@@ -213,13 +213,9 @@ def _by_class(
     return found
 
 
-def _name(given: Any) -> str:
-    return str(getattr(given, "name", None) or type(given).__name__)
-
-
-def _trained_on(synthetic: Any, fingerprint: str | None) -> bool | None:
+def _trained_on(synthetic: ImageSource, fingerprint: str | None) -> bool | None:
     """Whether the generator saw the images with this fingerprint; `None` if it is not known."""
-    seen = fingerprints(getattr(synthetic, "manifest", {}).get("trained_on"))
+    seen = fingerprints(synthetic.manifest.get("trained_on"))
     return fingerprint in seen if seen and fingerprint is not None else None
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import read_json, replaced, resolve, writing
@@ -114,9 +115,8 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
     ) -> None:
         if config.lora_rank is not None:
             _peft()
-        self.real = real
-        self.classes = tuple(map(str, real.classes))
-        self.labels = np.asarray(real.targets, np.int64)
+        self.real = ImageSource.open(real, "`real`")
+        self.classes, self.labels = self.real.named_classes(), self.real.labels
         check_labels(self.labels, self.classes)
         self.config = config
         self.num_examples = len(self.labels)
@@ -134,10 +134,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             if not set(self.classes) <= set(known):
                 self.table_factor = max(1.0, config.class_learning_rate / learning_rate)
         self.trained_on: dict[str, Any] = {
-            "labelled": {
-                "fingerprint": getattr(real, "fingerprint", None),
-                "images": self.num_examples,
-            },
+            "labelled": self.real.record,
             "base": {"weights": self._base_weights, **(base.trained_on or {})},
         }
         self.base = replace(
@@ -162,9 +159,9 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             device=device,
         )
         _check_network(base, path, adapters=self.config.lora_rank is not None)
-        if tuple(self.real.image_shape) != base.image_shape:
+        if self.real.image_shape != base.image_shape:
             raise MismatchError(
-                f"The real images have shape {tuple(self.real.image_shape)}, the checkpoint draws "
+                f"The real images have shape {self.real.image_shape}, the checkpoint draws "
                 f"{base.image_shape}. Load them with `image_size={base.image_shape[1]}` and "
                 f"`channels={base.image_shape[0]}`, or give another `image_size`."
             )
@@ -259,7 +256,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
 
     @torch.no_grad()
     def _encode(self, indices: Indices, mirrored: Tensor) -> tuple[Images, Images | None]:
-        pixels = self.real.read(indices)
+        pixels = self.real.pixels(indices)
         pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
         device = self.base.device
         if self.base.vae is not None:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._plan import Plan
 from synthaug._support.precision import Precision, Resolved
@@ -27,7 +28,6 @@ from synthaug.errors import CheckpointError
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer, Guide
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
-from synthaug.synthesizers._real import RealImages
 from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers._selection import snapshot_name
 from synthaug.synthesizers.class_conditional import METHOD
@@ -54,7 +54,7 @@ class ClassConditional(AbstractSourcedSynthesizer):
     """The trained network, and what belongs to it."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Scheduler, steps and noise."""
-    real: RealImages | None = field(default=None, repr=False)
+    real: ImageSource | None = field(default=None, repr=False)
     """Where `source` indices point to; see `with_sources`."""
 
     def __post_init__(self) -> None:
@@ -245,7 +245,7 @@ class ClassConditional(AbstractSourcedSynthesizer):
         with the same arguments it resumes.
 
         Args:
-            real: Has `read(indices)`, `targets`, `classes` and `image_shape`.
+            real: Labeled images, any map-style data set that names its classes.
             output_dir: Becomes a diffusers directory; updated at every checkpoint.
             unlabelled: Further images of the same shape; they train the unconditional branch only.
             config: How to optimise.
@@ -315,7 +315,7 @@ class ClassConditional(AbstractSourcedSynthesizer):
 
         Args:
             checkpoint: A directory in diffusers layout, or "hub:OWNER/NAME".
-            real: Has `read(indices)`, `targets`, `classes` and `image_shape`. Names of one or two
+            real: Labeled images, any map-style data set that names its classes. Names of one or two
                 words make the best prompts (Azizi et al. 2023).
             output_dir: Becomes a diffusers directory, as of `fit`; not that of the checkpoint.
             adaptation: What is adapted: adapters or all weights, prompts, size and mirroring.

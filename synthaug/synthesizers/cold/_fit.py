@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._pixels import to_images
 from synthaug._support.layout import settled
@@ -55,10 +56,10 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         check_positive(channels=channels, num_layers=num_layers)
         if not len(real):
             raise DataError("There are no images to train on.")
-        self.real, self.degradation = real, degradation
+        self.real, self.degradation = ImageSource.open(real, "`real`"), degradation
         self.num_examples = len(real)
-        self.image_shape: tuple[int, int, int] = tuple(real.image_shape)
-        self.classes = tuple(map(str, getattr(real, "classes", ("image",))))
+        self.image_shape = self.real.image_shape
+        self.classes = self.real.classes or ("image",)
         self.channels, self.num_layers = channels, num_layers
         self.horizontal_flip = horizontal_flip
         self.last_levels(np.arange(1))  # refuses images that it cannot degrade
@@ -70,7 +71,7 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
 
     def last_levels(self, indices: Indices) -> Tensor:
         """D(x, T) of some images, float64 (n, C, H, W)."""
-        x = to_images(self.real.read(indices), torch.float64)
+        x = to_images(self.real.pixels(indices), torch.float64)
         realisation = self.degradation.realise(streams(indices.tolist()), self.image_shape)
         return self.degradation(x, self.degradation.num_levels, realisation)
 
@@ -85,7 +86,7 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
             "synthesizer": "ColdDiffusion",
             "degradation": self.degradation.config(),
             "network": {k: v for k, v in module.config.items() if not k.startswith("_")},
-            "data": getattr(self.real, "fingerprint", len(self.real)),
+            "data": self.real.fingerprint or len(self.real),
             "horizontal_flip": self.horizontal_flip,
         }
 
@@ -93,7 +94,7 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         """Mean of |R(D(x, s), s) - x|, at levels stratified over 1 ... T in the batch."""
         device = next(module.parameters()).device
         T = self.degradation.num_levels
-        x = to_images(self.real.read(indices)).to(device)
+        x = to_images(self.real.pixels(indices)).to(device)
         if self.horizontal_flip:
             x = half_mirrored(x)
         s = 1 + stratified(len(x), T)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan, settings_digest
@@ -40,7 +41,6 @@ from synthaug.denoisers import Denoiser
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer
 from synthaug.synthesizers._parameters import check_settings, raise_problems
-from synthaug.synthesizers._real import RealImages
 from synthaug.synthesizers.cold import METHOD
 from synthaug.synthesizers.cold._colors import ColourMixture
 from synthaug.synthesizers.cold._fit import ColdFitJob
@@ -93,7 +93,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
     symmetry_noise: float = 0.002
     """Standard deviation, in [-1, 1], of the noise added to x_T when images are generated. An image
     of one colour is symmetric, and stays too much so without; 0 leaves it out."""
-    real: RealImages | None = field(default=None, repr=False)
+    real: ImageSource | None = field(default=None, repr=False)
     """Where `source` indices point to; see `with_sources`."""
 
     def __post_init__(self) -> None:
@@ -396,7 +396,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
         the batch). Labels are not used. Run again with the same arguments it resumes.
 
         Args:
-            real: Has `read(indices)`, `image_shape` and a length; `classes` are kept if it has any.
+            real: Any map-style data set of images; class names are kept if it has any.
             output_dir: Becomes a diffusers directory; updated at every checkpoint.
             degradation: What to learn to undo. Images are degraded in floating point, in training
                 as later; they are never rounded to 256 levels in between.

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng, stream
 from synthaug._pixels import digest
 from synthaug._plan import bytes_text, canonical_json
@@ -257,9 +258,9 @@ class InversionJob:
         real: Any,
         config: InversionConfig,
     ) -> None:
-        self.model, self.encoder, self.real, self.config = model, encoder, real, config
-        self.labels = np.asarray(real.targets, np.int64)
-        self.classes = tuple(map(str, real.classes))
+        self.model, self.encoder, self.config = model, encoder, config
+        self.real = ImageSource.open(real, "`real`")
+        self.classes, self.labels = self.real.named_classes(), self.real.labels
         self.start, self.token_shape = _start(model, encoder, self.classes, config)
         self.scheduler = model.make_scheduler("ddpm")
         check_prediction_type(self.scheduler)
@@ -382,7 +383,7 @@ class InversionJob:
         keys, means, stds, first = [], [], [], []
         for start in range(0, len(rows), self.config.batch_size):
             part = rows[start : start + self.config.batch_size]
-            pixels = self.real.read(part)
+            pixels = self.real.pixels(part)
             keys += [digest(image) for image in pixels]
             mean, std = self.model.posterior(pixels)
             means.append(mean)

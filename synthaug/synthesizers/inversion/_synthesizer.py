@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import randn, streams
 from synthaug._plan import Plan
 from synthaug._support.layout import settle_layout
@@ -160,7 +161,7 @@ class DiffusionInversion(AbstractSynthesizer):
         is not an embedding.
 
         Args:
-            real: Has `read(indices)`, `targets`, `classes` and `image_shape`.
+            real: Labeled images, any map-style data set that names its classes.
             output_dir: Gets the embeddings; `from_pretrained` loads it.
             config: How to learn.
             progress: Show a bar.
@@ -181,11 +182,12 @@ class DiffusionInversion(AbstractSynthesizer):
             there = replace(self, model=kept)
             return there.fit(real, output_dir, config=config, progress=progress)
         job = self._job(real, config)
+        source = job.real
         logger.info("learning embeddings: %s", job.cost())
         identity = {
             "weights": self._frozen_weights,
             "prompts": self.model.prompts,
-            "data": getattr(real, "fingerprint", len(real)),
+            "data": source.fingerprint or len(source),
             "dtype": str(self.model.denoiser.dtype),
             "image_shape": list(self.image_shape),
         }
@@ -219,17 +221,17 @@ class DiffusionInversion(AbstractSynthesizer):
         return {k: v for k, v in self.model.weights.items() if k != "class_embeddings"}
 
     def _job(self, real: Any, config: InversionConfig | None) -> InversionJob:
-        shape = tuple(real.image_shape)
-        if shape != self.image_shape:
+        source = ImageSource.open(real, "`real`")
+        if source.image_shape != self.image_shape:
             raise MismatchError(
-                f"The real images have shape {shape}, the generator's {self.image_shape}. Load "
-                f"them with `image_shape={self.image_shape}`, or the generator with another "
-                "`image_size`."
+                f"The real images have shape {source.image_shape}, the generator's "
+                f"{self.image_shape}. Load them with `image_shape={self.image_shape}`, or the "
+                "generator with another `image_size`."
             )
-        if not len(real.targets):
+        if not len(source):
             raise DataError("`real` holds no image.")
         _ = self.model.latent_shape  # refuses sizes that the autoencoder cannot halve
-        return InversionJob(self.model, self.encoder, real, config or InversionConfig())
+        return InversionJob(self.model, self.encoder, source, config or InversionConfig())
 
     # -- plans -----------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import read_json, replaced, restore, write_json
@@ -212,9 +213,9 @@ class TokenFitJob(AbstractFitJob[TokenModel]):
         horizontal_flip: bool,
     ) -> None:
         check_positive(channels=channels, num_layers=num_layers)
-        self.images = images
+        self.images = ImageSource.open(images, "`images`")
         self.num_examples = len(images)
-        self.image_shape: tuple[int, int, int] = tuple(images.image_shape)
+        self.image_shape = self.images.image_shape
         self.settings: dict[str, Any] = {
             **asdict(tokens),
             "channels": channels,
@@ -238,14 +239,14 @@ class TokenFitJob(AbstractFitJob[TokenModel]):
     def _identity(self, module: TokenModel) -> dict[str, Any]:
         return {
             "synthesizer": "DiffusionInversion",
-            "data": getattr(self.images, "fingerprint", len(self.images)),
+            "data": self.images.fingerprint or len(self.images),
             **self.settings,
         }
 
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
         """`denoising_loss`, with noise on the tokens, and without any for some images."""
         device = next(module.parameters()).device
-        x0 = to_images(self.images.read(indices)).to(device)
+        x0 = to_images(self.images.pixels(indices)).to(device)
         if self.horizontal_flip:
             x0 = half_mirrored(x0)
         dropped = chosen_rows(len(x0), self.tokens.token_dropout).to(device)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng, stream
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan, settings_digest
@@ -22,7 +23,7 @@ from synthaug._types import Images, Indices, Pixels
 from synthaug.density import ClassGaussians
 from synthaug.errors import DataError, MismatchError
 from synthaug.synthesizers._model import DiffusionModel
-from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers._real import fitting_images
 from synthaug.synthesizers.low_density._hardness import NoiseAware, NoisyEncoder
 
 logger = logging.getLogger("synthaug")
@@ -91,7 +92,7 @@ class HardnessFitJob:
     ) -> None:
         self.base, self.model = base, base.model
         shape = base.image_shape
-        self.real = RealImages.checked(real, None, classes=base.classes, image_shape=shape)
+        self.real = fitting_images(real, classes=base.classes, image_shape=shape)
         missing = np.flatnonzero(np.bincount(self.real.labels, minlength=len(base.classes)) == 0)
         if len(missing):
             raise DataError(
@@ -110,26 +111,25 @@ class HardnessFitJob:
         ):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        self.given = synthetic
+        self.synthetic: ImageSource | None = None
         if synthetic is not None:
+            self.synthetic = ImageSource.open(synthetic, "`synthetic`")
             if num_synthetic is not None:
                 raise ValueError(
                     f"`num_synthetic` is {num_synthetic}, but `synthetic` was given too. Leave "
                     "one of them out."
                 )
-            if tuple(synthetic.image_shape) != shape:
+            if self.synthetic.image_shape != shape:
                 raise MismatchError(
-                    f"`synthetic` holds images of shape {tuple(synthetic.image_shape)}, the "
+                    f"`synthetic` holds images of shape {self.synthetic.image_shape}, the "
                     f"generator draws {shape}. Draw them with this generator."
                 )
-            done = getattr(synthetic, "done", np.ones(len(synthetic), bool))
-            self.synthetic_rows: NDArray[np.int64] = np.flatnonzero(done)
+            self.synthetic_rows: NDArray[np.int64] = np.flatnonzero(self.synthetic.done)
             if not len(self.synthetic_rows):
                 raise DataError("`synthetic` holds no image. Generate some first.")
         self.num_synthetic = num_synthetic or min(len(self.real.labels), 5000)
         self.embedding_dim, self.noise_levels = embedding_dim, noise_levels
         self.horizontal_flip = horizontal_flip
-        self.fingerprint = getattr(real, "fingerprint", None)
         self._scheduler = self.model.make_scheduler("ddpm")
         self._labels = torch.from_numpy(self.real.labels)
 
@@ -164,7 +164,7 @@ class HardnessFitJob:
             identity={
                 "synthesizer": "LowDensity",
                 "base": self.base.recipe()["weights"],
-                "data": self.fingerprint or len(self._labels),
+                "data": self.real.fingerprint or len(self.real),
                 "synthetic": synthetic_name,
                 "network": encoders[0].settings,
                 "horizontal_flip": self.horizontal_flip,
@@ -181,10 +181,10 @@ class HardnessFitJob:
 
         Blocks that an earlier run has drawn are read from `output_dir/samples`.
         """
-        if self.given is not None:
-            self._read_synthetic = self._read_given
-            names = (getattr(self.given, name, None) for name in ("fingerprint", "plan_digest"))
-            return next(filter(None, names), None), len(self.synthetic_rows)
+        if (given := self.synthetic) is not None:
+            self._read_synthetic = lambda rows: given.pixels(self.synthetic_rows[rows])
+            name = given.fingerprint or given.identity.get("plan_digest")
+            return name, len(self.synthetic_rows)
         from safetensors.torch import load_file, save_file
 
         ratio = self.num_synthetic / len(self._labels)
@@ -212,10 +212,6 @@ class HardnessFitJob:
         self._read_synthetic = lambda rows: drawn_pixels[torch.from_numpy(rows)]
         return name
 
-    def _read_given(self, rows: Indices) -> Pixels:
-        pixels: Pixels = self.given.read(self.synthetic_rows[rows])
-        return pixels
-
     # -- training --------------------------------------------------------------------------------
 
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
@@ -227,7 +223,7 @@ class HardnessFitJob:
         chosen = torch.randint(len(self.synthetic_rows), (size,), dtype=torch.int64, device="cpu")[
             own
         ].numpy()
-        pixels = torch.cat([self.real.images.read(indices), self._read_synthetic(chosen)])
+        pixels = torch.cat([self.real.pixels(indices), self._read_synthetic(chosen)])
         if self.horizontal_flip:
             mirrored = (
                 torch.rand(2, size, dtype=torch.float32, device="cpu")[:, own].flatten() < 0.5
@@ -270,9 +266,10 @@ class HardnessFitJob:
     def _fitted(self, module: Guides, seed: int) -> tuple[NoiseAware, NoiseAware]:
         """Gaussians of the features at every noise level, of as many images of each class."""
         count = max(_PER_CLASS, _PER_LEVEL // len(self.base.classes))
-        rows = [self._some(own, count, seed, c) for c, own in enumerate(self.real.by_class())]
+        by_class = self.real.rows_of_classes(len(self.base.classes))
+        rows = [self._some(own, count, seed, c) for c, own in enumerate(by_class)]
         real = np.concatenate(rows)
-        x_real = self._encode_all(self.real.images.read, real)
+        x_real = self._encode_all(self.real.pixels, real)
         labels = self.real.labels[real]
         fake = self._some(np.arange(len(self.synthetic_rows)), len(real), seed, -1)
         x_both = torch.cat([x_real, self._encode_all(self._read_synthetic, fake)])

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
 from synthaug._support.precision import Precision, Resolved
@@ -34,7 +35,7 @@ from synthaug.samplers import Push, check_pushable
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._kinds import load, origin_of
 from synthaug.synthesizers._parameters import RowParameter
-from synthaug.synthesizers._real import RealImages
+from synthaug.synthesizers._real import fitting_images
 from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers.low_density import METHOD
 from synthaug.synthesizers.low_density._fit import REAL, SYNTHETIC, HardnessFitJob
@@ -402,7 +403,7 @@ class LowDensity(AbstractSynthesizer):
         output_dir, config = Path(output_dir), config or TrainingConfig()
         origin: dict[str, Any] | None = None
         if isinstance(base, str | Path):
-            origin = origin_of(base, real.classes)
+            origin = origin_of(base, ImageSource.open(real, "`real`").named_classes())
             base = load(**origin, dtype=dtype, device=config.device)
         _check_base(base)
         base = base.in_precision("float32")
@@ -421,7 +422,7 @@ class LowDensity(AbstractSynthesizer):
             hardness=hardness,
             realism=realism,
             origin=origin,
-            learned_from={"fingerprint": job.fingerprint, "images": len(job.real.labels)},
+            learned_from=job.real.record,
         )
         if PartialState().is_main_process:
             steered._write(output_dir, copy=origin is None)
@@ -457,16 +458,16 @@ class LowDensity(AbstractSynthesizer):
             MismatchError: For images of another shape or other classes than the base's.
             ValueError: For a base that cannot be steered, or Gaussians that cannot be fitted.
         """
-        checked = RealImages.checked(real, None, classes=base.classes, image_shape=base.image_shape)
+        source = fitting_images(real, classes=base.classes, image_shape=base.image_shape)
         features = features.eval().requires_grad_(False).to(base.model.device)
 
         @torch.no_grad()
-        def extracted(images: Any) -> NDArray[np.float32]:
+        def extracted(images: ImageSource) -> NDArray[np.float32]:
             blocks = np.array_split(np.arange(len(images)), -(-len(images) // batch_size))
             device = base.model.device
             return np.concatenate(
                 [
-                    features(to_images(images.read(b)).to(device)).float().cpu().numpy()
+                    features(to_images(images.pixels(b)).to(device)).float().cpu().numpy()
                     for b in blocks
                 ]
             )
@@ -476,13 +477,14 @@ class LowDensity(AbstractSynthesizer):
             fitted = fitted.to(base.model.device, torch.float32)
             return OnEstimate(model=base.model, features=features, gaussians=fitted)
 
-        of_real = extracted(real)
+        of_real = extracted(source)
         realism = None
         if synthetic is not None:
-            of_both = np.concatenate([of_real, extracted(synthetic)])
+            drawn = ImageSource.open(synthetic, "`synthetic`")
+            of_both = np.concatenate([of_real, extracted(drawn)])
             kinds = np.repeat([REAL, SYNTHETIC], [len(of_real), len(of_both) - len(of_real)])
             realism = model(of_both, kinds)
-        return cls(base=base, hardness=model(of_real, checked.labels), realism=realism)
+        return cls(base=base, hardness=model(of_real, source.labels), realism=realism)
 
 
 def _check_base(base: Any) -> None:

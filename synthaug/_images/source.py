@@ -1,0 +1,508 @@
+"""`ImageSource`: a set of images of whatever kind, opened once at the door.
+
+Inside the package there is this one type. The walk through `Subset` and `ConcatDataset` is done
+once, when a source is opened; what it finds below them are leaves, which know their kind.
+"""
+
+import copy
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
+
+from synthaug._images.convert import is_probabilities, label_of, pixels_of
+from synthaug._images.fields import Adapter, Fields, field
+from synthaug._images.labeled import load_dataset
+from synthaug._images.leaves import Leaf, leaf_of
+from synthaug._images.stores import Indexed, gather
+from synthaug._images.untransformed import without_transforms
+from synthaug._pixels import digest
+from synthaug._types import JSON, Indices, Labels, Pixels
+from synthaug.errors import DataError, MismatchError
+
+_BLOCK = 1024
+"""Images that are read at once where all of them are needed one after the other."""
+
+
+@final
+class ImageSource:
+    """Images and their labels, whatever data set they come from.
+
+        source = ImageSource.open(ImageFolder("cifar10/train"), "`train`")
+        source.labels, source.classes, source.image_shape
+        source.pixels([5, 3])       # uint8 (2, C, H, W)
+        source.batch([5, 3])        # pixels and labels after the data set's transforms
+
+    It holds the data set and reads it when asked; nothing but labels is kept.
+    """
+
+    def __init__(self, dataset: Any, name: str, fields: Adapter | None = None) -> None:
+        self.dataset = dataset
+        """The data set as it was given, with its transforms."""
+        self.name = name
+        """What messages call it, for example "`train`"."""
+        self._fields = fields
+        self._places: tuple[NDArray[np.int32], Indices] | None = None
+        leaves = [dataset]
+        if isinstance(dataset, Subset | ConcatDataset):
+            leaves, *places = _flattened(dataset)
+            self._places = places[0], places[1]
+        self.leaves = tuple(map(leaf_of, leaves))
+        """The data sets below `Subset` and `ConcatDataset`."""
+
+    @classmethod
+    def open(
+        cls, given: Any, name: str | None = None, *, fields: Adapter | None = None
+    ) -> "ImageSource":
+        """Opens whatever holds images.
+
+        Args:
+            given: A map-style data set of any library, also inside `Subset` and `ConcatDataset`; a
+                cache or a mixture; what `load_dataset` reads, such as "folder:PATH"; pixels without
+                labels, uint8 (n, C, H, W); a pair (images, labels) of arrays or tensors; or an
+                `ImageSource`.
+            name: What messages call it.
+            fields: Where items have their image and their label, if not in the usual places.
+
+        Raises:
+            TypeError: If it is none of these.
+            ValueError: For a pair of different lengths.
+        """
+        if isinstance(given, ImageSource):
+            opened = copy.copy(given)  # it keeps what it has read
+            opened.name = name or given.name
+            return opened
+        name = name or "The data set"
+        if isinstance(given, str | os.PathLike):
+            return cls(load_dataset(os.fspath(given)), name, fields)
+        if isinstance(given, tuple):
+            return cls(_paired(given, name), name, fields)
+        items = hasattr(given, "__getitem__") or hasattr(given, "read")
+        if isinstance(given, IterableDataset | Mapping) or not (
+            hasattr(given, "__len__") and items
+        ):
+            raise TypeError(
+                f"{name} is a {type(given).__name__}, which has no length or no items; expected a "
+                "map-style data set, with `__len__` and `__getitem__`. Choose a split of several, "
+                "read the items of a stream into a list, and give a data set and not its loader."
+            )
+        return cls(given, name, fields)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    # Labels and classes
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The class index of every image, int64 (N,).
+
+        Raises:
+            DataError: If the labels are not one integer per image.
+        """
+        key = self._fields.label if isinstance(self._fields, Fields) else None
+        labels = np.empty(len(self), np.int64)
+        for leaf, mask, rows in self._by_leaf(np.arange(len(self))):
+            labels[mask] = leaf.labels(rows, key)
+        return labels
+
+    def class_indices(self) -> Labels:
+        """`labels` of any kind of items; of class probabilities the most probable class.
+
+        Raises:
+            DataError: For vectors that are no class probabilities, such as those of several labels.
+        """
+        example = self.dataset[0]
+        fields = self._fields or Fields.of(example)
+        if is_probabilities(fields.get(example)[1]):
+            items = (fields.get(self.dataset[i])[1] for i in range(len(self)))
+            vectors = np.stack([np.asarray(label) for label in items])
+            wrong = np.flatnonzero((vectors < 0).any(1) | (np.abs(vectors.sum(1) - 1) > 0.01))
+            if len(wrong):
+                raise DataError(
+                    f"The label of item {wrong[0]} of {self.name} is {vectors[wrong[0]]}, and "
+                    "class probabilities are not negative, and 1 in sum. Images of several classes "
+                    "at once cannot be mixed."
+                )
+            return vectors.argmax(axis=1)
+        if not isinstance(fields, Fields):
+            items = (fields.get(self.dataset[i])[1] for i in range(len(self)))
+            return np.array([int(label) for label in items], np.int64)
+        return self.labels
+
+    @cached_property
+    def classes(self) -> tuple[str, ...] | None:
+        """The class names; `None` if no part of the data set knows them.
+
+        Raises:
+            MismatchError: If parts have different classes or count them in another order.
+            DataError: If `classes` and `class_to_idx` of a part disagree.
+        """
+        key = self._fields.label if isinstance(self._fields, Fields) else None
+        names = {one for leaf in self.leaves if (one := leaf.classes(key)) is not None}
+        if len(names) > 1:
+            first, second = sorted(names)[:2]
+            raise MismatchError(
+                f"The parts of the ConcatDataset have different classes: {', '.join(first)} and "
+                f"{', '.join(second)}. Their labels must mean the same."
+            )
+        return names.pop() if names else None
+
+    def relabeled(self, labels: ArrayLike) -> "ImageSource":
+        """The same images with other labels, int (N,).
+
+        Raises:
+            ValueError: If there is not one label for every image.
+        """
+        values = np.asarray(labels, np.int64)
+        if values.shape != (len(self),):
+            raise ValueError(f"Got {len(values)} `labels` for {len(self)} real images.")
+        other = copy.copy(self)
+        other.__dict__["labels"] = values
+        return other
+
+    def rows_of_classes(self, num_classes: int) -> list[Indices]:
+        """The rows of each class, ascending."""
+        return [np.flatnonzero(self.labels == c) for c in range(num_classes)]
+
+    def named_classes(self) -> tuple[str, ...]:
+        """The class names, which must be known.
+
+        Raises:
+            ValueError: If they are not.
+        """
+        if self.classes is None:
+            raise ValueError(f"{self.name} does not name its classes.")
+        return self.classes
+
+    # Pixels
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images, that of the first one if the data set does not say."""
+        shape = self.leaves[0].image_shape if len(self.leaves) == 1 else None
+        c, h, w = self.pixels([0]).shape[1:] if shape is None else shape
+        return c, h, w
+
+    def pixels(self, rows: ArrayLike | None = None, *, progress: bool | None = False) -> Pixels:
+        """Some images, gathered.
+
+        Args:
+            rows: Which images, int (n,); all of them if `None`.
+            progress: Shows a bar if it takes more than two seconds; `None`: on a terminal only.
+
+        Returns:
+            uint8 (n, C, H, W). A data set with a method `read` gives the images without their
+            transforms; of any other one they come as it gives them.
+
+        Raises:
+            ValueError: If no image is asked for.
+            DataError: If one is not an image that we know.
+            MismatchError: If the images have different shapes.
+        """
+        rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        if len(rows) == 0:
+            raise ValueError("There is no image to gather: the data set or `indices` is empty.")
+        if self._fields is not None and not self._reads:
+            images = Indexed(self.dataset, int(rows[0]), fields=self._fields)
+            return gather(images, rows, progress, "Reading images")
+        parts = [(mask, leaf.pixels(r, progress)) for leaf, mask, r in self._by_leaf(rows)]
+        if len(parts) == 1:
+            return parts[0][1]
+        shapes = sorted({tuple(part.shape[1:]) for _, part in parts})
+        if len(shapes) > 1:
+            raise MismatchError(
+                f"The parts of the ConcatDataset have images of shape {shapes[0]} and {shapes[1]}. "
+                "Bring all to one shape first."
+            )
+        pixels = torch.empty((len(rows), *shapes[0]), dtype=torch.uint8, device="cpu")
+        for mask, part in parts:
+            pixels[torch.from_numpy(mask)] = part
+        return pixels
+
+    def blocks(self, size: int = _BLOCK) -> Iterator[Pixels]:
+        """All images in order, uint8 (n, C, H, W), n at most `size`."""
+        for start in range(0, len(self), size):
+            yield self.pixels(np.arange(start, min(start + size, len(self))))
+
+    def batch(self, rows: Sequence[int] | Indices) -> tuple[Pixels, NDArray[Any]]:
+        """Some items after the data set's transforms.
+
+        Returns:
+            Pixels, uint8 (n, C, H, W); and labels, int64 (n,), or float32 (n, num_classes) if they
+            are class probabilities.
+
+        Raises:
+            DataError: If an item is no labelled image.
+            MismatchError: If the images have different shapes.
+        """
+        numbers = [int(i) for i in rows]
+        images, labels = [], []
+        for i, item in zip(numbers, items_of(self.dataset, numbers), strict=True):
+            try:
+                images.append(pixels_of(field(item, "image")))
+                labels.append(label_of(field(item, "label")))
+            except (TypeError, ValueError) as error:
+                raise DataError(f"Item {i} of {self.name} cannot be used. {error}") from error
+        shapes = sorted({tuple(image.shape) for image in images})
+        if len(shapes) > 1:
+            raise MismatchError(
+                f"Images of {self.name} have different shapes, {shapes[0]} and {shapes[1]}. Bring "
+                "all to one shape in its transform."
+            )
+        values = np.array(labels)
+        return torch.stack(images), values.astype(np.float32 if values.ndim == 2 else np.int64)
+
+    def keys(self) -> NDArray[np.uint64]:
+        """Content digest of every image as `pixels` gives it, uint64 (N,)."""
+        return np.array([digest(image) for block in self.blocks() for image in block], np.uint64)
+
+    def digests(self) -> NDArray[np.uint64]:
+        """Content digests of all images that can be shown, before transforms, uint64 (n,).
+
+        Of a mixture those of both sides, of a cache those of the finished rows. Where a transform
+        cannot be taken off, images count as they come.
+        """
+        return np.fromiter(map(digest, self._shown(np.arange(len(self)))), np.uint64)
+
+    def _shown(self, rows: Indices) -> Iterator[Tensor]:
+        """All images that some items can show, uint8 (C, H, W), which may differ in size."""
+        for leaf, _, local in self._by_leaf(rows):
+            if leaf.mixture is not None:
+                real, synthetic = (ImageSource.open(side, self.name) for side in leaf.mixture)
+                yield from real._shown(local[local < len(real)])
+                yield from synthetic._shown(np.arange(len(synthetic)))
+            elif leaf.reads:
+                local = local if leaf.done is None else local[leaf.done[local]]
+                for start in range(0, len(local), _BLOCK):
+                    yield from leaf.pixels(local[start : start + _BLOCK], False)
+            else:
+                yield from _untransformed(leaf.dataset, local)
+
+    # What is known of it
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Which rows can be read, bool (N,): of a cache those that are generated."""
+        done = np.ones(len(self), bool)
+        for leaf, mask, rows in self._by_leaf(np.arange(len(self))):
+            if leaf.done is not None:
+                done[mask] = leaf.done[rows]
+        return done
+
+    def done_rows(self, purpose: str) -> Indices:
+        """The rows that can be read, at least one.
+
+        Args:
+            purpose: For the message, such as "audited".
+
+        Raises:
+            ValueError: If there is none.
+        """
+        done = self.done
+        if not done.any():
+            what = "no row is generated yet" if len(self) else "it holds no image"
+            raise ValueError(f"{self.name} cannot be {purpose}: {what}.")
+        return np.flatnonzero(done)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether an item is always the same image, with no transform on it."""
+        return all(leaf.is_plain for leaf in self.leaves) and not self._has_transforms
+
+    @property
+    def gives_pixels(self) -> bool:
+        """Whether `pixels` and `labels` are what items are made of: no transform, no soft label."""
+        soft = any(leaf.has_soft_labels for leaf in self.leaves)
+        return self._reads and not (self._has_transforms or soft)
+
+    @property
+    def _reads(self) -> bool:
+        return all(leaf.reads for leaf in self.leaves)
+
+    @property
+    def _has_transforms(self) -> bool:
+        return Leaf(self.dataset).has_transforms or any(leaf.has_transforms for leaf in self.leaves)
+
+    @property
+    def has_fixed_length(self) -> bool:
+        """Whether every epoch has as many items."""
+        return all(leaf.has_fixed_length for leaf in self.leaves)
+
+    @property
+    def epochs(self) -> "Epochs":
+        """The epochs of the data sets inside."""
+        return Epochs(self.leaves)
+
+    def synthetic_rows(self, rows: Indices) -> Indices:
+        """What tells the synthetic images among some items apart, int64 (n,), -1 for real ones."""
+        synthetic = np.full(len(rows), -1, np.int64)
+        for leaf, mask, local in self._by_leaf(rows):
+            found = leaf.synthetic_rows(local)
+            first = self.leaves.index(leaf) << 40  # rows of another cache are others
+            synthetic[mask] = np.where(found < 0, -1, found + first)
+        return synthetic
+
+    @property
+    def synthetic_facts(self) -> str:
+        """How many synthetic images it may show, and what an audit said; "" if there are none."""
+        facts = [leaf.served for leaf in self.leaves if leaf.served is not None]
+        return "; ".join(dict.fromkeys(facts))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What the data set itself says its images are identified by."""
+        fingerprint = getattr(self.dataset, "fingerprint", None)
+        return fingerprint if isinstance(fingerprint, str) else None
+
+    @property
+    def record(self) -> dict[str, JSON]:
+        """Fingerprint and number of the images, for those who learned from them."""
+        return {"fingerprint": self.fingerprint, "images": len(self)}
+
+    @property
+    def identity(self) -> dict[str, JSON]:
+        """What reports name: the identity of a cache, the fingerprint of another data set."""
+        identity = getattr(self.dataset, "identity", None)
+        return identity if isinstance(identity, dict) else {"fingerprint": self.fingerprint}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What a cache says of how its images were made; empty for other data sets."""
+        manifest: dict[str, Any] = getattr(self.dataset, "manifest", {})
+        return manifest
+
+    @property
+    def title(self) -> str:
+        """What the data set calls itself, for people."""
+        return str(getattr(self.dataset, "name", None) or type(self.dataset).__name__)
+
+    @property
+    def spec(self) -> str | None:
+        """How a command line would name it: the path of a cache, or what `load_dataset` was given;
+        `None` if it could not."""
+        path, name = (getattr(self.dataset, key, None) for key in ("path", "name"))
+        if self.leaves[0].done is not None and isinstance(path, str | os.PathLike):
+            return os.fspath(path)
+        return name if isinstance(name, str) and self.fingerprint is not None else None
+
+    def _by_leaf(self, rows: Indices) -> Iterator[tuple[Leaf, Any, Indices]]:
+        """Where some images lie: a leaf that holds some, which of `rows`, and their rows there."""
+        if self._places is None:
+            yield self.leaves[0], slice(None), rows
+            return
+        numbers, inner = (of_items[rows] for of_items in self._places)
+        for n, leaf in enumerate(self.leaves):
+            mask = numbers == n
+            if mask.any():
+                yield leaf, mask, inner[mask]
+
+
+@final
+class Epochs:
+    """The epochs of those data sets that have them."""
+
+    def __init__(self, leaves: Iterable[Leaf]) -> None:
+        self._leaves = [leaf for leaf in leaves if leaf.has_epochs]
+
+    def set(self, epoch: int) -> None:
+        """Changes all of them."""
+        for leaf in self._leaves:
+            leaf.dataset.set_epoch(epoch)
+
+    @property
+    def current(self) -> int | None:
+        """The epoch of the first that says its own; `None` if none does."""
+        return next((int(leaf.epoch) for leaf in self._leaves if leaf.epoch is not None), None)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Gives the data sets back in the epochs that they were in."""
+        before = [(leaf, leaf.epoch) for leaf in self._leaves if leaf.epoch is not None]
+        try:
+            yield
+        finally:
+            for leaf, epoch in before:
+                leaf.dataset.set_epoch(epoch)
+
+
+def items_of(dataset: Any, rows: list[int]) -> list[Any]:
+    """Items of a data set, which is asked for all of them at once if it can be."""
+    if not rows:
+        return []
+    if hasattr(dataset, "__getitems__"):
+        return list(dataset.__getitems__(rows))
+    return [dataset[i] for i in rows]
+
+
+def _flattened(dataset: Any) -> tuple[list[Any], NDArray[np.int32], Indices]:
+    """The data sets below `Subset` and `ConcatDataset`, and where each item lies.
+
+    Returns:
+        The data sets; for every item the number of its data set; and its row there.
+    """
+    if isinstance(dataset, Subset):
+        leaves, leaf, row = _flattened(dataset.dataset)
+        chosen = np.asarray(dataset.indices, np.int64)
+        return leaves, leaf[chosen], row[chosen]
+    if not isinstance(dataset, ConcatDataset):
+        return [dataset], np.zeros(len(dataset), np.int32), np.arange(len(dataset))
+    every: list[Any] = []
+    places = []
+    for part in dataset.datasets:
+        leaves, leaf, row = _flattened(part)
+        places.append((leaf + np.int32(len(every)), row))
+        every += leaves
+    leaf, row = (np.concatenate(parts) for parts in zip(*places, strict=True))
+    return every, leaf, row
+
+
+def _untransformed(dataset: Any, rows: Indices) -> Iterator[Tensor]:
+    """Images before the transforms where these can be taken off, uint8 (C, H, W)."""
+    try:
+        raw = without_transforms(dataset)[0]
+    except ValueError:  # they cannot be taken off
+        raw = dataset
+    for i in rows.tolist():
+        try:
+            image = pixels_of(field(raw[i], "image"))
+        except (TypeError, ValueError):  # of a mode that only the transform makes usable
+            image = pixels_of(field(dataset[i], "image"))
+        yield image
+
+
+@final
+class _Pairs(Dataset[Any]):
+    """A pair of arrays as a map-style data set."""
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        self.images, self.targets = images, np.asarray(labels)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        label = self.targets[index]
+        return self.images[index], label if label.ndim else label.item()
+
+
+def _paired(given: tuple[Any, ...], name: str) -> Dataset[Any]:
+    """A pair (images, labels) of arrays or tensors as a data set."""
+    if len(given) != 2 or not all(isinstance(part, np.ndarray | Tensor) for part in given):
+        raise TypeError(
+            f"{name} is a tuple of {', '.join(type(part).__name__ for part in given)}, expected a "
+            "data set, or a pair of arrays (images, labels)."
+        )
+    images, labels = given
+    if len(images) != len(labels):
+        raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels.")
+    if isinstance(images, Tensor) and isinstance(labels, Tensor):
+        return TensorDataset(images, labels)
+    return _Pairs(images, labels)
