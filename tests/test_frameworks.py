@@ -432,6 +432,9 @@ class ReadsNothing:
     def __len__(self) -> int:
         return SIZE
 
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError(f"image {index} is opened")
+
 
 # The examples
 

@@ -210,7 +210,7 @@ def test_an_opened_source_keeps_what_it_read_under_another_name(monkeypatch):
 
 def test_messages_name_the_argument():
     scalars: Any = 3
-    with pytest.raises(TypeError, match="`real` is a int, which has no length"):
+    with pytest.raises(TypeError, match="`real` is a int, expected a cache, or a map-style"):
         ImageSource.open(scalars, "`real`")
     with pytest.raises(DataError, match="Item 1 of Arm 'x' cannot be used"):
         ImageSource.open([ITEMS[0], ("path.png", 0)], "Arm 'x'").batch([0, 1])

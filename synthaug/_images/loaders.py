@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from synthaug._images.leaves import leaf_of
+from synthaug._images.leaves import class_names, labels_at
 from synthaug._images.stores import HDF5, Conform, Files, Indexed, Memory, Store, unreadable
 from synthaug._support.progress import bar
 from synthaug._types import Labels
@@ -224,8 +224,7 @@ def _torchvision(
         ) from error
     if len(dataset) == 0:
         raise DataError(f"torchvision's {name} in {options.get('root')!r} is empty.")
-    leaf = leaf_of(dataset)
-    labels, found = leaf.labels(np.arange(len(dataset))), leaf.classes()
+    labels, found = labels_at(dataset, np.arange(len(dataset))), class_names(dataset)
     if found is None:  # SVHN, FakeData, ...
         found = tuple(classes or (str(i) for i in range(int(labels.max()) + 1)))
     labels = checked_labels(labels, found, f"torchvision's {name}")

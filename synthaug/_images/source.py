@@ -15,12 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 
 from synthaug._images.convert import is_probabilities, label_of, pixels_of
 from synthaug._images.fields import Adapter, Fields, field
 from synthaug._images.labeled import load_dataset
-from synthaug._images.leaves import Leaf, leaf_of
+from synthaug._images.leaves import (
+    class_names,
+    has_transforms,
+    is_plain,
+    labels_at,
+    pixels_at,
+    reads,
+)
 from synthaug._images.stores import Indexed, gather
 from synthaug._images.untransformed import without_transforms
 from synthaug._pixels import digest
@@ -49,13 +56,12 @@ class ImageSource:
         self.name = name
         """What messages call it, for example "`train`"."""
         self._fields = fields
-        self._places: tuple[NDArray[np.int32], Indices] | None = None
-        leaves = [dataset]
-        if isinstance(dataset, Subset | ConcatDataset):
-            leaves, *places = _flattened(dataset)
-            self._places = places[0], places[1]
-        self.leaves = tuple(map(leaf_of, leaves))
+        self.leaves = [dataset]
         """The data sets below `Subset` and `ConcatDataset`."""
+        self._places: tuple[NDArray[np.int32], Indices] | None = None
+        if isinstance(dataset, Subset | ConcatDataset):
+            self.leaves, leaf, row = _flattened(dataset)
+            self._places = leaf, row
 
     @classmethod
     def open(
@@ -89,9 +95,9 @@ class ImageSource:
             hasattr(given, "__len__") and items
         ):
             raise TypeError(
-                f"{name} is a {type(given).__name__}, which has no length or no items; expected a "
-                "map-style data set, with `__len__` and `__getitem__`. Choose a split of several, "
-                "read the items of a stream into a list, and give a data set and not its loader."
+                f"{name} is a {type(given).__name__}, expected a cache, or a map-style data set "
+                "with `__len__` and `__getitem__`. Choose a split of several, read the items of a "
+                "stream into a list, and give a data set and not its loader."
             )
         return cls(given, name, fields)
 
@@ -110,7 +116,7 @@ class ImageSource:
         key = self._fields.label if isinstance(self._fields, Fields) else None
         labels = np.empty(len(self), np.int64)
         for leaf, mask, rows in self._by_leaf(np.arange(len(self))):
-            labels[mask] = leaf.labels(rows, key)
+            labels[mask] = labels_at(leaf, rows, key)
         return labels
 
     def class_indices(self) -> Labels:
@@ -146,7 +152,7 @@ class ImageSource:
             DataError: If `classes` and `class_to_idx` of a part disagree.
         """
         key = self._fields.label if isinstance(self._fields, Fields) else None
-        names = {one for leaf in self.leaves if (one := leaf.classes(key)) is not None}
+        names = {one for leaf in self.leaves if (one := class_names(leaf, key)) is not None}
         if len(names) > 1:
             first, second = sorted(names)[:2]
             raise MismatchError(
@@ -187,7 +193,7 @@ class ImageSource:
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images, that of the first one if the data set does not say."""
-        shape = self.leaves[0].image_shape if len(self.leaves) == 1 else None
+        shape = getattr(self.leaves[0], "image_shape", None) if len(self.leaves) == 1 else None
         c, h, w = self.pixels([0]).shape[1:] if shape is None else shape
         return c, h, w
 
@@ -213,7 +219,7 @@ class ImageSource:
         if self._fields is not None and not self._reads:
             images = Indexed(self.dataset, int(rows[0]), fields=self._fields)
             return gather(images, rows, progress, "Reading images")
-        parts = [(mask, leaf.pixels(r, progress)) for leaf, mask, r in self._by_leaf(rows)]
+        parts = [(mask, pixels_at(leaf, r, progress)) for leaf, mask, r in self._by_leaf(rows)]
         if len(parts) == 1:
             return parts[0][1]
         shapes = sorted({tuple(part.shape[1:]) for _, part in parts})
@@ -275,16 +281,16 @@ class ImageSource:
     def _shown(self, rows: Indices) -> Iterator[Tensor]:
         """All images that some items can show, uint8 (C, H, W), which may differ in size."""
         for leaf, _, local in self._by_leaf(rows):
-            if leaf.mixture is not None:
-                real, synthetic = (ImageSource.open(side, self.name) for side in leaf.mixture)
+            if hasattr(leaf, "real") and hasattr(leaf, "synthetic"):
+                real, synthetic = (ImageSource(x, self.name) for x in (leaf.real, leaf.synthetic))
                 yield from real._shown(local[local < len(real)])
                 yield from synthetic._shown(np.arange(len(synthetic)))
-            elif leaf.reads:
-                local = local if leaf.done is None else local[leaf.done[local]]
+            elif reads(leaf):
+                local = local[_done(leaf)[local]]  # what is not generated cannot be shown
                 for start in range(0, len(local), _BLOCK):
-                    yield from leaf.pixels(local[start : start + _BLOCK], False)
+                    yield from pixels_at(leaf, local[start : start + _BLOCK])
             else:
-                yield from _untransformed(leaf.dataset, local)
+                yield from _untransformed(leaf, local)
 
     # What is known of it
 
@@ -293,8 +299,7 @@ class ImageSource:
         """Which rows can be read, bool (N,): of a cache those that are generated."""
         done = np.ones(len(self), bool)
         for leaf, mask, rows in self._by_leaf(np.arange(len(self))):
-            if leaf.done is not None:
-                done[mask] = leaf.done[rows]
+            done[mask] = _done(leaf)[rows]
         return done
 
     def done_rows(self, purpose: str) -> Indices:
@@ -315,26 +320,23 @@ class ImageSource:
     @property
     def is_plain(self) -> bool:
         """Whether an item is always the same image, with no transform on it."""
-        return all(leaf.is_plain for leaf in self.leaves) and not self._has_transforms
+        return all(map(is_plain, self.leaves)) and not has_transforms(self.dataset)
 
     @property
     def gives_pixels(self) -> bool:
         """Whether `pixels` and `labels` are what items are made of: no transform, no soft label."""
-        soft = any(leaf.has_soft_labels for leaf in self.leaves)
-        return self._reads and not (self._has_transforms or soft)
+        soft = any(getattr(leaf, "has_soft_labels", False) for leaf in self.leaves)
+        changed = any(map(has_transforms, (self.dataset, *self.leaves)))
+        return self._reads and not changed and not soft
 
     @property
     def _reads(self) -> bool:
-        return all(leaf.reads for leaf in self.leaves)
-
-    @property
-    def _has_transforms(self) -> bool:
-        return Leaf(self.dataset).has_transforms or any(leaf.has_transforms for leaf in self.leaves)
+        return all(map(reads, self.leaves))
 
     @property
     def has_fixed_length(self) -> bool:
         """Whether every epoch has as many items."""
-        return all(leaf.has_fixed_length for leaf in self.leaves)
+        return all(getattr(leaf, "has_fixed_length", True) for leaf in self.leaves)
 
     @property
     def epochs(self) -> "Epochs":
@@ -342,18 +344,38 @@ class ImageSource:
         return Epochs(self.leaves)
 
     def synthetic_rows(self, rows: Indices) -> Indices:
-        """What tells the synthetic images among some items apart, int64 (n,), -1 for real ones."""
+        """What tells the synthetic images among some items apart, int64 (n,), -1 for real ones.
+
+        A mixture says it itself, for its epoch. Of others, a cache is synthetic: it alone has a
+        plan.
+        """
         synthetic = np.full(len(rows), -1, np.int64)
-        for leaf, mask, local in self._by_leaf(rows):
-            found = leaf.synthetic_rows(local)
-            first = self.leaves.index(leaf) << 40  # rows of another cache are others
-            synthetic[mask] = np.where(found < 0, -1, found + first)
+        for n, leaf in enumerate(self.leaves):
+            mask, local = self._inside(n, rows)
+            if hasattr(leaf, "synthetic_rows"):
+                local = leaf.synthetic_rows(local)
+            elif not hasattr(leaf, "plan_digest"):
+                continue
+            synthetic[mask] = np.where(local < 0, -1, local + (n << 40))  # rows of another cache
         return synthetic
+
+    def recipes(self) -> list[dict[str, JSON]]:
+        """What decides which synthetic images each mixture inside has, besides the epoch."""
+        mixtures = (leaf for leaf in self.leaves if hasattr(leaf, "synthetic_rows"))
+        return [mixture.recipe() for mixture in mixtures if hasattr(mixture, "recipe")]
 
     @property
     def synthetic_facts(self) -> str:
-        """How many synthetic images it may show, and what an audit said; "" if there are none."""
-        facts = [leaf.served for leaf in self.leaves if leaf.served is not None]
+        """How many synthetic images it may show, and what an audit said; "" if there are none.
+
+        A mixture knows. Of a cache alone nobody said which of its images may be served.
+        """
+        facts = []
+        for leaf in self.leaves:
+            if hasattr(leaf, "served"):
+                facts.append(str(leaf.served))
+            elif hasattr(leaf, "plan_digest"):
+                facts.append(f"{int(np.sum(leaf.done)):,} images, no audit report")
         return "; ".join(dict.fromkeys(facts))
 
     @property
@@ -389,48 +411,52 @@ class ImageSource:
         """How a command line would name it: the path of a cache, or what `load_dataset` was given;
         `None` if it could not."""
         path, name = (getattr(self.dataset, key, None) for key in ("path", "name"))
-        if self.leaves[0].done is not None and isinstance(path, str | os.PathLike):
+        if hasattr(self.dataset, "done") and isinstance(path, str | os.PathLike):
             return os.fspath(path)
         return name if isinstance(name, str) and self.fingerprint is not None else None
 
-    def _by_leaf(self, rows: Indices) -> Iterator[tuple[Leaf, Any, Indices]]:
+    def _by_leaf(self, rows: Indices) -> Iterator[tuple[Any, Any, Indices]]:
         """Where some images lie: a leaf that holds some, which of `rows`, and their rows there."""
-        if self._places is None:
-            yield self.leaves[0], slice(None), rows
-            return
-        numbers, inner = (of_items[rows] for of_items in self._places)
         for n, leaf in enumerate(self.leaves):
-            mask = numbers == n
-            if mask.any():
-                yield leaf, mask, inner[mask]
+            mask, inner = self._inside(n, rows)
+            if len(inner):
+                yield leaf, mask, inner
+
+    def _inside(self, n: int, rows: Indices) -> tuple[Any, Indices]:
+        """Which of `rows` lie in leaf number n, and what their rows are there."""
+        if self._places is None:
+            return slice(None), rows
+        numbers, inner = self._places
+        mask = numbers[rows] == n
+        return mask, inner[rows[mask]]
 
 
 @final
 class Epochs:
     """The epochs of those data sets that have them."""
 
-    def __init__(self, leaves: Iterable[Leaf]) -> None:
-        self._leaves = [leaf for leaf in leaves if leaf.has_epochs]
+    def __init__(self, leaves: Iterable[Any]) -> None:
+        self._datasets = [leaf for leaf in leaves if hasattr(leaf, "set_epoch")]
 
     def set(self, epoch: int) -> None:
         """Changes all of them."""
-        for leaf in self._leaves:
-            leaf.dataset.set_epoch(epoch)
+        for dataset in self._datasets:
+            dataset.set_epoch(epoch)
 
     @property
     def current(self) -> int | None:
         """The epoch of the first that says its own; `None` if none does."""
-        return next((int(leaf.epoch) for leaf in self._leaves if leaf.epoch is not None), None)
+        return next((int(d.epoch) for d in self._datasets if hasattr(d, "epoch")), None)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Gives the data sets back in the epochs that they were in."""
-        before = [(leaf, leaf.epoch) for leaf in self._leaves if leaf.epoch is not None]
+        before = [(d, d.epoch) for d in self._datasets if hasattr(d, "epoch")]
         try:
             yield
         finally:
-            for leaf, epoch in before:
-                leaf.dataset.set_epoch(epoch)
+            for dataset, epoch in before:
+                dataset.set_epoch(epoch)
 
 
 def items_of(dataset: Any, rows: list[int]) -> list[Any]:
@@ -478,22 +504,12 @@ def _untransformed(dataset: Any, rows: Indices) -> Iterator[Tensor]:
         yield image
 
 
-@final
-class _Pairs(Dataset[Any]):
-    """A pair of arrays as a map-style data set."""
-
-    def __init__(self, images: Any, labels: Any) -> None:
-        self.images, self.targets = images, np.asarray(labels)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        label = self.targets[index]
-        return self.images[index], label if label.ndim else label.item()
+def _done(leaf: Any) -> NDArray[np.bool_]:
+    """Which images of a data set can be read, bool (N,)."""
+    return np.asarray(getattr(leaf, "done", np.ones(len(leaf), bool)))
 
 
-def _paired(given: tuple[Any, ...], name: str) -> Dataset[Any]:
+def _paired(given: tuple[Any, ...], name: str) -> Any:
     """A pair (images, labels) of arrays or tensors as a data set."""
     if len(given) != 2 or not all(isinstance(part, np.ndarray | Tensor) for part in given):
         raise TypeError(
@@ -505,4 +521,4 @@ def _paired(given: tuple[Any, ...], name: str) -> Dataset[Any]:
         raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels.")
     if isinstance(images, Tensor) and isinstance(labels, Tensor):
         return TensorDataset(images, labels)
-    return _Pairs(images, labels)
+    return list(zip(images, labels.tolist() if labels.ndim == 1 else labels, strict=True))

@@ -133,9 +133,8 @@ def fingerprint(source: ImageSource, digests: NDArray[np.uint64]) -> str:
     """
     hashed = hashlib.blake2b(digests.tobytes(), digest_size=16)
     hashed.update(repr((len(source), source.classes)).encode())
-    for leaf in source.leaves:
-        if leaf.recipe is not None:
-            hashed.update(json.dumps(leaf.recipe, sort_keys=True).encode())
+    for recipe in source.recipes():
+        hashed.update(json.dumps(recipe, sort_keys=True).encode())
     for epoch in (1, 0):
         source.epochs.set(epoch)
         hashed.update(source.synthetic_rows(np.arange(len(source))).tobytes())
