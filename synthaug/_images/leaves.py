@@ -90,7 +90,7 @@ def class_names(leaf: Any, key: Any = None) -> tuple[str, ...] | None:
 def pixels_at(leaf: Any, rows: Indices, progress: bool | None = False) -> Pixels:
     """Some images, uint8 (n, C, H, W), without transforms if the data set has a method `read`."""
     if reads(leaf):
-        return torch.as_tensor(leaf)[torch.from_numpy(rows)] if is_pixels(leaf) else leaf.read(rows)
+        return torch.from_numpy(np.asarray(leaf)[rows]) if is_pixels(leaf) else leaf.read(rows)
     return gather(Indexed(leaf, int(rows[0])), rows, progress, "Reading images")
 
 
