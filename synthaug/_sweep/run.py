@@ -202,8 +202,8 @@ class _Work:
             f"guidance {t.setting['guidance_scale']:g}": self.cache(t) for t in trials
         }
         table = evaluate(
-            {"real": self.real, **arms},
-            test=self.validation,
+            {"real": self.real.dataset, **arms},
+            test=self.validation.dataset,
             seeds=config.seeds,
             steps=config.steps,
             model=config.model,
