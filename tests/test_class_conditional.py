@@ -15,7 +15,7 @@ from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan
 from synthaug._training.loop import TrainingConfig
 from synthaug.denoisers import build_unet
-from synthaug.errors import CheckpointError, DataError
+from synthaug.errors import CheckpointError, DataError, MismatchError
 from synthaug.synthesizers import ClassConditional, DiffusionModel, SamplerConfig
 from tests.checkpoints import Counting, cosine_config, sampled, tiny_unet, write_stable_diffusion
 
@@ -110,7 +110,9 @@ def test_a_changed_or_missing_source_image_is_noticed():
     assert set(np.unique(plan["source"])) == set(range(8))
     for label, source in zip(plan["label"], plan["source"], strict=True):
         assert Real().targets[source] == label
-    with pytest.raises(DataError, match="Real image 0 is not the one that the plan was made with"):
+    with pytest.raises(
+        MismatchError, match="Real image 0 is not the one that the plan was made with"
+    ):
         tiny().with_sources(Real(seed=1)).draw(plan)
     with pytest.raises(ValueError, match="Call `with_sources"):
         tiny().draw(plan)
@@ -178,11 +180,13 @@ def test_settings_that_make_no_sense_are_refused():
 def test_real_images_that_do_not_fit_the_model_are_refused():
     real = Real()
     real.image_shape = (3, 8, 8)
-    with pytest.raises(DataError, match=r"Load them with `image_size=8` and `channels=1`"):
+    with pytest.raises(MismatchError, match=r"Load them with `image_size=8` and `channels=1`"):
         tiny().with_sources(real)
     real = Real()
     real.classes = ("bee", "ant", "cat", "dog")
-    with pytest.raises(DataError, match="the classes bee, ant, cat, dog, the model ant, bee, cat"):
+    with pytest.raises(
+        MismatchError, match="the classes bee, ant, cat, dog, the model ant, bee, cat"
+    ):
         tiny().with_sources(real)
     with pytest.raises(ValueError, match=r"must be in \[0, 3\], .* got 0 to 4"):
         tiny().with_sources(Real(), [0, 1, 2, 3, 0, 1, 2, 4])
@@ -494,7 +498,7 @@ def test_data_that_cannot_be_trained_on_are_refused_before_any_work(tmp_path):
         fit(tmp_path / "run", Real(labels=(0, 1, 2)))
     odd = Real()
     odd.image_shape = (1, 8, 16)
-    with pytest.raises(DataError, match=r"shape \(1, 8, 16\), `real` of \(1, 8, 8\)"):
+    with pytest.raises(MismatchError, match=r"shape \(1, 8, 16\), `real` of \(1, 8, 8\)"):
         fit(tmp_path / "run", unlabelled=odd)
     with pytest.raises(DataError, match=r"Labels must be in \[0, 3\].* found 0 to 4"):
         fit(tmp_path / "run", Real(labels=(0, 1, 2, 3, 4)))
@@ -508,7 +512,7 @@ def test_data_that_cannot_be_trained_on_are_refused_before_any_work(tmp_path):
             fit(tmp_path / "run", **settings)
     big = Real()
     big.image_shape = (1, 38, 38)
-    with pytest.raises(DataError, match="38 x 38 pixels cannot be halved"):
+    with pytest.raises(MismatchError, match="38 x 38 pixels cannot be halved"):
         fit(tmp_path / "run", big)
     assert not (tmp_path / "run").exists()
 

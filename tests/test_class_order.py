@@ -98,7 +98,9 @@ def test_soft_labels_in_the_order_of_the_cache_are_refused(cache):
 
 def test_a_class_without_images_is_named_as_the_real_data_name_it(cache):
     report = report_on(cache, cache.labels != 0)
-    with pytest.raises(DataError, match=r"Class 'cow' has no synthetic image .* of 9 rows, 9 are"):
+    with pytest.raises(
+        MismatchError, match=r"Class 'cow' has no synthetic image .* of 9 rows, 9 are"
+    ):
         MixedDataset(real_images(), cache, audit=report, fraction=0.5)
 
 
@@ -156,7 +158,7 @@ def test_an_evaluation_and_amounts_take_either_order(cache):
         arms, test=test, steps=1, seeds=1, device="cpu", allow_overlap=True, progress=False
     )
     assert report.classes == list(OTHER)
-    with pytest.raises(DataError, match=r"cow, ant, bee\. Their labels must mean the same"):
+    with pytest.raises(MismatchError, match=r"cow, ant, bee\. Their labels must mean the same"):
         _ = ImageSource.open(ConcatDataset([real, cache])).classes  # nothing translates its items
 
 

@@ -26,7 +26,7 @@ from synthaug.degradations import (
     SuperResolution,
 )
 from synthaug.denoisers import build_unet
-from synthaug.errors import CheckpointError, DataError
+from synthaug.errors import CheckpointError, DataError, MismatchError
 from synthaug.synthesizers import ColdDiffusion
 from synthaug.synthesizers.cold._colors import ColourMixture
 from synthaug.synthesizers.cold._fit import ColdFitJob
@@ -422,7 +422,7 @@ def test_a_degradation_of_ones_own_is_named_in_the_checkpoint_and_given_again(tm
     with pytest.raises(CheckpointError, match="trained with the degradation 'fade', which cannot"):
         ColdDiffusion.from_pretrained(tmp_path)
     assert ColdDiffusion.from_pretrained(tmp_path, degradation=mine).recipe() == cold.recipe()
-    with pytest.raises(CheckpointError, match="not with"):
+    with pytest.raises(MismatchError, match="not with"):
         ColdDiffusion.from_pretrained(tmp_path, degradation=replace(mine, name="other"))
 
 
@@ -437,7 +437,7 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"synthaug\.json is damaged"):
         ColdDiffusion.from_pretrained(tmp_path)
     (tmp_path / "synthaug.json").write_text(json.dumps({"synthesizer": "ClassConditional"}))
-    with pytest.raises(CheckpointError, match="of cold diffusion, but of ClassConditional"):
+    with pytest.raises(MismatchError, match="of cold diffusion, but of ClassConditional"):
         ColdDiffusion.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="takes 1 channels and class labels"):
         tiny(network=tiny_unet())
@@ -467,11 +467,15 @@ def test_what_makes_no_sense_is_refused(make, message):
 def test_a_changed_or_missing_source_image_is_noticed():
     cold = tiny().with_sources(Real())
     plan = cold.plan(per_class=2)
-    with pytest.raises(DataError, match="Real image 0 is not the one that the plan was made with"):
+    with pytest.raises(
+        MismatchError, match="Real image 0 is not the one that the plan was made with"
+    ):
         tiny().with_sources(Real(seed=1)).draw(plan)
     with pytest.raises(ValueError, match="Call `with_sources"):
         tiny().draw(plan)
-    with pytest.raises(DataError, match=r"have shape \(3, 8, 8\), the model draws \(3, 16, 16\)"):
+    with pytest.raises(
+        MismatchError, match=r"have shape \(3, 8, 8\), the model draws \(3, 16, 16\)"
+    ):
         tiny(image_shape=(3, 16, 16)).with_sources(Real())
     with pytest.raises(ValueError, match="about the classes ant, bee; this synthesizer"):
         generator().draw(plan)
@@ -503,7 +507,7 @@ def test_training_resumed_equals_training_in_one_go(tmp_path):
     assert ColdDiffusion.from_pretrained(tmp_path / "parts", device="cpu").recipe() == (
         whole.recipe()
     )
-    with pytest.raises(CheckpointError, match=r"degradation\.name: .* there, .*Snow"):
+    with pytest.raises(MismatchError, match=r"degradation\.name: .* there, .*Snow"):
         fit(tmp_path / "parts", degradation=Snow(num_levels=5))
 
 

@@ -22,7 +22,7 @@ from synthaug._images.convert import label_like, like, pixels_of
 from synthaug._images.fields import Fields
 from synthaug._images.labeled import LabeledImages, load_dataset
 from synthaug._images.source import ImageSource
-from synthaug.errors import DataError
+from synthaug.errors import DataError, MismatchError
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -115,7 +115,7 @@ def test_shrinking_averages_instead_of_skipping_pixels(tmp_path):
 
 def test_channels_converts_all_images_to_grey_or_colour(folder):
     Image.fromarray(noise(6, 5)).save(folder / "cat" / "grey.png")
-    with pytest.raises(DataError, match=r"mode RGB, .*grey\.png has mode L.*`channels=3`"):
+    with pytest.raises(MismatchError, match=r"mode RGB, .*grey\.png has mode L.*`channels=3`"):
         load_dataset(f"folder:{folder}")
     assert load_dataset(f"folder:{folder}", channels=3).image_shape == (3, 6, 5)
     grey = load_dataset(f"folder:{folder}", channels=1)
@@ -159,14 +159,15 @@ def test_every_unusable_folder_is_one_error_that_says_what_to_do(folder, tmp_pat
         "hollow": "holds no image",
         "splits": "are splits and not classes: test, train. Choose one",
     }.items():
-        with pytest.raises(DataError, match=message):
+        error = MismatchError if path == "splits" else DataError
+        with pytest.raises(error, match=message):
             load_dataset(f"folder:{tmp_path / path}")
     with pytest.raises(ValueError, match=f"Did you mean folder:{folder}"):
         load_dataset(str(folder))
     (folder / "fox").mkdir()
     with pytest.raises(DataError, match=r"Class 'fox' has no image .* Add images, or delete"):
         load_dataset(f"folder:{folder}")
-    with pytest.raises(DataError, match="folder 'fox', which is not among the 3 classes"):
+    with pytest.raises(MismatchError, match="folder 'fox', which is not among the 3 classes"):
         load_dataset(f"folder:{folder}", classes=["cat", "dog", "eel"])
 
 
@@ -204,7 +205,8 @@ def test_a_file_that_cannot_be_used_is_named(folder, name, write, message):
     if message is None:
         assert len(load_dataset(f"folder:{folder}")) == 9
         return
-    with pytest.raises(DataError, match=message):
+    error = MismatchError if "differ in size" in message else DataError
+    with pytest.raises(error, match=message):
         load_dataset(f"folder:{folder}")
 
 
@@ -302,12 +304,12 @@ def test_an_unusual_mode_is_refused_and_converted_only_where_nothing_is_lost(
     folder, name, write, plain, converted
 ):
     write(folder / "dog" / name)
-    with pytest.raises(DataError, match=plain):
+    with pytest.raises(MismatchError, match=plain):
         load_dataset(f"folder:{folder}")
     if converted is None:
         assert load_dataset(f"folder:{folder}", channels=3).image_shape == (3, 6, 5)
     else:
-        with pytest.raises(DataError, match=converted):
+        with pytest.raises(MismatchError, match=converted):
             load_dataset(f"folder:{folder}", channels=3)
 
 
@@ -605,13 +607,15 @@ def test_pixels_are_gathered_from_any_data_set(small):
 
 def test_pixels_that_do_not_fit_together_are_named(small):
     mixed = Pairs([(small[0][0], 0), (Image.fromarray(noise(4, 4)), 0)])
-    with pytest.raises(DataError, match=r"Image 1 of Pairs has shape \(1, 4, 4\), .*\(3, 4, 5\)"):
+    with pytest.raises(
+        MismatchError, match=r"Image 1 of Pairs has shape \(1, 4, 4\), .*\(3, 4, 5\)"
+    ):
         ImageSource.open(mixed).pixels()
     with pytest.raises(
         DataError, match=r"Image 0 of Pairs cannot be used. .* take `Normalize` off"
     ):
         ImageSource.open(Pairs([(torch.randn(3, 4, 4), 0)])).pixels()
-    with pytest.raises(DataError, match="parts of the ConcatDataset have images of shape"):
+    with pytest.raises(MismatchError, match="parts of the ConcatDataset have images of shape"):
         ImageSource.open(ConcatDataset([small, Pairs(mixed.items[1:])])).pixels()
     with pytest.raises(ValueError, match="no image to gather"):
         ImageSource.open(small).pixels([])
@@ -624,7 +628,7 @@ def test_labels_and_classes_are_found_through_wrappers(small):
     assert ImageSource.open(wrapped).classes == ("a", "b", "c")
     assert ImageSource.open(plain).classes is None
     other = LabeledImages(small.read([0]), [0], ["z"])
-    with pytest.raises(DataError, match="different classes: a, b, c and z"):
+    with pytest.raises(MismatchError, match="different classes: a, b, c and z"):
         _ = ImageSource.open(ConcatDataset([small, other])).classes
     with pytest.raises(DataError, match=r"shape \(1, 2\)"):
         _ = ImageSource.open(Pairs([(None, torch.tensor([0, 1]))])).labels
