@@ -44,6 +44,8 @@ RANK = {room: rank for rank, layer in enumerate(LAYERS.values()) for room in lay
 STAGES = {"_audit", "_cache", "_datasets", "_generate", "evaluation"}
 DOORS = LAYERS["stages"] - STAGES
 """Public entrances to the stages: they may use the insides of a stage, and no stage uses them."""
+OUTSIDE = 127
+"""Calls of `hasattr` and `getattr` outside `_images`: a ceiling, which only goes down."""
 METHODS = {"cascade", "class_conditional", "cold", "inversion", "low_density"}
 
 
@@ -163,6 +165,20 @@ def test_modules_are_imported_by_name_only_where_names_are_exported(module):
         for node in ast.walk(ast.parse((ROOT / module).read_text()))
     }
     assert not names & dynamic or module in BY_NAME
+
+
+def questions(module: str) -> int:
+    """How often a module asks an object whether it has an attribute."""
+    calls = (n for n in ast.walk(ast.parse((ROOT / module).read_text())) if isinstance(n, ast.Call))
+    names = (call.func.id for call in calls if isinstance(call.func, ast.Name))
+    return sum(name in ("hasattr", "getattr") for name in names)
+
+
+def test_foreign_objects_are_asked_what_they_have_in_one_room_only():
+    inside = sum(questions(module) for module in modules() if dotted(module)[0] == "_images")
+    outside = sum(questions(module) for module in modules() if dotted(module)[0] != "_images")
+    assert inside <= 45
+    assert outside <= OUTSIDE, "Open data sets with ImageSource; declare attributes of our own."
 
 
 def test_an_import_that_points_the_wrong_way_would_be_seen(tmp_path, monkeypatch):

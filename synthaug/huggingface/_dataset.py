@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 from synthaug._cache.serving import SyntheticImages, Verdicts
 from synthaug._datasets import MixedDataset as Mixed
 from synthaug._datasets.opening import StrPath
+from synthaug._images.leaves import is_table
 
 
 @final
@@ -45,7 +46,7 @@ class MixedDataset(Dataset[dict[str, Any]]):
             TypeError: If `real` is something else, or for columns of other types.
             ValueError, SynthaugError: As `synthaug.MixedDataset`.
         """
-        if not all(hasattr(real, name) for name in ("features", "format", "with_format")):
+        if not is_table(real):
             raise TypeError(
                 f"`real` is a {type(real).__name__}, expected a `datasets.Dataset`. For other data "
                 "sets use `synthaug.MixedDataset`."
