@@ -52,7 +52,7 @@ def main() -> None:
         for rows in np.split(counter_rng(0, 0).permutation(len(real))[: sizes[-1]], sizes[:2])
     )
     spaces: list[features.Extractor] = [features.Pixel(), features.TorchScript(args.network)]
-    T, H = (Matcher(images, spaces, k=50, batch_size=512) for images in (train, held))
+    T, H = (Matcher(images, spaces, k=50) for images in (train, held))
     null = T.match(torch.cat([held, fresh]))
     result: dict[str, Any] = {
         "settings": vars(args),
@@ -98,13 +98,14 @@ def competition(T: Matcher, H: Matcher, fresh: Tensor, args: Any) -> dict[str, A
     }
     results: dict[str, Any] = {}
     for name, pixels in sets.items():
-        _, both = T.ask(T.both(H, pixels))[0]
+        _, both = T.ask(T.compare_pooled(H, pixels))[0]
         rows = np.flatnonzero(~both.near_equal)
         ranks = rankdata(both.scores[rows], method="min", axis=0)
         matches = both.neighbours[rows, ranks.argmin(axis=1)]
         place = np.full(len(pixels), -1, np.int64)
         place[rows] = np.arange(len(rows))
-        links = place[resembling(pixels, features.Pixel(), both.distances[:, 0], batch_size=512)]
+        config = features.ExtractionConfig()
+        links = place[resembling(pixels, features.Pixel(), both.distances[:, 0], config)]
         total, outcomes = args.train + args.holdout, []
         for i in range(args.splits):
             is_train = counter_rng(0, 2, i).permutation(total) < args.train

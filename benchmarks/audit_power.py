@@ -54,7 +54,7 @@ def main() -> None:
     train = real.read(order[: args.train])
     pool = real.read(order[args.train : args.train + args.holdout + args.synthetic])
     spaces = [features.Pixel()]
-    matcher = Matcher(train, spaces, k=50, batch_size=512)
+    matcher = Matcher(train, spaces, k=50)
     null = matcher.match(pool)
     print(f"{len(pool):,} real images matched in {time.perf_counter() - start:.0f} s", flush=True)
     originals = counter_rng(0, 1).choice(len(train), args.planted, replace=False)

@@ -45,6 +45,26 @@ _CHUNK_VALUES = 4_000_000
 """Numbers that re-scoring holds at a time: 32 MB in float64."""
 
 
+def checked_features(
+    features: Any, name: str, dtype: type[np.floating[Any]] = np.float32
+) -> NDArray[Any]:
+    """Features as a contiguous array (n, d) of one dtype.
+
+    Raises:
+        ValueError: For another shape, another kind of numbers, or a value that is not finite.
+    """
+    array = np.asarray(features)
+    if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            f"`{name}` must be floating point of shape (n, d), got {array.dtype} {array.shape}."
+        )
+    array = np.ascontiguousarray(array, dtype)
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise ValueError(f"`{name}` is not finite in row {row}. Look at the extractor.")
+    return array
+
+
 def search(xb: Features, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The `k` nearest rows of `xb` for every row of `xq`, by Euclidean distance.
 
@@ -100,9 +120,9 @@ class Index:
 
     def recall(self, xq: Features, k: int) -> float:
         """Share of the exact `k` nearest rows that `search` finds."""
-        found, exact = self.search(xq, k)[0], self._exact(np.ascontiguousarray(xq), k)[0]
+        approximate, exact = self.search(xq, k)[0], self._exact(np.ascontiguousarray(xq), k)[0]
         # By distance and not by row, so that equally distant rows count as found.
-        return float((found <= exact[:, -1:]).sum(axis=1).clip(max=k).mean() / k)
+        return float((approximate <= exact[:, -1:]).sum(axis=1).clip(max=k).mean() / k)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ with all 64 bits (`init_by_array` of Matsumoto and Nishimura, through numpy).
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,20 @@ def randn(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor
     processor of another instruction set torch's logarithms and cosines round otherwise, so noise
     differs by up to 2e-6.
     """
-    return torch.stack(
-        [
-            torch.randn(tuple(shape), generator=g, dtype=torch.float32, device="cpu")
-            for g in generators
-        ]
-    )
+    draw = partial(torch.randn, tuple(shape), dtype=torch.float32, device="cpu")
+    return torch.stack([draw(generator=g) for g in generators])
+
+
+def rand(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Uniform numbers in [0, 1), float32 (len(generators), *shape); streams as in `randn`."""
+    draw = partial(torch.rand, tuple(shape), dtype=torch.float32, device="cpu")
+    return torch.stack([draw(generator=g) for g in generators])
+
+
+def randint(generators: Sequence[torch.Generator], high: int) -> Tensor:
+    """Whole numbers in [0, high), int64 (len(generators),); streams as in `randn`."""
+    draw = partial(torch.randint, high, (), dtype=torch.int64, device="cpu")
+    return torch.stack([draw(generator=g) for g in generators])
 
 
 def counter_rng(seed: int, *counters: int) -> np.random.Generator:

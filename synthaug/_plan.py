@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from synthaug._support.arguments import check_at_least
 from synthaug._types import JSON, Labels
 
 _SHOWN = 12  # classes in a notebook
@@ -67,8 +68,7 @@ def balanced_quota(num_classes: int, *, per_class: int) -> Labels:
         raise TypeError(
             f"`per_class` must be a whole number, got {per_class!r}. Numbers by class are `counts`."
         )
-    if per_class < 1:
-        raise ValueError(f"`per_class` must be at least 1, got {per_class}.")
+    check_at_least(1, per_class=per_class)
     return np.full(num_classes, per_class, np.int64)
 
 
@@ -80,15 +80,20 @@ def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labe
     """
     if not (ratio > 0 and math.isfinite(ratio)):
         raise ValueError(f"`ratio` must be positive and finite, got {ratio}.")
-    found = np.asarray(labels, np.int64)
-    outside = found[(found < 0) | (found >= num_classes)]
+    indices = np.asarray(labels, np.int64)
+    outside = indices[(indices < 0) | (indices >= num_classes)]
     if len(outside):
         raise ValueError(f"`labels` holds {outside[0]}, but there are {num_classes} classes.")
-    exact = np.bincount(found, minlength=num_classes) * ratio
-    quota = np.floor(exact).astype(np.int64)
-    missing = round(ratio * len(found)) - int(quota.sum())
-    quota[np.argsort(quota - exact, kind="stable")[:missing]] += 1
-    return quota
+    exact = np.bincount(indices, minlength=num_classes) * ratio
+    return largest_remainders(exact, round(ratio * len(indices)))
+
+
+def largest_remainders(exact: NDArray[np.floating[Any]], total: int) -> Labels:
+    """Numbers rounded to whole ones with a given sum, each by less than one, int64 (n,)."""
+    whole = np.floor(exact).astype(np.int64)
+    missing = total - int(whole.sum())
+    whole[np.argsort(whole - exact, kind="stable")[:missing]] += 1
+    return whole
 
 
 def given_quota(counts: Mapping[str, int], classes: Sequence[str]) -> Labels:
@@ -249,30 +254,16 @@ class Plan:
         index, ends = np.arange(start, stop), np.cumsum(quota)
         label = np.searchsorted(ends, index, side="right")
         within = index - (ends - quota)[label]  # position within the class
-        source = np.full(len(label), -1, np.int64)
-        source_key = np.zeros(len(label), np.uint64)
+        columns: dict[str, Any] = {
+            "label": label,
+            "source": np.full(len(label), -1, np.int64),
+            "source_key": np.zeros(len(label), np.uint64),
+        }
         variant, turn = within, within
         if sources is not None:
             keys = np.asarray(source_keys, np.uint64)
-            variant, turn = np.empty_like(within), np.empty_like(within)
-            for c, n in enumerate(quota):
-                pool = np.asarray(sources[c], np.int64)
-                if n and not len(pool):
-                    raise ValueError(
-                        f"Class {classes[c]!r} has a quota of {n} but no real image to start from."
-                    )
-                own = slice(*np.searchsorted(label, [c, c + 1]))
-                if own.start < own.stop:
-                    lap, place = np.divmod(within[own], len(pool))
-                    source[own] = pool[place]
-                    # Shifted by the place, or a quota below the pool's size would see one value.
-                    turn[own] = lap + place
-                    # Counted by content and not by index, so that two equal images in a data set
-                    # do not get equal variants.
-                    before, copies = _equal_before(keys[pool])
-                    variant[own] = lap * copies[place] + before[place]
-            source_key = keys[source]
-        columns: dict[str, Any] = {"label": label, "source": source, "source_key": source_key}
+            source, variant, turn = _sources_in_turn(sources, keys, label, within, quota, classes)
+            columns |= {"source": source, "source_key": keys[source]}
         for name, value in (parameters or {}).items():
             columns[name] = _in_turn(name, value, turn)
         columns["variant"] = variant
@@ -314,20 +305,10 @@ class Plan:
             turn[rows] = lap + place
         for name, value in parameters.items():
             columns[name] = _in_turn(name, value, turn)
-        names = sorted(parameters)
-        values = np.stack([columns[name] for name in names], axis=1).tolist()
-        digests = {
-            row: settings_digest(
-                {"settings": dict(settings), "row": dict(zip(names, row, strict=True))}
-            )
-            for row in set(map(tuple, values))
-        }
+        kind, digests = _row_digests(columns, sorted(parameters), settings)
+        seeds = zip(self["seed"].tolist(), kind.tolist(), strict=True)
         columns["seed"] = np.array(
-            [
-                row_seed(int(seed), digests[tuple(row)], "", 0)
-                for seed, row in zip(self["seed"], values, strict=True)
-            ],
-            np.uint64,
+            [row_seed(seed, digests[i], "", 0) for seed, i in seeds], np.uint64
         )
         return Plan(columns=columns, classes=self.classes, settings=settings)
 
@@ -431,6 +412,44 @@ def _in_turn(
     return values[turn % len(values)]
 
 
+def _sources_in_turn(
+    sources: Sequence[ArrayLike],
+    keys: NDArray[np.uint64],
+    label: Labels,
+    within: NDArray[np.int64],
+    quota: Labels,
+    classes: Sequence[str],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The source of every row, its variant, and its turn among the values of parameters.
+
+    Args:
+        sources: Per class the indices of the real images to start from.
+        keys: Content digest of every real image.
+        label: Class of every row, ascending.
+        within: Position of every row within its class.
+        quota: Images per class.
+        classes: Names of the classes.
+    """
+    source, variant, turn = (np.full(len(label), -1, np.int64) for _ in range(3))
+    for c, n in enumerate(quota):
+        pool = np.asarray(sources[c], np.int64)
+        if n and not len(pool):
+            raise ValueError(
+                f"Class {classes[c]!r} has a quota of {n} but no real image to start from."
+            )
+        rows = slice(*np.searchsorted(label, [c, c + 1]))
+        if rows.start < rows.stop:
+            lap, place = np.divmod(within[rows], len(pool))
+            source[rows] = pool[place]
+            # Shifted by the place, or a quota below the pool's size would see one value.
+            turn[rows] = lap + place
+            # Counted by content and not by index, so that two equal images in a data set do not
+            # get equal variants.
+            before, copies = _equal_before(keys[pool])
+            variant[rows] = lap * copies[place] + before[place]
+    return source, variant, turn
+
+
 def _equal_before(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each key how many before it are equal, and how many are equal in all."""
     _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
@@ -440,6 +459,20 @@ def _equal_before(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[
     return before, counts[group]
 
 
+def _row_digests(
+    columns: Mapping[str, NDArray[Any]], parameters: Sequence[str], settings: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Which combination of parameters each row has, (n,), and a digest for each combination."""
+    if not parameters:
+        digest = settings_digest({"settings": dict(settings), "row": {}})
+        return np.zeros(len(columns["label"]), np.int64), [digest]
+    table = np.stack([columns[name] for name in parameters], axis=1)
+    different, kind = np.unique(table, axis=0, return_inverse=True)
+    rows = (dict(zip(parameters, row, strict=True)) for row in different.tolist())
+    digests = [settings_digest({"settings": dict(settings), "row": row}) for row in rows]
+    return kind.ravel(), digests
+
+
 def _seeds(
     columns: Mapping[str, NDArray[Any]],
     classes: Sequence[str],
@@ -447,23 +480,12 @@ def _seeds(
     seed: int,
 ) -> NDArray[np.uint64]:
     """The `row_seed` of every row; what neighbouring rows share is hashed once."""
-    parameters = sorted(set(columns) - set(REQUIRED))
-    digests = [settings_digest({"settings": dict(settings), "row": {}})]
-    kind = np.zeros(len(columns["label"]), np.int64)  # which parameters a row has
-    if parameters:
-        table = np.stack([columns[name] for name in parameters], axis=1)
-        different, kind = np.unique(table, axis=0, return_inverse=True)
-        digests = [
-            settings_digest(
-                {"settings": dict(settings), "row": dict(zip(parameters, row, strict=True))}
-            )
-            for row in different.tolist()
-        ]
+    kind, digests = _row_digests(columns, sorted(set(columns) - set(REQUIRED)), settings)
     names = ("label", "source", "source_key", "variant")
     begun: dict[tuple[int, int, int], Any] = {}
     hashes = []
     for i, label, source, key, variant in zip(
-        kind.ravel().tolist(), *(columns[name].tolist() for name in names), strict=True
+        kind.tolist(), *(columns[name].tolist() for name in names), strict=True
     ):
         shared = (i, label, key if source >= 0 else -1)
         if shared not in begun:

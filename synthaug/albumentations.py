@@ -12,6 +12,7 @@ from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
 from synthaug._images.convert import like, pixels_of
 from synthaug._noise import counter_rng
+from synthaug._support.arguments import check_fraction
 
 # Otherwise importing it asks the network for a newer version, and waits for the answer.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -63,8 +64,8 @@ class _OnImages(ImageOnlyTransform):
         """
         draw = int(self.py_random.random() * 2**53)
         worker = get_worker_info()
-        own = zlib.crc32(type(self).__name__.encode())
-        return float(counter_rng(0 if worker is None else worker.seed, draw, own).random())
+        name = zlib.crc32(type(self).__name__.encode())
+        return float(counter_rng(0 if worker is None else worker.seed, draw, name).random())
 
     def to_dict_private(self) -> dict[str, Any]:
         """Describes the transform, by paths.
@@ -113,19 +114,8 @@ class ColdRestore(_OnImages):
         severity_range: tuple[float, float] = (0.1, 0.4),
         p: float = 0.3,
     ) -> None:
-        """Checks the settings.
-
-        Args:
-            cold: The path of a `ColdDiffusion`, which is loaded on the CPU; or one that is loaded.
-            severity_range: Smallest and largest s / T, in (0, 1].
-            p: Probability of a change, in [0, 1].
-
-        Raises:
-            TypeError: If `cold` is something else.
-            ValueError: For other values of `severity_range` or `p`.
-        """
-        if not 0 <= p <= 1:
-            raise ValueError(f"`p` must be in [0, 1], got {p}.")
+        """Takes the arguments of `synthaug.transforms.ColdRestore`, with the same errors."""
+        check_fraction(p=p)
         super().__init__(p=p)
         self.severity_range = tuple(severity_range)
         self._restoration = Restoration(open_cold(cold), severity_range)
@@ -176,23 +166,8 @@ class SyntheticVariant(_OnImages):
         p: float = 0.5,
         on_missing: Literal["keep", "raise"] = "keep",
     ) -> None:
-        """Finds the variants that may be served.
-
-        Args:
-            cache: A `SynthCache`, or its path.
-            audit: A report about it, or its path; variants that it did not pass are not served.
-                `None` skips the audit, with a warning.
-            p: Probability of a change, in [0, 1].
-            on_missing: What becomes of an image without a variant: "keep" leaves it unchanged,
-                "raise" raises a `DataError`.
-
-        Raises:
-            ValueError: For other values of `p` or `on_missing`.
-            MismatchError: If the report judges another cache.
-            DataError: If no row that may be served has a source image.
-        """
-        if not 0 <= p <= 1:
-            raise ValueError(f"`p` must be in [0, 1], got {p}.")
+        """Takes the arguments of `synthaug.transforms.SyntheticVariant`, with the same errors."""
+        check_fraction(p=p)
         super().__init__(p=p)
         self.on_missing = on_missing
         self._variants = Variants(open_cache(cache), open_report(audit), on_missing)

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthaug._cluster import RayEngine
+from synthaug._support.arguments import check_at_least
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON, Features, Pixels
@@ -76,9 +77,13 @@ class ExtractionConfig:
     directory: str | os.PathLike[str] | None = None
     engine: str | RayEngine = "local"
 
+    @property
+    def folder(self) -> Path | None:
+        """`directory` as a path."""
+        return None if self.directory is None else Path(self.directory)
+
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        check_at_least(1, batch_size=self.batch_size)
         if self.engine not in ("local", "ray") and not isinstance(self.engine, RayEngine):
             raise ValueError(
                 f"`engine` must be 'local', 'ray' or a RayEngine, got {self.engine!r}."
@@ -107,8 +112,7 @@ class Pixel:
     dim: int | None = None
 
     def __init__(self, size: int = 16, *, standardize: bool = False) -> None:
-        if size < 1:
-            raise ValueError(f"`size` must be at least 1, got {size}.")
+        check_at_least(1, size=size)
         self.size = size
         self.standardize = standardize
         self.name = f"pixels {size}x{size}" + (", standardized" if standardize else "")
@@ -375,12 +379,9 @@ def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModul
 
     def preprocess(pixels: Tensor) -> Tensor:
         images = _three_channels(pixels).float() / 255
-        images = F.interpolate(
-            images, size, mode="bicubic", antialias=True, align_corners=False
-        ).clamp(0, 1)
-        return (images - mean.to(images.device)[:, None, None]) / std.to(images.device)[
-            :, None, None
-        ]
+        images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+        center, scale = (v.to(images.device)[:, None, None] for v in (mean, std))
+        return (images.clamp(0, 1) - center) / scale
 
     return TorchModule(network, name=f"timm {name}", preprocess=preprocess, device=device)
 
@@ -428,7 +429,7 @@ def extract(
     """
     if len(pixels) == 0:
         raise ValueError("`pixels` holds no image.")
-    if features_dir is None or getattr(extractor, "weights", None) is None:
+    if features_dir is None or describe(extractor)["weights"] is None:
         return _extracted(extractor, pixels, batch_size, progress)
     hashed = hashlib.blake2b(digest_size=16)
     hashed.update(json.dumps([describe(extractor), list(pixels.shape)]).encode())

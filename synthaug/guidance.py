@@ -75,9 +75,9 @@ def log_odds(hardness: Tensor, labels: Tensor, temperature: float = 1.0) -> Tens
     tensor([-2.])
     """
     scores = -hardness / temperature
-    own = labels[:, None]
-    others = scores.scatter(1, own, -torch.inf)
-    return others.logsumexp(1) - scores.gather(1, own)[:, 0]
+    column = labels[:, None]
+    others = scores.scatter(1, column, -torch.inf)
+    return others.logsumexp(1) - scores.gather(1, column)[:, 0]
 
 
 def unit_rms(gradient: Tensor) -> Tensor:

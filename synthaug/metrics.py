@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from synthaug._neighbors import distances
+from synthaug._neighbors import checked_features, distances
 from synthaug._support.torch_state import torch_defaults
 from synthaug._types import Features
 from synthaug.density import Neighbourhood
@@ -49,9 +49,7 @@ def frechet_distance(synthetic: Features, real: Features, *, force: bool = False
     for name, features in {"synthetic": synthetic, "real": real}.items():
         check_rank(*features.shape, name=f"`{name}`", force=force)
     metric = _torchmetrics("fid").FrechetInceptionDistance(_AsGiven(real.shape[1]))
-    for features, is_real in ((synthetic, False), (real, True)):
-        # Doubles: torchmetrics subtracts the square of the mean from the mean of the squares.
-        metric.update(torch.from_numpy(features).double(), real=is_real)
+    _update(metric, synthetic, real)
     return max(0.0, float(metric.compute()))
 
 
@@ -109,8 +107,7 @@ def kernel_distance(
         metric = _torchmetrics("kid").KernelInceptionDistance(
             _AsGiven(real.shape[1]), subsets=subsets, subset_size=size
         )
-        for features, is_real in ((synthetic, False), (real, True)):
-            metric.update(torch.from_numpy(features).double(), real=is_real)
+        _update(metric, synthetic, real)
         mean, std = metric.compute()
     return float(mean), float(std)
 
@@ -133,7 +130,7 @@ def inception_score(logits: Features, *, splits: int = 10, seed: int = 0) -> tup
         ValueError: For fewer images than parts.
         ImportError: Without torchmetrics.
     """
-    logits = _checked(logits, "logits")
+    logits = checked_features(logits, "logits")
     if not 2 <= splits <= len(logits):
         raise ValueError(f"`splits` must be from 2 to {len(logits)} images, got {splits}.")
     with _quiet(seed):
@@ -234,6 +231,12 @@ def _torchmetrics(module: str) -> Any:
     return {"fid": fid, "kid": kid, "inception": inception}[module]
 
 
+def _update(metric: Any, synthetic: Features, real: Features) -> None:
+    for features, is_real in ((synthetic, False), (real, True)):
+        # Doubles: torchmetrics subtracts the square of the mean from the mean of the squares.
+        metric.update(torch.from_numpy(features).double(), real=is_real)
+
+
 @contextmanager
 def _quiet(seed: int) -> Iterator[None]:
     """Draws from a stream of its own, and without torchmetrics' word on memory."""
@@ -246,25 +249,13 @@ def _quiet(seed: int) -> Iterator[None]:
 
 
 def _pair(synthetic: Features, real: Features) -> tuple[Features, Features]:
-    synthetic, real = _checked(synthetic, "synthetic"), _checked(real, "real")
+    synthetic, real = checked_features(synthetic, "synthetic"), checked_features(real, "real")
     if synthetic.shape[1] != real.shape[1]:
         raise ValueError(
             f"`synthetic` has {synthetic.shape[1]} features, `real` has {real.shape[1]}. Extract "
             "both with one extractor."
         )
     return synthetic, real
-
-
-def _checked(features: Features, name: str) -> Features:
-    array = np.asarray(features)
-    if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            f"`{name}` must be floating point of shape (n, d), got {array.dtype} {array.shape}."
-        )
-    if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise ValueError(f"`{name}` is not finite in row {row}. Look at the extractor.")
-    return np.ascontiguousarray(array, np.float32)
 
 
 __all__ = [

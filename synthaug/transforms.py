@@ -18,6 +18,7 @@ from synthaug._datasets.restoration import ColdRestorer, Restoration, check_unit
 from synthaug._datasets.variants import Variants
 from synthaug._images.convert import Transform, describe, like, pixels_of
 from synthaug._pixels import to_pil
+from synthaug._support.arguments import check_fraction
 from synthaug._types import Indices
 from synthaug.errors import DataError, MismatchError
 
@@ -78,8 +79,7 @@ class ColdRestore(v2.Transform):
             ValueError: For other values of `severity_range` or `p`.
         """
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"`p` must be in [0, 1], got {p}.")
+        check_fraction(p=p)
         self._restoration = Restoration(open_cold(cold), severity_range)
         self.severity_range = tuple(severity_range)
         self.p = p
@@ -168,8 +168,7 @@ class MixSynthetic(v2.Transform):
             DataError: If no image may be served.
         """
         super().__init__()
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"`fraction` must be in [0, 1], got {fraction}.")
+        check_fraction(fraction=fraction)
         self.fraction = fraction
         # Torchvision's own, though private: the forms of a batch must be exactly its forms.
         self._labels_getter = _parse_labels_getter(labels_getter)
@@ -195,8 +194,8 @@ class MixSynthetic(v2.Transform):
         except ValueError as error:  # torchvision's, which prints all pixels
             raise ValueError(f"Found no labels: {_EXPECTED}") from error
         if not isinstance(labels, Tensor) or labels.ndim not in (1, 2):
-            found = "no" if labels is None or labels is batch else f"{describe(labels)} as"
-            raise ValueError(f"Found {found} labels: {_EXPECTED}")
+            what = "no" if labels is None or labels is batch else f"{describe(labels)} as"
+            raise ValueError(f"Found {what} labels: {_EXPECTED}")
         if not any(value is labels for value in flat):
             raise ValueError("`labels_getter` must return one of the tensors of the batch itself.")
         is_image = self._needs_transform_list([None if x is labels else x for x in flat])
@@ -356,8 +355,7 @@ class SyntheticVariant(v2.Transform):
             DataError: If no row that may be served has a source image.
         """
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"`p` must be in [0, 1], got {p}.")
+        check_fraction(p=p)
         self.p = p
         self.on_missing = on_missing
         self._variants = Variants(open_cache(cache), open_report(audit), on_missing)

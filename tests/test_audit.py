@@ -298,7 +298,8 @@ def test_faiss_uses_the_threads_of_torch_and_gets_its_own_back(
 
 
 def matcher(train: Tensor, *extractors: features.Extractor, k: int = 6) -> Matcher:
-    return Matcher(train, extractors or (features.Pixel(),), k=k, batch_size=64)
+    config = features.ExtractionConfig(batch_size=64)
+    return Matcher(train, extractors or (features.Pixel(),), k=k, extraction=config)
 
 
 def test_the_score_is_the_first_distance_over_the_mean_of_the_next(
@@ -334,7 +335,7 @@ def test_the_aligned_distance_is_that_of_the_best_of_all_proposals(
 
 def test_a_proposal_made_by_several_spaces_is_aligned_once() -> None:
     proposed = np.array([[3, 1, 3, 0, 1], [5, 5, 5, 5, 5], [0, 1, 2, 3, 4]])
-    once = _matches.once(proposed)
+    once = _matches.without_repeats(proposed)
     assert [sorted(row[row >= 0]) for row in once] == [[0, 1, 3], [5], [0, 1, 2, 3, 4]]
     assert ((once == proposed) | (once == -1)).all()
 
@@ -349,7 +350,7 @@ def test_training_images_and_decoys_are_searched_as_if_they_were_one_set(
 ) -> None:
     pixels = torch.cat([fresh[:40], train[3:5].flip(-1), holdout[7:9]])
     T, H = matcher(train), matcher(holdout)
-    alone, both = T.ask(T.both(H, pixels))[0]
+    alone, both = T.ask(T.compare_pooled(H, pixels))[0]
     assert_equal_matches(alone, T.match(pixels))
     assert_equal_matches(both, matcher(torch.cat([train, holdout])).match(pixels))
     np.testing.assert_array_equal(both.twins[40:], [3, 4, 207, 208])
@@ -376,7 +377,9 @@ def test_far_away_training_images_beyond_k_change_no_ratio(train: Tensor, fresh:
 
 def test_nothing_depends_on_the_batch_size(train: Tensor, fresh: Tensor) -> None:
     one, many = (
-        Matcher(train, [features.Pixel(4)], k=6, batch_size=size).match(fresh[:30])
+        Matcher(
+            train, [features.Pixel(4)], k=6, extraction=features.ExtractionConfig(batch_size=size)
+        ).match(fresh[:30])
         for size in (1, 100)
     )
     np.testing.assert_array_equal(one.scores, many.scores)
@@ -697,9 +700,10 @@ def test_a_fresh_set_is_not_called_shifted_and_matches_both_sides_in_proportion(
 def test_images_resemble_each_other_if_they_are_closer_than_half_way_to_anything_real() -> None:
     pixels = torch.tensor([0, 10, 100, 200], dtype=torch.uint8)[:, None, None, None]
     pixels = pixels.expand(4, 1, 2, 2).contiguous()
-    links = resembling(pixels, features.Pixel(), np.array([21.0, 40, 50, 50]), batch_size=2)
+    few = features.ExtractionConfig(batch_size=2)
+    links = resembling(pixels, features.Pixel(), np.array([21.0, 40, 50, 50]), few)
     assert sorted(map(tuple, links.tolist())) == [(0, 1), (1, 0)]
-    links = resembling(pixels, features.Pixel(), np.array([19.0, 40, 50, 50]), batch_size=2)
+    links = resembling(pixels, features.Pixel(), np.array([19.0, 40, 50, 50]), few)
     assert len(links) == 0
 
 

@@ -51,8 +51,13 @@ def cache(tmp_path):
         {"fraction": 0.5, "draw": mixing.Stratified(np.arange(21.0), 2)},
         {"mode": "append", "ratio": {"cow": 0.4, "bee": 0.1}},
         {"mode": "append", "ratio": mixing.Balance(repeat=True)},
-        {"fraction": 0.5, "soft_labels": True},
-        {"fraction": 0.5, "soft_labels": np.eye(3)[TO_REAL[np.repeat([0, 1, 2], (9, 7, 5))]]},
+        {"fraction": 0.5, "items": mixing.ItemFormat(soft_labels=True)},
+        {
+            "fraction": 0.5,
+            "items": mixing.ItemFormat(
+                soft_labels=np.eye(3)[TO_REAL[np.repeat([0, 1, 2], (9, 7, 5))]]
+            ),
+        },
     ],
 )
 def test_a_synthetic_image_has_the_label_of_its_class_as_the_real_data_count_it(cache, options):

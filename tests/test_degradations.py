@@ -403,10 +403,10 @@ def test_degradations_have_short_names():
         (lambda: Blur(kernel_size=4), "`kernel_size` must be odd and positive, got 4"),
         (lambda: Blur(std=0.0), r"`std` must be positive, got 0\.0"),
         (lambda: Blur(rate=-0.5), "`std of the last step` must be positive"),
-        (lambda: Blur(padding="zeros"), "`padding` must be 'reflect' or 'circular', got 'zeros'"),  # type: ignore[arg-type]
+        (lambda: Blur(padding="zeros"), "`padding` .* 'reflect', 'circular', got"),  # type: ignore[arg-type]
         (lambda: Blur()(images(1, (1, 5, 5)), 1), "reflects images of 5 pixels more than once"),
         (lambda: SuperResolution()(images(1, (1, 12, 8)), 1), "12 pixels cannot be halved 3 times"),
-        (lambda: Inpainting(fill="black"), "`fill` must be 'grey' or 'colour', got 'black'"),  # type: ignore[arg-type]
+        (lambda: Inpainting(fill="black"), "`fill` must be one of 'grey', 'colour', got 'black'"),  # type: ignore[arg-type]
         (lambda: Snow(zoom=0.5), r"`zoom` must be at least 1, got 0\.5"),
         (lambda: Animorphosis(others=[]), "`others` holds no images"),
         (lambda: realised(Animorphosis(others=Others(8))), r"of shape \(3, 8, 8\), but the images"),

@@ -185,7 +185,7 @@ def test_only_classes_that_may_be_replaced_need_synthetic_images(real, tmp_path)
     MixedDataset(real, cache, audit=None, fraction={"ant": 0.5, "cow": Linear(0, 1, epochs=3)})
     few: list[Any] = [{"bee": 0.1}, {"bee": Linear(0, 1, epochs=3)}]
     for fraction in few:
-        with pytest.raises(DataError, match="Class 'bee' has no synthetic image"):
+        with pytest.raises(MismatchError, match="Class 'bee' has no synthetic image"):
             MixedDataset(real, cache, audit=None, fraction=fraction)
 
 
@@ -217,7 +217,7 @@ def test_classes_are_filled_up_to_the_largest_or_to_a_number(tmp_path):
 def test_too_few_images_to_balance_are_refused_or_repeated_after_all_others(tmp_path, real):
     cache = make_cache(tmp_path, quota=(2, 7, 9))
     with pytest.raises(
-        DataError, match=r"'bee' has 10 real images and needs 20 .* to have 30; 7 .*and 1 other"
+        MismatchError, match=r"'bee' has 10 real images and needs 20 .* to have 30; 7 .*and 1 other"
     ):
         MixedDataset(real, cache, audit=None, mode="append", ratio=Balance())
     balance = Balance(repeat=True)
@@ -323,7 +323,11 @@ def test_wrong_filters_are_named(real, cache):
         ([np.ones(20, bool)], ValueError, r"has shape \(20,\), the cache has 21 rows"),
         ([AtLeast(np.ones(20), 0)], ValueError, r"shape \(20,\), the cache has 21"),
         ([AtLeast(np.full(21, np.nan), 0)], ValueError, "21 rows .* have no score"),
-        ([np.arange(21) < 7], DataError, "Class 'bee' .* and the filters or weights leave none"),
+        (
+            [np.arange(21) < 7],
+            MismatchError,
+            "Class 'bee' .* the filters or weights leave none",
+        ),
     ]
     for filters, error, message in cases:
         with pytest.raises(error, match=message):
@@ -376,7 +380,7 @@ def test_weights_that_make_no_sense_are_named(real, cache):
         (np.where(np.arange(21) == 4, np.inf, 1), "row 4 has inf"),
         (np.where(np.arange(21) < 7, 0.0, 1), "Class 'ant' .* weights leave none"),
     ):
-        with pytest.raises((ValueError, DataError), match=message):
+        with pytest.raises((ValueError, MismatchError), match=message):
             mix(draw=mixing.Weighted(weights))
     with pytest.raises(TypeError, match="`draw` is a ndarray, expected"):
         mix(draw=np.ones(21))  # type: ignore[arg-type]
@@ -395,8 +399,8 @@ def test_whatever_decides_what_is_served_is_in_the_recipe(real, cache):
         {"fraction": 0.5, "filters": [np.arange(21) % 6 > 0]},
         {"fraction": 0.5, "draw": mixing.Weighted(weights)},
         {"fraction": 0.5, "draw": mixing.Weighted(weights**2)},
-        {"fraction": 0.5, "soft_labels": True},
-        {"fraction": 0.5, "soft_labels": np.full((21, 3), 1 / 3)},
+        {"fraction": 0.5, "items": mixing.ItemFormat(soft_labels=True)},
+        {"fraction": 0.5, "items": mixing.ItemFormat(soft_labels=np.full((21, 3), 1 / 3))},
         {"mode": "append", "ratio": 0.5},
         {"mode": "append", "ratio": Balance(to=12)},
         {"mode": "append", "ratio": Balance(to=13)},

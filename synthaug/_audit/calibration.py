@@ -39,10 +39,10 @@ def conformal_p_values(scores: Scores, null: Scores) -> NDArray[np.float64]:
     """
     n, s = null.shape
     # Rank of a value among n + 1: how many are at most as large, itself included.
-    own = np.stack(
+    rank_of_scores = np.stack(
         [1 + np.searchsorted(np.sort(null[:, j]), scores[:, j], "right") for j in range(s)], axis=1
     )
-    lowest = own.min(axis=1)
+    lowest = rank_of_scores.min(axis=1)
     if s == 1:
         return lowest / (n + 1)
     ranks = np.stack(

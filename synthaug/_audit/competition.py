@@ -124,16 +124,20 @@ def compete(
 
 
 def _clusters(matches: NDArray[np.int64], links: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers the connected components of images joined by an equal match or by a link."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
+    """Numbers the groups of images joined by an equal match or by a link."""
     n = len(matches)
     _, number = np.unique(matches, return_inverse=True)
     # Every match is one more node, joined to all images that match it.
     left = np.concatenate([np.arange(n), links[:, 0]])
     right = np.concatenate([n + number, links[:, 1]])
-    size = n + int(number.max()) + 1
-    graph = coo_matrix((np.ones(len(left), bool), (left, right)), shape=(size, size))
-    _, component = connected_components(graph, directed=False)
+    component = components(left, right, n + int(number.max()) + 1)
     return np.unique(component[:n], return_inverse=True)[1].astype(np.int64)
+
+
+def components(left: NDArray[np.int64], right: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Numbers the connected components of a graph with edges from `left` to `right`, (size,)."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_matrix((np.ones(len(left), bool), (left, right)), shape=(size, size))
+    return connected_components(graph, directed=False)[1].astype(np.int64)

@@ -31,14 +31,14 @@ _HALVINGS = 100
 
 
 def tiers(
-    found: Matches, fresh: Scores | None, fdr: float
+    synthetic: Matches, fresh: Scores | None, fdr: float
 ) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
     """Tier, p-value and q-value of each row; the last two NaN where the hold-out has no say."""
-    tier = np.where(found.near_equal, EXACT, CLEAR).astype(np.int8)
+    tier = np.where(synthetic.near_equal, EXACT, CLEAR).astype(np.int8)
     p, q = np.full((2, len(tier)), np.nan)
     if fresh is not None:
-        rest = ~found.near_equal
-        p[rest] = conformal_p_values(found.scores[rest], fresh)
+        rest = ~synthetic.near_equal
+        p[rest] = conformal_p_values(synthetic.scores[rest], fresh)
         q[rest] = q_values(p[rest])
         tier[rest & (q <= fdr)] = CALIBRATED
     return tier, p, q
@@ -90,7 +90,7 @@ def summary(competition: Competition) -> dict[str, JSON]:
     }
 
 
-def shift_of(found: Matches, null: Matches | None, p: NDArray[np.float64]) -> dict[str, JSON]:
+def shift_of(synthetic: Matches, null: Matches | None, p: NDArray[np.float64]) -> dict[str, JSON]:
     """Whether synthetic images as a whole are closer to training images than real ones are.
 
     Then a small p-value need not mean a copy.
@@ -98,10 +98,7 @@ def shift_of(found: Matches, null: Matches | None, p: NDArray[np.float64]) -> di
     judged = p[np.isfinite(p)]
     if null is None or not len(judged):
         return {}
-    # The mean distance to the second to k-th neighbour, in the first space.
-    rows, fresh = (
-        m.distances[m.scores[:, 0] > 0, 0] / m.scores[m.scores[:, 0] > 0, 0] for m in (found, null)
-    )
+    rows, fresh = (_usual_distances(matches) for matches in (synthetic, null))
     low = float((judged <= 0.5).mean())
     # Where the middle of the hold-out lies is as uncertain as the hold-out is small.
     size = 1 / (1 / len(judged) + 1 / len(null.scores))
@@ -114,6 +111,12 @@ def shift_of(found: Matches, null: Matches | None, p: NDArray[np.float64]) -> di
         compared = ks_2samp(rows, fresh)
         shift |= {"ks_distance": float(compared.statistic), "ks_p_value": float(compared.pvalue)}
     return shift
+
+
+def _usual_distances(matches: Matches) -> NDArray[np.float64]:
+    """Mean distance of each image to its second to k-th neighbor, in the first space."""
+    scores, distances = matches.scores[:, 0], matches.distances[:, 0]
+    return distances[scores > 0] / scores[scores > 0]
 
 
 def power_of(

@@ -19,28 +19,28 @@ HIGH_CORRELATION = 0.95
 
 
 def descriptive(
-    found: Matches, null: Matches | None, isolation: Sequence[NDArray[np.float64]]
+    rows: Matches, null: Matches | None, isolation: Sequence[NDArray[np.float64]]
 ) -> list[dict[str, JSON]]:
     """Descriptive numbers of synthetic and hold-out images.
 
     Args:
-        found: Of the synthetic images.
-        null: Of the hold-out.
+        rows: Matches of the synthetic images.
+        null: Matches of the hold-out images.
         isolation: For either, how far the nearest training image of each of its images, by the
             first statistic, is from the nearest other one, (n,).
 
     Returns:
         Records of `name`, `meaning`, `synthetic` and `holdout`, the last `None` without a hold-out.
     """
-    sets = [found] if null is None else [found, null]
+    sets = [rows] if null is None else [rows, null]
     values: list[tuple[str, str, list[float]]] = [
         (
             "authentic share",
             "images farther from their nearest training image than that is from its own nearest "
             "(AuthPct, Alaa et al. 2022)",
             [
-                float((m.distances[:, 0] > own).mean())
-                for m, own in zip(sets, isolation, strict=True)
+                float((m.distances[:, 0] > isolated).mean())
+                for m, isolated in zip(sets, isolation, strict=True)
             ],
         ),
         (
@@ -64,7 +64,7 @@ def descriptive(
                 "name": "C_T, one cell",
                 "meaning": "Mann-Whitney z-score of the distances to training images; far below 0 "
                 "means closer than real images, by copying or by smoothness (Meehan et al. 2020)",
-                "synthetic": mann_whitney_z(found.distances[:, 0], null.distances[:, 0]),
+                "synthetic": mann_whitney_z(rows.distances[:, 0], null.distances[:, 0]),
                 "holdout": 0.0,
             }
         )

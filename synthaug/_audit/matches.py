@@ -81,19 +81,19 @@ def matches(
     """The statistics, from what was found.
 
     Args:
-        near: In each space that judges.
+        near: The nearest images in each space that judges.
         aligned: `None` where there are no images to align.
-        twins: As in `Matches`, but for what alignment adds.
-        twin_flipped: Likewise.
+        twins: Twins as in `Matches`, without those that alignment adds.
+        twin_flipped: Whether the mirrored image has that twin.
     """
-    scores = [_ratio(found) for found in near]
-    distances = [found.D[:, 0] for found in near]
-    neighbours = [found.ids[:, 0] for found in near]
-    flipped = [found.flipped[:, 0] for found in near]
+    scores = [_quotient(space.D[:, 0], space.D[:, 1:].mean(axis=1)) for space in near]
+    distances = [space.D[:, 0] for space in near]
+    neighbours = [space.ids[:, 0] for space in near]
+    flipped = [space.flipped[:, 0] for space in near]
     if aligned is not None:
         every, best = np.arange(len(twins)), aligned.D.argmin(axis=1)
         nearest = aligned.D[every, best]
-        score = _over(nearest, _median_of_others(aligned.D))
+        score = _quotient(nearest, _median_of_others(aligned.D))
         copied = (twins < 0) & (nearest <= NEAR_ALIGNED) & (score <= ALONE)
         twins = np.where(copied, aligned.candidates[every, best], twins)
         twin_flipped = np.where(copied, aligned.flipped[every, best], twin_flipped)
@@ -111,15 +111,11 @@ def matches(
     )
 
 
-def joined(parts: Sequence[Matches]) -> Matches:
-    """Those of some images, and of others behind them."""
+def concatenated(parts: Sequence[Matches]) -> Matches:
+    """Concatenates the matches of several sets of images."""
     return Matches(
         **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Matches)}
     )
-
-
-def _ratio(found: Near) -> NDArray[np.float64]:
-    return _over(found.D[:, 0], found.D[:, 1:].mean(axis=1))
 
 
 def _median_of_others(D: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -130,12 +126,12 @@ def _median_of_others(D: NDArray[np.float64]) -> NDArray[np.float64]:
     return (low + high) / 2
 
 
-def _over(nearest: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.float64]:
+def _quotient(nearest: NDArray[np.float64], usual: NDArray[np.float64]) -> NDArray[np.float64]:
     # Where the others are at distance 0 as well, so is the first: a copy, not 0 / 0.
     return np.divide(nearest, usual, out=np.zeros(len(nearest)), where=usual > 0)
 
 
-def once(candidates: Indices) -> Indices:
+def without_repeats(candidates: Indices) -> Indices:
     """Each row with every repetition replaced by -1."""
     order = np.argsort(candidates, axis=1, kind="stable")
     ordered = np.take_along_axis(candidates, order, 1)

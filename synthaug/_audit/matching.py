@@ -10,7 +10,6 @@ Where no images are given but their features, these are the only space, and noth
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,10 @@ from numpy.typing import NDArray
 from synthaug._audit.alignment import Aligner
 from synthaug._audit.cluster import Crew, Shards
 from synthaug._audit.inputs import Contents, Samples, keys, take
-from synthaug._audit.matches import Aligned, Matches, Near, joined, matches, once
+from synthaug._audit.matches import Aligned, Matches, Near, concatenated, matches, without_repeats
 from synthaug._neighbors import Index, merge
 from synthaug._types import Features, Indices, Pixels
-from synthaug.features import Extractor, Pixel, Spectrum, extract
+from synthaug.features import ExtractionConfig, Extractor, Pixel, Spectrum, extract
 
 NEAR_RMSE = 2.0
 """Up to this root mean square difference, in grey levels of 0 to 255, two images are equal but for
@@ -84,12 +83,11 @@ class Matcher:
     Args:
         train: The images, or their features.
         extractors: The spaces in which distances are taken, at least one.
-        k: Neighbours that a space's ratio looks at, from 2 to the number of different images.
-        batch_size: Images per call of an extractor.
-        index: One of `_neighbours.INDEXES`.
-        features_dir: Folder in which the features of networks are kept.
-        contents: Of `train`, if they are known.
-        crew: Who computes features and searches; this process by default.
+        k: Neighbors that a space's ratio looks at, from 2 to the number of different images.
+        extraction: How features are computed, and where they are kept; its engine is `crew`.
+        index: One of `_neighbors.INDEXES`.
+        contents: Contents of `train`, if they are known.
+        crew: Processes that compute features and search; this one by default.
         tick: Is told how many images are done, each time some are.
     """
 
@@ -99,9 +97,8 @@ class Matcher:
         extractors: Sequence[Extractor],
         *,
         k: int,
-        batch_size: int,
+        extraction: ExtractionConfig | None = None,
         index: str = "exact",
-        features_dir: Path | None = None,
         contents: Contents | None = None,
         crew: Crew | None = None,
         tick: Callable[[int], object] = lambda count: None,
@@ -116,8 +113,7 @@ class Matcher:
         names = [extractor.name for extractor in extractors]
         self.statistics = (*names, ALIGNED) if self._images else tuple(names)
         self.train = train
-        self._batch_size = batch_size
-        self._features_dir = features_dir
+        self._extraction = extraction or ExtractionConfig()
         self._tick = tick
         self._judges = len(names)
         self._aligner = Aligner(train) if isinstance(train, torch.Tensor) else None
@@ -146,9 +142,9 @@ class Matcher:
         return self._aligner.difference(pixels, row)
 
     def match(self, samples: Samples) -> Matches:
-        """The answer to `alone`."""
-        found: Matches = self.ask(self.alone(samples))[0]
-        return found
+        """The answer to `compare`."""
+        compared: Matches = self.ask(self.compare(samples))[0]
+        return compared
 
     def ask(self, *questions: Question) -> list[Any]:
         """Answers questions together.
@@ -164,12 +160,12 @@ class Matcher:
                 if start < len(q.samples)
             ]
             near = self._search([(chunk, q.plainly) for q, _, chunk in asked])
-            for (q, answer, chunk), found in zip(asked, near, strict=True):
-                answer.append(q.judge(chunk, found))
+            for (q, answer, chunk), nearest in zip(asked, near, strict=True):
+                answer.append(q.judge(chunk, nearest))
                 self._tick(0 if q.plainly else len(chunk))
         return [q.join(answer) for q, answer in zip(questions, answers, strict=True)]
 
-    def alone(self, samples: Samples) -> Question:
+    def compare(self, samples: Samples) -> Question:
         """Compares images, uint8 (n, C, H, W), and their mirror images with the training images.
 
         Returns:
@@ -179,9 +175,9 @@ class Matcher:
         def judge(chunk: Samples, near: list[Near]) -> Matches:
             return self._judge(chunk, near, self._align(chunk, near))
 
-        return Question(samples, judge, joined)
+        return Question(samples, judge, concatenated)
 
-    def both(self, decoys: "Matcher", samples: Samples) -> Question:
+    def compare_pooled(self, decoys: "Matcher", samples: Samples) -> Question:
         """Compares images with the training images alone, and together with other real images.
 
         Args:
@@ -189,7 +185,7 @@ class Matcher:
             samples: What to compare.
 
         Returns:
-            A question whose answer is two `Matches`: that of `alone`; and what it would be were
+            A question whose answer is two `Matches`: that of `compare`; and what it would be were
             `decoys` appended to the training images, row numbers included.
         """
 
@@ -198,12 +194,12 @@ class Matcher:
             aligned = self._align(chunk, near)
             return (
                 self._judge(chunk, near, aligned),
-                self._judge_both(decoys, chunk, near, other, aligned),
+                self._judge_pooled(decoys, chunk, near, other, aligned),
             )
 
         def join(parts: list[tuple[Matches, Matches]]) -> tuple[Matches, Matches]:
-            alone, both = zip(*parts, strict=True)
-            return joined(alone), joined(both)
+            with_train, pooled = zip(*parts, strict=True)
+            return concatenated(with_train), concatenated(pooled)
 
         return Question(samples, judge, join)
 
@@ -240,13 +236,13 @@ class Matcher:
     def _features(self, extractor: Extractor, samples: Samples) -> Features:
         if not isinstance(samples, torch.Tensor):
             return samples
-        settings: dict[str, Any] = {
-            "batch_size": self._batch_size,
-            "features_dir": self._features_dir,
-        }
-        if self._crew is not None:
-            return self._crew.extract(extractor, samples, **settings)
-        return extract(extractor, samples, **settings)
+        run = extract if self._crew is None else self._crew.extract
+        return run(
+            extractor,
+            samples,
+            batch_size=self._extraction.batch_size,
+            features_dir=self._extraction.folder,
+        )
 
     def _views(self, samples: Samples) -> list[Samples]:
         """The images as they are and mirrored."""
@@ -265,9 +261,9 @@ class Matcher:
         near: list[list[Near]] = [[] for _ in asked]
         for extractor, index in self._spaces:
             looking = [
-                (found, [samples] if plainly else self._views(samples))
-                for found, (samples, plainly) in zip(near, asked, strict=True)
-                if not (plainly and found)
+                (nearest, [samples] if plainly else self._views(samples))
+                for nearest, (samples, plainly) in zip(near, asked, strict=True)
+                if not (plainly and nearest)
             ]
             if not looking:
                 break
@@ -275,25 +271,25 @@ class Matcher:
             stops = np.cumsum([len(query) for query in queries])[:-1]
             D, ids = index.search(np.concatenate(queries), k)
             of_queries = zip(np.split(D, stops), np.split(ids, stops), strict=True)
-            for found, views in looking:
+            for nearest, views in looking:
                 of_views = list(islice(of_queries, len(views)))
                 D, ids, column = merge(
                     np.hstack([D for D, _ in of_views]), np.hstack([ids for _, ids in of_views]), k
                 )
-                found.append(Near(D, self.distinct[ids], column >= k))
+                nearest.append(Near(D, self.distinct[ids], column >= k))
         return near
 
     def _align(self, samples: Samples, near: Sequence[Near]) -> Aligned | None:
         if self._aligner is None:
             return None
         assert isinstance(samples, torch.Tensor)
-        candidates = once(np.hstack([found.ids[:, :_PROPOSED] for found in near]))
+        candidates = without_repeats(np.hstack([space.ids[:, :_PROPOSED] for space in near]))
         return Aligned(candidates, *self._aligner.distances(samples, candidates))
 
     def _judge(self, samples: Samples, near: list[Near], aligned: Aligned | None) -> Matches:
         return matches(near[: self._judges], aligned, *self._twins(samples, near))
 
-    def _judge_both(
+    def _judge_pooled(
         self,
         decoys: "Matcher",
         samples: Samples,
@@ -302,21 +298,21 @@ class Matcher:
         aligned: Aligned | None,
     ) -> Matches:
         first = len(self.train)  # the row number of the first decoy
-        both = []
+        pooled = []
         for a, b in zip(near, other, strict=True):
             ids, flipped = np.hstack([a.ids, b.ids + first]), np.hstack([a.flipped, b.flipped])
             D, ids, column = merge(np.hstack([a.D, b.D]), ids, self.k)
-            both.append(Near(D, ids, np.take_along_axis(flipped, column, 1)))
-        pooled = None
+            pooled.append(Near(D, ids, np.take_along_axis(flipped, column, 1)))
+        pooled_aligned = None
         if aligned is not None and decoys._aligner is not None:
             assert isinstance(samples, torch.Tensor)
             # The nearest of both together, lest the fewer decoys be proposed from farther away.
             # Those that are training images have been aligned already.
-            proposed = once(np.hstack([found.ids[:, :_PROPOSED] for found in both]))
+            proposed = without_repeats(np.hstack([space.ids[:, :_PROPOSED] for space in pooled]))
             kept = (aligned.candidates[:, :, None] == proposed[:, None, :]).any(axis=2)
             rest = np.where(proposed >= first, proposed - first, -1)
             D, flipped = decoys._aligner.distances(samples, rest)
-            pooled = Aligned(
+            pooled_aligned = Aligned(
                 np.where(
                     np.hstack([kept, rest >= 0]), np.hstack([aligned.candidates, proposed]), -1
                 ),
@@ -327,7 +323,7 @@ class Matcher:
         others, other_flips = decoys._twins(samples, other)
         twins = np.where(twins >= 0, twins, np.where(others >= 0, others + first, -1))
         flips = np.where(twins < first, flips, other_flips)
-        return matches(both[: self._judges], pooled, twins, flips)
+        return matches(pooled[: self._judges], pooled_aligned, twins, flips)
 
     def _twins(self, samples: Samples, near: Sequence[Near]) -> tuple[Indices, NDArray[np.bool_]]:
         """Training images with the same pixels but for rounding, and whether mirrored."""
@@ -340,8 +336,8 @@ class Matcher:
             return twins, twin_flipped
         pixels = samples
         closest = np.full(len(pixels), NEAR_RMSE)
-        for found in near:
-            for row, flip in zip(found.ids.T[:_CHECKED], found.flipped.T[:_CHECKED], strict=True):
+        for space in near:
+            for row, flip in zip(space.ids.T[:_CHECKED], space.flipped.T[:_CHECKED], strict=True):
                 difference = rmse(pixels, self.train, row, flip)
                 closer = difference <= closest
                 twins[closer], twin_flipped[closer] = row[closer], flip[closer]
@@ -369,16 +365,14 @@ def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
                 for i in range(0, len(features), _CHUNK)
             ]
             lists.append(np.concatenate(parts))
-    return once(np.hstack(lists))
+    return without_repeats(np.hstack(lists))
 
 
 def resembling(
     samples: Samples,
     extractor: Extractor,
     nearest: NDArray[np.float64],
-    *,
-    batch_size: int,
-    features_dir: Path | None = None,
+    extraction: ExtractionConfig,
 ) -> Indices:
     """Pairs of images that are less than half as far from each other as from any real one.
 
@@ -386,8 +380,7 @@ def resembling(
         samples: Images, uint8 (n, C, H, W), or their features.
         extractor: The space in which distances are taken.
         nearest: Distance of each image to the nearest real image in that space, (n,).
-        batch_size: Images per call of the extractor.
-        features_dir: As `Matcher`.
+        extraction: How features are computed, and where they are kept.
 
     Returns:
         int64 (l, 2); the five nearest of each image are looked at.
@@ -395,7 +388,12 @@ def resembling(
     if len(samples) < 2:
         return np.zeros((0, 2), np.int64)
     features = (
-        extract(extractor, samples, batch_size=batch_size, features_dir=features_dir)
+        extract(
+            extractor,
+            samples,
+            batch_size=extraction.batch_size,
+            features_dir=extraction.folder,
+        )
         if isinstance(samples, torch.Tensor)
         else samples
     )

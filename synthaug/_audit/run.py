@@ -265,9 +265,8 @@ def _compare(sets: _Sets, settings: Settings, progress: bool) -> _Comparison:
             Matcher,
             extractors=sets.extractors,
             k=sets.k,
-            batch_size=extraction.batch_size,
+            extraction=extraction,
             index=settings.index,
-            features_dir=settings.folder,
             crew=crew,
             tick=counter.update,
         )
@@ -276,19 +275,13 @@ def _compare(sets: _Sets, settings: Settings, progress: bool) -> _Comparison:
         contest = null = decoys = None
         isolation = matcher.isolation(originals)
         if H is None:
-            rows, isolated = matcher.ask(matcher.alone(S.samples), isolation)
+            rows, isolated = matcher.ask(matcher.compare(S.samples), isolation)
         else:
             decoys = searched(H.samples, contents=Contents(H.keys))
             null, (rows, pooled), isolated = matcher.ask(
-                matcher.alone(H.samples), matcher.both(decoys, S.samples), isolation
+                matcher.compare(H.samples), matcher.compare_pooled(decoys, S.samples), isolation
             )
-            links = resembling(
-                S.samples,
-                sets.extractors[0],
-                pooled.distances[:, 0],
-                batch_size=extraction.batch_size,
-                features_dir=settings.folder,
-            )
+            links = resembling(S.samples, sets.extractors[0], pooled.distances[:, 0], extraction)
             num_train = len(sets.distinct)
             contest = contest_of(
                 pooled, links, num_train, len(T), num_train + len(decoys), settings.fdr
@@ -296,7 +289,7 @@ def _compare(sets: _Sets, settings: Settings, progress: bool) -> _Comparison:
         kinds = _kinds(T, float(np.median(isolated)))
         copies = take(T.samples, originals)
         planted, *isolated = matcher.ask(
-            matcher.alone(joined([kind.apply(copies, settings.seed) for kind in kinds])),
+            matcher.compare(joined([kind.apply(copies, settings.seed) for kind in kinds])),
             *(matcher.isolation(m.neighbours[:, 0]) for m in (rows, null) if m is not None),
         )
         return _Comparison(

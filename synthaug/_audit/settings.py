@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from synthaug._audit.inputs import AuditSet
@@ -56,12 +55,6 @@ class Settings:
             raise ValueError(" ".join(wrong))
         object.__setattr__(self, "extractors", _extractors(self.features))
 
-    @property
-    def folder(self) -> Path | None:
-        """Where the features of networks are kept."""
-        directory = self.extraction.directory
-        return None if directory is None else Path(directory)
-
     def neighbors(self, num_distinct: int) -> int:
         """The number of neighbors that a score looks at, among that many different images.
 
@@ -87,7 +80,7 @@ class Settings:
         if isinstance(self.features, list | tuple):
             listed = list(self.features)
         sources = [images.source for images in sets]
-        if all(sources) and all(isinstance(one, str) for one in listed):
+        if all(sources) and all(isinstance(space, str) for space in listed):
             words = ["synthaug", "audit", *map(str, sources[:2])]
             words += ["--holdout", str(sources[2])] if sources[2:] else []
             words += ["--features", ",".join(map(str, listed))] if listed else []
@@ -96,7 +89,7 @@ class Settings:
             return shlex.join(words + (["--deduplicate"] if self.deduplicate else []))
         text = [s.name if s.source is None else repr(s.source) for s in sets]
         text[2:] = [f"holdout={name}" for name in text[2:]]
-        names = [one if isinstance(one, str) else one.name for one in listed]
+        names = [space if isinstance(space, str) else space.name for space in listed]
         text += [f"features={names}"] if names else []
         text += [f"fdr={self.fdr}", f"k={k}", f"index={self.index!r}"]
         text += ["deduplicate=True"] if self.deduplicate else []
@@ -118,7 +111,7 @@ def _extractors(features: Features) -> list[Extractor]:
     listed: list[Any] = [Pixel()]
     if features is not None:
         listed = list(features) if isinstance(features, list | tuple) else [features]
-    listed = [named(one) if isinstance(one, str) else one for one in listed]
+    listed = [named(space) if isinstance(space, str) else space for space in listed]
     for extractor in listed:
         if not isinstance(extractor, Extractor):
             raise TypeError(

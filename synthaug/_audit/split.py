@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthaug._audit.alignment import Aligner
+from synthaug._audit.competition import components
 from synthaug._audit.inputs import keys, read_set
 from synthaug._audit.matching import proposals
 from synthaug._noise import counter_rng
@@ -66,9 +67,6 @@ def near_duplicates(pixels: Pixels) -> NDArray[np.int64]:
 
     Groups are joined through chains: two images may be in one group for what lies between them.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
     n = len(pixels)
     first: dict[bytes, int] = {}
     equal = np.array([first.setdefault(key, i) for i, key in enumerate(keys(pixels))], np.int64)
@@ -76,6 +74,4 @@ def near_duplicates(pixels: Pixels) -> NDArray[np.int64]:
     candidates[candidates == np.arange(n)[:, None]] = -1  # itself: nothing to learn there
     distance, _ = Aligner(pixels).distances(pixels, candidates)
     left, column = np.nonzero(distance <= NEAR_DUPLICATE)
-    left, right = np.r_[np.arange(n), left], np.r_[equal, candidates[left, column]]
-    graph = coo_matrix((np.ones(len(left), bool), (left, right)), shape=(n, n))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    return components(np.r_[np.arange(n), left], np.r_[equal, candidates[left, column]], n)

@@ -73,12 +73,12 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]]):
         self._counts(0)
 
     def _synthetic(self, epoch: int) -> int:
-        given = self.synthetic_per_batch
-        made = round(given(epoch)) if callable(given) else given
+        rule = self.synthetic_per_batch
+        made = round(rule(epoch)) if callable(rule) else rule
         if not isinstance(made, int | np.integer) or not 0 <= made < self.batch_size:
             raise ValueError(
                 f"`synthetic_per_batch` must be a whole number in [0, {self.batch_size}), below "
-                f"the batch size; got {made}{f' in epoch {epoch}' if callable(given) else ''}."
+                f"the batch size; got {made}{f' in epoch {epoch}' if callable(rule) else ''}."
             )
         return int(made)
 

@@ -91,7 +91,7 @@ class Choices:
         for c, part in enumerate(np.split(members, np.cumsum(counts)[:-1])):
             if len(part):
                 rng = counter_rng(self._seed, _SHUFFLE, epoch, c)
-                rows[part] = self._draw.once(rng, self.pools[c], len(part))
+                rows[part] = self._draw.for_epoch(rng, self.pools[c], len(part))
         return rows
 
     def _appended(self, epoch: int) -> Indices:
@@ -100,9 +100,9 @@ class Choices:
         for c, count in enumerate(self.quota(epoch).tolist()):
             rng = partial(counter_rng, self._seed, _DECK, c)
             if count and isinstance(self._shares, Filled):  # no image twice in an epoch
-                parts.append(self._draw.once(rng(epoch), self.pools[c], count))
+                parts.append(self._draw.for_epoch(rng(epoch), self.pools[c], count))
             elif count:
-                parts.append(self._draw.stretch(rng, self.pools[c], int(before[c]), count))
+                parts.append(self._draw.from_stream(rng, self.pools[c], int(before[c]), count))
         return np.concatenate(parts)
 
     def _drawn_before(self, epoch: int) -> Labels:

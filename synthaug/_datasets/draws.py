@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages
 from synthaug._datasets.filters import Scores, named, scores_of
+from synthaug._support.arguments import check_at_least
 from synthaug._types import Indices
 
 Rng = np.random.Generator
@@ -17,43 +19,65 @@ Rng = np.random.Generator
 class Draw(Protocol):
     """A rule of drawing, made for one cache."""
 
-    weights: NDArray[np.float64] | None
-    """Of every row of the cache, if they matter."""
+    @property
+    def weights(self) -> NDArray[np.float64] | None:
+        """Weight of every row of the cache; `None` if none matter."""
+        ...
 
     def arranged(self, rows: Indices) -> Indices:
         """The rows of one class, sorted as the two methods below want them."""
         ...
 
-    def once(self, rng: Rng, pool: Indices, count: int) -> Indices:
-        """So many draws from the rows of a class, for one epoch."""
+    def for_epoch(self, rng: Rng, pool: Indices, count: int) -> Indices:
+        """A number of draws from the rows of a class, for one epoch."""
         ...
 
-    def stretch(self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int) -> Indices:
+    def from_stream(
+        self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int
+    ) -> Indices:
         """Draws number `first` to `first + count` of a stream without end.
 
         Args:
             rng: Gives the generator of any part of the stream.
             pool: Rows of one class.
-            first: Draws before.
-            count: Draws wanted.
+            first: Number of draws before these.
+            count: Number of draws.
         """
         ...
 
 
 @final
-class Shuffled:
-    """Every image equally often: decks of all images, each shuffled anew."""
+class _Decks:
+    """Every image equally often: decks of all images of a class, each dealt anew.
+
+    Args:
+        deal: Puts the rows of a class into a random order.
+        scores: What the rows are sorted by before they are dealt; their numbers by default.
+    """
 
     weights: NDArray[np.float64] | None = None
 
+    def __init__(
+        self,
+        deal: Callable[[Rng, Indices], Indices],
+        scores: NDArray[np.float64] | None = None,
+    ) -> None:
+        self._deal, self._scores = deal, scores
+
     def arranged(self, rows: Indices) -> Indices:
-        return rows
+        return rows if self._scores is None else rows[np.lexsort((rows, self._scores[rows]))]
 
-    def once(self, rng: Rng, pool: Indices, count: int) -> Indices:
-        return _once(shuffled, rng, pool, count)
+    def for_epoch(self, rng: Rng, pool: Indices, count: int) -> Indices:
+        rounds = -(-count // len(pool))
+        return np.concatenate([self._deal(rng, pool) for _ in range(rounds)])[:count]
 
-    def stretch(self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int) -> Indices:
-        return _stretch(shuffled, rng, pool, first, count)
+    def from_stream(
+        self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int
+    ) -> Indices:
+        rounds = range(first // len(pool), (first + count - 1) // len(pool) + 1)
+        decks = [self._deal(rng(r), pool) for r in rounds]
+        skip = first - rounds[0] * len(pool)
+        return np.concatenate(decks)[skip : skip + count]
 
 
 @final
@@ -73,37 +97,16 @@ class Stratified:
     """At least 2."""
 
     def __post_init__(self) -> None:
-        if self.parts < 2:
-            raise ValueError(f"`parts` must be at least 2, got {self.parts}.")
+        check_at_least(2, parts=self.parts)
 
     def bound(self, synthetic: SyntheticImages, rows: Indices) -> Draw:
         """The rule for some rows of a cache."""
         values = np.full(len(synthetic.labels), np.nan)
         values[rows] = scores_of(self.scores, synthetic, rows)
-        return _Strata(values, self.parts)
+        return _Decks(partial(dealt, strata=self.parts), values)
 
     def __str__(self) -> str:
         return f"equally from {self.parts} strata of {named(self.scores)}"
-
-
-@final
-class _Strata:
-    weights: NDArray[np.float64] | None = None
-
-    def __init__(self, scores: NDArray[np.float64], parts: int) -> None:
-        self._scores, self._parts = scores, parts
-
-    def arranged(self, rows: Indices) -> Indices:
-        return rows[np.lexsort((rows, self._scores[rows]))]
-
-    def once(self, rng: Rng, pool: Indices, count: int) -> Indices:
-        return _once(self._deck, rng, pool, count)
-
-    def stretch(self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int) -> Indices:
-        return _stretch(self._deck, rng, pool, first, count)
-
-    def _deck(self, rng: Rng, pool: Indices) -> Indices:
-        return dealt(rng, pool, self._parts)
 
 
 @final
@@ -138,22 +141,23 @@ class Weighted:
 @final
 class _ByWeight:
     def __init__(self, weights: NDArray[np.float64]) -> None:
-        self.weights: NDArray[np.float64] | None = weights
-        self._of = weights
+        self.weights = weights
 
     def arranged(self, rows: Indices) -> Indices:
-        return rows[self._of[rows] > 0]
+        return rows[self.weights[rows] > 0]
 
-    def once(self, rng: Rng, pool: Indices, count: int) -> Indices:
+    def for_epoch(self, rng: Rng, pool: Indices, count: int) -> Indices:
         # Systematic sampling: points at equal distances along the weights, from a random start.
         order = shuffled(rng, pool)
-        ends = np.cumsum(self._of[order])
+        ends = np.cumsum(self.weights[order])
         points = (rng.random() + np.arange(count)) * (ends[-1] / count)
         where = np.searchsorted(ends, points, side="right")
         return shuffled(rng, order[np.minimum(where, len(order) - 1)])
 
-    def stretch(self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int) -> Indices:
-        return self.once(rng(first), pool, count)
+    def from_stream(
+        self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int
+    ) -> Indices:
+        return self.for_epoch(rng(first), pool, count)
 
 
 def bound_draw(draw: Any, synthetic: SyntheticImages, rows: Indices) -> Draw:
@@ -164,7 +168,7 @@ def bound_draw(draw: Any, synthetic: SyntheticImages, rows: Indices) -> Draw:
         ValueError: For scores or weights that do not fit the cache.
     """
     if draw is None:
-        return Shuffled()
+        return _Decks(shuffled)
     if not isinstance(draw, Stratified | Weighted):
         raise TypeError(
             f"`draw` is a {type(draw).__name__}, expected `mixing.Stratified(...)`, "
@@ -195,20 +199,3 @@ def dealt(rng: Rng, values: Indices, strata: int) -> Indices:
     order = np.lexsort((rng.random(n), stratum))  # shuffled within strata
     place = np.arange(n) - np.searchsorted(stratum, stratum)  # of those, in their strata
     return values[order[np.lexsort((rng.random(n), place))]]
-
-
-Deck = Callable[[Rng, Indices], Indices]
-
-
-def _once(deck: Deck, rng: Rng, pool: Indices, count: int) -> Indices:
-    rounds = -(-count // len(pool))
-    return np.concatenate([deck(rng, pool) for _ in range(rounds)])[:count]
-
-
-def _stretch(
-    deck: Deck, rng: Callable[[int], Rng], pool: Indices, first: int, count: int
-) -> Indices:
-    rounds = range(first // len(pool), (first + count - 1) // len(pool) + 1)
-    decks = [deck(rng(r), pool) for r in rounds]
-    skip = first - rounds[0] * len(pool)
-    return np.concatenate(decks)[skip : skip + count]

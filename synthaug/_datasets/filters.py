@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,15 @@ Scores = Any
 _SCORES = {"hardness": "hardness", "p_values": "p-value", "scores": "label agreement"}
 """Where reports have their scores, and what these are. An audit's has `scores` of another kind too,
 so its p-values are looked for first."""
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """A rule that says which rows of a cache are served."""
+
+    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
+        """Which of `rows` stay, bool (n,)."""
+        ...
 
 
 @final
@@ -130,47 +139,48 @@ def filtered(
             f"`filters` is a {type(filters).__name__}, expected a list: `filters=[...]`."
         )
     lines = []
-    for i, one in enumerate(filters):
-        if hasattr(one, "keep"):
-            kept, name = one.keep(synthetic, rows), str(one)
+    for i, rule in enumerate(filters):
+        if isinstance(rule, Filter):
+            kept, name = rule.keep(synthetic, rows), str(rule)
         else:
-            mask, name = _mask(one, synthetic, f"`filters[{i}]`")
+            mask, name = _mask(rule, synthetic, f"`filters[{i}]`")
             kept = mask[rows]
         lines.append(f"{name}: {int(kept.sum()):,} of {len(rows):,} images left")
         rows = rows[kept]
     return rows, lines
 
 
-def _mask(given: Any, synthetic: SyntheticImages, name: str) -> tuple[NDArray[np.bool_], str]:
-    if isinstance(given, Verdicts):
-        check_identity(synthetic, given, name)
-        mask, said = np.asarray(given.passed), f"passed by the {type(given).__name__}"
+def _mask(rule: Any, synthetic: SyntheticImages, name: str) -> tuple[NDArray[np.bool_], str]:
+    """A mask or the verdicts of a report as a mask, bool (N,), and what it is called in a log."""
+    if isinstance(rule, Verdicts):
+        check_identity(synthetic, rule, name)
+        mask, title = np.asarray(rule.passed), f"passed by the {type(rule).__name__}"
     else:
-        mask, said = np.asarray(given), "mask"
+        mask, title = np.asarray(rule), "mask"
     if mask.dtype != bool:
         raise TypeError(
-            f"{name} is a {type(given).__name__} of {mask.dtype}, expected a mask, bool (N,), such "
+            f"{name} is a {type(rule).__name__} of {mask.dtype}, expected a mask, bool (N,), such "
             "as `scores > 0.5`; or `mixing.AtLeast`, `AtMost`, `Highest`, `Lowest`; or a report."
         )
     if mask.shape != (len(synthetic.labels),):
         raise ValueError(
             f"{name} has shape {mask.shape}, the cache has {len(synthetic.labels)} rows."
         )
-    return mask, said
+    return mask, title
 
 
-def scores_of(given: Scores, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.float64]:
+def scores_of(source: Scores, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.float64]:
     """The scores of some rows, float64 (n,).
 
     Raises:
         ValueError: For another number of rows, or a row without a score.
         MismatchError: For a report about another cache.
     """
-    name = f"The report of {named(given)}"
-    if hasattr(given, "identity"):
-        check_identity(synthetic, given, name)
-        given = next((getattr(given, key) for key in _SCORES if hasattr(given, key)), given)
-    scores = np.asarray(given, np.float64)
+    if hasattr(source, "identity"):
+        check_identity(synthetic, source, f"The report of {named(source)}")
+        key = _score_key(source)
+        source = source if key is None else getattr(source, key)
+    scores = np.asarray(source, np.float64)
     if scores.shape != (len(synthetic.labels),):
         raise ValueError(
             f"Scores have shape {scores.shape}, the cache has {len(synthetic.labels)} rows."
@@ -184,9 +194,13 @@ def scores_of(given: Scores, synthetic: SyntheticImages, rows: Indices) -> NDArr
     return scores[rows]
 
 
-def named(given: Scores) -> str:
+def named(source: Scores) -> str:
     """What a report scores, for people."""
-    return next((said for key, said in _SCORES.items() if hasattr(given, key)), "score")
+    return _SCORES.get(_score_key(source) or "", "score")
+
+
+def _score_key(source: Scores) -> str | None:
+    return next((key for key in _SCORES if hasattr(source, key)), None)
 
 
 def _top(

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._datasets.schedules import Cosine, Linear
-from synthaug._plan import matching_quota
+from synthaug._datasets.schedules import AbstractSchedule
+from synthaug._plan import largest_remainders, matching_quota
+from synthaug._support.arguments import check_at_least
 from synthaug._types import JSON, Labels
 from synthaug.errors import MismatchError
 
@@ -41,34 +42,34 @@ class Balance:
     class with too few of them is an error."""
 
     def __post_init__(self) -> None:
-        if self.to is not None and self.to < 1:
-            raise ValueError(f"`to` must be at least 1, got {self.to}.")
+        if self.to is not None:
+            check_at_least(1, to=self.to)
 
 
 @final
 class Shares:
     """`fraction` or `ratio` of every class in every epoch."""
 
-    def __init__(self, given: Share, labels: Labels, classes: Sequence[str], name: str) -> None:
+    def __init__(self, share: Share, labels: Labels, classes: Sequence[str], name: str) -> None:
         """Checks what does not depend on the epoch, and epoch 0.
 
         Args:
-            given: The argument.
-            labels: Of the real images.
+            share: The argument of the mixture.
+            labels: Labels of the real images.
             classes: Names of the classes.
-            name: Of the argument, "fraction" or "ratio".
+            name: Name of the argument, "fraction" or "ratio".
 
         Raises:
             TypeError: For something that is no share.
             ValueError: For a value out of range or an unknown class.
         """
-        self._given, self._labels, self._classes, self._name = given, labels, classes, name
-        self._values: list[Any] = [0.0 if isinstance(given, Mapping) else given] * len(classes)
-        if isinstance(given, Mapping):
-            places = [self._place(key) for key in given]
-            for place, value in zip(places, given.values(), strict=True):
+        self._share, self._labels, self._classes, self._name = share, labels, classes, name
+        self._values: list[Any] = [0.0 if isinstance(share, Mapping) else share] * len(classes)
+        if isinstance(share, Mapping):
+            places = [self._place(key) for key in share]
+            for place, value in zip(places, share.values(), strict=True):
                 if places.count(place) > 1:
-                    raise ValueError(f"`{name}` names the class {classes[place]!r} twice: {given}.")
+                    raise ValueError(f"`{name}` names the class {classes[place]!r} twice: {share}.")
                 self._values[place] = value
         self.scheduled = any(map(callable, self._values))
         """Whether it changes with the epoch."""
@@ -87,7 +88,7 @@ class Shares:
         """The value of every class in an epoch, float64 (num_classes,)."""
         called: dict[int, Any] = {}  # a schedule for all classes is asked once
         most = 1.0 if self._name == "fraction" else math.inf
-        found = []
+        numbers = []
         for c, value in enumerate(self._values):
             if callable(value):
                 if id(value) not in called:
@@ -104,8 +105,8 @@ class Shares:
                 bounds = "at least 0" if most == math.inf else "in [0, 1]"
                 where = f" in epoch {epoch}" if self.scheduled else ""
                 raise ValueError(f"`{self._name}` must be {bounds}, got {value}{where}.")
-            found.append(number)
-        return np.array(found)
+            numbers.append(number)
+        return np.array(numbers)
 
     @property
     def possible(self) -> NDArray[np.bool_]:
@@ -124,20 +125,16 @@ class Shares:
         if (ratios == ratios[0]).all():
             return matching_quota(self._labels, len(ratios), ratio=float(ratios[0]))
         exact = np.bincount(self._labels, minlength=len(ratios)) * ratios
-        quota = np.floor(exact).astype(np.int64)
-        missing = round(float(exact.sum())) - int(quota.sum())
-        quota[np.argsort(quota - exact, kind="stable")[:missing]] += 1
-        return quota
+        return largest_remainders(exact, round(float(exact.sum())))
 
     def __str__(self) -> str:
-        return _shown(self._given)
+        return _shown(self._share)
 
     def recipe(self) -> JSON:
         """What tells these shares from others."""
-        given = self._given
-        return {str(k): _written(v) for k, v in given.items()} if isinstance(given, Mapping) else (
-            _written(given)
-        )  # fmt: skip
+        if isinstance(self._share, Mapping):
+            return {str(name): _written(value) for name, value in self._share.items()}
+        return _written(self._share)
 
 
 @final
@@ -147,25 +144,25 @@ class Filled:
     scheduled = False
 
     def __init__(
-        self, given: Balance, labels: Labels, available: Labels, classes: Sequence[str]
+        self, balance: Balance, labels: Labels, available: Labels, classes: Sequence[str]
     ) -> None:
         """Counts what is missing.
 
         Args:
-            given: How far to fill.
-            labels: Of the real images.
+            balance: How far to fill.
+            labels: Labels of the real images.
             available: Synthetic images of every class that may be served.
             classes: Names of the classes.
 
         Raises:
             MismatchError: If a class has too few, and they may not be repeated.
         """
-        self._given = given
+        self._balance = balance
         counts = np.bincount(labels, minlength=len(classes))
-        to = int(counts.max()) if given.to is None else given.to
+        to = int(counts.max()) if balance.to is None else balance.to
         self._quota = np.maximum(to - counts, 0)
         short = np.flatnonzero(self._quota > available)
-        if len(short) and not given.repeat:
+        if len(short) and not balance.repeat:
             c = int(short[np.argmax((self._quota - available)[short])])
             others = f", and {len(short) - 1} other classes are short too" * (len(short) > 1)
             raise MismatchError(
@@ -186,16 +183,16 @@ class Filled:
         return self._quota
 
     def __str__(self) -> str:
-        return repr(self._given)
+        return repr(self._balance)
 
     def recipe(self) -> JSON:
         """What tells it from others."""
-        return repr(self._given)
+        return repr(self._balance)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
     if isinstance(value, float | int):
         return f"{value:g}"
     return getattr(value, "__qualname__", repr(value))
@@ -204,7 +201,7 @@ def _shown(value: Any) -> str:
 def _written(value: Any) -> JSON:
     if not callable(value):
         return float(value)
-    if isinstance(value, Linear | Cosine):
+    if isinstance(value, AbstractSchedule):
         return repr(value)
     probed = np.array([float(value(epoch)) for epoch in range(_PROBED)])
     return hashlib.blake2b(probed.tobytes(), digest_size=16).hexdigest()

@@ -91,7 +91,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
             batch_size: Rows per call of `draw`, at most. Does not change the images.
             background: Draw ahead of what is asked for.
             cache: A file, created or continued, or a `SynthCache`; of the same plan and recipe.
-            seed: Of the choices.
+            seed: Seed of the choices.
             transform: Applied to the image.
             target_transform: Applied to the label.
             output_type: What `live[i]` has as image, as in `SynthCache`: "pil" a PIL image of mode

@@ -21,8 +21,8 @@ _opened: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 def path_of(value: Any) -> str | None:
     """The path that `value` is, or that it was opened from; `None` if it does not know."""
-    found = value if isinstance(value, str | os.PathLike) else getattr(value, "path", None)
-    return None if found is None else os.fspath(found)
+    path = value if isinstance(value, str | os.PathLike) else getattr(value, "path", None)
+    return None if path is None else os.fspath(path)
 
 
 def open_cache(value: Any) -> Any:
@@ -64,7 +64,7 @@ def _open(kind: str, value: Any, load: Callable[[str], Any]) -> Any:
     path = Path(value).expanduser()
     file = path.stat() if path.exists() else None  # not a name on the hub
     key = (kind, str(path.absolute()), file and (file.st_ino, file.st_mtime_ns))
-    found = _opened.get(key)
-    if found is None:
-        found = _opened[key] = load(os.fspath(path) if file else os.fspath(value))
-    return found
+    opened = _opened.get(key)
+    if opened is None:
+        opened = _opened[key] = load(os.fspath(path) if file else os.fspath(value))
+    return opened

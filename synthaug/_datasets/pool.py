@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from synthaug._datasets.draws import shuffled
 from synthaug._noise import counter_rng
 from synthaug._plan import matching_quota
 from synthaug._types import Indices, Labels
@@ -37,12 +37,12 @@ class Pool:
         """Deals the rows.
 
         Args:
-            rows: Those that may be served.
+            rows: Rows that may be served.
             labels: Their classes.
             classes: Names of the classes.
             size: Slots; as many as rows by default.
             reuse: Epochs for which a row stays in its slot.
-            seed: Of the choices.
+            seed: Seed of the choices.
 
         Raises:
             ValueError: If there are more slots than rows, or none for a class that has rows.
@@ -63,7 +63,7 @@ class Pool:
                 "it larger, or the plan balanced."
             )
         self.reuse, self.seed = reuse, seed
-        self.labels: Labels = _shuffled(
+        self.labels: Labels = shuffled(
             counter_rng(seed, _SLOTS), np.repeat(np.arange(len(quota)), quota)
         )
         """Class of each index, int64 (size,)."""
@@ -71,7 +71,7 @@ class Pool:
         self._classes = np.unique(labels).tolist()
         self._indices = [np.flatnonzero(self.labels == c) for c in self._classes]
         self._decks = [
-            _shuffled(counter_rng(seed, _DECK, c), rows[labels == c]) for c in self._classes
+            shuffled(counter_rng(seed, _DECK, c), rows[labels == c]) for c in self._classes
         ]
 
     def __len__(self) -> int:
@@ -91,11 +91,6 @@ class Pool:
             exchanges = (epoch + slot % self.reuse) // self.reuse  # of each slot, up to this epoch
             dealt = -(-(len(deck) - slot) // m)  # rows of each slot
             current = deck[slot + m * (exchanges % dealt)]
-            rows[indices] = _shuffled(counter_rng(self.seed, _ORDER, epoch, c), current)
+            rows[indices] = shuffled(counter_rng(self.seed, _ORDER, epoch, c), current)
         rows.setflags(write=False)
         return rows
-
-
-def _shuffled(rng: np.random.Generator, values: NDArray[np.int64]) -> NDArray[np.int64]:
-    # By sorting uniform numbers: numpy may change `permutation` between versions.
-    return values[np.argsort(rng.random(len(values)), kind="stable")]

@@ -1,7 +1,7 @@
 """Images of any common type, degraded and restored: what the `ColdRestore` transforms share."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ _SLACK = 1e-4
 """As for `pixels_of`: resizing overshoots [0, 1] a little, normalised images do so by far more."""
 
 
+@runtime_checkable
 class ColdRestorer(Protocol):
     """What `ColdDiffusion` offers to the transforms."""
 
@@ -48,7 +49,7 @@ class Restoration:
             TypeError: If `cold` cannot restore.
             ValueError: For another range.
         """
-        if not hasattr(cold, "degrade_and_restore"):
+        if not isinstance(cold, ColdRestorer):
             raise TypeError(
                 f"`cold` is a {type(cold).__name__}, expected a `ColdDiffusion`: "
                 '`synthaug.ColdDiffusion.from_pretrained("PATH")`.'

@@ -27,7 +27,7 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
             raise ValueError(f"`rank` must be in [0, {num_replicas}), got {rank}.")
         self.seed, self.num_replicas, self.rank = checked_seed(seed), num_replicas, rank
         self._epochs = ImageSource(data, "`data`").epochs
-        self._own_epoch = 0
+        self._epoch_set = 0
         self._at = (0, 0)  # epoch and position of the pass under way
         self._resume: tuple[int, int] | None = None
 
@@ -43,11 +43,11 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
     def epoch(self) -> int:
         """The epoch of the next pass: that of the data set, if it has epochs."""
         epoch = self._epochs.current
-        return self._own_epoch if epoch is None else epoch
+        return self._epoch_set if epoch is None else epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Changes the order, and the images of a `MixedDataset` inside the data set."""
-        self._own_epoch = checked_epoch(epoch)
+        self._epoch_set = checked_epoch(epoch)
         self._epochs.set(epoch)
 
     def __iter__(self) -> Iterator[T_co]:

@@ -65,10 +65,10 @@ def named(name: str, **settings: Any) -> AbstractDegradation:
             "object itself, from `synthaug.degradations`."
         )
     cls: Any = _BY_NAME[name]
-    known = [f.name for f in fields(cls)]
-    unknown = sorted(set(settings) - set(known))
+    names = [f.name for f in fields(cls)]
+    unknown = sorted(set(settings) - set(names))
     if unknown:
-        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(names)}.")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     degradation: AbstractDegradation = cls(**values)
     return degradation

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
+from synthaug._support.arguments import check_at_least
 from synthaug._support.torch_state import torch_defaults
 from synthaug._types import JSON, Images
 
@@ -34,6 +35,9 @@ class AbstractDegradation(abc.ABC):
 
     num_levels: int
     """T, the last level."""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, num_levels=self.num_levels)
 
     def __call__(
         self, x: Images, s: int | Tensor, realisation: Realisation | None = None
@@ -127,9 +131,6 @@ class Custom(AbstractDegradation):
     remains: Leaves = "image"
     """What the last level leaves."""
 
-    def __post_init__(self) -> None:
-        check_levels(self.num_levels)
-
     def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
         with torch_defaults():  # `s / 20` is a tensor of the default dtype
             return self.function(x, s.view(-1, 1, 1, 1), realisation)
@@ -158,22 +159,3 @@ def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
-
-
-def check_levels(num_levels: int) -> None:
-    """Refuses a number of levels below one."""
-    if num_levels < 1:
-        raise ValueError(f"`num_levels` must be at least 1, got {num_levels}.")
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Refuses a value that is not one of the choices."""
-    if value not in choices:
-        raise ValueError(f"`{name}` must be {' or '.join(map(repr, choices))}, got {value!r}.")
-
-
-def check_positive(**values: float) -> None:
-    """Refuses values that are not positive."""
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"`{name}` must be positive, got {value}.")

@@ -15,15 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthaug._support.arguments import check_choice, check_positive
 from synthaug._types import Images
-from synthaug.degradations._base import (
-    AbstractDegradation,
-    Leaves,
-    Realisation,
-    check_choice,
-    check_levels,
-    check_positive,
-)
+from synthaug.degradations._base import AbstractDegradation, Leaves, Realisation
 
 
 class AbstractSeparable(AbstractDegradation):
@@ -90,10 +84,10 @@ class Blur(AbstractSeparable):
     """The last level is exactly the mean of each channel, so that images can be generated."""
 
     def __post_init__(self) -> None:
-        check_levels(self.num_levels)
+        super().__post_init__()
         check_positive(std=self.std)
-        check_choice("schedule", self.schedule, ("constant", "linear", "exponential"))
-        check_choice("padding", self.padding, ("reflect", "circular"))
+        check_choice(("constant", "linear", "exponential"), schedule=self.schedule)
+        check_choice(("reflect", "circular"), padding=self.padding)
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd and positive, got {self.kernel_size}.")
         check_positive(**{"std of the last step": self.step_std(self.num_levels - 1)})
@@ -108,10 +102,8 @@ class Blur(AbstractSeparable):
 
     def step_kernel(self, i: int) -> Tensor:
         """The kernel of step i along one axis, float64 (kernel_size,), of sum 1."""
-        taps = (
-            torch.arange(self.kernel_size, dtype=torch.float64, device="cpu")
-            - self.kernel_size // 2
-        )
+        radius = self.kernel_size // 2
+        taps = torch.arange(self.kernel_size, dtype=torch.float64, device="cpu") - radius
         kernel = torch.exp(-0.5 * (taps / self.step_std(i)) ** 2)
         return kernel / kernel.sum()
 
@@ -161,9 +153,6 @@ class SuperResolution(AbstractSeparable):
 
     num_levels: int = 3
 
-    def __post_init__(self) -> None:
-        check_levels(self.num_levels)
-
     def step_matrices(self, size: int) -> Tensor:
         """What torch's `interpolate` does to each pixel alone."""
         if size % 2**self.num_levels:
@@ -171,9 +160,8 @@ class SuperResolution(AbstractSeparable):
                 f"Images of {size} pixels cannot be halved {self.num_levels} times. Use fewer "
                 "levels, or another image size."
             )
-        pixels = torch.eye(size, dtype=torch.float64, device="cpu")[
-            None, None
-        ]  # columns are images of one pixel
+        # Columns are images of one pixel.
+        pixels = torch.eye(size, dtype=torch.float64, device="cpu")[None, None]
         steps = []
         for s in range(1, self.num_levels + 1):
             small = F.interpolate(pixels, size=(size >> s, size), mode="bicubic")
@@ -192,9 +180,6 @@ class Decolorization(AbstractDegradation):
     channels. The last level is grey. For images of three channels."""
 
     num_levels: int = 20
-
-    def __post_init__(self) -> None:
-        check_levels(self.num_levels)
 
     def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
         del realisation

@@ -7,23 +7,16 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal, final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from synthaug._images.source import ImageSource
-from synthaug._noise import randn
+from synthaug._noise import rand, randint, randn
 from synthaug._pixels import to_images
+from synthaug._support.arguments import check_at_least, check_choice, check_positive
 from synthaug._types import JSON, Images
-from synthaug.degradations._base import (
-    AbstractDegradation,
-    Leaves,
-    Realisation,
-    check_choice,
-    check_levels,
-    check_positive,
-)
+from synthaug.degradations._base import AbstractDegradation, Leaves, Realisation
 
 
 @final
@@ -51,10 +44,10 @@ class Inpainting(AbstractDegradation):
     be generated."""
 
     def __post_init__(self) -> None:
-        check_levels(self.num_levels)
+        super().__post_init__()
         check_positive(std_step=self.std_step, initial_std=self.initial_std)
-        check_choice("centre", self.centre, ("random", "middle"))
-        check_choice("fill", self.fill, ("grey", "colour"))
+        check_choice(("random", "middle"), centre=self.centre)
+        check_choice(("grey", "colour"), fill=self.fill)
 
     def realise(
         self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
@@ -63,24 +56,9 @@ class Inpainting(AbstractDegradation):
         c, height, width = image_shape
         drawn: dict[str, Tensor] = {}
         if self.centre == "random":
-            drawn["centre"] = torch.stack(
-                [
-                    torch.stack(
-                        [
-                            torch.randint(side, (), generator=g, dtype=torch.int64, device="cpu")
-                            for side in (height, width)
-                        ]
-                    )
-                    for g in generators
-                ]
-            )
+            drawn["centre"] = torch.stack([randint(generators, n) for n in (height, width)], 1)
         if self.fill == "colour":
-            drawn["colour"] = torch.stack(
-                [
-                    torch.rand(c, generator=g, dtype=torch.float32, device="cpu") - 0.5
-                    for g in generators
-                ]
-            )
+            drawn["colour"] = rand(generators, (c,)) - 0.5
         return drawn
 
     def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
@@ -151,14 +129,13 @@ class Snow(AbstractDegradation):
     """Without it the image keeps its contrast under the snow."""
 
     def __post_init__(self) -> None:
-        check_levels(self.num_levels)
+        super().__post_init__()
         check_positive(
             field_std=self.field_std,
             motion_radius=self.motion_radius,
             motion_std=min(self.motion_std),
         )
-        if not self.zoom >= 1:
-            raise ValueError(f"`zoom` must be at least 1, got {self.zoom}.")
+        check_at_least(1, zoom=self.zoom)
 
     def realise(
         self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
@@ -167,14 +144,8 @@ class Snow(AbstractDegradation):
         _, height, width = image_shape
         coarse = [1, math.ceil(height / self.zoom), math.ceil(width / self.zoom)]
         drawn = self.field_mean + self.field_std * randn(generators, coarse)
-        vertical = torch.stack(
-            [
-                torch.rand((), generator=g, dtype=torch.float32, device="cpu") < 0.5
-                for g in generators
-            ]
-        )
         grown = F.interpolate(drawn, size=(height, width), mode="bilinear", align_corners=False)
-        return {"field": grown, "vertical": vertical}
+        return {"field": grown, "vertical": rand(generators, ()) < 0.5}
 
     def at(self, ends: tuple[float, float], s: Tensor) -> Tensor:
         """The value of a setting at levels s >= 1, float64."""
@@ -242,9 +213,6 @@ class GaussianNoise(AbstractMixing):
 
     num_levels: int = 200
 
-    def __post_init__(self) -> None:
-        check_levels(self.num_levels)
-
     def realise(
         self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
     ) -> Realisation:
@@ -266,7 +234,7 @@ class Animorphosis(AbstractMixing):
     num_levels: int = 200
 
     def __post_init__(self) -> None:
-        check_levels(self.num_levels)
+        super().__post_init__()
         if not len(self.others):
             raise ValueError("`others` holds no images.")
 
@@ -274,11 +242,7 @@ class Animorphosis(AbstractMixing):
         self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
     ) -> Realisation:
         """`other`, float32 (n, C, H, W): images of the other set."""
-        chosen = [
-            int(torch.randint(len(self.others), (), generator=g, dtype=torch.int64, device="cpu"))
-            for g in generators
-        ]
-        pixels = self._images.pixels(np.array(chosen, np.int64))
+        pixels = self._images.pixels(randint(generators, len(self.others)).numpy())
         if tuple(pixels.shape[1:]) != tuple(image_shape):
             raise ValueError(
                 f"`others` holds images of shape {tuple(pixels.shape[1:])}, but the images to "
@@ -302,8 +266,5 @@ class Animorphosis(AbstractMixing):
 
     def config(self) -> dict[str, JSON]:
         """The fingerprint stands in for the other set."""
-        return {
-            "name": "Animorphosis",
-            "others": self.fingerprint,
-            "num_levels": self.num_levels,
-        }
+        settings: dict[str, JSON] = {"others": self.fingerprint, "num_levels": self.num_levels}
+        return {"name": "Animorphosis", **settings}

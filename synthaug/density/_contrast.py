@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from synthaug._support.arguments import check_positive
+
 
 def contrastive_loss(
     hardness: Float[Tensor, "n c"], labels: Tensor, temperature: float = 1.0
@@ -28,7 +30,6 @@ def contrastive_loss(
     Raises:
         ValueError: If `temperature` is not positive.
     """
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be positive, got {temperature}.")
+    check_positive(temperature=temperature)
     least = hardness.detach().amin(1, keepdim=True)  # the loss depends on differences only
     return F.cross_entropy((least - hardness) / temperature, labels, reduction="none")

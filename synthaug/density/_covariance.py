@@ -139,14 +139,14 @@ def _fourth_moments(U: Doubles, y: Labels) -> Doubles:
     total = float(np.sum(norm**2))
     fourth = np.empty(len(U))
     for c in np.unique(y):
-        own = y == c
-        R, r = U[own], norm[own]
+        of_class = y == c
+        R, r = U[of_class], norm[of_class]
         m = len(R)
         # The others of the class move by v = u / (m - 1): |x + v|^2 = |x|^2 + 2 x.v + |v|^2.
         v, shift = R / (m - 1), r / (m - 1) ** 2
         moved = 4 * np.einsum("nk,nk->n", v @ (R.T @ R), v) + 4 * v @ (r @ R)
         moved += m * shift**2 + 2 * shift * r.sum()
-        fourth[own] = total + moved - r**2 * (m / (m - 1)) ** 4
+        fourth[of_class] = total + moved - r**2 * (m / (m - 1)) ** 4
     return fourth
 
 

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._neighbors import checked_features
+from synthaug._support.arguments import check_choice
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Features, Labels
 from synthaug.density._covariance import (
@@ -83,59 +85,34 @@ class ClassGaussians:
             ValueError: For arguments that do not fit together, a class with too few images, or a
                 covariance that is singular.
         """
-        for name, value, known in (
-            ("structure", structure, STRUCTURES),
-            ("estimator", estimator, ESTIMATORS),
-        ):
-            if value not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {value!r}.")
+        check_choice(STRUCTURES, structure=structure)
+        check_choice(ESTIMATORS, estimator=estimator)
         x, y = _checked(features, labels)
         C = int(y.max()) + 1 if num_classes is None else num_classes
         if y.max() >= C:
             raise ValueError(f"`labels` holds {y.max()}, but `num_classes` is {C}.")
         centre = axes = None
         if components is not None:
-            if not 1 <= components <= min(x.shape):
-                raise ValueError(
-                    f"`components` must be from 1 to {min(x.shape)}, the lesser of images and "
-                    f"features; got {components}."
-                )
-            from sklearn.decomposition import PCA
-
-            pca = PCA(components, random_state=0).fit(x)
-            centre, axes = pca.mean_, pca.components_
+            centre, axes = _principal(x, components)
             x = (x - centre) @ axes.T
-        k = x.shape[1]
         counts = np.bincount(y, minlength=C)
-        check_counts(counts, k, structure, estimator)
+        check_counts(counts, x.shape[1], structure, estimator)
         means = np.stack([x[y == c].mean(axis=0) for c in range(C)])
         residuals = about(means, x, y)
-        groups = [residuals] if structure == "tied" else [residuals[y == c] for c in range(C)]
-        whitening, logs = [], []
-        for c, group in enumerate(groups):
-            S = covariance(group, estimator, structure)
-            whose = "all classes" if structure == "tied" else f"class {c}"
-            W = whitening_of(S)
-            if W is None:
-                raise ValueError(
-                    f"The covariance of {whose} is singular: features are constant, or follow from "
-                    f"one another. {remedy(estimator)}"
-                )
-            whitening.append(W)
-            logs.append(-2 * np.log(W[0] if S.ndim == 1 else W.diagonal()).sum())
-
-        def tensor(array: NDArray[Any]) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array))
-
+        groups = {f"class {c}": residuals[y == c] for c in range(C)}
+        if structure == "tied":
+            groups = {"all classes": residuals}
+        W = np.stack([_whitening(group, estimator, structure, n) for n, group in groups.items()])
+        logs = -2 * np.log(W[:, 0] if structure == "diagonal" else W.diagonal(axis1=1, axis2=2))
         return cls(
-            means=tensor(means),
-            whitening=tensor(np.stack(whitening)),
-            log_determinants=tensor(np.array(logs)).expand(C).clone(),
-            counts=tensor(counts.astype(np.int64)),
+            means=_tensor(means),
+            whitening=_tensor(W),
+            log_determinants=_tensor(logs.sum(axis=1)).expand(C).clone(),
+            counts=_tensor(counts.astype(np.int64)),
             structure=structure,
             estimator=estimator,
-            centre=None if centre is None else tensor(centre),
-            components=None if axes is None else tensor(axes),
+            centre=None if centre is None else _tensor(centre),
+            components=None if axes is None else _tensor(axes),
         )
 
     @property
@@ -163,7 +140,7 @@ class ClassGaussians:
             float64 and else float32.
         """
 
-        def own(x: Tensor, g: "ClassGaussians") -> Tensor:
+        def of_label(x: Tensor, g: "ClassGaussians") -> Tensor:
             y = labels if isinstance(labels, Tensor) else torch.from_numpy(np.asarray(labels))
             y = y.to(x.device)
             g._check_labels(y, len(x))
@@ -173,17 +150,17 @@ class ClassGaussians:
                 H = H.index_put((rows,), g._hardness(x[rows], slice(c, c + 1))[:, 0])
             return H
 
-        return self._apply(own, features)
+        return self._apply(of_label, features)
 
     def all_hardness(self, features: Vectors) -> Vectors:
         """As `hardness`, under the Gaussian of every class: (n, C)."""
 
-        def every(x: Tensor, g: "ClassGaussians") -> Tensor:
+        def of_every_class(x: Tensor, g: "ClassGaussians") -> Tensor:
             step = max(1, CHUNK_VALUES // max(1, x.numel()))
             starts = range(0, g.num_classes, step)
             return torch.cat([g._hardness(x, slice(c, c + step)) for c in starts], dim=1)
 
-        return self._apply(every, features)
+        return self._apply(of_every_class, features)
 
     def leave_one_out(self, features: Features, labels: Labels) -> Doubles:
         """Hardness of the very images that were fitted, each under a fit without it.
@@ -229,8 +206,8 @@ class ClassGaussians:
             return leave_one_out(residuals, y, self.estimator, self.structure)
         H = np.empty(len(x))
         for c in range(len(counts)):
-            own = y == c
-            H[own] = leave_one_out(residuals[own], y[own], self.estimator, self.structure)
+            rows = y == c
+            H[rows] = leave_one_out(residuals[rows], y[rows], self.estimator, self.structure)
         return H
 
     @lasting_tensors()
@@ -259,21 +236,21 @@ class ClassGaussians:
         tensors = dict(state)
         try:
             structure, estimator = tensors.pop("kind").tolist()
-            found = cls(
+            gaussians = cls(
                 structure=STRUCTURES[structure],
                 estimator=ESTIMATORS[estimator],
                 **cast(Any, tensors),
             )
-            C, k = found.means.shape
-            first = 1 if found.structure == "tied" else C
-            second = 1 if found.structure == "diagonal" else k
+            C, k = gaussians.means.shape
+            first = 1 if gaussians.structure == "tied" else C
+            second = 1 if gaussians.structure == "diagonal" else k
             shapes = [(first, second, k), (C,), (C,)]
-            parts = [found.whitening, found.log_determinants, found.counts]
+            parts = [gaussians.whitening, gaussians.log_determinants, gaussians.counts]
             if [tuple(part.shape) for part in parts] != shapes:
                 raise ValueError("shapes disagree")
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"These are not the tensors of `ClassGaussians` ({error}).") from error
-        return found
+        return gaussians
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -321,21 +298,43 @@ class ClassGaussians:
             )
 
 
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _principal(x: Doubles, components: int) -> tuple[Doubles, Doubles]:
+    """The mean of all features, (d,), and their principal components, (components, d)."""
+    from sklearn.decomposition import PCA
+
+    if not 1 <= components <= min(x.shape):
+        raise ValueError(
+            f"`components` must be from 1 to {min(x.shape)}, the lesser of images and "
+            f"features; got {components}."
+        )
+    pca = PCA(components, random_state=0).fit(x)
+    return pca.mean_, pca.components_
+
+
+def _whitening(
+    residuals: Doubles, estimator: Estimator, structure: Structure, owner: str
+) -> Doubles:
+    """As `whitening_of` for the covariance of some rows, which belong to `owner`."""
+    W = whitening_of(covariance(residuals, estimator, structure))
+    if W is None:
+        raise ValueError(
+            f"The covariance of {owner} is singular: features are constant, or follow from one "
+            f"another. {remedy(estimator)}"
+        )
+    return W
+
+
 def _checked(features: Any, labels: Any) -> tuple[Doubles, Labels]:
     """float64 (n, d) and int64 (n,), finite and of one length."""
-    x, y = np.asarray(features), np.asarray(labels)
-    if x.ndim != 2 or 0 in x.shape or not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(
-            f"`features` must be floating point of shape (n, d), got {x.dtype} {x.shape}."
-        )
+    x, y = checked_features(features, "features", np.float64), np.asarray(labels)
     if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(
             f"`labels` must be integers of shape ({len(x)},), got {y.dtype} {y.shape}."
         )
     if y.min() < 0:
         raise ValueError(f"`labels` must be at least 0, got {y.min()}.")
-    x = x.astype(np.float64)
-    if not np.isfinite(x).all():
-        bad = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
-        raise ValueError(f"`features` is not finite in row {bad}. Look at the extractor.")
     return x, y.astype(np.int64)

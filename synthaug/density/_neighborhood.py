@@ -10,7 +10,7 @@ from typing import NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._neighbors import Index, threads
+from synthaug._neighbors import Index, checked_features, threads
 from synthaug._types import Features
 
 _LEAST = 1e-10
@@ -45,7 +45,7 @@ class Neighbourhood:
     """
 
     def __init__(self, reference: Features, k: int = 5) -> None:
-        reference = _checked(reference, "reference")
+        reference = checked_features(reference, "reference")
         if not 1 <= k < len(reference):
             raise ValueError(
                 f"`k` must be from 1 to {len(reference) - 1}, one less than the {len(reference)} "
@@ -64,15 +64,15 @@ class Neighbourhood:
                 count.
         """
         D, ids = self.nearest(queries)
-        own_density = self._reachability(*self._own)
-        density = own_density if queries is None else self._reachability(D, ids)
-        return NeighbourScores(D.mean(axis=1), own_density[ids].mean(axis=1) / density)
+        reference_density = self._reachability(*self._among_references)
+        density = reference_density if queries is None else self._reachability(D, ids)
+        return NeighbourScores(D.mean(axis=1), reference_density[ids].mean(axis=1) / density)
 
     def nearest(self, queries: Features | None = None) -> tuple[Doubles, NDArray[np.int64]]:
         """Distances to the k nearest reference images, ascending, and their row numbers, (n, k)."""
         if queries is None:
-            return self._own
-        queries = _checked(queries, "queries")
+            return self._among_references
+        queries = checked_features(queries, "queries")
         if queries.shape[1] != self._reference.shape[1]:
             raise ValueError(
                 f"`queries` has {queries.shape[1]} features, the reference images have "
@@ -82,12 +82,12 @@ class Neighbourhood:
 
     def _reachability(self, D: Doubles, ids: NDArray[np.int64]) -> Doubles:
         """Local reachability density of images with neighbours `ids` at distances `D`, (n,)."""
-        k_distance = self._own[0][:, -1]
-        found: Doubles = 1 / (np.maximum(D, k_distance[ids]).mean(axis=1) + _LEAST)
-        return found
+        k_distance = self._among_references[0][:, -1]
+        density: Doubles = 1 / (np.maximum(D, k_distance[ids]).mean(axis=1) + _LEAST)
+        return density
 
     @cached_property
-    def _own(self) -> tuple[Doubles, NDArray[np.int64]]:
+    def _among_references(self) -> tuple[Doubles, NDArray[np.int64]]:
         """Distances and row numbers of the k nearest other reference images, (n, k) each."""
         D, ids = self._searched(self._reference, self.k + 1)
         other = ids != np.arange(len(ids))[:, None]
@@ -112,16 +112,3 @@ def local_outlier_factor(
 ) -> Doubles:
     """LOF of `queries`, or of the reference images among one another; see `Neighbourhood`."""
     return Neighbourhood(reference, k).scores(queries).outlier_factor
-
-
-def _checked(features: Features, name: str) -> Features:
-    array = np.asarray(features)
-    if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            f"`{name}` must be floating point of shape (n, d), got {array.dtype} {array.shape}."
-        )
-    array = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise ValueError(f"`{name}` is not finite in row {row}. Look at the extractor.")
-    return array
