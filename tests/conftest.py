@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,25 @@ _hook = install_import_hook([f"synthaug.{name}" for name in CHECKED], "beartype.
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would ask the network otherwise
 set_forkserver_preload(["torchvision.transforms.v2", "synthaug._datasets"])  # fast workers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--processor-seconds",
+        metavar="FILE",
+        help="append to FILE what each test costs in processor seconds, with its fixtures and the "
+        "processes that it waits for; the slowest are shown by `sort -rn FILE | head -50`",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    before = sum(os.times()[:4])  # user and system, of this process and its children
+    result = yield
+    if path := item.config.getoption("--processor-seconds"):
+        with open(path, "a") as file:
+            file.write(f"{sum(os.times()[:4]) - before:8.2f} {item.nodeid}\n")
+    return result
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.test_generate import Killed
+from tests.drawing import Killed
 
 
 class RayError(Exception):

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from synthaug._cache import SynthCache
-from synthaug._datasets import MixedDataset
-from synthaug._datasets.items import ItemFormat
-from synthaug._images.labeled import LabeledImages
-from synthaug._plan import Plan
+from synthaug import MixedDataset, Plan, SynthCache
+from synthaug.images import LabeledImages
+from synthaug.mixing import ItemFormat
 
 CLASSES = ("ant", "bee", "cow")
 NAMED = ItemFormat(classes=CLASSES)

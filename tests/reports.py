@@ -7,11 +7,10 @@ from PIL import Image
 
 import synthaug
 from synthaug._support.html import data_uri
-from synthaug._sweep.report import SweepReport, SweepRow
-from synthaug.evaluation import EvaluationReport, LabelCheck, QualityReport, Run
-from synthaug.evaluation._hardness.report import HardnessReport
+from synthaug.evaluation import EvaluationReport, HardnessReport, LabelCheck, QualityReport, Run
 from synthaug.evaluation._hardness.report import Scores as Hardness
 from synthaug.evaluation._quality import Scores
+from synthaug.sweeps import SweepReport, SweepRow
 
 NASTY = '<script>alert("x")</script>'
 PICTURE = data_uri(Image.new("L", (2, 2)))

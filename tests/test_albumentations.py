@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from synthaug._images.labeled import LabeledImages
 from synthaug.albumentations import SyntheticVariant
 from synthaug.errors import DataError, MismatchError
+from synthaug.images import LabeledImages
 from tests.variants import make_cache, real_images, row_of, rows_from
 
 

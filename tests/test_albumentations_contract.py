@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from synthaug.albumentations import ColdRestore, SyntheticVariant
-from tests.test_cold_restore import tiny
+from tests.tiny.cold import inpainter
 from tests.variants import make_cache, real_images
 
 REAL = real_images(8, 8)
@@ -37,7 +37,7 @@ class Make:
 def make(request, tmp_path) -> Make:
     if request.param is SyntheticVariant:
         return Make(request.param, make_cache(tmp_path, REAL).path)
-    tiny().save_pretrained(tmp_path / "cold")
+    inpainter().save_pretrained(tmp_path / "cold")
     return Make(request.param, tmp_path / "cold")
 
 
@@ -95,7 +95,7 @@ def test_p_is_the_probability_of_a_change(make, p):
 def test_our_draws_are_not_those_of_the_transforms_beside_them(tmp_path):
     ours = [
         SyntheticVariant(make_cache(tmp_path, REAL), audit=None, p=0.5),
-        ColdRestore(tiny(), p=0.5),
+        ColdRestore(inpainter(), p=0.5),
     ]
     pipeline = A.Compose([*ours, A.HorizontalFlip(p=0.5), A.InvertImg(p=0.5)], seed=0)
     applied = [[t.should_apply() for t in pipeline.transforms] for _ in range(1000)]
@@ -198,7 +198,7 @@ def test_what_has_no_path_cannot_be_described(tmp_path):
         identity=cache.identity, passed=np.ones(len(cache), bool), verdict="pass"
     )
     for transform, name in [
-        (ColdRestore(tiny()), "cold"),
+        (ColdRestore(inpainter()), "cold"),
         (SyntheticVariant(cache, audit=report), "audit"),
     ]:
         with pytest.raises(NotImplementedError, match=f"was given `{name}` as an object.*its path"):

@@ -1,6 +1,7 @@
 """Imports point one way, so each part can be read, tested and replaced without those above it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import synthaug
 
 ROOT = Path(synthaug.__file__).parent
+TESTS = Path(__file__).parent
 
 LAYERS = {  # a room imports rooms of earlier lines; within a line there is no circle
     "vocabulary": {"_cluster", "_noise", "_pixels", "_plan", "_support", "_types", "errors"},
@@ -49,6 +51,70 @@ OUTSIDE = 127
 METHODS = {"cascade", "class_conditional", "cold", "inversion", "low_density"}
 
 
+INSIDES = {  # the rooms into which a test, or what several tests share, may look; at most three
+    "checkpoints": {"synthesizers"},
+    "command_line": {"_cli"},
+    "conftest": {"_datasets", "_support"},
+    "reports": {"_support", "evaluation"},
+    "test_alignment": {"_audit"},
+    "test_audit": {"_audit", "_neighbors"},
+    "test_cache": {"_cache"},
+    "test_cache_damage": {"_cache"},
+    "test_cache_faults": {"_cache"},
+    "test_cache_tools": {"_cache"},
+    "test_cascade": {"synthesizers"},
+    "test_cite": {"_cache"},
+    "test_class_order": {"_images", "evaluation"},
+    "test_classifiers": {"evaluation"},
+    "test_cli": {"_audit", "_cli", "synthesizers"},
+    "test_cli_conventions": {"_cli", "_plan"},
+    "test_cold_diffusion": {"synthesizers"},
+    "test_cold_restore": {"_datasets", "_images"},
+    "test_competition": {"_audit"},
+    "test_data": {"_images"},
+    "test_datasets": {"_cache", "_images", "_plan"},
+    "test_declared": {"_cli", "synthesizers"},
+    "test_demo": {"_demo"},
+    "test_density": {"density"},
+    "test_diffusion_inversion": {"_cache", "synthesizers"},
+    "test_docs": {"_sweep", "evaluation", "synthesizers"},
+    "test_engines": {"_cluster", "_generate", "_support"},
+    "test_evaluation": {"_images", "_plan", "evaluation"},
+    "test_fine_tuning": {"_training", "synthesizers"},
+    "test_fitting": {"_training"},
+    "test_frameworks": {"_images"},
+    "test_hardness": {"_datasets", "evaluation"},
+    "test_html": {"_support"},
+    "test_label_check": {"evaluation"},
+    "test_layout": {"_support", "synthesizers"},
+    "test_low_density": {"synthesizers"},
+    "test_metrics": {"metrics"},
+    "test_noise": {"_noise"},
+    "test_notebook": {"_support"},
+    "test_on_the_fly": {"_datasets"},
+    "test_pixels": {"_pixels"},
+    "test_plan": {"_plan"},
+    "test_precision": {"_generate", "_support", "_training"},
+    "test_progress": {"_support"},
+    "test_readme": {"_cli"},
+    "test_report": {"_support", "_types"},
+    "test_scaled_audit": {"_audit", "_neighbors"},
+    "test_scaling": {"_training", "synthesizers"},
+    "test_source": {"_images", "_pixels"},
+    "test_split_for_audit": {"_audit"},
+    "test_sweep": {"_sweep"},
+    "test_torch_defaults": {"_support", "evaluation", "samplers"},
+    "test_torchvision_contract": {"_images"},
+    "test_training": {"_training"},
+    "test_transforms": {"_cache", "_datasets", "_images"},
+    "tiny/cascades": {"synthesizers"},
+    "tiny/cold": {"synthesizers"},
+    "tiny/fine_tuning": {"synthesizers"},
+    "tiny/inversions": {"synthesizers"},
+    "tiny/low_density": {"synthesizers"},
+}
+
+
 def modules() -> list[str]:
     """Every module, relative to the package; the root's lazy exports have their own test."""
     paths = sorted(ROOT.rglob("*.py"))
@@ -82,6 +148,29 @@ def imported(module: str) -> set[tuple[str, ...]]:
                     path = path[:-1]
                 targets.add(path)
     return targets
+
+
+def named(code: str) -> set[str]:
+    """The full names that code imports or, as a test that patches them does, gives as text."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and re.match(r"synthaug\.[\w.]+$", str(node.value)):
+            names.add(str(node.value))
+    return names
+
+
+def private_rooms(code: str) -> set[str]:
+    """The rooms of the package whose private names some code names."""
+    parts = [name.split(".") for name in named(code)]
+    return {
+        name[1]
+        for name in parts
+        if name[0] == "synthaug" and any(re.match(r"_(?!_)", part) for part in name)
+    }
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
@@ -211,3 +300,29 @@ def test_every_report_derives_from_the_base_of_reports():
                 bases = {ast.unparse(base) for base in node.bases}
                 assert "Report" in bases or node.name == "Report", f"{module}: {node.name}"
     assert reports >= {"AuditReport", "EvaluationReport", "LabelCheck", "Report", "SweepReport"}
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.stem)
+def test_a_test_names_what_is_public_or_what_it_tests_and_no_other_test(path):
+    code = path.read_text()
+    others = {name for name in named(code) if name.startswith("tests.")} | {
+        f"tests.{name}"
+        for name in re.findall(r"from tests\.(\w+)", code)  # in programs as text
+    }
+    assert not [name for name in others if name.startswith("tests.test_")]
+    rooms = INSIDES.get(str(path.relative_to(TESTS).with_suffix("")), set())
+    assert private_rooms(code) <= rooms
+    assert len(rooms) <= 3
+
+
+def test_private_names_would_be_seen_however_a_test_comes_by_them():
+    for code in (
+        "from synthaug._cache import SynthCache",
+        "def f():\n    import synthaug._cache.store as store",
+        "from synthaug import _cache",
+        "patch.setattr('synthaug._cache.store._X', 1)",
+    ):
+        assert private_rooms(code) == {"_cache"}
+    assert private_rooms("from synthaug.evaluation import _fit") == {"evaluation"}
+    assert private_rooms("from synthaug.samplers import _KNOWN, sample") == {"samplers"}
+    assert private_rooms("from synthaug.samplers import sample; sample.__name__") == set()

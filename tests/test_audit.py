@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import synthaug._audit
-from synthaug import features
-from synthaug._audit import AuditReport, audit
+from synthaug import AuditReport, audit, features
 from synthaug._audit import matches as _matches
 from synthaug._audit.alignment import Aligner
 from synthaug._audit.calibration import conformal_p_values, q_values, resolution

@@ -18,11 +18,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from synthaug._cache import SynthCache
+from synthaug import Plan, SynthCache
 from synthaug._cache import readers as _readers
-from synthaug._pixels import to_images
-from synthaug._plan import Plan
 from synthaug.errors import CacheError, CachePendingError, MismatchError
+from tests.images import to_images
 
 SHAPE = (3, 8, 6)
 RECIPE = {"synthesizer": "Noise", "settings": {"steps": 4}, "weights": {"unet": "ab12"}}

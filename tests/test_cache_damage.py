@@ -11,11 +11,10 @@ import h5py
 import numpy as np
 import pytest
 
-from synthaug._cache import SynthCache
+from synthaug import Plan, SynthCache
 from synthaug._cache import schema as _schema
 from synthaug._cache import store as _store
 from synthaug._cache.format import text_digest
-from synthaug._plan import Plan
 from synthaug.errors import CacheError, CachePendingError
 
 SHAPE = (3, 8, 8)

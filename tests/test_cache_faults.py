@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug._cache import State, SynthCache, export
+from synthaug import Plan, SynthCache
+from synthaug._cache import State
 from synthaug._cache.files import new_file, remove_orphans
-from synthaug._plan import Plan
+from synthaug.caches import export
 from synthaug.errors import CacheError
 
 SHAPE = (3, 16, 16)

@@ -23,21 +23,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
-from synthaug._cache import (
-    SynthCache,
-    check_sources,
-    contact_sheet,
-    export,
-    forget,
-    import_images,
-    info,
-    info_text,
-    merge,
-)
-from synthaug._images.labeled import LabeledImages
-from synthaug._pixels import digest
-from synthaug._plan import Plan
+from synthaug import Plan, SynthCache
+from synthaug._cache import info_text
+from synthaug.caches import check_sources, contact_sheet, export, forget, import_images, info, merge
 from synthaug.errors import CacheError, MismatchError
+from synthaug.evaluation import digests
+from synthaug.images import LabeledImages
 
 SHAPE = (3, 8, 6)
 CLASSES = ("cat", "dog", "ox")
@@ -64,7 +55,7 @@ def plan_of(per_class: int = 4, seed: int = 0) -> Plan:
         settings={"steps": 4},
         seed=seed,
         sources=[np.flatnonzero(real.labels == c) for c in range(3)],
-        source_keys=np.array([digest(image) for image in real.read(range(12))], np.uint64),
+        source_keys=digests(real, "real")[:12],
         parameters={"strength": [0.25, 0.5]},
     )
 
@@ -393,7 +384,7 @@ def test_forgetting_reaches_partners_and_rows_that_are_still_pending(
     tmp_path: Path, plan: Plan
 ) -> None:
     real = real_images()
-    partner = np.full(len(plan), digest(real.read([8])[0]), np.uint64)
+    partner = np.full(len(plan), digests(real, "real")[8], np.uint64)
     partner[1:] = 5
     columns = {**plan.columns, "partner_key": partner.view(np.int64)}
     with_partner = Plan(columns, plan.classes, plan.settings)

@@ -1,5 +1,5 @@
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,25 +8,20 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur as reference_blur
 
-from synthaug._cache import SynthCache
-from synthaug._generate import generate
-from synthaug._images.labeled import LabeledImages
-from synthaug._noise import randn, streams
-from synthaug._pixels import to_images, to_pixels
-from synthaug._plan import Plan
-from synthaug._training.loop import TrainingConfig
+from synthaug import Plan, SynthCache, TrainingConfig, generate
 from synthaug.errors import CheckpointError
+from synthaug.images import LabeledImages
 from synthaug.samplers import make_scheduler, sample, timesteps_until
 from synthaug.synthesizers import (
     Cascade,
     CascadeStage,
     ClassConditional,
-    DiffusionModel,
     SamplerConfig,
     StageConfig,
+    streams,
 )
 from synthaug.synthesizers.cascade._chain import StageCondition, StageDenoiser, downsample, upsample
-from synthaug.synthesizers.cascade._fit import StageFitJob, blur_some, gaussian_blur
+from synthaug.synthesizers.cascade._fit import blur_some, gaussian_blur
 from tests.checkpoints import (
     Counting,
     cosine_config,
@@ -34,58 +29,11 @@ from tests.checkpoints import (
     tiny_unet,
     write_stable_diffusion_upscaler,
 )
-from tests.command_line import check_answer
+from tests.command_line import check_answer, fail, succeed
+from tests.images import randn, to_images, to_pixels
+from tests.tiny.cascades import NAMES, job, real, tiny_base, tiny_cascade, tiny_stage
 
-NAMES = ("ant", "bee", "cat", "dog")
 TINY: dict[str, Any] = {"channels": 8, "progress": False}
-
-
-def real(size: int = 8, n: int = 16, channels: int = 1) -> LabeledImages:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(
-        0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator
-    )
-    return LabeledImages(pixels, np.arange(n) % len(NAMES), NAMES)
-
-
-def job(augmentation: str = "gaussian", data: Any = None, **changes: Any) -> StageFitJob:
-    settings: dict[str, Any] = {
-        "low_size": 4,
-        "conditioning_augmentation": augmentation,
-        "channels": 8,
-        "num_layers": 1,
-        "prediction_type": "v_prediction",
-        "label_dropout": 0.1,
-        "horizontal_flip": False,
-        **changes,
-    }
-    names = {field.name for field in fields(StageConfig)} & settings.keys()
-    config = StageConfig(**{name: settings.pop(name) for name in names})
-    return StageFitJob(real() if data is None else data, None, config, **settings)
-
-
-def tiny_stage(augmentation: str = "gaussian", size: int = 8, low: int = 4) -> CascadeStage:
-    """A stage with random weights, those that a network would be trained from."""
-    torch.manual_seed(size)
-    made = job(augmentation, real(size), low_size=low)
-    network = made._build().eval().requires_grad_(False)
-    for weight in network.parameters():  # biases start at 0, and would hide what they should add
-        weight.add_(0.05 * torch.randn(weight.shape))
-    return replace(made.stage(network), sampler=SamplerConfig(num_inference_steps=3))
-
-
-def tiny_base(**settings: Any) -> ClassConditional:
-    model = DiffusionModel(
-        network=tiny_unet(size=4),
-        scheduler_config=cosine_config(),
-        classes=NAMES,
-        image_shape=(1, 4, 4),
-    )
-    return ClassConditional(model=model, **sampled(**{"num_inference_steps": 5, **settings}))
-
-
-def tiny_cascade(augmentation: str = "gaussian", **settings: Any) -> Cascade:
-    return Cascade(base=tiny_base(), stages=[tiny_stage(augmentation)], **settings)
 
 
 def same_seeds(plan: Plan, **columns: Any) -> Plan:
@@ -641,25 +589,17 @@ def test_checkpoints_that_condition_in_other_ways_are_refused(tmp_path):
 # -- the command line ----------------------------------------------------------------------------
 
 
-def command(*arguments: Any) -> None:
-    from synthaug._cli import main
-
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    assert caught.value.code == 0
-
-
-def test_a_cascade_is_trained_put_together_and_drawn_from_the_command_line(tmp_path, capsys):
+def test_a_cascade_is_trained_put_together_and_drawn_from_the_command_line(tmp_path):
     base, stage, whole, out = (tmp_path / name for name in ("base", "up", "whole", "cache.h5"))
     common = ("--steps", 2, "--width", 8, "--batch-size", 4, "--device", "cpu")
-    command("train", "digits", base, "--image-size", 4, *common)
-    command("train", "digits", stage, "--method", "upsample", "--low-size", 4, *common)
+    succeed("train", "digits", base, "--image-size", 4, *common)
+    succeed("train", "digits", stage, "--method", "upsample", "--low-size", 4, *common)
     assert (stage / "samples.png").exists()
-    command("cascade", whole, base, stage, "--noise-conditioning-level", 70)
-    assert "4 x 4 to 8 x 8 pixels" in capsys.readouterr().out
+    text = succeed("cascade", whole, base, stage, "--noise-conditioning-level", 70)
+    assert "4 x 4 to 8 x 8 pixels" in text
     check_answer("cascade", whole, base, stage, "--noise-conditioning-level", 70)
     options = ("--per-class", 1, "--num-inference-steps", 2, "--truncated")
-    command("generate", whole, out, *options, "--stage-guidance-scale", 2)
+    succeed("generate", whole, out, *options, "--stage-guidance-scale", 2)
     cache = SynthCache(out)
     assert cache.image_shape == (1, 8, 8)
     assert cache.provenance(0)["noise_conditioning_level"] == 70
@@ -683,12 +623,7 @@ def test_a_cascade_is_trained_put_together_and_drawn_from_the_command_line(tmp_p
         ),
     ],
 )
-def test_what_makes_no_sense_on_the_command_line_exits_with_2(arguments, message, tmp_path, capsys):
-    from synthaug._cli import main
-
+def test_what_makes_no_sense_on_the_command_line_exits_with_2(arguments, message, tmp_path):
     tiny_cascade().save_pretrained(tmp_path)
     places = {"OUT": tmp_path / "out", "STAGE": tmp_path / "stage_1", "WHOLE": tmp_path}
-    with pytest.raises(SystemExit) as caught:
-        main([str(places.get(argument, argument)) for argument in arguments])
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in fail(2, *(places.get(argument, argument) for argument in arguments))

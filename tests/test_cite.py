@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from synthaug import synthesizers
-from synthaug._cache.citations import _RULES, cite, papers
-from synthaug._cli import main
-from synthaug._plan import Plan
-from synthaug.synthesizers import ClassConditional
-from synthaug.synthesizers._model import DiffusionModel
+from synthaug import Plan, synthesizers
+from synthaug._cache.citations import _RULES, papers
+from synthaug.caches import cite
+from synthaug.synthesizers import ClassConditional, DiffusionModel
 from tests.checkpoints import cosine_config, sampled, tiny_unet
+from tests.command_line import succeed
 from tests.variants import make_cache, real_images
 
 ROOT = Path(__file__).parents[1]
@@ -88,12 +87,10 @@ def test_every_entry_of_a_bibliography_is_complete_and_named_once():
         assert f"eprint = {{{paper.arxiv}}}" in entry
 
 
-def test_the_command_prints_text_or_bibtex(tmp_path, capsys):
+def test_the_command_prints_text_or_bibtex(tmp_path):
     cache = make_cache(tmp_path, real_images())
     for option, start in ([], "The synthesizer 'test'"), (["--bibtex"], "@software{synthaug,"):
-        with pytest.raises(SystemExit, match="0"):
-            main(["cite", str(cache.path), *option])
-        assert capsys.readouterr().out.startswith(start)
+        assert succeed("cite", cache.path, *option).startswith(start)
 
 
 def test_the_citation_file_names_the_version_that_the_package_has():

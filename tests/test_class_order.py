@@ -9,15 +9,14 @@ import torch
 from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import ImageFolder
 
-from synthaug import mixing
-from synthaug._datasets import MixedDataset, OnTheFlyDataset
-from synthaug._images.labeled import LabeledImages
+from synthaug import MixedDataset, OnTheFlyDataset, Plan, mixing
 from synthaug._images.source import ImageSource
-from synthaug._plan import Plan
 from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation import _label_check, evaluate, scaling_arms
-from synthaug.evaluation._hardness import score_hardness
+from synthaug.evaluation import _label_check, evaluate, scaling_arms, score_hardness
 from synthaug.features import Pixel
+from synthaug.images import LabeledImages
+from tests.drawing import Noise, plan_of
+from tests.images import dark_and_light
 from tests.mixtures import (
     CLASSES,
     NAMED,
@@ -28,8 +27,6 @@ from tests.mixtures import (
     real_images,
     report_on,
 )
-from tests.test_generate import Noise, plan_of
-from tests.test_label_check import images
 
 OTHER = ("cow", "ant", "bee")
 TO_REAL = np.array([2, 0, 1])  # of each class of `OTHER` its place in `CLASSES`
@@ -168,7 +165,7 @@ def test_an_evaluation_and_amounts_take_either_order(cache):
 
 
 def test_labels_are_checked_and_hardness_is_scored_by_name(monkeypatch):
-    labelled = LabeledImages(*images(24), ("dark", "light"))
+    labelled = LabeledImages(*dark_and_light(24), ("dark", "light"))
     turned = LabeledImages(labelled.read(range(24)), 1 - labelled.labels, ("light", "dark"))
     cache: Any = SimpleNamespace(
         identity={},

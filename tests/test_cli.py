@@ -17,9 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from synthaug._audit import AuditReport
+from synthaug import AuditReport, SynthCache
 from synthaug._audit.matching import Matcher
-from synthaug._cache import SynthCache
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
 from synthaug._cli import app as _main
 from synthaug.errors import CacheError

@@ -29,8 +29,8 @@ from synthaug._cli.parser import SHARED, arguments
 from synthaug._cli.training import METHODS
 from synthaug._cli.training_options import OptimiserOptions, TrainOptions
 from tests.command_line import PAGE, documented, fail, run, spy, succeed
-from tests.test_readme import ROOT
 
+ROOT = Path(__file__).parents[1]
 EVERY = {**COMMANDS, **{f"cache {name}": f for name, f in CACHE_COMMANDS.items()}}
 
 

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 import synthaug
-from synthaug._generate import generate
-from synthaug._noise import streams
-from synthaug._pixels import to_images, to_pixels
-from synthaug._training.loop import TrainingConfig
+from synthaug import TrainingConfig, generate
 from synthaug.degradations import (
     Blur,
     Custom,
@@ -27,12 +24,14 @@ from synthaug.degradations import (
 )
 from synthaug.denoisers import build_unet
 from synthaug.errors import CheckpointError, DataError, MismatchError
-from synthaug.synthesizers import ColdDiffusion
+from synthaug.synthesizers import ColdDiffusion, streams
 from synthaug.synthesizers.cold._colors import ColourMixture
 from synthaug.synthesizers.cold._fit import ColdFitJob
 from synthaug.synthesizers.cold._sampling import restore, visited_levels
 from tests.checkpoints import Counting, tiny_unet
-from tests.test_degradations import ALL, ids
+from tests.degradations import ALL, ids
+from tests.images import to_images, to_pixels
+from tests.tiny.cold import NAMES, Real, generator, tiny
 
 SHAPE = (3, 16, 16)
 every = pytest.mark.parametrize("degradation", ALL, ids=ids)
@@ -138,51 +137,6 @@ def test_levels_are_visited_one_by_one_or_in_even_steps_that_never_repeat():
 
 
 # -- the synthesizer -----------------------------------------------------------------------------
-
-
-NAMES = ("ant", "bee")
-
-
-class Real:
-    """Six images of 8x8 pixels, of two classes."""
-
-    classes: tuple[str, ...] = NAMES
-    image_shape = (3, 8, 8)
-    fingerprint = "real"
-
-    def __init__(self, seed: int = 0) -> None:
-        self.targets = [0, 1, 0, 1, 0, 1]
-        generator = torch.Generator().manual_seed(seed)
-        self.pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=generator)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def read(self, indices: Any) -> Tensor:
-        return self.pixels[torch.tensor(np.asarray(indices))]
-
-
-def tiny(**settings: Any) -> ColdDiffusion:
-    """A random network of little size."""
-    given = {
-        "network": tiny_unet(num_classes=None, channels=3),
-        "degradation": Blur(num_levels=10, kernel_size=5),
-        "image_shape": (3, 8, 8),
-        "classes": NAMES,
-        **settings,
-    }
-    return ColdDiffusion(**given)
-
-
-def generator(**settings: Any) -> ColdDiffusion:
-    """One that generates, from colours around 0.1, -0.2 and 0.3."""
-    colours = ColourMixture(
-        weights=np.ones(1),
-        means=np.array([[0.1, -0.2, 0.3]]),
-        covariances=0.01 * np.eye(3)[None] + 0.005,
-    )
-    blur = Blur(num_levels=6, kernel_size=5, padding="circular", exact_mean=True)
-    return tiny(**{"degradation": blur, "colours": colours, "classes": ("image",), **settings})
 
 
 def view(images: Tensor, severity: float = 0.5) -> Tensor:

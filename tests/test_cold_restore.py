@@ -16,23 +16,14 @@ from torchvision.transforms import v2
 import synthaug.albumentations as ours
 from synthaug._datasets import restoration as _restoration
 from synthaug._images.convert import like, pixels_of
-from synthaug._images.labeled import LabeledImages
-from synthaug._pixels import to_images, to_pixels
-from synthaug.degradations import Inpainting
 from synthaug.errors import CheckpointError
-from synthaug.synthesizers import ColdDiffusion
+from synthaug.images import LabeledImages
 from synthaug.transforms import ColdRestore
 from tests.checkpoints import Counting, tiny_unet
+from tests.images import to_images, to_pixels
+from tests.tiny.cold import inpainter
 
 SHAPE = (3, 8, 8)
-
-
-def tiny(channels: int = 3, network: Any = None) -> ColdDiffusion:
-    return ColdDiffusion(
-        network=network or tiny_unet(num_classes=None, channels=channels).requires_grad_(False),
-        degradation=Inpainting(num_levels=10, std_step=0.3),
-        image_shape=(channels, 8, 8),
-    )
 
 
 def pixels(n: int = 1, channels: int = 3) -> Tensor:
@@ -42,11 +33,11 @@ def pixels(n: int = 1, channels: int = 3) -> Tensor:
 
 @pytest.fixture
 def always() -> ColdRestore:
-    return ColdRestore(tiny(), p=1.0)
+    return ColdRestore(inpainter(), p=1.0)
 
 
 def test_an_image_becomes_what_the_synthesizer_makes_of_it():
-    restore = ColdRestore(tiny(), severity_range=(0.3, 0.5), p=0.5)
+    restore = ColdRestore(inpainter(), severity_range=(0.3, 0.5), p=0.5)
     batch = pixels(8)
     torch.manual_seed(0)
     params = restore.make_params([batch, torch.zeros(8, dtype=torch.int64)])
@@ -54,7 +45,7 @@ def test_an_image_becomes_what_the_synthesizer_makes_of_it():
     assert all(0.3 <= severity <= 0.5 for severity in params["severity"])
     torch.manual_seed(0)
     found, labels = restore(batch, torch.arange(8))
-    views = tiny().degrade_and_restore(
+    views = inpainter().degrade_and_restore(
         to_images(batch[params["chosen"]]), severity=params["severity"], seeds=params["seeds"]
     )
     assert torch.equal(found[params["chosen"]], to_pixels(views))
@@ -79,7 +70,7 @@ def test_an_image_becomes_what_the_synthesizer_makes_of_it():
 )
 def test_every_type_of_image_is_kept_and_restored_alike(example):
     channels = pixels_of(example).shape[0]
-    restore = pickle.loads(pickle.dumps(ColdRestore(tiny(channels), p=1.0)))
+    restore = pickle.loads(pickle.dumps(ColdRestore(inpainter(channels), p=1.0)))
     given = pixels(1, channels)[0]
     image, label = like(given, example), torch.tensor(1)
     torch.manual_seed(0)
@@ -94,7 +85,7 @@ def test_every_type_of_image_is_kept_and_restored_alike(example):
 
 
 def test_a_checkpoint_may_be_given_by_path(tmp_path, always):
-    tiny().save_pretrained(tmp_path)
+    inpainter().save_pretrained(tmp_path)
     shown = []
     for restore in (ColdRestore(tmp_path, p=1.0), always):
         torch.manual_seed(0)
@@ -104,7 +95,7 @@ def test_a_checkpoint_may_be_given_by_path(tmp_path, always):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 def test_batches_are_restored_image_by_image_each_with_its_own_draw(dtype):
-    restore = ColdRestore(tiny(), severity_range=(0.5, 0.5), p=1.0)
+    restore = ColdRestore(inpainter(), severity_range=(0.5, 0.5), p=1.0)
     image = pixels(1) if dtype == torch.uint8 else (pixels(1) / 255).to(dtype)
     batch = tv_tensors.Image(image.expand(4, -1, -1, -1).clone())
     shown = restore(batch)
@@ -114,7 +105,7 @@ def test_batches_are_restored_image_by_image_each_with_its_own_draw(dtype):
 
 
 def test_it_is_seeded_by_torch_and_p_is_the_probability_of_a_change():
-    restore = ColdRestore(tiny(), severity_range=(0.1, 0.1), p=0.3)
+    restore = ColdRestore(inpainter(), severity_range=(0.1, 0.1), p=0.3)
     batch = pixels(1).expand(400, -1, -1, -1).clone()
     runs = []
     for seed in (0, 0, 1):
@@ -125,12 +116,12 @@ def test_it_is_seeded_by_torch_and_p_is_the_probability_of_a_change():
     changed = (runs[0] != batch).flatten(1).any(1).float().mean()
     assert abs(float(changed) - 0.3) < 4 * (0.3 * 0.7 / 400) ** 0.5
     image = pixels()[0]
-    assert ColdRestore(tiny(), p=0.0)(image) is image
+    assert ColdRestore(inpainter(), p=0.0)(image) is image
 
 
 def test_severities_fill_their_range_and_decide_the_cost():
     counting = Counting(tiny_unet(num_classes=None, channels=3))
-    restore = ColdRestore(tiny(network=counting), severity_range=(0.2, 0.6), p=1.0)
+    restore = ColdRestore(inpainter(network=counting), severity_range=(0.2, 0.6), p=1.0)
     torch.manual_seed(0)
     severity = restore.make_params([pixels(60)])["severity"]
     assert 0.2 <= min(severity) < 0.23
@@ -144,7 +135,7 @@ def test_severities_fill_their_range_and_decide_the_cost():
 def test_in_a_pipeline_in_workers_of_a_loader_epochs_and_workers_differ():
     real = LabeledImages(pixels(1).expand(8, -1, -1, -1).clone(), [0] * 8, ["bug"])
     real.transform = v2.Compose(
-        [ColdRestore(tiny(), p=1.0), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+        [ColdRestore(inpainter(), p=1.0), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     )
     torch.manual_seed(0)
     loader = DataLoader(real, batch_size=4, num_workers=2, multiprocessing_context="fork")
@@ -167,7 +158,7 @@ def test_float_images_are_not_rounded_to_levels(always):
 def test_in_a_worker_only_a_network_on_the_cpu_can_be_used(always, monkeypatch):
     monkeypatch.setattr(_restoration, "get_worker_info", lambda: object())
     always(pixels(1))
-    cold = tiny(network=tiny_unet(num_classes=None, channels=3).to("meta"))
+    cold = inpainter(network=tiny_unet(num_classes=None, channels=3).to("meta"))
     with pytest.raises(RuntimeError, match=r"is on meta, .* Apply the transform to batches, after"):
         ColdRestore(cold, p=1.0)(pixels(1))
 
@@ -182,7 +173,7 @@ def test_what_makes_no_sense_is_refused(always):
     for settings, message in wrong:
         for transform in (ColdRestore, ours.ColdRestore):
             with pytest.raises(ValueError, match=message):
-                transform(tiny(), **settings)
+                transform(inpainter(), **settings)
     with pytest.raises(TypeError, match="`cold` is a float, expected a `ColdDiffusion`"):
         ColdRestore(0.5)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="runs/cold"):
@@ -216,7 +207,7 @@ def test_what_makes_no_sense_is_refused(always):
 )
 def test_arrays_keep_their_type_in_albumentations(image):
     given = image(pixels()[0].permute(1, 2, 0).numpy())
-    cold = tiny(3 if given.shape[2:] == (3,) else 1)
+    cold = inpainter(3 if given.shape[2:] == (3,) else 1)
     restore = ours.ColdRestore(cold, severity_range=(0.5, 0.5), p=1.0)
     pipeline = A.Compose([restore, A.HorizontalFlip(p=0.0)], seed=0)
     made = pipeline(image=given, label=1)
@@ -230,15 +221,15 @@ def test_arrays_keep_their_type_in_albumentations(image):
 
 
 def test_albumentations_restores_as_torchvision_does():
-    restore = ours.ColdRestore(tiny(), severity_range=(0.3, 0.3), p=1.0)
+    restore = ours.ColdRestore(inpainter(), severity_range=(0.3, 0.3), p=1.0)
     image = pixels()[0].permute(1, 2, 0).numpy()
-    expected = tiny().degrade_and_restore(to_images(pixels()), severity=[0.3], seeds=[7])
+    expected = inpainter().degrade_and_restore(to_images(pixels()), severity=[0.3], seeds=[7])
     shown = restore.apply(image, severity=0.3, seed=7)
     assert np.array_equal(shown, to_pixels(expected)[0].permute(1, 2, 0).numpy())
 
 
 def test_albumentations_refuses_what_cannot_follow():
-    restore = ours.ColdRestore(tiny(), p=1.0)
+    restore = ours.ColdRestore(inpainter(), p=1.0)
     image = pixels()[0].permute(1, 2, 0).numpy()
     with pytest.raises(TypeError, match="`mask` cannot follow an image"):
         restore(image=image, mask=np.zeros((8, 8), np.uint8))

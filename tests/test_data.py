@@ -17,12 +17,13 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
+from synthaug import load_dataset
 from synthaug._images import loaders as _sources
 from synthaug._images.convert import label_like, like, pixels_of
 from synthaug._images.fields import Fields
-from synthaug._images.labeled import LabeledImages, load_dataset
 from synthaug._images.source import ImageSource
 from synthaug.errors import DataError, MismatchError
+from synthaug.images import LabeledImages
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

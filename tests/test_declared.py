@@ -16,8 +16,8 @@ from synthaug._cli.generation import PlanOptions
 from synthaug.synthesizers import METHODS, Method, RowParameter, SamplerConfig, register
 from synthaug.synthesizers._registry import parameter_table
 from synthaug.synthesizers._sampler import SAMPLER_SETTINGS
-from tests.test_cascade import tiny_cascade
-from tests.test_class_conditional import tiny
+from tests.tiny.cascades import tiny_cascade
+from tests.tiny.class_conditional import tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synthaug._noise import randn
+from tests.images import randn
 from synthaug.synthesizers import (
     AbstractSynthesizer, Method, Paper, RowParameter, Setting, register, streams
 )
@@ -71,7 +71,7 @@ register(METHOD)
 DRIVER = """
 import json, sys
 import clouds
-from synthaug._sweep import default_grid
+from synthaug.sweeps import default_grid
 from synthaug.synthesizers._registry import parameter_table
 from tests.command_line import run
 

@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthaug import degradations
-from synthaug._noise import streams
-from synthaug._pixels import to_pixels
 from synthaug.degradations import (
     Animorphosis,
     Blur,
@@ -24,64 +22,13 @@ from synthaug.degradations import (
     SuperResolution,
 )
 from synthaug.errors import CheckpointError
+from synthaug.synthesizers import streams
+from tests.degradations import ALL, Others, ids
+from tests.images import to_pixels
 
 SHAPE = (3, 16, 16)
 
 
-class Others:
-    """Five images of another set."""
-
-    def __init__(self, size: int = 16) -> None:
-        generator = torch.Generator().manual_seed(5)
-        self.pixels = torch.randint(
-            0, 256, (5, 3, size, size), dtype=torch.uint8, generator=generator
-        )
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def read(self, indices: Any) -> Tensor:
-        return self.pixels[torch.as_tensor(indices)]
-
-
-def fade(x: Tensor, s: Tensor, realisation: Any) -> Tensor:
-    return x * (1 - s / 6) + realisation["shade"][:, :, None, None] * s / 6
-
-
-ALL = [
-    Blur(num_levels=8),
-    Blur(num_levels=8, padding="circular", exact_mean=True, schedule="constant", std=3.0),
-    Blur(num_levels=8, kernel_size=15, schedule="exponential", std=1.0, rate=0.1),
-    Inpainting(num_levels=8),
-    Inpainting(num_levels=8, centre="middle", fill="colour", std_step=0.5),
-    SuperResolution(num_levels=4),
-    Snow(num_levels=8),
-    Snow(num_levels=8, whiten=False, zoom=1.0),
-    Decolorization(num_levels=8),
-    GaussianNoise(num_levels=8),
-    Animorphosis(others=Others(), num_levels=8),
-    Custom(
-        name="fade",
-        num_levels=6,
-        function=fade,
-        realisation=lambda g, shape: {"shade": torch.rand(shape[0], generator=g)},
-        remains="nothing",
-    ),
-]
-ids = [
-    "blur",
-    "blur to the mean",
-    "exponential blur",
-    "random hole",
-    "hole in a colour",
-    "super-resolution",
-    "snow",
-    "snow of single pixels",
-    "decolorization",
-    "noise",
-    "animorphosis",
-    "custom",
-]
 every = pytest.mark.parametrize("degradation", ALL, ids=ids)
 
 

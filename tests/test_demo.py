@@ -3,10 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from synthaug._audit import AuditReport
-from synthaug._cache import SynthCache
+from synthaug import AuditReport, SynthCache, load_dataset
 from synthaug._demo import Settings, classifier_seeds, demo, split_digits
-from synthaug._images.labeled import load_dataset
 from synthaug.evaluation import EvaluationReport
 
 TOY = Settings(

@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug._cache import State, SynthCache, merge
-from synthaug._cluster import ActorPool, RayEngine, Share, Worker
+from synthaug import Plan, SynthCache
+from synthaug._cluster import ActorPool, Share, Worker
 from synthaug._generate.actors import Drawer, Task
 from synthaug._generate.parts import Part, draw_part, lay_out, left, parts_of
-from synthaug._plan import Plan
 from synthaug._support.files import claimed
+from synthaug.caches import RayEngine, merge
 from synthaug.errors import CacheError, EngineError, MismatchError
 from tests.command_line import succeed
+from tests.drawing import Killed, Noise, Shaped, fill, plan_of
 from tests.fake_ray import Actor, FakeRay
-from tests.test_class_conditional import tiny
-from tests.test_generate import Killed, Noise, Shaped, fill, plan_of
+from tests.tiny.class_conditional import tiny
 
 ROWS = 300  # five parts
+WITHDRAWN = 2  # a state of a row in the file
 
 
 def a_plan() -> Plan:
@@ -188,7 +189,7 @@ def test_withdrawn_rows_and_damaged_rows_of_parts_are_what_they_are_in_one_file(
     draw(path, synthesizer, shard="1/2")
     assert synthesizer.drawn == [a_plan()["seed"][part.start + 5]]
     cache = draw(path, shard="2/2")
-    assert np.flatnonzero(cache.state == State.WITHDRAWN).tolist() == [3, 70]
+    assert np.flatnonzero(cache.state == WITHDRAWN).tolist() == [3, 70]
     assert cache.done.sum() == ROWS - 2
     assert not len(cache.verify())
 

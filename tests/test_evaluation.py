@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
-from synthaug._cache import SynthCache
-from synthaug._cli import main
-from synthaug._datasets import MixedDataset
-from synthaug._datasets.items import ItemFormat
-from synthaug._images.labeled import LabeledImages, load_dataset
+from synthaug import MixedDataset, Plan, SynthCache, load_dataset
 from synthaug._images.source import ImageSource
-from synthaug._plan import Plan, balanced_quota
+from synthaug._plan import balanced_quota
 from synthaug.errors import DataError, DivergedError
 from synthaug.evaluation import (
     CAS,
@@ -36,6 +32,9 @@ from synthaug.evaluation import (
 )
 from synthaug.evaluation._augment import apply_augment, standard_augment
 from synthaug.evaluation._fit import Settings, batch_order, learning_rate_at
+from synthaug.images import LabeledImages
+from synthaug.mixing import ItemFormat
+from tests.command_line import succeed
 
 FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
 
@@ -675,11 +674,9 @@ def test_amounts_are_trained_for_equal_steps_on_images_that_the_audit_passed(
 
 @pytest.mark.parametrize("ratios", ["0,0.02", "[0, 0.02]"])
 def test_amounts_from_the_command_line(ratios: str, cache: SynthCache, tmp_path: Path) -> None:
-    path, out = str(tmp_path / "c.h5"), tmp_path / "out"
+    path, out = tmp_path / "c.h5", tmp_path / "out"
     options = f"--ratios|{ratios}|--steps|2|--seeds|1|--device|cpu|--out|{out}".split("|")
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "digits:train", path, "digits:test", *options, "--allow-overlap"])
-    assert stop.value.code == 0
+    succeed("evaluate", "digits:train", path, "digits:test", *options, "--allow-overlap")
     report = EvaluationReport.from_json(out.with_suffix(".json"))
     assert report.arm_names == ["real", "real + 0.02 x synthetic"]
     assert report.baseline == "real"

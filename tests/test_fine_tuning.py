@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from synthaug._cli import main
+from synthaug import TrainingConfig
 from synthaug._training.checkpoints import write_json
-from synthaug._training.loop import TrainingConfig
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.features import Pixel
 from synthaug.synthesizers import (
@@ -25,7 +24,6 @@ from synthaug.synthesizers import (
     select_snapshot,
 )
 from synthaug.synthesizers.class_conditional._fine_tuning import (
-    FineTuneJob,
     FineTuningConfig,
     class_tables,
     learn_classes,
@@ -37,23 +35,8 @@ from tests.checkpoints import (
     tiny_unet,
     write_stable_diffusion,
 )
-
-
-class Real:
-    """Eight flat images of 8x8 pixels, of two classes: a dark one and a bright one."""
-
-    def __init__(self, channels: int = 1, classes: tuple[str, ...] = ("bee", "emu")) -> None:
-        self.classes, self.image_shape = classes, (channels, 8, 8)
-        self.targets = [i % len(classes) for i in range(8)]
-        self.fingerprint = "real"
-        levels = torch.tensor(self.targets) * 160 + 40 + torch.arange(8)
-        self.pixels = levels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, *self.image_shape)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def read(self, indices: Any) -> Tensor:
-        return self.pixels[torch.tensor(np.asarray(indices))].clone()
+from tests.command_line import fail, succeed
+from tests.tiny.fine_tuning import Real, job_of
 
 
 def config(**changes: Any) -> TrainingConfig:
@@ -99,11 +82,6 @@ def write_labelled(path: Path, num_classes: int | None = 4, **scheduler: Any) ->
     if kind is not None:
         write_json(path / "scheduler" / "scheduler_config.json", {"_class_name": kind})
     return network
-
-
-def job_of(checkpoint: Path, real: Any = None, **changes: Any) -> FineTuneJob:
-    adaptation = FineTuningConfig(class_learning_rate=7.0, **changes)
-    return FineTuneJob(checkpoint, real or Real(), adaptation, learning_rate=1.0, device="cpu")
 
 
 # What moves, and what does not
@@ -381,9 +359,7 @@ def test_the_frechet_score_is_smaller_for_images_that_are_more_alike(labelled):
     assert near < far / 2
 
 
-def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(
-    labelled, tmp_path, capsys
-):
+def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(labelled, tmp_path):
     real, folders = Real(), {}
     for split, shade in (("train", 0), ("validation", 3)):
         folders[split] = f"folder:{tmp_path / split}"
@@ -394,14 +370,7 @@ def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(
     train = ["train", folders["train"], tmp_path / "out", "--method", "finetune", "--steps", 2]
     given = [*train, "--base", labelled, "--device", "cpu", "--snapshots", "[1, 2]"]
     chosen = [*given, "--validation", folders["validation"], "--features", "pixels:1"]
-
-    def command(*arguments: object) -> tuple[Any, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        return stop.value.code, "".join(capsys.readouterr())
-
-    code, text = command(*chosen, "--lora-rank", 2)
-    assert code == 0
+    text = succeed(*chosen, "--lora-rank", 2)
     assert "Step 2: Fréchet distance" in text
     best = Path(text.split("Best snapshot: ")[1].splitlines()[0])
     assert ClassConditional.from_pretrained(best, device="cpu").classes == real.classes
@@ -410,9 +379,7 @@ def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(
         ([*given, "--features", "pixels"], "takes `--snapshots`, `--validation`, `--features`"),
         ([*given, "--low-size", 4], "`--low-size` has no meaning with --method finetune"),
     ):
-        code, text = command(*refused)
-        assert code == 2
-        assert message in text
+        assert message in fail(2, *refused)
 
 
 # Refused

@@ -25,11 +25,9 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 import synthaug
-from synthaug._cache import SynthCache
-from synthaug._datasets import MixedDataset
-from synthaug._images.labeled import LabeledImages
+from synthaug import MixedDataset, Plan, SynthCache
 from synthaug._images.source import ImageSource
-from synthaug._plan import Plan
+from synthaug.images import LabeledImages
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # frameworks warn of much that is not ours
 

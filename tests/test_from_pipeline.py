@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug._cache import SynthCache
-from synthaug._generate import generate
-from synthaug._noise import streams
+from synthaug import SynthCache, generate
 from synthaug.errors import DataError, MismatchError
-from synthaug.synthesizers import FromPipeline
+from synthaug.synthesizers import FromPipeline, streams
 from tests.checkpoints import tiny_unet, write_stable_diffusion
 
 CLASSES = ("a_b", "c")

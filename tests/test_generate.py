@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -14,63 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthaug._cache import SynthCache
-from synthaug._generate import generate
-from synthaug._noise import randn, streams
-from synthaug._pixels import to_images, to_pixels
-from synthaug._plan import Plan
+from synthaug import Plan, SynthCache, generate
 from synthaug.errors import CacheError, DivergedError, MismatchError
 from synthaug.synthesizers import Constant
-
-SHAPE = (3, 4, 5)
-CLASSES = ("cat", "dog", "emu")
-
-
-class Killed(BaseException):
-    """What a kill would do to Python: nothing catches it."""
-
-
-class Noise:
-    """All that a synthesizer of one's own must have: each image is a function of its row."""
-
-    def __init__(self, *, killed_at: int | None = None, **settings: Any) -> None:
-        self.settings = settings
-        self.killed_at = killed_at
-        self.drawn: list[int] = []
-
-    def draw(self, rows: Plan) -> Tensor:
-        images = []
-        for row in range(len(rows)):
-            if len(self.drawn) == self.killed_at:
-                raise Killed
-            self.drawn.append(int(rows["seed"][row]))
-            noise = randn(streams(rows["seed"][row : row + 1]), SHAPE)
-            images.append((rows["strength"][row] * noise).float().clamp(-1, 1))
-        return torch.cat(images)
-
-    def recipe(self) -> dict[str, Any]:
-        return {"synthesizer": "Noise", "settings": self.settings, "weights": {"net": "ab12"}}
-
-
-class Shaped(Noise):
-    """The same, and says what size its images are."""
-
-    image_shape = SHAPE
-
-
-def plan_of(quota: Any = (4, 0, 5), **changes: Any) -> Plan:
-    arguments = {
-        "classes": CLASSES,
-        "settings": {},
-        "seed": 0,
-        "parameters": {"strength": [0.3, 1]},
-    }
-    return Plan.build(quota, **{**arguments, **changes})
-
-
-def fill(synthesizer: Any, path: Path, plan: Plan | None = None, **changes: Any) -> SynthCache:
-    rows = plan_of() if plan is None else plan
-    return generate(synthesizer, rows, path, **{"progress": False, **changes})
+from tests.drawing import CLASSES, SHAPE, Killed, Noise, Shaped, fill, plan_of
+from tests.images import to_images, to_pixels
 
 
 def pixels_of(cache: SynthCache) -> Tensor:
@@ -150,7 +97,7 @@ def test_a_finished_job_draws_nothing_again(tmp_path, expected, kind):
 
 _SLOW_JOB = """
 import sys, time
-from tests.test_generate import Noise, plan_of
+from tests.drawing import Noise, plan_of
 from synthaug._generate import generate
 class Slow(Noise):
     def draw(self, rows):
@@ -381,7 +328,7 @@ def test_the_cache_records_recipe_source_and_licence(tmp_path):
 
 _FULL_DISK = """
 import resource, signal, sys
-from tests.test_generate import Shaped, fill, plan_of
+from tests.drawing import Shaped, fill, plan_of
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

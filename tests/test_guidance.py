@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthaug._noise import streams
 from synthaug.density import contrastive_loss
 from synthaug.guidance import HardnessPush, Unit, log_odds, unit_rms
 from synthaug.samplers import Step, make_scheduler, sample, steps_of
+from synthaug.synthesizers import streams
 from tests.checkpoints import cosine_config
-from tests.test_samplers import EPSILON, GaussianDenoiser
+from tests.exact_denoisers import EPSILON, GaussianDenoiser
 
 SAMPLERS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpmsolver++", 0.0)]
 STD = 0.5

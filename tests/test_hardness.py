@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug import density
-from synthaug._cache import SynthCache
-from synthaug._cli import main
-from synthaug._datasets import MixedDataset
+from synthaug import MixedDataset, Plan, SynthCache, density
 from synthaug._datasets.draws import dealt
-from synthaug._images.labeled import LabeledImages
-from synthaug._pixels import to_pil
-from synthaug._plan import Plan
 from synthaug.errors import AuditError, MismatchError
-from synthaug.evaluation._hardness import HardnessReport, score_hardness
+from synthaug.evaluation import HardnessReport, score_hardness
 from synthaug.features import Pixel, extract
+from synthaug.images import LabeledImages
 from synthaug.mixing import Highest, Stratified
+from tests.command_line import fail, succeed
+from tests.images import to_pil
 
 CLASSES = ("dark", "light")
 PIXELS = Pixel(4)
@@ -326,26 +323,20 @@ def test_wrong_arguments_of_drawing_are_named(cache, scores):
 # The command
 
 
-def test_the_command_writes_the_report_that_a_data_set_can_draw_by(cache, tmp_path, capsys):
+def test_the_command_writes_the_report_that_a_data_set_can_draw_by(cache, tmp_path):
     for name, seed in (("train", 0), ("test", 1)):
         for i, (pixels, label) in enumerate(zip(*images(40, seed), strict=True)):
             path = tmp_path / name / CLASSES[label] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             to_pil(pixels).save(path)
     train, test = f"folder:{tmp_path / 'train'}", f"folder:{tmp_path / 'test'}"
-    arguments = ["evaluate", "density", str(tmp_path / "c.h5"), train]
-    options = ["--holdout", test, "--components", "3", "--out", str(tmp_path / "new" / "out")]
-    with pytest.raises(SystemExit) as stopped:
-        main([*arguments, *options, "--features", "pixels:4"])
-    assert stopped.value.code == 0
-    assert "held-out" in capsys.readouterr().out
+    arguments = ["evaluate", "density", tmp_path / "c.h5", train]
+    options = ["--holdout", test, "--components", "3", "--out", tmp_path / "new" / "out"]
+    assert "held-out" in succeed(*arguments, *options, "--features", "pixels:4")
     assert "<html" in (tmp_path / "new" / "out.html").read_text()
     report = HardnessReport.from_json(tmp_path / "new" / "out.json")
     folder = LabeledImages(*images(40, 0), CLASSES)
     expected = score(cache, folder, holdout=real(40, 1), components=3)
     np.testing.assert_allclose(report.hardness, expected.hardness, rtol=1e-6)
     MixedDataset(folder, cache, audit=None, fraction=0.5, draw=Stratified(report, 2))
-    with pytest.raises(SystemExit) as stopped:
-        main(["-v", *arguments])
-    assert stopped.value.code == 2
-    assert "`--features` is missing" in capsys.readouterr().err
+    assert "`--features` is missing" in fail(2, "-v", *arguments)

@@ -2,29 +2,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from synthaug._cache import SynthCache
-from synthaug._datasets import MixedDataset
-from synthaug._images.labeled import LabeledImages
-from synthaug._plan import Plan
+from synthaug import MixedDataset, Plan, SynthCache
 from synthaug.errors import AuditError, MismatchError
-from synthaug.evaluation import _label_check
-from synthaug.evaluation._label_check import LabelCheck, check_labels, withhold
+from synthaug.evaluation import LabelCheck, _label_check, check_labels
+from synthaug.evaluation._label_check import withhold
+from synthaug.images import LabeledImages
+from tests.images import dark_and_light
 
 CLASSES = ("dark", "light")
 
 
-def images(n: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Dark and light images of noise, in turn."""
-    labels = np.arange(n) % 2
-    noise = torch.randint(0, 80, (n, 1, 8, 8), generator=torch.Generator().manual_seed(n))
-    return (noise + torch.from_numpy(labels * 170).view(-1, 1, 1, 1)).to(torch.uint8), labels
-
-
 @pytest.fixture
 def real() -> LabeledImages:
-    return LabeledImages(*images(16), CLASSES)
+    return LabeledImages(*dark_and_light(16), CLASSES)
 
 
 @pytest.fixture
@@ -34,7 +25,7 @@ def cache(tmp_path):
     found = SynthCache.create(
         tmp_path / "c.h5", plan, image_shape=(1, 8, 8), manifest={"recipe": {}}
     )
-    pixels, labels = images(40)
+    pixels, labels = dark_and_light(40)
     rows = [np.flatnonzero(labels == c)[:10] for c in (0, 1)]
     rows[0][0], rows[1][0] = rows[1][0], rows[0][0]
     found.write(np.arange(20), pixels[np.concatenate(rows)])
@@ -104,7 +95,7 @@ def test_checks_that_make_no_sense_are_refused(cache, real, tmp_path):
     for rule, message in rules:
         with pytest.raises(ValueError, match=message):
             check_labels(cache, real, **rule)
-    other = LabeledImages(*images(4), ("light", "grey"))
+    other = LabeledImages(*dark_and_light(4), ("light", "grey"))
     with pytest.raises(MismatchError, match="only the real images have 'grey'"):
         check_labels(cache, other, threshold=0.5)
     check = check_labels(cache, real, percentile=5, steps=1, seeds=(0,), progress=False)

@@ -12,14 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthaug._images.labeled import LabeledImages
-from synthaug._noise import randn, streams
-from synthaug._pixels import to_pixels
+from synthaug import TrainingConfig
 from synthaug._support.layout import settle_layout, settled
-from synthaug._training.loop import TrainingConfig
 from synthaug.degradations import Inpainting
 from synthaug.denoisers import Denoiser
-from synthaug.evaluation._reconstructions import reconstructions
+from synthaug.evaluation import reconstructions
+from synthaug.images import LabeledImages
 from synthaug.synthesizers import (
     Cascade,
     CascadeStage,
@@ -31,12 +29,14 @@ from synthaug.synthesizers import (
     LowDensity,
     StageConfig,
     TokenConfig,
+    streams,
 )
 from synthaug.synthesizers.inversion._tokens import build_token_unet
 from synthaug.synthesizers.low_density._hardness import OnEstimate
 from tests.checkpoints import cosine_config, sampled, tiny_unet, write_stable_diffusion
-from tests.test_cascade import tiny_cascade
-from tests.test_class_conditional import NAMES, Real
+from tests.images import randn, to_pixels
+from tests.tiny.cascades import tiny_cascade
+from tests.tiny.class_conditional import NAMES, Real
 
 QUICK: dict[str, Any] = {
     "config": TrainingConfig(steps=1, batch_size=4, device="cpu"),

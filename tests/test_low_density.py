@@ -1,7 +1,6 @@
 import functools
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,55 +8,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synthaug._cache import SynthCache
-from synthaug._generate import generate
-from synthaug._pixels import to_images, to_pixels
-from synthaug._training.loop import TrainingConfig
-from synthaug.density import ClassGaussians
+from synthaug import SynthCache, generate
 from synthaug.errors import CheckpointError, DataError, MismatchError
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers import ClassConditional, LowDensity
-from synthaug.synthesizers.low_density import _fit as _hardness_fit
 from synthaug.synthesizers.low_density._hardness import (
     NoiseAware,
     NoisyEncoder,
     OnEstimate,
     denoised_estimate,
 )
-from tests import test_diffusion_inversion as inversion
 from tests.checkpoints import Counting, cosine_config, sampled, tiny_unet, write_stable_diffusion
 from tests.command_line import fail, succeed
-from tests.test_class_conditional import NAMES, Real, tiny
-
-SHAPE = (1, 8, 8)
+from tests.images import to_images, to_pixels
+from tests.tiny import inversions as inversion
+from tests.tiny.class_conditional import Real, tiny
+from tests.tiny.low_density import (
+    SHAPE,
+    Bright,
+    few_noisy_images,
+    fitted,
+    noise_aware,
+    seeded,
+    steered,
+)
 
 
 @pytest.fixture(autouse=True)
 def _fewer_noisy_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gaussians of four features do not need thousands."""
-    monkeypatch.setattr(_hardness_fit, "_PER_LEVEL", 160)
-    monkeypatch.setattr(_hardness_fit, "_PER_CLASS", 20)
-
-
-class Bright:
-    """Noisy images in four levels of grey, which are their classes."""
-
-    classes = NAMES
-    image_shape = SHAPE
-
-    def __init__(self, per_class: int = 8, shape: tuple[int, int, int] = SHAPE) -> None:
-        self.image_shape = shape
-        self.targets = [c for c in range(4) for _ in range(per_class)]
-        noise = torch.randint(-20, 21, (len(self.targets), *shape), generator=seeded())
-        levels = 30 + 65 * torch.tensor(self.targets).view(-1, 1, 1, 1)
-        self.pixels = (levels + noise).to(torch.uint8)
-        self.fingerprint = f"bright {per_class}"
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def read(self, indices: Any) -> Tensor:
-        return self.pixels[torch.as_tensor(np.asarray(indices))]
+    few_noisy_images(monkeypatch)
 
 
 class Levels(nn.Module):
@@ -66,48 +45,6 @@ class Levels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         small = nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), 2).flatten(1)
         return torch.cat([small, small.square().sum(1, keepdim=True)], dim=1)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def noise_aware(num_classes: int, shape: tuple[int, int, int] = SHAPE, levels: int = 2) -> Any:
-    """One that nobody trained: random features, random Gaussians."""
-    torch.manual_seed(num_classes)
-    config = tiny_unet(num_classes=None, size=shape[1], channels=shape[0]).config
-    labels = np.arange(20 * num_classes) % num_classes
-    features = np.random.default_rng(0).normal(size=(len(labels), 3)) + labels[:, None] % 3
-    gaussians = ClassGaussians.fit(features, labels).to("cpu", torch.float32)
-    return NoiseAware(
-        network=NoisyEncoder(config, num_classes, 3).eval().requires_grad_(False),
-        gaussians=(gaussians,) * levels,
-        num_train_timesteps=1000,
-    )
-
-
-def steered(base: Any = None, **changes: Any) -> LowDensity:
-    base = tiny() if base is None else base
-    shape = base.model.latent_shape
-    guides = {
-        "hardness": noise_aware(len(base.classes), shape),
-        "realism": noise_aware(2, shape),
-    }
-    return LowDensity(base=base, **{**guides, **changes})
-
-
-def fitted(path: Path, base: Any = None, real: Any = None, **changes: Any) -> LowDensity:
-    training = {"steps": 2, "batch_size": 4, "device": "cpu", **changes.pop("config", {})}
-    settings = {"num_synthetic": 4, "embedding_dim": 4, "noise_levels": 2, **changes}
-    found, _ = LowDensity.fit(
-        Bright() if real is None else real,
-        tiny() if base is None else base,
-        path,
-        config=TrainingConfig(**training),
-        progress=False,
-        **settings,
-    )
-    return found
 
 
 # Drawing

@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from synthaug._cache import SynthCache
-from synthaug._datasets import OnTheFlyDataset
-from synthaug._images.labeled import LabeledImages
-from synthaug._pixels import to_pixels
-from synthaug.errors import AuditError, DataError, MismatchError
+from synthaug import OnTheFlyDataset, SynthCache
+from synthaug.errors import DataError, MismatchError
+from synthaug.images import LabeledImages
 from synthaug.transforms import MixSynthetic
-from tests.test_generate import Noise, plan_of
+from tests.drawing import Noise, plan_of
+from tests.images import to_pixels
 from tests.variants import CLASSES, make_cache, real_images, row_of
 
 
@@ -307,7 +306,7 @@ def test_only_what_passed_and_is_not_withdrawn_is_served_also_by_path(cache, ima
     served = {row for _ in range(40) for row in rows_of(mix(images, LABELS)[0])}
     assert served == set(np.flatnonzero(cache.plan["variant"] == 0).tolist())
     other = SimpleNamespace(identity={}, passed=passed, verdict="pass")
-    with pytest.raises(AuditError, match="another cache"):
+    with pytest.raises(MismatchError, match="another cache"):
         MixSynthetic(cache, audit=other)
     nothing = SimpleNamespace(identity=cache.identity, passed=passed & False, verdict="fail")
     with pytest.raises(DataError, match="No synthetic image may be served"):

@@ -18,13 +18,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, d
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from synthaug import mixing
-from synthaug._audit import audit
-from synthaug._datasets import MixedBatchSampler, MixedDataset
-from synthaug._images.labeled import LabeledImages
-from synthaug._plan import Plan
+from synthaug import MixedBatchSampler, MixedDataset, Plan, audit, mixing
 from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation._label_check import LabelCheck
+from synthaug.evaluation import LabelCheck
+from synthaug.images import LabeledImages
 from synthaug.mixing import AtLeast, AtMost, Balance, Cosine, Fields, Highest, Linear, Lowest
 from synthaug.synthesizers import soft_labels
 from tests.mixtures import (

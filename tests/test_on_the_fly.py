@@ -17,17 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from synthaug._cache import SynthCache
-from synthaug._datasets import MixedDataset, OnTheFlyDataset
+from synthaug import MixedDataset, OnTheFlyDataset, Plan, SynthCache, generate
 from synthaug._datasets import drawing as _drawing
 from synthaug._datasets.pool import Pool
-from synthaug._generate import generate
-from synthaug._images.labeled import LabeledImages
-from synthaug._pixels import to_pixels
-from synthaug._plan import Plan
 from synthaug.errors import DivergedError, MismatchError
-from tests.test_cold_restore import tiny
-from tests.test_generate import CLASSES, Noise, plan_of
+from synthaug.images import LabeledImages
+from tests.drawing import CLASSES, Noise, plan_of
+from tests.images import to_pixels
+from tests.tiny.cold import inpainter
 from tests.variants import real_images
 
 PLAN = plan_of((20, 0, 30))
@@ -193,7 +190,7 @@ def test_where_the_loop_is_does_not_matter_to_the_draws():
 
 def test_a_network_draws_what_it_would_draw_into_a_cache_while_another_one_is_trained(tmp_path):
     real = real_images(8, 8)
-    cold = replace(tiny(), classes=real.classes).with_sources(real)
+    cold = replace(inpainter(), classes=real.classes).with_sources(real)
     plan = cold.plan(ratio=3, severity=[0.2, 0.4], seed=0)
     cache = generate(cold, plan, tmp_path / "a.h5", progress=False)
     live = OnTheFlyDataset(cold, plan, size=6, reuse=2, batch_size=2, output_type="pt")

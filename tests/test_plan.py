@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from synthaug import Plan
 from synthaug._plan import (
     REQUIRED,
-    Plan,
     balanced_quota,
     bytes_text,
     canonical_json,

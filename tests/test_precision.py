@@ -17,11 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from synthaug._cache import SynthCache
-from synthaug._datasets import OnTheFlyDataset
-from synthaug._generate import generate
+from synthaug import OnTheFlyDataset, Plan, SynthCache, TrainingConfig, generate
 from synthaug._generate.actors import Drawer
-from synthaug._plan import Plan
 from synthaug._support.precision import (
     _slowdown,
     _warn_once,
@@ -29,15 +26,15 @@ from synthaug._support.precision import (
     recorded_precision,
     resolve_precision,
 )
-from synthaug._sweep import SweepConfig, sweep
-from synthaug._training.loop import TrainingConfig, train
+from synthaug._training.loop import train
 from synthaug.errors import MismatchError
 from synthaug.evaluation import evaluate
 from synthaug.features import Pixel
+from synthaug.sweeps import SweepConfig, sweep
 from synthaug.synthesizers import Cascade, ClassConditional, ColdDiffusion, DiffusionInversion
-from tests import test_cascade, test_cold_diffusion, test_diffusion_inversion, test_low_density
 from tests.command_line import fail, succeed
-from tests.test_class_conditional import tiny
+from tests.tiny import cascades, cold, inversions, low_density
+from tests.tiny.class_conditional import tiny
 
 CPU = torch.device("cpu")
 QUERIES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -133,7 +130,7 @@ def test_the_choice_is_logged_with_its_reason(machine, caplog):
 
 @pytest.mark.parametrize("wrong", ["float16", "bf16", "Auto", "", None])
 def test_what_is_no_precision_is_refused_with_those_that_there_are(wrong):
-    images = test_cascade.real()
+    images = cascades.real()
     for ask in (
         lambda: resolve_precision(wrong, CPU),
         lambda: TrainingConfig(precision=wrong),
@@ -201,12 +198,12 @@ def dtypes(synthesizer: Any) -> set[torch.dtype]:
 def save_each(kind: str, path: Path) -> Any:
     """Writes a synthesizer of a kind, and returns the kind."""
     if kind == "LowDensity":
-        return type(test_low_density.fitted(path))
+        return type(low_density.fitted(path))
     makers: dict[str, Callable[[], Any]] = {
         "ClassConditional": tiny,
-        "Cascade": test_cascade.tiny_cascade,
-        "ColdDiffusion": test_cold_diffusion.tiny,
-        "DiffusionInversion": test_diffusion_inversion.learned,
+        "Cascade": cascades.tiny_cascade,
+        "ColdDiffusion": cold.tiny,
+        "DiffusionInversion": inversions.learned,
     }
     made = makers[kind]()
     made.save_pretrained(path)
@@ -253,7 +250,7 @@ def test_a_copy_of_a_checkpoint_has_all_digits_whatever_it_was_loaded_in(machine
 
 
 def test_a_cascade_is_put_together_from_all_digits(machine, tmp_path):
-    cascade = test_cascade.tiny_cascade()
+    cascade = cascades.tiny_cascade()
     cascade.save_pretrained(tmp_path / "a")
     machine(True)
     parts = [tmp_path / "a" / name for name in ("base", "stage_1")]
@@ -264,12 +261,12 @@ def test_a_cascade_is_put_together_from_all_digits(machine, tmp_path):
 
 @pytest.mark.parametrize("there", [False, True])
 def test_another_generator_is_noticed_although_the_precision_differs(machine, tmp_path, there):
-    base = test_diffusion_inversion.generator()
+    base = inversions.generator()
     base.save_pretrained(tmp_path / "base")
     machine(there)
     inversion = DiffusionInversion.from_pretrained(tmp_path / "base")
-    settings = test_diffusion_inversion.config()
-    inversion.fit(test_diffusion_inversion.Real(), tmp_path / "out", config=settings)
+    settings = inversions.config()
+    inversion.fit(inversions.Real(), tmp_path / "out", config=settings)
     machine(not there)
     DiffusionInversion.from_pretrained(tmp_path / "out")
     with torch.no_grad():
@@ -284,7 +281,7 @@ def test_networks_that_steer_start_from_all_digits_of_the_generator(machine, tmp
     machine(True)
     loaded = ClassConditional.from_pretrained(tmp_path / "base")
     for base in (loaded, tmp_path / "base"):
-        found = test_low_density.fitted(tmp_path / type(base).__name__, base)
+        found = low_density.fitted(tmp_path / type(base).__name__, base)
         assert dtypes(found) == {torch.float32}
 
 
@@ -343,8 +340,8 @@ def test_the_command_of_a_checkpoint_names_the_precision_and_so_does_the_answer(
 
 @pytest.mark.parametrize("there", [False, True])
 def test_an_inversion_that_is_resumed_elsewhere_keeps_its_precision(machine, tmp_path, there):
-    real, settings = test_diffusion_inversion.Real(), test_diffusion_inversion.config(block_size=2)
-    test_diffusion_inversion.generator().save_pretrained(tmp_path / "base")
+    real, settings = inversions.Real(), inversions.config(block_size=2)
+    inversions.generator().save_pretrained(tmp_path / "base")
 
     def invert(out: Path, **arguments: Any) -> Any:
         found = DiffusionInversion.from_pretrained(tmp_path / "base", **arguments)
@@ -517,7 +514,7 @@ def test_an_actor_draws_in_the_precision_of_the_job(machine, tmp_path, monkeypat
 def test_an_evaluation_that_goes_on_elsewhere_keeps_its_runs_and_their_precision(
     machine, tmp_path, there, chosen
 ):
-    images = test_cascade.real()
+    images = cascades.real()
     train_set, test_set = images.subset(np.arange(8)), images.subset(np.arange(8, 16))
 
     def run(seeds: int, **changes: Any) -> Any:
@@ -551,8 +548,8 @@ def test_an_evaluation_that_goes_on_elsewhere_keeps_its_runs_and_their_precision
 
 @pytest.mark.parametrize(("there", "chosen"), [(False, "float32"), (True, "bfloat16")])
 def test_a_sweep_that_goes_on_elsewhere_draws_nothing_again(machine, tmp_path, there, chosen):
-    test_cascade.tiny_base().save_pretrained(tmp_path / "model")
-    images = test_cascade.real(size=4, n=40)
+    cascades.tiny_base().save_pretrained(tmp_path / "model")
+    images = cascades.real(size=4, n=40)
 
     def run() -> Any:
         return sweep(

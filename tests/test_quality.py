@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug._cache import SynthCache
-from synthaug._cli import main
-from synthaug._images.labeled import LabeledImages
-from synthaug._pixels import to_pil
-from synthaug._plan import Plan
+from synthaug import Plan, SynthCache
 from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation._quality import QualityReport, score_quality
+from synthaug.evaluation import QualityReport, score_quality
 from synthaug.features import Pixel
+from synthaug.images import LabeledImages
+from tests.command_line import fail, succeed
+from tests.images import to_pil
 
 CLASSES = ("dark", "light")
 PIXELS = Pixel(2)
@@ -145,7 +144,7 @@ def test_a_report_survives_its_file_and_its_page_loads_nothing(cache, tmp_path):
         QualityReport.from_json(tmp_path / "q.json")
 
 
-def test_quality_from_the_command_line(cache, tmp_path, capsys):
+def test_quality_from_the_command_line(cache, tmp_path):
     for name, images in {"real": real(40, 1), "holdout": real(40, 2)}.items():
         for i, label in enumerate(images.targets):
             folder = tmp_path / name / CLASSES[label]
@@ -153,14 +152,10 @@ def test_quality_from_the_command_line(cache, tmp_path, capsys):
             to_pil(images.read([i])[0]).save(folder / f"{i}.png")
     specs = [f"folder:{tmp_path / name}" for name in ("real", "holdout")]
     out = tmp_path / "quality"
-    arguments = ["evaluate", "quality", str(tmp_path / "c.h5"), specs[0], "--holdout", specs[1]]
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--features", "pixels:2", "--out", str(out)])
-    assert stop.value.code == 0
-    assert "Fréchet distance" in capsys.readouterr().out
+    arguments = ["evaluate", "quality", tmp_path / "c.h5", specs[0], "--holdout", specs[1]]
+    text = succeed(*arguments, "--features", "pixels:2", "--out", out)
+    assert "Fréchet distance" in text
     found = json.loads(out.with_suffix(".json").read_text())
     assert found["synthetic"]["n"] == 40
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--features", "pixels:4", "--out", str(out), "--images", "20"])
-    assert stop.value.code == 2
-    assert "go on with `--force`" in capsys.readouterr().err
+    changed = ("--features", "pixels:4", "--out", out, "--images", 20)
+    assert "go on with `--force`" in fail(2, *arguments, *changed)

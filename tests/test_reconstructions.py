@@ -3,9 +3,9 @@ import torch
 from torch.utils.data import Subset
 
 import synthaug
-from synthaug._pixels import to_images, to_pixels
 from synthaug.images import LabeledImages
 from tests.checkpoints import write_stable_diffusion
+from tests.images import to_images, to_pixels
 
 
 @pytest.fixture(scope="module")

@@ -7,43 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthaug._noise import randn, streams
 from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
 from synthaug.samplers import make_scheduler, sample, step_arguments, step_to
-from synthaug.synthesizers import SamplerConfig
+from synthaug.synthesizers import SamplerConfig, streams
 from tests.checkpoints import Counting, cosine_config, tiny_unet
-
-EPSILON = cosine_config(prediction_type="epsilon", clip_sample=False)
-
-
-class ExactDenoiser:
-    """The optimal noise prediction for data that are a finite set of points: no training needed."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, points: Tensor) -> None:
-        self.points = points.double()
-        self.alphas_cumprod = make_scheduler("ddpm", EPSILON).alphas_cumprod.double()
-
-    def __call__(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        a = self.alphas_cumprod[int(t)]
-        x = x.double()
-        distance = (x[:, None] - a.sqrt() * self.points[None]).flatten(2).square().sum(-1)
-        weight = torch.softmax(-distance / (2 * (1 - a)), dim=1)
-        mean = (weight[:, :, None, None, None] * self.points[None]).sum(1)
-        return ((x - a.sqrt() * mean) / (1 - a).sqrt()).float()
-
-
-class GaussianDenoiser(ExactDenoiser):
-    """The optimal noise prediction for independent values of N(0, std^2)."""
-
-    def __init__(self, std: float) -> None:
-        super().__init__(torch.zeros(1, 1, 1, 1))
-        self.std = std
-
-    def __call__(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        a = self.alphas_cumprod[int(t)]
-        return (x.double() * (1 - a).sqrt() / (a * self.std**2 + 1 - a)).float()
+from tests.exact_denoisers import EPSILON, ExactDenoiser, GaussianDenoiser
+from tests.images import randn
 
 
 def draw(denoiser: Any, name: str, n: int = 6, steps: int = 50, **arguments: Any) -> Tensor:

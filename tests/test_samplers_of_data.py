@@ -10,8 +10,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
-from synthaug._datasets import MixedBatchSampler, MixedDataset, SeededSampler
-from synthaug.mixing import Linear
+from synthaug import MixedBatchSampler, MixedDataset
+from synthaug.mixing import Linear, SeededSampler
 from tests.mixtures import Listed, make_cache, real_images, value
 
 NO_WORKERS_TOO_MANY = "ignore:This DataLoader will create .* worker processes"

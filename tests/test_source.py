@@ -15,16 +15,15 @@ from torchvision import datasets
 from torchvision.datasets import VisionDataset
 from torchvision.transforms import v2
 
-from synthaug._cache import SynthCache
-from synthaug._datasets import MixedDataset, OnTheFlyDataset
+from synthaug import MixedDataset, OnTheFlyDataset, Plan, SynthCache
 from synthaug._images.fields import Fields
-from synthaug._images.labeled import LabeledImages
 from synthaug._images.source import Epochs, ImageSource
-from synthaug._pixels import digest, to_pil
-from synthaug._plan import Plan
+from synthaug._pixels import digest
 from synthaug.errors import DataError, MismatchError
+from synthaug.images import LabeledImages
+from tests.drawing import Noise, plan_of
+from tests.images import to_pil
 from tests.mixtures import FIRST_ROW, Listed, make_cache
-from tests.test_generate import Noise, plan_of
 
 CLASSES = ("ant", "bee", "cow")
 LABELS = np.array([0, 0, 1, 1, 2, 2])

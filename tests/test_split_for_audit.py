@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthaug._audit import audit, split_for_audit
+from synthaug import audit, split_for_audit
 from synthaug._audit.split import near_duplicates
 
 

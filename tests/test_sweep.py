@@ -9,19 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from synthaug._cli import main
-from synthaug._images.labeled import LabeledImages
-from synthaug._noise import randn, streams
-from synthaug._pixels import to_images, to_pil
-from synthaug._plan import Plan
-from synthaug._sweep import SweepConfig, SweepReport, sweep
+from synthaug import Plan
+from synthaug._sweep import SweepConfig
 from synthaug._sweep.settings import Trial, combinations
 from synthaug.errors import DataError, MismatchError
 from synthaug.features import Pixel
-from synthaug.synthesizers import AbstractSynthesizer, SamplerConfig
-from tests.command_line import check_answer
-from tests.test_cascade import tiny_cascade
-from tests.test_class_conditional import tiny
+from synthaug.images import LabeledImages
+from synthaug.sweeps import SweepReport, sweep
+from synthaug.synthesizers import AbstractSynthesizer, SamplerConfig, streams
+from tests.command_line import check_answer, fail, succeed
+from tests.images import randn, to_images, to_pil
+from tests.tiny.cascades import tiny_cascade
+from tests.tiny.class_conditional import tiny
 
 CLASSES = ("dark", "light")
 
@@ -262,10 +261,7 @@ def test_a_sweep_from_the_command_line(tmp_path, capsys):
         "--features pixels:2 --steps 2 --seeds 1 --device cpu",
     ):
         arguments += text.split()
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
+    out = succeed(*arguments)
     assert "Chosen by CAS" in out
     assert "Next: synthaug generate" in out
     report = SweepReport.from_json(tmp_path / "out.json")
@@ -274,7 +270,4 @@ def test_a_sweep_from_the_command_line(tmp_path, capsys):
     assert (tmp_path / "out.html").exists()
     assert str(report.settings["command"]).startswith("synthaug sweep ")
     check_answer(*arguments)
-    with pytest.raises(SystemExit) as stop:
-        main(["sweep", str(tmp_path / "model"), train])
-    assert stop.value.code == 2
-    assert "`--validation` is missing" in capsys.readouterr().err
+    assert "`--validation` is missing" in fail(2, "sweep", tmp_path / "model", train)

@@ -33,8 +33,6 @@ from synthaug import (
     load_dataset,
     metrics,
 )
-from synthaug._noise import streams
-from synthaug._pixels import to_images
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
 from synthaug.degradations import Animorphosis, Blur
 from synthaug.density import ClassGaussians, Neighbourhood
@@ -50,11 +48,13 @@ from synthaug.synthesizers import (
     SamplerConfig,
     StageConfig,
     TokenConfig,
+    streams,
 )
-from synthaug.synthesizers.low_density import _fit as _hardness_fit
 from synthaug.transforms import ColdRestore, MixSynthetic, SyntheticVariant
 from tests.checkpoints import tiny_unet, write_stable_diffusion
-from tests.test_degradations import ALL
+from tests.degradations import ALL
+from tests.images import to_images
+from tests.tiny.low_density import few_noisy_images
 from tests.variants import make_cache, real_images
 
 CLASSES = ("ant", "bee")
@@ -119,8 +119,7 @@ def _as_it_was() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _fewer_noisy_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_hardness_fit, "_PER_LEVEL", 40)
-    monkeypatch.setattr(_hardness_fit, "_PER_CLASS", 20)
+    few_noisy_images(monkeypatch, per_level=40)
 
 
 # What is computed in each of them

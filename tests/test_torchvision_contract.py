@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from synthaug._images.convert import like, pixels_of
 from synthaug.transforms import ColdRestore, MixSynthetic, SyntheticVariant
-from tests.test_cold_restore import tiny
+from tests.tiny.cold import inpainter
 from tests.variants import make_cache, real_images
 
 REAL = real_images(8, 8)
@@ -33,7 +33,7 @@ def name(request) -> str:
 def transform(name, tmp_path) -> v2.Transform:
     """One that changes every image."""
     if name == "ColdRestore":
-        return ColdRestore(tiny(), severity_range=(0.2, 0.2), p=1.0)
+        return ColdRestore(inpainter(), severity_range=(0.2, 0.2), p=1.0)
     cache = make_cache(tmp_path, REAL)
     if name == "MixSynthetic":
         return MixSynthetic(cache, audit=None, fraction=1.0)

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from synthaug._training.loop import Loss, TrainingConfig, TrainingResult, batch_indices, train
+from synthaug import TrainingConfig
+from synthaug._training.loop import Loss, TrainingResult, batch_indices, train
 from synthaug.errors import CheckpointError, DivergedError, MismatchError
 
 NUM_EXAMPLES = 10

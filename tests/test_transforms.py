@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 from synthaug._cache import serving as _serving
 from synthaug._datasets.variants import Variants
 from synthaug._images.convert import like
-from synthaug._images.labeled import LabeledImages
 from synthaug.errors import DataError, MismatchError
+from synthaug.images import LabeledImages
 from synthaug.transforms import SyntheticVariant
 from tests.variants import make_cache, real_images, row_of, rows_from
 

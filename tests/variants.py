@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthaug import _pixels
-from synthaug._cache import SynthCache
-from synthaug._images.convert import pixels_of
-from synthaug._images.labeled import LabeledImages
-from synthaug._plan import Plan
+from synthaug import Plan, SynthCache
+from synthaug.evaluation import digests
+from synthaug.images import LabeledImages
 
 CLASSES = ("ant", "bee")
 FIRST_ROW = 100
@@ -26,9 +24,7 @@ def make_cache(
     folder: Path, real: LabeledImages, *, sources: Any = ([0, 2, 4], [1, 3, 5]), shape: Any = None
 ) -> SynthCache:
     """Nine rows per class, three per source; row `r` has the value `100 + r` everywhere."""
-    keys = None
-    if sources is not None:
-        keys = [_pixels.digest(pixels) for pixels in real.read(range(len(real)))]
+    keys = None if sources is None else digests(real, "real")
     plan = Plan.build(
         [9, 9], classes=CLASSES, settings={}, seed=0, sources=sources, source_keys=keys
     )
@@ -43,8 +39,9 @@ def make_cache(
 
 def row_of(image: Any) -> int | None:
     """The row of the cache that an image is; `None` for a real one."""
-    levels = pixels_of(image).unique()
-    return int(levels) - FIRST_ROW if len(levels) == 1 else None
+    pixels = np.asarray(image)
+    levels = np.unique(np.round(255 * pixels) if pixels.dtype.kind == "f" else pixels)
+    return int(levels[0]) - FIRST_ROW if len(levels) == 1 else None
 
 
 def rows_from(cache: SynthCache, source: int) -> list[int]:

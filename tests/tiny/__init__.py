@@ -1,0 +1,1 @@
+"""Synthesizers with random networks of a few thousand weights, and images to train them with."""
