@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.torch_state import lasting_tensors
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -30,6 +32,7 @@ def settled(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=layout).copy_(tensor)
 
 
+@lasting_tensors()
 def settle_layout(module: Module) -> Module:
     """Lays out all parameters and buffers of a module as `settled` does, in place.
 

@@ -66,7 +66,34 @@ _HOME = {
     "streams": "_base",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [  # written out: documentation and type checkers read it without running anything
+    "METHODS",
+    "AbstractSynthesizer",
+    "Cascade",
+    "CascadeStage",
+    "ClassConditional",
+    "ColdDiffusion",
+    "Constant",
+    "DiffusionInversion",
+    "DiffusionModel",
+    "FineTuningConfig",
+    "FromPipeline",
+    "InversionConfig",
+    "LowDensity",
+    "Method",
+    "Paper",
+    "RowParameter",
+    "SamplerConfig",
+    "Selection",
+    "Setting",
+    "StageConfig",
+    "TokenConfig",
+    "frechet_score",
+    "register",
+    "select_snapshot",
+    "soft_labels",
+    "streams",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -104,6 +104,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
     base: DiffusionModel
     """The pretrained model, which knows our classes by now."""
 
+    @lasting_tensors()
     def __init__(
         self,
         checkpoint: str | Path,
