@@ -32,7 +32,20 @@ _EXPECTED = (
 )
 
 
-class ColdRestore(v2.Transform):
+class _ImagesOnly(v2.Transform):
+    """A transform for classification: all other inputs but labels would not fit the new image."""
+
+    def check_inputs(self, flat_inputs: list[Any]) -> None:
+        """Refuses boxes, masks, key points and videos, which cannot follow an image."""
+        for value in flat_inputs:
+            if isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.Image):
+                raise TypeError(
+                    f"{type(value).__name__} cannot follow an image into a synthetic variant. Use "
+                    "this transform for classification only."
+                )
+
+
+class ColdRestore(_ImagesOnly):
     """Takes part of an image away and has a network invent it anew; the label stays.
 
         transform = v2.Compose([
@@ -84,10 +97,6 @@ class ColdRestore(v2.Transform):
         self.severity_range = tuple(severity_range)
         self.p = p
 
-    def check_inputs(self, flat_inputs: list[Any]) -> None:
-        """Refuses boxes, masks, key points and videos."""
-        _check_only_images(flat_inputs)
-
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws which images to change, how much, and their seeds; once per sample or batch."""
         sizes = {len(x) for x in flat_inputs if isinstance(x, torch.Tensor) and x.ndim == 4}
@@ -110,7 +119,7 @@ class ColdRestore(v2.Transform):
         return self._restoration(inpt, **params)
 
 
-class MixSynthetic(v2.Transform):
+class MixSynthetic(_ImagesOnly):
     """In a batch, synthetic images take the place of some images of their class.
 
         mix = MixSynthetic(cache, audit=report, fraction=0.5)
@@ -209,7 +218,7 @@ class MixSynthetic(v2.Transform):
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
         """Refuses boxes, masks, key points, videos, and images that are not in a batch."""
-        _check_only_images(flat_inputs)
+        super().check_inputs(flat_inputs)
         if any(isinstance(value, Image.Image) for value in flat_inputs):
             raise TypeError(f"Got PIL images: {_EXPECTED}")
 
@@ -308,7 +317,7 @@ class MixSynthetic(v2.Transform):
         return images
 
 
-class SyntheticVariant(v2.Transform):
+class SyntheticVariant(_ImagesOnly):
     """An image becomes a cached variant of itself.
 
         transform = v2.Compose([
@@ -360,10 +369,6 @@ class SyntheticVariant(v2.Transform):
         self.on_missing = on_missing
         self._variants = Variants(open_cache(cache), open_report(audit), on_missing)
 
-    def check_inputs(self, flat_inputs: list[Any]) -> None:
-        """Refuses boxes, masks, key points and videos: a variant of the image does not fit them."""
-        _check_only_images(flat_inputs)
-
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws whether to change, and which variant, once per sample."""
         del flat_inputs
@@ -376,12 +381,3 @@ class SyntheticVariant(v2.Transform):
             return inpt
         variant = self._variants.draw(pixels_of(inpt), params["choice"])
         return inpt if variant is None else like(variant, inpt)
-
-
-def _check_only_images(flat_inputs: list[Any]) -> None:
-    for value in flat_inputs:
-        if isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.Image):
-            raise TypeError(
-                f"{type(value).__name__} cannot follow an image into a synthetic variant. Use "
-                "this transform for classification only."
-            )

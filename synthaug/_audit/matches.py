@@ -1,7 +1,7 @@
 """How close images are to training images: what is kept of a comparison, and its statistics."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class Matches:
 
     def split(self, parts: int) -> "list[Matches]":
         """The same in as many equal parts."""
-        split = {f.name: np.split(getattr(self, f.name), parts) for f in fields(self)}
+        split = {name: np.split(values, parts) for name, values in vars(self).items()}
         return [
             Matches(**{name: values[i] for name, values in split.items()}) for i in range(parts)
         ]
@@ -114,7 +114,7 @@ def matches(
 def concatenated(parts: Sequence[Matches]) -> Matches:
     """Concatenates the matches of several sets of images."""
     return Matches(
-        **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Matches)}
+        **{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])}
     )
 
 

@@ -86,14 +86,14 @@ class Drawing:
             failed, self._failed = self._failed, None
             if failed is not None:
                 raise failed
-            found = {row: self._images[row] for row in rows if row in self._images}
-            missing = [row for row in dict.fromkeys(rows) if row not in found]
+            images = {row: self._images[row] for row in rows if row in self._images}
+            missing = [row for row in dict.fromkeys(rows) if row not in images]
             waiting = self._submit(_obtain, missing) if missing else None
         if waiting is not None:
-            found.update(waiting.result())
+            images.update(waiting.result())
         if ahead and get_worker_info() is None:  # each worker would draw what all of them need
             self._go_on()
-        return [found[row] for row in rows]
+        return [images[row] for row in rows]
 
     def close(self) -> None:
         """Ends the thread after the batch at work, and drops all images."""
@@ -133,20 +133,20 @@ class Drawing:
 
     def _obtain(self, rows: list[int]) -> dict[int, Tensor]:
         """Images by row; those that are not held are drawn, and held if they are still wanted."""
-        found: dict[int, Tensor] = {}
-        while len(found) < len(rows):
-            batch = rows[len(found) : len(found) + self.batch_size]
+        obtained: dict[int, Tensor] = {}
+        while len(obtained) < len(rows):
+            batch = rows[len(obtained) : len(obtained) + self.batch_size]
             with self._lock:
-                found.update({row: self._images[row] for row in batch if row in self._images})
-            new = [row for row in batch if row not in found]
+                obtained.update({row: self._images[row] for row in batch if row in self._images})
+            new = [row for row in batch if row not in obtained]
             if new:
                 # Copies, since a view would hold the memory of its whole batch.
                 images = map(torch.clone, self._fetch(np.array(new, np.int64)))
                 drawn = dict(zip(new, images, strict=True))
-                found.update(drawn)
+                obtained.update(drawn)
                 with self._lock:
                     self._images.update({r: x for r, x in drawn.items() if r in self._kept})
-        return found
+        return obtained
 
     def _fetch(self, rows: Indices) -> Pixels:
         if self.cache is None:
@@ -187,7 +187,7 @@ class Drawing:
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("synthesizer", "plan", "cache", "batch_size", "_order")
-        return {name: getattr(self, name) for name in names}
+        return {name: vars(self)[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         order = state.pop("_order")

@@ -160,6 +160,17 @@ class SeededSampler(AbstractSeededSampler[int]):
         super().__init__(dataset, seed, num_replicas, rank)
         self.dataset, self.shuffle, self.drop_last = dataset, shuffle, drop_last
 
+    def over(self, dataset: Sized) -> "SeededSampler":
+        """The same rule for another data set."""
+        return SeededSampler(
+            dataset,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            num_replicas=self.num_replicas,
+            rank=self.rank,
+            drop_last=self.drop_last,
+        )
+
     def _size(self) -> int:
         return len(self.dataset)
 

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
 
 import torch
@@ -104,8 +104,7 @@ class AbstractDegradation(abc.ABC):
 
     def config(self) -> dict[str, JSON]:
         """Name and settings as JSON; `from_config` reads them."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
         return {"name": type(self).__name__, **plain}
 
 

@@ -117,7 +117,7 @@ class MixedDataModule(LightningDataModule):
                 "`ratio` changes, and so does the number of batches, which Lightning counts when "
                 "it loads: use `Trainer(reload_dataloaders_every_n_epochs=1)`."
             )
-        mixed = _over(self.mixed, loader)
+        mixed = _loader_of(self.mixed, loader)
         self.follow_epoch()
         if hasattr(mixed.sampler, "set_epoch"):  # Lightning itself does it too late, after resuming
             mixed.sampler.set_epoch(self._epoch)
@@ -150,28 +150,28 @@ class _Epochs(Callback):
         self.datamodule.follow_epoch()
 
 
-def _over(mixed: MixedDataset, loader: DataLoader[Any]) -> DataLoader[Any]:
+def _loader_of(mixed: MixedDataset, loader: DataLoader[Any]) -> DataLoader[Any]:
     """A loader with all settings of another one, over other images."""
     kind = type(loader)
-    known = {*inspect.signature(DataLoader).parameters, *inspect.signature(kind).parameters}
-    settings = {name: getattr(loader, name) for name in known if hasattr(loader, name)}
+    names = {*inspect.signature(DataLoader).parameters, *inspect.signature(kind).parameters}
+    settings = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
     settings["dataset"] = mixed
     order = settings.pop("sampler"), settings.pop("batch_sampler")
-    own_batches = settings["batch_size"] is None and order[1] is not None
+    draws_batches = settings["batch_size"] is None and order[1] is not None
     if mixed.has_fixed_length and len(mixed) == len(mixed.real):
-        if own_batches:
+        if draws_batches:
             del settings["batch_size"], settings["drop_last"]
             settings["batch_sampler"] = order[1]
         else:
             settings["sampler"] = order[0]
-    elif isinstance(seeded := order[0], SeededSampler) and not own_batches:
-        names = ("seed", "shuffle", "num_replicas", "rank", "drop_last")
-        settings["sampler"] = SeededSampler(mixed, **{n: getattr(seeded, n) for n in names})
+    elif isinstance(seeded := order[0], SeededSampler) and not draws_batches:
+        settings["sampler"] = seeded.over(mixed)
     else:
         drawn = isinstance(order[0], RandomSampler) and not order[0].replacement
-        if own_batches or not (drawn or isinstance(order[0], SequentialSampler)):
+        if draws_batches or not (drawn or isinstance(order[0], SequentialSampler)):
+            kind_of_order = type(order[draws_batches]).__name__
             raise ValueError(
-                f"The train loader draws with a {type(order[own_batches]).__name__}, which cannot "
+                f"The train loader draws with a {kind_of_order}, which cannot "
                 'reach images that are appended. Use mode="replace", or mix in your data module, '
                 "and give the sampler the mixed images."
             )
