@@ -24,10 +24,13 @@ ROOT = Path(__file__).parents[1]
 CLOUDS = '''
 """A synthesizer in one file: everything that others know of it stands in METHOD."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from synthaug._training.loop import TrainingResult
 from tests.images import randn
 from synthaug.synthesizers import (
     AbstractSynthesizer, Method, Paper, RowParameter, Setting, register, streams
@@ -37,6 +40,7 @@ PAPER = Paper("howard1803modification", "On the Modifications of Clouds", "Howar
               "Philosophical Magazine", "0000.00000")
 METHOD = Method(
     name="Clouds", module=__name__, title="Clouds", has_sampler=False, papers=(PAPER,),
+    trainings=("clouds",),
     row_parameters=(
         RowParameter(name="cover", help="Fraction of the sky.", default=0.5, high=1, sweep=(0.2,)),
     ),
@@ -59,6 +63,12 @@ class Clouds(AbstractSynthesizer):
 
     def evaluations(self, rows):
         return np.ones(len(rows), np.int64)
+
+    @classmethod
+    def fit(cls, real, output_dir, *, config):
+        Path(output_dir).mkdir()
+        (Path(output_dir) / "synthaug.json").write_text(json.dumps({"synthesizer": METHOD.name}))
+        return cls(), TrainingResult(step=config.steps)
 
     @classmethod
     def from_pretrained(cls, path, *, classes, dtype, device, **settings):
@@ -99,6 +109,9 @@ def clouds(tmp_path_factory) -> dict[str, Any]:
         "info": ["cache", "info", "c.h5", "--json"],
         "cite": ["cite", "c.h5"],
         "sweep": ["sweep", "--help"],
+        "train": ["train", "digits", "trained", "--method", "clouds", "--steps", "7"],
+        "trained": ["plan", "trained", "--per-class", "2", "--json"],
+        "foreign": ["train", "digits", "o", "--method", "clouds", "--width", "8"],
     }
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(lines)],
@@ -131,6 +144,12 @@ def test_all_that_is_wrong_with_its_parameters_is_said_at_once(clouds):
     message = clouds["refused"]["err"]
     assert "`--cover` must be in [0, 1], got 1.5" in message
     assert "Unknown row parameter 'noise'" in message
+
+
+def test_it_is_trained(clouds):
+    assert clouds["train"]["out"].startswith("7 steps. Checkpoint: trained."), clouds["train"]
+    assert json.loads(clouds["trained"]["out"])["result"]["classes"]["cirrus"] == 2
+    assert "`--width` has no meaning with --method clouds" in clouds["foreign"]["err"]
 
 
 def test_it_is_swept_cited_and_listed(clouds):

@@ -5,7 +5,7 @@ from dataclasses import make_dataclass
 from types import GenericAlias
 from typing import Any, Literal, TypeAlias
 
-from synthaug.synthesizers._parameters import RowParameter, Setting
+from synthaug.synthesizers._parameters import Method, RowParameter, Setting
 from synthaug.synthesizers._registry import METHODS
 from synthaug.synthesizers._sampler import SAMPLER_SETTINGS
 
@@ -26,6 +26,15 @@ def settings() -> Iterator[Setting]:
     yield from SAMPLER_SETTINGS
     for method in METHODS.values():
         yield from method.settings
+
+
+def trainings() -> dict[str, Method]:
+    """The values of `train --method`, and the first synthesizer that each of them makes."""
+    named: dict[str, Method] = {}
+    for method in METHODS.values():
+        for name in method.trainings:
+            named.setdefault(name, method)
+    return named
 
 
 def drawing_options() -> list[type]:

@@ -1,7 +1,8 @@
 """Commands about diffusion inversion: train a generator on tokens, learn embeddings."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from synthaug._cli import pictures as _pictures
 from synthaug._cli.arguments import load
@@ -9,25 +10,51 @@ from synthaug._cli.call import Call, Result
 from synthaug._support.precision import Precision
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearningOptions:
+    """Learning.
+
+    Args:
+        updates: Updates that every embedding receives.
+        snapshots: Further numbers of updates at which embeddings are kept, such as 30,60.
+        batch_size: Images per step. Does not change the embeddings.
+        learning_rate: Learning rate of Adam; it falls linearly to 0.
+        start: What embeddings start from; by default the best that the checkpoint has.
+        num_tokens: Tokens per image, if there is no encoder.
+        block_size: Images that are learned at once.
+        compile: Compile the network: a slow start, then faster steps.
+        checkpoint_seconds: Seconds between checkpoints.
+        seed: Seed of all noise.
+    """
+
+    updates: int = 100
+    snapshots: list[int] | None = None
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    start: Literal["encoder", "prompt", "noise"] | None = None
+    num_tokens: int | None = None
+    block_size: int = 1024
+    compile: bool = False
+    checkpoint_seconds: float = 120.0
+    seed: int = 0
+
+    def config(self) -> Any:
+        """`InversionConfig`."""
+        from synthaug.synthesizers import InversionConfig
+
+        return InversionConfig(**{**asdict(self), "snapshots": tuple(self.snapshots or ())})
+
+
 def invert(
     checkpoint: str,
     data: str,
     out: str,
+    learning: LearningOptions,
     *,
-    updates: int = 100,
-    snapshots: list[int] | None = None,
-    batch_size: int = 64,
-    learning_rate: float = 0.1,
-    start: Literal["encoder", "prompt", "noise"] | None = None,
-    num_tokens: int | None = None,
-    block_size: int = 1024,
     image_size: int | None = None,
     precision: Precision = "auto",
-    compile: bool = False,
     estimate: bool = False,
-    checkpoint_seconds: float = 120.0,
     device: str | None = None,
-    seed: int = 0,
     call: Call,
 ) -> Result:
     """Learn an embedding of every image (diffusion inversion); run again to resume.
@@ -40,25 +67,16 @@ def invert(
         data: Labelled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits. They are brought
             to the image size and channels of the checkpoint.
         out: Directory to write; `generate` draws variants from it.
-        updates: Updates that every embedding receives.
-        snapshots: Further numbers of updates at which embeddings are kept, such as 30,60.
-        batch_size: Images per step. Does not change the embeddings.
-        learning_rate: Of Adam; falls linearly to 0.
-        start: What embeddings start from; by default the best that the checkpoint has.
-        num_tokens: Tokens per image, if there is no encoder.
-        block_size: Images that are learned at once.
+        learning: How.
         image_size: Height and width to learn and draw at, if not the checkpoint's own.
         precision: Of the network; embeddings are float32 always. auto is bfloat16 on a device that
             has it in hardware, and what was begun keeps its own.
-        compile: Compile the network: a slow start, then faster steps.
         estimate: Only print what it will cost.
-        checkpoint_seconds: Seconds between checkpoints.
         device: cpu, cuda ...; by default a GPU if there is one.
-        seed: Seed of all noise.
     """
     from synthaug._images.labeled import load_dataset
     from synthaug._training.checkpoints import record_command
-    from synthaug.synthesizers import DiffusionInversion, InversionConfig
+    from synthaug.synthesizers import DiffusionInversion
 
     # The class names may be prompts. For them no image need be decoded, nor have any shape.
     classes = load_dataset(data, image_shape=(1, 1, 1), memory_limit=0).classes
@@ -70,18 +88,7 @@ def invert(
         device=device,
     )
     real = load(data, inversion.image_shape)
-    config = InversionConfig(
-        updates=updates,
-        snapshots=tuple(snapshots or ()),
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        start=start,
-        num_tokens=num_tokens,
-        block_size=block_size,
-        compile=compile,
-        checkpoint_seconds=checkpoint_seconds,
-        seed=seed,
-    )
+    config = learning.config()
     cost = inversion.cost(real, config, measure=estimate)
     record = {"images": len(real), "bytes": cost.bytes, "seconds": cost.seconds}
     if estimate:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from synthaug._cli import pictures as _pictures
 from synthaug._cli.arguments import load
 from synthaug._cli.call import Call, Result
+from synthaug._cli.declared import trainings
 from synthaug._cli.training_options import (
     BaseOptions,
     ColdOptions,
@@ -226,13 +228,25 @@ METHODS: dict[str, tuple[Callable[[Job], Trained], tuple[type, ...]]] = {
 }
 """What each kind of training does, and the options that it takes besides `OptimiserOptions`."""
 
+if TYPE_CHECKING:
+    TrainingMethod = str
+else:
+    TrainingMethod = Literal[tuple(trainings())]
+
+
+def _registered(job: Job, method: str) -> Trained:
+    """A synthesizer that was registered and needs no more than images and a `TrainingConfig`."""
+    model, result = trainings()[method].load().fit(job.real, job.out, config=job.config)
+    line = "synthaug generate CHECKPOINT CACHE.h5 --per-class 100"
+    return Trained(model=model, result=result, next=line)
+
 
 def train(
     data: str,
     out: str,
     options: TrainOptions,
     *,
-    method: Literal["diffusion", "cold", "upsample", "hardness", "finetune"] = "diffusion",
+    method: TrainingMethod = "diffusion",
     condition: Literal["labels", "tokens"] = "labels",
     call: Call,
 ) -> Result:
@@ -261,7 +275,7 @@ def train(
     from synthaug._training.checkpoints import record_command
 
     kind = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
-    run, taken = METHODS[kind]
+    run, taken = METHODS.get(kind, (partial(_registered, method=method), ()))
     foreign = _foreign(taken)
     _check(kind, foreign, options, condition)
     real = load_dataset(data, image_size=options.image_size, channels=options.channels)

@@ -122,6 +122,10 @@ class Method:
     """Its own, without those of `SamplerConfig`."""
     has_sampler: bool = True
     """Whether it is sampled as `SamplerConfig` says: whether it is a diffusion model."""
+    trainings: tuple[str, ...] = ()
+    """Its values of `train --method`. One that the command does not know better is trained by
+    `fit(real, output_dir, config=TrainingConfig(...))`, which returns the synthesizer and a
+    `TrainingResult`."""
     wraps: bool = False
     """Whether it takes the settings of another synthesizer that it wraps as well."""
     papers: tuple[Paper, ...] = ()

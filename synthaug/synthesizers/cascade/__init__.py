@@ -20,6 +20,7 @@ METHOD = Method(
     name="Cascade",
     module=f"{__name__}._synthesizer",
     title="Cascades",
+    trainings=("upsample",),
     row_parameters=(GUIDANCE_SCALE, STAGE_GUIDANCE_SCALE, NOISE_CONDITIONING_LEVEL),
     settings=(
         Setting(

@@ -8,6 +8,7 @@ METHOD = Method(
     name="ClassConditional",
     module=f"{__name__}._synthesizer",
     title="Class-conditional diffusion",
+    trainings=("diffusion", "finetune"),
     row_parameters=(
         GUIDANCE_SCALE,
         RowParameter(

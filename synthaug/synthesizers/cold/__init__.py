@@ -9,6 +9,7 @@ METHOD = Method(
     name="ColdDiffusion",
     module=f"{__name__}._synthesizer",
     title="Cold diffusion",
+    trainings=("cold",),
     row_parameters=(
         RowParameter(
             name="severity",

@@ -11,6 +11,7 @@ METHOD = Method(
     name="DiffusionInversion",
     module=f"{__name__}._synthesizer",
     title="Diffusion inversion",
+    trainings=("diffusion",),
     row_parameters=(
         replace(GUIDANCE_SCALE, default=2.0),
         RowParameter(

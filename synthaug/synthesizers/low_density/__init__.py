@@ -9,6 +9,7 @@ METHOD = Method(
     name="LowDensity",
     module=f"{__name__}._synthesizer",
     title="Rare images, from a checkpoint of train --method hardness",
+    trainings=("hardness",),
     row_parameters=(
         RowParameter(
             name="alpha",
