@@ -137,12 +137,7 @@ def sweep(
         real_accuracy=accuracy,
         chosen=best.setting,
         select=config.select if fine else "frechet",
-        validation={
-            "name": work.validation.title,
-            "fingerprint": work.prints["validation"],
-            "images": len(validation),
-            "compared_with_test": test is not None,
-        },
+        validation=work.validation_record(compared=test is not None),
         extractor={**describe(spaces[0]), "dim": dim},
         classifier={**describe(spaces[1]), "model": work.model_name, "steps": config.steps},
         settings={"precision": recorded_precision(work.synthesizer.recipe()["settings"])},
@@ -183,6 +178,15 @@ class _Work:
             if n <= max(k, 3):
                 raise ValueError(f"{name} has {n} images, not more than `k`={k} and 3.")
         return dim, sizes
+
+    def validation_record(self, *, compared: bool) -> dict[str, Any]:
+        """What the report says of the validation split; `compared` with the test split or not."""
+        return {
+            "name": self.validation.title,
+            "fingerprint": self.prints["validation"],
+            "images": len(self.validation),
+            "compared_with_test": compared,
+        }
 
     def spaces(self, features: Extractor | None) -> tuple[Extractor, Extractor]:
         """Extractor of the Fréchet distance, and classifier of the inception score."""

@@ -294,34 +294,22 @@ class CascadeStage:
         path = resolve(path)
         index = read_json(path / "model_index.json")
         own = read_json(path / "synthaug.json") if (path / "synthaug.json").exists() else {}
-        if own and own.get("synthesizer") != "CascadeStage":
-            raise CheckpointError(
-                f"{path} holds a {own.get('synthesizer')}, not a stage of a cascade. Train one "
-                "with `synthaug train --method upsample`."
-            )
-        if not own:
-            _check_foreign(path, index)
-        elif classes is not None and list(classes) != own.get("classes"):
-            raise ValueError(
-                f"{path} was trained on the classes {', '.join(own.get('classes', ()))}, in this "
-                f"order, and not on {', '.join(classes)}. Train it on the base's data set."
-            )
-        loaded: dict[str, Any] = {
-            "classes": classes,
-            "prompt_template": prompt_template,
-            "negative_prompt": negative_prompt,
-            "dtype": dtype,
-            "device": device,
-        }
-        height_width = own.get("low_size", low_size)
-        if height_width is None:
+        _check_record(path, index, own, classes)
+        size = tuple(own.get("low_size") or low_size or ())
+        if not size:
             raise ValueError(
                 f"{path} does not say how large the images are that it enlarges. Pass `low_size`, "
                 "(height, width)."
             )
-        size = tuple(height_width)
         takes_levels = (path / _LOW_RES).exists()
-        model, _ = DiffusionModel.from_pretrained(path, **loaded)
+        model, _ = DiffusionModel.from_pretrained(
+            path,
+            classes=classes,
+            prompt_template=prompt_template,
+            negative_prompt=negative_prompt,
+            dtype=dtype,
+            device=device,
+        )
         if index.get("vqvae"):
             vae = load_part(path, index, "vqvae", torch.float32)
             vae.register_to_config(scaling_factor=1.0)  # its pipeline does not scale latents
@@ -333,10 +321,11 @@ class CascadeStage:
         if takes_levels:
             levels = own.get("max_noise_level", index.get("max_noise_level", 350))
             schedule = read_json(path / _LOW_RES / "scheduler_config.json")
+        if noise_conditioning_level is None:
+            noise_conditioning_level = int(own.get("noise_conditioning_level", 0))
         if getattr(model.denoiser.config, "class_embed_type", None) == "identity":  # one of ours
             restore(path / _LEVELS)
             embedding = _load_levels(path / _LEVELS, model)
-        level = own.get("noise_conditioning_level", 0)
         return cls(
             model=model,
             low_size=size,
@@ -346,15 +335,31 @@ class CascadeStage:
             max_noise_level=levels,
             low_res_scheduler_config=schedule,
             level_embedding=embedding,
-            noise_conditioning_level=(
-                level if noise_conditioning_level is None else noise_conditioning_level
-            ),
+            noise_conditioning_level=noise_conditioning_level,
             sampler=SamplerConfig.chosen(own, sampler),
         )
 
 
 def _by(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
+
+
+def _check_record(
+    path: Path, index: Mapping[str, Any], own: Mapping[str, Any], classes: Sequence[str] | None
+) -> None:
+    """Refuses checkpoints that are no stage, or one of other classes than are asked for."""
+    if own and own.get("synthesizer") != "CascadeStage":
+        raise CheckpointError(
+            f"{path} holds a {own.get('synthesizer')}, not a stage of a cascade. Train one "
+            "with `synthaug train --method upsample`."
+        )
+    if not own:
+        _check_foreign(path, index)
+    elif classes is not None and list(classes) != own.get("classes"):
+        raise ValueError(
+            f"{path} was trained on the classes {', '.join(own.get('classes', ()))}, in this "
+            f"order, and not on {', '.join(classes)}. Train it on the base's data set."
+        )
 
 
 def _check_foreign(path: Path, index: Mapping[str, Any]) -> None:
