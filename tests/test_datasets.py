@@ -31,11 +31,7 @@ from synthaug._cache import serving as _serving
 from synthaug._cache.serving import servable
 from synthaug._images.source import ImageSource
 from synthaug._plan import matching_quota
-from synthaug.errors import (
-    CacheError,
-    DataError,
-    MismatchError,
-)
+from synthaug.errors import CacheError, DataError, MismatchError
 from synthaug.images import LabeledImages
 from tests.mixtures import (
     CLASSES,

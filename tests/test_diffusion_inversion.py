@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from synthaug import Plan, TrainingConfig, generate
-from synthaug.errors import (
-    CheckpointError,
-    DataError,
-    DivergedError,
-    MismatchError,
-)
+from synthaug.errors import CheckpointError, DataError, DivergedError, MismatchError
 from synthaug.evaluation import digests
 from synthaug.synthesizers import (
     DiffusionInversion,

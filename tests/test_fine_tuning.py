@@ -17,24 +17,14 @@ from synthaug import TrainingConfig
 from synthaug._training.checkpoints import write_json
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.features import Pixel
-from synthaug.synthesizers import (
-    ClassConditional,
-    DiffusionModel,
-    frechet_score,
-    select_snapshot,
-)
+from synthaug.synthesizers import ClassConditional, DiffusionModel, frechet_score, select_snapshot
 from synthaug.synthesizers.class_conditional._fine_tuning import (
     FineTuningConfig,
     class_tables,
     learn_classes,
     merged,
 )
-from tests.checkpoints import (
-    cosine_config,
-    sampled,
-    tiny_unet,
-    write_stable_diffusion,
-)
+from tests.checkpoints import cosine_config, sampled, tiny_unet, write_stable_diffusion
 from tests.command_line import fail, succeed
 from tests.tiny.fine_tuning import Real, job_of
 

@@ -36,24 +36,10 @@ from torch import Tensor
 from synthaug._audit.calibration import Scores, resolution
 from synthaug._audit.cluster import crew_of
 from synthaug._audit.competition import Competition
-from synthaug._audit.decisions import (
-    contest_of,
-    halvings,
-    power_of,
-    shift_of,
-    summary,
-    tiers,
-)
+from synthaug._audit.decisions import contest_of, halvings, power_of, shift_of, summary, tiers
 from synthaug._audit.descriptive import descriptive
 from synthaug._audit.disturbances import Disturbance, disturbances, vector_disturbances
-from synthaug._audit.inputs import (
-    AuditSet,
-    Contents,
-    check_comparable,
-    joined,
-    read_set,
-    take,
-)
+from synthaug._audit.inputs import AuditSet, Contents, check_comparable, joined, read_set, take
 from synthaug._audit.matches import Matches
 from synthaug._audit.matching import Matcher, resembling
 from synthaug._audit.pairs import Pick, counterpart, pair_of, rmse_of

@@ -11,11 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthaug._cache.compare import (
-    listed,
-    manifest_differences,
-    shape_differences,
-)
+from synthaug._cache.compare import listed, manifest_differences, shape_differences
 from synthaug._cache.format import State
 from synthaug._cache.store import SynthCache
 from synthaug._images.source import ImageSource

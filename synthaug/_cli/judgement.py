@@ -6,12 +6,7 @@ from typing import Any, Literal
 
 from synthaug._cli.arguments import load, names
 from synthaug._cli.call import Call, Result
-from synthaug._cli.options import (
-    ClassifierOptions,
-    ExtractorOptions,
-    ImageOptions,
-    RayOptions,
-)
+from synthaug._cli.options import ClassifierOptions, ExtractorOptions, ImageOptions, RayOptions
 from synthaug._support.precision import Precision
 
 FILES = (".npy", ".npz", ".hdf5")

@@ -16,11 +16,7 @@ from synthaug.synthesizers import (
     StageConfig,
 )
 from synthaug.synthesizers.cascade._fit import StageFitJob
-from tests.checkpoints import (
-    cosine_config,
-    sampled,
-    tiny_unet,
-)
+from tests.checkpoints import cosine_config, sampled, tiny_unet
 
 NAMES = ("ant", "bee", "cat", "dog")
 

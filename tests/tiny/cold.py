@@ -6,10 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthaug.degradations import (
-    Blur,
-    Inpainting,
-)
+from synthaug.degradations import Blur, Inpainting
 from synthaug.synthesizers import ColdDiffusion
 from synthaug.synthesizers.cold._colors import ColourMixture
 from tests.checkpoints import tiny_unet

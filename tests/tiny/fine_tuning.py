@@ -7,10 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthaug.synthesizers.class_conditional._fine_tuning import (
-    FineTuneJob,
-    FineTuningConfig,
-)
+from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob, FineTuningConfig
 
 
 class Real:

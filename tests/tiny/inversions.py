@@ -8,11 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthaug.synthesizers import (
-    DiffusionInversion,
-    DiffusionModel,
-    InversionConfig,
-)
+from synthaug.synthesizers import DiffusionInversion, DiffusionModel, InversionConfig
 from synthaug.synthesizers.inversion._embeddings import EmbeddingTable
 from synthaug.synthesizers.inversion._tokens import build_token_unet
 from tests.checkpoints import cosine_config, sampled

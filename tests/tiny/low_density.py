@@ -12,10 +12,7 @@ from synthaug import TrainingConfig
 from synthaug.density import ClassGaussians
 from synthaug.synthesizers import LowDensity
 from synthaug.synthesizers.low_density import _fit
-from synthaug.synthesizers.low_density._hardness import (
-    NoiseAware,
-    NoisyEncoder,
-)
+from synthaug.synthesizers.low_density._hardness import NoiseAware, NoisyEncoder
 from tests.checkpoints import tiny_unet
 from tests.tiny.class_conditional import NAMES, tiny
 

@@ -10,12 +10,7 @@ from synthaug._pixels import to_pil
 from synthaug._support.html import data_uri
 from synthaug._types import JSON
 from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
-from synthaug.evaluation._comparison import (
-    check_comparable,
-    common_classes,
-    features_of,
-    labels_in,
-)
+from synthaug.evaluation._comparison import check_comparable, common_classes, features_of, labels_in
 from synthaug.evaluation._hardness.report import HardnessReport, Scores
 from synthaug.features import Extractor, describe
 

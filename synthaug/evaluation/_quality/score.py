@@ -8,12 +8,7 @@ import numpy as np
 from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
 from synthaug._types import Features, Indices, Labels
-from synthaug.evaluation._comparison import (
-    check_comparable,
-    common_classes,
-    features_of,
-    labels_in,
-)
+from synthaug.evaluation._comparison import check_comparable, common_classes, features_of, labels_in
 from synthaug.evaluation._quality.report import QualityReport, Scores
 from synthaug.features import Extractor, describe
 from synthaug.metrics import (

@@ -32,11 +32,7 @@ from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._parameters import RowParameter
 from synthaug.synthesizers._sampler import GUIDANCE_SCALE, SamplerConfig, split_sampler
 from synthaug.synthesizers.cascade import METHOD, NOISE_CONDITIONING_LEVEL, STAGE_GUIDANCE_SCALE
-from synthaug.synthesizers.cascade._chain import (
-    DiffusionChain,
-    network_evaluations,
-    run_chain,
-)
+from synthaug.synthesizers.cascade._chain import DiffusionChain, network_evaluations, run_chain
 from synthaug.synthesizers.cascade._fit import StageConfig, StageFitJob
 from synthaug.synthesizers.cascade._stage import CascadeStage
 

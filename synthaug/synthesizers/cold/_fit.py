@@ -11,12 +11,7 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._pixels import to_images
 from synthaug._support.layout import settled
-from synthaug._training.fit_job import (
-    AbstractFitJob,
-    check_positive,
-    half_mirrored,
-    stratified,
-)
+from synthaug._training.fit_job import AbstractFitJob, check_positive, half_mirrored, stratified
 from synthaug._training.loop import own_rows
 from synthaug._types import Indices
 from synthaug.degradations import AbstractDegradation

@@ -15,13 +15,7 @@ from torch import Tensor, nn
 
 from synthaug._support.layout import settle_layout, settled
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import (
-    read_json,
-    replaced,
-    restore,
-    tensor_digest,
-    write_json,
-)
+from synthaug._training.checkpoints import read_json, replaced, restore, tensor_digest, write_json
 from synthaug._types import Images
 from synthaug.denoisers import Denoiser, build_unet
 from synthaug.density import ClassGaussians
