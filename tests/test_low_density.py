@@ -280,7 +280,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypat
     resumed = fitted(tmp_path / "b")
     assert sum(drawn) == 4  # what was drawn is not drawn again
     assert resumed.recipe() == whole.recipe()
-    with pytest.raises(CheckpointError, match="horizontal_flip: False there, True now"):
+    with pytest.raises(MismatchError, match="horizontal_flip: False there, True now"):
         fitted(tmp_path / "b", horizontal_flip=True)
 
 
