@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from synthaug import Plan, TrainingConfig, generate
-from synthaug.errors import CheckpointError, DataError, DivergedError, MismatchError
+from synthaug.errors import CheckpointError, DivergedError, MismatchError
 from synthaug.evaluation import digests
 from synthaug.synthesizers import (
     DiffusionInversion,
@@ -275,7 +275,7 @@ def test_learning_that_makes_no_sense_is_refused(tmp_path, changes, message):
 def test_images_of_another_shape_and_plans_without_embeddings_are_refused(tmp_path):
     real = Real()
     real.image_shape = (1, 8, 8)
-    with pytest.raises(DataError, match=r"shape \(1, 8, 8\), the generator's \(3, 8, 8\)"):
+    with pytest.raises(MismatchError, match=r"shape \(1, 8, 8\), the generator's \(3, 8, 8\)"):
         generator().fit(real, tmp_path)
     with pytest.raises(ValueError, match="Learn them with `synthaug invert`"):
         generator().plan(per_class=1)
@@ -535,7 +535,7 @@ def test_a_plan_about_other_images_is_refused():
     plan = synthesizer.plan(per_class=1)
     assert synthesizer.table is not None
     other = replace(synthesizer.table, keys=synthesizer.table.keys + np.uint64(1))
-    with pytest.raises(DataError, match="Real image 0 of the plan is not among the images"):
+    with pytest.raises(MismatchError, match="Real image 0 of the plan is not among the images"):
         replace(synthesizer, table=other).draw(plan)
 
 
@@ -582,7 +582,7 @@ def test_what_fit_writes_names_the_generator_and_does_not_copy_it(tmp_path):
     with torch.no_grad():
         network.conv_out.bias.add_(1)
     generator(network).save_pretrained(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="is not the one that the embeddings were learned"):
+    with pytest.raises(MismatchError, match="is not the one that the embeddings were learned"):
         DiffusionInversion.from_pretrained(tmp_path / "out", checkpoint=tmp_path / "other")
 
 
