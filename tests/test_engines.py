@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from synthaug import Plan, SynthCache
-from synthaug._cluster import ActorPool, Share, Worker
+from synthaug._cluster import ActorPool, Share, Worker, actor_pool
 from synthaug._generate.actors import Drawer, Task
 from synthaug._generate.parts import Part, draw_part, lay_out, left, parts_of
 from synthaug._support.files import claimed
@@ -411,15 +411,14 @@ def test_actors_that_do_not_get_ready_end_the_job_and_say_why(
     tmp_path, monkeypatch, changes, cpus, message
 ):
     monkeypatch.setitem(sys.modules, "ray", FakeRay(cpus=cpus))
-    monkeypatch.setattr("synthaug._generate.actors._PATIENCE", 0)
+    monkeypatch.setattr("synthaug._cluster.ray._PATIENCE", 0)
     with pytest.raises(EngineError, match=message):
         draw(tmp_path / "a.h5", engine=RayEngine(**changes))
 
 
-def test_of_idle_actors_new_ones_are_asked_first_and_then_the_fastest(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+def test_of_idle_actors_new_ones_are_asked_first_and_then_the_fastest():
     workers = [Worker(Actor("an actor"), speed) for speed in (1.0, float("inf"), 2.0)]
-    pool = ActorPool(lambda: None, 3, start=lambda actor: None)
+    pool = ActorPool(FakeRay(), lambda: None, 3)
     pool._idle += workers
     asked = []
 
@@ -429,6 +428,22 @@ def test_of_idle_actors_new_ones_are_asked_first_and_then_the_fastest(monkeypatc
 
     assert len(list(pool.run(deque("abc"), call))) == 3
     assert asked == [1, 2, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whichever_call_ends_first_results_are_in_the_order_of_the_items(monkeypatch, seed):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(seed))
+
+    class Negation:
+        def load(self) -> None:
+            pass
+
+        def negate(self, number: int) -> int:
+            return -number
+
+    with actor_pool(RayEngine(), Negation) as pool:
+        results = pool.map(range(9), lambda actor, number: actor.negate.remote(number))
+    assert results == [-number for number in range(9)]
 
 
 # Ray. Each actor is a process that imports torch, so there are few of these.
@@ -456,12 +471,11 @@ def test_a_pool_repeats_the_work_of_lost_actors_but_not_for_ever(ray, tmp_path):
                 os._exit(1)
             return number**2
 
-    def squares(numbers: list[int]) -> list[tuple[int, int]]:
-        create = ray.remote(Squares).options(num_cpus=1).remote
-        with ActorPool(create, 2, start=lambda actor: actor.load.remote()) as pool:
-            return sorted(pool.map(numbers, lambda actor, n: actor.work.remote(n), tries=2))
+    def squares(numbers: list[int]) -> list[int]:
+        with actor_pool(RayEngine(actors=2), Squares) as pool:
+            return pool.map(numbers, lambda actor, n: actor.work.remote(n), tries=2)
 
-    assert squares([1, 2, 3, 5, 7]) == [(n, n**2) for n in (1, 2, 3, 5, 7)]
+    assert squares([1, 2, 3, 5, 7]) == [1, 4, 9, 25, 49]
     with pytest.raises(EngineError, match="2 actors were lost with the same work"):
         squares([-2])
     with pytest.raises(MemoryError):

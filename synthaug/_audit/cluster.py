@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthaug._cluster import ActorPool, RayEngine, capacity, cluster
+from synthaug._cluster import ActorPool, RayEngine, actor_pool, pickled
 from synthaug._neighbors import Index, float32, nearest_first, threads
 from synthaug._types import Features, Indices, Pixels
 from synthaug.errors import EngineError
@@ -80,7 +80,7 @@ class Shards:
         for first in range(0, self._length, size):
             part: Any = slice(first, min(first + size, self._length))
             part = part if rows is None else rows[part]
-            shard = crew.ray.put(Stored(path, part) if path else float32(xb[part]))
+            shard = crew.pool.ray.put(Stored(path, part) if path else float32(xb[part]))
             self._shards.append((first, shard))
 
     def __len__(self) -> int:
@@ -88,11 +88,11 @@ class Shards:
 
     def search(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """As `Index.search`."""
-        queries = self._crew.ray.put(float32(xq))
-        found = self._crew.map(
+        queries = self._crew.pool.ray.put(float32(xq))
+        nearest = self._crew.map(
             self._shards, lambda hand, shard: hand.search.remote(shard[1], shard[0], queries, k)
         )
-        D, ids = (np.hstack(part) for part in zip(*found, strict=True))
+        D, ids = (np.hstack(part) for part in zip(*nearest, strict=True))
         return nearest_first(D, ids, k)
 
     def recall(self, xq: Features, k: int) -> float:
@@ -105,16 +105,13 @@ class Crew:
     """Actors at work for one audit.
 
     Args:
-        ray: The library.
-        pool: Of `Hand`s.
+        pool: Actors of the class `Hand`.
         extractors: What they loaded, in order.
         tries: How many actors a piece of work may end before it is given up.
     """
 
-    def __init__(
-        self, ray: Any, pool: ActorPool, extractors: Sequence[Extractor], tries: int
-    ) -> None:
-        self.ray, self.pool, self._extractors, self._tries = ray, pool, extractors, tries
+    def __init__(self, pool: ActorPool, extractors: Sequence[Extractor], tries: int) -> None:
+        self.pool, self._extractors, self._tries = pool, extractors, tries
 
     def index(self, xb: Features, rows: Indices | None = None) -> Shards:
         """A database; arguments as for `Index`."""
@@ -137,11 +134,7 @@ class Crew:
 
     def map(self, items: Sequence[Any], call: Callable[[Any, Any], Any]) -> list[Any]:
         """What `call` gives for each item, in order; errors as `ActorPool.map`."""
-        found = self.pool.map(
-            range(len(items)), lambda hand, i: call(hand, items[i]), tries=self._tries
-        )
-        values = dict(found)
-        return [values[i] for i in range(len(items))]
+        return self.pool.map(items, call, tries=self._tries)
 
 
 class _Spread:
@@ -155,10 +148,10 @@ class _Spread:
     def __call__(self, pixels: Pixels) -> Features:
         """uint8 (n, C, H, W) to float32 (n, d)."""
         batches = [part.numpy() for part in pixels.split(self._batch_size)]
-        found = self._crew.map(
+        features = self._crew.map(
             batches, lambda hand, batch: hand.features.remote(self._number, batch)
         )
-        return np.concatenate(found)
+        return np.concatenate(features)
 
 
 @contextmanager
@@ -176,36 +169,11 @@ def crew_of(engine: str | RayEngine, extractors: Sequence[Extractor]) -> Iterato
     if engine.load is not None:
         raise ValueError("`RayEngine.load` makes a synthesizer; an audit has none. Leave it out.")
     networks = [e for e in extractors if getattr(e, "weights", None) is not None]
-    with cluster(engine.address) as (ray, own):
-        parcel, needs = ray.put(_pack(networks)), engine.needs(ray)
-        hand = ray.remote(Hand).options(
-            num_cpus=engine.num_cpus,
-            num_gpus=needs.get("GPU", 0),
-            max_restarts=0,
-            max_task_retries=0,
-        )
-        pool = ActorPool(
-            hand.remote,
-            engine.actors or max(1, capacity(ray, needs)),
-            start=lambda actor: actor.load.remote(parcel),
-            needs=needs,
-            patience=0 if own else 600,
-        )
-        with pool:
-            yield Crew(ray, pool, networks, engine.tries)
-
-
-def _pack(networks: list[Extractor]) -> bytes:
-    from ray import cloudpickle
-
-    try:
-        parcel: bytes = cloudpickle.dumps(networks)
-    except Exception as error:
-        raise ValueError(
-            f"`features` cannot travel to Ray's actors ({type(error).__name__}: {error}). Compute "
-            "them first, or leave `engine` out."
-        ) from error
-    return parcel
+    parcel = pickled(
+        networks, name="`features`", remedy="Compute them first, or leave `engine` out."
+    )
+    with actor_pool(engine, Hand, parcel) as pool:
+        yield Crew(pool, networks, engine.tries)
 
 
 def _path_of(xb: Features) -> str | None:

@@ -1,18 +1,18 @@
 """Ray: joining a cluster, and a pool of actors that outlives the loss of any of them.
 
-    with cluster(address), ActorPool(create, 4, start=lambda actor: actor.load.remote()) as pool:
-        for block, result in pool.map(blocks, lambda actor, block: actor.work.remote(block)):
-            ...
+    with actor_pool(engine, Model, weights) as pool:  # each actor runs Model().load(weights) first
+        results = pool.map(blocks, lambda actor, block: actor.work.remote(block))
 
-Ray finds the place for each actor and notices when one is lost. It does not repeat calls: how often
-is enough, and with `run` instead of `map` what is left of a block, the caller decides.
+Ray places each actor and notices when one is lost. Replacing it and repeating calls is done here,
+because Ray's own restarts and retries hide what the caller must know: which item ended an actor,
+that an actor never becomes ready, and that no node has room for one.
 """
 
 import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -23,6 +23,8 @@ logger = logging.getLogger("synthaug")
 T = TypeVar("T")
 
 _REMIND = 30.0  # seconds between two warnings that no actor has a place
+_PATIENCE = 600.0
+"""Seconds after which a cluster that is too small for an actor is an error: it may grow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,10 @@ class RayEngine:
     tries: int = 3
 
     def __post_init__(self) -> None:
-        for name, least in (("actors", 1), ("tries", 1), ("num_cpus", 0), ("num_gpus", 0)):
-            value = getattr(self, name)
+        counts = {"actors": self.actors, "tries": self.tries}
+        resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+        for name, value in {**counts, **resources}.items():
+            least = int(name in counts)
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
 
@@ -127,6 +131,28 @@ def _start(ray: Any, settings: Mapping[str, Any]) -> None:
         ) from error
 
 
+def pickled(value: Any, *, name: str, remedy: str) -> bytes:
+    """Pickles what actors load, classes and functions of the user's script included.
+
+    Args:
+        value: What actors load.
+        name: Names it in the error message.
+        remedy: What to do if it cannot be pickled, for the error message.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: It cannot be pickled.
+    """
+    cloudpickle = import_ray().cloudpickle
+    try:
+        parcel: bytes = cloudpickle.dumps(value)
+    except Exception as error:  # each class has its own reasons
+        raise ValueError(
+            f"{name} cannot be pickled for Ray's actors ({type(error).__name__}: {error}). {remedy}"
+        ) from error
+    return parcel
+
+
 def capacity(ray: Any, needs: Mapping[str, float]) -> int:
     """How many actors with these needs the cluster's nodes hold together, if nothing else runs."""
     return sum(
@@ -139,14 +165,11 @@ def capacity(ray: Any, needs: Mapping[str, float]) -> int:
 def room(ray: Any, needs: Mapping[str, float]) -> str:
     """What an actor needs, and what there is."""
     there, free = ray.cluster_resources(), ray.available_resources()
-    return (
-        "Each needs "
-        + ", ".join(
-            f"{n:g} {name} (the cluster has {there.get(name, 0):g}, free {free.get(name, 0):g})"
-            for name, n in needs.items()
-        )
-        + "."
+    resources = ", ".join(
+        f"{n:g} {name} (the cluster has {there.get(name, 0):g}, free {free.get(name, 0):g})"
+        for name, n in needs.items()
     )
+    return f"Each needs {resources}."
 
 
 @dataclass(eq=False)
@@ -155,7 +178,7 @@ class Worker:
 
     actor: Any
     speed: float = float("inf")
-    """Set by whoever knows; among idle workers the fastest is asked first, new ones before all."""
+    """Set by the caller; among idle workers the fastest is asked first, new ones before all."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +191,43 @@ class Outcome(Generic[T]):
     error: Exception | None = None
     """What the call raised, or how the actor was lost."""
     died: bool = False
-    """Whether the actor was lost; the pool has replaced it by a new one."""
+    """Whether the actor was lost; the pool replaces it by a new one."""
+
+
+@contextmanager
+def actor_pool(
+    engine: RayEngine, kind: type, *arguments: Any, most: int | None = None
+) -> Iterator["ActorPool"]:
+    """Joins a cluster and opens a pool of actors there.
+
+    Args:
+        engine: How many actors, where, and what each of them needs.
+        kind: Class of the actors. It has a method `load`, which is called first.
+        arguments: Arguments of `load`; shipped to each node once.
+        most: More actors than this would have nothing to do.
+
+    Raises:
+        ImportError: Ray is not installed.
+        EngineError: No cluster answers at the engine's address.
+    """
+    with cluster(engine.address) as (ray, started_here):
+        needs = engine.needs(ray)
+        size = engine.actors or max(1, capacity(ray, needs))
+        options = {"num_cpus": engine.num_cpus, "num_gpus": needs.get("GPU", 0)}
+        pool = ActorPool(
+            ray,
+            ray.remote(kind).options(**options).remote,
+            size if most is None else min(size, most),
+            arguments=[ray.put(argument) for argument in arguments],
+            needs=needs,
+            patience=0 if started_here else _PATIENCE,  # a cluster of our own does not grow
+        )
+        with pool:
+            yield pool
+
+
+_LOAD = object()
+"""The item of an actor's first call, which makes it ready."""
 
 
 @dataclass
@@ -176,25 +235,23 @@ class ActorPool:
     """Actors that do blocks of work; those that die are replaced.
 
     Args:
-        create: Makes an actor. It should not restart by itself, nor repeat its calls, which are
-            Ray's defaults.
+        ray: The library, connected to a cluster.
+        create: Makes an actor, which neither restarts by itself nor repeats calls: Ray's defaults.
         size: Number of actors. The pool works with fewer while there is no room for all.
-        start: The first call to each actor, which makes it ready: loads a model, say.
-        started: Called with what `start` returned.
+        arguments: Arguments of the actors' method `load`.
         needs: Resources of an actor, for the message if there is no room for any.
         patience: Seconds after which that message is an error.
     """
 
+    ray: Any
     create: Callable[[], Any]
     size: int
-    start: Callable[[Any], Any]
-    started: Callable[[Any], object] = lambda value: None
+    arguments: Sequence[Any] = ()
     needs: Mapping[str, float] = field(default_factory=dict)
-    patience: float = 600
+    patience: float = _PATIENCE
 
-    _starting: dict[Any, Worker] = field(default_factory=dict, init=False)
+    _calls: dict[Any, tuple[Worker, Any]] = field(default_factory=dict, init=False)
     _idle: list[Worker] = field(default_factory=list, init=False)
-    _busy: dict[Any, tuple[Worker, Any]] = field(default_factory=dict, init=False)
     _stillborn: int = field(default=0, init=False)
     """Actors that died one after the other before they were ready."""
     _waits_since: float = field(default_factory=time.monotonic, init=False)
@@ -204,11 +261,8 @@ class ActorPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        ray = import_ray()
-        busy = [worker for worker, _ in self._busy.values()]
-        for worker in [*self._starting.values(), *self._idle, *busy]:
-            with suppress(Exception):  # lost already
-                ray.kill(worker.actor)
+        for worker in [*self._idle, *(worker for worker, _ in self._calls.values())]:
+            self._kill(worker)
 
     def run(self, queue: "deque[T]", call: Callable[[Any, T], Any]) -> Iterator[Outcome[T]]:
         """Works the queue off, and yields how each call ended, in the order in which they do.
@@ -221,31 +275,30 @@ class ActorPool:
 
         Raises:
             EngineError: No actor finds a place, or each one dies before it is ready.
-            Exception: What `start` raised in an actor.
+            Exception: What `load` raised in an actor.
         """
-        ray = import_ray()
-        while queue or self._busy:
+        while queue or len(self._calls) > self._loading:
             while queue and self._idle:
                 worker = max(self._idle, key=lambda w: w.speed)
                 self._idle.remove(worker)
                 item = queue.popleft()
-                self._busy[call(worker.actor, item)] = worker, item
-            missing = self.size - len(self._starting) - len(self._idle) - len(self._busy)
-            for _ in range(min(missing, len(queue) - len(self._starting))):
+                self._calls[call(worker.actor, item)] = worker, item
+            missing = self.size - len(self._idle) - len(self._calls)
+            for _ in range(min(missing, len(queue) - self._loading)):
                 worker = Worker(self.create())
-                self._starting[self.start(worker.actor)] = worker
-            done, _ = ray.wait([*self._busy, *self._starting], timeout=1)
-            for ref in done:
-                if ref in self._starting:
-                    self._ready(ray, ref)
+                self._calls[worker.actor.load.remote(*self.arguments)] = worker, _LOAD
+            done, _ = self.ray.wait([*self._calls], timeout=1)
+            for outcome in map(self._outcome, done):
+                if outcome.item is _LOAD:
+                    self._check_loaded(outcome)
                 else:
-                    yield self._ended(ray, ref)
-            self._check_patience(ray)
+                    yield outcome
+            self._check_patience()
 
     def map(
-        self, items: Iterable[T], call: Callable[[Any, T], Any], *, tries: int = 3
-    ) -> Iterator[tuple[T, Any]]:
-        """Each item with what its call returned, as they end; those of lost actors are repeated.
+        self, items: Sequence[T], call: Callable[[Any, T], Any], *, tries: int = 3
+    ) -> list[Any]:
+        """What the calls return, in the order of their items; those of lost actors are repeated.
 
         Args:
             items: What to do.
@@ -256,72 +309,66 @@ class ActorPool:
             EngineError: As `run`, and for an item that has lost that many.
             Exception: What a call raised.
         """
-        queue = deque(enumerate(items))
-        losses = Counter[int]()
-        for outcome in self.run(queue, lambda actor, pair: call(actor, pair[1])):
-            number, item = outcome.item
+        queue, losses, values = deque(range(len(items))), Counter[int](), dict[int, Any]()
+        for outcome in self.run(queue, lambda actor, number: call(actor, items[number])):
             if outcome.error is None:
-                yield item, outcome.value
+                values[outcome.item] = outcome.value
                 continue
             if not outcome.died:
                 raise outcome.error
-            losses[number] += 1
-            if losses[number] >= tries:
+            losses[outcome.item] += 1
+            if losses[outcome.item] >= tries:
                 raise EngineError(
                     f"{tries} actors were lost with the same work: {outcome.error}"
                 ) from outcome.error
             queue.append(outcome.item)
+        return [values[number] for number in range(len(items))]
 
-    def _check_patience(self, ray: Any) -> None:
+    @property
+    def _loading(self) -> int:
+        """Number of actors that are not ready yet."""
+        return sum(item is _LOAD for _, item in self._calls.values())
+
+    def _outcome(self, ref: Any) -> Outcome[Any]:
+        """How a call ended; its worker is idle again, or dead."""
+        worker, item = self._calls.pop(ref)
+        try:
+            value, error = self.ray.get(ref), None
+        except self.ray.exceptions.RayTaskError as raised:  # by the code in the actor
+            value, error = None, raised.cause if isinstance(raised.cause, Exception) else raised
+        except self.ray.exceptions.RayError as lost:
+            self._kill(worker)  # out of reach is not dead: two must not do the same
+            return Outcome(item, worker, error=lost, died=True)
+        self._idle.append(worker)
+        return Outcome(item, worker, value, error)
+
+    def _kill(self, worker: Worker) -> None:
+        with suppress(Exception):  # lost already
+            self.ray.kill(worker.actor)
+
+    def _check_loaded(self, outcome: Outcome[Any]) -> None:
+        """Gives up if `load` raised an error, or too many actors died in it."""
+        self._stillborn = self._stillborn + 1 if outcome.died else 0
+        if self._stillborn >= self.size + 2:  # a node may take all with it that load there
+            raise EngineError(
+                f"{self._stillborn} actors died one after the other before they were ready; "
+                f"the last: {outcome.error}. Does the model fit into their memory?"
+            ) from outcome.error
+        if outcome.error is not None and not outcome.died:
+            raise outcome.error
+
+    def _check_patience(self) -> None:
         """Says why nothing happens while no actor is ready."""
         now = time.monotonic()
-        if self._busy or self._idle:
+        if self._idle or len(self._calls) > self._loading:
             self._waits_since = self._warned = now
             return
         waited = now - self._waits_since
-        if waited > self.patience and not capacity(ray, self.needs):
+        if waited > self.patience and not capacity(self.ray, self.needs):
             raise EngineError(
-                f"No actor finds a place. {room(ray, self.needs)} No node is large enough: ask for "
-                "less, or add one."
+                f"No actor finds a place. {room(self.ray, self.needs)} No node is large enough: "
+                "ask for less, or add one."
             )
         if now - self._warned > _REMIND:
             self._warned = now
-            logger.warning("No actor is ready. %s Waiting.", room(ray, self.needs))
-
-    def _ready(self, ray: Any, ref: Any) -> None:
-        worker = self._starting.pop(ref)
-        try:
-            value = ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            raise cause_of(error) from error
-        except ray.exceptions.RayError as error:
-            self._stillborn += 1
-            if self._stillborn >= self.size + 2:  # a node may take all with it that load there
-                raise EngineError(
-                    f"{self._stillborn} actors died one after the other before they were ready; "
-                    f"the last: {error}. Does the model fit into their memory?"
-                ) from error
-            return
-        self._stillborn = 0
-        self.started(value)
-        self._idle.append(worker)
-
-    def _ended(self, ray: Any, ref: Any) -> Outcome[Any]:
-        worker, item = self._busy.pop(ref)
-        try:
-            value = ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            self._idle.append(worker)
-            return Outcome(item, worker, error=cause_of(error))
-        except ray.exceptions.RayError as error:
-            with suppress(Exception):  # out of reach is not dead: two must not do the same
-                ray.kill(worker.actor)
-            return Outcome(item, worker, error=error, died=True)
-        self._idle.append(worker)
-        return Outcome(item, worker, value)
-
-
-def cause_of(error: Any) -> Exception:
-    """What the code in an actor raised, from what Ray made of it."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, Exception) else error
+            logger.warning("No actor is ready. %s Waiting.", room(self.ray, self.needs))

@@ -12,7 +12,7 @@ import torch
 
 from synthaug._cache import State, SynthCache
 from synthaug._cache.recorded import as_recorded
-from synthaug._cluster import ActorPool, Outcome, RayEngine, capacity, cluster, import_ray
+from synthaug._cluster import Outcome, RayEngine, actor_pool, pickled
 from synthaug._generate.draw import Synthesizer
 from synthaug._generate.parts import (
     Part,
@@ -31,8 +31,6 @@ from synthaug.errors import CacheError, EngineError
 
 _SECONDS = 5.0
 """How long an actor draws before it reports, and may be given another part."""
-_PATIENCE = 600.0
-"""Seconds after which a cluster that is too small for an actor is an error: it may grow."""
 _WHOLE_BATCHES = 2
 """How often a batch may end its actor before its rows are drawn one by one."""
 
@@ -44,21 +42,12 @@ def pack(synthesizer: Synthesizer, engine: RayEngine) -> bytes:
         ImportError: Ray is not installed.
         ValueError: It cannot be pickled.
     """
-    cloudpickle = import_ray().cloudpickle
-
-    def load() -> Synthesizer:
-        return synthesizer
-
-    try:
-        parcel: bytes = cloudpickle.dumps(engine.load or load)
-    except Exception as error:
-        name = type(synthesizer).__name__
-        raise ValueError(
-            f"The synthesizer cannot travel to Ray's actors: {name} cannot be pickled ({error}). "
-            "Say how an actor makes its own, for example with "
-            f"`RayEngine(load=lambda: {name}.from_pretrained(path))`."
-        ) from error
-    return parcel
+    name = type(synthesizer).__name__
+    remedy = (
+        "Say how an actor makes its own, for example with "
+        f"`RayEngine(load=lambda: {name}.from_pretrained(path))`."
+    )
+    return pickled(engine.load or (lambda: synthesizer), name=name, remedy=remedy)
 
 
 class Drawer:
@@ -67,22 +56,29 @@ class Drawer:
     fits: float = math.inf
     """The largest batch that may fit into memory."""
 
-    def load(self, parcel: bytes, recipe: dict[str, Any]) -> dict[str, Any]:
-        """Unpacks the synthesizer, in the precision of `recipe` if it may choose; returns its
-        recipe and where it is."""
+    def load(self, parcel: bytes, recipe: dict[str, Any]) -> None:
+        """Unpacks the synthesizer, in the precision of `recipe` if it may choose.
+
+        Raises:
+            EngineError: It cannot be unpacked here, or has another recipe.
+        """
         import ray
 
+        host = os.uname().nodename
         try:
             self.synthesizer = as_recorded(ray.cloudpickle.loads(parcel)(), recipe)
-            recipe = self.synthesizer.recipe()
+            loaded_recipe = self.synthesizer.recipe()
         except Exception as error:
             raise EngineError(
-                f"An actor on {os.uname().nodename} could not load the synthesizer: "
-                f"{type(error).__name__}: {error}. Its modules and files must be there too, and "
-                "weights that are on a GPU here need one there; `RayEngine(load=...)` loads it "
-                "in a way of your own."
+                f"An actor on {host} could not load the synthesizer: {type(error).__name__}: "
+                f"{error}. Its modules and files must be there too, and weights that are on a GPU "
+                "here need one there; `RayEngine(load=...)` loads it in a way of your own."
             ) from None
-        return {"recipe": recipe, "host": os.uname().nodename}
+        if canonical_json(loaded_recipe) != canonical_json(recipe):
+            raise EngineError(
+                f"The actor on {host} made another synthesizer than the one given, with the recipe "
+                f"{loaded_recipe}. Weights and settings must be the same everywhere."
+            )
 
     def draw(self, part: Part, rows: Indices, batch_size: int, check: bool) -> tuple[int, float]:
         """Draws those of `rows` that are pending, for some seconds; rows left, and per second.
@@ -191,18 +187,17 @@ def draw_on_ray(
     tasks = [Task(part, whole, batch_size) for part in parts]
     queue = deque(task for task in tasks if len(task.wanted))
     if queue:
-        rest = sum(task.rest for task in queue)
-        shown = bar(len(whole), "generate", "image", initial=len(whole) - rest, progress=progress)
-        with shown, cluster(engine.address) as (ray, own):
-            patience = 0 if own else _PATIENCE
-            pool = _pool(ray, engine, synthesizer, parcel, len(queue), patience=patience)
-            with pool:
-                for outcome in pool.run(queue, _call):
-                    task: Task = outcome.item
-                    rest = _learned(outcome, engine.tries)
-                    shown.update(task.progress(rest))
-                    if rest:
-                        queue.appendleft(task)  # for whichever idle actor is fastest
+        done = len(whole) - sum(task.rest for task in queue)
+        with (
+            bar(len(whole), "generate", "image", initial=done, progress=progress) as shown,
+            actor_pool(engine, Drawer, parcel, synthesizer.recipe(), most=len(queue)) as pool,
+        ):
+            for outcome in pool.run(queue, _call):
+                task: Task = outcome.item
+                rest = _learned(outcome, engine.tries)
+                shown.update(task.progress(rest))
+                if rest:
+                    queue.appendleft(task)  # for whichever idle actor is fastest
     bad = [task.part.start + row for task in tasks for row in task.given_up]
     if bad:
         also = f" So did {len(bad) - 1:,} more." if len(bad) > 1 else ""
@@ -215,38 +210,6 @@ def draw_on_ray(
         raise CacheError(
             f"Another process is writing to {whole.path}. Run the job again when it has ended."
         )
-
-
-def _pool(
-    ray: Any,
-    engine: RayEngine,
-    synthesizer: Synthesizer,
-    parcel: bytes,
-    tasks: int,
-    *,
-    patience: float,
-) -> ActorPool:
-    needs = engine.needs(ray)
-    drawer = ray.remote(Drawer).options(
-        num_cpus=engine.num_cpus, num_gpus=needs.get("GPU", 0), max_restarts=0, max_task_retries=0
-    )
-    shipped, recipe = ray.put(parcel), synthesizer.recipe()
-
-    def check(loaded: dict[str, Any]) -> None:
-        if canonical_json(loaded["recipe"]) != canonical_json(recipe):
-            raise EngineError(
-                f"The actor on {loaded['host']} made another synthesizer than the one given, with "
-                f"the recipe {loaded['recipe']}. Weights and settings must be the same everywhere."
-            )
-
-    return ActorPool(
-        drawer.remote,
-        min(tasks, engine.actors or max(1, capacity(ray, needs))),
-        start=lambda actor: actor.load.remote(shipped, recipe),
-        started=check,
-        needs=needs,
-        patience=patience,
-    )
 
 
 def _call(actor: Any, task: Task) -> Any:
