@@ -26,7 +26,7 @@ from synthaug._support.precision import (
     recorded_precision,
     resolve_precision,
 )
-from synthaug._training.loop import train
+from synthaug._training.loop import TrainingTask, train
 from synthaug.errors import MismatchError
 from synthaug.evaluation import evaluate
 from synthaug.features import Pixel
@@ -300,7 +300,8 @@ def fit(out: Path, steps: int, **changes: Any) -> Any:
     torch.manual_seed(0)
     config = TrainingConfig(steps=steps, batch_size=2, device="cpu", **changes)
     module = nn.Linear(2, 1)
-    result = train(module, loss, 4, config=config, output_dir=out, identity={}, progress=False)
+    task = TrainingTask(module=module, loss=loss, num_examples=4, identity={})
+    result = train(task, config, out, progress=False)
     assert set(seen) == {getattr(torch, result.precision)}
     state = json.loads((out / "checkpoint" / "state.json").read_text())
     assert state["settings"]["config"]["precision"] == result.precision

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from synthaug import TrainingConfig
-from synthaug._training.loop import Loss, TrainingResult, batch_indices, train
+from synthaug._training.loop import Loss, TrainingResult, TrainingTask, batch_indices, train
 from synthaug.errors import CheckpointError, DivergedError, MismatchError
 
 NUM_EXAMPLES = 10
@@ -55,18 +55,12 @@ def loss_of(*, killed_at: int | None = None, nan_at: int | None = None) -> Loss:
 
 def run(out: Path, loss: Loss | None = None, **changes: Any) -> tuple[nn.Module, TrainingResult]:
     module = module_of()
-    given = ("identity", "on_checkpoint", "checkpoint_steps", "rate_factor")
-    arguments = {k: changes.pop(k) for k in given if k in changes}
-    result = train(
-        module,
-        loss or loss_of(),
-        NUM_EXAMPLES,
-        config=config_of(**changes),
-        output_dir=out,
-        progress=False,
-        **{"identity": "digits", **arguments},
+    names = ("identity", "on_checkpoint", "checkpoint_steps", "rate_factor")
+    arguments = {"identity": "digits", **{k: changes.pop(k) for k in names if k in changes}}
+    task = TrainingTask(
+        module=module, loss=loss or loss_of(), num_examples=NUM_EXAMPLES, **arguments
     )
-    return module, result
+    return module, train(task, config_of(**changes), out, progress=False)
 
 
 def contents(out: Path) -> dict[str, Any]:
@@ -131,8 +125,10 @@ def test_frozen_weights_are_neither_trained_nor_kept_and_a_resumed_run_finds_the
     def half_frozen(out: Path, **loss: int) -> dict[str, Tensor]:
         module: Any = module_of()
         module[0].requires_grad_(False)
-        options = {"config": config_of(**EVERY_STEP), "output_dir": out, "identity": "half"}
-        train(module, loss_of(**loss), NUM_EXAMPLES, progress=False, **options)  # type: ignore[arg-type]
+        task = TrainingTask(
+            module=module, loss=loss_of(**loss), num_examples=NUM_EXAMPLES, identity="half"
+        )
+        train(task, config_of(**EVERY_STEP), out, progress=False)
         return dict(module.state_dict())
 
     whole = half_frozen(tmp_path / "whole")
@@ -337,7 +333,7 @@ def test_an_unknown_device_is_refused_before_anything_is_written(tmp_path):
 
 def test_training_on_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`num_examples` must be at least 1"):
-        train(module_of(), loss_of(), 0, config=config_of(), output_dir=tmp_path, identity=1)
+        TrainingTask(module=module_of(), loss=loss_of(), num_examples=0, identity=1)
 
 
 def test_asking_for_fewer_steps_than_were_taken_is_refused(tmp_path, uninterrupted):

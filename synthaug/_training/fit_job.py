@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from synthaug._support.layout import settled
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.loop import TrainingConfig, TrainingResult, own_randomness, own_rows, train
+from synthaug._training.loop import (
+    TrainingConfig,
+    TrainingResult,
+    TrainingTask,
+    own_randomness,
+    own_rows,
+    train,
+)
 from synthaug._types import Images, Indices, Labels
 from synthaug.errors import DataError
 
@@ -52,7 +59,7 @@ class AbstractFitJob(ABC, Generic[Module]):
         *,
         on_checkpoint: Callable[[Module], None],
         snapshots: Collection[int] = (),
-        on_snapshot: Callable[[Module, int], None] | None = None,
+        on_snapshot: Callable[[Module, int], None] = lambda module, step: None,
         progress: bool,
     ) -> tuple[Module, TrainingResult]:
         """Trains, and returns the averaged module, frozen, on its device.
@@ -68,21 +75,19 @@ class AbstractFitJob(ABC, Generic[Module]):
 
         def saved(_: nn.Module, step: int) -> None:
             on_checkpoint(module)
-            if on_snapshot is not None and step in snapshots:
+            if step in snapshots:
                 on_snapshot(module, step)
 
-        result = train(
-            module,
-            self._loss,
-            self.num_examples,
-            config=config,
-            output_dir=output_dir,
+        task = TrainingTask(
+            module=module,
+            loss=self._loss,
+            num_examples=self.num_examples,
             identity=self._identity(module),
             on_checkpoint=saved,
             checkpoint_steps=snapshots,
             rate_factor=self._rate_factor,
-            progress=progress,
         )
+        result = train(task, config, output_dir, progress=progress)
         module.requires_grad_(False)
         if PartialState().is_main_process:  # also after a kill between the last two writes
             on_checkpoint(module)

@@ -1,6 +1,6 @@
 """One trainer, on accelerate: EMA, bfloat16, checkpoints, exact resume, progress.
 
-What to optimise is a function `loss(module, indices)`. All randomness of step `i` comes from
+What to optimize is a function `loss(module, indices)`. All randomness of step `i` comes from
 torch's global generator, which is seeded anew from (seed, i) at each step, so a run that was killed
 and resumed equals one that was not.
 
@@ -11,7 +11,6 @@ changes nothing but the order in which gradients are summed, and may change when
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -27,16 +26,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synthaug._noise import counter_rng
-from synthaug._plan import canonical_json
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, check_precision, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import check_same_run, replaced, restore, run_record, writing
+from synthaug._training.checkpoints import writing
+from synthaug._training.state import TrainingState, saved_precision
 from synthaug._types import Indices
-from synthaug.errors import CheckpointError, DivergedError
 
 logger = logging.getLogger("synthaug")
 
@@ -47,10 +45,10 @@ precision bfloat16 it runs under autocast, so it should end in float32: `predict
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How to optimise."""
+    """How to optimize."""
 
     steps: int = 10_000
-    """Optimiser steps. A run may be resumed with more."""
+    """Optimizer steps. A run may be resumed with more."""
     batch_size: int = 64
     """Examples per step, over all processes."""
     learning_rate: float = 3e-4
@@ -67,7 +65,7 @@ class TrainingConfig:
     """Decay of the moving average of the weights. Step n, counted from 0, uses
     min(decay, (1 + n) / (10 + n)); the first one copies the weights."""
     precision: Precision = "auto"
-    """bfloat16 runs the loss under autocast; weights and optimiser stay in float32. "auto" is that
+    """bfloat16 runs the loss under autocast; weights and optimizer stay in float32. "auto" is that
     of the run that is resumed; for a new one, bfloat16 on a device that has it in hardware."""
     compile: bool = False
     """Compile the network: slow first step, then about twice as fast on a CPU."""
@@ -79,15 +77,16 @@ class TrainingConfig:
     """"cpu", "cuda", "cuda:1" ...; `None` takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
+        values = vars(self)
         for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            if values[name] < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {values[name]}.")
         for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+            if not values[name] > 0:
+                raise ValueError(f"`{name}` must be positive, got {values[name]}.")
         for name in ("warmup_steps", "decay_steps", "weight_decay", "checkpoint_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+            if not values[name] >= 0:
+                raise ValueError(f"`{name}` must not be negative, got {values[name]}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
         check_precision(self.precision)
@@ -111,11 +110,9 @@ class TrainingResult:
     """What a run left behind."""
 
     step: int
-    """Optimiser steps taken in all."""
+    """Optimizer steps taken in all."""
     loss_curve: list[tuple[int, float]] = field(default_factory=list)
     """(step, mean loss since the point before)."""
-    recent: list[float] = field(default_factory=list)
-    """Losses of the steps since the last point."""
     examples_per_second: float = 0.0
     """Measured over this run, checkpoints included."""
     precision: Resolved = "float32"
@@ -166,195 +163,251 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> I
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """What to train, and what its caller does meanwhile."""
+
+    module: nn.Module
+    """The network, in float32, on any device. Weights that do not require a gradient are left
+    alone, and are not in the checkpoints."""
+    loss: Loss
+    num_examples: int
+    """Size of the training set."""
+    identity: Any
+    """JSON that names data and model. A checkpoint of another identity is refused."""
+    on_checkpoint: Callable[[nn.Module, int], None] = lambda module, step: None
+    """Called with the averaged module and the step, after every checkpoint."""
+    checkpoint_steps: Collection[int] = ()
+    """Steps after which there is a checkpoint whatever the clock says; if a kill came before its
+    `on_checkpoint` had ended, that is called anew."""
+    rate_factor: Callable[[str], float] = lambda name: 1.0
+    """By what a parameter's learning rate differs from that of the `TrainingConfig`, by its name in
+    `module`. Name it in `identity` if it is not 1."""
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
+            raise ValueError(f"`num_examples` must be at least 1, got {self.num_examples}.")
+
+
 @lasting_tensors()
 def train(
-    module: nn.Module,
-    loss: Loss,
-    num_examples: int,
-    *,
-    config: TrainingConfig,
-    output_dir: str | Path,
-    identity: Any,
-    on_checkpoint: Callable[[nn.Module, int], None] | None = None,
-    checkpoint_steps: Collection[int] = (),
-    rate_factor: Callable[[str], float] = lambda name: 1.0,
-    progress: bool = True,
+    task: TrainingTask, config: TrainingConfig, output_dir: str | Path, *, progress: bool = True
 ) -> TrainingResult:
-    """Optimises `module`, and leaves its moving average in it.
-
-    Weights that do not require a gradient are left alone, and are not in the checkpoints.
+    """Optimizes the task's module, and leaves its moving average in it.
 
     Args:
-        module: The network to train, in float32, on any device.
-        loss: `loss(module, indices)`.
-        num_examples: Size of the training set.
-        config: How to optimise.
+        task: What to train.
+        config: How to optimize.
         output_dir: Checkpoints go to `checkpoint/` in it; the log to `train.jsonl`.
-        identity: JSON that names data and model. A checkpoint of another identity is refused.
-        on_checkpoint: Called with the averaged module and the step, after every checkpoint.
-        checkpoint_steps: Steps after which there is a checkpoint whatever the clock says; if a kill
-            came before its `on_checkpoint` had ended, that is called anew.
-        rate_factor: By what a parameter's own learning rate differs from that of `config`, by its
-            name in `module`. Name it in `identity` if it is not 1.
         progress: Show a bar with rate and time left.
 
     Raises:
-        ValueError: If there is nothing to train on, no such device, `output_dir` is a file, or the
-            checkpoint is already beyond `config.steps`.
+        ValueError: If there is no such device, `output_dir` is a file, or the checkpoint is already
+            beyond `config.steps`.
         DivergedError: If the loss or a weight is not finite. The last checkpoint stays.
         MismatchError: If the directory holds a checkpoint of another run.
         CheckpointError: If it holds a damaged one, or one cannot be written. The last one stays.
     """
-    from accelerate import Accelerator
-    from accelerate.utils import broadcast_object_list
-    from diffusers.training_utils import EMAModel
+    check_folder(Path(output_dir))
+    run = _Run(task, config, Path(output_dir))
+    state, steps = run.state, run.config.steps
+    first_step = state.step
+    started = time.monotonic()
+    with (
+        own_randomness(run.device),
+        _among(run.rank, run.processes),
+        bar(
+            steps,
+            "train",
+            "step",
+            initial=first_step,
+            progress=run.main and progress,
+            smoothing=0.05,
+        ) as shown,
+    ):
+        run.take_steps(shown)
+    taken, seconds = state.step - first_step, time.monotonic() - started
+    state.ema.copy_to(state.trained)
+    state.module.eval()
+    return TrainingResult(
+        step=state.step,
+        loss_curve=state.loss_curve,
+        examples_per_second=taken * config.batch_size / seconds if taken else 0.0,
+        precision=run.precision,
+    )
 
-    if num_examples < 1:
-        raise ValueError(f"`num_examples` must be at least 1, got {num_examples}.")
-    output_dir = Path(output_dir)
-    check_folder(output_dir)
+
+class _Run:
+    """One call of `train` on this process: prepares or resumes the run, then takes its steps."""
+
+    def __init__(self, task: TrainingTask, config: TrainingConfig, output_dir: Path) -> None:
+        from diffusers.training_utils import EMAModel
+
+        self.task, self.output_dir = task, output_dir
+        self.accelerator, self.device = _accelerator(config.device)
+        self.main = self.accelerator.is_main_process
+        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        if config.batch_size % self.processes:
+            raise ValueError(
+                f"`batch_size` {config.batch_size} is the batch of all processes together, and not "
+                f"a multiple of their number, {self.processes}. Change one of the two."
+            )
+        settle_layout(task.module.to(self.device)).train()
+        optimizer = _optimizer(task, config)
+        trained = [p for p in task.module.parameters() if p.requires_grad]
+        ema = EMAModel(trained, decay=config.ema_decay, foreach=True)
+        self.state = TrainingState(output_dir, task.module, optimizer, ema)
+        self.precision = self._choose_precision(config)
+        self.config = replace(config, precision=self.precision)
+        self.settings = self.config.binding(task.identity)
+        self._resume()
+        module = torch.compile(task.module) if config.compile else task.module
+        self._runner = self.accelerator.prepare(module)
+        self.state.optimizer = self.accelerator.prepare(optimizer)
+        self._autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+        )
+        if self.main and self.state.step in task.checkpoint_steps:
+            self._report()
+
+    def _choose_precision(self, config: TrainingConfig) -> Resolved:
+        from accelerate.utils import broadcast_object_list
+
+        with self.accelerator.main_process_first():  # it may have to repair what a kill left
+            begun = saved_precision(self.output_dir)
+        chosen = resolve_precision(config.precision, self.device, begun=begun)
+        (chosen,) = broadcast_object_list([chosen])  # the ranks may have different processors
+        return chosen
+
+    def _resume(self) -> None:
+        """Goes back to the last checkpoint, if there is one, and begins or shortens the log."""
+        state, steps = self.state, self.config.steps
+        with self.accelerator.main_process_first():
+            state.resume(self.settings)
+        if state.step > steps:
+            raise ValueError(
+                f"`steps` is {steps}, but the run in {self.output_dir} has already taken "
+                f"{state.step}. Ask for at least as many, or use another output directory."
+            )
+        if self.main:
+            with writing(self.output_dir, "Nothing has been trained yet."):
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                _forget_later_lines(self.output_dir / "train.jsonl", state.step)
+            logger.info(
+                "training %s parameters on %s examples from step %d to %d, %s",
+                f"{sum(p.numel() for p in state.trained):,}",
+                f"{self.task.num_examples:,}",
+                state.step,
+                steps,
+                self.config,
+            )
+
+    def take_steps(self, shown: Any) -> None:
+        """Takes all steps that are left, with losses and checkpoints; `shown` is the bar."""
+        state, config = self.state, self.config
+        trained = state.trained
+        started = saved_at = time.monotonic()
+        log_every = max(1, config.steps // 200)
+        losses: list[Tensor] = []  # of the last steps, still on the device
+        for step in range(state.step, config.steps):
+            losses.append(self._step(step, trained))
+            state.step = step + 1
+            shown.update()
+            due = self._is_checkpoint_due(saved_at)
+            point = state.step % log_every == 0 or state.step == config.steps
+            if due or point:
+                means = self.accelerator.reduce(torch.stack(losses), "mean")
+                losses.clear()
+                state.add_losses(means.tolist(), config.learning_rate)
+            if point:
+                loss = state.add_point()
+                shown.set_postfix(loss=f"{loss:.4f}")
+                self._log(loss, config.learning_rate_at(step), time.monotonic() - started)
+            if due:
+                self._checkpoint()
+                saved_at = time.monotonic()
+
+    def _step(self, step: int, trained: list[nn.Parameter]) -> Tensor:
+        """One update of the weights and of their average; returns this process's loss."""
+        config, optimizer = self.config, self.state.optimizer
+        rate = config.learning_rate_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        indices = batch_indices(config.seed, step, config.batch_size, self.task.num_examples)
+        local = config.batch_size // self.processes
+        torch.manual_seed(int(counter_rng(config.seed, 2, step).integers(2**63)))
+        with self._autocast:
+            loss = self.task.loss(
+                self._runner, indices[self.rank * local : (self.rank + 1) * local]
+            )
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(trained, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.state.ema.step(trained)
+        return loss.detach().float()
+
+    def _is_checkpoint_due(self, saved_at: float) -> bool:
+        due = time.monotonic() - saved_at >= self.config.checkpoint_seconds
+        if self.processes > 1:
+            # Rank 0's clock decides, or the ranks would disagree about when to wait for each other.
+            clock = torch.tensor([due], device=self.device, dtype=torch.bool)
+            due = bool(self.accelerator.gather(clock)[0])
+        step = self.state.step
+        return due or step == self.config.steps or step in self.task.checkpoint_steps
+
+    def _checkpoint(self) -> None:
+        self.state.check_weights()  # on every rank, or the others would wait for one that failed
+        if self.main:
+            self.state.save(self.settings)
+            self._report()
+        self.accelerator.wait_for_everyone()
+
+    def _report(self) -> None:
+        """Hands the averaged module to the task."""
+        with self.state.averaged():
+            self.task.on_checkpoint(self.state.module, self.state.step)
+
+    def _log(self, loss: float, learning_rate: float, seconds: float) -> None:
+        """Adds a line to the log."""
+        if self.main:
+            line = {"step": self.state.step, "loss": loss, "learning_rate": learning_rate}
+            with open(self.output_dir / "train.jsonl", "a") as log:
+                log.write(json.dumps({**line, "seconds": seconds}) + "\n")
+
+
+def _accelerator(name: str | None) -> tuple[Any, torch.device]:
+    """How the processes talk to each other, and the device of this one."""
+    from accelerate import Accelerator
+
     # Accelerate remembers device and precision for the life of the process, and would refuse a
     # second run with others. So it only learns of a CPU where it chooses how the ranks talk.
     parallel = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    cpu = parallel and choose_device(config.device).type == "cpu"
-    accelerator = Accelerator(cpu=cpu, device_placement=False)
-    device = _device(config.device, accelerator.device, parallel=parallel)
-    main = accelerator.is_main_process
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    if config.batch_size % processes:
+    device: torch.device = choose_device(name)
+    accelerator = Accelerator(cpu=parallel and device.type == "cpu", device_placement=False)
+    if name is None:
+        return accelerator, accelerator.device
+    if parallel and device.type != accelerator.device.type:
         raise ValueError(
-            f"`batch_size` {config.batch_size} is the batch of all processes together, and not a "
-            f"multiple of their number, {processes}. Change one of the two."
+            f"`device` is {name!r}, but this process was launched for {accelerator.device}. Leave "
+            "it out."
         )
-    local = config.batch_size // processes
+    return accelerator, accelerator.device if parallel else device
 
-    settle_layout(module.to(device)).train()
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    trained = [p for _, p in named]
+
+def _optimizer(task: TrainingTask, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW, with one group for each factor of the learning rate."""
     groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in named:
-        groups.setdefault(rate_factor(name), []).append(parameter)
+    for name, parameter in task.module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(task.rate_factor(name), []).append(parameter)
     # Fused and foreach: in small networks the update would otherwise cost a tenth of the step.
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [{"params": members, "factor": factor} for factor, members in groups.items()],
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         fused=True,
     )
-    ema = EMAModel(trained, decay=config.ema_decay, foreach=True)
-    with accelerator.main_process_first():  # it may have a kill in the middle of a swap to repair
-        begun = _begun_precision(output_dir)
-    chosen = resolve_precision(config.precision, device, begun=begun)
-    (chosen,) = broadcast_object_list([chosen])  # the ranks may have different processors
-    config = replace(config, precision=chosen)
-    result = TrainingResult(step=0, precision=chosen)
-    settings = config.binding(identity)
-    with accelerator.main_process_first():
-        _resume(output_dir, module, optimizer, ema, result, settings)
-    if result.step > config.steps:
-        raise ValueError(
-            f"`steps` is {config.steps}, but the run in {output_dir} has already taken "
-            f"{result.step}. Ask for at least as many, or use another output directory."
-        )
-    if main:
-        with writing(output_dir, "Nothing has been trained yet."):
-            output_dir.mkdir(parents=True, exist_ok=True)
-            _forget_later_lines(output_dir / "train.jsonl", result.step)
-        logger.info(
-            "training %s parameters on %s examples from step %d to %d, %s",
-            f"{sum(p.numel() for p in trained):,}",
-            f"{num_examples:,}",
-            result.step,
-            config.steps,
-            config,
-        )
-    runner = accelerator.prepare(torch.compile(module) if config.compile else module)
-    optimizer = accelerator.prepare(optimizer)
-
-    def hand_over() -> None:
-        if on_checkpoint is not None:
-            ema.store(trained)
-            ema.copy_to(trained)
-            module.eval()
-            on_checkpoint(module, result.step)
-            module.train()
-            ema.restore(trained)
-
-    def checkpoint() -> None:
-        if main:
-            remedy = f"{_last_checkpoint(output_dir)} Free some space and run again."
-            with writing(output_dir / "checkpoint", remedy):
-                _save(output_dir, module, optimizer, ema, result, run_record(settings))
-            hand_over()
-        accelerator.wait_for_everyone()
-
-    if main and result.step in checkpoint_steps:
-        hand_over()
-    first_step, started = result.step, time.monotonic()
-    saved_at = started
-    log_every = max(1, config.steps // 200)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    losses: list[Tensor] = []  # of the last steps, still on the device
-    with (
-        own_randomness(device),
-        _among(rank, processes),
-        bar(
-            config.steps,
-            "train",
-            "step",
-            initial=result.step,
-            progress=main and progress,
-            smoothing=0.05,
-        ) as shown,
-    ):
-        for step in range(result.step, config.steps):
-            rate = config.learning_rate_at(step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-            indices = batch_indices(config.seed, step, config.batch_size, num_examples)
-            torch.manual_seed(int(counter_rng(config.seed, 2, step).integers(2**63)))
-            with autocast:
-                value = loss(runner, indices[rank * local : (rank + 1) * local])
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(trained, config.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            ema.step(trained)
-            losses.append(value.detach().float())
-            result.step = step + 1
-            shown.update()
-            # Rank 0's clock decides, or the ranks would disagree about when to wait for each other.
-            due = time.monotonic() - saved_at >= config.checkpoint_seconds
-            if processes > 1:
-                due = bool(
-                    accelerator.gather(torch.tensor([due], device=device, dtype=torch.bool))[0]
-                )
-            due = due or result.step == config.steps or result.step in checkpoint_steps
-            point = result.step % log_every == 0 or result.step == config.steps
-            if due or point:
-                result.recent.extend(accelerator.reduce(torch.stack(losses), "mean").tolist())
-                losses.clear()
-                _check_losses(result, output_dir, config)
-            if point:
-                mean = math.fsum(result.recent) / len(result.recent)
-                result.recent.clear()
-                result.loss_curve.append((result.step, mean))
-                shown.set_postfix(loss=f"{mean:.4f}")
-                if main:
-                    line = {"step": result.step, "loss": mean, "learning_rate": rate}
-                    with open(output_dir / "train.jsonl", "a") as log:
-                        seconds = time.monotonic() - started
-                        log.write(json.dumps({**line, "seconds": seconds}) + "\n")
-            if due:
-                _check_weights(module, output_dir)
-                checkpoint()
-                saved_at = time.monotonic()
-    taken = result.step - first_step
-    if taken:
-        result.examples_per_second = taken * config.batch_size / (time.monotonic() - started)
-    ema.copy_to(trained)
-    module.eval()
-    return result
 
 
 def own_randomness(device: torch.device) -> Any:
@@ -368,137 +421,3 @@ def _forget_later_lines(log: Path, step: int) -> None:
         lines = log.read_text().splitlines(keepends=True)
         kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
         write_text(log, "".join(kept))
-
-
-def _device(name: str | None, default: torch.device, *, parallel: bool) -> torch.device:
-    """The device to train on; `default` is what accelerate found."""
-    if name is None:
-        return default
-    device: torch.device = choose_device(name)
-    if not parallel:
-        return device
-    if device.type != default.type:
-        raise ValueError(
-            f"`device` is {name!r}, but this process was launched for {default}. Leave it out."
-        )
-    return default
-
-
-def _check_losses(result: TrainingResult, output_dir: Path, config: TrainingConfig) -> None:
-    for step, value in enumerate(result.recent, result.step - len(result.recent) + 1):
-        if not math.isfinite(value):
-            raise DivergedError(
-                f"The loss of step {step} is {value}. {_last_checkpoint(output_dir)} "
-                f"Lower `learning_rate` (now {config.learning_rate}) or use precision float32, and "
-                "run again."
-            )
-
-
-def _last_checkpoint(output_dir: Path) -> str:
-    path = output_dir / "checkpoint" / "state.json"
-    if not path.exists():
-        return "No checkpoint had been written yet."
-    step = json.loads(path.read_text())["step"]
-    return f"The last checkpoint, of step {step}, is intact in {output_dir}."
-
-
-def _check_weights(module: nn.Module, output_dir: Path) -> None:
-    for name, weight in module.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise DivergedError(
-                f"The weight {name} is no longer finite. {_last_checkpoint(output_dir)} Lower "
-                "`learning_rate` and run again."
-            )
-
-
-def _frozen(module: nn.Module) -> dict[str, Tensor]:
-    """The weights that are not trained, by their names."""
-    return {k: p.detach() for k, p in module.named_parameters() if not p.requires_grad}
-
-
-def _save(
-    output_dir: Path,
-    module: nn.Module,
-    optimizer: Any,
-    ema: Any,
-    result: TrainingResult,
-    state: dict[str, Any],
-) -> None:
-    """Writes the checkpoint beside the old one, then swaps: a kill leaves one of the two whole."""
-    from safetensors.torch import save_file
-
-    frozen = _frozen(module)
-    weights = {
-        k: v.detach().cpu().contiguous() for k, v in module.state_dict().items() if k not in frozen
-    }
-    average = {f"{i:05d}": p.detach().cpu().contiguous() for i, p in enumerate(ema.shadow_params)}
-    moments = {  # its settings are in the config; what is left are tensors, so nothing is pickled
-        f"{i:05d}.{name}": value.detach().cpu().contiguous()
-        for i, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    state = {
-        **state,
-        "step": result.step,
-        "ema_step": ema.optimization_step,
-        "loss_curve": result.loss_curve,
-        "recent": result.recent,
-    }
-    with replaced(output_dir / "checkpoint") as new:
-        save_file(weights, str(new / "model.safetensors"))
-        save_file(average, str(new / "ema.safetensors"))
-        save_file(moments, str(new / "optimizer.safetensors"))
-        (new / "state.json").write_text(canonical_json(state))
-
-
-def _begun_precision(output_dir: Path) -> object:
-    """The precision of the run that is in a directory, if there is one that can be read."""
-    path = output_dir / "checkpoint"
-    restore(path)
-    try:
-        return json.loads((path / "state.json").read_text())["settings"]["config"]["precision"]
-    except (OSError, LookupError, TypeError, ValueError):
-        return None  # `_resume` says what is wrong
-
-
-def _resume(
-    output_dir: Path,
-    module: nn.Module,
-    optimizer: Any,
-    ema: Any,
-    result: TrainingResult,
-    settings: dict[str, Any],
-) -> None:
-    """Loads the last whole checkpoint, if there is one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    final = output_dir / "checkpoint"
-    restore(final)
-    if not final.exists():
-        return
-    try:
-        state = json.loads((final / "state.json").read_text())
-        check_same_run(final, state, settings)
-        module.load_state_dict({**_frozen(module), **load_file(str(final / "model.safetensors"))})
-        average = load_file(str(final / "ema.safetensors"))
-        moments: dict[int, dict[str, Tensor]] = {}
-        weights = [p for p in module.parameters() if p.requires_grad]
-        for key, value in load_file(str(final / "optimizer.safetensors")).items():
-            index, _, name = key.partition(".")
-            weight = weights[int(index)]
-            if value.shape == weight.shape:  # laid out alike, or the fused update rounds otherwise
-                value = torch.empty_like(weight).copy_(value)
-            moments.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        for shadow, name in zip(ema.shadow_params, sorted(average), strict=True):
-            shadow.data.copy_(average[name])
-        ema.optimization_step = state["ema_step"]
-        result.step = state["step"]
-        result.loss_curve = [(int(s), float(v)) for s, v in state["loss_curve"]]
-    except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{final} cannot be read ({error}). Delete it to start over."
-        ) from error
-    result.recent = [float(v) for v in state.get("recent", [])]
-    logger.info("resuming %s at step %d", output_dir, result.step)

@@ -18,7 +18,14 @@ from synthaug._plan import Plan, settings_digest
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import writing
-from synthaug._training.loop import TrainingConfig, TrainingResult, own_randomness, own_rows, train
+from synthaug._training.loop import (
+    TrainingConfig,
+    TrainingResult,
+    TrainingTask,
+    own_randomness,
+    own_rows,
+    train,
+)
 from synthaug._types import Images, Indices, Pixels
 from synthaug.density import ClassGaussians
 from synthaug.errors import DataError, MismatchError
@@ -155,12 +162,10 @@ class HardnessFitJob:
         for encoder in encoders:
             encoder.start_from(denoiser)
         module = Guides(*encoders)
-        result = train(
-            module,
-            self._loss,
-            len(self._labels),
-            config=config,
-            output_dir=output_dir,
+        task = TrainingTask(
+            module=module,
+            loss=self._loss,
+            num_examples=len(self._labels),
             identity={
                 "synthesizer": "LowDensity",
                 "base": self.base.recipe()["weights"],
@@ -169,8 +174,8 @@ class HardnessFitJob:
                 "network": encoders[0].settings,
                 "horizontal_flip": self.horizontal_flip,
             },
-            progress=progress,
         )
+        result = train(task, config, output_dir, progress=progress)
         module.requires_grad_(False).to(self.model.device)
         return *self._fitted(module, config.seed), result
 

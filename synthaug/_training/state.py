@@ -1,0 +1,200 @@
+"""What changes in a training run, and its checkpoint: written whole, or not at all."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthaug._plan import canonical_json
+from synthaug._training.checkpoints import check_same_run, replaced, restore, run_record, writing
+from synthaug.errors import CheckpointError, DivergedError
+
+logger = logging.getLogger("synthaug")
+
+
+@dataclass
+class TrainingState:
+    """All that a step of training changes, which is also what a checkpoint holds.
+
+    Weights that do not require a gradient never change, and are not in the checkpoint.
+    """
+
+    output_dir: Path
+    """The checkpoint is the folder `checkpoint` in it."""
+    module: nn.Module
+    optimizer: Any
+    ema: Any
+    """diffusers' `EMAModel` of the trained weights."""
+    step: int = 0
+    """Optimizer steps taken in all."""
+    loss_curve: list[tuple[int, float]] = field(default_factory=list)
+    """(step, mean loss since the point before)."""
+    recent: list[float] = field(default_factory=list)
+    """Losses of the steps since the last point."""
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The weights that are trained."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def add_losses(self, losses: list[float], learning_rate: float) -> None:
+        """Adds the losses of the last steps.
+
+        Raises:
+            DivergedError: If one of them is not finite.
+        """
+        for step, value in enumerate(losses, self.step - len(losses) + 1):
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"The loss of step {step} is {value}. {self._last_checkpoint()} Lower "
+                    f"`learning_rate` (now {learning_rate}) or use precision float32, and run "
+                    "again."
+                )
+        self.recent.extend(losses)
+
+    def add_point(self) -> float:
+        """Ends the loss curve with the mean of the recent losses, and returns it."""
+        mean = math.fsum(self.recent) / len(self.recent)
+        self.recent.clear()
+        self.loss_curve.append((self.step, mean))
+        return mean
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block, the module has its average weights and is in evaluation mode."""
+        trained = self.trained
+        self.ema.store(trained)
+        self.ema.copy_to(trained)
+        self.module.eval()
+        yield
+        self.module.train()
+        self.ema.restore(trained)
+
+    def check_weights(self) -> None:
+        """Refuses weights that are not finite.
+
+        Raises:
+            DivergedError: Names the first of them.
+        """
+        for name, weight in self.module.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise DivergedError(
+                    f"The weight {name} is no longer finite. {self._last_checkpoint()} Lower "
+                    "`learning_rate` and run again."
+                )
+
+    def save(self, settings: dict[str, Any]) -> None:
+        """Writes the checkpoint beside the old one, then swaps: a kill leaves one of them whole.
+
+        Args:
+            settings: All that decides the result of the run.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        remedy = f"{self._last_checkpoint()} Free some space and run again."
+        with writing(self.output_dir / "checkpoint", remedy):
+            self._write(run_record(settings))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        frozen, weights = self._frozen(), self.module.state_dict()
+        moments = {  # its settings are in the config; what is left are tensors: nothing is pickled
+            f"{i:05d}.{name}": value
+            for i, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        tensors = {
+            "model": {k: v for k, v in weights.items() if k not in frozen},
+            "ema": {f"{i:05d}": p for i, p in enumerate(self.ema.shadow_params)},
+            "optimizer": moments,
+        }
+        state = {
+            **record,
+            "step": self.step,
+            "ema_step": self.ema.optimization_step,
+            "loss_curve": self.loss_curve,
+            "recent": self.recent,
+        }
+        with replaced(self.output_dir / "checkpoint") as new:
+            for name, values in tensors.items():
+                values = {k: v.detach().cpu().contiguous() for k, v in values.items()}
+                save_file(values, str(new / f"{name}.safetensors"))
+            (new / "state.json").write_text(canonical_json(state))
+
+    def resume(self, settings: dict[str, Any]) -> None:
+        """Loads the last whole checkpoint, if there is one.
+
+        Raises:
+            MismatchError: If it belongs to a run with other settings.
+            CheckpointError: If it is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = self.output_dir / "checkpoint"
+        restore(folder)
+        if not folder.exists():
+            return
+        try:
+            record = json.loads((folder / "state.json").read_text())
+            check_same_run(folder, record, settings)
+            weights, average, moments = (
+                load_file(str(folder / f"{name}.safetensors"))
+                for name in ("model", "ema", "optimizer")
+            )
+            self.module.load_state_dict({**self._frozen(), **weights})
+            self._load_moments(moments)
+            for shadow, name in zip(self.ema.shadow_params, sorted(average), strict=True):
+                shadow.data.copy_(average[name])
+            self.ema.optimization_step = record["ema_step"]
+            self.step = record["step"]
+            self.loss_curve = [(int(s), float(v)) for s, v in record["loss_curve"]]
+        except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder} cannot be read ({error}). Delete it to start over."
+            ) from error
+        self.recent = [float(v) for v in record.get("recent", [])]
+        logger.info("resuming %s at step %d", self.output_dir, self.step)
+
+    def _load_moments(self, stored: dict[str, Tensor]) -> None:
+        """Puts the optimizer's moments in place."""
+        trained = self.trained
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in stored.items():
+            index, _, name = key.partition(".")
+            weight = trained[int(index)]
+            if value.shape == weight.shape:  # laid out alike, or the fused update rounds otherwise
+                value = torch.empty_like(weight).copy_(value)
+            moments.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """The weights that are not trained, by their names."""
+        return {k: p.detach() for k, p in self.module.named_parameters() if not p.requires_grad}
+
+    def _last_checkpoint(self) -> str:
+        """Says which checkpoint there is, for an error message."""
+        path = self.output_dir / "checkpoint" / "state.json"
+        if not path.exists():
+            return "No checkpoint had been written yet."
+        step = json.loads(path.read_text())["step"]
+        return f"The last checkpoint, of step {step}, is intact in {self.output_dir}."
+
+
+def saved_precision(output_dir: Path) -> object:
+    """The precision of the run that is in a directory, if there is one that can be read."""
+    folder = output_dir / "checkpoint"
+    restore(folder)
+    try:
+        return json.loads((folder / "state.json").read_text())["settings"]["config"]["precision"]
+    except (OSError, LookupError, TypeError, ValueError):
+        return None  # `TrainingState.resume` says what is wrong
