@@ -59,7 +59,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class DemoSettings:
     """What the demo does."""
 
     per_class: int = 3
@@ -106,7 +106,7 @@ class Settings:
             )
 
 
-def split_digits(labels: Any, settings: Settings, seed: int) -> Split:
+def split_digits(labels: Any, settings: DemoSettings, seed: int) -> Split:
     """The split of the training half: equal numbers of every class first, then the rest.
 
     A pure function of the labels and the seed. The held-out images are the same for any number of
@@ -127,13 +127,13 @@ def split_digits(labels: Any, settings: Settings, seed: int) -> Split:
     )
 
 
-def classifier_seeds(seed: int, settings: Settings) -> range:
+def classifier_seeds(seed: int, settings: DemoSettings) -> range:
     """The seeds of classifiers: others for every seed of the demo."""
     return range(seed * settings.seeds, (seed + 1) * settings.seeds)
 
 
 def train_generator(
-    seen: LabeledImages, out: Path, settings: Settings, *, seed: int, progress: bool
+    seen: LabeledImages, out: Path, settings: DemoSettings, *, seed: int, progress: bool
 ) -> tuple[DiffusionInversion, TrainingResult]:
     """Trains the generator on all images that it may see; it does not look at labels."""
     generator, training = DiffusionInversion.fit_generator(
@@ -162,7 +162,7 @@ def train_generator(
 
 
 def guess_labels(
-    half: LabeledImages, split: Split, settings: Settings, *, seed: int, progress: bool
+    half: LabeledImages, split: Split, settings: DemoSettings, *, seed: int, progress: bool
 ) -> tuple[LabeledImages, float]:
     """Names the pool's images that classifiers trained on the labelled ones are sure about.
 
@@ -205,7 +205,7 @@ def invert(
     generator: DiffusionInversion,
     sources: LabeledImages,
     folder: Path,
-    settings: Settings,
+    settings: DemoSettings,
     *,
     seed: int,
     progress: bool,
@@ -220,7 +220,7 @@ def draw_variants(
     inversion: DiffusionInversion,
     sources: LabeledImages,
     path: Path,
-    settings: Settings,
+    settings: DemoSettings,
     *,
     seed: int,
     progress: bool,
@@ -237,7 +237,7 @@ def draw_variants(
 
 
 def demo(
-    out: str | Path, *, seed: int = 0, settings: Settings | None = None, progress: bool = True
+    out: str | Path, *, seed: int = 0, settings: DemoSettings | None = None, progress: bool = True
 ) -> Path:
     """Labelled digits in; a better classifier, an audit and one HTML report out.
 
@@ -253,7 +253,7 @@ def demo(
     Returns:
         The path of the HTML report.
     """
-    settings = settings or Settings()
+    settings = settings or DemoSettings()
     folder = Path(out) / f"{settings.per_class}-per-class"
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -326,7 +326,7 @@ def _introduction(
     guessed: LabeledImages,
     right: float,
     cache: SynthCache,
-    settings: Settings,
+    settings: DemoSettings,
     minutes: float,
 ) -> str:
     """Says what was done."""
@@ -344,7 +344,7 @@ def _introduction(
 
 
 def _pictures(
-    real: LabeledImages, guessed: LabeledImages, cache: SynthCache, settings: Settings
+    real: LabeledImages, guessed: LabeledImages, cache: SynthCache, settings: DemoSettings
 ) -> list[Markup]:
     """Labelled images, synthetic ones, and how these came about."""
     triples = _triples(cache, joined(real, guessed), 3)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from synthaug import AuditReport, SynthCache, load_dataset
-from synthaug._demo import Settings, classifier_seeds, demo, split_digits
+from synthaug._demo import DemoSettings, classifier_seeds, demo, split_digits
 from synthaug.evaluation import EvaluationReport
 
-TOY = Settings(
+TOY = DemoSettings(
     holdout_per_class=5,
     training_steps=4,
     width=8,
@@ -21,18 +21,18 @@ TOY = Settings(
 
 def test_the_split_takes_every_image_of_the_training_half_once():
     half = load_dataset("digits", split="train")
-    split = split_digits(half.targets, Settings(), seed=0)
+    split = split_digits(half.targets, DemoSettings(), seed=0)
     parts = [split.labelled, split.holdout, split.pool]
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(half)))
     labels = np.asarray(half.targets)
-    assert (np.bincount(labels[split.labelled]) == Settings().per_class).all()
-    other = split_digits(half.targets, Settings(), seed=1)
+    assert (np.bincount(labels[split.labelled]) == DemoSettings().per_class).all()
+    other = split_digits(half.targets, DemoSettings(), seed=1)
     assert set(other.labelled) != set(split.labelled)
 
 
 def test_with_more_labels_the_generator_learns_from_the_same_images():
     labels = load_dataset("digits", split="train").targets
-    few, many = (split_digits(labels, Settings(per_class=n), seed=0) for n in (3, 10))
+    few, many = (split_digits(labels, DemoSettings(per_class=n), seed=0) for n in (3, 10))
     assert set(few.labelled) < set(many.labelled)
     np.testing.assert_array_equal(few.seen, many.seen)
     np.testing.assert_array_equal(few.holdout, many.holdout)
@@ -40,7 +40,7 @@ def test_with_more_labels_the_generator_learns_from_the_same_images():
 
 def test_one_label_per_class_leaves_nothing_to_interpolate_with():
     with pytest.raises(ValueError, match="must be from 2 to"):
-        Settings(per_class=1)
+        DemoSettings(per_class=1)
 
 
 def test_the_test_half_is_other_images_than_the_training_half():

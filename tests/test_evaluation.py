@@ -31,7 +31,7 @@ from synthaug.evaluation import (
     standard_arms,
 )
 from synthaug.evaluation._augment import apply_augment, standard_augment
-from synthaug.evaluation._fit import Settings, batch_order, learning_rate_at
+from synthaug.evaluation._fit import FitSettings, batch_order, learning_rate_at
 from synthaug.images import LabeledImages
 from synthaug.mixing import ItemFormat
 from tests.command_line import succeed
@@ -238,7 +238,7 @@ def test_the_items_of_a_step_do_not_depend_on_the_steps_before() -> None:
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
-    settings = Settings(
+    settings = FitSettings(
         steps=110,
         batch_size=1,
         learning_rate=2.0,

@@ -52,7 +52,7 @@ from synthaug._audit.report import (
     AuditReport,
     Power,
 )
-from synthaug._audit.settings import FeaturesAsGiven, Settings, environment
+from synthaug._audit.settings import AuditSettings, FeaturesAsGiven, environment
 from synthaug._audit.verdict import Counts, Findings, judge, smallest_visible
 from synthaug._neighbors import threads
 from synthaug._noise import counter_rng
@@ -119,7 +119,7 @@ def audit(
         DataError: A file cannot be read.
         EngineError: If Ray's actors find no place, or die again and again.
     """
-    settings = Settings(
+    settings = AuditSettings(
         features=features,
         fdr=fdr,
         k=k,
@@ -209,7 +209,7 @@ class _Decision:
 
 
 def _open_sets(
-    synthetic: Any, train: Any, holdout: Any, settings: Settings, progress: bool
+    synthetic: Any, train: Any, holdout: Any, settings: AuditSettings, progress: bool
 ) -> _Sets:
     """Opens all images, and refuses those that cannot be compared."""
     S = read_set(synthetic, "synthetic", progress=progress)
@@ -234,7 +234,7 @@ def _open_sets(
     )
 
 
-def _compare(sets: _Sets, settings: Settings, progress: bool) -> _Comparison:
+def _compare(sets: _Sets, settings: AuditSettings, progress: bool) -> _Comparison:
     """Searches the training images for all others, and for copies that are planted among them."""
     S, T, H = sets.S, sets.T, sets.H
     extraction = settings.extraction
@@ -292,7 +292,7 @@ def _compare(sets: _Sets, settings: Settings, progress: bool) -> _Comparison:
         )
 
 
-def _decide(sets: _Sets, comparison: _Comparison, settings: Settings) -> _Decision:
+def _decide(sets: _Sets, comparison: _Comparison, settings: AuditSettings) -> _Decision:
     """Judges every row, measures how much the audit sees, and reaches a verdict."""
     S, T, fdr = sets.S, sets.T, settings.fdr
     rows, null, fresh = comparison.rows, comparison.null, comparison.fresh
@@ -348,7 +348,7 @@ def _decide(sets: _Sets, comparison: _Comparison, settings: Settings) -> _Decisi
 
 
 def _pairs(
-    sets: _Sets, comparison: _Comparison, decision: _Decision, settings: Settings
+    sets: _Sets, comparison: _Comparison, decision: _Decision, settings: AuditSettings
 ) -> tuple[list[dict[str, JSON]], list[dict[str, JSON]]]:
     """The most suspicious synthetic images, and hold-out images to compare them with, as shown."""
     S, T, H = sets.S, sets.T, sets.H
@@ -381,7 +381,7 @@ def _report(
     sets: _Sets,
     comparison: _Comparison,
     decision: _Decision,
-    settings: Settings,
+    settings: AuditSettings,
     pairs: list[dict[str, JSON]],
     holdout_pairs: list[dict[str, JSON]],
 ) -> AuditReport:

@@ -19,7 +19,7 @@ Features = str | Extractor | Sequence[str | Extractor] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class AuditSettings:
     """The arguments of `audit` besides its images.
 
     Raises:

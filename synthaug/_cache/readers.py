@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from synthaug._cache.files import pread_into
 from synthaug._cache.format import checksums
-from synthaug._cache.schema import Contents, open_stream
+from synthaug._cache.schema import CacheContents, open_stream
 from synthaug._types import Indices
 from synthaug.errors import CacheError, MismatchError
 
@@ -24,7 +24,7 @@ _RESIDENT = 64 * 2**20
 class Reader(Protocol):
     """The rows of one file, as one process sees them."""
 
-    contents: Contents
+    contents: CacheContents
     state: NDArray[np.uint8]
     """Of each row, now."""
     checksum: NDArray[np.uint32]
@@ -44,7 +44,7 @@ class Reader(Protocol):
         ...
 
 
-def open_reader(contents: Contents) -> Reader:
+def open_reader(contents: CacheContents) -> Reader:
     """The fastest way to read this file."""
     return Mapped(contents) if contents.plain else Unpacked(contents)
 
@@ -56,7 +56,7 @@ class Mapped:
     parent's.
     """
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: CacheContents) -> None:
         self.contents = contents
         try:
             self._fd = os.open(contents.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -117,7 +117,7 @@ class Mapped:
 class Unpacked:
     """Reads chunked or compressed copies through HDF5, row by row: many times slower."""
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: CacheContents) -> None:
         self.contents = contents
         self._owner = 0
         file = self._open()
@@ -162,7 +162,7 @@ def _close(file: h5py.File, stream: io.FileIO) -> None:
     stream.close()
 
 
-def check_same(contents: Contents, fd: int) -> None:
+def check_same(contents: CacheContents, fd: int) -> None:
     """Refuses a file that took the place of the one that was opened."""
     info = os.fstat(fd)
     if (info.st_dev, info.st_ino) != contents.file_id:

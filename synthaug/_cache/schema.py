@@ -72,7 +72,7 @@ class Region:
 
 
 @dataclass(frozen=True, eq=False)
-class Contents:
+class CacheContents:
     """What a cache file holds besides pixels, states and checksums."""
 
     path: Path
@@ -91,7 +91,7 @@ class Contents:
         return all(region.offset is not None for region in self.regions.values())
 
 
-def inspect(path: Path) -> Contents:
+def inspect(path: Path) -> CacheContents:
     """Opens a cache file and checks all of it except the rows' pixels.
 
     Raises:
@@ -133,7 +133,7 @@ def open_stream(path: Path) -> io.FileIO:
         ) from error
 
 
-def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> Contents:
+def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> CacheContents:
     texts = _root_attributes(path, file)
     manifest = _manifest(path, texts["manifest"])
     if text_digest(texts["manifest"]) != texts["manifest_digest"]:
@@ -151,7 +151,7 @@ def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> Contents:
     unknown = np.setdiff1d(sets["state"][()], list(State))
     if len(unknown):
         raise CacheError(f"{path}: a row has the state {unknown[0]}, not 0 to 2. {_RESTORE}")
-    return Contents(
+    return CacheContents(
         path=path,
         file_id=(info.st_dev, info.st_ino),
         image_shape=image_shape,

@@ -27,7 +27,7 @@ from synthaug._cache.files import pwrite, remove_orphans
 from synthaug._cache.format import State, checksums, erased_checksum
 from synthaug._cache.readers import Reader, check_same, open_reader
 from synthaug._cache.recorded import as_recorded
-from synthaug._cache.schema import Contents, inspect
+from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.verify import verify
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.differences import described
@@ -572,7 +572,7 @@ class SynthCache(Dataset[Any]):
     # One reader per process
 
     @property
-    def _contents(self) -> Contents:
+    def _contents(self) -> CacheContents:
         return self._open().contents
 
     def _open(self) -> Reader:

@@ -14,9 +14,9 @@ def demo(*, out: str = "synthaug-demo", per_class: int = 3, seed: int = 0) -> Re
         per_class: Labelled images per class, from 2 on.
         seed: Seed of the split, the models and the plan.
     """
-    from synthaug._demo import Settings
+    from synthaug._demo import DemoSettings
     from synthaug._demo import demo as run
 
-    page = run(out, seed=seed, settings=Settings(per_class=per_class))
+    page = run(out, seed=seed, settings=DemoSettings(per_class=per_class))
     audit, evaluation = page.with_name("audit.json"), page.with_name("evaluation.json")
     return Result(record={"html": str(page), "audit": str(audit), "evaluation": str(evaluation)})

@@ -12,7 +12,7 @@ from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import trainings
 from synthaug._cli.training_options import (
     BaseOptions,
-    ColdOptions,
+    ColdTrainingOptions,
     DropoutOptions,
     FineTuningOptions,
     NewNetworkOptions,
@@ -27,7 +27,7 @@ from synthaug._cli.training_options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TrainingRequest:
     """One training: the real images, where it writes, and what was asked for."""
 
     real: Any
@@ -69,7 +69,7 @@ class Trained:
     """The command to go on with; CHECKPOINT in it stands for what was trained."""
 
 
-def _labels(job: Job) -> Trained:
+def _labels(job: TrainingRequest) -> Trained:
     """A generator that is told the class of an image."""
     from synthaug.synthesizers import ClassConditional
 
@@ -84,7 +84,7 @@ def _labels(job: Job) -> Trained:
     return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
 
 
-def _tokens(job: Job) -> Trained:
+def _tokens(job: TrainingRequest) -> Trained:
     """A generator that is told tokens of an image, to be inverted."""
     from synthaug.synthesizers import DiffusionInversion, TokenConfig
 
@@ -100,7 +100,7 @@ def _tokens(job: Job) -> Trained:
     return Trained(model=model, result=result, next=line)
 
 
-def _cold(job: Job) -> Trained:
+def _cold(job: TrainingRequest) -> Trained:
     """A network that undoes a degradation."""
     from synthaug import degradations
     from synthaug.synthesizers import ColdDiffusion
@@ -131,7 +131,7 @@ def _cold(job: Job) -> Trained:
     )
 
 
-def _upsample(job: Job) -> Trained:
+def _upsample(job: TrainingRequest) -> Trained:
     """A stage of a cascade, which makes small images large."""
     from synthaug.synthesizers import Cascade, StageConfig
 
@@ -156,7 +156,7 @@ def _upsample(job: Job) -> Trained:
     )
 
 
-def _hardness(job: Job) -> Trained:
+def _hardness(job: TrainingRequest) -> Trained:
     """Two networks that steer a generator to rare images."""
     from synthaug._cache import SynthCache
     from synthaug.synthesizers import LowDensity, _kinds
@@ -179,7 +179,7 @@ def _hardness(job: Job) -> Trained:
     return _drawn(job, model, result, caption, amount)
 
 
-def _finetune(job: Job) -> Trained:
+def _finetune(job: TrainingRequest) -> Trained:
     """A pretrained generator, adapted to the classes of the data."""
     from synthaug.synthesizers import ClassConditional, FineTuningConfig
 
@@ -195,7 +195,7 @@ def _finetune(job: Job) -> Trained:
     return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
 
 
-def _drawn(job: Job, model: Any, result: Any, caption: str, amount: str) -> Trained:
+def _drawn(job: TrainingRequest, model: Any, result: Any, caption: str, amount: str) -> Trained:
     seed = job.options.seed
     return Trained(
         model=model,
@@ -206,13 +206,13 @@ def _drawn(job: Job, model: Any, result: Any, caption: str, amount: str) -> Trai
     )
 
 
-METHODS: dict[str, tuple[Callable[[Job], Trained], tuple[type, ...]]] = {
+METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[type, ...]]] = {
     "--condition labels": (
         _labels,
         (NewNetworkOptions, PredictionOptions, DropoutOptions, UnlabelledOptions),
     ),
     "--condition tokens": (_tokens, (NewNetworkOptions, PredictionOptions, TokenOptions)),
-    "--method cold": (_cold, (NewNetworkOptions, ColdOptions)),
+    "--method cold": (_cold, (NewNetworkOptions, ColdTrainingOptions)),
     "--method upsample": (
         _upsample,
         (
@@ -280,7 +280,11 @@ def train(
     _check(kind, foreign, options, condition)
     real = load_dataset(data, image_size=options.image_size, channels=options.channels)
     score = None if options.features is None else _score(options, real)
-    made = run(Job(real=real, data=data, out=out, options=options, config=_config(options, kind)))
+    made = run(
+        TrainingRequest(
+            real=real, data=data, out=out, options=options, config=_config(options, kind)
+        )
+    )
     curve = made.result.loss_curve
     loss, picture = curve[-1][1] if curve else None, Path(out) / "samples.png"
     record: dict[str, Any] = {

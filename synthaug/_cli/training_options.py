@@ -121,7 +121,7 @@ class TokenOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColdOptions:
+class ColdTrainingOptions:
     """Cold diffusion (--method cold).
 
     Args:
@@ -201,7 +201,7 @@ class TrainOptions(
     UnlabelledOptions,
     BaseOptions,
     TokenOptions,
-    ColdOptions,
+    ColdTrainingOptions,
     UpsamplerOptions,
     SteeringOptions,
     FineTuningOptions,

@@ -31,7 +31,7 @@ _ORDER, _INITIAL, _READ, _AUGMENT, _NETWORK = range(5)  # streams of one seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class FitSettings:
     """How a classifier is trained: the same for all arms."""
 
     steps: int
@@ -133,8 +133,8 @@ def settings_of(
     warmup_steps: int | None = None,
     eval_every: int | None = None,
     precision: Resolved = "float32",
-) -> Settings:
-    """Settings, with a choice for each `None`: warm-up and curves by 5 % of the steps, and a weight
+) -> FitSettings:
+    """Fills in a choice for each `None`: warm-up and curves by 5 % of the steps, and a weight
     decay for a training of this length.
 
     What counts is the product of rate, decay and steps. The 5e-4 that is usual for 50,000 steps
@@ -144,7 +144,7 @@ def settings_of(
         product = learning_rate * steps
         weight_decay = min(0.05, 0.5 / product) if product > 0 else 0.0
     twentieth = max(1, steps // 20)
-    return Settings(
+    return FitSettings(
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -155,7 +155,7 @@ def settings_of(
     )
 
 
-def learning_rate_at(step: int, settings: Settings) -> float:
+def learning_rate_at(step: int, settings: FitSettings) -> float:
     """Linear warm-up to the peak, then half a cosine down to `FLOOR` of it."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
@@ -167,7 +167,7 @@ def learning_rate_at(step: int, settings: Settings) -> float:
 def fit(
     network: nn.Module,
     images: Batches,
-    settings: Settings,
+    settings: FitSettings,
     *,
     seed: int,
     augment: Augment | None,
@@ -252,7 +252,7 @@ def fit(
 
 @torch.inference_mode()
 def correct(
-    network: nn.Module, images: Batches, settings: Settings, device: torch.device
+    network: nn.Module, images: Batches, settings: FitSettings, device: torch.device
 ) -> tuple[NDArray[np.bool_], Labels]:
     """For every image whether it is classified correctly, bool (n,), and its label, int64 (n,)."""
     network.eval()
@@ -267,14 +267,14 @@ def correct(
     return torch.cat(hits).numpy(), torch.cat(truth).numpy()
 
 
-def autocast(device: torch.device, settings: Settings) -> AbstractContextManager[object]:
+def autocast(device: torch.device, settings: FitSettings) -> AbstractContextManager[object]:
     """bfloat16 where the settings ask for it."""
     return torch.autocast(
         device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"
     )
 
 
-def _check_finite(losses: Tensor, first: int, run: str, settings: Settings) -> None:
+def _check_finite(losses: Tensor, first: int, run: str, settings: FitSettings) -> None:
     bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
     if bad:
         raise DivergedError(

@@ -18,7 +18,7 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON
 from synthaug.evaluation._augment import Augment, apply_augment
 from synthaug.evaluation._classifiers import Builder, build_classifier
-from synthaug.evaluation._fit import MOMENTUM, Settings, correct, fit, seed_initial_weights
+from synthaug.evaluation._fit import MOMENTUM, FitSettings, correct, fit, seed_initial_weights
 from synthaug.evaluation._inputs import Inputs
 from synthaug.evaluation._report import Run
 
@@ -33,7 +33,7 @@ class Job:
     """
 
     inputs: Inputs
-    settings: Settings
+    settings: FitSettings
     model: str | Builder
     augments: Mapping[str, Augment | None]
     """For each arm."""

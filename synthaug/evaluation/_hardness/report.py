@@ -24,7 +24,7 @@ _MEASURES = {
 
 @final
 @dataclass(frozen=True, eq=False)
-class Scores:
+class HardnessScores:
     """Three measures of how rare each of n images is; NaN for rows without an image."""
 
     labels: Labels
@@ -73,11 +73,11 @@ class HardnessReport(Report):
     """Of the cache that was scored."""
     classes: tuple[str, ...]
     """Names of the classes."""
-    synthetic: Scores
+    synthetic: HardnessScores
     """Of every row of the cache."""
-    train: Scores
+    train: HardnessScores
     """Of the training images, each as if it had been left out."""
-    holdout: Scores | None
+    holdout: HardnessScores | None
     """Of real images that are not among them."""
     extractor: dict[str, JSON]
     """Name of the features, and the digest of their weights."""
@@ -92,7 +92,7 @@ class HardnessReport(Report):
         return self.synthetic.hardness
 
     @property
-    def sets(self) -> dict[str, Scores]:
+    def sets(self) -> dict[str, HardnessScores]:
         """Training, held-out and synthetic images, under the names that tables have for them."""
         found = {"training, left out": self.train, "held-out": self.holdout}
         return {k: v for k, v in {**found, "synthetic": self.synthetic}.items() if v is not None}
@@ -212,7 +212,7 @@ class HardnessReport(Report):
         return rows
 
 
-def _rounded(scores: Scores) -> Scores:
+def _rounded(scores: HardnessScores) -> HardnessScores:
     """Nine digits of every number, so that files stay small."""
     columns = {name: getattr(scores, name) for name in _MEASURES}
     return replace(

@@ -11,7 +11,7 @@ from synthaug._support.html import data_uri
 from synthaug._types import JSON
 from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
 from synthaug.evaluation._comparison import check_comparable, common_classes, features_of, labels_in
-from synthaug.evaluation._hardness.report import HardnessReport, Scores
+from synthaug.evaluation._hardness.report import HardnessReport, HardnessScores
 from synthaug.features import Extractor, describe
 
 _PICTURES = 24
@@ -92,7 +92,7 @@ def score_hardness(
     )
     neighbourhood = Neighbourhood(vectors["train"], k)
 
-    def scores(name: str) -> Scores:
+    def scores(name: str) -> HardnessScores:
         x, y = vectors[name], labels[name][rows[name]]
         if name == "train":
             hardness, near = gaussians.leave_one_out(x, y), neighbourhood.scores()
@@ -101,7 +101,7 @@ def score_hardness(
         columns = [np.full(len(labels[name]), np.nan) for _ in range(3)]
         for column, values in zip(columns, (hardness, *near), strict=True):
             column[rows[name]] = values
-        return Scores(labels[name], *columns)
+        return HardnessScores(labels[name], *columns)
 
     found = {name: scores(name) for name in sources}
     settings: dict[str, JSON] = {
@@ -123,7 +123,7 @@ def score_hardness(
     )
 
 
-def _pictures(source: ImageSource, scores: Scores) -> dict[str, tuple[dict[str, JSON], ...]]:
+def _pictures(source: ImageSource, scores: HardnessScores) -> dict[str, tuple[dict[str, JSON], ...]]:
     """The hardest and the easiest images, as PNG in `data:` addresses."""
     order = np.argsort(scores.hardness, kind="stable")[: int(np.isfinite(scores.hardness).sum())]
 

@@ -23,7 +23,7 @@ COLUMNS = {
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class QualityScores:
     """n images against n reference images; see `synthaug.metrics`."""
 
     n: int
@@ -74,12 +74,12 @@ class QualityReport(Report):
 
     identity: dict[str, JSON]
     """Of the cache that was scored."""
-    synthetic: Scores
+    synthetic: QualityScores
     """Synthetic images against the reference images."""
-    floor: Scores
+    floor: QualityScores
     """As many other real images against the same reference images: what a perfect generator would
     get."""
-    by_class: dict[str, tuple[Scores, Scores]]
+    by_class: dict[str, tuple[QualityScores, QualityScores]]
     """For each class that has images enough, both again."""
     reference: dict[str, JSON]
     """The reference images: `name`, `fingerprint`, number of `images`, and whether the generator

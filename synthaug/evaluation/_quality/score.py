@@ -9,7 +9,7 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
 from synthaug._types import Features, Indices, Labels
 from synthaug.evaluation._comparison import check_comparable, common_classes, features_of, labels_in
-from synthaug.evaluation._quality.report import QualityReport, Scores
+from synthaug.evaluation._quality.report import QualityReport, QualityScores
 from synthaug.features import Extractor, describe
 from synthaug.metrics import (
     check_rank,
@@ -140,7 +140,7 @@ def compare(
     k: int = 5,
     force: bool = False,
     seed: int = 0,
-) -> Scores:
+) -> QualityScores:
     """All scores of one set of features against another of the same size.
 
     The Fréchet distance is left out where there are fewer images than twice the features, unless
@@ -152,7 +152,7 @@ def compare(
         score, std = inception_score(logits, splits=_SPLITS, seed=seed)
     kernel, kernel_std = kernel_distance(synthetic, reference, seed=seed)
     possible = force or n >= 2 * d
-    return Scores(
+    return QualityScores(
         n=n,
         frechet_distance=frechet_distance(synthetic, reference, force=force) if possible else None,
         kernel_distance=kernel,
@@ -193,7 +193,7 @@ def _by_class(
     k: int,
     force: bool,
     seed: int,
-) -> dict[str, tuple[Scores, Scores]]:
+) -> dict[str, tuple[QualityScores, QualityScores]]:
     """Both scores of each class of which all three sets have enough images."""
     found = {}
     for c, name in enumerate(classes):

@@ -21,7 +21,7 @@ Algorithm: TypeAlias = Literal["improved", "naive", "direct"]
 ALGORITHMS = ("improved", "naive", "direct")
 
 
-class Restoration(NamedTuple):
+class Restored(NamedTuple):
     """The two images that a recursion leaves: which one is wanted is the caller's choice."""
 
     x0: Images
@@ -49,7 +49,7 @@ def restore(
     *,
     algorithm: Algorithm = "improved",
     num_steps: int | None = None,
-) -> Restoration:
+) -> Restored:
     """Restores images from levels s to level 0, each from its own.
 
         improved   x_{s'} = x_s - D(R(x_s, s), s) + D(R(x_s, s), s')      (Algorithm 2)
@@ -89,4 +89,4 @@ def restore(
         else:
             x = x.index_copy(0, rows, below.to(x.dtype))
             prediction = prediction.index_copy(0, rows, x_hat.to(x.dtype))
-    return Restoration(x0=x, prediction=prediction)
+    return Restored(x0=x, prediction=prediction)

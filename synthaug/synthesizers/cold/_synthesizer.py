@@ -47,7 +47,7 @@ from synthaug.synthesizers.cold._fit import ColdFitJob
 from synthaug.synthesizers.cold._sampling import (
     ALGORITHMS,
     Algorithm,
-    Restoration,
+    Restored,
     restore,
     visited_levels,
 )
@@ -138,7 +138,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
     @torch.no_grad()
     def restore(
         self, x_s: Images, s: int | Tensor, realisation: Realisation | None = None
-    ) -> Restoration:
+    ) -> Restored:
         """Restores images that are at levels s, with this synthesizer's settings.
 
         Args:
@@ -196,7 +196,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
         drawn = self.degradation.realise(generators, self.image_shape)
         return {name: value.to(self.device) for name, value in drawn.items()}
 
-    def _result(self, restoration: Restoration) -> Images:
+    def _result(self, restoration: Restored) -> Images:
         chosen = restoration.x0 if self.output == "recursion" else restoration.prediction
         return chosen.clamp(-1, 1)
 
