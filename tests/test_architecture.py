@@ -291,6 +291,18 @@ def test_a_circle_would_be_seen():
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
+def test_no_two_public_classes_have_one_name():
+    """The adapters to frameworks name their classes as those that they adapt, on purpose."""
+    places: dict[str, list[str]] = {}
+    for module in modules():
+        if dotted(module)[0] in ("albumentations", "huggingface", "lightning"):
+            continue
+        for node in ast.parse((ROOT / module).read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_every_report_derives_from_the_base_of_reports():
     reports = set()
     for module in modules():

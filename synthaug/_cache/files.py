@@ -95,7 +95,8 @@ def reserve(fd: int, size: int, path: Path) -> None:
             os.posix_fallocate(fd, 0, size)
         except (AttributeError, OSError) as error:
             # macOS lacks the call, some file systems refuse it: there, zeros claim the space.
-            if getattr(error, "errno", None) not in (None, errno.EOPNOTSUPP, errno.EINVAL):
+            unsupported = (errno.EOPNOTSUPP, errno.EINVAL)
+            if isinstance(error, OSError) and error.errno not in unsupported:
                 raise
             for start in range(0, size, len(_ZEROS)):
                 pwrite(fd, memoryview(_ZEROS)[: size - start], start)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from synthaug._plan import Plan
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
@@ -52,6 +53,16 @@ class SyntheticImages(Protocol):
 
     def read(self, indices: ArrayLike) -> Pixels:
         """uint8 (n, C, H, W)."""
+        ...
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """Images that were made by a plan, as all that we make are."""
+
+    @property
+    def plan(self) -> Plan:
+        """One row per image."""
         ...
 
 
@@ -130,8 +141,8 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
             '`synthaug.SynthCache("PATH.h5")`.'
         )
     done = np.array(synthetic.done, bool)
-    if not soft_labels:
-        done &= ~between_classes(getattr(synthetic, "plan", None), synthetic.labels)
+    if not soft_labels and isinstance(synthetic, Planned):
+        done &= ~between_classes(synthetic.plan)
     if audit is None:
         found = Servable(done, int(done.sum()), None)
         _warn_once(
@@ -224,13 +235,12 @@ def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: 
         raise MismatchError(f"{name} judges another cache:\n" + "\n".join(lines) + f"\n{remedy}")
 
 
-def between_classes(plan: Any, labels: Labels) -> NDArray[np.bool_]:
+def between_classes(plan: Plan) -> NDArray[np.bool_]:
     """Rows of a plan that are mixed from two classes, bool (N,): no single label is right."""
-    columns = getattr(plan, "columns", {})
-    if "partner_label" not in columns:
-        return np.zeros(len(labels), bool)
-    partner = np.asarray(columns["partner_label"])
-    between: NDArray[np.bool_] = (partner >= 0) & (partner != np.asarray(labels))
+    if "partner_label" not in plan.columns:
+        return np.zeros(len(plan), bool)
+    partner = plan["partner_label"]
+    between: NDArray[np.bool_] = (partner >= 0) & (partner != plan["label"])
     if between.any():
         log.warning(
             "%s images are mixed from two classes and are not served under one label; "

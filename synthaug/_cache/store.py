@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from synthaug._cache.compare import (
 from synthaug._cache.files import pwrite, remove_orphans
 from synthaug._cache.format import State, checksums, erased_checksum
 from synthaug._cache.readers import Reader, check_same, open_reader
-from synthaug._cache.recorded import as_recorded
 from synthaug._cache.schema import CacheContents, inspect
+from synthaug._cache.synthesizer import Synthesizer, as_recorded
 from synthaug._cache.verify import verify
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.differences import described
@@ -40,18 +40,6 @@ OnCorrupt = Literal["raise", "regenerate", "skip"]
 
 _THUMBNAILS = 24
 _BLOCK = 16 * 2**20  # bytes that are erased in one call
-
-
-class Synthesizer(Protocol):
-    """What `on_corrupt="regenerate"` asks of a synthesizer."""
-
-    def draw(self, rows: Plan) -> torch.Tensor:
-        """One image per row, float (n, C, H, W) in [-1, 1]."""
-        ...
-
-    def recipe(self) -> Mapping[str, Any]:
-        """Must equal the cache's recipe."""
-        ...
 
 
 class SynthCache(Dataset[Any]):

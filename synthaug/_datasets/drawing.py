@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from synthaug._cache import SynthCache
+from synthaug._cache.synthesizer import Declared
 from synthaug._generate import Synthesizer, checked_draw
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan
@@ -168,7 +169,7 @@ class Drawing:
         device = _accelerator_of(self.synthesizer) if forked else None
         if device is not None:
             raise RuntimeError(_IN_A_WORKER.format(name=name, device=device))
-        shape = getattr(self.synthesizer, "image_shape", None)
+        shape = Declared.by(self.synthesizer).image_shape
         try:
             with torch.no_grad():
                 images = checked_draw(self.synthesizer, self.plan[rows], shape)

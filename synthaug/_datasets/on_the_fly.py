@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from synthaug._cache import State, SynthCache
 from synthaug._cache.serving import between_classes
+from synthaug._cache.synthesizer import Declared
 from synthaug._datasets.drawing import Drawing
 from synthaug._datasets.epochs import AbstractEpochDataset, checked_index
 from synthaug._datasets.pool import Pool
@@ -113,7 +114,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
             path = cache.path if isinstance(cache, SynthCache) else cache
             synthesizer, plan = as_begun(synthesizer, plan, path)
         self.cache = None if cache is None else _opened(synthesizer, plan, cache)
-        usable = ~between_classes(plan, plan["label"])
+        usable = ~between_classes(plan)
         if self.cache is not None:
             usable &= self.cache.state != State.WITHDRAWN
         rows = np.flatnonzero(usable)
@@ -175,11 +176,10 @@ class OnTheFlyDataset(AbstractEpochDataset):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W). If the synthesizer does not say, its first image does, which is drawn."""
-        for source in (self.synthesizer, self.cache):
-            shape = getattr(source, "image_shape", None)
-            if shape is not None:
-                return (int(shape[0]), int(shape[1]), int(shape[2]))
-        c, h, w = self.read([0]).shape[1:]
+        shape = Declared.by(self.synthesizer).image_shape
+        if shape is None and self.cache is not None:
+            shape = self.cache.image_shape
+        c, h, w = self.read([0]).shape[1:] if shape is None else map(int, shape)
         return c, h, w
 
     def close(self) -> None:

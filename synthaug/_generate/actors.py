@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from synthaug._cache import State, SynthCache
-from synthaug._cache.recorded import as_recorded
+from synthaug._cache.synthesizer import Synthesizer, as_recorded
 from synthaug._cluster import Outcome, RayEngine, actor_pool, pickled
-from synthaug._generate.draw import Synthesizer
 from synthaug._generate.parts import (
     Part,
     assemble,

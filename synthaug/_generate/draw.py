@@ -1,32 +1,21 @@
-"""What a synthesizer must be, and drawing its rows into a cache."""
+"""Drawing rows of a plan into a cache, and checks of what a synthesizer returns."""
 
 import logging
 import math
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from synthaug._cache import SynthCache
+from synthaug._cache.synthesizer import Declared, Synthesizer
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan, canonical_json
-from synthaug._types import JSON, Images, Indices
+from synthaug._types import Images, Indices
 from synthaug.errors import DivergedError
 
 logger = logging.getLogger("synthaug")
-
-
-class Synthesizer(Protocol):
-    """All that `generate` asks of a synthesizer."""
-
-    def draw(self, rows: Plan) -> Images:
-        """One image per row, float (n, C, H, W) in [-1, 1]."""
-        ...
-
-    def recipe(self) -> dict[str, JSON]:
-        """Everything besides the row that determines an image."""
-        ...
 
 
 def fill(
@@ -93,7 +82,7 @@ def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:
             "`synthaug.Plan.build(...)`."
         )
     _check_settings(plan, synthesizer.recipe())
-    classes = tuple(getattr(synthesizer, "classes", ()))
+    classes = tuple(Declared.by(synthesizer).classes or ())
     if classes and classes != plan.classes:
         raise ValueError(
             f"The plan is about the classes {', '.join(plan.classes)}; the synthesizer knows "
@@ -101,7 +90,7 @@ def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:
         )
 
 
-def _check_settings(plan: Plan, recipe: dict[str, Any]) -> None:
+def _check_settings(plan: Plan, recipe: Mapping[str, Any]) -> None:
     settings = recipe.get("settings")
     if not isinstance(settings, dict):
         raise ValueError(f"recipe()['settings'] must be a dict, got {settings!r}.")
@@ -134,7 +123,7 @@ def checked_draw(synthesizer: Synthesizer, rows: Plan, shape: tuple[int, ...] | 
     images = synthesizer.draw(rows)
     name = type(synthesizer).__name__
     if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.ndim == 4):
-        kind = getattr(images, "dtype", type(images).__name__)
+        kind = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(f"{name}.draw must return a float tensor (n, C, H, W), got {kind}.")
     expected = (len(rows), *(images.shape[1:] if shape is None else shape))
     if tuple(images.shape) != expected:

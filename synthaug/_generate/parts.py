@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from synthaug._cache import State, SynthCache
+from synthaug._cache.synthesizer import Synthesizer
 from synthaug._cache.tools import copy_rows
-from synthaug._generate.draw import Synthesizer, fill
+from synthaug._generate.draw import fill
 from synthaug._plan import canonical_json
 from synthaug._support.files import claimed
 from synthaug._types import Indices

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from synthaug._cache import SynthCache
-from synthaug._cache.recorded import as_recorded
+from synthaug._cache.synthesizer import Declared, Synthesizer, as_recorded
 from synthaug._cluster import RayEngine, Share
 from synthaug._generate.actors import draw_on_ray, pack
-from synthaug._generate.draw import Synthesizer, check_plan, checked_draw, fill
+from synthaug._generate.draw import check_plan, checked_draw, fill
 from synthaug._generate.parts import assemble, folder_of, mend, parts_of
 from synthaug._generate.shards import draw_share
 from synthaug._plan import Plan
@@ -159,15 +159,15 @@ def open_cache(
     check_plan(synthesizer, plan)
     if not len(plan):
         raise ValueError("`plan` has no rows.")
-    shape = getattr(synthesizer, "image_shape", None)
+    declared = Declared.by(synthesizer)
+    shape: tuple[int, ...] | None = declared.image_shape
     if shape is None and os.path.exists(path):
         shape = SynthCache(path).image_shape
     if shape is None:  # a user's synthesizer need not say: its first image does
         shape = tuple(checked_draw(synthesizer, plan[:1], None).shape[1:])
     manifest: dict[str, Any] = {"recipe": synthesizer.recipe()}
-    trained_on = getattr(synthesizer, "trained_on", None)
-    if trained_on is not None:
-        manifest["trained_on"] = dict(trained_on)
+    if declared.trained_on is not None:
+        manifest["trained_on"] = dict(declared.trained_on)
     fingerprint = getattr(source, "fingerprint", None)
     if fingerprint is not None:
         manifest["source"] = {"fingerprint": fingerprint, "images": len(source)}

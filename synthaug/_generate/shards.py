@@ -5,8 +5,8 @@ import logging
 import numpy as np
 
 from synthaug._cache import State, SynthCache
+from synthaug._cache.synthesizer import Synthesizer
 from synthaug._cluster import Share
-from synthaug._generate.draw import Synthesizer
 from synthaug._generate.parts import assemble, draw_part, lay_out, left, mend, parts_of
 from synthaug._support.progress import bar
 

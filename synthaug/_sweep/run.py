@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from synthaug._cache import SynthCache
+from synthaug._cache.synthesizer import Declared
 from synthaug._generate import generate
 from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
@@ -353,7 +354,7 @@ class _Work:
 
 def _as_begun(synthesizer: Any, folder: Path) -> Any:
     """The synthesizer in the precision of the caches in a folder, if its own was chosen."""
-    change = getattr(synthesizer, "in_precision", None)
+    change = Declared.by(synthesizer).in_precision
     recipes = [SynthCache(path).manifest["recipe"] for path in sorted(folder.glob("*.h5"))]
     weights = {canonical_json(recipe.get("weights")) for recipe in recipes}
 
@@ -393,7 +394,7 @@ def _checked_splits(
                 f"`validation` is `{name}`. Choose settings on images of their own: neither those "
                 "that the generator learned from, nor those that results are reported on."
             )
-    seen = fingerprints(getattr(synthesizer, "trained_on", None))
+    seen = fingerprints(Declared.by(synthesizer).trained_on)
     if splits["validation"].fingerprint in seen:
         raise MismatchError(
             "The generator was trained on `validation`. Choose settings on images that it never "

@@ -1,0 +1,60 @@
+"""What filling a cache asks of a synthesizer, and what it may say about itself besides."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, get_args
+
+from synthaug._plan import Plan, canonical_json
+from synthaug._support.precision import Resolved, recorded_precision
+from synthaug._types import JSON, Images
+
+logger = logging.getLogger("synthaug")
+
+
+class Synthesizer(Protocol):
+    """All that a synthesizer must have, one of the user's own too."""
+
+    def draw(self, rows: Plan) -> Images:
+        """One image per row, float (n, C, H, W) in [-1, 1]."""
+        ...
+
+    def recipe(self) -> Mapping[str, Any]:
+        """Everything besides the row that determines an image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a synthesizer says about itself beyond `Synthesizer`; `None` where it says nothing."""
+
+    classes: tuple[str, ...] | None
+    """Names of the classes that it draws."""
+    image_shape: tuple[int, int, int] | None
+    """(C, H, W)."""
+    trained_on: Mapping[str, JSON] | None
+    """The real images that it learned from."""
+    in_precision: Callable[[Resolved], Any] | None
+    """Makes the same synthesizer in another precision."""
+
+    @classmethod
+    def by(cls, synthesizer: Any) -> "Declared":
+        """Reads the attributes of a synthesizer."""
+        return cls(*(getattr(synthesizer, field.name, None) for field in fields(cls)))
+
+
+def as_recorded(synthesizer: Any, recipe: Mapping[str, Any]) -> Any:
+    """The synthesizer in the precision of a recipe, if its own was chosen automatically and is all
+    that differs; otherwise as it is."""
+    change, settings = Declared.by(synthesizer).in_precision, recipe.get("settings")
+    if change is None or not isinstance(settings, Mapping):
+        return synthesizer
+    begun = recorded_precision(settings)
+    current = synthesizer.recipe()
+    if begun not in get_args(Resolved) or recorded_precision(current["settings"]) == begun:
+        return synthesizer
+    changed = change(begun)
+    if canonical_json(changed.recipe()) != canonical_json(recipe):
+        return synthesizer
+    logger.info("precision %s, as it was begun", begun)
+    return changed
