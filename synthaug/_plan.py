@@ -129,27 +129,6 @@ def time_text(seconds: float) -> str:
     return f"about {seconds / 3600:,.{1 if seconds < 36000 else 0}f} hours"
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a plan will cost."""
-
-    rows: int
-    """Images."""
-    bytes: int
-    """Size of the images in the cache."""
-    network_evaluations: int
-    """Forward passes of one image through the network."""
-    seconds: float | None
-    """Time on one device; `None` until a rate was measured."""
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.rows:,} images, {bytes_text(self.bytes)}, "
-            f"{self.network_evaluations:,} network evaluations"
-        )
-        return text if self.seconds is None else f"{text}, {time_text(self.seconds)}"
-
-
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A table with one row per synthetic image.
@@ -377,25 +356,6 @@ class Plan:
             hashed.update(f"{name}:{column.dtype.str}:{len(column)}".encode())
             hashed.update(column.tobytes())
         return hashed.hexdigest()
-
-    def estimate(
-        self,
-        image_shape: tuple[int, int, int],
-        *,
-        evaluations: ArrayLike = 1,
-        evaluations_per_second: float | None = None,
-    ) -> Estimate:
-        """What the plan will cost.
-
-        Args:
-            image_shape: (C, H, W) of one image, one byte per value.
-            evaluations: Network evaluations of every row, or one number for all.
-            evaluations_per_second: Rate of one device, if it was measured.
-        """
-        total = int(np.broadcast_to(np.asarray(evaluations), len(self)).sum())
-        size = len(self) * int(np.prod(image_shape))
-        seconds = total / evaluations_per_second if evaluations_per_second else None
-        return Estimate(rows=len(self), bytes=size, network_evaluations=total, seconds=seconds)
 
 
 def _in_turn(

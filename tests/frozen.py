@@ -504,7 +504,6 @@ def plans(world: World) -> Record:
     found["soft labels"] = moved("soft_labels")(across).tolist()
     cost = moved("estimate_cost")(1000, (3, 8, 8), evaluations_per_image=50)
     found["cost"] = str(cost)
-    found["estimate"] = str(whole.estimate((3, 8, 8), evaluations=50, evaluations_per_second=7.0))
     return found
 
 

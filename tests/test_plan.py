@@ -393,17 +393,7 @@ def test_the_digest_does_not_depend_on_the_order_of_columns():
     assert shuffled.digest == plan.digest
 
 
-# Estimate
-
-
-def test_the_estimate_counts_bytes_evaluations_and_time():
-    plan = plan_of((3, 0, 2))
-    estimate = plan.estimate((3, 4, 5), evaluations=[1, 2, 3, 4, 5], evaluations_per_second=0.25)
-    assert (estimate.rows, estimate.bytes) == (5, 5 * 60)
-    assert (estimate.network_evaluations, estimate.seconds) == (15, 60.0)
-    assert str(estimate) == "5 images, 300 bytes, 15 network evaluations, about 1 minute"
-    assert plan.estimate((1, 8, 8), evaluations=50).network_evaluations == 250
-    assert plan.estimate((1, 8, 8)).seconds is None
+# Sizes and durations as text
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,8 @@ from numpy.typing import ArrayLike
 from PIL import PngImagePlugin
 
 from synthaug._cache.files import Patient, new_file, new_folder
-from synthaug._cache.format import State, data_sets, new_hdf5
+from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5, stored_columns
 from synthaug._cache.store import SynthCache
-from synthaug._cache.tools import blocks
 from synthaug._pixels import to_pil
 from synthaug._support.progress import bar
 from synthaug._types import Indices
@@ -265,19 +264,12 @@ def _cell(name: str) -> str:
 def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
     """The same cache, with one compressed chunk per image."""
     plan, state = cache.plan, cache.state
-    columns = {name: column for name, column in plan.columns.items() if name != "label"}
-    sets = data_sets(len(plan), cache.image_shape, {k: v.dtype for k, v in columns.items()})
-    values: dict[str, Any] = {
-        "labels": plan["label"],
-        "state": state,
-        "checksum": cache.checksums,
-        **{f"plan/{name}": column for name, column in columns.items()},
-    }
+    values = {"state": state, "checksum": cache.checksums, **stored_columns(plan)}
     text = json.dumps(cache.manifest, sort_keys=True)
     with new_file(target) as fd:
         stream = Patient(fd)
         with new_hdf5(stream, text, plan.digest) as file:
-            for name, (dtype, shape) in sets.items():
+            for name, (dtype, shape) in data_sets_of(plan, cache.image_shape).items():
                 chunk = (1, *shape[1:]) if name == "images" else (min(shape[0], 2**16),)
                 file.create_dataset(
                     name, shape, dtype, chunks=chunk, compression="gzip", shuffle=True

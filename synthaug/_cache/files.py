@@ -2,10 +2,12 @@
 
 import errno
 import fcntl
+import glob
 import io
 import os
 import secrets
 import shutil
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,7 +38,52 @@ def pread_into(fd: int, buffer: memoryview, offset: int) -> None:
         view, offset = view[got:], offset + got
 
 
-class Patient(io.RawIOBase):
+class AbstractHDF5Target(io.RawIOBase):
+    """A file that HDF5 writes to and reads from: the position and the size are kept here."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._position = 0
+
+    @abstractmethod
+    def _store(self, data: bytes, start: int) -> None:
+        """Keeps `data` as the bytes from `start` on."""
+
+    @abstractmethod
+    def _load(self, buffer: memoryview, start: int) -> None:
+        """Fills `buffer` with the bytes from `start` on."""
+
+    def _resize(self) -> None:
+        """Called when `size` was set by HDF5."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: Any, /) -> int:
+        piece = bytes(data)
+        self._store(piece, self._position)
+        self._position += len(piece)
+        self.size = max(self.size, self._position)
+        return len(piece)
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        self._load(view, self._position)
+        self._position += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        self.size = self._position if size is None else size
+        self._resize()
+        return self.size
+
+
+class Patient(AbstractHDF5Target):
     """A file for HDF5 to write, which keeps an error for later instead of raising it.
 
     HDF5 does not survive a failing write: the file cannot be closed then, and the process crashes
@@ -44,8 +91,8 @@ class Patient(io.RawIOBase):
     """
 
     def __init__(self, fd: int) -> None:
+        super().__init__()
         self._fd = fd
-        self._position = self._size = 0
         self._error: OSError | None = None
 
     def check(self) -> None:
@@ -53,28 +100,14 @@ class Patient(io.RawIOBase):
         if self._error is not None:
             raise self._error
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
+    def _store(self, data: bytes, start: int) -> None:
+        self._try(lambda: pwrite(self._fd, data, start))
 
-    def write(self, data: Any, /) -> int:
-        piece = bytes(data)
-        self._try(lambda: pwrite(self._fd, piece, self._position))
-        self._position += len(piece)
-        self._size = max(self._size, self._position)
-        return len(piece)
+    def _load(self, buffer: memoryview, start: int) -> None:
+        self._try(lambda: pread_into(self._fd, buffer, start))
 
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer).cast("B")
-        self._try(lambda: pread_into(self._fd, view, self._position))
-        self._position += len(view)
-        return len(view)
-
-    def truncate(self, size: int | None = None, /) -> int:
-        self._size = self._position if size is None else size
-        self._try(lambda: os.ftruncate(self._fd, self._size))
-        return self._size
+    def _resize(self) -> None:
+        self._try(lambda: os.ftruncate(self._fd, self.size))
 
     def _try(self, action: Callable[[], object]) -> None:
         try:
@@ -120,11 +153,7 @@ def new_file(path: Path) -> Iterator[int]:
         CacheError: `path` exists, also if another process made it meanwhile; or the file cannot be
             written.
     """
-    if os.path.lexists(path):
-        raise _exists(path)
-    remove_orphans(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _appearing(path):
         fd, temporary = _open_temporary(path)
         try:
             yield fd
@@ -134,10 +163,21 @@ def new_file(path: Path) -> Iterator[int]:
             with suppress(OSError):  # renamed already, or left for the next `remove_orphans`
                 os.unlink(temporary)
             os.close(fd)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[None]:
+    """Checks that `path` is free, and makes its new name last once the block has ended."""
+    if os.path.lexists(path):
+        raise _exists(path)
+    remove_orphans(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
         sync_folder(path.parent)
     except OSError as error:
         raise CacheError(
-            f"Cannot create {path}: {error.strerror}. Choose another folder, or repair this one."
+            f"Cannot create {path}: {error.strerror}. Choose another folder, or make room."
         ) from error
 
 
@@ -160,11 +200,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         CacheError: `path` exists, or something cannot be written.
     """
-    if os.path.lexists(path):
-        raise CacheError(f"{path} exists already. Choose another name, or remove it.")
-    remove_orphans(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _appearing(path):
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         os.mkdir(temporary)
         fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
@@ -176,16 +212,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             os.close(fd)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise CacheError(
-            f"Cannot create {path}: {error.strerror}. Choose another folder, or make room."
-        ) from error
 
 
 def remove_orphans(path: Path) -> None:
     """Removes what a kill left behind of a new `path`: partial files and folders without a lock."""
-    for orphan in path.parent.glob(f".{_literal(path.name)}.????????.partial"):
+    for orphan in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
         try:
             fd = os.open(orphan, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # gone already, or not ours to remove
@@ -228,8 +259,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _literal(name: str) -> str:
-    """`name` for use in a glob pattern."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -4,8 +4,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
@@ -16,8 +15,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._cache.files import new_file, pwrite, reserve
+from synthaug._cache.files import AbstractHDF5Target, new_file, pwrite, reserve
 from synthaug._plan import Plan
+from synthaug._types import Indices
 
 FORMAT = "synthaug-cache"
 FORMAT_VERSION = 1
@@ -27,6 +27,9 @@ MAX_SIDE = 2**14
 MAX_MANIFEST = 64 * 2**20  # bytes
 PAGE = 4096
 """Where data sets start: numbers lie aligned in memory, large rows on whole pages."""
+
+BLOCK = 16 * 2**20
+"""Bytes of images that are read, copied or erased at once."""
 
 _LIBRARIES = ("synthaug", "torch", "diffusers", "numpy", "h5py")
 
@@ -70,6 +73,20 @@ def data_sets(
         "checksum": (np.dtype("<u4"), (rows,)),
         **{f"plan/{name}": (d.newbyteorder("<"), (rows,)) for name, d in parameters.items()},
     }
+
+
+def stored_columns(plan: Plan) -> dict[str, NDArray[Any]]:
+    """The columns of a plan by the names of their data sets."""
+    names = {"label": "labels"}
+    return {names.get(name, f"plan/{name}"): column for name, column in plan.columns.items()}
+
+
+def data_sets_of(
+    plan: Plan, image_shape: tuple[int, ...]
+) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """`data_sets` of the cache of a plan."""
+    dtypes = {name: column.dtype for name, column in plan.columns.items() if name != "label"}
+    return data_sets(len(plan), image_shape, dtypes)
 
 
 def complete_manifest(plan: Plan, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,16 +149,13 @@ def create(
     check_arguments(plan, image_shape)
     text = json.dumps(complete_manifest(plan, manifest), sort_keys=True)
     structure = _Structure()
-    columns = {name: column for name, column in plan.columns.items() if name != "label"}
-    sets = data_sets(len(plan), image_shape, {name: c.dtype for name, c in columns.items()})
     with new_hdf5(structure, text, plan.digest, alignment=PAGE) as file:
-        offsets = _allocate(file, sets)
-    stored = {"labels": plan["label"], **{f"plan/{name}": c for name, c in columns.items()}}
+        offsets = _allocate(file, data_sets_of(plan, image_shape))
     with new_file(path) as fd:
         reserve(fd, structure.size, path)
         for start, piece in structure.pieces:
             pwrite(fd, piece, start)
-        for name, column in stored.items():
+        for name, column in stored_columns(plan).items():
             little_endian = np.ascontiguousarray(column, column.dtype.newbyteorder("<"))
             pwrite(fd, little_endian.view(np.uint8).data, offsets[name])
 
@@ -162,6 +176,13 @@ def check_arguments(plan: Plan, image_shape: tuple[int, ...]) -> None:
             f"`image_shape` must be (C, H, W) with C 1 or 3 and sides of 1 to {MAX_SIDE:,} pixels, "
             f"got {tuple(image_shape)}."
         )
+
+
+def blocks(rows: Indices, image_shape: Sequence[int]) -> Iterator[Indices]:
+    """`rows` in pieces of a few megabytes of images."""
+    step = max(1, BLOCK // int(np.prod(image_shape)))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
 
 
 def valid_column(name: str) -> bool:
@@ -222,40 +243,20 @@ def _allocate(
     return offsets
 
 
-class _Structure(io.RawIOBase):
+class _Structure(AbstractHDF5Target):
     """A file in memory that keeps only what was written, however far apart: HDF5's metadata."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.pieces: list[tuple[int, bytes]] = []
-        self.size = 0
-        self._position = 0
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        self._position = base + offset
-        return self._position
+    def _store(self, data: bytes, start: int) -> None:
+        self.pieces.append((start, data))
 
-    def tell(self) -> int:
-        return self._position
-
-    def write(self, data: Any, /) -> int:
-        piece = bytes(data)
-        self.pieces.append((self._position, piece))
-        self._position += len(piece)
-        self.size = max(self.size, self._position)
-        return len(piece)
-
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer).cast("B")
-        start, stop = self._position, self._position + len(view)
-        view[:] = bytes(len(view))
+    def _load(self, buffer: memoryview, start: int) -> None:
+        stop = start + len(buffer)
+        buffer[:] = bytes(len(buffer))
         for at, piece in self.pieces:  # later pieces overwrite earlier ones
             low, high = max(start, at), min(stop, at + len(piece))
             if low < high:
-                view[low - start : high - start] = piece[low - at : high - at]
-        self._position = stop
-        return len(view)
-
-    def truncate(self, size: int | None = None, /) -> int:
-        self.size = self._position if size is None else size
-        return self.size
+                buffer[low - start : high - start] = piece[low - at : high - at]

@@ -49,6 +49,7 @@ _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FL
     h5py.h5z.FILTER_LZF
 }
 _RESTORE = "Restore it from a copy, or generate it again."
+_IMPORT = "If the images are yours, `synthaug cache import` makes a cache of them."
 
 
 @dataclass(frozen=True)
@@ -91,21 +92,27 @@ class CacheContents:
         return all(region.offset is not None for region in self.regions.values())
 
 
+class _Refused(Exception):
+    """Why a file cannot be read as a cache, and what to do; `inspect` adds its path."""
+
+    def __init__(self, fault: str, remedy: str = _RESTORE) -> None:
+        super().__init__(f"{fault}. {remedy}")
+
+
 def inspect(path: Path) -> CacheContents:
     """Opens a cache file and checks all of it except the rows' pixels.
 
     Raises:
-        CacheError: Not a cache, or a structure that we refuse to read.
-        CacheError: A cache whose plan, manifest or states are damaged.
-        CacheError: The file is missing or unreadable.
+        CacheError: The file is missing, unreadable or no cache; its plan, manifest or states are
+            damaged; or it has a structure that we refuse to read.
     """
     with open_stream(path) as stream:
         info = os.fstat(stream.fileno())
         try:
             with h5py.File(stream, "r") as file:
                 return _inspect(path, file, info)
-        except CacheError:
-            raise
+        except _Refused as error:
+            raise CacheError(f"{path}: {error}") from error.__cause__
         except Exception as error:  # what HDF5 raises for damaged metadata is not documented
             if isinstance(error, OSError) and error.errno == errno.EIO:
                 raise CacheError(f"Cannot read {path}: {error.strerror}.") from error
@@ -120,8 +127,7 @@ def open_stream(path: Path) -> io.FileIO:
     with others.
 
     Raises:
-        CacheError: `path` is something other than a file.
-        CacheError: It is missing or unreadable.
+        CacheError: `path` is missing, unreadable, or something other than a file.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
@@ -134,23 +140,23 @@ def open_stream(path: Path) -> io.FileIO:
 
 
 def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> CacheContents:
-    texts = _root_attributes(path, file)
-    manifest = _manifest(path, texts["manifest"])
+    texts = _root_attributes(file)
+    manifest = _manifest(texts["manifest"])
     if text_digest(texts["manifest"]) != texts["manifest_digest"]:
-        raise CacheError(f"{path}: the manifest is not the one that was written. {_RESTORE}")
-    sets = dict(_data_sets(path, file))
-    regions = {name: _region(path, name, dataset) for name, dataset in sets.items()}
-    image_shape = _check_shapes(path, regions)
-    _check_extent(path, regions, info.st_size)
-    plan = _plan(path, sets, regions, manifest)
+        raise _Refused("the manifest is not the one that was written")
+    sets = dict(_data_sets(file))
+    regions = {name: _region(name, dataset) for name, dataset in sets.items()}
+    image_shape = _check_shapes(regions)
+    _check_extent(regions, info.st_size)
+    plan = _plan(sets, regions, manifest)
     if plan.digest != texts["plan_digest"]:
-        raise CacheError(
-            f"{path}: the plan is not the one that was written; its digest is {plan.digest}, "
-            f"recorded is {texts['plan_digest']}. {_RESTORE}"
+        raise _Refused(
+            f"the plan is not the one that was written; its digest is {plan.digest}, recorded is "
+            f"{texts['plan_digest']}"
         )
     unknown = np.setdiff1d(sets["state"][()], list(State))
     if len(unknown):
-        raise CacheError(f"{path}: a row has the state {unknown[0]}, not 0 to 2. {_RESTORE}")
+        raise _Refused(f"a row has the state {unknown[0]}, not 0 to 2")
     return CacheContents(
         path=path,
         file_id=(info.st_dev, info.st_ino),
@@ -163,31 +169,31 @@ def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> CacheContents
     )
 
 
-def _root_attributes(path: Path, file: h5py.File) -> dict[str, str]:
+def _root_attributes(file: h5py.File) -> dict[str, str]:
     """The text attributes, after version and sizes were checked."""
     expected = {*_TEXTS, "format_version"}
     if h5py.h5a.get_num_attrs(file.id) > 2 * len(expected):
-        raise CacheError(f"{path} has too many attributes for a cache. {_foreign()}")
+        raise _Refused("too many attributes for a cache", _IMPORT)
     names = set(file.attrs)
-    if "format" not in names or _text(path, file, "format") != FORMAT:
-        raise CacheError(f"{path} is HDF5, but not a {FORMAT} file. {_foreign()}")
+    if "format" not in names or _text(file, "format") != FORMAT:
+        raise _Refused(f"HDF5, but not a {FORMAT} file", _IMPORT)
     version = file.attrs.get_id("format_version") if "format_version" in names else None
     if version is None or version.shape != () or version.dtype.kind not in "iu":
-        raise CacheError(f"{path} lacks a format_version. {_RESTORE}")
+        raise _Refused("the file lacks a format_version")
     number = int(file.attrs["format_version"])
     if number != FORMAT_VERSION:
-        raise CacheError(
-            f"{path} has format version {number}, this synthaug reads version {FORMAT_VERSION}. "
-            "Install the synthaug that wrote it, or generate the cache again."
+        raise _Refused(
+            f"format version {number}, this synthaug reads version {FORMAT_VERSION}",
+            "Install the synthaug that wrote it, or generate the cache again.",
         )
     if names != expected:
         odd = min(names ^ expected)
         fault = "is missing" if odd in expected else "is not part of a cache"
-        raise CacheError(f"{path}: attribute {odd!r} {fault}. {_RESTORE}")
-    return {name: _text(path, file, name) for name in _TEXTS}
+        raise _Refused(f"attribute {odd!r} {fault}")
+    return {name: _text(file, name) for name in _TEXTS}
 
 
-def _text(path: Path, file: h5py.File, name: str) -> str:
+def _text(file: h5py.File, name: str) -> str:
     """A text attribute; fixed-length, so that its size is known before it is read."""
     attribute = file.attrs.get_id(name)
     kind = attribute.get_type()
@@ -197,69 +203,67 @@ def _text(path: Path, file: h5py.File, name: str) -> str:
         or attribute.shape != ()
         or attribute.get_storage_size() > MAX_MANIFEST
     ):
-        raise CacheError(f"{path}: attribute {name!r} is not a text of fixed length. {_RESTORE}")
+        raise _Refused(f"attribute {name!r} is not a text of fixed length")
     value = file.attrs[name]
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _manifest(path: Path, text: str) -> dict[str, Any]:
+def _manifest(text: str) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError):
-        raise CacheError(f"{path}: the manifest is not JSON. {_RESTORE}") from None
+        raise _Refused("the manifest is not JSON") from None
     for name, kind in _MANIFEST.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
-            raise CacheError(f"{path}: the manifest has no valid {name!r}. {_RESTORE}")
+            raise _Refused(f"the manifest has no valid {name!r}")
     if "source" not in manifest:
-        raise CacheError(f"{path}: the manifest has no 'source'. {_RESTORE}")
+        raise _Refused("the manifest has no 'source'")
     classes = manifest["classes"]
     if not classes or not all(isinstance(c, str) for c in classes):
-        raise CacheError(f"{path}: 'classes' in the manifest are not names. {_RESTORE}")
+        raise _Refused("'classes' in the manifest are not names")
     if manifest["value_range"] != [0, 255]:
-        raise CacheError(f"{path}: 'value_range' is not [0, 255] in the manifest. {_RESTORE}")
+        raise _Refused("'value_range' is not [0, 255] in the manifest")
     return manifest
 
 
-def _data_sets(path: Path, file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+def _data_sets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
     """All data sets, after every link was found to be a plain one to something expected."""
-    _check_links(path, file, "", limit=len(_ROOT))
+    _check_links(file, "", limit=len(_ROOT))
     missing = sorted(set(_ROOT) - set(file))
     if missing:
-        raise CacheError(f"{path} has no {missing[0]!r}. {_RESTORE}")
+        raise _Refused(f"no {missing[0]!r}")
     for name, kind in _ROOT.items():
         if h5py.h5o.get_info(file.id, name.encode()).type != (
             h5py.h5o.TYPE_GROUP if kind == "group" else h5py.h5o.TYPE_DATASET
         ):
-            raise CacheError(f"{path}: {name!r} is not a {kind}. {_RESTORE}")
+            raise _Refused(f"{name!r} is not a {kind}")
         if kind == "dataset":
             yield name, file[name]
-    _check_links(path, file["plan"], "plan/", limit=MAX_COLUMNS)
+    _check_links(file["plan"], "plan/", limit=MAX_COLUMNS)
     for name in file["plan"]:
         if not valid_column(name) or name == "label":
-            raise CacheError(f"{path}: {name!r} cannot be a column of a plan. {_RESTORE}")
+            raise _Refused(f"{name!r} cannot be a column of a plan")
         if h5py.h5o.get_info(file["plan"].id, name.encode()).type != h5py.h5o.TYPE_DATASET:
-            raise CacheError(f"{path}: 'plan/{name}' is not a dataset. {_RESTORE}")
+            raise _Refused(f"'plan/{name}' is not a dataset")
         yield f"plan/{name}", file["plan"][name]
     missing = sorted({*REQUIRED} - {"label"} - set(file["plan"]))
     if missing:
-        raise CacheError(f"{path} has no 'plan/{missing[0]}'. {_RESTORE}")
+        raise _Refused(f"no 'plan/{missing[0]}'")
 
 
-def _check_links(path: Path, group: h5py.Group, prefix: str, *, limit: int) -> None:
+def _check_links(group: h5py.Group, prefix: str, *, limit: int) -> None:
     if len(group) > limit:
-        raise CacheError(f"{path}: more objects than a cache has. {_foreign()}")
+        raise _Refused("more objects than a cache has", _IMPORT)
     for name in group:
         if prefix == "" and name not in _ROOT:
-            raise CacheError(f"{path}: {name!r} is not part of a cache. {_foreign()}")
+            raise _Refused(f"{name!r} is not part of a cache", _IMPORT)
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
             kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
-            raise CacheError(
-                f"{path}: {prefix + name!r} is {kind}, which could lead to other data. {_foreign()}"
-            )
+            raise _Refused(f"{prefix + name!r} is {kind}, which could lead to other data", _IMPORT)
 
 
-def _region(path: Path, name: str, dataset: h5py.Dataset) -> Region:
+def _region(name: str, dataset: h5py.Dataset) -> Region:
     """Where `dataset` lies, after its storage was found to be harmless."""
     storage = dataset.id.get_create_plist()
     layout = storage.get_layout()
@@ -277,55 +281,52 @@ def _region(path: Path, name: str, dataset: h5py.Dataset) -> Region:
     }
     for fault, found in faults.items():
         if found:
-            raise CacheError(f"{path}: {name!r} {fault}. {_foreign()}")
+            raise _Refused(f"{name!r} {fault}", _IMPORT)
     offset = dataset.id.get_offset()
     if layout == h5py.h5d.CONTIGUOUS and offset is None:
-        raise CacheError(f"{path}: {name!r} has no place in the file. {_foreign()}")
+        raise _Refused(f"{name!r} has no place in the file", _IMPORT)
     # Exact HDF5 type: numpy's view of an enumeration or a boolean would pass for an integer.
     if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype.newbyteorder("<"))):
-        raise CacheError(f"{path}: {name!r} has an unexpected type. {_foreign()}")
+        raise _Refused(f"{name!r} has an unexpected type", _IMPORT)
     return Region(offset=offset, dtype=dataset.dtype, shape=dataset.shape)
 
 
-def _check_shapes(path: Path, regions: dict[str, Region]) -> tuple[int, int, int]:
+def _check_shapes(regions: dict[str, Region]) -> tuple[int, int, int]:
     shape = regions["images"].shape
     if len(shape) != 4 or shape[0] > MAX_ROWS or not valid_shape(shape[1:]):
-        raise CacheError(f"{path}: 'images' has the shape {shape}, not (N, C, H, W). {_RESTORE}")
+        raise _Refused(f"'images' has the shape {shape}, not (N, C, H, W)")
     parameters = {}
     for name, region in regions.items():
         if name.startswith("plan/"):
             parameters[name.removeprefix("plan/")] = region.dtype
             if region.dtype not in (np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f8")):
-                raise CacheError(f"{path}: {name!r} has dtype {region.dtype}. {_RESTORE}")
+                raise _Refused(f"{name!r} has dtype {region.dtype}")
     for name, (dtype, expected) in data_sets(shape[0], shape[1:], parameters).items():
         if regions[name].dtype != dtype or regions[name].shape != expected:
-            raise CacheError(
-                f"{path}: {name!r} is {regions[name].dtype} {regions[name].shape}, expected "
-                f"{dtype} {expected}. {_RESTORE}"
+            raise _Refused(
+                f"{name!r} is {regions[name].dtype} {regions[name].shape}, expected {dtype} "
+                f"{expected}"
             )
     return shape[1], shape[2], shape[3]
 
 
-def _check_extent(path: Path, regions: dict[str, Region], size: int) -> None:
+def _check_extent(regions: dict[str, Region], size: int) -> None:
     """Every data set lies inside the file, no two share a byte, and the plan fits in memory."""
     end = 0
     placed = [(r.offset, name, r) for name, r in regions.items() if r.offset is not None]
     for offset, name, region in sorted(placed, key=lambda item: item[0]):
         stop = offset + region.nbytes
         if stop > size:
-            raise CacheError(
-                f"{path}: {name!r} would end at byte {stop:,}, the file at {size:,}. {_RESTORE}"
-            )
+            raise _Refused(f"{name!r} would end at byte {stop:,}, the file at {size:,}")
         if offset < end:
-            raise CacheError(f"{path}: {name!r} overlaps another data set. {_RESTORE}")
+            raise _Refused(f"{name!r} overlaps another data set")
         end = stop
     plan = sum(region.nbytes for name, region in regions.items() if name != "images")
     if plan > _MAX_PLAN or plan > _MAX_RATIO * size:
-        raise CacheError(f"{path}: a plan of {plan:,} bytes is not plausible. {_RESTORE}")
+        raise _Refused(f"a plan of {plan:,} bytes is not plausible")
 
 
 def _plan(
-    path: Path,
     sets: dict[str, h5py.Dataset],
     regions: dict[str, Region],
     manifest: dict[str, Any],
@@ -337,8 +338,4 @@ def _plan(
     try:
         return Plan(columns, tuple(manifest["classes"]), manifest["settings"])
     except ValueError as error:
-        raise CacheError(f"{path}: the plan is damaged: {error} {_RESTORE}") from error
-
-
-def _foreign() -> str:
-    return "If the images are yours, `synthaug cache import` makes a cache of them."
+        raise _Refused(f"the plan is damaged: {error}".rstrip(".")) from error

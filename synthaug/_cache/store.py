@@ -24,7 +24,7 @@ from synthaug._cache.compare import (
     shape_differences,
 )
 from synthaug._cache.files import pwrite, remove_orphans
-from synthaug._cache.format import State, checksums, erased_checksum
+from synthaug._cache.format import State, blocks, checksums, erased_checksum
 from synthaug._cache.readers import Reader, check_same, open_reader
 from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.synthesizer import Synthesizer, as_recorded
@@ -39,7 +39,6 @@ Fsync = Literal["never", "batch"]
 OnCorrupt = Literal["raise", "regenerate", "skip"]
 
 _THUMBNAILS = 24
-_BLOCK = 16 * 2**20  # bytes that are erased in one call
 
 
 class SynthCache(Dataset[Any]):
@@ -69,10 +68,9 @@ class SynthCache(Dataset[Any]):
         synthesizer: The one that made the cache, for `on_corrupt="regenerate"`.
 
     Raises:
-        CacheError: The file is not a cache, or has a structure that could do harm.
-        CacheError: The plan, the manifest or the states are damaged.
+        CacheError: The file is missing, unreadable or no cache; its plan, manifest or states are
+            damaged; or it has a structure that could do harm.
         MismatchError: `synthesizer` has another recipe than the cache.
-        CacheError: The file is missing or unreadable.
     """
 
     def __init__(
@@ -487,11 +485,9 @@ class SynthCache(Dataset[Any]):
         """
         numbers = np.sort(self._to_write(rows))
         self._open().served[numbers] = 0
-        step = max(1, _BLOCK // self._contents.regions["images"].row_bytes)
         with self._descriptor(os.O_RDWR) as fd:
             self._put(fd, "state", numbers, State.WITHDRAWN, fsync="batch")
-            for start in range(0, len(numbers), step):
-                block = numbers[start : start + step]
+            for block in blocks(numbers, self.image_shape):
                 zeros = np.zeros((len(block), *self.image_shape), np.uint8)
                 self._put(fd, "images", block, zeros, fsync="batch")
             self._put(fd, "checksum", numbers, erased_checksum(self.image_shape), fsync="batch")

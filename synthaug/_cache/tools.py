@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from synthaug._cache.compare import listed, manifest_differences, shape_differences
-from synthaug._cache.format import State
+from synthaug._cache.format import State, blocks
 from synthaug._cache.store import SynthCache
 from synthaug._images.source import ImageSource
 from synthaug._pixels import digest
@@ -22,7 +22,6 @@ from synthaug._support.progress import bar
 from synthaug._types import Indices, Pixels
 from synthaug.errors import CacheError, MismatchError
 
-_BLOCK = 16 * 2**20  # bytes copied at once
 _OWN = ("classes", "settings", "synthetic", "value_range", "command")
 
 PathLike = str | os.PathLike[str]
@@ -130,9 +129,7 @@ def copy_rows(
     advance(int((state != State.DONE).sum()))
     withdrawn = np.flatnonzero((state == State.WITHDRAWN) & (present != State.WITHDRAWN))
     merged.withdraw(withdrawn + start)
-    step = max(1, _BLOCK // int(np.prod(cache.image_shape)))
-    done = np.flatnonzero(state == State.DONE)
-    for rows in (done[i : i + step] for i in range(0, len(done), step)):
+    for rows in blocks(np.flatnonzero(state == State.DONE), cache.image_shape):
         left = rows[present[rows] == State.PENDING]
         if len(left):
             merged.write(left + start, cache.read(left))
@@ -311,10 +308,3 @@ def _few(names: Iterable[str]) -> str:
     listed_names = list(names)
     more = ", ..." if len(listed_names) > 5 else ""
     return f"{', '.join(listed_names[:5])}{more} ({len(listed_names)})"
-
-
-def blocks(rows: Indices, image_shape: Sequence[int]) -> Iterator[Indices]:
-    """`rows` in pieces of a few megabytes of images."""
-    step = max(1, _BLOCK // int(np.prod(image_shape)))
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]

@@ -4,12 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from synthaug._cache.format import State, erased_checksum
+from synthaug._cache.format import BLOCK, State, erased_checksum
 from synthaug._cache.readers import Reader
 from synthaug._support.progress import bar, counted
 from synthaug._types import Indices
-
-_BLOCK = 16 * 2**20  # bytes read in one call
 
 
 def verify(reader: Reader, fd: int, *, workers: int, progress: bool) -> Indices:
@@ -17,7 +15,7 @@ def verify(reader: Reader, fd: int, *, workers: int, progress: bool) -> Indices:
     erased = erased_checksum(reader.contents.image_shape)
     state, recorded = np.array(reader.state), np.array(reader.checksum)  # in this order
     expected = np.where(state == State.WITHDRAWN, np.uint32(erased), recorded)
-    step = max(1, _BLOCK // reader.contents.regions["images"].row_bytes)
+    step = max(1, BLOCK // reader.contents.regions["images"].row_bytes)
 
     def wrong(start: int) -> Indices:
         rows = np.arange(start, min(start + step, len(state)))

@@ -234,7 +234,7 @@ else:
     TrainingMethod = Literal[tuple(trainings())]
 
 
-def _registered(job: Job, method: str) -> Trained:
+def _registered(job: TrainingRequest, method: str) -> Trained:
     """A synthesizer that was registered and needs no more than images and a `TrainingConfig`."""
     model, result = trainings()[method].load().fit(job.real, job.out, config=job.config)
     line = "synthaug generate CHECKPOINT CACHE.h5 --per-class 100"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from synthaug._cache import SynthCache
@@ -123,7 +124,8 @@ def checked_draw(synthesizer: Synthesizer, rows: Plan, shape: tuple[int, ...] | 
     images = synthesizer.draw(rows)
     name = type(synthesizer).__name__
     if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.ndim == 4):
-        kind = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
+        is_array = isinstance(images, torch.Tensor | np.ndarray)
+        kind = images.dtype if is_array else type(images).__name__
         raise ValueError(f"{name}.draw must return a float tensor (n, C, H, W), got {kind}.")
     expected = (len(rows), *(images.shape[1:] if shape is None else shape))
     if tuple(images.shape) != expected:

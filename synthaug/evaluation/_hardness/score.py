@@ -123,7 +123,9 @@ def score_hardness(
     )
 
 
-def _pictures(source: ImageSource, scores: HardnessScores) -> dict[str, tuple[dict[str, JSON], ...]]:
+def _pictures(
+    source: ImageSource, scores: HardnessScores
+) -> dict[str, tuple[dict[str, JSON], ...]]:
     """The hardest and the easiest images, as PNG in `data:` addresses."""
     order = np.argsort(scores.hardness, kind="stable")[: int(np.isfinite(scores.hardness).sum())]
 
