@@ -15,7 +15,7 @@ import numpy as np
 from _machine import write
 
 from synthaug import AuditReport
-from synthaug._demo import Settings, demo
+from synthaug._demo import DemoSettings, demo
 from synthaug.evaluation import EvaluationReport
 
 BASELINE, GUESSES, OURS = "real, augmented", "real + guessed labels", "real + synthetic"
@@ -29,7 +29,7 @@ def spread(values: Any) -> dict[str, Any]:
 
 
 def one_run(work: Path, seed: int, per_class: int) -> dict[str, Any]:
-    out, settings = work / f"seed-{seed}", Settings(per_class=per_class)
+    out, settings = work / f"seed-{seed}", DemoSettings(per_class=per_class)
     folder = out / f"{per_class}-per-class"
     if not (folder / "report.html").exists():  # written last
         demo(out, seed=seed, settings=settings, progress=False)

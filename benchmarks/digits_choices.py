@@ -21,7 +21,7 @@ from _machine import write
 
 from synthaug import MixedDataset, evaluate, load_dataset
 from synthaug._demo import (
-    Settings,
+    DemoSettings,
     Split,
     classifier_seeds,
     draw_variants,
@@ -55,7 +55,7 @@ def split_by_writers(labels: np.ndarray, third: int, per_class: int) -> Split:
     )
 
 
-def one_third(third: int, settings: Settings, work: Path) -> list[dict[str, Any]]:
+def one_third(third: int, settings: DemoSettings, work: Path) -> list[dict[str, Any]]:
     half = load_dataset("digits:train")
     split = split_by_writers(half.labels, third, settings.per_class)
     real, chosen_on = half.subset(split.labelled), half.subset(split.holdout)
@@ -125,11 +125,13 @@ def one_third(third: int, settings: Settings, work: Path) -> list[dict[str, Any]
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--thirds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--per-class", type=int, default=Settings().per_class)
-    parser.add_argument("--seeds", type=int, default=Settings().seeds, help="classifiers per arm")
+    parser.add_argument("--per-class", type=int, default=DemoSettings().per_class)
+    parser.add_argument(
+        "--seeds", type=int, default=DemoSettings().seeds, help="classifiers per arm"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/digits"), help="keeps generators")
     options = parser.parse_args()
-    settings = Settings(per_class=options.per_class, seeds=options.seeds)
+    settings = DemoSettings(per_class=options.per_class, seeds=options.seeds)
     rows = [row for third in options.thirds for row in one_third(third, settings, options.work)]
     summary = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from synthaug import AuditReport, SynthCache, load_dataset
-from synthaug._demo import Settings, split_digits
+from synthaug._demo import DemoSettings, split_digits
 from synthaug._pixels import grid
 from synthaug.evaluation import EvaluationReport
 
@@ -22,8 +22,8 @@ parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "doc
 options = parser.parse_args()
 
 half = load_dataset("digits:train")
-real = half.subset(split_digits(half.targets, Settings(), seed=0).labelled)
-folder = options.folder / f"{Settings().per_class}-per-class"
+real = half.subset(split_digits(half.targets, DemoSettings(), seed=0).labelled)
+folder = options.folder / f"{DemoSettings().per_class}-per-class"
 cache = SynthCache(folder / "digits.h5")
 evaluation = EvaluationReport.from_json(folder / "evaluation.json")
 audit = AuditReport.from_json(folder / "audit.json")
@@ -32,7 +32,7 @@ rows = [r for c in range(10) for r in np.flatnonzero(cache.labels == c)[:10]]
 figure = Figure(figsize=(11, 3.7), layout="constrained")
 first, second, third = figure.subplots(1, 3, width_ratios=[0.32, 1, 1.35])
 for axes, title, pixels, columns in (
-    (first, "all labels\nthere are", real.read(range(len(real))), Settings().per_class),
+    (first, "all labels\nthere are", real.read(range(len(real))), DemoSettings().per_class),
     (second, f"synthetic\naudit: {audit.verdict}", cache.read(rows), 10),
 ):
     sheet = grid(pixels, columns=columns, scale=4, padding=3)

@@ -8,8 +8,8 @@ from PIL import Image
 import synthaug
 from synthaug._support.html import data_uri
 from synthaug.evaluation import EvaluationReport, HardnessReport, LabelCheck, QualityReport, Run
-from synthaug.evaluation._hardness.report import Scores as Hardness
-from synthaug.evaluation._quality import Scores
+from synthaug.evaluation._hardness.report import HardnessScores
+from synthaug.evaluation._quality import QualityScores
 from synthaug.sweeps import SweepReport, SweepRow
 
 NASTY = '<script>alert("x")</script>'
@@ -27,7 +27,7 @@ def audited() -> Any:
 
 
 def quality() -> Any:
-    scores = Scores(
+    scores = QualityScores(
         n=8,
         frechet_distance=None,
         kernel_distance=0.5,
@@ -55,7 +55,7 @@ def swept() -> Any:
         setting={"scheduler": NASTY, "guidance_scale": 1.5},
         images=8,
         evaluations=4,
-        scores=Scores(**{**vars(quality().floor), "frechet_distance": 3.25}),
+        scores=QualityScores(**{**vars(quality().floor), "frechet_distance": 3.25}),
         cas=[0.75],
     )
     return SweepReport(
@@ -73,7 +73,7 @@ def swept() -> Any:
 
 def hardness() -> Any:
     values = np.array([1.0, 2.5, np.nan])
-    scores = Hardness(np.array([0, 1, 0]), values, values, values)
+    scores = HardnessScores(np.array([0, 1, 0]), values, values, values)
     return HardnessReport(
         identity={},
         classes=(NASTY, "dog"),

@@ -504,7 +504,8 @@ def test_an_actor_draws_in_the_precision_of_the_job(machine, tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(cloudpickle=pickle))
     load = partial(ClassConditional.from_pretrained, tmp_path)
     drawer = Drawer()
-    assert drawer.load(pickle.dumps(load), recipe)["recipe"] == recipe
+    drawer.load(pickle.dumps(load), recipe)
+    assert drawer.synthesizer.recipe() == recipe
     assert dtypes(drawer.synthesizer) == {torch.float32}
 
 

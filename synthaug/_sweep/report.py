@@ -14,7 +14,7 @@ from synthaug._support.html import Part, blocks, facts, heading
 from synthaug._support.report import Report, percent
 from synthaug._sweep.settings import Setting
 from synthaug._types import JSON
-from synthaug.evaluation._quality import Scores
+from synthaug.evaluation._quality import QualityScores
 
 _MOST_LINES = 6
 _COST, _BEST = "network evaluations per image", "Fréchet distance, best up to there"
@@ -33,7 +33,7 @@ class SweepRow:
     """Images that were drawn."""
     evaluations: float
     """Network evaluations per image."""
-    scores: Scores
+    scores: QualityScores
     """Of `scores.n` of them."""
     cas: list[float] | None = None
     """Accuracies on the validation split of classifiers trained on the images, one per seed;
@@ -88,7 +88,7 @@ class SweepReport(Report):
     """First stage, in the order of the grid."""
     fine: list[SweepRow]
     """Second stage: guidance alone, the rest as in the best setting of the first."""
-    floors: dict[str, Scores]
+    floors: dict[str, QualityScores]
     """For "coarse" and "fine": real training images, as many, against the same images."""
     real_accuracy: list[float]
     """Accuracies of the same classifier trained on the real images, one per seed."""

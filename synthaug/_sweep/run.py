@@ -36,7 +36,7 @@ from synthaug.errors import MismatchError
 from synthaug.evaluation import check_overlap, digests, evaluate, trained_classifier
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._comparison import common_classes, features_of, same_classes
-from synthaug.evaluation._quality import Scores, compare, fingerprints
+from synthaug.evaluation._quality import QualityScores, compare, fingerprints
 from synthaug.features import Extractor, TorchModule, classifier, describe, to_model
 from synthaug.metrics import check_rank
 
@@ -306,7 +306,7 @@ class _Work:
         write_text(path, encode(found))
         return found
 
-    def floor(self, n: int, spaces: tuple[Extractor, Extractor]) -> Scores:
+    def floor(self, n: int, spaces: tuple[Extractor, Extractor]) -> QualityScores:
         """The scores of real training images."""
         rows = self._some(self.real, np.arange(len(self.real)), n, 1)
         return self._scores(self.real, rows, n, spaces, "real")
@@ -318,7 +318,7 @@ class _Work:
         n: int,
         spaces: tuple[Extractor, Extractor],
         name: str,
-    ) -> Scores:
+    ) -> QualityScores:
         reference = self._some(self.validation, np.arange(len(self.validation)), n, 2)
         return compare(
             self._features(images, rows, spaces[0], name),
