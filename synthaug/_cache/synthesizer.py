@@ -34,7 +34,7 @@ class Declared:
     """(C, H, W)."""
     trained_on: Mapping[str, JSON] | None
     """The real images that it learned from."""
-    in_precision: Callable[[str], Any] | None
+    in_precision: Callable[..., Any] | None
     """Makes the same synthesizer in another precision."""
 
     @classmethod

@@ -12,7 +12,7 @@ from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import trainings
 from synthaug._cli.training_options import (
     BaseOptions,
-    ColdTrainingOptions,
+    ColdOptions,
     DropoutOptions,
     FineTuningOptions,
     NewNetworkOptions,
@@ -212,7 +212,7 @@ METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[type, ...]]
         (NewNetworkOptions, PredictionOptions, DropoutOptions, UnlabelledOptions),
     ),
     "--condition tokens": (_tokens, (NewNetworkOptions, PredictionOptions, TokenOptions)),
-    "--method cold": (_cold, (NewNetworkOptions, ColdTrainingOptions)),
+    "--method cold": (_cold, (NewNetworkOptions, ColdOptions)),
     "--method upsample": (
         _upsample,
         (

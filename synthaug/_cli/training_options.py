@@ -121,7 +121,7 @@ class TokenOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColdTrainingOptions:
+class ColdOptions:
     """Cold diffusion (--method cold).
 
     Args:
@@ -201,7 +201,7 @@ class TrainOptions(
     UnlabelledOptions,
     BaseOptions,
     TokenOptions,
-    ColdTrainingOptions,
+    ColdOptions,
     UpsamplerOptions,
     SteeringOptions,
     FineTuningOptions,
