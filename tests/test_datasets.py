@@ -615,7 +615,9 @@ def test_wrong_arguments_are_refused(real, cache, options, message):
 def test_a_class_without_servable_images_is_named_at_construction(real, tmp_path):
     cache = make_cache(tmp_path, quota=(4, 0, 4))
     for options in ({"fraction": 0.1}, {"mode": "append", "ratio": 0.5}):
-        with pytest.raises(DataError, match=r"Class 'bee' has no synthetic image .* of 0 rows, 0"):
+        with pytest.raises(
+            MismatchError, match=r"Class 'bee' has no synthetic image .* of 0 rows, 0"
+        ):
             MixedDataset(real, cache, audit=None, **options)
     MixedDataset(real, cache, audit=None, fraction=0.0)  # none is needed
     MixedDataset(real.subset(real.labels != 1), cache, audit=None, fraction=0.5)
