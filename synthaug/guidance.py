@@ -83,8 +83,8 @@ def log_odds(hardness: Tensor, labels: Tensor, temperature: float = 1.0) -> Tens
 def unit_rms(gradient: Tensor) -> Tensor:
     """Every row scaled to a root mean square of 1; a row of zeros stays.
 
-    >>> unit_rms(torch.tensor([[3.0, -4.0], [0.0, 0.0]])) * 25**0.5 / 2**0.5
-    tensor([[ 3., -4.],
+    >>> unit_rms(torch.tensor([[3.0, -3.0], [0.0, 0.0]]))
+    tensor([[ 1., -1.],
             [ 0.,  0.]])
     """
     flat = gradient.flatten(1)
