@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -630,7 +629,7 @@ def test_a_file_that_took_the_place_of_another_is_noticed(
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize(
     ("method", "workers"),
-    [(None, 0), ("fork", 1), ("fork", 4), ("forkserver", 1), ("forkserver", 4), ("spawn", 2)],
+    [(None, 0), ("fork", 1), ("fork", 4), ("spawn", 2)],  # for forkserver see test_datasets
 )
 def test_loaders_read_the_right_bytes_whatever_the_processes(
     cache: SynthCache, pixels: torch.Tensor, method: str | None, workers: int
@@ -638,8 +637,6 @@ def test_loaders_read_the_right_bytes_whatever_the_processes(
     cache.output_type = "pt"
     cache.read([0, 1])  # warm: what the parent opened must not leak into a worker
     order = np.random.default_rng(0).integers(0, len(pixels), 200).tolist()
-    if method == "forkserver":
-        multiprocessing.get_context(method).set_forkserver_preload(["torch", "synthaug._cache"])
     loader = DataLoader(
         Subset(cache, order),
         batch_size=16,

@@ -28,7 +28,7 @@ from synthaug.errors import CacheError
 SHAPE = (3, 16, 16)
 ROWS = 600
 BATCH = 8
-KILLS = int(os.environ.get("SYNTHAUG_KILLS", "50"))
+KILLS = int(os.environ.get("SYNTHAUG_KILLS", "15"))
 MANIFEST = {"recipe": {"synthesizer": "Noise", "settings": {}}}
 FORK = multiprocessing.get_context("fork")  # children need no import, so kills land in the writing
 
