@@ -43,6 +43,46 @@ def _folder(
     classes: Sequence[str] | None,
     progress: bool | None,
 ) -> Loaded:
+    root, names = _class_folders(path, split, classes)
+    order = tuple(names) if classes is None else tuple(classes)
+    paths: list[str] = []
+    labels: list[int] = []
+    others = sorted(os.path.join(root, f) for f in os.listdir(root) if (root / f).is_file())
+    empty: list[str] = []
+    for label, name in enumerate(order):
+        files = sorted(_walk(root / name)) if name in names else []
+        images = [f for f in files if os.path.splitext(f)[1].lower() in IMAGE_EXTENSIONS]
+        others += sorted(set(files) - set(images))
+        if not images:
+            empty.append(name)
+        paths += images
+        labels += [label] * len(images)
+    if not paths:
+        raise DataError(
+            f"{root} holds no image. "
+            f"Expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}."
+        )
+    if empty:
+        raise DataError(
+            f"Class {empty[0]!r} has no image in {root}"
+            + (f" (and {len(empty) - 1} more classes have none)" if len(empty) > 1 else "")
+            + ". Add images, "
+            + ("or delete the folder." if classes is None else "or leave it out of `classes`.")
+        )
+    if others:
+        log.warning(
+            "Passed over %d files that are not images in a class folder, e.g. %s",
+            len(others),
+            others[0],
+        )
+    store = Files(paths, conform, _check_headers(paths, conform, progress))
+    return store, np.array(labels), order, paths
+
+
+def _class_folders(
+    path: str, split: str | None, classes: Sequence[str] | None
+) -> tuple[Path, list[str]]:
+    """The folder that holds one subfolder per class, and the sorted names of these."""
     root = Path(path).expanduser()
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
@@ -72,43 +112,7 @@ def _folder(
                 f"{root} has a class folder {unknown[0]!r}, which is not among the {len(classes)} "
                 f"classes that were given: {', '.join(classes)}."
             )
-    order = tuple(names) if classes is None else tuple(classes)
-    paths: list[str] = []
-    labels: list[int] = []
-    others = sorted(os.path.join(root, f) for f in os.listdir(root) if (root / f).is_file())
-    empty: list[str] = []
-    for label, name in enumerate(order):
-        found = sorted(_walk(root / name)) if name in names else []
-        images = [f for f in found if os.path.splitext(f)[1].lower() in IMAGE_EXTENSIONS]
-        others += sorted(set(found) - set(images))
-        if not images:
-            empty.append(name)
-        paths += images
-        labels += [label] * len(images)
-    if not paths:
-        raise DataError(
-            f"{root} holds no image. "
-            f"Expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}."
-        )
-    if empty:
-        raise DataError(
-            f"Class {empty[0]!r} has no image in {root}"
-            + (f" (and {len(empty) - 1} more classes have none)" if len(empty) > 1 else "")
-            + ". Add images, "
-            + ("or delete the folder." if classes is None else "or leave it out of `classes`.")
-        )
-    if others:
-        log.warning(
-            "Passed over %d files that are not images in a class folder, e.g. %s",
-            len(others),
-            others[0],
-        )
-    return (
-        Files(paths, conform, _check_headers(paths, conform, progress)),
-        np.array(labels),
-        order,
-        paths,
-    )
+    return root, names
 
 
 def _subfolders(root: Path) -> list[str]:

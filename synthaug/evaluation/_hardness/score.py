@@ -8,7 +8,7 @@ import numpy as np
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_pil
 from synthaug._support.html import data_uri
-from synthaug._types import JSON
+from synthaug._types import JSON, Features, Indices, Labels
 from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
 from synthaug.evaluation._comparison import check_comparable, common_classes, features_of, labels_in
 from synthaug.evaluation._hardness.report import HardnessReport, HardnessScores
@@ -90,20 +90,11 @@ def score_hardness(
         estimator=estimator,
         components=components,
     )
-    neighbourhood = Neighbourhood(vectors["train"], k)
-
-    def scores(name: str) -> HardnessScores:
-        x, y = vectors[name], labels[name][rows[name]]
-        if name == "train":
-            hardness, near = gaussians.leave_one_out(x, y), neighbourhood.scores()
-        else:
-            hardness, near = gaussians.hardness(x, y), neighbourhood.scores(x)
-        columns = [np.full(len(labels[name]), np.nan) for _ in range(3)]
-        for column, values in zip(columns, (hardness, *near), strict=True):
-            column[rows[name]] = values
-        return HardnessScores(labels[name], *columns)
-
-    found = {name: scores(name) for name in sources}
+    neighborhood = Neighbourhood(vectors["train"], k)
+    scores = {
+        name: _scores(name, vectors[name], labels[name], rows[name], gaussians, neighborhood)
+        for name in sources
+    }
     settings: dict[str, JSON] = {
         "structure": structure,
         "estimator": estimator,
@@ -114,13 +105,33 @@ def score_hardness(
     return HardnessReport(
         identity=sources["synthetic"].identity,
         classes=classes,
-        synthetic=found["synthetic"],
-        train=found["train"],
-        holdout=found.get("holdout"),
+        synthetic=scores["synthetic"],
+        train=scores["train"],
+        holdout=scores.get("holdout"),
         extractor=describe(features),
         settings=settings,
-        pictures=_pictures(sources["synthetic"], found["synthetic"]),
+        pictures=_pictures(sources["synthetic"], scores["synthetic"]),
     )
+
+
+def _scores(
+    name: str,
+    x: Features,
+    labels: Labels,
+    rows: Indices,
+    gaussians: ClassGaussians,
+    neighborhood: Neighbourhood,
+) -> HardnessScores:
+    """The scores of one set at the places of all its rows, NaN where a row cannot be read."""
+    y = labels[rows]
+    if name == "train":
+        hardness, near = gaussians.leave_one_out(x, y), neighborhood.scores()
+    else:
+        hardness, near = gaussians.hardness(x, y), neighborhood.scores(x)
+    columns = [np.full(len(labels), np.nan) for _ in range(3)]
+    for column, values in zip(columns, (hardness, *near), strict=True):
+        column[rows] = values
+    return HardnessScores(labels, *columns)
 
 
 def _pictures(

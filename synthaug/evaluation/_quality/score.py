@@ -7,7 +7,7 @@ import numpy as np
 
 from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
-from synthaug._types import Features, Indices, Labels
+from synthaug._types import JSON, Features, Indices, Labels
 from synthaug.evaluation._comparison import check_comparable, common_classes, features_of, labels_in
 from synthaug.evaluation._quality.report import QualityReport, QualityScores
 from synthaug.features import Extractor, describe
@@ -80,12 +80,12 @@ def score_quality(
     dim = features(sources["real"].pixels(rows["real"][:1])).shape[1]
     check_rank(n, dim, name="Each set that is compared", force=force)
 
-    scored = {
+    compared = {
         "synthetic": sources["synthetic"],
         "reference": sources["real"],
         "other": sources.get("holdout", sources["real"]),
     }
-    labels = {name: labels_in(classes, one)[chosen[name]] for name, one in scored.items()}
+    labels = {name: labels_in(classes, one)[chosen[name]] for name, one in compared.items()}
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "features_dir": features_dir,
@@ -93,41 +93,33 @@ def score_quality(
     }
     vectors = {
         name: features_of(one, chosen[name], features, name, **options)
-        for name, one in scored.items()
+        for name, one in compared.items()
     }
-    logits = {
-        name: None
-        if classifier is None
-        else features_of(scored[name], chosen[name], classifier, f"{name}, classes", **options)
-        for name in ("synthetic", "other")
-    }
-    synthetic_scores, floor = (
-        compare(
-            vectors[name], vectors["reference"], logits=logits[name], k=k, force=force, seed=seed
-        )
-        for name in ("synthetic", "other")
-    )
+    logits: dict[str, Features] = {}
+    if classifier is not None:
+        logits = {
+            name: features_of(
+                compared[name], chosen[name], classifier, f"{name}, classes", **options
+            )
+            for name in ("synthetic", "other")
+        }
+    scores, floor = _both_scores(vectors, k, force, seed, logits)
     return QualityReport(
         identity=sources["synthetic"].identity,
-        synthetic=synthetic_scores,
+        synthetic=scores,
         floor=floor,
         by_class=_by_class(vectors, labels, classes, k, force, seed),
-        reference={
-            "name": sources["real"].title,
-            "fingerprint": sources["real"].fingerprint,
-            "images": len(sources["real"]),
-            "trained_on": _trained_on(sources["synthetic"], sources["real"].fingerprint),
-        },
-        floor_from=f"another half of {scored['other'].title}"
+        reference=_reference(sources),
+        floor_from=f"another half of {compared['other'].title}"
         if holdout is None
-        else scored["other"].title,
+        else compared["other"].title,
         extractor={**describe(features), "dim": dim},
         classifier=None if classifier is None else describe(classifier),
         settings={
             "k": k,
             "seed": seed,
             "force": force,
-            "holdout": None if holdout is None else scored["other"].fingerprint,
+            "holdout": None if holdout is None else compared["other"].fingerprint,
         },
     )
 
@@ -163,6 +155,39 @@ def compare(
     )
 
 
+def _both_scores(
+    vectors: Mapping[str, Features],
+    k: int,
+    force: bool,
+    seed: int,
+    logits: Mapping[str, Features] | None = None,
+) -> tuple[QualityScores, QualityScores]:
+    """The scores of the synthetic images, and those of other real ones, against the reference."""
+    synthetic, other = (
+        compare(
+            vectors[name],
+            vectors["reference"],
+            logits=(logits or {}).get(name),
+            k=k,
+            force=force,
+            seed=seed,
+        )
+        for name in ("synthetic", "other")
+    )
+    return synthetic, other
+
+
+def _reference(sources: Mapping[str, ImageSource]) -> dict[str, JSON]:
+    """What a report says of the images that all others are compared with."""
+    real = sources["real"]
+    return {
+        "name": real.title,
+        "fingerprint": real.fingerprint,
+        "images": len(real),
+        "trained_on": _trained_on(sources["synthetic"], real.fingerprint),
+    }
+
+
 def _equal_parts(rows: dict[str, Indices], images: int | None, seed: int) -> dict[str, Indices]:
     """As many random rows of synthetic, reference and other real images."""
     order = {
@@ -195,17 +220,14 @@ def _by_class(
     seed: int,
 ) -> dict[str, tuple[QualityScores, QualityScores]]:
     """Both scores of each class of which all three sets have enough images."""
-    found = {}
+    scores = {}
     for c, name in enumerate(classes):
-        own = {key: x[labels[key] == c] for key, x in vectors.items()}
-        n = min(map(len, own.values()))
+        of_class = {key: x[labels[key] == c] for key, x in vectors.items()}
+        n = min(map(len, of_class.values()))
         if n >= max(k + 1, 4):
-            a, b = (
-                compare(own[key][:n], own["reference"][:n], k=k, force=force, seed=seed)
-                for key in ("synthetic", "other")
-            )
-            found[name] = a, b
-    return found
+            equal_parts = {key: x[:n] for key, x in of_class.items()}
+            scores[name] = _both_scores(equal_parts, k, force, seed)
+    return scores
 
 
 def _trained_on(synthetic: ImageSource, fingerprint: str | None) -> bool | None:
