@@ -6,6 +6,7 @@ import logging
 import pickle
 import re
 from collections import namedtuple
+from dataclasses import replace
 from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any
@@ -572,7 +573,7 @@ def test_images_between_two_classes_are_not_served_under_one_label(cache, caplog
     partner[:4] = labels[:4]  # partners of the same class
     partner[4:7] = (labels[4:7] + 1) % 3
     names = ("labels", "classes", "done", "image_shape", "identity", "read")
-    plan = SimpleNamespace(columns={"partner_label": partner})
+    plan = replace(cache.plan, columns={**cache.plan.columns, "partner_label": partner})
     mixed = SimpleNamespace(**{name: getattr(cache, name) for name in names}, plan=plan)
     expected = np.asarray(cache.done).copy()
     expected[4:7] = False
@@ -622,7 +623,9 @@ def test_a_class_without_servable_images_is_named_at_construction(real, tmp_path
     MixedDataset(real, cache, audit=None, fraction=0.0)  # none is needed
     MixedDataset(real.subset(real.labels != 1), cache, audit=None, fraction=0.5)
     none = report_on(cache, [True] * 4 + [False] * 4)
-    with pytest.raises(DataError, match=r"Class 'cow' .* of 4 rows, 4 are done and none of them"):
+    with pytest.raises(
+        MismatchError, match=r"Class 'cow' .* of 4 rows, 4 are done and none of them"
+    ):
         MixedDataset(real.subset(real.labels != 1), cache, audit=none, fraction=0.5)
 
 
