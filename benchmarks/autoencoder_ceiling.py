@@ -21,7 +21,7 @@ from _inversion import first_per_class
 from _machine import write
 from diffusers import AutoencoderKL
 
-from synthaug import evaluate, load_dataset
+from synthaug import ClassifierConfig, evaluate, load_dataset
 from synthaug._pixels import to_images
 from synthaug.evaluation import reconstructions
 
@@ -107,10 +107,10 @@ if __name__ == "__main__":
     report = evaluate(
         arms,
         test=load_dataset(options.test),
-        model=options.model,
-        steps=options.steps,
+        config=ClassifierConfig(
+            model=options.model, steps=options.steps, horizontal_flip=not options.no_flip
+        ),
         seeds=options.seeds,
-        horizontal_flip=not options.no_flip,
         output_dir=Path(options.work) / "classifiers",
         progress=False,
     )

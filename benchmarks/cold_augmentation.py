@@ -22,7 +22,7 @@ import torch
 from _machine import write
 from torch import Tensor
 
-from synthaug import ColdDiffusion, load_dataset
+from synthaug import ClassifierConfig, ColdDiffusion, load_dataset
 from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
@@ -30,7 +30,7 @@ from synthaug.degradations import Blur, GaussianNoise, Inpainting, Snow
 from synthaug.evaluation import StandardAugment
 from synthaug.evaluation._batches import Batches
 from synthaug.evaluation._classifiers import build_classifier
-from synthaug.evaluation._fit import fit, seed_initial_weights, settings_of
+from synthaug.evaluation._fit import FitSettings, fit, seed_initial_weights
 from synthaug.transforms import ColdRestore
 
 Augment = Callable[[Tensor], Tensor]
@@ -99,7 +99,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     tests = corrupted(test.read(range(len(test))))
     given = arms(cold, options, train.image_shape[1])
     source = Batches(ImageSource.open(train, "`train`"), train.classes, device)
-    settings = settings_of(options.steps, batch_size=options.batch_size)
+    settings = FitSettings.of(
+        ClassifierConfig(steps=options.steps, batch_size=options.batch_size), "float32"
+    )
     rows: list[dict[str, Any]] = []
     for name, augment in given.items():
         for seed in range(options.seeds):
@@ -111,11 +113,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 source,
                 settings,
                 seed=seed,
-                augment=augment,
-                validation=None,
-                device=device,
                 run=name,
-                advance=lambda n: None,
+                augment=augment,
             )
             seconds = time.monotonic() - started
             network.eval()

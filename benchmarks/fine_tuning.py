@@ -27,6 +27,7 @@ from _machine import write
 
 from synthaug import (
     ClassConditional,
+    ClassifierConfig,
     MixedDataset,
     SamplerConfig,
     TrainingConfig,
@@ -117,10 +118,12 @@ def cas_score(real: LabeledImages, validation: LabeledImages, options: argparse.
             report = evaluate(
                 arms,
                 test=validation,
-                model=options.model,
-                steps=options.classifier_steps,
+                config=ClassifierConfig(
+                    model=options.model,
+                    steps=options.classifier_steps,
+                    horizontal_flip=options.flip,
+                ),
                 seeds=1,
-                horizontal_flip=options.flip,
                 progress=False,
             )
         return float(report.accuracies("synthetic").mean())
@@ -207,10 +210,10 @@ if __name__ == "__main__":
     report = evaluate(
         arms,
         test=test,
-        model=options.model,
-        steps=options.classifier_steps,
+        config=ClassifierConfig(
+            model=options.model, steps=options.classifier_steps, horizontal_flip=options.flip
+        ),
         seeds=options.seeds,
-        horizontal_flip=options.flip,
         output_dir=work / "classifiers",
         progress=False,
     )

@@ -28,7 +28,7 @@ from _inversion import (
 from _machine import RESULTS, write
 from torch.nn import functional as F
 
-from synthaug import DiffusionInversion, MixedDataset, SynthCache, evaluate
+from synthaug import ClassifierConfig, DiffusionInversion, MixedDataset, SynthCache, evaluate
 from synthaug.caches import import_images
 from synthaug.images import LabeledImages
 
@@ -67,11 +67,13 @@ def accuracies(
     report = evaluate(
         arms,
         test=chosen_on,
-        steps=options.steps,
-        batch_size=options.classifier_batch,
-        model=options.model,
+        config=ClassifierConfig(
+            steps=options.steps,
+            batch_size=options.classifier_batch,
+            model=options.model,
+            horizontal_flip=not options.no_flip,
+        ),
         seeds=options.seeds,
-        horizontal_flip=not options.no_flip,
         baseline="real",
         output_dir=Path(options.work) / "classifiers",
         progress=False,

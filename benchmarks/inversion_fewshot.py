@@ -30,7 +30,7 @@ from _inversion import (
 from _machine import write
 
 import synthaug
-from synthaug import MixedDataset, evaluate
+from synthaug import ClassifierConfig, MixedDataset, evaluate
 from synthaug.evaluation import Arm, StandardAugment, check_labels
 
 
@@ -75,10 +75,12 @@ def one_size(
     report = evaluate(
         arms,
         test=test,
-        steps=options.steps,
-        batch_size=options.classifier_batch,
-        model=options.model,
-        precision=options.precision,
+        config=ClassifierConfig(
+            steps=options.steps,
+            batch_size=options.classifier_batch,
+            model=options.model,
+            precision=options.precision,
+        ),
         seeds=[split * options.seeds + s for s in range(options.seeds)],
         baseline="real, flip and crop",
         output_dir=Path(options.work) / "classifiers",

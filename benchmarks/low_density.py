@@ -31,6 +31,7 @@ from _machine import interleave, summary, write
 from sklearn.linear_model import LogisticRegression
 
 from synthaug import (
+    ClassifierConfig,
     LowDensity,
     MixedDataset,
     Plan,
@@ -46,7 +47,7 @@ from synthaug.evaluation import class_probabilities
 from synthaug.evaluation._augment import standard_augment
 from synthaug.evaluation._batches import Batches
 from synthaug.evaluation._classifiers import build_classifier
-from synthaug.evaluation._fit import fit, seed_initial_weights, settings_of
+from synthaug.evaluation._fit import FitSettings, fit, seed_initial_weights
 from synthaug.features import without_head
 from synthaug.metrics import frechet_distance
 
@@ -68,13 +69,10 @@ class Judge:
             fit(
                 self.network,
                 Batches(ImageSource.open(real, "`data`"), real.classes, device),
-                settings_of(steps),
+                FitSettings.of(ClassifierConfig(steps=steps), "float32"),
                 seed=100,
-                augment=standard_augment(real.image_shape, horizontal_flip=False),
-                validation=None,
-                device=device,
                 run="judge",
-                advance=lambda n: None,
+                augment=standard_augment(real.image_shape, horizontal_flip=False),
             )
             self.network.eval()
             self.headless = without_head(copy.deepcopy(self.network), "judge")
@@ -269,7 +267,11 @@ def accuracy(
         found[name] = {"all": [], "hard": []}
         for seed in range(options.seeds):
             said = class_probabilities(
-                arm, _pixels(test), seeds=(seed,), steps=options.classifier_steps, progress=False
+                arm,
+                _pixels(test),
+                seeds=(seed,),
+                config=ClassifierConfig(steps=options.classifier_steps, device="cpu"),
+                progress=False,
             )
             right = said.argmax(1) == labels
             found[name]["all"].append(float(right.mean()))

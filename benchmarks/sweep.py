@@ -22,7 +22,14 @@ from typing import Any
 import numpy as np
 from _machine import RESULTS, write
 
-from synthaug import ClassConditional, TrainingConfig, evaluate, generate, load_dataset
+from synthaug import (
+    ClassConditional,
+    ClassifierConfig,
+    TrainingConfig,
+    evaluate,
+    generate,
+    load_dataset,
+)
 from synthaug._sweep.settings import Trial
 from synthaug.evaluation import scaling_arms
 from synthaug.features import named
@@ -73,8 +80,7 @@ def scaling(
         report = evaluate(
             arms,
             test=test,
-            model=model,
-            steps=options.scaling_steps or options.steps,
+            config=ClassifierConfig(model=model, steps=options.scaling_steps or options.steps),
             seeds=options.seeds,
             output_dir=Path(options.work) / "scaling",
         )

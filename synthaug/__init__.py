@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from synthaug._generate import generate as generate
     from synthaug._images.labeled import load_dataset as load_dataset
     from synthaug._plan import Plan as Plan
+    from synthaug._training.classifier_config import ClassifierConfig as ClassifierConfig
     from synthaug._training.loop import TrainingConfig as TrainingConfig
     from synthaug.errors import SynthaugError as SynthaugError
     from synthaug.evaluation import evaluate as evaluate
@@ -58,6 +59,7 @@ _HOME = {
     "AuditReport": "_audit",
     "Cascade": "synthesizers",
     "ClassConditional": "synthesizers",
+    "ClassifierConfig": "_training.classifier_config",
     "ColdDiffusion": "synthesizers",
     "DiffusionInversion": "synthesizers",
     "FromPipeline": "synthesizers",

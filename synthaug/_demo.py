@@ -32,6 +32,7 @@ from synthaug._pixels import grid
 from synthaug._support.charts import Line, line_chart
 from synthaug._support.files import write_text
 from synthaug._support.html import blocks, data_uri, heading, page
+from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._training.loop import TrainingConfig, TrainingResult
 from synthaug._types import Indices, Pixels
 from synthaug.evaluation import CAS, EvaluationReport, class_probabilities, evaluate
@@ -96,6 +97,11 @@ class DemoSettings:
     """Optimiser steps of every classifier."""
     seeds: int = 3
     """Classifiers per arm."""
+
+    @property
+    def classifiers(self) -> ClassifierConfig:
+        """How classifiers are trained."""
+        return ClassifierConfig(steps=self.classifier_steps, device="cpu")
 
     def __post_init__(self) -> None:
         if not 2 <= self.per_class <= MOST_PER_CLASS:
@@ -173,8 +179,8 @@ def guess_labels(
     probabilities = class_probabilities(
         half.subset(split.labelled),
         half.read(split.pool),
-        steps=settings.classifier_steps,
         seeds=classifier_seeds(seed, settings),
+        config=settings.classifiers,
         progress=progress,
     )
     guess, sure = probabilities.argmax(axis=1), probabilities.max(axis=1) >= settings.sure
@@ -295,10 +301,9 @@ def demo(
             CAS: mixed(cache, report, 1.0),
         },
         test=test,
-        steps=settings.classifier_steps,
         seeds=classifier_seeds(seed, settings),
+        config=settings.classifiers,
         baseline="real, augmented",
-        device="cpu",
         output_dir=folder / "classifiers",
         progress=progress,
     )

@@ -44,6 +44,7 @@ from torch import Tensor
 
 import synthaug
 from tests.checkpoints import cosine_config, tiny_unet, write_stable_diffusion
+from tests.classifiers import configured
 
 SAMPLER = ("scheduler", "num_inference_steps", "eta", "log_variance_mix")
 """Settings that synthesizers take together, as their `sampler`."""
@@ -897,18 +898,21 @@ def evaluation(world: World) -> Record:
         test=test,
         validation=validation,
         seeds=2,
-        steps=4,
-        batch_size=8,
-        learning_rate=0.002,  # with more and larger steps rounding would decide
-        precision="float32",
-        **options,
+        **configured(
+            steps=4,
+            batch_size=8,
+            learning_rate=0.002,  # with more and larger steps rounding would decide
+            precision="float32",
+            **options,
+        ),
     )
     space = synthaug.features.named("pixels:2")
     quality = moved("score_quality")(
         cache, train, features=space, holdout=test, force=True, progress=False
     )
     hardness = moved("score_hardness")(cache, train, features=space, holdout=test, progress=False)
-    labels = moved("check_labels")(cache, train, percentile=50, steps=2, seeds=(0,), **options)
+    short = configured(steps=2, **options)
+    labels = moved("check_labels")(cache, train, percentile=50, seeds=(0,), **short)
     made = world.load("ClassConditional", world.unet, classes=NAMES, num_inference_steps=2)
     swept = moved("sweep")(
         made,

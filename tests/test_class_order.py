@@ -12,9 +12,10 @@ from torchvision.datasets import ImageFolder
 from synthaug import MixedDataset, OnTheFlyDataset, Plan, mixing
 from synthaug._images.source import ImageSource
 from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation import _label_check, evaluate, scaling_arms, score_hardness
+from synthaug.evaluation import _label_check, scaling_arms, score_hardness
 from synthaug.features import Pixel
 from synthaug.images import LabeledImages
+from tests.classifiers import evaluate
 from tests.drawing import Noise, plan_of
 from tests.images import dark_and_light
 from tests.mixtures import (
@@ -30,6 +31,7 @@ from tests.mixtures import (
 
 OTHER = ("cow", "ant", "bee")
 TO_REAL = np.array([2, 0, 1])  # of each class of `OTHER` its place in `CLASSES`
+SOFT = np.eye(3)[TO_REAL[np.repeat([0, 1, 2], (9, 7, 5))]]
 
 
 @pytest.fixture
@@ -49,12 +51,7 @@ def cache(tmp_path):
         {"mode": "append", "ratio": {"cow": 0.4, "bee": 0.1}},
         {"mode": "append", "ratio": mixing.Balance(repeat=True)},
         {"fraction": 0.5, "items": mixing.ItemFormat(soft_labels=True)},
-        {
-            "fraction": 0.5,
-            "items": mixing.ItemFormat(
-                soft_labels=np.eye(3)[TO_REAL[np.repeat([0, 1, 2], (9, 7, 5))]]
-            ),
-        },
+        {"fraction": 0.5, "items": mixing.ItemFormat(soft_labels=SOFT)},
     ],
 )
 def test_a_synthetic_image_has_the_label_of_its_class_as_the_real_data_count_it(cache, options):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -59,7 +60,8 @@ def plain_types(kind: Any) -> set[Any]:
     """What a single value of the type is, without choices and None."""
     if get_origin(kind) in (Union, types.UnionType, list, tuple):
         return set().union(*map(plain_types, get_args(kind)))
-    return set() if get_origin(kind) is Literal or kind is types.NoneType else {kind}
+    python_only = get_origin(kind) is Callable
+    return set() if python_only or get_origin(kind) is Literal or kind is types.NoneType else {kind}
 
 
 def test_one_name_means_one_kind_of_value_in_all_commands():

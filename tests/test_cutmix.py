@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug import evaluate
 from synthaug.evaluation import CutMix, StandardAugment
 from synthaug.images import LabeledImages
+from tests.classifiers import evaluate
 
 
 def test_a_mixed_image_has_the_share_of_each_that_its_label_has():

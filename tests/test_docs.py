@@ -31,7 +31,6 @@ from torchvision.transforms import v2
 import synthaug
 from synthaug import _sweep, synthesizers
 from synthaug import evaluation as _evaluation
-from synthaug.evaluation import _label_check
 from synthaug.synthesizers import _base
 from tests.checkpoints import write_stable_diffusion
 from tests.command_line import run
@@ -186,11 +185,11 @@ def small(patch: pytest.MonkeyPatch) -> None:
     shortened(synthaug.TrainingConfig, "__init__", **steps)
     shortened(synthaug.synthesizers.InversionConfig, "__init__", updates=2)
     shortened(synthesizers.SamplerConfig, "__init__", num_inference_steps=2)
-    shortened(_evaluation, "evaluate", steps=2, batch_size=4, seeds=1, device="cpu")
+    shortened(_evaluation.ClassifierConfig, "__init__", steps=2, batch_size=4, device="cpu")
+    shortened(_evaluation, "evaluate", seeds=1)
     grid = {"scheduler": ["ddim"], "num_inference_steps": [2], "guidance_scale": [1.0, 2.0]}
     shortened(_sweep, "sweep", grid=grid, guidance=[1.0])
     shortened(_sweep.SweepConfig, "__init__", per_class=8, force=True, steps=2, seeds=1)
-    shortened(_label_check, "check_labels", steps=2)
     few_noisy_images(patch, per_level=40)
     patch.setattr(
         _base,

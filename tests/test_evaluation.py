@@ -17,16 +17,16 @@ from torchvision.transforms import v2
 from synthaug import MixedDataset, Plan, SynthCache, load_dataset
 from synthaug._images.source import ImageSource
 from synthaug._plan import balanced_quota
-from synthaug.errors import DataError, DivergedError
+from synthaug.errors import DataError, DivergedError, MismatchError
 from synthaug.evaluation import (
     CAS,
     AffineAugment,
     Arm,
+    ClassifierConfig,
     EvaluationReport,
     Run,
     StandardAugment,
     class_probabilities,
-    evaluate,
     scaling_arms,
     standard_arms,
 )
@@ -34,6 +34,7 @@ from synthaug.evaluation._augment import apply_augment, standard_augment
 from synthaug.evaluation._fit import FitSettings, batch_order, learning_rate_at
 from synthaug.images import LabeledImages
 from synthaug.mixing import ItemFormat
+from tests.classifiers import configured, evaluate
 from tests.command_line import succeed
 
 FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
@@ -238,14 +239,8 @@ def test_the_items_of_a_step_do_not_depend_on_the_steps_before() -> None:
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
-    settings = FitSettings(
-        steps=110,
-        batch_size=1,
-        learning_rate=2.0,
-        weight_decay=0,
-        warmup_steps=10,
-        eval_every=1,
-        precision="float32",
+    settings = FitSettings.of(
+        ClassifierConfig(steps=110, learning_rate=2.0, warmup_steps=10), "float32"
     )
     rates = [learning_rate_at(step, settings) for step in range(111)]
     assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
@@ -719,7 +714,7 @@ def test_labels_are_compared_by_the_name_of_their_class(
     other = LabeledImages(
         train.read(np.arange(len(train))), train.labels, [*train.classes[:9], "ten"]
     )
-    with pytest.raises(DataError, match=r"Arm 'b' has other classes.*Missing: 9; .*: ten\."):
+    with pytest.raises(MismatchError, match=r"Arm 'b' has other classes.*Missing: 9; .*: ten\."):
         evaluate({"a": train, "b": other}, test=test, **FAST)
 
 
@@ -753,12 +748,14 @@ def test_images_shared_with_the_test_or_validation_set_are_refused_with_their_nu
     digits: LabeledImages, test: LabeledImages, validation: LabeledImages
 ) -> None:
     leaking = digits.subset(np.r_[0:50, 205:208])
-    with pytest.raises(DataError, match=r"3 of 90 images of `test` are in Arm 'b' too.*number 5\."):
+    with pytest.raises(
+        MismatchError, match=r"3 of 90 images of `test` are in Arm 'b' too.*number 5\."
+    ):
         evaluate({"a": digits.subset(np.arange(50)), "b": leaking}, test=test, **FAST)
     leaking_too = digits.subset(np.arange(92, 108))
-    with pytest.raises(DataError, match="8 of 80 images of `validation` are in Arm 'a'"):
+    with pytest.raises(MismatchError, match="8 of 80 images of `validation` are in Arm 'a'"):
         evaluate({"a": leaking_too}, test=test, validation=validation, **FAST)
-    with pytest.raises(DataError, match="80 of 80 images of `test` are in `validation`"):
+    with pytest.raises(MismatchError, match="80 of 80 images of `test` are in `validation`"):
         evaluate({"a": leaking}, test=validation, validation=validation, **FAST)
     report = evaluate({"b": leaking}, test=test, seeds=1, allow_overlap=True, **FAST)
     assert report.settings["overlap"] == {"test": {"Arm 'b'": 3}}
@@ -792,10 +789,10 @@ def test_shared_images_are_found_behind_transforms_and_in_both_parts_of_a_mixtur
 ) -> None:
     hidden = digits.subset(np.arange(195, 205))
     hidden.transform = v2.RandomRotation(30)
-    with pytest.raises(DataError, match="5 of 90 images"):
+    with pytest.raises(MismatchError, match="5 of 90 images"):
         evaluate({"a": hidden}, test=test, **FAST)
     mixture = Mixture(digits.subset(np.arange(12)), digits.subset(np.arange(199, 203)))
-    with pytest.raises(DataError, match="3 of 90 images"):
+    with pytest.raises(MismatchError, match="3 of 90 images"):
         evaluate({"a": mixture}, test=test, **FAST)
 
 
@@ -810,10 +807,12 @@ def test_shared_images_are_found_in_mixtures_inside_wrappers(
         ConcatDataset([train, Subset(mixed, [61])]),
     ]
     for arm in wrapped:
-        with pytest.raises(DataError, match="2 of 2 images of `test` are in Arm 'a'"):
+        with pytest.raises(MismatchError, match="2 of 2 images of `test` are in Arm 'a'"):
             evaluate({"a": arm}, test=seen, **FAST)
     apart = Subset(mixed, range(20))
-    with pytest.raises(DataError, match="1 of 2 images of `test`"):  # only real image 19 is shown
+    with pytest.raises(
+        MismatchError, match="1 of 2 images of `test`"
+    ):  # only real image 19 is shown
         evaluate({"a": apart}, test=train.subset([19, 20]), **FAST)
 
 
@@ -826,7 +825,7 @@ def test_wrong_arguments_are_named_before_any_training(
     def refused(message: str, **changed: Any) -> None:
         arguments = {"arms": {"a": train}, "test": test, "model": Watched, **FAST, **changed}
         arms = arguments.pop("arms")
-        with pytest.raises((ValueError, TypeError, DataError), match=message):
+        with pytest.raises((ValueError, TypeError, MismatchError, DataError), match=message):
             evaluate(arms, **arguments)
 
     refused("`arms` must map", arms={})
@@ -1028,16 +1027,17 @@ def test_probabilities_are_those_of_classifiers_trained_as_an_evaluation_trains_
     monkeypatch.setenv("SYNTHAUG_PROGRESS", "bar")
     mixed_up = np.random.default_rng(0).permutation(500)
     few, others = digits.subset(mixed_up[:150]), digits.subset(mixed_up[150:])
-    arguments: dict[str, Any] = {"seeds": [3, 4], "steps": 60}
-    found = class_probabilities(few, others.read(range(350)), **arguments)
+    arguments: dict[str, Any] = {"seeds": [3, 4], "steps": 60, "device": "cpu"}
+    found = class_probabilities(few, others.read(range(350)), **configured(**arguments))
     assert "120/120" in capsys.readouterr().err
     assert found.shape == (350, 10)
     assert found.sum(axis=1) == pytest.approx(np.ones(350), abs=1e-5)
     ensemble = float((found.argmax(axis=1) == others.labels).mean())
-    single = evaluate({"a": few}, test=others, device="cpu", progress=False, **arguments).mean("a")
+    single = evaluate({"a": few}, test=others, progress=False, **arguments).mean("a")
     assert single - 0.02 < ensemble < single + 0.15
     assert single > 0.6
-    again = class_probabilities(few, others.read(range(350)), progress=False, **arguments)
+    arguments["progress"] = False
+    again = class_probabilities(few, others.read(range(350)), **configured(**arguments))
     assert np.array_equal(found, again)
     assert capsys.readouterr().err == ""
 

@@ -2,7 +2,6 @@ import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +48,13 @@ def test_the_code_of_the_training_guide_runs(tmp_path, monkeypatch):
     real.transform = v2.ToImage()
     cache = make_cache(tmp_path, real)
     report = SimpleNamespace(identity=cache.identity, passed=np.ones(18, bool), verdict="pass")
-    quick = partial(synthaug.evaluate, steps=2, device="cpu", progress=False)
+    config = synthaug.ClassifierConfig(steps=2, device="cpu")
+
+    def quick(arms: Any, **arguments: Any) -> Any:
+        return synthaug.evaluation.evaluate(
+            arms, **{**arguments, "config": config, "progress": False}
+        )
+
     monkeypatch.setattr(synthaug, "evaluate", quick, raising=False)
     monkeypatch.chdir(tmp_path)
     scores = np.linspace(0.5, 1, 18)

@@ -5,7 +5,7 @@ import pytest
 
 from synthaug import MixedDataset, Plan, SynthCache
 from synthaug.errors import AuditError, MismatchError
-from synthaug.evaluation import LabelCheck, _label_check, check_labels
+from synthaug.evaluation import ClassifierConfig, LabelCheck, _label_check, check_labels
 from synthaug.evaluation._label_check import withhold
 from synthaug.images import LabeledImages
 from tests.images import dark_and_light
@@ -43,7 +43,9 @@ class Report:
 
 
 def test_images_of_another_class_are_withheld_counted_and_not_served(cache, real, tmp_path):
-    check = check_labels(cache, real, threshold=0.5, steps=30, seeds=(0,), progress=False)
+    check = check_labels(
+        cache, real, threshold=0.5, config=ClassifierConfig(steps=30), seeds=(0,), progress=False
+    )
     assert np.flatnonzero(check.withheld).tolist() == [0, 10]
     assert check.counts == {"dark": (1, 10), "light": (1, 10)}
     assert str(check).startswith("2 of 20 images withheld")
@@ -98,7 +100,9 @@ def test_checks_that_make_no_sense_are_refused(cache, real, tmp_path):
     other = LabeledImages(*dark_and_light(4), ("light", "grey"))
     with pytest.raises(MismatchError, match="only the real images have 'grey'"):
         check_labels(cache, other, threshold=0.5)
-    check = check_labels(cache, real, percentile=5, steps=1, seeds=(0,), progress=False)
+    check = check_labels(
+        cache, real, percentile=5, config=ClassifierConfig(steps=1), seeds=(0,), progress=False
+    )
     report = Report(cache, 0)
     report.identity = {"another": "cache"}
     with pytest.raises(MismatchError, match="another cache than the label check"):

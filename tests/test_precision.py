@@ -28,10 +28,10 @@ from synthaug._support.precision import (
 )
 from synthaug._training.loop import TrainingTask, train
 from synthaug.errors import MismatchError
-from synthaug.evaluation import evaluate
 from synthaug.features import Pixel
 from synthaug.sweeps import SweepConfig, sweep
 from synthaug.synthesizers import Cascade, ClassConditional, ColdDiffusion, DiffusionInversion
+from tests.classifiers import evaluate
 from tests.command_line import fail, succeed
 from tests.tiny import cascades, cold, inversions, low_density
 from tests.tiny.class_conditional import tiny

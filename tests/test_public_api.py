@@ -110,6 +110,7 @@ def test_the_root_has_the_names_that_a_first_program_needs_and_no_others():
         "AuditReport",
         "Cascade",
         "ClassConditional",
+        "ClassifierConfig",
         "ColdDiffusion",
         "DiffusionInversion",
         "FromPipeline",

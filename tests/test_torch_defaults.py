@@ -36,7 +36,7 @@ from synthaug import (
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
 from synthaug.degradations import Animorphosis, Blur
 from synthaug.density import ClassGaussians, Neighbourhood
-from synthaug.evaluation import AffineAugment, Arm, CutMix
+from synthaug.evaluation import AffineAugment, Arm, ClassifierConfig, CutMix
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.images import LabeledImages
 from synthaug.samplers import _KNOWN, make_scheduler, sample
@@ -344,10 +344,8 @@ def evaluation(folder: Path) -> Found:
         "turned": Arm(train, augment=AffineAugment(horizontal_flip=True)),
         "cut": Arm(train, augment=CutMix(alpha=0.5)),
     }
-    short: dict[str, Any] = {"steps": 3, "progress": False}
-    report = synthaug.evaluate(
-        arms, test=test, validation=validation, seeds=1, batch_size=8, **short
-    )
+    short: dict[str, Any] = {"config": ClassifierConfig(steps=3, batch_size=8), "progress": False}
+    report = synthaug.evaluate(arms, test=test, validation=validation, seeds=1, **short)
     cache = copies(folder / "cache.h5", train)
     check = synthaug.evaluation.check_labels(cache, train, threshold=0.1, seeds=(0,), **short)
     runs = [{**asdict(run), "seconds": 0} for run in report.runs]

@@ -71,9 +71,7 @@ def test_an_evaluation_opens_real_images_at_the_door():
             test=images(20, seed=1),
             seeds=1,
             progress=False,
-            steps=1,
-            batch_size=4,
-            device="cpu",
+            config=synthaug.ClassifierConfig(steps=1, batch_size=4, device="cpu"),
         ),
     )
     assert any(name.startswith("_images/") for name in seen)

@@ -231,8 +231,6 @@ class Request:
 
     function: Any
     call: Call
-    values: Mapping[str, Any]
-    """The arguments of the function."""
     shared: Mapping[str, Any]
     """Options of every command."""
 
@@ -245,7 +243,7 @@ def understand(words: Sequence[str]) -> Request:
     known = sorted(arguments(function), key=lambda argument: not argument.positional)
     positional = {argument.name for argument in known if argument.positional}
     call = Call(name, {argument.name: given[argument.name] for argument in known}, positional)
-    return Request(function, call, bound(function, given, call), shared)
+    return Request(function, call, shared)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -264,7 +262,7 @@ def main(words: Sequence[str] | None = None) -> None:
             contextlib.redirect_stdout(output),
         ):
             logging.getLogger("synthaug").info("%s", call.line)
-            result = request.function(**request.values)
+            result = request.function(**bound(request.function, call))
         _answer(result, call, as_json=shared["json"])
     sys.exit(result.code)
 

@@ -1,13 +1,18 @@
 """Commands that judge synthetic images: are they copies, and are they of use?"""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from synthaug._cli.arguments import load, names
 from synthaug._cli.call import Call, Result
-from synthaug._cli.options import ClassifierOptions, ExtractorOptions, ImageOptions, RayOptions
-from synthaug._support.precision import Precision
+from synthaug._cli.options import (
+    ExtractorOptions,
+    ImageOptions,
+    RayOptions,
+    RunOptions,
+)
+from synthaug._training.classifier_config import ClassifierConfig
 
 FILES = (".npy", ".npz", ".hdf5")
 """Of images or features, which `synthaug.audit` reads itself; a .h5 file is a cache."""
@@ -111,23 +116,67 @@ def written(out: str, *more: str) -> dict[str, str]:
     return {ending: f"{out}.{ending}" for ending in ("html", "json", *more)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ArmOptions:
+    """Arms.
+
+    Args:
+        audit: JSON report of the cache; the images it flagged are left out.
+        labels: JSON that evaluate labels wrote about the cache; what it withheld is left out.
+        autoencoder: A latent diffusion checkpoint. Adds an arm of real images that its autoencoder
+            encoded and decoded: the ceiling of the images that such a model draws.
+        fraction: Share of the real images replaced by synthetic ones in the mixed arm.
+        ratios: Compares amounts instead (0,1,2,3): the real images with so many synthetic ones per
+            real one, as many of every class.
+    """
+
+    audit: str | None = None
+    labels: str | None = None
+    autoencoder: str | None = None
+    fraction: float = 0.5
+    ratios: float | list[float] | None = None
+
+    def build(self, images: Any, cache: Any, device: str | None) -> dict[str, Any]:
+        """The arms by name: what to train on."""
+        from synthaug._datasets import MixedDataset
+        from synthaug.evaluation import reconstructions, scaling_arms, standard_arms
+
+        report = self._verdicts()
+        if self.ratios is None:
+            arms: dict[str, Any] = standard_arms(
+                images,
+                mixed=MixedDataset(images, cache, audit=report, fraction=self.fraction),
+                synthetic=MixedDataset(images, cache, audit=report, fraction=1.0),
+            )
+        else:
+            ratios = self.ratios if isinstance(self.ratios, list) else [self.ratios]
+            arms = {**scaling_arms(images, cache, audit=report, ratios=ratios)}
+        if self.autoencoder is not None:
+            arms["real, decoded"] = reconstructions(images, self.autoencoder, device=device)
+        return arms
+
+    def _verdicts(self) -> Any:
+        """Which images of the cache are left out."""
+        from synthaug._audit import AuditReport
+        from synthaug.evaluation import LabelCheck
+
+        report: Any = None if self.audit is None else AuditReport.from_json(self.audit)
+        if self.labels is None:
+            return report
+        check = LabelCheck.from_json(self.labels)
+        return check if report is None else check.with_audit(report)
+
+
 def evaluate(
     real: str,
     synthetic: str,
     test: str,
-    classifiers: ClassifierOptions,
+    arms: ArmOptions,
+    classifiers: ClassifierConfig,
+    runs: RunOptions,
     *,
     validation: str | None = None,
-    audit: str | None = None,
-    labels: str | None = None,
-    autoencoder: str | None = None,
-    fraction: float = 0.5,
-    ratios: float | list[float] | None = None,
-    steps: int = 2_000,
-    batch_size: int = 128,
     padding: int | None = None,
-    precision: Precision = "auto",
-    device: str | None = None,
     seed: int = 0,
     out: str = "evaluation",
     call: Call,
@@ -141,69 +190,35 @@ def evaluate(
             channels.
         synthetic: The cache.
         test: Test images; used once per run, at the end.
+        arms: What is compared.
         classifiers: What is trained.
+        runs: How often.
         validation: Images to choose the best moment of training by; else the last one counts.
-        audit: JSON report of the cache; the images it flagged are left out.
-        labels: JSON that evaluate labels wrote about the cache; what it withheld is left out.
-        autoencoder: A latent diffusion checkpoint. Adds an arm of real images that its autoencoder
-            encoded and decoded: the ceiling of the images that such a model draws.
-        fraction: Share of the real images replaced by synthetic ones in the mixed arm.
-        ratios: Compares amounts instead (0,1,2,3): the real images with so many synthetic ones per
-            real one, as many of every class.
-        steps: Optimiser steps of every arm.
-        batch_size: Images per step.
         padding: Largest random shift in pixels; by default an eighth of the side, and below 16
             pixels a side small shifts and turns between the pixels.
-        precision: bfloat16 runs the network under autocast; auto does on a device that has it in
-            hardware, unless finished runs have another.
-        device: cpu, cuda ...; by default a GPU if there is one.
-        seed: Of the first run; the next ones count on.
+        seed: Seed of the first run; run i uses seed + i.
         out: Writes OUT.html and OUT.json, and keeps finished runs in the directory OUT.
     """
-    from synthaug._audit import AuditReport
     from synthaug._cache import SynthCache
-    from synthaug._datasets import MixedDataset
-    from synthaug.evaluation import StandardAugment, scaling_arms, standard_arms
+    from synthaug.evaluation import StandardAugment
     from synthaug.evaluation import evaluate as run
-    from synthaug.evaluation._label_check import LabelCheck
-    from synthaug.evaluation._reconstructions import reconstructions
 
     cache = SynthCache(synthetic)
     shape = cache.image_shape
     images = load(real, shape)
-    report: Any = None if audit is None else AuditReport.from_json(audit)
-    if labels is not None:
-        check = LabelCheck.from_json(labels)
-        report = check if report is None else check.with_audit(report)
     augment: Any = "standard"
     if padding is not None:
         augment = StandardAugment(padding=padding, horizontal_flip=classifiers.horizontal_flip)
-    arms: dict[str, Any]
-    if ratios is None:
-        arms = standard_arms(
-            images,
-            mixed=MixedDataset(images, cache, audit=report, fraction=fraction),
-            synthetic=MixedDataset(images, cache, audit=report, fraction=1.0),
-        )
-    else:
-        amounts = ratios if isinstance(ratios, list) else [ratios]
-        arms = scaling_arms(images, cache, audit=report, ratios=amounts)
-    if autoencoder is not None:
-        arms["real, decoded"] = reconstructions(images, autoencoder, device=device)
+        classifiers = replace(classifiers, horizontal_flip=False)
     table = run(
-        arms,
+        arms.build(images, cache, classifiers.device),
         test=load(test, shape),
         validation=None if validation is None else load(validation, shape),
-        model=classifiers.model,
-        steps=steps,
-        batch_size=batch_size,
-        seeds=list(range(seed, seed + classifiers.seeds)) if seed else classifiers.seeds,
-        precision=precision,
+        seeds=list(range(seed, seed + runs.seeds)) if seed else runs.seeds,
+        config=classifiers,
         augment=augment,
-        horizontal_flip=classifiers.horizontal_flip and padding is None,
-        allow_overlap=classifiers.allow_overlap,
-        device=device,
-        baseline="real, augmented" if ratios is None else None,
+        baseline="real, augmented" if arms.ratios is None else None,
+        allow_overlap=runs.allow_overlap,
         output_dir=out,
     )
     call = call.having(precision=table.settings["precision"])
@@ -294,12 +309,11 @@ def evaluate_density(
 def evaluate_labels(
     synthetic: str,
     real: str,
+    classifiers: ClassifierConfig,
     *,
     threshold: float | None = None,
     percentile: float | None = None,
-    steps: int = 1_000,
     seeds: int = 3,
-    device: str | None = None,
     out: str = "labels",
     call: Call,
 ) -> Result:
@@ -310,12 +324,11 @@ def evaluate_labels(
     Args:
         synthetic: The cache.
         real: Labelled training images. They are brought to the cache's image size and channels.
+        classifiers: What is trained.
         threshold: Withholds images whose class has a lower probability.
         percentile: Withholds this share of the images of each class instead, in percent: those
             whose class has the lowest probability.
-        steps: Optimiser steps of each classifier.
         seeds: How many classifiers, whose probabilities are averaged.
-        device: Where they are trained: cpu, cuda ...; by default a GPU if there is one.
         out: Writes OUT.json, for evaluate --labels.
     """
     from synthaug._cache import SynthCache
@@ -329,9 +342,8 @@ def evaluate_labels(
         load(real, cache.image_shape, cache.classes),
         threshold=threshold,
         percentile=percentile,
-        steps=steps,
         seeds=range(seeds),
-        device=device,
+        config=classifiers,
     )
     check = replace(check, settings={**check.settings, "command": call.line})
     Path(out).parent.mkdir(parents=True, exist_ok=True)

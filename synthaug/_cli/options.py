@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from synthaug._support.precision import Precision
+from synthaug._training.classifier_config import ClassifierConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +100,29 @@ class ExtractorOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierOptions:
+class RunOptions:
+    """Runs of the same training.
+
+    Args:
+        seeds: Runs with other initial weights and another order of the images.
+        allow_overlap: Go on if the splits share images; the report counts them.
+    """
+
+    seeds: int = 3
+    allow_overlap: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(RunOptions):
     """Classifiers.
 
     Args:
         model: small-cnn, resnet20, a torchvision model, or timm:NAME.
-        seeds: Runs with other initial weights and another order of the images.
         horizontal_flip: Mirror half of the training images.
-        allow_overlap: Go on if the splits share images; the report counts them.
     """
 
-    model: str = "small-cnn"
-    seeds: int = 3
-    horizontal_flip: bool = False
-    allow_overlap: bool = False
+    model: str = str(ClassifierConfig.model)
+    horizontal_flip: bool = ClassifierConfig.horizontal_flip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,9 +88,10 @@ def _texts(documented: Any) -> dict[str, str]:
     return {part.arg_name: " ".join((part.description or "").split()) for part in parts}
 
 
-def bound(function: Callable[..., Any], values: Mapping[str, Any], call: Call) -> dict[str, Any]:
+def bound(function: Callable[..., Any], call: Call) -> dict[str, Any]:
     """The flat arguments of a call as the function takes them."""
     taken: dict[str, Any] = {}
+    values = call.arguments
     for name, parameter in inspect.signature(function).parameters.items():
         kind = parameter.annotation
         if kind is Call:
@@ -174,7 +175,8 @@ def _add(group: Any, argument: Argument) -> None:
         )
         added.required = False  # a configuration file may have it
         return
-    if argument.default not in (EMPTY, None, False) and "by default" not in text:
+    unshown = any(argument.default is value for value in (EMPTY, None, False))
+    if not unshown and "by default" not in text:
         text += f" (default: {argument.default})".replace("%", "%%")
     how: dict[str, Any] = {"metavar": metavar(argument.type, argument.name)}
     if bool in _choices(argument.type):
@@ -258,9 +260,10 @@ def convert(kind: Any, value: Any) -> Any:
 
 
 def _choices(kind: Any) -> list[Any]:
-    """The types that a union consists of, without None."""
+    """The types that a union consists of, without None and what only Python can give."""
     union = get_origin(kind) in (Union, types.UnionType)
-    return [one for one in (get_args(kind) if union else (kind,)) if one is not types.NoneType]
+    parts = get_args(kind) if union else (kind,)
+    return [one for one in parts if one is not types.NoneType and get_origin(one) is not Callable]
 
 
 def metavar(kind: Any, name: str) -> str:

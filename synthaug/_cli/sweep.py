@@ -9,6 +9,7 @@ from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import Declared, options, row_parameters
 from synthaug._cli.judgement import written
 from synthaug._cli.options import ClassifierOptions, NetworkOptions
+from synthaug._training.classifier_config import ClassifierConfig
 from synthaug.synthesizers._sampler import SAMPLER_SETTINGS
 
 
@@ -32,7 +33,7 @@ class SweepOptions:
     per_class: int = 100
     guidance_per_class: int | None = None
     select: Literal["cas", "frechet"] = "cas"
-    steps: int = 1_000
+    steps: int = ClassifierConfig.steps
     force: bool = False
     batch_size: int = 64
     seed: int = 0

@@ -140,7 +140,11 @@ def sweep(
         select=config.select if fine else "frechet",
         validation=work.validation_record(compared=test is not None),
         extractor={**describe(spaces[0]), "dim": dim},
-        classifier={**describe(spaces[1]), "model": work.model_name, "steps": config.steps},
+        classifier={
+            **describe(spaces[1]),
+            "model": config.classifiers.model_name,
+            "steps": config.steps,
+        },
         settings={"precision": recorded_precision(work.synthesizer.recipe()["settings"])},
     )
 
@@ -210,11 +214,8 @@ class _Work:
             {"real": self.real.dataset, **arms},
             test=self.validation.dataset,
             seeds=config.seeds,
-            steps=config.steps,
-            model=config.model,
-            horizontal_flip=config.horizontal_flip,
+            config=config.classifiers,
             allow_overlap=config.allow_overlap,
-            device=config.device,
             output_dir=self.folder / "classifiers",
             progress=self.progress,
         )
@@ -223,13 +224,8 @@ class _Work:
         return fine, table.accuracies("real").tolist()
 
     @property
-    def model_name(self) -> str:
-        model = self.config.model
-        return model if isinstance(model, str) else model.__qualname__
-
-    @property
     def name(self) -> str:
-        return f"{self.model_name} trained on {self.real.title}"
+        return f"{self.config.classifiers.model_name} trained on {self.real.title}"
 
     def _untrained(self) -> TorchModule:
         """The classifier's features before it was trained: to learn how many there are."""
@@ -244,22 +240,16 @@ class _Work:
         """A classifier trained on the real images, or the one that an earlier call trained."""
         from safetensors.torch import load_file, save_file
 
-        key = settings_digest(
-            {"real": self.prints["real"], "model": self.model_name, "steps": self.config.steps}
-        )
+        config = self.config.classifiers
+        how = {"model": config.model_name, "steps": config.steps, **config.changes()}
+        key = settings_digest({"real": self.prints["real"], **how})
         path = self.folder / f"classifier-{key[:8]}.safetensors"
         if path.exists():
             with torch.random.fork_rng(devices=[]):
                 network = self._built()
             network.load_state_dict(load_file(str(path)))
             return network.to(self.device).eval()
-        network = trained_classifier(
-            self.real,
-            model=self.config.model,
-            steps=self.config.steps,
-            device=self.device,
-            progress=self.progress,
-        )
+        network = trained_classifier(self.real, config=config, progress=self.progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = path.with_suffix(".part")
         save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, str(whole))

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
 
-import torch
-
 from synthaug._plan import Plan, settings_digest
-from synthaug.evaluation._classifiers import Builder
+from synthaug._training.classifier_config import Builder, ClassifierConfig
 from synthaug.samplers import SCHEDULERS
 from synthaug.synthesizers._parameters import Setting as DeclaredSetting
 from synthaug.synthesizers._registry import METHODS
@@ -34,13 +32,13 @@ class SweepConfig:
     """The same in the second; by default as many."""
     select: Literal["cas", "frechet"] = "cas"
     """What the second stage chooses by."""
-    model: str | Builder = "small-cnn"
+    model: str | Builder = ClassifierConfig.model
     """Classifier, as for `evaluate`."""
-    steps: int = 1000
+    steps: int = ClassifierConfig.steps
     """Optimiser steps of every classifier."""
     seeds: int | Sequence[int] = 3
     """Classifiers of each setting, as for `evaluate`."""
-    horizontal_flip: bool = False
+    horizontal_flip: bool = ClassifierConfig.horizontal_flip
     """Mirror half of the classifiers' training images."""
     k: int = 5
     """Neighbours of precision and recall."""
@@ -52,12 +50,18 @@ class SweepConfig:
     """Images per batch while drawing; does not change them."""
     seed: int = 0
     """Of the plans and of the choice of real images."""
-    device: str | torch.device | None = None
+    device: str | None = None
     """Of the classifiers; by default the GPU if there is one."""
 
     def __post_init__(self) -> None:
         if self.select not in ("cas", "frechet"):
             raise ValueError(f"`select` must be 'cas' or 'frechet', got {self.select!r}.")
+
+    @property
+    def classifiers(self) -> ClassifierConfig:
+        """How classifiers are trained."""
+        names = ("model", "steps", "horizontal_flip", "device")
+        return ClassifierConfig(**{name: getattr(self, name) for name in names})
 
     def images_per_class(self, stage: str) -> int:
         """Images of every class in the stage "coarse" or "fine"."""

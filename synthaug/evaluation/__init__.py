@@ -10,6 +10,7 @@ recipe for convolutional networks. Training on synthetic images alone and testin
 the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxiv.org/abs/1905.10887
 """
 
+from synthaug._training.classifier_config import ClassifierConfig
 from synthaug.evaluation._arms import CAS, Arm, scaling_arms, standard_arms
 from synthaug.evaluation._augment import AffineAugment, CutMix, StandardAugment
 from synthaug.evaluation._evaluate import evaluate
@@ -25,6 +26,7 @@ __all__ = [
     "CAS",
     "AffineAugment",
     "Arm",
+    "ClassifierConfig",
     "CutMix",
     "Difference",
     "EvaluationReport",

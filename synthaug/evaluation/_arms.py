@@ -76,7 +76,7 @@ def scaling_arms(
     """Real images with more and more synthetic ones: does more of them help?
 
         arms = scaling_arms(real, cache, audit=report, ratios=[0, 1, 2, 3, 5, 10])
-        table = synthaug.evaluate(arms, test=test, steps=10_000)
+        table = synthaug.evaluate(arms, test=test, config=ClassifierConfig(steps=10_000))
 
     `evaluate` trains all arms for equal optimiser steps, so a larger arm is seen fewer times. Every
     arm has as many synthetic images of each class as of any other, within one image, and holds all

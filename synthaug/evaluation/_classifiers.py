@@ -5,18 +5,14 @@ Recognition", section 4.2: three stages of n blocks with 16, 32 and 64 channels,
 shortcuts without weights (option A). https://arxiv.org/abs/1512.03385
 """
 
-from collections.abc import Callable
-from typing import TypeAlias, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synthaug._support.torch_state import lasting_tensors
-
-Builder: TypeAlias = Callable[[int, tuple[int, int, int]], nn.Module]
-"""Builds a network with fresh weights from (num_classes, image_shape): images float (n, C, H, W) in
-[-1, 1] => logits (n, num_classes)."""
+from synthaug._training.classifier_config import Builder
 
 _SMALL_IMAGE = 64
 """Below this size torchvision's ResNets get a stem that does not reduce the image."""

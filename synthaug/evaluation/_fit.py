@@ -16,6 +16,7 @@ from synthaug._noise import counter_rng
 from synthaug._pixels import to_images
 from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
+from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import Indices, Labels
 from synthaug.errors import DivergedError
 from synthaug.evaluation._augment import Augment, CutMix, apply_augment
@@ -32,7 +33,11 @@ _ORDER, _INITIAL, _READ, _AUGMENT, _NETWORK = range(5)  # streams of one seed
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """How a classifier is trained: the same for all arms."""
+    """How weights change: the same for all arms. A `ClassifierConfig` with a value for each `None`.
+
+    What counts of the weight decay is the product of rate, decay and steps. The 5e-4 that is usual
+    for 50,000 steps loses 2.5 points at 300 steps on few labelled digits, against 0.02 to 0.05.
+    """
 
     steps: int
     """Optimiser steps."""
@@ -49,18 +54,21 @@ class FitSettings:
     precision: Resolved
     """bfloat16 runs the network under autocast; weights and optimiser stay in float32."""
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(
-                f"`warmup_steps` must be from 0 to `steps`={self.steps}, got {self.warmup_steps}."
-            )
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"`weight_decay` must not be negative, got {self.weight_decay}.")
+    @classmethod
+    def of(cls, config: ClassifierConfig, precision: Resolved) -> "FitSettings":
+        """Chooses what the configuration leaves open, but for the precision."""
+        decay, warmup, every = config.weight_decay, config.warmup_steps, config.eval_every
+        twentieth = max(1, config.steps // 20)
+        usual_decay = min(0.05, 0.5 / (config.learning_rate * config.steps))
+        return cls(
+            steps=config.steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            weight_decay=usual_decay if decay is None else decay,
+            warmup_steps=twentieth if warmup is None else warmup,
+            eval_every=twentieth if every is None else every,
+            precision=precision,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,37 +132,6 @@ def seed_initial_weights(seed: int) -> None:
     _seed_torch(seed, 0, _INITIAL, torch.device("cpu"))
 
 
-def settings_of(
-    steps: int,
-    *,
-    batch_size: int = 64,
-    learning_rate: float = 0.05,
-    weight_decay: float | None = None,
-    warmup_steps: int | None = None,
-    eval_every: int | None = None,
-    precision: Resolved = "float32",
-) -> FitSettings:
-    """Fills in a choice for each `None`: warm-up and curves by 5 % of the steps, and a weight
-    decay for a training of this length.
-
-    What counts is the product of rate, decay and steps. The 5e-4 that is usual for 50,000 steps
-    loses 2.5 points at 300 steps on few labelled digits, against 0.02 to 0.05.
-    """
-    if weight_decay is None:
-        product = learning_rate * steps
-        weight_decay = min(0.05, 0.5 / product) if product > 0 else 0.0
-    twentieth = max(1, steps // 20)
-    return FitSettings(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup_steps=twentieth if warmup_steps is None else warmup_steps,
-        eval_every=twentieth if eval_every is None else eval_every,
-        precision=precision,
-    )
-
-
 def learning_rate_at(step: int, settings: FitSettings) -> float:
     """Linear warm-up to the peak, then half a cosine down to `FLOOR` of it."""
     if step < settings.warmup_steps:
@@ -170,31 +147,30 @@ def fit(
     settings: FitSettings,
     *,
     seed: int,
-    augment: Augment | None,
-    validation: Batches | None,
-    device: torch.device,
     run: str,
-    advance: Callable[[int], object],
+    augment: Augment | None = None,
+    validation: Batches | None = None,
+    advance: Callable[[int], object] = lambda steps: None,
 ) -> Curves:
-    """Trains `network` in place, with SGD and Nesterov's momentum.
+    """Trains `network` in place, where it is, with SGD and Nesterov's momentum.
 
     It ends with the weights of the best validation accuracy (the later ones among equals, trained
     at a smaller learning rate), without a validation set with the last ones.
 
     Args:
-        network: Images float (n, C, H, W) in [-1, 1] => logits; on `device`.
+        network: Images float (n, C, H, W) in [-1, 1] => logits.
         images: Training images.
         settings: How to train.
         seed: With the step, decides which items are seen and how they are augmented.
+        run: Name of this run in an error.
         augment: For every batch of pixels; `None` for none.
         validation: Images for the choice of the step.
-        device: Where to train.
-        run: What to call this run in an error.
         advance: Called with the number of steps made.
 
     Raises:
         DivergedError: If the loss is NaN or infinite.
     """
+    device = device_of(network)
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=settings.learning_rate,
@@ -202,59 +178,95 @@ def fit(
         weight_decay=settings.weight_decay,
         nesterov=True,
     )
-    losses = torch.zeros(settings.steps, device=device, dtype=torch.float32)
-    curves = Curves(loss=[], validation=[], selected_step=settings.steps)
+    losses = _Losses(settings, device, run, advance)
+    curve: list[tuple[int, float]] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
-    looked_at = plotted = 0
     for step in range(settings.steps):
-        _seed_torch(seed, step, _READ, device)
-        pixels, labels = _gather(images, settings.batch_size, seed, step, device)
-        if augment is not None:
-            _seed_torch(seed, step, _AUGMENT, device)
-            if isinstance(augment, CutMix):
-                pixels, partner, own = augment.mix(pixels)
-            else:
-                pixels = apply_augment(augment, pixels)
+        pixels, loss_of = _step_images(images, settings.batch_size, augment, seed, step, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
         _seed_torch(seed, step, _NETWORK, device)
         with autocast(device, settings):
-            logits = network(to_images(pixels))
-            if isinstance(augment, CutMix):
-                losses_of = partial(F.cross_entropy, logits, reduction="none")
-                loss = (own * losses_of(labels) + (1 - own) * losses_of(labels[partner])).mean()
-            else:
-                loss = F.cross_entropy(logits, labels)
+            loss = loss_of(network(to_images(pixels)))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        losses[step] = loss.detach()
-        done = step + 1
+        if losses.add(loss) and validation is not None:
+            accuracy = float(correct(network, validation, settings)[0].mean())
+            curve.append((step + 1, accuracy))
+            if best is None or accuracy >= best[0]:
+                kept = {name: value.clone() for name, value in network.state_dict().items()}
+                best = (accuracy, step + 1, kept)
+    if best is not None:
+        network.load_state_dict(best[2])
+    selected = settings.steps if best is None else best[1]
+    return Curves(loss=losses.curve, validation=curve, selected_step=selected)
+
+
+def _step_images(
+    images: Batches,
+    batch_size: int,
+    augment: Augment | None,
+    seed: int,
+    step: int,
+    device: torch.device,
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The augmented pixels of a step, and the loss as a function of their logits."""
+    _seed_torch(seed, step, _READ, device)
+    pixels, labels = _gather(images, batch_size, seed, step, device)
+    if augment is not None:
+        _seed_torch(seed, step, _AUGMENT, device)
+    if not isinstance(augment, CutMix):
+        shown = pixels if augment is None else apply_augment(augment, pixels)
+        return shown, lambda logits: F.cross_entropy(logits, labels)
+    mixed, partner, share = augment.mix(pixels)
+
+    def loss(logits: Tensor) -> Tensor:
+        losses = partial(F.cross_entropy, logits, reduction="none")
+        return (share * losses(labels) + (1 - share) * losses(labels[partner])).mean()
+
+    return mixed, loss
+
+
+class _Losses:
+    """The losses of all steps, looked at now and then: each look makes a GPU wait."""
+
+    def __init__(
+        self,
+        settings: FitSettings,
+        device: torch.device,
+        run: str,
+        advance: Callable[[int], object],
+    ) -> None:
+        self.curve: list[tuple[int, float]] = []
+        self._values = torch.zeros(settings.steps, device=device, dtype=torch.float32)
+        self._settings, self._run, self._advance = settings, run, advance
+        self._done = self._looked_at = self._plotted = 0
+
+    def add(self, loss: Tensor) -> bool:
+        """Keeps the loss of the next step; returns whether the curves get a point at it."""
+        self._values[self._done] = loss.detach()
+        self._done += 1
+        done, settings = self._done, self._settings
         to_plot = done == settings.steps or done % settings.eval_every == 0
         if to_plot or done % _CHECK_EVERY == 0:
-            _check_finite(losses[looked_at:done], looked_at, run, settings)
-            advance(done - looked_at)
-            looked_at = done
+            _check_finite(
+                self._values[self._looked_at : done], self._looked_at, self._run, settings
+            )
+            self._advance(done - self._looked_at)
+            self._looked_at = done
         if to_plot:
-            curves.loss.append((done, losses[plotted:done].mean().item()))
-            plotted = done
-            if validation is not None:
-                accuracy = float(correct(network, validation, settings, device)[0].mean())
-                curves.validation.append((done, accuracy))
-                if best is None or accuracy >= best[0]:
-                    kept = {name: value.clone() for name, value in network.state_dict().items()}
-                    best = (accuracy, done, kept)
-    if best is None:
-        return curves
-    network.load_state_dict(best[2])
-    return Curves(loss=curves.loss, validation=curves.validation, selected_step=best[1])
+            self.curve.append((done, self._values[self._plotted : done].mean().item()))
+            self._plotted = done
+        return to_plot
 
 
 @torch.inference_mode()
 def correct(
-    network: nn.Module, images: Batches, settings: FitSettings, device: torch.device
+    network: nn.Module, images: Batches, settings: FitSettings
 ) -> tuple[NDArray[np.bool_], Labels]:
     """For every image whether it is classified correctly, bool (n,), and its label, int64 (n,)."""
+    device = device_of(network)
     network.eval()
     hits, truth = [], []
     for start in range(0, len(images), _TEST_BATCH):
@@ -265,6 +277,11 @@ def correct(
         truth.append(labels.cpu())
     network.train()
     return torch.cat(hits).numpy(), torch.cat(truth).numpy()
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device that holds the weights of a network."""
+    return next(network.parameters()).device
 
 
 def autocast(device: torch.device, settings: FitSettings) -> AbstractContextManager[object]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from torch import nn
 
 from synthaug._images.source import Epochs
 from synthaug._plan import settings_digest
+from synthaug._support.devices import choose_device
+from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
+from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import JSON
 from synthaug.evaluation._augment import Augment, apply_augment
-from synthaug.evaluation._classifiers import Builder, build_classifier
+from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import MOMENTUM, FitSettings, correct, fit, seed_initial_weights
 from synthaug.evaluation._inputs import Inputs
 from synthaug.evaluation._report import Run
@@ -33,11 +37,21 @@ class Job:
     """
 
     inputs: Inputs
-    settings: FitSettings
-    model: str | Builder
+    config: ClassifierConfig
     augments: Mapping[str, Augment | None]
     """For each arm."""
-    device: torch.device
+    precision: Resolved
+    """What the precision of the configuration means here."""
+
+    @cached_property
+    def settings(self) -> FitSettings:
+        """How weights change."""
+        return FitSettings.of(self.config, self.precision)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where classifiers are trained."""
+        return choose_device(self.config.device)
 
     @lasting_tensors()
     def run(self, arm: str, seed: int, *, advance: Callable[[int], object]) -> Run:
@@ -47,7 +61,8 @@ class Job:
         images.forget_seen()
         with self._leaving_no_trace():
             network = self._build(seed).to(self.device)
-            if isinstance(self.model, str):  # a fifth faster; but one's own network may not take it
+            # A fifth faster; but one's own network may not take it.
+            if isinstance(self.config.model, str):
                 network = network.to(memory_format=torch.channels_last)
             curves = fit(
                 network,
@@ -56,12 +71,11 @@ class Job:
                 seed=seed,
                 augment=self.augments[arm],
                 validation=self.inputs.validation,
-                device=self.device,
                 run=f"Arm {arm!r}, seed {seed}",
                 advance=advance,
             )
             unique_real, unique_synthetic = images.seen()
-            hits, labels = correct(network, self.inputs.test, self.settings, self.device)
+            hits, labels = correct(network, self.inputs.test, self.settings)
         by_class = [hits[labels == c] for c in range(len(self.inputs.classes))]
         return Run(
             arm=arm,
@@ -142,7 +156,7 @@ class Job:
         return {
             **asdict(self.settings),
             "momentum": MOMENTUM,
-            "model": self.model if isinstance(self.model, str) else _named(self.model),
+            "model": self.config.model_name,
             "image_shape": list(self.inputs.image_shape),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
@@ -152,7 +166,9 @@ class Job:
 
     def _build(self, seed: int) -> nn.Module:
         seed_initial_weights(seed)
-        return build_classifier(self.model, len(self.inputs.classes), self.inputs.image_shape)
+        return build_classifier(
+            self.config.model, len(self.inputs.classes), self.inputs.image_shape
+        )
 
     @contextmanager
     def _leaving_no_trace(self) -> Iterator[None]:

@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
-import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
 from synthaug._images.source import ImageSource
 from synthaug._support.charts import histogram
-from synthaug._support.devices import choose_device
 from synthaug._support.html import Part, blocks, facts, heading
 from synthaug._support.report import Report, decode_array
+from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import JSON, Features, Labels
 from synthaug.errors import AuditError, MismatchError
 from synthaug.evaluation._predict import class_probabilities
@@ -154,9 +153,8 @@ def check_labels(
     *,
     threshold: float | None = None,
     percentile: float | None = None,
-    steps: int = 1000,
     seeds: Sequence[int] = (0, 1, 2),
-    device: str | torch.device | None = None,
+    config: ClassifierConfig | None = None,
     progress: bool = True,
 ) -> LabelCheck:
     """Trains classifiers on the real images, and withholds synthetic ones that they disagree with.
@@ -170,9 +168,8 @@ def check_labels(
             classifiers of your task are trained on: never test images.
         threshold: Probability in (0, 1).
         percentile: In (0, 100).
-        steps: Optimiser steps of each classifier.
         seeds: One classifier each; their probabilities are averaged.
-        device: Where to train; a GPU if there is one by default.
+        config: Network and training of the classifiers; by default `ClassifierConfig()`.
         progress: Show a bar.
 
     Raises:
@@ -188,7 +185,7 @@ def check_labels(
         raise ValueError(f"`threshold` must be in (0, 1), got {threshold}.")
     if percentile is not None and not 0 < percentile < 100:
         raise ValueError(f"`percentile` must be in (0, 100), got {percentile}.")
-    place = choose_device(device)
+    config = config or ClassifierConfig()
     source = ImageSource.open(real, "`real`")
     table = class_table(cache, source.classes or ())
     done = np.flatnonzero(cache.done)
@@ -196,7 +193,7 @@ def check_labels(
     scores = np.full(len(labels), np.nan, np.float32)
     if len(done):
         probabilities = class_probabilities(
-            source, cache.read(done), steps=steps, seeds=seeds, device=place, progress=progress
+            source, cache.read(done), seeds=seeds, config=config, progress=progress
         )
         scores[done] = probabilities[np.arange(len(done)), table[labels[done]]]
     return LabelCheck(
@@ -208,7 +205,8 @@ def check_labels(
         settings={
             "threshold": threshold,
             "percentile": percentile,
-            "steps": steps,
+            "steps": config.steps,
+            **config.changes(),
             "seeds": list(seeds),
             "real": source.fingerprint,
         },
