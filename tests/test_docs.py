@@ -197,6 +197,12 @@ def small(patch: pytest.MonkeyPatch) -> None:
         lambda classes, *, per_class: np.full(classes, min(per_class, 12)),
     )
 
+    def by_ratio(labels: Any, classes: int, *, ratio: float) -> Any:
+        exact = np.bincount(labels, minlength=classes) * ratio
+        return np.minimum(np.ceil(exact).astype(np.int64), 12)
+
+    patch.setattr(_base, "matching_quota", by_ratio)
+
 
 class Logits:
     """A classifier that tells cats from dogs by their brightness."""
