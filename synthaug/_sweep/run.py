@@ -94,7 +94,8 @@ def sweep(
 
     Raises:
         ValueError: For a setting that the synthesizer refuses, or too few images, before any work.
-        DataError: If the splits share images, or differ in classes or shape from the synthesizer.
+        MismatchError: If the splits share images, or differ in classes or shape from the
+            synthesizer.
         ImportError: Without torchmetrics.
     """
     config = config or SweepConfig()

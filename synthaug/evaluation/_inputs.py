@@ -39,7 +39,8 @@ class Inputs:
         """Opens every data set; one that several arms share is read once.
 
         Raises:
-            DataError: If they differ in classes or image shape, or cannot be read.
+            MismatchError: If they differ in classes or image shape.
+            DataError: If one cannot be read.
         """
         given = {"`test`": test, **({} if validation is None else {"`validation`": validation})}
         given.update({f"Arm {name!r}": dataset for name, dataset in arms.items()})

@@ -286,7 +286,7 @@ class AbstractSourcedSynthesizer(AbstractSynthesizer):
             labels: Class indices of the real images, int (n,), in the order of our `classes`.
 
         Raises:
-            DataError: For images of another shape, or other or differently ordered classes.
+            MismatchError: For images of another shape, or other or differently ordered classes.
             ValueError: For labels beyond the classes, or not one for every image.
         """
         own: Any = self

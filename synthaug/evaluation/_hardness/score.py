@@ -61,7 +61,7 @@ def score_hardness(
 
     Raises:
         ValueError: For a set without images, or what `ClassGaussians.fit` refuses.
-        DataError: If classes or image shapes differ.
+        MismatchError: If classes or image shapes differ.
     """
     sets = {"synthetic": synthetic, "train": train, "holdout": holdout}
     sources = {n: ImageSource.open(x, f"`{n}`") for n, x in sets.items() if x is not None}

@@ -65,7 +65,7 @@ def score_quality(
 
     Raises:
         ValueError: For fewer images than twice the features, unless `force`, or than neighbours.
-        DataError: If classes or image shapes differ.
+        MismatchError: If classes or image shapes differ.
         ImportError: Without torchmetrics.
     """
     sets = {"synthetic": synthetic, "real": real, "holdout": holdout}

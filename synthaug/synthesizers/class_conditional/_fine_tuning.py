@@ -95,7 +95,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         device: Where to train.
 
     Raises:
-        DataError: For images or labels that do not fit the checkpoint.
+        MismatchError: For images or labels that do not fit the checkpoint.
         ValueError: For a setting out of range.
         CheckpointError: For a checkpoint that cannot be loaded or trained.
         ImportError: For adapters, without peft.

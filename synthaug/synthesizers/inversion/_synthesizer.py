@@ -170,7 +170,7 @@ class DiffusionInversion(AbstractSynthesizer):
             The synthesizer with embeddings, and the course of the loss in this process.
 
         Raises:
-            DataError: For images of another shape than the generator's.
+            MismatchError: For images of another shape than the generator's.
             ValueError: For a setting that does not fit.
             DivergedError: If a loss or an embedding stops being finite.
             CheckpointError: If the directory holds another run, or cannot be read or written.
