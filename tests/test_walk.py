@@ -32,6 +32,7 @@ def modules_that_hold(thing: object, call: Callable[[], object]) -> set[str]:
             if any(frame.f_locals.get(name) is thing for name in names):
                 modules.add(str(path.relative_to(ROOT)))
 
+    call()  # once without looking: what it imports takes minutes under a profiler
     sys.setprofile(look)
     try:
         call()
