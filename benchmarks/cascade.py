@@ -21,7 +21,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ from synthaug._pixels import to_images, to_pixels
 from synthaug.denoisers import build_unet
 from synthaug.metrics import frechet_distance
 from synthaug.synthesizers import CascadeStage, StageConfig
+
+Augmentation = Literal["none", "blur", "gaussian"]
 
 
 def operations(image_shape: tuple[int, int, int], options: argparse.Namespace, extra: int) -> int:
@@ -91,9 +93,10 @@ def trained(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dic
     models: dict[str, Any] = {}
     costs: dict[str, Any] = {}
     out = Path(options.out) / f"seed{seed}"
-    jobs = {
+    augmentations: tuple[Augmentation, ...] = get_args(Augmentation)
+    jobs: dict[str, tuple[Any, int, Any, Augmentation | None]] = {
         "base": (small, options.steps, base_cost, None),
-        **{name: (large, options.steps, stage_cost, name) for name in ("none", "blur", "gaussian")},
+        **{name: (large, options.steps, stage_cost, name) for name in augmentations},
         "single": (large, single_steps, single_cost, None),
     }
     for name, (data, steps, flops, augmentation) in jobs.items():
@@ -107,7 +110,7 @@ def trained(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dic
                 out / name,
                 StageConfig(
                     low_size=options.low,
-                    conditioning_augmentation=augmentation,  # type: ignore[arg-type]
+                    conditioning_augmentation=augmentation,
                     max_noise_level=max(options.levels),
                 ),
                 config=config(steps),
