@@ -57,6 +57,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "conftest": {"_datasets", "_support"},
     "reports": {"_support", "evaluation"},
     "test_alignment": {"_audit"},
+    "test_arguments": {"_support"},
     "test_audit": {"_audit", "_neighbors"},
     "test_cache": {"_cache"},
     "test_cache_damage": {"_cache"},

@@ -1,33 +1,106 @@
-"""Checks of arguments that many functions and settings share; all raise `ValueError`."""
+"""Checks of arguments that many functions and settings share, with one style of message.
 
-from collections.abc import Sequence
+    check_at_least(1, steps=steps, batch_size=batch_size)
+    check_within("[0, 1)", "Give a share of the images.", label_dropout=label_dropout)
+
+A message names the argument, says what it must be and what it is, and ends with the remedy if the
+caller gives one. A value of `None` was not given, and passes all checks of numbers.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence, Sized
+from numbers import Integral
 from typing import Any
 
 
-def check_at_least(least: float, **values: float) -> None:
-    """Refuses values below a bound, by their names."""
+def check_at_least(least: float, remedy: str = "", /, **values: float | None) -> None:
+    """Refuses values below a bound with a ValueError."""
     for name, value in values.items():
-        if not value >= least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        if value is not None and not value >= least:
+            raise _unfit(name, f"at least {least}", value, remedy)
 
 
-def check_positive(**values: float) -> None:
-    """Refuses values that are not above 0, by their names."""
+def check_whole(least: int, remedy: str = "", /, **values: Any) -> None:
+    """Refuses what is not a whole number from a bound on with a ValueError."""
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"`{name}` must be positive, got {value}.")
+        if value is not None and not (isinstance(value, Integral) and int(value) >= least):
+            raise _unfit(name, f"a whole number from {least}", value, remedy)
 
 
-def check_fraction(**values: float) -> None:
-    """Refuses values outside of [0, 1], by their names."""
+def check_positive(remedy: str = "", /, **values: float | None) -> None:
+    """Refuses values that are not above 0 with a ValueError."""
     for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
+        if value is not None and not value > 0:
+            raise _unfit(name, "positive", value, remedy)
 
 
-def check_choice(choices: Sequence[str], **values: Any) -> None:
-    """Refuses values that are not among the choices, by their names."""
+def check_finite(least: float, remedy: str = "", /, **values: float | None) -> None:
+    """Refuses values below a bound, infinity and NaN with a ValueError."""
     for name, value in values.items():
-        if value not in choices:
-            known = ", ".join(map(repr, choices))
-            raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
+        if value is not None and not least <= value < math.inf:
+            raise _unfit(name, f"at least {least} and finite", value, remedy)
+
+
+def check_within(interval: str, remedy: str = "", /, **values: float | None) -> None:
+    """Refuses values outside of an interval with a ValueError.
+
+    Args:
+        interval: As in mathematics, "[0, 1)" for 0 <= value < 1.
+        remedy: A sentence.
+        values: By the names of the arguments.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    for name, value in values.items():
+        if value is None:
+            continue
+        above = value > low or (value == low and interval[0] == "[")
+        below = value < high or (value == high and interval[-1] == "]")
+        if not (above and below):
+            raise _unfit(name, f"in {interval}", value, remedy)
+
+
+def check_fraction(remedy: str = "", /, **values: float | None) -> None:
+    """Refuses values outside of [0, 1] with a ValueError."""
+    check_within("[0, 1]", remedy, **values)
+
+
+def check_choice(choices: Iterable[Any], remedy: str = "", /, **values: Any) -> None:
+    """Refuses values that are not among the choices with a ValueError."""
+    known = tuple(choices)
+    for name, value in values.items():
+        if value not in known:
+            raise _unfit(name, f"one of {', '.join(map(repr, known))}", repr(value), remedy)
+
+
+def check_type(kind: Any, remedy: str, /, **values: Any) -> None:
+    """Refuses values of another type with a TypeError.
+
+    Args:
+        kind: As `isinstance` takes it.
+        remedy: What is expected, a noun phrase that may go on with how to make one: "a Plan:
+            `synthesizer.plan(...)`".
+        values: By the names of the arguments.
+    """
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"`{name}` is a {type(value).__name__}, expected {remedy}.")
+
+
+def check_distinct(remedy: str = "", /, **values: Sequence[Hashable]) -> None:
+    """Refuses sequences that hold a value more than once with a ValueError."""
+    for name, sequence in values.items():
+        value, count = Counter(sequence).most_common(1)[0] if len(sequence) else (None, 0)
+        if count > 1:
+            raise ValueError(f"`{name}` holds {value!r} more than once. {remedy}".rstrip())
+
+
+def check_some(what: str, remedy: str = "", /, **values: Sized) -> None:
+    """Refuses empty collections with a ValueError that says what they lack, such as "image"."""
+    for name, value in values.items():
+        if not len(value):
+            raise ValueError(f"`{name}` holds no {what}. {remedy}".rstrip())
+
+
+def _unfit(name: str, wanted: str, value: Any, remedy: str) -> ValueError:
+    return ValueError(f"`{name}` must be {wanted}, got {value}. {remedy}".rstrip())
