@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from synthaug._images.labeled import load_dataset as load_dataset
     from synthaug._plan import Plan as Plan
     from synthaug._training.classifier_config import ClassifierConfig as ClassifierConfig
-    from synthaug._training.loop import TrainingConfig as TrainingConfig
+    from synthaug._training.training_config import TrainingConfig as TrainingConfig
     from synthaug.errors import SynthaugError as SynthaugError
     from synthaug.evaluation import evaluate as evaluate
     from synthaug.synthesizers import AbstractSynthesizer as AbstractSynthesizer
@@ -71,7 +71,7 @@ _HOME = {
     "SamplerConfig": "synthesizers",
     "SynthCache": "_cache",
     "SynthaugError": "errors",
-    "TrainingConfig": "_training.loop",
+    "TrainingConfig": "_training.training_config",
     "audit": "_audit",
     "evaluate": "evaluation",
     "generate": "_generate",

@@ -33,7 +33,8 @@ from synthaug._support.charts import Line, line_chart
 from synthaug._support.files import write_text
 from synthaug._support.html import blocks, data_uri, heading, page
 from synthaug._training.classifier_config import ClassifierConfig
-from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._training.loop import TrainingResult
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Indices, Pixels
 from synthaug.evaluation import CAS, EvaluationReport, class_probabilities, evaluate
 from synthaug.synthesizers import DiffusionInversion, InversionConfig, TokenConfig

@@ -8,6 +8,9 @@ report = sweeps.sweep(
 )
 """
 
-from synthaug._sweep import SweepConfig, SweepReport, SweepRow, default_grid, sweep
+from synthaug._sweep.config import SweepConfig
+from synthaug._sweep.report import SweepReport, SweepRow
+from synthaug._sweep.run import sweep
+from synthaug._sweep.settings import default_grid
 
 __all__ = ["SweepConfig", "SweepReport", "SweepRow", "default_grid", "sweep"]

@@ -78,7 +78,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_demo": {"_demo"},
     "test_density": {"density"},
     "test_diffusion_inversion": {"_cache", "synthesizers"},
-    "test_docs": {"_sweep", "evaluation", "synthesizers"},
+    "test_docs": {"evaluation", "synthesizers"},
     "test_engines": {"_cluster", "_generate", "_support"},
     "test_evaluation": {"_images", "_plan", "evaluation"},
     "test_fine_tuning": {"_training", "synthesizers"},

@@ -29,8 +29,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 from torchvision.transforms import v2
 
 import synthaug
-from synthaug import _sweep, synthesizers
 from synthaug import evaluation as _evaluation
+from synthaug import sweeps, synthesizers
 from synthaug.synthesizers import _base
 from tests.checkpoints import write_stable_diffusion
 from tests.command_line import run
@@ -188,8 +188,8 @@ def small(patch: pytest.MonkeyPatch) -> None:
     shortened(_evaluation.ClassifierConfig, "__init__", steps=2, batch_size=4, device="cpu")
     shortened(_evaluation, "evaluate", seeds=1)
     grid = {"scheduler": ["ddim"], "num_inference_steps": [2], "guidance_scale": [1.0, 2.0]}
-    shortened(_sweep, "sweep", grid=grid, guidance=[1.0])
-    shortened(_sweep.SweepConfig, "__init__", per_class=8, force=True, steps=2, seeds=1)
+    shortened(sweeps, "sweep", grid=grid, guidance=[1.0])
+    shortened(sweeps.SweepConfig, "__init__", per_class=8, force=True, steps=2, seeds=1)
     few_noisy_images(patch, per_level=40)
     patch.setattr(
         _base,

@@ -18,8 +18,8 @@ from synthaug._training.checkpoints import write_json
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.features import Pixel
 from synthaug.synthesizers import ClassConditional, DiffusionModel, frechet_score, select_snapshot
+from synthaug.synthesizers.class_conditional._config import FineTuningConfig
 from synthaug.synthesizers.class_conditional._fine_tuning import (
-    FineTuningConfig,
     class_tables,
     learn_classes,
     merged,

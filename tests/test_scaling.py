@@ -19,7 +19,8 @@ from synthaug.caches import estimate_cost, evaluations_per_second
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers.cascade._fit import StageFitJob
 from synthaug.synthesizers.cold._fit import ColdFitJob
-from synthaug.synthesizers.inversion._tokens import TokenConfig, TokenFitJob
+from synthaug.synthesizers.inversion._config import TokenConfig
+from synthaug.synthesizers.inversion._tokens import TokenFitJob
 from synthaug.synthesizers.low_density._fit import Guides, HardnessFitJob
 from synthaug.synthesizers.low_density._hardness import NoisyEncoder
 from tests.checkpoints import write_stable_diffusion

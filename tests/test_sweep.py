@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from synthaug import Plan
-from synthaug._sweep import SweepConfig
+from synthaug._sweep.config import SweepConfig
 from synthaug._sweep.settings import Trial, combinations
 from synthaug.errors import DataError, MismatchError
 from synthaug.features import Pixel

@@ -40,7 +40,7 @@ class SweepOptions:
 
     def config(self, classifiers: ClassifierOptions, device: str | None) -> Any:
         """`SweepConfig`, with the options of the classifiers."""
-        from synthaug._sweep import SweepConfig
+        from synthaug._sweep.config import SweepConfig
 
         own = {name: value for name, value in asdict(self).items() if name != "guidance"}
         return SweepConfig(**own, **asdict(classifiers), device=device)
@@ -95,9 +95,9 @@ def sweep(
             spectrum; by default those of a classifier trained on REAL.
     """
     from synthaug._support.devices import choose_device
-    from synthaug._sweep import default_grid
-    from synthaug._sweep import sweep as run
     from synthaug.features import named
+    from synthaug.sweeps import default_grid
+    from synthaug.sweeps import sweep as run
     from synthaug.synthesizers._kinds import load as load_checkpoint
 
     if validation is None:

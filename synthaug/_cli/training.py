@@ -346,7 +346,7 @@ def _check(kind: str, foreign: list[str], options: TrainOptions, condition: str)
 
 def _config(options: TrainOptions, kind: str) -> Any:
     """How to optimise."""
-    from synthaug._training.loop import TrainingConfig
+    from synthaug._training.training_config import TrainingConfig
 
     rate = options.learning_rate
     if rate is None:

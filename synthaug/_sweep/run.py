@@ -22,10 +22,10 @@ from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.precision import Resolved, recorded_precision
 from synthaug._support.report import decode, encode
+from synthaug._sweep.config import SweepConfig
 from synthaug._sweep.report import SweepReport, SweepRow
 from synthaug._sweep.settings import (
     Setting,
-    SweepConfig,
     Trial,
     combinations,
     default_grid,

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from synthaug._support.layout import settled
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.loop import (
-    TrainingConfig,
     TrainingResult,
     TrainingTask,
     own_randomness,
     own_rows,
     train,
 )
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images, Indices, Labels
 from synthaug.errors import DataError
 

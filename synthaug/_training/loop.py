@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ from synthaug._noise import counter_rng
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.layout import settle_layout
-from synthaug._support.precision import Precision, Resolved, check_precision, resolve_precision
+from synthaug._support.precision import Resolved, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import writing
 from synthaug._training.state import TrainingState, saved_precision
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Indices
 
 logger = logging.getLogger("synthaug")
@@ -41,68 +42,6 @@ logger = logging.getLogger("synthaug")
 Loss = Callable[[nn.Module, Indices], Tensor]
 """`loss(module, indices)`: the mean loss of the training examples `indices`, a scalar. With
 precision bfloat16 it runs under autocast, so it should end in float32: `prediction.float()`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How to optimize."""
-
-    steps: int = 10_000
-    """Optimizer steps. A run may be resumed with more."""
-    batch_size: int = 64
-    """Examples per step, over all processes."""
-    learning_rate: float = 3e-4
-    """Peak learning rate of AdamW."""
-    warmup_steps: int = 200
-    """Steps over which the learning rate rises linearly from 0."""
-    decay_steps: int = 0
-    """Steps at the end over which it falls linearly to 0; 0 keeps it constant."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: float = 1.0
-    """Gradients with a larger norm are scaled down to it."""
-    ema_decay: float = 0.9995
-    """Decay of the moving average of the weights. Step n, counted from 0, uses
-    min(decay, (1 + n) / (10 + n)); the first one copies the weights."""
-    precision: Precision = "auto"
-    """bfloat16 runs the loss under autocast; weights and optimizer stay in float32. "auto" is that
-    of the run that is resumed; for a new one, bfloat16 on a device that has it in hardware."""
-    compile: bool = False
-    """Compile the network: slow first step, then about twice as fast on a CPU."""
-    seed: int = 0
-    """Seeds the order of the data and all noise."""
-    checkpoint_seconds: float = 120.0
-    """Seconds between checkpoints."""
-    device: str | None = None
-    """"cpu", "cuda", "cuda:1" ...; `None` takes a GPU if there is one."""
-
-    def __post_init__(self) -> None:
-        values = vars(self)
-        for name in ("steps", "batch_size"):
-            if values[name] < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {values[name]}.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not values[name] > 0:
-                raise ValueError(f"`{name}` must be positive, got {values[name]}.")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "checkpoint_seconds"):
-            if not values[name] >= 0:
-                raise ValueError(f"`{name}` must not be negative, got {values[name]}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
-        check_precision(self.precision)
-
-    def binding(self, extra: Any) -> dict[str, Any]:
-        """Identifies a run: all that changes its result, but not how long or where it runs."""
-        free = ("steps", "decay_steps", "checkpoint_seconds", "device", "compile")
-        kept = {k: v for k, v in asdict(self).items() if k not in free}
-        return {"config": kept, "extra": extra}
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
-        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.decay_steps:
-            rate *= min(1.0, max(0.0, (self.steps - step) / self.decay_steps))
-        return rate
 
 
 @dataclass

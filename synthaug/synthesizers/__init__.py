@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from synthaug.synthesizers._selection import Selection as Selection
     from synthaug.synthesizers._selection import frechet_score as frechet_score
     from synthaug.synthesizers._selection import select_snapshot as select_snapshot
-    from synthaug.synthesizers.cascade._fit import StageConfig as StageConfig
+    from synthaug.synthesizers.cascade._config import StageConfig as StageConfig
     from synthaug.synthesizers.cascade._stage import CascadeStage as CascadeStage
     from synthaug.synthesizers.cascade._synthesizer import Cascade as Cascade
-    from synthaug.synthesizers.class_conditional._fine_tuning import (
+    from synthaug.synthesizers.class_conditional._config import (
         FineTuningConfig as FineTuningConfig,
     )
     from synthaug.synthesizers.class_conditional._synthesizer import (
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     )
     from synthaug.synthesizers.cold._synthesizer import ColdDiffusion as ColdDiffusion
     from synthaug.synthesizers.constant import Constant as Constant
-    from synthaug.synthesizers.inversion._fit import InversionConfig as InversionConfig
+    from synthaug.synthesizers.inversion._config import InversionConfig as InversionConfig
+    from synthaug.synthesizers.inversion._config import TokenConfig as TokenConfig
     from synthaug.synthesizers.inversion._synthesizer import (
         DiffusionInversion as DiffusionInversion,
     )
-    from synthaug.synthesizers.inversion._tokens import TokenConfig as TokenConfig
     from synthaug.synthesizers.inversion._variant_plan import soft_labels as soft_labels
     from synthaug.synthesizers.low_density._synthesizer import LowDensity as LowDensity
     from synthaug.synthesizers.pipeline import FromPipeline as FromPipeline
@@ -46,9 +46,9 @@ _HOME = {
     "Constant": "constant",
     "DiffusionInversion": "inversion._synthesizer",
     "DiffusionModel": "_model",
-    "FineTuningConfig": "class_conditional._fine_tuning",
+    "FineTuningConfig": "class_conditional._config",
     "FromPipeline": "pipeline",
-    "InversionConfig": "inversion._fit",
+    "InversionConfig": "inversion._config",
     "LowDensity": "low_density._synthesizer",
     "METHODS": "_registry",
     "Method": "_parameters",
@@ -57,8 +57,8 @@ _HOME = {
     "SamplerConfig": "_sampler",
     "Selection": "_selection",
     "Setting": "_parameters",
-    "StageConfig": "cascade._fit",
-    "TokenConfig": "inversion._tokens",
+    "StageConfig": "cascade._config",
+    "TokenConfig": "inversion._config",
     "frechet_score": "_selection",
     "register": "_registry",
     "select_snapshot": "_selection",

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob, FineTuningConfig
+from synthaug.synthesizers.class_conditional._config import FineTuningConfig
+from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob
 
 
 class Real:

@@ -4,9 +4,8 @@ Ho et al. 2021, section 4: the smaller images are blurred (4.1) or noised (4.2, 
 that the stage bears the faults of the images that the model before it draws.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +13,16 @@ from torch import Tensor, nn
 
 from synthaug._support.layout import settled
 from synthaug._training.fit_job import batch_noise, chosen_rows
-from synthaug._training.loop import TrainingConfig, TrainingResult, own_rows
+from synthaug._training.loop import TrainingResult, own_rows
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images
 from synthaug.denoisers import build_unet
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers.cascade._chain import LevelEmbedding, downsample, upsample
+from synthaug.synthesizers.cascade._config import StageConfig
 from synthaug.synthesizers.cascade._stage import CascadeStage
-
-Augmentation = Literal["none", "blur", "gaussian"]
 
 LOW_RES_SCHEDULE = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
 """The schedule of the noise on the smaller images, that of `ClassConditional.fit`."""
@@ -73,56 +72,6 @@ def blur_some(z: Images, p: float, std_range: tuple[float, float]) -> Images:
     size, own = own_rows(len(z))
     std = low + (high - low) * torch.rand(size, dtype=torch.float32, device="cpu")[own]
     return torch.where(chosen.view(-1, 1, 1, 1).to(z.device), gaussian_blur(z, std.to(z.device)), z)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """What a stage is trained to enlarge.
-
-    Raises:
-        ValueError: For a value out of range.
-    """
-
-    low_size: int | tuple[int, int]
-    """Shorter side of the smaller copies, or (height, width), in pixels."""
-    conditioning_augmentation: Augmentation = "gaussian"
-    """What the smaller copies go through, so that the stage bears the faults of drawn ones:
-    "gaussian" noise of a level s that the network is told; "blur", without its knowing; "none"."""
-    max_noise_level: int = 500
-    """Levels are drawn uniformly from 0 (clean) to this one, in timesteps of a cosine schedule of
-    1,000 steps. Any of them can be chosen when sampling."""
-    blur_probability: float = 0.5
-    """Fraction of the copies that is blurred, by a filter of 3 x 3 pixels."""
-    blur_std_range: tuple[float, float] = (0.4, 0.6)
-    """The filter's standard deviation is drawn uniformly from this range, in pixels of the copy."""
-
-    def __post_init__(self) -> None:
-        augmentation, known = self.conditioning_augmentation, get_args(Augmentation)
-        if augmentation in ("truncated", "non-truncated"):
-            raise ValueError(
-                f"`conditioning_augmentation` is {augmentation!r}: both are trained with "
-                "'gaussian'. Choose between them when you sample (`truncated`)."
-            )
-        if augmentation not in known:
-            raise ValueError(
-                f"`conditioning_augmentation` must be one of {', '.join(known)}, got "
-                f"{augmentation!r}."
-            )
-        if not 0 <= self.blur_probability <= 1:
-            raise ValueError(f"`blur_probability` must be in [0, 1], got {self.blur_probability}.")
-        if not 0 < self.blur_std_range[0] <= self.blur_std_range[1]:
-            raise ValueError(
-                f"`blur_std_range` must be two positive numbers, the smaller first, got "
-                f"{self.blur_std_range}."
-            )
-        if not 1 <= self.max_noise_level <= 1000:
-            raise ValueError(f"`max_noise_level` must be in [1, 1000], got {self.max_noise_level}.")
-
-    @property
-    def takes_levels(self) -> bool:
-        """Whether the network is told a noise level."""
-        return self.conditioning_augmentation == "gaussian"
 
 
 class StageFitJob(FitJob):
@@ -227,6 +176,3 @@ class StageFitJob(FitJob):
         low = upsample(z_s, self.image_shape[1:])
         prediction: Tensor = network(x_t, t, low, s, y)
         return prediction
-
-
-__all__ = ["Augmentation", "StageConfig", "StageFitJob"]

@@ -23,7 +23,8 @@ from synthaug._noise import streams
 from synthaug._plan import Plan, row_seed
 from synthaug._support.precision import Precision, Resolved
 from synthaug._training.checkpoints import read_json, resolve, write_json, writing
-from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._training.loop import TrainingResult
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
 from synthaug.errors import CheckpointError
 from synthaug.samplers import check_until
@@ -33,7 +34,8 @@ from synthaug.synthesizers._parameters import RowParameter
 from synthaug.synthesizers._sampler import GUIDANCE_SCALE, SamplerConfig, split_sampler
 from synthaug.synthesizers.cascade import METHOD, NOISE_CONDITIONING_LEVEL, STAGE_GUIDANCE_SCALE
 from synthaug.synthesizers.cascade._chain import DiffusionChain, network_evaluations, run_chain
-from synthaug.synthesizers.cascade._fit import StageConfig, StageFitJob
+from synthaug.synthesizers.cascade._config import StageConfig
+from synthaug.synthesizers.cascade._fit import StageFitJob
 from synthaug.synthesizers.cascade._stage import CascadeStage
 
 _GUIDANCE, _LEVEL = STAGE_GUIDANCE_SCALE.name, NOISE_CONDITIONING_LEVEL.name

@@ -7,10 +7,10 @@ Hu et al. 2022 (LoRA: W + B A in place of W, where A and B alone are trained).
 import logging
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from synthaug._training.fit_job import (
     AbstractFitJob,
     batch_noise,
     check_labels,
-    check_positive,
     check_prediction_type,
     chosen_rows,
     denoising_loss,
@@ -33,6 +32,7 @@ from synthaug._training.loop import own_randomness
 from synthaug._types import Images, Indices
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers.class_conditional._config import FineTuningConfig
 
 logger = logging.getLogger("synthaug")
 
@@ -47,41 +47,6 @@ _KEPT_BYTES = 2**31
 
 _ADAPTER = "pytorch_lora_weights.safetensors"
 """What `load_lora_weights` of a diffusers pipeline looks for."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class FineTuningConfig:
-    """How a pretrained model is adapted to classes of its own.
-
-    Raises:
-        ValueError: For a value out of range.
-    """
-
-    lora_rank: int | None = None
-    """Train low-rank adapters of the attention layers instead of all weights; they are merged into
-    the weights that are saved. Those of a model with prompts are also in `lora`, as diffusers'
-    pipelines load them."""
-    class_learning_rate: float = 1e-3
-    """Peak learning rate of the table of labels, if it has rows of new classes: at that of the
-    other weights they would stay alike, and so would the images of all classes. Ignored if it is
-    the smaller one."""
-    label_dropout: float = 0.1
-    """Probability of the null label or negative prompt, in [0, 1)."""
-    prompt_template: str = "{}"
-    """`{}` in it stands for the class name."""
-    negative_prompt: str = ""
-    """Prompt of the unconditional branch."""
-    image_size: int | None = None
-    """Height and width in pixels; by default the checkpoint's own."""
-    horizontal_flip: bool = False
-    """Mirror half of the training images."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"`label_dropout` must be in [0, 1), got {self.label_dropout}.")
-        if self.lora_rank is not None:
-            check_positive(lora_rank=self.lora_rank)
 
 
 class FineTuneJob(AbstractFitJob[nn.Module]):

@@ -22,7 +22,8 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._plan import Plan
 from synthaug._support.precision import Precision, Resolved
-from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._training.loop import TrainingResult
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer, Guide
@@ -31,7 +32,8 @@ from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers._selection import snapshot_name
 from synthaug.synthesizers.class_conditional import METHOD
-from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob, FineTuningConfig
+from synthaug.synthesizers.class_conditional._config import FineTuningConfig
+from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob
 
 
 @final

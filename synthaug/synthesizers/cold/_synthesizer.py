@@ -34,7 +34,8 @@ from synthaug._training.checkpoints import (
     write_json,
     writing,
 )
-from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._training.loop import TrainingResult
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
 from synthaug.degradations import AbstractDegradation, Realisation, from_config
 from synthaug.denoisers import Denoiser

@@ -19,9 +19,9 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ from synthaug._types import Images
 from synthaug.denoisers import Denoiser
 from synthaug.errors import CheckpointError, DivergedError
 from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers.inversion._config import InversionConfig, Start
 from synthaug.synthesizers.inversion._embeddings import EmbeddingTable
 from synthaug.synthesizers.inversion._tokens import TokenEncoder
 
@@ -57,72 +58,6 @@ logger = logging.getLogger("synthaug")
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _WAIT = 1.0  # seconds between two looks at blocks that other processes are learning
-
-Start = Literal["encoder", "prompt", "noise"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InversionConfig:
-    """How to learn embeddings."""
-
-    updates: int = 100
-    """Updates that every embedding receives. Embeddings that start from noise need several times as
-    many."""
-    snapshots: tuple[int, ...] = ()
-    """Further numbers of updates after which the embeddings are kept."""
-    batch_size: int = 64
-    """Images per optimiser step. Does not change the embeddings."""
-    learning_rate: float = 0.1
-    """Of Adam, for the first update; embeddings have an RMS of about 1. The paper has 0.03 without
-    `decay`, for 3,000 to 4,000 updates."""
-    decay: bool = True
-    """Lower the learning rate linearly to 0 at the last update."""
-    num_tokens: int | None = None
-    """Tokens per image; by default those of the encoder, or 5."""
-    start: Start | None = None
-    """Where embeddings start: "encoder" (the tokens of the checkpoint's image encoder), "prompt"
-    (the class's prompt embedding) or "noise"; by default the first of these that there is."""
-    start_std: float = 0.05
-    """Standard deviation of the start "noise"."""
-    block_size: int = 1024
-    """Images that are learned at once; a block that is finished is a file. Several processes need
-    as many blocks."""
-    compile: bool = False
-    """Compile the network: slow first step, then faster ones."""
-    seed: int = 0
-    """Seeds all noise."""
-    checkpoint_seconds: float = 120.0
-    """Seconds between checkpoints of the block under work."""
-
-    def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "block_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.num_tokens is not None and self.num_tokens < 1:
-            raise ValueError(f"`num_tokens` must be at least 1, got {self.num_tokens}.")
-        for name in ("learning_rate", "start_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        if self.start not in (None, "encoder", "prompt", "noise"):
-            raise ValueError(f"`start` must be encoder, prompt or noise, got {self.start!r}.")
-        outside = [u for u in self.snapshots if not 0 <= u <= self.updates]
-        if outside:
-            raise ValueError(
-                f"`snapshots` must be in [0, {self.updates}], the number of `updates`; got "
-                f"{outside[0]}."
-            )
-        kept = tuple(sorted({*map(int, self.snapshots), self.updates}))
-        object.__setattr__(self, "snapshots", kept)
-
-    def learning_rate_at(self, update: int) -> float:
-        """The learning rate of update `update`, counted from 0."""
-        return self.learning_rate * (1 - update / self.updates if self.decay else 1.0)
-
-    def binding(self, extra: Any) -> dict[str, Any]:
-        """Identifies a run: all that changes its files."""
-        free = ("checkpoint_seconds", "compile")
-        kept = {k: v for k, v in asdict(self).items() if k not in free}
-        return {"config": kept, "extra": extra}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._training.checkpoints import read_json, resolve, write_json, writing
-from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._training.loop import TrainingResult
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
 from synthaug.errors import DataError, MismatchError
 from synthaug.synthesizers._base import AbstractSynthesizer, Guide, RowSources
@@ -40,16 +41,15 @@ from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._parameters import RowParameter, check_settings
 from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers.inversion import METHOD
+from synthaug.synthesizers.inversion._config import InversionConfig, TokenConfig
 from synthaug.synthesizers.inversion._embeddings import EmbeddingTable, interpolate
 from synthaug.synthesizers.inversion._fit import (
-    InversionConfig,
     InversionCost,
     InversionJob,
     InversionResult,
     begun_precision,
 )
 from synthaug.synthesizers.inversion._tokens import (
-    TokenConfig,
     TokenEncoder,
     TokenFitJob,
     TokenModel,

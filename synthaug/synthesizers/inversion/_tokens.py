@@ -7,7 +7,7 @@ unconditional branch.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
@@ -30,6 +30,7 @@ from synthaug._training.fit_job import (
 from synthaug._types import Images, Indices
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.samplers import make_scheduler
+from synthaug.synthesizers.inversion._config import TokenConfig
 
 _FOLDER = "image_encoder"
 
@@ -165,33 +166,6 @@ class TokenModel(nn.Module):
             0
         ]
         return prediction
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TokenConfig:
-    """The tokens that a generator is told of an image.
-
-    Raises:
-        ValueError: For a value out of range.
-    """
-
-    num_tokens: int = 4
-    """Tokens per image."""
-    token_width: int = 64
-    """Width of a token."""
-    token_noise: float = 0.2
-    """Standard deviation of the noise on the tokens in training. More of it makes the tokens say
-    less about an image, and their neighbourhood smoother."""
-    token_dropout: float = 0.1
-    """Probability of null tokens, which train the unconditional branch."""
-
-    def __post_init__(self) -> None:
-        check_positive(num_tokens=self.num_tokens, token_width=self.token_width)
-        if not 0 <= self.token_dropout < 1:
-            raise ValueError(f"`token_dropout` must be in [0, 1), got {self.token_dropout}.")
-        if not 0 <= self.token_noise < math.inf:
-            raise ValueError(f"`token_noise` must not be negative, got {self.token_noise}.")
 
 
 class TokenFitJob(AbstractFitJob[TokenModel]):

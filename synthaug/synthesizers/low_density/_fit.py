@@ -19,13 +19,13 @@ from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import writing
 from synthaug._training.loop import (
-    TrainingConfig,
     TrainingResult,
     TrainingTask,
     own_randomness,
     own_rows,
     train,
 )
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images, Indices, Pixels
 from synthaug.density import ClassGaussians
 from synthaug.errors import DataError, MismatchError

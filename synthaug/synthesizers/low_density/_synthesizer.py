@@ -26,7 +26,8 @@ from synthaug._plan import Plan
 from synthaug._support.precision import Precision, Resolved
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import read_json, write_json, writing
-from synthaug._training.loop import TrainingConfig, TrainingResult
+from synthaug._training.loop import TrainingResult
+from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
 from synthaug.density import ClassGaussians
 from synthaug.errors import CheckpointError, MismatchError

@@ -1,0 +1,56 @@
+"""What a stage of a cascade is trained for, for Python and the command line alike."""
+
+from dataclasses import dataclass
+from typing import Literal, final, get_args
+
+Augmentation = Literal["none", "blur", "gaussian"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What a stage is trained to enlarge.
+
+    Raises:
+        ValueError: For a value out of range.
+    """
+
+    low_size: int | tuple[int, int]
+    """Shorter side of the smaller copies, or (height, width), in pixels."""
+    conditioning_augmentation: Augmentation = "gaussian"
+    """What the smaller copies go through, so that the stage bears the faults of drawn ones:
+    "gaussian" noise of a level s that the network is told; "blur", without its knowing; "none"."""
+    max_noise_level: int = 500
+    """Levels are drawn uniformly from 0 (clean) to this one, in timesteps of a cosine schedule of
+    1,000 steps. Any of them can be chosen when sampling."""
+    blur_probability: float = 0.5
+    """Fraction of the copies that is blurred, by a filter of 3 x 3 pixels."""
+    blur_std_range: tuple[float, float] = (0.4, 0.6)
+    """The filter's standard deviation is drawn uniformly from this range, in pixels of the copy."""
+
+    def __post_init__(self) -> None:
+        augmentation, known = self.conditioning_augmentation, get_args(Augmentation)
+        if augmentation in ("truncated", "non-truncated"):
+            raise ValueError(
+                f"`conditioning_augmentation` is {augmentation!r}: both are trained with "
+                "'gaussian'. Choose between them when you sample (`truncated`)."
+            )
+        if augmentation not in known:
+            raise ValueError(
+                f"`conditioning_augmentation` must be one of {', '.join(known)}, got "
+                f"{augmentation!r}."
+            )
+        if not 0 <= self.blur_probability <= 1:
+            raise ValueError(f"`blur_probability` must be in [0, 1], got {self.blur_probability}.")
+        if not 0 < self.blur_std_range[0] <= self.blur_std_range[1]:
+            raise ValueError(
+                f"`blur_std_range` must be two positive numbers, the smaller first, got "
+                f"{self.blur_std_range}."
+            )
+        if not 1 <= self.max_noise_level <= 1000:
+            raise ValueError(f"`max_noise_level` must be in [1, 1000], got {self.max_noise_level}.")
+
+    @property
+    def takes_levels(self) -> bool:
+        """Whether the network is told a noise level."""
+        return self.conditioning_augmentation == "gaussian"

@@ -1,0 +1,41 @@
+"""How pretrained models are fine-tuned, for Python and the command line alike."""
+
+from dataclasses import dataclass
+from typing import final
+
+from synthaug._support.arguments import check_at_least
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FineTuningConfig:
+    """How a pretrained model is adapted to classes of its own.
+
+    Raises:
+        ValueError: For a value out of range.
+    """
+
+    lora_rank: int | None = None
+    """Train low-rank adapters of the attention layers instead of all weights; they are merged into
+    the weights that are saved. Those of a model with prompts are also in `lora`, as diffusers'
+    pipelines load them."""
+    class_learning_rate: float = 1e-3
+    """Peak learning rate of the table of labels, if it has rows of new classes: at that of the
+    other weights they would stay alike, and so would the images of all classes. Ignored if it is
+    the smaller one."""
+    label_dropout: float = 0.1
+    """Probability of the null label or negative prompt, in [0, 1)."""
+    prompt_template: str = "{}"
+    """`{}` in it stands for the class name."""
+    negative_prompt: str = ""
+    """Prompt of the unconditional branch."""
+    image_size: int | None = None
+    """Height and width in pixels; by default the checkpoint's own."""
+    horizontal_flip: bool = False
+    """Mirror half of the training images."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"`label_dropout` must be in [0, 1), got {self.label_dropout}.")
+        if self.lora_rank is not None:
+            check_at_least(1, lora_rank=self.lora_rank)
