@@ -61,8 +61,10 @@ def test_the_code_of_the_training_guide_runs(tmp_path, monkeypatch):
     names: dict[str, Any] = {
         "synthaug": synthaug,
         "torch": torch,
-        "check": SimpleNamespace(identity=cache.identity, scores=scores),
-        "hardness": SimpleNamespace(identity=cache.identity, hardness=scores),
+        "check": SimpleNamespace(identity=cache.identity, row_scores=scores, score_name="check"),
+        "hardness": SimpleNamespace(
+            identity=cache.identity, row_scores=scores, score_name="hardness"
+        ),
         "sharpness": scores,
         "DataLoader": DataLoader,
         "v2": v2,

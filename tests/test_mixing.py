@@ -230,10 +230,6 @@ def test_too_few_images_to_balance_are_refused_or_repeated_after_all_others(tmp_
 # Filters
 
 
-def scored(cache: Any, name: str, scores: Any) -> Any:
-    return SimpleNamespace(identity=cache.identity, **{name: scores})
-
-
 def served(mixed: MixedDataset) -> set[int]:
     made = set()
     for epoch in range(10):
@@ -265,9 +261,10 @@ def test_filters_leave_what_all_of_them_leave_one_after_the_other(real, cache):
     assert f"    Filter: mask: {(kept & mask).sum()} of {kept.sum()} images left" in lines
 
 
-@pytest.mark.parametrize("name", ["hardness", "scores", "p_values"])
-def test_filters_take_reports_and_refuse_those_about_another_cache(real, cache, tmp_path, name):
-    report = scored(cache, name, np.arange(21.0))
+def test_filters_take_reports_and_refuse_those_about_another_cache(real, cache, tmp_path):
+    report = SimpleNamespace(
+        identity=cache.identity, row_scores=np.arange(21.0), score_name="sharpness"
+    )
     kept = {2, 3, 4, 5, 6, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20}
     mixed = MixedDataset(
         real,
@@ -277,6 +274,7 @@ def test_filters_take_reports_and_refuse_those_about_another_cache(real, cache, 
         filters=[AtLeast(report, 2), ~np.isin(range(21), [7, 12])],
     )
     assert served(mixed) == kept
+    assert "    Filter: sharpness at least 2: 19 of 21 images left" in repr(mixed)
     other = make_cache(tmp_path, quota=(7, 5, 10))
     with pytest.raises(MismatchError, match="judges another cache"):
         MixedDataset(real, other, audit=None, fraction=1.0, filters=[AtLeast(report, 2)])

@@ -87,6 +87,7 @@ class AuditReport(Report):
     _TITLE = "Audit"
     STYLE = page.STYLE
     _PRIVATE = True
+    score_name = "p-value"
 
     verdict: Verdict
     """`fail`: copies were found. `pass`: nothing was flagged, and copies would have been seen.
@@ -178,6 +179,11 @@ class AuditReport(Report):
     def passed(self) -> NDArray[np.bool_]:
         """Rows that may be served: judged, and not flagged."""
         return self.tier == CLEAR
+
+    @property
+    def row_scores(self) -> NDArray[np.float64]:
+        """The p-value of every row, which filters and weights go by."""
+        return self.p_values
 
     @property
     def smallest_effect(self) -> int | None:

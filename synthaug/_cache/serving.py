@@ -67,6 +67,15 @@ class Planned(Protocol):
 
 
 @runtime_checkable
+class Traced(Protocol):
+    """Images of which each says where it comes from."""
+
+    def provenance(self, row: int) -> dict[str, Any]:
+        """What is known of the image of one row."""
+        ...
+
+
+@runtime_checkable
 class Verdicts(Protocol):
     """What serving needs of an audit's report."""
 
@@ -96,8 +105,13 @@ class Scored(Protocol):
         ...
 
     @property
-    def hardness(self) -> NDArray[np.float64]:
-        """Of every row, float64 (N,)."""
+    def row_scores(self) -> NDArray[Any]:
+        """The score of every row, float (N,); NaN for rows without one."""
+        ...
+
+    @property
+    def score_name(self) -> str:
+        """What it scores, for people."""
         ...
 
 

@@ -1,36 +1,35 @@
 """In which order, and how often, the synthetic images of a class are drawn."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages
 from synthaug._datasets.filters import Scores, named, scores_of
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_type
 from synthaug._types import Indices
 
 Rng = np.random.Generator
 
 
-class Draw(Protocol):
+class Draw(ABC):
     """A rule of drawing, made for one cache."""
 
-    @property
-    def weights(self) -> NDArray[np.float64] | None:
-        """Weight of every row of the cache; `None` if none matter."""
-        ...
+    weights: NDArray[np.float64] | None = None
+    """Weight of every row of the cache; `None` if none matter."""
 
+    @abstractmethod
     def arranged(self, rows: Indices) -> Indices:
         """The rows of one class, sorted as the two methods below want them."""
-        ...
 
+    @abstractmethod
     def for_epoch(self, rng: Rng, pool: Indices, count: int) -> Indices:
         """A number of draws from the rows of a class, for one epoch."""
-        ...
 
     def from_stream(
         self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int
@@ -43,19 +42,17 @@ class Draw(Protocol):
             first: Number of draws before these.
             count: Number of draws.
         """
-        ...
+        return self.for_epoch(rng(first), pool, count)
 
 
 @final
-class _Decks:
+class _Decks(Draw):
     """Every image equally often: decks of all images of a class, each dealt anew.
 
     Args:
         deal: Puts the rows of a class into a random order.
         scores: What the rows are sorted by before they are dealt; their numbers by default.
     """
-
-    weights: NDArray[np.float64] | None = None
 
     def __init__(
         self,
@@ -139,7 +136,9 @@ class Weighted:
 
 
 @final
-class _ByWeight:
+class _ByWeight(Draw):
+    weights: NDArray[np.float64]
+
     def __init__(self, weights: NDArray[np.float64]) -> None:
         self.weights = weights
 
@@ -154,11 +153,6 @@ class _ByWeight:
         where = np.searchsorted(ends, points, side="right")
         return shuffled(rng, order[np.minimum(where, len(order) - 1)])
 
-    def from_stream(
-        self, rng: Callable[[int], Rng], pool: Indices, first: int, count: int
-    ) -> Indices:
-        return self.for_epoch(rng(first), pool, count)
-
 
 def bound_draw(draw: Any, synthetic: SyntheticImages, rows: Indices) -> Draw:
     """The rule of drawing for some rows of a cache.
@@ -169,12 +163,10 @@ def bound_draw(draw: Any, synthetic: SyntheticImages, rows: Indices) -> Draw:
     """
     if draw is None:
         return _Decks(shuffled)
-    if not isinstance(draw, Stratified | Weighted):
-        raise TypeError(
-            f"`draw` is a {type(draw).__name__}, expected `mixing.Stratified(...)`, "
-            "`mixing.Weighted(...)`, or None for every image equally often."
-        )
-    return draw.bound(synthetic, rows)
+    remedy = "`mixing.Stratified`, `mixing.Weighted`, or None for every image equally often"
+    check_type(Stratified | Weighted, remedy, draw=draw)
+    rule: Draw = draw.bound(synthetic, rows)
+    return rule
 
 
 def shuffled(rng: Rng, values: Indices) -> Indices:

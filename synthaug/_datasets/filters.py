@@ -3,20 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._cache.serving import SyntheticImages, Verdicts, check_identity
+from synthaug._cache.serving import Scored, SyntheticImages, Verdicts, check_identity
+from synthaug._support.arguments import check_type, check_within
 from synthaug._types import Indices, Labels
 
 Scores = Any
 """A report about the cache (of hardness, label agreement or an audit), or numbers, float (N,)."""
-
-_SCORES = {"hardness": "hardness", "p_values": "p-value", "scores": "label agreement"}
-"""Where reports have their scores, and what these are. An audit's has `scores` of another kind too,
-so its p-values are looked for first."""
 
 
 @runtime_checkable
@@ -28,9 +25,23 @@ class Filter(Protocol):
         ...
 
 
-@final
 @dataclass(frozen=True)
-class AtLeast:
+class _ByThreshold:
+    """What `AtLeast` and `AtMost` share."""
+
+    _SIDE: ClassVar[str]
+
+    scores: Scores = field(repr=False)
+    """A report, or one number per row."""
+    threshold: float
+    """The smallest, or the largest, score that is served."""
+
+    def __str__(self) -> str:
+        return f"{named(self.scores)} {self._SIDE} {self.threshold:g}"
+
+
+@final
+class AtLeast(_ByThreshold):
     """Rows with a score of at least a threshold.
 
     AtLeast(check, 0.5)            # a `LabelCheck`: probability of the row's own label
@@ -38,44 +49,29 @@ class AtLeast:
     AtLeast(sharpness, 12.0)       # any array, float (N,)
     """
 
-    scores: Scores = field(repr=False)
-    """A report, or one number per row."""
-    threshold: float
-    """The smallest score that is served."""
+    _SIDE = "at least"
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
         """Which of `rows` stay, bool (n,)."""
         return scores_of(self.scores, synthetic, rows) >= self.threshold
 
-    def __str__(self) -> str:
-        return f"{named(self.scores)} at least {self.threshold:g}"
-
 
 @final
-@dataclass(frozen=True)
-class AtMost:
+class AtMost(_ByThreshold):
     """Rows with a score of at most a threshold; arguments as `AtLeast`."""
 
-    scores: Scores = field(repr=False)
-    """A report, or one number per row."""
-    threshold: float
-    """The largest score that is served."""
+    _SIDE = "at most"
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
         """Which of `rows` stay, bool (n,)."""
         return scores_of(self.scores, synthetic, rows) <= self.threshold
 
-    def __str__(self) -> str:
-        return f"{named(self.scores)} at most {self.threshold:g}"
 
-
-@final
 @dataclass(frozen=True)
-class Highest:
-    """Of each class the rows with the highest scores.
+class _ByRank:
+    """What `Highest` and `Lowest` share."""
 
-    Highest(hardness, 0.2)         # a `HardnessReport`: of each class its hardest fifth
-    """
+    _SIGN: ClassVar[int]
 
     scores: Scores = field(repr=False)
     """A report, or one number per row."""
@@ -84,37 +80,34 @@ class Highest:
     of higher rows are taken."""
 
     def __post_init__(self) -> None:
-        _check_share(self.share)
+        check_within("(0, 1]", share=self.share)
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
         """Which of `rows` stay, bool (n,)."""
         labels = np.asarray(synthetic.labels)[rows]
-        return _top(scores_of(self.scores, synthetic, rows), rows, labels, self.share)
+        scores = self._SIGN * scores_of(self.scores, synthetic, rows)
+        return _top(scores, rows, labels, self.share)
 
     def __str__(self) -> str:
-        return f"highest {self.share:.3g} of each class by {named(self.scores)}"
+        name = type(self).__name__.lower()
+        return f"{name} {self.share:.3g} of each class by {named(self.scores)}"
 
 
 @final
-@dataclass(frozen=True)
-class Lowest:
+class Highest(_ByRank):
+    """Of each class the rows with the highest scores.
+
+    Highest(hardness, 0.2)         # a `HardnessReport`: of each class its hardest fifth
+    """
+
+    _SIGN = 1
+
+
+@final
+class Lowest(_ByRank):
     """Of each class the rows with the lowest scores; arguments as `Highest`."""
 
-    scores: Scores = field(repr=False)
-    """A report, or one number per row."""
-    share: float
-    """How many of the rows that earlier filters left, in (0, 1], rounded up."""
-
-    def __post_init__(self) -> None:
-        _check_share(self.share)
-
-    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
-        """Which of `rows` stay, bool (n,)."""
-        labels = np.asarray(synthetic.labels)[rows]
-        return _top(-scores_of(self.scores, synthetic, rows), rows, labels, self.share)
-
-    def __str__(self) -> str:
-        return f"lowest {self.share:.3g} of each class by {named(self.scores)}"
+    _SIGN = -1
 
 
 def filtered(
@@ -134,10 +127,7 @@ def filtered(
         TypeError, ValueError: For something that is no filter, or does not fit the cache.
         MismatchError: For a report about another cache.
     """
-    if isinstance(filters, str | np.ndarray) or not isinstance(filters, Sequence):
-        raise TypeError(
-            f"`filters` is a {type(filters).__name__}, expected a list: `filters=[...]`."
-        )
+    check_type(list | tuple, "a list: `filters=[...]`", filters=filters)
     lines = []
     for i, rule in enumerate(filters):
         if isinstance(rule, Filter):
@@ -162,11 +152,14 @@ def _mask(rule: Any, synthetic: SyntheticImages, name: str) -> tuple[NDArray[np.
             f"{name} is a {type(rule).__name__} of {mask.dtype}, expected a mask, bool (N,), such "
             "as `scores > 0.5`; or `mixing.AtLeast`, `AtMost`, `Highest`, `Lowest`; or a report."
         )
-    if mask.shape != (len(synthetic.labels),):
-        raise ValueError(
-            f"{name} has shape {mask.shape}, the cache has {len(synthetic.labels)} rows."
-        )
+    _check_rows(name, mask, synthetic)
     return mask, title
+
+
+def _check_rows(name: str, values: NDArray[Any], synthetic: SyntheticImages) -> None:
+    rows = len(synthetic.labels)
+    if values.shape != (rows,):
+        raise ValueError(f"{name} has shape {values.shape}, the cache has {rows} rows.")
 
 
 def scores_of(source: Scores, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.float64]:
@@ -176,15 +169,11 @@ def scores_of(source: Scores, synthetic: SyntheticImages, rows: Indices) -> NDAr
         ValueError: For another number of rows, or a row without a score.
         MismatchError: For a report about another cache.
     """
-    if hasattr(source, "identity"):
+    if isinstance(source, Scored):
         check_identity(synthetic, source, f"The report of {named(source)}")
-        key = _score_key(source)
-        source = source if key is None else getattr(source, key)
+        source = source.row_scores
     scores = np.asarray(source, np.float64)
-    if scores.shape != (len(synthetic.labels),):
-        raise ValueError(
-            f"Scores have shape {scores.shape}, the cache has {len(synthetic.labels)} rows."
-        )
+    _check_rows("An array of scores", scores, synthetic)
     missing = rows[np.isnan(scores[rows])]
     if len(missing):
         raise ValueError(
@@ -196,11 +185,7 @@ def scores_of(source: Scores, synthetic: SyntheticImages, rows: Indices) -> NDAr
 
 def named(source: Scores) -> str:
     """What a report scores, for people."""
-    return _SCORES.get(_score_key(source) or "", "score")
-
-
-def _score_key(source: Scores) -> str | None:
-    return next((key for key in _SCORES if hasattr(source, key)), None)
+    return source.score_name if isinstance(source, Scored) else "score"
 
 
 def _top(
@@ -213,8 +198,3 @@ def _top(
     mask = np.zeros(len(rows), bool)
     mask[order] = above <= kept[labels[order]]
     return mask
-
-
-def _check_share(share: float) -> None:
-    if not 0 < share <= 1:
-        raise ValueError(f"`share` must be in (0, 1], got {share}.")

@@ -41,6 +41,7 @@ class LabelCheck(Report):
     _ERROR = AuditError
     _TITLE = "Labels of synthetic images"
     _INDENT = None
+    score_name = "label agreement"
 
     identity: dict[str, JSON]
     """Of the cache that was judged."""
@@ -64,6 +65,11 @@ class LabelCheck(Report):
         """Rows that may be served, bool (N,)."""
         passed = ~self.withheld & np.isfinite(self.scores)
         return passed if self.audited is None else passed & self.audited
+
+    @property
+    def row_scores(self) -> NDArray[np.float32]:
+        """The agreement of every row, which filters and weights go by."""
+        return self.scores
 
     def with_audit(self, report: Verdicts) -> "LabelCheck":
         """The same check, which also withholds what the audit did not pass.

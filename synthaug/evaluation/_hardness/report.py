@@ -63,6 +63,7 @@ class HardnessReport(Report):
     _REMEDY = "Score the hardness again."
     _ERROR = AuditError
     _TITLE = "Hardness of synthetic images"
+    score_name = "hardness"
     STYLE = """
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); gap: 10px; }
 .pictures figure { margin: 0; } .pictures img { width: 100%; height: auto; }
@@ -90,6 +91,11 @@ class HardnessReport(Report):
     def hardness(self) -> Doubles:
         """Of every row of the cache, float64 (N,); NaN for rows that were not done."""
         return self.synthetic.hardness
+
+    @property
+    def row_scores(self) -> Doubles:
+        """The hardness of every row, which filters and weights go by."""
+        return self.hardness
 
     @property
     def sets(self) -> dict[str, HardnessScores]:
