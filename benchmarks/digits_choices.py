@@ -20,17 +20,7 @@ import numpy as np
 from _machine import write
 
 from synthaug import MixedDataset, evaluate, load_dataset
-from synthaug._demo import (
-    DemoSettings,
-    Split,
-    classifier_seeds,
-    draw_variants,
-    guess_labels,
-    invert,
-    joined,
-    train_generator,
-    with_guesses,
-)
+from synthaug._demo import DemoSettings, Split, Steps, joined, with_guesses
 from synthaug._noise import counter_rng
 from synthaug.evaluation import check_labels
 
@@ -59,21 +49,19 @@ def one_third(third: int, settings: DemoSettings, work: Path) -> list[dict[str, 
     half = load_dataset("digits:train")
     split = split_by_writers(half.labels, third, settings.per_class)
     real, chosen_on = half.subset(split.labelled), half.subset(split.holdout)
-    quiet: dict[str, Any] = {"seed": third, "progress": False}
-    generator, _ = train_generator(
-        half.subset(split.seen), work / f"generator-{third}", settings, **quiet
-    )
-    guessed, right = guess_labels(half, split, settings, **quiet)
+    steps = Steps(settings, seed=third, progress=False)
+    generator, _ = steps.train_generator(half.subset(split.seen), work / f"generator-{third}")
+    guessed, right = steps.guess_labels(half, split)
     print(f"third {third}: {len(guessed)} sure guesses, {right:.3f} right", flush=True)
     folder = Path(tempfile.mkdtemp())
     sources = joined(real, guessed)
-    inversion = invert(generator, sources, folder / "inverted", settings, **quiet)
+    inversion = steps.invert(generator, sources, folder / "inverted")
 
     def mixed(cache: Any, fraction: float, audit: Any = None) -> MixedDataset:
         return MixedDataset(real, cache, audit=audit, fraction=fraction, seed=third)
 
-    of_few = invert(generator, real, folder / "few", settings, **quiet)
-    few = draw_variants(of_few, real, folder / "few.h5", settings, **quiet)
+    of_few = steps.invert(generator, real, folder / "few")
+    few = steps.draw_variants(of_few, real, folder / "few.h5")
     with_guessed = with_guesses(real, guessed, share=settings.fraction)
     arms: dict[str, Any] = {
         "real, augmented": real,
@@ -81,20 +69,12 @@ def one_third(third: int, settings: DemoSettings, work: Path) -> list[dict[str, 
         "real + guessed labels": with_guessed,
     }
     for number, (name, changed) in enumerate(VARIATIONS.items()):
-        cache = draw_variants(
-            inversion, sources, folder / f"{number}.h5", replace(settings, **changed), **quiet
-        )
+        other = replace(steps, settings=replace(settings, **changed))
+        cache = other.draw_variants(inversion, sources, folder / f"{number}.h5")
         arms[name] = mixed(cache, settings.fraction)
         if changed:
             continue
-        check = check_labels(
-            cache,
-            with_guessed,
-            threshold=0.5,
-            config=settings.classifiers,
-            seeds=classifier_seeds(third, settings),
-            progress=False,
-        )
+        check = check_labels(cache, with_guessed, threshold=0.5, **steps.classifiers)
         arms["label check"] = mixed(cache, settings.fraction, check)
         arms["fraction 0.5"] = mixed(cache, 0.5)
         arms["real + guessed labels + synthetic"] = MixedDataset(
@@ -103,10 +83,8 @@ def one_third(third: int, settings: DemoSettings, work: Path) -> list[dict[str, 
     report = evaluate(
         arms,
         test=chosen_on,
-        config=settings.classifiers,
-        seeds=classifier_seeds(third, settings),
         baseline="real, augmented",
-        progress=False,
+        **steps.classifiers,
     )
     print(f"{report.table()}\n", flush=True)
     return [

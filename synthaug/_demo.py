@@ -139,56 +139,112 @@ def classifier_seeds(seed: int, settings: DemoSettings) -> range:
     return range(seed * settings.seeds, (seed + 1) * settings.seeds)
 
 
-def train_generator(
-    seen: LabeledImages, out: Path, settings: DemoSettings, *, seed: int, progress: bool
-) -> tuple[DiffusionInversion, TrainingResult]:
-    """Trains the generator on all images that it may see; it does not look at labels."""
-    generator, training = DiffusionInversion.fit_generator(
-        seen,
-        out,
-        tokens=TokenConfig(
-            num_tokens=settings.num_tokens,
-            token_width=settings.token_width,
-            token_noise=settings.token_noise,
-        ),
-        channels=settings.width,
-        config=TrainingConfig(
-            steps=settings.training_steps,
-            batch_size=64,
-            learning_rate=1e-3,
-            decay_steps=settings.training_steps // 3,
-            ema_decay=0.998,
-            checkpoint_seconds=30,
-            seed=seed,
-            device="cpu",
-        ),
-        progress=progress,
-    )
-    steps = settings.num_inference_steps
-    return generator.with_settings(scheduler="dpmsolver++", num_inference_steps=steps), training
+@dataclass(frozen=True)
+class Steps:
+    """The steps of the demo, with what all of them need."""
 
+    settings: DemoSettings
+    """What to do."""
+    seed: int
+    """Seed of the models and the plans."""
+    progress: bool
+    """Show bars."""
 
-def guess_labels(
-    half: LabeledImages, split: Split, settings: DemoSettings, *, seed: int, progress: bool
-) -> tuple[LabeledImages, float]:
-    """Names the pool's images that classifiers trained on the labelled ones are sure about.
+    @property
+    def classifiers(self) -> dict[str, Any]:
+        """How classifiers are trained, as all functions that train some take it."""
+        seeds = classifier_seeds(self.seed, self.settings)
+        return {"seeds": seeds, "config": self.settings.classifiers, "progress": self.progress}
 
-    Returns:
-        The images with believed guesses for labels, and the share of these that is right, which
-        only the report looks at.
-    """
-    probabilities = class_probabilities(
-        half.subset(split.labelled),
-        half.read(split.pool),
-        seeds=classifier_seeds(seed, settings),
-        config=settings.classifiers,
-        progress=progress,
-    )
-    guess, sure = probabilities.argmax(axis=1), probabilities.max(axis=1) >= settings.sure
-    believed = split.pool[sure]
-    named = LabeledImages(half.read(believed), guess[sure], half.classes, name="guessed digits")
-    right = float((guess[sure] == half.labels[believed]).mean()) if sure.any() else 1.0
-    return named, right
+    def train_generator(
+        self, seen: LabeledImages, out: Path
+    ) -> tuple[DiffusionInversion, TrainingResult]:
+        """Trains the generator on all images that it may see; it does not look at labels."""
+        settings = self.settings
+        generator, training = DiffusionInversion.fit_generator(
+            seen,
+            out,
+            tokens=TokenConfig(
+                num_tokens=settings.num_tokens,
+                token_width=settings.token_width,
+                token_noise=settings.token_noise,
+            ),
+            channels=settings.width,
+            config=TrainingConfig(
+                steps=settings.training_steps,
+                batch_size=64,
+                learning_rate=1e-3,
+                decay_steps=settings.training_steps // 3,
+                ema_decay=0.998,
+                checkpoint_seconds=30,
+                seed=self.seed,
+                device="cpu",
+            ),
+            progress=self.progress,
+        )
+        steps = settings.num_inference_steps
+        return generator.with_settings(scheduler="dpmsolver++", num_inference_steps=steps), training
+
+    def guess_labels(self, half: LabeledImages, split: Split) -> tuple[LabeledImages, float]:
+        """Names the pool's images that classifiers trained on the labelled ones are sure about.
+
+        Returns:
+            The images with believed guesses for labels, and the share of these that is right, which
+            only the report looks at.
+        """
+        labelled, pool = half.subset(split.labelled), half.read(split.pool)
+        probabilities = class_probabilities(labelled, pool, **self.classifiers)
+        guess, largest = probabilities.argmax(axis=1), probabilities.max(axis=1)
+        sure = largest >= self.settings.sure
+        believed = split.pool[sure]
+        named = LabeledImages(half.read(believed), guess[sure], half.classes, name="guessed digits")
+        right = float((guess[sure] == half.labels[believed]).mean()) if sure.any() else 1.0
+        return named, right
+
+    def invert(
+        self, generator: DiffusionInversion, sources: LabeledImages, folder: Path
+    ) -> DiffusionInversion:
+        """Learns an embedding of every source."""
+        config = InversionConfig(updates=self.settings.updates, learning_rate=0.05, seed=self.seed)
+        return generator.fit(sources, folder, config=config, progress=self.progress)[0]
+
+    def draw_variants(
+        self, inversion: DiffusionInversion, sources: LabeledImages, path: Path
+    ) -> SynthCache:
+        """Draws equally many variants of every class, of its sources in turn."""
+        plan = inversion.plan(
+            per_class=self.settings.synthetic_per_class,
+            noise=self.settings.noise,
+            interpolation=self.settings.interpolation,
+            guidance_scale=self.settings.guidance_scale,
+            seed=self.seed,
+        )
+        job: Any = {"source": sources, "batch_size": 256, "progress": self.progress}
+        return generate(inversion, plan, path, **job)
+
+    def compare(
+        self,
+        real: LabeledImages,
+        guessed: LabeledImages,
+        caches: dict[str, SynthCache],
+        report: AuditReport,
+        **options: Any,
+    ) -> EvaluationReport:
+        """Trains classifiers on real images alone, with guesses, and with synthetic images."""
+        share = self.settings.fraction
+        cache = caches["digits"]
+
+        def mixed(cache: SynthCache, audit: AuditReport | None, fraction: float) -> MixedDataset:
+            return MixedDataset(real, cache, audit=audit, fraction=fraction, seed=self.seed)
+
+        arms = {
+            "real, augmented": real,
+            "real + variants of them": mixed(caches["few"], None, share),
+            "real + guessed labels": with_guesses(real, guessed, share=share),
+            "real + synthetic": mixed(cache, report, share),
+            CAS: mixed(cache, report, 1.0),
+        }
+        return evaluate(arms, baseline="real, augmented", **self.classifiers, **options)
 
 
 def joined(real: LabeledImages, guessed: LabeledImages, *, repeats: int = 1) -> LabeledImages:
@@ -206,41 +262,6 @@ def with_guesses(real: LabeledImages, guessed: LabeledImages, *, share: float) -
 
 def _all(images: LabeledImages) -> Pixels:
     return images.read(range(len(images)))
-
-
-def invert(
-    generator: DiffusionInversion,
-    sources: LabeledImages,
-    folder: Path,
-    settings: DemoSettings,
-    *,
-    seed: int,
-    progress: bool,
-) -> DiffusionInversion:
-    """Learns an embedding of every source."""
-    config = InversionConfig(updates=settings.updates, learning_rate=0.05, seed=seed)
-    inversion, _ = generator.fit(sources, folder, config=config, progress=progress)
-    return inversion
-
-
-def draw_variants(
-    inversion: DiffusionInversion,
-    sources: LabeledImages,
-    path: Path,
-    settings: DemoSettings,
-    *,
-    seed: int,
-    progress: bool,
-) -> SynthCache:
-    """Draws equally many variants of every class, of its sources in turn."""
-    plan = inversion.plan(
-        per_class=settings.synthetic_per_class,
-        noise=settings.noise,
-        interpolation=settings.interpolation,
-        guidance_scale=settings.guidance_scale,
-        seed=seed,
-    )
-    return generate(inversion, plan, path, source=sources, batch_size=256, progress=progress)
 
 
 def demo(
@@ -263,8 +284,7 @@ def demo(
     settings = settings or DemoSettings()
     folder = Path(out) / f"{settings.per_class}-per-class"
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    how: Any = {"seed": seed, "progress": progress}
+    started, steps = time.monotonic(), Steps(settings, seed, progress)
     half = load_dataset("digits:train")
     test = load_dataset("digits:test")
     split = split_digits(half.targets, settings, seed)
@@ -275,38 +295,23 @@ def demo(
         f"{len(test)} to test on."
     )
     print("1/4 train a diffusion model on all images, and guess labels")
-    generator, training = train_generator(seen, Path(out) / "generator", settings, **how)
-    guessed, right = guess_labels(half, split, settings, **how)
+    generator, training = steps.train_generator(seen, Path(out) / "generator")
+    guessed, right = steps.guess_labels(half, split)
     print(f"Sure about {len(guessed)} of the {len(split.pool)}; {right:.1%} of these are right.")
     print("2/4 learn embeddings, and draw variants")
     caches = {}
     for name, sources in (("few", real), ("digits", joined(real, guessed))):
-        inversion = invert(generator, sources, folder / f"{name}-inverted", settings, **how)
-        caches[name] = draw_variants(inversion, sources, folder / f"{name}.h5", settings, **how)
-    few, cache = caches["few"], caches["digits"]
+        inversion = steps.invert(generator, sources, folder / f"{name}-inverted")
+        caches[name] = steps.draw_variants(inversion, sources, folder / f"{name}.h5")
+    cache = caches["digits"]
     print("3/4 audit")
-    report = audit(cache, seen, holdout=half.subset(split.holdout), **how)
+    holdout = half.subset(split.holdout)
+    report = audit(cache, seen, holdout=holdout, seed=seed, progress=progress)
     report.to_json(folder / "audit.json")
     report.to_html(folder / "audit.html")
     print("4/4 train classifiers")
-
-    def mixed(variants: SynthCache, report: AuditReport | None, fraction: float) -> MixedDataset:
-        return MixedDataset(real, variants, audit=report, fraction=fraction, seed=seed)
-
-    evaluation = evaluate(
-        {
-            "real, augmented": real,
-            "real + variants of them": mixed(few, None, settings.fraction),
-            "real + guessed labels": with_guesses(real, guessed, share=settings.fraction),
-            "real + synthetic": mixed(cache, report, settings.fraction),
-            CAS: mixed(cache, report, 1.0),
-        },
-        test=test,
-        seeds=classifier_seeds(seed, settings),
-        config=settings.classifiers,
-        baseline="real, augmented",
-        output_dir=folder / "classifiers",
-        progress=progress,
+    evaluation = steps.compare(
+        real, guessed, caches, report, test=test, output_dir=folder / "classifiers"
     )
     evaluation.to_json(folder / "evaluation.json")
     path = folder / "report.html"
