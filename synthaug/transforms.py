@@ -14,9 +14,9 @@ from torchvision.transforms.v2._utils import _parse_labels_getter
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, rows_by_class, servable
 from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_report
-from synthaug._datasets.restoration import ColdRestorer, Restoration, check_unit_range
+from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
-from synthaug._images.convert import Transform, describe, like, pixels_of
+from synthaug._images.convert import Transform, check_unit_range, describe, like, pixels_of, wrapped
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_fraction
 from synthaug._types import Indices
@@ -30,6 +30,8 @@ _EXPECTED = (
     "after the loader; single images are mixed by `synthaug.MixedDataset`. If the labels are "
     "elsewhere in the batch, give a `labels_getter`."
 )
+
+_SAME = "Give `transform=` what the real images went through."
 
 
 class _ImagesOnly(v2.Transform):
@@ -292,7 +294,7 @@ class MixSynthetic(_ImagesOnly):
             result[where, params["classes"].to(result.device)] = 1
             return result
         result[where] = self._images(params["rows"], inpt).to(result.device)
-        return result if type(inpt) is Tensor else tv_tensors.wrap(result, like=inpt)
+        return wrapped(result, inpt)
 
     def _images(self, rows: Indices, batch: Tensor) -> Tensor:
         """Synthetic images in the dtype and shape of those of a batch."""
@@ -307,12 +309,12 @@ class MixSynthetic(_ImagesOnly):
         elif batch.dtype == torch.uint8:
             images = pixels
         else:
-            check_unit_range(batch[:1], "give `transform=` what the real images went through")
+            check_unit_range(batch[:1], batch[:1], _SAME)
             images = pixels.to(batch.dtype) / 255
         if images.shape[1:] != batch.shape[1:] or images.dtype != batch.dtype:
             raise MismatchError(
                 f"The batch is {describe(batch)}, its synthetic images are {describe(images)}. "
-                "Give `transform=` what the real images went through."
+                + _SAME
             )
         return images
 

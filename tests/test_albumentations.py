@@ -125,7 +125,7 @@ def test_without_workers_the_seed_of_the_pipeline_fixes_the_draws(real, cache):
 def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
     for options, message in [
         ({"p": 1.5}, r"`p` must be in \[0, 1\], got 1.5"),
-        ({"on_missing": "skip"}, '`on_missing` must be "keep" or "raise"'),
+        ({"on_missing": "skip"}, "`on_missing` must be one of 'keep', 'raise', got 'skip'"),
     ]:
         with pytest.raises(ValueError, match=message):
             SyntheticVariant(cache, audit=None, **options)  # type: ignore[arg-type]

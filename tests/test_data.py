@@ -497,7 +497,7 @@ def test_torchvision_splits_become_the_arguments_of_the_class(tmp_path, monkeypa
         ("digits", {"image_shape": (4, 8, 8)}, "`channels` must be 1 .* or 3 .*, got 4"),
         ("digits", {"image_shape": (1, 8, 0)}, "`image_size` must be at least 1, got 0"),
         ("digits", {"image_shape": (1, 8, 8), "channels": 1}, "takes the place of"),
-        ("digits", {"classes": ["0", "0"]}, "names a class twice"),
+        ("digits", {"classes": ["0", "0"]}, "`classes` holds .0. more than once"),
         ("torchvision:Nothing", {}, "no data set 'Nothing'"),
         ("hdf5:x.h5", {"split": "train"}, "no splits"),
     ],
@@ -616,7 +616,7 @@ def test_pixels_that_do_not_fit_together_are_named(small):
         DataError, match=r"Image 0 of Pairs cannot be used. .* take `Normalize` off"
     ):
         ImageSource.open(Pairs([(torch.randn(3, 4, 4), 0)])).pixels()
-    with pytest.raises(MismatchError, match="parts of the ConcatDataset have images of shape"):
+    with pytest.raises(MismatchError, match="parts of the ConcatDataset have different shapes"):
         ImageSource.open(ConcatDataset([small, Pairs(mixed.items[1:])])).pixels()
     with pytest.raises(ValueError, match="no image to gather"):
         ImageSource.open(small).pixels([])

@@ -440,7 +440,7 @@ def torchvision_like(base: type) -> Any:
 def test_transforms_are_taken_over_from_data_sets_of_torchvisions_kind(cache, base):
     real = torchvision_like(base)(transform=v2.ToImage())
     mixed = MixedDataset(real, cache, audit=None, fraction=0.5)
-    raw = mixed._raw[3][0]
+    raw = mixed._items.raw[3][0]
     assert isinstance(raw, Image.Image)
     assert all(isinstance(image, tv_tensors.Image) for image, _ in items_of(mixed))
     assert isinstance(real[3][0], tv_tensors.Image)
@@ -604,7 +604,7 @@ def test_something_that_is_no_report_or_no_cache_is_refused(real, cache):
         ({"fraction": -0.1}, r"`fraction` must be in \[0, 1\]"),
         ({"fraction": float("nan")}, "got nan"),
         ({"mode": "append", "ratio": float("inf")}, "`ratio` must be at least 0, got inf"),
-        ({"mode": "mix", "fraction": 0.5}, '`mode` must be "replace" or "append"'),
+        ({"mode": "mix", "fraction": 0.5}, "`mode` must be one of 'replace', 'append', got 'mix'"),
         ({"fraction": 0.5, "seed": None}, "`seed` is None, expected a whole number"),
     ],
 )

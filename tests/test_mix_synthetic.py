@@ -177,7 +177,7 @@ NEEDS = "`MixSynthetic` needs a batch, .* after `default_collate`.* by `synthaug
         ),
         (lambda x: (x[..., :3], LABELS), MismatchError, "Give `transform=` what the real"),
         (lambda x: (x.int(), LABELS), TypeError, "expected uint8, or floating point"),
-        (lambda x: (x / 127.5 - 1, LABELS), ValueError, r"expected \[0, 1\]: give `transform=`"),
+        (lambda x: (x / 127.5 - 1, LABELS), ValueError, r"expected \[0, 1\]. Give `transform=`"),
     ],
 )
 def test_other_batches_are_refused(cache, images, batch, error, message):

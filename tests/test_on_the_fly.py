@@ -471,7 +471,7 @@ def test_what_makes_no_sense_is_refused():
         ({"batch_size": 0}, "`batch_size` must be a whole number from 1"),
         ({"size": 51}, r"`size` is 51, but the plan has 50 rows .* Plan more rows"),
         ({"size": 1}, "which leaves no image of class 'cat'"),
-        ({"output_type": "jpg"}, "`output_type` must be 'pil', 'pt' or 'np'"),
+        ({"output_type": "jpg"}, "`output_type` must be one of 'pil', 'pt', 'np', got 'jpg'"),
     ]:
         with pytest.raises(ValueError, match=message):
             OnTheFlyDataset(Noise(), PLAN, **options)  # type: ignore[arg-type]

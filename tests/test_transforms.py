@@ -185,7 +185,7 @@ def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
     for options, message in [
         ({"p": 1.5}, r"`p` must be in \[0, 1\], got 1.5"),
         ({"p": float("nan")}, "got nan"),
-        ({"on_missing": "skip"}, '`on_missing` must be "keep" or "raise"'),
+        ({"on_missing": "skip"}, "`on_missing` must be one of 'keep', 'raise', got 'skip'"),
     ]:
         with pytest.raises(ValueError, match=message):
             SyntheticVariant(cache, audit=None, **options)  # type: ignore[arg-type]

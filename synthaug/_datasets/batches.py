@@ -9,6 +9,7 @@ from synthaug._datasets.draws import shuffled
 from synthaug._datasets.mixed import MixedDataset
 from synthaug._datasets.samplers import BATCHES, AbstractSeededSampler, share
 from synthaug._noise import counter_rng
+from synthaug._support.arguments import check_type, check_whole
 
 
 @final
@@ -57,11 +58,9 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]]):
             TypeError: If `mixed` is not a `MixedDataset`.
             ValueError: If `mixed` replaces, or appends too little, or the numbers make no sense.
         """
-        if not isinstance(mixed, MixedDataset):
-            raise TypeError(f"`mixed` is a {type(mixed).__name__}, expected a MixedDataset.")
+        check_type(MixedDataset, "a MixedDataset", mixed=mixed)
         super().__init__(mixed, seed, num_replicas, rank)
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a whole number from 1, got {batch_size}.")
+        check_whole(1, batch_size=batch_size)
         self.mixed, self.batch_size = mixed, int(batch_size)
         self.synthetic_per_batch, self.drop_last = synthetic_per_batch, drop_last
         if mixed.mode != "append":

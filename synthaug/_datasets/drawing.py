@@ -236,4 +236,7 @@ def _accelerator_of(synthesizer: Any) -> torch.device | None:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    return {} if isinstance(value, type | ModuleType) else getattr(value, "__dict__", {})
+    try:
+        return {} if isinstance(value, type | ModuleType) else vars(value)
+    except TypeError:  # a number, or another object without attributes of its own
+        return {}

@@ -3,8 +3,8 @@
 from abc import abstractmethod
 from typing import Any
 
-from torch.utils.data import Dataset
-
+from synthaug._images.dataset import AbstractLabeledDataset
+from synthaug._support.arguments import check_at_least
 from synthaug._support.torch_state import shared_counter
 from synthaug._types import Labels
 
@@ -15,27 +15,12 @@ def checked_epoch(epoch: int) -> int:
     Raises:
         ValueError: If it is negative.
     """
-    if epoch < 0:
-        raise ValueError(f"`epoch` must be at least 0, got {epoch}.")
+    check_at_least(0, epoch=epoch)
     return epoch
 
 
-def checked_index(index: int, size: int) -> int:
-    """A place among `size` items, counted from 0; an index beyond them ends a `for` loop.
-
-    Raises:
-        IndexError: If there is no such place.
-    """
-    if not -size <= index < size:
-        raise IndexError(f"Index {index} is out of range for {size} items.")
-    return index % size
-
-
-class AbstractEpochDataset(Dataset[Any]):
+class AbstractEpochDataset(AbstractLabeledDataset):
     """A map-style data set of labeled images, some of which change from epoch to epoch."""
-
-    classes: tuple[str, ...]
-    """Names of the classes."""
 
     def __init__(self) -> None:
         # In shared memory, so that workers that already run see a new epoch.
@@ -54,16 +39,6 @@ class AbstractEpochDataset(Dataset[Any]):
     @abstractmethod
     def labels(self) -> Labels:
         """Class index of every item, int64 (N,)."""
-
-    @property
-    def targets(self) -> list[int]:
-        """`labels` as a list, as torchvision's data sets have it."""
-        return self.labels.tolist()
-
-    @property
-    def class_to_idx(self) -> dict[str, int]:
-        """Class index of each name."""
-        return {name: index for index, name in enumerate(self.classes)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

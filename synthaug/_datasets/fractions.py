@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import isroutine
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from synthaug._datasets.schedules import AbstractSchedule
 from synthaug._plan import largest_remainders, matching_quota
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_choice
 from synthaug._types import JSON, Labels
 from synthaug.errors import MismatchError
 
@@ -42,8 +43,25 @@ class Balance:
     class with too few of them is an error."""
 
     def __post_init__(self) -> None:
-        if self.to is not None:
-            check_at_least(1, to=self.to)
+        check_at_least(1, to=self.to)
+
+
+def checked_share(mode: str, fraction: Any, ratio: Any) -> tuple[str, Any]:
+    """The name and the value of the one that goes with the mode."""
+    check_choice(("replace", "append"), mode=mode)
+    needed, other = ("fraction", "ratio") if mode == "replace" else ("ratio", "fraction")
+    value, unused = (fraction, ratio) if mode == "replace" else (ratio, fraction)
+    if value is None or unused is not None:
+        raise ValueError(
+            f'mode="{mode}" needs `{needed}` and no `{other}`; got {needed}={value}, '
+            f"{other}={unused}."
+        )
+    if mode == "replace" and isinstance(value, Balance):
+        raise ValueError(
+            'Replacing does not change the size of a class. Fill up with mode="append" and '
+            f"ratio={value}."
+        )
+    return needed, value
 
 
 @final
@@ -195,7 +213,7 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
     if isinstance(value, float | int):
         return f"{value:g}"
-    return getattr(value, "__qualname__", repr(value))
+    return value.__qualname__ if isroutine(value) else repr(value)
 
 
 def _written(value: Any) -> JSON:

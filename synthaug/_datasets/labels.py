@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from synthaug._cache.serving import SyntheticImages
+from synthaug._cache.serving import Planned, SyntheticImages
+from synthaug._datasets.real import RealItems
 from synthaug._images.convert import is_probabilities, label_like, probabilities_like
 from synthaug._types import Indices, Labels
 
@@ -19,23 +20,22 @@ class ItemLabels:
     def __init__(
         self,
         soft_labels: bool | ArrayLike,
-        example: Any,
+        real: RealItems,
         synthetic: SyntheticImages,
         rows: Indices,
-        table: Labels,
     ) -> None:
         """Decides which kind.
 
         Args:
             soft_labels: True for those of the plan, False for none, or float (N, num_classes).
-            example: The label of a real item. If it is a vector, all labels are vectors.
+            real: The real items. If their labels are vectors, all labels are vectors.
             synthetic: The cache.
             rows: Those that may be served.
-            table: Where the classes of the cache are among the real ones.
 
         Raises:
             ValueError: If a row that may be served has no class probabilities.
         """
+        table, example = real.class_table, real.label
         given = is_probabilities(example)
         self.vectors = given or soft_labels is not False
         """Whether labels are vectors."""
@@ -52,11 +52,10 @@ class ItemLabels:
         self._given: NDArray[np.float32] | None = None
         self._partner, self._share = np.full(len(self._classes), -1), np.zeros(len(self._classes))
         if soft_labels is True:
-            plan: Any = getattr(synthetic, "plan", None)
-            if "partner_label" in getattr(plan, "columns", {}):
-                partner = np.asarray(plan["partner_label"])
+            if isinstance(synthetic, Planned) and "partner_label" in synthetic.plan.columns:
+                partner = synthetic.plan["partner_label"]
                 self._partner = np.where(partner < 0, partner, table[partner])
-                self._share = np.asarray(plan["interpolation"], np.float64)
+                self._share = synthetic.plan["interpolation"]
         elif soft_labels is not False:
             self._given = _checked(soft_labels, synthetic, rows)
             _check_order(self._given[rows], self._classes[rows], synthetic, rows)

@@ -6,29 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from synthaug._cache.serving import SyntheticImages, Verdicts, rows_by_class, servable
-from synthaug._datasets.checks import check_example, check_supply, checked_classes, checked_share
+from synthaug._cache.serving import SyntheticImages, Traced, Verdicts, rows_by_class, servable
 from synthaug._datasets.choices import Choices, Mode
 from synthaug._datasets.draws import Stratified, Weighted, bound_draw
-from synthaug._datasets.epochs import AbstractEpochDataset, checked_index
+from synthaug._datasets.epochs import AbstractEpochDataset
 from synthaug._datasets.filters import filtered
-from synthaug._datasets.fractions import Balance, Filled, Share, Shares
+from synthaug._datasets.fractions import Balance, Filled, Share, Shares, checked_share
 from synthaug._datasets.items import ItemFormat
 from synthaug._datasets.labels import ItemLabels
 from synthaug._datasets.log import ServedLog
 from synthaug._datasets.opening import StrPath, open_cache, open_report
+from synthaug._datasets.real import RealItems
 from synthaug._datasets.show import notebook
 from synthaug._images.convert import Transform, like
-from synthaug._images.fields import Fields
-from synthaug._images.loaders import checked_labels
 from synthaug._images.source import ImageSource, items_of
-from synthaug._images.untransformed import without_transforms
 from synthaug._noise import checked_seed
 from synthaug._types import JSON, Indices, Labels, Pixels
-from synthaug.errors import DataError, MismatchError
+from synthaug.errors import MismatchError
 
 
 class MixedDataset(AbstractEpochDataset):
@@ -116,17 +113,18 @@ class MixedDataset(AbstractEpochDataset):
         name, share = checked_share(mode, fraction, ratio)
         items = items or ItemFormat()
         self.mode, self.seed = mode, checked_seed(seed)
-        source = ImageSource.open(_not_text(real), "`real`", fields=items.fields)
-        self.real = source.dataset
         self.synthetic: SyntheticImages = open_cache(synthetic)
         self.served = servable(
             self.synthetic, open_report(audit), soft_labels=items.soft_labels is not False
         )
-        self._take_transforms(source, transform, target_transform)
-        class_table = self._read_format(source, items)
-        rows = self._lay_out(class_table, name, share, filters, draw)
-        label = self._fields.get(self._example)[1]
-        self._item_labels = ItemLabels(items.soft_labels, label, self.synthetic, rows, class_table)
+        self._items = RealItems(real, items, self.synthetic, appended=mode == "append")
+        self.real, self.classes = self._items.dataset, self._items.classes
+        self.transform = _one_transform("transform", transform, self._items.transform)
+        self.target_transform = _one_transform(
+            "target_transform", target_transform, self._items.target_transform
+        )
+        rows = self._lay_out(name, share, filters, draw)
+        self._item_labels = ItemLabels(items.soft_labels, self._items, self.synthetic, rows)
         if self._item_labels.changes_real and self.target_transform is not None:
             raise ValueError(
                 "Soft labels and a `target_transform` exclude each other: it would be given "
@@ -134,88 +132,56 @@ class MixedDataset(AbstractEpochDataset):
             )
         self._log: ServedLog | None = None
 
-    def _take_transforms(
-        self,
-        source: ImageSource,
-        transform: Transform | None,
-        target_transform: Transform | None,
-    ) -> None:
-        """Takes the transforms of `real` off it, and checks that it can be mixed at all."""
-        if len(source) == 0:
-            raise DataError("`real` holds no image.")
-        if not source.has_fixed_length:
-            raise ValueError(
-                "`real` is a mixture whose `ratio` changes, so that it has another length in every "
-                "epoch. Mix in the other order: with that ratio last."
-            )
-        self._raw, taken, target_taken = without_transforms(self.real)
-        self.transform = _one_transform("transform", transform, taken)
-        self.target_transform = _one_transform("target_transform", target_transform, target_taken)
-
-    def _read_format(self, source: ImageSource, items: ItemFormat) -> Labels:
-        """Learns the form of the items of `real`, its classes and labels, from its first item.
-
-        Returns:
-            Where the classes of the cache are among those of `real`, int64 (num_classes,).
-        """
-        self._example = self._raw[0]
-        self._fields = Fields.of(self._example) if items.fields is None else items.fields
-        self._example_image = self._fields.get(self._example)[0]
-        self._source = ImageSource(self._raw, "`real`", items.fields)
-        self.classes, class_table = checked_classes(source, self.synthetic, items.classes)
-        self._labels = checked_labels(self._source.class_indices(), self.classes, "`real`")
-        check_example(
-            self._raw,
-            self._fields,
-            self._labels,
-            self.synthetic,
-            appended=self.mode == "append",
-            any_size=items.any_size,
-        )
-        plain = isinstance(self._fields, Fields)
-        self._has_extras = self.mode == "replace" and not (plain and len(self._example) == 2)
-        two = type(self._example) is tuple and len(self._example) == 2
-        self._pairs = two and self._fields == Fields(0, 1)
-        return class_table
-
-    def _lay_out(
-        self, class_table: Labels, name: str, share: Any, filters: Sequence[Any], draw: Any
-    ) -> Indices:
+    def _lay_out(self, name: str, share: Any, filters: Sequence[Any], draw: Any) -> Indices:
         """Decides which rows can be drawn, how often, and in the place of what.
 
         Returns:
             The rows that the filters leave, int64 (n,).
         """
-        row_labels = class_table[np.asarray(self.synthetic.labels)]
+        labels, classes = self._items.labels, self.classes
+        row_labels = self._items.class_table[np.asarray(self.synthetic.labels)]
         rows, self._filters = filtered(self.synthetic, np.flatnonzero(self.served.mask), filters)
         rule = bound_draw(draw, self.synthetic, rows)
         self._drawn = None if draw is None else str(draw)  # not its scores, which are large
         drawn = row_labels[rule.arranged(rows)]
-        available = np.bincount(drawn, minlength=len(self.classes))
+        available = np.bincount(drawn, minlength=len(classes))
         self._shares = (
-            Filled(share, self._labels, available, self.classes)
+            Filled(share, labels, available, classes)
             if isinstance(share, Balance)
-            else Shares(share, self._labels, self.classes, name)
+            else Shares(share, labels, classes, name)
         )
         self._choices = Choices(
-            self._labels,
-            rows_by_class(rows, row_labels[rows], len(self.classes)),
+            labels,
+            rows_by_class(rows, row_labels[rows], len(classes)),
             shares=self._shares,
             draw=rule,
             seed=self.seed,
             mode=self.mode,
         )
-        check_supply(
-            self._shares.possible, available, row_labels, self.synthetic, self.served, self.classes
-        )
+        short = np.flatnonzero(self._shares.possible & (available == 0))
+        if len(short):
+            raise self._unserved(int(short[0]), row_labels == short[0])
         return rows
+
+    def _unserved(self, c: int, of_class: NDArray[np.bool_]) -> MismatchError:
+        """Says why a class that needs synthetic images has none; its rows are bool (N,)."""
+        done = int(np.asarray(self.synthetic.done)[of_class].sum())
+        allowed = int(self.served.mask[of_class].sum())
+        passed = f" and {allowed or 'none'} of them passed the audit"
+        judged = "" if self.served.verdict is None else passed
+        left = ", and the filters or weights leave none" if allowed else ""
+        return MismatchError(
+            f"Class {self.classes[c]!r} has no synthetic image that may be served: of "
+            f"{of_class.sum()} rows, {done} are done{judged}{left}. Generate more images of it, or "
+            "leave the class out of `real`."
+        )
 
     # Choices
 
     def set_epoch(self, epoch: int) -> None:
         """Changes the choices; call it before each epoch. Workers that already run follow."""
         super().set_epoch(epoch)
-        for side in (self._source, ImageSource(self.synthetic, "`synthetic`")):
+        for side in (self._items.source, ImageSource(self.synthetic, "`synthetic`")):
             side.epochs.set(epoch)  # of a mixture, of an `OnTheFlyDataset`
 
     def synthetic_rows(self, indices: ArrayLike | None = None) -> Indices:
@@ -258,8 +224,8 @@ class MixedDataset(AbstractEpochDataset):
             if isinstance(self.real, MixedDataset):
                 return self.real.provenance(index)
             return {"synthetic": False, "index": index}
-        describe_row: Any = getattr(self.synthetic, "provenance", lambda row: {})
-        return {"synthetic": True, "row": row, **describe_row(row)}
+        facts = self.synthetic.provenance(row) if isinstance(self.synthetic, Traced) else {}
+        return {"synthetic": True, "row": row, **facts}
 
     def log_served(self, path: str | os.PathLike[str] | None) -> None:
         """Writes a line to a file for every item that is loaded from now on, also by workers.
@@ -294,18 +260,7 @@ class MixedDataset(AbstractEpochDataset):
     # Items
 
     def __len__(self) -> int:
-        return len(self._labels) + int(self.appended(self.epoch).sum())
-
-    def __getitem__(self, index: int) -> Any:
-        rows = self._rows()
-        index = checked_index(index, len(rows))
-        row = int(rows[index])
-        if self._log is not None:
-            self._log.write(self.epoch, [index], [row])
-        if row < 0:
-            return self._item(self._raw[index])
-        item = self._raw[index] if self._has_extras else self._example
-        return self._item(item, row, self.synthetic.read([row])[0])
+        return len(self._items.labels) + int(self.appended(self.epoch).sum())
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """A whole batch: each side is asked once. `DataLoader` and `Subset` call it."""
@@ -316,30 +271,31 @@ class MixedDataset(AbstractEpochDataset):
         if self._log is not None:
             self._log.write(self.epoch, where.tolist(), rows.tolist())
         made = rows >= 0
-        raw = iter(items_of(self._raw, where[~made | self._has_extras].tolist()))
+        real = self._items
+        raw = iter(items_of(real.raw, where[~made | real.has_extras].tolist()))
         pixels = iter(self.synthetic.read(rows[made])) if made.any() else iter(())
         return [
             self._item(next(raw))
             if row < 0
-            else self._item(next(raw) if self._has_extras else self._example, row, next(pixels))
+            else self._item(next(raw) if real.has_extras else real.example, row, next(pixels))
             for row in rows.tolist()
         ]
 
     def _item(self, item: Any, row: int = -1, pixels: Tensor | None = None) -> Any:
         """An item of `real`, or with `pixels` one with a row of the cache, after the transforms."""
         if pixels is not None:
-            image, label = like(pixels, self._example_image), self._item_labels.of_row(row)
+            image, label = like(pixels, self._items.image), self._item_labels.of_row(row)
         else:
             changes = self._item_labels.changes_real or self.target_transform is not None
             if self.transform is None and not changes:
                 return item
-            image, label = item if self._pairs else self._fields.get(item)
+            image, label = item if self._items.pairs else self._items.fields.get(item)
             label = self._item_labels.of_real(label)
         if self.transform is not None:
             image = self.transform(image)
         if self.target_transform is not None:
             label = self.target_transform(label)
-        return (image, label) if self._pairs else self._fields.put(item, image, label)
+        return (image, label) if self._items.pairs else self._items.fields.put(item, image, label)
 
     def read(self, indices: ArrayLike) -> Pixels:
         """The images of this epoch as pixels, uint8 (n, C, H, W), without the transform."""
@@ -348,7 +304,7 @@ class MixedDataset(AbstractEpochDataset):
         made = torch.from_numpy(rows >= 0)
         if made.all():
             return self.synthetic.read(rows)
-        real = self._source.pixels(where[rows < 0] % len(self))
+        real = self._items.source.pixels(where[rows < 0] % len(self))
         if not made.any():
             return real
         fake = self.synthetic.read(rows[rows >= 0])
@@ -366,30 +322,26 @@ class MixedDataset(AbstractEpochDataset):
         """Class index of every item, int64 (N,): of `real`, then of the appended ones of this
         epoch. The same in every epoch, unless `ratio` changes."""
         quota = self.appended(self.epoch)
-        return np.concatenate([self._labels, np.repeat(np.arange(len(quota)), quota)])
+        return np.concatenate([self._items.labels, np.repeat(np.arange(len(quota)), quota)])
 
     # Display
 
-    def __repr__(self) -> str:
+    def _facts(self) -> list[str]:
         share = "fraction" if self.mode == "replace" else "ratio"
         made = int((self._rows() >= 0).sum())
-        lines = [
-            f"Dataset {type(self).__name__}",
-            f"    Number of datapoints: {len(self)}",
-            f"    Mode: {self.mode}, {share} {self._shares}, seed {self.seed}",
-            f"    Real: {len(self._labels)}, {type(self.real).__name__}",
-            f"    Synthetic: {self.served}",
-            f"    Epoch {self.epoch}: {len(self) - made} real, {made} synthetic",
-            f"    Classes: {len(self.classes)}",
-            *[f"    Filter: {line}" for line in self._filters],
+        facts = [
+            f"Mode: {self.mode}, {share} {self._shares}, seed {self.seed}",
+            f"Real: {len(self._items.labels)}, {type(self.real).__name__}",
+            f"Synthetic: {self.served}",
+            f"Epoch {self.epoch}: {len(self) - made} real, {made} synthetic",
+            f"Classes: {len(self.classes)}",
+            *[f"Filter: {line}" for line in self._filters],
         ]
         if self._drawn is not None:
-            lines.append(f"    Drawn {self._drawn}")
+            facts.append(f"Drawn {self._drawn}")
         if self.has_soft_labels:
-            lines.append("    Labels: class probabilities")
-        if self.transform is not None:
-            lines.append(f"    Transform: {self.transform!r}")
-        return "\n".join(lines)
+            facts.append("Labels: class probabilities")
+        return facts
 
     def _repr_html_(self) -> str:
         return notebook(self)
@@ -404,12 +356,3 @@ def _one_transform(
             "that of `real` goes to both kinds of images."
         )
     return taken_over if argument is None else argument
-
-
-def _not_text(real: Any) -> Any:
-    """`real`, which must have been loaded: only its owner knows the shape that it is to have."""
-    if isinstance(real, str | os.PathLike):
-        raise TypeError(
-            f"`real` is the text {str(real)!r}, expected a data set: `synthaug.load_dataset(...)`."
-        )
-    return real

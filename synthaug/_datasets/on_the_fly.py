@@ -18,13 +18,14 @@ from synthaug._cache import State, SynthCache
 from synthaug._cache.serving import between_classes
 from synthaug._cache.synthesizer import Declared
 from synthaug._datasets.drawing import Drawing
-from synthaug._datasets.epochs import AbstractEpochDataset, checked_index
+from synthaug._datasets.epochs import AbstractEpochDataset
 from synthaug._datasets.pool import Pool
 from synthaug._generate import Synthesizer, as_begun, check_plan, open_cache
 from synthaug._images.convert import Transform
 from synthaug._noise import checked_seed
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
+from synthaug._support.arguments import check_choice, check_whole
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
@@ -104,11 +105,8 @@ class OnTheFlyDataset(AbstractEpochDataset):
             CacheError: If the cache cannot be made or read.
         """
         super().__init__()
-        for name, value in (("size", size), ("reuse", reuse), ("batch_size", batch_size)):
-            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
-                raise ValueError(f"`{name}` must be a whole number from 1, got {value}.")
-        if output_type not in ("pil", "pt", "np"):
-            raise ValueError(f"`output_type` must be 'pil', 'pt' or 'np', got {output_type!r}.")
+        check_whole(1, size=size, reuse=reuse, batch_size=batch_size)
+        check_choice(("pil", "pt", "np"), output_type=output_type)
         check_plan(synthesizer, plan)
         if cache is not None:
             path = cache.path if isinstance(cache, SynthCache) else cache
@@ -191,9 +189,6 @@ class OnTheFlyDataset(AbstractEpochDataset):
     def __len__(self) -> int:
         return len(self._pool)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.__getitems__([checked_index(index, len(self))])[0]
-
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """A whole batch, of which what is missing is drawn at once. `DataLoader` calls it."""
         pixels = self.read(indices)
@@ -202,12 +197,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
             images = pixels.permute(0, 2, 3, 1).contiguous().numpy()  # NCHW => NHWC
         elif self.output_type == "pil":
             images = map(to_pil, images)
-        if self.transform is not None:
-            images = map(self.transform, images)
-        labels: Any = self.labels[np.asarray(indices, np.int64)].tolist()
-        if self.target_transform is not None:
-            labels = map(self.target_transform, labels)
-        return list(zip(images, labels, strict=True))
+        return self._transformed(images, self.labels[np.asarray(indices, np.int64)].tolist())
 
     @property
     def labels(self) -> Labels:
@@ -239,21 +229,17 @@ class OnTheFlyDataset(AbstractEpochDataset):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_table": None}
 
-    def __repr__(self) -> str:
+    def _facts(self) -> list[str]:
         stays = "1 epoch" if self.reuse == 1 else f"{self.reuse} epochs"
-        lines = [
-            f"Dataset {type(self).__name__}",
-            f"    Number of datapoints: {len(self)}",
-            f"    Drawn by: {type(self.synthesizer).__name__}, {self.num_drawn} images by now",
-            f"    Plan: {len(self._drawing.plan)} rows; an image stays {stays}, seed {self.seed}",
-            f"    In memory: at most {self.max_images} images",
-            f"    Classes: {len(self.classes)}",
+        facts = [
+            f"Drawn by: {type(self.synthesizer).__name__}, {self.num_drawn} images by now",
+            f"Plan: {len(self._drawing.plan)} rows; an image stays {stays}, seed {self.seed}",
+            f"In memory: at most {self.max_images} images",
+            f"Classes: {len(self.classes)}",
         ]
         if self.cache is not None:
-            lines.append(f"    Stored in: {self.cache.path}")
-        if self.transform is not None:
-            lines.append(f"    Transform: {self.transform!r}")
-        return "\n".join(lines)
+            facts.append(f"Stored in: {self.cache.path}")
+        return facts
 
 
 def _opened(synthesizer: Any, plan: Plan, cache: str | os.PathLike[str] | SynthCache) -> SynthCache:

@@ -8,10 +8,12 @@ and shared by all that hold it now.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakValueDictionary
 
-# Modules are imported where they are needed: who gives an object needs none of them.
+from synthaug._cache import SynthCache
+
+# Other modules are imported where they are needed: who gives an object needs none of them.
 
 StrPath: TypeAlias = str | os.PathLike[str]
 """A path, as `open` takes it."""
@@ -19,21 +21,23 @@ StrPath: TypeAlias = str | os.PathLike[str]
 _opened: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 
+@runtime_checkable
+class _Opened(Protocol):
+    """What knows the path that it was opened from."""
+
+    path: StrPath
+
+
 def path_of(value: Any) -> str | None:
     """The path that `value` is, or that it was opened from; `None` if it does not know."""
-    path = value if isinstance(value, str | os.PathLike) else getattr(value, "path", None)
-    return None if path is None else os.fspath(path)
+    if isinstance(value, _Opened):
+        value = value.path
+    return os.fspath(value) if isinstance(value, str | os.PathLike) else None
 
 
 def open_cache(value: Any) -> Any:
     """A `SynthCache`, if given by path; anything else as it is."""
-
-    def load(path: str) -> Any:
-        from synthaug._cache import SynthCache
-
-        return SynthCache(path)
-
-    return _open("cache", value, load)
+    return _open("cache", value, SynthCache)
 
 
 def open_report(value: Any) -> Any:

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from synthaug._images.convert import describe, like, pixels_of
+from synthaug._images.convert import check_unit_range, describe, like, pixels_of, wrapped
 from synthaug._pixels import to_images, to_pixels
+from synthaug._support.arguments import check_type
 from synthaug._types import Images
-
-_SLACK = 1e-4
-"""As for `pixels_of`: resizing overshoots [0, 1] a little, normalised images do so by far more."""
 
 
 @runtime_checkable
@@ -49,11 +47,8 @@ class Restoration:
             TypeError: If `cold` cannot restore.
             ValueError: For another range.
         """
-        if not isinstance(cold, ColdRestorer):
-            raise TypeError(
-                f"`cold` is a {type(cold).__name__}, expected a `ColdDiffusion`: "
-                '`synthaug.ColdDiffusion.from_pretrained("PATH")`.'
-            )
+        remedy = 'a `ColdDiffusion`: `synthaug.ColdDiffusion.from_pretrained("PATH")`'
+        check_type(ColdRestorer, remedy, cold=cold)
         if len(severity_range) != 2 or not 0 < severity_range[0] <= severity_range[1] <= 1:
             raise ValueError(
                 "`severity_range` must be the smallest and the largest severity, in (0, 1]; got "
@@ -106,11 +101,7 @@ class Restoration:
             result[rows] = values
         else:
             result = values[0]
-        if type(image) is Tensor:
-            return result
-        from torchvision import tv_tensors
-
-        return tv_tensors.wrap(result, like=image)
+        return wrapped(result, image)
 
 
 def _model_space(image: Any) -> Images:
@@ -127,25 +118,8 @@ def _model_space(image: Any) -> Images:
     x = x if x.ndim == 4 else x[None]
     if x.dtype == torch.uint8:
         return to_images(x)
-    check_unit_range(image if isinstance(image, Tensor) else x, "put this before `Normalize`")
+    check_unit_range(x, image, "Put this before `Normalize`.")
     return x.float().clamp(0, 1) * 2 - 1
-
-
-def check_unit_range(image: Tensor, remedy: str) -> None:
-    """Refuses images that are not floating point in [0, 1].
-
-    Raises:
-        TypeError: For another dtype.
-        ValueError: For other values.
-    """
-    if not image.is_floating_point():
-        raise TypeError(f"Got {describe(image)}, expected uint8, or floating point in [0, 1].")
-    low, high = (float(v) for v in image.detach().aminmax()) if image.numel() else (0.0, 0.0)
-    if not (low >= -_SLACK and high <= 1 + _SLACK):  # a NaN fails this too
-        raise ValueError(
-            f"Got {describe(image)} with values from {low:.4g} to {high:.4g}, expected [0, 1]: "
-            f"{remedy}."
-        )
 
 
 def _alike(view: Tensor, example: Any) -> Any:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_finite
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,7 @@ class AbstractSchedule(ABC):
     def __post_init__(self) -> None:
         check_at_least(1, epochs=self.epochs)
         check_at_least(0, after=self.after)
-        for name, value in (("start", self.start), ("end", self.end)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"`{name}` must be at least 0 and finite, got {value}.")
+        check_finite(0, start=self.start, end=self.end)
 
     def __call__(self, epoch: int) -> float:
         """The value of an epoch."""

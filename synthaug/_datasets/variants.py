@@ -8,6 +8,7 @@ from torch import Tensor
 
 from synthaug._cache.serving import servable
 from synthaug._pixels import digest
+from synthaug._support.arguments import check_choice
 from synthaug._types import Indices
 from synthaug.errors import DataError, MismatchError
 
@@ -36,8 +37,7 @@ class Variants:
             MismatchError: If the report judges another cache.
             DataError: If no row may be served that was made from a real image.
         """
-        if on_missing not in ("keep", "raise"):
-            raise ValueError(f'`on_missing` must be "keep" or "raise", got {on_missing!r}.')
+        check_choice(("keep", "raise"), on_missing=on_missing)
         self.cache, self.on_missing = cache, on_missing
         rows = np.flatnonzero(servable(cache, audit).mask & (cache.plan["source"] >= 0))
         if len(rows) == 0:

@@ -89,20 +89,36 @@ def pixels_of(image: Any) -> Tensor:
 def _levels(chw: Tensor, image: Any) -> Tensor:
     if chw.dtype == torch.uint8:
         return chw
-    if not chw.is_floating_point():
+    advice = (
+        "Normalise after the images of both kinds came together: take `Normalize` off this data "
+        "set, and give it where the images are used."
+    )
+    check_unit_range(chw, image, advice)
+    return (chw.float() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def check_unit_range(values: Tensor, image: Any, remedy: str) -> None:
+    """Refuses images that are not floating point in [0, 1].
+
+    Args:
+        values: The numbers of the image.
+        image: The image or the batch as it came, for the message.
+        remedy: A sentence, for values that do not look like levels from 0 to 255.
+
+    Raises:
+        TypeError: For another dtype.
+        ValueError: For other values.
+    """
+    if not values.is_floating_point():
         raise TypeError(f"Got {describe(image)}, expected uint8, or floating point in [0, 1].")
-    low, high = (float(v) for v in chw.aminmax()) if chw.numel() else (0.0, 0.0)
+    low, high = (float(v) for v in values.detach().aminmax()) if values.numel() else (0.0, 0.0)
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # a NaN fails this too
+        if low >= 0 and high > _BRIGHT:
+            remedy = "Divide by 255, or give uint8."
         raise ValueError(
             f"Got {describe(image)} with values from {low:.4g} to {high:.4g}, expected [0, 1]. "
-            + (
-                "Divide by 255, or give uint8."
-                if low >= 0 and high > _BRIGHT
-                else "Normalise after the images of both kinds came together: take `Normalize` off "
-                "this data set, and give it where the images are used."
-            )
+            + remedy
         )
-    return (chw.float() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def like(pixels: Tensor, example: Any) -> Any:
@@ -117,32 +133,38 @@ def like(pixels: Tensor, example: Any) -> Any:
         TypeError: If `example` has a type that `pixels_of` refuses.
         ValueError: If the numbers of channels differ.
     """
-    channels = pixels.shape[0]
+    channels: int | None
     if isinstance(example, Image.Image):
-        if _MODES.get(example.mode) != channels:
-            raise ValueError(f"An image of {channels} channels cannot be like {describe(example)}.")
+        channels = _MODES.get(example.mode)
+    elif isinstance(example, np.ndarray):
+        channels = 1 if example.ndim == 2 else example.shape[2]
+    elif isinstance(example, Tensor):
+        channels = example.shape[0]
+    else:
+        raise TypeError(f"An image cannot be like {describe(example)}.")
+    if pixels.shape[0] != channels:
+        raise ValueError(
+            f"An image of {pixels.shape[0]} channels cannot be like {describe(example)}."
+        )
+    if isinstance(example, Image.Image):
         return to_pil(pixels)
     if isinstance(example, np.ndarray):
-        if (1 if example.ndim == 2 else example.shape[2]) != channels:
-            raise ValueError(f"An image of {channels} channels cannot be like {describe(example)}.")
         hwc = np.ascontiguousarray(pixels.numpy().transpose(1, 2, 0))  # CHW => HWC
         array = hwc[:, :, 0] if example.ndim == 2 else hwc
-        return (
-            array
-            if example.dtype == np.uint8
-            else array.astype(example.dtype) / example.dtype.type(255)
-        )
-    if isinstance(example, Tensor):
-        if example.shape[0] != channels:
-            raise ValueError(f"An image of {channels} channels cannot be like {describe(example)}.")
-        image = pixels.clone() if example.dtype == torch.uint8 else pixels.to(example.dtype) / 255
-        image = image.to(example.device)
-        if type(example) is Tensor:
-            return image
-        from torchvision import tv_tensors
+        if example.dtype == np.uint8:
+            return array
+        return array.astype(example.dtype) / example.dtype.type(255)
+    image = pixels.clone() if example.dtype == torch.uint8 else pixels.to(example.dtype) / 255
+    return wrapped(image.to(example.device), example)
 
-        return tv_tensors.wrap(image, like=example)
-    raise TypeError(f"An image cannot be like {describe(example)}.")
+
+def wrapped(image: Tensor, example: Tensor) -> Tensor:
+    """A tensor in the class of another one, such as `tv_tensors.Image`."""
+    if type(example) is Tensor:
+        return image
+    from torchvision import tv_tensors
+
+    return tv_tensors.wrap(image, like=example)
 
 
 def label_like(label: int, example: Any) -> Any:

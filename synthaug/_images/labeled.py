@@ -5,6 +5,7 @@ that fit in memory are decoded once, at loading; a larger data set has its heade
 loading and its images decoded when they are read.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from synthaug._images.loaders import LOADERS, checked_labels, parse_spec
+from synthaug._images.dataset import AbstractLabeledDataset
+from synthaug._images.loaders import LOADERS, Request, checked_labels, parse_spec
 from synthaug._images.stores import Conform, Memory, Store, gather
 from synthaug._pixels import to_pil
+from synthaug._support.arguments import check_at_least, check_distinct
 from synthaug._types import Labels, Pixels
 from synthaug.errors import DataError
 
@@ -26,7 +28,7 @@ MEMORY_LIMIT = 4 << 30
 """Bytes of decoded images above which images are decoded when they are read."""
 
 
-class LabeledImages(Dataset[tuple[Any, Any]]):
+class LabeledImages(AbstractLabeledDataset):
     """Labelled images of one size, as a map-style data set.
 
         train = load_dataset("folder:cifar10/train")
@@ -77,16 +79,6 @@ class LabeledImages(Dataset[tuple[Any, Any]]):
         self._fingerprint: str | None = None
 
     @property
-    def class_to_idx(self) -> dict[str, int]:
-        """Class name to class index."""
-        return {name: i for i, name in enumerate(self.classes)}
-
-    @property
-    def targets(self) -> list[int]:
-        """Class index of every image, as Python ints."""
-        return self.labels.tolist()
-
-    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
         return self._store.shape
@@ -123,52 +115,25 @@ class LabeledImages(Dataset[tuple[Any, Any]]):
             indices: Integers (n,) or a mask, bool (N,).
         """
         chosen = np.arange(len(self))[np.asarray(indices)]
-        other = LabeledImages(
-            self._store,
-            self.labels[chosen],
-            self.classes,
-            transform=self.transform,
-            target_transform=self.target_transform,
-            name=self.name,
-            paths=self._paths,
-        )
-        other._rows = self._rows[chosen]
+        other = copy.copy(self)
+        other.labels, other._rows = self.labels[chosen], self._rows[chosen]
+        other._fingerprint = None
         return other
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        if not -len(self) <= index < len(self):  # what ends a `for` loop over us
-            raise IndexError(f"Index {index} is out of range for {len(self)} images.")
-        return self.__getitems__([index])[0]
-
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """A whole batch at once; `DataLoader` and `Subset` call it."""
         rows = np.asarray(indices, np.int64)
-        items = []
-        for pixels, label in zip(self.read(rows), self.labels[rows].tolist(), strict=True):
-            image = to_pil(pixels)
-            items.append(
-                (
-                    image if self.transform is None else self.transform(image),
-                    label if self.target_transform is None else self.target_transform(label),
-                )
-            )
-        return items
+        return self._transformed(map(to_pil, self.read(rows)), self.labels[rows].tolist())
 
-    def __repr__(self) -> str:
-        c, h, w = self.image_shape
-        lines = [
-            f"Dataset {type(self).__name__}",
-            f"    Number of datapoints: {len(self)}",
-            f"    Source: {self.name}",
-            f"    Classes: {len(self.classes)}",
-            f"    Image shape: ({c}, {h}, {w})",
+    def _facts(self) -> list[str]:
+        return [
+            f"Source: {self.name}",
+            f"Classes: {len(self.classes)}",
+            f"Image shape: {self.image_shape}",
         ]
-        if self.transform is not None:
-            lines.append(f"    Transform: {self.transform!r}")
-        return "\n".join(lines)
 
 
 def load_dataset(
@@ -226,14 +191,12 @@ def load_dataset(
         if image_size is not None or channels is not None:
             raise ValueError("`image_shape` takes the place of `image_size` and `channels`.")
         channels, size = image_shape[0], image_shape[1:]
-    if size is not None and min(size) < 1:
-        raise ValueError(f"`image_size` must be at least 1, got {min(size)}.")
+    check_at_least(1, image_size=None if size is None else min(size))
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
-    if classes is not None and len(set(classes)) != len(classes):
-        raise ValueError("`classes` names a class twice.")
-    conform = Conform(size, channels)
-    store, labels, names, paths = LOADERS[kind](where, split, conform, classes, progress)
+    check_distinct(classes=classes or ())
+    asked = Request(where, split, Conform(size, channels), classes, progress)
+    store, labels, names, paths = LOADERS[kind](asked)
     if len(labels) == 0:
         raise DataError(f"{spec} holds no image.")
     if len(labels) * int(np.prod(store.shape)) <= memory_limit:

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -31,20 +32,28 @@ IMAGE_EXTENSIONS = frozenset(
 )
 """Files with one of these must be images; files with any other are passed over, and counted."""
 
+
+@dataclass(frozen=True)
+class Request:
+    """What `load_dataset` is asked for."""
+
+    where: str
+    """A path, or the name of a data set with its options."""
+    split: str | None
+    conform: Conform
+    classes: Sequence[str] | None
+    """The class names in the order that is wanted."""
+    progress: bool | None
+
+
 Loaded = tuple[Store, Labels, tuple[str, ...], Sequence[str] | None]
 
 # folder: -----------------------------------------------------------------------------------------
 
 
-def _folder(
-    path: str,
-    split: str | None,
-    conform: Conform,
-    classes: Sequence[str] | None,
-    progress: bool | None,
-) -> Loaded:
-    root, names = _class_folders(path, split, classes)
-    order = tuple(names) if classes is None else tuple(classes)
+def _folder(asked: Request) -> Loaded:
+    root, names = _class_folders(asked)
+    order = tuple(names) if asked.classes is None else tuple(asked.classes)
     paths: list[str] = []
     labels: list[int] = []
     others = sorted(os.path.join(root, f) for f in os.listdir(root) if (root / f).is_file())
@@ -63,37 +72,31 @@ def _folder(
             f"Expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}."
         )
     if empty:
+        more = f" (and {len(empty) - 1} more classes have none)" if len(empty) > 1 else ""
+        remedy = "delete the folder" if asked.classes is None else "leave it out of `classes`"
         raise DataError(
-            f"Class {empty[0]!r} has no image in {root}"
-            + (f" (and {len(empty) - 1} more classes have none)" if len(empty) > 1 else "")
-            + ". Add images, "
-            + ("or delete the folder." if classes is None else "or leave it out of `classes`.")
+            f"Class {empty[0]!r} has no image in {root}{more}. Add images, or {remedy}."
         )
     if others:
-        log.warning(
-            "Passed over %d files that are not images in a class folder, e.g. %s",
-            len(others),
-            others[0],
-        )
-    store = Files(paths, conform, _check_headers(paths, conform, progress))
-    return store, np.array(labels), order, paths
+        text = "Passed over %d files that are not images in a class folder, e.g. %s"
+        log.warning(text, len(others), others[0])
+    shape = _check_headers(paths, asked.conform, asked.progress)
+    return Files(paths, asked.conform, shape), np.array(labels), order, paths
 
 
-def _class_folders(
-    path: str, split: str | None, classes: Sequence[str] | None
-) -> tuple[Path, list[str]]:
+def _class_folders(asked: Request) -> tuple[Path, list[str]]:
     """The folder that holds one subfolder per class, and the sorted names of these."""
-    root = Path(path).expanduser()
+    root = Path(asked.where).expanduser()
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}; expected a folder with one subfolder per class.")
-    if split is not None:
-        if not (root / split).is_dir():
+    if asked.split is not None:
+        if not (root / asked.split).is_dir():
             raise DataError(
-                f"{root} has no subfolder {split!r}. "
+                f"{root} has no subfolder {asked.split!r}. "
                 f"It has: {', '.join(_subfolders(root)) or 'none'}."
             )
-        root = root / split
+        root = root / asked.split
     names = _subfolders(root)
     if not names:
         raise DataError(
@@ -105,13 +108,7 @@ def _class_folders(
             f"The subfolders of {root} are splits and not classes: {', '.join(names)}. Choose one, "
             f"for example folder:{root / names[-1]}."
         )
-    if classes is not None:
-        unknown = [name for name in names if name not in classes]
-        if unknown:
-            raise MismatchError(
-                f"{root} has a class folder {unknown[0]!r}, which is not among the {len(classes)} "
-                f"classes that were given: {', '.join(classes)}."
-            )
+    _check_known(names, asked.classes, f"{root} has a class folder")
     return root, names
 
 
@@ -177,18 +174,13 @@ def _check_headers(
 # torchvision:, hdf5:, digits ---------------------------------------------------------------------
 
 
-def _torchvision(
-    text: str,
-    split: str | None,
-    conform: Conform,
-    classes: Sequence[str] | None,
-    progress: bool | None,
-) -> Loaded:
+def _torchvision(asked: Request) -> Loaded:
     import inspect
 
     from torchvision import datasets
 
-    name, _, query = text.partition("?")
+    name, _, query = asked.where.partition("?")
+    split = asked.split
     kind = getattr(datasets, name, None)
     if name not in datasets.__all__ or not isinstance(kind, type):
         raise ValueError(
@@ -229,25 +221,16 @@ def _torchvision(
     if len(dataset) == 0:
         raise DataError(f"torchvision's {name} in {options.get('root')!r} is empty.")
     labels, found = labels_at(dataset, np.arange(len(dataset))), class_names(dataset)
-    if found is None:  # SVHN, FakeData, ...
-        found = tuple(classes or (str(i) for i in range(int(labels.max()) + 1)))
-    labels = checked_labels(labels, found, f"torchvision's {name}")
-    labels, names = _reorder(labels, found, classes, f"torchvision's {name}")
-    return Indexed(dataset, 0, conform), labels, names, None
+    labels, names = _ordered(labels, found, asked.classes, f"torchvision's {name}")
+    return Indexed(dataset, 0, asked.conform), labels, names, None
 
 
-def _hdf5(
-    text: str,
-    split: str | None,
-    conform: Conform,
-    classes: Sequence[str] | None,
-    progress: bool | None,
-) -> Loaded:
+def _hdf5(asked: Request) -> Loaded:
     import h5py
 
-    if split is not None:
-        raise ValueError(f"An HDF5 file has no splits, got the split {split!r}.")
-    path = str(Path(text).expanduser())
+    if asked.split is not None:
+        raise ValueError(f"An HDF5 file has no splits, got the split {asked.split!r}.")
+    path = str(Path(asked.where).expanduser())
     if not os.path.isfile(path):
         raise DataError(f"{path} does not exist, or is not a file.")
     try:
@@ -285,11 +268,8 @@ def _hdf5(
         found = _hdf5_classes(file)
     if len(rows) == 0:
         raise DataError(f"{path} holds no image.")
-    values = values[rows]
-    if found is None:
-        found = tuple(classes or (str(i) for i in range(int(values.max()) + 1)))
-    values, names = _reorder(checked_labels(values, found, path), found, classes, path)
-    return HDF5(path, rows, last, conform), values, names, None
+    values, names = _ordered(values[rows], found, asked.classes, path)
+    return HDF5(path, rows, last, asked.conform), values, names, None
 
 
 def _hdf5_classes(file: Any) -> tuple[str, ...] | None:
@@ -307,28 +287,22 @@ def _hdf5_classes(file: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _digits(
-    text: str,
-    split: str | None,
-    conform: Conform,
-    classes: Sequence[str] | None,
-    progress: bool | None,
-) -> Loaded:
+def _digits(asked: Request) -> Loaded:
     from sklearn.datasets import load_digits
 
-    if split not in (None, "train", "test"):
-        raise ValueError(f'The digits have the splits "train" and "test", not {split!r}.')
+    if asked.split not in (None, "train", "test"):
+        raise ValueError(f'The digits have the splits "train" and "test", not {asked.split!r}.')
     bunch = load_digits()
     half = len(bunch.target) // 2
-    rows = {None: slice(None), "train": slice(half), "test": slice(half, None)}[split]
+    rows = {None: slice(None), "train": slice(half), "test": slice(half, None)}[asked.split]
     pixels = (bunch.images[rows] * (255 / 16)).round().astype(np.uint8)
-    images = np.stack([conform(Image.fromarray(image), "A digit") for image in pixels])
-    names = tuple(str(i) for i in range(10))
-    labels, names = _reorder(bunch.target[rows], names, classes, "digits")
+    images = np.stack([asked.conform(Image.fromarray(image), "A digit") for image in pixels])
+    digits = [str(i) for i in range(10)]
+    labels, names = _ordered(bunch.target[rows], digits, asked.classes, "digits")
     return Memory(torch.from_numpy(images)), labels, names, None
 
 
-LOADERS: dict[str, Callable[..., Loaded]] = {
+LOADERS: dict[str, Callable[[Request], Loaded]] = {
     "folder": _folder,
     "torchvision": _torchvision,
     "hdf5": _hdf5,
@@ -365,20 +339,26 @@ def parse_spec(spec: str, split: str | None) -> tuple[str, str, str | None]:
     return kind, where, split if given is None else given
 
 
-def _reorder(
-    labels: ArrayLike, found: Sequence[str], wanted: Sequence[str] | None, where: str
+def _ordered(
+    labels: ArrayLike, found: Sequence[str] | None, wanted: Sequence[str] | None, where: str
 ) -> tuple[Labels, tuple[str, ...]]:
-    """Renumbers labels from the order of `found` to that of `wanted`, by name."""
-    values = np.asarray(labels, np.int64)
+    """Checks labels, and renumbers them from the order of `found` to that of `wanted`, by name."""
+    if found is None:  # SVHN, FakeData, a file with labels alone
+        found = wanted or [str(i) for i in range(int(np.max(labels)) + 1)]
+    values = checked_labels(labels, found, where)
     if wanted is None:
         return values, tuple(found)
-    unknown = [name for name in found if name not in wanted]
-    if unknown:
-        raise MismatchError(
-            f"{where} has a class {unknown[0]!r}, which is not among the {len(wanted)} classes "
-            f"that were given: {', '.join(wanted)}."
-        )
+    _check_known(found, wanted, f"{where} has a class")
     return np.array([list(wanted).index(name) for name in found], np.int64)[values], tuple(wanted)
+
+
+def _check_known(names: Sequence[str], wanted: Sequence[str] | None, what: str) -> None:
+    unknown = [name for name in names if wanted is not None and name not in wanted]
+    if wanted is not None and unknown:
+        raise MismatchError(
+            f"{what} {unknown[0]!r}, which is not among the {len(wanted)} classes that were "
+            f"given: {', '.join(wanted)}."
+        )
 
 
 def checked_labels(labels: ArrayLike, classes: Sequence[str], where: str) -> Labels:

@@ -113,10 +113,9 @@ class ImageSource:
         Raises:
             DataError: If the labels are not one integer per image.
         """
-        key = self._fields.label if isinstance(self._fields, Fields) else None
         labels = np.empty(len(self), np.int64)
         for leaf, mask, rows in self._by_leaf(np.arange(len(self))):
-            labels[mask] = labels_at(leaf, rows, key)
+            labels[mask] = labels_at(leaf, rows, self._label_key)
         return labels
 
     def class_indices(self) -> Labels:
@@ -127,21 +126,21 @@ class ImageSource:
         """
         example = self.dataset[0]
         fields = self._fields or Fields.of(example)
-        if is_probabilities(fields.get(example)[1]):
-            items = (fields.get(self.dataset[i])[1] for i in range(len(self)))
-            vectors = np.stack([np.asarray(label) for label in items])
-            wrong = np.flatnonzero((vectors < 0).any(1) | (np.abs(vectors.sum(1) - 1) > 0.01))
-            if len(wrong):
-                raise DataError(
-                    f"The label of item {wrong[0]} of {self.name} is {vectors[wrong[0]]}, and "
-                    "class probabilities are not negative, and 1 in sum. Images of several classes "
-                    "at once cannot be mixed."
-                )
-            return vectors.argmax(axis=1)
-        if not isinstance(fields, Fields):
-            items = (fields.get(self.dataset[i])[1] for i in range(len(self)))
-            return np.array([int(label) for label in items], np.int64)
-        return self.labels
+        soft = is_probabilities(fields.get(example)[1])
+        if not soft and isinstance(fields, Fields):
+            return self.labels
+        labels = [fields.get(self.dataset[i])[1] for i in range(len(self))]
+        if not soft:
+            return np.array([int(label) for label in labels], np.int64)
+        vectors = np.stack([np.asarray(label) for label in labels])
+        wrong = np.flatnonzero((vectors < 0).any(1) | (np.abs(vectors.sum(1) - 1) > 0.01))
+        if len(wrong):
+            raise DataError(
+                f"The label of item {wrong[0]} of {self.name} is {vectors[wrong[0]]}, and class "
+                "probabilities are not negative, and 1 in sum. Images of several classes at once "
+                "cannot be mixed."
+            )
+        return vectors.argmax(axis=1)
 
     @cached_property
     def classes(self) -> tuple[str, ...] | None:
@@ -151,15 +150,20 @@ class ImageSource:
             MismatchError: If parts have different classes or count them in another order.
             DataError: If `classes` and `class_to_idx` of a part disagree.
         """
-        key = self._fields.label if isinstance(self._fields, Fields) else None
-        names = {one for leaf in self.leaves if (one := class_names(leaf, key)) is not None}
+        every = {class_names(leaf, self._label_key) for leaf in self.leaves}
+        names = sorted(one for one in every if one is not None)
         if len(names) > 1:
-            first, second = sorted(names)[:2]
+            first, second = names[:2]
             raise MismatchError(
                 f"The parts of the ConcatDataset have different classes: {', '.join(first)} and "
                 f"{', '.join(second)}. Their labels must mean the same."
             )
-        return names.pop() if names else None
+        return names[0] if names else None
+
+    @property
+    def _label_key(self) -> str | int | None:
+        """Where items have their label, if that was said."""
+        return self._fields.label if isinstance(self._fields, Fields) else None
 
     def relabeled(self, labels: ArrayLike) -> "ImageSource":
         """The same images with other labels, int (N,).
@@ -222,13 +226,8 @@ class ImageSource:
         parts = [(mask, pixels_at(leaf, r, progress)) for leaf, mask, r in self._by_leaf(rows)]
         if len(parts) == 1:
             return parts[0][1]
-        shapes = sorted({tuple(part.shape[1:]) for _, part in parts})
-        if len(shapes) > 1:
-            raise MismatchError(
-                f"The parts of the ConcatDataset have images of shape {shapes[0]} and {shapes[1]}. "
-                "Bring all to one shape first."
-            )
-        pixels = torch.empty((len(rows), *shapes[0]), dtype=torch.uint8, device="cpu")
+        shape = _one_shape("Images in parts of the ConcatDataset", (part for _, part in parts))
+        pixels = torch.empty((len(rows), *shape), dtype=torch.uint8, device="cpu")
         for mask, part in parts:
             pixels[torch.from_numpy(mask)] = part
         return pixels
@@ -257,12 +256,7 @@ class ImageSource:
                 labels.append(label_of(field(item, "label")))
             except (TypeError, ValueError) as error:
                 raise DataError(f"Item {i} of {self.name} cannot be used. {error}") from error
-        shapes = sorted({tuple(image.shape) for image in images})
-        if len(shapes) > 1:
-            raise MismatchError(
-                f"Images of {self.name} have different shapes, {shapes[0]} and {shapes[1]}. Bring "
-                "all to one shape in its transform."
-            )
+        _one_shape(f"Images of {self.name}", images)
         values = np.array(labels)
         return torch.stack(images), values.astype(np.float32 if values.ndim == 2 else np.int64)
 
@@ -466,6 +460,17 @@ def items_of(dataset: Any, rows: list[int]) -> list[Any]:
     if hasattr(dataset, "__getitems__"):
         return list(dataset.__getitems__(rows))
     return [dataset[i] for i in rows]
+
+
+def _one_shape(owner: str, images: Iterable[Tensor]) -> tuple[int, ...]:
+    """The shape (C, H, W) of single images, or of batches of them."""
+    shapes = sorted({tuple(image.shape[-3:]) for image in images})
+    if len(shapes) > 1:
+        raise MismatchError(
+            f"{owner} have different shapes, {shapes[0]} and {shapes[1]}. Bring all to one shape, "
+            "for example in a transform."
+        )
+    return shapes[0]
 
 
 def _flattened(dataset: Any) -> tuple[list[Any], NDArray[np.int32], Indices]:
