@@ -205,7 +205,8 @@ def _retrieved(xq: Features, xb: Database, k: int) -> NDArray[np.int64]:
 def _knn(xq: Features, xb: Features, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     import faiss
 
-    # `knn` reads the array where it lies; an `IndexFlatL2` would keep a second copy of it.
+    # `knn` reads the array where it lies; an `IndexFlatL2` would keep a second copy of it. Not
+    # every build of FAISS for the CPU has the function that counts GPUs.
     if getattr(faiss, "get_num_gpus", lambda: 0)() > 0 and k <= 2048:  # the most that a GPU sorts
         D, ids = faiss.knn_gpu(faiss.StandardGpuResources(), xq, xb, k)
     else:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_distinct
 from synthaug._types import JSON, Labels
 
 _SHOWN = 12  # classes in a notebook
@@ -81,11 +81,15 @@ def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labe
     if not (ratio > 0 and math.isfinite(ratio)):
         raise ValueError(f"`ratio` must be positive and finite, got {ratio}.")
     indices = np.asarray(labels, np.int64)
-    outside = indices[(indices < 0) | (indices >= num_classes)]
-    if len(outside):
-        raise ValueError(f"`labels` holds {outside[0]}, but there are {num_classes} classes.")
+    _check_labels(indices, num_classes)
     exact = np.bincount(indices, minlength=num_classes) * ratio
     return largest_remainders(exact, round(ratio * len(indices)))
+
+
+def _check_labels(labels: Labels, num_classes: int) -> None:
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(f"Label {outside[0]} is not one of the {num_classes} classes.")
 
 
 def largest_remainders(exact: NDArray[np.floating[Any]], total: int) -> Labels:
@@ -171,13 +175,8 @@ class Plan:
             column.setflags(write=False)
             columns[name] = column
         names = tuple(self.classes)
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"`classes` holds {twice!r} more than once.")
-        label = columns["label"]
-        if len(label) and (label.min() < 0 or label.max() >= len(names)):
-            bad = label.max() if label.max() >= len(self.classes) else label.min()
-            raise ValueError(f"Label {bad} is not one of the {len(self.classes)} classes.")
+        check_distinct(classes=names)
+        _check_labels(columns["label"], len(names))
         object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "classes", names)
         object.__setattr__(self, "settings", json.loads(canonical_json(self.settings)))

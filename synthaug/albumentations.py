@@ -19,6 +19,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations
 from albumentations import ImageOnlyTransform
 
+# AlbumentationsX calls itself by the same name; it alone has this method.
 if hasattr(ImageOnlyTransform, "sample_parameters") or not albumentations.__version__.startswith(
     "2.0."
 ):

@@ -18,7 +18,6 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthaug._cluster import RayEngine
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_choice, check_some
+from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON, Features, Pixels
@@ -44,16 +44,13 @@ class Extractor(Protocol):
     name: str
     """Shown in reports."""
 
-    @property
-    def dim(self) -> int | None:
-        """Length of a vector; `None` if it follows from the images."""
-
     def __call__(self, pixels: Pixels) -> Features:
         """uint8 (n, C, H, W) to float32 (n, d), each row a function of its image alone."""
 
 
 def describe(extractor: Extractor) -> dict[str, JSON]:
     """What identifies an extractor in a report: its name and the digest of its weights, if any."""
+    # An extractor of the user's own need not have weights.
     return {"name": extractor.name, "weights": getattr(extractor, "weights", None)}
 
 
@@ -84,10 +81,8 @@ class ExtractionConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, batch_size=self.batch_size)
-        if self.engine not in ("local", "ray") and not isinstance(self.engine, RayEngine):
-            raise ValueError(
-                f"`engine` must be 'local', 'ray' or a RayEngine, got {self.engine!r}."
-            )
+        if not isinstance(self.engine, RayEngine):
+            check_choice(("local", "ray"), "Or give a `RayEngine`.", engine=self.engine)
 
 
 @final
@@ -108,8 +103,6 @@ class Pixel:
     >>> float(np.linalg.norm(pixel(black) - pixel(white.to(torch.uint8))))
     255.0
     """
-
-    dim: int | None = None
 
     def __init__(self, size: int = 16, *, standardize: bool = False) -> None:
         check_at_least(1, size=size)
@@ -141,7 +134,6 @@ class Spectrum:
     the lowest frequencies drown the others. Needs no weights.
     """
 
-    dim: int | None = None
     name: str = "spectrum"
 
     _SIDE = 16
@@ -163,7 +155,6 @@ class Spectrum:
         return amplitudes[:, :, rows, : self._FREQUENCIES].flatten(1).numpy()
 
 
-@final
 class TorchModule:
     """Any torch module as an extractor.
 
@@ -176,8 +167,6 @@ class TorchModule:
             [0, 1], grey images repeated to three channels.
         device: Where the module runs.
     """
-
-    dim: int | None = None
 
     def __init__(
         self,
@@ -208,7 +197,7 @@ class TorchModule:
 
 
 @final
-class TorchScript:
+class TorchScript(TorchModule):
     """A network in a TorchScript file as an extractor: no code of its own is needed.
 
     The network takes float images (n, 3, H, W) in [0, 1] and returns features, or a tuple whose
@@ -236,22 +225,12 @@ class TorchScript:
             raise ValueError(
                 f"`path` {path} is not a TorchScript file. Make one with `torch.jit.save`."
             ) from error
-        self._extractor = TorchModule(module, name=name or path.name, device=device)
+        super().__init__(module, name=name or path.name, device=device)
         self._made_from = partial(TorchScript, path.absolute(), name=name, device=device)
-        self.name = self._extractor.name
-        self.weights: str | None = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.weights = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def __reduce__(self) -> Any:  # networks in TorchScript cannot be pickled, their files read
         return self._made_from, ()
-
-    @property
-    def dim(self) -> int | None:
-        """Unknown before the first call."""
-        return self._extractor.dim
-
-    def __call__(self, pixels: Pixels) -> Features:
-        """uint8 (n, C, H, W) to float32 (n, d)."""
-        return self._extractor(pixels)
 
 
 def classifier(
@@ -309,7 +288,7 @@ NAMES = "pixels, pixels:SIZE, spectrum, torchscript:PATH, torchvision:MODEL or t
 @lasting_tensors()
 def named(
     name: str, *, pretrained: bool = True, device: str | torch.device = "cpu"
-) -> "Pixel | Spectrum | TorchModule | TorchScript":
+) -> "Pixel | Spectrum | TorchModule":
     """An extractor from a name.
 
         features.named("pixels:8"), features.named("spectrum")
@@ -427,8 +406,7 @@ def extract(
         TypeError: The extractor does not return a two-dimensional array with a row per image.
         ValueError: No images; a value that is not finite; rows of different length.
     """
-    if len(pixels) == 0:
-        raise ValueError("`pixels` holds no image.")
+    check_some("image", pixels=pixels)
     if features_dir is None or describe(extractor)["weights"] is None:
         return _extracted(extractor, pixels, batch_size, progress)
     hashed = hashlib.blake2b(digest_size=16)
@@ -442,15 +420,8 @@ def extract(
             return kept
     except (OSError, ValueError, EOFError):
         pass  # not there yet, or damaged: either way it is computed
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with whole_file(path, private=True) as temporary:
         _extracted(extractor, pixels, batch_size, progress, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

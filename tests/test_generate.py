@@ -217,7 +217,7 @@ def test_a_plan_about_other_classes_is_refused_before_anything_is_drawn(tmp_path
 def test_wrong_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         fill(Noise(), tmp_path / "a.h5", batch_size=0)
-    with pytest.raises(TypeError, match="`synthesizer` is a Plan, which has no `draw`"):
+    with pytest.raises(TypeError, match="`synthesizer` is a Plan, expected one with `draw"):
         fill(plan_of(), tmp_path / "a.h5")
     with pytest.raises(TypeError, match="`plan` is a list, expected a Plan"):
         generate(Noise(), [], tmp_path / "a.h5")  # type: ignore[arg-type]

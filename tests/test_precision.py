@@ -136,7 +136,7 @@ def test_what_is_no_precision_is_refused_with_those_that_there_are(wrong):
         lambda: TrainingConfig(precision=wrong),
         lambda: evaluate({"a": images}, test=images, precision=wrong),
     ):
-        with pytest.raises(ValueError, match="must be auto, float32 or bfloat16, got"):
+        with pytest.raises(ValueError, match="must be one of 'auto', 'float32', 'bfloat16', got"):
             ask()
 
 

@@ -156,7 +156,7 @@ def test_over_ray_the_search_is_exact_and_other_engines_are_unknown():
     with pytest.raises(ValueError, match="`index` is 'sq', but over Ray the search is exact"):
         audit(pixels, pixels, index="sq", extraction=ExtractionConfig(engine="ray"))
     unknown: Any = "spark"
-    with pytest.raises(ValueError, match="`engine` must be 'local', 'ray' or a RayEngine"):
+    with pytest.raises(ValueError, match="`engine` must be one of 'local', 'ray', got 'spark'"):
         ExtractionConfig(engine=unknown)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         ExtractionConfig(batch_size=0)

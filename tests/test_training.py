@@ -317,7 +317,7 @@ def test_a_damaged_checkpoint_is_a_clear_error(tmp_path, uninterrupted, name, da
         ({"weight_decay": -0.1}, "`weight_decay` must not be negative"),
         ({"checkpoint_seconds": -1}, "`checkpoint_seconds` must not be negative"),
         ({"ema_decay": 1}, r"`ema_decay` must be in \[0, 1\), got 1"),
-        ({"precision": "float16"}, "`precision` must be auto, float32 or bfloat16, got 'float16'"),
+        ({"precision": "float16"}, "`precision` must be one of .*, got 'float16'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message):

@@ -20,7 +20,7 @@ from synthaug._cluster import ActorPool, RayEngine, actor_pool, pickled
 from synthaug._neighbors import Index, float32, nearest_first, threads
 from synthaug._types import Features, Indices, Pixels
 from synthaug.errors import EngineError
-from synthaug.features import Extractor, extract
+from synthaug.features import Extractor, describe, extract
 
 _SHARD_VALUES = 64_000_000
 """Numbers in a shard: 256 MB in float32. What an actor has in memory at a time."""
@@ -142,8 +142,7 @@ class _Spread:
 
     def __init__(self, crew: Crew, extractor: Extractor, number: int, batch_size: int) -> None:
         self._crew, self._number, self._batch_size = crew, number, batch_size
-        self.name, self.dim = extractor.name, extractor.dim
-        self.weights = getattr(extractor, "weights", None)
+        self.name, self.weights = extractor.name, describe(extractor)["weights"]
 
     def __call__(self, pixels: Pixels) -> Features:
         """uint8 (n, C, H, W) to float32 (n, d)."""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.precision import Resolved, recorded_precision
@@ -12,6 +12,7 @@ from synthaug._types import JSON, Images
 logger = logging.getLogger("synthaug")
 
 
+@runtime_checkable
 class Synthesizer(Protocol):
     """All that a synthesizer must have, one of the user's own too."""
 

@@ -13,16 +13,8 @@ import torch
 from synthaug._cache import State, SynthCache
 from synthaug._cache.synthesizer import Synthesizer, as_recorded
 from synthaug._cluster import Outcome, RayEngine, actor_pool, pickled
-from synthaug._generate.parts import (
-    Part,
-    assemble,
-    draw_part,
-    folder_of,
-    lay_out,
-    left,
-    mend,
-    parts_of,
-)
+from synthaug._generate import parts
+from synthaug._generate.parts import Part
 from synthaug._plan import canonical_json
 from synthaug._support.progress import bar
 from synthaug._types import Indices
@@ -94,10 +86,10 @@ class Drawer:
                 "that every node of the cluster shares."
             )
         if check:
-            mend(SynthCache(part.path))
+            parts.mend(SynthCache(part.path))
         started = time.monotonic()
         asked = int(min(batch_size, self.fits))
-        drawn, rest, fits = draw_part(
+        drawn, rest, fits = parts.draw_part(
             self.synthesizer, part, rows, batch_size=asked, seconds=_SECONDS
         )
         if fits < asked:
@@ -130,7 +122,7 @@ class Task:
 
     def pending(self) -> Indices:
         """What is still to be drawn: the truth is in the files, whatever actors said."""
-        return np.setdiff1d(left(self.part, self.whole), self.given_up)
+        return np.setdiff1d(parts.left(self.part, self.whole), self.given_up)
 
     def progress(self, rest: int) -> int:
         """Rows drawn since the last call, now that `rest` are left."""
@@ -180,10 +172,10 @@ def draw_on_ray(
             All other rows are kept.
         Exception: What `draw` raised. Rows already done are kept.
     """
-    parts = parts_of(whole.path, len(whole))
-    for part in parts:  # all before the first image: a full disk is met now
-        lay_out(part, whole)
-    tasks = [Task(part, whole, batch_size) for part in parts]
+    every = parts.parts_of(whole.path, len(whole))
+    for part in every:  # all before the first image: a full disk is met now
+        parts.lay_out(part, whole)
+    tasks = [Task(part, whole, batch_size) for part in every]
     queue = deque(task for task in tasks if len(task.wanted))
     if queue:
         done = len(whole) - sum(task.rest for task in queue)
@@ -200,12 +192,13 @@ def draw_on_ray(
     bad = [task.part.start + row for task in tasks for row in task.given_up]
     if bad:
         also = f" So did {len(bad) - 1:,} more." if len(bad) > 1 else ""
+        folder = parts.folder_of(whole.path)
         raise EngineError(
             f"Row {bad[0]} ended each of the last {engine.tries} actors that drew it, alone: "
-            f"{whole.plan.row(bad[0])}.{also} All other rows are kept in {folder_of(whole.path)}. "
+            f"{whole.plan.row(bad[0])}.{also} All other rows are kept in {folder}. "
             "Give the actors more memory if that was the reason, and run the job again."
         )
-    if not assemble(parts, whole):
+    if not parts.assemble(every, whole):
         raise CacheError(
             f"Another process is writing to {whole.path}. Run the job again when it has ended."
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from synthaug._cache.format import data_sets
 from synthaug._plan import REQUIRED, Plan, bytes_text, time_text
+from synthaug._support.arguments import check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,10 @@ class Cost:
         if self.seconds is None:
             return text
         text += f", {time_text(self.seconds)}"
-        if self.devices > 1:
-            hours = self.seconds * self.devices / 3600
-            text += (
-                f" on {self.devices:,} devices, {hours:,.{2 if hours < 10 else 0}f} device hours"
-            )
+        hours = self.device_hours
+        if hours is not None and self.devices > 1:
+            digits = 2 if hours < 10 else 0
+            text += f" on {self.devices:,} devices, {hours:,.{digits}f} device hours"
         return text
 
 
@@ -84,12 +84,12 @@ def estimate_cost(
     Raises:
         ValueError: For a number that is not positive.
     """
-    given = {"images": images, "devices": devices, "evaluations_per_image": evaluations_per_image}
-    if evaluations_per_second is not None:
-        given["evaluations_per_second"] = evaluations_per_second
-    for name, value in given.items():
-        if not value > 0:
-            raise ValueError(f"`{name}` must be positive, got {value}.")
+    check_positive(
+        images=images,
+        devices=devices,
+        evaluations_per_image=evaluations_per_image,
+        evaluations_per_second=evaluations_per_second,
+    )
     names = [*REQUIRED[1:], *map(str, range(parameters))]  # a cache has its labels once
     layout = data_sets(images, image_shape, {name: np.dtype(np.int64) for name in names})
     size = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())

@@ -13,6 +13,7 @@ from synthaug._cache import SynthCache
 from synthaug._cache.synthesizer import Declared, Synthesizer
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan, canonical_json
+from synthaug._support.arguments import check_type
 from synthaug._types import Images, Indices
 from synthaug.errors import DivergedError
 
@@ -71,17 +72,8 @@ def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:
         TypeError: For what is no synthesizer, or no plan.
         ValueError: Naming what differs.
     """
-    for method in ("draw", "recipe"):
-        if not callable(getattr(synthesizer, method, None)):
-            raise TypeError(
-                f"`synthesizer` is a {type(synthesizer).__name__}, which has no `{method}`: it "
-                "needs `draw(rows)` and `recipe()`."
-            )
-    if not isinstance(plan, Plan):
-        raise TypeError(
-            f"`plan` is a {type(plan).__name__}, expected a Plan: `synthesizer.plan(...)` or "
-            "`synthaug.Plan.build(...)`."
-        )
+    check_type(Synthesizer, "one with `draw(rows)` and `recipe()`", synthesizer=synthesizer)
+    check_type(Plan, "a Plan: `synthesizer.plan(...)` or `synthaug.Plan.build(...)`", plan=plan)
     _check_settings(plan, synthesizer.recipe())
     classes = tuple(Declared.by(synthesizer).classes or ())
     if classes and classes != plan.classes:

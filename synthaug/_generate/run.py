@@ -17,7 +17,9 @@ from synthaug._generate.actors import draw_on_ray, pack
 from synthaug._generate.draw import check_plan, checked_draw, fill
 from synthaug._generate.parts import assemble, folder_of, mend, parts_of
 from synthaug._generate.shards import draw_share
+from synthaug._images.source import ImageSource
 from synthaug._plan import Plan
+from synthaug._support.arguments import check_at_least, check_choice
 from synthaug._support.precision import recorded_precision
 from synthaug._support.progress import bar
 from synthaug.errors import CacheError, MismatchError
@@ -73,8 +75,7 @@ def generate(
             row again and again. Rows already done stay.
         ImportError: If `engine` is "ray" and Ray is not installed.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    check_at_least(1, batch_size=batch_size)
     share = _share(engine, shard)
     synthesizer, plan = as_begun(synthesizer, plan, path)
     if engine == "ray":
@@ -83,13 +84,9 @@ def generate(
     cache = open_cache(synthesizer, plan, path, source=source, licence=licence, command=command)
     mend(cache)
     pending = np.flatnonzero(cache.state == 0)
-    logger.info(
-        "%s: %s of %s rows to draw, %s each",
-        path,
-        f"{len(pending):,}",
-        f"{len(plan):,}",
-        "x".join(map(str, cache.image_shape)),
-    )
+    shape = "x".join(map(str, cache.image_shape))
+    text = f"{len(pending):,} of {len(plan):,} rows to draw, {shape} each"
+    logger.info("%s: %s", path, text)
     if not len(pending):
         if folder_of(cache.path).exists():  # a kill came when all was there, and no sooner
             assemble(parts_of(cache.path, len(cache)), cache)
@@ -108,10 +105,8 @@ def generate(
 
 def _share(engine: Any, shard: str | None) -> Share | None:
     """The share of the job that is this process's own, if it is not the whole."""
-    if engine not in ("local", "torchrun", "ray") and not isinstance(engine, RayEngine):
-        raise ValueError(
-            f"`engine` must be 'local', 'torchrun', 'ray' or a RayEngine, got {engine!r}."
-        )
+    if not isinstance(engine, RayEngine):
+        check_choice(("local", "torchrun", "ray"), "Or give a `RayEngine`.", engine=engine)
     if shard is not None and engine != "local":
         raise ValueError("`shard` is for processes that nobody joins: leave `engine` out.")
     if engine == "torchrun":
@@ -168,9 +163,9 @@ def open_cache(
     manifest: dict[str, Any] = {"recipe": synthesizer.recipe()}
     if declared.trained_on is not None:
         manifest["trained_on"] = dict(declared.trained_on)
-    fingerprint = getattr(source, "fingerprint", None)
-    if fingerprint is not None:
-        manifest["source"] = {"fingerprint": fingerprint, "images": len(source)}
+    real = None if source is None else ImageSource(source, "`source`")
+    if real is not None and real.fingerprint is not None:
+        manifest["source"] = real.record
     if licence is not None:
         manifest["licence"] = licence
     if command is not None:

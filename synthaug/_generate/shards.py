@@ -43,7 +43,5 @@ def draw_share(
                     synthesizer, part, pending, batch_size=batch_size, drawn=shown.update
                 )
     if not assemble(parts, whole):
-        logger.info(
-            "%s: this share is drawn. Whoever draws the last one puts the parts together.",
-            whole.path,
-        )
+        text = "%s: this share is drawn. Whoever draws the last one puts the parts together."
+        logger.info(text, whole.path)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from synthaug._images.dataset import AbstractLabeledDataset
-from synthaug._images.loaders import LOADERS, Request, checked_labels, parse_spec
+from synthaug._images.loaders import LOADERS, ImageRequest, checked_labels, parse_spec
 from synthaug._images.stores import Conform, Memory, Store, gather
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_at_least, check_distinct
@@ -195,7 +195,7 @@ def load_dataset(
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
     check_distinct(classes=classes or ())
-    asked = Request(where, split, Conform(size, channels), classes, progress)
+    asked = ImageRequest(where, split, Conform(size, channels), classes, progress)
     store, labels, names, paths = LOADERS[kind](asked)
     if len(labels) == 0:
         raise DataError(f"{spec} holds no image.")

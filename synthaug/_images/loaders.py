@@ -34,7 +34,7 @@ IMAGE_EXTENSIONS = frozenset(
 
 
 @dataclass(frozen=True)
-class Request:
+class ImageRequest:
     """What `load_dataset` is asked for."""
 
     where: str
@@ -51,7 +51,7 @@ Loaded = tuple[Store, Labels, tuple[str, ...], Sequence[str] | None]
 # folder: -----------------------------------------------------------------------------------------
 
 
-def _folder(asked: Request) -> Loaded:
+def _folder(asked: ImageRequest) -> Loaded:
     root, names = _class_folders(asked)
     order = tuple(names) if asked.classes is None else tuple(asked.classes)
     paths: list[str] = []
@@ -84,7 +84,7 @@ def _folder(asked: Request) -> Loaded:
     return Files(paths, asked.conform, shape), np.array(labels), order, paths
 
 
-def _class_folders(asked: Request) -> tuple[Path, list[str]]:
+def _class_folders(asked: ImageRequest) -> tuple[Path, list[str]]:
     """The folder that holds one subfolder per class, and the sorted names of these."""
     root = Path(asked.where).expanduser()
     if not root.is_dir():
@@ -174,7 +174,7 @@ def _check_headers(
 # torchvision:, hdf5:, digits ---------------------------------------------------------------------
 
 
-def _torchvision(asked: Request) -> Loaded:
+def _torchvision(asked: ImageRequest) -> Loaded:
     import inspect
 
     from torchvision import datasets
@@ -225,7 +225,7 @@ def _torchvision(asked: Request) -> Loaded:
     return Indexed(dataset, 0, asked.conform), labels, names, None
 
 
-def _hdf5(asked: Request) -> Loaded:
+def _hdf5(asked: ImageRequest) -> Loaded:
     import h5py
 
     if asked.split is not None:
@@ -287,7 +287,7 @@ def _hdf5_classes(file: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _digits(asked: Request) -> Loaded:
+def _digits(asked: ImageRequest) -> Loaded:
     from sklearn.datasets import load_digits
 
     if asked.split not in (None, "train", "test"):
@@ -302,7 +302,7 @@ def _digits(asked: Request) -> Loaded:
     return Memory(torch.from_numpy(images)), labels, names, None
 
 
-LOADERS: dict[str, Callable[[Request], Loaded]] = {
+LOADERS: dict[str, Callable[[ImageRequest], Loaded]] = {
     "folder": _folder,
     "torchvision": _torchvision,
     "hdf5": _hdf5,

@@ -54,6 +54,31 @@ def _lock(handle: int, until: float) -> bool:
             return True
 
 
+@contextmanager
+def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[str]:
+    """Gives the name of a temporary file, which takes the place of `path` when it is complete.
+
+    Args:
+        path: File to write; its folder is made if it is missing. An older one stays if an error
+            comes.
+        private: For its owner only.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield temporary
+        if not private:  # what `open` would have given
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
 def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> Path:
     """Writes a text file: until it is whole and on disk, an older one stays.
 
@@ -63,19 +88,11 @@ def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False
         private: For its owner only, where others could see real images in it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if not private:  # what `open` would have given
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with (
+        whole_file(path, private=private) as temporary,
+        open(temporary, "w", encoding="utf-8") as f,
+    ):
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
     return path

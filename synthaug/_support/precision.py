@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
+from synthaug._support.arguments import check_choice
+
 if TYPE_CHECKING:  # torch takes a second to import, and the command line needs the names alone
     import torch
     from torch import nn
@@ -36,8 +38,7 @@ def check_precision(precision: object) -> None:
     Raises:
         ValueError: Listing those that there are.
     """
-    if precision not in get_args(Precision):
-        raise ValueError(f"`precision` must be auto, float32 or bfloat16, got {precision!r}.")
+    check_choice(get_args(Precision), precision=precision)
 
 
 def has_bfloat16(device: "torch.device") -> bool:
@@ -119,10 +120,16 @@ def load_network(
             "`dtype` must be 'auto', 'float32', 'bfloat16' or a floating point torch.dtype, such "
             f"as torch.bfloat16, got {dtype!r}."
         )
-    network = load(getattr(torch, resolve_precision(str(dtype), device)))
+    network = load(_dtype(resolve_precision(str(dtype), device)))
     if dtype == "auto":
         _loaders[network] = load
     return network
+
+
+def _dtype(precision: Resolved) -> "torch.dtype":
+    import torch
+
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def beside(
@@ -136,9 +143,7 @@ def beside(
 
 def in_precision(network: _Module, precision: Resolved) -> _Module:
     """The network in a precision if its own was chosen automatically; otherwise as it is."""
-    import torch
-
-    load, dtype = _loaders.get(network), getattr(torch, precision)
+    load, dtype = _loaders.get(network), _dtype(precision)
     if load is None or next(network.parameters()).dtype == dtype:
         return network
     changed: _Module = load(dtype)

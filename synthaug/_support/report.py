@@ -83,7 +83,7 @@ class Report(ABC):
 
     def _record(self) -> dict[str, Any]:
         """Returns the contents of the JSON file."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: vars(self)[field.name] for field in fields(self)}
 
     @classmethod
     def _from_record(cls: type[R], record: dict[str, Any]) -> R:

@@ -6,6 +6,7 @@ which belong to the caller: around such code they are what torch starts with.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def _leave_other_threads() -> None:
     _inside = 0
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+if sys.platform != "win32":  # where nothing forks
     os.register_at_fork(after_in_child=_leave_other_threads)
 
 
