@@ -383,7 +383,7 @@ def main() -> None:
         measured[kind.name] = {"median": median, "tenth": low, "nine tenths": high}
         print(f"{kind.name:36}{median:8.1f}   {low:.1f} to {high:.1f}", flush=True)
     page = sheet(kinds, originals[: args.shown], max(1, 64 // originals.shape[-1]))
-    page.save(RESULTS / "audit_kinds.png", optimize=True)
+    page.quantize(128).save(RESULTS / "audit_kinds.png", optimize=True)
     print(write("audit_kinds", {"settings": vars(args), "grey levels from original": measured}))
 
 
