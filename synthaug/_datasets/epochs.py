@@ -9,16 +9,6 @@ from synthaug._support.torch_state import shared_counter
 from synthaug._types import Labels
 
 
-def checked_epoch(epoch: int) -> int:
-    """The epoch, if there is one of that number.
-
-    Raises:
-        ValueError: If it is negative.
-    """
-    check_at_least(0, epoch=epoch)
-    return epoch
-
-
 class AbstractEpochDataset(AbstractLabeledDataset):
     """A map-style data set of labeled images, some of which change from epoch to epoch."""
 
@@ -33,7 +23,8 @@ class AbstractEpochDataset(AbstractLabeledDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Changes the images; call it before each epoch. Workers that already run follow."""
-        self._epoch.fill_(checked_epoch(epoch))
+        check_at_least(0, epoch=epoch)
+        self._epoch.fill_(epoch)
 
     @property
     @abstractmethod

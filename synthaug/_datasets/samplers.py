@@ -8,9 +8,9 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from synthaug._datasets.draws import shuffled
-from synthaug._datasets.epochs import checked_epoch
 from synthaug._images.source import ImageSource
 from synthaug._noise import checked_seed, counter_rng
+from synthaug._support.arguments import check_at_least, check_within
 from synthaug._types import Indices
 
 # Streams of random numbers; 0 to 2 are those of `_choices`.
@@ -23,8 +23,7 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
     """A sampler whose epochs are pure functions, so that it can stop and go on anywhere."""
 
     def __init__(self, data: Any, seed: int, num_replicas: int, rank: int) -> None:
-        if not 0 <= rank < num_replicas:
-            raise ValueError(f"`rank` must be in [0, {num_replicas}), got {rank}.")
+        check_within(f"[0, {num_replicas})", rank=rank)
         self.seed, self.num_replicas, self.rank = checked_seed(seed), num_replicas, rank
         self._epochs = ImageSource(data, "`data`").epochs
         self._epoch_set = 0
@@ -47,7 +46,8 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
 
     def set_epoch(self, epoch: int) -> None:
         """Changes the order, and the images of a `MixedDataset` inside the data set."""
-        self._epoch_set = checked_epoch(epoch)
+        check_at_least(0, epoch=epoch)
+        self._epoch_set = epoch
         self._epochs.set(epoch)
 
     def __iter__(self) -> Iterator[T_co]:

@@ -84,12 +84,9 @@ def estimate_cost(
     Raises:
         ValueError: For a number that is not positive.
     """
-    check_positive(
-        images=images,
-        devices=devices,
-        evaluations_per_image=evaluations_per_image,
-        evaluations_per_second=evaluations_per_second,
-    )
+    check_positive(images=images, devices=devices)
+    check_positive(evaluations_per_image=evaluations_per_image)
+    check_positive(evaluations_per_second=evaluations_per_second)
     names = [*REQUIRED[1:], *map(str, range(parameters))]  # a cache has its labels once
     layout = data_sets(images, image_shape, {name: np.dtype(np.int64) for name in names})
     size = sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
