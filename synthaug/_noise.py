@@ -8,12 +8,15 @@ with all 64 bits (`init_by_array` of Matsumoto and Nishimura, through numpy).
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Streams: TypeAlias = Sequence[torch.Generator]
+"""One stream of random numbers per row."""
 
 # Layout of a CPU generator's state: seed, (left, seeded), next, then the 624 words of the twister,
 # each in eight bytes. `test_noise` checks it against torch itself.
@@ -37,7 +40,7 @@ def streams(seeds: Iterable[int] | NDArray[np.uint64]) -> list[torch.Generator]:
     return [stream(int(seed)) for seed in seeds]
 
 
-def randn(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+def randn(generators: Streams, shape: Sequence[int]) -> Tensor:
     """Standard normal noise, float32 (len(generators), *shape): row i comes from generator i alone.
 
     Drawn on the CPU: the streams of CUDA devices differ, and this is never the slow part. On a
@@ -48,13 +51,13 @@ def randn(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor
     return torch.stack([draw(generator=g) for g in generators])
 
 
-def rand(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+def rand(generators: Streams, shape: Sequence[int]) -> Tensor:
     """Uniform numbers in [0, 1), float32 (len(generators), *shape); streams as in `randn`."""
     draw = partial(torch.rand, tuple(shape), dtype=torch.float32, device="cpu")
     return torch.stack([draw(generator=g) for g in generators])
 
 
-def randint(generators: Sequence[torch.Generator], high: int) -> Tensor:
+def randint(generators: Streams, high: int) -> Tensor:
     """Whole numbers in [0, high), int64 (len(generators),); streams as in `randn`."""
     draw = partial(torch.randint, high, (), dtype=torch.int64, device="cpu")
     return torch.stack([draw(generator=g) for g in generators])

@@ -15,6 +15,9 @@ Images: TypeAlias = Float[Tensor, "_n c h w"]
 Pixels: TypeAlias = UInt8[Tensor, "_n c h w"]
 """Storage space: values in [0, 255]; `c` is 1 (grey) or 3 (RGB)."""
 
+ImageShape: TypeAlias = tuple[int, int, int]
+"""(C, H, W) of one image, or of a latent."""
+
 Labels: TypeAlias = Int64[np.ndarray, " _n"]
 """Class indices."""
 

@@ -18,6 +18,11 @@ from synthaug._types import Images
 from synthaug.errors import CheckpointError, MismatchError
 
 
+def uncompiled(network: nn.Module) -> Any:
+    """The network itself, where `torch.compile` has wrapped it."""
+    return dict(network.named_children()).get("_orig_mod", network)
+
+
 @final
 class Denoiser:
     """Calls a diffusers network in its own dtype and memory format.
@@ -32,7 +37,7 @@ class Denoiser:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        inner: Any = getattr(network, "_orig_mod", network)
+        inner = uncompiled(network)
         self.kind = type(inner).__name__
         if self.kind not in ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"):
             raise CheckpointError(
@@ -65,20 +70,19 @@ class Denoiser:
             condition: Class indices (n,), token sequences (n, k, d), or `None` for a network that
                 takes no condition.
         """
-        x = settled(x.to(self.dtype))
-        t = t.to(x.device).expand(len(x))
+        inputs: dict[str, Any] = {"class_labels": condition} if self.takes_labels else {}
         if self.kind == "UNet2DConditionModel":
             if condition is None:
                 raise ValueError("`condition` is missing: this network attends to token sequences.")
-            out = self.network(x, t, encoder_hidden_states=condition.to(self.dtype)).sample
-        elif self.kind == "DiTTransformer2DModel":
-            out = self.network(x, timestep=t, class_labels=condition).sample
-        elif self.takes_labels:
-            out = self.network(x, t, class_labels=condition).sample
-        else:
-            out = self.network(x, t).sample
+            inputs = {"encoder_hidden_states": condition.to(self.dtype)}
         # A network that also predicts its variance has twice the channels; the mean comes first.
-        return out[:, : self.in_channels].float()
+        return self.evaluate(x, t, **inputs)[:, : self.in_channels]
+
+    def evaluate(self, x: Images, t: Tensor, **inputs: Any) -> Images:
+        """All that the network says, float32 (n, c, H, W), for inputs as diffusers names them."""
+        x = settled(x.to(self.dtype))
+        output: Tensor = self.network(x, t.to(x.device).expand(len(x)), **inputs).sample
+        return output.float()
 
 
 @runtime_checkable
@@ -141,6 +145,35 @@ class ClassifierFreeGuidance:
         return (self.guidance_scale != 1).long()
 
 
+def small_unet_config(
+    image_shape: tuple[int, ...], channels: int, num_layers: int, *, least_levels: int = 1
+) -> dict[str, Any]:
+    """What the configs of our networks for small images have in common.
+
+    Levels down to 4 pixels (8 for images above 16), but no fewer than `least_levels`. The width is
+    `channels` on the first level, twice that on the second, four times that from the third on.
+
+    Raises:
+        MismatchError: If the images cannot be halved often enough.
+    """
+    c, height, width = image_shape
+    lowest = 4 if min(height, width) <= 16 else 8
+    levels = max(least_levels, 1 + int(math.log2(min(height, width) / lowest)))
+    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+        raise MismatchError(
+            f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
+            "with an image size that is a multiple of 8."
+        )
+    return {
+        "sample_size": height if height == width else (height, width),
+        "in_channels": c,
+        "out_channels": c,
+        "block_out_channels": [channels * min(4, 2**i) for i in range(levels)],
+        "layers_per_block": num_layers,
+        "norm_num_groups": math.gcd(channels, 32),
+    }
+
+
 @lasting_tensors()
 def build_unet(
     image_shape: tuple[int, ...],
@@ -153,32 +186,19 @@ def build_unet(
     """A `UNet2DModel` for small images with `num_classes` classes and a null class, or with `None`
     for one that takes no classes.
 
-    Levels down to 4 pixels (8 for images above 16), self-attention on the last one. The width is
-    `channels` on the first level, twice that on the second, four times that from the third on.
+    Levels and widths are those of `small_unet_config`, with self-attention on the last level.
     `config` are further entries of the network's config, or others in place of these.
     """
     from diffusers import UNet2DModel
 
-    c, height, width = image_shape
-    lowest = 4 if min(height, width) <= 16 else 8
-    levels = 1 + max(0, int(math.log2(min(height, width) / lowest)))
-    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        raise MismatchError(
-            f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
-            "with an image size that is a multiple of 8."
-        )
-    widths = [channels * min(4, 2**i) for i in range(levels)]
-    down = ["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"]
+    common = small_unet_config(image_shape, channels, num_layers)
+    widths = common["block_out_channels"]
+    down = ["DownBlock2D"] * (len(widths) - 1) + ["AttnDownBlock2D"]
     usual = {
-        "sample_size": height if height == width else (height, width),
-        "in_channels": c,
-        "out_channels": c,
-        "block_out_channels": widths,
-        "layers_per_block": num_layers,
+        **common,
         "down_block_types": down,
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         "attention_head_dim": math.gcd(widths[-1], 32),
-        "norm_num_groups": math.gcd(channels, 32),
         "num_class_embeds": None if num_classes is None else num_classes + 1,
     }
     return UNet2DModel(**{**usual, **config})

@@ -14,7 +14,8 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor
 
-from synthaug._noise import randn
+from synthaug._noise import Streams, randn
+from synthaug._support.arguments import check_fraction, check_within
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
 from synthaug._types import Images
 from synthaug.denoisers import AnyDenoiser, GuidanceTerm
@@ -110,14 +111,13 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
             f"{origin} is {kind!r}. Known are {', '.join(SCHEDULERS)}, and diffusers' "
             f"{', '.join(k for k in _KNOWN if k not in SCHEDULERS.values())}."
         )
-    cls: Any = getattr(diffusers, kind)
+    cls: Any = getattr(diffusers, kind)  # a lazy module, asked for one of the names above
     overrides: dict[str, Any] = {}
     if kind == "DPMSolverMultistepScheduler" and config.get("_class_name") != kind:
         overrides = {"algorithm_type": "dpmsolver++", "solver_order": 2}
     if log_variance_mix is None:
         return cls.from_config(config, **overrides)
-    if not 0 <= log_variance_mix <= 1:
-        raise ValueError(f"`log_variance_mix` must be in [0, 1], got {log_variance_mix}.")
+    check_fraction(log_variance_mix=log_variance_mix)
     if kind != SCHEDULERS["ddpm"]:
         raise ValueError(
             f"`log_variance_mix` = {log_variance_mix:g} has no effect with {kind}. Use the "
@@ -128,9 +128,7 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
     return scheduler
 
 
-def step_arguments(
-    scheduler: Any, generators: Sequence[torch.Generator], eta: float
-) -> dict[str, Any]:
+def step_arguments(scheduler: Any, generators: Streams, eta: float) -> dict[str, Any]:
     """The keyword arguments that `scheduler.step` takes, of those that make a step random.
 
     Raises:
@@ -144,8 +142,7 @@ def step_arguments(
             "The checkpoint's network predicts the variance of DDPM's steps, which is not used. "
             "Choose it with `log_variance_mix`, from 0 to 1."
         )
-    if not 0 <= eta <= 1:
-        raise ValueError(f"`eta` must be in [0, 1], got {eta}.")
+    check_fraction(eta=eta)
     accepted = inspect.signature(scheduler.step).parameters
     if eta and "eta" not in accepted:
         raise ValueError(
@@ -197,11 +194,10 @@ def timesteps_from(scheduler: Any, num_inference_steps: int, strength: float) ->
     `strength` is the share of the schedule, as in diffusers' image-to-image pipelines: the source
     image is noised to the first timestep returned. At least one step is always taken.
     """
-    order = getattr(scheduler, "order", 1)
     skipped = num_inference_steps - max(1, round(num_inference_steps * strength))
-    if skipped and hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(skipped * order)
-    return scheduler.timesteps[skipped * order :]
+    if skipped and hasattr(scheduler, "set_begin_index"):  # diffusers' that count their steps
+        scheduler.set_begin_index(skipped * scheduler.order)
+    return scheduler.timesteps[skipped * scheduler.order :]
 
 
 def check_until(scheduler: Any) -> None:
@@ -210,12 +206,12 @@ def check_until(scheduler: Any) -> None:
     Raises:
         ValueError: For other schedulers than those of `SCHEDULERS`, and for dynamic thresholding.
     """
-    kind = type(scheduler).__name__
-    if kind not in SCHEDULERS.values() or scheduler.config.get("thresholding"):
+    kind, thresholding = type(scheduler).__name__, scheduler.config.get("thresholding")
+    if kind not in SCHEDULERS.values() or thresholding:
         raise ValueError(
             f"A chain cannot be stopped halfway with {kind}"
-            f"{' and thresholding' if scheduler.config.get('thresholding') else ''}. Use the "
-            f"scheduler {', '.join(SCHEDULERS)}, or run it to its end."
+            f"{' and thresholding' if thresholding else ''}. Use the scheduler "
+            f"{', '.join(SCHEDULERS)}, or run it to its end."
         )
 
 
@@ -227,6 +223,30 @@ def timesteps_until(scheduler: Any, until: float) -> Tensor:
     return timesteps[scheduler.alphas_cumprod[timesteps.cpu()] < until]
 
 
+def denoised_estimate(prediction: Images, x: Images, signal: float, prediction_type: str) -> Images:
+    """x0_hat, the clean image that a prediction implies.
+
+    Args:
+        prediction: What the network predicts for `x`.
+        x: Noisy images x_t.
+        signal: alpha-bar at t.
+        prediction_type: "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        ValueError: For another type.
+    """
+    a, b = signal**0.5, (1 - signal) ** 0.5
+    if prediction_type == "epsilon":
+        return (x - b * prediction) / a
+    if prediction_type == "v_prediction":
+        return a * x - b * prediction
+    if prediction_type == "sample":
+        return prediction
+    raise ValueError(
+        f"`prediction_type` must be v_prediction, epsilon or sample, got {prediction_type!r}."
+    )
+
+
 def step_to(
     scheduler: Any,
     prediction: Tensor,
@@ -234,7 +254,7 @@ def step_to(
     x: Images,
     until: float,
     *,
-    generators: Sequence[torch.Generator],
+    generators: Streams,
     eta: float,
 ) -> Images:
     """One step from timestep `t` to the signal level `until`, which need not be on the grid.
@@ -243,17 +263,12 @@ def step_to(
     `eta` 1, or the DDPM scheduler, it is the posterior q(x_until | x_t, x_0).
     """
     a_t = float(scheduler.alphas_cumprod[t])
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        x0 = (x - (1 - a_t) ** 0.5 * prediction) / a_t**0.5
-    else:
-        v = a_t**0.5 * x - (1 - a_t) ** 0.5 * prediction
-        x0 = prediction if kind == "sample" else v
+    x0 = denoised_estimate(prediction, x, a_t, scheduler.config.prediction_type)
     if scheduler.config.get("clip_sample"):
         limit = scheduler.config.get("clip_sample_range", 1.0)
         x0 = x0.clamp(-limit, limit)
     noise_hat = (x - a_t**0.5 * x0) / (1 - a_t) ** 0.5
-    if type(scheduler).__name__ == "DDPMScheduler":
+    if type(scheduler).__name__ == SCHEDULERS["ddpm"]:
         eta = 1.0
     variance = eta**2 * (1 - until) / (1 - a_t) * (1 - a_t / until)
     x = until**0.5 * x0 + (1 - until - variance) ** 0.5 * noise_hat
@@ -265,20 +280,54 @@ def step_to(
     return x
 
 
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """Where a chain starts, how it steps, and where it stops.
+
+    Raises:
+        ValueError: For a `strength` outside (0, 1].
+    """
+
+    num_inference_steps: int
+    """Steps of the full schedule."""
+    eta: float = 0.0
+    """0 for deterministic DDIM steps, 1 for ancestral ones."""
+    sources: Images | None = None
+    """Images to start from, (n, *shape) in [-1, 1] (or latents); noise if `None`."""
+    strength: float = 1.0
+    """With `sources`, the share of the schedule to redo, in (0, 1]. At 1 the start is still the
+    source noised to the first timestep, which differs from pure noise only if the schedule does not
+    reach zero signal."""
+    until: float = 1.0
+    """Signal level (alpha-bar) in (0, 1] at which to stop. Below 1 the result is still noisy: x_s
+    with alpha-bar_s = `until`. Not with `sources`."""
+
+    def __post_init__(self) -> None:
+        check_within("(0, 1]", strength=self.strength)
+
+    def start(self, scheduler: Any, noise: Images) -> tuple[Tensor, Images]:
+        """The timesteps to visit, and the noisy images at the first of them."""
+        with torch_defaults():
+            scheduler.set_timesteps(self.num_inference_steps)
+        if self.sources is None:
+            timesteps = timesteps_until(scheduler, self.until)
+            return timesteps, noise * scheduler.init_noise_sigma
+        timesteps = timesteps_from(scheduler, self.num_inference_steps, self.strength)
+        first = timesteps[:1].expand(len(noise)).to(noise.device)
+        return timesteps, scheduler.add_noise(self.sources.to(noise.device), noise, first)
+
+
 def sample(
     denoiser: AnyDenoiser,
     scheduler: Any,
     condition: Any,
+    trajectory: Trajectory,
     *,
     shape: Sequence[int],
-    generators: Sequence[torch.Generator],
-    num_inference_steps: int,
-    sources: Images | None = None,
-    strength: float = 1.0,
-    eta: float = 0.0,
+    generators: Streams,
     terms: Sequence[GuidanceTerm] = (),
     pushes: Sequence[Push] = (),
-    until: float = 1.0,
 ) -> Images:
     """Draws one image (or latent) per row, float32 (n, *shape).
 
@@ -286,40 +335,24 @@ def sample(
         denoiser: The network.
         scheduler: A fresh scheduler (`make_scheduler`); its state is used up.
         condition: One condition per row, or `None`.
+        trajectory: From where, in how many steps, and how far.
         shape: (C, H, W) of one image or latent.
         generators: One stream per row (`_noise.streams`); everything random comes from them.
-        num_inference_steps: Steps of the full schedule.
-        sources: Images to start from, (n, *shape) in [-1, 1] (or latents); noise if `None`.
-        strength: With `sources`, the share of the schedule to redo, in (0, 1]. At 1 the start is
-            still the source noised to the first timestep, which differs from pure noise only if
-            the schedule does not reach zero signal.
-        eta: 0 for deterministic DDIM steps, 1 for ancestral ones.
         terms: Guidance terms, added to the prediction.
         pushes: Added to what each step arrives at, where that is noisy still.
-        until: Signal level (alpha-bar) in (0, 1] at which to stop. Below 1 the result is still
-            noisy: x_s with alpha-bar_s = `until`. Not with `sources`.
 
     Raises:
-        ValueError: For a `strength` outside (0, 1], an `eta` that the scheduler ignores, or a
-            scheduler that cannot stop halfway, or not be pushed.
+        ValueError: For an `eta` that the scheduler ignores, or a scheduler that cannot stop
+            halfway, or not be pushed.
     """
+    until, eta = trajectory.until, trajectory.eta
     if until < 1:
         check_until(scheduler)
-    if not 0 < strength <= 1:
-        raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
     arguments = step_arguments(scheduler, generators, eta)
     if pushes:
         check_pushable(scheduler)
-    with torch_defaults():
-        scheduler.set_timesteps(num_inference_steps)
     noise = randn(generators, shape).to(denoiser.device)
-    if sources is None:
-        timesteps = timesteps_until(scheduler, until)
-        x = noise * scheduler.init_noise_sigma
-    else:
-        timesteps = timesteps_from(scheduler, num_inference_steps, strength)
-        start = timesteps[:1].expand(len(noise)).to(denoiser.device)
-        x = scheduler.add_noise(sources.to(denoiser.device), noise, start)
+    timesteps, x = trajectory.start(scheduler, noise)
     steps = steps_of(scheduler, timesteps, eta, until) if pushes else []
     mix = scheduler.config.get("log_variance_mix")
     for i, t in enumerate(timesteps, 1):
@@ -348,8 +381,10 @@ __all__ = [
     "SCHEDULERS",
     "Push",
     "Step",
+    "Trajectory",
     "check_pushable",
     "check_until",
+    "denoised_estimate",
     "make_scheduler",
     "sample",
     "step_arguments",

@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import gaussian_blur as reference_blur
 from synthaug import Plan, SynthCache, TrainingConfig, generate
 from synthaug.errors import CheckpointError
 from synthaug.images import LabeledImages
-from synthaug.samplers import make_scheduler, sample, timesteps_until
+from synthaug.samplers import Trajectory, make_scheduler, sample, timesteps_until
 from synthaug.synthesizers import (
     Cascade,
     CascadeStage,
@@ -161,7 +161,7 @@ def test_training_lowers_the_loss_and_the_stage_looks_at_the_small_image(tmp_pat
         ({"low_size": 8}, "`low_size` must be at least 1 and smaller"),
         ({"low_size": (4, 0)}, "got 4 x 0 for 8 x 8"),
         ({"augmentation": "truncated"}, "trained with 'gaussian'"),
-        ({"augmentation": "noise"}, "must be one of none, blur, gaussian"),
+        ({"augmentation": "noise"}, "must be one of 'none', 'blur', 'gaussian'"),
         ({"blur_probability": 1.5}, r"in \[0, 1\], got 1.5"),
         ({"blur_std_range": (0.6, 0.4)}, "the smaller first"),
         ({"max_noise_level": 1001}, r"in \[1, 1000\], got 1001"),
@@ -274,11 +274,9 @@ def halfway(name: str, until: float, steps: int, eta: float = 0.0, n: int = 200)
         Gaussian(),
         make_scheduler(name, EPSILON),
         None,
+        Trajectory(num_inference_steps=steps, eta=eta, until=until),
         shape=(1, 4, 4),
         generators=streams(range(n)),
-        num_inference_steps=steps,
-        eta=eta,
-        until=until,
     )
 
 
@@ -310,11 +308,9 @@ def test_stopping_at_a_timestep_is_what_the_scheduler_would_have_done(name, eta,
             network,  # type: ignore[arg-type]
             make_scheduler(name, config),
             None,
+            Trajectory(num_inference_steps=10, eta=eta, until=until),
             shape=(1, 4, 4),
             generators=streams(range(5)),
-            num_inference_steps=10,
-            eta=eta,
-            until=until,
         )
 
     states: list[Tensor] = []

@@ -26,6 +26,7 @@ from synthaug.denoisers import build_unet
 from synthaug.errors import CheckpointError, DataError, MismatchError
 from synthaug.synthesizers import ColdDiffusion, streams
 from synthaug.synthesizers.cold._colors import ColourMixture
+from synthaug.synthesizers.cold._config import RestorerConfig
 from synthaug.synthesizers.cold._fit import ColdFitJob
 from synthaug.synthesizers.cold._sampling import restore, visited_levels
 from tests.checkpoints import Counting, tiny_unet
@@ -400,8 +401,8 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tiny(algorithm="best"), "`algorithm` must be one of improved, naive, direct"),
-        (lambda: tiny(output="x0"), "`output` must be one of recursion, prediction, got 'x0'"),
+        (lambda: tiny(algorithm="best"), "`algorithm` must be one of 'improved', 'naive'"),
+        (lambda: tiny(output="x0"), "`output` must be one of 'recursion', 'prediction', got 'x0'"),
         (lambda: tiny(num_steps=0), "`num_steps` must be at least 1, got 0"),
         (lambda: tiny(symmetry_noise=-1), r"`symmetry_noise` must be in \[0, 1\), got -1"),
         (lambda: view(random_images(1)), r"`images` has shape \(1, 3, 16, 16\); this restorer was"),
@@ -501,9 +502,7 @@ def test_the_restorer_is_trained_on_all_levels_alike_at_the_times_that_it_is_ask
             return (torch.zeros_like(x),)
 
     real, hole = Real(), Inpainting(num_levels=6, centre="middle", std_step=0.7)
-    job = ColdFitJob(
-        real, hole, channels=8, num_layers=1, horizontal_flip=False, colour_components=1, seed=0
-    )
+    job = ColdFitJob(real, hole, RestorerConfig(channels=8), seed=0)
     recorder = Recorder()
     indices = np.arange(60) % 6
     loss = job._loss(recorder, indices)

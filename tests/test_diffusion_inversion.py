@@ -655,7 +655,7 @@ def test_a_generator_that_makes_no_sense_is_refused(tmp_path):
     cases: list[tuple[dict[str, Any], str]] = [
         ({"num_tokens": 0}, "`num_tokens` must be at least 1"),
         ({"token_dropout": 1.0}, r"`token_dropout` must be in \[0, 1\)"),
-        ({"token_noise": -1.0}, "`token_noise` must not be negative"),
+        ({"token_noise": -1.0}, "`token_noise` must be at least 0 and finite"),
     ]
     for settings, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from synthaug._training.fit_job import (
-    PREDICTION_TYPES,
     denoising_loss,
     diffusion_config,
     half_mirrored,
     stratified,
 )
+from synthaug._training.network_config import PREDICTION_TYPES
 from synthaug.samplers import make_scheduler
 
 
@@ -49,5 +49,5 @@ def test_the_loss_is_zero_for_who_knows_the_image_and_is_not_for_others(predicti
 
 
 def test_an_unknown_prediction_type_is_refused_with_those_that_there_are():
-    with pytest.raises(ValueError, match="v_prediction, epsilon, sample, got 'score'"):
+    with pytest.raises(ValueError, match="'v_prediction', 'epsilon', 'sample', got 'score'"):
         diffusion_config("score")

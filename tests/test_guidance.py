@@ -8,7 +8,7 @@ from torch import Tensor
 
 from synthaug.density import contrastive_loss
 from synthaug.guidance import HardnessPush, Unit, log_odds, unit_rms
-from synthaug.samplers import Step, make_scheduler, sample, steps_of
+from synthaug.samplers import Step, Trajectory, make_scheduler, sample, steps_of
 from synthaug.synthesizers import streams
 from tests.checkpoints import cosine_config
 from tests.exact_denoisers import EPSILON, GaussianDenoiser
@@ -53,10 +53,9 @@ def draw(name: str, eta: float, n: int, steps: int, pushes: Any = (), config: An
             denoiser,
             make_scheduler(name, config or EPSILON),
             None,
+            Trajectory(num_inference_steps=steps, eta=eta),
             shape=(1, 4, 4),
             generators=streams(range(n)),
-            num_inference_steps=steps,
-            eta=eta,
             pushes=pushes,
         )
 

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from synthaug import SynthCache, generate
 from synthaug.errors import CheckpointError, DataError, MismatchError
-from synthaug.samplers import make_scheduler
+from synthaug.samplers import denoised_estimate, make_scheduler
 from synthaug.synthesizers import ClassConditional, LowDensity
 from synthaug.synthesizers.low_density._hardness import (
     NoiseAware,
     NoisyEncoder,
     OnEstimate,
-    denoised_estimate,
 )
 from tests.checkpoints import Counting, cosine_config, sampled, tiny_unet, write_stable_diffusion
 from tests.command_line import fail, succeed
@@ -328,7 +327,7 @@ def test_plans_and_settings_that_make_no_sense_are_refused():
     assert replace(one, unit="rms", realism=None).default_strengths == {"alpha": 0.0625, "beta": 0}
     for changes, message in (
         ({"temperature": 0.0}, "`temperature` must be positive"),
-        ({"unit": "grams"}, "`unit` must be one of rms, length, score"),
+        ({"unit": "grams"}, "`unit` must be one of 'rms', 'length', 'score'"),
         ({"hardness": noise_aware(3)}, "`hardness` knows 3 classes, the base 4"),
         ({"base": one}, "`base` is a LowDensity, whose sampler cannot be steered"),
         ({"base": tiny(scheduler="HeunDiscreteScheduler")}, "steps cannot be pushed"),

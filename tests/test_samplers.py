@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from synthaug.denoisers import ClassifierFreeGuidance, Denoiser
-from synthaug.samplers import make_scheduler, sample, step_arguments, step_to
+from synthaug.samplers import Trajectory, make_scheduler, sample, step_arguments, step_to
 from synthaug.synthesizers import SamplerConfig, streams
 from tests.checkpoints import Counting, cosine_config, tiny_unet
 from tests.exact_denoisers import EPSILON, ExactDenoiser, GaussianDenoiser
@@ -16,13 +16,14 @@ from tests.images import randn
 
 
 def draw(denoiser: Any, name: str, n: int = 6, steps: int = 50, **arguments: Any) -> Tensor:
+    course = {k: arguments.pop(k) for k in ("eta", "sources", "strength") if k in arguments}
     return sample(
         denoiser,
         make_scheduler(name, EPSILON),
         None,
+        Trajectory(num_inference_steps=steps, **course),
         shape=arguments.pop("shape", (1, 2, 2)),
         generators=streams(arguments.pop("seeds", range(n))),
-        num_inference_steps=steps,
         **arguments,
     )
 
@@ -68,9 +69,9 @@ def test_solvers_converge_to_the_exact_solution_with_their_order(name, order):
             denoiser,
             make_scheduler(name, EPSILON),
             None,
+            Trajectory(num_inference_steps=steps),
             shape=(1, 2, 2),
             generators=streams(range(6)),
-            num_inference_steps=steps,
         )
         errors.append(float((images.double() - exact).abs().max()))
     measured = -np.polyfit(np.log([10, 20, 40]), np.log(errors), 1)[0]
@@ -103,9 +104,9 @@ def test_our_loop_equals_the_diffusers_pipelines():
                 Denoiser(unet),
                 make_scheduler(name, cosine_config(clip_sample=True)),
                 None,
+                Trajectory(num_inference_steps=7),
                 shape=(1, 8, 8),
                 generators=streams([1, 2, 3]),
-                num_inference_steps=7,
             )
         ours = (ours.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1)
         torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=2e-5, rtol=0)
@@ -124,9 +125,9 @@ def test_a_row_is_the_same_alone_in_a_batch_and_in_another_order(name):
             denoiser,
             make_scheduler(name, cosine_config()),
             labels,
+            Trajectory(num_inference_steps=8),
             shape=(1, 8, 8),
             generators=streams(seeds),
-            num_inference_steps=8,
             terms=[guidance],
         )
 
@@ -163,9 +164,9 @@ def guided(
             denoiser,
             make_scheduler("ddim", cosine_config(clip_sample=False)),
             labels,
+            Trajectory(num_inference_steps=1),
             shape=(1, 8, 8),
             generators=streams([7] * len(scale)),
-            num_inference_steps=1,
             terms=[term] if with_term else [],
         )
     return images, counting
@@ -189,9 +190,9 @@ def test_guidance_scale_zero_is_the_unconditional_branch_and_the_scale_acts_line
             denoiser,
             make_scheduler("ddim", cosine_config(clip_sample=False)),
             torch.tensor([4]),
+            Trajectory(num_inference_steps=1),
             shape=(1, 8, 8),
             generators=streams([7]),
-            num_inference_steps=1,
         )
     torch.testing.assert_close(images[:1], null, atol=1e-5, rtol=0)
 
@@ -246,11 +247,9 @@ def test_strength_is_the_share_of_the_steps_taken(name, strength, calls):
             Denoiser(counting),
             make_scheduler(name, cosine_config()),
             None,
+            Trajectory(num_inference_steps=10, sources=torch.zeros(1, 1, 8, 8), strength=strength),
             shape=(1, 8, 8),
             generators=streams([0]),
-            num_inference_steps=10,
-            sources=torch.zeros(1, 1, 8, 8),
-            strength=strength,
         )
     assert counting.images == calls
     assert counting.timesteps == sorted(counting.timesteps, reverse=True)
@@ -282,15 +281,14 @@ def test_a_log_variance_mix_of_0_and_1_are_the_fixed_variances_of_diffusers(
 
 def draws_of(scheduler: Any, steps: int) -> Tensor:
     """Where the last twelve steps of an ancestral chain lead."""
+    share, sources = min(1.0, 12 / steps), torch.zeros(3, 1, 2, 2)
     return sample(
         GaussianDenoiser(0.5),
         scheduler,
         None,
+        Trajectory(num_inference_steps=steps, sources=sources, strength=share),
         shape=(1, 2, 2),
         generators=streams(range(3)),
-        num_inference_steps=steps,
-        sources=torch.zeros(3, 1, 2, 2),
-        strength=min(1.0, 12 / steps),
     )
 
 
@@ -327,9 +325,9 @@ def test_a_step_that_arrives_at_a_clean_image_adds_no_noise():
             ExactDenoiser(points),
             make_scheduler("ddpm", EPSILON, mix),
             None,
+            Trajectory(num_inference_steps=5),
             shape=(1, 2, 2),
             generators=streams(range(4)),
-            num_inference_steps=5,
         )
         assert images.abs().max() < 1e-5
 

@@ -15,14 +15,16 @@ import torch
 
 from synthaug import Plan, SynthCache, degradations
 from synthaug._training.loop import _among
+from synthaug._training.network_config import DenoiserConfig, LabeledConfig
 from synthaug.caches import estimate_cost, evaluations_per_second
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers.cascade._fit import StageFitJob
+from synthaug.synthesizers.cold._config import RestorerConfig
 from synthaug.synthesizers.cold._fit import ColdFitJob
 from synthaug.synthesizers.inversion._config import TokenConfig
 from synthaug.synthesizers.inversion._tokens import TokenFitJob
-from synthaug.synthesizers.low_density._fit import Guides, HardnessFitJob
-from synthaug.synthesizers.low_density._hardness import NoisyEncoder
+from synthaug.synthesizers.low_density._config import GuideConfig
+from synthaug.synthesizers.low_density._fit import HardnessFitJob
 from tests.checkpoints import write_stable_diffusion
 from tests.ranks import trained
 from tests.tiny.cascades import job as cascade_job
@@ -101,16 +103,16 @@ def stage(augmentation: str) -> StageFitJob:
 
 def cold() -> ColdFitJob:
     degradation = degradations.GaussianNoise(num_levels=5)
-    return ColdFitJob(Real(10), degradation, **SMALL, colour_components=1, seed=0)
+    return ColdFitJob(Real(10), degradation, RestorerConfig(**SMALL), seed=0)
 
 
 def tokens() -> TokenFitJob:
     config = TokenConfig(num_tokens=2, token_width=8, token_noise=0.5, token_dropout=0.3)
-    return TokenFitJob(Real(10), config, **SMALL, prediction_type="v_prediction")
+    return TokenFitJob(Real(10), config, DenoiserConfig(**SMALL))
 
 
 JOBS: dict[str, Callable[[], Any]] = {
-    "labels": lambda: FitJob(Real(10), None, **LABELLED),
+    "labels": lambda: FitJob(Real(10), None, LabeledConfig(**LABELLED)),
     "stage with noise": lambda: stage("gaussian"),
     "stage with blur": lambda: stage("blur"),
     "tokens": tokens,
@@ -140,16 +142,12 @@ def assert_halves_make_a_whole(job: Any, module: Any, indices: Any) -> None:
 
 
 def test_so_is_the_loss_of_what_steers_towards_rare_images():
-    settings: dict[str, Any] = {"num_synthetic": None, "embedding_dim": 4, "noise_levels": 2}
     base: Any = tiny()
-    job = HardnessFitJob(base, Bright(), Bright(per_class=5), horizontal_flip=True, **settings)
+    config = GuideConfig(embedding_dim=4, noise_levels=2, horizontal_flip=True)
+    job = HardnessFitJob(base, Bright(), Bright(per_class=5), config)
     job._draw_synthetic(Path(), 0, False)  # takes those that are given
     torch.manual_seed(0)
-    shape = job.model.latent_shape
-    encoders = [
-        NoisyEncoder(NoisyEncoder.config_for(job.model.denoiser, shape), n, 4) for n in (4, 2)
-    ]
-    assert_halves_make_a_whole(job, Guides(*encoders), np.array([3, 1, 14, 15, 9, 26]))
+    assert_halves_make_a_whole(job, job._build(), np.array([3, 1, 14, 15, 9, 26]))
 
 
 def test_so_is_the_loss_of_a_pretrained_model_and_its_autoencoder(tmp_path):

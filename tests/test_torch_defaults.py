@@ -39,7 +39,7 @@ from synthaug.density import ClassGaussians, Neighbourhood
 from synthaug.evaluation import AffineAugment, Arm, ClassifierConfig, CutMix
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.images import LabeledImages
-from synthaug.samplers import _KNOWN, make_scheduler, sample
+from synthaug.samplers import _KNOWN, Trajectory, make_scheduler, sample
 from synthaug.synthesizers import (
     Constant,
     FineTuningConfig,
@@ -156,6 +156,9 @@ def class_conditional(folder: Path) -> Found:
     return {**found, "cache": cache.read(np.arange(len(cache))), "plan": plan.digest}
 
 
+FOUR_STEPS = Trajectory(num_inference_steps=4)
+
+
 @dataclass
 class Halving:
     """Stands in for a network."""
@@ -171,7 +174,7 @@ def schedulers(folder: Path) -> Found:
     for name in _KNOWN:
         scheduler = make_scheduler(name, {"beta_schedule": "squaredcos_cap_v2"})
         arguments: dict[str, Any] = {"shape": (1, 2, 2), "generators": streams([1, 2])}
-        found[name] = sample(Halving(), scheduler, None, num_inference_steps=4, **arguments)
+        found[name] = sample(Halving(), scheduler, None, FOUR_STEPS, **arguments)
     return found
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.differences import described, differences
 from synthaug._support.files import write_text
-from synthaug._support.precision import Precision, load_network
+from synthaug._support.precision import Precision, Resolved, in_precision, load_network
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON
+from synthaug.denoisers import uncompiled
 from synthaug.errors import CheckpointError, MismatchError
 
 
@@ -37,8 +39,42 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def state_digest(module: nn.Module) -> str:
     """`tensor_digest` of a module's weights and buffers, compiled or not."""
-    inner: Any = getattr(module, "_orig_mod", module)
-    return tensor_digest(inner.state_dict())
+    return tensor_digest(uncompiled(module).state_dict())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file, from any device."""
+    from safetensors.torch import save_file
+
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(path))
+
+
+def save_network(network: nn.Module, folder: Path) -> None:
+    """Writes a diffusers network, compiled or not, in float32 if its dtype was chosen by us: what
+    suits one device is none of the checkpoint's business."""
+    uncompiled(in_precision(network, "float32")).save_pretrained(folder, safe_serialization=True)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file, onto the CPU."""
+    from safetensors.torch import load_file
+
+    return load_file(str(path))
+
+
+@contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Turns whatever a damaged file raises into one error.
+
+    Raises:
+        CheckpointError: Naming the path, the cause and the remedy.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}). {remedy}") from error
 
 
 def scheduler_settings(scheduler: Any) -> dict[str, JSON]:
@@ -55,16 +91,22 @@ def scheduler_settings(scheduler: Any) -> dict[str, JSON]:
     }
 
 
-def diffusers_version() -> str:
-    """The installed version, as `model_index.json` records it."""
-    from importlib.metadata import version
-
-    return version("diffusers")
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is whole or absent."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_index(folder: Path, pipeline: str, parts: Mapping[str, str]) -> None:
+    """Writes `model_index.json`. It makes the directory a checkpoint, so it comes last.
+
+    Args:
+        folder: The directory.
+        pipeline: Class name of a pipeline that could load it.
+        parts: Class name of every part.
+    """
+    index: dict[str, Any] = {"_class_name": pipeline, "diffusers_version": version("diffusers")}
+    index |= {name: ["diffusers", kind] for name, kind in parts.items()}
+    write_json(folder / "model_index.json", index)
 
 
 @contextmanager
@@ -164,6 +206,35 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_record(folder: Path, name: str = "synthaug.json") -> dict[str, Any]:
+    """What we wrote beside the parts of a checkpoint; empty if it is not one of ours."""
+    return read_json(folder / name) if (folder / name).exists() else {}
+
+
+def recorded_dtype(record: Mapping[str, Any]) -> Resolved:
+    """The dtype of the network that a record is about, as a precision."""
+    return "bfloat16" if record["dtype"] == "torch.bfloat16" else "float32"
+
+
+def changed_part(
+    record: Mapping[str, Any], dtype: torch.dtype, weights: Mapping[str, JSON]
+) -> str | None:
+    """The first part whose weights are not those of a record, or `None`.
+
+    Args:
+        record: Digests in `weights`, and the network's `dtype`.
+        dtype: That of the network.
+        weights: Digests of the parts that there are.
+    """
+    for name, digest in record["weights"].items():
+        # The network's digest is of its dtype, if it was chosen; prompts are embedded anew, and
+        # their last digits depend on the processor.
+        free = name == "class_embeddings" or (name == "network" and record["dtype"] != str(dtype))
+        if not free and weights.get(name) != digest:
+            return str(name)
+    return None
+
+
 def record_command(path: str | Path, command: str) -> None:
     """Notes in a checkpoint's own file which command made it."""
     for name in ("synthaug.json", "inversion.json"):
@@ -187,6 +258,12 @@ def resolve(path: str | Path) -> Path:
         f"There is no directory {path}. Train a model with `synthaug train`, or give the path of a "
         "checkpoint in diffusers layout, or hub:OWNER/NAME."
     )
+
+
+def lasting_address(path: str | Path) -> str:
+    """The address of a checkpoint from any working directory; `resolve` takes it."""
+    here = str(path)
+    return here if here.startswith("hub:") else str(Path(path).expanduser().absolute())
 
 
 def _download(name: str) -> Path:

@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.arguments import check_choice
 from synthaug._support.layout import settled
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.loop import (
@@ -18,13 +19,23 @@ from synthaug._training.loop import (
     own_rows,
     train,
 )
+from synthaug._training.network_config import PREDICTION_TYPES
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images, Indices, Labels
 from synthaug.errors import DataError
 
-PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
-
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class Saved(Protocol):
+    """What a trained module becomes: a synthesizer, or a part of one."""
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes the directory."""
+        ...
+
+
+Made = TypeVar("Made", bound=Saved)
 
 
 class AbstractFitJob(ABC, Generic[Module]):
@@ -94,12 +105,23 @@ class AbstractFitJob(ABC, Generic[Module]):
         PartialState().wait_for_everyone()  # before anyone reads what was written
         return module, result
 
+    def fit(
+        self,
+        output_dir: str | Path,
+        config: TrainingConfig | None,
+        made: Callable[[Module], Made],
+        *,
+        progress: bool,
+    ) -> tuple[Made, TrainingResult]:
+        """Trains, and returns what `made` makes of the module, which is saved in `output_dir` at
+        every checkpoint."""
 
-def check_positive(**sizes: int) -> None:
-    """Refuses a size below 1, by its name."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        def save(module: Module) -> None:
+            made(module).save_pretrained(output_dir)
+
+        config = config or TrainingConfig()
+        module, result = self.run(output_dir, config, on_checkpoint=save, progress=progress)
+        return made(module), result
 
 
 def check_labels(labels: Labels, classes: Sequence[str]) -> None:
@@ -126,11 +148,7 @@ def diffusion_config(prediction_type: str) -> dict[str, Any]:
     Raises:
         ValueError: For a prediction type that we do not know.
     """
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got "
-            f"{prediction_type!r}."
-        )
+    check_choice(PREDICTION_TYPES, prediction_type=prediction_type)
     return {
         "_class_name": "DDPMScheduler",
         "beta_schedule": "squaredcos_cap_v2",
@@ -201,8 +219,4 @@ def check_prediction_type(scheduler: Any) -> None:
     Raises:
         ValueError: For such a type.
     """
-    kind = scheduler.config.prediction_type
-    if kind not in PREDICTION_TYPES:
-        raise ValueError(
-            f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got {kind!r}."
-        )
+    check_choice(PREDICTION_TYPES, prediction_type=scheduler.config.prediction_type)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._plan import canonical_json
-from synthaug._training.checkpoints import check_same_run, replaced, restore, run_record, writing
-from synthaug.errors import CheckpointError, DivergedError
+from synthaug._training import checkpoints
+from synthaug.errors import DivergedError
 
 logger = logging.getLogger("synthaug")
 
@@ -100,12 +100,10 @@ class TrainingState:
             CheckpointError: If it cannot be written.
         """
         remedy = f"{self._last_checkpoint()} Free some space and run again."
-        with writing(self.output_dir / "checkpoint", remedy):
-            self._write(run_record(settings))
+        with checkpoints.writing(self.output_dir / "checkpoint", remedy):
+            self._write(checkpoints.run_record(settings))
 
     def _write(self, record: dict[str, Any]) -> None:
-        from safetensors.torch import save_file
-
         frozen, weights = self._frozen(), self.module.state_dict()
         moments = {  # its settings are in the config; what is left are tensors: nothing is pickled
             f"{i:05d}.{name}": value
@@ -124,10 +122,9 @@ class TrainingState:
             "loss_curve": self.loss_curve,
             "recent": self.recent,
         }
-        with replaced(self.output_dir / "checkpoint") as new:
+        with checkpoints.replaced(self.output_dir / "checkpoint") as new:
             for name, values in tensors.items():
-                values = {k: v.detach().cpu().contiguous() for k, v in values.items()}
-                save_file(values, str(new / f"{name}.safetensors"))
+                checkpoints.save_tensors(new / f"{name}.safetensors", values)
             (new / "state.json").write_text(canonical_json(state))
 
     def resume(self, settings: dict[str, Any]) -> None:
@@ -137,18 +134,15 @@ class TrainingState:
             MismatchError: If it belongs to a run with other settings.
             CheckpointError: If it is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = self.output_dir / "checkpoint"
-        restore(folder)
+        checkpoints.restore(folder)
         if not folder.exists():
             return
-        try:
+        with checkpoints.reading(folder, "Delete it to start over."):
             record = json.loads((folder / "state.json").read_text())
-            check_same_run(folder, record, settings)
+            checkpoints.check_same_run(folder, record, settings)
             weights, average, moments = (
-                load_file(str(folder / f"{name}.safetensors"))
+                checkpoints.load_tensors(folder / f"{name}.safetensors")
                 for name in ("model", "ema", "optimizer")
             )
             self.module.load_state_dict({**self._frozen(), **weights})
@@ -158,10 +152,6 @@ class TrainingState:
             self.ema.optimization_step = record["ema_step"]
             self.step = record["step"]
             self.loss_curve = [(int(s), float(v)) for s, v in record["loss_curve"]]
-        except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{folder} cannot be read ({error}). Delete it to start over."
-            ) from error
         self.recent = [float(v) for v in record.get("recent", [])]
         logger.info("resuming %s at step %d", self.output_dir, self.step)
 
@@ -193,7 +183,7 @@ class TrainingState:
 def saved_precision(output_dir: Path) -> object:
     """The precision of the run that is in a directory, if there is one that can be read."""
     folder = output_dir / "checkpoint"
-    restore(folder)
+    checkpoints.restore(folder)
     try:
         return json.loads((folder / "state.json").read_text())["settings"]["config"]["precision"]
     except (OSError, LookupError, TypeError, ValueError):

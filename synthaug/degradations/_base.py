@@ -1,7 +1,7 @@
 """What every degradation is: D(x, s, realisation), a pure function."""
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
+from synthaug._noise import Streams
 from synthaug._support.arguments import check_at_least
 from synthaug._support.torch_state import torch_defaults
-from synthaug._types import JSON, Images
+from synthaug._types import JSON, Images, ImageShape
 
 Realisation: TypeAlias = Mapping[str, Tensor]
 """What a random degradation drew for each image (mask centre, snow layer, ...): every tensor has
@@ -85,9 +86,7 @@ class AbstractDegradation(abc.ABC):
     def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
         """D(x, s) for s of shape (n,), or (1,) where all images share a level, on x's device."""
 
-    def realise(
-        self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
-    ) -> Realisation:
+    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
         """Draws what is random, for one trajectory per generator; on the CPU.
 
         Args:
@@ -97,7 +96,7 @@ class AbstractDegradation(abc.ABC):
         del generators, image_shape
         return {}
 
-    def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
+    def leaves(self, image_shape: ImageShape) -> Leaves:
         """What level T leaves of an image. Images can be generated where that is not "image"."""
         del image_shape
         return "image"
@@ -125,7 +124,7 @@ class Custom(AbstractDegradation):
     """`function(x, s, realisation)`: D(x, s) for images (n, C, H, W) in [-1, 1] and levels s of
     shape (n, 1, 1, 1) or (1, 1, 1, 1), int64. A pure function, without clipping. Level 0 need not
     be handled."""
-    realisation: Callable[[torch.Generator, tuple[int, int, int]], Realisation] | None = None
+    realisation: Callable[[torch.Generator, ImageShape], Realisation] | None = None
     """`realisation(generator, image_shape)`: what is random for one image, without a row axis."""
     remains: Leaves = "image"
     """What the last level leaves."""
@@ -134,9 +133,7 @@ class Custom(AbstractDegradation):
         with torch_defaults():  # `s / 20` is a tensor of the default dtype
             return self.function(x, s.view(-1, 1, 1, 1), realisation)
 
-    def realise(
-        self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
-    ) -> Realisation:
+    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
         """Draws image by image."""
         if self.realisation is None:
             return {}
@@ -144,7 +141,7 @@ class Custom(AbstractDegradation):
             drawn = [self.realisation(generator, image_shape) for generator in generators]
         return {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
 
-    def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
+    def leaves(self, image_shape: ImageShape) -> Leaves:
         """As `remains` says."""
         del image_shape
         return self.remains

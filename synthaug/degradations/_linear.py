@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthaug._support.arguments import check_choice, check_positive
-from synthaug._types import Images
+from synthaug._types import Images, ImageShape
 from synthaug.degradations._base import AbstractDegradation, Leaves, Realisation
 
 
@@ -135,7 +135,7 @@ class Blur(AbstractSeparable):
             table[-1] = 1 / size
         return table
 
-    def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
+    def leaves(self, image_shape: ImageShape) -> Leaves:
         """One colour, if the last level is the exact mean."""
         del image_shape
         return "colour" if self.exact_mean else "image"
@@ -168,7 +168,7 @@ class SuperResolution(AbstractSeparable):
             steps.append(F.interpolate(small, size=(size, size), mode="nearest-exact")[0, 0])
         return torch.stack(steps)
 
-    def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
+    def leaves(self, image_shape: ImageShape) -> Leaves:
         """One colour, if the last level is a single pixel."""
         return "colour" if max(image_shape[1:]) == 2**self.num_levels else "image"
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal, final
@@ -12,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthaug._images.source import ImageSource
-from synthaug._noise import rand, randint, randn
+from synthaug._noise import Streams, rand, randint, randn
 from synthaug._pixels import to_images
 from synthaug._support.arguments import check_at_least, check_choice, check_positive
-from synthaug._types import JSON, Images
+from synthaug._types import JSON, Images, ImageShape
 from synthaug.degradations._base import AbstractDegradation, Leaves, Realisation
 
 
@@ -49,9 +48,7 @@ class Inpainting(AbstractDegradation):
         check_choice(("random", "middle"), centre=self.centre)
         check_choice(("grey", "colour"), fill=self.fill)
 
-    def realise(
-        self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
-    ) -> Realisation:
+    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
         """`centre`, int64 (n, 2), and `colour`, float32 (n, C)."""
         c, height, width = image_shape
         drawn: dict[str, Tensor] = {}
@@ -61,7 +58,7 @@ class Inpainting(AbstractDegradation):
             drawn["colour"] = rand(generators, (c,)) - 0.5
         return drawn
 
-    def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
+    def leaves(self, image_shape: ImageShape) -> Leaves:
         """Nothing, where a colour takes the image's place."""
         del image_shape
         return "nothing" if self.fill == "colour" else "image"
@@ -137,9 +134,7 @@ class Snow(AbstractDegradation):
         )
         check_at_least(1, zoom=self.zoom)
 
-    def realise(
-        self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
-    ) -> Realisation:
+    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
         """`field`, float32 (n, 1, H, W), and `vertical`, bool (n,): along which axis it falls."""
         _, height, width = image_shape
         coarse = [1, math.ceil(height / self.zoom), math.ceil(width / self.zoom)]
@@ -200,7 +195,7 @@ class AbstractMixing(AbstractDegradation):
         signal = torch.where(s == self.num_levels, 0, signal).view(-1, 1, 1, 1)
         return signal * x + (1 - signal**2).sqrt() * realisation["other"].to(x.dtype)
 
-    def leaves(self, image_shape: tuple[int, int, int]) -> Leaves:
+    def leaves(self, image_shape: ImageShape) -> Leaves:
         """Nothing: the last level is the other image, or the noise."""
         del image_shape
         return "nothing"
@@ -213,9 +208,7 @@ class GaussianNoise(AbstractMixing):
 
     num_levels: int = 200
 
-    def realise(
-        self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
-    ) -> Realisation:
+    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
         """`other`, float32 (n, C, H, W): standard normal noise."""
         return {"other": randn(generators, image_shape)}
 
@@ -238,9 +231,7 @@ class Animorphosis(AbstractMixing):
         if not len(self.others):
             raise ValueError("`others` holds no images.")
 
-    def realise(
-        self, generators: Sequence[torch.Generator], image_shape: tuple[int, int, int]
-    ) -> Realisation:
+    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
         """`other`, float32 (n, C, H, W): images of the other set."""
         pixels = self._images.pixels(randint(generators, len(self.others)).numpy())
         if tuple(pixels.shape[1:]) != tuple(image_shape):

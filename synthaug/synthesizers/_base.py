@@ -76,6 +76,16 @@ class AbstractSynthesizer(abc.ABC):
         del precision
         return self
 
+    @property
+    def trained_on(self) -> Mapping[str, JSON] | None:
+        """The real images that it learned from, for the cache; `None` if that is not known."""
+        return None
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether the row parameter `guidance_scale` may differ from 1."""
+        return False
+
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations that each row costs, int64 (n,). Zero unless overridden."""
         return np.zeros(len(rows), np.int64)
@@ -243,11 +253,8 @@ class AbstractSynthesizer(abc.ABC):
                 f"{type(self).__name__} does not name its classes; set `classes`, or use "
                 "`Plan.build`."
             )
-        given = [
-            name
-            for name, value in (("per_class", per_class), ("ratio", ratio), ("counts", counts))
-            if value is not None
-        ]
+        quotas = {"per_class": per_class, "ratio": ratio, "counts": counts}
+        given = [name for name, value in quotas.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
                 "Give exactly one of `per_class`, `ratio` and `counts`; got "

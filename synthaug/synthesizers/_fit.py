@@ -9,54 +9,33 @@ from torch.utils.data import ConcatDataset
 
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
-from synthaug._training.fit_job import (
-    AbstractFitJob,
-    check_labels,
-    check_positive,
-    chosen_rows,
-    denoising_loss,
-    diffusion_config,
-    half_mirrored,
-)
+from synthaug._training import fit_job
+from synthaug._training.network_config import LabeledConfig
 from synthaug._types import Images, Indices, Pixels
 from synthaug.denoisers import build_unet
 from synthaug.errors import MismatchError
 from synthaug.samplers import make_scheduler
+from synthaug.synthesizers._model import DiffusionModel
 
 
-class FitJob(AbstractFitJob[nn.Module]):
+class FitJob(fit_job.AbstractFitJob[nn.Module]):
     """Everything that `ClassConditional.fit` was asked for, checked before any work starts.
 
     Args:
         real: Labelled images.
         unlabelled: Further images, or `None`.
-        channels: Width of the first level.
-        num_layers: Residual blocks per level.
-        prediction_type: What the network predicts.
-        label_dropout: Probability of the null label.
-        horizontal_flip: Mirror half of the images.
+        network: What is trained.
 
     Raises:
         DataError: For images or labels that cannot be trained on.
-        ValueError: For a setting out of range.
     """
 
-    def __init__(
-        self,
-        real: Any,
-        unlabelled: Any,
-        *,
-        channels: int,
-        num_layers: int,
-        prediction_type: str,
-        label_dropout: float,
-        horizontal_flip: bool,
-    ) -> None:
+    def __init__(self, real: Any, unlabelled: Any, network: LabeledConfig) -> None:
         self.real = ImageSource.open(real, "`real`")
         self.unlabelled: ImageSource | None = None
         self.classes, self.labels = self.real.named_classes(), self.real.labels
         self.image_shape = self.real.image_shape
-        check_labels(self.labels, self.classes)
+        fit_job.check_labels(self.labels, self.classes)
         if unlabelled is not None:
             self.unlabelled = ImageSource.open(unlabelled, "`unlabelled`")
             if self.unlabelled.image_shape != self.image_shape:
@@ -64,15 +43,9 @@ class FitJob(AbstractFitJob[nn.Module]):
                     f"`unlabelled` holds images of shape {self.unlabelled.image_shape}, "
                     f"`real` of {self.image_shape}."
                 )
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"`label_dropout` must be in [0, 1), got {label_dropout}.")
-        check_positive(channels=channels, num_layers=num_layers)
-        self.scheduler_config = diffusion_config(prediction_type)
-        self.channels, self.num_layers = channels, num_layers
-        self.prediction_type = prediction_type
-        self.label_dropout = label_dropout
-        self.horizontal_flip = horizontal_flip
-        self.unconditional_branch = label_dropout > 0 or unlabelled is not None
+        self.network = network
+        self.scheduler_config = fit_job.diffusion_config(network.prediction_type)
+        self.unconditional_branch = network.label_dropout > 0 or unlabelled is not None
         sources = {"labelled": self.real, "unlabelled": self.unlabelled}
         self.trained_on: dict[str, Any] = {
             name: source.record for name, source in sources.items() if source is not None
@@ -85,16 +58,32 @@ class FitJob(AbstractFitJob[nn.Module]):
         self._all_labels = torch.from_numpy(np.concatenate([self.labels, null]))
         self.num_examples = len(self._all_labels)
 
+    def model(self, network: nn.Module, class_embeddings: Tensor | None = None) -> DiffusionModel:
+        """The model with the weights trained so far."""
+        return DiffusionModel(
+            network=network,
+            scheduler_config=self.scheduler_config,
+            classes=self.classes,
+            image_shape=self.image_shape,
+            class_embeddings=class_embeddings,
+            unconditional_branch=self.unconditional_branch,
+            trained_on=self.trained_on,
+        )
+
     # What the stages of a cascade do otherwise:
 
     def _build(self) -> nn.Module:
-        network: nn.Module = build_unet(
+        return self._unet()
+
+    def _unet(self, **config: Any) -> Any:
+        """The network, with entries of its config in place of the usual ones."""
+        return build_unet(
             self.image_shape,
             num_classes=len(self.classes),
-            channels=self.channels,
-            num_layers=self.num_layers,
+            channels=self.network.channels,
+            num_layers=self.network.num_layers,
+            **config,
         )
-        return network
 
     def _identity(self, network: Any) -> dict[str, Any]:
         return {
@@ -102,9 +91,9 @@ class FitJob(AbstractFitJob[nn.Module]):
             "network": {k: v for k, v in network.config.items() if not k.startswith("_")},
             "data": [s["fingerprint"] or s["images"] for s in self.trained_on.values()],
             "classes": list(self.classes),
-            "prediction_type": self.prediction_type,
-            "label_dropout": self.label_dropout,
-            "horizontal_flip": self.horizontal_flip,
+            "prediction_type": self.network.prediction_type,
+            "label_dropout": self.network.label_dropout,
+            "horizontal_flip": self.network.horizontal_flip,
         }
 
     def _predict(self, network: nn.Module, x_t: Images, t: Tensor, y: Tensor, x0: Images) -> Tensor:
@@ -120,11 +109,11 @@ class FitJob(AbstractFitJob[nn.Module]):
         """`denoising_loss`, with some of the labels hidden."""
         device = next(network.parameters()).device
         x0 = to_images(self._read(indices)).to(device)
-        if self.horizontal_flip:
-            x0 = half_mirrored(x0)
-        hidden = chosen_rows(len(x0), self.label_dropout)
+        if self.network.horizontal_flip:
+            x0 = fit_job.half_mirrored(x0)
+        hidden = fit_job.chosen_rows(len(x0), self.network.label_dropout)
         y = self._all_labels[torch.from_numpy(indices)]
         y = torch.where(hidden, len(self.classes), y).to(device)
-        return denoising_loss(
+        return fit_job.denoising_loss(
             self._scheduler, x0, lambda x_t, t: self._predict(network, x_t, t, y, x0)
         )

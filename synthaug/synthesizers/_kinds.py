@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from synthaug._training.checkpoints import read_json
+from synthaug._training.checkpoints import lasting_address, read_record
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._parameters import check_settings
@@ -15,11 +15,9 @@ from synthaug.synthesizers._registry import METHODS
 def kind_of(path: str | Path) -> str:
     """Name of the synthesizer that a checkpoint is for."""
     folder = Path(path).expanduser()
-    if (folder / "inversion.json").exists() and read_json(folder / "inversion.json")["classes"]:
+    if read_record(folder, "inversion.json").get("classes"):
         return "DiffusionInversion"
-    if (folder / "synthaug.json").exists():
-        return str(read_json(folder / "synthaug.json").get("synthesizer", "ClassConditional"))
-    return "ClassConditional"
+    return str(read_record(folder).get("synthesizer", "ClassConditional"))
 
 
 def origin_of(path: str | Path, classes: Sequence[str]) -> dict[str, Any]:
@@ -29,10 +27,8 @@ def origin_of(path: str | Path, classes: Sequence[str]) -> dict[str, Any]:
         path: A directory, or "hub:OWNER/NAME".
         classes: Names to use as prompts.
     """
-    folder = Path(path).expanduser()
-    here = str(path) if str(path).startswith("hub:") else str(folder.absolute())
-    files = (folder / "synthaug.json", folder / "inversion.json")
-    if any(file.exists() and read_json(file).get("classes") for file in files):
+    folder, here = Path(path).expanduser(), lasting_address(path)
+    if read_record(folder).get("classes") or read_record(folder, "inversion.json").get("classes"):
         return {"path": here}
     return {"path": here, "classes": list(map(str, classes))}
 

@@ -15,30 +15,25 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from synthaug._noise import Streams
 from synthaug._pixels import to_images
+from synthaug._support.arguments import check_at_least
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import (
-    default_shape,
-    diffusers_version,
-    embed_prompts,
-    load_frozen,
-    load_part,
-    read_json,
-    replaced,
-    resolve,
-    scheduler_settings,
-    state_digest,
-    tensor_digest,
-    write_json,
-    writing,
-)
-from synthaug._types import JSON, Images, Pixels
+from synthaug._training import checkpoints
+from synthaug._types import JSON, Images, ImageShape, Pixels
 from synthaug.denoisers import AnyDenoiser, ClassifierFreeGuidance, Denoiser
 from synthaug.errors import CheckpointError
-from synthaug.samplers import make_scheduler, sample, step_arguments
+from synthaug.samplers import (
+    Push,
+    Trajectory,
+    make_scheduler,
+    sample,
+    step_arguments,
+    timesteps_until,
+)
 from synthaug.synthesizers._parameters import raise_problems
 from synthaug.synthesizers._sampler import SamplerConfig
 
@@ -62,7 +57,7 @@ class DiffusionModel:
     scheduler_config: Mapping[str, Any]
     """The checkpoint's scheduler config, with `_class_name`."""
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: ImageShape
     """(C, H, W) of the images, in pixels."""
     vae: Any = field(default=None, repr=False)
     """`AutoencoderKL` of a latent model."""
@@ -177,12 +172,13 @@ class DiffusionModel:
         self,
         sampler: SamplerConfig,
         condition: Any,
-        generators: Sequence[torch.Generator],
+        generators: Streams,
         *,
         guidance_scale: Tensor,
         null: Callable[[], Any],
         denoiser: AnyDenoiser | None = None,
-        **options: Any,
+        pushes: Sequence[Push] = (),
+        **course: Any,
     ) -> Tensor:
         """Draws one latent per row, float32 (n, *latent_shape), with guidance if any row has some.
 
@@ -193,22 +189,23 @@ class DiffusionModel:
             guidance_scale: float32 (n,); 1 is no guidance.
             null: Makes the conditions of the unconditional branch; called if they are needed.
             denoiser: What to sample from; by default the network.
-            options: Those of `samplers.sample`, such as `sources`, `pushes` and `until`.
+            pushes: Added to what each step arrives at.
+            course: Where the `Trajectory` starts and stops: `sources`, `strength`, `until`.
         """
         denoiser = denoiser or self.denoiser
         terms = []
         if (guidance_scale != 1).any():
             terms.append(ClassifierFreeGuidance(denoiser, guidance_scale, null()))
+        steps = sampler.num_inference_steps
         return sample(
             denoiser,
             self.scheduler(sampler),
             condition,
+            Trajectory(num_inference_steps=steps, eta=sampler.eta, **course),
             shape=self.latent_shape,
             generators=generators,
-            num_inference_steps=sampler.num_inference_steps,
-            eta=sampler.eta,
             terms=terms,
-            **options,
+            pushes=pushes,
         )
 
     # -- pixels and latents ----------------------------------------------------------------------
@@ -221,6 +218,13 @@ class DiffusionModel:
         """A fresh scheduler for this network, as the sampler's settings say."""
         return self.make_scheduler(sampler.scheduler, sampler.log_variance_mix)
 
+    def num_steps(self, sampler: SamplerConfig, until: float = 1.0) -> int:
+        """Network evaluations of a chain from noise to the signal level `until`, in (0, 1]; PNDM
+        repeats one timestep."""
+        scheduler = self.scheduler(sampler)
+        scheduler.set_timesteps(sampler.num_inference_steps)
+        return len(timesteps_until(scheduler, until))
+
     def check_sampler(self, sampler: SamplerConfig) -> None:
         """Refuses sampler settings that this checkpoint cannot follow.
 
@@ -229,8 +233,7 @@ class DiffusionModel:
                 `eta` or a `log_variance_mix` that the scheduler would ignore.
         """
         steps = sampler.num_inference_steps
-        if steps < 1:
-            raise ValueError(f"`num_inference_steps` must be at least 1, got {steps}.")
+        check_at_least(1, num_inference_steps=steps)
         trained = int(self.scheduler_config.get("num_train_timesteps", 1000))
         if steps > trained:
             raise ValueError(
@@ -242,7 +245,7 @@ class DiffusionModel:
     def settings(self, sampler: SamplerConfig) -> dict[str, JSON]:
         """What determines an image besides weights and row, for a recipe."""
         settings: dict[str, JSON] = {
-            **scheduler_settings(self.scheduler(sampler)),
+            **checkpoints.scheduler_settings(self.scheduler(sampler)),
             "num_inference_steps": sampler.num_inference_steps,
             "eta": sampler.eta,
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
@@ -253,7 +256,7 @@ class DiffusionModel:
         return settings
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> ImageShape:
         """(C, H, W) of what the network denoises.
 
         Raises:
@@ -301,18 +304,18 @@ class DiffusionModel:
 
     @property
     def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+        return self.vae.config.get("shift_factor") or 0.0
 
     # -- identity and files ----------------------------------------------------------------------
 
     @cached_property
     def weights(self) -> dict[str, JSON]:
         """Digests of all weights, for a recipe."""
-        weights: dict[str, JSON] = {"network": state_digest(self.network)}
+        weights: dict[str, JSON] = {"network": checkpoints.state_digest(self.network)}
         if self.vae is not None:
-            weights["vae"] = state_digest(self.vae)
+            weights["vae"] = checkpoints.state_digest(self.vae)
         if self.class_embeddings is not None:
-            weights["class_embeddings"] = tensor_digest({"": self.class_embeddings})
+            weights["class_embeddings"] = checkpoints.tensor_digest({"": self.class_embeddings})
         return weights
 
     def in_precision(self, precision: Resolved) -> "DiffusionModel":
@@ -332,35 +335,25 @@ class DiffusionModel:
             CheckpointError: If the disk is full or not writable. What was there before stays.
         """
         path = Path(path)
-        with writing(path, "Free some space and save again."):
+        with checkpoints.writing(path, "Free some space and save again."):
             path.mkdir(parents=True, exist_ok=True)
             self._save(path, settings)
 
     def _save(self, path: Path, settings: Mapping[str, JSON]) -> None:
         folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
-        # A precision that was chosen for a device is none of the checkpoint's business.
-        network = in_precision(self.network, "float32")
-        inner: Any = getattr(network, "_orig_mod", network)
-        with replaced(path / folder) as new:
-            inner.save_pretrained(new, safe_serialization=True)
+        parts = {folder: self.denoiser.kind, "scheduler": self.scheduler_config["_class_name"]}
+        with checkpoints.replaced(path / folder) as new:
+            checkpoints.save_network(self.network, new)
         (path / "scheduler").mkdir(exist_ok=True)
-        write_json(path / "scheduler" / "scheduler_config.json", dict(self.scheduler_config))
-        plain = folder == "unet" and self.vae is None
-        index = {
-            "_class_name": "DDPMPipeline" if plain else "DiffusionPipeline",
-            "diffusers_version": diffusers_version(),
-            folder: ["diffusers", self.denoiser.kind],
-            "scheduler": ["diffusers", self.scheduler_config["_class_name"]],
-        }
+        config = dict(self.scheduler_config)
+        checkpoints.write_json(path / "scheduler" / "scheduler_config.json", config)
         if self.vae is not None:
-            with replaced(path / "vae") as new:
+            parts["vae"] = type(self.vae).__name__
+            with checkpoints.replaced(path / "vae") as new:
                 self.vae.save_pretrained(new, safe_serialization=True)
-            index["vae"] = ["diffusers", type(self.vae).__name__]
         if self.class_embeddings is not None:
-            from safetensors.torch import save_file
-
-            table = {"class_embeddings": self.class_embeddings.cpu().contiguous()}
-            save_file(table, str(path / _EMBEDDINGS))
+            table = {"class_embeddings": self.class_embeddings}
+            checkpoints.save_tensors(path / _EMBEDDINGS, table)
         own = {
             **settings,
             "classes": list(self.classes),
@@ -369,8 +362,9 @@ class DiffusionModel:
             "unconditional_branch": self.unconditional_branch,
             "trained_on": None if self.trained_on is None else dict(self.trained_on),
         }
-        write_json(path / _FILE, own)
-        write_json(path / "model_index.json", index)  # last: it makes the directory a checkpoint
+        checkpoints.write_json(path / _FILE, own)
+        plain = folder == "unet" and self.vae is None
+        checkpoints.write_index(path, "DDPMPipeline" if plain else "DiffusionPipeline", parts)
 
     @classmethod
     @lasting_tensors()
@@ -393,11 +387,11 @@ class DiffusionModel:
         if isinstance(classes, str):
             raise ValueError(f"`classes` must be a list of names, got the string {classes!r}.")
         target = choose_device(device)
-        path = resolve(path)
-        index = read_json(path / "model_index.json")
-        own = read_json(path / _FILE) if (path / _FILE).exists() else {}
-        network = load_frozen(path, index, dtype, target)
-        vae = load_part(path, index, "vae", torch.float32) if index.get("vae") else None
+        path = checkpoints.resolve(path)
+        index = checkpoints.read_json(path / "model_index.json")
+        own = checkpoints.read_record(path)
+        network = checkpoints.load_frozen(path, index, dtype, target)
+        vae = checkpoints.load_part(path, index, "vae", torch.float32) if index.get("vae") else None
         names = tuple(map(str, classes if classes is not None else own.get("classes", ())))
         if not names and "classes" not in own:  # a model of ours may have been trained without any
             raise ValueError(
@@ -412,23 +406,24 @@ class DiffusionModel:
         elif index.get("text_encoder"):
             words = (prompt_template.format(name.replace("_", " ")) for name in names)
             prompts = (*words, negative_prompt)
-            embeddings = embed_prompts(path, prompts)
+            embeddings = checkpoints.embed_prompts(path, prompts)
         elif Denoiser(network).kind == "UNet2DConditionModel":
             raise CheckpointError(
                 f"The network in {path} attends to token sequences, but there is neither a text "
                 f"encoder nor a {_EMBEDDINGS} beside it."
             )
-        shape = tuple(own.get("image_shape") or default_shape(network, vae))
+        shape = tuple(own.get("image_shape") or checkpoints.default_shape(network, vae))
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
-        branch, num_class_embeds = True, getattr(network.config, "num_class_embeds", None)
+        num_class_embeds = Denoiser(network).config.get("num_class_embeds")
+        branch = True
         if embeddings is not None:
             branch = own.get("unconditional_branch", True)
         elif num_class_embeds is not None:
             branch = own.get("unconditional_branch", num_class_embeds == len(names) + 1)
         model = cls(
             network=network,
-            scheduler_config=read_json(path / "scheduler" / "scheduler_config.json"),
+            scheduler_config=checkpoints.read_json(path / "scheduler" / "scheduler_config.json"),
             classes=names,
             image_shape=shape,
             vae=None if vae is None else vae.eval().requires_grad_(False).to(target),
@@ -443,8 +438,6 @@ class DiffusionModel:
 def _saved_embeddings(
     path: Path, own: Mapping[str, Any], names: tuple[str, ...]
 ) -> tuple[Tensor, tuple[str, ...] | None]:
-    from safetensors.torch import load_file
-
     saved = tuple(own.get("classes", ()))
     if names != saved:
         raise ValueError(
@@ -452,5 +445,5 @@ def _saved_embeddings(
             "others. Leave `classes` out, or load the checkpoint that they were computed from."
         )
     prompts = own.get("prompts")
-    table = load_file(str(path / _EMBEDDINGS))
+    table = checkpoints.load_tensors(path / _EMBEDDINGS)
     return table["class_embeddings"], None if prompts is None else tuple(prompts)

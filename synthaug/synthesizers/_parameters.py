@@ -4,13 +4,16 @@
 declarations, so each name, default, range and explanation exists once. Nothing heavy is imported.
 """
 
+import inspect
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, final
+from typing import Any, Literal, final, get_args, get_origin, get_type_hints
 
+from synthaug._support.arguments import check_choice
 from synthaug.synthesizers._papers import Paper
 
 
@@ -132,7 +135,52 @@ class Method:
 
     def load(self) -> Any:
         """The class."""
-        return getattr(import_module(self.module), self.name)
+        return vars(import_module(self.module))[self.name]
+
+    def check_choices(self, synthesizer: Any) -> None:
+        """Refuses values of its own settings that are not among those declared.
+
+        Raises:
+            ValueError: Listing those that there are.
+        """
+        for name, value in self.settings_of(synthesizer).items():
+            declared = next(setting.type for setting in self.settings if setting.name == name)
+            if get_origin(declared) is Literal:
+                check_choice(get_args(declared), **{name: value})
+
+    def settings_of(self, synthesizer: Any) -> dict[str, Any]:
+        """The values of its own settings in a synthesizer of this kind."""
+        return {setting.name: vars(synthesizer)[setting.name] for setting in self.settings}
+
+    def chosen_settings(self, saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Its own settings as they were saved, or as they are given in their place.
+
+        Raises:
+            ValueError: For a setting that was not declared.
+        """
+        check_settings(given, self.settings, self.row_parameters)
+        return {s.name: saved[s.name] for s in self.settings if s.name in saved} | dict(given)
+
+
+def declared_settings(config: type) -> tuple[Setting, ...]:
+    """The fields of a dataclass as settings, with the help of its docstring.
+
+    Metadata of a field are further attributes of its `Setting`, or others in place of these.
+    """
+    text = (inspect.getdoc(config) or "").partition("Args:")[2]
+    helps = dict(re.findall(r"^    (\w+): ((?:.|\n {8})+)", text, re.MULTILINE))
+    hints, settings = get_type_hints(config), []
+    for one in fields(config):
+        kinds = get_args(hints[one.name])
+        optional = type(None) in kinds
+        declared: dict[str, Any] = {
+            "name": one.name,
+            "type": kinds[0] if optional else hints[one.name],
+            "help": " ".join(helps[one.name].split()),
+            "optional": optional,
+        }
+        settings.append(Setting(**{**declared, **one.metadata}))
+    return tuple(settings)
 
 
 def known_names(name: str, known: Iterable[str]) -> str:

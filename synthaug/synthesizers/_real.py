@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from synthaug._images.source import ImageSource
 from synthaug._pixels import digest
 from synthaug._plan import Plan
-from synthaug._types import Pixels
+from synthaug._types import ImageShape, Pixels
 from synthaug.errors import MismatchError
 
 
@@ -17,7 +17,7 @@ def fitting_images(
     labels: ArrayLike | None = None,
     *,
     classes: tuple[str, ...],
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
 ) -> ImageSource:
     """Real images that fit a model.
 
@@ -32,11 +32,7 @@ def fitting_images(
         ValueError: For labels beyond the classes, or not one for every image.
     """
     source = ImageSource.open(real, "`real`")
-    if source.image_shape != image_shape:
-        raise MismatchError(
-            f"The real images have shape {source.image_shape}, the model draws {image_shape}. Load "
-            f"them with `image_size={image_shape[1]}` and `channels={image_shape[0]}`."
-        )
+    check_shape(source, image_shape, "the model draws")
     if labels is not None:
         source = source.relabeled(labels)
     elif source.classes not in (None, classes):
@@ -50,6 +46,25 @@ def fitting_images(
             f"{source.labels.min()} to {source.labels.max()}."
         )
     return source
+
+
+def check_shape(source: ImageSource, shape: ImageShape, drawn: str, also: str = "") -> None:
+    """Refuses real images of another shape than a model's.
+
+    Args:
+        source: The real images.
+        shape: The model's (C, H, W).
+        drawn: What to call that, such as "the model draws".
+        also: What else can be done than to load them otherwise.
+
+    Raises:
+        MismatchError: Naming both shapes.
+    """
+    if source.image_shape != shape:
+        raise MismatchError(
+            f"The real images have shape {source.image_shape}, {drawn} {shape}. Load them with "
+            f"`image_size={shape[1]}` and `channels={shape[0]}`{also}."
+        )
 
 
 def read_sources(source: ImageSource | None, rows: Plan) -> Pixels:

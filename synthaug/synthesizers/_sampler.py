@@ -1,13 +1,11 @@
 """How diffusion models are sampled: the settings and the row parameter that all of them share."""
 
-import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, final, get_args, get_type_hints
+from typing import Any, final
 
 from synthaug.synthesizers._papers import Paper
-from synthaug.synthesizers._parameters import RowParameter, Setting, check_settings
+from synthaug.synthesizers._parameters import RowParameter, check_settings, declared_settings
 
 
 @final
@@ -69,25 +67,6 @@ class SamplerConfig:
         return cls(**{k: saved[k] for k in names if k in saved}).changed(**(given or {}))
 
 
-def _declared() -> tuple[Setting, ...]:
-    """The fields of `SamplerConfig` as settings, with the help of its docstring."""
-    text = inspect.getdoc(SamplerConfig) or ""
-    helps = dict(
-        re.findall(r"^    (\w+): ((?:.|\n {8})+)", text.partition("Args:")[2], re.MULTILINE)
-    )
-    hints = get_type_hints(SamplerConfig)
-    return tuple(
-        Setting(
-            name=f.name,
-            type=next((kind for kind in get_args(hints[f.name])), hints[f.name]),
-            help=" ".join(helps[f.name].split()),
-            optional=type(None) in get_args(hints[f.name]),
-            **f.metadata,
-        )
-        for f in fields(SamplerConfig)
-    )
-
-
 def split_sampler(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a `SamplerConfig`, and all others."""
     names = {setting.name for setting in SAMPLER_SETTINGS}
@@ -95,7 +74,7 @@ def split_sampler(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return sampler, {name: value for name, value in settings.items() if name not in names}
 
 
-SAMPLER_SETTINGS = _declared()
+SAMPLER_SETTINGS = declared_settings(SamplerConfig)
 """The settings of a `SamplerConfig`, for the command line and for sweeps."""
 
 GUIDANCE_SCALE = RowParameter(

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
-from synthaug._types import JSON, Images, Pixels
+from synthaug._types import JSON, Images, ImageShape, Pixels
 from synthaug.synthesizers._base import AbstractSynthesizer
 
 
@@ -45,7 +45,7 @@ class Constant(AbstractSynthesizer):
             raise ValueError(f"`labels` holds no image of class {empty[0]!r}.")
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W)."""
         c, h, w = self.pixels.shape[1:]
         return c, h, w
@@ -56,11 +56,7 @@ class Constant(AbstractSynthesizer):
         Raises:
             ValueError: If the plan is about other classes.
         """
-        if rows.classes != self.classes:
-            raise ValueError(
-                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
-                f"{', '.join(self.classes)}."
-            )
+        self.check_classes(rows)
         chosen = [
             self._by_class[label][variant % len(self._by_class[label])]
             for label, variant in zip(rows["label"], rows["variant"], strict=True)

@@ -119,11 +119,7 @@ class FromPipeline(AbstractSynthesizer):
             TypeError: If it has a parameter that the pipeline does not take.
             DataError: If the pipeline's safety checker blackened an image.
         """
-        if rows.classes != self.classes:
-            raise ValueError(
-                f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "
-                f"{', '.join(self.classes)}."
-            )
+        self.check_classes(rows)
         names = [name for name in rows.columns if name not in REQUIRED]
         self._check_names(names)
         columns = [[_whole(value) for value in rows[name].tolist()] for name in names]

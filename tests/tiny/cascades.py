@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from synthaug._training.network_config import LabeledConfig
 from synthaug.images import LabeledImages
 from synthaug.synthesizers import (
     Cascade,
@@ -42,7 +43,7 @@ def job(augmentation: str = "gaussian", data: Any = None, **changes: Any) -> Sta
     }
     names = {field.name for field in fields(StageConfig)} & settings.keys()
     config = StageConfig(**{name: settings.pop(name) for name in names})
-    return StageFitJob(real() if data is None else data, None, config, **settings)
+    return StageFitJob(real() if data is None else data, None, config, LabeledConfig(**settings))
 
 
 def tiny_stage(augmentation: str = "gaussian", size: int = 8, low: int = 4) -> CascadeStage:

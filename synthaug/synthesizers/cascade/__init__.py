@@ -1,9 +1,9 @@
 """Cascaded diffusion (Ho et al. 2021): a base model, and stages that enlarge its images."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from synthaug.synthesizers._papers import Paper
-from synthaug.synthesizers._parameters import Method, RowParameter, Setting
+from synthaug.synthesizers._parameters import Method, RowParameter, declared_settings
 from synthaug.synthesizers._sampler import GUIDANCE_SCALE
 
 STAGE_GUIDANCE_SCALE = replace(
@@ -16,20 +16,26 @@ NOISE_CONDITIONING_LEVEL = RowParameter(
     "with.",
 )
 
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CascadeSettings:
+    """What the images of `Cascade` depend on besides its models and rows.
+
+    Args:
+        truncated: Stop each chain at the noise level of the stage after it, in place of running it
+            to its end and adding noise. The stages are the same.
+    """
+
+    truncated: bool = False
+
+
 METHOD = Method(
     name="Cascade",
     module=f"{__name__}._synthesizer",
     title="Cascades",
     trainings=("upsample",),
     row_parameters=(GUIDANCE_SCALE, STAGE_GUIDANCE_SCALE, NOISE_CONDITIONING_LEVEL),
-    settings=(
-        Setting(
-            name="truncated",
-            type=bool,
-            help="Stop each chain at the noise level of the stage after it, in place of running "
-            "it to its end and adding noise.",
-        ),
-    ),
+    settings=declared_settings(CascadeSettings),
     papers=(
         Paper(
             "ho2022cascaded",

@@ -4,7 +4,7 @@ Ho et al. 2021, "Cascaded Diffusion Models for High Fidelity Image Generation".
 https://arxiv.org/abs/2106.15282
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthaug._support.layout import settled
+from synthaug._noise import Streams
 from synthaug._types import Images
 from synthaug.denoisers import Denoiser
-from synthaug.samplers import timesteps_until
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._sampler import SamplerConfig
 
@@ -29,18 +28,11 @@ class DiffusionChain(Protocol):
     def sampler(self) -> SamplerConfig: ...
 
 
-def network_evaluations(chain: DiffusionChain, until: float) -> int:
-    """Steps that the chain takes to the signal level `until`, in (0, 1]."""
-    scheduler = chain.model.scheduler(chain.sampler)
-    scheduler.set_timesteps(chain.sampler.num_inference_steps)
-    return len(timesteps_until(scheduler, until))
-
-
 def run_chain(
     chain: DiffusionChain,
     labels: Tensor,
     guidance_scale: Tensor,
-    generators: Sequence[torch.Generator],
+    generators: Streams,
     *,
     until: float = 1.0,
     conditioned: "Callable[[Tensor | None], StageCondition] | None" = None,
@@ -141,20 +133,16 @@ class StageDenoiser:
 
     def __call__(self, x: Images, t: Tensor, condition: StageCondition) -> Images:
         """The prediction, float32 (n, C, H, W)."""
-        network, dtype = self._inner.network, self._inner.dtype
-        x_in = settled(torch.cat([x, condition.low.to(x)], 1).to(dtype))
-        t = t.to(x.device).expand(len(x))
-        if self._inner.kind == "UNet2DConditionModel":
+        inner, dtype = self._inner, self._inner.dtype
+        inputs: dict[str, Any] = {"class_labels": condition.classes} if inner.takes_labels else {}
+        if inner.kind == "UNet2DConditionModel":
             assert condition.classes is not None
             tokens = condition.classes.to(dtype)
-            out = network(x_in, t, tokens, class_labels=condition.levels).sample
+            inputs = {"encoder_hidden_states": tokens, "class_labels": condition.levels}
         elif self._level_embedding is not None:
             assert condition.classes is not None
             vectors = condition.classes.to(dtype) + self._level_embedding(condition.levels)
-            out = network(x_in, t, class_labels=vectors).sample
-        elif self._inner.takes_labels:
-            out = network(x_in, t, class_labels=condition.classes).sample
-        else:
-            out = network(x_in, t).sample
+            inputs = {"class_labels": vectors}
+        out = inner.evaluate(torch.cat([x, condition.low.to(x)], 1), t, **inputs)
         # A network that also predicts its variance has twice the channels; the mean comes first.
-        return out[:, : x.shape[1]].float()
+        return out[:, : x.shape[1]]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
+from synthaug._support.arguments import check_choice, check_fraction, check_within
+
 Augmentation = Literal["none", "blur", "gaussian"]
 
 
@@ -29,26 +31,20 @@ class StageConfig:
     """The filter's standard deviation is drawn uniformly from this range, in pixels of the copy."""
 
     def __post_init__(self) -> None:
-        augmentation, known = self.conditioning_augmentation, get_args(Augmentation)
+        augmentation = self.conditioning_augmentation
         if augmentation in ("truncated", "non-truncated"):
             raise ValueError(
                 f"`conditioning_augmentation` is {augmentation!r}: both are trained with "
                 "'gaussian'. Choose between them when you sample (`truncated`)."
             )
-        if augmentation not in known:
-            raise ValueError(
-                f"`conditioning_augmentation` must be one of {', '.join(known)}, got "
-                f"{augmentation!r}."
-            )
-        if not 0 <= self.blur_probability <= 1:
-            raise ValueError(f"`blur_probability` must be in [0, 1], got {self.blur_probability}.")
+        check_choice(get_args(Augmentation), conditioning_augmentation=augmentation)
+        check_fraction(blur_probability=self.blur_probability)
         if not 0 < self.blur_std_range[0] <= self.blur_std_range[1]:
             raise ValueError(
                 f"`blur_std_range` must be two positive numbers, the smaller first, got "
                 f"{self.blur_std_range}."
             )
-        if not 1 <= self.max_noise_level <= 1000:
-            raise ValueError(f"`max_noise_level` must be in [1, 1000], got {self.max_noise_level}.")
+        check_within("[1, 1000]", max_noise_level=self.max_noise_level)
 
     @property
     def takes_levels(self) -> bool:

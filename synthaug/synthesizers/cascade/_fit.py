@@ -4,7 +4,6 @@ Ho et al. 2021, section 4: the smaller images are blurred (4.1) or noised (4.2, 
 that the stage bears the faults of the images that the model before it draws.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +12,11 @@ from torch import Tensor, nn
 
 from synthaug._support.layout import settled
 from synthaug._training.fit_job import batch_noise, chosen_rows
-from synthaug._training.loop import TrainingResult, own_rows
-from synthaug._training.training_config import TrainingConfig
+from synthaug._training.loop import own_rows
+from synthaug._training.network_config import LabeledConfig
 from synthaug._types import Images
-from synthaug.denoisers import build_unet
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers._fit import FitJob
-from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers.cascade._chain import LevelEmbedding, downsample, upsample
 from synthaug.synthesizers.cascade._config import StageConfig
 from synthaug.synthesizers.cascade._stage import CascadeStage
@@ -80,8 +77,10 @@ class StageFitJob(FitJob):
     Arguments and errors as there, and as in `FitJob`.
     """
 
-    def __init__(self, real: Any, unlabelled: Any, config: StageConfig, **common: Any) -> None:
-        super().__init__(real, unlabelled, **common)
+    def __init__(
+        self, real: Any, unlabelled: Any, config: StageConfig, network: LabeledConfig
+    ) -> None:
+        super().__init__(real, unlabelled, network)
         self.config = config
         (_, *high), low = self.image_shape, config.low_size
         if isinstance(low, int):  # of the shorter side
@@ -100,17 +99,8 @@ class StageFitJob(FitJob):
         """The stage that a trained `StageNetwork` makes."""
         assert isinstance(network, StageNetwork)
         classes = network.classes
-        model = DiffusionModel(
-            network=network.unet,
-            scheduler_config=self.scheduler_config,
-            classes=self.classes,
-            image_shape=self.image_shape,
-            class_embeddings=None if classes is None else classes.weight.detach(),
-            unconditional_branch=self.unconditional_branch,
-            trained_on=self.trained_on,
-        )
         return CascadeStage(
-            model=model,
+            model=self.model(network.unet, None if classes is None else classes.weight.detach()),
             low_size=self.low_size,
             conditioning_augmentation=self.config.conditioning_augmentation,
             max_noise_level=self.config.max_noise_level if self.config.takes_levels else None,
@@ -118,29 +108,12 @@ class StageFitJob(FitJob):
             level_embedding=network.level_embedding,
         )
 
-    def fit(
-        self, output_dir: str | Path, config: TrainingConfig, *, progress: bool
-    ) -> tuple[CascadeStage, TrainingResult]:
-        """Trains, saving the stage in `output_dir` at every checkpoint."""
-
-        def save(network: nn.Module) -> None:
-            self.stage(network).save_pretrained(output_dir)
-
-        network, result = self.run(output_dir, config, on_checkpoint=save, progress=progress)
-        return self.stage(network), result
-
     def _build(self) -> nn.Module:
         wanted: dict[str, Any] = {"in_channels": 2 * self.image_shape[0]}
         if self.config.takes_levels:
             wanted |= {"num_class_embeds": None, "class_embed_type": "identity"}
-        unet = build_unet(
-            self.image_shape,
-            num_classes=len(self.classes),
-            channels=self.channels,
-            num_layers=self.num_layers,
-            **wanted,
-        )
-        return StageNetwork(unet, len(self.classes) + 1, takes_levels=self.config.takes_levels)
+        takes_levels = self.config.takes_levels
+        return StageNetwork(self._unet(**wanted), len(self.classes) + 1, takes_levels=takes_levels)
 
     def _identity(self, network: Any) -> dict[str, Any]:
         config = self.config

@@ -16,21 +16,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from synthaug._noise import randn
+from synthaug._noise import Streams, randn
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import (
-    load_part,
-    read_json,
-    replaced,
-    resolve,
-    restore,
-    state_digest,
-    write_json,
-    writing,
-)
-from synthaug._types import JSON, Images
+from synthaug._training import checkpoints
+from synthaug._types import JSON, Images, ImageShape
 from synthaug.errors import CheckpointError
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers._model import DiffusionModel
@@ -108,7 +99,7 @@ class CascadeStage:
     # -- what it draws -------------------------------------------------------------------------
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W) of the images that it draws."""
         return self.model.image_shape
 
@@ -118,7 +109,7 @@ class CascadeStage:
         return self.model.image_shape[1:]
 
     @property
-    def low_shape(self) -> tuple[int, int, int]:
+    def low_shape(self) -> ImageShape:
         """(C, H, W) of the images that it is given."""
         return self.model.image_shape[0], *self.low_size
 
@@ -160,9 +151,7 @@ class CascadeStage:
         """Smaller copies of large images, (n, C, h, w), as the stage was trained with."""
         return downsample(images, self.low_size)
 
-    def add_noise(
-        self, low: Images, levels: Tensor, generators: Sequence[torch.Generator]
-    ) -> Images:
+    def add_noise(self, low: Images, levels: Tensor, generators: Streams) -> Images:
         """z_s ~ q(z_s | z_0), float32 (n, C, h, w); level 0 of a stage of ours changes no bit."""
         if self.signals is None:
             return low
@@ -176,7 +165,7 @@ class CascadeStage:
         levels: Tensor,
         labels: Tensor,
         guidance_scale: Tensor,
-        generators: Sequence[torch.Generator],
+        generators: Streams,
         *,
         until: float = 1.0,
     ) -> Images:
@@ -219,7 +208,7 @@ class CascadeStage:
         """Digests of all weights, for a recipe."""
         if self.level_embedding is None:
             return self.model.weights
-        return {**self.model.weights, _LEVELS: state_digest(self.level_embedding)}
+        return {**self.model.weights, _LEVELS: checkpoints.state_digest(self.level_embedding)}
 
     def in_precision(self, precision: Resolved) -> "CascadeStage":
         """The same stage in a precision, if `from_pretrained` chose its own (`dtype="auto"`)."""
@@ -244,18 +233,16 @@ class CascadeStage:
             "noise_conditioning_level": self.noise_conditioning_level,
             **self.sampler.record(),
         }
-        with writing(path, "Free some space and save again."):
+        with checkpoints.writing(path, "Free some space and save again."):
             path.mkdir(parents=True, exist_ok=True)
             if self.low_res_scheduler_config is not None:
                 (path / _LOW_RES).mkdir(exist_ok=True)
                 config = dict(self.low_res_scheduler_config)
-                write_json(path / _LOW_RES / "scheduler_config.json", config)
+                checkpoints.write_json(path / _LOW_RES / "scheduler_config.json", config)
             if self.level_embedding is not None:
-                from safetensors.torch import save_file
-
                 embedding = in_precision(self.level_embedding, "float32")
-                with replaced(path / _LEVELS) as new:
-                    save_file(embedding.state_dict(), str(new / "model.safetensors"))
+                with checkpoints.replaced(path / _LEVELS) as new:
+                    checkpoints.save_tensors(new / "model.safetensors", embedding.state_dict())
         self.model.save_pretrained(path, settings)
 
     @classmethod
@@ -291,9 +278,9 @@ class CascadeStage:
             CheckpointError: If it is not a super-resolution checkpoint that we can use.
             ValueError: For an unknown setting, or one that is missing.
         """
-        path = resolve(path)
-        index = read_json(path / "model_index.json")
-        own = read_json(path / "synthaug.json") if (path / "synthaug.json").exists() else {}
+        path = checkpoints.resolve(path)
+        index = checkpoints.read_json(path / "model_index.json")
+        own = checkpoints.read_record(path)
         _check_record(path, index, own, classes)
         size = tuple(own.get("low_size") or low_size or ())
         if not size:
@@ -311,7 +298,7 @@ class CascadeStage:
             device=device,
         )
         if index.get("vqvae"):
-            vae = load_part(path, index, "vqvae", torch.float32)
+            vae = checkpoints.load_part(path, index, "vqvae", torch.float32)
             vae.register_to_config(scaling_factor=1.0)  # its pipeline does not scale latents
             vae = vae.eval().requires_grad_(False).to(model.device)
             model = replace(model, vae=vae, image_shape=(1, *_multiple(vae, size)))
@@ -320,11 +307,11 @@ class CascadeStage:
         levels, embedding, schedule = None, None, None
         if takes_levels:
             levels = own.get("max_noise_level", index.get("max_noise_level", 350))
-            schedule = read_json(path / _LOW_RES / "scheduler_config.json")
+            schedule = checkpoints.read_json(path / _LOW_RES / "scheduler_config.json")
         if noise_conditioning_level is None:
             noise_conditioning_level = int(own.get("noise_conditioning_level", 0))
-        if getattr(model.denoiser.config, "class_embed_type", None) == "identity":  # one of ours
-            restore(path / _LEVELS)
+        if model.denoiser.config.get("class_embed_type") == "identity":  # one of ours
+            checkpoints.restore(path / _LEVELS)
             embedding = _load_levels(path / _LEVELS, model)
         return cls(
             model=model,
@@ -377,7 +364,7 @@ def _check_foreign(path: Path, index: Mapping[str, Any]) -> None:
 def _fitted(model: DiffusionModel, low_size: tuple[int, int], takes_levels: bool) -> DiffusionModel:
     """A foreign model with the shape of the images that it draws from such small ones."""
     config = model.denoiser.config
-    embeds = getattr(config, "class_embed_type", None)
+    embeds = config.get("class_embed_type")
     if model.denoiser.kind == "UNet2DConditionModel" and config.num_class_embeds is not None:
         embeds = None if takes_levels else "num_class_embeds"
     if embeds is not None:
@@ -400,12 +387,11 @@ def _multiple(vae: Any, low_size: tuple[int, int]) -> tuple[int, int]:
 
 def _load_levels(path: Path, model: DiffusionModel) -> LevelEmbedding:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     def load(dtype: torch.dtype) -> LevelEmbedding:
         embedding = LevelEmbedding.beside(model.network)
         try:
-            embedding.load_state_dict(load_file(str(path / "model.safetensors")))
+            embedding.load_state_dict(checkpoints.load_tensors(path / "model.safetensors"))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{path} cannot be loaded: {error}") from error
         return embedding.eval().requires_grad_(False).to(model.device, dtype)

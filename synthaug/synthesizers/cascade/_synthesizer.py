@@ -22,18 +22,24 @@ from numpy.typing import NDArray
 from synthaug._noise import streams
 from synthaug._plan import Plan, row_seed
 from synthaug._support.precision import Precision, Resolved
-from synthaug._training.checkpoints import read_json, resolve, write_json, writing
+from synthaug._training.checkpoints import read_record, resolve, write_json, writing
 from synthaug._training.loop import TrainingResult
+from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images
+from synthaug._types import JSON, Images, ImageShape
 from synthaug.errors import CheckpointError
 from synthaug.samplers import check_until
 from synthaug.synthesizers._base import AbstractSynthesizer
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._parameters import RowParameter
 from synthaug.synthesizers._sampler import GUIDANCE_SCALE, SamplerConfig, split_sampler
-from synthaug.synthesizers.cascade import METHOD, NOISE_CONDITIONING_LEVEL, STAGE_GUIDANCE_SCALE
-from synthaug.synthesizers.cascade._chain import DiffusionChain, network_evaluations, run_chain
+from synthaug.synthesizers.cascade import (
+    METHOD,
+    NOISE_CONDITIONING_LEVEL,
+    STAGE_GUIDANCE_SCALE,
+    CascadeSettings,
+)
+from synthaug.synthesizers.cascade._chain import DiffusionChain, run_chain
 from synthaug.synthesizers.cascade._config import StageConfig
 from synthaug.synthesizers.cascade._fit import StageFitJob
 from synthaug.synthesizers.cascade._stage import CascadeStage
@@ -52,7 +58,7 @@ class _Base:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Cascade(AbstractSynthesizer):
+class Cascade(AbstractSynthesizer, CascadeSettings):
     """Images of a class, drawn small and then enlarged.
 
         base, _ = ClassConditional.fit(small, "runs/base")
@@ -76,15 +82,12 @@ class Cascade(AbstractSynthesizer):
     """The model of the small images: a `ClassConditional`."""
     stages: Sequence[CascadeStage] = field(repr=False)
     """From small to large."""
-    truncated: bool = False
-    """Stop the chain before a stage at that stage's noise level, in place of running it to its end
-    and adding noise. The stages are the same."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         if not self.stages:
             raise ValueError("`stages` is empty. A base alone is a `ClassConditional`.")
-        if getattr(self.base, "real", None) is not None:
+        if isinstance(self.base, AbstractSynthesizer) and self.base.has_sources:
             raise ValueError("`base` starts from real images; a cascade starts from noise.")
         for k, (before, stage) in enumerate(zip(self._chains, self.stages, strict=False), 1):
             drawn = before.model.image_shape
@@ -122,7 +125,7 @@ class Cascade(AbstractSynthesizer):
         return self.base.model.classes
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W) of the images that the last stage draws."""
         return self.stages[-1].image_shape
 
@@ -165,14 +168,9 @@ class Cascade(AbstractSynthesizer):
         for k, stage in enumerate(self.stages, 1):
             found.append(replace(STAGE_GUIDANCE_SCALE, name=self._name(_GUIDANCE, k)))
             if stage.max_noise_level is not None:
-                found.append(
-                    replace(
-                        NOISE_CONDITIONING_LEVEL,
-                        name=self._name(_LEVEL, k),
-                        default=stage.noise_conditioning_level,
-                        high=stage.max_noise_level,
-                    )
-                )
+                default, high = stage.noise_conditioning_level, stage.max_noise_level
+                level = replace(NOISE_CONDITIONING_LEVEL, default=default, high=high)
+                found.append(replace(level, name=self._name(_LEVEL, k)))
         return tuple(found)
 
     def _spelled_out(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -271,7 +269,7 @@ class Cascade(AbstractSynthesizer):
         for k, chain in enumerate(self._chains):
             until = self._until(rows, k)
             levels, place = np.unique(until, return_inverse=True)
-            steps = np.array([network_evaluations(chain, float(x)) for x in levels])
+            steps = np.array([chain.model.num_steps(chain.sampler, float(x)) for x in levels])
             total += steps[place] * (1 + (self._guidance(rows, k) != 1))
         return total
 
@@ -357,8 +355,7 @@ class Cascade(AbstractSynthesizer):
         folder = resolve(path)
         own: dict[str, Any] = {}
         if stages is None:
-            if (folder / "synthaug.json").exists():
-                own = read_json(folder / "synthaug.json")
+            own = read_record(folder)
             if own.get("synthesizer") != METHOD.name:
                 raise CheckpointError(
                     f"{path} is not a cascade. Pass `stages` to put one together from it, or "
@@ -398,12 +395,8 @@ class Cascade(AbstractSynthesizer):
         *,
         unlabelled: Any = None,
         config: TrainingConfig | None = None,
-        channels: int = 32,
-        num_layers: int = 1,
-        prediction_type: str = "v_prediction",
-        label_dropout: float = 0.1,
-        horizontal_flip: bool = False,
         progress: bool = True,
+        **network: Any,
     ) -> tuple[CascadeStage, TrainingResult]:
         """Trains a stage on real images and smaller copies of them, and saves it.
 
@@ -417,12 +410,8 @@ class Cascade(AbstractSynthesizer):
             stage: What it enlarges, and what the smaller copies go through.
             unlabelled: Further images of the same shape; they train the unconditional branch only.
             config: How to optimise.
-            channels: Width of the first level; the next ones have 2 and 4 times as many.
-            num_layers: Residual blocks per level.
-            prediction_type: "v_prediction", "epsilon" or "sample".
-            label_dropout: Probability of the null label, in [0, 1).
-            horizontal_flip: Mirror half of the training images.
             progress: Show a bar.
+            network: As for `ClassConditional.fit`.
 
         Raises:
             DataError: For images or labels that cannot be trained on.
@@ -430,14 +419,5 @@ class Cascade(AbstractSynthesizer):
             DivergedError: If loss or weights stop being finite.
             CheckpointError: If a checkpoint cannot be read or written.
         """
-        job = StageFitJob(
-            real,
-            unlabelled,
-            stage,
-            channels=channels,
-            num_layers=num_layers,
-            prediction_type=prediction_type,
-            label_dropout=label_dropout,
-            horizontal_flip=horizontal_flip,
-        )
-        return job.fit(output_dir, config or TrainingConfig(), progress=progress)
+        job = StageFitJob(real, unlabelled, stage, LabeledConfig(**network))
+        return job.fit(output_dir, config, job.stage, progress=progress)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_within
 
 
 @final
@@ -35,7 +35,5 @@ class FineTuningConfig:
     """Mirror half of the training images."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"`label_dropout` must be in [0, 1), got {self.label_dropout}.")
-        if self.lora_rank is not None:
-            check_at_least(1, lora_rank=self.lora_rank)
+        check_within("[0, 1)", label_dropout=self.label_dropout)
+        check_at_least(1, lora_rank=self.lora_rank)

@@ -19,19 +19,12 @@ from torch import Tensor, nn
 from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import read_json, replaced, resolve, writing
-from synthaug._training.fit_job import (
-    AbstractFitJob,
-    batch_noise,
-    check_labels,
-    check_prediction_type,
-    chosen_rows,
-    denoising_loss,
-)
+from synthaug._training import checkpoints, fit_job
 from synthaug._training.loop import own_randomness
 from synthaug._types import Images, Indices
-from synthaug.errors import CheckpointError, MismatchError
+from synthaug.errors import CheckpointError
 from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers._real import check_shape
 from synthaug.synthesizers.class_conditional._config import FineTuningConfig
 
 logger = logging.getLogger("synthaug")
@@ -49,7 +42,7 @@ _ADAPTER = "pytorch_lora_weights.safetensors"
 """What `load_lora_weights` of a diffusers pipeline looks for."""
 
 
-class FineTuneJob(AbstractFitJob[nn.Module]):
+class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
     """Everything that `ClassConditional.fine_tune` was asked for, checked before any work starts.
 
     Args:
@@ -83,15 +76,15 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             _peft()
         self.real = ImageSource.open(real, "`real`")
         self.classes, self.labels = self.real.named_classes(), self.real.labels
-        check_labels(self.labels, self.classes)
+        fit_job.check_labels(self.labels, self.classes)
         self.config = config
         self.num_examples = len(self.labels)
-        path = resolve(checkpoint)
-        own = read_json(path / "synthaug.json") if (path / "synthaug.json").exists() else {}
+        path = checkpoints.resolve(checkpoint)
+        own = checkpoints.read_record(path)
         known = tuple(map(str, own.get("classes", ())))
         base = self._load_base(path, known, device)
         self._scheduler = base.make_scheduler("ddpm")
-        check_prediction_type(self._scheduler)
+        fit_job.check_prediction_type(self._scheduler)
         self._base_weights = dict(base.weights)  # before the table of classes is changed
         pretrained_branch = base.can_be_guided
         self.table_factor = 1.0  # of the learning rate, for a table with rows of new classes
@@ -125,12 +118,8 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             device=device,
         )
         _check_network(base, path, adapters=self.config.lora_rank is not None)
-        if self.real.image_shape != base.image_shape:
-            raise MismatchError(
-                f"The real images have shape {self.real.image_shape}, the checkpoint draws "
-                f"{base.image_shape}. Load them with `image_size={base.image_shape[1]}` and "
-                f"`channels={base.image_shape[0]}`, or give another `image_size`."
-            )
+        also = ", or give another `image_size`"
+        check_shape(self.real, base.image_shape, "the checkpoint draws", also)
         base.make_scheduler(None)  # refuses models of continuous time
         return base
 
@@ -170,7 +159,7 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
         """`denoising_loss`, with some of the conditions hidden."""
         x0 = self._inputs(indices)
-        hidden = chosen_rows(len(x0), self.config.label_dropout)
+        hidden = fit_job.chosen_rows(len(x0), self.config.label_dropout)
         y = torch.where(hidden, len(self.classes), torch.from_numpy(self.labels[indices]))
         y = y.to(x0.device)
         condition = y
@@ -179,7 +168,9 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
             condition = self._embeddings[y]
         denoiser = copy(self.base.denoiser)
         denoiser.network = module  # compiled or distributed, perhaps
-        return denoising_loss(self._scheduler, x0, lambda x_t, t: denoiser(x_t, t, condition))
+        return fit_job.denoising_loss(
+            self._scheduler, x0, lambda x_t, t: denoiser(x_t, t, condition)
+        )
 
     # -- what the network sees -------------------------------------------------------------------
 
@@ -189,13 +180,13 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         n = len(indices)
         mirrored = torch.zeros(n, dtype=torch.bool, device="cpu")
         if self.config.horizontal_flip:
-            mirrored = chosen_rows(n, 0.5)
+            mirrored = fit_job.chosen_rows(n, 0.5)
         if self._posteriors is None:
             mean, std = self._encode(indices, mirrored)
         else:
             rows = torch.from_numpy(indices) + self.num_examples * mirrored
             mean, std = (part[rows].to(self.base.device) for part in self._posteriors)
-        return mean if std is None else mean + std * batch_noise(mean.shape).to(mean.device)
+        return mean if std is None else mean + std * fit_job.batch_noise(mean.shape).to(mean.device)
 
     @cached_property
     def _posteriors(self) -> tuple[Tensor, Tensor] | None:
@@ -205,16 +196,12 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         if self.base.vae is None or 8 * int(np.prod(shape)) > _KEPT_BYTES:
             return None
         logger.info("encoding %s images once", f"{shape[0]:,}")
-        mean, std = (
-            torch.empty(shape, dtype=torch.float32, device="cpu"),
-            torch.empty(shape, dtype=torch.float32, device="cpu"),
-        )
+        mean, std = (torch.empty(shape, dtype=torch.float32, device="cpu") for _ in range(2))
         for side, mirrored in enumerate(sides):
             for start in range(0, self.num_examples, 16):
                 rows = np.arange(start, min(start + 16, self.num_examples))
-                found = self._encode(
-                    rows, torch.full((len(rows),), mirrored, dtype=torch.bool, device="cpu")
-                )
+                flips = torch.full((len(rows),), mirrored, dtype=torch.bool, device="cpu")
+                found = self._encode(rows, flips)
                 for part, values in zip((mean, std), found, strict=True):
                     assert values is not None  # with an autoencoder there is a deviation
                     part[torch.from_numpy(rows) + side * self.num_examples] = values.cpu()
@@ -247,12 +234,13 @@ class FineTuneJob(AbstractFitJob[nn.Module]):
         """
         if self.config.lora_rank is None or self._embeddings is None:
             return
-        from safetensors.torch import save_file
-
         weights = _peft().get_peft_model_state_dict(network)
-        named = {f"unet.{k}": v.detach().cpu().contiguous() for k, v in weights.items()}
-        with writing(path, "Free some space and run again."), replaced(path / "lora") as new:
-            save_file(named, str(new / _ADAPTER))
+        named = {f"unet.{k}": v for k, v in weights.items()}
+        with (
+            checkpoints.writing(path, "Free some space and run again."),
+            checkpoints.replaced(path / "lora") as new,
+        ):
+            checkpoints.save_tensors(new / _ADAPTER, named)
 
 
 @lasting_tensors()
@@ -282,7 +270,14 @@ def class_tables(network: Any) -> list[nn.Embedding]:
     """The tables in which a network looks labels up: a DiT has one in each of its blocks."""
     if type(network).__name__ == "UNet2DModel":
         return [] if network.class_embedding is None else [network.class_embedding]
-    return [m.embedding_table for m in network.modules() if hasattr(m, "embedding_table")]
+    return [part.embedding_table for part in _label_embeddings(network)]
+
+
+def _label_embeddings(network: nn.Module) -> list[Any]:
+    """The parts of a DiT that look labels up."""
+    from diffusers.models.embeddings import LabelEmbedding
+
+    return [module for module in network.modules() if isinstance(module, LabelEmbedding)]
 
 
 def learn_classes(
@@ -307,21 +302,17 @@ def learn_classes(
     n = len(classes)
     if type(network).__name__ == "DiTTransformer2DModel":
         trained, null = int(network.config.num_embeds_ada_norm), True
-        for module in network.modules():
-            if hasattr(module, "embedding_table"):
-                module.num_classes = n
-                module.dropout_prob = 0.0  # labels are hidden by us, by random numbers of our own
-                module.embedding_table = _table(
-                    module.embedding_table, trained, null, known, classes
-                )
+        for part in _label_embeddings(network):
+            part.num_classes = n
+            part.dropout_prob = 0.0  # labels are hidden by us, by random numbers of our own
+            part.embedding_table = _table(part.embedding_table, trained, null, known, classes)
         network.register_to_config(num_embeds_ada_norm=n)
         return null
     table = network.class_embedding
     if table is None:
         null = True
-        empty = torch.zeros(
-            n + 1, network.time_embedding.linear_2.out_features, dtype=torch.float32, device="cpu"
-        )
+        width = network.time_embedding.linear_2.out_features
+        empty = torch.zeros(n + 1, width, dtype=torch.float32, device="cpu")
         network.class_embedding = nn.Embedding.from_pretrained(empty.to(network.device))
     else:
         trained = len(known) or table.num_embeddings
@@ -352,7 +343,7 @@ def _table(
 
 def _takes_labels(path: Path) -> bool:
     """Whether the network looks labels up, or would if it took any; else it attends to tokens."""
-    kind = (read_json(path / "model_index.json").get("unet") or (None, None))[1]
+    kind = (checkpoints.read_json(path / "model_index.json").get("unet") or (None, None))[1]
     return kind != "UNet2DConditionModel"
 
 
@@ -362,10 +353,10 @@ def _check_network(base: DiffusionModel, path: Path, *, adapters: bool) -> None:
     if base.class_embeddings is not None:
         also.append("num_class_embeds")
     for name in also:
-        if getattr(config, name, None) is not None:
+        if config.get(name) is not None:
             raise CheckpointError(
                 f"The network in {path} needs more than an image, a timestep and a prompt or label "
-                f"({name} is {getattr(config, name)!r}), which cannot be trained here."
+                f"({name} is {config[name]!r}), which cannot be trained here."
             )
     if adapters and not any(name.endswith(_ADAPTED) for name, _ in base.network.named_modules()):
         raise CheckpointError(

@@ -9,7 +9,7 @@ Notation (code -> papers): `x` -> x_t; `guidance_scale` -> g = 1 + w; `strength`
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._plan import Plan
-from synthaug._support.precision import Precision, Resolved
+from synthaug._support.precision import Precision
 from synthaug._training.loop import TrainingResult
+from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer, Guide
+from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._sampler import SamplerConfig
@@ -38,7 +40,7 @@ from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ClassConditional(AbstractSourcedSynthesizer):
+class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer):
     """Images of a class, from noise or from a real image of it.
 
         sampler = SamplerConfig(scheduler="dpmsolver++", num_inference_steps=25)
@@ -68,16 +70,6 @@ class ClassConditional(AbstractSourcedSynthesizer):
                 f"The network takes {given} channels, of which {wanted} are noise: the others are "
                 "another image. A stage of a cascade belongs in a `Cascade`."
             )
-
-    @property
-    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the classes, in the order of the label column."""
-        return self.model.classes
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images, in pixels."""
-        return self.model.image_shape
 
     @property
     def can_be_guided(self) -> bool:
@@ -135,9 +127,8 @@ class ClassConditional(AbstractSourcedSynthesizer):
         """Network evaluations per row: steps taken, twice with guidance."""
         strengths = np.where(rows["source"] < 0, 1.0, rows.get("strength", 1.0))
         guided = rows.get("guidance_scale", 1.0) != 1
-        scheduler, wanted = self.model.scheduler(self.sampler), self.sampler.num_inference_steps
-        scheduler.set_timesteps(wanted)
-        extra = len(scheduler.timesteps) - wanted  # PNDM repeats one timestep
+        wanted = self.sampler.num_inference_steps
+        extra = self.model.num_steps(self.sampler) - wanted
         steps = np.maximum(1, np.rint(wanted * strengths)).astype(np.int64)
         return (steps + extra) * (1 + guided)
 
@@ -158,10 +149,6 @@ class ClassConditional(AbstractSourcedSynthesizer):
             "settings": self.model.settings(self.sampler),
             "weights": self.model.weights,
         }
-
-    def in_precision(self, precision: Resolved) -> "ClassConditional":
-        """See `AbstractSynthesizer.in_precision`."""
-        return replace(self, model=self.model.in_precision(precision))
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -232,12 +219,8 @@ class ClassConditional(AbstractSourcedSynthesizer):
         *,
         unlabelled: Any = None,
         config: TrainingConfig | None = None,
-        channels: int = 32,
-        num_layers: int = 1,
-        prediction_type: str = "v_prediction",
-        label_dropout: float = 0.1,
-        horizontal_flip: bool = False,
         progress: bool = True,
+        **network: Any,
     ) -> tuple["ClassConditional", TrainingResult]:
         """Trains a pixel-space `UNet2DModel` on labelled images, and saves it in `output_dir`.
 
@@ -251,13 +234,12 @@ class ClassConditional(AbstractSourcedSynthesizer):
             output_dir: Becomes a diffusers directory; updated at every checkpoint.
             unlabelled: Further images of the same shape; they train the unconditional branch only.
             config: How to optimise.
-            channels: Width of the first level; the next ones have 2 and 4 times as many.
-            num_layers: Residual blocks per level.
-            prediction_type: "v_prediction", "epsilon" or "sample".
-            label_dropout: Probability of the null label, in [0, 1). At 0, and without `unlabelled`,
-                the model has no unconditional branch, so it cannot be guided.
-            horizontal_flip: Mirror half of the training images.
             progress: Show a bar.
+            network: `channels` of the first level (the next ones have 2 and 4 times as many),
+                `num_layers` (residual blocks per level), `prediction_type` ("v_prediction",
+                "epsilon" or "sample"), `horizontal_flip` (mirror half of the images), and
+                `label_dropout`, the probability of the null label: at 0, and without `unlabelled`,
+                the model has no unconditional branch, so it cannot be guided.
 
         Raises:
             DataError: If a class has no image, a label has no class, or the shapes of the two sets
@@ -266,34 +248,8 @@ class ClassConditional(AbstractSourcedSynthesizer):
             DivergedError: If loss or weights stop being finite.
             CheckpointError: If a checkpoint cannot be read or written.
         """
-
-        def wrap(network: nn.Module) -> "ClassConditional":
-            model = DiffusionModel(
-                network=network,
-                scheduler_config=job.scheduler_config,
-                classes=job.classes,
-                image_shape=job.image_shape,
-                unconditional_branch=job.unconditional_branch,
-                trained_on=job.trained_on,
-            )
-            return cls(model=model)
-
-        job = FitJob(
-            real,
-            unlabelled,
-            channels=channels,
-            num_layers=num_layers,
-            prediction_type=prediction_type,
-            label_dropout=label_dropout,
-            horizontal_flip=horizontal_flip,
-        )
-        network, result = job.run(
-            output_dir,
-            config or TrainingConfig(),
-            on_checkpoint=lambda module: wrap(module).save_pretrained(output_dir),
-            progress=progress,
-        )
-        return wrap(network), result
+        job = FitJob(real, unlabelled, LabeledConfig(**network))
+        return job.fit(output_dir, config, lambda net: cls(model=job.model(net)), progress=progress)
 
     @classmethod
     def fine_tune(

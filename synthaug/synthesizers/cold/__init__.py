@@ -1,9 +1,31 @@
 """Cold diffusion (Bansal et al. 2022): real images, degraded without noise and restored."""
 
+from dataclasses import dataclass, field
 from typing import Literal
 
 from synthaug.synthesizers._papers import Paper
-from synthaug.synthesizers._parameters import Method, RowParameter, Setting
+from synthaug.synthesizers._parameters import Method, RowParameter, declared_settings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ColdSettings:
+    """What the images of `ColdDiffusion` depend on besides degradation and rows.
+
+    Args:
+        algorithm: Restoration step: Algorithm 2 (improved), Algorithm 1 (naive), or the network
+            applied once (direct); improved unless the checkpoint says otherwise.
+        output: Image that is kept: that of the recursion, as in the paper, unless the checkpoint
+            says otherwise, or the network's last prediction, as its published evaluation takes.
+        num_steps: Restoration steps at most; by default every level is visited.
+        symmetry_noise: Standard deviation, in [-1, 1], of the noise on the colours that images are
+            generated from. An image of one colour is symmetric, and stays too much so without.
+    """
+
+    algorithm: Literal["improved", "naive", "direct"] = "improved"
+    output: Literal["recursion", "prediction"] = "recursion"
+    num_steps: int | None = field(default=None, metadata={"optional": False})
+    symmetry_noise: float = 0.002
+
 
 METHOD = Method(
     name="ColdDiffusion",
@@ -20,27 +42,7 @@ METHOD = Method(
             needs_sources=True,
         ),
     ),
-    settings=(
-        Setting(
-            name="algorithm",
-            type=Literal["improved", "naive", "direct"],
-            help="Restoration step: Algorithm 2 (improved), Algorithm 1 (naive), or the network "
-            "applied once (direct); improved unless the checkpoint says otherwise.",
-        ),
-        Setting(
-            name="output",
-            type=Literal["recursion", "prediction"],
-            help="Image that is kept: that of the recursion, unless the checkpoint says otherwise, "
-            "or the network's last prediction.",
-        ),
-        Setting(name="num_steps", type=int, help="Restoration steps at most."),
-        Setting(
-            name="symmetry_noise",
-            type=float,
-            help="Standard deviation, in [-1, 1], of the noise on the colours that images are "
-            "generated from.",
-        ),
-    ),
+    settings=declared_settings(ColdSettings),
     has_sampler=False,
     papers=(
         Paper(

@@ -1,6 +1,6 @@
 """Where generation starts if the last level leaves one colour: a Gaussian mixture of colours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._noise import Streams
 from synthaug._types import JSON
 
 
@@ -46,7 +47,7 @@ class ColourMixture:
         found = GaussianMixture(components, covariance_type="full", random_state=seed).fit(colours)
         return cls(weights=found.weights_, means=found.means_, covariances=found.covariances_)
 
-    def sample(self, generators: Sequence[torch.Generator]) -> Tensor:
+    def sample(self, generators: Streams) -> Tensor:
         """One colour per stream, float32 (n, C)."""
         factors = np.linalg.cholesky(self.covariances)
         bounds = np.cumsum(self.weights)[:-1]
@@ -54,19 +55,14 @@ class ColourMixture:
         for generator in generators:
             draw = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")
             k = int(np.searchsorted(bounds, float(draw), side="right"))
-            z = torch.randn(
-                self.means.shape[1], dtype=torch.float64, generator=generator, device="cpu"
-            )
+            size = self.means.shape[1]
+            z = torch.randn(size, dtype=torch.float64, generator=generator, device="cpu")
             colours.append(torch.from_numpy(self.means[k] + factors[k] @ z.numpy()))
         return torch.stack(colours).float()
 
     def config(self) -> dict[str, JSON]:
         """As JSON."""
-        return {
-            "weights": self.weights.tolist(),
-            "means": self.means.tolist(),
-            "covariances": self.covariances.tolist(),
-        }
+        return {name: values.tolist() for name, values in vars(self).items()}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ColourMixture":

@@ -11,13 +11,14 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._pixels import to_images
 from synthaug._support.layout import settled
-from synthaug._training.fit_job import AbstractFitJob, check_positive, half_mirrored, stratified
+from synthaug._training.fit_job import AbstractFitJob, half_mirrored, stratified
 from synthaug._training.loop import own_rows
 from synthaug._types import Indices
 from synthaug.degradations import AbstractDegradation
 from synthaug.denoisers import build_unet
 from synthaug.errors import DataError
 from synthaug.synthesizers.cold._colors import ColourMixture
+from synthaug.synthesizers.cold._config import RestorerConfig
 
 
 class ColdFitJob(AbstractFitJob[nn.Module]):
@@ -26,43 +27,30 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
     Args:
         real: Images.
         degradation: What to learn to undo.
-        channels: Width of the first level.
-        num_layers: Residual blocks per level.
-        horizontal_flip: Mirror half of the images.
-        colour_components: Gaussians that describe the colours which the last level leaves.
+        network: What is trained.
         seed: Of the fit of the colours.
 
     Raises:
         DataError: If there are no images.
-        ValueError: For a setting out of range, or images that cannot be degraded so.
+        ValueError: For images that cannot be degraded so, or too few for the colours.
     """
 
     def __init__(
-        self,
-        real: Any,
-        degradation: AbstractDegradation,
-        *,
-        channels: int,
-        num_layers: int,
-        horizontal_flip: bool,
-        colour_components: int,
-        seed: int,
+        self, real: Any, degradation: AbstractDegradation, network: RestorerConfig, seed: int
     ) -> None:
-        check_positive(channels=channels, num_layers=num_layers)
         if not len(real):
             raise DataError("There are no images to train on.")
         self.real, self.degradation = ImageSource.open(real, "`real`"), degradation
         self.num_examples = len(real)
         self.image_shape = self.real.image_shape
         self.classes = self.real.classes or ("image",)
-        self.channels, self.num_layers = channels, num_layers
-        self.horizontal_flip = horizontal_flip
+        self.network = network
         self.last_levels(np.arange(1))  # refuses images that it cannot degrade
         self.colours: ColourMixture | None = None
         if degradation.leaves(self.image_shape) == "colour":
             blocks = (np.arange(i, min(i + 1024, len(real))) for i in range(0, len(real), 1024))
             colours = np.concatenate([self.last_levels(b).mean((2, 3)).numpy() for b in blocks])
-            self.colours = ColourMixture.fit(colours, colour_components, seed=seed)
+            self.colours = ColourMixture.fit(colours, network.colour_components, seed=seed)
 
     def last_levels(self, indices: Indices) -> Tensor:
         """D(x, T) of some images, float64 (n, C, H, W)."""
@@ -72,7 +60,10 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
 
     def _build(self) -> nn.Module:
         network: nn.Module = build_unet(
-            self.image_shape, num_classes=None, channels=self.channels, num_layers=self.num_layers
+            self.image_shape,
+            num_classes=None,
+            channels=self.network.channels,
+            num_layers=self.network.num_layers,
         )
         return network
 
@@ -82,7 +73,7 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
             "degradation": self.degradation.config(),
             "network": {k: v for k, v in module.config.items() if not k.startswith("_")},
             "data": self.real.fingerprint or len(self.real),
-            "horizontal_flip": self.horizontal_flip,
+            "horizontal_flip": self.network.horizontal_flip,
         }
 
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
@@ -90,7 +81,7 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         device = next(module.parameters()).device
         T = self.degradation.num_levels
         x = to_images(self.real.pixels(indices)).to(device)
-        if self.horizontal_flip:
+        if self.network.horizontal_flip:
             x = half_mirrored(x)
         s = 1 + stratified(len(x), T)
         size, own = own_rows(len(x))

@@ -18,8 +18,6 @@ Restorer: TypeAlias = Callable[[Images, Tensor], Images]
 Algorithm: TypeAlias = Literal["improved", "naive", "direct"]
 """Algorithm 2, Algorithm 1, or R applied once."""
 
-ALGORITHMS = ("improved", "naive", "direct")
-
 
 class Restored(NamedTuple):
     """The two images that a recursion leaves: which one is wanted is the caller's choice."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -17,49 +17,39 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from synthaug._images.source import ImageSource
-from synthaug._noise import randn, streams
+from synthaug._noise import Streams, randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan, settings_digest
+from synthaug._support.arguments import check_at_least, check_within
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import (
-    diffusers_version,
-    load_frozen,
-    read_json,
-    replaced,
-    resolve,
-    state_digest,
-    write_json,
-    writing,
-)
+from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images
+from synthaug._types import JSON, Images, ImageShape
 from synthaug.degradations import AbstractDegradation, Realisation, from_config
 from synthaug.denoisers import Denoiser
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer
-from synthaug.synthesizers._parameters import check_settings, raise_problems
-from synthaug.synthesizers.cold import METHOD
+from synthaug.synthesizers._parameters import raise_problems
+from synthaug.synthesizers.cold import METHOD, ColdSettings
 from synthaug.synthesizers.cold._colors import ColourMixture
+from synthaug.synthesizers.cold._config import RestorerConfig
 from synthaug.synthesizers.cold._fit import ColdFitJob
 from synthaug.synthesizers.cold._sampling import (
-    ALGORITHMS,
-    Algorithm,
     Restored,
     restore,
     visited_levels,
 )
 
 _FILE = "synthaug.json"
-_SETTINGS = tuple(setting.name for setting in METHOD.settings)
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ColdDiffusion(AbstractSourcedSynthesizer):
+class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
     """Restored views of real images, or images from nothing, by undoing a degradation.
 
         cold, _ = ColdDiffusion.fit(real, "runs/deblur", degradation=degradations.Blur())
@@ -78,35 +68,19 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
     """R, a `UNet2DModel` without classes; it gets x_s and the time s - 1."""
     degradation: AbstractDegradation
     """D, which R was trained to undo."""
-    image_shape: tuple[int, int, int]
+    image_shape: ImageShape
     """(C, H, W)."""
     classes: tuple[str, ...] = ("image",)
     """Names of the classes of the source images; R does not know them."""
     colours: ColourMixture | None = None
     """Where generation starts, if the last level leaves one colour."""
-    algorithm: Algorithm = "improved"
-    """"improved" (Algorithm 2), "naive" (Algorithm 1) or "direct" (R once)."""
-    output: Literal["recursion", "prediction"] = "recursion"
-    """Which image is the result: x_0 of the recursion, as in the paper, or the network's last
-    prediction, as its published evaluation takes."""
-    num_steps: int | None = None
-    """Network evaluations per image at most; `None` visits every level."""
-    symmetry_noise: float = 0.002
-    """Standard deviation, in [-1, 1], of the noise added to x_T when images are generated. An image
-    of one colour is symmetric, and stays too much so without; 0 leaves it out."""
     real: ImageSource | None = field(default=None, repr=False)
     """Where `source` indices point to; see `with_sources`."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("algorithm", ALGORITHMS), ("output", ("recursion", "prediction"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}."
-                )
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"`num_steps` must be at least 1, got {self.num_steps}.")
-        if not 0 <= self.symmetry_noise < 1:
-            raise ValueError(f"`symmetry_noise` must be in [0, 1), got {self.symmetry_noise}.")
+        METHOD.check_choices(self)
+        check_at_least(1, num_steps=self.num_steps)
+        check_within("[0, 1)", symmetry_noise=self.symmetry_noise)
         if self.denoiser.in_channels != self.image_shape[0] or self.denoiser.takes_labels:
             raise CheckpointError(
                 f"The network takes {self.denoiser.in_channels} channels"
@@ -193,7 +167,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
         s = np.rint(np.asarray(severity, np.float64) * self.degradation.num_levels)
         return torch.from_numpy(np.maximum(1, s).astype(np.int64))
 
-    def _realise(self, generators: Sequence[torch.Generator]) -> Realisation:
+    def _realise(self, generators: Streams) -> Realisation:
         drawn = self.degradation.realise(generators, self.image_shape)
         return {name: value.to(self.device) for name, value in drawn.items()}
 
@@ -266,7 +240,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
         settings: dict[str, JSON] = {
-            **{name: getattr(self, name) for name in _SETTINGS},
+            **METHOD.settings_of(self),
             "degradation": self.degradation.config(),
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
             "image_shape": list(self.image_shape),
@@ -278,7 +252,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
 
     @cached_property
     def _digest(self) -> str:
-        return state_digest(self.network)
+        return checkpoints.state_digest(self.network)
 
     def in_precision(self, precision: Resolved) -> "ColdDiffusion":
         """See `AbstractSynthesizer.in_precision`."""
@@ -291,27 +265,20 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
             CheckpointError: If the disk is full or not writable. What was there before stays.
         """
         path = Path(path)
-        network = in_precision(self.network, "float32")
-        inner: Any = getattr(network, "_orig_mod", network)
         own = {
             "synthesizer": METHOD.name,
-            **{name: getattr(self, name) for name in _SETTINGS},
+            **METHOD.settings_of(self),
             "degradation": self.degradation.config(),
             "colours": None if self.colours is None else self.colours.config(),
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
         }
-        index = {
-            "_class_name": "DiffusionPipeline",
-            "diffusers_version": diffusers_version(),
-            "unet": ["diffusers", "UNet2DModel"],
-        }
-        with writing(path, "Free some space and save again."):
+        with checkpoints.writing(path, "Free some space and save again."):
             path.mkdir(parents=True, exist_ok=True)
-            with replaced(path / "unet") as new:
-                inner.save_pretrained(new, safe_serialization=True)
-            write_json(path / _FILE, own)
-            write_json(path / "model_index.json", index)  # last: it makes this a checkpoint
+            with checkpoints.replaced(path / "unet") as new:
+                checkpoints.save_network(self.network, new)
+            checkpoints.write_json(path / _FILE, own)
+            checkpoints.write_index(path, "DiffusionPipeline", {"unet": "UNet2DModel"})
 
     @classmethod
     @lasting_tensors()
@@ -342,11 +309,10 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
                 trained with another degradation than the one given.
             ValueError: For an unknown setting, or a device that torch cannot use.
         """
-        check_settings(settings, METHOD.settings, METHOD.row_parameters)
         target = choose_device(device)
-        path = resolve(path)
-        index = read_json(path / "model_index.json")
-        own = read_json(path / _FILE) if (path / _FILE).exists() else {}
+        path = checkpoints.resolve(path)
+        index = checkpoints.read_json(path / "model_index.json")
+        own = checkpoints.read_record(path)
         if own.get("synthesizer") != METHOD.name:
             raise MismatchError(
                 f"{path} holds no checkpoint of cold diffusion, but of "
@@ -367,12 +333,12 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
                 f"{degradation.config()}. Give that one, or leave it out."
             )
         return cls(
-            network=load_frozen(path, index, dtype, target),
+            network=checkpoints.load_frozen(path, index, dtype, target),
             degradation=degradation,
             image_shape=shape,
             classes=tuple(map(str, names)),
             colours=colours,
-            **{**{k: own[k] for k in _SETTINGS if k in own}, **settings},
+            **METHOD.chosen_settings(own, settings),
         )
 
     # -- training --------------------------------------------------------------------------------
@@ -385,11 +351,8 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
         *,
         degradation: AbstractDegradation,
         config: TrainingConfig | None = None,
-        channels: int = 32,
-        num_layers: int = 1,
-        horizontal_flip: bool = False,
-        colour_components: int = 1,
         progress: bool = True,
+        **network: Any,
     ) -> tuple["ColdDiffusion", TrainingResult]:
         """Trains a restorer, and saves it in `output_dir`.
 
@@ -402,12 +365,10 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
             degradation: What to learn to undo. Images are degraded in floating point, in training
                 as later; they are never rounded to 256 levels in between.
             config: How to optimise.
-            channels: Width of the network's first level; the next ones have 2 and 4 times as many.
-            num_layers: Residual blocks per level.
-            horizontal_flip: Mirror half of the training images.
-            colour_components: Gaussians in the mixture of colours that generation starts from, for
-                a degradation whose last level leaves one colour.
             progress: Show a bar.
+            network: `channels`, `num_layers` and `horizontal_flip`, as for `ClassConditional.fit`,
+                and `colour_components`, the Gaussians in the mixture of colours that generation
+                starts from, for a degradation whose last level leaves one colour.
 
         Raises:
             DataError: If there are no images, or they cannot be halved often enough.
@@ -426,19 +387,5 @@ class ColdDiffusion(AbstractSourcedSynthesizer):
             )
 
         config = config or TrainingConfig()
-        job = ColdFitJob(
-            real,
-            degradation,
-            channels=channels,
-            num_layers=num_layers,
-            horizontal_flip=horizontal_flip,
-            colour_components=colour_components,
-            seed=config.seed,
-        )
-        network, result = job.run(
-            output_dir,
-            config,
-            on_checkpoint=lambda module: wrap(module).save_pretrained(output_dir),
-            progress=progress,
-        )
-        return wrap(network), result
+        job = ColdFitJob(real, degradation, RestorerConfig(**network), config.seed)
+        return job.fit(output_dir, config, wrap, progress=progress)

@@ -1,11 +1,32 @@
 """Diffusion inversion (Zhou et al. 2023): learned embeddings, and variants from them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from synthaug.synthesizers._papers import Paper
-from synthaug.synthesizers._parameters import Method, RowParameter, Setting
+from synthaug.synthesizers._parameters import Method, RowParameter, declared_settings
 from synthaug.synthesizers._sampler import GUIDANCE_SCALE
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InversionSettings:
+    """What the images of `DiffusionInversion` depend on besides sampler and rows.
+
+    Args:
+        unconditional: What guidance pushes away from: the mean of all embeddings, of the class or
+            of a group of group_size images, zeros, or the checkpoint's null tokens (for prompts,
+            the negative prompt); mean unless the checkpoint says otherwise.
+        group_size: Images of a group, in the order of the data set, for group_mean.
+        spherical: Interpolate along the arc, which keeps the length of the embeddings.
+        relative_noise: Whether noise is a fraction of the RMS of all embeddings of the snapshot,
+            not a standard deviation.
+    """
+
+    unconditional: Literal["mean", "class_mean", "group_mean", "zero", "null"] = "mean"
+    group_size: int = 100
+    spherical: bool = False
+    relative_noise: bool = True
+
 
 METHOD = Method(
     name="DiffusionInversion",
@@ -38,30 +59,7 @@ METHOD = Method(
             default=False,
         ),
     ),
-    settings=(
-        Setting(
-            name="unconditional",
-            type=Literal["mean", "class_mean", "group_mean", "zero", "null"],
-            help="What guidance pushes away from: the mean of all embeddings, of the class or of "
-            "a group of --group-size images, zeros, or the checkpoint's null tokens; mean unless "
-            "the checkpoint says otherwise.",
-        ),
-        Setting(
-            name="group_size",
-            type=int,
-            help="Images of a group, in the order of the data set, for group_mean.",
-        ),
-        Setting(
-            name="spherical",
-            type=bool,
-            help="Interpolate along the arc, which keeps the length of the embeddings.",
-        ),
-        Setting(
-            name="relative_noise",
-            type=bool,
-            help="With --no-relative-noise, --noise is a standard deviation, not a fraction.",
-        ),
-    ),
+    settings=declared_settings(InversionSettings),
     papers=(
         Paper(
             "zhou2023training",

@@ -1,10 +1,9 @@
 """How generators are trained on tokens, and inverted, for Python and the command line alike."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_finite, check_positive, check_within
 
 Start = Literal["encoder", "prompt", "noise"]
 
@@ -30,10 +29,8 @@ class TokenConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, num_tokens=self.num_tokens, token_width=self.token_width)
-        if not 0 <= self.token_dropout < 1:
-            raise ValueError(f"`token_dropout` must be in [0, 1), got {self.token_dropout}.")
-        if not 0 <= self.token_noise < math.inf:
-            raise ValueError(f"`token_noise` must not be negative, got {self.token_noise}.")
+        check_within("[0, 1)", token_dropout=self.token_dropout)
+        check_finite(0, token_noise=self.token_noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +67,9 @@ class InversionConfig:
     """Seconds between checkpoints of the block under work."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "block_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.num_tokens is not None and self.num_tokens < 1:
-            raise ValueError(f"`num_tokens` must be at least 1, got {self.num_tokens}.")
-        for name in ("learning_rate", "start_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        sizes = {"updates": self.updates, "batch_size": self.batch_size}
+        check_at_least(1, **sizes, block_size=self.block_size, num_tokens=self.num_tokens)
+        check_positive(learning_rate=self.learning_rate, start_std=self.start_std)
         if self.start not in (None, "encoder", "prompt", "noise"):
             raise ValueError(f"`start` must be encoder, prompt or noise, got {self.start!r}.")
         outside = [u for u in self.snapshots if not 0 <= u <= self.updates]

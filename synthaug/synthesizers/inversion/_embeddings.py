@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import tensor_digest
+from synthaug._training.checkpoints import load_tensors, reading, save_tensors, tensor_digest
 from synthaug._types import Labels
 from synthaug.errors import CheckpointError
 
@@ -95,14 +95,12 @@ class EmbeddingTable:
 
     def save(self, folder: Path, block: int = 0) -> None:
         """Writes the table as one block, into an existing folder."""
-        from safetensors.torch import save_file
-
-        tensors = {f"{_PREFIX}{u}": e.cpu().contiguous() for u, e in self.snapshots.items()}
+        tensors = {f"{_PREFIX}{u}": e for u, e in self.snapshots.items()}
         tensors["keys"] = torch.from_numpy(self.keys.view(np.int64))
         tensors["labels"] = torch.from_numpy(self.labels)
         path = folder / f"{block:05d}.safetensors"
         temporary = path.with_suffix(".tmp")
-        save_file(tensors, str(temporary))
+        save_tensors(temporary, tensors)
         temporary.replace(path)  # whole or absent
 
     @classmethod
@@ -113,14 +111,11 @@ class EmbeddingTable:
         Raises:
             CheckpointError: If there is none, or one is damaged or does not fit the others.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
             raise CheckpointError(f"{folder} holds no embeddings. Learn them anew.")
-        try:
-            parts = [load_file(str(path)) for path in paths]
+        with reading(folder, "Learn them anew."):
+            parts = [load_tensors(path) for path in paths]
             whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             return cls(
                 classes=tuple(classes),
@@ -128,10 +123,6 @@ class EmbeddingTable:
                 keys=whole.pop("keys").numpy().view(np.uint64),
                 snapshots={int(name.removeprefix(_PREFIX)): e for name, e in whole.items()},
             )
-        except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"The embeddings in {folder} cannot be read ({error}). Learn them anew."
-            ) from error
 
 
 def interpolate(a: Tensor, b: Tensor, share: Tensor, *, spherical: bool) -> Tensor:

@@ -19,7 +19,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,7 @@ from synthaug._plan import bytes_text, canonical_json
 from synthaug._support.files import check_folder, claimed
 from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import (
-    check_same_run,
-    read_json,
-    replaced,
-    restore,
-    run_record,
-    write_json,
-    writing,
-)
+from synthaug._training import checkpoints
 from synthaug._training.fit_job import check_prediction_type, denoising_target
 from synthaug._types import Images
 from synthaug.denoisers import Denoiser
@@ -123,7 +115,8 @@ class Block:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds."""
-        return {f.name: getattr(self, f.name) for f in fields(self)[3:6]}
+        names = ("embeddings", "exp_avg", "exp_avg_sq")
+        return {name: vars(self)[name] for name in names}
 
 
 def timesteps_of(keys: NDArray[np.uint64], update: int, num_timesteps: int) -> NDArray[np.int64]:
@@ -244,7 +237,7 @@ class InversionJob:
         """
         check_folder(output_dir)
         folder = output_dir / "embeddings"
-        with writing(output_dir, "Nothing has been learned yet."):
+        with checkpoints.writing(output_dir, "Nothing has been learned yet."):
             for name in ("embeddings", "checkpoint"):
                 (output_dir / name).mkdir(parents=True, exist_ok=True)
             _claim(output_dir / "run.json", self.config.binding(identity))
@@ -302,13 +295,13 @@ class InversionJob:
                 )
             report(count, block.update, loss)
             if time.monotonic() - saved_at >= self.config.checkpoint_seconds:
-                with writing(output_dir, "Free some space and run again."):
+                with checkpoints.writing(output_dir, "Free some space and run again."):
                     _save(checkpoint, block, kept)
                 saved_at = time.monotonic()
         table = EmbeddingTable(
             classes=self.classes, labels=self.labels[rows], keys=block.keys, snapshots=kept
         )
-        with writing(output_dir, "Free some space and run again."):
+        with checkpoints.writing(output_dir, "Free some space and run again."):
             table.save(output_dir / "embeddings", number)
         shutil.rmtree(checkpoint, ignore_errors=True)
 
@@ -396,9 +389,9 @@ def _start(
 def _claim(path: Path, settings: dict[str, Any]) -> None:
     """Marks a directory as that of one run."""
     if path.exists():
-        check_same_run(path.parent, read_json(path), settings)
+        checkpoints.check_same_run(path.parent, checkpoints.read_json(path), settings)
     else:
-        write_json(path, run_record(settings))
+        checkpoints.write_json(path, checkpoints.run_record(settings))
 
 
 def begun_precision(output_dir: Path) -> Resolved | None:
@@ -413,32 +406,22 @@ def begun_precision(output_dir: Path) -> Resolved | None:
 
 
 def _save(folder: Path, block: Block, kept: dict[int, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {**block.tensors(), **{f"updates-{u}": e for u, e in kept.items()}}
-    with replaced(folder) as new:
-        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, str(new / "block.safetensors"))
+    with checkpoints.replaced(folder) as new:
+        snapshots = {f"updates-{u}": e for u, e in kept.items()}
+        checkpoints.save_tensors(new / "block.safetensors", {**block.tensors(), **snapshots})
         (new / "state.json").write_text(canonical_json({"update": block.update}))
 
 
 def _resume(folder: Path, block: Block) -> dict[int, Tensor]:
     """Loads the checkpoint into the block, if there is one; the snapshots kept so far."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    restore(folder)
+    checkpoints.restore(folder)
     if not folder.exists():
         return {}
-    try:
+    with checkpoints.reading(folder, "Delete it; finished blocks are kept."):
         state = json.loads((folder / "state.json").read_text())
-        tensors = load_file(str(folder / "block.safetensors"))
+        tensors = checkpoints.load_tensors(folder / "block.safetensors")
         for name, tensor in block.tensors().items():
             tensor.copy_(tensors.pop(name))
         block.update = int(state["update"])
-    except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be read ({error}). Delete it; finished blocks are kept."
-        ) from error
     device = block.embeddings.device
     return {int(name.removeprefix("updates-")): e.to(device) for name, e in tensors.items()}

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -26,21 +26,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._images.source import ImageSource
-from synthaug._noise import randn, streams
+from synthaug._noise import Streams, randn, streams
 from synthaug._plan import Plan
+from synthaug._support.arguments import check_at_least
 from synthaug._support.layout import settle_layout
-from synthaug._support.precision import Precision, Resolved, resolve_precision
+from synthaug._support.precision import Precision, resolve_precision
 from synthaug._support.progress import bar
-from synthaug._training.checkpoints import read_json, resolve, write_json, writing
+from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
+from synthaug._training.network_config import DenoiserConfig
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
 from synthaug.errors import DataError, MismatchError
-from synthaug.synthesizers._base import AbstractSynthesizer, Guide, RowSources
+from synthaug.synthesizers._base import Guide, RowSources
+from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
 from synthaug.synthesizers._model import DiffusionModel
-from synthaug.synthesizers._parameters import RowParameter, check_settings
+from synthaug.synthesizers._parameters import RowParameter
+from synthaug.synthesizers._real import check_shape
 from synthaug.synthesizers._sampler import SamplerConfig
-from synthaug.synthesizers.inversion import METHOD
+from synthaug.synthesizers.inversion import METHOD, InversionSettings
 from synthaug.synthesizers.inversion._config import InversionConfig, TokenConfig
 from synthaug.synthesizers.inversion._embeddings import EmbeddingTable, interpolate
 from synthaug.synthesizers.inversion._fit import (
@@ -58,17 +62,13 @@ from synthaug.synthesizers.inversion._variant_plan import with_partners
 
 logger = logging.getLogger("synthaug")
 
-Unconditional = Literal["mean", "class_mean", "group_mean", "zero", "null"]
-
 _FILE = "inversion.json"
-_SETTINGS = tuple(setting.name for setting in METHOD.settings)
 _PLAIN = {"classes": None, "image_size": None, "prompt_template": "{}", "negative_prompt": ""}
-_UNCONDITIONAL = ("mean", "class_mean", "group_mean", "zero", "null")
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DiffusionInversion(AbstractSynthesizer):
+class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
     """Variants of real images, drawn from learned embeddings.
 
         inversion = DiffusionInversion.from_pretrained("runs/tokens")
@@ -94,27 +94,13 @@ class DiffusionInversion(AbstractSynthesizer):
     """How the generator was loaded, so that `fit` need not copy it."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Scheduler, steps and noise."""
-    unconditional: Unconditional = "mean"
-    """The unconditional branch of guidance: the mean embedding of the data set, of the class or of
-    the group; zeros; or the checkpoint's own null tokens (for prompts, the negative prompt)."""
-    group_size: int = 100
-    """Images per group, in the order of the data set, for "group_mean"."""
-    spherical: bool = False
-    """Interpolate along the arc, which keeps the length of the embeddings."""
-    relative_noise: bool = True
-    """Whether `noise` is relative to the RMS of all embeddings of the snapshot."""
 
     def __post_init__(self) -> None:
         self.model.check_sampler(self.sampler)
-        if self.unconditional not in _UNCONDITIONAL:
-            raise ValueError(
-                f"`unconditional` must be one of {', '.join(_UNCONDITIONAL)}, got "
-                f"{self.unconditional!r}."
-            )
+        METHOD.check_choices(self)
+        check_at_least(1, group_size=self.group_size)
         if self.unconditional == "null" and self.model.class_embeddings is None:
             raise ValueError("`unconditional` is 'null', but the checkpoint has no null tokens.")
-        if self.group_size < 1:
-            raise ValueError(f"`group_size` must be at least 1, got {self.group_size}.")
         if self.encoder is not None:
             settle_layout(self.encoder)
 
@@ -124,9 +110,9 @@ class DiffusionInversion(AbstractSynthesizer):
         return self.model.classes if self.table is None else self.table.classes
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images, in pixels."""
-        return self.model.image_shape
+    def can_be_guided(self) -> bool:
+        """Always: what guidance pushes away from is made of the embeddings."""
+        return True
 
     @property
     def _learned(self) -> EmbeddingTable:
@@ -222,12 +208,8 @@ class DiffusionInversion(AbstractSynthesizer):
 
     def _job(self, real: Any, config: InversionConfig | None) -> InversionJob:
         source = ImageSource.open(real, "`real`")
-        if source.image_shape != self.image_shape:
-            raise MismatchError(
-                f"The real images have shape {source.image_shape}, the generator's "
-                f"{self.image_shape}. Load them with `image_shape={self.image_shape}`, or the "
-                "generator with another `image_size`."
-            )
+        also = ", or the generator with another `image_size`"
+        check_shape(source, self.image_shape, "the generator's", also)
         if not len(source):
             raise DataError("`real` holds no image.")
         _ = self.model.latent_shape  # refuses sizes that the autoencoder cannot halve
@@ -262,9 +244,7 @@ class DiffusionInversion(AbstractSynthesizer):
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations per row: one per step, twice with guidance."""
-        scheduler = self.model.scheduler(self.sampler)
-        scheduler.set_timesteps(self.sampler.num_inference_steps)
-        return len(scheduler.timesteps) * (1 + (rows["guidance_scale"] != 1))
+        return self.model.num_steps(self.sampler) * (1 + (rows["guidance_scale"] != 1))
 
     # -- stage 2 ---------------------------------------------------------------------------------
 
@@ -294,7 +274,7 @@ class DiffusionInversion(AbstractSynthesizer):
         )
         return self.model.decode(latents).cpu()
 
-    def conditions(self, rows: Plan, generators: Sequence[torch.Generator]) -> Tensor:
+    def conditions(self, rows: Plan, generators: Streams) -> Tensor:
         """The perturbed token sequences of some rows, float32 (n, k, d), on the CPU.
 
         Takes k d normal numbers from each row's stream, also where `noise` is 0.
@@ -320,15 +300,13 @@ class DiffusionInversion(AbstractSynthesizer):
             assert null is not None
             return null
         if self.unconditional == "zero":
-            return torch.zeros(
-                len(rows), *self._learned.token_shape, dtype=torch.float32, device="cpu"
-            )
+            shape = (len(rows), *self._learned.token_shape)
+            return torch.zeros(shape, dtype=torch.float32, device="cpu")
+        scope = np.zeros(len(rows), np.int64)
         if self.unconditional == "class_mean":
             scope = rows["label"]
         elif self.unconditional == "group_mean":
             scope = rows["source"] // self.group_size
-        else:
-            scope = np.zeros(len(rows), np.int64)
         pairs = zip(rows["snapshot"].tolist(), scope.tolist(), strict=True)
         return torch.stack([self._mean(*pair) for pair in pairs])
 
@@ -371,13 +349,9 @@ class DiffusionInversion(AbstractSynthesizer):
 
     # -- identity and files ----------------------------------------------------------------------
 
-    @property
-    def _settings(self) -> dict[str, JSON]:
-        return {name: getattr(self, name) for name in _SETTINGS}
-
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
-        settings = {**self.model.settings(self.sampler), **self._settings}
+        settings = {**self.model.settings(self.sampler), **METHOD.settings_of(self)}
         settings.pop("prompts", None)  # what reaches the images are embeddings
         weights = dict(self.model.weights)
         if self.unconditional != "null":  # no part of it reaches the images
@@ -388,10 +362,6 @@ class DiffusionInversion(AbstractSynthesizer):
             "weights": {**weights, "embeddings": self._learned.digest},
         }
 
-    def in_precision(self, precision: Resolved) -> "DiffusionInversion":
-        """See `AbstractSynthesizer.in_precision`."""
-        return replace(self, model=self.model.in_precision(precision))
-
     def save_pretrained(self, path: str | Path) -> None:
         """Writes everything, the generator too: a diffusers directory with what is ours beside it.
 
@@ -400,7 +370,7 @@ class DiffusionInversion(AbstractSynthesizer):
         """
         path = Path(path)
         if self.table is not None:
-            with writing(path, "Free some space and save again."):
+            with checkpoints.writing(path, "Free some space and save again."):
                 (path / "embeddings").mkdir(parents=True, exist_ok=True)
                 for block in (path / "embeddings").glob("*.safetensors"):
                     block.unlink()
@@ -413,7 +383,7 @@ class DiffusionInversion(AbstractSynthesizer):
             del sampler["log_variance_mix"]  # nothing to choose for most schedulers
         if copy:
             self.model.save_pretrained(path, {"synthesizer": METHOD.name})
-        with writing(path, "Free some space and save again."):
+        with checkpoints.writing(path, "Free some space and save again."):
             if copy and self.encoder is not None:
                 self.encoder.save(path)
             own = {
@@ -421,9 +391,9 @@ class DiffusionInversion(AbstractSynthesizer):
                 "weights": self._frozen_weights,
                 "dtype": str(self.model.denoiser.dtype),
                 "classes": list(self.classes) if self.table is not None else None,
-                "settings": {**sampler, **self._settings},
+                "settings": {**sampler, **METHOD.settings_of(self)},
             }
-            write_json(path / _FILE, own)
+            checkpoints.write_json(path / _FILE, own)
 
     @classmethod
     def from_pretrained(
@@ -462,9 +432,8 @@ class DiffusionInversion(AbstractSynthesizer):
             CheckpointError: If there is no such directory, a part is missing or damaged, or the
                 generator is not the one that was inverted.
         """
-        check_settings(settings, METHOD.settings, METHOD.row_parameters)
         folder = Path(path).expanduser()
-        saved = read_json(folder / _FILE) if (folder / _FILE).exists() else {}
+        saved = checkpoints.read_record(folder, _FILE)
         given = {
             "classes": None if classes is None else list(classes),
             "image_size": image_size,
@@ -472,35 +441,31 @@ class DiffusionInversion(AbstractSynthesizer):
             "negative_prompt": negative_prompt,
         }
         inverted = saved.get("classes") is not None
-        if inverted and given != _PLAIN:
-            name = next(k for k, v in given.items() if v != _PLAIN[k])
+        changed = [name for name, value in given.items() if value != _PLAIN[name]]
+        if inverted and changed:
             raise ValueError(
-                f"`{name}` was fixed when the embeddings in {path} were learned. Leave it out, or "
-                "load the generator and invert it anew."
+                f"`{changed[0]}` was fixed when the embeddings in {path} were learned. Leave it "
+                "out, or load the generator and invert it anew."
             )
         if not inverted and not _has_text_encoder(path):
             given["classes"] = None
-        here = str(path) if str(path).startswith("hub:") else str(folder.absolute())
-        origin = saved.get("origin") or {"path": here, **given}
+        origin = saved.get("origin") or {"path": checkpoints.lasting_address(path), **given}
         if checkpoint is not None:
             origin = {**origin, "path": str(checkpoint)}
-        load = {k: v for k, v in origin.items() if k != "path"}
-        model, _ = DiffusionModel.from_pretrained(
-            origin["path"], dtype=dtype, device=device, **load
-        )
-        _check_weights(model, saved, origin["path"])
+        model, _ = DiffusionModel.from_pretrained(**origin, dtype=dtype, device=device)
+        if saved:
+            _check_weights(model, saved, origin["path"])
         table = None
         if inverted:
             table = EmbeddingTable.load(folder / "embeddings", saved["classes"])
-        base = Path(origin["path"]).expanduser()
         known = saved.get("settings", {})
         return cls(
             model=model,
             table=table,
-            encoder=TokenEncoder.load(base),
+            encoder=TokenEncoder.load(Path(origin["path"]).expanduser()),
             origin=origin,
             sampler=SamplerConfig.chosen(known, sampler),
-            **{**{name: known[name] for name in _SETTINGS if name in known}, **settings},
+            **METHOD.chosen_settings(known, settings),
         )
 
     # -- a generator of our own ------------------------------------------------------------------
@@ -513,11 +478,8 @@ class DiffusionInversion(AbstractSynthesizer):
         *,
         config: TrainingConfig | None = None,
         tokens: TokenConfig | None = None,
-        channels: int = 32,
-        num_layers: int = 1,
-        prediction_type: str = "v_prediction",
-        horizontal_flip: bool = False,
         progress: bool = True,
+        **network: Any,
     ) -> tuple["DiffusionInversion", TrainingResult]:
         """Trains a small generator that can be inverted: a pixel-space network and an encoder.
 
@@ -529,11 +491,9 @@ class DiffusionInversion(AbstractSynthesizer):
             output_dir: Becomes a diffusers directory, the encoder beside the network.
             config: How to optimise.
             tokens: Number, width and noise of the tokens.
-            channels: Width of the network's first level.
-            num_layers: Residual blocks per level.
-            prediction_type: "v_prediction", "epsilon" or "sample".
-            horizontal_flip: Mirror half of the images.
             progress: Show a bar.
+            network: `channels`, `num_layers`, `prediction_type` and `horizontal_flip`, as for
+                `ClassConditional.fit`.
 
         Raises:
             DataError: For images whose size cannot be halved often enough.
@@ -541,14 +501,7 @@ class DiffusionInversion(AbstractSynthesizer):
             DivergedError, CheckpointError: As `ClassConditional.fit`.
         """
         tokens = tokens or TokenConfig()
-        job = TokenFitJob(
-            images,
-            tokens,
-            channels=channels,
-            num_layers=num_layers,
-            prediction_type=prediction_type,
-            horizontal_flip=horizontal_flip,
-        )
+        job = TokenFitJob(images, tokens, DenoiserConfig(**network))
 
         def wrap(trained: TokenModel) -> "DiffusionInversion":
             model = DiffusionModel(
@@ -561,29 +514,21 @@ class DiffusionInversion(AbstractSynthesizer):
             )
             return cls(model=model, encoder=trained.encoder)
 
-        trained, result = job.run(
-            output_dir,
-            config or TrainingConfig(),
-            on_checkpoint=lambda module: wrap(module).save_pretrained(output_dir),
-            progress=progress,
-        )
-        return replace(wrap(trained), origin={"path": str(Path(output_dir).absolute())}), result
+        fitted, result = job.fit(output_dir, config, wrap, progress=progress)
+        return replace(fitted, origin={"path": str(Path(output_dir).absolute())}), result
 
 
 def _has_text_encoder(path: str | Path) -> bool:
-    return bool(read_json(resolve(path) / "model_index.json").get("text_encoder"))
+    return bool(
+        checkpoints.read_json(checkpoints.resolve(path) / "model_index.json").get("text_encoder")
+    )
 
 
 def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -> None:
     """Whether this is the generator that the embeddings belong to."""
-    if not saved:
-        return
-    model = model.in_precision("bfloat16" if saved["dtype"] == "torch.bfloat16" else "float32")
-    same_dtype = saved["dtype"] == str(model.denoiser.dtype)
-    for name, digest in saved["weights"].items():
-        # The network's digest is of its dtype, if it was chosen; the autoencoder's is of float32.
-        if (same_dtype or name != "network") and model.weights.get(name) != digest:
-            raise MismatchError(
-                f"The {name} in {path} is not the one that the embeddings were learned with. Give "
-                "the right `checkpoint`, or learn them anew."
-            )
+    model = model.in_precision(checkpoints.recorded_dtype(saved))
+    if (name := checkpoints.changed_part(saved, model.denoiser.dtype, model.weights)) is not None:
+        raise MismatchError(
+            f"The {name} in {path} is not the one that the embeddings were learned with. Give the "
+            "right `checkpoint`, or learn them anew."
+        )

@@ -17,18 +17,10 @@ from torch import Tensor, nn
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import read_json, replaced, restore, write_json
-from synthaug._training.fit_job import (
-    AbstractFitJob,
-    batch_noise,
-    check_positive,
-    chosen_rows,
-    denoising_loss,
-    diffusion_config,
-    half_mirrored,
-)
-from synthaug._types import Images, Indices
-from synthaug.errors import CheckpointError, MismatchError
+from synthaug._training import checkpoints, fit_job
+from synthaug._training.network_config import DenoiserConfig
+from synthaug._types import Images, ImageShape, Indices
+from synthaug.denoisers import small_unet_config
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers.inversion._config import TokenConfig
 
@@ -47,7 +39,7 @@ class TokenEncoder(nn.Module):
     """
 
     def __init__(
-        self, image_shape: tuple[int, int, int], num_tokens: int, token_width: int, channels: int
+        self, image_shape: ImageShape, num_tokens: int, token_width: int, channels: int
     ) -> None:
         super().__init__()
         self.settings = {
@@ -77,12 +69,9 @@ class TokenEncoder(nn.Module):
 
     def save(self, path: Path) -> None:
         """Writes settings and weights to `path/image_encoder`."""
-        from safetensors.torch import save_file
-
-        with replaced(path / _FOLDER) as new:
-            write_json(new / "config.json", self.settings)
-            weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-            save_file(weights, str(new / "model.safetensors"))
+        with checkpoints.replaced(path / _FOLDER) as new:
+            checkpoints.write_json(new / "config.json", self.settings)
+            checkpoints.save_tensors(new / "model.safetensors", self.state_dict())
 
     @classmethod
     @lasting_tensors()
@@ -92,19 +81,14 @@ class TokenEncoder(nn.Module):
         Raises:
             CheckpointError: If it is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         folder = path / _FOLDER
-        restore(folder)
+        checkpoints.restore(folder)
         if not folder.exists():
             return None
-        try:
-            settings = read_json(folder / "config.json")
+        with checkpoints.reading(folder, "Train again."):
+            settings = checkpoints.read_json(folder / "config.json")
             encoder = cls(tuple(settings.pop("image_shape")), **settings)
-            encoder.load_state_dict(load_file(str(folder / "model.safetensors")))
-        except (OSError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} cannot be read ({error}). Train again.") from error
+            encoder.load_state_dict(checkpoints.load_tensors(folder / "model.safetensors"))
         return encoder.eval().requires_grad_(False)
 
 
@@ -113,36 +97,24 @@ def _norm(channels: int) -> nn.Module:
 
 
 def build_token_unet(
-    image_shape: tuple[int, int, int], *, token_width: int, channels: int, num_layers: int
+    image_shape: ImageShape, *, token_width: int, channels: int, num_layers: int
 ) -> Any:
     """A pixel-space `UNet2DConditionModel` for small images that attends to tokens.
 
-    Levels down to 4 pixels (8 for images above 16), of 1, 2 and then 4 times `channels`. All but
-    the first attend: there it would cost more than everything else together.
+    Levels and widths are those of `small_unet_config`. All levels but the first attend: there it
+    would cost more than everything else together.
     """
     from diffusers import UNet2DConditionModel
 
-    c, height, width = image_shape
-    lowest = 4 if min(height, width) <= 16 else 8
-    levels = 1 + max(1, int(math.log2(min(height, width) / lowest)))
-    if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
-        raise MismatchError(
-            f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
-            "with an image size that is a multiple of 8."
-        )
-    widths = [channels * min(4, 2**i) for i in range(levels)]
-    down = ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (levels - 1)
+    common = small_unet_config(image_shape, channels, num_layers, least_levels=2)
+    widths = common["block_out_channels"]
+    down = ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (len(widths) - 1)
     return UNet2DConditionModel(
-        sample_size=height if height == width else (height, width),
-        in_channels=c,
-        out_channels=c,
-        block_out_channels=widths,
-        layers_per_block=num_layers,
+        **common,
         down_block_types=down,
         up_block_types=[name.replace("Down", "Up") for name in reversed(down)],
         cross_attention_dim=token_width,
         attention_head_dim=tuple(max(1, w // 32) for w in widths),  # the number of heads
-        norm_num_groups=math.gcd(channels, 32),
     )
 
 
@@ -168,64 +140,43 @@ class TokenModel(nn.Module):
         return prediction
 
 
-class TokenFitJob(AbstractFitJob[TokenModel]):
+class TokenFitJob(fit_job.AbstractFitJob[TokenModel]):
     """The training of a token-conditioned generator, checked before any work starts.
 
     Raises:
         DataError: For images that cannot be trained on.
-        ValueError: For a setting out of range.
     """
 
-    def __init__(
-        self,
-        images: Any,
-        tokens: TokenConfig,
-        *,
-        channels: int,
-        num_layers: int,
-        prediction_type: str,
-        horizontal_flip: bool,
-    ) -> None:
-        check_positive(channels=channels, num_layers=num_layers)
+    def __init__(self, images: Any, tokens: TokenConfig, network: DenoiserConfig) -> None:
         self.images = ImageSource.open(images, "`images`")
         self.num_examples = len(images)
         self.image_shape = self.images.image_shape
-        self.settings: dict[str, Any] = {
-            **asdict(tokens),
-            "channels": channels,
-            "num_layers": num_layers,
-            "prediction_type": prediction_type,
-            "horizontal_flip": horizontal_flip,
-        }
-        self.tokens = tokens
-        self.horizontal_flip = horizontal_flip
-        self.scheduler_config = diffusion_config(prediction_type)
+        self.tokens, self.network = tokens, network
+        self.scheduler_config = fit_job.diffusion_config(network.prediction_type)
         self._scheduler = make_scheduler(None, self.scheduler_config)
 
     def _build(self) -> TokenModel:
-        wide = {k: self.settings[k] for k in ("token_width", "channels")}
-        layers = self.settings["num_layers"]
-        network = build_token_unet(self.image_shape, num_layers=layers, **wide)
-        return TokenModel(
-            network, TokenEncoder(self.image_shape, self.settings["num_tokens"], **wide)
-        )
+        wide = {"token_width": self.tokens.token_width, "channels": self.network.channels}
+        unet = build_token_unet(self.image_shape, num_layers=self.network.num_layers, **wide)
+        return TokenModel(unet, TokenEncoder(self.image_shape, self.tokens.num_tokens, **wide))
 
     def _identity(self, module: TokenModel) -> dict[str, Any]:
         return {
             "synthesizer": "DiffusionInversion",
             "data": self.images.fingerprint or len(self.images),
-            **self.settings,
+            **asdict(self.tokens),
+            **asdict(self.network),
         }
 
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
         """`denoising_loss`, with noise on the tokens, and without any for some images."""
         device = next(module.parameters()).device
         x0 = to_images(self.images.pixels(indices)).to(device)
-        if self.horizontal_flip:
-            x0 = half_mirrored(x0)
-        dropped = chosen_rows(len(x0), self.tokens.token_dropout).to(device)
+        if self.network.horizontal_flip:
+            x0 = fit_job.half_mirrored(x0)
+        dropped = fit_job.chosen_rows(len(x0), self.tokens.token_dropout).to(device)
         shape = (len(x0), self.tokens.num_tokens, self.tokens.token_width)
-        perturbation = self.tokens.token_noise * batch_noise(shape).to(device)
-        return denoising_loss(
+        perturbation = self.tokens.token_noise * fit_job.batch_noise(shape).to(device)
+        return fit_job.denoising_loss(
             self._scheduler, x0, lambda x_t, t: module(x_t, t, x0, perturbation, dropped)
         )

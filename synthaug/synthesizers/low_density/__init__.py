@@ -1,9 +1,26 @@
 """Low-density sampling (Sehwag et al. 2022): rare images of a class that stay real."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from synthaug.synthesizers._papers import Paper
-from synthaug.synthesizers._parameters import Method, RowParameter, Setting
+from synthaug.synthesizers._parameters import Method, RowParameter, declared_settings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SteeringSettings:
+    """What the images of `LowDensity` depend on besides base and rows.
+
+    Args:
+        temperature: tau of the contrastive loss: the smaller, the more the nearest other class
+            decides alone where images are pushed to.
+        unit: Unit of alpha and beta: the rms of a push over all values of an image, its length,
+            which means the same at every image size, or score, the gradient as it is.
+    """
+
+    temperature: float = 1.0
+    unit: Literal["rms", "length", "score"] = "length"
+
 
 METHOD = Method(
     name="LowDensity",
@@ -22,20 +39,7 @@ METHOD = Method(
             default=1.0,
         ),
     ),
-    settings=(
-        Setting(
-            name="temperature",
-            type=float,
-            help="tau of the contrastive loss: the smaller, the more the nearest other class "
-            "decides alone where images are pushed to.",
-        ),
-        Setting(
-            name="unit",
-            type=Literal["rms", "length", "score"],
-            help="Unit of alpha and beta: the rms of a push over all values of an image, its "
-            "length, which means the same at every image size, or score, the gradient as it is.",
-        ),
-    ),
+    settings=declared_settings(SteeringSettings),
     wraps=True,
     papers=(
         Paper(

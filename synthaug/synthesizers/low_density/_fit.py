@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,23 +14,19 @@ from torch import Tensor, nn
 from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng, stream
 from synthaug._pixels import to_images, to_pixels
-from synthaug._plan import Plan, settings_digest
+from synthaug._plan import settings_digest
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import writing
-from synthaug._training.loop import (
-    TrainingResult,
-    TrainingTask,
-    own_randomness,
-    own_rows,
-    train,
-)
+from synthaug._training.checkpoints import load_tensors, save_tensors, writing
+from synthaug._training.fit_job import AbstractFitJob
+from synthaug._training.loop import TrainingResult, own_rows
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images, Indices, Pixels
 from synthaug.density import ClassGaussians
 from synthaug.errors import DataError, MismatchError
-from synthaug.synthesizers._model import DiffusionModel
+from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
 from synthaug.synthesizers._real import fitting_images
+from synthaug.synthesizers.low_density._config import GuideConfig
 from synthaug.synthesizers.low_density._hardness import NoiseAware, NoisyEncoder
 
 logger = logging.getLogger("synthaug")
@@ -45,26 +41,6 @@ _PER_CLASS = 100
 """At least so many of each class."""
 
 
-class Base(Protocol):
-    """What `LowDensity` wraps."""
-
-    model: DiffusionModel
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        ...
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        ...
-
-    draw: Callable[..., Images]
-    plan: Callable[..., Plan]
-    recipe: Callable[[], dict[str, Any]]
-
-
 class Guides(nn.Module):
     """What is trained together: a classifier and a discriminator of noisy images."""
 
@@ -77,27 +53,19 @@ class Guides(nn.Module):
         return self.hardness(x_t[:num_real], t[:num_real]), self.realism(x_t, t)
 
 
-class HardnessFitJob:
+class HardnessFitJob(AbstractFitJob[Guides]):
     """Everything that `LowDensity.fit` was asked for, checked before any work starts.
 
     Raises:
         MismatchError: For real or synthetic images that do not fit the generator.
         DataError: If there is nothing synthetic.
-        ValueError: For a setting out of range.
+        ValueError: For a generator of one class, or too many sources of synthetic images.
     """
 
     def __init__(
-        self,
-        base: Base,
-        real: Any,
-        synthetic: Any,
-        *,
-        num_synthetic: int | None,
-        embedding_dim: int,
-        noise_levels: int,
-        horizontal_flip: bool,
+        self, base: AbstractDiffusionSynthesizer, real: Any, synthetic: Any, config: GuideConfig
     ) -> None:
-        self.base, self.model = base, base.model
+        self.base, self.model, self.config = base, base.model, config
         shape = base.image_shape
         self.real = fitting_images(real, classes=base.classes, image_shape=shape)
         missing = np.flatnonzero(np.bincount(self.real.labels, minlength=len(base.classes)) == 0)
@@ -111,20 +79,13 @@ class HardnessFitJob:
                 "`base` knows one class only. Hardness is learned by telling classes apart: use a "
                 "generator with two or more."
             )
-        for name, value in (
-            ("num_synthetic", num_synthetic),
-            ("embedding_dim", embedding_dim),
-            ("noise_levels", noise_levels),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         self.synthetic: ImageSource | None = None
         if synthetic is not None:
             self.synthetic = ImageSource.open(synthetic, "`synthetic`")
-            if num_synthetic is not None:
+            if config.num_synthetic is not None:
                 raise ValueError(
-                    f"`num_synthetic` is {num_synthetic}, but `synthetic` was given too. Leave "
-                    "one of them out."
+                    f"`num_synthetic` is {config.num_synthetic}, but `synthetic` was given too. "
+                    "Leave one of them out."
                 )
             if self.synthetic.image_shape != shape:
                 raise MismatchError(
@@ -134,11 +95,10 @@ class HardnessFitJob:
             self.synthetic_rows: NDArray[np.int64] = np.flatnonzero(self.synthetic.done)
             if not len(self.synthetic_rows):
                 raise DataError("`synthetic` holds no image. Generate some first.")
-        self.num_synthetic = num_synthetic or min(len(self.real.labels), 5000)
-        self.embedding_dim, self.noise_levels = embedding_dim, noise_levels
-        self.horizontal_flip = horizontal_flip
         self._scheduler = self.model.make_scheduler("ddpm")
         self._labels = torch.from_numpy(self.real.labels)
+        self.num_examples = len(self._labels)
+        self._encoder_config = NoisyEncoder.config_for(self.model.denoiser, self.model.latent_shape)
 
     @property
     def num_train_timesteps(self) -> int:
@@ -146,38 +106,33 @@ class HardnessFitJob:
         return int(self._scheduler.config.num_train_timesteps)
 
     @lasting_tensors()
-    def run(
+    def guides(
         self, output_dir: Path, config: TrainingConfig, *, progress: bool
     ) -> tuple[NoiseAware, NoiseAware, TrainingResult]:
         """Trains, then fits the Gaussians: hardness, realism, the course of the loss."""
-        synthetic_name = self._draw_synthetic(output_dir, config.seed, progress)
-        denoiser = self.model.denoiser
-        config_of = NoisyEncoder.config_for(denoiser, self.model.latent_shape)
-        with own_randomness(torch.device("cpu")):
-            torch.manual_seed(config.seed)
-            encoders = [
-                NoisyEncoder(config_of, outputs, self.embedding_dim)
-                for outputs in (len(self.base.classes), 2)
-            ]
-        for encoder in encoders:
-            encoder.start_from(denoiser)
-        module = Guides(*encoders)
-        task = TrainingTask(
-            module=module,
-            loss=self._loss,
-            num_examples=len(self._labels),
-            identity={
-                "synthesizer": "LowDensity",
-                "base": self.base.recipe()["weights"],
-                "data": self.real.fingerprint or len(self.real),
-                "synthetic": synthetic_name,
-                "network": encoders[0].settings,
-                "horizontal_flip": self.horizontal_flip,
-            },
+        self._synthetic_name = self._draw_synthetic(output_dir, config.seed, progress)
+        module, result = self.run(
+            output_dir, config, on_checkpoint=lambda module: None, progress=progress
         )
-        result = train(task, config, output_dir, progress=progress)
-        module.requires_grad_(False).to(self.model.device)
-        return *self._fitted(module, config.seed), result
+        return *self._fitted(module.to(self.model.device), config.seed), result
+
+    def _build(self) -> Guides:
+        sizes = (len(self.base.classes), 2)
+        config, width = self._encoder_config, self.config.embedding_dim
+        encoders = [NoisyEncoder(config, outputs, width) for outputs in sizes]
+        for encoder in encoders:
+            encoder.start_from(self.model.denoiser)
+        return Guides(*encoders)
+
+    def _identity(self, module: Guides) -> dict[str, Any]:
+        return {
+            "synthesizer": "LowDensity",
+            "base": self.base.recipe()["weights"],
+            "data": self.real.fingerprint or len(self.real),
+            "synthetic": self._synthetic_name,
+            "network": module.hardness.settings,
+            "horizontal_flip": self.config.horizontal_flip,
+        }
 
     # -- synthetic images ------------------------------------------------------------------------
 
@@ -190,9 +145,8 @@ class HardnessFitJob:
             self._read_synthetic = lambda rows: given.pixels(self.synthetic_rows[rows])
             name = given.fingerprint or given.identity.get("plan_digest")
             return name, len(self.synthetic_rows)
-        from safetensors.torch import load_file, save_file
-
-        ratio = self.num_synthetic / len(self._labels)
+        count = self.config.num_synthetic or min(self.num_examples, 5000)
+        ratio = count / self.num_examples
         plan = self.base.plan(self.real.labels, ratio=ratio, seed=seed)
         name = settings_digest({"plan": plan.digest, "weights": self.base.recipe()["weights"]})
         folder = output_dir / "samples"
@@ -201,14 +155,14 @@ class HardnessFitJob:
             for i, rows in enumerate(plan.batches(_BLOCK)):
                 path = folder / f"{name[:16]}-{i:05d}.safetensors"
                 if path.exists():
-                    pixels = load_file(str(path))["pixels"]
+                    pixels = load_tensors(path)["pixels"]
                 else:
                     drawn = [self.base.draw(part) for part in rows.batches(64)]
                     pixels = to_pixels(torch.cat(drawn))
                     with writing(path, "Free some space and run again."):
                         folder.mkdir(parents=True, exist_ok=True)
                         part = path.with_suffix(f".{os.getpid()}")  # every process draws them
-                        save_file({"pixels": pixels}, str(part))
+                        save_tensors(part, {"pixels": pixels})
                         part.replace(path)
                 blocks.append(pixels)
                 shown.update(len(pixels))
@@ -225,38 +179,32 @@ class HardnessFitJob:
         n = len(indices)
         # Everything random is drawn on the CPU, so that it is the same on every device.
         size, own = own_rows(n)
-        chosen = torch.randint(len(self.synthetic_rows), (size,), dtype=torch.int64, device="cpu")[
-            own
-        ].numpy()
+        count = len(self.synthetic_rows)
+        chosen = torch.randint(count, (size,), dtype=torch.int64, device="cpu")[own].numpy()
+
+        def uniform() -> Tensor:
+            """Numbers in [0, 1) for the whole batch: of the real and of the synthetic images."""
+            return torch.rand(2, size, dtype=torch.float32, device="cpu")
+
+        def of_ours(drawn: Tensor) -> Tensor:
+            """What was drawn for the examples of this process, the real ones first."""
+            return drawn[:, own].flatten(0, 1)
+
         pixels = torch.cat([self.real.pixels(indices), self._read_synthetic(chosen)])
-        if self.horizontal_flip:
-            mirrored = (
-                torch.rand(2, size, dtype=torch.float32, device="cpu")[:, own].flatten() < 0.5
-            )
+        if self.config.horizontal_flip:
+            mirrored = of_ours(uniform()) < 0.5
             pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-        strata = (
-            (
-                torch.arange(size, dtype=torch.int64, device="cpu")
-                + torch.rand(2, size, dtype=torch.float32, device="cpu")
-            )
-            / size
-        )[:, own].flatten()
+        strata = of_ours((torch.arange(size, dtype=torch.int64, device="cpu") + uniform()) / size)
         t = (strata * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
         x0 = self._encode(pixels)
-        noise = torch.randn(2, size, *x0.shape[1:], dtype=torch.float32, device="cpu")[
-            :, own
-        ].flatten(0, 1)
+        noise = of_ours(torch.randn(2, size, *x0.shape[1:], dtype=torch.float32, device="cpu"))
         x_t = self._scheduler.add_noise(x0, noise, t).to(device)
         classes, realism = module(x_t, t.to(device), n)
         labels = self._labels[torch.from_numpy(indices)].to(device)
-        kinds = (
-            torch.tensor([REAL, SYNTHETIC], dtype=torch.int64, device="cpu")
-            .repeat_interleave(n)
-            .to(device)
-        )
-        return nn.functional.cross_entropy(classes.float(), labels) + nn.functional.cross_entropy(
-            realism.float(), kinds
-        )
+        kinds = torch.tensor([REAL, SYNTHETIC], dtype=torch.int64, device="cpu")
+        kinds = kinds.repeat_interleave(n).to(device)
+        cross_entropy = nn.functional.cross_entropy
+        return cross_entropy(classes.float(), labels) + cross_entropy(realism.float(), kinds)
 
     @torch.no_grad()
     def _encode(self, pixels: Pixels) -> Images:
@@ -296,29 +244,20 @@ class HardnessFitJob:
     ) -> NoiseAware:
         steps, device = self.num_train_timesteps, self.model.device
         levels = []
-        for level in range(self.noise_levels):
+        for level in range(self.config.noise_levels):
             generator = stream(int(counter_rng(seed, 4, level).integers(2**63)))
-            low, high = (-(-steps * i // self.noise_levels) for i in (level, level + 1))
-            t = torch.randint(
-                low, high, (len(x0),), generator=generator, dtype=torch.int64, device="cpu"
-            )
-            noise = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu")
+            low, high = (-(-steps * i // self.config.noise_levels) for i in (level, level + 1))
+            draw: dict[str, Any] = {"generator": generator, "device": "cpu"}
+            t = torch.randint(low, high, (len(x0),), dtype=torch.int64, **draw)
+            noise = torch.randn(x0.shape, dtype=torch.float32, **draw)
             x_t = self._scheduler.add_noise(x0, noise, t)
-            features = torch.cat(
-                [
-                    network.embed(x.to(device), s.to(device)).cpu()
-                    for x, s in zip(x_t.split(_BLOCK), t.split(_BLOCK), strict=True)
-                ]
-            ).numpy()
+            parts = zip(x_t.split(_BLOCK), t.split(_BLOCK), strict=True)
+            embedded = [network.embed(x.to(device), s.to(device)).cpu() for x, s in parts]
+            features = torch.cat(embedded).numpy()
             gaussians = ClassGaussians.fit(features, labels.astype(np.int64))
-            found = gaussians.all_hardness(features).argmin(1) == labels
-            logger.info(
-                "timesteps %d to %d: %s told apart in %.1f %%",
-                low,
-                high - 1,
-                name,
-                100 * found.mean(),
-            )
+            percent = 100 * (gaussians.all_hardness(features).argmin(1) == labels).mean()
+            text = "timesteps %d to %d: %s told apart in %.1f %%"
+            logger.info(text, low, high - 1, name, percent)
             levels.append(gaussians.to(device, torch.float32))
         return NoiseAware(
             network=network.eval(), gaussians=tuple(levels), num_train_timesteps=steps

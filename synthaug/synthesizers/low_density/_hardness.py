@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from synthaug._support.layout import settle_layout, settled
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import read_json, replaced, restore, tensor_digest, write_json
-from synthaug._types import Images
-from synthaug.denoisers import Denoiser, build_unet
+from synthaug._training import checkpoints
+from synthaug._types import Images, ImageShape
+from synthaug.denoisers import Denoiser, build_unet, uncompiled
 from synthaug.density import ClassGaussians
-from synthaug.errors import CheckpointError
+from synthaug.samplers import denoised_estimate
 from synthaug.synthesizers._model import DiffusionModel
 
 _PLAIN_BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"}
@@ -54,7 +54,7 @@ class NoisyEncoder(nn.Module):
         self.head = nn.Linear(embedding_dim, num_outputs)
 
     @staticmethod
-    def config_for(denoiser: Denoiser, shape: tuple[int, int, int]) -> dict[str, Any]:
+    def config_for(denoiser: Denoiser, shape: ImageShape) -> dict[str, Any]:
         """The generator's own network if its first half can be used, else one of our usual size.
 
         Args:
@@ -70,11 +70,10 @@ class NoisyEncoder(nn.Module):
 
     def start_from(self, denoiser: Denoiser) -> None:
         """Copies the first half of the generator's network, which knows noisy images already."""
-        network: Any = getattr(denoiser.network, "_orig_mod", denoiser.network)
         ours = self.state_dict()
         theirs = {
             k: v.float()
-            for k, v in network.state_dict().items()
+            for k, v in uncompiled(denoiser.network).state_dict().items()
             if k in ours and v.shape == ours[k].shape
         }
         if denoiser.kind == "UNet2DModel":
@@ -131,22 +130,20 @@ class NoiseAware:
     @cached_property
     def weights(self) -> str:
         """Digest of network and Gaussians."""
-        return tensor_digest(self._tensors())
+        return checkpoints.tensor_digest(self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         for i, gaussians in enumerate(self.gaussians):
             tensors.update({f"{i:03d}.{k}": v for k, v in gaussians.state().items()})
-        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        return tensors
 
     def save(self, folder: Path) -> None:
         """Writes settings and weights."""
-        from safetensors.torch import save_file
-
-        with replaced(folder) as new:
+        with checkpoints.replaced(folder) as new:
             settings = {"num_train_timesteps": self.num_train_timesteps, **self.network.settings}
-            write_json(new / "config.json", settings)
-            save_file(self._tensors(), str(new / "model.safetensors"))
+            checkpoints.write_json(new / "config.json", settings)
+            checkpoints.save_tensors(new / "model.safetensors", self._tensors())
 
     @classmethod
     @lasting_tensors()
@@ -156,33 +153,21 @@ class NoiseAware:
         Raises:
             CheckpointError: If it is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        restore(folder)
+        checkpoints.restore(folder)
         if not folder.exists():
             return None
-        try:
-            settings = read_json(folder / "config.json")
+        with checkpoints.reading(folder, "Train again."):
+            settings = checkpoints.read_json(folder / "config.json")
             timesteps = int(settings.pop("num_train_timesteps"))
             network = NoisyEncoder(**settings)
             parts: dict[str, dict[str, Tensor]] = {}
-            for key, value in load_file(str(folder / "model.safetensors")).items():
+            for key, value in checkpoints.load_tensors(folder / "model.safetensors").items():
                 part, _, name = key.partition(".")
                 parts.setdefault(part, {})[name] = value
             network.load_state_dict(parts.pop("network"))
             gaussians = [ClassGaussians.from_state(parts[part]) for part in sorted(parts)]
             if not gaussians:
                 raise LookupError("there are no Gaussians")
-        except (
-            OSError,
-            LookupError,
-            TypeError,
-            ValueError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
-            raise CheckpointError(f"{folder} cannot be read ({error}). Train again.") from error
         return cls(
             network=network.eval().requires_grad_(False).to(device),
             gaussians=tuple(g.to(device, torch.float32) for g in gaussians),
@@ -220,33 +205,9 @@ class OnEstimate:
     @cached_property
     def weights(self) -> str:
         """Digest of features and Gaussians; those of the denoiser are in the recipe anyway."""
-        return tensor_digest(
+        return checkpoints.tensor_digest(
             {
                 **{f"gaussians.{k}": v for k, v in self.gaussians.state().items()},
                 **{f"features.{k}": v for k, v in self.features.state_dict().items()},
             }
         )
-
-
-def denoised_estimate(prediction: Images, x: Images, signal: float, prediction_type: str) -> Images:
-    """x0_hat, the clean image that a prediction implies.
-
-    Args:
-        prediction: What the network predicts for `x`.
-        x: Noisy images x_t.
-        signal: alpha-bar at t.
-        prediction_type: "epsilon", "v_prediction" or "sample".
-
-    Raises:
-        ValueError: For another type.
-    """
-    a, b = signal**0.5, (1 - signal) ** 0.5
-    if prediction_type == "epsilon":
-        return (x - b * prediction) / a
-    if prediction_type == "v_prediction":
-        return a * x - b * prediction
-    if prediction_type == "sample":
-        return prediction
-    raise ValueError(
-        f"`prediction_type` must be v_prediction, epsilon or sample, got {prediction_type!r}."
-    )

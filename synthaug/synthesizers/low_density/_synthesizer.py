@@ -8,7 +8,6 @@ image's class, the other towards what tells real images from synthetic ones. Not
 paper): see `synthaug.guidance`.
 """
 
-import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,22 +22,25 @@ from torch import Tensor, nn
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
+from synthaug._support.arguments import check_positive
 from synthaug._support.precision import Precision, Resolved
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import read_json, write_json, writing
+from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images
+from synthaug._types import JSON, Images, ImageShape
 from synthaug.density import ClassGaussians
 from synthaug.errors import CheckpointError, MismatchError
-from synthaug.guidance import UNITS, HardnessModel, HardnessPush, Unit
+from synthaug.guidance import HardnessModel, HardnessPush
 from synthaug.samplers import Push, check_pushable
-from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._base import AbstractSourcedSynthesizer, AbstractSynthesizer
+from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
 from synthaug.synthesizers._kinds import load, origin_of
 from synthaug.synthesizers._parameters import RowParameter
 from synthaug.synthesizers._real import fitting_images
 from synthaug.synthesizers._sampler import SamplerConfig
-from synthaug.synthesizers.low_density import METHOD
+from synthaug.synthesizers.low_density import METHOD, SteeringSettings
+from synthaug.synthesizers.low_density._config import GuideConfig
 from synthaug.synthesizers.low_density._fit import REAL, SYNTHETIC, HardnessFitJob
 from synthaug.synthesizers.low_density._hardness import NoiseAware, OnEstimate
 
@@ -47,7 +49,7 @@ _FILE = "synthaug.json"
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LowDensity(AbstractSynthesizer):
+class LowDensity(AbstractSynthesizer, SteeringSettings):
     """Hard images of every class, drawn by steering another synthesizer.
 
         steered, _ = LowDensity.fit(real, "runs/cifar", "runs/hard")      # once
@@ -62,18 +64,12 @@ class LowDensity(AbstractSynthesizer):
 
     row_parameters = METHOD.row_parameters
 
-    base: Any
+    base: AbstractDiffusionSynthesizer
     """What is steered: `ClassConditional` or `DiffusionInversion`."""
     hardness: HardnessModel = field(repr=False)
     """Under every class of the base."""
     realism: HardnessModel | None = field(default=None, repr=False)
     """Under two classes: 0 is synthetic, 1 is real."""
-    temperature: float = 1.0
-    """tau of the contrastive loss: the smaller, the more the nearest other class decides alone
-    where images are pushed to."""
-    unit: Unit = "length"
-    """Of alpha and beta, see `guidance.Unit`: "length" or "rms" of a push, or "score" for guidance
-    by the gradient as it is."""
     origin: Mapping[str, Any] | None = None
     """How the base was loaded, so that it need not be copied."""
     learned_from: Mapping[str, JSON] | None = None
@@ -81,12 +77,10 @@ class LowDensity(AbstractSynthesizer):
 
     def __post_init__(self) -> None:
         _check_base(self.base)
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
-        if self.unit not in UNITS:
-            raise ValueError(f"`unit` must be one of {', '.join(UNITS)}, got {self.unit!r}.")
-        known = getattr(self.hardness, "num_classes", len(self.classes))
-        if known != len(self.classes):
+        check_positive(temperature=self.temperature)
+        METHOD.check_choices(self)
+        known = self.hardness.num_classes if isinstance(self.hardness, NoiseAware) else None
+        if known not in (None, len(self.classes)):
             raise ValueError(
                 f"`hardness` knows {known} classes, the base {len(self.classes)}. Train it for "
                 "this base."
@@ -95,19 +89,17 @@ class LowDensity(AbstractSynthesizer):
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
         """Names of the base's classes."""
-        names: tuple[str, ...] = self.base.classes
-        return names
+        return self.base.classes
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W) of the images, in pixels."""
-        shape: tuple[int, int, int] = self.base.image_shape
-        return shape
+        return self.base.image_shape
 
     @property
     def can_be_guided(self) -> bool:
         """Whether `guidance_scale` may differ from 1."""
-        return bool(getattr(self.base, "can_be_guided", True))
+        return self.base.can_be_guided
 
     @property
     def default_strengths(self) -> dict[str, float]:
@@ -122,7 +114,7 @@ class LowDensity(AbstractSynthesizer):
     @property
     def trained_on(self) -> Mapping[str, JSON] | None:
         """The real images that base and networks learned from, for the cache."""
-        base = dict(getattr(self.base, "trained_on", None) or {})
+        base = dict(self.base.trained_on or {})
         own = {} if self.learned_from is None else {"guides": dict(self.learned_from)}
         return {**base, **own} or None
 
@@ -134,7 +126,7 @@ class LowDensity(AbstractSynthesizer):
         Raises:
             ValueError: If the base cannot.
         """
-        if not hasattr(self.base, "with_sources"):
+        if not isinstance(self.base, AbstractSourcedSynthesizer):
             raise ValueError(f"A {type(self.base).__name__} does not start from other images.")
         return replace(self, base=self.base.with_sources(real, labels))
 
@@ -146,7 +138,7 @@ class LowDensity(AbstractSynthesizer):
     @property
     def has_sources(self) -> bool:
         """Whether the base starts from real images."""
-        return bool(getattr(self.base, "has_sources", False))
+        return self.base.has_sources
 
     def available_parameters(self) -> tuple[RowParameter, ...]:
         """`alpha` and `beta`, by default those of `default_strengths`, and those of the base."""
@@ -177,7 +169,7 @@ class LowDensity(AbstractSynthesizer):
 
         There is one gradient for alpha and one for beta at every step but the last.
         """
-        found: NDArray[np.int64] = self.base.evaluations(rows)
+        found = self.base.evaluations(rows)
         plain = dict(rows.columns)
         if "guidance_scale" in plain:
             plain["guidance_scale"] = np.ones(len(rows))
@@ -197,8 +189,7 @@ class LowDensity(AbstractSynthesizer):
         Raises:
             ValueError, DataError: As the base.
         """
-        images: Images = self.base.draw(rows, guide=self._pushes)
-        return images
+        return self.base.draw(rows, guide=self._pushes)
 
     def _pushes(self, rows: Plan, condition: Tensor | None) -> Sequence[Push]:
         """Of these rows; none that would push nothing."""
@@ -229,16 +220,16 @@ class LowDensity(AbstractSynthesizer):
 
     @property
     def _settings(self) -> dict[str, JSON]:
-        base = self.base.recipe()
+        base: dict[str, Any] = self.base.recipe()
         return {
             "base": {"synthesizer": base["synthesizer"], **base["settings"]},
-            "temperature": self.temperature,
-            "unit": self.unit,
+            **METHOD.settings_of(self),
         }
 
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
-        weights = {**self.base.recipe()["weights"], "hardness": self.hardness.weights}
+        base: dict[str, Any] = self.base.recipe()
+        weights = {**base["weights"], "hardness": self.hardness.weights}
         if self.realism is not None:
             weights["realism"] = self.realism.weights
         return {"synthesizer": METHOD.name, "settings": self._settings, "weights": weights}
@@ -267,7 +258,7 @@ class LowDensity(AbstractSynthesizer):
                 )
         if copy:
             self.base.save_pretrained(path / "base")
-        with writing(path, "Free some space and save again."):
+        with checkpoints.writing(path, "Free some space and save again."):
             path.mkdir(parents=True, exist_ok=True)
             for name, guide in guides.items():
                 if isinstance(guide, NoiseAware):
@@ -279,9 +270,9 @@ class LowDensity(AbstractSynthesizer):
                 "dtype": str(self.base.model.denoiser.dtype),
                 "classes": list(self.classes),
                 "trained_on": None if self.learned_from is None else dict(self.learned_from),
-                "settings": {"temperature": self.temperature, "unit": self.unit},
+                "settings": METHOD.settings_of(self),
             }
-            write_json(path / _FILE, own)
+            checkpoints.write_json(path / _FILE, own)
 
     @classmethod
     def from_pretrained(
@@ -314,7 +305,7 @@ class LowDensity(AbstractSynthesizer):
         if classes is not None:
             raise ValueError("`classes` was fixed when the networks were trained. Leave it out.")
         folder = Path(path).expanduser()
-        own = read_json(folder / _FILE)
+        own = checkpoints.read_json(folder / _FILE)
         if own.get("synthesizer") != "LowDensity":
             raise CheckpointError(
                 f"{path} is a checkpoint for {own.get('synthesizer')!r}, not for LowDensity. Train "
@@ -327,20 +318,14 @@ class LowDensity(AbstractSynthesizer):
         base: Any = load(
             where, dtype=dtype, device=device, sampler=sampler, **{**origin, **settings}
         )
-        trained: Any = base.in_precision(
-            "bfloat16" if own["dtype"] == "torch.bfloat16" else "float32"
-        )
-        same_dtype = own["dtype"] == str(trained.model.denoiser.dtype)
-        found: Any = trained.recipe()["weights"]
-        for name, digest in own["weights"].items():
-            # The network's digest is of its dtype, if it was chosen; prompts are embedded anew.
-            if name == "class_embeddings" or (name == "network" and not same_dtype):
-                continue
-            if found.get(name) != digest:
-                raise MismatchError(
-                    f"The {name} in {where} is not the one that the networks in {path} were "
-                    "trained for. Give the right `checkpoint`, or train them anew."
-                )
+        _check_base(base)
+        trained = base.in_precision(checkpoints.recorded_dtype(own))
+        dtype_then, weights = trained.model.denoiser.dtype, trained.recipe()["weights"]
+        if (name := checkpoints.changed_part(own, dtype_then, weights)) is not None:
+            raise MismatchError(
+                f"The {name} in {where} is not the one that the networks in {path} were trained "
+                "for. Give the right `checkpoint`, or train them anew."
+            )
         hardness = NoiseAware.load(folder / "hardness", base.model.device)
         if hardness is None:
             raise CheckpointError(f"{folder / 'hardness'} is missing. Train again.")
@@ -363,13 +348,10 @@ class LowDensity(AbstractSynthesizer):
         output_dir: str | Path,
         *,
         synthetic: Any = None,
-        num_synthetic: int | None = None,
         config: TrainingConfig | None = None,
-        embedding_dim: int = 64,
-        noise_levels: int = 10,
-        horizontal_flip: bool = False,
         dtype: torch.dtype | Precision = "float32",
         progress: bool = True,
+        **guides: Any,
     ) -> tuple["LowDensity", TrainingResult]:
         """Trains a classifier and a discriminator of noisy images, and fits their Gaussians.
 
@@ -384,14 +366,13 @@ class LowDensity(AbstractSynthesizer):
             output_dir: `from_pretrained` loads it.
             synthetic: Images that the base drew, for the discriminator: a cache, or anything with
                 `read`, `image_shape` and a length. They are drawn now by default.
-            num_synthetic: How many; at most 5,000 by default.
             config: How to optimise.
-            embedding_dim: Features of each network.
-            noise_levels: Ranges of timesteps that have Gaussians of their own.
-            horizontal_flip: Mirror half of the training images.
             dtype: Dtype of the base's network, if `base` is a directory. "auto" is float32 here, as
                 it is of a base that was loaded so: the networks start from its weights.
             progress: Show bars.
+            guides: `num_synthetic` (at most 5,000 by default), `embedding_dim` (features of each
+                network), `noise_levels` (ranges of timesteps that have Gaussians of their own) and
+                `horizontal_flip` (mirror half of the images).
 
         Raises:
             DataError, MismatchError: For images that do not fit the base.
@@ -408,16 +389,8 @@ class LowDensity(AbstractSynthesizer):
             base = load(**origin, dtype=dtype, device=config.device)
         _check_base(base)
         base = base.in_precision("float32")
-        job = HardnessFitJob(
-            base,
-            real,
-            synthetic,
-            num_synthetic=num_synthetic,
-            embedding_dim=embedding_dim,
-            noise_levels=noise_levels,
-            horizontal_flip=horizontal_flip,
-        )
-        hardness, realism, result = job.run(output_dir, config, progress=progress)
+        job = HardnessFitJob(base, real, synthetic, GuideConfig(**guides))
+        hardness, realism, result = job.guides(output_dir, config, progress=progress)
         steered = cls(
             base=base,
             hardness=hardness,
@@ -490,8 +463,7 @@ class LowDensity(AbstractSynthesizer):
 
 def _check_base(base: Any) -> None:
     """Refuses what cannot be steered."""
-    draw = getattr(type(base), "draw", None)
-    if draw is None or "guide" not in inspect.signature(draw).parameters:
+    if not isinstance(base, AbstractDiffusionSynthesizer):
         raise ValueError(
             f"`base` is a {type(base).__name__}, whose sampler cannot be steered. Use a "
             "ClassConditional or DiffusionInversion."

@@ -1,0 +1,16 @@
+"""How restorers are trained, for Python and the command line alike."""
+
+from dataclasses import dataclass
+from typing import final
+
+from synthaug._training.network_config import NetworkConfig
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RestorerConfig(NetworkConfig):
+    """A network that learns to restore, and where images can be generated from."""
+
+    colour_components: int = 1
+    """Gaussians in the mixture of colours that generation starts from, for a degradation whose
+    last level leaves one colour."""
