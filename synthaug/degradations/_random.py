@@ -65,14 +65,13 @@ class Inpainting(AbstractDegradation):
 
     def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
         height, width = x.shape[-2:]
-        y, x_axis = (
-            torch.arange(side, device=x.device, dtype=torch.int64) for side in (height, width)
-        )
+        whole: dict[str, Any] = {"device": x.device, "dtype": torch.int64}
+        y, x_axis = (torch.arange(side, **whole) for side in (height, width))
         if self.centre == "random":
-            row, column = realisation["centre"].T[:, :, None]
+            centre = realisation["centre"]
         else:
-            row = torch.full((1, 1), (height - 1) // 2, device=x.device, dtype=torch.int64)
-            column = torch.full((1, 1), (width - 1) // 2, device=x.device, dtype=torch.int64)
+            centre = torch.tensor([[(height - 1) // 2, (width - 1) // 2]], **whole)
+        row, column = centre.T[:, :, None]
         squared = ((y - row) ** 2)[:, :, None] + ((x_axis - column) ** 2)[:, None, :]
         largest = (height - 1) ** 2 + (width - 1) ** 2
         kept = _kept(self, largest, x.dtype, x.device)[s[:, None, None], squared][:, None]
@@ -90,9 +89,8 @@ def _kept(inpainting: Inpainting, largest: int, dtype: torch.dtype, device: torc
         steps = torch.arange(inpainting.num_levels, dtype=torch.float64, device="cpu")
         std = inpainting.std_step * (steps + inpainting.initial_std)
         masks = 1 - torch.exp(-squared / (2 * std[:, None] ** 2))
-        table = torch.cat(
-            [torch.ones(1, largest + 1, dtype=torch.float64, device="cpu"), masks.cumprod(0)]
-        )
+        clean = torch.ones(1, largest + 1, dtype=torch.float64, device="cpu")
+        table = torch.cat([clean, masks.cumprod(0)])
         if inpainting.fill == "colour":
             table[-1] = 0
         return table.to(device=device, dtype=dtype)
@@ -176,9 +174,8 @@ def _motion(snow: Snow, size: int, dtype: torch.dtype, device: torch.device) -> 
         levels = torch.arange(snow.num_levels + 1, dtype=torch.int64, device="cpu").clamp(min=1)
         kernels = torch.exp(-0.5 * (taps / snow.at(snow.motion_std, levels)[:, None]) ** 2)
         kernels /= kernels.sum(1, keepdim=True)
-        source = (torch.arange(size, dtype=torch.int64, device="cpu")[:, None] + taps.long()).clamp(
-            max=size - 1
-        )
+        pixels = torch.arange(size, dtype=torch.int64, device="cpu")
+        source = (pixels[:, None] + taps.long()).clamp(max=size - 1)
         table = torch.zeros(len(levels), size, size, dtype=torch.float64, device="cpu")
         weights = kernels[:, None].expand(-1, size, -1)
         table = table.scatter_add(2, source.expand(len(levels), -1, -1), weights)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from synthaug.synthesizers._selection import Selection as Selection
     from synthaug.synthesizers._selection import frechet_score as frechet_score
     from synthaug.synthesizers._selection import select_snapshot as select_snapshot
+    from synthaug.synthesizers.cascade import CascadeSettings as CascadeSettings
     from synthaug.synthesizers.cascade._config import StageConfig as StageConfig
     from synthaug.synthesizers.cascade._stage import CascadeStage as CascadeStage
     from synthaug.synthesizers.cascade._synthesizer import Cascade as Cascade
@@ -26,31 +27,37 @@ if TYPE_CHECKING:
     from synthaug.synthesizers.class_conditional._synthesizer import (
         ClassConditional as ClassConditional,
     )
+    from synthaug.synthesizers.cold import ColdSettings as ColdSettings
     from synthaug.synthesizers.cold._synthesizer import ColdDiffusion as ColdDiffusion
     from synthaug.synthesizers.constant import Constant as Constant
+    from synthaug.synthesizers.inversion import InversionSettings as InversionSettings
     from synthaug.synthesizers.inversion._config import InversionConfig as InversionConfig
     from synthaug.synthesizers.inversion._config import TokenConfig as TokenConfig
     from synthaug.synthesizers.inversion._synthesizer import (
         DiffusionInversion as DiffusionInversion,
     )
     from synthaug.synthesizers.inversion._variant_plan import soft_labels as soft_labels
+    from synthaug.synthesizers.low_density import SteeringSettings as SteeringSettings
     from synthaug.synthesizers.low_density._synthesizer import LowDensity as LowDensity
     from synthaug.synthesizers.pipeline import FromPipeline as FromPipeline
 
 _HOME = {
+    "METHODS": "_registry",
     "AbstractSynthesizer": "_base",
     "Cascade": "cascade._synthesizer",
+    "CascadeSettings": "cascade",
     "CascadeStage": "cascade._stage",
     "ClassConditional": "class_conditional._synthesizer",
     "ColdDiffusion": "cold._synthesizer",
+    "ColdSettings": "cold",
     "Constant": "constant",
     "DiffusionInversion": "inversion._synthesizer",
     "DiffusionModel": "_model",
     "FineTuningConfig": "class_conditional._config",
     "FromPipeline": "pipeline",
     "InversionConfig": "inversion._config",
+    "InversionSettings": "inversion",
     "LowDensity": "low_density._synthesizer",
-    "METHODS": "_registry",
     "Method": "_parameters",
     "Paper": "_papers",
     "RowParameter": "_parameters",
@@ -58,6 +65,7 @@ _HOME = {
     "Selection": "_selection",
     "Setting": "_parameters",
     "StageConfig": "cascade._config",
+    "SteeringSettings": "low_density",
     "TokenConfig": "inversion._config",
     "frechet_score": "_selection",
     "register": "_registry",
@@ -70,15 +78,18 @@ __all__ = [  # written out: documentation and type checkers read it without runn
     "METHODS",
     "AbstractSynthesizer",
     "Cascade",
+    "CascadeSettings",
     "CascadeStage",
     "ClassConditional",
     "ColdDiffusion",
+    "ColdSettings",
     "Constant",
     "DiffusionInversion",
     "DiffusionModel",
     "FineTuningConfig",
     "FromPipeline",
     "InversionConfig",
+    "InversionSettings",
     "LowDensity",
     "Method",
     "Paper",
@@ -87,6 +98,7 @@ __all__ = [  # written out: documentation and type checkers read it without runn
     "Selection",
     "Setting",
     "StageConfig",
+    "SteeringSettings",
     "TokenConfig",
     "frechet_score",
     "register",

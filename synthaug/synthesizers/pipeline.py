@@ -132,22 +132,17 @@ class FromPipeline(AbstractSynthesizer):
         return torch.stack([drawn[i] for i in range(len(rows))])
 
     def _call(self, rows: Plan, own: dict[str, float]) -> Images:
-        inputs: dict[str, Any] = (
-            {"prompt": [self.prompts[label] for label in rows["label"]]}
-            if self.prompts
-            else {"batch_size": len(rows)}
-        )
+        inputs: dict[str, Any] = {"batch_size": len(rows)}
+        if self.prompts:
+            inputs = {"prompt": [self.prompts[label] for label in rows["label"]]}
         fixed = {  # one prompt of any kind for each image, as pipelines want it
             name: [value] * len(rows) if isinstance(value, str) and "prompt" in name else value
             for name, value in self.arguments.items()
         }
+        inputs |= {**fixed, **own, "generator": streams(rows["seed"]), "output_type": "np"}
         with torch_defaults():
-            output = self.pipeline(
-                **{**fixed, **own},
-                **inputs,
-                generator=streams(rows["seed"]),
-                output_type="np",
-            )
+            output = self.pipeline(**inputs)
+        # Only pipelines with a safety checker have this in their output.
         flagged = np.flatnonzero(getattr(output, "nsfw_content_detected", None) or ())
         if len(flagged):
             raise DataError(
@@ -160,25 +155,21 @@ class FromPipeline(AbstractSynthesizer):
 
     def recipe(self) -> dict[str, JSON]:
         """Pipeline, schedulers, prompts and arguments; the digests of all weights."""
+        # The user's pipeline may be any callable, and its schedulers of any kind.
         parts: dict[str, Any] = getattr(self.pipeline, "components", {})
-        schedulers = {
-            name: scheduler_settings(part)
-            for name, part in parts.items()
-            if hasattr(part, "set_timesteps")
+        schedulers, weights = {}, {}
+        for name, part in parts.items():
+            if hasattr(part, "set_timesteps"):
+                schedulers[name] = scheduler_settings(part)
+            if isinstance(part, nn.Module):
+                weights[name] = state_digest(part)
+        settings: dict[str, JSON] = {
+            "pipeline": self._name,
+            "prompts": list(self.prompts),
+            "arguments": self.arguments,
+            "schedulers": schedulers,
         }
-        weights = {
-            name: state_digest(part) for name, part in parts.items() if isinstance(part, nn.Module)
-        }
-        return {
-            "synthesizer": "FromPipeline",
-            "settings": {
-                "pipeline": self._name,
-                "prompts": list(self.prompts),
-                "arguments": self.arguments,
-                "schedulers": schedulers,
-            },
-            "weights": weights,
-        }
+        return {"synthesizer": "FromPipeline", "settings": settings, "weights": weights}
 
 
 def _whole(value: float) -> float:

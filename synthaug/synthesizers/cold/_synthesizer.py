@@ -313,6 +313,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         path = checkpoints.resolve(path)
         index = checkpoints.read_json(path / "model_index.json")
         own = checkpoints.read_record(path)
+        chosen = METHOD.chosen_settings(own, settings)
         if own.get("synthesizer") != METHOD.name:
             raise MismatchError(
                 f"{path} holds no checkpoint of cold diffusion, but of "
@@ -338,7 +339,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
             image_shape=shape,
             classes=tuple(map(str, names)),
             colours=colours,
-            **METHOD.chosen_settings(own, settings),
+            **chosen,
         )
 
     # -- training --------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._images.source import ImageSource
-from synthaug._noise import counter_rng, stream
+from synthaug._noise import counter_rng, randn, stream, streams
 from synthaug._pixels import digest
 from synthaug._plan import bytes_text, canonical_json
 from synthaug._support.files import check_folder, claimed
@@ -338,17 +338,8 @@ class InversionJob:
             assert prompts is not None
             repeats = prompts[:, -1:].expand(-1, max(0, k - prompts.shape[1]), -1)
             return torch.cat([prompts, repeats], 1)[:, :k].clone()
-        noise = [
-            torch.randn(
-                k,
-                d,
-                generator=stream(int(counter_rng(self.config.seed, 5, key).integers(2**63))),
-                dtype=torch.float32,
-                device="cpu",
-            )
-            for key in keys
-        ]
-        return self.config.start_std * torch.stack(noise)
+        seeds = [int(counter_rng(self.config.seed, 5, key).integers(2**63)) for key in keys]
+        return self.config.start_std * randn(streams(seeds), (k, d))
 
 
 def _start(

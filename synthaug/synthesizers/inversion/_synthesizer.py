@@ -434,6 +434,8 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         """
         folder = Path(path).expanduser()
         saved = checkpoints.read_record(folder, _FILE)
+        saved_settings = saved.get("settings", {})
+        chosen = METHOD.chosen_settings(saved_settings, settings)
         given = {
             "classes": None if classes is None else list(classes),
             "image_size": image_size,
@@ -458,14 +460,13 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         table = None
         if inverted:
             table = EmbeddingTable.load(folder / "embeddings", saved["classes"])
-        known = saved.get("settings", {})
         return cls(
             model=model,
             table=table,
             encoder=TokenEncoder.load(Path(origin["path"]).expanduser()),
             origin=origin,
-            sampler=SamplerConfig.chosen(known, sampler),
-            **METHOD.chosen_settings(known, settings),
+            sampler=SamplerConfig.chosen(saved_settings, sampler),
+            **chosen,
         )
 
     # -- a generator of our own ------------------------------------------------------------------
