@@ -431,6 +431,13 @@ def test_means_are_of_the_scope_that_was_asked_for():
     torch.testing.assert_close(shuffled.mean(10), table.mean(10))
 
 
+def test_it_can_be_guided_whatever_its_generator_was_trained_for():
+    one = learned()
+    model = replace(one.model, class_embeddings=None, unconditional_branch=False)
+    assert not model.can_be_guided
+    assert replace(one, model=model).can_be_guided
+
+
 def test_guidance_towards_the_mean_from_the_mean_does_nothing():
     same = torch.randn(1, K, D).expand(6, -1, -1).clone()
     synthesizer = replace(generator(), table=table_of(same))
