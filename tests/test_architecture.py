@@ -108,7 +108,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_torchvision_contract": {"_images"},
     "test_training": {"_training"},
     "test_transforms": {"_cache", "_datasets", "_images"},
-    "tiny/cascades": {"synthesizers"},
+    "tiny/cascades": {"_training", "synthesizers"},
     "tiny/cold": {"synthesizers"},
     "tiny/fine_tuning": {"synthesizers"},
     "tiny/inversions": {"synthesizers"},

@@ -65,12 +65,14 @@ class Inpainting(AbstractDegradation):
 
     def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
         height, width = x.shape[-2:]
-        whole: dict[str, Any] = {"device": x.device, "dtype": torch.int64}
-        y, x_axis = (torch.arange(side, **whole) for side in (height, width))
+        y, x_axis = (
+            torch.arange(side, device=x.device, dtype=torch.int64) for side in (height, width)
+        )
         if self.centre == "random":
             centre = realisation["centre"]
         else:
-            centre = torch.tensor([[(height - 1) // 2, (width - 1) // 2]], **whole)
+            middle = [[(height - 1) // 2, (width - 1) // 2]]
+            centre = torch.tensor(middle, device=x.device, dtype=torch.int64)
         row, column = centre.T[:, :, None]
         squared = ((y - row) ** 2)[:, :, None] + ((x_axis - column) ** 2)[:, None, :]
         largest = (height - 1) ** 2 + (width - 1) ** 2

@@ -247,9 +247,10 @@ class HardnessFitJob(AbstractFitJob[Guides]):
         for level in range(self.config.noise_levels):
             generator = stream(int(counter_rng(seed, 4, level).integers(2**63)))
             low, high = (-(-steps * i // self.config.noise_levels) for i in (level, level + 1))
-            draw: dict[str, Any] = {"generator": generator, "device": "cpu"}
-            t = torch.randint(low, high, (len(x0),), dtype=torch.int64, **draw)
-            noise = torch.randn(x0.shape, dtype=torch.float32, **draw)
+            t = torch.randint(
+                low, high, (len(x0),), generator=generator, dtype=torch.int64, device="cpu"
+            )
+            noise = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu")
             x_t = self._scheduler.add_noise(x0, noise, t)
             parts = zip(x_t.split(_BLOCK), t.split(_BLOCK), strict=True)
             embedded = [network.embed(x.to(device), s.to(device)).cpu() for x, s in parts]
