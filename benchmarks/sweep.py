@@ -138,8 +138,7 @@ if __name__ == "__main__":
         config=SweepConfig(
             per_class=options.per_class,
             guidance_per_class=options.guidance_per_class,
-            model=options.models[0],
-            steps=options.steps,
+            classifiers=ClassifierConfig(model=options.models[0], steps=options.steps),
             seeds=options.seeds,
         ),
     )

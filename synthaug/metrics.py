@@ -8,8 +8,10 @@ Each of them is a property of the features as much as of the images, and of the 
 name both beside a number, and compare it with what another set of real images gets.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synthaug._neighbors import checked_features, distances
+from synthaug._support.arguments import check_between
+from synthaug._support.extras import import_extra
 from synthaug._support.torch_state import torch_defaults
 from synthaug._types import Features
 from synthaug.density import Neighbourhood
@@ -99,10 +103,7 @@ def kernel_distance(
     synthetic, real = _pair(synthetic, real)
     fewest = min(len(synthetic), len(real))
     size = min(1000, fewest // 2) if subset_size is None else subset_size
-    if not 2 <= size <= fewest:
-        raise ValueError(
-            f"`subset_size` must be from 2 to {fewest}, the size of the smaller set; got {size}."
-        )
+    check_between(2, fewest, ", the size of the smaller set", subset_size=size)
     with _quiet(seed):
         metric = _torchmetrics("kid").KernelInceptionDistance(
             _AsGiven(real.shape[1]), subsets=subsets, subset_size=size
@@ -131,8 +132,7 @@ def inception_score(logits: Features, *, splits: int = 10, seed: int = 0) -> tup
         ImportError: Without torchmetrics.
     """
     logits = checked_features(logits, "logits")
-    if not 2 <= splits <= len(logits):
-        raise ValueError(f"`splits` must be from 2 to {len(logits)} images, got {splits}.")
+    check_between(2, len(logits), " images", splits=splits)
     with _quiet(seed):
         metric = _torchmetrics("inception").InceptionScore(_AsGiven(logits.shape[1]), splits=splits)
         metric.update(torch.from_numpy(logits).double())
@@ -221,14 +221,9 @@ class _AsGiven(nn.Module):
 
 
 def _torchmetrics(module: str) -> Any:
-    try:
-        from torchmetrics.image import fid, inception, kid
-    except ImportError:
-        raise ImportError(
-            "Fréchet distance, kernel distance and inception score need torchmetrics. Install it "
-            "with `pip install 'synthaug[metrics]'`."
-        ) from None
-    return {"fid": fid, "kid": kid, "inception": inception}[module]
+    needs = "Fréchet distance, kernel distance and inception score need torchmetrics"
+    import_extra("torchmetrics.image", needs, "metrics")
+    return import_module(f"torchmetrics.image.{module}")
 
 
 def _update(metric: Any, synthetic: Features, real: Features) -> None:
@@ -240,8 +235,6 @@ def _update(metric: Any, synthetic: Features, real: Features) -> None:
 @contextmanager
 def _quiet(seed: int) -> Iterator[None]:
     """Draws from a stream of its own, and without torchmetrics' word on memory."""
-    import warnings
-
     with torch_defaults(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.default_generator.manual_seed(seed)

@@ -924,7 +924,10 @@ def evaluation(world: World) -> Record:
         guidance=[1.5],
         features=space,
         config=moved("SweepConfig")(
-            per_class=3, steps=4, seeds=1, force=True, device=options["device"]
+            per_class=3,
+            classifiers=synthaug.ClassifierConfig(steps=4, device=options["device"]),
+            seeds=1,
+            force=True,
         ),
         progress=options["progress"],
     )

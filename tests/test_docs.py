@@ -189,7 +189,7 @@ def small(patch: pytest.MonkeyPatch) -> None:
     shortened(_evaluation, "evaluate", seeds=1)
     grid = {"scheduler": ["ddim"], "num_inference_steps": [2], "guidance_scale": [1.0, 2.0]}
     shortened(sweeps, "sweep", grid=grid, guidance=[1.0])
-    shortened(sweeps.SweepConfig, "__init__", per_class=8, force=True, steps=2, seeds=1)
+    shortened(sweeps.SweepConfig, "__init__", per_class=8, force=True, seeds=1)
     few_noisy_images(patch, per_level=40)
     patch.setattr(
         _base,

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from synthaug import OnTheFlyDataset, Plan, SynthCache, TrainingConfig, generate
+from synthaug import ClassifierConfig, OnTheFlyDataset, Plan, SynthCache, TrainingConfig, generate
 from synthaug._generate.actors import Drawer
 from synthaug._support.precision import (
     _slowdown,
@@ -562,7 +562,9 @@ def test_a_sweep_that_goes_on_elsewhere_draws_nothing_again(machine, tmp_path, t
             grid={"scheduler": ["ddim"], "num_inference_steps": [1, 2]},
             guidance=[],
             features=Pixel(2),
-            config=SweepConfig(per_class=5, k=1, steps=2, device="cpu"),
+            config=SweepConfig(
+                per_class=5, k=1, classifiers=ClassifierConfig(steps=2, device="cpu")
+            ),
             progress=False,
         )
 

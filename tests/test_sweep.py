@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from synthaug import Plan
+from synthaug import ClassifierConfig, Plan
 from synthaug._sweep.config import SweepConfig
 from synthaug._sweep.settings import Trial, combinations
 from synthaug.errors import DataError, MismatchError
@@ -94,8 +94,10 @@ def search(folder: Any, **changes: Any) -> SweepReport:
         "progress": False,
         **changes,
     }
+    training = {name: options.pop(name) for name in ("model", "steps", "device")}
     names = {field.name for field in fields(SweepConfig)}
-    config = SweepConfig(**{name: options.pop(name) for name in names & options.keys()})
+    chosen = {name: options.pop(name) for name in names & options.keys()}
+    config = SweepConfig(classifiers=ClassifierConfig(**training), **chosen)
     return sweep(options.pop("synthesizer", Fading()), config=config, **options)
 
 

@@ -42,8 +42,10 @@ class SweepOptions:
         """`SweepConfig`, with the options of the classifiers."""
         from synthaug._sweep.config import SweepConfig
 
-        own = {name: value for name, value in asdict(self).items() if name != "guidance"}
-        return SweepConfig(**own, **asdict(classifiers), device=device)
+        own = asdict(self) | asdict(classifiers)
+        training = {name: own.pop(name) for name in ("steps", "model", "horizontal_flip")}
+        del own["guidance"]
+        return SweepConfig(**own, classifiers=ClassifierConfig(**training, device=device))
 
 
 _GRID: list[Declared] = [

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from synthaug._support.arguments import check_at_least
+from synthaug._support.extras import import_extra
 from synthaug.errors import EngineError
 
 logger = logging.getLogger("synthaug")
@@ -53,12 +55,8 @@ class RayEngine:
     tries: int = 3
 
     def __post_init__(self) -> None:
-        counts = {"actors": self.actors, "tries": self.tries}
-        resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
-        for name, value in {**counts, **resources}.items():
-            least = int(name in counts)
-            if value is not None and value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        check_at_least(1, actors=self.actors, tries=self.tries)
+        check_at_least(0, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
 
     def needs(self, ray: Any) -> dict[str, float]:
         """Resources of one actor, in Ray's names."""
@@ -74,13 +72,7 @@ def import_ray() -> Any:
     Raises:
         ImportError: Names the extra that installs it.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ImportError(
-            "`engine='ray'` needs Ray. Install it with `pip install 'synthaug[ray]'`."
-        ) from None
-    return ray
+    return import_extra("ray", "`engine='ray'` needs Ray", "ray")
 
 
 @contextmanager

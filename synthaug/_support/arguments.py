@@ -28,6 +28,27 @@ def check_whole(least: int, remedy: str = "", /, **values: Any) -> None:
             raise _unfit(name, f"a whole number from {least}", value, remedy)
 
 
+def check_not_negative(remedy: str = "", /, **values: float | None) -> None:
+    """Refuses values below 0 with a ValueError."""
+    for name, value in values.items():
+        if value is not None and not value >= 0:
+            raise ValueError(f"`{name}` must not be negative, got {value}. {remedy}".rstrip())
+
+
+def check_between(least: float, most: float, reason: str = "", /, **values: float | None) -> None:
+    """Refuses values outside of [least, most] with a ValueError.
+
+    Args:
+        least: Smallest value.
+        most: Largest value.
+        reason: Goes on after the bounds, to say what they are: ", as many as there are images".
+        values: By the names of the arguments.
+    """
+    for name, value in values.items():
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"`{name}` must be from {least} to {most}{reason}, got {value}.")
+
+
 def check_positive(remedy: str = "", /, **values: float | None) -> None:
     """Refuses values that are not above 0 with a ValueError."""
     for name, value in values.items():

@@ -5,8 +5,10 @@ instead of 3 to 7), took some hundred times as long, and its colors stay when th
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,6 +139,19 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     digits = max(0, -math.floor(math.log10(step)))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, digits) + 0.0 for i in range(first, last + 1)]
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
+    """Writes a figure of Matplotlib, as PNG, SVG or PDF by the name's ending.
+
+    Args:
+        figure: The figure.
+        path: File to write; its folder is made if it is missing.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=120)
+    return target
 
 
 class _Chart:

@@ -1,16 +1,19 @@
 """How settings are compared, as Python and the command line have it; loads nothing heavy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, final
 
-from synthaug._training.classifier_config import Builder, ClassifierConfig
+from synthaug._support.arguments import check_choice
+from synthaug._training.classifier_config import ClassifierConfig
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """How settings are compared.
+
+        SweepConfig(per_class=200, classifiers=ClassifierConfig(steps=2000, horizontal_flip=True))
 
     Raises:
         ValueError: For an unknown way to select.
@@ -22,14 +25,10 @@ class SweepConfig:
     """The same in the second; by default as many."""
     select: Literal["cas", "frechet"] = "cas"
     """What the second stage chooses by."""
-    model: str | Builder = ClassifierConfig.model
-    """Classifier, as for `evaluate`."""
-    steps: int = ClassifierConfig.steps
-    """Optimiser steps of every classifier."""
+    classifiers: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """Network and training of the classifiers."""
     seeds: int | Sequence[int] = 3
     """Classifiers of each setting, as for `evaluate`."""
-    horizontal_flip: bool = ClassifierConfig.horizontal_flip
-    """Mirror half of the classifiers' training images."""
     k: int = 5
     """Neighbours of precision and recall."""
     force: bool = False
@@ -40,18 +39,9 @@ class SweepConfig:
     """Images per batch while drawing; does not change them."""
     seed: int = 0
     """Of the plans and of the choice of real images."""
-    device: str | None = None
-    """Of the classifiers; by default the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        if self.select not in ("cas", "frechet"):
-            raise ValueError(f"`select` must be 'cas' or 'frechet', got {self.select!r}.")
-
-    @property
-    def classifiers(self) -> ClassifierConfig:
-        """How classifiers are trained."""
-        names = ("model", "steps", "horizontal_flip", "device")
-        return ClassifierConfig(**{name: getattr(self, name) for name in names})
+        check_choice(("cas", "frechet"), select=self.select)
 
     def images_per_class(self, stage: str) -> int:
         """Images of every class in the stage "coarse" or "fine"."""

@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from markupsafe import Markup
 
-from synthaug._support.charts import Line, line_chart
+from synthaug._support.charts import Line, line_chart, save_figure
 from synthaug._support.html import Part, blocks, facts, heading
 from synthaug._support.report import Report, percent
 from synthaug._sweep.settings import Setting
@@ -148,8 +148,9 @@ class SweepReport(Report):
         split = f"the validation split ({self.validation['name']})"
         return f"Chosen by {by} on {split}, {compared}: {chosen}."
 
-    def _stages(self) -> list[str]:
-        return [stage for stage in ("coarse", "fine") if getattr(self, stage)]
+    def _stages(self) -> dict[str, list[SweepRow]]:
+        """Returns the rows of the stages that were run."""
+        return {"coarse": self.coarse} | ({"fine": self.fine} if self.fine else {})
 
     def _summary(self) -> list[Part]:
         parts: list[Part] = []
@@ -168,8 +169,8 @@ class SweepReport(Report):
                 **asdict(row.scores),
                 "cas": float(np.mean(row.cas)) if row.cas else None,
             }
-            for stage in self._stages()
-            for row in getattr(self, stage)
+            for stage, stage_rows in self._stages().items()
+            for row in stage_rows
         ]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in names}
@@ -216,10 +217,7 @@ class SweepReport(Report):
         x = [float(row.setting["guidance_scale"]) for row in rows]
         curves = {"Fréchet distance": (x, [row.frechet_distance for row in rows])}
         if all(row.scores.inception_score is not None for row in rows):
-            curves["inception score"] = (
-                x,
-                [float(row.scores.inception_score or 0) for row in rows],
-            )
+            curves["inception score"] = (x, [row.scores.inception_score or 0 for row in rows])
         if all(row.cas for row in rows):
             curves["CAS in percent"] = (x, [100 * float(np.mean(row.cas or [0])) for row in rows])
         return curves
@@ -237,16 +235,11 @@ class SweepReport(Report):
         axes = np.atleast_1d(np.asarray(figure.subplots(1, 1 + len(second))))
         for name, (x, y) in self._best_by_cost().items():
             axes[0].plot(x, y, marker="o", label=name)
-        axes[0].set_xlabel(_COST)
-        axes[0].set_ylabel(_BEST)
+        axes[0].set(xlabel=_COST, ylabel=_BEST)
         axes[0].legend(fontsize=8)
         for axis, (name, (x, y)) in zip(axes[1:], second.items(), strict=True):
             axis.plot(x, y, marker="o")
-            axis.set_xlabel("guidance_scale")
-            axis.set_ylabel(name)
+            axis.set(xlabel="guidance_scale", ylabel=name)
         for axis in axes:
             axis.grid(alpha=0.3)
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=120)
-        return target
+        return save_figure(figure, path)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,14 +32,14 @@ from synthaug._sweep.settings import (
     default_grid,
     default_guidance,
 )
-from synthaug._types import Features, Indices
+from synthaug._training.loop import own_randomness
+from synthaug._types import Indices
 from synthaug.errors import MismatchError
 from synthaug.evaluation import check_overlap, digests, evaluate, trained_classifier
 from synthaug.evaluation._classifiers import build_classifier
-from synthaug.evaluation._comparison import common_classes, features_of, same_classes
-from synthaug.evaluation._quality import QualityScores, compare, fingerprints
+from synthaug.evaluation._comparison import Extraction, common_classes, same_classes
+from synthaug.evaluation._quality import Measure, QualityScores, fingerprints
 from synthaug.features import Extractor, TorchModule, classifier, describe, to_model
-from synthaug.metrics import check_rank
 
 logger = logging.getLogger("synthaug")
 
@@ -109,7 +110,7 @@ def sweep(
         validation=splits["validation"],
         prints=_checked_splits(synthesizer, splits, config.allow_overlap),
         config=config,
-        device=choose_device(config.device),
+        features=features,
         progress=progress,
     )
     settings = combinations(default_grid(synthesizer) if grid is None else grid)
@@ -117,21 +118,23 @@ def sweep(
     trials = [work.trial("coarse", setting) for setting in settings]
     for scale in scales:  # refused before any work
         work.trial("fine", {**settings[0], "guidance_scale": scale})
-    dim, sizes = work.sizes(features, ["coarse", "fine"] if len(scales) else ["coarse"])
+    stages = ["coarse", "fine"] if len(scales) else ["coarse"]
+    dim = work.checked_dim(stages)
     cost = sum(t.evaluations * len(t.plan) for t in trials)
     logger.info("%d settings, %s network evaluations", len(trials), f"{cost:,.0f}")
 
-    spaces = work.spaces(features)
-    floors = {stage: work.floor(n, spaces) for stage, n in sizes.items()}
-    coarse = [work.row(t, sizes["coarse"], spaces) for t in trials]
+    floors = {stage: work.floor(stage) for stage in stages}
+    coarse = [work.row(trial, "coarse") for trial in trials]
     best = min(coarse, key=lambda row: (row.frechet_distance, row.evaluations))
     fine: list[SweepRow] = []
     accuracy: list[float] = []
     if len(scales):
         guided = [{**best.setting, "guidance_scale": scale} for scale in scales]
-        fine, accuracy = work.second_stage(guided, sizes["fine"], spaces)
+        fine, accuracy = work.second_stage(guided)
         by_cas = config.select == "cas"
         best = min(fine, key=lambda row: (-by_cas * np.mean(row.cas or [0]), row.frechet_distance))
+    distance, judge = map(describe, work.spaces)
+    classifiers = config.classifiers
     return SweepReport(
         coarse=coarse,
         fine=fine,
@@ -139,13 +142,14 @@ def sweep(
         real_accuracy=accuracy,
         chosen=best.setting,
         select=config.select if fine else "frechet",
-        validation=work.validation_record(compared=test is not None),
-        extractor={**describe(spaces[0]), "dim": dim},
-        classifier={
-            **describe(spaces[1]),
-            "model": config.classifiers.model_name,
-            "steps": config.steps,
+        validation={
+            "name": work.validation.title,
+            "fingerprint": work.prints["validation"],
+            "images": len(work.validation),
+            "compared_with_test": test is not None,
         },
+        extractor={**distance, "dim": dim},
+        classifier={**judge, "model": classifiers.model_name, "steps": classifiers.steps},
         settings={"precision": recorded_precision(work.synthesizer.recipe()["settings"])},
     )
 
@@ -160,7 +164,8 @@ class _Work:
     validation: ImageSource
     prints: Mapping[str, str]
     config: SweepConfig
-    device: torch.device
+    features: Extractor | None
+    """Of the Fréchet distance; `None` takes those of the classifier."""
     progress: bool
 
     def trial(self, stage: str, setting: Setting) -> Trial:
@@ -168,46 +173,38 @@ class _Work:
         per_class, seed = self.config.images_per_class(stage), self.config.seed
         return Trial.of(self.synthesizer, setting, per_class=per_class, seed=seed)
 
-    def sizes(
-        self, features: Extractor | None, stages: Sequence[str]
-    ) -> tuple[int, dict[str, int]]:
-        """Number of features, and images that each stage compares; checked before any work."""
-        given = self._untrained() if features is None else features
-        dim = int(given(self.validation.pixels([0])).shape[1])
-        smallest, k = min(len(self.validation), len(self.real)), self.config.k
-        sizes = {}
+    def size(self, stage: str) -> int:
+        """Number of images that a stage compares."""
+        drawn = self.config.images_per_class(stage) * len(self.synthesizer.classes)
+        return min(drawn, len(self.validation), len(self.real))
+
+    def checked_dim(self, stages: Sequence[str]) -> int:
+        """Number of features; refuses stages that compare too few images for them."""
+        # What the classifier's features were before it was trained tells how many there are.
+        with own_randomness(torch.device("cpu")):
+            extractor = self.features or classifier(self._built())
+        dim = int(extractor(self.validation.pixels([0])).shape[1])
         for stage in stages:
-            drawn = self.config.images_per_class(stage) * len(self.synthesizer.classes)
-            sizes[stage] = n = min(drawn, smallest)
-            name = f"Each set of the {stage} stage"
-            check_rank(n, dim, name=name, force=self.config.force)
-            if n <= max(k, 3):
-                raise ValueError(f"{name} has {n} images, not more than `k`={k} and 3.")
-        return dim, sizes
+            self._measure.check_size(self.size(stage), dim, f"Each set of the {stage} stage")
+        return dim
 
-    def validation_record(self, *, compared: bool) -> dict[str, Any]:
-        """What the report says of the validation split; `compared` with the test split or not."""
-        return {
-            "name": self.validation.title,
-            "fingerprint": self.prints["validation"],
-            "images": len(self.validation),
-            "compared_with_test": compared,
-        }
-
-    def spaces(self, features: Extractor | None) -> tuple[Extractor, Extractor]:
+    @cached_property
+    def spaces(self) -> tuple[Extractor, Extractor]:
         """Extractor of the Fréchet distance, and classifier of the inception score."""
-        network = self.classifier()
-        judge = TorchModule(network, name=self.name, preprocess=to_model, device=self.device)
-        if features is None:
-            features = classifier(network, name=self.name, device=self.device)
-        return features, judge
+        config = self.config.classifiers
+        network, device = self.classifier(), choose_device(config.device)
+        name = f"{config.model_name} trained on {self.real.title}"
+        judge = TorchModule(network, name=name, preprocess=to_model, device=device)
+        return self.features or classifier(network, name=name, device=device), judge
 
-    def second_stage(
-        self, settings: Sequence[Setting], n: int, spaces: tuple[Extractor, Extractor]
-    ) -> tuple[list[SweepRow], list[float]]:
+    @property
+    def _measure(self) -> Measure:
+        return Measure(k=self.config.k, force=self.config.force, seed=self.config.seed)
+
+    def second_stage(self, settings: Sequence[Setting]) -> tuple[list[SweepRow], list[float]]:
         """Rows with the CAS of each setting, and the accuracies on the real images."""
         trials, config = [self.trial("fine", setting) for setting in settings], self.config
-        rows = [self.row(trial, n, spaces) for trial in trials]
+        rows = [self.row(trial, "fine") for trial in trials]
         arms: dict[str, Any] = {
             f"guidance {t.setting['guidance_scale']:g}": self.cache(t) for t in trials
         }
@@ -224,18 +221,10 @@ class _Work:
         fine = [replace(row, cas=table.accuracies(arm).tolist()) for row, arm in scored]
         return fine, table.accuracies("real").tolist()
 
-    @property
-    def name(self) -> str:
-        return f"{self.config.classifiers.model_name} trained on {self.real.title}"
-
-    def _untrained(self) -> TorchModule:
-        """The classifier's features before it was trained: to learn how many there are."""
-        with torch.random.fork_rng(devices=[]):
-            return classifier(self._built())
-
     def _built(self) -> nn.Module:
-        classes = common_classes({"real": self.real})
-        return build_classifier(self.config.model, len(classes), self.validation.image_shape)
+        """The classifier with random weights, drawn from torch's global stream."""
+        classes, model = common_classes({"real": self.real}), self.config.classifiers.model
+        return build_classifier(model, len(classes), self.validation.image_shape)
 
     def classifier(self) -> nn.Module:
         """A classifier trained on the real images, or the one that an earlier call trained."""
@@ -246,10 +235,10 @@ class _Work:
         key = settings_digest({"real": self.prints["real"], **how})
         path = self.folder / f"classifier-{key[:8]}.safetensors"
         if path.exists():
-            with torch.random.fork_rng(devices=[]):
+            with own_randomness(torch.device("cpu")):
                 network = self._built()
             network.load_state_dict(load_file(str(path)))
-            return network.to(self.device).eval()
+            return network.to(choose_device(config.device)).eval()
         network = trained_classifier(self.real, config=config, progress=self.progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = path.with_suffix(".part")
@@ -262,78 +251,52 @@ class _Work:
         path = self.folder / "settings" / f"{trial.stem}.h5"
         path.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s", path.stem)
-        return generate(
-            trial.synthesizer,
-            trial.plan,
-            path,
-            batch_size=self.config.batch_size,
-            progress=self.progress,
-        )
+        options: dict[str, Any] = {
+            "batch_size": self.config.batch_size,
+            "progress": self.progress,
+        }
+        return generate(trial.synthesizer, trial.plan, path, **options)
 
-    def row(self, trial: Trial, n: int, spaces: tuple[Extractor, Extractor]) -> SweepRow:
+    def row(self, trial: Trial, stage: str) -> SweepRow:
         """A setting's row, out of its file if an earlier call measured the same."""
-        key = settings_digest(
-            {
-                "features": [describe(space) for space in spaces],
-                "validation": self.prints["validation"],
-                "n": n,
-                "k": self.config.k,
-                "force": self.config.force,
-                "seed": self.config.seed,
-            }
-        )
+        measured = {
+            "features": [describe(space) for space in self.spaces],
+            "validation": self.prints["validation"],
+            "n": self.size(stage),
+            **asdict(self._measure),
+        }
+        key = settings_digest(measured)
         path = self.folder / "settings" / f"{trial.stem}-{key[:8]}.json"
         if path.exists():
             return decode(SweepRow, json.loads(path.read_text(encoding="utf-8")))
         cache = ImageSource.open(self.cache(trial), trial.stem)
-        rows = self._some(cache, cache.done_rows("scored"), n, 0)
-        scores = self._scores(cache, rows, n, spaces, trial.stem)
-        found = SweepRow(
+        row = SweepRow(
             setting=trial.setting,
             images=len(trial.plan),
             evaluations=trial.evaluations,
-            scores=scores,
+            scores=self._scores(cache, trial.stem, stage, stream=0),
         )
-        write_text(path, encode(found))
-        return found
+        write_text(path, encode(row))
+        return row
 
-    def floor(self, n: int, spaces: tuple[Extractor, Extractor]) -> QualityScores:
+    def floor(self, stage: str) -> QualityScores:
         """The scores of real training images."""
-        rows = self._some(self.real, np.arange(len(self.real)), n, 1)
-        return self._scores(self.real, rows, n, spaces, "real")
+        return self._scores(self.real, "real", stage, stream=1)
 
-    def _scores(
-        self,
-        images: ImageSource,
-        rows: Indices,
-        n: int,
-        spaces: tuple[Extractor, Extractor],
-        name: str,
-    ) -> QualityScores:
-        reference = self._some(self.validation, np.arange(len(self.validation)), n, 2)
-        return compare(
-            self._features(images, rows, spaces[0], name),
-            self._features(self.validation, reference, spaces[0], "validation"),
-            logits=self._features(images, rows, spaces[1], f"{name}, classes"),
-            k=self.config.k,
-            force=self.config.force,
-            seed=self.config.seed,
+    def _scores(self, images: ImageSource, name: str, stage: str, *, stream: int) -> QualityScores:
+        n = self.size(stage)
+        rows, reference = self._some(images, n, stream), self._some(self.validation, n, 2)
+        distance, judge = self.spaces
+        extraction = Extraction(features_dir=str(self.folder / "features"), progress=self.progress)
+        return self._measure.scores(
+            extraction.features(images, rows, distance, name),
+            extraction.features(self.validation, reference, distance, "validation"),
+            extraction.features(images, rows, judge, f"{name}, classes"),
         )
 
-    def _features(
-        self, images: ImageSource, rows: Indices, space: Extractor, name: str
-    ) -> Features:
-        return features_of(
-            images,
-            rows,
-            space,
-            name,
-            features_dir=str(self.folder / "features"),
-            progress=self.progress,
-        )
-
-    def _some(self, images: ImageSource, rows: Indices, n: int, stream: int) -> Indices:
+    def _some(self, images: ImageSource, n: int, stream: int) -> Indices:
         """n random rows, as many of each class as there are, like the images that are drawn."""
+        rows = images.done_rows("scored")
         random = counter_rng(self.config.seed, stream).random(len(rows))
         rows = rows[np.argsort(random, kind="stable")]
         labels = images.labels[rows]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from synthaug._cache.synthesizer import Declared
 from synthaug._plan import Plan, settings_digest
 from synthaug.samplers import SCHEDULERS
 from synthaug.synthesizers._parameters import Setting as DeclaredSetting
@@ -23,7 +24,7 @@ def default_grid(synthesizer: Any) -> Mapping[str, Sequence[Any]]:
     """A coarse grid of what is declared: 30 settings of a `ClassConditional`, or 10 of one that
     cannot be guided."""
     rows = {p.name: p.sweep for p in (GUIDANCE_SCALE, *(synthesizer.row_parameters or ()))}
-    if not getattr(synthesizer, "can_be_guided", False):
+    if not Declared.by(synthesizer).can_be_guided:
         rows.pop(GUIDANCE_SCALE.name)
     declared = _settings(synthesizer)
     shared = {s.name: s.sweep for s in declared if s.scheduler is None}
@@ -36,7 +37,7 @@ def default_guidance(synthesizer: Any) -> Sequence[float]:
     declared = synthesizer.row_parameters
     if declared is not None and GUIDANCE_SCALE.name not in {p.name for p in declared}:
         return ()
-    return _GUIDANCE if getattr(synthesizer, "can_be_guided", False) else (1.0,)
+    return _GUIDANCE if Declared.by(synthesizer).can_be_guided else (1.0,)
 
 
 def _settings(synthesizer: Any) -> list[DeclaredSetting]:
@@ -55,16 +56,16 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Setting]:
     for name, values in grid.items():
         if isinstance(values, str) or not len(values):
             raise ValueError(f"`grid` needs a list of values for {name!r}, got {values!r}.")
-    found: list[Setting] = []
+    settings: list[Setting] = []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
         kind = SCHEDULERS.get(str(setting.get("scheduler")), setting.get("scheduler"))
         for one in SAMPLER_SETTINGS:
             if one.scheduler and "scheduler" in setting and kind != SCHEDULERS[one.scheduler]:
                 setting.pop(one.name, None)
-        if setting not in found:
-            found.append(setting)
-    return found
+        if setting not in settings:
+            settings.append(setting)
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,9 @@ class Trial:
     @classmethod
     def of(cls, synthesizer: Any, setting: Setting, *, per_class: int, seed: int) -> "Trial":
         """Raises a ValueError for what the synthesizer or its plan refuses."""
-        known = {one.name for one in (*SAMPLER_SETTINGS, *_settings(synthesizer))}
-        row = {name: value for name, value in setting.items() if name not in known}
-        changes = {name: value for name, value in setting.items() if name in known}
+        declared = {one.name for one in (*SAMPLER_SETTINGS, *_settings(synthesizer))}
+        row = {name: value for name, value in setting.items() if name not in declared}
+        changes = {name: value for name, value in setting.items() if name in declared}
         if "scheduler" in changes and type(synthesizer).__name__ in METHODS:
             # What belongs to another scheduler does not carry over, even to the same one.
             changes = {"eta": 0.0, "log_variance_mix": None, **changes}

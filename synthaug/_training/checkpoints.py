@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.differences import described, differences
+from synthaug._support.extras import import_extra
 from synthaug._support.files import write_text
 from synthaug._support.precision import Precision, Resolved, in_precision, load_network
 from synthaug._support.torch_state import lasting_tensors
@@ -309,6 +310,7 @@ def load_part(
     if kind == "Transformer2DModel":  # what DiT checkpoints call it
         kind = "DiTTransformer2DModel"
     try:
+        # diffusers loads its classes when they are asked for, by a name out of our closed list.
         part = getattr(diffusers, kind).from_pretrained(
             path / folder, use_safetensors=True, torch_dtype=dtype, local_files_only=True
         )
@@ -343,18 +345,13 @@ def load_frozen(
 @lasting_tensors()
 def embed_prompts(path: Path, prompts: Sequence[str]) -> Tensor:
     """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder."""
+    needs = "A checkpoint with a text encoder needs transformers"
+    transformers = import_extra("transformers", needs, "text")
     try:
-        from transformers import AutoTokenizer, CLIPTextModel
-    except ImportError:
-        raise ImportError(
-            "A checkpoint with a text encoder needs transformers. Install it with "
-            "`pip install synthaug[text]`."
-        ) from None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(
-            path / "text_encoder", use_safetensors=True, local_files_only=True
-        ).eval()
+        kinds, local = transformers, {"local_files_only": True}
+        tokenizer = kinds.AutoTokenizer.from_pretrained(path / "tokenizer", **local)
+        folder = path / "text_encoder"
+        encoder = kinds.CLIPTextModel.from_pretrained(folder, use_safetensors=True, **local).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: the text encoder cannot be loaded: {error}") from error
     tokens = tokenizer(

@@ -1,10 +1,15 @@
 """How classifiers are trained, as Python and the command line have it; loads nothing heavy."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from synthaug._support.arguments import (
+    check_at_least,
+    check_finite,
+    check_not_negative,
+    check_positive,
+)
 from synthaug._support.precision import Precision, check_precision
 
 Builder = Callable[[int, tuple[int, int, int]], Any]
@@ -49,37 +54,30 @@ class ClassifierConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_at_least(1, steps=self.steps, batch_size=self.batch_size, eval_every=self.eval_every)
         if not 0 <= (self.warmup_steps or 0) <= self.steps:
             raise ValueError(
                 f"`warmup_steps` must be from 0 to `steps`={self.steps}, got {self.warmup_steps}."
             )
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
-        if not 0 <= (self.weight_decay or 0) < math.inf:
-            raise ValueError(f"`weight_decay` must not be negative, got {self.weight_decay}.")
+        check_positive(learning_rate=self.learning_rate)
+        check_not_negative(weight_decay=self.weight_decay)
+        check_finite(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         check_precision(self.precision)
 
     @property
     def model_name(self) -> str:
         """The name of the classifier in reports, the same in every process."""
-        if isinstance(self.model, str):
-            return self.model
-        return getattr(self.model, "__qualname__", None) or repr(self.model)
+        return self.model if isinstance(self.model, str) else name_of(self.model)
 
     def changes(self) -> dict[str, Any]:
         """The fields that differ from the defaults, to tell trainings apart; not the device."""
-        names = [field.name for field in fields(self) if field.name not in ("model", "device")]
-        changed = {
-            name: getattr(self, name)
-            for name in names
-            if getattr(self, name) != getattr(ClassifierConfig, name)
-        }
-        return (
-            changed
-            if self.model == ClassifierConfig.model
-            else {"model": self.model_name, **changed}
-        )
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = {name: value for name, value in vars(self).items() if value != defaults[name]}
+        changed.pop("device", None)
+        return {**changed, "model": self.model_name} if "model" in changed else changed
+
+
+def name_of(function: object) -> str:
+    """Returns what a user's function or module is called, the same in every process."""
+    # Not every callable has a name of its own: a module or a `functools.partial` has none.
+    return getattr(function, "__qualname__", None) or repr(function)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synthaug._noise import counter_rng
+from synthaug._support.arguments import check_at_least
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.layout import settle_layout
@@ -124,8 +125,7 @@ class TrainingTask:
     `module`. Name it in `identity` if it is not 1."""
 
     def __post_init__(self) -> None:
-        if self.num_examples < 1:
-            raise ValueError(f"`num_examples` must be at least 1, got {self.num_examples}.")
+        check_at_least(1, num_examples=self.num_examples)
 
 
 @lasting_tensors()

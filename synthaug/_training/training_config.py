@@ -3,6 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from synthaug._support.arguments import (
+    check_at_least,
+    check_not_negative,
+    check_positive,
+    check_within,
+)
 from synthaug._support.precision import Precision, check_precision
 
 
@@ -40,18 +46,12 @@ class TrainingConfig:
     """"cpu", "cuda", "cuda:1" ...; `None` takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        values = vars(self)
-        for name in ("steps", "batch_size"):
-            if values[name] < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {values[name]}.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not values[name] > 0:
-                raise ValueError(f"`{name}` must be positive, got {values[name]}.")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "checkpoint_seconds"):
-            if not values[name] >= 0:
-                raise ValueError(f"`{name}` must not be negative, got {values[name]}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        check_at_least(1, steps=self.steps, batch_size=self.batch_size)
+        check_positive(learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
+        check_not_negative(warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
+        check_not_negative(weight_decay=self.weight_decay)
+        check_not_negative(checkpoint_seconds=self.checkpoint_seconds)
+        check_within("[0, 1)", ema_decay=self.ema_decay)
         check_precision(self.precision)
 
     def binding(self, extra: Any) -> dict[str, Any]:

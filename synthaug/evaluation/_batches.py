@@ -8,7 +8,9 @@ an index is part of what is evaluated.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from synthaug._images.source import ImageSource
 from synthaug._types import Indices
-from synthaug.errors import DataError, MismatchError
+from synthaug.errors import DataError, MismatchError, SynthaugError
 
 MEMORY_LIMIT = 4 << 30
 """Data sets whose items are always the same are held in memory up to so many bytes."""
@@ -59,14 +61,10 @@ class Batches:
         c, h, w = first.shape[1:]
         self.image_shape = c, h, w
         self._memory: tuple[Tensor, Tensor] | None = None
-        try:
+        with naming(source.name):
             if source.is_plain and len(source) * first.numel() <= MEMORY_LIMIT:
                 labels = torch.from_numpy(self._relabeled(source.labels))
                 self._memory = source.pixels().to(device), labels.to(device)
-        except (DataError, MismatchError) as error:
-            raise (
-                error if source.name in str(error) else type(error)(f"{source.name}: {error}")
-            ) from error
         self.forget_seen()
 
     def __len__(self) -> int:
@@ -108,6 +106,12 @@ class Batches:
             )
         return self._table[labels]
 
+    @cached_property
+    def contents(self) -> NDArray[np.uint64]:
+        """Content digests of all images, before transforms, uint64 (n,)."""
+        with naming(self.source.name):
+            return self.source.digests()
+
     # Which images were seen
 
     def _note(self, indices: Indices) -> None:
@@ -125,13 +129,23 @@ class Batches:
         return int(self._seen_real.sum()), len(self._seen_synthetic)
 
 
-def fingerprint(source: ImageSource, digests: NDArray[np.uint64]) -> str:
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Puts the name of a data set before what is wrong with it: with the data, not an argument."""
+    try:
+        yield
+    except (DataError, MismatchError, TypeError, ValueError) as error:
+        kind = type(error) if isinstance(error, SynthaugError) else DataError
+        raise error if name in str(error) else kind(f"{name}: {error}") from error
+
+
+def fingerprint(images: Batches) -> str:
     """32 hexadecimal digits over the content digests and what is made of the images.
 
     Mixtures of the same images differ in how they choose (`recipe`) and in what they chose for the
     epochs 0 and 1; transforms differ in the first items of epoch 0.
     """
-    hashed = hashlib.blake2b(digests.tobytes(), digest_size=16)
+    source, hashed = images.source, hashlib.blake2b(images.contents.tobytes(), digest_size=16)
     hashed.update(repr((len(source), source.classes)).encode())
     for recipe in source.recipes():
         hashed.update(json.dumps(recipe, sort_keys=True).encode())

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synthaug._support.arguments import check_at_least
+from synthaug._support.extras import import_extra
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import Builder
 
@@ -156,8 +158,8 @@ def build_classifier(
             does not give one logit per class.
         ImportError: For a model of timm without timm.
     """
-    if num_classes < 2:
-        raise ValueError(f"`num_classes` must be at least 2, got {num_classes}.")
+    check_at_least(2, num_classes=num_classes)
+    # A user's function has a name; a callable object or a `functools.partial` has none.
     name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
     if not isinstance(model, str):
         network = model(num_classes, image_shape)
@@ -192,19 +194,14 @@ def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int])
 
 
 def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise ImportError(
-            f"`model` 'timm:{name}' needs timm. Install it with `pip install 'synthaug[timm]'`."
-        ) from None
+    timm = import_extra("timm", f"`model` 'timm:{name}' needs timm", "timm")
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
-    given = {"pretrained": False, "num_classes": num_classes, "in_chans": image_shape[0]}
+    options = {"pretrained": False, "num_classes": num_classes, "in_chans": image_shape[0]}
     try:
-        network: nn.Module = timm.create_model(name, img_size=image_shape[1:], **given)
+        network: nn.Module = timm.create_model(name, img_size=image_shape[1:], **options)
     except TypeError:  # a convolutional network, which takes images of any size
-        network = timm.create_model(name, **given)
+        network = timm.create_model(name, **options)
     return network
 
 

@@ -1,6 +1,8 @@
 """Labelled sets of images that are compared with one another: what all of them must agree in."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,13 +53,36 @@ def labels_in(classes: Sequence[str], source: ImageSource) -> Labels:
     return np.array([classes.index(c) for c in source.classes], np.int64)[source.labels]
 
 
-def check_comparable(sources: Mapping[str, ImageSource], rows: Mapping[str, Indices]) -> None:
-    """Refuses sets that cannot be compared with the set `synthetic`.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Sets of labeled images that are compared with the set `synthetic`, by their names."""
 
-    Raises:
-        MismatchError: For images of another shape than the synthetic ones, naming both; or if
-            `holdout` is one of the other sets.
-    """
+    sources: Mapping[str, ImageSource]
+    classes: tuple[str, ...]
+    """Class names in the order in which labels are counted."""
+    rows: Mapping[str, Indices]
+    """For each set the rows that can be read, at least one."""
+    labels: Mapping[str, Labels]
+    """For each set the label of every row, int64 (N,), counted in the order of `classes`."""
+
+    @classmethod
+    def open(cls, **sets: Any) -> "Comparison":
+        """Opens the sets; one that is `None` is left out.
+
+        Raises:
+            ValueError: For a set without images.
+            MismatchError: If classes or image shapes differ, or if `holdout` is one of the others.
+        """
+        sources = {n: ImageSource.open(x, f"`{n}`") for n, x in sets.items() if x is not None}
+        classes = common_classes(sources)
+        rows = {name: source.done_rows("scored") for name, source in sources.items()}
+        _check_comparable(sources, rows)
+        labels = {name: labels_in(classes, source) for name, source in sources.items()}
+        return cls(sources=sources, classes=classes, rows=rows, labels=labels)
+
+
+def _check_comparable(sources: Mapping[str, ImageSource], rows: Mapping[str, Indices]) -> None:
+    """Refuses images of another shape than the synthetic ones, and one set under two names."""
     prints = {name: source.fingerprint for name, source in sources.items()}
     for name in prints.keys() - {"synthetic", "holdout"}:
         if prints[name] is not None and prints[name] == prints.get("holdout"):
@@ -72,21 +97,26 @@ def check_comparable(sources: Mapping[str, ImageSource], rows: Mapping[str, Indi
             )
 
 
-def features_of(
-    source: ImageSource,
-    rows: Indices,
-    extractor: Extractor,
-    name: str,
-    *,
-    batch_size: int = 512,
-    features_dir: str | None = None,
-    progress: bool = True,
-) -> Features:
-    """float32 (n, d), with the pixels of a part of the rows in memory at a time."""
-    parts = []
-    starts = range(0, len(rows), _CHUNK)
-    shown = bar(len(starts), f"features, {name}", "block", progress=progress)
-    for start in counted(starts, shown):
-        pixels = source.pixels(rows[start : start + _CHUNK])
-        parts.append(extract(extractor, pixels, batch_size=batch_size, features_dir=features_dir))
-    return np.concatenate(parts)
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """How the features of images are taken."""
+
+    batch_size: int = 512
+    """Images per call of an extractor."""
+    features_dir: str | None = None
+    """Folder in which features of networks are kept for later calls."""
+    progress: bool = True
+    """Show bars."""
+
+    def features(
+        self, source: ImageSource, rows: Indices, extractor: Extractor, name: str
+    ) -> Features:
+        """float32 (n, d), with the pixels of a part of the rows in memory at a time."""
+        parts = []
+        starts = range(0, len(rows), _CHUNK)
+        shown = bar(len(starts), f"features, {name}", "block", progress=self.progress)
+        keeping: dict[str, Any] = {"batch_size": self.batch_size, "features_dir": self.features_dir}
+        for start in counted(starts, shown):
+            pixels = source.pixels(rows[start : start + _CHUNK])
+            parts.append(extract(extractor, pixels, **keeping))
+        return np.concatenate(parts)

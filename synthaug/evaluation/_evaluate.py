@@ -4,8 +4,7 @@ import json
 import logging
 import operator
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -88,25 +87,17 @@ def evaluate(
     baseline = next(iter(checked_arms)) if baseline is None else baseline
     if baseline not in checked_arms:
         raise ValueError(f"`baseline` {baseline!r} is not an arm. Arms: {', '.join(checked_arms)}.")
-    datasets = {name: arm.dataset for name, arm in checked_arms.items()}
     device = choose_device(config.device)
+    datasets = {name: arm.dataset for name, arm in checked_arms.items()}
     inputs = Inputs.open(datasets, test, validation, device)
-    contents = inputs.contents()
+    contents = {name: images.contents for name, images in inputs.sets.items()}
     overlap = check_overlap(contents, allow=allow_overlap)
-    standard = standard_augment(inputs.image_shape, horizontal_flip=config.horizontal_flip)
+    standard = standard_augment(inputs.test.image_shape, horizontal_flip=config.horizontal_flip)
     augments = {name: _augment_of(arm, standard) for name, arm in checked_arms.items()}
     precision = fastest_precision(device) if config.precision == "auto" else config.precision
     job = Job(inputs=inputs, config=config, augments=augments, precision=precision)
-    samples = {name: job.augmented_sample(name) for name in checked_arms}
-
-    def files_of(job: Job) -> dict[tuple[str, int], Path]:
-        keys = {} if output_dir is None else job.keys(seed_list, contents, samples)
-        return {
-            (name, seed): Path(output_dir or "") / f"{_slug(name)}-seed{seed}-{key}.json"
-            for (name, seed), key in keys.items()
-        }
-
-    job, files = _begun(job, files_of)
+    _ = job.augmented_samples  # an augmentation that fails is found before any training
+    job, files = _begun(job, seed_list, output_dir)
     facts = job.facts(seed_list[0])
     runs = _make_runs(job, seed_list, files, progress=progress)
     return EvaluationReport(
@@ -119,14 +110,14 @@ def evaluate(
 
 
 def _begun(
-    job: Job, files_of: Callable[[Job], dict[tuple[str, int], Path]]
+    job: Job, seeds: Sequence[int], folder: str | os.PathLike[str] | None
 ) -> tuple[Job, dict[tuple[str, int], Path]]:
     """The job in the precision of finished runs, if it may choose one; and the file of each run."""
-    files, begun = files_of(job), None
+    files, begun = job.files(seeds, folder), None
     if job.config.precision == "auto" and files and not any(map(Path.exists, files.values())):
         other: Resolved = "float32" if job.precision == "bfloat16" else "bfloat16"
         elsewhere = replace(job, precision=other)
-        finished = files_of(elsewhere)
+        finished = elsewhere.files(seeds, folder)
         if any(map(Path.exists, finished.values())):
             job, files, begun = elsewhere, finished, other
     resolve_precision(job.config.precision, job.device, begun=begun)
@@ -199,10 +190,6 @@ def _augment_of(arm: Arm, standard: Augment) -> Augment | None:
     if arm.augment == "standard":
         return standard
     raise ValueError(f"`augment` must be 'standard', a function or None, got {arm.augment!r}.")
-
-
-def _slug(arm: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-") or "arm"
 
 
 def _stored(path: Path) -> Run:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from synthaug._images.source import ImageSource
 from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation._batches import Batches, fingerprint
+from synthaug.evaluation._batches import Batches, naming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +23,12 @@ class Inputs:
     validation: Batches | None
     classes: tuple[str, ...]
     """Class names in the order in which labels are counted: the test set's."""
-    image_shape: tuple[int, int, int]
-    """(C, H, W)."""
-    sources: Mapping[str, ImageSource]
-    """The data sets themselves, by the name that messages use."""
+    sets: Mapping[str, Batches]
+    """All of them by the names that messages use."""
 
     @classmethod
     def open(
-        cls,
-        arms: Mapping[str, Any],
-        test: Any,
-        validation: Any,
-        device: torch.device,
+        cls, arms: Mapping[str, Any], test: Any, validation: Any, device: torch.device
     ) -> "Inputs":
         """Opens every data set; one that several arms share is read once.
 
@@ -47,43 +41,24 @@ class Inputs:
         sources = {name: ImageSource.open(one, name) for name, one in given.items()}
         classes = _classes(sources)
         opened: dict[int, Batches] = {}
-        batches: dict[str, Batches] = {}
-        for name, source in sources.items():
+        for source in sources.values():
             if id(source.dataset) not in opened:
                 opened[id(source.dataset)] = Batches(source, classes, device)
-            batches[name] = opened[id(source.dataset)]
-        shape = batches["`test`"].image_shape
-        for name, read in batches.items():
-            if read.image_shape != shape:
+        sets = {name: opened[id(source.dataset)] for name, source in sources.items()}
+        shape = sets["`test`"].image_shape
+        for name, images in sets.items():
+            if images.image_shape != shape:
                 raise MismatchError(
-                    f"{name} has images of shape {read.image_shape}, `test` has {shape}. "
+                    f"{name} has images of shape {images.image_shape}, `test` has {shape}. "
                     "Load both with the same image size and number of channels."
                 )
         return cls(
-            arms={name: batches[f"Arm {name!r}"] for name in arms},
-            test=batches["`test`"],
-            validation=batches.get("`validation`"),
+            arms={name: sets[f"Arm {name!r}"] for name in arms},
+            test=sets["`test`"],
+            validation=sets.get("`validation`"),
             classes=classes,
-            image_shape=shape,
-            sources=sources,
+            sets=sets,
         )
-
-    def contents(self) -> dict[str, NDArray[np.uint64]]:
-        """Content digests of all images, before transforms, of every data set of `sources`."""
-        read: dict[int, NDArray[np.uint64]] = {}
-        for name, source in self.sources.items():
-            if id(source.dataset) not in read:
-                try:
-                    read[id(source.dataset)] = source.digests()
-                except (DataError, MismatchError) as error:
-                    raise type(error)(f"{name}: {error}") from error
-                except (TypeError, ValueError) as error:
-                    raise DataError(f"{name}: {error}") from error
-        return {name: read[id(source.dataset)] for name, source in self.sources.items()}
-
-    def fingerprints(self, contents: Mapping[str, NDArray[np.uint64]]) -> dict[str, str]:
-        """A fingerprint of every data set of `sources`."""
-        return {name: fingerprint(self.sources[name], keys) for name, keys in contents.items()}
 
 
 def digests(dataset: Any, name: str) -> NDArray[np.uint64]:
@@ -118,20 +93,20 @@ def check_overlap(
     for held_out in ("`validation`", "`test`"):
         if held_out not in contents:
             continue
-        found = {}
+        counts = {}
         for name, keys in contents.items():
             if name == held_out or name == "`test`":  # `validation` against `test` counts once
                 continue
             both = np.isin(contents[held_out], keys)
             if both.any():
-                found[name] = int(both.sum())
+                counts[name] = int(both.sum())
                 example = int(np.argmax(both))
                 messages.append(
-                    f"{found[name]} of {len(both)} images of {held_out} are in {name} too, "
+                    f"{counts[name]} of {len(both)} images of {held_out} are in {name} too, "
                     f"the first is number {example}."
                 )
-        if found:
-            shared[held_out.strip("`")] = found
+        if counts:
+            shared[held_out.strip("`")] = counts
     if messages and not allow:
         raise MismatchError(
             " ".join(messages) + " Take them out of one of the two, or go on with "
@@ -142,10 +117,8 @@ def check_overlap(
 
 def _classes(sources: Mapping[str, ImageSource]) -> tuple[str, ...]:
     for name, source in sources.items():  # the test set comes first
-        try:
+        with naming(name):
             names = source.classes
-        except (DataError, MismatchError) as error:
-            raise type(error)(f"{name}: {error}") from error
         if names is not None:
             if len(set(names)) < len(names):
                 raise DataError(f"{name} has two classes of one name: {', '.join(names)}.")

@@ -1,16 +1,18 @@
 """The runs of one evaluation: what they share, what tells them apart, and how one is made."""
 
 import hashlib
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
-from numpy.typing import NDArray
 from torch import nn
 
 from synthaug._images.source import Epochs
@@ -18,9 +20,11 @@ from synthaug._plan import settings_digest
 from synthaug._support.devices import choose_device
 from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.classifier_config import ClassifierConfig
+from synthaug._training.classifier_config import ClassifierConfig, name_of
+from synthaug._training.loop import own_randomness
 from synthaug._types import JSON
 from synthaug.evaluation._augment import Augment, apply_augment
+from synthaug.evaluation._batches import fingerprint
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import MOMENTUM, FitSettings, correct, fit, seed_initial_weights
 from synthaug.evaluation._inputs import Inputs
@@ -101,63 +105,69 @@ class Job:
             **self._shared(),
             "parameters": sum(p.numel() for p in network.parameters()),
             "test_images": len(self.inputs.test),
-            "validation_images": len(self.inputs.validation) if self.inputs.validation else 0,
+            "validation_images": len(self.inputs.validation or ()),
         }
 
     def arm_facts(self) -> dict[str, dict[str, JSON]]:
         """For each arm its number of images, its augmentation, and the audit of synthetic ones."""
-        return {
-            name: {
-                "images": len(self.inputs.arms[name]),
-                "augment": _named(augment),
-                "synthetic": self.inputs.sources[f"Arm {name!r}"].synthetic_facts,
-            }
-            for name, augment in self.augments.items()
-        }
+        facts: dict[str, dict[str, JSON]] = {}
+        for name, augment in self.augments.items():
+            images = self.inputs.arms[name]
+            audit = images.source.synthetic_facts
+            facts[name] = {"images": len(images), "augment": name_of(augment), "synthetic": audit}
+        return facts
 
-    def augmented_sample(self, arm: str) -> str:
-        """Digest of what the augmentation of an arm makes of its first images.
+    @cached_property
+    def augmented_samples(self) -> dict[str, str]:
+        """Digests of what the augmentation of each arm makes of its first images.
 
         Raises:
-            ValueError: If the augmentation does not give what it must.
+            ValueError: If an augmentation does not give what it must.
         """
-        first = np.arange(min(_SAMPLE, len(self.inputs.arms[arm])))
-        with self._leaving_no_trace():
-            torch.manual_seed(0)
-            pixels, _ = self.inputs.arms[arm].batch(0, first)
-            augment = self.augments[arm]
-            shown = pixels if augment is None else apply_augment(augment, pixels)
-        return hashlib.blake2b(shown.cpu().numpy().tobytes(), digest_size=16).hexdigest()
-
-    def keys(
-        self,
-        seeds: Sequence[int],
-        contents: Mapping[str, NDArray[np.uint64]],
-        samples: Mapping[str, str],
-    ) -> dict[tuple[str, int], str]:
-        """A digest of all that a run depends on, for every arm and seed.
-
-        Functions are not known by their names alone, which two lambdas share: a network counts
-        with its structure and initial weights, an augmentation with a sample of what it makes.
-        """
-        with self._leaving_no_trace():
-            prints = self.inputs.fingerprints(contents)
-            weights = {seed: _digest_of(self._build(seed)) for seed in seeds}
-        shared = {**self._shared(), "held out": [prints["`test`"], prints.get("`validation`")]}
-        keys = {}
+        samples = {}
         for arm, augment in self.augments.items():
-            data = [arm, prints[f"Arm {arm!r}"], _named(augment), samples[arm]]
+            images = self.inputs.arms[arm]
+            with self._leaving_no_trace():
+                torch.manual_seed(0)
+                pixels, _ = images.batch(0, np.arange(min(_SAMPLE, len(images))))
+                shown = pixels if augment is None else apply_augment(augment, pixels)
+            samples[arm] = hashlib.blake2b(
+                shown.cpu().numpy().tobytes(), digest_size=16
+            ).hexdigest()
+        return samples
+
+    def files(
+        self, seeds: Sequence[int], folder: str | os.PathLike[str] | None
+    ) -> dict[tuple[str, int], Path]:
+        """Where the run of every arm and seed is kept; none without a folder.
+
+        The name ends with a digest of all that the run depends on. Functions are not known by their
+        names alone, which two lambdas share: a network counts with its structure and initial
+        weights, an augmentation with a sample of what it makes.
+        """
+        if folder is None:
+            return {}
+        with self._leaving_no_trace():
+            arms = {arm: fingerprint(images) for arm, images in self.inputs.arms.items()}
+            held_out = [self.inputs.test, self.inputs.validation]
+            prints = [None if images is None else fingerprint(images) for images in held_out]
+            weights = {seed: _digest_of(self._build(seed)) for seed in seeds}
+        shared = {**self._shared(), "held out": prints}
+        files = {}
+        for arm, augment in self.augments.items():
+            data = [arm, arms[arm], name_of(augment), self.augmented_samples[arm]]
             for seed in seeds:
                 run = {"arm": data, "seed": seed, "network": weights[seed]}
-                keys[arm, seed] = settings_digest({**shared, **run})
-        return keys
+                key = settings_digest({**shared, **run})
+                files[arm, seed] = Path(folder) / f"{_slug(arm)}-seed{seed}-{key}.json"
+        return files
 
     def _shared(self) -> dict[str, JSON]:
         return {
             **asdict(self.settings),
             "momentum": MOMENTUM,
             "model": self.config.model_name,
-            "image_shape": list(self.inputs.image_shape),
+            "image_shape": list(self.inputs.test.image_shape),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -167,20 +177,20 @@ class Job:
     def _build(self, seed: int) -> nn.Module:
         seed_initial_weights(seed)
         return build_classifier(
-            self.config.model, len(self.inputs.classes), self.inputs.image_shape
+            self.config.model, len(self.inputs.classes), self.inputs.test.image_shape
         )
 
     @contextmanager
     def _leaving_no_trace(self) -> Iterator[None]:
-        devices = [self.device] if self.device.type == "cuda" else []
-        epochs = Epochs(leaf for source in self.inputs.sources.values() for leaf in source.leaves)
-        with torch.random.fork_rng(devices=devices), epochs.kept():
+        epochs = Epochs(
+            leaf for images in self.inputs.sets.values() for leaf in images.source.leaves
+        )
+        with own_randomness(self.device), epochs.kept():
             yield
 
 
-def _named(thing: object) -> str:
-    """What a function or module is called in a report, the same in every process."""
-    return getattr(thing, "__qualname__", None) or repr(thing)
+def _slug(arm: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-") or "arm"
 
 
 def _digest_of(network: nn.Module) -> str:

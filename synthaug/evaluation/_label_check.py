@@ -133,15 +133,11 @@ class LabelCheck(Report):
 
     def _record(self) -> dict[str, Any]:
         """Returns the check without an audit; probabilities keep six digits."""
-        return {
-            "identity": self.identity,
-            "classes": self.classes,
-            "settings": self.settings,
-            "counts": self.counts,
-            "labels": self.labels,
-            "scores": np.array([round(float(x), 6) for x in self.scores]),
-            "withheld": np.flatnonzero(self.withheld),
-        }
+        record = super()._record()
+        del record["audited"], record["verdict"]
+        scores = np.array([round(float(x), 6) for x in self.scores])
+        withheld = np.flatnonzero(self.withheld)
+        return {**record, "counts": self.counts, "scores": scores, "withheld": withheld}
 
     @classmethod
     def _from_record(cls, record: dict[str, Any]) -> "LabelCheck":

@@ -1,6 +1,6 @@
 """What classifiers trained on some images say of others."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ from torch import nn
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
 from synthaug._support.devices import choose_device
+from synthaug._support.precision import Resolved
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import ClassifierConfig
+from synthaug._training.loop import own_randomness
 from synthaug._types import Features, Pixels
 from synthaug.evaluation._augment import standard_augment
 from synthaug.evaluation._batches import Batches
@@ -45,16 +47,14 @@ def class_probabilities(
     Returns:
         float32 (n, num_classes); rows add up to 1.
     """
-    config = config or ClassifierConfig()
-    images, classes = _opened(train, config)
+    source = ImageSource.open(train, "`train`")
+    classes = len(source.named_classes())
     total = torch.zeros(len(pixels), classes, dtype=torch.float32, device="cpu")
-    with bar(len(seeds) * config.steps, "guess", "step", progress=progress) as shown:
-        for seed in seeds:
-            network = _trained(images, classes, config, seed, shown.update)
-            place = device_of(network)
-            with torch.inference_mode():
-                logits = [network(to_images(part.to(place))) for part in pixels.split(_BATCH)]
-            total += torch.cat(logits).softmax(dim=1).cpu()
+    for network in _trained(source, seeds, config, "guess", progress=progress):
+        place = device_of(network)
+        with torch.inference_mode():
+            logits = [network(to_images(part.to(place))) for part in pixels.split(_BATCH)]
+        total += torch.cat(logits).softmax(dim=1).cpu()
     return np.asarray(total / len(seeds), np.float32)
 
 
@@ -77,35 +77,42 @@ def trained_classifier(
     Returns:
         Images float (n, C, H, W) in [-1, 1] => logits, on the device of `config`.
     """
-    config = config or ClassifierConfig()
-    images, classes = _opened(train, config)
-    with bar(config.steps, "classifier", "step", progress=progress) as shown:
-        return _trained(images, classes, config, seed, shown.update)
-
-
-def _opened(train: Any, config: ClassifierConfig) -> tuple[Batches, int]:
     source = ImageSource.open(train, "`train`")
-    names = source.named_classes()
-    return Batches(source, names, choose_device(config.device)), len(names)
+    (network,) = _trained(source, [seed], config, "classifier", progress=progress)
+    return network
+
+
+def _trained(
+    train: ImageSource,
+    seeds: Sequence[int],
+    config: ClassifierConfig | None,
+    name: str,
+    *,
+    progress: bool,
+) -> Iterator[nn.Module]:
+    """One classifier after the other, in evaluation mode; `name` names the bar over all steps."""
+    config = config or ClassifierConfig()
+    images = Batches(train, train.named_classes(), choose_device(config.device))
+    with bar(len(seeds) * config.steps, name, "step", progress=progress) as shown:
+        for seed in seeds:
+            yield _fitted(images, config, seed, shown.update)
 
 
 @lasting_tensors()
-def _trained(
-    images: Batches,
-    classes: int,
-    config: ClassifierConfig,
-    seed: int,
-    advance: Callable[[int], object],
+def _fitted(
+    images: Batches, config: ClassifierConfig, seed: int, advance: Callable[[int], object]
 ) -> nn.Module:
     """Leaves the caller's random streams as they were."""
     device = choose_device(config.device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    precision: Resolved = "float32" if config.precision == "auto" else config.precision
+    with own_randomness(device):
         seed_initial_weights(seed)
+        classes = len(images.source.named_classes())
         network = build_classifier(config.model, classes, images.image_shape).to(device)
         fit(
             network,
             images,
-            FitSettings.of(config, "float32" if config.precision == "auto" else config.precision),
+            FitSettings.of(config, precision),
             seed=seed,
             run=f"classifier {seed}",
             augment=standard_augment(images.image_shape, horizontal_flip=config.horizontal_flip),

@@ -2,9 +2,7 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
@@ -12,12 +10,13 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from synthaug._support.charts import Line, dot_chart, line_chart
+from synthaug._support.charts import Line, dot_chart, line_chart, save_figure
 from synthaug._support.html import Part, blocks, facts, heading, table
 from synthaug._support.report import Report, percent, text_table
 from synthaug._types import JSON
 
 _PER_CHART = 6  # more lines cannot be told apart
+_STEP = "optimiser step"
 
 Curve: TypeAlias = Literal["loss_curve", "validation_curve"]
 
@@ -207,34 +206,23 @@ class EvaluationReport(Report):
             f"accuracy, {name}": [run.class_accuracies[c] for run in self.runs]
             for c, name in enumerate(self.classes)
         }
-        return {name: [getattr(run, name) for run in self.runs] for name in names} | by_class
+        return {name: [vars(run)[name] for run in self.runs] for name in names} | by_class
 
     def html_sections(self) -> Markup:
         """Returns table, charts, accuracy by class and settings, to go into a larger page."""
         percent = {arm: 100 * self.accuracies(arm) for arm in self.arm_names}
-        notes = [
-            Markup("<p><small>{}</small></p>").format(text)
-            for text in (self.caption(), *self.synthetic_notes())
-        ]
-        parts: list[Part] = [
-            self.rows(),
-            *notes,
-            dot_chart(percent, x_label="test accuracy in percent, one dot per seed"),
-        ]
+        rows, *notes = self._summary()
+        small = [Markup("<p><small>{}</small></p>").format(text) for text in notes]
+        chart = dot_chart(percent, x_label="test accuracy in percent, one dot per seed")
+        parts: list[Part] = [rows, *small, chart]
         if any(run.validation_curve for run in self.runs):
             parts.append(heading("Validation accuracy while training"))
-            parts += self._charts("validation_curve", "accuracy in percent", scale=100)
-        parts.append(heading("Training loss"))
-        parts += self._charts("loss_curve", "cross entropy", scale=1)
-        arms = [
-            [
-                name,
-                arm["images"],
-                f"{np.mean([run.seconds for run in self.of(name)]):,.1f}",
-                arm["augment"],
-            ]
-            for name, arm in self.arms.items()
-        ]
+            parts += self._charts("validation_curve", "accuracy in percent")
+        parts += [heading("Training loss"), *self._charts("loss_curve", "cross entropy")]
+        arms = []
+        for name, arm in self.arms.items():
+            seconds = np.mean([run.seconds for run in self.of(name)])
+            arms.append([name, arm["images"], f"{seconds:,.1f}", arm["augment"]])
         return blocks(
             *parts,
             heading("Accuracy by class"),
@@ -244,18 +232,28 @@ class EvaluationReport(Report):
             table(["arm", "images", "seconds per run", "augmentation"], arms, text_columns=1),
         )
 
-    def _charts(self, curve: Curve, y_label: str, *, scale: float) -> list[Markup]:
+    def _charts(self, curve: Curve, y_label: str) -> list[Markup]:
+        lines = self._mean_curves(curve)
+        groups = [lines[i : i + _PER_CHART] for i in range(0, len(lines), _PER_CHART)]
+        return [line_chart(group, x_label=_STEP, y_label=y_label) for group in groups]
+
+    def _mean_curves(self, curve: Curve) -> list[Line]:
+        """Mean and sample standard deviation over seeds, at the steps that all runs of an arm have.
+
+        Accuracies are in percent. Arms without such a step are left out.
+        """
         lines = []
         for arm in self.arm_names:
-            steps, mean, spread = _mean_curve(self.of(arm), curve)
-            if len(steps):
-                mean, spread = scale * mean, scale * spread
-                lines.append(Line(name=arm, x=steps, y=mean, low=mean - spread, high=mean + spread))
-        rest = iter(lines)
-        charts = []
-        while group := list(islice(rest, _PER_CHART)):
-            charts.append(line_chart(group, x_label="optimiser step", y_label=y_label))
-        return charts
+            curves = [dict(vars(run)[curve]) for run in self.of(arm)]
+            steps = sorted(set.intersection(*(set(c) for c in curves)))
+            if not steps:
+                continue
+            values = np.array([[c[step] for step in steps] for c in curves], np.float64)
+            values = 100 * values if curve == "validation_curve" else values
+            mean = values.mean(axis=0)
+            spread = values.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(len(steps))
+            lines.append(Line(name=arm, x=steps, y=mean, low=mean - spread, high=mean + spread))
+        return lines
 
     def _by_class(self) -> list[list[str]]:
         rows = []
@@ -278,59 +276,27 @@ class EvaluationReport(Report):
         """
         from matplotlib.figure import Figure  # pyplot would keep figures and open windows
 
-        arms = self.arm_names
+        arms = {arm: f"C{row % 10}" for row, arm in enumerate(self.arm_names)}
         figure = Figure(figsize=(11, 1.6 + 0.5 * max(4, len(arms))), layout="constrained")
         left, right = figure.subplots(1, 2)
-        curve: Curve = (
-            "validation_curve" if any(r.validation_curve for r in self.runs) else "loss_curve"
-        )
-        for row, arm in enumerate(arms):
-            values = 100 * self.accuracies(arm)
-            std = self.std(arm)
-            color = f"C{row % 10}"
+        for row, (arm, color) in enumerate(arms.items()):
+            values, std = 100 * self.accuracies(arm), 100 * (self.std(arm) or 0)
             left.scatter(values, np.full(len(values), row), s=18, color=color, alpha=0.6, zorder=3)
-            left.errorbar(
-                values.mean(),
-                row,
-                xerr=None if std is None else 100 * std,
-                fmt="|",
-                markersize=16,
-                color=color,
-                capsize=3,
-            )
-            steps, mean, spread = _mean_curve(self.of(arm), curve)
-            scale = 100 if curve == "validation_curve" else 1
-            right.plot(steps, scale * mean, color=color, label=arm)
-            right.fill_between(
-                steps,
-                scale * (mean - spread),
-                scale * (mean + spread),
-                color=color,
-                alpha=0.15,
-                lw=0,
-            )
+            bar = {"xerr": std or None, "fmt": "|", "markersize": 16, "capsize": 3}
+            left.errorbar(values.mean(), row, color=color, **bar)
         left.set_yticks(range(len(arms)), arms)
         left.set_ylim(len(arms) - 0.5, -0.5)
         left.set_xlabel("test accuracy in percent: seeds, mean ± standard deviation")
         left.grid(axis="x", alpha=0.3)
-        right.set_xlabel("optimiser step")
-        right.set_ylabel(
-            "validation accuracy in percent" if curve == "validation_curve" else "training loss"
-        )
+        curve: Curve = "loss_curve"
+        right.set(xlabel=_STEP, ylabel="training loss")
+        if any(run.validation_curve for run in self.runs):
+            curve = "validation_curve"
+            right.set(ylabel="validation accuracy in percent")
+        for line in self._mean_curves(curve):
+            color = arms[line.name]
+            right.plot(line.x, line.y, color=color, label=line.name)
+            right.fill_between(line.x, line.low, line.high, color=color, alpha=0.15, lw=0)
         right.grid(alpha=0.3)
         right.legend(fontsize=8)
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=120)
-        return target
-
-
-def _mean_curve(
-    runs: Sequence[Run], curve: Curve
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Steps, mean and sample standard deviation over seeds, at the steps that all runs have."""
-    curves = [dict(getattr(run, curve)) for run in runs]
-    steps = sorted(set.intersection(*(set(c) for c in curves)))
-    values = np.array([[c[step] for step in steps] for c in curves], np.float64)
-    spread = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(steps))
-    return np.array(steps, np.float64), values.mean(axis=0), spread
+        return save_figure(figure, path)

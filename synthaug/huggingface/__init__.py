@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from synthaug._support.extras import import_extra
+
 if TYPE_CHECKING:
     from synthaug.huggingface._callback import SetEpoch as SetEpoch
     from synthaug.huggingface._dataset import MixedDataset as MixedDataset
@@ -15,15 +17,10 @@ def __getattr__(name: str) -> Any:
 
         return MixedDataset
     if name == "SetEpoch":
-        try:
-            from synthaug.huggingface._callback import SetEpoch
-        except ModuleNotFoundError as error:
-            if error.name != "transformers":
-                raise
-            raise ImportError(
-                "`synthaug.huggingface.SetEpoch` is for the Trainer of transformers. Install it "
-                "with `pip install 'synthaug[text]'`."
-            ) from None
+        needs = "`synthaug.huggingface.SetEpoch` is for the Trainer of transformers"
+        import_extra("transformers", needs, "text")
+        from synthaug.huggingface._callback import SetEpoch
+
         return SetEpoch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

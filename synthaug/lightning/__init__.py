@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from synthaug._support.extras import import_extra
+
 if TYPE_CHECKING:
     from synthaug.lightning._datamodule import MixedDataModule as MixedDataModule
 
@@ -11,15 +13,9 @@ __all__ = ["MixedDataModule"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        from synthaug.lightning._datamodule import MixedDataModule
-    except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] != "lightning":
-            raise
-        raise ImportError(
-            "`synthaug.lightning` needs Lightning. Install it with "
-            "`pip install 'synthaug[lightning]'`."
-        ) from None
+    import_extra("lightning", "`synthaug.lightning` needs Lightning", "lightning")
+    from synthaug.lightning._datamodule import MixedDataModule
+
     return MixedDataModule
 
 

@@ -1,6 +1,6 @@
 """The scores of synthetic and real images: a record that is its own file."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -37,13 +37,18 @@ class HardnessScores:
     """LOF, the density of those images' surroundings over that of its own, float64 (n,)."""
 
     def __post_init__(self) -> None:
-        if len({getattr(self, field.name).shape for field in fields(self)}) != 1:
+        if len({column.shape for column in vars(self).values()}) != 1:
             raise ValueError("The columns of scores differ in length")
 
     @property
     def scored(self) -> NDArray[np.bool_]:
         """Which rows have an image, bool (n,)."""
         return np.isfinite(self.hardness)
+
+    @property
+    def measures(self) -> dict[str, Doubles]:
+        """The three measures by their names."""
+        return {name: vars(self)[name] for name in _MEASURES}
 
 
 @final
@@ -100,8 +105,8 @@ class HardnessReport(Report):
     @property
     def sets(self) -> dict[str, HardnessScores]:
         """Training, held-out and synthetic images, under the names that tables have for them."""
-        found = {"training, left out": self.train, "held-out": self.holdout}
-        return {k: v for k, v in {**found, "synthetic": self.synthetic}.items() if v is not None}
+        holdout = {} if self.holdout is None else {"held-out": self.holdout}
+        return {"training, left out": self.train, **holdout, "synthetic": self.synthetic}
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Quantiles of each of `sets`, and the share of it beyond those of the held-out images.
@@ -110,10 +115,10 @@ class HardnessReport(Report):
         """
         real = self.train if self.holdout is None else self.holdout
         limit90, limit99 = np.quantile(real.hardness[real.scored], [0.9, 0.99])
-        found = {}
+        summary = {}
         for name, scores in self.sets.items():
             values = scores.hardness[scores.scored]
-            found[name] = {
+            summary[name] = {
                 "images": len(values),
                 "hardness 10 %": float(np.quantile(values, 0.1)),
                 "50 %": float(np.median(values)),
@@ -124,7 +129,7 @@ class HardnessReport(Report):
                 "AvgkNN 50 %": float(np.median(scores.average_distance[scores.scored])),
                 "LOF 50 %": float(np.median(scores.outlier_factor[scores.scored])),
             }
-        return found
+        return summary
 
     def table(self) -> list[list[str]]:
         """The summary as lines of text cells, the first of which is the header."""
@@ -148,21 +153,13 @@ class HardnessReport(Report):
     def _columns(self) -> dict[str, Any]:
         """Returns a row per row of the cache; NaN for rows that were not done."""
         names = np.array(self.classes, object)[self.synthetic.labels]
-        return {"class": names, **{name: getattr(self.synthetic, name) for name in _MEASURES}}
+        return {"class": names, **self.synthetic.measures}
 
     def _record(self) -> dict[str, Any]:
         """Returns all fields and the summary; numbers keep nine digits."""
-        return {
-            "identity": self.identity,
-            "extractor": self.extractor,
-            "settings": self.settings,
-            "summary": self.summary(),
-            "classes": self.classes,
-            "synthetic": _rounded(self.synthetic),
-            "train": _rounded(self.train),
-            "holdout": None if self.holdout is None else _rounded(self.holdout),
-            "pictures": self.pictures,
-        }
+        sets = {"synthetic": self.synthetic, "train": self.train, "holdout": self.holdout}
+        rounded = {name: None if one is None else _rounded(one) for name, one in sets.items()}
+        return {**super()._record(), **rounded, "summary": self.summary()}
 
     @classmethod
     def _from_record(cls, record: dict[str, Any]) -> "HardnessReport":
@@ -180,7 +177,7 @@ class HardnessReport(Report):
             "still sees them better than others.",
         ]
         for measure, label in _MEASURES.items():
-            values = {name: getattr(s, measure)[s.scored] for name, s in self.sets.items()}
+            values = {name: s.measures[measure][s.scored] for name, s in self.sets.items()}
             top = max(float(np.quantile(v, 0.995)) for v in values.values())
             parts.append(histogram({k: v.clip(max=top) for k, v in values.items()}, x_label=label))
         parts.append("The last bin of each chart holds all larger values too.")
@@ -198,29 +195,23 @@ class HardnessReport(Report):
 
     def _figure(self, picture: dict[str, JSON]) -> Markup:
         row = int(str(picture["row"]))
+        name, image = self.classes[self.synthetic.labels[row]], checked_uri(picture["image"])
         return Markup(
             '<figure><img src="{}" alt=""><figcaption>{}, row {}: {:.4g}</figcaption></figure>'
-        ).format(
-            checked_uri(picture["image"]),
-            self.classes[self.synthetic.labels[row]],
-            row,
-            self.hardness[row],
-        )
+        ).format(image, name, row, self.hardness[row])
 
     def _by_class(self) -> list[list[str]]:
         rows = []
         for c, name in enumerate(self.classes):
             of_class = [s.hardness[s.scored & (s.labels == c)] for s in self.sets.values()]
-            cells = (
-                f"{np.median(values):.4g}" if len(values) else "no image" for values in of_class
-            )
+            cells = [f"{np.median(v):.4g}" if len(v) else "no image" for v in of_class]
             rows.append([name, *cells])
         return rows
 
 
 def _rounded(scores: HardnessScores) -> HardnessScores:
     """Nine digits of every number, so that files stay small."""
-    columns = {name: getattr(scores, name) for name in _MEASURES}
+    columns = scores.measures.items()
     return replace(
-        scores, **{k: np.array([float(f"{x:.9g}") for x in v]) for k, v in columns.items()}
+        scores, **{name: np.array([float(f"{x:.9g}") for x in v]) for name, v in columns}
     )

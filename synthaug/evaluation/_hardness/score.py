@@ -8,10 +8,10 @@ import numpy as np
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_pil
 from synthaug._support.html import data_uri
-from synthaug._types import JSON, Features, Indices, Labels
+from synthaug._types import JSON, Indices
 from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
-from synthaug.evaluation._comparison import check_comparable, common_classes, features_of, labels_in
-from synthaug.evaluation._hardness.report import HardnessReport, HardnessScores
+from synthaug.evaluation._comparison import Comparison, Extraction
+from synthaug.evaluation._hardness.report import Doubles, HardnessReport, HardnessScores
 from synthaug.features import Extractor, describe
 
 _PICTURES = 24
@@ -63,38 +63,28 @@ def score_hardness(
         ValueError: For a set without images, or what `ClassGaussians.fit` refuses.
         MismatchError: If classes or image shapes differ.
     """
-    sets = {"synthetic": synthetic, "train": train, "holdout": holdout}
-    sources = {n: ImageSource.open(x, f"`{n}`") for n, x in sets.items() if x is not None}
-    classes = common_classes(sources)
-    rows = {name: source.done_rows("scored") for name, source in sources.items()}
-    labels = {name: labels_in(classes, source) for name, source in sources.items()}
-    check_comparable(sources, rows)
-
-    vectors = {
-        name: features_of(
-            source,
-            rows[name],
-            features,
-            name,
-            batch_size=batch_size,
-            features_dir=features_dir,
-            progress=progress,
-        )
-        for name, source in sources.items()
-    }
+    sets = Comparison.open(synthetic=synthetic, train=train, holdout=holdout)
+    sources, labels, rows = sets.sources, sets.labels, sets.rows
+    extraction = Extraction(batch_size=batch_size, features_dir=features_dir, progress=progress)
+    vectors = {n: extraction.features(s, rows[n], features, n) for n, s in sources.items()}
     gaussians = ClassGaussians.fit(
         vectors["train"],
         labels["train"][rows["train"]],
-        len(classes),
+        len(sets.classes),
         structure=structure,
         estimator=estimator,
         components=components,
     )
     neighborhood = Neighbourhood(vectors["train"], k)
-    scores = {
-        name: _scores(name, vectors[name], labels[name], rows[name], gaussians, neighborhood)
-        for name in sources
-    }
+    scores = {}
+    for name, x in vectors.items():
+        y = labels[name][rows[name]]
+        if name == "train":
+            hardness, near = gaussians.leave_one_out(x, y), neighborhood.scores()
+        else:
+            hardness, near = gaussians.hardness(x, y), neighborhood.scores(x)
+        columns = (_spread(values, rows[name], len(labels[name])) for values in (hardness, *near))
+        scores[name] = HardnessScores(labels[name], *columns)
     settings: dict[str, JSON] = {
         "structure": structure,
         "estimator": estimator,
@@ -104,7 +94,7 @@ def score_hardness(
     }
     return HardnessReport(
         identity=sources["synthetic"].identity,
-        classes=classes,
+        classes=sets.classes,
         synthetic=scores["synthetic"],
         train=scores["train"],
         holdout=scores.get("holdout"),
@@ -114,31 +104,18 @@ def score_hardness(
     )
 
 
-def _scores(
-    name: str,
-    x: Features,
-    labels: Labels,
-    rows: Indices,
-    gaussians: ClassGaussians,
-    neighborhood: Neighbourhood,
-) -> HardnessScores:
-    """The scores of one set at the places of all its rows, NaN where a row cannot be read."""
-    y = labels[rows]
-    if name == "train":
-        hardness, near = gaussians.leave_one_out(x, y), neighborhood.scores()
-    else:
-        hardness, near = gaussians.hardness(x, y), neighborhood.scores(x)
-    columns = [np.full(len(labels), np.nan) for _ in range(3)]
-    for column, values in zip(columns, (hardness, *near), strict=True):
-        column[rows] = values
-    return HardnessScores(labels, *columns)
+def _spread(values: Doubles, rows: Indices, count: int) -> Doubles:
+    """Values at the places of their rows among all, float64 (count,); NaN elsewhere."""
+    column = np.full(count, np.nan)
+    column[rows] = values
+    return column
 
 
 def _pictures(
     source: ImageSource, scores: HardnessScores
 ) -> dict[str, tuple[dict[str, JSON], ...]]:
     """The hardest and the easiest images, as PNG in `data:` addresses."""
-    order = np.argsort(scores.hardness, kind="stable")[: int(np.isfinite(scores.hardness).sum())]
+    order = np.argsort(scores.hardness, kind="stable")[: int(scores.scored.sum())]
 
     def shown(rows: Sequence[int]) -> tuple[dict[str, JSON], ...]:
         pictures: list[dict[str, JSON]] = []

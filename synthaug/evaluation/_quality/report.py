@@ -48,7 +48,7 @@ class QualityScores:
         return [self._cell(name) for name in COLUMNS]
 
     def _cell(self, name: str) -> str:
-        value, std = getattr(self, name), getattr(self, f"{name}_std", None)
+        value, std = vars(self)[name], vars(self).get(f"{name}_std")
         if value is None:
             return "-"
         return f"{value:.4g}" + ("" if std is None else f" ± {std:.2g}")

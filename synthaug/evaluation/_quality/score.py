@@ -1,14 +1,16 @@
 """Equal numbers of images of each set, their features, and the scores of these."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
+from synthaug._support.arguments import check_between
 from synthaug._types import JSON, Features, Indices, Labels
-from synthaug.evaluation._comparison import check_comparable, common_classes, features_of, labels_in
+from synthaug.evaluation._comparison import Comparison, Extraction
 from synthaug.evaluation._quality.report import QualityReport, QualityScores
 from synthaug.features import Extractor, describe
 from synthaug.metrics import (
@@ -68,113 +70,95 @@ def score_quality(
         MismatchError: If classes or image shapes differ.
         ImportError: Without torchmetrics.
     """
-    sets = {"synthetic": synthetic, "real": real, "holdout": holdout}
-    sources = {n: ImageSource.open(x, f"`{n}`") for n, x in sets.items() if x is not None}
-    classes = common_classes(sources)
-    rows = {name: source.done_rows("scored") for name, source in sources.items()}
-    check_comparable(sources, rows)
-    chosen = _equal_parts(rows, images, seed)
-    n = len(chosen["synthetic"])
-    if n <= max(k, 3):
-        raise ValueError(f"Each set that is compared has {n} images, not more than `k`={k} and 3.")
-    dim = features(sources["real"].pixels(rows["real"][:1])).shape[1]
-    check_rank(n, dim, name="Each set that is compared", force=force)
-
-    compared = {
-        "synthetic": sources["synthetic"],
-        "reference": sources["real"],
-        "other": sources.get("holdout", sources["real"]),
-    }
-    labels = {name: labels_in(classes, one)[chosen[name]] for name, one in compared.items()}
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "features_dir": features_dir,
-        "progress": progress,
-    }
+    sets = Comparison.open(synthetic=synthetic, real=real, holdout=holdout)
+    sources = sets.sources
+    measure = Measure(k=k, force=force, seed=seed)
+    chosen = _equal_parts(sets.rows, images, seed)
+    dim = features(sources["real"].pixels(sets.rows["real"][:1])).shape[1]
+    measure.check_size(len(chosen["synthetic"]), dim, "Each set that is compared")
+    second = "real" if holdout is None else "holdout"
+    names = {"synthetic": "synthetic", "reference": "real", "other": second}
+    extraction = Extraction(batch_size=batch_size, features_dir=features_dir, progress=progress)
     vectors = {
-        name: features_of(one, chosen[name], features, name, **options)
-        for name, one in compared.items()
+        part: extraction.features(sources[name], chosen[part], features, part)
+        for part, name in names.items()
     }
-    logits: dict[str, Features] = {}
+    logits = {}
     if classifier is not None:
-        logits = {
-            name: features_of(
-                compared[name], chosen[name], classifier, f"{name}, classes", **options
-            )
-            for name in ("synthetic", "other")
-        }
-    scores, floor = _both_scores(vectors, k, force, seed, logits)
+        for part in ("synthetic", "other"):
+            images_of, note = sources[names[part]], f"{part}, classes"
+            logits[part] = extraction.features(images_of, chosen[part], classifier, note)
+    labels = {part: sets.labels[name][chosen[part]] for part, name in names.items()}
+    scores, floor = measure.both(vectors, logits)
+    other = sources[second]
     return QualityReport(
         identity=sources["synthetic"].identity,
         synthetic=scores,
         floor=floor,
-        by_class=_by_class(vectors, labels, classes, k, force, seed),
+        by_class=_by_class(vectors, labels, sets.classes, measure),
         reference=_reference(sources),
-        floor_from=f"another half of {compared['other'].title}"
-        if holdout is None
-        else compared["other"].title,
+        floor_from=f"another half of {other.title}" if holdout is None else other.title,
         extractor={**describe(features), "dim": dim},
         classifier=None if classifier is None else describe(classifier),
-        settings={
-            "k": k,
-            "seed": seed,
-            "force": force,
-            "holdout": None if holdout is None else compared["other"].fingerprint,
-        },
+        settings={**asdict(measure), "holdout": None if holdout is None else other.fingerprint},
     )
 
 
-def compare(
-    synthetic: Features,
-    reference: Features,
-    *,
-    logits: Features | None = None,
-    k: int = 5,
-    force: bool = False,
-    seed: int = 0,
-) -> QualityScores:
-    """All scores of one set of features against another of the same size.
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How sets of features are compared."""
 
-    The Fréchet distance is left out where there are fewer images than twice the features, unless
-    `force`.
-    """
-    n, d = synthetic.shape
-    score = std = None
-    if logits is not None and len(logits) >= _SPLITS:
-        score, std = inception_score(logits, splits=_SPLITS, seed=seed)
-    kernel, kernel_std = kernel_distance(synthetic, reference, seed=seed)
-    possible = force or n >= 2 * d
-    return QualityScores(
-        n=n,
-        frechet_distance=frechet_distance(synthetic, reference, force=force) if possible else None,
-        kernel_distance=kernel,
-        kernel_distance_std=kernel_std,
-        **manifold_scores(synthetic, reference, k=k)._asdict(),
-        inception_score=score,
-        inception_score_std=std,
-    )
+    k: int = 5
+    """Neighbours of precision, recall, density and coverage."""
+    force: bool = False
+    """Take the Fréchet distance of fewer images than twice the features."""
+    seed: int = 0
+    """Of the subsets that the kernel distance and the inception score are averaged over."""
 
+    def check_size(self, n: int, dim: int, name: str) -> None:
+        """Refuses sets of n images in `dim` features that are too small.
 
-def _both_scores(
-    vectors: Mapping[str, Features],
-    k: int,
-    force: bool,
-    seed: int,
-    logits: Mapping[str, Features] | None = None,
-) -> tuple[QualityScores, QualityScores]:
-    """The scores of the synthetic images, and those of other real ones, against the reference."""
-    synthetic, other = (
-        compare(
-            vectors[name],
-            vectors["reference"],
-            logits=(logits or {}).get(name),
-            k=k,
-            force=force,
-            seed=seed,
+        Raises:
+            ValueError: For fewer images than twice the features, unless `force`, or than `k`.
+        """
+        if n <= max(self.k, 3):
+            raise ValueError(f"{name} has {n} images, not more than `k`={self.k} and 3.")
+        check_rank(n, dim, name=name, force=self.force)
+
+    def scores(
+        self, synthetic: Features, reference: Features, logits: Features | None = None
+    ) -> QualityScores:
+        """All scores of one set of features against another of the same size.
+
+        The Fréchet distance is left out where there are fewer images than twice the features,
+        unless `force`.
+        """
+        n, d = synthetic.shape
+        score = std = distance = None
+        if logits is not None and len(logits) >= _SPLITS:
+            score, std = inception_score(logits, splits=_SPLITS, seed=self.seed)
+        if self.force or n >= 2 * d:
+            distance = frechet_distance(synthetic, reference, force=self.force)
+        kernel, kernel_std = kernel_distance(synthetic, reference, seed=self.seed)
+        return QualityScores(
+            n=n,
+            frechet_distance=distance,
+            kernel_distance=kernel,
+            kernel_distance_std=kernel_std,
+            **manifold_scores(synthetic, reference, k=self.k)._asdict(),
+            inception_score=score,
+            inception_score_std=std,
         )
-        for name in ("synthetic", "other")
-    )
-    return synthetic, other
+
+    def both(
+        self, vectors: Mapping[str, Features], logits: Mapping[str, Features]
+    ) -> tuple[QualityScores, QualityScores]:
+        """The scores of synthetic and of other real images, both against the reference."""
+        synthetic, other = (
+            self.scores(vectors[name], vectors["reference"], logits.get(name))
+            for name in ("synthetic", "other")
+        )
+        return synthetic, other
 
 
 def _reference(sources: Mapping[str, ImageSource]) -> dict[str, JSON]:
@@ -188,45 +172,34 @@ def _reference(sources: Mapping[str, ImageSource]) -> dict[str, JSON]:
     }
 
 
-def _equal_parts(rows: dict[str, Indices], images: int | None, seed: int) -> dict[str, Indices]:
+def _equal_parts(rows: Mapping[str, Indices], images: int | None, seed: int) -> dict[str, Indices]:
     """As many random rows of synthetic, reference and other real images."""
     order = {
-        name: own[np.argsort(counter_rng(seed, i).random(len(own)), kind="stable")]
-        for i, (name, own) in enumerate(rows.items())
+        name: readable[np.argsort(counter_rng(seed, i).random(len(readable)), kind="stable")]
+        for i, (name, readable) in enumerate(rows.items())
     }
     if "holdout" not in order:
         half = len(order["real"]) // 2
         order["holdout"], order["real"] = order["real"][half:], order["real"][:half]
     n = min(len(part) for part in order.values())
-    if images is not None:
-        if not 1 <= images <= n:
-            raise ValueError(
-                f"`images` must be from 1 to {n}, as many as every set has; got {images}."
-            )
-        n = images
-    return {
-        "synthetic": np.sort(order["synthetic"][:n]),
-        "reference": np.sort(order["real"][:n]),
-        "other": np.sort(order["holdout"][:n]),
-    }
+    check_between(1, n, ", as many as every set has", images=images)
+    parts = {"synthetic": "synthetic", "reference": "real", "other": "holdout"}
+    return {part: np.sort(order[name][: images or n]) for part, name in parts.items()}
 
 
 def _by_class(
     vectors: dict[str, Features],
     labels: dict[str, Labels],
     classes: tuple[str, ...],
-    k: int,
-    force: bool,
-    seed: int,
+    measure: Measure,
 ) -> dict[str, tuple[QualityScores, QualityScores]]:
     """Both scores of each class of which all three sets have enough images."""
     scores = {}
     for c, name in enumerate(classes):
         of_class = {key: x[labels[key] == c] for key, x in vectors.items()}
         n = min(map(len, of_class.values()))
-        if n >= max(k + 1, 4):
-            equal_parts = {key: x[:n] for key, x in of_class.items()}
-            scores[name] = _both_scores(equal_parts, k, force, seed)
+        if n > max(measure.k, 3):
+            scores[name] = measure.both({key: x[:n] for key, x in of_class.items()}, {})
     return scores
 
 
