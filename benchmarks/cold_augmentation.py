@@ -28,9 +28,9 @@ from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug.degradations import Blur, GaussianNoise, Inpainting, Snow
 from synthaug.evaluation import StandardAugment
-from synthaug.evaluation._batches import Batches
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import FitSettings, fit, seed_initial_weights
+from synthaug.evaluation._inputs import Batches
 from synthaug.transforms import ColdRestore
 
 Augment = Callable[[Tensor], Tensor]

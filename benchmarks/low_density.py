@@ -45,9 +45,9 @@ from synthaug._pixels import to_images
 from synthaug.density import ClassGaussians, Neighbourhood
 from synthaug.evaluation import class_probabilities
 from synthaug.evaluation._augment import standard_augment
-from synthaug.evaluation._batches import Batches
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import FitSettings, fit, seed_initial_weights
+from synthaug.evaluation._inputs import Batches
 from synthaug.features import without_head
 from synthaug.metrics import frechet_distance
 

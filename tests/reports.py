@@ -8,7 +8,7 @@ from PIL import Image
 import synthaug
 from synthaug._support.html import data_uri
 from synthaug.evaluation import EvaluationReport, HardnessReport, LabelCheck, QualityReport, Run
-from synthaug.evaluation._hardness.report import HardnessScores
+from synthaug.evaluation._hardness import HardnessScores
 from synthaug.evaluation._quality import QualityScores
 from synthaug.sweeps import SweepReport, SweepRow
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
 
-from synthaug._support.arguments import check_choice
 from synthaug._training.classifier_config import ClassifierConfig
 
 
@@ -41,7 +40,8 @@ class SweepConfig:
     """Of the plans and of the choice of real images."""
 
     def __post_init__(self) -> None:
-        check_choice(("cas", "frechet"), select=self.select)
+        if self.select not in ("cas", "frechet"):
+            raise ValueError(f"`select` must be 'cas' or 'frechet', got {self.select!r}.")
 
     def images_per_class(self, stage: str) -> int:
         """Images of every class in the stage "coarse" or "fine"."""

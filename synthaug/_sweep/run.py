@@ -115,14 +115,8 @@ def sweep(
     )
     settings = combinations(default_grid(synthesizer) if grid is None else grid)
     scales = default_guidance(synthesizer) if guidance is None else guidance
-    trials = [work.trial("coarse", setting) for setting in settings]
-    for scale in scales:  # refused before any work
-        work.trial("fine", {**settings[0], "guidance_scale": scale})
     stages = ["coarse", "fine"] if len(scales) else ["coarse"]
-    dim = work.checked_dim(stages)
-    cost = sum(t.evaluations * len(t.plan) for t in trials)
-    logger.info("%d settings, %s network evaluations", len(trials), f"{cost:,.0f}")
-
+    trials, dim = work.checked(settings, scales), work.checked_dim(stages)
     floors = {stage: work.floor(stage) for stage in stages}
     coarse = [work.row(trial, "coarse") for trial in trials]
     best = min(coarse, key=lambda row: (row.frechet_distance, row.evaluations))
@@ -172,6 +166,15 @@ class _Work:
         """A setting with the images of a stage."""
         per_class, seed = self.config.images_per_class(stage), self.config.seed
         return Trial.of(self.synthesizer, setting, per_class=per_class, seed=seed)
+
+    def checked(self, settings: Sequence[Setting], scales: Sequence[float]) -> list[Trial]:
+        """The trials of the first stage; what either stage refuses is refused here."""
+        trials = [self.trial("coarse", setting) for setting in settings]
+        for scale in scales:
+            self.trial("fine", {**settings[0], "guidance_scale": scale})
+        cost = sum(t.evaluations * len(t.plan) for t in trials)
+        logger.info("%d settings, %s network evaluations", len(trials), f"{cost:,.0f}")
+        return trials
 
     def size(self, stage: str) -> int:
         """Number of images that a stage compares."""
@@ -251,11 +254,8 @@ class _Work:
         path = self.folder / "settings" / f"{trial.stem}.h5"
         path.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s", path.stem)
-        options: dict[str, Any] = {
-            "batch_size": self.config.batch_size,
-            "progress": self.progress,
-        }
-        return generate(trial.synthesizer, trial.plan, path, **options)
+        size, shown = self.config.batch_size, self.progress
+        return generate(trial.synthesizer, trial.plan, path, batch_size=size, progress=shown)
 
     def row(self, trial: Trial, stage: str) -> SweepRow:
         """A setting's row, out of its file if an earlier call measured the same."""

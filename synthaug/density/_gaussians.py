@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._neighbors import checked_features
-from synthaug._support.arguments import check_choice
+from synthaug._support.arguments import check_at_least, check_between, check_choice
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Features, Labels
 from synthaug.density._covariance import (
@@ -102,7 +102,16 @@ class ClassGaussians:
         groups = {f"class {c}": residuals[y == c] for c in range(C)}
         if structure == "tied":
             groups = {"all classes": residuals}
-        W = np.stack([_whitening(group, estimator, structure, n) for n, group in groups.items()])
+        whitenings = []
+        for name, group in groups.items():
+            W = whitening_of(covariance(group, estimator, structure))
+            if W is None:
+                raise ValueError(
+                    f"The covariance of {name} is singular: features are constant, or follow from "
+                    f"one another. {remedy(estimator)}"
+                )
+            whitenings.append(W)
+        W = np.stack(whitenings)
         logs = -2 * np.log(W[:, 0] if structure == "diagonal" else W.diagonal(axis1=1, axis2=2))
         return cls(
             means=_tensor(means),
@@ -182,8 +191,7 @@ class ClassGaussians:
         """
         x, y = _checked(features, labels)
         self._check_labels(torch.from_numpy(y), len(x))
-        if x.shape[1] != self.num_features:
-            raise ValueError(f"`features` has shape {x.shape}, expected (n, {self.num_features}).")
+        self._check_width(x)
         here = self.to("cpu", torch.float64)
         x = cast(Doubles, here._projected(torch.from_numpy(x)).numpy())
         counts, means = here.counts.numpy(), here.means.numpy()
@@ -264,10 +272,7 @@ class ClassGaussians:
             x = features.to(dtype)
         else:
             x = torch.from_numpy(np.asarray(features, np.float64))
-        if x.ndim != 2 or x.shape[1] != self.num_features:
-            raise ValueError(
-                f"`features` has shape {tuple(x.shape)}, expected (n, {self.num_features})."
-            )
+        self._check_width(x)
         with torch.autocast(x.device.type, enabled=False):  # squares of large numbers
             here = self.to(x.device, x.dtype)
             result = compute(here._projected(x), here)
@@ -285,6 +290,12 @@ class ClassGaussians:
         white = away * W if self.structure == "diagonal" else away @ W.mT
         constant = self.log_determinants[classes, None] + x.shape[1] * LOG_2PI
         return ((white.square().sum(-1) + constant) / 2).T
+
+    def _check_width(self, x: Doubles | Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"`features` has shape {tuple(x.shape)}, expected (n, {self.num_features})."
+            )
 
     def _check_labels(self, y: Tensor, n: int) -> None:
         if y.shape != (n,) or y.is_floating_point():
@@ -306,26 +317,9 @@ def _principal(x: Doubles, components: int) -> tuple[Doubles, Doubles]:
     """The mean of all features, (d,), and their principal components, (components, d)."""
     from sklearn.decomposition import PCA
 
-    if not 1 <= components <= min(x.shape):
-        raise ValueError(
-            f"`components` must be from 1 to {min(x.shape)}, the lesser of images and "
-            f"features; got {components}."
-        )
+    check_between(1, min(x.shape), ", the lesser of images and features", components=components)
     pca = PCA(components, random_state=0).fit(x)
     return pca.mean_, pca.components_
-
-
-def _whitening(
-    residuals: Doubles, estimator: Estimator, structure: Structure, owner: str
-) -> Doubles:
-    """As `whitening_of` for the covariance of some rows, which belong to `owner`."""
-    W = whitening_of(covariance(residuals, estimator, structure))
-    if W is None:
-        raise ValueError(
-            f"The covariance of {owner} is singular: features are constant, or follow from one "
-            f"another. {remedy(estimator)}"
-        )
-    return W
 
 
 def _checked(features: Any, labels: Any) -> tuple[Doubles, Labels]:
@@ -335,6 +329,5 @@ def _checked(features: Any, labels: Any) -> tuple[Doubles, Labels]:
         raise ValueError(
             f"`labels` must be integers of shape ({len(x)},), got {y.dtype} {y.shape}."
         )
-    if y.min() < 0:
-        raise ValueError(f"`labels` must be at least 0, got {y.min()}.")
+    check_at_least(0, labels=y.min())
     return x, y.astype(np.int64)

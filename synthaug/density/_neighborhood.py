@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthaug._neighbors import Index, checked_features, threads
+from synthaug._support.arguments import check_between
 from synthaug._types import Features
 
 _LEAST = 1e-10
@@ -46,11 +47,8 @@ class Neighbourhood:
 
     def __init__(self, reference: Features, k: int = 5) -> None:
         reference = checked_features(reference, "reference")
-        if not 1 <= k < len(reference):
-            raise ValueError(
-                f"`k` must be from 1 to {len(reference) - 1}, one less than the {len(reference)} "
-                f"reference images; got {k}."
-            )
+        n = len(reference)
+        check_between(1, n - 1, f", one less than the {n} reference images", k=k)
         self.k = k
         self._reference = reference
         self._index = Index(reference)
@@ -78,7 +76,8 @@ class Neighbourhood:
                 f"`queries` has {queries.shape[1]} features, the reference images have "
                 f"{self._reference.shape[1]}."
             )
-        return self._searched(queries, self.k)
+        with threads():
+            return self._index.search(queries, self.k)
 
     def _reachability(self, D: Doubles, ids: NDArray[np.int64]) -> Doubles:
         """Local reachability density of images with neighbours `ids` at distances `D`, (n,)."""
@@ -89,14 +88,11 @@ class Neighbourhood:
     @cached_property
     def _among_references(self) -> tuple[Doubles, NDArray[np.int64]]:
         """Distances and row numbers of the k nearest other reference images, (n, k) each."""
-        D, ids = self._searched(self._reference, self.k + 1)
+        with threads():
+            D, ids = self._index.search(self._reference, self.k + 1)
         other = ids != np.arange(len(ids))[:, None]
         other[other.all(axis=1), -1] = False  # pushed off its own list by k + 1 duplicates
         return D[other].reshape(-1, self.k), ids[other].reshape(-1, self.k)
-
-    def _searched(self, xq: Features, k: int) -> tuple[Doubles, NDArray[np.int64]]:
-        with threads():
-            return self._index.search(xq, k)
 
 
 def average_knn_distance(

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from synthaug._support.arguments import (
+    check_between,
+    check_finite,
+    check_not_negative,
+    check_positive,
+    check_within,
+)
 from synthaug._types import Pixels
 
 Augment: TypeAlias = Callable[[Tensor], Tensor]
@@ -35,10 +42,8 @@ class StandardAugment:
     """Level of the pixels that come in at the border, 0 to 255."""
 
     def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise ValueError(f"`padding` must not be negative, got {self.padding}.")
-        if not 0 <= self.fill <= 255:
-            raise ValueError(f"`fill` must be a level from 0 to 255, got {self.fill}.")
+        check_not_negative(padding=self.padding)
+        _check_fill(self.fill)
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """Draws anew for every image, on the CPU, so that all devices see the same images."""
@@ -51,7 +56,7 @@ class StandardAugment:
         shifted = windows[torch.arange(n, device=pixels.device, dtype=torch.int64), :, top, left]
         if not self.horizontal_flip:
             return shifted
-        mirrored = (torch.rand(n, dtype=torch.float32, device="cpu") < 0.5).to(pixels.device)
+        mirrored = (_uniform(n) < 0.5).to(pixels.device)
         return torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
 
 
@@ -79,38 +84,24 @@ class AffineAugment:
     """Level of what comes in at the border, 0 to 255."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_shift < math.inf:
-            raise ValueError(f"`max_shift` must not be negative, got {self.max_shift}.")
-        if not 0 <= self.max_rotation <= 180:
-            raise ValueError(
-                f"`max_rotation` must be from 0 to 180 degrees, got {self.max_rotation}."
-            )
-        if not 0 <= self.max_scale < 1:
-            raise ValueError(f"`max_scale` must be at least 0 and below 1, got {self.max_scale}.")
-        if not 0 <= self.fill <= 255:
-            raise ValueError(f"`fill` must be a level from 0 to 255, got {self.fill}.")
+        check_finite(0, max_shift=self.max_shift)
+        check_between(0, 180, " degrees", max_rotation=self.max_rotation)
+        check_within("[0, 1)", max_scale=self.max_scale)
+        _check_fill(self.fill)
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """Draws anew for every image, on the CPU, so that all devices see the same images."""
         n, _, height, width = pixels.shape
-        turn, resize, right, down = 2 * torch.rand(4, n, dtype=torch.float32, device="cpu") - 1
+        turn, resize, right, down = 2 * _uniform(4, n) - 1
         angle = turn * math.radians(self.max_rotation)
         cos, sin = angle.cos(), angle.sin()
         # `affine_grid` says where each pixel of the result comes from, in halves of the image.
-        to_source = torch.stack(
-            [
-                torch.stack([cos, sin * height / width, right * self.max_shift * 2 / width], dim=1),
-                torch.stack(
-                    [-sin * width / height, cos, down * self.max_shift * 2 / height], dim=1
-                ),
-            ],
-            dim=1,
-        )
+        to_x = [cos, sin * height / width, right * self.max_shift * 2 / width]
+        to_y = [-sin * width / height, cos, down * self.max_shift * 2 / height]
+        to_source = torch.stack([torch.stack(to_x, dim=1), torch.stack(to_y, dim=1)], dim=1)
         to_source[:, :, :2] /= (1 + resize * self.max_scale)[:, None, None]
         if self.horizontal_flip:
-            to_source[:, :, 0] *= torch.where(
-                torch.rand(n, dtype=torch.float32, device="cpu") < 0.5, -1, 1
-            )[:, None]
+            to_source[:, :, 0] *= torch.where(_uniform(n) < 0.5, -1, 1)[:, None]
         grid = F.affine_grid(to_source.to(pixels.device), list(pixels.shape), align_corners=False)
         levels = F.grid_sample(pixels.float() - self.fill, grid, align_corners=False) + self.fill
         return levels.round().clamp(0, 255).to(torch.uint8)
@@ -134,8 +125,8 @@ class CutMix:
     """1 draws the share uniformly."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"`alpha` must be positive, got {self.alpha}.")
+        check_positive(alpha=self.alpha)
+        check_finite(0, alpha=self.alpha)
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """The images alone; training also needs what `mix` says about labels."""
@@ -153,7 +144,7 @@ class CutMix:
         side = (1 - kept).sqrt()
         sides = []
         for length in (height, width):
-            centre = torch.rand(n, dtype=torch.float32, device="cpu") * length
+            centre = _uniform(n) * length
             low = (centre - side * length / 2).round().clamp(0, length)[:, None]
             high = (centre + side * length / 2).round().clamp(0, length)[:, None]
             at = torch.arange(length, dtype=torch.int64, device="cpu")
@@ -162,6 +153,16 @@ class CutMix:
         mixed = torch.where(cut[:, None].to(pixels.device), pixels[partner], pixels)
         own = 1 - cut.float().mean((1, 2))  # the share after cutting at the border
         return mixed, partner.to(pixels.device), own.to(pixels.device)
+
+
+def _check_fill(fill: int) -> None:
+    if not 0 <= fill <= 255:
+        raise ValueError(f"`fill` must be a level from 0 to 255, got {fill}.")
+
+
+def _uniform(*shape: int) -> Tensor:
+    """Numbers of [0, 1), float32, drawn on the CPU, so that all devices see the same images."""
+    return torch.rand(shape, dtype=torch.float32, device="cpu")
 
 
 def standard_augment(image_shape: tuple[int, int, int], *, horizontal_flip: bool) -> Augment:
@@ -187,6 +188,7 @@ def apply_augment(augment: Augment, pixels: Pixels) -> Pixels:
     """
     from torchvision.transforms import v2
 
+    # A foreign transform does not have the attribute by which ours say how they draw.
     if isinstance(augment, v2.Transform) and not getattr(augment, "draws_per_image", False):
         result = torch.stack([augment(image) for image in pixels])
     else:

@@ -1,34 +1,48 @@
 """`evaluate`: checks first, then one run per arm and seed, kept as soon as it is done."""
 
+import hashlib
 import json
 import logging
 import operator
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+import torchvision
+from torch import nn
 from torch.utils.data import Dataset
 
+from synthaug._images.source import Epochs
+from synthaug._plan import settings_digest
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
-from synthaug._support.precision import (
-    Resolved,
-    fastest_precision,
-    resolve_precision,
-)
+from synthaug._support.precision import Resolved, fastest_precision, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._support.report import decode, encode
-from synthaug._training.classifier_config import ClassifierConfig
+from synthaug._support.torch_state import lasting_tensors
+from synthaug._training.classifier_config import ClassifierConfig, name_of
+from synthaug._training.loop import own_randomness
+from synthaug._types import JSON
 from synthaug.errors import DataError
 from synthaug.evaluation._arms import Arm
-from synthaug.evaluation._augment import Augment, standard_augment
-from synthaug.evaluation._inputs import Inputs, check_overlap
-from synthaug.evaluation._job import Job
+from synthaug.evaluation._augment import Augment, apply_augment, standard_augment
+from synthaug.evaluation._classifiers import build_classifier
+from synthaug.evaluation._fit import MOMENTUM, FitSettings, correct, fit, seed_initial_weights
+from synthaug.evaluation._inputs import Inputs, check_overlap, fingerprint
 from synthaug.evaluation._report import EvaluationReport, Run
 
 logger = logging.getLogger("synthaug")
+
+_SAMPLE = 16
+"""Images of each arm whose augmentation is part of what a run depends on."""
 
 
 def evaluate(
@@ -97,9 +111,9 @@ def evaluate(
     precision = fastest_precision(device) if config.precision == "auto" else config.precision
     job = Job(inputs=inputs, config=config, augments=augments, precision=precision)
     _ = job.augmented_samples  # an augmentation that fails is found before any training
-    job, files = _begun(job, seed_list, output_dir)
+    job, files = job.resumed(seed_list, output_dir)
     facts = job.facts(seed_list[0])
-    runs = _make_runs(job, seed_list, files, progress=progress)
+    runs = job.make_runs(seed_list, files, progress=progress)
     return EvaluationReport(
         runs=[runs[name, seed] for name in checked_arms for seed in seed_list],
         classes=list(inputs.classes),
@@ -109,42 +123,206 @@ def evaluate(
     )
 
 
-def _begun(
-    job: Job, seeds: Sequence[int], folder: str | os.PathLike[str] | None
-) -> tuple[Job, dict[tuple[str, int], Path]]:
-    """The job in the precision of finished runs, if it may choose one; and the file of each run."""
-    files, begun = job.files(seeds, folder), None
-    if job.config.precision == "auto" and files and not any(map(Path.exists, files.values())):
-        other: Resolved = "float32" if job.precision == "bfloat16" else "bfloat16"
-        elsewhere = replace(job, precision=other)
-        finished = elsewhere.files(seeds, folder)
-        if any(map(Path.exists, finished.values())):
-            job, files, begun = elsewhere, finished, other
-    resolve_precision(job.config.precision, job.device, begun=begun)
-    return job, files
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that the runs of one evaluation need.
+
+    Leaves the caller's random streams as they were, and its data sets in their epoch.
+    """
+
+    inputs: Inputs
+    config: ClassifierConfig
+    augments: Mapping[str, Augment | None]
+    """For each arm."""
+    precision: Resolved
+    """What the precision of the configuration means here."""
+
+    @cached_property
+    def settings(self) -> FitSettings:
+        """How weights change."""
+        return FitSettings.of(self.config, self.precision)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where classifiers are trained."""
+        return choose_device(self.config.device)
+
+    def resumed(
+        self, seeds: Sequence[int], folder: str | os.PathLike[str] | None
+    ) -> tuple["Job", dict[tuple[str, int], Path]]:
+        """The job in the precision of finished runs, if it may choose one, and its files."""
+        job, files, begun = self, self.files(seeds, folder), None
+        if self.config.precision == "auto" and files and not any(map(Path.exists, files.values())):
+            other: Resolved = "float32" if self.precision == "bfloat16" else "bfloat16"
+            elsewhere = replace(self, precision=other)
+            finished = elsewhere.files(seeds, folder)
+            if any(map(Path.exists, finished.values())):
+                job, files, begun = elsewhere, finished, other
+        resolve_precision(self.config.precision, self.device, begun=begun)
+        return job, files
+
+    def make_runs(
+        self, seeds: Sequence[int], files: Mapping[tuple[str, int], Path], *, progress: bool
+    ) -> dict[tuple[str, int], Run]:
+        """Reads the runs that are kept in files, and makes and keeps the others."""
+        runs = {run: _stored(path) for run, path in files.items() if path.exists()}
+        if runs:
+            folder = next(iter(files.values())).parent
+            logger.info("%d of %d runs are in %s already.", len(runs), len(files), folder)
+        # Seed by seed, so that what an interrupted job leaves can be compared.
+        order = [(name, seed) for seed in seeds for name in self.augments]
+        todo = [run for run in order if run not in runs]
+        with bar(len(todo) * self.config.steps, "evaluate", "step", progress=progress) as shown:
+            for name, seed in todo:
+                shown.set_description(f"{name}, seed {seed}")
+                runs[name, seed] = self.run(name, seed, advance=shown.update)
+                if files:
+                    write_text(files[name, seed], encode(runs[name, seed], indent=1))
+        return runs
+
+    @lasting_tensors()
+    def run(self, arm: str, seed: int, *, advance: Callable[[int], object]) -> Run:
+        """Trains and tests one classifier; `advance` is called with the number of steps made."""
+        started = time.perf_counter()
+        images = self.inputs.arms[arm]
+        images.forget_seen()
+        with self._leaving_no_trace():
+            network = self._build(seed).to(self.device)
+            # A fifth faster; but one's own network may not take it.
+            if isinstance(self.config.model, str):
+                network = network.to(memory_format=torch.channels_last)
+            curves = fit(
+                network,
+                images,
+                self.settings,
+                seed=seed,
+                augment=self.augments[arm],
+                validation=self.inputs.validation,
+                run=f"Arm {arm!r}, seed {seed}",
+                advance=advance,
+            )
+            unique_real, unique_synthetic = images.seen()
+            hits, labels = correct(network, self.inputs.test, self.settings)
+        by_class = [hits[labels == c] for c in range(len(self.inputs.classes))]
+        return Run(
+            arm=arm,
+            seed=seed,
+            steps=self.settings.steps,
+            selected_step=curves.selected_step,
+            test_accuracy=float(hits.mean()),
+            class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
+            validation_accuracy=dict(curves.validation).get(curves.selected_step),
+            images_seen=self.settings.steps * self.settings.batch_size,
+            unique_real=unique_real,
+            unique_synthetic=unique_synthetic,
+            seconds=time.perf_counter() - started,
+            loss_curve=curves.loss,
+            validation_curve=curves.validation,
+        )
+
+    def facts(self, seed: int) -> dict[str, JSON]:
+        """What all arms share. Builds a network, so one that cannot be built is found here."""
+        with self._leaving_no_trace():
+            network = self._build(seed)
+        return {
+            **self._shared(),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "test_images": len(self.inputs.test),
+            "validation_images": len(self.inputs.validation or ()),
+        }
+
+    def arm_facts(self) -> dict[str, dict[str, JSON]]:
+        """For each arm its number of images, its augmentation, and the audit of synthetic ones."""
+        facts: dict[str, dict[str, JSON]] = {}
+        for name, augment in self.augments.items():
+            images = self.inputs.arms[name]
+            audit = images.source.synthetic_facts
+            facts[name] = {"images": len(images), "augment": name_of(augment), "synthetic": audit}
+        return facts
+
+    @cached_property
+    def augmented_samples(self) -> dict[str, str]:
+        """Digests of what the augmentation of each arm makes of its first images.
+
+        Raises:
+            ValueError: If an augmentation does not give what it must.
+        """
+        samples = {}
+        for arm, augment in self.augments.items():
+            images = self.inputs.arms[arm]
+            with self._leaving_no_trace():
+                torch.manual_seed(0)
+                pixels, _ = images.batch(0, np.arange(min(_SAMPLE, len(images))))
+                shown = pixels if augment is None else apply_augment(augment, pixels)
+            samples[arm] = hashlib.blake2b(
+                shown.cpu().numpy().tobytes(), digest_size=16
+            ).hexdigest()
+        return samples
+
+    def files(
+        self, seeds: Sequence[int], folder: str | os.PathLike[str] | None
+    ) -> dict[tuple[str, int], Path]:
+        """Where the run of every arm and seed is kept; none without a folder.
+
+        The name ends with a digest of all that the run depends on. Functions are not known by their
+        names alone, which two lambdas share: a network counts with its structure and initial
+        weights, an augmentation with a sample of what it makes.
+        """
+        if folder is None:
+            return {}
+        with self._leaving_no_trace():
+            arms = {arm: fingerprint(images) for arm, images in self.inputs.arms.items()}
+            held_out = [self.inputs.test, self.inputs.validation]
+            prints = [None if images is None else fingerprint(images) for images in held_out]
+            weights = {seed: _digest_of(self._build(seed)) for seed in seeds}
+        shared = {**self._shared(), "held out": prints}
+        files = {}
+        for arm, augment in self.augments.items():
+            data = [arm, arms[arm], name_of(augment), self.augmented_samples[arm]]
+            for seed in seeds:
+                run = {"arm": data, "seed": seed, "network": weights[seed]}
+                key = settings_digest({**shared, **run})
+                files[arm, seed] = Path(folder) / f"{_slug(arm)}-seed{seed}-{key}.json"
+        return files
+
+    def _shared(self) -> dict[str, JSON]:
+        return {
+            **asdict(self.settings),
+            "momentum": MOMENTUM,
+            "model": self.config.model_name,
+            "image_shape": list(self.inputs.test.image_shape),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        }
+
+    def _build(self, seed: int) -> nn.Module:
+        seed_initial_weights(seed)
+        return build_classifier(
+            self.config.model, len(self.inputs.classes), self.inputs.test.image_shape
+        )
+
+    @contextmanager
+    def _leaving_no_trace(self) -> Iterator[None]:
+        epochs = Epochs(
+            leaf for images in self.inputs.sets.values() for leaf in images.source.leaves
+        )
+        with own_randomness(self.device), epochs.kept():
+            yield
 
 
-def _make_runs(
-    job: Job,
-    seeds: Sequence[int],
-    files: Mapping[tuple[str, int], Path],
-    *,
-    progress: bool,
-) -> dict[tuple[str, int], Run]:
-    """Reads the runs that are kept in files, and makes and keeps the others."""
-    runs = {run: _stored(path) for run, path in files.items() if path.exists()}
-    if runs:
-        folder = next(iter(files.values())).parent
-        logger.info("%d of %d runs are in %s already.", len(runs), len(files), folder)
-    # Seed by seed, so that what an interrupted job leaves can be compared.
-    todo = [(name, seed) for seed in seeds for name in job.augments if (name, seed) not in runs]
-    with bar(len(todo) * job.config.steps, "evaluate", "step", progress=progress) as shown:
-        for name, seed in todo:
-            shown.set_description(f"{name}, seed {seed}")
-            runs[name, seed] = job.run(name, seed, advance=shown.update)
-            if files:
-                write_text(files[name, seed], encode(runs[name, seed], indent=1))
-    return runs
+def _slug(arm: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-") or "arm"
+
+
+def _digest_of(network: nn.Module) -> str:
+    """32 hexadecimal digits over a network's structure and weights."""
+    hashed = hashlib.blake2b(repr(network).encode(), digest_size=16)
+    for name, value in network.state_dict().items():
+        hashed.update(name.encode())
+        hashed.update(value.cpu().numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def _checked_arms(

@@ -20,7 +20,7 @@ from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import Indices, Labels
 from synthaug.errors import DivergedError
 from synthaug.evaluation._augment import Augment, CutMix, apply_augment
-from synthaug.evaluation._batches import Batches
+from synthaug.evaluation._inputs import Batches
 
 MOMENTUM = 0.9
 FLOOR = 1e-3
@@ -250,15 +250,24 @@ class _Losses:
         done, settings = self._done, self._settings
         to_plot = done == settings.steps or done % settings.eval_every == 0
         if to_plot or done % _CHECK_EVERY == 0:
-            _check_finite(
-                self._values[self._looked_at : done], self._looked_at, self._run, settings
-            )
+            self._check_finite()
             self._advance(done - self._looked_at)
             self._looked_at = done
         if to_plot:
             self.curve.append((done, self._values[self._plotted : done].mean().item()))
             self._plotted = done
         return to_plot
+
+    def _check_finite(self) -> None:
+        new, settings = self._values[self._looked_at : self._done], self._settings
+        bad = torch.nonzero(~torch.isfinite(new)).flatten().tolist()
+        if bad:
+            raise DivergedError(
+                f"{self._run}: the loss became {new[bad[0]].item()} at step "
+                f"{self._looked_at + bad[0] + 1} of {settings.steps}. Lower `learning_rate` (now "
+                f"{settings.learning_rate:g}), or raise `warmup_steps` (now "
+                f"{settings.warmup_steps})."
+            )
 
 
 @torch.inference_mode()
@@ -289,13 +298,3 @@ def autocast(device: torch.device, settings: FitSettings) -> AbstractContextMana
     return torch.autocast(
         device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"
     )
-
-
-def _check_finite(losses: Tensor, first: int, run: str, settings: FitSettings) -> None:
-    bad = torch.nonzero(~torch.isfinite(losses)).flatten().tolist()
-    if bad:
-        raise DivergedError(
-            f"{run}: the loss became {losses[bad[0]].item()} at step {first + bad[0] + 1} of "
-            f"{settings.steps}. Lower `learning_rate` (now {settings.learning_rate:g}), or raise "
-            f"`warmup_steps` (now {settings.warmup_steps})."
-        )

@@ -1,16 +1,178 @@
-"""All data sets of one evaluation, opened and checked against each other."""
+"""How an evaluation reads its images: from memory where possible, else batch by batch.
 
-from collections.abc import Mapping
+A data set whose items are always the same images (our loaders, a cache, torchvision's data sets
+without transform, and `Subset` and `ConcatDataset` of those) is read once. Any other one, such as
+`MixedDataset` or a data set with a transform, is asked anew for every batch, so what it does with
+an index is part of what is evaluated.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from synthaug._images.source import ImageSource
-from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation._batches import Batches, naming
+from synthaug._types import Indices
+from synthaug.errors import DataError, MismatchError, SynthaugError
+
+MEMORY_LIMIT = 4 << 30
+"""Data sets whose items are always the same are held in memory up to so many bytes."""
+
+
+@final
+class Batches:
+    """A set of images as a trainer reads it, with labels counted in a given order of classes."""
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W), after the transforms of the data set."""
+
+    def __init__(self, source: ImageSource, classes: Sequence[str], device: torch.device) -> None:
+        """Reads the images if they fit in memory.
+
+        Args:
+            source: The images.
+            classes: Class names in the order in which labels are counted.
+            device: Where images in memory are held.
+
+        Raises:
+            ValueError: For a mixture whose length changes from epoch to epoch.
+            DataError: If there is no image, or an item is no labelled image.
+            MismatchError: If the classes differ.
+        """
+        if len(source) == 0:
+            raise DataError(f"{source.name} is empty.")
+        if not source.has_fixed_length:
+            raise ValueError(
+                f"{source.name} has another length in every epoch, since its `ratio` changes; an "
+                "evaluation counts steps over data sets of one length. Schedule the `fraction` of "
+                'mode="replace".'
+            )
+        self.source = source
+        self._epochs = source.epochs
+        self._table = _class_table(source, classes)
+        first, _ = source.batch([0])
+        c, h, w = first.shape[1:]
+        self.image_shape = c, h, w
+        self._memory: tuple[Tensor, Tensor] | None = None
+        with naming(source.name):
+            if source.is_plain and len(source) * first.numel() <= MEMORY_LIMIT:
+                labels = torch.from_numpy(self._relabeled(source.labels))
+                self._memory = source.pixels().to(device), labels.to(device)
+        self.forget_seen()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, epoch: int, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 (n, C, H, W) and labels of items of an epoch: int64 (n,), or of a mixture
+        with soft labels float32 (n, num_classes).
+
+        Raises:
+            DataError: If an item is no labelled image.
+            MismatchError: If the images have another shape than the first one.
+        """
+        if self._memory is not None:
+            self._note(indices)
+            pixels, labels = self._memory
+            rows = torch.from_numpy(indices).to(pixels.device)
+            return pixels[rows], labels[rows]
+        self._epochs.set(epoch)
+        if self.source.gives_pixels:  # without a detour over PIL
+            pixels, values = self.source.pixels(indices), self.source.labels[indices]
+        else:
+            pixels, values = self.source.batch(indices)
+        if tuple(pixels.shape[1:]) != self.image_shape:
+            raise MismatchError(
+                f"{self.source.name}: images have shape {tuple(pixels.shape[1:])}, the first one "
+                f"had {self.image_shape}. Bring all to one shape in the data set's transform."
+            )
+        self._note(indices)
+        return pixels, torch.from_numpy(self._relabeled(values))
+
+    def _relabeled(self, labels: NDArray[Any]) -> NDArray[Any]:
+        if labels.ndim == 2:  # class probabilities
+            return labels[:, np.argsort(self._table)]
+        if labels.min() < 0 or labels.max() >= len(self._table):
+            bad = labels.min() if labels.min() < 0 else labels.max()
+            raise DataError(
+                f"{self.source.name} holds label {bad}, but there are {len(self._table)} classes."
+            )
+        return self._table[labels]
+
+    @cached_property
+    def contents(self) -> NDArray[np.uint64]:
+        """Content digests of all images, before transforms, uint64 (n,)."""
+        with naming(self.source.name):
+            return self.source.digests()
+
+    # Which images were seen
+
+    def _note(self, indices: Indices) -> None:
+        rows = self.source.synthetic_rows(indices)
+        self._seen_synthetic.update(rows[rows >= 0].tolist())
+        self._seen_real[indices[rows < 0]] = True
+
+    def forget_seen(self) -> None:
+        """Starts the count of `seen` anew."""
+        self._seen_real = np.zeros(len(self), bool)
+        self._seen_synthetic: set[int] = set()
+
+    def seen(self) -> tuple[int, int]:
+        """Different real and different synthetic images in all batches."""
+        return int(self._seen_real.sum()), len(self._seen_synthetic)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Puts the name of a data set before what is wrong with it: with the data, not an argument."""
+    try:
+        yield
+    except (DataError, MismatchError, TypeError, ValueError) as error:
+        kind = type(error) if isinstance(error, SynthaugError) else DataError
+        raise error if name in str(error) else kind(f"{name}: {error}") from error
+
+
+def fingerprint(images: Batches) -> str:
+    """32 hexadecimal digits over the content digests and what is made of the images.
+
+    Mixtures of the same images differ in how they choose (`recipe`) and in what they chose for the
+    epochs 0 and 1; transforms differ in the first items of epoch 0.
+    """
+    source, hashed = images.source, hashlib.blake2b(images.contents.tobytes(), digest_size=16)
+    hashed.update(repr((len(source), source.classes)).encode())
+    for recipe in source.recipes():
+        hashed.update(json.dumps(recipe, sort_keys=True).encode())
+    for epoch in (1, 0):
+        source.epochs.set(epoch)
+        hashed.update(source.synthetic_rows(np.arange(len(source))).tobytes())
+    torch.manual_seed(0)
+    pixels, labels = source.batch(range(min(len(source), 256)))
+    hashed.update(pixels.numpy().tobytes())
+    hashed.update(labels.tobytes())
+    hashed.update(source.labels.tobytes() if source.is_plain else b"")
+    return hashed.hexdigest()
+
+
+def _class_table(source: ImageSource, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Where each class of a source is in `classes`: matched by name, kept if there are no names."""
+    names = source.classes
+    if names is not None and sorted(names) != sorted(classes):
+        missing = sorted(set(classes) - set(names)) or ["none"]
+        extra = sorted(set(names) - set(classes)) or ["none"]
+        raise MismatchError(
+            f"{source.name} has other classes than the test set. Missing: "
+            f"{', '.join(missing[:5])}; not in the test set: {', '.join(extra[:5])}."
+        )
+    place = {name: c for c, name in enumerate(classes)}
+    return np.array([place[name] for name in names or classes], np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

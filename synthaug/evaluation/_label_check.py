@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
 from synthaug._images.source import ImageSource
+from synthaug._support.arguments import check_within
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, blocks, facts, heading
 from synthaug._support.report import Report, decode_array
@@ -183,10 +184,8 @@ def check_labels(
             "Give exactly one of `threshold` and `percentile`; got "
             f"{'none' if threshold is None else 'both'}."
         )
-    if threshold is not None and not 0 < threshold < 1:
-        raise ValueError(f"`threshold` must be in (0, 1), got {threshold}.")
-    if percentile is not None and not 0 < percentile < 100:
-        raise ValueError(f"`percentile` must be in (0, 100), got {percentile}.")
+    check_within("(0, 1)", threshold=threshold)
+    check_within("(0, 100)", percentile=percentile)
     config = config or ClassifierConfig()
     source = ImageSource.open(real, "`real`")
     table = class_table(cache, source.classes or ())

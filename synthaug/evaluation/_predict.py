@@ -17,9 +17,9 @@ from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._training.loop import own_randomness
 from synthaug._types import Features, Pixels
 from synthaug.evaluation._augment import standard_augment
-from synthaug.evaluation._batches import Batches
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import FitSettings, device_of, fit, seed_initial_weights
+from synthaug.evaluation._inputs import Batches
 
 _BATCH = 512
 

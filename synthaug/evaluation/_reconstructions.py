@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from synthaug._images.labeled import LabeledImages
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images, to_pixels
+from synthaug._support.arguments import check_at_least
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
 from synthaug._support.progress import bar
@@ -57,8 +58,7 @@ def reconstructions(
             halve often enough.
         ValueError: If `batch_size` is below 1, or the classes have no names.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    check_at_least(1, batch_size=batch_size)
     place = choose_device(device)
     vae = settle_layout(_autoencoder(checkpoint)).eval().requires_grad_(False).to(place)
     source = ImageSource.open(real, "`real`")
@@ -67,14 +67,14 @@ def reconstructions(
         raise ValueError("`real` does not name its classes. Pass `classes`.")
     _check(vae, source.image_shape, str(checkpoint))
     parts: list[Tensor] = []
-    with (
-        torch.inference_mode(),
-        bar(len(source), "reconstruct", "image", progress=progress) as shown,
-    ):
+    shown = bar(len(source), "reconstruct", "image", progress=progress)
+    with torch.inference_mode(), shown:
         for pixels in source.blocks(batch_size):
             images = to_images(pixels).to(place)
-            found = vae.encode(images)
-            latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+            encoded = vae.encode(images)
+            # An autoencoder gives a distribution, or, as a VQ model does, the latents themselves.
+            drawn = hasattr(encoded, "latent_dist")
+            latents = encoded.latent_dist.mean if drawn else encoded.latents
             decoded = vae.decode(latents).sample
             parts.append(to_pixels(decoded.clamp(-1, 1).cpu()))
             shown.update(len(pixels))

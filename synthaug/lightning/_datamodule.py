@@ -72,7 +72,8 @@ class MixedDataModule(LightningDataModule):
         self.mixed: MixedDataset | None = None
         """The training images, once the train loader has been asked for."""
         self.prepare_data_per_node = datamodule.prepare_data_per_node
-        for name in _HOOKS:  # its own: Lightning asks which of them were overridden
+        # Those of the data module inside: Lightning asks which of them were overridden.
+        for name in _HOOKS:
             setattr(self, name, getattr(datamodule, name))
 
     @property
@@ -119,7 +120,8 @@ class MixedDataModule(LightningDataModule):
             )
         mixed = _loader_of(self.mixed, loader)
         self.follow_epoch()
-        if hasattr(mixed.sampler, "set_epoch"):  # Lightning itself does it too late, after resuming
+        # Only some samplers have epochs. Lightning itself sets them too late, after resuming.
+        if hasattr(mixed.sampler, "set_epoch"):
             mixed.sampler.set_epoch(self._epoch)
         return mixed
 
@@ -154,6 +156,7 @@ def _loader_of(mixed: MixedDataset, loader: DataLoader[Any]) -> DataLoader[Any]:
     """A loader with all settings of another one, over other images."""
     kind = type(loader)
     names = {*inspect.signature(DataLoader).parameters, *inspect.signature(kind).parameters}
+    # A foreign loader keeps most of its arguments under their names, but need not keep all.
     settings = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
     settings["dataset"] = mixed
     order = settings.pop("sampler"), settings.pop("batch_sampler")
