@@ -11,7 +11,6 @@ name both beside a number, and compare it with what another set of real images g
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from synthaug._neighbors import checked_features, distances
 from synthaug._support.arguments import check_between
-from synthaug._support.extras import import_extra
+from synthaug._support.extras import from_extra
 from synthaug._support.torch_state import torch_defaults
 from synthaug._types import Features
 from synthaug.density import Neighbourhood
@@ -222,8 +221,9 @@ class _AsGiven(nn.Module):
 
 def _torchmetrics(module: str) -> Any:
     needs = "Fréchet distance, kernel distance and inception score need torchmetrics"
-    import_extra("torchmetrics.image", needs, "metrics")
-    return import_module(f"torchmetrics.image.{module}")
+    with from_extra("torchmetrics", needs, "metrics"):
+        from torchmetrics.image import fid, inception, kid
+    return {"fid": fid, "kid": kid, "inception": inception}[module]
 
 
 def _update(metric: Any, synthetic: Features, real: Features) -> None:

@@ -81,6 +81,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_docs": {"evaluation", "synthesizers"},
     "test_engines": {"_cluster", "_generate", "_support"},
     "test_evaluation": {"_images", "_plan", "evaluation"},
+    "test_extras": {"_support"},
     "test_fine_tuning": {"_training", "synthesizers"},
     "test_fitting": {"_training"},
     "test_frameworks": {"_images"},

@@ -49,3 +49,12 @@ def test_types_repetitions_and_emptiness():
         arguments.check_distinct("Rename it.", names=["b", "a", "a"])
     with pytest.raises(ValueError, match=r"^`pixels` holds no image\.$"):
         arguments.check_some("image", pixels=[])
+
+
+def test_signs_and_bounds_that_are_explained():
+    arguments.check_not_negative(size=0, other=None)
+    arguments.check_between(1, 3, ", as many as there are", size=3, other=None)
+    with pytest.raises(ValueError, match=r"^`size` must not be negative, got -1\. Do that\.$"):
+        arguments.check_not_negative("Do that.", size=-1)
+    with pytest.raises(ValueError, match=r"^`size` must be from 1 to 3, as many as there are, got"):
+        arguments.check_between(1, 3, ", as many as there are", size=0)

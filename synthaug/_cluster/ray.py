@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from synthaug._support.arguments import check_at_least
-from synthaug._support.extras import import_extra
+from synthaug._support.extras import from_extra
 from synthaug.errors import EngineError
 
 logger = logging.getLogger("synthaug")
@@ -72,7 +72,9 @@ def import_ray() -> Any:
     Raises:
         ImportError: Names the extra that installs it.
     """
-    return import_extra("ray", "`engine='ray'` needs Ray", "ray")
+    with from_extra("ray", "`engine='ray'` needs Ray", "ray"):
+        import ray
+    return ray
 
 
 @contextmanager

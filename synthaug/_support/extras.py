@@ -1,14 +1,18 @@
 """Libraries that come with an extra of the package, and may be missing."""
 
-from importlib import import_module
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
-def import_extra(module: str, needs: str, extra: str) -> Any:
-    """Imports a module of a library that an extra installs.
+@contextmanager
+def from_extra(library: str, needs: str, extra: str) -> Iterator[None]:
+    """Wraps imports of a library that an extra installs.
+
+        with from_extra("timm", "Features of timm need it", "timm"):
+            import timm
 
     Args:
-        module: Name of the module, with that of its library in front.
+        library: Name of the package that is imported.
         needs: Who needs the library, as the message begins: "`engine='ray'` needs Ray".
         extra: Name of the extra.
 
@@ -16,8 +20,8 @@ def import_extra(module: str, needs: str, extra: str) -> Any:
         ImportError: Naming the extra if the library is missing.
     """
     try:
-        return import_module(module)
+        yield
     except ModuleNotFoundError as error:
-        if str(error.name).partition(".")[0] != module.partition(".")[0]:
+        if str(error.name).partition(".")[0] != library:
             raise  # the library is there, and lacks another one
         raise ImportError(f"{needs}. Install it with `pip install 'synthaug[{extra}]'`.") from None

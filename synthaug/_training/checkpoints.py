@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.differences import described, differences
-from synthaug._support.extras import import_extra
+from synthaug._support.extras import from_extra
 from synthaug._support.files import write_text
 from synthaug._support.precision import Precision, Resolved, in_precision, load_network
 from synthaug._support.torch_state import lasting_tensors
@@ -346,12 +346,12 @@ def load_frozen(
 def embed_prompts(path: Path, prompts: Sequence[str]) -> Tensor:
     """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder."""
     needs = "A checkpoint with a text encoder needs transformers"
-    transformers = import_extra("transformers", needs, "text")
+    with from_extra("transformers", needs, "text"):
+        from transformers import AutoTokenizer, CLIPTextModel
+    folder, local = path / "text_encoder", {"local_files_only": True}
     try:
-        kinds, local = transformers, {"local_files_only": True}
-        tokenizer = kinds.AutoTokenizer.from_pretrained(path / "tokenizer", **local)
-        folder = path / "text_encoder"
-        encoder = kinds.CLIPTextModel.from_pretrained(folder, use_safetensors=True, **local).eval()
+        tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", **local)
+        encoder = CLIPTextModel.from_pretrained(folder, use_safetensors=True, **local).eval()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: the text encoder cannot be loaded: {error}") from error
     tokens = tokenizer(

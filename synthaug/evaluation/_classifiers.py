@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synthaug._support.arguments import check_at_least
-from synthaug._support.extras import import_extra
+from synthaug._support.extras import from_extra
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import Builder
 
@@ -194,7 +194,8 @@ def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int])
 
 
 def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    timm = import_extra("timm", f"`model` 'timm:{name}' needs timm", "timm")
+    with from_extra("timm", f"`model` 'timm:{name}' needs timm", "timm"):
+        import timm
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
     options = {"pretrained": False, "num_classes": num_classes, "in_chans": image_shape[0]}

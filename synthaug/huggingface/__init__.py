@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from synthaug._support.extras import import_extra
+from synthaug._support.extras import from_extra
 
 if TYPE_CHECKING:
     from synthaug.huggingface._callback import SetEpoch as SetEpoch
@@ -18,9 +18,8 @@ def __getattr__(name: str) -> Any:
         return MixedDataset
     if name == "SetEpoch":
         needs = "`synthaug.huggingface.SetEpoch` is for the Trainer of transformers"
-        import_extra("transformers", needs, "text")
-        from synthaug.huggingface._callback import SetEpoch
-
+        with from_extra("transformers", needs, "text"):
+            from synthaug.huggingface._callback import SetEpoch
         return SetEpoch
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from synthaug._support.extras import import_extra
+from synthaug._support.extras import from_extra
 
 if TYPE_CHECKING:
     from synthaug.lightning._datamodule import MixedDataModule as MixedDataModule
@@ -13,9 +13,8 @@ __all__ = ["MixedDataModule"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_extra("lightning", "`synthaug.lightning` needs Lightning", "lightning")
-    from synthaug.lightning._datamodule import MixedDataModule
-
+    with from_extra("lightning", "`synthaug.lightning` needs Lightning", "lightning"):
+        from synthaug.lightning._datamodule import MixedDataModule
     return MixedDataModule
 
 
