@@ -37,8 +37,6 @@ class Declared:
     """The real images that it learned from."""
     in_precision: Callable[..., Any] | None
     """Makes the same synthesizer in another precision."""
-    can_be_guided: bool | None
-    """Whether its `guidance_scale` may differ from 1."""
 
     @classmethod
     def by(cls, synthesizer: Any) -> "Declared":

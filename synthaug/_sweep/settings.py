@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from synthaug._cache.synthesizer import Declared
 from synthaug._plan import Plan, settings_digest
 from synthaug.samplers import SCHEDULERS
 from synthaug.synthesizers._parameters import Setting as DeclaredSetting
@@ -24,7 +23,7 @@ def default_grid(synthesizer: Any) -> Mapping[str, Sequence[Any]]:
     """A coarse grid of what is declared: 30 settings of a `ClassConditional`, or 10 of one that
     cannot be guided."""
     rows = {p.name: p.sweep for p in (GUIDANCE_SCALE, *(synthesizer.row_parameters or ()))}
-    if not Declared.by(synthesizer).can_be_guided:
+    if not synthesizer.can_be_guided:
         rows.pop(GUIDANCE_SCALE.name)
     declared = _settings(synthesizer)
     shared = {s.name: s.sweep for s in declared if s.scheduler is None}
@@ -37,7 +36,7 @@ def default_guidance(synthesizer: Any) -> Sequence[float]:
     declared = synthesizer.row_parameters
     if declared is not None and GUIDANCE_SCALE.name not in {p.name for p in declared}:
         return ()
-    return _GUIDANCE if Declared.by(synthesizer).can_be_guided else (1.0,)
+    return _GUIDANCE if synthesizer.can_be_guided else (1.0,)
 
 
 def _settings(synthesizer: Any) -> list[DeclaredSetting]:

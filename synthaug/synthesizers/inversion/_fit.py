@@ -191,7 +191,7 @@ class InversionJob:
         self.classes, self.labels = self.real.named_classes(), self.real.labels
         self.start, self.token_shape = _start(model, encoder, self.classes, config)
         self.scheduler = model.make_scheduler("ddpm")
-        check_prediction_type(self.scheduler.config.prediction_type)
+        check_prediction_type(self.scheduler)
 
     @lasting_tensors()
     def cost(self, *, measure: bool = False) -> InversionCost:
