@@ -70,7 +70,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
     Row parameters: `guidance_scale` of the base, `stage_guidance_scale` and
     `noise_conditioning_level` of the stage. With several stages those of stage k are called
     `stage_guidance_scale_k` and `noise_conditioning_level_k`, counted from 1, and the names without
-    a number stand for all stages.
+    a number stand for all stages. Its setting is that of `synthesizers.CascadeSettings`.
 
     Raises:
         ValueError: If the models do not fit each other, or cannot be truncated.

@@ -59,7 +59,8 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
 
     A restored view keeps its label; `severity` s / T in (0, 1] is the row parameter that says how
     much of the image is taken away and invented anew. Without sources, images are generated from
-    level T, if the degradation leaves nothing or one colour there.
+    level T, if the degradation leaves nothing or one colour there. Its settings are those of
+    `synthesizers.ColdSettings`.
     """
 
     row_parameters = METHOD.row_parameters

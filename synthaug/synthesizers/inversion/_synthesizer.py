@@ -79,7 +79,8 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
     Row parameters: `guidance_scale` (1 is no guidance), `noise` (relative to the embeddings' RMS),
     `interpolation` in [0, 1] towards a partner of the same class, and `snapshot`, the number of
     updates that the embedding had received. With `cross_class`, for all rows, partners are of other
-    classes; such images belong to two classes, so train with `soft_labels(plan)`.
+    classes; such images belong to two classes, so train with `soft_labels(plan)`. Its settings are
+    those of `synthesizers.InversionSettings`.
     """
 
     row_parameters = METHOD.row_parameters

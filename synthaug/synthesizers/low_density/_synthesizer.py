@@ -58,8 +58,9 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
         synthaug.generate(steered, plan, "hard.h5")
 
     Row parameters: `alpha`, away from the dense region of the image's class, and `beta`, towards
-    real images, each in units of the noise of every step; see `unit`. Those of the base come on
-    top, `guidance_scale` among them. Rows with alpha = beta = 0 are what the base draws.
+    real images, each in units of the noise of every step. Those of the base come on top,
+    `guidance_scale` among them. Rows with alpha = beta = 0 are what the base draws. The unit of
+    both is a setting, see `synthesizers.SteeringSettings`; those of the base are settings too.
     """
 
     row_parameters = METHOD.row_parameters
