@@ -1,0 +1,96 @@
+"""Many audits of draws from the same images, at the cost of the first one.
+
+What an audit finds for one image depends on that image, the training and the hold-out images alone,
+so that draws from one pool need no second search or alignment. Inside `remembered()` every audit is
+the public one from end to end; only what it would compute again for equal pixels is kept.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from synthaug._audit import run
+from synthaug._audit.alignment import Aligner
+from synthaug._audit.decisions import halvings
+from synthaug._audit.matches import Near
+from synthaug._audit.matching import Matcher
+
+Memory = dict[Any, Any]
+
+
+@contextmanager
+def remembered() -> Iterator[Memory]:
+    """Yields what is kept; clear it when other training or hold-out images follow."""
+    memory: Memory = {}
+    search, index, distances = Matcher._search, Matcher._index, Aligner.distances
+
+    def known_index(matcher: Matcher, extractor: Any, kind: str) -> Any:
+        place = (_whole(matcher.train), extractor.name, kind)
+        if place not in memory:
+            memory[place] = index(matcher, extractor, kind)
+        return memory[place]
+
+    def known_search(matcher: Matcher, asked: Any, limit: int | None = None) -> list[list[Near]]:
+        real = (_whole(matcher.train), limit or matcher.k)
+        answers = []
+        for samples, plainly in asked:
+            places = [(*real, plainly, row) for row in _each(samples)]
+            missing = _missing(places, memory)
+            if missing:
+                near = search(matcher, [(samples[missing], plainly)], limit)[0]
+                for i, row in enumerate(missing):
+                    memory[places[row]] = [(n.D[i], n.ids[i], n.flipped[i]) for n in near]
+            spaces = zip(*(memory[place] for place in places), strict=True)
+            answers.append(
+                [Near(*(np.stack(x) for x in zip(*rows, strict=True))) for rows in spaces]
+            )
+        return answers
+
+    def known_distances(aligner: Aligner, pixels: Any, candidates: Any) -> Any:
+        if "_each" not in vars(aligner):
+            vars(aligner)["_each"] = [*_each(aligner._train), b"none"]
+        of_train = vars(aligner)["_each"]
+        places = [
+            (image, b"".join(of_train[row] for row in rows))
+            for image, rows in zip(_each(pixels), candidates, strict=True)
+        ]
+        missing = _missing(places, memory)
+        if missing:
+            D, flipped = distances(aligner, pixels[missing], candidates[missing])
+            for i, row in enumerate(missing):
+                memory[places[row]] = D[i], flipped[i]
+        kept = [memory[place] for place in places]
+        return np.stack([D for D, _ in kept]), np.stack([flipped for _, flipped in kept])
+
+    def known_halvings(fresh: Any, fdr: float, seed: int) -> Any:
+        place = (fresh.tobytes(), fdr, seed)
+        if place not in memory:
+            memory[place] = halvings(fresh, fdr, seed)
+        return memory[place]
+
+    with (
+        patch.object(run, "halvings", known_halvings),
+        patch.object(Matcher, "_index", known_index),
+        patch.object(Matcher, "_search", known_search),
+        patch.object(Aligner, "distances", known_distances),
+    ):
+        yield memory
+
+
+def _missing(places: list[Any], memory: Memory) -> list[int]:
+    """The first row of each place that is not known yet."""
+    first = {place: row for row, place in reversed(list(enumerate(places))) if place not in memory}
+    return sorted(first.values())
+
+
+def _whole(samples: Any) -> bytes:
+    return hashlib.sha1(torch.as_tensor(samples).numpy().tobytes()).digest()
+
+
+def _each(samples: Any) -> list[bytes]:
+    return [hashlib.sha1(row.tobytes()).digest() for row in torch.as_tensor(samples).numpy()]
