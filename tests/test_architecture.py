@@ -62,6 +62,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_cache": {"_cache"},
     "test_cache_damage": {"_cache"},
     "test_cache_faults": {"_cache"},
+    "test_cache_races": {"_cache", "_generate", "_support"},
     "test_cache_tools": {"_cache"},
     "test_cascade": {"synthesizers"},
     "test_cite": {"_cache"},

@@ -1,5 +1,6 @@
 """Files that are damaged or hostile: refused or found, never served, never a crash."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,8 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from synthaug import Plan, SynthCache
+from synthaug._cache import readers as _readers
 from synthaug._cache import schema as _schema
 from synthaug._cache import store as _store
 from synthaug._cache.format import text_digest
@@ -27,8 +30,6 @@ PIXELS = np.random.default_rng(5).integers(0, 256, (ROWS, *SHAPE), np.uint8)
 @pytest.fixture
 def cache(tmp_path: Path) -> SynthCache:
     """Ten rows done, one pending, one withdrawn."""
-    import torch
-
     plan = Plan.build(
         [6, 6], classes=("a", "b"), settings={}, seed=0, parameters={"strength": [0.5, 1.0]}
     )
@@ -565,3 +566,64 @@ def test_no_damage_crashes_or_is_served(cache: SynthCache, tmp_path: Path) -> No
     child.start()
     child.join()
     assert child.exitcode == 0, f"seed {seed}"  # a crash of the library would be a signal
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "state", "checksum", "plan/seed"])
+@pytest.mark.parametrize("worker", [False, True])
+def test_a_file_that_is_cut_short_under_a_reader_is_an_error_and_no_crash(
+    cache: SynthCache, name: str, worker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with h5py.File(cache.path) as file:
+        end = file[name].id.get_offset() + 1  # so that this page is there, and no later one
+    if worker:
+        monkeypatch.setattr(_readers, "_RESIDENT", 0)
+        monkeypatch.setattr(_readers, "get_worker_info", lambda: "a worker")
+    pixels = torch.from_numpy(PIXELS[-1:])
+    calls: dict[str, Callable[[], object]] = {
+        "verify": cache.verify,
+        "write": lambda: cache.write([ROWS - 1], pixels),
+        "withdraw": lambda: cache.withdraw([0]),
+        "invalidate": lambda: cache.invalidate([0]),
+    }
+    reads: dict[str, Callable[[], object]] = {
+        "state": lambda: cache.state,
+        "done": lambda: cache.done,
+        "checksums": lambda: cache.checksums,
+        "state_of": lambda: cache.state_of([0, ROWS - 1]),
+        "read": lambda: cache.read([0, 1, ROWS - 2]),
+        "repr": lambda: repr(cache),
+    }
+    cache.read([0, 1])
+
+    def run() -> None:
+        os.truncate(cache.path, end)
+        for call in calls.values():
+            with pytest.raises(CacheError, match=r"c\.h5 has .* bytes: it was cut short"):
+                call()
+        assert cache.path.stat().st_size == end
+        for call in reads.values():  # some of them may not need what is missing
+            with contextlib.suppress(CacheError):
+                call()
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join()
+    assert child.exitcode == 0  # a bus error would be a signal
+
+
+def test_verify_reads_no_pending_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, some = 5000, [7, 8, 4000]
+    plan = Plan.build([rows], classes=("a",), settings={}, seed=0)
+    cache = SynthCache.create(tmp_path / "c.h5", plan, image_shape=SHAPE, manifest=MANIFEST)
+    cache.write(some, torch.from_numpy(PIXELS[:3]))
+    cache.withdraw([9])
+    amount, preadv = [0], os.preadv
+
+    def counting(fd: int, buffers: Any, offset: int) -> int:
+        amount[0] += (got := preadv(fd, buffers, offset))
+        return got
+
+    monkeypatch.setattr(os, "preadv", counting)
+    assert len(cache.verify()) == 0
+    numbers = rows * (1 + 4 + 1)  # states, checksums, and the states again
+    assert amount[0] == numbers + 4 * PIXELS[0].nbytes

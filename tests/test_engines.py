@@ -18,7 +18,7 @@ from synthaug import Plan, SynthCache
 from synthaug._cluster import ActorPool, Share, Worker, actor_pool
 from synthaug._generate.actors import Drawer, Task
 from synthaug._generate.parts import Part, draw_part, lay_out, left, parts_of
-from synthaug._support.files import claimed
+from synthaug._support.locks import claimed
 from synthaug.caches import RayEngine, merge
 from synthaug.errors import CacheError, EngineError, MismatchError
 from tests.command_line import succeed
@@ -212,7 +212,7 @@ def test_two_processes_never_write_to_one_part(tmp_path, monkeypatch):
     lay_out(part, whole)
     with claimed(part.path):
         monkeypatch.setattr("synthaug._generate.parts._PATIENCE", 0)
-        with pytest.raises(CacheError, match=r"0000000128.h5 is being written by another process"):
+        with pytest.raises(CacheError, match=r"0000000128.h5 is being written by process .* once"):
             draw_part(Shaped(), part, np.arange(len(part)), batch_size=64)
     assert draw_part(Shaped(), part, np.arange(len(part)), batch_size=64)[0] == len(part)
 

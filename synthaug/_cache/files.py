@@ -4,6 +4,7 @@ import errno
 import fcntl
 import glob
 import io
+import math
 import os
 import secrets
 import shutil
@@ -13,9 +14,33 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from synthaug._support.locks import claimed, owner_of
 from synthaug.errors import CacheError
 
 _ZEROS = bytes(1 << 20)
+
+
+@contextmanager
+def filling(
+    path: str | os.PathLike[str], *, shared: bool = False, wait: bool = False
+) -> Iterator[None]:
+    """Makes the block the only job that fills the cache at `path`; readers need no such leave.
+
+    Args:
+        path: The cache; it need not exist yet.
+        shared: Others that say so too may run at the same time: they write parts of their own.
+        wait: Wait until the job that fills it now has ended.
+
+    Raises:
+        CacheError: Another job fills it; says whose it is.
+    """
+    with claimed(path, shared=shared, patience=math.inf if wait else 0) as mine:
+        if not mine:
+            raise CacheError(
+                f"{path} is being filled by {owner_of(path)}. Run this again when that job has "
+                "ended; `synthaug generate --wait`, or `wait=True`, waits for it."
+            )
+        yield
 
 
 def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:

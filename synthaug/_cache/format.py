@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,13 @@ def blocks(rows: Indices, image_shape: Sequence[int]) -> Iterator[Indices]:
     step = max(1, BLOCK // int(np.prod(image_shape)))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
+
+
+def runs(rows: Indices) -> Iterator[tuple[int, int]]:
+    """Where each run of neighbours among ascending rows starts and stops."""
+    if len(rows):
+        ends = np.flatnonzero(np.diff(rows) != 1) + 1
+        yield from pairwise([0, *ends.tolist(), len(rows)])
 
 
 def valid_column(name: str) -> bool:

@@ -4,7 +4,7 @@ import io
 import mmap
 import os
 import weakref
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import h5py
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from synthaug._cache.files import pread_into
-from synthaug._cache.format import checksums
+from synthaug._cache.format import checksums, runs
 from synthaug._cache.schema import CacheContents, open_stream
 from synthaug._types import Indices
 from synthaug.errors import CacheError, MismatchError
@@ -25,11 +25,12 @@ class Reader(Protocol):
     """The rows of one file, as one process sees them."""
 
     contents: CacheContents
-    state: NDArray[np.uint8]
-    """Of each row, now."""
-    checksum: NDArray[np.uint32]
     served: NDArray[np.uint8]
     """1 for rows whose pixels this process has checked."""
+
+    def column(self, name: Literal["state", "checksum"], rows: Indices | None = None) -> Any:
+        """State or recorded checksum of `rows`, in any order, or of all, as they are now."""
+        ...
 
     def gather(self, rows: Indices) -> NDArray[np.uint8]:
         """Pixels of `rows`, uint8 (n, C, H, W), in any order."""
@@ -39,8 +40,8 @@ class Reader(Protocol):
         """Which of `rows` match their checksum."""
         ...
 
-    def stored_checksums(self, fd: int, start: int, stop: int) -> NDArray[np.uint32]:
-        """CRC-32C of what the medium holds in rows start to stop."""
+    def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
+        """CRC-32C of what the medium holds in `rows`, ascending."""
         ...
 
 
@@ -65,10 +66,8 @@ class Mapped:
         except OSError as error:
             raise CacheError(f"Cannot map {contents.path}: {error.strerror}.") from error
         check_same(contents, self._fd)
-        self.images = self._array("images")
-        self.state = self._array("state")
-        self.checksum = self._array("checksum")
-        self.served = np.zeros(len(self.state), np.uint8)
+        self._mapped = {name: self._array(name) for name in ("images", "state", "checksum")}
+        self.served = np.zeros(len(self._mapped["state"]), np.uint8)
 
     def _array(self, name: str) -> NDArray[Any]:
         # A plain array: `numpy.memmap` costs time on every index.
@@ -77,40 +76,55 @@ class Mapped:
         flat = np.frombuffer(self._map, region.dtype, int(np.prod(region.shape)), region.offset)
         return flat.reshape(region.shape)
 
-    def gather(self, rows: Indices) -> NDArray[np.uint8]:
-        if get_worker_info() is not None and self.images.nbytes > _RESIDENT and len(rows):
-            return self._read(rows)
-        return self.images.take(rows, axis=0)
+    def column(self, name: Literal["state", "checksum"], rows: Indices | None = None) -> Any:
+        if rows is None:
+            return self._read(name, np.array([0]), whole=True)[0]
+        return self._values(name, rows)
 
-    def _read(self, rows: Indices) -> NDArray[np.uint8]:
-        """`gather` without the mapping, for workers.
+    def gather(self, rows: Indices) -> NDArray[np.uint8]:
+        return self._values("images", rows)
+
+    def _values(self, name: str, rows: Indices) -> NDArray[Any]:
+        if get_worker_info() is not None and self._mapped["images"].nbytes > _RESIDENT:
+            return self._read(name, rows)
+        # To touch a page beyond the end of a file that was cut short would end the process.
+        check_length(self.contents, os.fstat(self._fd))
+        return self._mapped[name].take(rows, axis=0)
+
+    def _read(self, name: str, rows: Indices, *, whole: bool = False) -> NDArray[Any]:
+        """`_values` without the mapping, for workers; or the `whole` data set, as one row.
 
         Pages count as memory of every process that maps them, and one random row may map two
         megabytes. Reading is slower, but far cheaper than handing the batch to the main process.
         """
-        region = self.contents.regions["images"]
+        region = self.contents.regions[name]
         assert region.offset is not None
-        size = region.row_bytes
-        pixels = np.empty((len(rows), *self.contents.image_shape), np.uint8)
-        view = pixels.data.cast("B")
+        shape, size = (
+            (region.shape, region.nbytes) if whole else (region.shape[1:], region.row_bytes)
+        )
+        values = np.empty((len(rows), *shape), region.dtype)
+        view = values.reshape(-1).view(np.uint8).data
         try:
-            for i, row in enumerate((rows % len(self.images)).tolist()):
+            for i, row in enumerate((rows % region.shape[0]).tolist()):
                 pread_into(self._fd, view[i * size : (i + 1) * size], region.offset + row * size)
         except OSError as error:
             raise CacheError(
                 f"Cannot read {self.contents.path}: {error.strerror}. Check the disk."
             ) from error
-        return pixels
+        return values
 
     def intact(self, rows: Indices) -> NDArray[np.bool_]:
-        return checksums(self.gather(rows)) == self.checksum[rows]
+        return checksums(self.gather(rows)) == self.column("checksum", rows)
 
-    def stored_checksums(self, fd: int, start: int, stop: int) -> NDArray[np.uint32]:
+    def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
         # Not through the mapping: there, an unreadable medium would be a signal.
         region = self.contents.regions["images"]
         assert region.offset is not None
-        images = np.empty((stop - start, region.row_bytes), np.uint8)
-        pread_into(fd, images.data, region.offset + start * region.row_bytes)
+        images = np.empty((len(rows), region.row_bytes), np.uint8)
+        for start, stop in runs(rows):
+            pread_into(
+                fd, images[start:stop].data, region.offset + int(rows[start]) * region.row_bytes
+            )
         return checksums(images)
 
 
@@ -121,9 +135,8 @@ class Unpacked:
         self.contents = contents
         self._owner = 0
         file = self._open()
-        self.state = file["state"][()]
-        self.checksum = file["checksum"][()]
-        self.served = np.zeros(len(self.state), np.uint8)
+        self._columns = {name: file[name][()] for name in ("state", "checksum")}
+        self.served = np.zeros(len(self._columns["state"]), np.uint8)
 
     def _open(self) -> h5py.File:
         # A handle must not cross into a forked process: two would share one file position.
@@ -135,9 +148,13 @@ class Unpacked:
             self._owner = os.getpid()
         return self._file
 
+    def column(self, name: Literal["state", "checksum"], rows: Indices | None = None) -> Any:
+        values = self._columns[name]
+        return values.copy() if rows is None else values.take(rows)
+
     def gather(self, rows: Indices) -> NDArray[np.uint8]:
         images = self._open()["images"]
-        unique, inverse = np.unique(rows % len(self.state), return_inverse=True)
+        unique, inverse = np.unique(rows % len(self.served), return_inverse=True)
         pixels = np.empty((len(unique), *self.contents.image_shape), np.uint8)
         for i, row in enumerate(unique.tolist()):
             try:
@@ -150,11 +167,11 @@ class Unpacked:
         return pixels[inverse]
 
     def intact(self, rows: Indices) -> NDArray[np.bool_]:
-        return checksums(self.gather(rows)) == self.checksum[rows]
+        return checksums(self.gather(rows)) == self.column("checksum", rows)
 
-    def stored_checksums(self, fd: int, start: int, stop: int) -> NDArray[np.uint32]:
+    def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
         del fd  # HDF5 has its own
-        return checksums(self.gather(np.arange(start, stop)))
+        return checksums(self.gather(rows))
 
 
 def _close(file: h5py.File, stream: io.FileIO) -> None:
@@ -163,7 +180,17 @@ def _close(file: h5py.File, stream: io.FileIO) -> None:
 
 
 def check_same(contents: CacheContents, fd: int) -> None:
-    """Refuses a file that took the place of the one that was opened."""
+    """Refuses a file that took the place of the one that was opened, or that was cut short."""
     info = os.fstat(fd)
     if (info.st_dev, info.st_ino) != contents.file_id:
         raise MismatchError(f"{contents.path} was replaced since. Open it again.")
+    check_length(contents, info)
+
+
+def check_length(contents: CacheContents, info: os.stat_result) -> None:
+    """Refuses a file that was cut short since it was opened."""
+    if info.st_size < contents.size:
+        raise CacheError(
+            f"{contents.path} has {info.st_size:,} of {contents.size:,} bytes: it was cut short "
+            "since it was opened. Restore it from a copy, or delete it and generate it again."
+        )

@@ -79,6 +79,8 @@ class CacheContents:
     path: Path
     file_id: tuple[int, int]
     """Device and inode: tells this file from one that was put in its place."""
+    size: int
+    """Bytes of the file, which never change."""
     image_shape: tuple[int, int, int]
     plan: Plan
     plan_digest: str
@@ -160,6 +162,7 @@ def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> CacheContents
     return CacheContents(
         path=path,
         file_id=(info.st_dev, info.st_ino),
+        size=info.st_size,
         image_shape=image_shape,
         plan=plan,
         plan_digest=texts["plan_digest"],

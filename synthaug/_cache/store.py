@@ -1,10 +1,10 @@
 """`SynthCache`: a cache file as a map-style data set, and the only writer of its rows."""
 
+import fcntl
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +23,8 @@ from synthaug._cache.compare import (
     recipe_differences,
     shape_differences,
 )
-from synthaug._cache.files import pwrite, remove_orphans
-from synthaug._cache.format import State, blocks, checksums, erased_checksum
+from synthaug._cache.files import pread_into, pwrite, remove_orphans
+from synthaug._cache.format import State, blocks, checksums, erased_checksum, runs
 from synthaug._cache.readers import Reader, check_same, open_reader
 from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.synthesizer import Synthesizer, as_recorded
@@ -37,6 +37,7 @@ from synthaug.errors import CacheError, CachePendingError, MismatchError
 OutputType = Literal["pil", "pt", "np"]
 Fsync = Literal["never", "batch"]
 OnCorrupt = Literal["raise", "regenerate", "skip"]
+OnWithdrawn = Literal["raise", "skip"]
 
 _THUMBNAILS = 24
 
@@ -208,7 +209,7 @@ class SynthCache(Dataset[Any]):
         if reader.served.take(rows).tobytes().count(1) != len(rows):
             pixels = self._first_serve(reader, rows % len(self), pixels)
         # States come last: a row that was withdrawn meanwhile was marked before it was zeroed.
-        if reader.state.take(rows).tobytes().count(State.DONE) != len(rows):
+        if reader.column("state", rows).tobytes().count(State.DONE) != len(rows):
             raise self._not_done(rows)
         return pixels
 
@@ -216,12 +217,12 @@ class SynthCache(Dataset[Any]):
         self, reader: Reader, rows: Indices, pixels: NDArray[np.uint8]
     ) -> NDArray[np.uint8]:
         """Checks the rows among `rows` that this process has not served yet."""
-        if (reader.state[rows] != State.DONE).any():
+        if (reader.column("state", rows) != State.DONE).any():
             raise self._not_done(rows)
         new = reader.served[rows] == 0
         if self.check_rows or not reader.contents.plain:
             differs = np.zeros(len(rows), bool)
-            differs[new] = checksums(pixels[new]) != reader.checksum[rows[new]]
+            differs[new] = checksums(pixels[new]) != reader.column("checksum", rows[new])
             reader.served[rows[new & ~differs]] = 1
             # A row that differs may have been written just while it was read: look again.
             suspects = np.unique(rows[differs])
@@ -317,7 +318,7 @@ class SynthCache(Dataset[Any]):
                 f"{self.path}: {listed(bad)} could not be drawn anew: `draw` returned "
                 f"{tuple(images.shape)}, finite: {bool(images.isfinite().all())}."
             )
-        self.write(bad, _pixels.to_pixels(images))
+        self.write(bad, _pixels.to_pixels(images), on_withdrawn="skip")
         warnings.warn(f"{self.path}: redrew {listed(bad)}, whose bytes were corrupt.", stacklevel=2)
 
     def _check_recipe(self, synthesizer: Synthesizer) -> None:
@@ -327,7 +328,7 @@ class SynthCache(Dataset[Any]):
             raise MismatchError(f"{self.path} was made by another synthesizer:\n{differences}")
 
     def verify(self, *, workers: int = 2, progress: bool = False) -> Indices:
-        """Reads every row, and returns those whose bytes are wrong, int64, ascending.
+        """Reads every row that was ever written, and returns those whose bytes are wrong.
 
         These are done rows that do not match their checksum, and withdrawn rows that were not
         erased to the last byte.
@@ -335,6 +336,9 @@ class SynthCache(Dataset[Any]):
         Args:
             workers: Threads that read ahead.
             progress: Show a bar.
+
+        Returns:
+            Row numbers, int64, ascending.
 
         Raises:
             CacheError: The file cannot be read to its end.
@@ -389,17 +393,22 @@ class SynthCache(Dataset[Any]):
     @property
     def state(self) -> NDArray[np.uint8]:
         """State of each row now, uint8 (N,): 0 pending, 1 done, 2 withdrawn. A copy."""
-        return np.array(self._open().state)
+        return self._open().column("state")
+
+    def state_of(self, rows: ArrayLike | Sequence[int]) -> NDArray[np.uint8]:
+        """State of some rows now, uint8 (len(rows),); of few rows faster than `state`."""
+        states: NDArray[np.uint8] = self._open().column("state", _row_numbers(rows))
+        return states
 
     @property
     def checksums(self) -> NDArray[np.uint32]:
         """Recorded CRC-32C of each row, uint32 (N,); 0 for rows that were never written. A copy."""
-        return np.array(self._open().checksum)
+        return self._open().column("checksum")
 
     @property
     def done(self) -> NDArray[np.bool_]:
         """Which rows can be read now, bool (N,)."""
-        return self._open().state == State.DONE
+        return self.state == State.DONE
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -413,7 +422,7 @@ class SynthCache(Dataset[Any]):
         return {
             **row,
             "class": self.classes[int(row["label"])],
-            "state": State(int(self._open().state[index])).name.lower(),
+            "state": State(int(self.state_of([index])[0])).name.lower(),
             "recipe": self.manifest["recipe"],
             "source_data": self.manifest["source"],
             "licence": self.manifest["licence"],
@@ -423,19 +432,26 @@ class SynthCache(Dataset[Any]):
     # Writing
 
     def write(
-        self, rows: ArrayLike | Sequence[int], pixels: Pixels, *, fsync: Fsync = "batch"
+        self,
+        rows: ArrayLike | Sequence[int],
+        pixels: Pixels,
+        *,
+        fsync: Fsync = "batch",
+        on_withdrawn: OnWithdrawn = "raise",
     ) -> None:
         """Writes images in place, and marks their rows as done.
 
         Image first, checksum next, state last: a kill at any instant leaves each row either done
-        and intact, or pending. Several processes on one host may write different rows at once. A
-        row that is done already becomes pending, and then done with the new image.
+        and intact, or pending. Processes that write or withdraw at once take turns, by a lock on
+        the file. A row that is done already becomes pending, and then done with the new image.
 
         Args:
             rows: Row numbers, each at most once.
             pixels: uint8 (len(rows), C, H, W).
             fsync: "batch" orders the steps on the disk too, so that a row is also intact after a
                 power failure. "never" leaves that to the system, and the checksums to find out.
+            on_withdrawn: What to do about rows that were withdrawn, which nothing brings back:
+                "raise", and write none; or "skip" them.
 
         Raises:
             ValueError: Wrong shape, dtype or row numbers, or a row was withdrawn.
@@ -450,15 +466,19 @@ class SynthCache(Dataset[Any]):
             )
         if fsync not in ("never", "batch"):
             raise ValueError(f"`fsync` must be 'never' or 'batch', got {fsync!r}.")
-        reader = self._open()
-        withdrawn = numbers[reader.state[numbers] == State.WITHDRAWN]
-        if len(withdrawn):
-            raise ValueError(f"{self.path}: {listed(withdrawn)} cannot be written: withdrawn.")
         order = np.argsort(numbers)
         numbers, images = numbers[order], pixels.detach().cpu().numpy()[order]
-        with self._descriptor(os.O_RDWR) as fd:
-            again = numbers[reader.state[numbers] == State.DONE]
-            reader.served[again] = 0
+        with self._writing() as fd:
+            state = self._get(fd, "state", numbers)
+            gone = state == State.WITHDRAWN
+            if gone.any():
+                if on_withdrawn == "raise":
+                    raise ValueError(
+                        f"{self.path}: {listed(numbers[gone])} cannot be written: withdrawn."
+                    )
+                numbers, images, state = numbers[~gone], images[~gone], state[~gone]
+            again = numbers[state == State.DONE]
+            self._open().served[again] = 0
             self._put(fd, "state", again, State.PENDING, fsync=fsync)
             self._put(fd, "images", numbers, images)
             self._put(fd, "checksum", numbers, checksums(images), fsync=fsync)
@@ -467,25 +487,25 @@ class SynthCache(Dataset[Any]):
     def invalidate(self, rows: ArrayLike | Sequence[int]) -> None:
         """Makes done rows pending again, so that they are drawn anew; others stay as they are."""
         numbers = np.sort(self._to_write(rows))
-        reader = self._open()
-        numbers = numbers[reader.state[numbers] == State.DONE]
-        reader.served[numbers] = 0
-        with self._descriptor(os.O_RDWR) as fd:
+        with self._writing() as fd:
+            numbers = numbers[self._get(fd, "state", numbers) == State.DONE]
+            self._open().served[numbers] = 0
             self._put(fd, "state", numbers, State.PENDING, fsync="batch")
 
     def withdraw(self, rows: ArrayLike | Sequence[int]) -> None:
         """Takes rows back for good: never served again, pixels zeroed, not drawn by a resumed job.
 
-        State first, then pixels, and last, as proof of the erasure, the checksum of zeros. After a
-        kill in between no reader gets the image, `verify` names the row, and calling this again, or
-        opening the cache for writing, completes the erasure.
+        This is final: whatever writes to the file takes turns with us, and leaves withdrawn rows
+        alone. State first, then pixels, and last, as proof of the erasure, the checksum of zeros.
+        After a kill in between no reader gets the image, `verify` names the row, and calling this
+        again, or opening the cache for writing, completes the erasure.
 
         Raises:
             CacheError: The system refused to write.
         """
         numbers = np.sort(self._to_write(rows))
         self._open().served[numbers] = 0
-        with self._descriptor(os.O_RDWR) as fd:
+        with self._writing() as fd:
             self._put(fd, "state", numbers, State.WITHDRAWN, fsync="batch")
             for block in blocks(numbers, self.image_shape):
                 zeros = np.zeros((len(block), *self.image_shape), np.uint8)
@@ -494,8 +514,8 @@ class SynthCache(Dataset[Any]):
 
     def _finish_withdrawals(self) -> None:
         reader = self._open()
-        erased = reader.checksum == erased_checksum(self.image_shape)
-        unfinished = np.flatnonzero((reader.state == State.WITHDRAWN) & ~erased)
+        erased = reader.column("checksum") == erased_checksum(self.image_shape)
+        unfinished = np.flatnonzero((reader.column("state") == State.WITHDRAWN) & ~erased)
         if len(unfinished):
             self.withdraw(unfinished)
 
@@ -525,16 +545,37 @@ class SynthCache(Dataset[Any]):
         """Writes `values` at ascending `rows` of one data set: one call per run of neighbours."""
         region = self._contents.regions[name]
         assert region.offset is not None
-        if not len(rows):
+        if not len(rows):  # nothing to order on the disk either
             return
         if isinstance(values, int):
             values = np.full(len(rows), values, region.dtype)
-        ends = np.flatnonzero(np.diff(rows) != 1) + 1
-        for start, stop in pairwise([0, *ends.tolist(), len(rows)]):
+        for start, stop in runs(rows):
             block = np.ascontiguousarray(values[start:stop], region.dtype).view(np.uint8)
             pwrite(fd, block.data, region.offset + int(rows[start]) * region.row_bytes)
         if fsync == "batch":
             os.fsync(fd)
+
+    def _get(self, fd: int, name: str, rows: Indices) -> NDArray[Any]:
+        """The values at ascending `rows` of one data set of numbers, as the file has them now."""
+        region = self._contents.regions[name]
+        assert region.offset is not None
+        values = np.empty(len(rows), region.dtype)
+        for start, stop in runs(rows):
+            offset = region.offset + int(rows[start]) * region.row_bytes
+            pread_into(fd, values[start:stop].data, offset)
+        return values
+
+    @contextmanager
+    def _writing(self) -> Iterator[int]:
+        """The open file, while nobody else writes to it: writers of all processes take turns."""
+        with self._descriptor(os.O_RDWR) as fd:
+            with suppress(OSError):  # a file system without locks: there, nothing guards
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                yield fd
+            finally:
+                with suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_UN)  # also for what was forked meanwhile
 
     @contextmanager
     def _descriptor(self, flags: int) -> Iterator[int]:

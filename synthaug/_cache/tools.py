@@ -4,6 +4,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from synthaug._cache.compare import listed, manifest_differences, shape_differences
+from synthaug._cache.files import filling
 from synthaug._cache.format import State, blocks
 from synthaug._cache.store import SynthCache
 from synthaug._images.source import ImageSource
@@ -20,7 +22,7 @@ from synthaug._plan import Plan
 from synthaug._support.differences import described
 from synthaug._support.progress import bar
 from synthaug._types import Indices, Pixels
-from synthaug.errors import CacheError, MismatchError
+from synthaug.errors import CacheError, CachePendingError, MismatchError
 
 _OWN = ("classes", "settings", "synthetic", "value_range", "command")
 
@@ -45,7 +47,7 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
         ValueError: `paths` is empty, or a file is named twice.
         MismatchError: The caches differ in what decides the images, or hold the same row.
         CacheError: An image is not the one that was written; `out` then lacks it.
-        CacheError: A file cannot be read or written.
+        CacheError: A file cannot be read or written, or another job fills `out`.
     """
     if not paths:
         raise ValueError("`paths` names no cache.")
@@ -68,20 +70,21 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
     _check_distinct(caches, columns["seed"])
     plan = Plan(columns, first.classes, first.plan.settings)
     manifest = {k: v for k, v in first.manifest.items() if k not in _OWN}
-    merged = SynthCache.open_for_writing(
-        out, plan, image_shape=first.image_shape, manifest=manifest
-    )
-    with bar(len(plan), "merge", "row", progress=progress) as shown:
-        start = 0
-        for cache in caches:
-            copy_rows(cache, merged, start, shown.update)
-            start += len(cache)
-    wrong = merged.verify()
-    if len(wrong):
-        raise CacheError(
-            f"{merged.path}: {listed(wrong)} changed while being copied. Check the disk, delete "
-            "the file and merge again."
+    with filling(out):
+        merged = SynthCache.open_for_writing(
+            out, plan, image_shape=first.image_shape, manifest=manifest
         )
+        with bar(len(plan), "merge", "row", progress=progress) as shown:
+            start = 0
+            for cache in caches:
+                copy_rows(cache, merged, start, shown.update)
+                start += len(cache)
+        wrong = merged.verify()
+        if len(wrong):
+            raise CacheError(
+                f"{merged.path}: {listed(wrong)} changed while being copied. Check the disk, "
+                "delete the file and merge again."
+            )
     return merged
 
 
@@ -124,16 +127,28 @@ def copy_rows(
     start: int,
     advance: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Copies the rows of one cache into another, from row `start` on, that are not there yet."""
+    """Copies the rows of one cache into another, from row `start` on, that are not there yet.
+
+    Withdrawals come last, so what is withdrawn while we copy is withdrawn in the copy too.
+    """
     state, present = cache.state, merged.state[start : start + len(cache)]
     advance(int((state != State.DONE).sum()))
-    withdrawn = np.flatnonzero((state == State.WITHDRAWN) & (present != State.WITHDRAWN))
-    merged.withdraw(withdrawn + start)
     for rows in blocks(np.flatnonzero(state == State.DONE), cache.image_shape):
-        left = rows[present[rows] == State.PENDING]
+        left, pixels = _read_done(cache, rows[present[rows] == State.PENDING])
         if len(left):
-            merged.write(left + start, cache.read(left))
+            merged.write(left + start, pixels, on_withdrawn="skip")
         advance(len(rows))
+    present = merged.state[start : start + len(cache)]
+    withdrawn = (cache.state == State.WITHDRAWN) & (present != State.WITHDRAWN)
+    merged.withdraw(np.flatnonzero(withdrawn) + start)
+
+
+def _read_done(cache: SynthCache, rows: Indices) -> tuple[Indices, Pixels]:
+    """Those of `rows` that are done, and their pixels: some may be withdrawn meanwhile."""
+    while True:
+        rows = rows[cache.state_of(rows) == State.DONE]
+        with suppress(CachePendingError):
+            return rows, cache.read(rows)
 
 
 def import_images(
@@ -163,7 +178,7 @@ def import_images(
 
     Raises:
         DataError: `source` cannot be read as labelled images of one shape.
-        CacheError: `out` exists with other images, or cannot be written.
+        CacheError: `out` exists with other images, is filled by another job, or cannot be written.
     """
     images = ImageSource.open(source, "`source`")
     labels, classes = images.labels, images.classes
@@ -177,22 +192,23 @@ def import_images(
         settings={"imported": fingerprint},
         seed=0,
     )
-    cache = SynthCache.open_for_writing(
-        out,
-        plan,
-        image_shape=images.image_shape,
-        manifest={
-            "recipe": {"synthesizer": "imported", "settings": plan.settings, "name": name},
-            "licence": {"generator": None, "source": None, **(licence or {})},
-            "command": command,
-        },
-    )
-    pending = np.flatnonzero(cache.state == State.PENDING)
-    with bar(len(plan), "import", "image", progress=progress) as shown:
-        shown.update(len(plan) - len(pending))
-        for rows in blocks(pending, images.image_shape):
-            cache.write(rows, images.pixels(order[rows]))
-            shown.update(len(rows))
+    with filling(out):
+        cache = SynthCache.open_for_writing(
+            out,
+            plan,
+            image_shape=images.image_shape,
+            manifest={
+                "recipe": {"synthesizer": "imported", "settings": plan.settings, "name": name},
+                "licence": {"generator": None, "source": None, **(licence or {})},
+                "command": command,
+            },
+        )
+        pending = np.flatnonzero(cache.state == State.PENDING)
+        with bar(len(plan), "import", "image", progress=progress) as shown:
+            shown.update(len(plan) - len(pending))
+            for rows in blocks(pending, images.image_shape):
+                cache.write(rows, images.pixels(order[rows]), on_withdrawn="skip")
+                shown.update(len(rows))
     return cache
 
 

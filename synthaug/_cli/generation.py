@@ -227,6 +227,7 @@ def generate(
     shard: str | None = None,
     generator_licence: str | None = None,
     source_licence: str | None = None,
+    wait: bool = False,
     call: Call,
 ) -> Result:
     """Draw synthetic images into a cache; run again to resume.
@@ -245,6 +246,7 @@ def generate(
             the parts together.
         generator_licence: Licence of the generator, for the record.
         source_licence: Licence of the data it was trained on, for the record.
+        wait: If another job fills the cache, wait until it has ended.
     """
     from synthaug._cache import State, contact_sheet
     from synthaug._generate import generate as fill
@@ -265,6 +267,7 @@ def generate(
         source=source,
         licence=licence,
         command=call.having(precision=options.precision).line,
+        wait=wait,
     )
     picture, others = None, (cache.state == State.PENDING).any()
     if cache.done.any() and not others:  # not if all were withdrawn

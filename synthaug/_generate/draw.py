@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthaug._cache import SynthCache
+from synthaug._cache import State, SynthCache
 from synthaug._cache.synthesizer import Declared, Synthesizer
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan, canonical_json
@@ -31,7 +31,8 @@ def fill(
 ) -> tuple[int, int]:
     """Draws `rows` of the cache, and stores each batch as it is drawn.
 
-    A batch for which there is not enough memory is halved, and so are those after it.
+    A batch for which there is not enough memory is halved, and so are those after it. Rows that are
+    withdrawn meanwhile are left out, and counted.
 
     Args:
         synthesizer: Has the recipe of the cache.
@@ -50,18 +51,20 @@ def fill(
     """
     start, end = 0, time.monotonic() + seconds
     while start < len(rows) and (not start or time.monotonic() < end):
-        batch = rows[start : start + batch_size]
-        try:
-            images = checked_draw(synthesizer, cache.plan[batch], cache.image_shape)
-        except (MemoryError, torch.OutOfMemoryError):
-            if len(batch) == 1:
-                raise
-            batch_size = len(batch) // 2
-            logger.warning("Out of memory: going on with batches of %d.", batch_size)
-            continue
-        cache.write(batch, to_pixels(images))
-        drawn(len(batch))
-        start += len(batch)
+        taken = rows[start : start + batch_size]
+        batch = taken[cache.state_of(taken) != State.WITHDRAWN]
+        if len(batch):
+            try:
+                images = checked_draw(synthesizer, cache.plan[batch], cache.image_shape)
+            except (MemoryError, torch.OutOfMemoryError):
+                if len(batch) == 1:
+                    raise
+                batch_size = len(batch) // 2
+                logger.warning("Out of memory: going on with batches of %d.", batch_size)
+                continue
+            cache.write(batch, to_pixels(images), on_withdrawn="skip")
+        drawn(len(taken))
+        start += len(taken)
     return start, batch_size
 
 

@@ -27,7 +27,7 @@ from synthaug._cache.synthesizer import Synthesizer
 from synthaug._cache.tools import copy_rows
 from synthaug._generate.draw import fill
 from synthaug._plan import canonical_json
-from synthaug._support.files import claimed
+from synthaug._support.locks import claimed, owner_of
 from synthaug._types import Indices
 from synthaug.errors import CacheError, MismatchError
 
@@ -141,10 +141,11 @@ def draw_part(
         CacheError: Another process writes to the part.
         ValueError, DivergedError, MemoryError: As `fill`.
     """
-    with claimed(part.path, patience=_PATIENCE, create=False) as mine:
+    with claimed(part.path, patience=_PATIENCE) as mine:
         if not mine:
             raise CacheError(
-                f"{part.path} is being written by another process. Start each shard only once."
+                f"{part.path} is being written by {owner_of(part.path)}. Start each shard only "
+                "once, or wait until that process has ended."
             )
         cache = SynthCache(part.path)
         pending = rows[cache.state[rows] == State.PENDING]
@@ -175,7 +176,7 @@ def assemble(parts: Sequence[Part], whole: SynthCache) -> bool:
     """
     if any(len(left(part, whole)) for part in parts):
         return False
-    with claimed(whole.path, create=False) as mine:
+    with claimed(folder_of(whole.path)) as mine:
         if not mine:
             return False
         for part in parts:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from synthaug._cache import SynthCache
+from synthaug._cache.files import filling
 from synthaug._cache.synthesizer import Declared, Synthesizer, as_recorded
 from synthaug._cluster import RayEngine, Share
 from synthaug._generate.actors import draw_on_ray, pack
@@ -38,6 +39,7 @@ def generate(
     source: Any = None,
     licence: dict[str, str | None] | None = None,
     command: str | None = None,
+    wait: bool = False,
     progress: bool = True,
 ) -> SynthCache:
     """Draws every row of `plan` that is not yet in the cache at `path`.
@@ -58,6 +60,7 @@ def generate(
         source: The real data set that was used, for the record; its `fingerprint` is stored.
         licence: `{"generator": ..., "source": ...}`, stored and shown with the cache.
         command: The command line that asked for it, for the record.
+        wait: If another job fills the cache, wait until it has ended.
         progress: Show a bar with rate and time left.
 
     Returns:
@@ -69,7 +72,7 @@ def generate(
         ValueError: If the plan is empty or was made with other settings or classes, or `draw`
             returns something that is not images in [-1, 1].
         MismatchError: If the file belongs to another plan or recipe; it is left untouched.
-        CacheError: If the disk cannot hold the file.
+        CacheError: If the disk cannot hold the file, or another job fills it and `wait` is false.
         DivergedError: If an image is not finite. Rows already done stay.
         EngineError: If Ray's actors find no place, cannot load the synthesizer, or die on the same
             row again and again. Rows already done stay.
@@ -77,30 +80,34 @@ def generate(
     """
     check_at_least(1, batch_size=batch_size)
     share = _share(engine, shard)
-    synthesizer, plan = as_begun(synthesizer, plan, path)
-    if engine == "ray":
-        engine = RayEngine()
-    parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
-    cache = open_cache(synthesizer, plan, path, source=source, licence=licence, command=command)
-    mend(cache)
-    pending = np.flatnonzero(cache.state == 0)
-    shape = "x".join(map(str, cache.image_shape))
-    text = f"{len(pending):,} of {len(plan):,} rows to draw, {shape} each"
-    logger.info("%s: %s", path, text)
-    if not len(pending):
-        if folder_of(cache.path).exists():  # a kill came when all was there, and no sooner
-            assemble(parts_of(cache.path, len(cache)), cache)
+    check_plan(synthesizer, plan)
+    with filling(path, shared=share is not None, wait=wait):
+        synthesizer, plan = as_begun(synthesizer, plan, path)
+        if engine == "ray":
+            engine = RayEngine()
+        parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
+        cache = open_cache(synthesizer, plan, path, source=source, licence=licence, command=command)
+        mend(cache)
+        pending = np.flatnonzero(cache.state == 0)
+        shape = "x".join(map(str, cache.image_shape))
+        text = f"{len(pending):,} of {len(plan):,} rows to draw, {shape} each"
+        logger.info("%s: %s", path, text)
+        if not len(pending):
+            if folder_of(cache.path).exists():  # a kill came when all was there, and no sooner
+                assemble(parts_of(cache.path, len(cache)), cache)
+            return cache
+        if isinstance(engine, RayEngine):
+            draw_on_ray(
+                synthesizer, cache, engine, parcel, batch_size=batch_size, progress=progress
+            )
+        elif share is not None or folder_of(cache.path).exists():  # others may have begun it
+            share = share or Share(0, 1)
+            draw_share(synthesizer, cache, share, batch_size=batch_size, progress=progress)
+        else:
+            done = len(plan) - len(pending)
+            with bar(len(plan), "generate", "image", initial=done, progress=progress) as shown:
+                fill(synthesizer, cache, pending, batch_size=batch_size, drawn=shown.update)
         return cache
-    if isinstance(engine, RayEngine):
-        draw_on_ray(synthesizer, cache, engine, parcel, batch_size=batch_size, progress=progress)
-    elif share is not None or folder_of(cache.path).exists():  # others may have begun it
-        share = share or Share(0, 1)
-        draw_share(synthesizer, cache, share, batch_size=batch_size, progress=progress)
-    else:
-        done = len(plan) - len(pending)
-        with bar(len(plan), "generate", "image", initial=done, progress=progress) as shown:
-            fill(synthesizer, cache, pending, batch_size=batch_size, drawn=shown.update)
-    return cache
 
 
 def _share(engine: Any, shard: str | None) -> Share | None:

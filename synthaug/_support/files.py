@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,40 +17,6 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     place = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not place.is_dir():
         raise ValueError(f"{place} is a file, expected a folder to write to. Choose another name.")
-
-
-@contextmanager
-def claimed(
-    path: str | os.PathLike[str], *, patience: float = 0, create: bool = True
-) -> Iterator[bool]:
-    """Whether nobody else holds the lock of this file; then we hold it.
-
-    Whoever is killed loses the lock. A file system without locks lets everybody in.
-
-    Args:
-        path: The file.
-        patience: Seconds to wait for the lock.
-        create: Whether to make the file if it is missing; else that is a FileNotFoundError.
-    """
-    # To write: network file systems lock only then.
-    handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
-    with open(handle, "r+b", buffering=0):
-        yield _lock(handle, time.monotonic() + patience)
-
-
-def _lock(handle: int, until: float) -> bool:
-    import fcntl
-
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                return False
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            return True
 
 
 @contextmanager

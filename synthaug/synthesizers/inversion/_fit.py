@@ -32,7 +32,8 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng, randn, stream, streams
 from synthaug._pixels import digest
 from synthaug._plan import bytes_text, canonical_json
-from synthaug._support.files import check_folder, claimed
+from synthaug._support.files import check_folder
+from synthaug._support.locks import claimed
 from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
@@ -254,7 +255,7 @@ class InversionJob:
             before = len(left)
             for number, rows in list(left.items()):
                 block = folder / f"{number:05d}.safetensors"
-                with claimed(output_dir / "checkpoint" / f"{number:05d}.lock") as ours:
+                with claimed(output_dir / "checkpoint" / f"{number:05d}") as ours:
                     if block.exists():
                         report(len(rows) * self.config.updates, self.config.updates, math.nan)
                     elif ours:

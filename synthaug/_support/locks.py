@@ -1,0 +1,177 @@
+"""Advisory locks for jobs: one process at a time, and a note that says which one it is."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("synthaug")
+
+_LOOK = 0.1  # seconds between two looks at a lock that is taken
+_NO_LOCK = -1
+
+
+@contextmanager
+def claimed(
+    path: str | os.PathLike[str], *, shared: bool = False, patience: float = 0.0
+) -> Iterator[bool]:
+    """Whether nobody else has a claim on `path`; then we hold it while the block runs.
+
+    A claim is a lock of the system (`flock`) on the file PATH.lock. It ends with its process,
+    however that ends, so a file that a kill left behind is in nobody's way. In it stands whose
+    claim it is, for `owner_of`. Where no lock is to be had, that note is all there is, and the log
+    says that nothing guards.
+
+    Args:
+        path: What is claimed; it need not exist.
+        shared: Share the claim with others that do so too.
+        patience: Seconds to wait for the claim; `math.inf` waits for ever.
+    """
+    lock, until = _lock_of(path), time.monotonic() + patience
+    waited = False
+    while (fd := _take(lock, shared)) is None:
+        if time.monotonic() >= until:
+            yield False
+            return
+        if not waited:
+            logger.info("%s: waiting for %s", path, owner_of(path))
+            waited = True
+        time.sleep(_LOOK)
+    try:
+        yield True
+    finally:
+        _give_back(lock, fd)
+
+
+def owner_of(path: str | os.PathLike[str]) -> str:
+    """Who has the claim on `path`: "process 123 on node7, since 2026-11-30 09:41:03 UTC"."""
+    note = _note(_lock_of(path))
+    if note is None:
+        return "another process"
+    text = f"process {note['process']} on {note['host']}, since {note['since']}"
+    if note["host"] == socket.gethostname():
+        return text
+    return f"{text} (if that host is gone, delete {_lock_of(path)})"
+
+
+def _lock_of(path: str | os.PathLike[str]) -> Path:
+    return Path(f"{os.path.realpath(path)}.lock")
+
+
+def _take(lock: Path, shared: bool) -> int | None:
+    """A descriptor that holds the lock, `_NO_LOCK` if there is none to be had, `None` if taken."""
+    fd = _NO_LOCK
+    while fd == _NO_LOCK:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            # To write: network file systems lock only then.
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if os.stat(lock).st_ino != os.fstat(fd).st_ino:
+                raise FileNotFoundError
+        except FileNotFoundError:  # its last owner removed it before it was ours: take the new one
+            _close(fd)
+            fd = _NO_LOCK
+        except BlockingIOError:
+            _close(fd)
+            return None
+        except OSError as error:
+            _close(fd)
+            return _without_lock(lock, shared, error)
+    note = _note(lock)
+    if note is not None and note["host"] != socket.gethostname():
+        logger.warning(
+            "%s names process %s on %s, and is free here: that job was killed, or locks do not "
+            "reach from host to host on this file system. Then nothing guards: make sure that it "
+            "has ended.",
+            lock,
+            note["process"],
+            note["host"],
+        )
+    with suppress(OSError):  # a full disk: then the lock has no name
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(_own_note()).encode(), 0)
+    return fd
+
+
+def _without_lock(lock: Path, shared: bool, error: OSError) -> int | None:
+    """What `_take` answers where the system refuses to lock: it goes by the note."""
+    note = _note(lock)
+    if note is not None and not shared and not _has_ended(note):
+        return None
+    logger.warning(
+        "%s cannot be locked (%s): nothing guards against a second job on the same file. Make sure "
+        "that only one runs.",
+        lock,
+        error.strerror,
+    )
+    with suppress(OSError):
+        lock.write_text(json.dumps(_own_note()))
+    return _NO_LOCK
+
+
+def _give_back(lock: Path, fd: int) -> None:
+    with suppress(OSError):  # others share it, or it is gone
+        if fd != _NO_LOCK:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(lock)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # also for what was forked meanwhile
+        elif (_note(lock) or {}).get("process") == os.getpid():
+            os.unlink(lock)
+    _close(fd)
+
+
+def _close(fd: int) -> None:
+    if fd != _NO_LOCK:
+        os.close(fd)
+
+
+def _own_note() -> dict[str, Any]:
+    pid = os.getpid()
+    since = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    return {
+        "host": socket.gethostname(),
+        "process": pid,
+        "since": since,
+        "started": _start_of(pid),
+    }
+
+
+def _note(lock: Path) -> dict[str, Any] | None:
+    """What stands in the file; `None` if that is no note."""
+    try:
+        note = json.loads(lock.read_text())
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) and {*note} == {*_own_note()} else None
+
+
+def _has_ended(note: dict[str, Any]) -> bool:
+    """Whether the process was of this host, and is none now, or another of the same number."""
+    return bool(
+        note["host"] == socket.gethostname() and _start_of(note["process"]) != note["started"]
+    )
+
+
+def _start_of(pid: int) -> int | None:
+    """When a process started, in ticks since the system did; 0 if that is not known; `None` if
+    there is no such process."""
+    try:
+        # The second field, the name, is in parentheses and may hold anything.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:  # another user's
+        return 0
+    return 0
