@@ -244,7 +244,7 @@ def test_engines_without_what_they_need_are_refused(tmp_path, monkeypatch):
                 monkeypatch.setenv(name, value)
         with pytest.raises(ValueError, match=r"needs RANK and WORLD_SIZE.*torchrun"):
             draw(tmp_path / "a.h5", engine="torchrun")
-    with pytest.raises(ValueError, match="must be 'local', 'torchrun', 'ray'"):
+    with pytest.raises(ValueError, match="must be one of 'local', 'torchrun', 'ray'"):
         draw(tmp_path / "a.h5", engine="spark")
     with pytest.raises(ValueError, match="leave `engine` out"):
         draw(tmp_path / "a.h5", engine="torchrun", shard="1/2")
