@@ -1,10 +1,12 @@
 """In tests the shapes and dtypes that the mathematics declares are checked at every call."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Generator, Iterator
-from multiprocessing import set_forkserver_preload
+from multiprocessing import forkserver, set_forkserver_preload
 from pathlib import Path
+from subprocess import CompletedProcess, run
 from typing import Any
 
 import pytest
@@ -15,7 +17,15 @@ CHECKED = ("_noise", "_pixels", "features")
 _hook = install_import_hook([f"synthaug.{name}" for name in CHECKED], "beartype.beartype")
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would ask the network otherwise
-set_forkserver_preload(["torchvision.transforms.v2", "synthaug._datasets"])  # fast workers
+set_forkserver_preload(  # workers and programs start fast, see `tests/processes.py`
+    [
+        "torchvision.transforms.v2",
+        "synthaug._datasets",
+        "accelerate",
+        "diffusers.models.unets.unet_2d",
+        "diffusers.pipelines.pipeline_utils",
+    ]
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,13 +37,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def processor_seconds() -> float:
+    """Of this process, of its children that ended, and of the server that forks for it."""
+    seconds = sum(os.times()[:4])
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if server is not None and (path := Path(f"/proc/{server}/stat")).exists():
+        ticks = path.read_text().rpartition(")")[2].split()[11:15]  # its own and its children's
+        seconds += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    before = sum(os.times()[:4])  # user and system, of this process and its children
+    before = processor_seconds()
     result = yield
     if path := item.config.getoption("--processor-seconds"):
         with open(path, "a") as file:
-            file.write(f"{sum(os.times()[:4]) - before:8.2f} {item.nodeid}\n")
+            file.write(f"{processor_seconds() - before:8.2f} {item.nodeid}\n")
     return result
 
 
@@ -44,6 +64,21 @@ def no_bfloat16() -> Iterator[None]:
         patch.setattr("synthaug._support.precision.has_bfloat16", lambda device: False)
         patch.setattr("synthaug._support.precision._slowdown", lambda kind: 1.0)
         yield
+
+
+@pytest.fixture(scope="session")
+def new_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompletedProcess[str], Path]:
+    """What became of `tests/new_process.py`, and the folder of what it found.
+
+    Tests that use it are in the group "new process", which one worker runs.
+    """
+    from tests.new_process import ENVIRONMENT, model
+
+    folder = tmp_path_factory.mktemp("new_process")
+    model().save_pretrained(folder / "model")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **ENVIRONMENT}
+    command = [sys.executable, "-m", "tests.new_process", str(folder)]
+    return run(command, env=environment, capture_output=True, text=True), folder
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
-"""Trainings that several processes share; as a program, what each of them does."""
+"""Trainings that several processes share, and what each of them does."""
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,12 @@ def trained(out: Path, steps: int, batch_size: int = 4) -> Any:
     return ClassConditional.fit(Real(10), out, config=settings, progress=False, **small)[1]
 
 
-def rank_main(out: Path) -> None:
+def rank_main(folder: str) -> None:
     """What each of two processes does."""
+    out = Path(folder)
     curve = trained(out / "shared", 6).loss_curve
     embeddings = fitted(out / "inverted", Real(), block_size=1).digest
     with pytest.raises(ValueError, match="multiple") as refused:
         trained(out / "odd", 2, batch_size=3)
     seen = {"curve": curve, "embeddings": embeddings, "refused": str(refused.value)}
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    rank_main(Path(sys.argv[1]))

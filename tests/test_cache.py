@@ -629,7 +629,7 @@ def test_a_file_that_took_the_place_of_another_is_noticed(
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize(
     ("method", "workers"),
-    [(None, 0), ("fork", 1), ("fork", 4), ("spawn", 2)],  # for forkserver see test_datasets
+    [(None, 0), ("fork", 1), ("fork", 4), ("forkserver", 2)],  # for spawn see test_datasets
 )
 def test_loaders_read_the_right_bytes_whatever_the_processes(
     cache: SynthCache, pixels: torch.Tensor, method: str | None, workers: int

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from synthaug._cli.generation import PlanOptions
 from synthaug.synthesizers import METHODS, Method, RowParameter, SamplerConfig, register
 from synthaug.synthesizers._registry import parameter_table
 from synthaug.synthesizers._sampler import SAMPLER_SETTINGS
+from tests import processes
 from tests.tiny.cascades import tiny_cascade
 from tests.tiny.class_conditional import tiny
 
@@ -113,19 +111,13 @@ def clouds(tmp_path_factory) -> dict[str, Any]:
         "trained": ["plan", "trained", "--per-class", "2", "--json"],
         "foreign": ["train", "digits", "o", "--method", "clouds", "--width", "8"],
     }
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(lines)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = processes.run(DRIVER, json.dumps(lines), cwd=folder)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
+@pytest.mark.xdist_group("clouds")
 def test_a_synthesizer_in_one_file_is_planned_drawn_and_described_by_the_command_line(clouds):
     for name in ("help", "sweep"):
         assert re.search(r"--cover FLOAT,...\s+Fraction of the sky.", clouds[name]["out"]), name
@@ -139,6 +131,7 @@ def test_a_synthesizer_in_one_file_is_planned_drawn_and_described_by_the_command
     assert recipe == {"synthesizer": "Clouds", "settings": {"drops": 7}}
 
 
+@pytest.mark.xdist_group("clouds")
 def test_all_that_is_wrong_with_its_parameters_is_said_at_once(clouds):
     assert clouds["refused"]["code"] == clouds["setting"]["code"] == 2
     message = clouds["refused"]["err"]
@@ -146,12 +139,14 @@ def test_all_that_is_wrong_with_its_parameters_is_said_at_once(clouds):
     assert "Unknown row parameter 'noise'" in message
 
 
+@pytest.mark.xdist_group("clouds")
 def test_it_is_trained(clouds):
     assert clouds["train"]["out"].startswith("7 steps. Checkpoint: trained."), clouds["train"]
     assert json.loads(clouds["trained"]["out"])["result"]["classes"]["cirrus"] == 2
     assert "`--width` has no meaning with --method clouds" in clouds["foreign"]["err"]
 
 
+@pytest.mark.xdist_group("clouds")
 def test_it_is_swept_cited_and_listed(clouds):
     assert clouds["grid"] == {"cover": [0.2]}
     assert clouds["cite"]["out"].startswith("Howard 1803. On the Modifications of Clouds.")

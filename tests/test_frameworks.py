@@ -7,11 +7,9 @@ batch says which images it holds.
 import copy
 import importlib
 import json
-import os
 import re
 import runpy
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,6 +26,7 @@ import synthaug
 from synthaug import MixedDataset, Plan, SynthCache
 from synthaug._images.source import ImageSource
 from synthaug.images import LabeledImages
+from tests import processes
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # frameworks warn of much that is not ours
 
@@ -487,7 +486,8 @@ def test_the_example_serves_the_mixture_of_every_epoch(name, in_example_data, mo
 
 
 _RANK = """
-import json, runpy, sys
+import json, runpy, sys, warnings
+warnings.simplefilter("ignore")
 import numpy as np
 from synthaug import MixedDataset
 
@@ -522,20 +522,18 @@ def test_two_processes_share_the_mixture_of_one(in_example_data):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": 1,
-    }
-    environments = [
-        {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "true"}
-        | {name: str(value) for name, value in {**common, "RANK": r, "LOCAL_RANK": r}.items()}
+    common = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        processes.start(
+            _RANK,
+            EXAMPLES / "accelerate_mixed.py",
+            f"rank{r}.json",
+            environment={**common, "ACCELERATE_USE_CPU": "true", "RANK": r, "LOCAL_RANK": r},
+        )
         for r in range(2)
     ]
-    command = [sys.executable, "-W", "ignore", "-c", _RANK, str(EXAMPLES / "accelerate_mixed.py")]
-    ranks = [subprocess.Popen([*command, f"rank{r}.json"], env=environments[r]) for r in range(2)]
-    assert [rank.wait() for rank in ranks] == [0, 0]
+    ended = [rank.wait() for rank in ranks]
+    assert [rank.returncode for rank in ended] == [0, 0], ended
     found = [json.loads(Path(f"rank{r}.json").read_text()) for r in range(2)]
     wanted = [
         [epoch, index, row]

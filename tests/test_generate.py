@@ -2,8 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from synthaug import Plan, SynthCache, generate
 from synthaug.errors import CacheError, DivergedError, MismatchError
 from synthaug.synthesizers import Constant
+from tests import processes
 from tests.drawing import CLASSES, SHAPE, Killed, Noise, Shaped, fill, plan_of
 from tests.images import to_images, to_pixels
 
@@ -111,15 +111,12 @@ generate(Slow(), plan_of((200, 0, 100)), sys.argv[1], batch_size=2, progress=Fal
 
 def test_a_job_killed_by_the_system_continues_where_it_was(tmp_path):
     plan, path = plan_of((200, 0, 100)), tmp_path / "a.h5"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        [sys.executable, "-c", _SLOW_JOB, str(path)], env=environment, stdout=subprocess.PIPE
-    ) as job:
-        assert job.stdout is not None
-        for _ in range(20):
-            job.stdout.readline()
-        job.send_signal(signal.SIGKILL)
-        assert job.wait() == -signal.SIGKILL
+    job = processes.start(_SLOW_JOB, path)
+    while job.output.read_text().count("\n") < 20:
+        assert job.process.is_alive(), job.errors.read_text()
+        time.sleep(0.01)
+    job.process.kill()
+    assert job.wait().returncode == -signal.SIGKILL
     done = SynthCache(path).done
     assert 20 <= done.sum() < 300
     again = Noise()
@@ -341,14 +338,7 @@ except Exception as error:
 
 
 def test_a_disk_that_cannot_hold_the_cache_is_met_before_anything_is_drawn(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    job = subprocess.run(
-        [sys.executable, "-c", _FULL_DISK, str(tmp_path / "a.h5")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    job = processes.run(_FULL_DISK, tmp_path / "a.h5")
     assert job.stdout.startswith("CacheError 0 "), job.stdout + job.stderr
     assert "a.h5" in job.stdout
     assert not list(tmp_path.iterdir())

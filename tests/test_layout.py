@@ -1,8 +1,5 @@
 """A network has one memory layout, so in memory and from disk it draws bit-equal images."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -29,12 +26,12 @@ from synthaug.synthesizers import (
     LowDensity,
     StageConfig,
     TokenConfig,
-    streams,
 )
 from synthaug.synthesizers.inversion._tokens import build_token_unet
 from synthaug.synthesizers.low_density._hardness import OnEstimate
 from tests.checkpoints import cosine_config, sampled, tiny_unet, write_stable_diffusion
-from tests.images import randn, to_pixels
+from tests.images import to_pixels
+from tests.new_process import images, model
 from tests.tiny.cascades import tiny_cascade
 from tests.tiny.class_conditional import NAMES, Real
 
@@ -297,30 +294,11 @@ def test_images_reach_the_network_in_one_layout():
 # Another processor
 
 
-SCRIPT = """
-import sys, torch
-from synthaug.synthesizers import ClassConditional
-from synthaug._noise import randn, streams
-
-synthesizer = ClassConditional.from_pretrained(sys.argv[1], device="cpu")
-images = synthesizer.draw(synthesizer.plan(per_class=4, guidance_scale=2.0))
-torch.save((images, randn(streams(range(8)), (1, 8, 8))), sys.argv[2])
-"""
-
-
+@pytest.mark.xdist_group("new process")
 def test_a_processor_without_vector_instructions_draws_the_same_images_within_a_grey_level(
-    tmp_path,
+    new_process,
 ):
-    synthesizer = ClassConditional(model=model_of(tiny_unet()), **sampled(num_inference_steps=3))
-    synthesizer.save_pretrained(tmp_path / "model")
-    images = synthesizer.draw(synthesizer.plan(per_class=4, guidance_scale=2.0))
-    plain = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-    subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "model"), str(tmp_path / "theirs.pt")],
-        env={**os.environ, **plain},
-        cwd=Path(__file__).parents[1],
-        check=True,
-    )
-    theirs, noise = torch.load(tmp_path / "theirs.pt")
-    assert (to_pixels(images).int() - to_pixels(theirs)).abs().max() <= 1
-    torch.testing.assert_close(randn(streams(range(8)), (1, 8, 8)), noise, rtol=0, atol=2e-6)
+    drawn, noise = images(model())
+    theirs, their_noise = torch.load(new_process[1] / "images.pt")
+    assert (to_pixels(drawn).int() - to_pixels(theirs)).abs().max() <= 1
+    torch.testing.assert_close(noise, their_noise, rtol=0, atol=2e-6)

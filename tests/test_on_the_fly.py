@@ -2,10 +2,7 @@
 
 import copy
 import gc
-import os
 import pickle
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from itertools import pairwise
@@ -250,24 +247,10 @@ def test_the_thread_ends_with_close_and_with_the_data_set():
     assert not thread.is_alive()
 
 
-_PROGRAM = """
-import torch
-from synthaug._datasets import OnTheFlyDataset
-from synthaug.synthesizers import Constant
-
-constant = Constant(torch.zeros((1, 3, 4, 4), dtype=torch.uint8), [0])
-live = OnTheFlyDataset(constant, constant.plan(per_class=500), batch_size=1)
-live.read([0])
-print(live.num_drawn < 500)
-"""
-
-
-def test_a_program_ends_while_the_thread_is_at_work():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True
-    )
-    assert (run.returncode, run.stdout, run.stderr) == (0, "True\n", "")
+@pytest.mark.xdist_group("new process")
+def test_a_program_ends_while_the_thread_is_at_work(new_process):
+    ended, _ = new_process
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
 
 
 def test_a_batch_beyond_memory_is_halved(caplog):

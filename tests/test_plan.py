@@ -1,9 +1,7 @@
 """The plan: what its rows are, and that the seed of a row says all that its image depends on."""
 
 import hashlib
-import os
-import subprocess
-import sys
+import json
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -23,6 +21,7 @@ from synthaug._plan import (
     settings_digest,
     time_text,
 )
+from tests.new_process import planned
 
 CLASSES = ("cat", "dog", "emu")
 SETTINGS = {
@@ -160,19 +159,9 @@ def test_ten_thousand_seeds_differ_and_fill_all_64_bits():
     assert np.abs(bits - 0.5).max() < 6 * 0.5 / 100  # six standard errors
 
 
-def test_seeds_are_equal_in_a_process_with_another_hash_seed():
-    code = (
-        "from synthaug._plan import Plan\n"
-        f"plan = Plan.build((3, 0, 2), classes={CLASSES!r}, settings={SETTINGS!r}, seed=0,\n"
-        "    parameters={'strength': [0.25, 0.5]})\n"
-        "print(plan['seed'].tolist(), plan.digest)"
-    )
-    plan = plan_of(parameters={"strength": [0.25, 0.5]})
-    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == f"{plan['seed'].tolist()} {plan.digest}"
+@pytest.mark.xdist_group("new process")
+def test_seeds_are_equal_in_a_process_with_another_hash_seed(new_process):
+    assert json.loads((new_process[1] / "found.json").read_text())["plan"] == planned()
 
 
 def test_seeds_are_those_of_every_earlier_release():

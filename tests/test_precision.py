@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -365,12 +366,15 @@ def test_an_inversion_that_is_resumed_elsewhere_keeps_its_precision(machine, tmp
 
 def test_the_command_of_an_inversion_names_its_precision(machine, tmp_path):
     machine(True)
-    size = ("--image-size", 8, "--width", 8, "--steps", 1, "--batch-size", 4)
-    succeed("train", "digits", tmp_path / "base", "--condition", "tokens", *size)
-    rows = ("--updates", 1, "--num-tokens", 4, "--batch-size", 512)
-    succeed("invert", tmp_path / "base", "digits", tmp_path / "out", *rows)
+    (tmp_path / "real" / "ant").mkdir(parents=True)
+    for level in (0, 50, 100, 150):
+        Image.new("L", (8, 8), level).save(tmp_path / "real" / "ant" / f"{level}.png")
+    real, size = f"folder:{tmp_path / 'real'}", ("--width", 8, "--steps", 1, "--batch-size", 4)
+    succeed("train", real, tmp_path / "base", "--condition", "tokens", *size)
+    rows = ("--updates", 1, "--num-tokens", 4)
+    succeed("invert", tmp_path / "base", real, tmp_path / "out", *rows)
     machine(False)
-    succeed("invert", tmp_path / "base", "digits", tmp_path / "out", *rows)
+    succeed("invert", tmp_path / "base", real, tmp_path / "out", *rows)
     record = json.loads((tmp_path / "out" / "inversion.json").read_text())
     assert "--precision bfloat16" in record["command"]
     assert record["dtype"] == "torch.bfloat16"

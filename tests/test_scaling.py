@@ -1,10 +1,7 @@
 """Training over several processes equals that of one; what a cache costs is known before."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from synthaug.synthesizers.inversion._config import TokenConfig
 from synthaug.synthesizers.inversion._tokens import TokenFitJob
 from synthaug.synthesizers.low_density._config import GuideConfig
 from synthaug.synthesizers.low_density._fit import HardnessFitJob
+from tests import processes
 from tests.checkpoints import write_stable_diffusion
 from tests.ranks import trained
 from tests.tiny.cascades import job as cascade_job
@@ -46,28 +44,22 @@ def two_ranks(tmp_path_factory) -> tuple[Path, list[Any]]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": 2,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": port,
         "CUDA_VISIBLE_DEVICES": "",
     }
+    program = "import sys\nfrom tests.ranks import rank_main\nrank_main(sys.argv[1])"
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.ranks", str(out)],
-            env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        processes.start(program, out, environment={**environment, "RANK": r, "LOCAL_RANK": r})
         for r in range(2)
     ]
-    errors = [process.communicate(timeout=600)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], errors
+    ended = [rank.wait() for rank in ranks]
+    assert [rank.returncode for rank in ended] == [0, 0], ended
     return out, [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
 
 
+@pytest.mark.xdist_group("ranks")
 def test_training_does_not_depend_on_the_number_of_processes_which_may_change_on_the_way(
     two_ranks, tmp_path
 ):
@@ -79,6 +71,7 @@ def test_training_does_not_depend_on_the_number_of_processes_which_may_change_on
     assert again == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.xdist_group("ranks")
 def test_processes_share_the_images_to_invert_and_all_have_the_embeddings_of_one(
     two_ranks, tmp_path
 ):
@@ -88,6 +81,7 @@ def test_processes_share_the_images_to_invert_and_all_have_the_embeddings_of_one
     assert (out / "inverted" / "inversion.json").exists()
 
 
+@pytest.mark.xdist_group("ranks")
 def test_a_batch_that_processes_cannot_split_is_refused_in_all_of_them(two_ranks):
     for rank in two_ranks[1]:
         assert "`batch_size` 3 is the batch of all processes together" in rank["refused"]

@@ -42,6 +42,9 @@ def test_every_public_name_has_a_place_in_the_api_pages():
     assert sorted(named) == synthaug.__all__
 
 
+pytestmark = pytest.mark.xdist_group("site")  # built once
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
     """The pages by their place; warnings while building are errors."""
