@@ -20,7 +20,10 @@ real, holdout = half.subset(range(600)), half.subset(range(600, len(half)))
 
 # A generator, a plan, a cache.
 synthesizer, _ = synthaug.ClassConditional.fit(
-    real, out / "generator", config=synthaug.TrainingConfig(steps=30), channels=8
+    real,
+    out / "generator",
+    config=synthaug.TrainingConfig(steps=30, batch_size=16),
+    channels=8,
 )
 plan = synthesizer.plan(per_class=10, seed=0)
 cache = synthaug.generate(synthesizer, plan, str(out / "digits.h5"))

@@ -14,7 +14,10 @@ import synthaug
 out = Path(mkdtemp())
 real = synthaug.load_dataset("digits:train").subset(range(200))
 synthesizer, _ = synthaug.ClassConditional.fit(
-    real, out / "generator", config=synthaug.TrainingConfig(steps=30), channels=8
+    real,
+    out / "generator",
+    config=synthaug.TrainingConfig(steps=30, batch_size=16),
+    channels=8,
 )
 
 # Variants start from the real images: noised half-way and denoised again.

@@ -1,5 +1,6 @@
 """In tests the shapes and dtypes that the mathematics declares are checked at every call."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -13,6 +14,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = ("_noise", "_pixels", "features")
+
+# Torch and diffusers are millions of objects, through which every full collection would walk.
+gc.set_threshold(20_000, 20, 20)
 
 _hook = install_import_hook([f"synthaug.{name}" for name in CHECKED], "beartype.beartype")
 
@@ -35,6 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="append to FILE what each test costs in processor seconds, with its fixtures and the "
         "processes that it waits for; the slowest are shown by `sort -rn FILE | head -50`",
     )
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
 
 
 def processor_seconds() -> float:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "checkpoints": {"synthesizers"},
     "command_line": {"_cli"},
     "conftest": {"_datasets", "_support"},
+    "new_process": {"_cli"},
     "reports": {"_support", "evaluation"},
     "test_alignment": {"_audit"},
     "test_arguments": {"_support"},
@@ -118,12 +120,24 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
 }
 
 
-def modules() -> list[str]:
+def modules() -> tuple[str, ...]:
     """Every module, relative to the package; the root's lazy exports have their own test."""
-    paths = sorted(ROOT.rglob("*.py"))
-    return [str(path.relative_to(ROOT)) for path in paths if path != ROOT / "__init__.py"]
+    return modules_below(ROOT)
 
 
+@cache
+def modules_below(root: Path) -> tuple[str, ...]:
+    paths = sorted(root.rglob("*.py"))
+    return tuple(str(path.relative_to(root)) for path in paths if path != root / "__init__.py")
+
+
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All of the syntax tree of a module, which several tests look at."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def dotted(module: str) -> tuple[str, ...]:
     """The name of a module without the root: ("_audit", "report"), or ("_audit",) for a package."""
     parts = Path(module).with_suffix("").parts
@@ -134,7 +148,7 @@ def imported(module: str) -> set[tuple[str, ...]]:
     """The modules of ours that `module` imports, lazily and for type checkers included."""
     known = {dotted(name) for name in modules()}
     targets = set()
-    for node in ast.walk(ast.parse((ROOT / module).read_text())):
+    for node in nodes(ROOT / module):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -252,16 +266,13 @@ BY_NAME = {"synthesizers/__init__.py", "synthesizers/_parameters.py"}
 def test_modules_are_imported_by_name_only_where_names_are_exported(module):
     # Otherwise the rules above would not see everything.
     dynamic = {"import_module", "__import__"}
-    names = {
-        getattr(node, "id", getattr(node, "attr", None))
-        for node in ast.walk(ast.parse((ROOT / module).read_text()))
-    }
+    names = {getattr(node, "id", getattr(node, "attr", None)) for node in nodes(ROOT / module)}
     assert not names & dynamic or module in BY_NAME
 
 
 def questions(module: str) -> int:
     """How often a module asks an object whether it has an attribute."""
-    calls = (n for n in ast.walk(ast.parse((ROOT / module).read_text())) if isinstance(n, ast.Call))
+    calls = (node for node in nodes(ROOT / module) if isinstance(node, ast.Call))
     names = (call.func.id for call in calls if isinstance(call.func, ast.Name))
     return sum(name in ("hasattr", "getattr") for name in names)
 
@@ -309,7 +320,7 @@ def test_no_two_public_classes_have_one_name():
 def test_every_report_derives_from_the_base_of_reports():
     reports = set()
     for module in modules():
-        for node in ast.walk(ast.parse((ROOT / module).read_text())):
+        for node in nodes(ROOT / module):
             if isinstance(node, ast.ClassDef) and node.name.endswith(("Report", "LabelCheck")):
                 reports.add(node.name)
                 bases = {ast.unparse(base) for base in node.bases}

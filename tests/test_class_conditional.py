@@ -408,7 +408,7 @@ def test_training_lowers_the_loss_and_learns_the_classes(tmp_path):
     greys = torch.tensor([32, 96, 160, 224], dtype=torch.uint8)
     real.pixels = greys[torch.tensor(real.targets)].view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
     config = TrainingConfig(
-        steps=250, batch_size=16, warmup_steps=20, learning_rate=3e-3, ema_decay=0.95, device="cpu"
+        steps=120, batch_size=16, warmup_steps=10, learning_rate=1e-2, ema_decay=0.9, device="cpu"
     )
     synthesizer, result = ClassConditional.fit(
         real, tmp_path, config=config, channels=8, progress=False

@@ -36,6 +36,8 @@ from tests.checkpoints import write_stable_diffusion
 from tests.command_line import run
 from tests.tiny.low_density import few_noisy_images
 
+pytestmark = pytest.mark.xdist_group("docs")  # pages share a world
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n+)?"

@@ -58,10 +58,10 @@ def noise_aware(num_classes: int, shape: tuple[int, int, int] = SHAPE, levels: i
     config = tiny_unet(num_classes=None, size=shape[1], channels=shape[0]).config
     labels = np.arange(20 * num_classes) % num_classes
     features = np.random.default_rng(0).normal(size=(len(labels), 3)) + labels[:, None] % 3
-    gaussians = ClassGaussians.fit(features, labels).to("cpu", torch.float32)
+    gaussians = (ClassGaussians.fit(features, labels) for _ in range(levels))
     return NoiseAware(
         network=NoisyEncoder(config, num_classes, 3).eval().requires_grad_(False),
-        gaussians=(gaussians,) * levels,
+        gaussians=tuple(level.to("cpu", torch.float32) for level in gaussians),
         num_train_timesteps=1000,
     )
 
