@@ -8,12 +8,22 @@
 Every image is compared with its checksum when it is read.
 """
 
-from synthaug._cache import check_sources, contact_sheet, export, forget, import_images, info, merge
+from synthaug._cache import (
+    Forgotten,
+    check_sources,
+    contact_sheet,
+    export,
+    forget,
+    import_images,
+    info,
+    merge,
+)
 from synthaug._cache.citations import cite
 from synthaug._cluster import RayEngine
 from synthaug._generate.cost import estimate_cost, evaluations_per_second
 
 __all__ = [
+    "Forgotten",
     "RayEngine",
     "check_sources",
     "cite",

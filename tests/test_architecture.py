@@ -87,6 +87,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_extras": {"_support"},
     "test_fine_tuning": {"_training", "synthesizers"},
     "test_fitting": {"_training"},
+    "test_forgetting": {"_cache"},
     "test_frameworks": {"_images"},
     "test_hardness": {"_datasets", "evaluation"},
     "test_html": {"_support"},

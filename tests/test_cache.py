@@ -99,10 +99,10 @@ def test_the_file_is_plain_hdf5_that_any_tool_reads(
         for name in set(plan.columns) - {"label"}:
             assert file[f"plan/{name}"].dtype == plan[name].dtype
             assert np.array_equal(file[f"plan/{name}"], plan[name])
-        assert set(file) == {"images", "labels", "state", "checksum", "plan"}
+        assert set(file) == {"images", "labels", "state", "checksum", "plan", "tombstones"}
         assert set(file["plan"]) == set(plan.columns) - {"label"}
         assert file.attrs["format"].decode() == "synthaug-cache"
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format_version"] == 2
         assert file.attrs["plan_digest"].decode() == plan.digest
         manifest = json.loads(file.attrs["manifest"])
     assert manifest["recipe"] == RECIPE

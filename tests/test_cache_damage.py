@@ -177,9 +177,9 @@ def other_format(file: h5py.File, folder: Path) -> None:
     file.attrs["format"] = np.bytes_(b"synthaug-cachE")
 
 
-@attack("format version 2")
+@attack("format version 3")
 def later_version(file: h5py.File, folder: Path) -> None:
-    file.attrs["format_version"] = 2
+    file.attrs["format_version"] = 3
 
 
 @attack("lacks a format_version")
@@ -332,6 +332,7 @@ def plan_far_larger_than_the_file(file: h5py.File, folder: Path) -> None:
     replace(file, "images", (rows, *SHAPE), "u1", chunks=(1, *SHAPE))
     replace(file, "state", (rows,), "u1", chunks=(2**16,))
     replace(file, "checksum", (rows,), "<u4", chunks=(2**16,))
+    replace(file, "tombstones", (2 * rows,), "<u8", chunks=(2**16,))
 
 
 @attack("no place")
@@ -399,6 +400,21 @@ def missing_column(file: h5py.File, folder: Path) -> None:
     del file["plan/seed"]
 
 
+@attack("expected uint64")
+def few_tombstones(file: h5py.File, folder: Path) -> None:
+    replace(file, "tombstones", data=np.zeros(ROWS, "<u8"))
+
+
+@attack("no 'tombstones'")
+def missing_tombstones(file: h5py.File, folder: Path) -> None:
+    del file["tombstones"]
+
+
+@attack("more objects")
+def tombstones_of_a_later_version(file: h5py.File, folder: Path) -> None:
+    file.attrs["format_version"] = 1
+
+
 @attack("has dtype")
 def column_of_text(file: h5py.File, folder: Path) -> None:
     file["plan/extra"] = np.full(ROWS, b"x")
@@ -450,14 +466,15 @@ def test_a_hostile_file_is_refused_before_a_pixel_is_read(
 
 def test_a_sparse_file_that_declares_more_than_memory_is_refused(tmp_path: Path) -> None:
     path, rows = tmp_path / "sparse.h5", 2**25
+    data_sets = "images", "labels", "state", "checksum", "tombstones"
     plan = Plan.build([1], classes=("a",), settings={}, seed=0)
     good = SynthCache.create(tmp_path / "c.h5", plan, image_shape=(1, 1, 1), manifest=MANIFEST)
     with h5py.File(good.path) as source, h5py.File(path, "w") as file:
         for key, value in source.attrs.items():
             file.attrs[key] = value
-        for name in ("images", "labels", "state", "checksum", *(f"plan/{c}" for c in plan.columns)):
+        for name in (*data_sets, *(f"plan/{c}" for c in plan.columns)):
             if name != "plan/label":
-                shape = (rows, *source[name].shape[1:])
+                shape = (rows * source[name].shape[0], *source[name].shape[1:])
                 created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
                 created.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
                 created.set_fill_time(h5py.h5d.FILL_TIME_NEVER)

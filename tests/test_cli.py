@@ -541,7 +541,7 @@ def test_a_result_as_json_has_the_documented_keys_and_nothing_beside_it(work, ca
     check_answer("cache merge", work / "json-merged.h5", made)
     check_answer("cache export", made, files, "--format", "folder")
     check_answer("cache import", f"folder:{files}", work / "json-back.h5")
-    check_answer("cache forget", f"folder:{files}", work / "json-back.h5")
+    check_answer("cache forget", f"folder:{files}", work / "json-back.h5", files)
     check_answer("audit", cache, train, *features, out)
     assert run("audit", cache, train, "--out", work / "alone").code == 3  # there is no hold-out
     check_answer("evaluate density", cache, train, *features, work / "json-density")

@@ -400,7 +400,7 @@ def test_partners_of_another_class_come_only_on_request_and_with_soft_labels():
 
 
 def test_forgetting_an_image_reaches_the_rows_that_interpolated_with_it():
-    from synthaug._cache.tools import rows_from_sources
+    from synthaug._cache.tombstones import rows_from_sources
 
     synthesizer = learned()
     plan = synthesizer.plan(ratio=4, interpolation=[0.3, 0.0])

@@ -315,9 +315,9 @@ def test_a_row_that_another_worker_stored_meanwhile_is_not_written_again(tmp_pat
     written: list[int] = []
     write = SynthCache.write
 
-    def noted(cache: SynthCache, rows: Any, pixels: Tensor) -> None:
+    def noted(cache: SynthCache, rows: Any, pixels: Tensor, **how: Any) -> None:
         written.extend(rows)
-        write(cache, rows, pixels)
+        write(cache, rows, pixels, **how)
 
     monkeypatch.setattr(SynthCache, "write", noted)
     index = 4

@@ -6,10 +6,11 @@
     state         uint8  (N,)              0 pending, 1 done, 2 withdrawn (pixels zeroed)
     checksum      uint32 (N,)              CRC-32C of the image's bytes
     plan/<column> int64, uint64, float64   one per further column of the plan
+    tombstones    uint64 (M,)          content keys of what was forgotten, 0 where there is room
 
     attribute         of the root group
     format            "synthaug-cache"
-    format_version    1
+    format_version    2
     manifest          JSON: recipe, weights, source data, classes, versions, licence, "synthetic"
     manifest_digest   32 hexadecimal digits of blake2b over the text of `manifest`
     plan_digest       `Plan.digest` of the rows
@@ -22,13 +23,15 @@ Readers map the file and gather a batch in one indexing call.
 
 from synthaug._cache.exporting import export
 from synthaug._cache.facts import contact_sheet, info, info_text
+from synthaug._cache.forgetting import Forgotten, forget
 from synthaug._cache.format import FORMAT, FORMAT_VERSION, State
 from synthaug._cache.store import SynthCache
-from synthaug._cache.tools import check_sources, forget, import_images, merge
+from synthaug._cache.tools import check_sources, import_images, merge
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "Forgotten",
     "State",
     "SynthCache",
     "check_sources",

@@ -265,6 +265,7 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
     """The same cache, with one compressed chunk per image."""
     plan, state = cache.plan, cache.state
     values = {"state": state, "checksum": cache.checksums, **stored_columns(plan)}
+    tombstones = cache.tombstones
     text = json.dumps(cache.manifest, sort_keys=True)
     with new_file(target) as fd:
         stream = Patient(fd)
@@ -276,6 +277,7 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
                 )
                 if name in values:
                     file[name][...] = values[name]
+            file["tombstones"][: len(tombstones)] = tombstones
             images = file["images"]
             for block in blocks(np.flatnonzero(state == State.DONE), cache.image_shape):
                 stream.check()

@@ -20,6 +20,11 @@ from synthaug.errors import CacheError
 _ZEROS = bytes(1 << 20)
 
 
+def parts_folder(path: Path) -> Path:
+    """Where the parts of the cache at `path` are while several processes draw it."""
+    return path.with_name(f"{path.name}.parts")
+
+
 @contextmanager
 def filling(
     path: str | os.PathLike[str], *, shared: bool = False, wait: bool = False

@@ -1,4 +1,4 @@
-"""Layout of a cache file, format version 1, and how a new one comes into being."""
+"""Layout of a cache file, format version 2, and how a new one comes into being."""
 
 import hashlib
 import importlib.metadata
@@ -21,7 +21,10 @@ from synthaug._plan import Plan
 from synthaug._types import Indices
 
 FORMAT = "synthaug-cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, FORMAT_VERSION)
+"""Version 1 has no tombstones."""
+
 MAX_ROWS = 2**31
 MAX_COLUMNS = 256
 MAX_SIDE = 2**14
@@ -58,7 +61,10 @@ def erased_checksum(image_shape: tuple[int, ...]) -> int:
 
 
 def data_sets(
-    rows: int, image_shape: tuple[int, ...], parameters: Mapping[str, np.dtype[Any]]
+    rows: int,
+    image_shape: tuple[int, ...],
+    parameters: Mapping[str, np.dtype[Any]],
+    version: int = FORMAT_VERSION,
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     """Name, dtype and shape of every data set that a cache of `rows` rows has; no others exist.
 
@@ -66,13 +72,17 @@ def data_sets(
         rows: N.
         image_shape: (C, H, W).
         parameters: dtype of each plan column other than `label`.
+        version: Of the format.
     """
+    # One for the image of each row, and one for each real image that a row may derive from.
+    tombstones = rows * (1 + sum(name.endswith("_key") for name in parameters))
     return {
         "images": (np.dtype("u1"), (rows, *image_shape)),
         "labels": (np.dtype("<i8"), (rows,)),
         "state": (np.dtype("u1"), (rows,)),
         "checksum": (np.dtype("<u4"), (rows,)),
         **{f"plan/{name}": (d.newbyteorder("<"), (rows,)) for name, d in parameters.items()},
+        **({"tombstones": (np.dtype("<u8"), (tombstones,))} if version > 1 else {}),
     }
 
 

@@ -19,6 +19,8 @@ from synthaug.errors import CacheError, MismatchError
 
 _RESIDENT = 64 * 2**20
 """Bytes of images above which the workers of a loader read instead of mapping."""
+_TOMBSTONES = 2**16
+"""How many are read at once: there are places for many more than there are."""
 
 
 class Reader(Protocol):
@@ -30,6 +32,10 @@ class Reader(Protocol):
 
     def column(self, name: Literal["state", "checksum"], rows: Indices | None = None) -> Any:
         """State or recorded checksum of `rows`, in any order, or of all, as they are now."""
+        ...
+
+    def tombstones(self) -> NDArray[np.uint64]:
+        """Content keys of what was forgotten, in the order of the file."""
         ...
 
     def gather(self, rows: Indices) -> NDArray[np.uint8]:
@@ -78,8 +84,19 @@ class Mapped:
 
     def column(self, name: Literal["state", "checksum"], rows: Indices | None = None) -> Any:
         if rows is None:
-            return self._read(name, np.array([0]), whole=True)[0]
+            return self._read(name, np.array([0]), length=self.contents.regions[name].shape[0])
         return self._values(name, rows)
+
+    def tombstones(self) -> NDArray[np.uint64]:
+        found = np.empty(0, np.uint64)
+        total = self.contents.tombstone_places
+        while len(found) < total:
+            length = min(_TOMBSTONES, total - len(found))
+            piece = self._read("tombstones", np.array([len(found)]), length=length)
+            found = np.append(found, piece[piece != 0])
+            if not piece.all():
+                break
+        return found
 
     def gather(self, rows: Indices) -> NDArray[np.uint8]:
         return self._values("images", rows)
@@ -91,22 +108,21 @@ class Mapped:
         check_length(self.contents, os.fstat(self._fd))
         return self._mapped[name].take(rows, axis=0)
 
-    def _read(self, name: str, rows: Indices, *, whole: bool = False) -> NDArray[Any]:
-        """`_values` without the mapping, for workers; or the `whole` data set, as one row.
+    def _read(self, name: str, rows: Indices, *, length: int = 1) -> NDArray[Any]:
+        """`_values` without the mapping, for workers; from each of `rows` on `length` rows.
 
         Pages count as memory of every process that maps them, and one random row may map two
         megabytes. Reading is slower, but far cheaper than handing the batch to the main process.
         """
         region = self.contents.regions[name]
         assert region.offset is not None
-        shape, size = (
-            (region.shape, region.nbytes) if whole else (region.shape[1:], region.row_bytes)
-        )
-        values = np.empty((len(rows), *shape), region.dtype)
+        size = length * region.row_bytes
+        values = np.empty((len(rows) * length, *region.shape[1:]), region.dtype)
         view = values.reshape(-1).view(np.uint8).data
         try:
             for i, row in enumerate((rows % region.shape[0]).tolist()):
-                pread_into(self._fd, view[i * size : (i + 1) * size], region.offset + row * size)
+                offset = region.offset + row * region.row_bytes
+                pread_into(self._fd, view[i * size : (i + 1) * size], offset)
         except OSError as error:
             raise CacheError(
                 f"Cannot read {self.contents.path}: {error.strerror}. Check the disk."
@@ -151,6 +167,12 @@ class Unpacked:
     def column(self, name: Literal["state", "checksum"], rows: Indices | None = None) -> Any:
         values = self._columns[name]
         return values.copy() if rows is None else values.take(rows)
+
+    def tombstones(self) -> NDArray[np.uint64]:
+        stored = np.empty(0, np.uint64)
+        if self.contents.tombstone_places:
+            stored = self._open()["tombstones"][()]
+        return stored[stored != 0]
 
     def gather(self, rows: Indices) -> NDArray[np.uint8]:
         images = self._open()["images"]

@@ -26,6 +26,7 @@ from synthaug._cache.format import (
     MAX_COLUMNS,
     MAX_MANIFEST,
     MAX_ROWS,
+    READABLE_VERSIONS,
     State,
     data_sets,
     text_digest,
@@ -38,6 +39,7 @@ from synthaug.errors import CacheError
 _ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum": "dataset"} | {
     "plan": "group"
 }
+_SINCE_2 = {"tombstones": "dataset"}
 _TEXTS = ("format", "manifest", "manifest_digest", "plan_digest")
 _MANIFEST = {"classes": list, "settings": dict, "value_range": list} | {
     name: dict for name in ("recipe", "licence", "versions")
@@ -79,6 +81,8 @@ class CacheContents:
     path: Path
     file_id: tuple[int, int]
     """Device and inode: tells this file from one that was put in its place."""
+    version: int
+    """Of the format."""
     size: int
     """Bytes of the file, which never change."""
     image_shape: tuple[int, int, int]
@@ -87,6 +91,12 @@ class CacheContents:
     manifest: dict[str, Any]
     manifest_digest: str
     regions: dict[str, Region]
+
+    @property
+    def tombstone_places(self) -> int:
+        """How many tombstones the file has room for."""
+        region = self.regions.get("tombstones")
+        return 0 if region is None else region.shape[0]
 
     @property
     def plain(self) -> bool:
@@ -142,13 +152,13 @@ def open_stream(path: Path) -> io.FileIO:
 
 
 def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> CacheContents:
-    texts = _root_attributes(file)
+    version, texts = _root_attributes(file)
     manifest = _manifest(texts["manifest"])
     if text_digest(texts["manifest"]) != texts["manifest_digest"]:
         raise _Refused("the manifest is not the one that was written")
-    sets = dict(_data_sets(file))
+    sets = dict(_data_sets(file, _ROOT if version == 1 else _ROOT | _SINCE_2))
     regions = {name: _region(name, dataset) for name, dataset in sets.items()}
-    image_shape = _check_shapes(regions)
+    image_shape = _check_shapes(regions, version)
     _check_extent(regions, info.st_size)
     plan = _plan(sets, regions, manifest)
     if plan.digest != texts["plan_digest"]:
@@ -162,6 +172,7 @@ def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> CacheContents
     return CacheContents(
         path=path,
         file_id=(info.st_dev, info.st_ino),
+        version=version,
         size=info.st_size,
         image_shape=image_shape,
         plan=plan,
@@ -172,8 +183,8 @@ def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> CacheContents
     )
 
 
-def _root_attributes(file: h5py.File) -> dict[str, str]:
-    """The text attributes, after version and sizes were checked."""
+def _root_attributes(file: h5py.File) -> tuple[int, dict[str, str]]:
+    """Format version and the text attributes, after their sizes were checked."""
     expected = {*_TEXTS, "format_version"}
     if h5py.h5a.get_num_attrs(file.id) > 2 * len(expected):
         raise _Refused("too many attributes for a cache", _IMPORT)
@@ -184,16 +195,16 @@ def _root_attributes(file: h5py.File) -> dict[str, str]:
     if version is None or version.shape != () or version.dtype.kind not in "iu":
         raise _Refused("the file lacks a format_version")
     number = int(file.attrs["format_version"])
-    if number != FORMAT_VERSION:
+    if number not in READABLE_VERSIONS:
         raise _Refused(
-            f"format version {number}, this synthaug reads version {FORMAT_VERSION}",
+            f"format version {number}, this synthaug reads the versions 1 and {FORMAT_VERSION}",
             "Install the synthaug that wrote it, or generate the cache again.",
         )
     if names != expected:
         odd = min(names ^ expected)
         fault = "is missing" if odd in expected else "is not part of a cache"
         raise _Refused(f"attribute {odd!r} {fault}")
-    return {name: _text(file, name) for name in _TEXTS}
+    return number, {name: _text(file, name) for name in _TEXTS}
 
 
 def _text(file: h5py.File, name: str) -> str:
@@ -229,20 +240,20 @@ def _manifest(text: str) -> dict[str, Any]:
     return manifest
 
 
-def _data_sets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+def _data_sets(file: h5py.File, root: dict[str, str]) -> Iterator[tuple[str, h5py.Dataset]]:
     """All data sets, after every link was found to be a plain one to something expected."""
-    _check_links(file, "", limit=len(_ROOT))
-    missing = sorted(set(_ROOT) - set(file))
+    _check_links(file, "", root)
+    missing = sorted(set(root) - set(file))
     if missing:
         raise _Refused(f"no {missing[0]!r}")
-    for name, kind in _ROOT.items():
+    for name, kind in root.items():
         if h5py.h5o.get_info(file.id, name.encode()).type != (
             h5py.h5o.TYPE_GROUP if kind == "group" else h5py.h5o.TYPE_DATASET
         ):
             raise _Refused(f"{name!r} is not a {kind}")
         if kind == "dataset":
             yield name, file[name]
-    _check_links(file["plan"], "plan/", limit=MAX_COLUMNS)
+    _check_links(file["plan"], "plan/", None)
     for name in file["plan"]:
         if not valid_column(name) or name == "label":
             raise _Refused(f"{name!r} cannot be a column of a plan")
@@ -254,11 +265,12 @@ def _data_sets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
         raise _Refused(f"no 'plan/{missing[0]}'")
 
 
-def _check_links(group: h5py.Group, prefix: str, *, limit: int) -> None:
-    if len(group) > limit:
+def _check_links(group: h5py.Group, prefix: str, expected: dict[str, str] | None) -> None:
+    """Refuses links to elsewhere, and names that are not expected; `None` expects columns."""
+    if len(group) > (MAX_COLUMNS if expected is None else len(expected)):
         raise _Refused("more objects than a cache has", _IMPORT)
     for name in group:
-        if prefix == "" and name not in _ROOT:
+        if expected is not None and name not in expected:
             raise _Refused(f"{name!r} is not part of a cache", _IMPORT)
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
@@ -294,7 +306,7 @@ def _region(name: str, dataset: h5py.Dataset) -> Region:
     return Region(offset=offset, dtype=dataset.dtype, shape=dataset.shape)
 
 
-def _check_shapes(regions: dict[str, Region]) -> tuple[int, int, int]:
+def _check_shapes(regions: dict[str, Region], version: int) -> tuple[int, int, int]:
     shape = regions["images"].shape
     if len(shape) != 4 or shape[0] > MAX_ROWS or not valid_shape(shape[1:]):
         raise _Refused(f"'images' has the shape {shape}, not (N, C, H, W)")
@@ -304,7 +316,7 @@ def _check_shapes(regions: dict[str, Region]) -> tuple[int, int, int]:
             parameters[name.removeprefix("plan/")] = region.dtype
             if region.dtype not in (np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f8")):
                 raise _Refused(f"{name!r} has dtype {region.dtype}")
-    for name, (dtype, expected) in data_sets(shape[0], shape[1:], parameters).items():
+    for name, (dtype, expected) in data_sets(shape[0], shape[1:], parameters, version).items():
         if regions[name].dtype != dtype or regions[name].shape != expected:
             raise _Refused(
                 f"{name!r} is {regions[name].dtype} {regions[name].shape}, expected {dtype} "
@@ -324,7 +336,8 @@ def _check_extent(regions: dict[str, Region], size: int) -> None:
         if offset < end:
             raise _Refused(f"{name!r} overlaps another data set")
         end = stop
-    plan = sum(region.nbytes for name, region in regions.items() if name != "images")
+    unread = "images", "tombstones"  # at opening
+    plan = sum(region.nbytes for name, region in regions.items() if name not in unread)
     if plan > _MAX_PLAN or plan > _MAX_RATIO * size:
         raise _Refused(f"a plan of {plan:,} bytes is not plausible")
 

@@ -28,6 +28,7 @@ from synthaug._cache.format import State, blocks, checksums, erased_checksum, ru
 from synthaug._cache.readers import Reader, check_same, open_reader
 from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.synthesizer import Synthesizer, as_recorded
+from synthaug._cache.tombstones import content_keys, rows_from_sources
 from synthaug._cache.verify import verify
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.differences import described
@@ -406,6 +407,23 @@ class SynthCache(Dataset[Any]):
         return self._open().column("checksum")
 
     @property
+    def tombstones(self) -> NDArray[np.uint64]:
+        """Content keys of the real images that were forgotten here, and of the images that were
+        erased, uint64 (k,). Merges, imports and resumed jobs leave out what has or derives from
+        them."""
+        return self._open().tombstones()
+
+    @property
+    def keeps_tombstones(self) -> bool:
+        """Whether the file has a place for them: not in format version 1."""
+        return self._contents.tombstone_places > 0
+
+    @property
+    def writable(self) -> bool:
+        """Whether its rows can be written: not in compressed copies."""
+        return self._contents.plain
+
+    @property
     def done(self) -> NDArray[np.bool_]:
         """Which rows can be read now, bool (N,)."""
         return self.state == State.DONE
@@ -492,13 +510,19 @@ class SynthCache(Dataset[Any]):
             self._open().served[numbers] = 0
             self._put(fd, "state", numbers, State.PENDING, fsync="batch")
 
-    def withdraw(self, rows: ArrayLike | Sequence[int]) -> None:
+    def withdraw(self, rows: ArrayLike | Sequence[int], *, forgotten: ArrayLike = ()) -> None:
         """Takes rows back for good: never served again, pixels zeroed, not drawn by a resumed job.
 
         This is final: whatever writes to the file takes turns with us, and leaves withdrawn rows
-        alone. State first, then pixels, and last, as proof of the erasure, the checksum of zeros.
-        After a kill in between no reader gets the image, `verify` names the row, and calling this
-        again, or opening the cache for writing, completes the erasure.
+        alone. State first, then a tombstone for each image that is there, then pixels, and last, as
+        proof of the erasure, the checksum of zeros. After a kill in between no reader gets the
+        image, `verify` names the row, and calling this again, or opening the cache for writing,
+        completes the erasure.
+
+        Args:
+            rows: Row numbers, each at most once.
+            forgotten: Content keys of what shall never come back, uint64 (k,): of the real images
+                that the rows derive from, or of images. They become `tombstones`, before all else.
 
         Raises:
             CacheError: The system refused to write.
@@ -506,21 +530,47 @@ class SynthCache(Dataset[Any]):
         numbers = np.sort(self._to_write(rows))
         self._open().served[numbers] = 0
         with self._writing() as fd:
+            self._bury(fd, np.asarray(forgotten, np.uint64))
             self._put(fd, "state", numbers, State.WITHDRAWN, fsync="batch")
             for block in blocks(numbers, self.image_shape):
-                zeros = np.zeros((len(block), *self.image_shape), np.uint8)
-                self._put(fd, "images", block, zeros, fsync="batch")
+                images = self._get(fd, "images", block)
+                intact = checksums(images) == self._get(fd, "checksum", block)
+                there = intact & images.any(axis=(1, 2, 3))  # neither pending nor erased already
+                self._bury(fd, content_keys(images[there]))
+                self._put(fd, "images", block, np.zeros_like(images), fsync="batch")
             self._put(fd, "checksum", numbers, erased_checksum(self.image_shape), fsync="batch")
 
+    def _bury(self, fd: int, keys: NDArray[np.uint64]) -> None:
+        """Adds to the tombstones those keys that are not there yet."""
+        if not self.keeps_tombstones or not len(keys):
+            return
+        stored = self.tombstones
+        new = np.setdiff1d(keys, np.append(stored, np.uint64(0)))
+        room = self._contents.tombstone_places - len(stored)
+        if len(new) > room:
+            warnings.warn(
+                f"{self.path} has room for {room:,} of {len(new):,} tombstones: name the others "
+                "again when you merge or import.",
+                stacklevel=3,
+            )
+        places = np.arange(len(stored), len(stored) + min(room, len(new)))
+        self._put(fd, "tombstones", places, new[:room], fsync="batch")
+
     def _finish_withdrawals(self) -> None:
-        reader = self._open()
-        erased = reader.column("checksum") == erased_checksum(self.image_shape)
-        unfinished = np.flatnonzero((reader.column("state") == State.WITHDRAWN) & ~erased)
-        if len(unfinished):
-            self.withdraw(unfinished)
+        """Completes what a kill cut short, and withdraws what derives from forgotten images."""
+        if not self.writable:
+            return
+        state = self.state
+        unfinished = self.checksums != erased_checksum(self.image_shape)
+        rows = np.flatnonzero((state == State.WITHDRAWN) & unfinished)
+        if len(keys := self.tombstones):
+            derived = rows_from_sources(self.plan, keys)
+            rows = np.union1d(rows, derived[state[derived] != State.WITHDRAWN])
+        if len(rows):
+            self.withdraw(rows)
 
     def _to_write(self, rows: ArrayLike | Sequence[int]) -> Indices:
-        if not self._contents.plain:
+        if not self.writable:
             raise CacheError(
                 f"{self.path} is a compressed copy, which cannot be written. "
                 "`synthaug cache merge` makes a plain cache of it."
@@ -556,10 +606,10 @@ class SynthCache(Dataset[Any]):
             os.fsync(fd)
 
     def _get(self, fd: int, name: str, rows: Indices) -> NDArray[Any]:
-        """The values at ascending `rows` of one data set of numbers, as the file has them now."""
+        """The values at ascending `rows` of one data set, as the file has them now."""
         region = self._contents.regions[name]
         assert region.offset is not None
-        values = np.empty(len(rows), region.dtype)
+        values = np.empty((len(rows), *region.shape[1:]), region.dtype)
         for start, stop in runs(rows):
             offset = region.offset + int(rows[start]) * region.row_bytes
             pread_into(fd, values[start:stop].data, offset)

@@ -1,6 +1,7 @@
-"""Looking after caches: merge them, import foreign images, withdraw what came from a source."""
+"""Looking after caches: merge them, import foreign images, compare them with their sources."""
 
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from synthaug._cache.compare import listed, manifest_differences, shape_differences
 from synthaug._cache.files import filling
 from synthaug._cache.format import State, blocks
 from synthaug._cache.store import SynthCache
+from synthaug._cache.tombstones import content_keys, rows_from_sources
 from synthaug._images.source import ImageSource
 from synthaug._pixels import digest
 from synthaug._plan import Plan
@@ -28,6 +29,8 @@ _OWN = ("classes", "settings", "synthetic", "value_range", "command")
 
 PathLike = str | os.PathLike[str]
 
+logger = logging.getLogger("synthaug")
+
 
 def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -> SynthCache:
     """Copies several caches of one job into one; every image is checked on the way.
@@ -35,8 +38,9 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
         merge(["part-0.h5", "part-1.h5"], "cifar.h5")
 
     Rows are appended in the order of `paths`: if those are slices of one plan in their order, the
-    result has that plan's digest. Rows pending or withdrawn stay so. Of a single, compressed copy
-    it makes a plain cache. Killed and run again, it continues.
+    result has that plan's digest. Rows pending or withdrawn stay so, and what one of the caches has
+    forgotten is withdrawn in all of them. Of a single, compressed copy, or of a cache of an earlier
+    format version, it makes a plain one of today. Killed and run again, it continues.
 
     Args:
         paths: Caches of equal recipe, classes, source data and image shape.
@@ -79,6 +83,7 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
             for cache in caches:
                 copy_rows(cache, merged, start, shown.update)
                 start += len(cache)
+        merged.withdraw(rows_from_sources(plan, merged.tombstones))
         wrong = merged.verify()
         if len(wrong):
             raise CacheError(
@@ -140,7 +145,7 @@ def copy_rows(
         advance(len(rows))
     present = merged.state[start : start + len(cache)]
     withdrawn = (cache.state == State.WITHDRAWN) & (present != State.WITHDRAWN)
-    merged.withdraw(np.flatnonzero(withdrawn) + start)
+    merged.withdraw(np.flatnonzero(withdrawn) + start, forgotten=cache.tombstones)
 
 
 def _read_done(cache: SynthCache, rows: Indices) -> tuple[Indices, Pixels]:
@@ -157,6 +162,7 @@ def import_images(
     *,
     name: str = "unknown",
     licence: dict[str, str | None] | None = None,
+    forgotten: Iterable[PathLike] = (),
     command: str | None = None,
     progress: bool = False,
 ) -> SynthCache:
@@ -167,12 +173,15 @@ def import_images(
     The digest of the images is among the plan's settings, so an audit report of other images never
     fits. Rows are ordered by class, and within a class as in `source`. What the images were derived
     from is not known: rows have no source, so `forget` and `SyntheticVariant` do not reach them.
+    Images that were exported from a cache, and erased there since, are left out if it is named.
 
     Args:
         source: A map-style data set, or a specification such as "folder:PATH" (class folders).
         out: The new cache. Run again after a kill, it continues.
         name: What made the images, for the record.
         licence: `{"generator": ..., "source": ...}`, for the record.
+        forgotten: Caches whose tombstones to honor: images with the same pixels as one that was
+            erased there become withdrawn rows.
         command: The command line that asked for it, for the record.
         progress: Show a bar.
 
@@ -185,7 +194,8 @@ def import_images(
     if classes is None:
         classes = tuple(str(c) for c in range(int(labels.max()) + 1))
     order = np.argsort(labels, kind="stable")  # as `Plan.build` lays out its rows
-    fingerprint = _fingerprint(images, order)
+    keys = _keys(images, order)
+    fingerprint = hashlib.blake2b(keys.astype("<u8").tobytes(), digest_size=16).hexdigest()
     plan = Plan.build(
         np.bincount(labels, minlength=len(classes)),
         classes=classes,
@@ -203,6 +213,11 @@ def import_images(
                 "command": command,
             },
         )
+        tombstones = [cache.tombstones, *(SynthCache(path).tombstones for path in forgotten)]
+        gone = np.flatnonzero(np.isin(keys, np.concatenate(tombstones)))
+        if len(gone):
+            cache.withdraw(gone, forgotten=keys[gone])
+            logger.warning("%s: %s left out, forgotten before.", out, listed(gone))
         pending = np.flatnonzero(cache.state == State.PENDING)
         with bar(len(plan), "import", "image", progress=progress) as shown:
             shown.update(len(plan) - len(pending))
@@ -212,63 +227,11 @@ def import_images(
     return cache
 
 
-def _fingerprint(images: ImageSource, order: Indices) -> str:
-    """Digest of the images in `order`."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for rows in blocks(order, images.image_shape):
-        for image in images.pixels(rows):
-            hashed.update(digest(image).to_bytes(8, "little"))
-    return hashed.hexdigest()
-
-
-def forget(
-    caches: Iterable[PathLike], sources: Pixels | Iterable[int], *, progress: bool = False
-) -> dict[Path, int]:
-    """Withdraws every synthetic image that was derived from certain real images.
-
-        forget(["cifar.h5"], train.read([17, 23]))
-
-    The pixels are zeroed on the disk, the rows become withdrawn, and no resumed job draws them
-    again. Rows are found by the plan's column `source_key`, and by every parameter column whose
-    name ends in `_key`, such as that of a partner which was interpolated with. Copies that were
-    exported, and the weights of a model that was trained on the images, are beyond its reach.
-
-    Args:
-        caches: Paths of cache files.
-        sources: The real images, uint8 (n, C, H, W); or their content digests, as the plan has them
-            in the column `source_key`.
-        progress: Show a bar.
-
-    Returns:
-        For each cache the number of rows derived from those images, newly withdrawn or before.
-
-    Raises:
-        ValueError: `sources` is empty, or holds the key 0, which stands for "no source".
-        CacheError: A cache cannot be read or written; caches before it are done.
-    """
-    if isinstance(sources, torch.Tensor) and sources.ndim == 4:
-        sources = [digest(image) for image in sources]
-    keys = np.array([int(key) for key in sources], np.uint64)
-    if not len(keys) or (keys == 0).any():
-        raise ValueError("`sources` must name at least one real image; the key 0 is none.")
-    opened = [SynthCache(path) for path in caches]
-    counts = {}
-    with bar(len(opened), "forget", "cache", progress=progress) as shown:
-        for cache in opened:
-            rows = rows_from_sources(cache.plan, keys)
-            cache.withdraw(rows)
-            counts[cache.path] = len(rows)
-            shown.update(1)
-    return counts
-
-
-def rows_from_sources(plan: Plan, source_keys: NDArray[np.uint64]) -> Indices:
-    """Rows of `plan` that any of these real images went into, int64, ascending."""
-    derived = np.zeros(len(plan), bool)
-    for name, column in plan.columns.items():
-        if name.endswith("_key"):  # parameters are int64: the same 64 bits
-            derived |= np.isin(column.view(np.uint64), source_keys)
-    return np.flatnonzero(derived)
+def _keys(images: ImageSource, order: Indices) -> NDArray[np.uint64]:
+    """Content keys of the images in `order`, uint64 (n,)."""
+    return np.concatenate(
+        [content_keys(images.pixels(rows).numpy()) for rows in blocks(order, images.image_shape)]
+    )
 
 
 def check_sources(cache: SynthCache, real: Any) -> None:

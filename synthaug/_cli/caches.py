@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from synthaug._cli.arguments import contents, load
+from synthaug._cli.arguments import contents, load, names
 from synthaug._cli.call import Call, Result
 from synthaug._cli.options import ImageOptions
 
@@ -107,6 +107,7 @@ def import_(
     name: str = "unknown",
     generator_licence: str | None = None,
     source_licence: str | None = None,
+    forgotten: str | list[str] | None = None,
     call: Call,
 ) -> Result:
     """Make a cache of synthetic images that somebody else generated.
@@ -120,35 +121,59 @@ def import_(
         name: What made the images, for the record.
         generator_licence: Licence of the generator, for the record.
         source_licence: Licence of the data it was trained on, for the record.
+        forgotten: Caches, with commas between them: images that were erased there are left out.
     """
     from synthaug._cache import import_images
     from synthaug._images.labeled import load_dataset
 
     images = load_dataset(source, image_size=conform.image_size, channels=conform.channels)
     licence = {"generator": generator_licence, "source": source_licence}
-    made = import_images(images, out, name=name, licence=licence, command=call.line, progress=True)
+    made = import_images(
+        images,
+        out,
+        name=name,
+        licence=licence,
+        forgotten=names(forgotten or ()),
+        command=call.line,
+        progress=True,
+    )
     return Result(record=contents(made), text=str(made))
 
 
-def forget(source: str, caches: list[str]) -> Result:
-    """Withdraw whatever was made from given real images: zeroed, and never served again.
+def forget(source: str, places: list[str]) -> Result:
+    """Erase whatever was made from given real images, and say what cannot be reached.
 
-    synthaug cache forget folder:withdrawn-consent cifar10.h5 variants.h5
+    synthaug cache forget folder:withdrawn-consent cifar10.h5 variants.h5 cifar10-synthetic
 
     Args:
         source: The real images, for example folder:PATH. They are brought to each cache's shape.
-        caches: The caches to look through.
+        places: Caches to look through, and folders: exports, kept features, checkpoints.
     """
     from synthaug._cache import SynthCache
     from synthaug._cache import forget as run
+    from synthaug._pixels import digest
 
-    opened = [SynthCache(cache) for cache in caches]  # so that a missing one is named first
+    opened = {
+        Path(place).absolute(): SynthCache(place) for place in places if not Path(place).is_dir()
+    }
+    if not opened:
+        raise ValueError("Name the cache, too, that the images in these folders belong to.")
+    keys: set[int] = set()
+    for shape in {cache.image_shape for cache in opened.values()}:
+        real = load(source, shape)
+        keys.update(map(digest, real.read(range(len(real)))))
+    done = run(places, keys)
+    called = {Path(place).absolute(): place for place in places}
     withdrawn, lines = {}, []
-    for cache, name in zip(opened, caches, strict=True):
-        real = load(source, cache.image_shape)
-        (count,) = run([name], real.read(range(len(real)))).values()
+    for path, count in done.items():
+        name = called.get(path, str(path))
         withdrawn[name] = count
-        lines.append(
-            f"{name}: {count:,} of {len(cache):,} rows were made from these images; withdrawn."
-        )
-    return Result(record={"withdrawn": withdrawn}, text="\n".join(lines))
+        if path.is_dir():
+            lines.append(f"{name}: {count:,} files of images or features deleted.")
+        else:
+            rows = len(opened.get(path) or SynthCache(path))
+            lines.append(
+                f"{name}: {count:,} of {rows:,} rows were made from these images; withdrawn."
+            )
+    lines += ["Out of reach:", *(f"  {text}" for text in done.beyond)]
+    return Result(record={"withdrawn": withdrawn, "beyond": done.beyond}, text="\n".join(lines))

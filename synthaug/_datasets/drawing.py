@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from synthaug._cache import SynthCache
+from synthaug._cache import State, SynthCache
 from synthaug._cache.synthesizer import Declared
 from synthaug._generate import Synthesizer, checked_draw
 from synthaug._pixels import to_pixels
@@ -152,13 +152,14 @@ class Drawing:
     def _fetch(self, rows: Indices) -> Pixels:
         if self.cache is None:
             return self._draw(rows)
-        new = ~self.cache.done[rows]
+        new = self.cache.state_of(rows) == State.PENDING
         if not new.any():
             return self.cache.read(rows)
         drawn = self._draw(rows[new])
         # Other workers may have been faster, and a row that they read is not written again.
-        late = self.cache.done[rows[new]]
-        self.cache.write(rows[new][~late], drawn[~late])
+        late = self.cache.state_of(rows[new]) == State.DONE
+        self.cache.write(rows[new][~late], drawn[~late], on_withdrawn="skip")
+        self.cache.read(rows[new])  # an error if one was withdrawn while it was drawn
         pixels = drawn.new_empty((len(rows), *drawn.shape[1:]))
         pixels[new], pixels[~new] = drawn, self.cache.read(rows[~new])
         return pixels

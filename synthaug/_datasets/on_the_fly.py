@@ -5,6 +5,7 @@ epoch), as everywhere in synthaug. *What* they look like is a pure function of w
 row. *When* they are drawn is left to a thread, and changes neither.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,9 @@ from synthaug._pixels import to_pil
 from synthaug._plan import Plan
 from synthaug._support.arguments import check_choice, check_whole
 from synthaug._types import JSON, Indices, Labels, Pixels
-from synthaug.errors import MismatchError
+from synthaug.errors import CachePendingError, MismatchError
+
+log = logging.getLogger(__name__)
 
 
 class OnTheFlyDataset(AbstractEpochDataset):
@@ -65,7 +68,8 @@ class OnTheFlyDataset(AbstractEpochDataset):
     pool of its own. Of several training processes give each its share: `plan[rank::world_size]`.
 
     Nobody has seen these images before they are trained on, so there is no audit of them: audit a
-    cache of the same synthesizer first.
+    cache of the same synthesizer first. What is withdrawn from `cache` meanwhile, because a real
+    image was forgotten, leaves the pool with the next batch.
     """
 
     def __init__(
@@ -143,8 +147,32 @@ class OnTheFlyDataset(AbstractEpochDataset):
                 order += np.setdiff1d(self._pool.rows(epoch + 1), rows).tolist()
             self._drawing.follow(order)
             self._table = epoch, rows
-        rows = self._table[1]
+        rows = self._in_place_of_withdrawn(self._table[1])
         return rows.copy() if indices is None else rows[np.asarray(indices, np.int64)]
+
+    def _in_place_of_withdrawn(self, rows: Indices) -> Indices:
+        """The row of every index, where rows that were withdrawn meanwhile have left their place
+        to the next one of the same class."""
+        if self.cache is None:
+            return rows
+        gone = np.flatnonzero(self.cache.state_of(rows) == State.WITHDRAWN)
+        if not len(gone):
+            return rows
+        rows = rows.copy()
+        stays = np.setdiff1d(np.arange(len(rows)), gone)
+        for index in gone.tolist():
+            others = stays[self.labels[stays] == self.labels[index]]
+            if not len(others):
+                raise CachePendingError(
+                    f"{self.cache.path}: every image of class {self.classes[self.labels[index]]!r} "
+                    "in this epoch's pool was withdrawn. Make the data set anew: its pool then "
+                    "has other rows."
+                )
+            rows[index] = rows[others[np.searchsorted(others, index) % len(others)]]
+        log.warning("%s rows of the pool were withdrawn; others take their place.", len(gone))
+        self._table = self.epoch, rows
+        self._drawing.follow(rows.tolist())  # which drops the images of the others
+        return rows
 
     @property
     def max_images(self) -> int:
@@ -166,7 +194,13 @@ class OnTheFlyDataset(AbstractEpochDataset):
             DivergedError: If an image is not finite.
             ValueError: If `draw` returned something else than images in [-1, 1].
         """
-        images = self._drawing.read(self.rows(indices).tolist(), ahead=self.background)
+        while True:
+            try:
+                images = self._drawing.read(self.rows(indices).tolist(), ahead=self.background)
+                break
+            except CachePendingError as error:  # a row was withdrawn while it was drawn
+                log.info("%s", error)
+                self.rows()  # leaves it out, or raises
         if not images:
             return torch.empty((0, *self.image_shape), dtype=torch.uint8, device="cpu")
         return torch.stack(images)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from synthaug._cache import State, SynthCache
+from synthaug._cache.files import parts_folder
 from synthaug._cache.synthesizer import Synthesizer, as_recorded
 from synthaug._cluster import Outcome, RayEngine, actor_pool, pickled
 from synthaug._generate import parts
@@ -192,7 +193,7 @@ def draw_on_ray(
     bad = [task.part.start + row for task in tasks for row in task.given_up]
     if bad:
         also = f" So did {len(bad) - 1:,} more." if len(bad) > 1 else ""
-        folder = parts.folder_of(whole.path)
+        folder = parts_folder(whole.path)
         raise EngineError(
             f"Row {bad[0]} ended each of the last {engine.tries} actors that drew it, alone: "
             f"{whole.plan.row(bad[0])}.{also} All other rows are kept in {folder}. "

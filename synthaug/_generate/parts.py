@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from synthaug._cache import State, SynthCache
+from synthaug._cache.files import parts_folder
 from synthaug._cache.synthesizer import Synthesizer
 from synthaug._cache.tools import copy_rows
 from synthaug._generate.draw import fill
@@ -51,11 +52,6 @@ class Part:
         return self.stop - self.start
 
 
-def folder_of(path: Path) -> Path:
-    """Where the parts of the cache at `path` are."""
-    return path.with_name(f"{path.name}.parts")
-
-
 def parts_of(path: Path, rows: int) -> list[Part]:
     """The parts of a cache, in order.
 
@@ -66,7 +62,7 @@ def parts_of(path: Path, rows: int) -> list[Part]:
     step = _ALIGNMENT * max(1, math.ceil(size / _ALIGNMENT))
     starts = range(0, rows, step)
     ends = [(start, min(start + step, rows)) for start in starts]
-    folder = folder_of(path)
+    folder = parts_folder(path)
     return [Part(folder / f"rows-{i:010}-{j:010}.h5", i, j) for i, j in ends]
 
 
@@ -176,7 +172,7 @@ def assemble(parts: Sequence[Part], whole: SynthCache) -> bool:
     """
     if any(len(left(part, whole)) for part in parts):
         return False
-    with claimed(folder_of(whole.path)) as mine:
+    with claimed(parts_folder(whole.path)) as mine:
         if not mine:
             return False
         for part in parts:
@@ -188,5 +184,5 @@ def assemble(parts: Sequence[Part], whole: SynthCache) -> bool:
                 f"{whole.path}: {len(wrong):,} rows changed while being copied, the first of them "
                 f"{wrong[0]}. Check the disk, and run the job again."
             )
-        shutil.rmtree(folder_of(whole.path), ignore_errors=True)
+        shutil.rmtree(parts_folder(whole.path), ignore_errors=True)
     return True

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from synthaug._cache import SynthCache
-from synthaug._cache.files import filling
+from synthaug._cache.files import filling, parts_folder
 from synthaug._cache.synthesizer import Declared, Synthesizer, as_recorded
 from synthaug._cluster import RayEngine, Share
 from synthaug._generate.actors import draw_on_ray, pack
 from synthaug._generate.draw import check_plan, checked_draw, fill
-from synthaug._generate.parts import assemble, folder_of, mend, parts_of
+from synthaug._generate.parts import assemble, mend, parts_of
 from synthaug._generate.shards import draw_share
 from synthaug._images.source import ImageSource
 from synthaug._plan import Plan
@@ -93,14 +93,14 @@ def generate(
         text = f"{len(pending):,} of {len(plan):,} rows to draw, {shape} each"
         logger.info("%s: %s", path, text)
         if not len(pending):
-            if folder_of(cache.path).exists():  # a kill came when all was there, and no sooner
+            if parts_folder(cache.path).exists():  # a kill came when all was there, and no sooner
                 assemble(parts_of(cache.path, len(cache)), cache)
             return cache
         if isinstance(engine, RayEngine):
             draw_on_ray(
                 synthesizer, cache, engine, parcel, batch_size=batch_size, progress=progress
             )
-        elif share is not None or folder_of(cache.path).exists():  # others may have begun it
+        elif share is not None or parts_folder(cache.path).exists():  # others may have begun it
             share = share or Share(0, 1)
             draw_share(synthesizer, cache, share, batch_size=batch_size, progress=progress)
         else:

@@ -1,0 +1,34 @@
+"""What a cache has forgotten, and how that is recognized in another place.
+
+A tombstone is a content key (`_pixels.digest`): of a real image that was forgotten, or of a
+synthetic image that was erased. What has such a key, or derives from an image that has it, is
+served no more, wherever it comes from: another cache, an export that is imported, a resumed job.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthaug._pixels import digest
+from synthaug._plan import Plan
+from synthaug._types import Indices
+
+
+def rows_from_sources(plan: Plan, source_keys: NDArray[np.uint64]) -> Indices:
+    """Rows of `plan` that any of these real images went into, int64, ascending."""
+    derived = np.zeros(len(plan), bool)
+    for name, column in plan.columns.items():
+        if name.endswith("_key"):  # parameters are int64: the same 64 bits
+            derived |= np.isin(column.view(np.uint64), source_keys)
+    return np.flatnonzero(derived)
+
+
+def source_keys_of(plan: Plan) -> NDArray[np.uint64]:
+    """Content keys of the real images that the rows of `plan` derive from, with repetitions."""
+    columns = [column for name, column in plan.columns.items() if name.endswith("_key")]
+    return np.concatenate(columns, dtype=np.uint64, casting="unsafe")
+
+
+def content_keys(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Of every image, uint8 (n, C, H, W) -> uint64 (n,)."""
+    return np.array([digest(image) for image in torch.from_numpy(images)], np.uint64)

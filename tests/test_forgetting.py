@@ -1,0 +1,339 @@
+"""Forgetting: it reaches every place that it is told of, says what it does not, and lasts."""
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import tarfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from synthaug import OnTheFlyDataset, Plan, SynthCache, load_dataset
+from synthaug._cache import State
+from synthaug.caches import export, forget, import_images, merge
+from synthaug.errors import CacheError
+from tests.drawing import SHAPE, Killed, Shaped, fill
+
+FORK = multiprocessing.get_context("fork")
+CLASSES = ("cat", "dog")
+KEYS = np.arange(101, 121, dtype=np.uint64)
+COMPRESSED = "ignore:.*is a compressed copy"
+
+
+def plan_of(per_class: int = 20, seed: int = 0) -> Plan:
+    """Rows from 20 sources."""
+    return Plan.build(
+        [per_class] * 2,
+        classes=CLASSES,
+        settings={},
+        seed=seed,
+        sources=[np.arange(10), np.arange(10, 20)],
+        source_keys=KEYS,
+        parameters={"strength": [0.3, 1]},
+    )
+
+
+def made_from(cache: SynthCache, key: int) -> Any:
+    return np.flatnonzero(cache.plan["source_key"] == key)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> SynthCache:
+    return fill(Shaped(), tmp_path / "c.h5", plan_of())
+
+
+@pytest.mark.parametrize("shards", [("1/2",), ("1/2", "2/2")])
+def test_it_reaches_the_parts_of_a_job_and_a_merge_of_them_by_hand(
+    tmp_path: Path, shards: tuple[str, ...]
+) -> None:
+    path, plan = tmp_path / "b.h5", plan_of(100)
+    with suppress(Killed):
+        fill(Shaped(killed_at=190 if len(shards) > 1 else None), path, plan, shard=shards[0])
+    parts = sorted((tmp_path / "b.h5.parts").glob("*.h5"))
+    held = [len(made_from(SynthCache(part), 104)) for part in parts]
+    assert sum(held)
+    counts = forget([path], [104])
+    assert counts == {path: 10, **{p: n for p, n in zip(parts, held, strict=True) if n}}
+    assert not any(SynthCache(p).done[made_from(SynthCache(p), 104)].any() for p in parts)
+    merged = merge(parts, tmp_path / "by hand.h5")
+    assert merged.done.any()
+    assert not merged.done[made_from(merged, 104)].any()
+    whole = fill(Shaped(), path, plan)
+    assert (whole.state[made_from(whole, 104)] == State.WITHDRAWN).all()
+    assert (whole.state != State.PENDING).all()
+
+
+def test_it_is_final_while_shards_are_drawn_and_put_together(tmp_path: Path) -> None:
+    plan, rng = plan_of(100), np.random.default_rng()
+
+    def draw(path: Path, shard: str) -> None:
+        fill(Shaped(), path, plan, shard=shard, batch_size=16)
+
+    for trial in range(4):
+        path = tmp_path / f"{trial}.h5"
+        SynthCache.create(path, plan, image_shape=SHAPE, manifest={"recipe": Shaped().recipe()})
+        jobs = [FORK.Process(target=draw, args=(path, f"{i}/2")) for i in (1, 2)]
+        for job in jobs:
+            job.start()
+        time.sleep(rng.uniform(0, 0.6))
+        forget([path], [104, 115])
+        for job in jobs:
+            job.join()
+        assert [job.exitcode for job in jobs] == [0, 0]
+        whole = fill(Shaped(), path, plan)  # puts together what is left
+        gone = np.concatenate([made_from(whole, 104), made_from(whole, 115)])
+        assert (whole.state[gone] == State.WITHDRAWN).all()
+        assert np.delete(whole.done, gone).all()
+        assert len(whole.verify()) == 0
+
+
+@pytest.mark.parametrize("form", ["folder", "huggingface", "webdataset"])
+def test_exports_lose_images_and_records_of_what_is_forgotten(
+    tmp_path: Path, cache: SynthCache, form: Any
+) -> None:
+    out = export(cache, tmp_path / "out", format=form)
+    untouched = export(cache, tmp_path / "untouched", format=form)
+
+    def content(folder: Path) -> dict[str, bytes]:
+        found = {}
+        for path in sorted(folder.rglob("*")):
+            if path.suffix == ".tar":
+                with tarfile.open(path) as archive:
+                    for member in archive:
+                        file = archive.extractfile(member)
+                        assert file is not None
+                        found[member.name] = file.read()
+            elif path.suffix == ".jsonl":
+                found |= {line: b"" for line in path.read_text().splitlines()}
+            elif path.is_file():
+                found[str(path.relative_to(folder))] = path.read_bytes()
+        return found
+
+    counts = forget([cache.path, out], [104, 113])
+    gone = np.concatenate([made_from(cache, 104), made_from(cache, 113)])
+    assert counts == {cache.path: 4, out: 4}
+    before, after = content(untouched), content(out)
+    lost = {name: data for name, data in before.items() if name not in after}
+    assert {**after, **lost} == before
+    assert len(lost) == 4 * (3 if form == "webdataset" else 2)
+    rows = [json.loads(x)["row"] for x in lost if x.startswith("{")]
+    rows += [int(Path(x).stem) for x in lost if not x.startswith("{")]
+    assert set(rows) == set(gone.tolist())
+    assert forget([out], [104, 113]) == {out: 0}
+
+
+def test_a_record_that_leads_out_of_the_folder_deletes_nothing(
+    tmp_path: Path, cache: SynthCache
+) -> None:
+    out, other = export(cache, tmp_path / "out", format="folder"), tmp_path / "other.png"
+    other.write_text("mine")
+    records = out / "provenance.jsonl"
+    records.write_text(records.read_text().replace('"cat/00000000.png"', '"../other.png"'))
+    with pytest.raises(CacheError, match=r"outside of the folder"):
+        forget([out], KEYS[:1])
+    assert other.exists()
+
+
+@pytest.mark.filterwarnings(COMPRESSED)
+def test_what_it_cannot_reach_is_named(tmp_path: Path, cache: SynthCache) -> None:
+    from safetensors.torch import save_file
+
+    small = export(cache, tmp_path / "small.h5", format="hdf5")
+    inversion, run = tmp_path / "inversion", tmp_path / "run"
+    (inversion / "embeddings").mkdir(parents=True)
+    run.mkdir()
+    tensors = {"keys": torch.tensor([104, 999]), "labels": torch.tensor([0, 1])}
+    save_file(tensors, str(inversion / "embeddings" / "00000.safetensors"))
+    found = forget([cache.path, small, inversion, run], [104])
+    assert found == {cache.path: 2}
+    text = "\n".join(found.beyond)
+    assert "small.h5 is a compressed copy, which cannot be written; 2 of its rows" in text
+    assert "inversion holds embeddings of 1 of these images. Weights, checkpoints and samp" in text
+    assert "run holds no export." in text
+    assert f"The weights that drew {cache.path} (Noise, net ab12)" in text
+    for word in ("backups and exports", "Reports of audits", "Training jobs that run now"):
+        assert word in text
+
+
+def test_features_that_were_kept_are_deleted(tmp_path: Path, cache: SynthCache) -> None:
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for name in ("0123456789abcdef0123456789abcdef.npy", "ffff456789abcdef0123456789abcdef.npy"):
+        np.save(folder / name, np.zeros((2, 2), np.float32))
+    (folder / "mine.npy").write_text("kept")
+    assert forget([cache.path, folder], [104])[folder] == 2
+    assert os.listdir(folder) == ["mine.npy"]
+
+
+# Tombstones
+
+
+def test_a_source_that_one_cache_has_forgotten_is_left_out_of_a_merge(
+    tmp_path: Path, cache: SynthCache
+) -> None:
+    other = fill(Shaped(), tmp_path / "d.h5", plan_of(seed=1))
+    forget([cache.path], [104])
+    merged = merge([cache.path, other.path], tmp_path / "m.h5")
+    gone = made_from(merged, 104)
+    assert len(gone) == 4
+    assert (merged.state[gone] == State.WITHDRAWN).all()
+    assert merged.done.sum() == len(merged) - 4
+    assert 104 in merged.tombstones
+    assert set(cache.tombstones) <= set(merged.tombstones)
+
+
+def test_an_image_that_was_erased_does_not_come_back_as_an_import(
+    tmp_path: Path, cache: SynthCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = export(cache, tmp_path / "out", format="folder")
+    erased = cache.read(made_from(cache, 104))
+    cache.withdraw([5])
+    forget([cache.path], [104])
+    images = load_dataset(f"folder:{out}")
+    free = import_images(images, tmp_path / "free.h5")
+    assert free.done.all()
+    with caplog.at_level(logging.WARNING):
+        back = import_images(images, tmp_path / "back.h5", forgotten=[cache.path])
+    assert "left out, forgotten before" in caplog.text
+    assert np.flatnonzero(back.state == State.WITHDRAWN).tolist() == sorted(
+        [5, *made_from(cache, 104)]
+    )
+    assert erased[0].numpy().tobytes() not in back.path.read_bytes()
+    again = import_images(images, tmp_path / "back.h5")  # which has tombstones of its own
+    assert np.array_equal(again.state, back.state)
+
+
+def test_forgetting_that_was_killed_is_completed_by_the_next_job(
+    cache: SynthCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = SynthCache._put
+
+    def cut_short(self: SynthCache, fd: Any, name: str, *args: Any, **kwargs: Any) -> None:
+        if name == "state":
+            raise KeyboardInterrupt
+        put(self, fd, name, *args, **kwargs)
+
+    monkeypatch.setattr(SynthCache, "_put", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        forget([cache.path], [104])
+    monkeypatch.undo()
+    assert cache.done.all()
+    synthesizer = Shaped()
+    assert fill(synthesizer, cache.path, plan_of()).state[made_from(cache, 104)].tolist() == [2, 2]
+    assert not synthesizer.drawn
+    assert len(cache.tombstones) == 3  # the source, and two images
+
+
+def test_tombstones_are_kept_once_and_name_only_images_that_were_there(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    with suppress(Killed):
+        fill(Shaped(killed_at=5), path, plan_of(), batch_size=1)
+    for _ in range(3):
+        forget([path], [101, 110])  # rows 0, 9, 10 and 19, of which the first was drawn
+    cache = SynthCache(path)
+    assert len(cache.tombstones) == 3
+    assert {101, 110} <= set(cache.tombstones.tolist())
+    cache.withdraw(range(len(cache)))
+    assert len(cache.tombstones) == 2 + 5
+    cache.withdraw([], forgotten=np.arange(1, 70))
+    with pytest.warns(UserWarning, match="has room for 4 of 58 tombstones"):
+        cache.withdraw([], forgotten=np.arange(70, 130))
+
+
+def as_version_1(cache: SynthCache, path: Path) -> Path:
+    """A file as they were before there were tombstones."""
+    shutil.copy(cache.path, path)
+    with h5py.File(path, "r+") as file:
+        del file["tombstones"]
+        file.attrs.modify("format_version", np.int64(1))
+    return path
+
+
+def test_files_of_version_1_are_read_written_and_renewed_by_a_merge(
+    tmp_path: Path, cache: SynthCache
+) -> None:
+    old = SynthCache(as_version_1(cache, tmp_path / "old.h5"))
+    assert torch.equal(old.read(range(40)), cache.read(range(40)))
+    assert len(old.verify()) == 0
+    assert not len(old.tombstones)
+    found = forget([old.path], [104])
+    assert found == {old.path: 2}
+    assert "old.h5 is of format version 1, which keeps no tombstones" in "\n".join(found.beyond)
+    assert (old.state[made_from(old, 104)] == State.WITHDRAWN).all()
+    assert fill(Shaped(), old.path, plan_of()).done.sum() == 38
+    new = merge([old.path], tmp_path / "new.h5")
+    assert new.keeps_tombstones
+    assert np.array_equal(new.state, old.state)
+    with h5py.File(old.path, "r+") as file:
+        file["tombstones"] = np.zeros(80, np.uint64)
+    with pytest.raises(CacheError, match="more objects"):
+        SynthCache(old.path)
+
+
+@pytest.mark.filterwarnings(COMPRESSED)
+def test_tombstones_go_with_a_compressed_copy(tmp_path: Path, cache: SynthCache) -> None:
+    forget([cache.path], [104])
+    small = SynthCache(export(cache, tmp_path / "small.h5", format="hdf5"))
+    assert np.array_equal(small.tombstones, cache.tombstones)
+    plain = merge([small.path], tmp_path / "plain.h5")
+    assert set(plain.tombstones) == set(cache.tombstones)
+
+
+# Pools
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_pool_drops_what_is_forgotten_with_the_next_batch(
+    tmp_path: Path, background: bool
+) -> None:
+    path, plan = tmp_path / "live.h5", plan_of()
+    live = OnTheFlyDataset(
+        Shaped(), plan, size=24, batch_size=4, cache=path, background=background, output_type="pt"
+    )
+    first = live.rows().copy()
+    live.read(range(12))
+    key = int(plan["source_key"][first[3]])
+    forget([path], [key])
+    gone = np.flatnonzero(plan["source_key"] == key)
+    pixels, rows = live.read(range(24)), live.rows()
+    assert not np.isin(rows, gone).any()
+    stayed = ~np.isin(first, gone)
+    assert np.array_equal(rows[stayed], first[stayed])
+    assert np.array_equal(plan["label"][rows], live.labels)
+    expected = {row: Shaped().draw(plan[[row]]) for row in rows.tolist()}
+    for row, image in zip(rows.tolist(), pixels, strict=True):
+        assert torch.equal(image, ((expected[row][0] + 1) * 127.5).round().to(torch.uint8))
+    for epoch in (1, 2):
+        live.set_epoch(epoch)
+        assert not np.isin(live.rows(), gone).any()
+        live.read(range(24))
+    live.close()
+    assert (SynthCache(path).state[gone] == State.WITHDRAWN).all()
+
+
+def test_a_row_that_is_forgotten_while_the_pool_draws_it_is_not_served(tmp_path: Path) -> None:
+    path, plan = tmp_path / "live.h5", plan_of()
+
+    class Forgetting(Shaped):
+        done = False
+
+        def draw(self, rows: Plan) -> torch.Tensor:
+            if not self.done:
+                type(self).done = True
+                forget([path], rows["source_key"][:1])
+                self.key = int(rows["source_key"][0])
+            return super().draw(rows)
+
+    synthesizer = Forgetting()
+    live = OnTheFlyDataset(synthesizer, plan, batch_size=4, cache=path, background=False)
+    assert len(live.read(range(40))) == 40
+    assert synthesizer.key not in plan["source_key"][live.rows()]
+    live.close()
