@@ -53,6 +53,7 @@ METHODS = {"cascade", "class_conditional", "cold", "inversion", "low_density"}
 
 
 INSIDES = {  # the rooms into which a test, or what several tests share, may look; at most three
+    "called_by_commands": {"_demo", "_training", "synthesizers"},
     "checkpoints": {"synthesizers"},
     "command_line": {"_cli"},
     "conftest": {"_datasets", "_support"},
@@ -72,6 +73,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_classifiers": {"evaluation"},
     "test_cli": {"_audit", "_cli", "synthesizers"},
     "test_cli_conventions": {"_cli", "_plan"},
+    "test_cli_defaults": {"_cli"},
     "test_cold_diffusion": {"synthesizers"},
     "test_cold_restore": {"_datasets", "_images"},
     "test_competition": {"_audit"},

@@ -102,7 +102,7 @@ def test_a_single_number_is_a_list_where_nothing_else_is_taken(text, monkeypatch
     given: dict[str, Any] = {}
     monkeypatch.setitem(COMMANDS, "invert", spy(COMMANDS["invert"], given))
     succeed("invert", "run", "digits", "out", "--snapshots", text)
-    assert given["learning"].snapshots == [30]
+    assert given["learning"].snapshots == (30, 100)
 
 
 @pytest.mark.parametrize(

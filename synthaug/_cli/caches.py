@@ -5,7 +5,10 @@ from typing import Literal
 
 from synthaug._cli.arguments import contents, load, names
 from synthaug._cli.call import Call, Result
-from synthaug._cli.options import ImageOptions
+from synthaug._cli.declared import defaults
+from synthaug._cli.options import ImageOptions, LicenceOptions
+
+IMPORT = defaults("_cache.tools:import_images")
 
 
 def info(cache: str, *, sheet: str | None = None) -> Result:
@@ -103,10 +106,9 @@ def import_(
     source: str,
     out: str,
     conform: ImageOptions,
+    licences: LicenceOptions,
     *,
-    name: str = "unknown",
-    generator_licence: str | None = None,
-    source_licence: str | None = None,
+    name: str = IMPORT.name,
     forgotten: str | list[str] | None = None,
     call: Call,
 ) -> Result:
@@ -118,21 +120,17 @@ def import_(
         source: Labelled images, for example folder:PATH.
         out: The new cache; it can be audited and mixed like any other.
         conform: What the images are brought to.
+        licences: For the record.
         name: What made the images, for the record.
-        generator_licence: Licence of the generator, for the record.
-        source_licence: Licence of the data it was trained on, for the record.
         forgotten: Caches, with commas between them: images that were erased there are left out.
     """
     from synthaug._cache import import_images
-    from synthaug._images.labeled import load_dataset
 
-    images = load_dataset(source, image_size=conform.image_size, channels=conform.channels)
-    licence = {"generator": generator_licence, "source": source_licence}
     made = import_images(
-        images,
+        conform.load(source),
         out,
         name=name,
-        licence=licence,
+        licence=licences.record(),
         forgotten=names(forgotten or ()),
         command=call.line,
         progress=True,

@@ -1,17 +1,19 @@
 """The command that puts a cascade together."""
 
-from typing import Any
-
+from synthaug._cli.arguments import names
 from synthaug._cli.call import Call, Result
+from synthaug._cli.declared import defaults
+
+CASCADE = defaults("synthesizers.cascade._synthesizer:Cascade.from_pretrained")
 
 
 def cascade(
     out: str,
     models: list[str],
     *,
-    classes: str | list[str] | None = None,
-    noise_conditioning_level: int | None = None,
-    truncated: bool = False,
+    classes: str | list[str] | None = CASCADE.classes,
+    noise_conditioning_level: int | None = CASCADE.noise_conditioning_level,
+    truncated: bool | None = CASCADE.truncated,
     call: Call,
 ) -> Result:
     """Put a base and its super-resolution stages into one directory.
@@ -26,26 +28,22 @@ def cascade(
         noise_conditioning_level: The level that the stages use where a plan does not name one.
         truncated: Stop each chain at the noise level of the stage after it.
     """
-    from synthaug._cli.arguments import names
     from synthaug._training.checkpoints import record_command
     from synthaug.synthesizers import Cascade
 
     base, *stages = models
-    level: dict[str, Any] = {}
-    if noise_conditioning_level is not None:
-        level["noise_conditioning_level"] = noise_conditioning_level
-    found = Cascade.from_pretrained(
+    cascaded = Cascade.from_pretrained(
         base,
         stages=stages,
         truncated=truncated,
         classes=None if classes is None else names(classes),
         dtype="float32",
         device="cpu",
-        **level,
+        noise_conditioning_level=noise_conditioning_level,
     )
-    found.save_pretrained(out)
+    cascaded.save_pretrained(out)
     record_command(out, call.line)
-    shapes = [found.base.model.image_shape, *(stage.image_shape for stage in found.stages)]
+    shapes = [cascaded.base.model.image_shape, *(stage.image_shape for stage in cascaded.stages)]
     sizes = " to ".join(f"{height} x {width}" for _, height, width in shapes)
     return Result(
         record={"checkpoint": out, "image_shapes": [list(shape) for shape in shapes]},

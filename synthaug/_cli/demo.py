@@ -1,9 +1,15 @@
 """The command that shows the whole job."""
 
 from synthaug._cli.call import Result
+from synthaug._cli.declared import defaults
 
 
-def demo(*, out: str = "synthaug-demo", per_class: int = 3, seed: int = 0) -> Result:
+def demo(
+    *,
+    out: str = "synthaug-demo",
+    per_class: int = defaults("_demo:DemoSettings").per_class,
+    seed: int = defaults("_demo:demo").seed,
+) -> Result:
     """The whole job on scikit-learn's handwritten digits, within five minutes on two cores.
 
     synthaug demo

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from synthaug._cli.arguments import contents, load
 from synthaug._cli.call import Call, Result
-from synthaug._cli.declared import drawing_options, row_parameters, settings
-from synthaug._cli.options import NetworkOptions, RayOptions
+from synthaug._cli.declared import defaults, drawing_options, row_parameters, settings
+from synthaug._cli.options import LicenceOptions, NetworkOptions, RayOptions
 from synthaug.synthesizers._registry import METHODS
 from synthaug.synthesizers._sampler import split_sampler
+
+PLAN = defaults("synthesizers._base:AbstractSynthesizer.plan")
+GENERATION = defaults("_generate.run:generate")
+COST = defaults("_generate.cost:estimate_cost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +29,9 @@ class AmountOptions:
         counts: Images of each class by name, for example '{"cat": 500, "dog": 200}'.
     """
 
-    per_class: int | None = None
-    ratio: float | None = None
-    counts: dict[str, int] | None = None
+    per_class: int | None = PLAN.per_class
+    ratio: float | None = PLAN.ratio
+    counts: dict[str, int] | None = PLAN.counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +58,12 @@ class SeedOptions:
     """
 
     image_size: int | None = None
-    seed: int = 0
+    seed: int = PLAN.seed
 
     def given(self, *options: str) -> dict[str, Any]:
         """Those of these options that were given; `none` as the value None."""
-        values = {name: getattr(self, name) for name in options}
-        found = {name: value for name, value in values.items() if value is not None}
-        return {name: None if value == "none" else value for name, value in found.items()}
+        stated = {name: vars(self)[name] for name in options if vars(self)[name] is not None}
+        return {name: None if value == "none" else value for name, value in stated.items()}
 
 
 if TYPE_CHECKING:
@@ -82,6 +85,7 @@ else:
 
 def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     """The synthesizer, and the data set of `--source`."""
+    from synthaug.synthesizers._base import AbstractSourcedSynthesizer
     from synthaug.synthesizers._kinds import kind_of
     from synthaug.synthesizers._kinds import load as load_checkpoint
 
@@ -102,7 +106,7 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     synthesizer: Any = load_checkpoint(checkpoint, **options.loading(), **changes)
     row = options.given(*(p.name for p in row_parameters() if p.needs_sources))
     source = None
-    if row and not hasattr(synthesizer, "with_sources"):
+    if row and not isinstance(synthesizer, AbstractSourcedSynthesizer):
         raise ValueError(f"`--{next(iter(row))}` starts from real images; a {name} cannot.")
     if options.source is not None:
         if synthesizer.has_sources:
@@ -173,8 +177,8 @@ def plan(
     options: PlanOptions,
     *,
     estimate: bool = False,
-    devices: int = 1,
-    batch_size: int = 64,
+    devices: int = COST.devices,
+    batch_size: int = GENERATION.batch_size,
 ) -> Result:
     """Show what `generate` would do, and what it would cost.
 
@@ -216,18 +220,32 @@ def plan(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """The work.
+
+    Args:
+        batch_size: Images per batch; does not change them.
+        engine: local draws in this process, torchrun in its ranks, ray on the actors of a cluster.
+        shard: 1/3, 2/3 or 3/3 draws a third, as one task of a job array; the last one to end puts
+            the parts together.
+        wait: If another job fills the cache, wait until it has ended.
+    """
+
+    batch_size: int = GENERATION.batch_size
+    engine: Literal["local", "torchrun", "ray"] = GENERATION.engine
+    shard: str | None = GENERATION.shard
+    wait: bool = GENERATION.wait
+
+
 def generate(
     checkpoint: str,
     out: str,
     options: PlanOptions,
+    work: WorkOptions,
     ray: RayOptions,
+    licences: LicenceOptions,
     *,
-    batch_size: int = 64,
-    engine: Literal["local", "torchrun", "ray"] = "local",
-    shard: str | None = None,
-    generator_licence: str | None = None,
-    source_licence: str | None = None,
-    wait: bool = False,
     call: Call,
 ) -> Result:
     """Draw synthetic images into a cache; run again to resume.
@@ -239,35 +257,29 @@ def generate(
         checkpoint: Directory in diffusers layout, trained by us or not; or hub:OWNER/NAME.
         out: The cache, an HDF5 file. Samples of it are shown in a picture of that name with .png.
         options: What to draw.
+        work: How it is done.
         ray: How to spread over a cluster.
-        batch_size: Images per batch; does not change them.
-        engine: local draws in this process, torchrun in its ranks, ray on the actors of a cluster.
-        shard: 1/3, 2/3 or 3/3 draws a third, as one task of a job array; the last one to end puts
-            the parts together.
-        generator_licence: Licence of the generator, for the record.
-        source_licence: Licence of the data it was trained on, for the record.
-        wait: If another job fills the cache, wait until it has ended.
+        licences: For the record.
     """
     from synthaug._cache import State, contact_sheet
     from synthaug._generate import generate as fill
 
     options = _decided(out, options)
-    chosen = ray.engine(engine, partial(_load_there, os.getcwd(), checkpoint, options))
-    if engine == "ray":  # the actors draw: here nothing should take a GPU
+    engine = ray.engine(work.engine, partial(_load_there, os.getcwd(), checkpoint, options))
+    if work.engine == "ray":  # the actors draw: here nothing should take a GPU
         options = replace(options, device="cpu")
     synthesizer, rows, source = _prepare(checkpoint, options)
-    licence = {"generator": generator_licence, "source": source_licence}
     cache = fill(
         synthesizer,
         rows,
         out,
-        batch_size=batch_size,
-        engine=chosen,
-        shard=shard,
+        batch_size=work.batch_size,
+        engine=engine,
+        shard=work.shard,
         source=source,
-        licence=licence,
+        licence=licences.record(),
         command=call.having(precision=options.precision).line,
-        wait=wait,
+        wait=work.wait,
     )
     picture, others = None, (cache.state == State.PENDING).any()
     if cache.done.any() and not others:  # not if all were withdrawn

@@ -1,60 +1,41 @@
-"""Commands about diffusion inversion: train a generator on tokens, learn embeddings."""
+"""The command of diffusion inversion: learn embeddings."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from synthaug._cli import pictures as _pictures
 from synthaug._cli.arguments import load
 from synthaug._cli.call import Call, Result
+from synthaug._cli.options import LOADING
 from synthaug._support.precision import Precision
+from synthaug.synthesizers.inversion._config import InversionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningOptions:
-    """Learning.
+class GeneratorOptions:
+    """The generator.
 
     Args:
-        updates: Updates that every embedding receives.
-        snapshots: Further numbers of updates at which embeddings are kept, such as 30,60.
-        batch_size: Images per step. Does not change the embeddings.
-        learning_rate: Learning rate of Adam; it falls linearly to 0.
-        start: What embeddings start from; by default the best that the checkpoint has.
-        num_tokens: Tokens per image, if there is no encoder.
-        block_size: Images that are learned at once.
-        compile: Compile the network: a slow start, then faster steps.
-        checkpoint_seconds: Seconds between checkpoints.
-        seed: Seed of all noise.
+        image_size: Height and width to learn and draw at, if not the checkpoint's own.
+        precision: Of the network; embeddings are float32 always. auto is bfloat16 on a device that
+            has it in hardware, and what was begun keeps its own.
+        device: cpu, cuda ...; by default a GPU if there is one.
     """
 
-    updates: int = 100
-    snapshots: list[int] | None = None
-    batch_size: int = 64
-    learning_rate: float = 0.1
-    start: Literal["encoder", "prompt", "noise"] | None = None
-    num_tokens: int | None = None
-    block_size: int = 1024
-    compile: bool = False
-    checkpoint_seconds: float = 120.0
-    seed: int = 0
-
-    def config(self) -> Any:
-        """`InversionConfig`."""
-        from synthaug.synthesizers import InversionConfig
-
-        return InversionConfig(**{**asdict(self), "snapshots": tuple(self.snapshots or ())})
+    image_size: int | None = None
+    precision: Precision = LOADING.dtype
+    device: str | None = LOADING.device
 
 
 def invert(
     checkpoint: str,
     data: str,
     out: str,
-    learning: LearningOptions,
+    learning: InversionConfig,
+    generator: GeneratorOptions,
     *,
-    image_size: int | None = None,
-    precision: Precision = "auto",
     estimate: bool = False,
-    device: str | None = None,
     call: Call,
 ) -> Result:
     """Learn an embedding of every image (diffusion inversion); run again to resume.
@@ -68,11 +49,8 @@ def invert(
             to the image size and channels of the checkpoint.
         out: Directory to write; `generate` draws variants from it.
         learning: How.
-        image_size: Height and width to learn and draw at, if not the checkpoint's own.
-        precision: Of the network; embeddings are float32 always. auto is bfloat16 on a device that
-            has it in hardware, and what was begun keeps its own.
+        generator: What is inverted.
         estimate: Only print what it will cost.
-        device: cpu, cuda ...; by default a GPU if there is one.
     """
     from synthaug._images.labeled import load_dataset
     from synthaug._training.checkpoints import record_command
@@ -83,31 +61,26 @@ def invert(
     inversion = DiffusionInversion.from_pretrained(
         checkpoint,
         classes=classes,
-        image_size=image_size,
-        dtype=precision,
-        device=device,
+        image_size=generator.image_size,
+        dtype=generator.precision,
+        device=generator.device,
     )
     real = load(data, inversion.image_shape)
-    config = learning.config()
-    cost = inversion.cost(real, config, measure=estimate)
-    record = {"images": len(real), "bytes": cost.bytes, "seconds": cost.seconds}
+    cost = inversion.cost(real, learning, measure=estimate)
+    record: dict[str, Any] = {"checkpoint": None, "loss": None, "picture": None}
+    record |= {"images": len(real), "bytes": cost.bytes, "seconds": cost.seconds}
     if estimate:
-        return Result(
-            record={"checkpoint": None, "loss": None, "picture": None, **record}, text=str(cost)
-        )
+        return Result(record=record, text=str(cost))
     print(cost, flush=True)
-    inverted, result = inversion.fit(real, out, config=config)
+    inverted, result = inversion.fit(real, out, config=learning)
     used = str(inverted.model.denoiser.dtype).removeprefix("torch.")
     record_command(out, call.having(precision=used).line)
     picture = Path(out) / "variants.png"
     _pictures.variants(inverted, real, picture)
     loss = result.loss_curve[-1][1] if result.loss_curve else None
     shown = "" if loss is None else f", loss {loss:.4f}"
-    lines = (
-        f"{len(real):,} embeddings{shown}: {out}. Real images and variants of each: {picture}",
-        f"Next: synthaug generate {out} CACHE.h5 --ratio 5",
-    )
     return Result(
-        record={"checkpoint": out, "loss": loss, "picture": str(picture), **record},
-        text="\n".join(lines),
+        record={**record, "checkpoint": out, "loss": loss, "picture": str(picture)},
+        text=f"{len(real):,} embeddings{shown}: {out}. Real images and variants of each: {picture}"
+        f"\nNext: synthaug generate {out} CACHE.h5 --ratio 5",
     )

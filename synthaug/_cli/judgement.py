@@ -1,57 +1,62 @@
 """Commands that judge synthetic images: are they copies, and are they of use?"""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from synthaug._cli.arguments import load, names
 from synthaug._cli.call import Call, Result
-from synthaug._cli.options import (
-    ExtractorOptions,
-    ImageOptions,
-    RayOptions,
-    RunOptions,
-)
+from synthaug._cli.declared import defaults
+from synthaug._cli.options import EVALUATION, ExtractorOptions, ImageOptions, RayOptions
 from synthaug._training.classifier_config import ClassifierConfig
 
 FILES = (".npy", ".npz", ".hdf5")
 """Of images or features, which `synthaug.audit` reads itself; a .h5 file is a cache."""
+AUDIT = defaults("_audit.run:audit")
+DENSITY = defaults("evaluation._hardness:score_hardness")
+LABELS = defaults("evaluation._label_check:check_labels")
+QUALITY = defaults("evaluation._quality:score_quality")
 
 
-def audit(
-    synthetic: str,
-    train: str,
-    conform: ImageOptions,
-    networks: ExtractorOptions,
-    ray: RayOptions,
-    *,
-    holdout: str | None = None,
-    out: str = "audit",
-    features: str | list[str] | None = None,
-    fdr: float = 0.05,
-    k: int | None = None,
-    index: Literal["exact", "auto", "ivf", "hnsw", "sq", "pq", "ivfpq"] = "exact",
-    engine: Literal["local", "ray"] = "local",
-    max_pairs: int = 50,
-    deduplicate: bool = False,
-    redact: bool = False,
-    seed: int = 0,
+def published(
+    report: Any,
     call: Call,
+    out: str,
+    record: Mapping[str, Any],
+    *,
+    text: str | None = None,
+    code: int = 0,
+    **redaction: bool,
 ) -> Result:
-    """Ask whether synthetic images are copies of training images.
-
-    synthaug audit cifar10.h5 folder:cifar10/train --holdout folder:cifar10/test
+    """Writes a report, which keeps the command that made it, as OUT.html and OUT.json.
 
     Args:
-        synthetic: A cache (FILE.h5), a data set such as folder:PATH, or a .npy, .npz or .hdf5 file
-            of images or features.
-        train: The images that the generator was trained on. They are brought to the cache's image
-            size and channels.
-        conform: For data sets.
-        networks: Where features are computed and kept.
-        ray: How to spread over a cluster.
+        report: Any `Report` with `settings`.
+        call: The command.
+        out: Files to write, without their endings.
+        record: What programs are told besides the names of the files.
+        text: What people are told before them; by default the report.
+        code: Exit code.
+        redaction: Arguments of `to_html` and `to_json`.
+    """
+    report = replace(report, settings={**report.settings, "command": call.line})
+    report.to_html(f"{out}.html", **redaction)
+    report.to_json(f"{out}.json", **redaction)
+    return Result(
+        record={**record, "html": f"{out}.html", "json": f"{out}.json"},
+        text=f"{report if text is None else text}\nReport: {out}.html, {out}.json",
+        code=code,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """The comparison.
+
+    Args:
         holdout: Real images that it never saw. Without them the verdict is inconclusive at best.
-        out: Writes OUT.html and OUT.json.
         features: Where distances are taken: pixels, spectrum, torchscript:FILE, torchvision:NAME or
             timm:NAME; several with commas between them.
         fdr: False discovery rate among the flagged images.
@@ -63,57 +68,78 @@ def audit(
         redact: Leave real images, and flagged ones, out of the report.
         seed: For the planted copies.
     """
+
+    holdout: str | None = AUDIT.holdout
+    features: str | list[str] | None = AUDIT.features
+    fdr: float = AUDIT.fdr
+    k: int | None = AUDIT.k
+    index: Literal["exact", "auto", "ivf", "hnsw", "sq", "pq", "ivfpq"] = AUDIT.index
+    engine: Literal["local", "ray"] = "local"
+    max_pairs: int = AUDIT.max_pairs
+    deduplicate: bool = AUDIT.deduplicate
+    redact: bool = False
+    seed: int = AUDIT.seed
+
+
+def audit(
+    synthetic: str,
+    train: str,
+    options: AuditOptions,
+    conform: ImageOptions,
+    networks: ExtractorOptions,
+    ray: RayOptions,
+    *,
+    out: str = "audit",
+    call: Call,
+) -> Result:
+    """Ask whether synthetic images are copies of training images.
+
+    synthaug audit cifar10.h5 folder:cifar10/train --holdout folder:cifar10/test
+
+    Args:
+        synthetic: A cache (FILE.h5), a data set such as folder:PATH, or a .npy, .npz or .hdf5 file
+            of images or features.
+        train: The images that the generator was trained on. They are brought to the cache's image
+            size and channels.
+        options: What is compared, and how.
+        conform: For data sets.
+        networks: Where features are computed and kept.
+        ray: How to spread over a cluster.
+        out: Writes OUT.html and OUT.json.
+    """
     from synthaug._audit import audit as run
-    from synthaug._images.labeled import load_dataset
     from synthaug.features import ExtractionConfig
 
-    spaces = [networks.extractor(name) for name in names(features or [])]
-    if ":" not in synthetic and synthetic.lower().endswith(FILES):
-        images: Any = synthetic
-    else:
-        images = conform.synthetic(synthetic)
+    spaces = [networks.extractor(name) for name in names(options.features or [])]
+    own_file = ":" not in synthetic and synthetic.lower().endswith(FILES)
+    images: Any = synthetic if own_file else conform.synthetic(synthetic)
 
-    def real(spec: str) -> Any:
-        if ":" not in spec and spec.lower().endswith((*FILES, ".h5")):
+    def real(spec: str | None) -> Any:
+        if spec is None or (":" not in spec and spec.lower().endswith((*FILES, ".h5"))):
             return spec
-        if isinstance(images, str):
-            return load_dataset(spec, image_size=conform.image_size, channels=conform.channels)
-        return load(spec, images.image_shape)
+        return conform.load(spec) if own_file else load(spec, images.image_shape)
 
+    settings = ("fdr", "k", "index", "max_pairs", "deduplicate", "seed")
     with networks.kept(out) as features_dir:
+        engine = ray.engine(options.engine)
         report = run(
             images,
             real(train),
-            holdout=None if holdout is None else real(holdout),
+            holdout=real(options.holdout),
             features=spaces or None,
-            fdr=fdr,
-            k=k,
-            index=index,
-            extraction=ExtractionConfig(directory=features_dir, engine=ray.engine(engine)),
-            max_pairs=max_pairs,
-            deduplicate=deduplicate,
-            seed=seed,
+            extraction=ExtractionConfig(directory=features_dir, engine=engine),
+            **{name: vars(options)[name] for name in settings},
         )
-        report = replace(report, settings={**report.settings, "command": call.line})
-        report.to_html(f"{out}.html", redact=redact)
-        report.to_json(f"{out}.json", redact=redact)
-    return Result(
-        record={
+        record = {
             "verdict": report.verdict,
             "reasons": list(report.reasons),
             "judged": int((report.tier >= 0).sum()),
             "flagged": report.flagged.tolist(),
             "smallest_effect": report.smallest_effect,
-            **written(out),
-        },
-        text=f"{report.verdict}: {' '.join(report.reasons)}\nReport: {out}.html, {out}.json",
-        code=int(report.exit_code),
-    )
-
-
-def written(out: str, *more: str) -> dict[str, str]:
-    """Where a report is."""
-    return {ending: f"{out}.{ending}" for ending in ("html", "json", *more)}
+        }
+        text = f"{report.verdict}: {' '.join(report.reasons)}"
+        code = int(report.exit_code)
+        return published(report, call, out, record, text=text, code=code, redact=options.redact)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +193,26 @@ class ArmOptions:
         return check if report is None else check.with_audit(report)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Runs of the same training.
+
+    Args:
+        seeds: Runs with other initial weights and another order of the images.
+        seed: Seed of the first run; run i uses seed + i.
+        validation: Images to choose the best moment of training by; else the last one counts.
+        padding: Largest random shift in pixels; by default an eighth of the side, and below 16
+            pixels a side small shifts and turns between the pixels.
+        allow_overlap: Go on if the splits share images; the report counts them.
+    """
+
+    seeds: int = EVALUATION.seeds
+    seed: int = 0
+    validation: str | None = EVALUATION.validation
+    padding: int | None = None
+    allow_overlap: bool = EVALUATION.allow_overlap
+
+
 def evaluate(
     real: str,
     synthetic: str,
@@ -175,9 +221,6 @@ def evaluate(
     classifiers: ClassifierConfig,
     runs: RunOptions,
     *,
-    validation: str | None = None,
-    padding: int | None = None,
-    seed: int = 0,
     out: str = "evaluation",
     call: Call,
 ) -> Result:
@@ -193,10 +236,6 @@ def evaluate(
         arms: What is compared.
         classifiers: What is trained.
         runs: How often.
-        validation: Images to choose the best moment of training by; else the last one counts.
-        padding: Largest random shift in pixels; by default an eighth of the side, and below 16
-            pixels a side small shifts and turns between the pixels.
-        seed: Seed of the first run; run i uses seed + i.
         out: Writes OUT.html and OUT.json, and keeps finished runs in the directory OUT.
     """
     from synthaug._cache import SynthCache
@@ -206,15 +245,16 @@ def evaluate(
     cache = SynthCache(synthetic)
     shape = cache.image_shape
     images = load(real, shape)
-    augment: Any = "standard"
-    if padding is not None:
-        augment = StandardAugment(padding=padding, horizontal_flip=classifiers.horizontal_flip)
+    augment: Any = EVALUATION.augment
+    if runs.padding is not None:
+        flip = classifiers.horizontal_flip
+        augment = StandardAugment(padding=runs.padding, horizontal_flip=flip)
         classifiers = replace(classifiers, horizontal_flip=False)
     table = run(
         arms.build(images, cache, classifiers.device),
         test=load(test, shape),
-        validation=None if validation is None else load(validation, shape),
-        seeds=list(range(seed, seed + runs.seeds)) if seed else runs.seeds,
+        validation=None if runs.validation is None else load(runs.validation, shape),
+        seeds=range(runs.seed, runs.seed + runs.seeds),
         config=classifiers,
         augment=augment,
         baseline="real, augmented" if arms.ratios is None else None,
@@ -222,17 +262,11 @@ def evaluate(
         output_dir=out,
     )
     call = call.having(precision=table.settings["precision"])
-    table = replace(table, settings={**table.settings, "command": call.line})
-    table.to_html(f"{out}.html")
-    table.to_json(f"{out}.json")
-    return Result(
-        record={
-            "baseline": table.baseline,
-            "arms": {name: _arm(table, name) for name in table.arm_names},
-            **written(out),
-        },
-        text=f"{table.table()}\nReport: {out}.html, {out}.json",
-    )
+    record = {
+        "baseline": table.baseline,
+        "arms": {name: _arm(table, name) for name in table.arm_names},
+    }
+    return published(table, call, out, record, text=table.table())
 
 
 def _arm(table: Any, name: str) -> dict[str, Any]:
@@ -246,19 +280,86 @@ def _arm(table: Any, name: str) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """What is compared.
+
+    Args:
+        features: What is measured in: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
+            spectrum. Those of a classifier or a self-supervised network mean most.
+        holdout: Labelled real images that are not among the others: what synthetic ones compare
+            with.
+    """
+
+    features: str | None = None
+    holdout: str | None = None
+
+
+@contextmanager
+def _scored(
+    run: Callable[..., Any],
+    synthetic: str,
+    real: str,
+    options: ScoringOptions,
+    conform: ImageOptions,
+    networks: ExtractorOptions,
+    out: str,
+    **settings: Any,
+) -> Iterator[Any]:
+    """The report of `run` about synthetic and real images; features are kept until it is written.
+
+    Args:
+        run: Compares them.
+        synthetic: A cache or a data set.
+        real: A data set, which is brought to its shape and classes.
+        options: What they are compared by.
+        conform: For data sets.
+        networks: Where features are computed and kept.
+        out: The report.
+        settings: Further arguments of `run`.
+    """
+    extractor = networks.extractor(options.features)
+    images = conform.synthetic(synthetic)
+
+    def opened(spec: str) -> Any:
+        return load(spec, images.image_shape, tuple(images.classes))
+
+    with networks.kept(out) as features_dir:
+        yield run(
+            images,
+            opened(real),
+            features=extractor,
+            holdout=None if options.holdout is None else opened(options.holdout),
+            features_dir=features_dir,
+            **settings,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityOptions(ScoringOptions):
+    """Density.
+
+    Args:
+        structure: One covariance per class, one for all, or variances alone.
+        estimator: Of covariances; empirical needs more images of a class than dimensions.
+        components: Projects the features on so many principal components first.
+        k: Neighbours of AvgkNN and LOF.
+    """
+
+    structure: Literal["full", "tied", "diagonal"] = DENSITY.structure
+    estimator: Literal["ledoit_wolf", "oas", "empirical"] = DENSITY.estimator
+    components: int | None = DENSITY.components
+    k: int = DENSITY.k
+
+
 def evaluate_density(
     synthetic: str,
     train: str,
+    options: DensityOptions,
     conform: ImageOptions,
     networks: ExtractorOptions,
     *,
-    features: str | None = None,
-    holdout: str | None = None,
     out: str = "density",
-    structure: Literal["full", "tied", "diagonal"] = "full",
-    estimator: Literal["ledoit_wolf", "oas", "empirical"] = "ledoit_wolf",
-    components: int | None = None,
-    k: int = 5,
     call: Call,
 ) -> Result:
     """Say how rare synthetic images are among real ones of their class: hardness, AvgkNN, LOF.
@@ -269,41 +370,17 @@ def evaluate_density(
         synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
         train: Labelled real images, to which the Gaussians are fitted. All real images are brought
             to the cache's image size and channels.
+        options: What is measured.
         conform: For data sets.
         networks: Where features are computed and kept.
-        features: What hardness is measured in: torchscript:FILE, torchvision:NAME, timm:NAME,
-            pixels or spectrum. Those of a classifier or a self-supervised network mean most.
-        holdout: Labelled real images that are not among them: what the synthetic ones compare with.
         out: Writes OUT.html and OUT.json.
-        structure: One covariance per class, one for all, or variances alone.
-        estimator: Of covariances; empirical needs more images of a class than dimensions.
-        components: Projects the features on so many principal components first.
-        k: Neighbours of AvgkNN and LOF.
     """
     from synthaug.evaluation._hardness import score_hardness
 
-    extractor = networks.extractor(features)
-    images = conform.synthetic(synthetic)
-    classes = tuple(images.classes)
-    with networks.kept(out) as features_dir:
-        report = score_hardness(
-            images,
-            load(train, images.image_shape, classes),
-            features=extractor,
-            holdout=None if holdout is None else load(holdout, images.image_shape, classes),
-            structure=structure,
-            estimator=estimator,
-            components=components,
-            k=k,
-            features_dir=features_dir,
-        )
-        report = replace(report, settings={**report.settings, "command": call.line})
-        report.to_html(f"{out}.html")
-        report.to_json(f"{out}.json")
-    return Result(
-        record={"summary": report.summary(), **written(out)},
-        text=f"{report}\nReport: {out}.html, {out}.json",
-    )
+    settings = {name: vars(options)[name] for name in ("structure", "estimator", "components", "k")}
+    scored = _scored(score_hardness, synthetic, train, options, conform, networks, out, **settings)
+    with scored as report:
+        return published(report, call, out, {"summary": report.summary()})
 
 
 def evaluate_labels(
@@ -311,9 +388,9 @@ def evaluate_labels(
     real: str,
     classifiers: ClassifierConfig,
     *,
-    threshold: float | None = None,
-    percentile: float | None = None,
-    seeds: int = 3,
+    threshold: float | None = LABELS.threshold,
+    percentile: float | None = LABELS.percentile,
+    seeds: int = len(LABELS.seeds),
     out: str = "labels",
     call: Call,
 ) -> Result:
@@ -358,20 +435,33 @@ def evaluate_labels(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions(ScoringOptions):
+    """Scores.
+
+    Args:
+        classifier: torchscript:FILE, a classifier that returns logits, for the inception score.
+        images: Images of each set; by default as many as all of them have.
+        k: Neighbours of precision, recall, density and coverage.
+        force: Take the Fréchet distance of fewer images than twice the features.
+        seed: Of the choice of the images.
+    """
+
+    classifier: str | None = QUALITY.classifier
+    images: int | None = QUALITY.images
+    k: int = QUALITY.k
+    force: bool = QUALITY.force
+    seed: int = QUALITY.seed
+
+
 def evaluate_quality(
     synthetic: str,
     real: str,
+    options: QualityOptions,
     conform: ImageOptions,
     networks: ExtractorOptions,
     *,
-    features: str | None = None,
-    holdout: str | None = None,
-    classifier: str | None = None,
     out: str = "quality",
-    images: int | None = None,
-    k: int = 5,
-    force: bool = False,
-    seed: int = 0,
     call: Call,
 ) -> Result:
     """Say how good synthetic images are as a whole: Fréchet and kernel distance, precision, recall.
@@ -381,51 +471,24 @@ def evaluate_quality(
     Args:
         synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
         real: Labelled real images, the reference. They are brought to the cache's image size and
-            channels.
+            channels. Without --holdout they are divided into two halves, to show what real images
+            get.
+        options: What is measured.
         conform: For data sets.
         networks: Where features are computed and kept.
-        features: What distances are measured in: torchscript:FILE, torchvision:NAME, timm:NAME,
-            pixels or spectrum. Those of a classifier or a self-supervised network mean most.
-        holdout: Other real images, to show what real images get. Without them the images of REAL
-            are divided into two halves.
-        classifier: torchscript:FILE, a classifier that returns logits, for the inception score.
         out: Writes OUT.html and OUT.json.
-        images: Images of each set; by default as many as all of them have.
-        k: Neighbours of precision, recall, density and coverage.
-        force: Take the Fréchet distance of fewer images than twice the features.
-        seed: Of the choice of the images.
     """
     from synthaug.evaluation._quality import score_quality
 
-    extractor = networks.extractor(features)
-    if classifier is not None and not classifier.startswith("torchscript:"):
-        raise ValueError(
-            f"`classifier` is {classifier!r}, expected torchscript:FILE, a network that returns "
-            "logits."
-        )
-    found = conform.synthetic(synthetic)
-    classes = tuple(found.classes)
-    with networks.kept(out) as features_dir:
-        report = score_quality(
-            found,
-            load(real, found.image_shape, classes),
-            features=extractor,
-            holdout=None if holdout is None else load(holdout, found.image_shape, classes),
-            classifier=None if classifier is None else networks.extractor(classifier),
-            images=images,
-            k=k,
-            force=force,
-            seed=seed,
-            features_dir=features_dir,
-        )
-        report = replace(report, settings={**report.settings, "command": call.line})
-        report.to_html(f"{out}.html")
-        report.to_json(f"{out}.json")
-    return Result(
-        record={
-            "synthetic": asdict(report.synthetic),
-            "floor": asdict(report.floor),
-            **written(out),
-        },
-        text=f"{report}\nReport: {out}.html, {out}.json",
-    )
+    settings = {name: vars(options)[name] for name in ("images", "k", "force", "seed")}
+    if options.classifier is not None:
+        if not options.classifier.startswith("torchscript:"):
+            raise ValueError(
+                f"`classifier` is {options.classifier!r}, expected torchscript:FILE, a network "
+                "that returns logits."
+            )
+        settings["classifier"] = networks.extractor(options.classifier)
+    scored = _scored(score_quality, synthetic, real, options, conform, networks, out, **settings)
+    with scored as report:
+        record = {"synthetic": asdict(report.synthetic), "floor": asdict(report.floor)}
+        return published(report, call, out, record)

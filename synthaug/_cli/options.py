@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from synthaug._cli.declared import defaults
 from synthaug._support.precision import Precision
-from synthaug._training.classifier_config import ClassifierConfig
+
+LOADING = defaults("synthesizers.class_conditional._synthesizer:ClassConditional.from_pretrained")
+EVALUATION = defaults("evaluation._evaluate:evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +24,8 @@ class NetworkOptions:
     """
 
     classes: str | list[str] | None = None
-    precision: Precision = "auto"
-    device: str | None = None
+    precision: Precision = LOADING.dtype
+    device: str | None = LOADING.device
 
     def loading(self) -> dict[str, Any]:
         """Arguments of `from_pretrained`."""
@@ -37,23 +40,28 @@ class NetworkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Images that are no cache.
+    """Images of data sets. A cache has its own size and channels.
 
     Args:
-        image_size: For data sets: resize the shorter side to it and cut out the centre.
-        channels: For data sets: 1 converts to grey, 3 to RGB.
+        image_size: Resize the shorter side to it and cut out the centre.
+        channels: 1 converts to grey, 3 to RGB.
     """
 
     image_size: int | None = None
     channels: Literal[1, 3] | None = None
 
+    def load(self, spec: str) -> Any:
+        """A data set, brought to this size and these channels."""
+        from synthaug._images.labeled import load_dataset
+
+        return load_dataset(spec, image_size=self.image_size, channels=self.channels)
+
     def synthetic(self, spec: str) -> Any:
         """A cache, which has its own size, or a data set brought to this one."""
         from synthaug._cache import SynthCache
-        from synthaug._images.labeled import load_dataset
 
         if ":" in spec:
-            return load_dataset(spec, image_size=self.image_size, channels=self.channels)
+            return self.load(spec)
         cache = SynthCache(spec)
         if self.image_size is not None or self.channels is not None:
             raise ValueError(
@@ -100,29 +108,20 @@ class ExtractorOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Runs of the same training.
+class LicenceOptions:
+    """Licences, for the record.
 
     Args:
-        seeds: Runs with other initial weights and another order of the images.
-        allow_overlap: Go on if the splits share images; the report counts them.
+        generator_licence: Licence of the generator.
+        source_licence: Licence of the data it was trained on.
     """
 
-    seeds: int = 3
-    allow_overlap: bool = False
+    generator_licence: str | None = None
+    source_licence: str | None = None
 
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierOptions(RunOptions):
-    """Classifiers.
-
-    Args:
-        model: small-cnn, resnet20, a torchvision model, or timm:NAME.
-        horizontal_flip: Mirror half of the training images.
-    """
-
-    model: str = str(ClassifierConfig.model)
-    horizontal_flip: bool = ClassifierConfig.horizontal_flip
+    def record(self) -> dict[str, str | None]:
+        """The licences, as a cache keeps them."""
+        return {"generator": self.generator_licence, "source": self.source_licence}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +132,8 @@ class RayOptions:
         ray_address: Of a running cluster; by default RAY_ADDRESS, else one that runs on this
             machine, else a new one on this machine.
         actors: Number of actors; by default as many as there is room for.
-        num_cpus: Processors of each actor; by default 1.
-        num_gpus: GPUs of each actor, such as 0.5; by default 1 if the cluster has GPUs.
+        num_cpus: Processors of each actor; by default one.
+        num_gpus: GPUs of each actor, such as 0.5; by default one if the cluster has GPUs.
     """
 
     ray_address: str | None = None
@@ -150,8 +149,7 @@ class RayOptions:
         """
         from synthaug._cluster import RayEngine
 
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {option: value for option, value in values.items() if value is not None}
+        given = {option: value for option, value in vars(self).items() if value is not None}
         if name == "ray":
             address = given.pop("ray_address", None)
             return RayEngine(address=address, load=load, **given)

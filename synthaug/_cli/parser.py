@@ -17,6 +17,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from synthaug._cli.call import Call
@@ -36,6 +37,8 @@ PLAIN = {
     dict: ("JSON", "a JSON object"),
 }
 """What stands for a value of a type on a help page, and in a message."""
+SEVERAL = (list, tuple, Sequence)
+"""Types of several values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,35 +60,44 @@ class Argument:
 
 
 def arguments(function: Callable[..., Any]) -> Iterator[Argument]:
-    """The arguments of a command, in the order of its parameters."""
-    texts = _texts(function)
+    """The arguments of a command, in the order of its parameters, each name once."""
+    explained, shown = texts(function), set[str]()
     for name, parameter in inspect.signature(function).parameters.items():
         kind, default = parameter.annotation, parameter.default
         if kind is Call:
             continue
         if dataclasses.is_dataclass(kind):
-            yield from _fields(kind)
+            for argument in _fields(kind):
+                if argument.name not in shown:
+                    shown.add(argument.name)
+                    yield argument
         else:
             positional = parameter.kind is not parameter.KEYWORD_ONLY and default is EMPTY
-            yield Argument(name, kind, default, texts[name], positional=positional)
+            yield Argument(name, kind, default, explained[name], positional=positional)
 
 
 def _fields(kind: Any) -> Iterator[Argument]:
     """The fields of a dataclass, part by part."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for part in (*(base for base in kind.__bases__ if base is not object), kind):
-        texts, title = _texts(part), (part.__doc__ or "").partition("\n")[0].removesuffix(".")
+        explained, title = texts(part), (part.__doc__ or "").partition("\n")[0].removesuffix(".")
         for name in inspect.get_annotations(part):
             default = fields[name].default
             default = EMPTY if default is dataclasses.MISSING else default
-            yield Argument(name, fields[name].type, default, texts[name], title)
+            yield Argument(name, fields[name].type, default, explained[name], title)
 
 
-def _texts(documented: Any) -> dict[str, str]:
-    from docstring_parser import parse as parse_docstring
+@cache
+def texts(documented: Any) -> dict[str, str]:
+    """What a docstring says of arguments, or of fields, which may have docstrings of their own."""
+    from docstring_parser import parse_from_object
 
-    parts = parse_docstring(documented.__doc__ or "").params
-    return {part.arg_name: " ".join((part.description or "").split()) for part in parts}
+    own = {
+        part.arg_name: " ".join((part.description or "").split())
+        for part in parse_from_object(documented).params
+    }
+    config = vars(documented).get("described_by")
+    return own if config is None else {**texts(config), **own}
 
 
 def bound(function: Callable[..., Any], call: Call) -> dict[str, Any]:
@@ -175,9 +187,11 @@ def _add(group: Any, argument: Argument) -> None:
         )
         added.required = False  # a configuration file may have it
         return
-    unshown = any(argument.default is value for value in (EMPTY, None, False))
-    if not unshown and "by default" not in text:
-        text += f" (default: {argument.default})".replace("%", "%%")
+    default = argument.default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    unshown = any(default is value for value in (EMPTY, None, False))
+    if shown and not unshown and "by default" not in text:
+        text += f" (default: {shown})".replace("%", "%%")
     how: dict[str, Any] = {"metavar": metavar(argument.type, argument.name)}
     if bool in _choices(argument.type):
         how = {"action": argparse.BooleanOptionalAction}
@@ -243,12 +257,14 @@ def convert(kind: Any, value: Any) -> Any:
                 return convert(one, value)
     elif origin is Literal:
         return inner[[str(one) for one in inner].index(str(value))]
-    elif origin in (list, tuple):
+    elif origin in SEVERAL:
         if isinstance(value, str):
             value = json.loads(value) if value.startswith("[") else value.split(",")
         if isinstance(value, list):
-            kinds = inner if origin is tuple else inner * len(value)
-            return origin(convert(one, part) for one, part in zip(kinds, value, strict=True))
+            fixed = origin is tuple and inner[-1] is not ...
+            kinds = inner if fixed else inner[:1] * len(value)
+            found = [convert(one, part) for one, part in zip(kinds, value, strict=True)]
+            return tuple(found) if origin is tuple else found
     elif origin is dict:
         content = json.loads(value) if isinstance(value, str) else value
         return {convert(inner[0], name): convert(inner[1], content[name]) for name in dict(content)}
@@ -268,34 +284,27 @@ def _choices(kind: Any) -> list[Any]:
 
 def metavar(kind: Any, name: str) -> str:
     """What stands for a value on a help page: `FLOAT,...` where several may be given."""
-    text = name.rpartition("_")[2].upper()
-    shown: dict[str, None] = {}
-    for one in _choices(kind):
-        origin, inner = get_origin(one), get_args(one)
-        if origin is Literal:
-            shown["{" + ",".join(map(str, inner)) + "}"] = None
-        elif origin in (list, tuple):
-            several, _ = PLAIN.get(inner[0], (text, ""))
-            shown.pop(several, None)
-            shown[several + ",..."] = None
-        else:
-            shown[PLAIN.get(origin or one, (text, ""))[0]] = None
-    return "|".join(shown)
+    shown = [form for form, _ in _forms(kind, name.rpartition("_")[2].upper())]
+    return "|".join(form for form in dict.fromkeys(shown) if f"{form},..." not in shown)
 
 
 def described(kind: Any) -> str:
     """What a value must be, for a message: "a number or several numbers ..."."""
-    several = {int: "whole numbers", float: "numbers"}
-    texts = []
+    return " or ".join(text for _, text in _forms(kind))
+
+
+def _forms(kind: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """What stands for each type of a union on a help page, and in a message."""
     for one in _choices(kind):
-        origin, inner = get_origin(one), get_args(one)
+        origin, inner = get_origin(one), [*map(str, get_args(one))]
         if origin is Literal:
-            texts.append(" or ".join(map(str, inner)))
-        elif origin in (list, tuple):
-            texts.append(f"several {several.get(inner[0], 'names')} with commas between them")
+            yield "{" + ",".join(inner) + "}", " or ".join(inner)
+        elif origin in SEVERAL:
+            form, text = PLAIN.get(get_args(one)[0], (name, "a name"))
+            plural = f"{text.removeprefix('a ')}s"
+            yield f"{form},...", f"several {plural} with commas between them"
         else:
-            texts.append(PLAIN.get(origin or one, ("", "text"))[1])
-    return " or ".join(texts)
+            yield PLAIN.get(origin or one, (name, "text"))
 
 
 def meant(name: str, known: Sequence[str]) -> str:

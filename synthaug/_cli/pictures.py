@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 
-def samples(model: Any, seed: int, path: Path) -> None:
-    """Eight images of each of the first ten classes."""
+def samples(model: Any, seed: int, path: Path, **row: Any) -> None:
+    """Eight images of each of the first ten classes, with row parameters if they are not ours."""
     from synthaug._pixels import grid, to_pixels
 
     counts = dict.fromkeys(model.classes[:10], 8)
-    row: dict[str, Any] = {"guidance_scale": 1.5 if model.can_be_guided else 1.0}
-    if hasattr(model, "realism"):
-        row = {name: [0.0, value] for name, value in model.default_strengths.items()}
+    row = row or {"guidance_scale": 1.5 if model.can_be_guided else 1.0}
     images = model.draw(model.plan(counts=counts, seed=seed, **row))
     zoom = max(1, 32 // images.shape[-1])
     grid(to_pixels(images), columns=8, scale=zoom).save(path)

@@ -7,23 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from synthaug._cli import pictures as _pictures
+from synthaug._cli import training_options as parts
 from synthaug._cli.arguments import load
 from synthaug._cli.call import Call, Result
-from synthaug._cli.declared import trainings
-from synthaug._cli.training_options import (
-    BaseOptions,
-    ColdOptions,
-    DropoutOptions,
-    FineTuningOptions,
-    NewNetworkOptions,
-    OptimiserOptions,
-    PredictionOptions,
-    SteeringOptions,
-    TokenOptions,
-    TrainOptions,
-    UnlabelledOptions,
-    UpsamplerOptions,
-)
+from synthaug._cli.declared import configured, trainings
+from synthaug._cli.options import ExtractorOptions, ImageOptions
+from synthaug._cli.training_options import TrainOptions
+from synthaug._training.training_config import TrainingConfig
+from synthaug.synthesizers.cascade._config import StageConfig
+from synthaug.synthesizers.class_conditional._config import FineTuningConfig
+from synthaug.synthesizers.inversion._config import TokenConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +28,7 @@ class TrainingRequest:
     """Where the images are from."""
     out: str
     options: TrainOptions
-    config: Any
-    """`TrainingConfig`."""
-
-    @property
-    def unlabelled(self) -> Any:
-        """Images without labels, or None."""
-        spec = self.options.unlabelled
-        return None if spec is None else load(spec, self.real.image_shape)
+    config: TrainingConfig
 
     @property
     def network(self) -> dict[str, Any]:
@@ -52,6 +38,17 @@ class TrainingRequest:
             "channels": self.options.width,
             "num_layers": self.options.num_layers,
             "horizontal_flip": self.options.horizontal_flip,
+        }
+
+    @property
+    def guided_network(self) -> dict[str, Any]:
+        """Arguments of every fit of a new denoiser that is told classes."""
+        spec = self.options.unlabelled
+        return {
+            **self.network,
+            "prediction_type": self.options.prediction_type,
+            "label_dropout": self.options.label_dropout,
+            "unlabelled": None if spec is None else load(spec, self.real.image_shape),
         }
 
 
@@ -73,26 +70,18 @@ def _labels(job: TrainingRequest) -> Trained:
     """A generator that is told the class of an image."""
     from synthaug.synthesizers import ClassConditional
 
-    model, result = ClassConditional.fit(
-        job.real,
-        job.out,
-        unlabelled=job.unlabelled,
-        prediction_type=job.options.prediction_type,
-        label_dropout=job.options.label_dropout,
-        **job.network,
-    )
+    model, result = ClassConditional.fit(job.real, job.out, **job.guided_network)
     return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
 
 
 def _tokens(job: TrainingRequest) -> Trained:
     """A generator that is told tokens of an image, to be inverted."""
-    from synthaug.synthesizers import DiffusionInversion, TokenConfig
+    from synthaug.synthesizers import DiffusionInversion
 
-    names = [field.name for field in fields(TokenOptions)]
     model, result = DiffusionInversion.fit_generator(
         job.real,
         job.out,
-        tokens=TokenConfig(**{name: getattr(job.options, name) for name in names}),
+        tokens=configured(TokenConfig, job.options),
         prediction_type=job.options.prediction_type,
         **job.network,
     )
@@ -133,19 +122,13 @@ def _cold(job: TrainingRequest) -> Trained:
 
 def _upsample(job: TrainingRequest) -> Trained:
     """A stage of a cascade, which makes small images large."""
-    from synthaug.synthesizers import Cascade, StageConfig
+    from synthaug.synthesizers import Cascade
 
-    if job.options.low_size is None:
-        raise ValueError("`--method upsample` needs `--low-size`, that of the model before it.")
-    given = {field.name: getattr(job.options, field.name) for field in fields(UpsamplerOptions)}
     model, result = Cascade.fit_stage(
         job.real,
         job.out,
-        StageConfig(**{name: value for name, value in given.items() if value is not None}),
-        unlabelled=job.unlabelled,
-        prediction_type=job.options.prediction_type,
-        label_dropout=job.options.label_dropout,
-        **job.network,
+        configured(StageConfig, job.options),
+        **job.guided_network,
     )
     return Trained(
         model=model,
@@ -176,57 +159,62 @@ def _hardness(job: TrainingRequest) -> Trained:
     )
     caption = "Samples, a row per class, in turn plain and steered"
     amount = "--per-class 100 --alpha 0.5 --beta 1.0 --scheduler ddpm"
-    return _drawn(job, model, result, caption, amount)
+    row = {name: [0.0, value] for name, value in model.default_strengths.items()}
+    return _drawn(job, model, result, caption, amount, **row)
 
 
 def _finetune(job: TrainingRequest) -> Trained:
     """A pretrained generator, adapted to the classes of the data."""
-    from synthaug.synthesizers import ClassConditional, FineTuningConfig
+    from synthaug.synthesizers import ClassConditional
 
-    names = ("lora_rank", "prompt_template", "label_dropout", "image_size", "horizontal_flip")
     model, result = ClassConditional.fine_tune(
         str(job.options.base),
         job.real,
         job.out,
-        adaptation=FineTuningConfig(**{name: getattr(job.options, name) for name in names}),
+        adaptation=configured(FineTuningConfig, job.options),
         config=job.config,
-        snapshots=job.options.snapshots or (),
+        snapshots=job.options.snapshots,
     )
     return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
 
 
-def _drawn(job: TrainingRequest, model: Any, result: Any, caption: str, amount: str) -> Trained:
+def _drawn(
+    job: TrainingRequest, model: Any, result: Any, caption: str, amount: str, **row: Any
+) -> Trained:
     seed = job.options.seed
     return Trained(
         model=model,
         result=result,
-        picture=lambda path: _pictures.samples(model, seed, path),
+        picture=lambda path: _pictures.samples(model, seed, path, **row),
         caption=caption,
         next=f"synthaug generate CHECKPOINT CACHE.h5 {amount}",
     )
 
 
-METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[type, ...]]] = {
-    "--condition labels": (
-        _labels,
-        (NewNetworkOptions, PredictionOptions, DropoutOptions, UnlabelledOptions),
+_NEW = (parts.NewNetworkOptions, parts.MirrorOptions)
+_GUIDED = (*_NEW, parts.PredictionOptions, parts.DropoutOptions, parts.UnlabelledOptions)
+METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[Any, ...]]] = {
+    "--condition labels": (_labels, _GUIDED),
+    "--condition tokens": (_tokens, (*_NEW, parts.PredictionOptions, parts.TokenOptions)),
+    "--method cold": (_cold, (*_NEW, parts.ColdOptions)),
+    "--method upsample": (_upsample, (*_GUIDED, parts.StageOptions)),
+    "--method hardness": (
+        _hardness,
+        (parts.BaseOptions, parts.SteeringOptions, parts.MirrorOptions),
     ),
-    "--condition tokens": (_tokens, (NewNetworkOptions, PredictionOptions, TokenOptions)),
-    "--method cold": (_cold, (NewNetworkOptions, ColdOptions)),
-    "--method upsample": (
-        _upsample,
-        (
-            NewNetworkOptions,
-            PredictionOptions,
-            DropoutOptions,
-            UnlabelledOptions,
-            UpsamplerOptions,
-        ),
+    "--method finetune": (
+        _finetune,
+        (parts.BaseOptions, parts.FineTuningOptions, parts.SnapshotOptions),
     ),
-    "--method hardness": (_hardness, (BaseOptions, SteeringOptions)),
-    "--method finetune": (_finetune, (BaseOptions, DropoutOptions, FineTuningOptions)),
 }
-"""What each kind of training does, and the options that it takes besides `OptimiserOptions`."""
+"""What each kind of training does, and the options that it takes besides `EVERY`."""
+EVERY = (ImageOptions, parts.OptimizerOptions)
+NEEDS = {
+    "--method upsample": ("low_size", "that of the model before it"),
+    "--method hardness": ("base", "the generator to steer"),
+    "--method finetune": ("base", "the checkpoint to start from"),
+}
+"""An option that a kind of training cannot do without."""
 
 if TYPE_CHECKING:
     TrainingMethod = str
@@ -269,26 +257,29 @@ def train(
         condition: What diffusion is told about an image: its label, or tokens of an encoder that is
             learned along with it, for synthaug invert.
     """
-    from accelerate import PartialState
-
-    from synthaug._images.labeled import load_dataset
-    from synthaug._training.checkpoints import record_command
-
     kind = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
     run, taken = METHODS.get(kind, (partial(_registered, method=method), ()))
     foreign = _foreign(taken)
     _check(kind, foreign, options, condition)
-    real = load_dataset(data, image_size=options.image_size, channels=options.channels)
+    real = options.load(data)
     score = None if options.features is None else _score(options, real)
-    made = run(
-        TrainingRequest(
-            real=real, data=data, out=out, options=options, config=_config(options, kind)
-        )
-    )
+    config = _config(options, kind)
+    job = TrainingRequest(real=real, data=data, out=out, options=options, config=config)
+    made = run(job)
+    call = call.having(precision=made.result.precision).without(foreign)
+    return _concluded(job, made, score, call)
+
+
+def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> Result:
+    """What was trained is recorded, shown and, if snapshots are scored, chosen from."""
+    from accelerate import PartialState
+
+    from synthaug._training.checkpoints import record_command
+
     curve = made.result.loss_curve
-    loss, picture = curve[-1][1] if curve else None, Path(out) / "samples.png"
+    loss, picture = curve[-1][1] if curve else None, Path(job.out) / "samples.png"
     record: dict[str, Any] = {
-        "checkpoint": out,
+        "checkpoint": job.out,
         "steps": made.result.step,
         "loss": loss,
         "precision": made.result.precision,
@@ -296,19 +287,19 @@ def train(
         "snapshots": None,
         "best_snapshot": None,
     }
-    lines = [f"{made.result.step:,} steps{'' if loss is None else f', loss {loss:.4f}'}."]
-    lines[0] += f" Checkpoint: {out}."
     if not PartialState().is_main_process:
         return Result(record=record)
-    record_command(out, call.having(precision=made.result.precision).without(foreign).line)
+    record_command(job.out, call.line)
+    lines = [f"{made.result.step:,} steps{'' if loss is None else f', loss {loss:.4f}'}."]
+    lines[0] += f" Checkpoint: {job.out}."
     if made.picture is not None:
         made.picture(picture)
         lines.append(f"{made.caption}: {picture}")
-    chosen = out
+    chosen = job.out
     if score is not None:
         from synthaug.synthesizers import select_snapshot
 
-        best = select_snapshot(out, score, device=options.device)
+        best = select_snapshot(job.out, score, device=job.options.device)
         record |= {"snapshots": best.scores, "best_snapshot": str(best.path)}
         for step, value in best.scores.items():
             lines.append(f"Step {step:,}: Fréchet distance {value:.4g} to the validation images.")
@@ -318,25 +309,24 @@ def train(
     return Result(record=record, text="\n".join(lines))
 
 
-def _foreign(taken: tuple[type, ...]) -> list[str]:
+def _foreign(taken: tuple[Any, ...]) -> list[str]:
     """The options that a kind of training does not take."""
-    meant = {field.name for part in (OptimiserOptions, *taken) for field in fields(part)}
+    meant = {field.name for part in (*EVERY, *taken) for field in fields(part)}
     return [field.name for field in fields(TrainOptions) if field.name not in meant]
 
 
 def _check(kind: str, foreign: list[str], options: TrainOptions, condition: str) -> None:
     """Refuses options without meaning, and too few of them, before anything is loaded."""
-    defaults = TrainOptions()
-    given = [name for name in foreign if getattr(options, name) != getattr(defaults, name)]
+    stated, unstated = vars(options), vars(TrainOptions())
+    given = [name for name in foreign if stated[name] != unstated[name]]
     if kind.startswith("--method") and condition != "labels":
         given.append("condition")
     if given:
         option = given[0].replace("_", "-")
         raise ValueError(f"`--{option}` has no meaning with {kind}. Leave it out.")
-    if kind in ("--method hardness", "--method finetune") and options.base is None:
-        steers = kind == "--method hardness"
-        what = "the generator to steer" if steers else "the checkpoint to start from"
-        raise ValueError(f"`{kind}` needs `--base`, {what}.")
+    needed, what = NEEDS.get(kind, (None, ""))
+    if needed and stated[needed] is None:
+        raise ValueError(f"`{kind}` needs `--{needed.replace('_', '-')}`, {what}.")
     chooses = (options.validation is not None, options.features is not None)
     if any(chooses) and not (all(chooses) and options.snapshots):
         raise ValueError("To choose a snapshot takes `--snapshots`, `--validation`, `--features`.")
@@ -344,41 +334,22 @@ def _check(kind: str, foreign: list[str], options: TrainOptions, condition: str)
         raise ValueError(f"`width` must be at least 1, got {options.width}.")
 
 
-def _config(options: TrainOptions, kind: str) -> Any:
-    """How to optimise."""
-    from synthaug._training.training_config import TrainingConfig
-
+def _config(options: TrainOptions, kind: str) -> TrainingConfig:
+    """How to optimise; the default learning rate depends on what is trained."""
     rate = options.learning_rate
     if rate is None:
-        tuned = 1e-5 if options.lora_rank is None else 1e-4
-        rate = tuned if kind == "--method finetune" else 4e-4
-    return TrainingConfig(
-        learning_rate=rate,
-        **{
-            name: getattr(options, name)
-            for name in (
-                "steps",
-                "batch_size",
-                "warmup_steps",
-                "decay_steps",
-                "ema_decay",
-                "precision",
-                "compile",
-                "seed",
-                "checkpoint_seconds",
-                "device",
-            )
-        },
-    )
+        tuned = kind == "--method finetune"
+        adaptation = configured(FineTuningConfig, options)
+        rate = adaptation.learning_rate if tuned else TrainingConfig.learning_rate
+    config: TrainingConfig = configured(TrainingConfig, options, learning_rate=rate)
+    return config
 
 
 def _score(options: TrainOptions, real: Any) -> Any:
     """The Fréchet distance to as many validation images as there are, but for remainders."""
-    from synthaug._support.devices import choose_device
-    from synthaug.features import named
     from synthaug.synthesizers import frechet_score
 
-    images = load(str(options.validation), real.image_shape, real.classes)
+    images = load(options.validation, real.image_shape, real.classes)
     per_class = max(1, min(len(images), 10_000) // len(real.classes))
-    extractor = named(str(options.features), device=choose_device(options.device))
+    extractor = ExtractorOptions(device=options.device).extractor(options.features)
     return frechet_score(images, extractor, per_class=per_class)

@@ -1,48 +1,45 @@
 """What a training can be asked for, in parts: each is for one method, or shared by several."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from synthaug._support.precision import Precision
+from synthaug._cli.declared import config_options, defaults
+from synthaug._cli.options import ImageOptions
+from synthaug._training.network_config import LabeledConfig
+from synthaug._training.training_config import TrainingConfig
+from synthaug.synthesizers.cascade._config import StageConfig
+from synthaug.synthesizers.class_conditional._config import FineTuningConfig
+from synthaug.synthesizers.cold._config import RestorerConfig
+from synthaug.synthesizers.inversion._config import TokenConfig
+from synthaug.synthesizers.low_density._config import GuideConfig
+
+FIT = defaults("synthesizers.class_conditional._synthesizer:ClassConditional.fit")
+DENOISER = defaults("_training.network_config:DenoiserConfig")
+FINE_TUNING = defaults("synthesizers.class_conditional._synthesizer:ClassConditional.fine_tune")
+HARDNESS = defaults("synthesizers.low_density._synthesizer:LowDensity.fit")
+_RATES = [FineTuningConfig(lora_rank=rank).learning_rate for rank in (None, 1)]
+
+OptimizerOptions = config_options(
+    "Training, with every method",
+    TrainingConfig,
+    learning_rate=(
+        float | None,
+        None,
+        f"Peak learning rate of AdamW; {TrainingConfig.learning_rate:g} by default, for finetune "
+        f"{_RATES[0]:g}, or {_RATES[1]:g} with --lora-rank.",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimiserOptions:
-    """Training, with every method.
+class MirrorOptions:
+    """Augmentation.
 
     Args:
-        image_size: Resize the shorter side to it and cut out the centre.
-        channels: 1 converts to grey, 3 to RGB.
-        steps: Optimiser steps in all.
-        batch_size: Images per step.
-        learning_rate: Peak learning rate of AdamW; 4e-4 by default, for finetune 1e-5, or 1e-4 with
-            --lora-rank.
-        warmup_steps: Steps over which the learning rate rises.
-        decay_steps: Steps at the end over which the learning rate falls to 0.
-        ema_decay: Decay of the moving average of the weights.
-        precision: bfloat16 runs the network under autocast; auto does on a device that has it in
-            hardware, and a run that is resumed keeps its own.
-        compile: Compile the network: a slow start, then faster steps.
         horizontal_flip: Mirror half of the training images.
-        checkpoint_seconds: Seconds between checkpoints.
-        device: cpu, cuda ...; by default a GPU if there is one.
-        seed: Seed of weights, order and noise.
     """
 
-    image_size: int | None = None
-    channels: Literal[1, 3] | None = None
-    steps: int = 10_000
-    batch_size: int = 64
-    learning_rate: float | None = None
-    warmup_steps: int = 200
-    decay_steps: int = 0
-    ema_decay: float = 0.9995
-    precision: Precision = "auto"
-    compile: bool = False
-    horizontal_flip: bool = False
-    checkpoint_seconds: float = 120.0
-    device: str | None = None
-    seed: int = 0
+    horizontal_flip: bool = LabeledConfig.horizontal_flip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +51,8 @@ class NewNetworkOptions:
         num_layers: Residual blocks per level.
     """
 
-    width: int = 32
-    num_layers: int = 1
+    width: int = LabeledConfig.channels
+    num_layers: int = LabeledConfig.num_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,7 @@ class PredictionOptions:
         prediction_type: What it predicts.
     """
 
-    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    prediction_type: Literal["v_prediction", "epsilon", "sample"] = DENOISER.prediction_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +74,7 @@ class DropoutOptions:
         label_dropout: Share of the labels hidden, to train it.
     """
 
-    label_dropout: float = 0.1
+    label_dropout: float = LabeledConfig.label_dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +85,7 @@ class UnlabelledOptions:
         unlabelled: Further images, which train the unconditional branch.
     """
 
-    unlabelled: str | None = None
+    unlabelled: str | None = FIT.unlabelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +101,7 @@ class BaseOptions:
     base: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenOptions:
-    """Generators that can be inverted (--condition tokens).
-
-    Args:
-        num_tokens: Tokens per image.
-        token_width: Size of each token.
-        token_noise: Noise on the tokens in training. More of it makes tokens say less about an
-            image, so that variants move farther from it.
-    """
-
-    num_tokens: int = 4
-    token_width: int = 64
-    token_noise: float = 0.2
+TokenOptions = config_options("Generators that can be inverted (--condition tokens)", TokenConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,28 +118,15 @@ class ColdOptions:
 
     degradation: str = "blur"
     degradation_settings: dict[str, Any] | None = None
-    colour_components: int = 1
+    colour_components: int = RestorerConfig.colour_components
     others: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpsamplerOptions:
-    """Stages of a cascade (--method upsample).
-
-    Args:
-        low_size: Shorter side of the small images that it starts from.
-        conditioning_augmentation: What they go through, to be like drawn ones; gaussian noise by
-            default.
-        max_noise_level: Highest level of the noise, in steps of 1,000; 500 by default.
-        blur_probability: Share of them that is blurred; 0.5 by default.
-        blur_std_range: Standard deviations of the blur, in pixels; 0.4,0.6 by default.
-    """
-
-    low_size: int | None = None
-    conditioning_augmentation: Literal["gaussian", "blur", "none"] | None = None
-    max_noise_level: int | None = None
-    blur_probability: float | None = None
-    blur_std_range: tuple[float, float] | None = None
+StageOptions = config_options(
+    "Stages of a cascade (--method upsample)",
+    StageConfig,
+    low_size=(int | None, None, "Shorter side of the small images that it starts from."),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,17 +138,18 @@ class SteeringOptions:
         num_synthetic: How many are drawn; at most 5,000 by default.
     """
 
-    synthetic: str | None = None
-    num_synthetic: int | None = None
+    synthetic: str | None = HARDNESS.synthetic
+    num_synthetic: int | None = GuideConfig.num_synthetic
+
+
+FineTuningOptions = config_options("Fine-tuning (--method finetune)", FineTuningConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuningOptions:
-    """Fine-tuning (--method finetune).
+class SnapshotOptions:
+    """Snapshots (--method finetune).
 
     Args:
-        lora_rank: Rank of the low-rank adapters that are trained instead of all weights.
-        prompt_template: Prompt of a class, where {} stands for its name.
         snapshots: Steps after which the model is also kept in snapshots, for example 500,1000.
         validation: Images, neither training nor test images, on which the best snapshot is chosen,
             by the Fréchet distance.
@@ -185,16 +157,15 @@ class FineTuningOptions:
             spectrum.
     """
 
-    lora_rank: int | None = None
-    prompt_template: str = "{}"
-    snapshots: list[int] | None = None
+    snapshots: tuple[int, ...] = FINE_TUNING.snapshots
     validation: str | None = None
     features: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions(
-    OptimiserOptions,
+PARTS = (
+    ImageOptions,
+    OptimizerOptions,
+    MirrorOptions,
     NewNetworkOptions,
     PredictionOptions,
     DropoutOptions,
@@ -202,8 +173,19 @@ class TrainOptions(
     BaseOptions,
     TokenOptions,
     ColdOptions,
-    UpsamplerOptions,
+    StageOptions,
     SteeringOptions,
     FineTuningOptions,
-):
-    """All that a training can be asked for."""
+    SnapshotOptions,
+)
+if TYPE_CHECKING:
+    TrainOptions: TypeAlias = Any
+else:
+    TrainOptions = make_dataclass(
+        "TrainOptions",
+        [],
+        bases=PARTS,
+        kw_only=True,
+        frozen=True,
+        namespace={"__module__": __name__, "__doc__": "All that a training can be asked for."},
+    )

@@ -34,8 +34,8 @@ class TrainingConfig:
     """Decay of the moving average of the weights. Step n, counted from 0, uses
     min(decay, (1 + n) / (10 + n)); the first one copies the weights."""
     precision: Precision = "auto"
-    """bfloat16 runs the loss under autocast; weights and optimizer stay in float32. "auto" is that
-    of the run that is resumed; for a new one, bfloat16 on a device that has it in hardware."""
+    """bfloat16 runs the loss under autocast; weights and optimizer stay in float32. auto is that of
+    the run that is resumed; for a new one, bfloat16 on a device that has it in hardware."""
     compile: bool = False
     """Compile the network: slow first step, then about twice as fast on a CPU."""
     seed: int = 0
@@ -43,7 +43,7 @@ class TrainingConfig:
     checkpoint_seconds: float = 120.0
     """Seconds between checkpoints."""
     device: str | None = None
-    """"cpu", "cuda", "cuda:1" ...; `None` takes a GPU if there is one."""
+    """cpu, cuda, cuda:1 ...; by default a GPU if there is one."""
 
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps, batch_size=self.batch_size)

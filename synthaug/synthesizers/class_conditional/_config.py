@@ -26,13 +26,18 @@ class FineTuningConfig:
     label_dropout: float = 0.1
     """Probability of the null label or negative prompt, in [0, 1)."""
     prompt_template: str = "{}"
-    """`{}` in it stands for the class name."""
+    """Prompt of a class, where {} stands for its name."""
     negative_prompt: str = ""
     """Prompt of the unconditional branch."""
     image_size: int | None = None
     """Height and width in pixels; by default the checkpoint's own."""
     horizontal_flip: bool = False
     """Mirror half of the training images."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate of all other weights, if none is given."""
+        return 1e-5 if self.lora_rank is None else 1e-4
 
     def __post_init__(self) -> None:
         check_within("[0, 1)", label_dropout=self.label_dropout)

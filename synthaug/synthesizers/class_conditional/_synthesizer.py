@@ -291,9 +291,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             ImportError: For adapters, without peft.
         """
         adaptation = adaptation or FineTuningConfig()
-        if config is None:
-            whole = adaptation.lora_rank is None
-            config = TrainingConfig(learning_rate=1e-5 if whole else 1e-4)
+        config = config or TrainingConfig(learning_rate=adaptation.learning_rate)
         for step in snapshots:
             if not 1 <= step <= config.steps:
                 raise ValueError(f"`snapshots` must be in [1, {config.steps}], got {step}.")

@@ -41,7 +41,7 @@ class InversionConfig:
     """Updates that every embedding receives. Embeddings that start from noise need several times as
     many."""
     snapshots: tuple[int, ...] = ()
-    """Further numbers of updates after which the embeddings are kept."""
+    """Further numbers of updates after which the embeddings are kept, such as 30,60."""
     batch_size: int = 64
     """Images per optimiser step. Does not change the embeddings."""
     learning_rate: float = 0.1

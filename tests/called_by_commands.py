@@ -1,0 +1,71 @@
+"""The functions and configurations in Python that each command of the command line calls."""
+
+from collections.abc import Callable
+from typing import Any
+
+import synthaug
+from synthaug import caches, evaluation, sweeps, synthesizers
+from synthaug._demo import DemoSettings, demo
+from synthaug._training.network_config import LabeledConfig
+from synthaug.synthesizers.cold._config import RestorerConfig
+from synthaug.synthesizers.low_density._config import GuideConfig
+
+__all__ = ["PYTHON", "DemoSettings"]
+
+LOADING = (
+    synthesizers.ClassConditional.from_pretrained,
+    synthesizers.DiffusionInversion.from_pretrained,
+    synthesizers.ColdDiffusion.from_pretrained,
+    synthesizers.LowDensity.from_pretrained,
+    synthesizers.Cascade.from_pretrained,
+)
+PLAN = synthesizers.AbstractSynthesizer.plan
+PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
+    "demo": (demo, DemoSettings),
+    "train": (
+        synthaug.TrainingConfig,
+        synthesizers.ClassConditional.fit,
+        synthesizers.ClassConditional.fine_tune,
+        synthesizers.FineTuningConfig,
+        synthesizers.DiffusionInversion.fit_generator,
+        synthesizers.TokenConfig,
+        synthesizers.ColdDiffusion.fit,
+        synthesizers.Cascade.fit_stage,
+        synthesizers.StageConfig,
+        synthesizers.LowDensity.fit,
+        LabeledConfig,
+        RestorerConfig,
+        GuideConfig,
+        synthaug.load_dataset,
+    ),
+    "invert": (synthesizers.InversionConfig, synthesizers.DiffusionInversion.from_pretrained),
+    "cascade": (synthesizers.Cascade.from_pretrained,),
+    "plan": (PLAN, *LOADING, caches.estimate_cost, caches.evaluations_per_second),
+    "generate": (PLAN, *LOADING, synthaug.generate, caches.RayEngine),
+    "audit": (
+        synthaug.audit,
+        synthaug.AuditReport.to_html,
+        synthaug.features.ExtractionConfig,
+        synthaug.load_dataset,
+        caches.RayEngine,
+    ),
+    "evaluate": (
+        synthaug.evaluate,
+        synthaug.ClassifierConfig,
+        synthaug.MixedDataset.__init__,
+        evaluation.scaling_arms,
+        evaluation.StandardAugment,
+    ),
+    "evaluate density": (evaluation.score_hardness, synthaug.load_dataset),
+    "evaluate labels": (evaluation.check_labels, synthaug.ClassifierConfig),
+    "evaluate quality": (evaluation.score_quality, synthaug.load_dataset),
+    "sweep": (sweeps.sweep, sweeps.SweepConfig, synthaug.ClassifierConfig, *LOADING),
+    "cite": (caches.cite,),
+    "cache info": (),
+    "cache verify": (),
+    "cache merge": (caches.merge,),
+    "cache export": (caches.export,),
+    "cache import": (caches.import_images, synthaug.load_dataset),
+    "cache forget": (caches.forget,),
+}
+"""What each command calls."""

@@ -1,0 +1,115 @@
+"""A default exists once: what the shell and Python share has the same one in both."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import synthaug
+from synthaug import evaluation, synthesizers
+from synthaug._cli import CACHE_COMMANDS, COMMANDS
+from synthaug._cli.declared import defaults, row_parameters, settings
+from synthaug._cli.parser import Argument, arguments
+from synthaug._cli.training import METHODS as TRAININGS
+from synthaug._cli.training import _config
+from synthaug._cli.training_options import TrainOptions
+from tests.called_by_commands import PYTHON, DemoSettings
+
+EVERY = {**COMMANDS, **{f"cache {name}": f for name, f in CACHE_COMMANDS.items()}}
+PYTHON_NAMES = {"precision": "dtype", "width": "channels", "ray_address": "address"}
+"""Options that have another name there, or in some of it."""
+IMAGES_NOT_NETWORK = "`--channels` is of the images; the width of a network is `--width`"
+SAID_BY_THE_COMMAND = "required in Python; the command has a message of its own if it is missing"
+DIFFERENT = {
+    ("out", "demo"): "a report has a default name in the shell",
+    ("channels", "LabeledConfig"): IMAGES_NOT_NETWORK,
+    ("channels", "RestorerConfig"): IMAGES_NOT_NETWORK,
+    ("width", "load_dataset"): IMAGES_NOT_NETWORK,
+    ("learning_rate", "TrainingConfig"): "None is that of the method: see the next test",
+    ("precision", "LowDensity.fit"): "`--precision` is of the training, `dtype` of the base",
+    ("base", "LowDensity.fit"): SAID_BY_THE_COMMAND,
+    ("low_size", "StageConfig"): SAID_BY_THE_COMMAND,
+    ("features", "score_hardness"): SAID_BY_THE_COMMAND,
+    ("features", "score_quality"): SAID_BY_THE_COMMAND,
+    ("validation", "sweep"): SAID_BY_THE_COMMAND,
+    ("degradation", "ColdDiffusion.fit"): "required in Python, where it is an object",
+    ("num_cpus", "RayEngine"): "None is not given, so that other engines can refuse it",
+    ("seeds", "check_labels"): "a number in the shell, the seeds in Python: see the next test",
+    ("audit", "MixedDataset.__init__"): "required in Python: whether there was an audit is said",
+    ("audit", "scaling_arms"): "required in Python: whether there was an audit is said",
+    ("fraction", "MixedDataset.__init__"): "the mixed arm needs one; a mixture may have `ratio`",
+    ("ratios", "scaling_arms"): "None is the four standard arms",
+    ("forgotten", "import_images"): "None is no cache",
+    ("padding", "StandardAugment"): "None is the standard augmentation of each image size",
+}
+"""Why a default differs between the shell and what it calls, by option and name there."""
+SHELL_ONLY = {
+    "allow_overlap", "audit", "autoencoder", "condition", "degradation_settings", "device",
+    "estimate", "features", "features_dir", "fraction", "generator_licence", "labels", "method",
+    "others", "out", "padding", "ratios", "seed", "sheet", "source", "source_licence", "validation",
+    *(one.name for one in row_parameters()), *(one.name for one in settings()),
+}  # fmt: skip
+"""Options without a parameter of the name in what is called: objects in Python, or texts."""
+
+
+def shared() -> Iterator[tuple[str, Argument, str, Any]]:
+    """All that commands share with Python: command, option, what it is of there, default there."""
+    for command, function in EVERY.items():
+        for argument in arguments(function):
+            for called in PYTHON[command]:
+                for name in {argument.name, PYTHON_NAMES.get(argument.name, argument.name)}:
+                    parameter = inspect.signature(called).parameters.get(name)
+                    if parameter is not None and not argument.positional:
+                        yield command, argument, called.__qualname__, parameter.default
+
+
+def test_every_command_says_what_it_calls():
+    assert set(PYTHON) == set(EVERY)
+
+
+def test_what_shell_and_python_share_has_one_default():
+    differing = {
+        (argument.name, called): (command, argument.default, default)
+        for command, argument, called, default in shared()
+        if argument.default != default
+    }
+    assert {key: value for key, value in differing.items() if key not in DIFFERENT} == {}
+    assert set(DIFFERENT) == set(differing)  # no reason outlives its exception
+
+
+def test_no_option_escapes_the_comparison():
+    compared = {(command, argument.name) for command, argument, *_ in shared()}
+    alone = {
+        argument.name
+        for command, function in EVERY.items()
+        for argument in arguments(function)
+        if not argument.positional and (command, argument.name) not in compared
+    }
+    assert alone <= SHELL_ONLY
+
+
+def test_a_learning_rate_that_is_not_given_is_that_of_the_method():
+    def chosen(kind: str, **options: Any) -> float:
+        return _config(TrainOptions(**options), kind).learning_rate
+
+    rate = synthaug.TrainingConfig().learning_rate
+    for kind in TRAININGS:
+        tuned = kind == "--method finetune"
+        assert chosen(kind) == (synthesizers.FineTuningConfig().learning_rate if tuned else rate)
+        assert chosen(kind, learning_rate=0.5) == 0.5
+    adapted = synthesizers.FineTuningConfig(lora_rank=4).learning_rate
+    assert chosen("--method finetune", lora_rank=4) == adapted != chosen("--method finetune")
+
+
+def test_as_many_classifiers_check_labels_as_in_python():
+    (seeds,) = (one for one in arguments(EVERY["evaluate labels"]) if one.name == "seeds")
+    default = inspect.signature(evaluation.check_labels).parameters["seeds"].default
+    assert tuple(range(seeds.default)) == default
+
+
+def test_defaults_are_read_from_the_source_as_the_interpreter_has_them(tmp_path):
+    read = vars(defaults("_audit.run:audit"))
+    signature = inspect.signature(synthaug.audit).parameters
+    assert read == {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY}
+    assert vars(defaults("_demo:DemoSettings")) == {
+        name: getattr(DemoSettings, name) for name in DemoSettings.__dataclass_fields__
+    }
