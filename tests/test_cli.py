@@ -192,8 +192,9 @@ def test_a_plan_is_shown_with_its_cost(work):
         "--guidance-scale", "[1.0, 2.0]", "--estimate",
     )  # fmt: skip
     assert "5 rows, 3 classes, parameters: guidance_scale" in text
-    # Of cat one row each, of emu two rows at 1 and one at 2: guidance costs twice.
-    assert "5 images, 585 bytes, 14 network evaluations, under a minute" in text
+    # Of cat one row each, of emu two rows at 1 and one at 2: guidance costs twice. Of the bytes,
+    # 16 a row are room for withdrawals.
+    assert "5 images, 665 bytes, 14 network evaluations, under a minute" in text
     assert [line.split() for line in text.splitlines()[-3:]] == [
         ["cat:", "2"],
         ["dog:", "0"],
