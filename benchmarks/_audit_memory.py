@@ -14,10 +14,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from synthaug._audit import run
 from synthaug._audit.alignment import Aligner
-from synthaug._audit.decisions import halvings
-from synthaug._audit.matches import Near
+from synthaug._audit.matches import Aligned, Near
 from synthaug._audit.matching import Matcher
 
 Memory = dict[Any, Any]
@@ -28,6 +26,7 @@ def remembered() -> Iterator[Memory]:
     """Yields what is kept; clear it when other training or hold-out images follow."""
     memory: Memory = {}
     search, index, distances = Matcher._search, Matcher._index, Aligner.distances
+    register: Any = Matcher._register
 
     def known_index(matcher: Matcher, extractor: Any, kind: str) -> Any:
         place = (_whole(matcher.train), extractor.name, kind)
@@ -67,14 +66,32 @@ def remembered() -> Iterator[Memory]:
         kept = [memory[place] for place in places]
         return np.stack([D for D, _ in kept]), np.stack([flipped for _, flipped in kept])
 
-    def known_halvings(fresh: Any, fdr: float, seed: int) -> Any:
-        place = (fresh.tobytes(), fdr, seed)
-        if place not in memory:
-            memory[place] = halvings(fresh, fdr, seed)
-        return memory[place]
+    def known_register(
+        matcher: Matcher,
+        samples: Any,
+        near: Any,
+        aligned: Aligned,
+        decoys: Matcher | None = None,
+        known: Any = None,
+    ) -> Aligned:
+        others = b"" if decoys is None else _whole(decoys.train)
+        real = ("register", _whole(matcher.train), others)
+        places = [(*real, row) for row in _each(samples)]
+        missing = _missing(places, memory)
+        if missing:
+            some = [Near(n.D[missing], n.ids[missing], n.flipped[missing]) for n in near]
+            rows, former = [
+                None if x is None else Aligned(*(values[missing] for values in vars(x).values()))
+                for x in (aligned, known)
+            ]
+            made = register(matcher, samples[missing], some, rows, decoys, former)
+            for i, row in enumerate(missing):
+                memory[places[row]] = made.candidates[i], made.D[i], made.flipped[i]
+        kept = zip(*(memory[place] for place in places), strict=True)
+        return Aligned(*(np.stack(values) for values in kept))
 
     with (
-        patch.object(run, "halvings", known_halvings),
+        patch.object(Matcher, "_register", known_register),
         patch.object(Matcher, "_index", known_index),
         patch.object(Matcher, "_search", known_search),
         patch.object(Aligner, "distances", known_distances),

@@ -89,9 +89,11 @@ def audited(part: Part, synthetic: NDArray[np.uint8], count: int, args: Any) -> 
         "verdict": report.verdict,
         "noticed": report.verdict != "pass",
         "flagged": int((report.flagged < count).sum()),
+        "withheld": int((report.withheld < count).sum()),
+        "others_withheld": int((report.withheld >= count).sum()),
         "others_flagged": int((report.flagged >= count).sum()),
         "smallest_effect": report.smallest_effect,
-        "claims": {p.kind: [p.planted, p.power] for p in report.power},
+        "claims": {p.kind: [p.planted, p.power, p.noticed] for p in report.power},
         "first_reason": report.reasons[0],
         "seconds": round(time.perf_counter() - start, 2),
     }
@@ -153,7 +155,7 @@ def _part(real: Any, needed: int, number: int, args: Any, memory: Memory) -> Par
 def _kinds(args: Any, real: Any) -> tuple[list[Kind], list[Any]]:
     shape = tuple(np.asarray(real.read(np.arange(1))).shape[1:])
     kinds = [kind for kind in KINDS if shape[0] == 3 or not kind.colors]
-    own = disturbances((shape[0], shape[1], shape[2]))
+    own = disturbances()
     return kinds[: args.kinds], own[: args.kinds] if args.claims else []
 
 
@@ -167,6 +169,7 @@ def summed_up(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "verdicts": _verdicts(honest),
             "noticed": limits(sum(line["noticed"] for line in honest), len(honest)),
             "flagged": summary([line["others_flagged"] for line in honest]),
+            "withheld": summary([line["others_withheld"] for line in honest]),
         },
         "kinds": {},
         "claims": {},
@@ -195,13 +198,16 @@ def _verdicts(lines: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def _of_count(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    shares = [line["flagged"] / line["count"] for line in lines]
+    shares, kept = (
+        [line[what] / line["count"] for line in lines] for what in ("flagged", "withheld")
+    )
     return {
         "draws": len(lines),
         "verdicts": _verdicts(lines),
         "noticed": limits(sum(line["noticed"] for line in lines), len(lines)),
         "any_flagged": limits(sum(line["flagged"] > 0 for line in lines), len(lines)),
         "share_flagged": summary(shares) | mean_limits(shares),
+        "share_withheld": summary(kept) | mean_limits(kept),
         "others_flagged": float(np.mean([line["others_flagged"] for line in lines])),
     }
 
@@ -210,7 +216,7 @@ def _claim(name: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Claimed is above real if the mean of the claims exceeds what all flags may stand for."""
     claimed = [line["claims"][name.removeprefix(OWN)] for line in lines]
     real = limits(sum(x["flagged"] for x in lines), sum(x["count"] for x in lines))
-    mean = float(np.mean([power for _, power in claimed]))
+    mean = float(np.mean([power for _, power, _ in claimed]))
     return {
         "draws": len(lines),
         "claimed_for": claimed[0][0],
@@ -231,6 +237,7 @@ def _goals(kinds: dict[str, Any]) -> dict[str, Any]:
             "kinds": len(rows),
             "noticed": sum(row["noticed"]["share"] >= NOTICED_SHARE for row in rows),
             "any flagged": sum(row["any_flagged"]["share"] >= NOTICED_SHARE for row in rows),
+            "half withheld": sum(row["share_withheld"]["mean"] >= 0.5 for row in rows),
             "half flagged": sum(row["share_flagged"]["mean"] >= 0.5 for row in rows),
             "mean share flagged": float(np.mean([row["share_flagged"]["mean"] for row in rows])),
         }

@@ -29,6 +29,8 @@ from audit_copies import limits
 from numpy.typing import NDArray
 
 from synthaug import audit, load_dataset
+from synthaug._audit.report import NAMED
+from synthaug._audit.run import LEVEL
 
 Images = NDArray[np.uint8]
 
@@ -220,6 +222,10 @@ def audited(scenario: Scenario, number: int, args: Any) -> dict[str, Any]:
         "twins": int(twins.sum()),
         "twins_flagged": len(flagged) - wrong,
         "wrongly_failed": report.verdict == "fail" and wrong > 0,
+        "wrongly_looked": bool(
+            (report.tier == NAMED).any() and not twins[report.tier == NAMED].all()
+        ),
+        "withheld": len(report.withheld),
         "leaning": bool(report.competition.get("leaning")),
         "shifted": bool(report.shift.get("shifted")),
         "reasons": report.reasons[:2],
@@ -277,12 +283,16 @@ def summed_up(lines: Sequence[dict[str, Any]], fdr: float) -> dict[str, Any]:
         of_name = [line for line in lines if line["scenario"] == name]
         total = len(of_name)
         failed = limits(sum(line["wrongly_failed"] for line in of_name), total)
+        looked = limits(sum(line["wrongly_looked"] for line in of_name), total)
         verdicts = [line["verdict"] for line in of_name]
         result[name] = {
             "divisions": total,
             "verdicts": {v: verdicts.count(v) for v in ("pass", "inconclusive", "fail")},
             "wrongly_failed": failed,
             "at_most_fdr": failed["at least"] <= fdr,
+            "wrongly_looked": looked,
+            "at_most_level": looked["at least"] <= LEVEL,
+            "withheld": summary([line["withheld"] for line in of_name]),
             "inconclusive": limits(verdicts.count("inconclusive"), total),
             "leaning": limits(sum(line["leaning"] for line in of_name), total),
             "shifted": sum(line["shifted"] for line in of_name),

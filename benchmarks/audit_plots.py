@@ -18,38 +18,19 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def nulls(axes: Any) -> None:
-    """How often anything is flagged among images that copy nothing, beside the nominal rate."""
-    found = read("audit_nulls")
-    bars: dict[str, tuple[float, str]] = {}
-    for space, rates in found["calibrated"].items():
-        bars[f"calibrated: {space.removesuffix('.pt')}"] = (rates["any flagged at 0.1"], "C0")
-    for images, rates in found["competition"].items():
-        bars[f"competition: {images}"] = (rates["any found at 0.1"], "C1")
-        bars[f"share test: {images}"] = (rates["share test at 0.05"], "C2")
-    values = [value for value, _ in bars.values()]
-    axes.barh(range(len(bars)), values, color=[colour for _, colour in bars.values()])
-    axes.set_yticks(range(len(bars)), list(bars), fontsize=7)
-    axes.invert_yaxis()
-    axes.axvline(0.1, color="grey", linestyle="--", label="nominal: flags, competition")
-    axes.axvline(0.05, color="grey", linestyle=":", label="nominal: share test")
-    axes.set_xlabel(f"share of {found['settings']['splits']} divisions with an alarm")
-    axes.legend(fontsize=7)
-
-
-def power(axes: Any) -> None:
-    """Copies found, by what was done to them."""
-    found = read("audit_power")
-    kinds = list(found["power"])
+def copies(axes: Any) -> None:
+    """How often copies of kinds that the audit does not know are noticed, by their number."""
+    kinds: Mapping[str, Any] = read("audit_copies")["kinds"]
     at = np.arange(len(kinds))
-    for name, shift, label in (("proposed", 0.2, "among the candidates"), ("power", -0.2, "found")):
-        axes.barh(at - shift, [found["power"][k][name] for k in kinds], height=0.4, label=label)
-    axes.set_yticks(at, kinds, fontsize=8)
+    counts = sorted({int(count) for found in kinds.values() for count in found})
+    for i, count in enumerate(counts):
+        values = [found[str(count)]["noticed"]["share"] for found in kinds.values()]
+        height = 0.8 / len(counts)
+        axes.barh(at + height * (i - (len(counts) - 1) / 2), values, height, label=f"{count}")
+    axes.set_yticks(at, list(kinds), fontsize=7)
     axes.invert_yaxis()
-    settings = found["settings"]
-    copies = f"{settings['copies']} copies among {settings['synthetic']:,} images"
-    axes.set_xlabel(f"share of {copies}, mean of {settings['divisions']} divisions")
-    axes.legend(fontsize=8, loc="lower left")
+    axes.set_xlabel("share of audits that did not pass")
+    axes.legend(title="copies", fontsize=8, loc="lower left")
 
 
 def overfit(axes: Any) -> None:
@@ -87,5 +68,5 @@ def speed(axes: Any) -> None:
 
 
 if __name__ == "__main__":
-    for draw, size in ((nulls, (7, 5.0)), (power, (7, 5.5)), (overfit, (7, 4)), (speed, (7, 4))):
+    for draw, size in ((copies, (7, 8.0)), (overfit, (7, 4)), (speed, (7, 4))):
         print("Written:", plot(f"audit_{draw.__name__}", draw, size))

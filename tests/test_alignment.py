@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthaug._audit.alignment import REACH, SCALES, Aligner, small
-from synthaug._audit.disturbances import disturbances, jpeg
+from synthaug._audit.disturbances import jpeg
 
 
 def fields(n: int, *, c: int = 1, h: int = 16, w: int = 16, seed: int = 0) -> Tensor:
@@ -135,12 +135,19 @@ def test_large_images_are_averaged_down_and_small_ones_are_not() -> None:
     assert small(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).shape == (1, 1, 8, 8)
 
 
-@pytest.mark.parametrize("kind", ["blur, sigma 1", "brightness x 1.2", "JPEG, quality 50"])
-def test_what_a_copy_lost_is_not_held_against_it(kind: str) -> None:
+CHANGES = {
+    "blur": lambda pixels: F.avg_pool2d(F.pad(pixels.float(), (1, 1, 1, 1), "replicate"), 3, 1),
+    "brightness": lambda pixels: pixels * 1.2,
+    "JPEG": lambda pixels: jpeg(pixels, 50),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_copy_lost_is_not_held_against_it(change: str) -> None:
     """It is closer to its original than any fresh image is to anything, by far."""
     originals = fields(20, c=3, h=32, w=32, seed=3)
-    kinds = {d.name: d for d in disturbances((3, 32, 32))}
-    distance, _ = aligned(kinds[kind].apply(originals, 0), originals, [[i] for i in range(20)])
+    copies = CHANGES[change](originals).round().clamp(0, 255).to(torch.uint8)
+    distance, _ = aligned(copies, originals, [[i] for i in range(20)])
     fresh, _ = aligned(fields(20, c=3, h=32, w=32, seed=4), originals, [list(range(20))] * 20)
     assert distance.max() < 0.2 * fresh.min()
 

@@ -40,6 +40,8 @@ def simulate(
         num_targets=targets,
         num_decoys=decoys,
         fdr=0.1,
+        level=0.01,
+        seed=0,
     )
 
 
@@ -47,7 +49,15 @@ def test_q_values_count_decoys_among_the_closest_matches() -> None:
     ranks = np.array([1.0, 2, 3, 4, 5, 6])
     is_target = np.array([True, True, False, True, True, False])
     result = compete(
-        ranks, np.arange(6), is_target, NO_LINKS, num_targets=10, num_decoys=10, fdr=0.1
+        ranks,
+        np.arange(6),
+        is_target,
+        NO_LINKS,
+        num_targets=10,
+        num_decoys=10,
+        fdr=0.1,
+        level=0.01,
+        seed=0,
     )
     # (1 + decoys) / targets at each place: 1, 1/2, 1, 2/3, 2/4, 3/4; then the least from there on.
     np.testing.assert_allclose(result.q_values, [0.5, 0.5, 1, 0.5, 0.5, 1])
@@ -65,6 +75,8 @@ def test_unequal_numbers_of_targets_and_decoys_are_allowed_for() -> None:
         num_targets=50,
         num_decoys=10,
         fdr=0.1,
+        level=0.01,
+        seed=0,
     )
     np.testing.assert_allclose(result.q_values, 5 / 50)
     assert result.resolution == 50
@@ -80,6 +92,8 @@ def test_a_cluster_is_represented_by_its_closest_member() -> None:
         num_targets=4,
         num_decoys=4,
         fdr=0.5,
+        level=0.01,
+        seed=0,
     )
     assert result.clusters[0] == result.clusters[1] == result.clusters[2]
     assert result.clusters[3] == result.clusters[4] != result.clusters[0]

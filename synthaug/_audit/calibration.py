@@ -10,55 +10,83 @@ Vovk, Gammerman and Shafer 2005, "Algorithmic Learning in a Random World"; Bates
 Benjamini and Hochberg 1995 although they share one hold-out. https://arxiv.org/abs/2104.08279
 """
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
 
-_CHUNK_VALUES = 8_000_000
+
+TAIL = 0.01
+"""Share of all images that is closest by each score: how close these come is the unit of the score.
+Copies are few, and come closer than that."""
 
 
-def conformal_p_values(scores: Scores, null: Scores) -> NDArray[np.float64]:
-    """p = (1 + #{hold-out images that rank as low}) / (n + 1), exact for every n and with ties.
+def closeness(scores: Scores, unit: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """How close each image comes by all its scores together, small is suspicious.
 
-    With several scores per image, an image ranks as low as the lowest of its ranks. Ranks are taken
-    among the hold-out images and the image itself, which leaves hold-out and image exchangeable: so
-    one p-value covers all the scores, without a Bonferroni factor.
+    Every score is measured in units of how close the closest `TAIL` of all images come by it, and
+    1 over the root of the sum of 1 / score² is taken: the lowest score decides, and others that are
+    as low add to it. So a copy that stands far out by one score comes before images that are the
+    first by another one, as some always are, and scores by which nothing stands out cost little.
+    Which images are held out plays no part, so that held-out and other images stay exchangeable.
+
+    Of thirty kinds of copies that were fixed beforehand (`benchmarks/audit_copies.py`), the middle
+    copy came before all but two of 4,000 held-out images of CIFAR-10 for 20 kinds; for 14 where the
+    sum of 1 / rank stood in place of this.
 
     Args:
-        scores: float64 (m, s), one column per kind of score, small is suspicious.
-        null: float64 (n, s), the hold-out's, n at least 1.
+        scores: Of all images, float64 (n, s), one column per kind of score.
+        unit: Of each score, (s,); by default that of these images.
+
+    Returns:
+        float64 (n,).
+
+    >>> closeness(np.array([[0.1, 5.0], [1.0, 8.0]]), np.array([1.0, 10.0])).round(3).tolist()
+    [0.098, 0.625]
+    """
+    if not len(scores):
+        return np.zeros(0)
+    with np.errstate(divide="ignore"):  # 1 / 0 is infinite, and its inverse 0
+        return ((units(scores) if unit is None else unit) ** 2 / scores**2).sum(axis=1) ** -0.5
+
+
+def units(scores: Scores) -> NDArray[np.float64]:
+    """The unit of each score for `closeness`, float64 (s,)."""
+    # Where even the tail is at distance 0, so are copies: nothing stands out.
+    return np.quantile(scores, TAIL, axis=0).clip(min=1e-12)
+
+
+def conformal_p_values(
+    values: NDArray[np.float64],
+    null: NDArray[np.float64],
+    *,
+    weights: NDArray[np.float64] | None = None,
+    null_weights: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """p = (1 + #{hold-out images that come as close}) / (n + 1), exact for every n and with ties.
+
+    With weights this is weighted conformal inference (Tibshirani et al. 2019, "Conformal prediction
+    under covariate shift"): hold-out images count as often as their class is synthetic.
+
+    Args:
+        values: Closeness of the images, float64 (m,), small is suspicious.
+        null: The hold-out's, (n,), n at least 1.
+        weights: How often images like each one are synthetic, over how often they are held out,
+            float64 (m,); by default 1.
+        null_weights: The same of the hold-out images, (n,).
 
     Returns:
         float64 (m,), in [1 / (n + 1), 1].
 
-    >>> conformal_p_values(np.array([[0.5], [2.5]]), np.array([[1.0], [2.0], [3.0]]))
-    array([0.25, 0.75])
+    >>> conformal_p_values(np.array([0.5, 2.5]), np.array([1.0, 2.0, 3.0])).tolist()
+    [0.25, 0.75]
     """
-    n, s = null.shape
-    # Rank of a value among n + 1: how many are at most as large, itself included.
-    rank_of_scores = np.stack(
-        [1 + np.searchsorted(np.sort(null[:, j]), scores[:, j], "right") for j in range(s)], axis=1
-    )
-    lowest = rank_of_scores.min(axis=1)
-    if s == 1:
-        return lowest / (n + 1)
-    ranks = np.stack(
-        [np.searchsorted(np.sort(null[:, j]), null[:, j], "right") for j in range(s)], axis=1
-    )
-    p = np.empty(len(scores))
-    rows = max(1, _CHUNK_VALUES // n)
-    for start in range(0, len(scores), rows):
-        part = slice(start, start + rows)
-        as_low = np.zeros((len(scores[part]), n), bool)
-        for j in range(s):
-            # The image itself comes before every hold-out value that is not below its own.
-            rank = ranks[None, :, j] + (scores[part, j, None] <= null[None, :, j])
-            as_low |= rank <= lowest[part, None]
-        p[part] = (1 + as_low.sum(axis=1)) / (n + 1)
-    return p
+    own = np.ones(len(values)) if weights is None else weights
+    order = np.argsort(null, kind="stable")
+    weight = np.ones(len(null)) if null_weights is None else null_weights
+    up_to = np.concatenate([[0], np.cumsum(weight[order])])
+    as_close = np.searchsorted(null[order], values, "right")
+    return (own + up_to[as_close]) / (up_to[-1] + own)
 
 
 def q_values(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -73,15 +101,3 @@ def q_values(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     q = np.empty(m)
     q[order] = np.minimum.accumulate(stepped[::-1])[::-1]
     return np.minimum(q, 1)
-
-
-def resolution(num_rows: int, num_holdout: int, fdr: float) -> int:
-    """Fewest rows that Benjamini-Hochberg can flag when all have the smallest possible p-value.
-
-    With p = 1 / (n + 1) for j of m rows, they are flagged if 1 / (n + 1) <= fdr j / m.
-
-    >>> resolution(5000, 10_000, 0.05)
-    10
-    """
-    exact = num_rows / (fdr * (num_holdout + 1))
-    return max(1, math.ceil(exact - 1e-9))

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from synthaug._audit.precedence import Excess, excess
+from synthaug._noise import counter_rng
+
 Flags = NDArray[np.bool_]
 
 TOLERATED_RATE = 0.02
 """Copies among this share of the clusters need not show in the share of targets."""
-
-LEANING_LEVEL = 0.01
-"""Chance that a generator which copies only so many is said to lean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,11 @@ class Competition:
     copying, though perhaps no single image stands out."""
     resolution: int
     """Fewest clusters that can be found: so many targets, and no decoy."""
+    excess: Excess
+    """Whether training images are the match of the closest clusters more often than chance has it,
+    whatever made the synthetic images."""
+    closest: NDArray[np.int64]
+    """The images that represent those clusters, closest first."""
 
     @property
     def num_clusters(self) -> int:
@@ -80,6 +85,8 @@ def compete(
     num_targets: int,
     num_decoys: int,
     fdr: float,
+    level: float,
+    seed: int,
 ) -> Competition:
     """Lets targets and decoys compete.
 
@@ -92,6 +99,8 @@ def compete(
         num_targets: Training images.
         num_decoys: Hold-out images.
         fdr: False discovery rate, for the resolution.
+        level: Chance at which an excess, or a leaning, counts as one.
+        seed: For the random assignments.
     """
     from scipy.stats import binomtest
 
@@ -110,7 +119,9 @@ def compete(
     targets = int(target.sum())
     test = binomtest(targets, len(chosen), share, alternative="greater")
     tolerated = share + (1 - share) * TOLERATED_RATE
-    excess = binomtest(targets, len(chosen), tolerated, alternative="greater")
+    beyond = binomtest(targets, len(chosen), tolerated, alternative="greater")
+    population = num_targets + num_decoys, num_targets
+    found = excess(target, population=population, level=level, rng=counter_rng(seed, 4))
     return Competition(
         q_values=q_values,
         is_target=is_target,
@@ -118,8 +129,10 @@ def compete(
         targets=targets,
         expected_share=share,
         share_p_value=float(test.pvalue),
-        leaning=bool(excess.pvalue < LEANING_LEVEL),
+        leaning=bool(beyond.pvalue < level),
         resolution=int(np.ceil(ratio / fdr - 1e-9)),
+        excess=found,
+        closest=chosen[: found.depth][target[: found.depth]],
     )
 
 

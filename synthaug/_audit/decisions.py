@@ -1,47 +1,215 @@
-"""What follows from the comparisons: tiers, the contest, a shift, and how much the audit sees."""
+"""What follows from the comparisons: p-values, tests of the whole set, a shift, and tiers."""
 
-import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp, norm, rankdata
 
-from synthaug._audit.calibration import Scores, conformal_p_values, q_values
-from synthaug._audit.competition import Competition, compete
-from synthaug._audit.disturbances import Disturbance
-from synthaug._audit.inputs import AuditSet, keys, take
+from synthaug._audit.calibration import closeness, conformal_p_values, q_values, units
+from synthaug._audit.competition import Competition, compete, components
+from synthaug._audit.inputs import AuditSet
 from synthaug._audit.matches import Matches
-from synthaug._audit.pairs import Pick
-from synthaug._audit.report import CALIBRATED, CLEAR, EXACT, Power
-from synthaug._audit.verdict import smallest_visible
-from synthaug._noise import counter_rng
-from synthaug._types import JSON
+from synthaug._audit.precedence import Flags, Precedence, precedence
+from synthaug._types import JSON, Indices
 
-NEEDED_POWER = 0.9
-"""Share of the planted copies of each required kind that must be flagged."""
+GROUP_REACH = 0.4
+"""Images belong together if they are closer to each other than this share of the distance that
+either has to its usual neighbors among the training images."""
+
+ROWS_SHARE, EXACT_SHARE = 0.45, 0.1
+"""How the false discovery rate is shared: each of the two comparisons of the rows has the first
+part of it, and the test whether equal pixels are more frequent than in the hold-out the second."""
 
 _SHIFT_SHARE, _SHIFT_LEVEL = 0.6, 0.001
 """Copies among a fifth of all rows raise the share of p-values up to 0.5 from 0.5 to 0.6, no more:
 beyond that, with a chance of 1 in 1,000 that it is an accident, all rows are closer, and p-values
-may be too small. Of fresh CIFAR-10 images of less and less contrast, p-values up to 0.1 have a
-share of 0.11 where those up to 0.5 have 0.6, of 0.16 where these have 0.74, and of 0.36 where
-these have 0.92 (`benchmarks/audit_nulls.py`)."""
+may be too small."""
 
-_HALVINGS = 100
+_AS_OFTEN_AT_LEAST, _AS_OFTEN_LEVEL = 2, 0.05
+"""Held-out images match a training image as often as synthetic ones do if at least two do, and if
+the number of synthetic ones among all has at least this chance."""
 
 
-def tiers(
-    synthetic: Matches, fresh: Scores | None, fdr: float
-) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
-    """Tier, p-value and q-value of each row; the last two NaN where the hold-out has no say."""
-    tier = np.where(synthetic.near_equal, EXACT, CLEAR).astype(np.int8)
-    p, q = np.full((2, len(tier)), np.nan)
-    if fresh is not None:
-        rest = ~synthetic.near_equal
-        p[rest] = conformal_p_values(synthetic.scores[rest], fresh)
-        q[rest] = q_values(p[rest])
-        tier[rest & (q <= fdr)] = CALIBRATED
-    return tier, p, q
+def levels(level: float) -> dict[str, float]:
+    """How the level of the tests of the whole set is shared among them, by name."""
+    return {"all": 0.3 * level, "rest": 0.3 * level, "contest": 0.2 * level, "lean": 0.2 * level}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditPool:
+    """Synthetic and held-out images together, the synthetic ones first."""
+
+    rows: Matches
+    """Of the m synthetic images."""
+    null: Matches
+    """Of the n held-out images."""
+    strata: Indices
+    """Class of each, int64 (m + n,); 0 for all if classes are unknown."""
+    group: Indices
+    """Number of the group of images that resemble each other, int64 (m + n,)."""
+
+    @property
+    def is_synthetic(self) -> Flags:
+        """Which images are synthetic, (m + n,)."""
+        return np.arange(len(self.group)) < len(self.rows.twins)
+
+    @cached_property
+    def resembling(self) -> Flags:
+        """Which images resemble a training image as near-duplicates do, (m + n,)."""
+        return np.concatenate([self.rows.resembling, self.null.resembling])
+
+    @cached_property
+    def scores(self) -> NDArray[np.float64]:
+        """The statistics of all images, (m + n, s)."""
+        return np.concatenate([self.rows.scores, self.null.scores])
+
+    @cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """How often images of the same class are synthetic over how often they are held out."""
+        m = len(self.rows.twins)
+        number = np.unique(self.strata, return_inverse=True)[1]
+        synthetic, held_out = (
+            np.bincount(part, minlength=number.max() + 1) for part in (number[:m], number[m:])
+        )
+        share = (synthetic / m) / (held_out.clip(min=1) / (len(number) - m))
+        return share[number]
+
+    @cached_property
+    def distinct(self) -> Indices:
+        """Places of the held-out images that count: the closest one of each group, ascending."""
+        m = len(self.rows.twins)
+        order = m + np.argsort(closeness(self.scores)[m:], kind="stable")
+        return np.sort(order[np.unique(self.group[order], return_index=True)[1]])
+
+    def p_values(self, keep: Flags) -> NDArray[np.float64]:
+        """p-values of the synthetic images among `keep`, (m,); NaN for others.
+
+        Args:
+            keep: Which images take part, (m + n,), chosen alike among synthetic and held-out ones.
+        """
+        p = np.full(len(self.rows.twins), np.nan)
+        tested = np.flatnonzero(keep & self.is_synthetic)
+        p[tested] = self.p_of(self.scores[tested], keep, self.weights[tested])
+        return p
+
+    def p_of(
+        self,
+        scores: NDArray[np.float64],
+        keep: Flags,
+        weights: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        """p-values of images with these scores, (k,), among the held-out images in `keep`."""
+        null = self.distinct[keep[self.distinct]]
+        if not (len(scores) and len(null)):
+            return np.full(len(scores), np.nan)
+        unit = units(self.scores[keep])
+        return conformal_p_values(
+            closeness(scores, unit),
+            closeness(self.scores[null], unit),
+            weights=weights,
+            null_weights=self.weights[null],
+        )
+
+    def precedence(self, keep: Flags, level: float, seed: int) -> Precedence:
+        """Tests the synthetic against the held-out images among `keep`, as `precedence` does.
+
+        Its positions are those in the pool.
+        """
+        chosen = np.flatnonzero(keep)
+        strata = self.strata[chosen]
+        test = precedence(
+            closeness(self.scores[chosen]),
+            self.is_synthetic[chosen],
+            group=self.group[chosen],
+            strata=strata,
+            level=level,
+            seed=seed,
+        )
+        return Precedence(excess=test.excess, rows=chosen[test.rows], ranking=chosen[test.ranking])
+
+    def exact_p_value(self, counted: Flags) -> float:
+        """Chance that as many synthetic images have equal or nearly equal pixels as a training one.
+
+        Args:
+            counted: The synthetic images of these that count, (m,). Groups of images count once.
+        """
+        from scipy.stats import hypergeom
+
+        m = len(self.rows.twins)
+        exact = np.concatenate([counted, self.null.near_equal])
+        (some, others), (synthetic, held_out) = (
+            [len(np.unique(part)) for part in (self.group[:m][keep[:m]], self.group[m:][keep[m:]])]
+            for keep in (exact, np.ones(len(exact), bool))
+        )
+        chance = hypergeom.sf(some - 1, synthetic + held_out, synthetic, some + others)
+        return float(chance) if some else 1.0
+
+    def as_often(self) -> Flags:
+        """Synthetic images whose training image held-out images resemble as often, (m,).
+
+        That is so for blank frames, for example. Training images count as one if images that belong
+        together resemble them.
+        """
+        from scipy.stats import hypergeom
+
+        m, total = len(self.rows.twins), len(self.group)
+        places = np.flatnonzero(self.resembling)
+        neighbors = np.concatenate([self.rows.neighbours[:, -1], self.null.neighbours[:, -1]])
+        twins = np.concatenate([self.rows.twins, self.null.twins])
+        matched = np.where(twins >= 0, twins, neighbors)[places]
+        often = np.zeros(m, bool)
+        if not len(places):
+            return often
+        groups = np.unique(self.group[places], return_inverse=True)[1]
+        images = np.unique(matched, return_inverse=True)[1]
+        number = components(groups, 1 + groups.max() + images, 2 + groups.max() + images.max())
+        number = number[groups]
+        synthetic = places < m
+        all_of = np.bincount(number)
+        ours = np.bincount(number[synthetic], minlength=len(all_of))
+        chance = hypergeom.sf(ours - 1, total, m, all_of)
+        is_often = (all_of - ours >= _AS_OFTEN_AT_LEAST) & (chance >= _AS_OFTEN_LEVEL)
+        often[places[synthetic]] = is_often[number[synthetic]]
+        return often
+
+
+def pooled(rows: Matches, null: Matches, links: Indices, S: AuditSet, H: AuditSet) -> AuditPool:
+    """Puts synthetic and held-out images together.
+
+    Args:
+        rows: Of the synthetic images.
+        null: Of the held-out images.
+        links: Pairs of images that belong together, the synthetic ones first, int64 (l, 2).
+        S: The synthetic images.
+        H: The held-out images.
+    """
+    return AuditPool(
+        rows=rows,
+        null=null,
+        strata=strata_of(S, H)[0],
+        group=components(links[:, 0], links[:, 1], len(S) + len(H)),
+    )
+
+
+def strata_of(S: AuditSet, H: AuditSet) -> tuple[Indices, tuple[str, ...]]:
+    """The class of each synthetic and held-out image, and synthetic classes that are not held out.
+
+    Classes are the same if they have the same name. Where any label is unknown, or a synthetic
+    class is not held out, all images count as of one class.
+    """
+    labels = [images.labels[images.rows] for images in (S, H)]
+    one = np.zeros(len(S) + len(H), np.int64)
+    if any((own < 0).any() for own in labels):
+        return one, ()
+    if S.classes and H.classes and S.classes != H.classes:
+        place = {name: i for i, name in enumerate(S.classes)}
+        number = [place.get(name, len(place) + i) for i, name in enumerate(H.classes)]
+        labels[1] = np.array(number)[labels[1]]
+    missing = np.setdiff1d(labels[0], labels[1]).tolist()
+    names = tuple(S.classes[c] if c < len(S.classes) else str(c) for c in missing)
+    return (one if missing else np.concatenate(labels)), names
 
 
 def contest_of(
@@ -50,7 +218,10 @@ def contest_of(
     num_train: int,
     first_holdout: int,
     num_pooled: int,
+    *,
     fdr: float,
+    level: float,
+    seed: int,
 ) -> tuple[NDArray[np.int64], Competition] | None:
     """Lets training and hold-out images compete for the rows, and says which rows took part.
 
@@ -73,6 +244,8 @@ def contest_of(
         num_targets=num_train,
         num_decoys=num_pooled - num_train,
         fdr=fdr,
+        level=level,
+        seed=seed,
     )
 
 
@@ -85,6 +258,7 @@ def summary(competition: Competition) -> dict[str, JSON]:
         "expected_share": competition.expected_share,
         "share_p_value": competition.share_p_value,
         "leaning": competition.leaning,
+        "excess_p_value": competition.excess.p_value,
         "resolution": competition.resolution,
         "detectable_share": competition.detectable_share,
     }
@@ -98,7 +272,7 @@ def shift_of(synthetic: Matches, null: Matches | None, p: NDArray[np.float64]) -
     judged = p[np.isfinite(p)]
     if null is None or not len(judged):
         return {}
-    rows, fresh = (_usual_distances(matches) for matches in (synthetic, null))
+    rows, fresh = (matches.usual for matches in (synthetic, null))
     low = float((judged <= 0.5).mean())
     # Where the middle of the hold-out lies is as uncertain as the hold-out is small.
     size = 1 / (1 / len(judged) + 1 / len(null.scores))
@@ -113,65 +287,41 @@ def shift_of(synthetic: Matches, null: Matches | None, p: NDArray[np.float64]) -
     return shift
 
 
-def _usual_distances(matches: Matches) -> NDArray[np.float64]:
-    """Mean distance of each image to its second to k-th neighbor, in the first space."""
-    scores, distances = matches.scores[:, 0], matches.distances[:, 0]
-    return distances[scores > 0] / scores[scores > 0]
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """What the hold-out says of every row and of all rows together."""
+
+    p: NDArray[np.float64]
+    """p-values of the rows, (m,)."""
+    q: NDArray[np.float64]
+    """Their q-values, (m,)."""
+    num_null: int
+    """Distinct held-out images that resemble no training image."""
+    tests: dict[str, Precedence]
+    """Tests of all rows together: of all, and of those that resemble no training image."""
 
 
-def power_of(
-    kind: Disturbance,
-    planted: Matches,
-    pick: Pick,
-    T: AuditSet,
-    originals: NDArray[np.int64],
-    fresh: Scores | None,
-    m: int,
-    fdr: float,
-) -> Power:
-    """What becomes of planted copies of one kind among m rows, and how many of them it takes.
+def calibrated(pool: AuditPool, level: float, seed: int) -> Calibrated:
+    """Compares the synthetic images with the held-out ones, row by row and as a whole.
 
-    All other rows are taken to be far from suspicious; where they are not, that helps the copies.
+    Data repeat themselves: some held-out images resemble a training image as a copy does. Among
+    them copies that are changed a little would go unseen. So everything is tested twice, with all
+    images, and without those that resemble a training image; synthetic ones are left out by the
+    same rule as held-out ones, so that what is compared is alike.
     """
-    share, needed = float(planted.near_equal.mean()), None
-    count = min(m, smallest_visible(m))
-    if fresh is None:
-        needed = 1 if share >= NEEDED_POWER else None
-    else:
-        p = np.where(planted.near_equal, 0.0, conformal_p_values(planted.scores, fresh))
-        among = np.concatenate([np.resize(p, count), np.ones(m - count)])
-        share = float((q_values(among)[:count] <= fdr).mean())
-        hardest = float(np.quantile(p, NEEDED_POWER, method="inverted_cdf"))
-        # Of j copies at least the share that has p <= hardest is flagged as soon as
-        # hardest <= fdr * share * j / m.
-        least = math.ceil(hardest * m / (fdr * float((p <= hardest).mean())) - 1e-9)
-        needed = max(1, least) if least <= m else None
-    # Training images may repeat: any of equal ones is the original.
-    content, wanted = (keys(take(T.samples, rows)) for rows in (pick.neighbours, originals))
-    return Power(
-        kind=kind.name,
-        required=kind.required,
-        planted=count,
-        power=share,
-        found=float((content == wanted).mean()),
-        needed=needed,
+    everything = np.ones(len(pool.group), bool)
+    kept = {"all": everything, "rest": ~pool.resembling}
+    p = {name: pool.p_values(keep) for name, keep in kept.items()}
+    q = np.full(len(p["all"]), np.inf)
+    for values in p.values():
+        tested = np.isfinite(values)
+        if tested.any():
+            q[tested] = np.minimum(q[tested], q_values(values[tested]) / ROWS_SHARE)
+    return Calibrated(
+        p=np.where(np.isfinite(p["rest"]), p["rest"], p["all"]),
+        q=np.where(np.isfinite(q), np.minimum(q, 1), np.nan),
+        num_null=int((~pool.resembling[pool.distinct]).sum()),
+        tests={
+            name: pool.precedence(keep, levels(level)[name], seed) for name, keep in kept.items()
+        },
     )
-
-
-def halvings(fresh: Scores, fdr: float, seed: int) -> dict[str, JSON]:
-    """Audits one half of the hold-out against the other, many times: hardly any may flag."""
-    if len(fresh) < 4:
-        return {}
-    half = len(fresh) // 2
-    flagged = []
-    for i in range(_HALVINGS):
-        order = counter_rng(seed, 2, i).permutation(len(fresh))
-        p = conformal_p_values(fresh[order[:half]], fresh[order[half:]])
-        flagged.append(int((q_values(p) <= fdr).sum()))
-    counts = np.array(flagged)
-    return {
-        "halvings": _HALVINGS,
-        "rows": half,
-        "any_flagged": int((counts > 0).sum()),
-        "mean_flagged": float(counts.mean()),
-    }

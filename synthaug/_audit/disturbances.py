@@ -1,6 +1,12 @@
-"""Ways in which a copy may differ from its original: what the audit's power is measured with."""
+"""Ways in which a copy may differ from its original: what the audit's power is measured with.
+
+Every planted image is changed by other random numbers from the ranges below, and every audit draws
+anew by its seed. So nobody can tune a detector, or a generator, to the very changes that are
+planted.
+"""
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +21,9 @@ from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
 from synthaug._types import Features, Pixels
 
+Change = Callable[[Tensor, np.random.Generator], Tensor]
+"""Changes one image, float32 (C, H, W) with values 0 to 255."""
+
 
 @dataclass(frozen=True)
 class Disturbance:
@@ -28,26 +37,50 @@ class Disturbance:
     """uint8 (n, C, H, W), or features (n, d), and a seed to the same shape."""
 
 
-def disturbances(image_shape: tuple[int, int, int]) -> list[Disturbance]:
-    """The kinds that fit images of `image_shape` (C, H, W).
+def disturbances() -> list[Disturbance]:
+    """The kinds of changed images.
 
-    Required are those that leave the image as it is, mirror it, or add noise that a viewer hardly
-    notices. JPEG at quality 50 is not among them, since in images of a few pixels it is no small
-    change. Shifts grow with the image.
+    Required are those after which a viewer sees the same picture at a glance, whatever the data:
+    an image saved as another file, mirrored, lighter or darker, a little noisy, or moved a little.
+    The others change more of the picture, or in images of a few pixels leave little of it.
     """
-    side = max(image_shape[1:])
-    shifts = sorted({max(1, round(side / 16)), max(1, round(side / 8))})
-    return [
-        Disturbance("unchanged", True, lambda pixels, seed: pixels),
-        Disturbance("mirrored", True, lambda pixels, seed: pixels.flip(-1)),
-        Disturbance("noise, sigma 8", True, lambda pixels, seed: _noise(pixels, 8, seed)),
-        Disturbance("JPEG, quality 50", False, lambda pixels, seed: jpeg(pixels, 50)),
-        Disturbance("brightness x 1.2", False, lambda pixels, seed: _scaled(pixels, 1.2)),
-        Disturbance("blur, sigma 1", False, lambda pixels, seed: _blur(pixels)),
-        *(Disturbance(f"shift, {step} px", False, _shift_by(step)) for step in shifts),
-        Disturbance("crop of 80 %", False, lambda pixels, seed: _crop(pixels, 0.8)),
-        Disturbance("noise, sigma 25", False, lambda pixels, seed: _noise(pixels, 25, seed)),
+    kinds: list[tuple[str, bool, Change]] = [
+        ("unchanged", True, lambda x, rng: x),
+        ("mirrored", True, lambda x, rng: x.flip(-1)),
+        ("JPEG, quality 50 to 90", True, lambda x, rng: _coded(x, "JPEG", rng.uniform(50, 90))),
+        ("WebP, quality 50 to 90", True, lambda x, rng: _coded(x, "WEBP", rng.uniform(50, 90))),
+        ("gamma 1.2 to 1.6 or its inverse", True, _gamma),
+        ("noise, sigma 4 to 12", True, lambda x, rng: _noisy(x, rng.uniform(4, 12), rng)),
+        ("shift by up to an eighth", True, _shifted),
+        ("crop to 0.8 to 0.95", False, _cropped),
+        ("larger or smaller by up to a quarter", False, _scaled),
+        ("stretched by 1.05 to 1.25", False, _stretched),
+        ("turned by 3 to 12 degrees", False, _turned),
+        ("contrast and brightness", False, _contrast),
+        ("color channels x 0.75 to 1.25", False, _tinted),
+        ("lit from one side", False, _lit),
+        ("blur, sigma 0.5 to 1.2", False, lambda x, rng: _blurred(x, rng.uniform(0.5, 1.2))),
+        ("sharpened", False, _sharpened),
+        ("noise, sigma 15 to 25", False, lambda x, rng: _noisy(x, rng.uniform(15, 25), rng)),
+        ("a patch of 0.05 to 0.2 of the area", False, _patched),
+        ("two changes at once", False, _twice),
     ]
+    return [
+        Disturbance(name, required, _each(change, number))
+        for number, (name, required, change) in enumerate(kinds)
+    ]
+
+
+def _each(change: Change, number: int) -> Callable[[Pixels, int], Pixels]:
+    """Applies a change to every image, each with random numbers of its own."""
+
+    def apply(pixels: Pixels, seed: int) -> Pixels:
+        changed = [
+            change(image.float(), counter_rng(seed, 5, number, i)) for i, image in enumerate(pixels)
+        ]
+        return torch.stack(changed).round().clamp(0, 255).to(torch.uint8)
+
+    return apply
 
 
 def vector_disturbances(usual: float) -> list[Disturbance]:
@@ -72,45 +105,105 @@ def vector_disturbances(usual: float) -> list[Disturbance]:
     ]
 
 
-def _rounded(images: Tensor) -> Pixels:
-    return images.round().clamp(0, 255).to(torch.uint8)
+def _coded(image: Tensor, kind: str, quality: float) -> Tensor:
+    buffer = io.BytesIO()
+    to_pil(image.to(torch.uint8)).save(buffer, kind, quality=round(quality))
+    decoded = Image.open(buffer).convert("L" if len(image) == 1 else "RGB")
+    array = np.array(decoded, np.float32)
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
-def _noise(pixels: Pixels, sigma: float, seed: int) -> Pixels:
-    noise = counter_rng(seed, 0).standard_normal(pixels.shape, np.float32)
-    return _rounded(pixels.float() + sigma * torch.from_numpy(noise))
+def _gamma(image: Tensor, rng: np.random.Generator) -> Tensor:
+    exponent = rng.uniform(1.2, 1.6) ** rng.choice([-1, 1])
+    return 255 * (image / 255) ** exponent
 
 
-def _scaled(pixels: Pixels, factor: float) -> Pixels:
-    return _rounded(pixels.float() * factor)
+def _noisy(image: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
+    return image + sigma * torch.from_numpy(rng.standard_normal(tuple(image.shape), np.float32))
 
 
-def _blur(pixels: Pixels) -> Pixels:
-    x = torch.arange(-2, 3, dtype=torch.float32, device="cpu")
-    kernel = torch.exp(-(x**2) / 2)
+def _mapped(image: Tensor, linear: list[list[float]], shift: tuple[float, float]) -> Tensor:
+    """The image under an affine map of places in [-1, 1], continued by its mirror image."""
+    rows = [[*row, move] for row, move in zip(linear, shift, strict=True)]
+    maps = torch.tensor([rows], dtype=torch.float32, device="cpu")
+    grid = F.affine_grid(maps, [1, *image.shape], align_corners=False)
+    return F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=False)[0]
+
+
+def _shifted(image: Tensor, rng: np.random.Generator) -> Tensor:
+    x, y = rng.uniform(-0.25, 0.25, 2)  # of a side of length 2
+    return _mapped(image, [[1, 0], [0, 1]], (x, y))
+
+
+def _cropped(image: Tensor, rng: np.random.Generator) -> Tensor:
+    width, height = rng.uniform(0.8, 0.95) * np.array([rng.uniform(0.95, 1.05), 1])
+    x, y = rng.uniform(-1, 1, 2) * (1 - np.array([width, height]))
+    return _mapped(image, [[width, 0], [0, height]], (x, y))
+
+
+def _scaled(image: Tensor, rng: np.random.Generator) -> Tensor:
+    scale = rng.uniform(1.05, 1.25) ** rng.choice([-1, 1])
+    return _mapped(image, [[scale, 0], [0, scale]], (0, 0))
+
+
+def _stretched(image: Tensor, rng: np.random.Generator) -> Tensor:
+    factors = [1 / rng.uniform(1.05, 1.25), 1.0]
+    x, y = rng.permutation(factors)
+    return _mapped(image, [[x, 0], [0, y]], (0, 0))
+
+
+def _turned(image: Tensor, rng: np.random.Generator) -> Tensor:
+    angle = math.radians(rng.uniform(3, 12)) * rng.choice([-1, 1])
+    x, y = math.cos(angle), math.sin(angle)
+    return _mapped(image, [[x, -y], [y, x]], (0, 0))
+
+
+def _contrast(image: Tensor, rng: np.random.Generator) -> Tensor:
+    return (image - 128) * rng.uniform(0.6, 1.4) + 128 + rng.uniform(-30, 30)
+
+
+def _tinted(image: Tensor, rng: np.random.Generator) -> Tensor:
+    return image * torch.from_numpy(rng.uniform(0.75, 1.25, (len(image), 1, 1)).astype(np.float32))
+
+
+def _lit(image: Tensor, rng: np.random.Generator) -> Tensor:
+    h, w = image.shape[-2:]
+    angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0.15, 0.4)
+    x, y = np.linspace(-1, 1, w)[None, :], np.linspace(-1, 1, h)[:, None]
+    field = 1 + strength * (math.cos(angle) * x + math.sin(angle) * y)
+    return image * torch.from_numpy(field.astype(np.float32))
+
+
+def _blurred(image: Tensor, sigma: float) -> Tensor:
+    x = torch.arange(-3, 4, dtype=torch.float32, device="cpu")
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
-    c = pixels.shape[1]
-    padded = F.pad(pixels.float(), (2, 2, 2, 2), mode="replicate")
-    return _rounded(F.conv2d(padded, (kernel[:, None] * kernel).expand(c, 1, 5, 5), groups=c))
+    c = len(image)
+    padded = F.pad(image[None], (3, 3, 3, 3), mode="replicate")
+    return F.conv2d(padded, (kernel[:, None] * kernel).expand(c, 1, 7, 7), groups=c)[0]
 
 
-def _shift_by(step: int) -> Callable[[Pixels, int], Pixels]:
-    def shift(pixels: Pixels, seed: int) -> Pixels:
-        del seed
-        h, w = pixels.shape[-2:]
-        return F.pad(pixels.float(), (step, 0, step, 0), mode="replicate")[..., :h, :w].to(
-            torch.uint8
-        )
-
-    return shift
+def _sharpened(image: Tensor, rng: np.random.Generator) -> Tensor:
+    return image + rng.uniform(0.5, 2) * (image - _blurred(image, 1))
 
 
-def _crop(pixels: Pixels, share: float) -> Pixels:
-    h, w = pixels.shape[-2:]
-    ch, cw = max(1, round(h * share)), max(1, round(w * share))
-    top, left = (h - ch) // 2, (w - cw) // 2
-    inner = pixels[..., top : top + ch, left : left + cw].float()
-    return _rounded(F.interpolate(inner, (h, w), mode="bilinear", align_corners=False))
+def _patched(image: Tensor, rng: np.random.Generator) -> Tensor:
+    h, w = image.shape[-2:]
+    area, ratio = rng.uniform(0.05, 0.2), rng.uniform(0.5, 2)
+    height = min(h, max(1, round((area * h * w * ratio) ** 0.5)))
+    width = min(w, max(1, round((area * h * w / ratio) ** 0.5)))
+    top, left = rng.integers(0, h - height + 1), rng.integers(0, w - width + 1)
+    patched = image.clone()
+    color = torch.from_numpy(rng.uniform(0, 255, (len(image), 1, 1)).astype(np.float32))
+    patched[:, top : top + height, left : left + width] = color
+    return patched
+
+
+def _twice(image: Tensor, rng: np.random.Generator) -> Tensor:
+    changes: list[Change] = [_gamma, _shifted, _cropped, _turned, _stretched, _tinted, _lit]
+    for number in rng.choice(len(changes), 2, replace=False):
+        image = changes[number](image, rng).clamp(0, 255)
+    return image
 
 
 def jpeg(pixels: Pixels, quality: int) -> Pixels:

@@ -1,7 +1,8 @@
 """The path that every image takes, synthetic, held out or planted: how close is it to training?
 
 Several spaces propose training images; every space also judges, by the ratio of its distances, and
-so does the aligned distance (`_alignment`) to the proposals of all of them. Each judgement is a
+so do the aligned distance (`alignment`) to the proposals of all of them and the registered one
+(`registration`) to the best. Each judgement is a
 *statistic*, small if suspicious; which values are too small is for the hold-out to say.
 
 Where no images are given but their features, these are the only space, and nothing is aligned.
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from synthaug._audit.alignment import Aligner
+from synthaug._audit.alignment import Aligner, small
 from synthaug._audit.cluster import Crew, Shards
 from synthaug._audit.inputs import Contents, Samples, keys, take
 from synthaug._audit.matches import Aligned, Matches, Near, concatenated, matches, without_repeats
+from synthaug._audit.registration import register
 from synthaug._neighbors import Index, merge
 from synthaug._types import Features, Indices, Pixels
 from synthaug.features import ExtractionConfig, Extractor, Pixel, Spectrum, extract
@@ -32,8 +35,9 @@ NEAR_RATIO = 1e-4
 """Up to this share of the usual distance, two vectors of features are equal but for rounding: in
 float32, and in other batches, a network repeats itself within about 1e-6."""
 
-ALIGNED = "aligned"
-"""Name of the statistic that allows for shifts, crops, brightness and contrast."""
+ALIGNED, REGISTERED = "aligned", "registered"
+"""Names of the statistics that allow for shifts, crops, brightness and contrast (`_alignment`), and
+for all affine maps, colors and light (`_registration`)."""
 
 _CHUNK = 4096
 """Images of a set searched at a time: bounds the memory, and is enough for FAISS to be fast."""
@@ -49,6 +53,12 @@ _CHECKED = 5
 
 _PROPOSED = 10
 """Nearest neighbours in each space that are aligned."""
+
+_REGISTERED = 2
+"""Best aligned proposals that are registered, besides the nearest of each space."""
+
+_REGISTERED_AT_ONCE = 128
+"""Pairs that are registered together: few enough for the caches of a processor."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +119,14 @@ class Matcher:
         self.distinct = self._contents.distinct
         self._crew = crew
         self.k = k
-        self._images = isinstance(train, torch.Tensor)
+        self._images = isinstance(train, Tensor)
         names = [extractor.name for extractor in extractors]
-        self.statistics = (*names, ALIGNED) if self._images else tuple(names)
+        self.statistics = (*names, ALIGNED, REGISTERED) if self._images else tuple(names)
         self.train = train
         self._extraction = extraction or ExtractionConfig()
         self._tick = tick
         self._judges = len(names)
-        self._aligner = Aligner(train) if isinstance(train, torch.Tensor) else None
+        self._aligner = Aligner(train) if isinstance(train, Tensor) else None
         proposers = _PROPOSERS if self._images else ()
         self._spaces = [(e, self._index(e, index)) for e in (*extractors, *proposers)]
         tick(len(self.distinct))
@@ -228,13 +238,13 @@ class Matcher:
     def _index(self, extractor: Extractor, kind: str) -> "Index | Shards":
         rows = None if len(self.distinct) == len(self.train) else self.distinct
         xb = self.train
-        if isinstance(xb, torch.Tensor):
+        if isinstance(xb, Tensor):
             xb = self._features(extractor, xb if rows is None else take(xb, rows))
             rows = None
         return Index(xb, kind, rows=rows) if self._crew is None else self._crew.index(xb, rows)
 
     def _features(self, extractor: Extractor, samples: Samples) -> Features:
-        if not isinstance(samples, torch.Tensor):
+        if not isinstance(samples, Tensor):
             return samples
         run = extract if self._crew is None else self._crew.extract
         return run(
@@ -246,7 +256,7 @@ class Matcher:
 
     def _views(self, samples: Samples) -> list[Samples]:
         """The images as they are and mirrored."""
-        return [samples, samples.flip(-1)] if isinstance(samples, torch.Tensor) else [samples]
+        return [samples, samples.flip(-1)] if isinstance(samples, Tensor) else [samples]
 
     def _search(
         self, asked: Sequence[tuple[Samples, bool]], limit: int | None = None
@@ -279,14 +289,64 @@ class Matcher:
                 nearest.append(Near(D, self.distinct[ids], column >= k))
         return near
 
-    def _align(self, samples: Samples, near: Sequence[Near]) -> Aligned | None:
+    def _align(self, samples: Samples, near: Sequence[Near]) -> list[Aligned]:
+        """The proposals correlated, and some of them registered; empty for features."""
         if self._aligner is None:
-            return None
-        assert isinstance(samples, torch.Tensor)
+            return []
+        assert isinstance(samples, Tensor)
         candidates = without_repeats(np.hstack([space.ids[:, :_PROPOSED] for space in near]))
-        return Aligned(candidates, *self._aligner.distances(samples, candidates))
+        aligned = Aligned(candidates, *self._aligner.distances(samples, candidates))
+        return [aligned, self._register(samples, near, aligned)]
 
-    def _judge(self, samples: Samples, near: list[Near], aligned: Aligned | None) -> Matches:
+    def _register(
+        self,
+        samples: Tensor,
+        near: Sequence[Near],
+        aligned: Aligned,
+        decoys: "Matcher | None" = None,
+        known: Aligned | None = None,
+    ) -> Aligned:
+        """Registers the best proposals and the nearest ones of each space.
+
+        Args:
+            samples: The images.
+            near: What was found in each space.
+            aligned: All proposals. Rows beyond the training images are those of `decoys`.
+            decoys: Other real images.
+            known: The first columns of the result as far as they were registered before.
+        """
+        nearest = np.stack([space.ids[:, 0] for space in near], axis=1)
+        chosen = (aligned.candidates[:, :, None] == nearest[:, None, :]).any(axis=2)
+        best = np.argsort(aligned.D, axis=1, kind="stable")[:, :_REGISTERED]
+        np.put_along_axis(chosen, best, True, axis=1)
+        chosen &= aligned.candidates >= 0
+        D = np.full(chosen.shape, np.inf)
+        if known is not None:
+            width = known.D.shape[1]
+            D[:, :width] = np.where(chosen[:, :width], known.D, np.inf)
+        query, column = np.nonzero(chosen & ~np.isfinite(D))
+        rows, flipped = aligned.candidates[query, column], aligned.flipped[query, column]
+        for i in range(0, len(query), _REGISTERED_AT_ONCE):
+            part = slice(i, i + _REGISTERED_AT_ONCE)
+            images = small(samples[torch.from_numpy(query[part])])
+            mirror = torch.from_numpy(flipped[part])[:, None, None, None]
+            references = small(self._at(rows[part], decoys))
+            r = register(torch.where(mirror, images.flip(-1), images), references)
+            D[query[part], column[part]] = r.double().numpy()
+        return Aligned(np.where(chosen, aligned.candidates, -1), D, aligned.flipped)
+
+    def _at(self, rows: Indices, decoys: "Matcher | None") -> Pixels:
+        """Training images, and `decoys` behind the last one."""
+        assert isinstance(self.train, Tensor)
+        if decoys is None:
+            return self.train[torch.from_numpy(rows)]
+        assert isinstance(decoys.train, Tensor)
+        n = len(self.train)
+        own = self.train[torch.from_numpy(rows.clip(max=n - 1))]
+        other = decoys.train[torch.from_numpy((rows - n).clip(min=0))]
+        return torch.where(torch.from_numpy(rows < n)[:, None, None, None], own, other)
+
+    def _judge(self, samples: Samples, near: list[Near], aligned: list[Aligned]) -> Matches:
         return matches(near[: self._judges], aligned, *self._twins(samples, near))
 
     def _judge_pooled(
@@ -295,7 +355,7 @@ class Matcher:
         samples: Samples,
         near: list[Near],
         other: list[Near],
-        aligned: Aligned | None,
+        aligned: list[Aligned],
     ) -> Matches:
         first = len(self.train)  # the row number of the first decoy
         pooled = []
@@ -303,22 +363,24 @@ class Matcher:
             ids, flipped = np.hstack([a.ids, b.ids + first]), np.hstack([a.flipped, b.flipped])
             D, ids, column = merge(np.hstack([a.D, b.D]), ids, self.k)
             pooled.append(Near(D, ids, np.take_along_axis(flipped, column, 1)))
-        pooled_aligned = None
-        if aligned is not None and decoys._aligner is not None:
-            assert isinstance(samples, torch.Tensor)
+        pooled_aligned = []
+        if aligned and decoys._aligner is not None:
+            assert isinstance(samples, Tensor)
+            correlated, registered = aligned
             # The nearest of both together, lest the fewer decoys be proposed from farther away.
             # Those that are training images have been aligned already.
             proposed = without_repeats(np.hstack([space.ids[:, :_PROPOSED] for space in pooled]))
-            kept = (aligned.candidates[:, :, None] == proposed[:, None, :]).any(axis=2)
+            kept = (correlated.candidates[:, :, None] == proposed[:, None, :]).any(axis=2)
             rest = np.where(proposed >= first, proposed - first, -1)
             D, flipped = decoys._aligner.distances(samples, rest)
-            pooled_aligned = Aligned(
+            both = Aligned(
                 np.where(
-                    np.hstack([kept, rest >= 0]), np.hstack([aligned.candidates, proposed]), -1
+                    np.hstack([kept, rest >= 0]), np.hstack([correlated.candidates, proposed]), -1
                 ),
-                np.hstack([np.where(kept, aligned.D, np.inf), D]),
-                np.hstack([aligned.flipped, flipped]),
+                np.hstack([np.where(kept, correlated.D, np.inf), D]),
+                np.hstack([correlated.flipped, flipped]),
             )
+            pooled_aligned = [both, self._register(samples, pooled, both, decoys, registered)]
         twins, flips = self._twins(samples, near)
         others, other_flips = decoys._twins(samples, other)
         twins = np.where(twins >= 0, twins, np.where(others >= 0, others + first, -1))
@@ -329,7 +391,7 @@ class Matcher:
         """Training images with the same pixels but for rounding, and whether mirrored."""
         twins: Indices = np.full(len(samples), -1, np.int64)
         twin_flipped = np.zeros(len(samples), bool)
-        if not (isinstance(samples, torch.Tensor) and isinstance(self.train, torch.Tensor)):
+        if not (isinstance(samples, Tensor) and isinstance(self.train, Tensor)):
             D, ids = near[0].D, near[0].ids
             equal = D[:, 0] <= NEAR_RATIO * D[:, -1]
             twins[equal] = ids[equal, 0]
@@ -368,18 +430,18 @@ def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
     return without_repeats(np.hstack(lists))
 
 
-def resembling(
+def linked(
     samples: Samples,
     extractor: Extractor,
-    nearest: NDArray[np.float64],
+    limits: NDArray[np.float64],
     extraction: ExtractionConfig,
 ) -> Indices:
-    """Pairs of images that are less than half as far from each other as from any real one.
+    """Pairs of images that are closer to each other than the limits of both.
 
     Args:
         samples: Images, uint8 (n, C, H, W), or their features.
         extractor: The space in which distances are taken.
-        nearest: Distance of each image to the nearest real image in that space, (n,).
+        limits: Distances in that space, (n,).
         extraction: How features are computed, and where they are kept.
 
     Returns:
@@ -394,7 +456,7 @@ def resembling(
             batch_size=extraction.batch_size,
             features_dir=extraction.folder,
         )
-        if isinstance(samples, torch.Tensor)
+        if isinstance(samples, Tensor)
         else samples
     )
     index, k = Index(features), min(6, len(samples))
@@ -402,7 +464,7 @@ def resembling(
     D, ids = (np.concatenate(part) for part in zip(*parts, strict=True))
     left = np.repeat(np.arange(len(samples)), k)
     right, distance = ids.ravel(), D.ravel()
-    near = (left != right) & (distance < 0.5 * np.minimum(nearest[left], nearest[right]))
+    near = (left != right) & (distance < np.minimum(limits[left], limits[right]))
     return np.stack([left[near], right[near]], axis=1)
 
 

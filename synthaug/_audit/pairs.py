@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthaug._audit.calibration import Scores, conformal_p_values
+from synthaug._audit.calibration import conformal_p_values
 from synthaug._audit.inputs import AuditSet
 from synthaug._audit.matches import Matches
 from synthaug._audit.matching import Matcher, rmse
@@ -22,12 +22,12 @@ class Pick:
     among the hold-out; without a hold-out by the first statistic.
     """
 
-    def __init__(self, matches: Matches, fresh: Scores | None, T: AuditSet) -> None:
+    def __init__(self, matches: Matches, null: Matches | None, T: AuditSet) -> None:
         n, s = matches.scores.shape
         ranks = np.zeros((n, s))
-        if fresh is not None:
+        if null is not None:
             ranks = np.stack(
-                [conformal_p_values(matches.scores[:, [j]], fresh[:, [j]]) for j in range(s)],
+                [conformal_p_values(matches.scores[:, j], null.scores[:, j]) for j in range(s)],
                 axis=1,
             )
         self.lowest_p = ranks.min(axis=1)

