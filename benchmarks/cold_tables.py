@@ -146,7 +146,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     size = options.image_size
     train, test = (load_dataset(s, image_size=size) for s in (options.train, options.test))
     order = np.random.default_rng(0).permutation(len(test))[: options.images]
-    judge = Judge(test.read(order), named(options.features, device=options.device or "cpu"))
+    judge = Judge(
+        test.read(order), named(options.features, trusted=True, device=options.device or "cpu")
+    )
     config = TrainingConfig(
         steps=options.steps,
         batch_size=options.batch_size,

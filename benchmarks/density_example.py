@@ -25,7 +25,7 @@ if __name__ == "__main__":
         SynthCache(options.cache),
         load_dataset(options.train),
         holdout=load_dataset(options.holdout),
-        features=named(options.features),
+        features=named(options.features, trusted=True),
     )
     rows = str(report).splitlines()
     print(report)

@@ -169,7 +169,7 @@ if __name__ == "__main__":
             config=config(options.pretrain_steps, 1e-3, options),
             horizontal_flip=options.flip,
         )
-    encoder = named(options.features)
+    encoder = named(options.features, trusted=True)
     if options.select == "cas":
         score: Any = cas_score(real, validation, options)
     else:

@@ -109,7 +109,7 @@ def quality(
 ) -> dict[str, Any]:
     from synthaug.features import TorchScript, extract
 
-    extractor = TorchScript(extractor_path)
+    extractor = TorchScript(extractor_path, trusted=True)
     real = load_dataset(data)
     order = np.random.default_rng(0).permutation(len(real))[: 2 * images]
     features = extract(extractor, real.read(order))

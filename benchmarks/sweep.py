@@ -127,7 +127,7 @@ if __name__ == "__main__":
         validation=validation,
         test=test,
         output_dir=Path(options.work) / "sweep",
-        features=named(options.features),
+        features=named(options.features, trusted=True),
         grid={
             "scheduler": ["ddpm", "ddim", "dpmsolver++"],
             "num_inference_steps": options.num_inference_steps,

@@ -7,7 +7,7 @@ An extractor is any callable with a `name` that maps uint8 pixels (n, C, H, W) t
     features.Spectrum()                       # its lowest frequencies, whatever their phase
     features.TorchModule(network)             # any module
     features.classifier(network)              # what a classifier's last layer sees
-    features.TorchScript("encoder.pt")        # a file made by torch.jit.save
+    features.TorchScript("encoder.pt", trusted=True)  # a file made by torch.jit.save
 
 `named` makes one from a name, so that a command line or a file can ask for it, and knows the
 networks of torchvision and timm. `extract` runs one over many images in bounded memory and checks
@@ -18,6 +18,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -198,27 +199,43 @@ class TorchModule:
 
 @final
 class TorchScript(TorchModule):
-    """A network in a TorchScript file as an extractor: no code of its own is needed.
+    """A network in a TorchScript file as an extractor, if you trust whoever made the file.
+
+    TorchScript is a program: its operations can read and write every file that you can, also while
+    it is loaded. Where you have the network's class, `TorchModule` and weights in a safetensors
+    file do without that trust.
 
     The network takes float images (n, 3, H, W) in [0, 1] and returns features, or a tuple whose
     first item is the features. Grey images are repeated to three channels.
 
     Args:
         path: File made by `torch.jit.save`.
+        trusted: Must be `True`: that you trust the file as you would a program.
         name: Shown in reports; the file's name by default.
         device: Where the network runs.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not TorchScript.
+        ValueError: The file is not trusted, or is not TorchScript.
     """
 
     def __init__(
-        self, path: str | Path, *, name: str | None = None, device: str | torch.device = "cpu"
+        self,
+        path: str | Path,
+        *,
+        trusted: bool = False,
+        name: str | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"`path` {path} does not exist. Give a TorchScript file.")
+        if not trusted:
+            raise ValueError(
+                f"`path` {path} is TorchScript, a program that can read and write your files. If "
+                "you trust it, say so: `features.TorchScript(path, trusted=True)` in Python, "
+                "--trust-torchscript in a command."
+            )
         try:
             module = torch.jit.load(str(path), map_location=device)
         except RuntimeError as error:
@@ -226,7 +243,9 @@ class TorchScript(TorchModule):
                 f"`path` {path} is not a TorchScript file. Make one with `torch.jit.save`."
             ) from error
         super().__init__(module, name=name or path.name, device=device)
-        self._made_from = partial(TorchScript, path.absolute(), name=name, device=device)
+        self._made_from = partial(
+            TorchScript, path.absolute(), trusted=True, name=name, device=device
+        )
         self.weights = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def __reduce__(self) -> Any:  # networks in TorchScript cannot be pickled, their files read
@@ -287,12 +306,16 @@ NAMES = "pixels, pixels:SIZE, spectrum, torchscript:PATH, torchvision:MODEL or t
 
 @lasting_tensors()
 def named(
-    name: str, *, pretrained: bool = True, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    pretrained: bool = True,
+    trusted: bool = False,
+    device: str | torch.device = "cpu",
 ) -> "Pixel | Spectrum | TorchModule":
     """An extractor from a name.
 
         features.named("pixels:8"), features.named("spectrum")
-        features.named("torchscript:encoder.pt")
+        features.named("torchscript:encoder.pt", trusted=True)
         features.named("torchvision:resnet50")    # with its published weights and preprocessing
         features.named("timm:vit_small_patch14_dinov2.lvd142m")
 
@@ -302,10 +325,12 @@ def named(
     Args:
         name: See above.
         pretrained: For networks: published weights, or random ones.
+        trusted: For a TorchScript file: that you trust it as you would a program.
         device: Where a network runs.
 
     Raises:
-        ValueError: An unknown name, or a network that has no published weights.
+        ValueError: An unknown name, a network that has no published weights, or a TorchScript file
+            that is not trusted.
         FileNotFoundError: The TorchScript file does not exist.
         ImportError: timm is asked for and not installed.
     """
@@ -315,7 +340,7 @@ def named(
     if name == "spectrum":
         return Spectrum()
     if kind == "torchscript" and rest:
-        return TorchScript(rest, device=device)
+        return TorchScript(rest, trusted=trusted, device=device)
     if kind == "torchvision" and rest:
         return _torchvision(rest, pretrained, device)
     if kind == "timm" and rest:
@@ -350,7 +375,7 @@ def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModul
         raise ImportError(
             f"Features 'timm:{name}' need timm. Install it with `pip install 'synthaug[timm]'`."
         ) from None
-    if not timm.is_model(name.split(".")[0]):
+    if not known_to_timm(name):
         raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
     network = timm.create_model(name, pretrained=pretrained, num_classes=0)
     config = resolve_model_data_config(network)
@@ -363,6 +388,16 @@ def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModul
         return (images.clamp(0, 1) - center) / scale
 
     return TorchModule(network, name=f"timm {name}", preprocess=preprocess, device=device)
+
+
+def known_to_timm(name: str) -> bool:
+    """Whether a name is that of one of timm's own models, perhaps with the tag of its weights.
+
+    timm would take others for folders or for repositories of the hub, whose configs choose freely.
+    """
+    import timm
+
+    return bool(re.fullmatch(r"\w+(\.[\w-]+)?", name)) and timm.is_model(name.split(".")[0])
 
 
 def _three_channels(pixels: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from synthaug._support.arguments import check_fraction, check_within
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
 from synthaug._types import Images
 from synthaug.denoisers import AnyDenoiser, GuidanceTerm
+from synthaug.errors import CheckpointError
 
 SCHEDULERS = {
     "ddpm": "DDPMScheduler",
@@ -101,6 +102,7 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
     Raises:
         ValueError: For a scheduler that cannot run a network trained on discrete timesteps, or a
             mix that is out of range or that the scheduler would ignore.
+        CheckpointError: For a config from which diffusers cannot make a scheduler.
     """
     import diffusers
 
@@ -116,7 +118,13 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
     if kind == "DPMSolverMultistepScheduler" and config.get("_class_name") != kind:
         overrides = {"algorithm_type": "dpmsolver++", "solver_order": 2}
     if log_variance_mix is None:
-        return cls.from_config(config, **overrides)
+        try:
+            return cls.from_config(config, **overrides)
+        except Exception as error:  # diffusers raises whatever the values provoke
+            raise CheckpointError(
+                f"diffusers' {kind} cannot be made from the scheduler's config "
+                f"({type(error).__name__}: {error}). Correct scheduler_config.json."
+            ) from error
     check_fraction(log_variance_mix=log_variance_mix)
     if kind != SCHEDULERS["ddpm"]:
         raise ValueError(

@@ -327,7 +327,7 @@ def test_a_killed_audit_computes_no_features_twice_and_leaves_none_behind(work, 
     torch.jit.script(torch.nn.Flatten()).save(work / "flat.pt")
     audit = [
         "audit", cache, f"folder:{work / 'train'}", "--holdout", f"folder:{work / 'holdout'}",
-        "--features", f"torchscript:{work / 'flat.pt'}", "--k", 3,
+        "--features", f"torchscript:{work / 'flat.pt'}", "--trust-torchscript", "--k", 3,
     ]  # fmt: skip
     shown: list[int] = []
     extractor = TorchModule.__call__

@@ -67,7 +67,7 @@ SMALLER = {  # sizes and weights that the stand-ins do not have
     "docs/fine_tuning.md": {"[1000, 2000, 5000]": "[1, 2]", "00002000": "00000002"}
     | {"1000,2000,5000": "1,2"}
     | {"image_size=512": "image_size=8", "--image-size 512": "--image-size 8"}
-    | {"torchvision:resnet50": "torchscript:encoder.pt", ', device="cuda"': ""},
+    | {"torchvision:resnet50": "torchscript:encoder.pt", ', device="cuda"': ", trusted=True"},
     "docs/metrics_and_sweeps.md": {"[0, 1, 2, 3]": "[0, 0.5]", "0,1,2,3": "0,0.5"},
     "docs/tutorials/classifier.md": {
         "range(600)": "range(60)",
@@ -240,7 +240,7 @@ def names(page: str) -> dict[str, Any]:
         "cold": synthaug.ColdDiffusion.from_pretrained("runs/restorer", num_steps=2),
         "my_model": lambda rows: torch.zeros(len(rows), 3, 8, 8),
         "images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
-        "encoder": synthaug.features.named("torchscript:encoder.pt"),
+        "encoder": synthaug.features.named("torchscript:encoder.pt", trusted=True),
         "logits": Logits(),
         "audit": synthaug.AuditReport.from_json("audit.json"),
         "features": rng.normal(size=(24, 4)),

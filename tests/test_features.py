@@ -119,7 +119,7 @@ def test_a_torchscript_file_gives_what_the_module_gave(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     path = tmp_path / "network.pt"
     torch.jit.script(network).save(path)
-    extractor = features.TorchScript(path)
+    extractor = features.TorchScript(path, trusted=True)
     np.testing.assert_allclose(
         extractor(images()), features.TorchModule(network)(images()), rtol=1e-5
     )
@@ -133,7 +133,7 @@ def test_a_missing_and_a_wrong_torchscript_file_are_told_apart(tmp_path: Path) -
         features.TorchScript(tmp_path / "no.pt")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ValueError, match="not a TorchScript file"):
-        features.TorchScript(tmp_path / "text.pt")
+        features.TorchScript(tmp_path / "text.pt", trusted=True)
 
 
 def test_digests_change_with_any_weight_and_with_nothing_else() -> None:
@@ -205,7 +205,10 @@ def test_names_make_the_extractors_they_name(tmp_path: Path) -> None:
     ):
         assert features.named(name).name == shown
     torch.jit.script(nn.Flatten()).save(tmp_path / "flat.pt")
-    assert features.named(f"torchscript:{tmp_path / 'flat.pt'}")(images(2)).shape == (2, 192)
+    assert features.named(f"torchscript:{tmp_path / 'flat.pt'}", trusted=True)(images(2)).shape == (
+        2,
+        192,
+    )
 
 
 @pytest.mark.parametrize(("model", "dim"), [("resnet18", 512), ("mobilenet_v3_small", 1024)])

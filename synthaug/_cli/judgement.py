@@ -365,7 +365,7 @@ def evaluate_density(
 ) -> Result:
     """Say how rare synthetic images are among real ones of their class: hardness, AvgkNN, LOF.
 
-    synthaug evaluate density cifar10.h5 folder:cifar10/train --features torchscript:encoder.pt
+    synthaug evaluate density cifar10.h5 folder:cifar10/train --features torchvision:resnet50
 
     Args:
         synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
@@ -467,7 +467,7 @@ def evaluate_quality(
 ) -> Result:
     """Say how good synthetic images are as a whole: Fréchet and kernel distance, precision, recall.
 
-    synthaug evaluate quality cifar10.h5 folder:cifar10/test --features torchscript:encoder.pt
+    synthaug evaluate quality cifar10.h5 folder:cifar10/test --features torchvision:resnet50
 
     Args:
         synthetic: A cache (FILE.h5), or a data set such as folder:PATH.

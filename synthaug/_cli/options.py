@@ -78,10 +78,12 @@ class ExtractorOptions:
     Args:
         features_dir: Folder in which the features of networks are kept for other calls. Without it
             they are in OUT.unfinished until the report is written, so that a kill costs less.
+        trust_torchscript: Run torchscript:FILE, a program that can read and write your files.
         device: Where they run: cpu, cuda ...; by default a GPU if there is one.
     """
 
     features_dir: str | None = None
+    trust_torchscript: bool = False
     device: str | None = None
 
     def extractor(self, name: str | None) -> Any:
@@ -91,7 +93,7 @@ class ExtractorOptions:
 
         if name is None:
             raise ValueError(f"`features` is missing. Choose one of {NAMES}.")
-        return named(name, device=choose_device(self.device))
+        return named(name, trusted=self.trust_torchscript, device=choose_device(self.device))
 
     @contextmanager
     def kept(self, out: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from synthaug._cli.declared import (
     row_parameters,
 )
 from synthaug._cli.judgement import published
-from synthaug._cli.options import NetworkOptions
+from synthaug._cli.options import ExtractorOptions, NetworkOptions
 from synthaug._sweep.config import SweepConfig
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug.synthesizers._sampler import SAMPLER_SETTINGS
@@ -49,6 +49,7 @@ class ChoiceOptions:
         test: Test images, only to see that they share no image with the validation split.
         features: Of the Fréchet distance: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
             spectrum; by default those of a classifier trained on REAL.
+        trust_torchscript: Run torchscript:FILE, a program that can read and write your files.
         out: Writes OUT.html, OUT.json and OUT.png, and keeps everything it made in the directory
             OUT.
     """
@@ -57,6 +58,7 @@ class ChoiceOptions:
     validation: str | None = None
     test: str | None = SWEEP.test
     features: str | None = SWEEP.features
+    trust_torchscript: bool = False
     out: str = "sweep"
 
 
@@ -99,8 +101,6 @@ def sweep(
         classifiers: What is trained on images.
         network: What draws the images.
     """
-    from synthaug._support.devices import choose_device
-    from synthaug.features import named
     from synthaug.sweeps import default_grid
     from synthaug.sweeps import sweep as run
     from synthaug.synthesizers._kinds import load as load_checkpoint
@@ -112,7 +112,8 @@ def sweep(
         )
     synthesizer: Any = load_checkpoint(checkpoint, **network.loading())
     shape, classes = synthesizer.image_shape, synthesizer.classes
-    device, guidance, out = choose_device(network.device), choice.guidance, choice.out
+    guidance, out = choice.guidance, choice.out
+    networks = ExtractorOptions(trust_torchscript=choice.trust_torchscript, device=network.device)
     training = ClassifierConfig(**vars(classifiers), device=network.device)
     report = run(
         synthesizer,
@@ -122,7 +123,7 @@ def sweep(
         output_dir=out,
         grid={**default_grid(synthesizer), **_values(grid)},
         guidance=[guidance] if isinstance(guidance, float | int) else guidance,
-        features=None if choice.features is None else named(choice.features, device=device),
+        features=None if choice.features is None else networks.extractor(choice.features),
         config=configured(SweepConfig, search, classifiers=training),
     )
     report.plot(f"{out}.png")

@@ -351,5 +351,6 @@ def _score(options: TrainOptions, real: Any) -> Any:
 
     images = load(options.validation, real.image_shape, real.classes)
     per_class = max(1, min(len(images), 10_000) // len(real.classes))
-    extractor = ExtractorOptions(device=options.device).extractor(options.features)
+    networks = ExtractorOptions(trust_torchscript=options.trust_torchscript, device=options.device)
+    extractor = networks.extractor(options.features)
     return frechet_score(images, extractor, per_class=per_class)

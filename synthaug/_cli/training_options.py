@@ -155,11 +155,13 @@ class SnapshotOptions:
             by the Fréchet distance.
         features: What that is measured in: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
             spectrum.
+        trust_torchscript: Run torchscript:FILE, a program that can read and write your files.
     """
 
     snapshots: tuple[int, ...] = FINE_TUNING.snapshots
     validation: str | None = None
     features: str | None = None
+    trust_torchscript: bool = False
 
 
 PARTS = (

@@ -20,7 +20,16 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from synthaug._images.leaves import class_names, labels_at
-from synthaug._images.stores import HDF5, Conform, Files, Indexed, Memory, Store, unreadable
+from synthaug._images.stores import (
+    HDF5,
+    IMAGE_FORMATS,
+    Conform,
+    Files,
+    Indexed,
+    Memory,
+    Store,
+    unreadable,
+)
 from synthaug._support.progress import bar
 from synthaug._types import Labels
 from synthaug.errors import DataError, MismatchError
@@ -130,7 +139,7 @@ def _check_headers(
 
     def header(path: str) -> tuple[str, tuple[int, int], DataError | MismatchError | None]:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
                 reason = conform.refuse(image)
                 refused = None if reason is None else MismatchError(f"{path} {reason}")
                 return image.mode, image.size, refused
@@ -182,6 +191,11 @@ def _torchvision(asked: ImageRequest) -> Loaded:
     name, _, query = asked.where.partition("?")
     split = asked.split
     kind = getattr(datasets, name, None)
+    if name in ("LSUN", "LSUNClass"):
+        raise ValueError(
+            f"torchvision's {name} keeps a pickle beside its images, which can run any code. "
+            "Export the images to a folder with one subfolder per class, and load that."
+        )
     if name not in datasets.__all__ or not isinstance(kind, type):
         raise ValueError(
             f"torchvision has no data set {name!r}. It has, among others, CIFAR10, "
@@ -211,7 +225,9 @@ def _torchvision(asked: ImageRequest) -> Loaded:
         )
     try:
         dataset = kind(**options)
-    except (RuntimeError, OSError) as error:
+    except (ValueError, TypeError):  # of an option
+        raise
+    except Exception as error:  # torchvision raises whatever the files provoke
         advice = f"To download it: torchvision:{name}?root={options.get('root')}&download=true"
         if options.get("download"):
             advice = "Check the connection, or copy the files there by hand."

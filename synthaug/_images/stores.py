@@ -23,6 +23,10 @@ from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug.errors import DataError, MismatchError
 
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""What an image file may be, whatever its name says. Pillow knows more, and would start Ghostscript
+for one of them, which runs programs in PostScript."""
+
 _CHUNK = 256  # images per task of the thread pool
 
 
@@ -142,7 +146,7 @@ class Files:
 
     def _decode(self, path: str) -> NDArray[np.uint8]:
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
                 return self.conform(image, path)
         except (DataError, MismatchError):
             raise

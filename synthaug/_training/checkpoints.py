@@ -25,7 +25,7 @@ from synthaug._support.precision import Precision, Resolved, in_precision, load_
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON
 from synthaug.denoisers import uncompiled
-from synthaug.errors import CheckpointError, MismatchError
+from synthaug.errors import CheckpointError, MismatchError, SynthaugError
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -70,12 +70,13 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     Raises:
         CheckpointError: Naming the path, the cause and the remedy.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}). {remedy}") from error
+    except SynthaugError:
+        raise
+    except Exception as error:  # the libraries that read it raise whatever the bytes provoke
+        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read ({cause}). {remedy}") from error
 
 
 def scheduler_settings(scheduler: Any) -> dict[str, JSON]:
@@ -200,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.parent} is not a diffusers checkpoint: it has no {path.name}."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object.")
@@ -280,12 +281,115 @@ def _download(name: str) -> Path:
         ) from error
 
 
-_PARTS = {
+_DIFFUSERS_PARTS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
     "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
     "vae": ("AutoencoderKL", "VQModel"),
     "vqvae": ("VQModel",),
 }
+_TRANSFORMERS_PARTS = {
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+
+_CODE_SETTINGS = ("auto_map", "custom_pipeline", "custom_pipelines", "quantization_config")
+"""Settings of a config that make a library import code other than that of the class itself."""
+
+_TEXT_SETTINGS = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "initializer_factor",
+    "initializer_range",
+    "intermediate_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "pad_token_id",
+    "projection_dim",
+    "vocab_size",
+)
+"""What a text encoder is built from. Nothing else of its config reaches transformers, which would
+look for kernels, adapters and weights where some settings say."""
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """Reads the `model_index.json` of a checkpoint.
+
+    Raises:
+        CheckpointError: If it cannot be read, or names a pipeline of its own.
+    """
+    index = _without_code(path / "model_index.json")
+    if not isinstance(index.get("_class_name", ""), str):  # [module, class], a file of its own
+        raise CheckpointError(
+            f"{path / 'model_index.json'} names the custom pipeline {index['_class_name']}, whose "
+            "code we never run. Load a checkpoint of a pipeline of diffusers."
+        )
+    return index
+
+
+def _without_code(path: Path) -> dict[str, Any]:
+    """Reads a config, and refuses one that names code to import.
+
+    Raises:
+        CheckpointError: Naming the setting.
+    """
+    config = read_json(path)
+    for setting in _CODE_SETTINGS:
+        if config.get(setting) is not None:
+            raise CheckpointError(
+                f"{path} sets `{setting}`, which would run code of the checkpoint's choice. We "
+                "never do that: load a checkpoint without it."
+            )
+    return config
+
+
+def part_class(path: Path, index: Mapping[str, Any], name: str) -> str:
+    """The class name of a part, from a closed list.
+
+    Args:
+        path: The checkpoint, for error messages.
+        index: What `model_index.json` holds.
+        name: The part.
+
+    Raises:
+        CheckpointError: If it is missing, or of a class that we do not load, which includes every
+            class of a Python file that lies beside the weights.
+    """
+    in_diffusers = name in _DIFFUSERS_PARTS
+    library = "diffusers" if in_diffusers else "transformers"
+    known = _DIFFUSERS_PARTS[name] if in_diffusers else _TRANSFORMERS_PARTS[name]
+    value = index.get(name)
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == library:
+        if isinstance(value[1], str) and value[1] in known:
+            return value[1]
+        value = value[1]
+    raise CheckpointError(
+        f"{path}: the {name} is {value or 'missing'}; we load {' or '.join(known)} of {library}."
+    )
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """Reads the config of one part, before a library does, and looks at the files beside it.
+
+    Raises:
+        CheckpointError: If the folder or the config is missing, the config names code of its own,
+            or an index of weights leads out of the folder or to files that are not safetensors.
+    """
+    if not folder.is_dir():  # libraries would take its name for one on the hub
+        raise CheckpointError(f"{folder} is missing. The checkpoint is incomplete: copy it again.")
+    config = _without_code(folder / name)
+    for path in sorted(folder.glob("*.index.json")):
+        with reading(path, "Copy the checkpoint again."):
+            for file in read_json(path)["weight_map"].values():
+                if Path(file).name != file or not file.endswith(".safetensors"):
+                    raise CheckpointError(
+                        f"{path} names {file!r}, expected .safetensors files beside it."
+                    )
+    return config
 
 
 @lasting_tensors()
@@ -300,27 +404,22 @@ def load_part(
     """Loads one part by its class name, from a closed list; its folder has its name, or another."""
     import diffusers
 
-    folder = name if folder is None else folder
-    restore(path / folder)
-    kind = (index.get(name) or (None, None))[1]
-    if kind not in _PARTS[name]:
-        raise CheckpointError(
-            f"{path}: the {name} is {kind or 'missing'}; we load {' or '.join(_PARTS[name])}."
-        )
+    place = path / (name if folder is None else folder)
+    restore(place)
+    kind = part_class(path, index, name)
     if kind == "Transformer2DModel":  # what DiT checkpoints call it
         kind = "DiTTransformer2DModel"
-    try:
+    read_config(place)
+    with reading(place, "Copy the checkpoint again."):
         # diffusers loads its classes when they are asked for, by a name out of our closed list.
         part = getattr(diffusers, kind).from_pretrained(
-            path / folder, use_safetensors=True, torch_dtype=dtype, local_files_only=True
+            place, use_safetensors=True, torch_dtype=dtype, local_files_only=True
         )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / folder} cannot be loaded: {error}") from error
     for key, weight in part.named_parameters():
         if not torch.isfinite(weight).all():
             raise CheckpointError(
-                f"{path / folder}: the weight {key} is not finite. The checkpoint is broken; take "
-                "an earlier one."
+                f"{place}: the weight {key} is not finite. The checkpoint is broken; take an "
+                "earlier one."
             )
     return part
 
@@ -343,26 +442,38 @@ def load_frozen(
 
 
 @lasting_tensors()
-def embed_prompts(path: Path, prompts: Sequence[str]) -> Tensor:
+def embed_prompts(path: Path, index: Mapping[str, Any], prompts: Sequence[str]) -> Tensor:
     """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder."""
     needs = "A checkpoint with a text encoder needs transformers"
     with from_extra("transformers", needs, "text"):
-        from transformers import AutoTokenizer, CLIPTextModel
-    folder, local = path / "text_encoder", {"local_files_only": True}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", **local)
-        encoder = CLIPTextModel.from_pretrained(folder, use_safetensors=True, **local).eval()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: the text encoder cannot be loaded: {error}") from error
-    tokens = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    with torch.inference_mode():
-        return encoder(tokens.input_ids)[0].float().clone()
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
+    for name in _TRANSFORMERS_PARTS:
+        part_class(path, index, name)
+    folder = path / "text_encoder"
+    config = {k: v for k, v in read_config(folder).items() if k in _TEXT_SETTINGS}
+    read_config(path / "tokenizer", "tokenizer_config.json")
+    with reading(path, "Its text encoder is damaged: copy it again."), torch.inference_mode():
+        # `AutoTokenizer` would ask on standard input for leave to run a checkpoint's own code.
+        tokenizer = CLIPTokenizerFast.from_pretrained(
+            path / "tokenizer", local_files_only=True, trust_remote_code=False
+        )
+        encoder, loaded = CLIPTextModel.from_pretrained(
+            None,
+            config=CLIPTextConfig(**config),
+            state_dict=load_tensors(folder / "model.safetensors"),
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+        if loaded["missing_keys"]:
+            raise LookupError(f"there is no weight {min(loaded['missing_keys'])}")
+        tokens = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
+            truncation=True,
+            return_tensors="pt",
+        )
+        return encoder.float().eval()(tokens.input_ids)[0].clone()
 
 
 def default_shape(network: Any, vae: Any) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ from synthaug._support.arguments import check_at_least
 from synthaug._support.extras import from_extra
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import Builder
+from synthaug.features import known_to_timm
 
 _SMALL_IMAGE = 64
 """Below this size torchvision's ResNets get a stem that does not reduce the image."""
@@ -196,7 +197,7 @@ def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int])
 def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     with from_extra("timm", f"`model` 'timm:{name}' needs timm", "timm"):
         import timm
-    if not timm.is_model(name.split(".")[0]):
+    if not known_to_timm(name):
         raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
     options = {"pretrained": False, "num_classes": num_classes, "in_chans": image_shape[0]}
     try:

@@ -15,7 +15,7 @@ from synthaug._support.arguments import check_at_least
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
 from synthaug._support.progress import bar
-from synthaug._training.checkpoints import load_part, read_json, resolve
+from synthaug._training.checkpoints import load_part, read_index, read_json, resolve
 from synthaug.errors import CheckpointError, MismatchError
 
 
@@ -85,7 +85,7 @@ def reconstructions(
 def _autoencoder(checkpoint: str | Path) -> Any:
     path = resolve(checkpoint)
     if (path / "model_index.json").exists():
-        index = read_json(path / "model_index.json")
+        index = read_index(path)
         if not index.get("vae"):
             raise CheckpointError(
                 f"{path} has no autoencoder: it is a model of pixels, and nothing is lost there."

@@ -234,13 +234,14 @@ class DiffusionModel:
         """
         steps = sampler.num_inference_steps
         check_at_least(1, num_inference_steps=steps)
-        trained = int(self.scheduler_config.get("num_train_timesteps", 1000))
+        scheduler = self.scheduler(sampler)
+        trained = scheduler.config.num_train_timesteps
         if steps > trained:
             raise ValueError(
                 f"`num_inference_steps` is {steps}, but the checkpoint has only {trained} "
                 "timesteps."
             )
-        step_arguments(self.scheduler(sampler), [], sampler.eta)
+        step_arguments(scheduler, [], sampler.eta)
 
     def settings(self, sampler: SamplerConfig) -> dict[str, JSON]:
         """What determines an image besides weights and row, for a recipe."""
@@ -388,11 +389,14 @@ class DiffusionModel:
             raise ValueError(f"`classes` must be a list of names, got the string {classes!r}.")
         target = choose_device(device)
         path = checkpoints.resolve(path)
-        index = checkpoints.read_json(path / "model_index.json")
+        index = checkpoints.read_index(path)
         own = checkpoints.read_record(path)
         network = checkpoints.load_frozen(path, index, dtype, target)
         vae = checkpoints.load_part(path, index, "vae", torch.float32) if index.get("vae") else None
-        names = tuple(map(str, classes if classes is not None else own.get("classes", ())))
+        with checkpoints.reading(path / _FILE, "Save the checkpoint again."):
+            saved_names = tuple(map(str, own.get("classes", ())))
+            saved_shape = tuple(map(int, own.get("image_shape") or ()))
+        names = tuple(map(str, classes)) if classes is not None else saved_names
         if not names and "classes" not in own:  # a model of ours may have been trained without any
             raise ValueError(
                 f"{path} does not name its classes. Pass `classes`, in the order of its labels (or "
@@ -406,13 +410,13 @@ class DiffusionModel:
         elif index.get("text_encoder"):
             words = (prompt_template.format(name.replace("_", " ")) for name in names)
             prompts = (*words, negative_prompt)
-            embeddings = checkpoints.embed_prompts(path, prompts)
+            embeddings = checkpoints.embed_prompts(path, index, prompts)
         elif Denoiser(network).kind == "UNet2DConditionModel":
             raise CheckpointError(
                 f"The network in {path} attends to token sequences, but there is neither a text "
                 f"encoder nor a {_EMBEDDINGS} beside it."
             )
-        shape = tuple(own.get("image_shape") or checkpoints.default_shape(network, vae))
+        shape = saved_shape or checkpoints.default_shape(network, vae)
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
         num_class_embeds = Denoiser(network).config.get("num_class_embeds")
@@ -445,5 +449,6 @@ def _saved_embeddings(
             "others. Leave `classes` out, or load the checkpoint that they were computed from."
         )
     prompts = own.get("prompts")
-    table = checkpoints.load_tensors(path / _EMBEDDINGS)
-    return table["class_embeddings"], None if prompts is None else tuple(prompts)
+    with checkpoints.reading(path / _EMBEDDINGS, "Save the checkpoint again."):
+        table = checkpoints.load_tensors(path / _EMBEDDINGS)["class_embeddings"]
+    return table, None if prompts is None else tuple(prompts)

@@ -279,10 +279,12 @@ class CascadeStage:
             ValueError: For an unknown setting, or one that is missing.
         """
         path = checkpoints.resolve(path)
-        index = checkpoints.read_json(path / "model_index.json")
+        index = checkpoints.read_index(path)
         own = checkpoints.read_record(path)
         _check_record(path, index, own, classes)
-        size = tuple(own.get("low_size") or low_size or ())
+        with checkpoints.reading(path / "synthaug.json", "Train the stage again."):
+            size = tuple(map(int, own.get("low_size") or ())) or tuple(low_size or ())
+            saved_level = int(own.get("noise_conditioning_level", 0))
         if not size:
             raise ValueError(
                 f"{path} does not say how large the images are that it enlarges. Pass `low_size`, "
@@ -309,7 +311,7 @@ class CascadeStage:
             levels = own.get("max_noise_level", index.get("max_noise_level", 350))
             schedule = checkpoints.read_json(path / _LOW_RES / "scheduler_config.json")
         if noise_conditioning_level is None:
-            noise_conditioning_level = int(own.get("noise_conditioning_level", 0))
+            noise_conditioning_level = saved_level
         if model.denoiser.config.get("class_embed_type") == "identity":  # one of ours
             checkpoints.restore(path / _LEVELS)
             embedding = _load_levels(path / _LEVELS, model)

@@ -343,8 +343,10 @@ def _table(
 
 def _takes_labels(path: Path) -> bool:
     """Whether the network looks labels up, or would if it took any; else it attends to tokens."""
-    kind = (checkpoints.read_json(path / "model_index.json").get("unet") or (None, None))[1]
-    return kind != "UNet2DConditionModel"
+    index = checkpoints.read_index(path)
+    if "unet" not in index:
+        return True
+    return checkpoints.part_class(path, index, "unet") != "UNet2DConditionModel"
 
 
 def _check_network(base: DiffusionModel, path: Path, *, adapters: bool) -> None:

@@ -312,7 +312,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         """
         target = choose_device(device)
         path = checkpoints.resolve(path)
-        index = checkpoints.read_json(path / "model_index.json")
+        index = checkpoints.read_index(path)
         own = checkpoints.read_record(path)
         chosen = METHOD.chosen_settings(own, settings)
         if own.get("synthesizer") != METHOD.name:

@@ -521,9 +521,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
 
 
 def _has_text_encoder(path: str | Path) -> bool:
-    return bool(
-        checkpoints.read_json(checkpoints.resolve(path) / "model_index.json").get("text_encoder")
-    )
+    return bool(checkpoints.read_index(checkpoints.resolve(path)).get("text_encoder"))
 
 
 def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -> None:
