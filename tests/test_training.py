@@ -1,5 +1,6 @@
 """The trainer: a killed run that is resumed equals one that was not, and nothing bad is saved."""
 
+import errno
 import json
 import math
 import re
@@ -16,10 +17,19 @@ from torch import Tensor, nn
 
 from synthaug import TrainingConfig
 from synthaug._training.loop import Loss, TrainingResult, TrainingTask, batch_indices, train
-from synthaug.errors import CheckpointError, DivergedError, MismatchError
+from synthaug._training.recovery import sealed
+from synthaug.errors import CheckpointError, DivergedError, MismatchError, SynthaugError
 
 NUM_EXAMPLES = 10
 EVERY_STEP: dict[str, Any] = {"checkpoint_seconds": 0.0}
+LEFT = {"checkpoint", "checkpoint-previous", "train.jsonl"}
+FILES = [
+    "digests.json",
+    "ema.safetensors",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+]
 
 
 def config_of(**changes: Any) -> TrainingConfig:
@@ -199,7 +209,7 @@ def test_a_kill_in_the_middle_of_saving_leaves_one_checkpoint_whole(
     assert len(taken) == (9 if moment == "after the swap" else 10)
     assert_equal(contents(tmp_path), contents(uninterrupted[0]))
     assert_equal(dict(module.state_dict()), dict(uninterrupted[1].state_dict()))
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "train.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} <= LEFT
 
 
 def counting(taken: list[int]) -> Loss:
@@ -287,20 +297,112 @@ def test_an_output_directory_that_is_a_file_is_named_before_the_first_step(tmp_p
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    "name", ["state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"]
-)
-@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "gone"])
-def test_a_damaged_checkpoint_is_a_clear_error(tmp_path, uninterrupted, name, damage):
-    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "checkpoint" / name
+def damage_file(path: Path, damage: str) -> None:
     whole = path.read_bytes()
     if damage == "gone":
         path.unlink()
-    else:
-        damaged = {"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"x" * 99}
-        path.write_bytes(damaged[damage])
+        return
+    damaged = {
+        "cut": whole[: len(whole) // 2],
+        "empty": b"",
+        "garbage": b"x" * 99,
+        "bit": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+    }
+    path.write_bytes(damaged[damage])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "gone", "bit"])
+def test_a_damaged_checkpoint_is_a_clear_error(tmp_path, uninterrupted, name, damage):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    damage_file(tmp_path / "checkpoint" / name, damage)
     with pytest.raises(CheckpointError, match=r"checkpoint cannot be read \(.*Delete it to start"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
+    tmp_path, uninterrupted, caplog, name
+):
+    with pytest.raises(Killed):
+        run(tmp_path, loss_of(killed_at=6), **EVERY_STEP)
+    damage_file(tmp_path / "checkpoint" / name, "bit")
+    taken: list[int] = []
+    module, _ = run(tmp_path, counting(taken))
+    assert len(taken) == 8  # the fifth step too
+    assert_equal(contents(tmp_path), contents(uninterrupted[0]))
+    assert_equal(dict(module.state_dict()), dict(uninterrupted[1].state_dict()))
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    for text in ("checkpoint cannot be read", "checkpoint-damaged", "checkpoint-previous"):
+        assert text in warning
+    assert {path.name for path in tmp_path.iterdir()} == {*LEFT, "checkpoint-damaged"}
+
+
+def test_two_damaged_checkpoints_are_an_error_and_stay_as_they_are(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, loss_of(killed_at=6), **EVERY_STEP)
+    damage_file(tmp_path / "checkpoint" / "ema.safetensors", "bit")
+    damage_file(tmp_path / "checkpoint-previous" / "state.json", "cut")
+    message = r"ema\.safetensors is not the file.*checkpoint-previous cannot.*state\.json is not"
+    with pytest.raises(CheckpointError, match=message):
+        run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == LEFT
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "5"},
+        {"step": -1},
+        {"step": True},
+        {"ema_step": None},
+        {"loss_curve": 5},
+        {"loss_curve": [[1]]},
+        {"recent": [[]]},
+        {"recent": None},
+    ],
+    ids=str,
+)
+def test_a_state_that_was_written_wrong_is_a_clear_error(tmp_path, uninterrupted, changes):
+    state = contents(uninterrupted[0])["state"]
+    shutil.copytree(uninterrupted[0] / "checkpoint", tmp_path / "other")
+    with sealed(tmp_path / "checkpoint") as new:
+        for name in set(FILES) - {"digests.json", "state.json"}:
+            shutil.copy(tmp_path / "other" / name, new)
+        (new / "state.json").write_text(json.dumps({**state, **changes}))
+    with pytest.raises(CheckpointError, match=r"checkpoint cannot be read \(.*Delete it to start"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "[" * 100_000, "\xff", "{}"])
+def test_a_state_that_is_no_object_is_a_clear_error(tmp_path, text):
+    with sealed(tmp_path / "checkpoint") as new:
+        (new / "state.json").write_text(text, encoding="latin-1")
+    with pytest.raises(SynthaugError, match="checkpoint"):
+        run(tmp_path)
+
+
+def test_a_damaged_log_is_a_clear_error(tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    with pytest.raises(CheckpointError, match=r"train\.jsonl cannot be read .* only the log is"):
+        run(tmp_path)
+
+
+def test_a_process_that_finds_another_checkpoint_than_the_first_one_says_so(
+    tmp_path, uninterrupted, monkeypatch
+):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    answers = iter([None, 7])
+
+    def broadcast(values: list[Any]) -> list[Any]:
+        answer = next(answers)
+        if answer is not None:
+            values[0] = answer
+        return values
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 12 .* that of step 7"):
         run(tmp_path)
 
 
@@ -361,7 +463,27 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_stays(tmp_path, monkeypatc
         ):
             run(tmp_path, **EVERY_STEP)
     assert contents(tmp_path)["state"]["step"] == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "train.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == LEFT
+
+
+def test_a_disk_that_is_full_when_a_run_goes_on_does_not_say_that_nothing_was_trained(
+    tmp_path, monkeypatch
+):
+    with pytest.raises(Killed):
+        run(tmp_path, loss_of(killed_at=6), **EVERY_STEP)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("synthaug._training.loop.write_text", full)
+        with pytest.raises(CheckpointError, match=r"No space left.*of step 5, is intact"):
+            run(tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "train.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr("synthaug._training.loop._forget_later_lines", lambda *_: None)
+    with pytest.raises(CheckpointError, match=r"train\.jsonl could not be.*No space left.*intact"):
+        run(tmp_path)
 
 
 # Divergence

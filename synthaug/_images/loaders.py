@@ -7,6 +7,7 @@ whatever it can find wrong without decoding.
 import json
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -225,9 +226,7 @@ def _torchvision(asked: ImageRequest) -> Loaded:
         )
     try:
         dataset = kind(**options)
-    except (ValueError, TypeError):  # of an option
-        raise
-    except Exception as error:  # torchvision raises whatever the files provoke
+    except (RuntimeError, OSError, EOFError, pickle.PickleError) as error:
         advice = f"To download it: torchvision:{name}?root={options.get('root')}&download=true"
         if options.get("download"):
             advice = "Check the connection, or copy the files there by hand."

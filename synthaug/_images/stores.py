@@ -23,7 +23,7 @@ from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
 from synthaug.errors import DataError, MismatchError
 
-IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What an image file may be, whatever its name says. Pillow knows more, and would start Ghostscript
 for one of them, which runs programs in PostScript."""
 

@@ -112,10 +112,16 @@ def write_index(folder: Path, pipeline: str, parts: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A new directory to fill, which takes the place of `folder` once it is whole and on disk."""
+def replaced(folder: Path, *, keep: Path | None = None) -> Iterator[Path]:
+    """A new directory to fill, which takes the place of `folder` once it is whole and on disk.
+
+    Args:
+        folder: The directory.
+        keep: Where what was in `folder` is kept; by default it is deleted.
+    """
     restore(folder)
     new, old = (folder.with_name(f".{folder.name}-{age}") for age in ("new", "old"))
+    old = keep or old
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
@@ -126,11 +132,12 @@ def replaced(folder: Path) -> Iterator[Path]:
     except Exception:  # a full disk: give back what was taken
         shutil.rmtree(new, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if keep is None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def restore(folder: Path) -> None:

@@ -33,10 +33,11 @@ from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Resolved, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import writing
+from synthaug._training.checkpoints import reading
 from synthaug._training.state import TrainingState, saved_precision
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Indices
+from synthaug.errors import CheckpointError
 
 logger = logging.getLogger("synthaug")
 
@@ -137,7 +138,8 @@ def train(
     Args:
         task: What to train.
         config: How to optimize.
-        output_dir: Checkpoints go to `checkpoint/` in it; the log to `train.jsonl`.
+        output_dir: Checkpoints go to `checkpoint/` in it, the one before the last to
+            `checkpoint-previous/`; the log to `train.jsonl`.
         progress: Show a bar with rate and time left.
 
     Raises:
@@ -145,7 +147,8 @@ def train(
             beyond `config.steps`.
         DivergedError: If the loss or a weight is not finite. The last checkpoint stays.
         MismatchError: If the directory holds a checkpoint of another run.
-        CheckpointError: If it holds a damaged one, or one cannot be written. The last one stays.
+        CheckpointError: If it holds damaged ones only, or one cannot be written. The last one
+            stays.
     """
     check_folder(Path(output_dir))
     run = _Run(task, config, Path(output_dir))
@@ -220,16 +223,26 @@ class _Run:
 
     def _resume(self) -> None:
         """Goes back to the last checkpoint, if there is one, and begins or shortens the log."""
+        from accelerate.utils import broadcast_object_list
+
         state, steps = self.state, self.config.steps
-        with self.accelerator.main_process_first():
+        with self.accelerator.main_process_first():  # which sets a damaged checkpoint aside
             state.resume(self.settings)
+        first = [state.step]
+        broadcast_object_list(first)
+        if first != [state.step]:
+            raise CheckpointError(
+                f"Process {self.rank} found the checkpoint of step {state.step} in "
+                f"{self.output_dir}, the first one that of step {first[0]}. Run again; if this "
+                "comes again, put the directory where all processes see the same files."
+            )
         if state.step > steps:
             raise ValueError(
                 f"`steps` is {steps}, but the run in {self.output_dir} has already taken "
                 f"{state.step}. Ask for at least as many, or use another output directory."
             )
         if self.main:
-            with writing(self.output_dir, "Nothing has been trained yet."):
+            with state.writing(self.output_dir):
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 _forget_later_lines(self.output_dir / "train.jsonl", state.step)
             logger.info(
@@ -311,7 +324,8 @@ class _Run:
         """Adds a line to the log."""
         if self.main:
             line = {"step": self.state.step, "loss": loss, "learning_rate": learning_rate}
-            with open(self.output_dir / "train.jsonl", "a") as log:
+            path = self.output_dir / "train.jsonl"
+            with self.state.writing(path), open(path, "a") as log:
                 log.write(json.dumps({**line, "seconds": seconds}) + "\n")
 
 
@@ -357,6 +371,7 @@ def own_randomness(device: torch.device) -> Any:
 def _forget_later_lines(log: Path, step: int) -> None:
     """Takes the lines of steps that a kill undid, and that will be taken again, out of the log."""
     if log.exists():
-        lines = log.read_text().splitlines(keepends=True)
-        kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
+        with reading(log, "Delete it: only the log is lost."):
+            lines = log.read_text().splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
         write_text(log, "".join(kept))

@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._plan import canonical_json
-from synthaug._training import checkpoints
+from synthaug._training import checkpoints, recovery
 from synthaug.errors import DivergedError
 
 logger = logging.getLogger("synthaug")
@@ -27,7 +27,7 @@ class TrainingState:
     """
 
     output_dir: Path
-    """The checkpoint is the folder `checkpoint` in it."""
+    """The checkpoint is the folder `checkpoint` in it, the one before it `checkpoint-previous`."""
     module: nn.Module
     optimizer: Any
     ema: Any
@@ -90,8 +90,13 @@ class TrainingState:
                     "`learning_rate` and run again."
                 )
 
+    def writing(self, path: Path) -> AbstractContextManager[None]:
+        """Names the file, the free space and the last checkpoint if `path` cannot be written."""
+        remedy = f"{self._last_checkpoint()} Free some space and run again."
+        return checkpoints.writing(path, remedy)
+
     def save(self, settings: dict[str, Any]) -> None:
-        """Writes the checkpoint beside the old one, then swaps: a kill leaves one of them whole.
+        """Writes the checkpoint beside the old ones, then swaps: a kill leaves one of them whole.
 
         Args:
             settings: All that decides the result of the run.
@@ -99,8 +104,7 @@ class TrainingState:
         Raises:
             CheckpointError: If it cannot be written.
         """
-        remedy = f"{self._last_checkpoint()} Free some space and run again."
-        with checkpoints.writing(self.output_dir / "checkpoint", remedy):
+        with self.writing(self._folder):
             self._write(checkpoints.run_record(settings))
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -122,38 +126,42 @@ class TrainingState:
             "loss_curve": self.loss_curve,
             "recent": self.recent,
         }
-        with checkpoints.replaced(self.output_dir / "checkpoint") as new:
+        with recovery.sealed(self._folder) as new:
             for name, values in tensors.items():
                 checkpoints.save_tensors(new / f"{name}.safetensors", values)
             (new / "state.json").write_text(canonical_json(state))
 
     def resume(self, settings: dict[str, Any]) -> None:
-        """Loads the last whole checkpoint, if there is one.
+        """Loads the last whole checkpoint, if there is one; a warning names one that is damaged.
 
         Raises:
             MismatchError: If it belongs to a run with other settings.
-            CheckpointError: If it is damaged.
+            CheckpointError: If there are some, and all of them are damaged.
         """
-        folder = self.output_dir / "checkpoint"
-        checkpoints.restore(folder)
-        if not folder.exists():
-            return
-        with checkpoints.reading(folder, "Delete it to start over."):
-            record = json.loads((folder / "state.json").read_text())
-            checkpoints.check_same_run(folder, record, settings)
-            weights, average, moments = (
-                checkpoints.load_tensors(folder / f"{name}.safetensors")
-                for name in ("model", "ema", "optimizer")
-            )
-            self.module.load_state_dict({**self._frozen(), **weights})
-            self._load_moments(moments)
-            for shadow, name in zip(self.ema.shadow_params, sorted(average), strict=True):
-                shadow.data.copy_(average[name])
-            self.ema.optimization_step = record["ema_step"]
-            self.step = record["step"]
-            self.loss_curve = [(int(s), float(v)) for s, v in record["loss_curve"]]
-        self.recent = [float(v) for v in record.get("recent", [])]
-        logger.info("resuming %s at step %d", self.output_dir, self.step)
+
+        def read(folder: Path) -> bool:
+            self._read(folder, settings)
+            return True
+
+        if recovery.newest_whole(self._folder, read, "Delete it to start over."):
+            logger.info("resuming %s at step %d", self.output_dir, self.step)
+
+    def _read(self, folder: Path, settings: dict[str, Any]) -> None:
+        record = checkpoints.read_json(folder / "state.json")
+        checkpoints.check_same_run(folder, record, settings)
+        weights, average, moments = (
+            checkpoints.load_tensors(folder / f"{name}.safetensors")
+            for name in ("model", "ema", "optimizer")
+        )
+        step, ema_step = _count(record, "step"), _count(record, "ema_step")
+        loss_curve = [(int(s), float(v)) for s, v in record["loss_curve"]]
+        recent = [float(v) for v in record["recent"]]
+        self.module.load_state_dict({**self._frozen(), **weights})
+        self._load_moments(moments)
+        for shadow, name in zip(self.ema.shadow_params, sorted(average), strict=True):
+            shadow.data.copy_(average[name])
+        self.step, self.ema.optimization_step = step, ema_step
+        self.loss_curve, self.recent = loss_curve, recent
 
     def _load_moments(self, stored: dict[str, Tensor]) -> None:
         """Puts the optimizer's moments in place."""
@@ -171,20 +179,42 @@ class TrainingState:
         """The weights that are not trained, by their names."""
         return {k: p.detach() for k, p in self.module.named_parameters() if not p.requires_grad}
 
+    @property
+    def _folder(self) -> Path:
+        return self.output_dir / "checkpoint"
+
     def _last_checkpoint(self) -> str:
         """Says which checkpoint there is, for an error message."""
-        path = self.output_dir / "checkpoint" / "state.json"
-        if not path.exists():
-            return "No checkpoint had been written yet."
-        step = json.loads(path.read_text())["step"]
-        return f"The last checkpoint, of step {step}, is intact in {self.output_dir}."
+        places = recovery.kept_in(self._folder)
+        for place in places:
+            try:
+                step = _count(json.loads((place / "state.json").read_text()), "step")
+            except (OSError, LookupError, TypeError, ValueError, RecursionError):
+                continue  # damaged: the one before it is what the next run goes on from
+            return f"The last checkpoint, of step {step}, is intact in {self.output_dir}."
+        if places:
+            return f"No checkpoint in {self.output_dir} can be read."
+        return "No checkpoint had been written yet."
+
+
+def _count(record: Mapping[str, Any], name: str) -> int:
+    """A number of steps.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    value = record[name]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"`{name}` is {value!r}, expected a number of steps")
+    return value
 
 
 def saved_precision(output_dir: Path) -> object:
     """The precision of the run that is in a directory, if there is one that can be read."""
-    folder = output_dir / "checkpoint"
-    checkpoints.restore(folder)
-    try:
-        return json.loads((folder / "state.json").read_text())["settings"]["config"]["precision"]
-    except (OSError, LookupError, TypeError, ValueError):
-        return None  # `TrainingState.resume` says what is wrong
+    for place in recovery.kept_in(output_dir / "checkpoint"):
+        try:
+            state = json.loads((place / "state.json").read_text())
+            return state["settings"]["config"]["precision"]
+        except (OSError, LookupError, TypeError, ValueError, RecursionError):
+            continue  # `TrainingState.resume` says what is wrong
+    return None

@@ -16,7 +16,6 @@ their number may change from run to run, and changes no embedding.
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ from synthaug._support.files import check_folder
 from synthaug._support.locks import claimed
 from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training import checkpoints
+from synthaug._training import checkpoints, recovery
 from synthaug._training.fit_job import check_prediction_type, denoising_target
 from synthaug._types import Images
 from synthaug.denoisers import Denoiser
@@ -238,7 +237,8 @@ class InversionJob:
         """
         check_folder(output_dir)
         folder = output_dir / "embeddings"
-        with checkpoints.writing(output_dir, "Nothing has been learned yet."):
+        remedy = "What had been learned before is intact. Free some space and run again."
+        with checkpoints.writing(output_dir, remedy):
             for name in ("embeddings", "checkpoint"):
                 (output_dir / name).mkdir(parents=True, exist_ok=True)
             _claim(output_dir / "run.json", self.config.binding(identity))
@@ -304,7 +304,7 @@ class InversionJob:
         )
         with checkpoints.writing(output_dir, "Free some space and run again."):
             table.save(output_dir / "embeddings", number)
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        recovery.remove(checkpoint)
 
     @torch.no_grad()
     def _block(self, rows: NDArray[np.int64]) -> Block:
@@ -398,7 +398,7 @@ def begun_precision(output_dir: Path) -> Resolved | None:
 
 
 def _save(folder: Path, block: Block, kept: dict[int, Tensor]) -> None:
-    with checkpoints.replaced(folder) as new:
+    with recovery.sealed(folder) as new:
         snapshots = {f"updates-{u}": e for u, e in kept.items()}
         checkpoints.save_tensors(new / "block.safetensors", {**block.tensors(), **snapshots})
         (new / "state.json").write_text(canonical_json({"update": block.update}))
@@ -406,14 +406,14 @@ def _save(folder: Path, block: Block, kept: dict[int, Tensor]) -> None:
 
 def _resume(folder: Path, block: Block) -> dict[int, Tensor]:
     """Loads the checkpoint into the block, if there is one; the snapshots kept so far."""
-    checkpoints.restore(folder)
-    if not folder.exists():
-        return {}
-    with checkpoints.reading(folder, "Delete it; finished blocks are kept."):
-        state = json.loads((folder / "state.json").read_text())
-        tensors = checkpoints.load_tensors(folder / "block.safetensors")
+
+    def read(place: Path) -> dict[int, Tensor]:
+        update = int(checkpoints.read_json(place / "state.json")["update"])
+        tensors = checkpoints.load_tensors(place / "block.safetensors")
         for name, tensor in block.tensors().items():
             tensor.copy_(tensors.pop(name))
-        block.update = int(state["update"])
-    device = block.embeddings.device
-    return {int(name.removeprefix("updates-")): e.to(device) for name, e in tensors.items()}
+        block.update = update
+        return {int(name.removeprefix("updates-")): e for name, e in tensors.items()}
+
+    kept = recovery.newest_whole(folder, read, "Delete it; finished blocks are kept.") or {}
+    return {update: e.to(block.embeddings.device) for update, e in kept.items()}

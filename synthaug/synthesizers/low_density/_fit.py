@@ -17,7 +17,7 @@ from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import settings_digest
 from synthaug._support.progress import bar
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import load_tensors, save_tensors, writing
+from synthaug._training.checkpoints import load_tensors, reading, save_tensors, writing
 from synthaug._training.fit_job import AbstractFitJob
 from synthaug._training.loop import TrainingResult, own_rows
 from synthaug._training.training_config import TrainingConfig
@@ -155,7 +155,8 @@ class HardnessFitJob(AbstractFitJob[Guides]):
             for i, rows in enumerate(plan.batches(_BLOCK)):
                 path = folder / f"{name[:16]}-{i:05d}.safetensors"
                 if path.exists():
-                    pixels = load_tensors(path)["pixels"]
+                    with reading(path, "Delete it: its images are drawn again."):
+                        pixels = load_tensors(path)["pixels"]
                 else:
                     drawn = [self.base.draw(part) for part in rows.batches(64)]
                     pixels = to_pixels(torch.cat(drawn))
