@@ -416,7 +416,7 @@ class DiffusionModel:
                 f"The network in {path} attends to token sequences, but there is neither a text "
                 f"encoder nor a {_EMBEDDINGS} beside it."
             )
-        shape = saved_shape or checkpoints.default_shape(network, vae)
+        shape: Any = saved_shape or checkpoints.default_shape(network, vae)
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
         num_class_embeds = Denoiser(network).config.get("num_class_embeds")

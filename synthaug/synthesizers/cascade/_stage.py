@@ -283,7 +283,7 @@ class CascadeStage:
         own = checkpoints.read_record(path)
         _check_record(path, index, own, classes)
         with checkpoints.reading(path / "synthaug.json", "Train the stage again."):
-            size = tuple(map(int, own.get("low_size") or ())) or tuple(low_size or ())
+            size: Any = tuple(map(int, own.get("low_size") or ())) or tuple(low_size or ())
             saved_level = int(own.get("noise_conditioning_level", 0))
         if not size:
             raise ValueError(
