@@ -19,7 +19,6 @@ from torch import nn
 
 import synthaug
 from synthaug import features
-from synthaug._training.checkpoints import write_json
 from synthaug.errors import CheckpointError, DataError, SynthaugError
 from synthaug.evaluation import reconstructions
 from synthaug.images import LabeledImages
@@ -31,15 +30,24 @@ from synthaug.synthesizers import (
     DiffusionInversion,
     LowDensity,
 )
-from tests.checkpoints import cosine_config, write_stable_diffusion, write_stable_diffusion_upscaler
+from tests.checkpoints import (
+    cosine_config,
+    tiny_dit,
+    tiny_unet,
+    write_stable_diffusion,
+    write_stable_diffusion_upscaler,
+)
 from tests.command_line import fail
-from tests.test_layout import model_of, tiny_dit
 from tests.tiny.cascades import tiny_cascade
 from tests.tiny.class_conditional import tiny
 from tests.tiny.cold import tiny as tiny_cold
+from tests.tiny.inversions import Real, generator
 from tests.tiny.inversions import fitted as inverted
-from tests.tiny.inversions import generator
 from tests.tiny.low_density import steered
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
 
 
 class Payload:
@@ -107,8 +115,6 @@ def upscaler(path: Path) -> Callable[[Path], Any]:
 def latent_upscaler(path: Path) -> Callable[[Path], Any]:
     from diffusers import DDIMScheduler, LDMSuperResolutionPipeline, UNet2DModel, VQModel
 
-    from tests.checkpoints import tiny_unet
-
     changes = {"in_channels": 6, "out_channels": 3, "sample_size": 8}
     LDMSuperResolutionPipeline(
         vqvae=VQModel(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=3),
@@ -124,7 +130,7 @@ def class_conditional(path: Path) -> Callable[[Path], Any]:
 
 
 def transformer(path: Path) -> Callable[[Path], Any]:
-    ClassConditional(model=model_of(tiny_dit())).save_pretrained(path)
+    tiny(tiny_dit()).save_pretrained(path)
     return partial(ClassConditional.from_pretrained, device="cpu")
 
 
@@ -306,8 +312,6 @@ def test_a_scheduler_that_diffusers_cannot_make_is_a_clear_error(tmp_path, confi
 
 
 def test_embeddings_and_checkpoints_of_an_inversion_are_no_pickles(tmp_path, marker):
-    from tests.tiny.inversions import Real
-
     generator().model.save_pretrained(tmp_path / "generator", {})
     inverted(tmp_path / "out", Real())
     for path in (tmp_path / "out" / "embeddings").iterdir():

@@ -29,7 +29,13 @@ from synthaug.synthesizers import (
 )
 from synthaug.synthesizers.inversion._tokens import build_token_unet
 from synthaug.synthesizers.low_density._hardness import OnEstimate
-from tests.checkpoints import cosine_config, sampled, tiny_unet, write_stable_diffusion
+from tests.checkpoints import (
+    cosine_config,
+    sampled,
+    tiny_dit,
+    tiny_unet,
+    write_stable_diffusion,
+)
 from tests.images import to_pixels
 from tests.new_process import images, model
 from tests.tiny.cascades import tiny_cascade
@@ -39,21 +45,6 @@ QUICK: dict[str, Any] = {
     "config": TrainingConfig(steps=1, batch_size=4, device="cpu"),
     "progress": False,
 }
-
-
-def tiny_dit() -> Any:
-    from diffusers import DiTTransformer2DModel
-
-    torch.manual_seed(0)
-    return DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=1,
-        out_channels=1,
-        num_layers=1,
-        sample_size=8,
-        num_embeds_ada_norm=4,
-    ).eval()
 
 
 def tiny_autoencoder() -> Any:
