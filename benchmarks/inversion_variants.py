@@ -47,7 +47,7 @@ def distances(options: argparse.Namespace) -> dict[str, Any]:
         config_of(options, snapshots=(0,)),
         **sampling(options),
     )
-    extractor = named(options.features)
+    extractor = named(options.features, trusted=True)
     features = extract(extractor, real.read(np.arange(len(real))))
     # All pairs of one class, by |a - b|^2 = |a|^2 + |b|^2 - 2 a b in double precision.
     labels, f = real.labels, features.astype(np.float64)
