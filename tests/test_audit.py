@@ -570,6 +570,78 @@ def test_fresh_images_audited_as_synthetic_are_flagged_at_no_more_than_the_nomin
     assert any_flagged / 80 <= 0.2 + 3 * (0.2 * 0.8 / 80) ** 0.5
 
 
+@pytest.fixture(scope="module")
+def scenes() -> tuple[Tensor, Tensor, Tensor]:
+    """Training, hold-out and fresh images of 16 x 16 pixels, in color."""
+    return fields(150, 41, 3, 16), fields(300, 42, 3, 16), fields(100, 43, 3, 16)
+
+
+def test_copies_too_few_to_be_flagged_are_noticed_and_withheld(
+    scenes: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    train, holdout, fresh = scenes
+    copies = (255 * (train[:5] / 255) ** 1.4).round().to(torch.uint8).roll(1, -1)
+    report = quiet(torch.cat([copies, fresh]), train, holdout=holdout)
+    assert report.verdict == "inconclusive"
+    assert len(report.flagged) == 0
+    least = report.settings["resolution"]
+    assert isinstance(least, int)
+    assert least > 5
+    assert set(range(5)) <= set(report.withheld.tolist())
+    assert {pair["row"] for pair in report.pairs[:5]} == set(range(5))
+    assert "where" in report.reasons[0]
+    assert "expected" in report.reasons[0]
+
+
+def test_one_equal_image_is_to_be_looked_at_and_more_are_a_failure(
+    scenes: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    train, holdout, fresh = scenes
+    one = quiet(torch.cat([train[:1], fresh]), train, holdout=holdout)
+    assert one.verdict == "inconclusive"
+    assert one.flagged.tolist() == [0]
+    assert "Look at 1 of 101 images" in one.reasons[0]
+    assert quiet(torch.cat([train[:5], fresh]), train, holdout=holdout).verdict == "fail"
+
+
+def test_blank_frames_are_served_if_held_out_images_are_blank_as_often(
+    scenes: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    def with_blanks(pixels: Tensor, share: float) -> Tensor:
+        blank, count = pixels.clone(), round(share * len(pixels))
+        blank[:count] = 7
+        blank[:count:2, 0] = 8  # not all of them are equal
+        return blank
+
+    train, holdout, fresh = (with_blanks(x, 0.1) for x in scenes)
+    report = quiet(fresh, train, holdout=holdout, deduplicate=True)
+    assert report.settings["holdout_dropped"] == 30
+    assert report.verdict == "pass"
+    assert (report.tier[:10] == 0).all(), "the data hold blank frames as often"
+    # But not if the hold-out has none: then they are equal images like any others.
+    report = quiet(fresh, train, holdout=scenes[1])
+    assert (report.tier[:10] == 1).all()
+    assert report.verdict == "inconclusive"
+
+
+def test_near_duplicates_of_training_images_are_withheld_and_left_out_of_a_pass(
+    scenes: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Both sides hold them, as real data do: then they are no sign of copying."""
+    train, holdout, fresh = (x.clone() for x in scenes)
+    angle = torch.tensor(0.12)
+    turn = torch.stack([angle.cos(), -angle.sin(), angle * 0, angle.sin(), angle.cos(), angle * 0])
+    grid = F.affine_grid(turn.view(1, 2, 3).expand(13, 2, 3), [13, 3, 16, 16], align_corners=False)
+    twins = F.grid_sample(train[:13].float(), grid, padding_mode="border", align_corners=False)
+    holdout[:10], fresh[:3] = twins[:10].to(torch.uint8), twins[10:].to(torch.uint8)
+    report = quiet(fresh, train, holdout=holdout)
+    assert report.verdict == "pass"
+    assert {0, 1, 2} <= set(report.withheld.tolist())
+    assert (report.tier[:3] == 5).all()
+    assert len(report.flagged) == 0
+    assert "This verdict does not speak of them" in " ".join(report.reasons)
+
+
 def test_without_a_hold_out_the_verdict_is_at_best_inconclusive(
     fresh: Tensor, with_copies: Tensor, train: Tensor
 ) -> None:

@@ -49,6 +49,8 @@ class AuditPool:
     """Class of each, int64 (m + n,); 0 for all if classes are unknown."""
     group: Indices
     """Number of the group of images that resemble each other, int64 (m + n,)."""
+    dropped: Indices
+    """Training images to which held-out images were equal that were set aside, int64 (k,)."""
 
     @property
     def is_synthetic(self) -> Flags:
@@ -143,7 +145,9 @@ class AuditPool:
             [len(np.unique(part)) for part in (self.group[:m][keep[:m]], self.group[m:][keep[m:]])]
             for keep in (exact, np.ones(len(exact), bool))
         )
-        chance = hypergeom.sf(some - 1, synthetic + held_out, synthetic, some + others)
+        dropped = len(np.unique(self.dropped))
+        everything = synthetic + held_out + dropped
+        chance = hypergeom.sf(some - 1, everything, synthetic, some + others + dropped)
         return float(chance) if some else 1.0
 
     def as_often(self) -> Flags:
@@ -154,28 +158,31 @@ class AuditPool:
         """
         from scipy.stats import hypergeom
 
-        m, total = len(self.rows.twins), len(self.group)
+        m, k = len(self.rows.twins), len(self.dropped)
         places = np.flatnonzero(self.resembling)
         neighbors = np.concatenate([self.rows.neighbours[:, -1], self.null.neighbours[:, -1]])
         twins = np.concatenate([self.rows.twins, self.null.twins])
-        matched = np.where(twins >= 0, twins, neighbors)[places]
+        matched = np.concatenate([np.where(twins >= 0, twins, neighbors)[places], self.dropped])
         often = np.zeros(m, bool)
         if not len(places):
             return often
         groups = np.unique(self.group[places], return_inverse=True)[1]
+        groups = np.concatenate([groups, groups.max() + 1 + np.arange(k)])
         images = np.unique(matched, return_inverse=True)[1]
         number = components(groups, 1 + groups.max() + images, 2 + groups.max() + images.max())
         number = number[groups]
-        synthetic = places < m
+        synthetic = np.concatenate([places < m, np.zeros(k, bool)])
         all_of = np.bincount(number)
         ours = np.bincount(number[synthetic], minlength=len(all_of))
-        chance = hypergeom.sf(ours - 1, total, m, all_of)
+        chance = hypergeom.sf(ours - 1, len(self.group) + k, m, all_of)
         is_often = (all_of - ours >= _AS_OFTEN_AT_LEAST) & (chance >= _AS_OFTEN_LEVEL)
-        often[places[synthetic]] = is_often[number[synthetic]]
+        often[places[places < m]] = is_often[number[synthetic]]
         return often
 
 
-def pooled(rows: Matches, null: Matches, links: Indices, S: AuditSet, H: AuditSet) -> AuditPool:
+def pooled(
+    rows: Matches, null: Matches, links: Indices, S: AuditSet, H: AuditSet, dropped: Indices
+) -> AuditPool:
     """Puts synthetic and held-out images together.
 
     Args:
@@ -184,12 +191,14 @@ def pooled(rows: Matches, null: Matches, links: Indices, S: AuditSet, H: AuditSe
         links: Pairs of images that belong together, the synthetic ones first, int64 (l, 2).
         S: The synthetic images.
         H: The held-out images.
+        dropped: Training images to which others were equal that were set aside, int64 (k,).
     """
     return AuditPool(
         rows=rows,
         null=null,
         strata=strata_of(S, H)[0],
         group=components(links[:, 0], links[:, 1], len(S) + len(H)),
+        dropped=dropped,
     )
 
 

@@ -168,8 +168,8 @@ class _Sets:
     """Hold-out images, those that are training images set aside."""
     distinct: Contents
     """The different training images."""
-    overlap: int
-    """Hold-out images that were set aside."""
+    overlap: Indices
+    """Training images to which hold-out images were equal that were set aside."""
     extractors: list[Extractor]
     k: int
     """Neighbors that a score looks at."""
@@ -232,7 +232,7 @@ def _open_sets(
     if not are_images and settings.features is not None:
         raise ValueError("`features` cannot be computed, since features are given and no images.")
     distinct = Contents(T.keys)
-    overlap = 0
+    overlap = np.zeros(0, np.int64)
     if H is not None:
         H, overlap = _without_overlap(H, distinct, settings.deduplicate)
     return _Sets(
@@ -295,7 +295,7 @@ def _compare(sets: _Sets, settings: AuditSettings, progress: bool) -> _Compariso
             both = joined([S.samples, H.samples])
             reach = GROUP_REACH * np.concatenate([rows.usual, null.usual])
             links = linked(both, sets.extractors[0], reach, extraction)
-            pool = pooled(rows, null, links, S, H)
+            pool = pooled(rows, null, links, S, H, sets.overlap)
         kinds = _kinds(T, float(np.median(isolated)))
         copies = take(T.samples, originals)
         planted, *isolated = matcher.ask(
@@ -342,7 +342,7 @@ def _decide(sets: _Sets, comparison: _Comparison, settings: AuditSettings) -> _D
         train=len(sets.T),
         train_distinct=len(sets.distinct),
         holdout=0 if H is None else len(H),
-        holdout_dropped=sets.overlap,
+        holdout_dropped=len(sets.overlap),
         holdout_near_equal=0 if null is None else int(null.near_equal.sum()),
         holdout_resembling=0 if null is None else int(null.resembling.sum()),
         holdout_distinct=0 if tested is None else tested.num_null,
@@ -569,12 +569,12 @@ def _kinds(T: AuditSet, usual: float) -> list[Disturbance]:
     return disturbances()
 
 
-def _without_overlap(H: AuditSet, known: Contents, deduplicate: bool) -> tuple[AuditSet, int]:
-    overlapping = known.find(H.keys) >= 0
+def _without_overlap(H: AuditSet, known: Contents, deduplicate: bool) -> tuple[AuditSet, Indices]:
+    """Sets hold-out images aside that are training images, and says which training images."""
+    equal = known.find(H.keys)
+    overlapping = equal >= 0
     count = int(overlapping.sum())
-    if count == 0:
-        return H, 0
-    if not deduplicate:
+    if count and not deduplicate:
         raise ValueError(
             f"{count} of the {len(H)} images in `holdout` are also in `train` (the first: hold-out "
             f"image {H.rows[overlapping][0]}). Give images that the generator has never seen, or "
@@ -582,7 +582,7 @@ def _without_overlap(H: AuditSet, known: Contents, deduplicate: bool) -> tuple[A
         )
     if count == len(H):
         raise ValueError("All images in `holdout` are also in `train`: nothing is held out.")
-    return H.select(~overlapping), count
+    return (H.select(~overlapping) if count else H), equal[overlapping]
 
 
 def _spread(values: NDArray[Any], images: AuditSet, missing: Any) -> NDArray[Any]:

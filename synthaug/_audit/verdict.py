@@ -132,7 +132,12 @@ def _copies(findings: Findings, num_judged: int, fdr: float) -> list[str]:
         f"Images too close to a training image, of {num_judged:,}: {', '.join(how)}. They are "
         "withheld."
     ]
-    if findings.decisive:
+    if findings.decisive and findings.shifted:
+        reasons.append(
+            f"Of those found by competition, on average {fdr:.0%} may match a training image by "
+            "chance, whatever the synthetic images look like."
+        )
+    elif findings.decisive:
         reasons.append(
             "If synthetic images were drawn like the held-out ones, an audit of images that copy "
             f"nothing would flag any in at most {fdr:.0%} of all cases."
