@@ -155,7 +155,7 @@ def _part(real: Any, needed: int, number: int, args: Any, memory: Memory) -> Par
 def _kinds(args: Any, real: Any) -> tuple[list[Kind], list[Any]]:
     shape = tuple(np.asarray(real.read(np.arange(1))).shape[1:])
     kinds = [kind for kind in KINDS if shape[0] == 3 or not kind.colors]
-    own = disturbances()
+    own = disturbances(max(shape[1:]))
     return kinds[: args.kinds], own[: args.kinds] if args.claims else []
 
 

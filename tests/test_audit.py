@@ -832,7 +832,7 @@ def test_images_are_linked_if_they_are_closer_than_the_limits_of_both() -> None:
 def test_every_disturbance_keeps_shape_and_type_and_all_but_one_change_something(c: int) -> None:
     pixels = fields(5, c=c, size=16)
     names = set()
-    for kind in disturbances():
+    for kind in disturbances(16):
         names.add(kind.name)
         changed = kind.apply(pixels, 0)
         assert changed.shape == pixels.shape
@@ -843,6 +843,8 @@ def test_every_disturbance_keeps_shape_and_type_and_all_but_one_change_something
             assert not torch.equal(kind.apply(pixels, 1), changed)
         np.testing.assert_array_equal(kind.apply(pixels[:2], 0), changed[:2])
     assert len(names) == 19
+    required = [{kind.name for kind in disturbances(side) if kind.required} for side in (8, 16)]
+    assert required[1] - required[0] == {"shift by up to an eighth"}
 
 
 # ----------------------------------------------------------------------------------- descriptive

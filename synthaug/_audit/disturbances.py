@@ -21,6 +21,11 @@ from synthaug._noise import counter_rng
 from synthaug._pixels import to_pil
 from synthaug._types import Features, Pixels
 
+_LARGE_ENOUGH_TO_MOVE = 16
+"""In smaller images an eighth of the side is less than two pixels, and interpolation between so few
+changes the image itself: of 8 x 8 digits, copies that were moved come no closer than other digits
+do."""
+
 Change = Callable[[Tensor, np.random.Generator], Tensor]
 """Changes one image, float32 (C, H, W) with values 0 to 255."""
 
@@ -37,13 +42,17 @@ class Disturbance:
     """uint8 (n, C, H, W), or features (n, d), and a seed to the same shape."""
 
 
-def disturbances() -> list[Disturbance]:
+def disturbances(side: int) -> list[Disturbance]:
     """The kinds of changed images.
 
     Required are those after which a viewer sees the same picture at a glance, whatever the data:
     an image saved as another file, mirrored, lighter or darker, a little noisy, or moved a little.
-    The others change more of the picture, or in images of a few pixels leave little of it.
+    The others change more of the picture, and in images of a few pixels moving does too.
+
+    Args:
+        side: Pixels on the longer side of the images.
     """
+    large = side >= _LARGE_ENOUGH_TO_MOVE
     kinds: list[tuple[str, bool, Change]] = [
         ("unchanged", True, lambda x, rng: x),
         ("mirrored", True, lambda x, rng: x.flip(-1)),
@@ -51,7 +60,7 @@ def disturbances() -> list[Disturbance]:
         ("WebP, quality 50 to 90", True, lambda x, rng: _coded(x, "WEBP", rng.uniform(50, 90))),
         ("gamma 1.2 to 1.6 or its inverse", True, _gamma),
         ("noise, sigma 4 to 12", True, lambda x, rng: _noisy(x, rng.uniform(4, 12), rng)),
-        ("shift by up to an eighth", True, _shifted),
+        ("shift by up to an eighth", large, _shifted),
         ("crop to 0.8 to 0.95", False, _cropped),
         ("larger or smaller by up to a quarter", False, _scaled),
         ("stretched by 1.05 to 1.25", False, _stretched),

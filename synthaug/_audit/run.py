@@ -566,7 +566,7 @@ def _report(
 def _kinds(T: AuditSet, usual: float) -> list[Disturbance]:
     if not isinstance(T.samples, Tensor):
         return vector_disturbances(usual)
-    return disturbances()
+    return disturbances(max(T.pixels.shape[2:]))
 
 
 def _without_overlap(H: AuditSet, known: Contents, deduplicate: bool) -> tuple[AuditSet, Indices]:
