@@ -159,7 +159,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("cifar.h5", "variants.h5"):
         shutil.copy(paths[0], folder / name)
     cache = synthaug.SynthCache(paths[0])
-    synthaug.audit(cache, real, holdout=test, progress=False).to_json(folder / "audit.json")
+    report = synthaug.audit(cache, real, holdout=test, progress=False)
+    for name in ("audit.json", "variants.json"):
+        report.to_json(folder / name)
     return folder
 
 
@@ -238,7 +240,6 @@ def names(page: str) -> dict[str, Any]:
         "validation": synthaug.load_dataset("folder:cifar10/validation"),
         "synthesizer": generator,
         "cold": synthaug.ColdDiffusion.from_pretrained("runs/restorer", num_steps=2),
-        "my_model": lambda rows: torch.zeros(len(rows), 3, 8, 8),
         "images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
         "encoder": synthaug.features.named("torchscript:encoder.pt", trusted=True),
         "logits": Logits(),
