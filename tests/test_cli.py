@@ -701,3 +701,23 @@ def test_an_interrupted_command_says_that_it_can_be_run_again(monkeypatch, numbe
 
 def test_the_version_is_printed():
     assert re.search(r"\d+\.\d+", succeed("--version"))
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "message"),
+    [
+        (2, "train digits out --lora-rank 4", "labels. It belongs to --method finetune. Leave"),
+        (2, "train digits out --config nope.yaml", "--config nope.yaml does not exist."),
+        (
+            4,
+            "evaluate quality digits:train digits:train --features torchscript:no.pt "
+            "--holdout digits:test",
+            "`--features torchscript:no.pt`: `path` no.pt does not exist.",
+        ),
+    ],
+)
+def test_messages_name_the_option_that_helps(code, line, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = run(*line.split())
+    assert outcome.code == code
+    assert message in outcome.err

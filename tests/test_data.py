@@ -440,7 +440,9 @@ def test_torchvision_data_sets_are_found_by_name_and_never_downloaded_unasked(
 
     monkeypatch.setattr(datasets.MNIST, "download", forbidden)
     spec = f"torchvision:MNIST?root={tmp_path}"
-    with pytest.raises(DataError, match=rf"To download it: {spec.replace('?', '.')}&download=true"):
+    with pytest.raises(
+        DataError, match=rf"To download it: '{spec.replace('?', '.')}&download=true'"
+    ):
         load_dataset(spec)
     with pytest.raises(AssertionError, match="tried to download"):
         load_dataset(f"{spec}&download=true")

@@ -72,7 +72,7 @@ def test_a_file_that_is_no_such_report_is_refused_with_its_name_and_a_remedy(kin
         path.write_text(text)
         with pytest.raises(ERRORS.get(kind, DataError), match=rf"report\.json is not .*{problem}"):
             type(report).from_json(path)
-    with pytest.raises(ERRORS.get(kind, DataError), match=r"does not exist\)\. [A-Z].*again"):
+    with pytest.raises(ERRORS.get(kind, DataError), match=r"does not exist\. [A-Z].*again"):
         type(report).from_json(tmp_path / "none.json")
 
 

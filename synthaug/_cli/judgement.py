@@ -488,7 +488,7 @@ def evaluate_quality(
                 f"`classifier` is {options.classifier!r}, expected torchscript:FILE, a network "
                 "that returns logits."
             )
-        settings["classifier"] = networks.extractor(options.classifier)
+        settings["classifier"] = networks.extractor(options.classifier, "--classifier")
     scored = _scored(score_quality, synthetic, real, options, conform, networks, out, **settings)
     with scored as report:
         record = {"synthetic": asdict(report.synthetic), "floor": asdict(report.floor)}

@@ -86,14 +86,17 @@ class ExtractorOptions:
     trust_torchscript: bool = False
     device: str | None = None
 
-    def extractor(self, name: str | None) -> Any:
-        """What `--features` names."""
+    def extractor(self, name: str | None, option: str = "--features") -> Any:
+        """What `--features`, or another option, names."""
         from synthaug._support.devices import choose_device
         from synthaug.features import NAMES, named
 
         if name is None:
             raise ValueError(f"`features` is missing. Choose one of {NAMES}.")
-        return named(name, trusted=self.trust_torchscript, device=choose_device(self.device))
+        try:
+            return named(name, trusted=self.trust_torchscript, device=choose_device(self.device))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"`{option} {name}`: {error}") from error
 
     @contextmanager
     def kept(self, out: str) -> Iterator[str]:

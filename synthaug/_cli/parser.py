@@ -234,6 +234,8 @@ def _config(parser: Parser, file: str, known: Sequence[str]) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
             content = yaml.safe_load(stream)
+    except FileNotFoundError:
+        parser.error(f"--config {file} does not exist.")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         parser.error(f"--config {file} cannot be read: {error}")
     if not isinstance(content, dict):

@@ -323,7 +323,13 @@ def _check(kind: str, foreign: list[str], options: TrainOptions, condition: str)
         given.append("condition")
     if given:
         option = given[0].replace("_", "-")
-        raise ValueError(f"`--{option}` has no meaning with {kind}. Leave it out.")
+        owners = [
+            owner
+            for owner, (_, taken) in METHODS.items()
+            if any(field.name == given[0] for part in taken for field in fields(part))
+        ]
+        belongs = f"It belongs to {', '.join(owners)}. " if owners else ""
+        raise ValueError(f"`--{option}` has no meaning with {kind}. {belongs}Leave it out.")
     needed, what = NEEDS.get(kind, (None, ""))
     if needed and stated[needed] is None:
         raise ValueError(f"`{kind}` needs `--{needed.replace('_', '-')}`, {what}.")

@@ -43,7 +43,8 @@ class Variants:
         if len(rows) == 0:
             raise DataError(
                 "No row of the cache that may be served was made from a real image. Use "
-                "`synthaug.MixedDataset`, which mixes by class, or generate from source images."
+                "`synthaug.MixedDataset`, which mixes by class, or generate from source images "
+                "(`synthaug generate --source`)."
             )
         keys = cache.plan["source_key"][rows]
         order = np.argsort(keys, kind="stable")

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -227,7 +228,8 @@ def _torchvision(asked: ImageRequest) -> Loaded:
     try:
         dataset = kind(**options)
     except (RuntimeError, OSError, EOFError, pickle.PickleError) as error:
-        advice = f"To download it: torchvision:{name}?root={options.get('root')}&download=true"
+        spec = f"torchvision:{name}?root={options.get('root')}&download=true"
+        advice = f"To download it: {shlex.quote(spec)}"  # a bare & would end a shell's command
         if options.get("download"):
             advice = "Check the connection, or copy the files there by hand."
         raise DataError(

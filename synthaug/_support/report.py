@@ -144,7 +144,7 @@ class Report(ABC):
         try:
             text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise cls._refused(path, "it cannot be read: it does not exist") from None
+            raise cls._ERROR(f"{os.fspath(path)} does not exist. {cls._REMEDY}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise cls._refused(path, f"it cannot be read: {error}") from error
         try:

@@ -256,6 +256,7 @@ def check_overlap(
         if held_out not in contents:
             continue
         counts = {}
+        places: dict[tuple[int, int], list[str]] = {}  # arms mostly share the same images
         for name, keys in contents.items():
             if name == held_out or name == "`test`":  # `validation` against `test` counts once
                 continue
@@ -263,10 +264,12 @@ def check_overlap(
             if both.any():
                 counts[name] = int(both.sum())
                 example = int(np.argmax(both))
-                messages.append(
-                    f"{counts[name]} of {len(both)} images of {held_out} are in {name} too, "
-                    f"the first is number {example}."
-                )
+                places.setdefault((counts[name], example), []).append(name)
+        for (count, example), holders in places.items():
+            messages.append(
+                f"{count} of {len(contents[held_out])} images of {held_out} are in "
+                f"{', '.join(holders)} too, the first is number {example}."
+            )
         if counts:
             shared[held_out.strip("`")] = counts
     if messages and not allow:
