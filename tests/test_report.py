@@ -90,7 +90,7 @@ def test_a_page_is_whole_loads_nothing_and_takes_names_as_text(kind, made, tmp_p
 @pytest.mark.parametrize(
     ("kind", "columns", "first"),
     [
-        ("AuditReport", 13, {"tier": 1, "label": 0, "rmse": 0.0}),
+        ("AuditReport", 15, {"tier": 1, "label": 0, "rmse": 0.0}),
         ("EvaluationReport", 11, {"arm": NASTY, "test_accuracy": 0.875, "accuracy, a": None}),
         ("HardnessReport", 4, {"class": NASTY, "hardness": 1.0}),
         ("LabelCheck", 4, {"class": NASTY, "score": 0.125, "withheld": True, "passed": False}),
