@@ -30,10 +30,6 @@ def closeness(scores: Scores, unit: NDArray[np.float64] | None = None) -> NDArra
     first by another one, as some always are, and scores by which nothing stands out cost little.
     Which images are held out plays no part, so that held-out and other images stay exchangeable.
 
-    Of thirty kinds of copies that were fixed beforehand (`benchmarks/audit_copies.py`), the middle
-    copy came before all but two of 4,000 held-out images of CIFAR-10 for 20 kinds; for 14 where the
-    sum of 1 / rank stood in place of this.
-
     Args:
         scores: Of all images, float64 (n, s), one column per kind of score.
         unit: Of each score, (s,); by default that of these images.

@@ -23,8 +23,8 @@ from synthaug._types import Features, Pixels
 
 _LARGE_ENOUGH_TO_MOVE = 16
 """In smaller images an eighth of the side is less than two pixels, and interpolation between so few
-changes the image itself: of 8 x 8 digits, copies that were moved come no closer than other digits
-do."""
+changes the image itself: of 8 x 8 digits, half of the copies that were moved lie farther from
+their originals than 3 % of other digits do from theirs."""
 
 Change = Callable[[Tensor, np.random.Generator], Tensor]
 """Changes one image, float32 (C, H, W) with values 0 to 255."""
