@@ -660,7 +660,7 @@ def test_a_hold_out_too_small_for_the_task_is_inconclusive_and_says_what_to_do(
     report = quiet(fresh, train, holdout=holdout[:8])
     assert report.verdict == "inconclusive"
     assert "hold out more images" in " ".join(report.reasons)
-    assert "that must be possible from 25 on" in " ".join(report.reasons)
+    assert "to tell must be possible from 25 on" in " ".join(report.reasons)
     assert quiet(fresh, train, holdout=holdout[:95]).verdict == "pass"
 
 

@@ -45,7 +45,8 @@ DIFFERENT = {
 SHELL_ONLY = {
     "allow_overlap", "audit", "autoencoder", "condition", "degradation_settings", "device",
     "estimate", "features", "features_dir", "fraction", "generator_licence", "labels", "method",
-    "others", "out", "padding", "ratios", "seed", "sheet", "source", "source_licence", "validation",
+    "others", "out", "padding", "ratios", "seed", "sheet", "source", "source_licence",
+    "trust_torchscript", "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),
 }  # fmt: skip
 """Options without a parameter of the name in what is called: objects in Python, or texts."""

@@ -67,6 +67,7 @@ SMALLER = {  # sizes and weights that the stand-ins do not have
     "docs/fine_tuning.md": {"[1000, 2000, 5000]": "[1, 2]", "00002000": "00000002"}
     | {"1000,2000,5000": "1,2"}
     | {"image_size=512": "image_size=8", "--image-size 512": "--image-size 8"}
+    | {"features torchvision:resnet50": "features torchscript:encoder.pt --trust-torchscript"}
     | {"torchvision:resnet50": "torchscript:encoder.pt", ', device="cuda"': ", trusted=True"},
     "docs/metrics_and_sweeps.md": {"[0, 1, 2, 3]": "[0, 0.5]", "0,1,2,3": "0,0.5"},
     "docs/tutorials/classifier.md": {

@@ -1167,7 +1167,7 @@ def test_what_is_not_a_report_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(DataError, match=r"report\.json"):
         EvaluationReport.from_json(path)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="Evaluate again"):
         EvaluationReport.from_json(tmp_path / "missing.json")
 
 

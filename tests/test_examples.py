@@ -18,7 +18,7 @@ GUIDE = EXAMPLES.parent / "docs/training.md"
 
 
 PRINTED = {
-    "audit_folder.py": "fail [0",  # the planted copy
+    "audit_folder.py": "inconclusive [0",  # one copy: to be looked at
     "quickstart.py": "AuditReport(",
     "transform.py": "torch.Size([1, 8, 8]) torch.float32",
 }

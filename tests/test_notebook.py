@@ -57,7 +57,7 @@ def cache(folder: Path) -> Any:
 
 SHOWN: dict[str, tuple[Any, str, int]] = {  # how it is made, what it says, how many images
     "Plan": (plan, "Plan(3 rows, 2 classes, parameters: strength", 0),
-    "AuditReport": (REPORTS["AuditReport"], "fail: 1 of 8 images flagged", 16),
+    "AuditReport": (REPORTS["AuditReport"], "inconclusive: 1 of 8 images flagged", 16),
     "QualityReport": (REPORTS["QualityReport"], "Fréchet distance", 0),
     "SweepReport": (REPORTS["SweepReport"], "3.25", 0),
     "HardnessReport": (REPORTS["HardnessReport"], "1.75", 1),

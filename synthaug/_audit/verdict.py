@@ -9,7 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from synthaug._audit.decisions import ROWS_SHARE
+from scipy.stats import hypergeom
+
+from synthaug._audit.decisions import ROWS_SHARE, levels
 from synthaug._audit.power import SURE, visible
 from synthaug._audit.report import Power, Verdict
 
@@ -98,7 +100,7 @@ def judge(
         The verdict, and sentences of which the first one alone suffices.
     """
     m = counts.synthetic_judged
-    doubts = _doubts(findings, counts, [p for p in power if p.required], missing)
+    doubts = _doubts(findings, counts, [p for p in power if p.required], missing, level)
     look = _rows_to_look_at(findings, counts, level)
     verdict: Verdict = "inconclusive"
     if findings.decisive or findings.copied:
@@ -217,7 +219,11 @@ def _notes(findings: Findings, counts: Counts) -> list[str]:
 
 
 def _doubts(
-    findings: Findings, counts: Counts, required: Sequence[Power], missing: Sequence[str]
+    findings: Findings,
+    counts: Counts,
+    required: Sequence[Power],
+    missing: Sequence[str],
+    level: float,
 ) -> list[str]:
     """Why a copy might have gone unseen, and what to do about it."""
     if not counts.holdout:
@@ -246,7 +252,14 @@ def _doubts(
             f"Copies of the kind '{p.kind}' would have been noticed {least}; that must be possible "
             f"from {limit:,} on."
         )
-    if weak:
+    together = chance_of_all_closest(limit, m, counts.holdout_distinct)
+    blind = (counts.resolution or m) > limit and together > levels(level)["rest"]
+    if blind:
+        doubts.append(
+            f"Even if {limit:,} copies came closer than all other images, that could be chance "
+            f"with so few held-out images: to tell must be possible from {limit:,} on."
+        )
+    if weak or blind:
         doubts.append(
             f"{counts.holdout_distinct:,} distinct held-out images are few for {m:,} synthetic "
             "ones, or come as close to training images as such copies do: hold out more images, or "
@@ -260,6 +273,15 @@ def _doubts(
             f"possible from {limit:,} on. Hold out more images."
         )
     return doubts
+
+
+def chance_of_all_closest(num_copies: int, num_rows: int, num_holdout: int) -> float:
+    """Chance that the closest of all images are all synthetic if nothing is copied.
+
+    >>> round(chance_of_all_closest(2, 3, 2), 3)
+    0.3
+    """
+    return float(hypergeom.pmf(num_copies, num_rows + num_holdout, num_rows, num_copies))
 
 
 def resolution(num_rows: int, num_holdout: int, fdr: float) -> int:
