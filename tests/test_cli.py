@@ -21,6 +21,7 @@ from synthaug import AuditReport, SynthCache
 from synthaug._audit.matching import Matcher
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
 from synthaug._cli import app as _main
+from synthaug._support.stopping import kept_at_stop
 from synthaug.errors import CacheError
 from synthaug.features import TorchModule
 from synthaug.synthesizers import ClassConditional, DiffusionInversion, SamplerConfig
@@ -684,10 +685,12 @@ def test_the_traceback_of_an_error_can_be_asked_for(monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_command_says_that_it_can_be_run_again(monkeypatch, number, code):
+@pytest.mark.parametrize("kept", ["Step 7 is saved in runs.", ""])
+def test_an_interrupted_command_says_what_is_kept(monkeypatch, number, code, kept):
     def interrupted() -> None:
-        os.kill(os.getpid(), number)
-        time.sleep(5)
+        with kept_at_stop(lambda: kept):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
 
     monkeypatch.setitem(COMMANDS, "demo", interrupted)
     before = signal.getsignal(signal.SIGTERM)
@@ -696,7 +699,8 @@ def test_an_interrupted_command_says_that_it_can_be_run_again(monkeypatch, numbe
     signal.signal(signal.SIGTERM, before)
     signal.signal(signal.SIGINT, interrupt)
     assert outcome.code == code
-    assert "run again to go on" in outcome.err
+    said = f"{kept} Run the same line again to go on." if kept else "Nothing was saved."
+    assert outcome.err == f"synthaug: stopped. {said}\n"
 
 
 def test_the_version_is_printed():

@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -135,6 +136,27 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, kill_afte
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file, expected a folder"):
         job.run(tmp_path / "file", identity="x", report=report)
+
+
+def test_an_interrupted_inversion_saves_its_updates_and_says_so(tmp_path):
+    settings = config(updates=4, block_size=3)
+    job = InversionJob(generator().model, None, Real(), settings)
+    taken: list[int] = []
+
+    def report(images: int, update: int, loss: float) -> None:
+        taken.append(update)
+        if len(taken) == 6:  # the second update of the second block
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        job.run(tmp_path, identity="x", report=report)
+    signal.signal(signal.SIGINT, before)
+    said = f"Embeddings of 3 of {len(Real())} images, and updates of others, are saved in"
+    assert str(stop.value) == f"{said} {tmp_path}."
+    resumed: list[tuple[int, bool]] = []
+    job.run(tmp_path, identity="x", report=lambda n, u, loss: resumed.append((u, loss == loss)))
+    assert resumed[:4] == [(4, False), (2, False), (3, True), (4, True)]
 
 
 def test_snapshots_are_named_by_the_updates_that_every_embedding_received(tmp_path):

@@ -31,6 +31,7 @@ from synthaug.evaluation import (
     standard_arms,
 )
 from synthaug.evaluation._augment import apply_augment, standard_augment
+from synthaug.evaluation._evaluate import Job
 from synthaug.evaluation._fit import FitSettings, batch_order, learning_rate_at
 from synthaug.images import LabeledImages
 from synthaug.mixing import ItemFormat
@@ -1005,6 +1006,18 @@ def test_a_mixture_that_chooses_otherwise_makes_a_stored_run_stale(
     for wrap in wraps:
         assert [made(wrap(mix(**changed))) for changed in changes] == [1] * len(changes)
         assert [made(wrap(mix(**changed))) for changed in changes] == [0] * len(changes)
+
+
+def test_an_interrupted_evaluation_says_how_many_classifiers_are_done(
+    train: LabeledImages, test: LabeledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    evaluate({"a": train}, test=test, seeds=1, output_dir=tmp_path, **FAST)
+    monkeypatch.setattr(Job, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="^1 of 2 classifiers are trained and tested"):
+        evaluate({"a": train}, test=test, seeds=2, output_dir=tmp_path, **FAST)
 
 
 def test_a_damaged_run_file_is_named(

@@ -75,6 +75,21 @@ def test_a_killed_job_that_is_run_again_equals_one_that_was_not(
         assert torch.equal(pixels_of(fill(kind(), path, batch_size=3)), expected)
 
 
+@pytest.mark.parametrize("shard", [None, "1/1"])
+def test_an_interrupted_job_says_how_many_images_are_drawn(tmp_path, monkeypatch, shard):
+    path, draw, batches = tmp_path / "a.h5", Shaped.draw, iter(range(100))
+
+    def interrupted(self: Shaped, rows: Any) -> Any:
+        if next(batches) == 2:
+            raise KeyboardInterrupt
+        return draw(self, rows)
+
+    monkeypatch.setattr(Shaped, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        fill(Shaped(), path, batch_size=2, shard=shard)
+    assert str(stop.value) == f"4 of {len(plan_of())} images are drawn: {path}."
+
+
 def test_only_rows_that_are_not_done_are_drawn_again(tmp_path):
     seeds = plan_of()["seed"].tolist()
     with pytest.raises(Killed):

@@ -143,14 +143,16 @@ def test_a_kill_loses_no_image_and_changes_no_number(tmp_path, monkeypatch):
         return draw(self, rows)
 
     monkeypatch.setattr(Fading, "draw", killed)
+    said: list[str] = []
     for _ in range(30):
         try:
             report = search(tmp_path / "killed", batch_size=8)
             break
-        except KeyboardInterrupt:
-            pass
+        except KeyboardInterrupt as stop:
+            said.append(str(stop))
     assert str(report) == str(whole)
     assert Fading.drawn == total
+    assert any(f"settings are measured: {tmp_path / 'killed'}." in text for text in said)
 
 
 def test_splits_that_are_one_or_share_images_are_refused_before_any_work(tmp_path):

@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from synthaug import TrainingConfig
+from synthaug._support.stopping import Terminated, terminate
 from synthaug._training.loop import Loss, TrainingResult, TrainingTask, batch_indices, train
 from synthaug._training.recovery import sealed
 from synthaug.errors import CheckpointError, DivergedError, MismatchError, SynthaugError
@@ -118,6 +121,60 @@ def test_a_killed_run_that_is_resumed_equals_one_that_was_not(tmp_path, uninterr
     assert_equal(dict(module.state_dict()), dict(expected.state_dict()))
     assert result.loss_curve == expected_result.loss_curve
     assert result.step == 12
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Both signals as a command handles them, also where the tests run in the background."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_which_is_saved(
+    tmp_path, uninterrupted, interruptible, number
+):
+    whole, calls = loss_of(), iter(range(1, 100))
+
+    def interrupted(module: nn.Module, indices: np.ndarray) -> Tensor:
+        if next(calls) == 5:
+            signal.raise_signal(number)
+        return whole(module, indices)
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(tmp_path, interrupted)
+    assert str(stop.value) == f"Step 5 is saved in {tmp_path}."
+    assert isinstance(stop.value, Terminated) == (number == signal.SIGTERM)
+    run(tmp_path)
+    assert_equal(contents(tmp_path), contents(uninterrupted[0]))
+
+
+def test_a_second_signal_ends_the_run_at_once_and_promises_nothing(tmp_path, interruptible):
+    def interrupted(module: nn.Module, indices: np.ndarray) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second one was held back")
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(tmp_path, interrupted)
+    assert stop.value.args == ()
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_handler_of_the_user_is_left_in_place(tmp_path, interruptible):
+    seen: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    whole = loss_of()
+
+    def interrupted(module: nn.Module, indices: np.ndarray) -> Tensor:
+        signal.raise_signal(signal.SIGTERM)
+        return whole(module, indices)
+
+    assert run(tmp_path, interrupted)[1].step == 12
+    assert seen == [signal.SIGTERM] * 12
 
 
 def test_the_loss_curve_is_whole_when_a_kill_falls_between_two_of_its_points(tmp_path):

@@ -24,6 +24,7 @@ from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
 from synthaug._support.files import write_text
 from synthaug._support.progress import bar
+from synthaug._support.stopping import kept_at_stop
 from synthaug._types import Pixels
 from synthaug.errors import CacheError
 
@@ -89,7 +90,10 @@ def forget(
         raise ValueError("`sources` must name at least one real image; the key 0 is none.")
     opened = [Path(p).absolute() if os.path.isdir(p) else SynthCache(p) for p in places]
     found = Forgotten()
-    with bar(len(opened), "forget", "place", progress=progress) as shown:
+    with (
+        kept_at_stop(lambda: f"{shown.n} of {len(opened)} places are done, the next one in part."),
+        bar(len(opened), "forget", "place", progress=progress) as shown,
+    ):
         for place in opened:
             if isinstance(place, Path):
                 _forget_in_folder(place, keys, found)

@@ -22,6 +22,7 @@ from synthaug._pixels import digest
 from synthaug._plan import Plan
 from synthaug._support.differences import described
 from synthaug._support.progress import bar
+from synthaug._support.stopping import kept_at_stop
 from synthaug._types import Indices, Pixels
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
@@ -74,7 +75,7 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
     _check_distinct(caches, columns["seed"])
     plan = Plan(columns, first.classes, first.plan.settings)
     manifest = {k: v for k, v in first.manifest.items() if k not in _OWN}
-    with filling(out):
+    with filling(out), kept_at_stop(lambda: _copied(out)):
         merged = SynthCache.open_for_writing(
             out, plan, image_shape=first.image_shape, manifest=manifest
         )
@@ -202,7 +203,7 @@ def import_images(
         settings={"imported": fingerprint},
         seed=0,
     )
-    with filling(out):
+    with filling(out), kept_at_stop(lambda: _copied(out)):
         cache = SynthCache.open_for_writing(
             out,
             plan,
@@ -225,6 +226,12 @@ def import_images(
                 cache.write(rows, images.pixels(order[rows]), on_withdrawn="skip")
                 shown.update(len(rows))
     return cache
+
+
+def _copied(path: str | os.PathLike[str]) -> str:
+    """Says how many images an unfinished cache holds; "" if it holds none."""
+    done = SynthCache(path).done if os.path.exists(path) else np.zeros(0, bool)
+    return f"{done.sum():,} of {len(done):,} images are in {path}." if done.any() else ""
 
 
 def _keys(images: ImageSource, order: Indices) -> NDArray[np.uint64]:

@@ -38,6 +38,7 @@ from synthaug._cli.judgement import (
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
 from synthaug._cli.sweep import sweep
 from synthaug._cli.training import train
+from synthaug._support.stopping import Terminated, terminate
 from synthaug.errors import CachePendingError, DivergedError, MismatchError, SynthaugError
 
 DOES_NOT_FIT = (ValueError, ImportError, MismatchError, CachePendingError, DivergedError)
@@ -65,18 +66,6 @@ CACHE_COMMANDS: dict[str, Any] = {
     "import": import_,
     "forget": forget,
 }
-START_ANEW = {
-    "plan",
-    "audit",
-    "evaluate density",
-    "evaluate labels",
-    "evaluate quality",
-    "cite",
-    "cache info",
-    "cache verify",
-    "cache export",
-}
-"""Commands that an interruption sets back to their beginning; others go on where they were."""
 LEADING = {"-v", "--verbose", "-q", "--quiet", "--json"}
 """Options that may stand before the command as well."""
 
@@ -185,14 +174,6 @@ def _version() -> str:
     return version("synthaug")
 
 
-class _Terminated(KeyboardInterrupt):
-    """What a batch system asks for before it kills: to stop as if Ctrl-C had been pressed."""
-
-
-def _terminate(*_: Any) -> None:
-    raise _Terminated
-
-
 _QUIET = {"SYNTHAUG_PROGRESS": "off", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What hides our progress bars, and those of transformers and the hub."""
 
@@ -254,7 +235,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(_config(call), end="")
         sys.exit(0)
     with contextlib.suppress(ValueError):  # signals reach the main thread only
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
     output = sys.stderr if shared["json"] else sys.stdout
     with _exit_codes(request):
         with (
@@ -280,10 +261,10 @@ def _exit_codes(request: Request) -> Iterator[None]:
         print("(Set SYNTHAUG_TRACEBACK=1 to see where.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, DOES_NOT_FIT) else 4)
     except KeyboardInterrupt as stop:
-        anew = request.call.command in START_ANEW
-        resumes = "" if anew else " What was done is kept; run again to go on."
-        print(f"synthaug: stopped.{resumes}", file=sys.stderr)
-        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        kept = [text for text in stop.args if isinstance(text, str)]
+        said = [*kept, "Run the same line again to go on."] if kept else ["Nothing was saved."]
+        print(f"synthaug: stopped. {' '.join(said)}", file=sys.stderr)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
     except Exception:  # Python's own exit code would be 1, which means that copies were found
         traceback.print_exc()
         print("synthaug: this is a fault of synthaug. Please report it.", file=sys.stderr)

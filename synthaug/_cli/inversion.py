@@ -9,6 +9,7 @@ from synthaug._cli.arguments import load
 from synthaug._cli.call import Call, Result
 from synthaug._cli.options import LOADING
 from synthaug._support.precision import Precision
+from synthaug._support.stopping import kept_at_stop
 from synthaug.synthesizers.inversion._config import InversionConfig
 
 
@@ -76,7 +77,8 @@ def invert(
     used = str(inverted.model.denoiser.dtype).removeprefix("torch.")
     record_command(out, call.having(precision=used).line)
     picture = Path(out) / "variants.png"
-    _pictures.variants(inverted, real, picture)
+    with kept_at_stop(lambda: f"The inversion is complete: {out}."):
+        _pictures.variants(inverted, real, picture)
     loss = result.loss_curve[-1][1] if result.loss_curve else None
     shown = "" if loss is None else f", loss {loss:.4f}"
     return Result(

@@ -105,10 +105,18 @@ class ExtractorOptions:
         from pathlib import Path
 
         from synthaug._support.files import check_folder
+        from synthaug._support.stopping import kept_at_stop
 
         check_folder(Path(out).parent)
         unfinished = f"{out}.unfinished"
-        yield self.features_dir or unfinished
+        folder = self.features_dir or unfinished
+
+        def kept() -> str:
+            files = len(list(Path(folder).glob("*.npy")))
+            return f"The features of {files} sets of images are kept in {folder}." if files else ""
+
+        with kept_at_stop(kept):
+            yield folder
         shutil.rmtree(unfinished, ignore_errors=True)
 
 

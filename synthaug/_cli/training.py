@@ -13,6 +13,7 @@ from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import configured, trainings
 from synthaug._cli.options import ExtractorOptions, ImageOptions
 from synthaug._cli.training_options import TrainOptions
+from synthaug._support.stopping import kept_at_stop
 from synthaug._training.training_config import TrainingConfig
 from synthaug.synthesizers.cascade._config import StageConfig
 from synthaug.synthesizers.class_conditional._config import FineTuningConfig
@@ -267,7 +268,8 @@ def train(
     job = TrainingRequest(real=real, data=data, out=out, options=options, config=config)
     made = run(job)
     call = call.having(precision=made.result.precision).without(foreign)
-    return _concluded(job, made, score, call)
+    with kept_at_stop(lambda: f"The training is complete: {out}."):
+        return _concluded(job, made, score, call)
 
 
 def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> Result:

@@ -16,13 +16,14 @@ from synthaug._cache.synthesizer import Declared, Synthesizer, as_recorded
 from synthaug._cluster import RayEngine, Share
 from synthaug._generate.actors import draw_on_ray, pack
 from synthaug._generate.draw import check_plan, checked_draw, fill
-from synthaug._generate.parts import assemble, mend, parts_of
+from synthaug._generate.parts import assemble, left, mend, parts_of
 from synthaug._generate.shards import draw_share
 from synthaug._images.source import ImageSource
 from synthaug._plan import Plan
 from synthaug._support.arguments import check_at_least, check_choice
 from synthaug._support.precision import recorded_precision
 from synthaug._support.progress import bar
+from synthaug._support.stopping import kept_at_stop
 from synthaug.errors import CacheError, MismatchError
 
 logger = logging.getLogger("synthaug")
@@ -81,7 +82,10 @@ def generate(
     check_at_least(1, batch_size=batch_size)
     share = _share(engine, shard)
     check_plan(synthesizer, plan)
-    with filling(path, shared=share is not None, wait=wait):
+    with (
+        filling(path, shared=share is not None, wait=wait),
+        kept_at_stop(lambda: _drawn_rows(path, len(plan))),
+    ):
         synthesizer, plan = as_begun(synthesizer, plan, path)
         if engine == "ray":
             engine = RayEngine()
@@ -108,6 +112,15 @@ def generate(
             with bar(len(plan), "generate", "image", initial=done, progress=progress) as shown:
                 fill(synthesizer, cache, pending, batch_size=batch_size, drawn=shown.update)
         return cache
+
+
+def _drawn_rows(path: str | os.PathLike[str], rows: int) -> str:
+    """Says how many rows of the job are drawn; "" if none are."""
+    if not os.path.exists(path):
+        return ""
+    whole = SynthCache(path)
+    drawn = rows - sum(len(left(part, whole)) for part in parts_of(whole.path, rows))
+    return f"{drawn:,} of {rows:,} images are drawn: {path}." if drawn else ""
 
 
 def _share(engine: Any, shard: str | None) -> Share | None:

@@ -23,6 +23,7 @@ from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.precision import Resolved, recorded_precision
 from synthaug._support.report import decode, encode
+from synthaug._support.stopping import kept_at_stop
 from synthaug._sweep.config import SweepConfig
 from synthaug._sweep.report import SweepReport, SweepRow
 from synthaug._sweep.settings import (
@@ -117,16 +118,19 @@ def sweep(
     scales = default_guidance(synthesizer) if guidance is None else guidance
     stages = ["coarse", "fine"] if len(scales) else ["coarse"]
     trials, dim = work.checked(settings, scales), work.checked_dim(stages)
-    floors = {stage: work.floor(stage) for stage in stages}
-    coarse = [work.row(trial, "coarse") for trial in trials]
-    best = min(coarse, key=lambda row: (row.frechet_distance, row.evaluations))
     fine: list[SweepRow] = []
     accuracy: list[float] = []
-    if len(scales):
-        guided = [{**best.setting, "guidance_scale": scale} for scale in scales]
-        fine, accuracy = work.second_stage(guided)
-        by_cas = config.select == "cas"
-        best = min(fine, key=lambda row: (-by_cas * np.mean(row.cas or [0]), row.frechet_distance))
+    with kept_at_stop(work.finished):
+        floors = {stage: work.floor(stage) for stage in stages}
+        coarse = [work.row(trial, "coarse") for trial in trials]
+        best = min(coarse, key=lambda row: (row.frechet_distance, row.evaluations))
+        if len(scales):
+            guided = [{**best.setting, "guidance_scale": scale} for scale in scales]
+            fine, accuracy = work.second_stage(guided)
+            by_cas = config.select == "cas"
+            best = min(
+                fine, key=lambda row: (-by_cas * np.mean(row.cas or [0]), row.frechet_distance)
+            )
     distance, judge = map(describe, work.spaces)
     classifiers = config.classifiers
     return SweepReport(
@@ -175,6 +179,11 @@ class _Work:
         cost = sum(t.evaluations * len(t.plan) for t in trials)
         logger.info("%d settings, %s network evaluations", len(trials), f"{cost:,.0f}")
         return trials
+
+    def finished(self) -> str:
+        """Says how many settings are measured; "" if none are."""
+        count = len(list((self.folder / "settings").glob("*.json")))
+        return f"{count} settings are measured: {self.folder}." if count else ""
 
     def size(self, stage: str) -> int:
         """Number of images that a stage compares."""

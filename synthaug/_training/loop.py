@@ -32,9 +32,10 @@ from synthaug._support.files import check_folder, write_text
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Resolved, resolve_precision
 from synthaug._support.progress import bar
+from synthaug._support.stopping import StopRequest, kept_at_stop, stop_requests
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import reading
-from synthaug._training.state import TrainingState, saved_precision
+from synthaug._training.state import TrainingState, saved_precision, saved_progress
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Indices
 from synthaug.errors import CheckpointError
@@ -142,7 +143,10 @@ def train(
             `checkpoint-previous/`; the log to `train.jsonl`.
         progress: Show a bar with rate and time left.
 
+    Ctrl-C and SIGTERM end it after the step under way, with a checkpoint; a second one at once.
+
     Raises:
+        KeyboardInterrupt: If Ctrl-C ended it; its text names the step that is saved.
         ValueError: If there is no such device, `output_dir` is a file, or the checkpoint is already
             beyond `config.steps`.
         DivergedError: If the loss or a weight is not finite. The last checkpoint stays.
@@ -151,7 +155,14 @@ def train(
             stays.
     """
     check_folder(Path(output_dir))
-    run = _Run(task, config, Path(output_dir))
+    with kept_at_stop(lambda: saved_progress(Path(output_dir))):
+        return _train(task, config, Path(output_dir), progress=progress)
+
+
+def _train(
+    task: TrainingTask, config: TrainingConfig, output_dir: Path, *, progress: bool
+) -> TrainingResult:
+    run = _Run(task, config, output_dir)
     state, steps = run.state, run.config.steps
     first_step = state.step
     started = time.monotonic()
@@ -166,8 +177,9 @@ def train(
             progress=run.main and progress,
             smoothing=0.05,
         ) as shown,
+        stop_requests() as request,
     ):
-        run.take_steps(shown)
+        run.take_steps(shown, request)
     taken, seconds = state.step - first_step, time.monotonic() - started
     state.ema.copy_to(state.trained)
     state.module.eval()
@@ -254,8 +266,12 @@ class _Run:
                 self.config,
             )
 
-    def take_steps(self, shown: Any) -> None:
-        """Takes all steps that are left, with losses and checkpoints; `shown` is the bar."""
+    def take_steps(self, shown: Any, request: StopRequest) -> None:
+        """Takes all steps that are left, with losses and checkpoints; `shown` is the bar.
+
+        Raises:
+            KeyboardInterrupt: If another process of the run was asked to stop, after a checkpoint.
+        """
         state, config = self.state, self.config
         trained = state.trained
         started = saved_at = time.monotonic()
@@ -265,7 +281,7 @@ class _Run:
             losses.append(self._step(step, trained))
             state.step = step + 1
             shown.update()
-            due = self._is_checkpoint_due(saved_at)
+            due, stopped = self._is_checkpoint_due(saved_at, request)
             point = state.step % log_every == 0 or state.step == config.steps
             if due or point:
                 means = self.accelerator.reduce(torch.stack(losses), "mean")
@@ -278,6 +294,10 @@ class _Run:
             if due:
                 self._checkpoint()
                 saved_at = time.monotonic()
+            if stopped:
+                if not request.made:
+                    raise KeyboardInterrupt
+                return
 
     def _step(self, step: int, trained: list[nn.Parameter]) -> Tensor:
         """One update of the weights and of their average; returns this process's loss."""
@@ -299,14 +319,19 @@ class _Run:
         self.state.ema.step(trained)
         return loss.detach().float()
 
-    def _is_checkpoint_due(self, saved_at: float) -> bool:
+    def _is_checkpoint_due(self, saved_at: float, request: StopRequest) -> tuple[bool, bool]:
+        """Whether to write a checkpoint now, and whether to stop after it."""
         due = time.monotonic() - saved_at >= self.config.checkpoint_seconds
+        stopped = request.made
         if self.processes > 1:
-            # Rank 0's clock decides, or the ranks would disagree about when to wait for each other.
-            clock = torch.tensor([due], device=self.device, dtype=torch.bool)
-            due = bool(self.accelerator.gather(clock)[0])
+            # Rank 0's clock decides, or the ranks would disagree about when to wait for each other;
+            # and a signal may reach some of them only, or not all in the same step.
+            clock = torch.tensor([[due, stopped]], device=self.device, dtype=torch.bool)
+            clocks = self.accelerator.gather(clock)
+            due, stopped = bool(clocks[0, 0]), bool(clocks[:, 1].any())
         step = self.state.step
-        return due or step == self.config.steps or step in self.task.checkpoint_steps
+        last = step == self.config.steps
+        return due or stopped or last or step in self.task.checkpoint_steps, stopped
 
     def _checkpoint(self) -> None:
         self.state.check_weights()  # on every rank, or the others would wait for one that failed

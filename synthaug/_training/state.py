@@ -185,14 +185,11 @@ class TrainingState:
 
     def _last_checkpoint(self) -> str:
         """Says which checkpoint there is, for an error message."""
-        places = recovery.kept_in(self._folder)
-        for place in places:
-            try:
-                step = _count(json.loads((place / "state.json").read_text()), "step")
-            except (OSError, LookupError, TypeError, ValueError, RecursionError):
-                continue  # damaged: the one before it is what the next run goes on from
+        state = _saved_state(self.output_dir)
+        if state is not None:
+            step = state["step"]
             return f"The last checkpoint, of step {step}, is intact in {self.output_dir}."
-        if places:
+        if recovery.kept_in(self._folder):
             return f"No checkpoint in {self.output_dir} can be read."
         return "No checkpoint had been written yet."
 
@@ -209,12 +206,27 @@ def _count(record: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def saved_precision(output_dir: Path) -> object:
-    """The precision of the run that is in a directory, if there is one that can be read."""
+def _saved_state(output_dir: Path) -> dict[str, Any] | None:
+    """What the last checkpoint of a run says about itself, if there is one that can be read."""
     for place in recovery.kept_in(output_dir / "checkpoint"):
         try:
-            state = json.loads((place / "state.json").read_text())
-            return state["settings"]["config"]["precision"]
+            state: dict[str, Any] = json.loads((place / "state.json").read_text())
+            _count(state, "step")
+            return state
         except (OSError, LookupError, TypeError, ValueError, RecursionError):
-            continue  # `TrainingState.resume` says what is wrong
+            continue  # damaged: the one before it is what the next run goes on from
     return None
+
+
+def saved_progress(output_dir: Path) -> str:
+    """Says how far the run that is in a directory is saved; "" if it is not."""
+    state = _saved_state(output_dir)
+    return "" if state is None else f"Step {state['step']:,} is saved in {output_dir}."
+
+
+def saved_precision(output_dir: Path) -> object:
+    """The precision of the run that is in a directory, if there is one that can be read."""
+    try:
+        return (_saved_state(output_dir) or {})["settings"]["config"]["precision"]
+    except (LookupError, TypeError):
+        return None  # `TrainingState.resume` says what is wrong

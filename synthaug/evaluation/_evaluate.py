@@ -27,6 +27,7 @@ from synthaug._support.files import check_folder, write_text
 from synthaug._support.precision import Resolved, fastest_precision, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._support.report import decode, encode
+from synthaug._support.stopping import kept_at_stop
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import ClassifierConfig, name_of
 from synthaug._training.loop import own_randomness
@@ -172,7 +173,15 @@ class Job:
         # Seed by seed, so that what an interrupted job leaves can be compared.
         order = [(name, seed) for seed in seeds for name in self.augments]
         todo = [run for run in order if run not in runs]
-        with bar(len(todo) * self.config.steps, "evaluate", "step", progress=progress) as shown:
+
+        def kept() -> str:
+            done = sum(path.exists() for path in files.values())
+            return f"{done} of {len(order)} classifiers are trained and tested." if done else ""
+
+        with (
+            kept_at_stop(kept),
+            bar(len(todo) * self.config.steps, "evaluate", "step", progress=progress) as shown,
+        ):
             for name, seed in todo:
                 shown.set_description(f"{name}, seed {seed}")
                 runs[name, seed] = self.run(name, seed, advance=shown.update)

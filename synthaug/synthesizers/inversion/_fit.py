@@ -34,6 +34,7 @@ from synthaug._plan import bytes_text, canonical_json
 from synthaug._support.files import check_folder
 from synthaug._support.locks import claimed
 from synthaug._support.precision import Resolved
+from synthaug._support.stopping import StopRequest, kept_at_stop, stop_requests
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints, recovery
 from synthaug._training.fit_job import check_prediction_type, denoising_target
@@ -246,7 +247,15 @@ class InversionJob:
         if self.config.compile:
             compiled: Any = torch.compile(self.model.network)
             denoiser = Denoiser(compiled)
-        size = self.config.block_size
+        with kept_at_stop(lambda: self._progress(output_dir)):
+            self._learn_all(denoiser, output_dir, report)
+        return EmbeddingTable.load(folder, self.classes)
+
+    def _learn_all(
+        self, denoiser: Denoiser, output_dir: Path, report: Callable[[int, int, float], object]
+    ) -> None:
+        """Learns the blocks that nobody has learned, and waits for those that others learn."""
+        folder, size = output_dir / "embeddings", self.config.block_size
         left = {
             number: np.arange(start, min(start + size, len(self.labels)))
             for number, start in enumerate(range(0, len(self.labels), size))
@@ -259,13 +268,24 @@ class InversionJob:
                     if block.exists():
                         report(len(rows) * self.config.updates, self.config.updates, math.nan)
                     elif ours:
-                        self._learn(denoiser, rows, number, output_dir, report)
+                        with stop_requests() as request:
+                            self._learn(denoiser, rows, number, output_dir, report, request)
                     else:
                         continue
                 del left[number]
             if len(left) == before:
                 time.sleep(_WAIT)
-        return EmbeddingTable.load(folder, self.classes)
+
+    def _progress(self, output_dir: Path) -> str:
+        """Says what is saved of the run in a directory; "" if nothing is."""
+        size, total = self.config.block_size, len(self.labels)
+        blocks = list((output_dir / "embeddings").glob("*.safetensors"))
+        images = sum(min(size, total - int(path.stem) * size) for path in blocks)
+        begun = any(path.is_dir() for path in (output_dir / "checkpoint").iterdir())
+        if not blocks and not begun:
+            return ""
+        under_way = ", and updates of others," if begun else ""
+        return f"Embeddings of {images:,} of {total:,} images{under_way} are saved in {output_dir}."
 
     def _learn(
         self,
@@ -274,7 +294,9 @@ class InversionJob:
         number: int,
         output_dir: Path,
         report: Callable[[int, int, float], object],
+        request: StopRequest,
     ) -> None:
+        """Learns a block, or saves how far it came if it is asked to stop."""
         block, checkpoint = self._block(rows), output_dir / "checkpoint" / f"{number:05d}"
         kept = _resume(checkpoint, block)
         if block.update:
@@ -295,10 +317,12 @@ class InversionJob:
                     "dtype float32, or take another output directory."
                 )
             report(count, block.update, loss)
-            if time.monotonic() - saved_at >= self.config.checkpoint_seconds:
+            if request.made or time.monotonic() - saved_at >= self.config.checkpoint_seconds:
                 with checkpoints.writing(output_dir, "Free some space and run again."):
                     _save(checkpoint, block, kept)
                 saved_at = time.monotonic()
+            if request.made:
+                return
         table = EmbeddingTable(
             classes=self.classes, labels=self.labels[rows], keys=block.keys, snapshots=kept
         )

@@ -16,6 +16,7 @@ from synthaug._noise import counter_rng, stream
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import settings_digest
 from synthaug._support.progress import bar
+from synthaug._support.stopping import kept_at_stop
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import load_tensors, reading, save_tensors, writing
 from synthaug._training.fit_job import AbstractFitJob
@@ -151,7 +152,15 @@ class HardnessFitJob(AbstractFitJob[Guides]):
         name = settings_digest({"plan": plan.digest, "weights": self.base.recipe()["weights"]})
         folder = output_dir / "samples"
         blocks = []
-        with bar(len(plan), "draw", "image", progress=progress) as shown:
+
+        def kept() -> str:
+            whole = len(list(folder.glob(f"{name[:16]}-*.safetensors"))) * _BLOCK
+            return f"{min(whole, len(plan)):,} drawn images are kept in {folder}." if whole else ""
+
+        with (
+            kept_at_stop(kept),
+            bar(len(plan), "draw", "image", progress=progress) as shown,
+        ):
             for i, rows in enumerate(plan.batches(_BLOCK)):
                 path = folder / f"{name[:16]}-{i:05d}.safetensors"
                 if path.exists():
