@@ -115,7 +115,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_sweep": {"_sweep"},
     "test_torch_defaults": {"_support", "evaluation", "samplers"},
     "test_torchvision_contract": {"_images"},
-    "test_training": {"_training"},
+    "test_training": {"_support", "_training"},
     "test_transforms": {"_cache", "_datasets", "_images"},
     "tiny/cascades": {"_training", "synthesizers"},
     "tiny/cold": {"synthesizers"},

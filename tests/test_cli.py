@@ -21,7 +21,6 @@ from synthaug import AuditReport, SynthCache
 from synthaug._audit.matching import Matcher
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
 from synthaug._cli import app as _main
-from synthaug._support.stopping import kept_at_stop
 from synthaug.errors import CacheError
 from synthaug.features import TorchModule
 from synthaug.synthesizers import ClassConditional, DiffusionInversion, SamplerConfig
@@ -688,9 +687,12 @@ def test_the_traceback_of_an_error_can_be_asked_for(monkeypatch):
 @pytest.mark.parametrize("kept", ["Step 7 is saved in runs.", ""])
 def test_an_interrupted_command_says_what_is_kept(monkeypatch, number, code, kept):
     def interrupted() -> None:
-        with kept_at_stop(lambda: kept):
+        try:
             os.kill(os.getpid(), number)
             time.sleep(5)
+        except KeyboardInterrupt as stop:
+            stop.args = (kept,) if kept else ()
+            raise
 
     monkeypatch.setitem(COMMANDS, "demo", interrupted)
     before = signal.getsignal(signal.SIGTERM)

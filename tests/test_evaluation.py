@@ -1016,7 +1016,7 @@ def test_an_interrupted_evaluation_says_how_many_classifiers_are_done(
 
     evaluate({"a": train}, test=test, seeds=1, output_dir=tmp_path, **FAST)
     monkeypatch.setattr(Job, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="^1 of 2 classifiers are trained and tested"):
+    with pytest.raises(KeyboardInterrupt, match=r"^1 of 2 classifiers are trained and tested"):
         evaluate({"a": train}, test=test, seeds=2, output_dir=tmp_path, **FAST)
 
 
