@@ -29,8 +29,8 @@ from audit_copies import limits
 from numpy.typing import NDArray
 
 from synthaug import audit, load_dataset
+from synthaug._audit.decisions import LEVEL
 from synthaug._audit.report import NAMED
-from synthaug._audit.run import LEVEL
 
 Images = NDArray[np.uint8]
 

@@ -140,7 +140,7 @@ def test_an_audit_in_shards_is_that_of_one_process(tmp_path, monkeypatch, images
         yield Crew(here, networks, engine.tries)
 
     alone = audited(tmp_path, images)
-    monkeypatch.setattr("synthaug._audit.run.crew_of", crew_of)
+    monkeypatch.setattr("synthaug._audit.comparison.crew_of", crew_of)
     monkeypatch.setattr("synthaug._audit.cluster._SHARD_VALUES", 12 * 70)
     assert audited(tmp_path, images, engine=RayEngine()) == alone
 

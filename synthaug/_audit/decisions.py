@@ -32,6 +32,10 @@ _AS_OFTEN_AT_LEAST, _AS_OFTEN_LEVEL = 2, 0.05
 the number of synthetic ones among all has at least this chance."""
 
 
+LEVEL = 0.01
+"""Chance that the tests of the whole set find something if the generator copies nothing."""
+
+
 def levels(level: float) -> dict[str, float]:
     """How the level of the tests of the whole set is shared among them, by name."""
     return {"all": 0.3 * level, "rest": 0.3 * level, "contest": 0.2 * level, "lean": 0.2 * level}

@@ -1,0 +1,119 @@
+"""Puts the report together: everything at the places of all rows, and the pairs that are shown."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._audit.comparison import AuditComparison
+from synthaug._audit.decisions import LEVEL, summary
+from synthaug._audit.inputs import AuditSet, take
+from synthaug._audit.judgment import Judgment
+from synthaug._audit.pairs import Pick, counterpart, pair_of, rmse_of
+from synthaug._audit.report import ALIKE, CLEAR, EXACT, NOT_JUDGED, AuditReport
+from synthaug._audit.sets import AuditSets
+from synthaug._audit.settings import AuditSettings, environment
+from synthaug._types import JSON
+from synthaug.features import describe
+
+_HOLDOUT_PAIRS = 5
+
+
+def shown_pairs(
+    sets: AuditSets, comparison: AuditComparison, judgment: Judgment, settings: AuditSettings
+) -> tuple[list[dict[str, JSON]], list[dict[str, JSON]]]:
+    """The most suspicious synthetic images, and hold-out images to compare them with, as shown."""
+    S, T, H = sets.S, sets.T, sets.H
+    rows, null, decoys = comparison.rows, comparison.null, comparison.decoys
+    # Rows with the strongest reason first, then by how suspicious they are.
+    suspicious = np.where(judgment.tier == EXACT, -1, judgment.p)
+    withheld = np.where(judgment.tier == CLEAR, ALIKE + 1, judgment.tier)
+    order = np.lexsort((rows.scores[:, 0], suspicious, withheld))
+    shown = order[: settings.max_pairs]
+    pairs = [
+        pair_of(i, S, T, rows, judgment.pick, comparison.matcher)
+        | {
+            "tier": int(judgment.tier[i]),
+            "p_value": _number(judgment.p[i]),
+            "q_value": _number(judgment.q[i]),
+        }
+        for i in shown.tolist()
+    ]
+    if H is None or decoys is None or null is None:
+        return pairs, []
+    if len(shown):
+        best = decoys.match(take(S.samples, shown))
+        for j, (pair, i) in enumerate(zip(pairs, shown.tolist(), strict=True)):
+            pair |= counterpart(H, best, j, int(judgment.pick.statistic[i]))
+    closest = Pick(null, null, T)
+    first = np.lexsort((null.scores[:, 0], closest.lowest_p))[:_HOLDOUT_PAIRS]
+    return pairs, [pair_of(i, H, T, null, closest, comparison.matcher) for i in first.tolist()]
+
+
+def report_of(
+    sets: AuditSets,
+    comparison: AuditComparison,
+    judgment: Judgment,
+    settings: AuditSettings,
+    pairs: list[dict[str, JSON]],
+    holdout_pairs: list[dict[str, JSON]],
+) -> AuditReport:
+    """Puts everything at the places of all rows, those that were not judged included."""
+    S, T, H = sets.S, sets.T, sets.H
+    rows, null, contest = comparison.rows, comparison.null, comparison.contest
+    pick = judgment.pick
+    none = np.zeros((0, len(comparison.matcher.statistics)))
+    return AuditReport(
+        verdict=judgment.verdict,
+        reasons=tuple(judgment.reasons),
+        identity=S.identity,
+        statistics=comparison.matcher.statistics,
+        tier=_spread(judgment.tier, S, NOT_JUDGED),
+        p_values=_spread(judgment.p, S, np.nan),
+        q_values=_spread(judgment.q, S, np.nan),
+        q_decoy=_spread(judgment.q_decoy, S, np.nan),
+        scores=_spread(rows.scores, S, np.nan),
+        distances=_spread(rows.distances, S, np.nan),
+        decided_by=_spread(pick.statistic, S, -1),
+        neighbours=_spread(T.rows[pick.neighbours], S, -1),
+        neighbour_flipped=_spread(pick.flipped, S, False),
+        rmse=_spread(rmse_of(S, T, pick), S, np.nan),
+        labels=S.labels,
+        classes=S.classes,
+        holdout_scores=none if null is None else null.scores,
+        holdout_distances=none if null is None else null.distances,
+        power=judgment.power,
+        set_test=judgment.set_test,
+        competition={} if contest is None else summary(contest[1]),
+        shift=judgment.shift,
+        descriptive=tuple(comparison.described),
+        settings={
+            "fdr": settings.fdr,
+            "level": LEVEL,
+            "k": sets.k,
+            "seed": settings.seed,
+            "kind": "images" if sets.are_images else "features",
+            "features": [describe(extractor) for extractor in sets.extractors],
+            "index": settings.index,
+            "recall": comparison.recall,
+            "command": settings.command(sets.k, [S, T] if H is None else [S, T, H]),
+            "train_identity": T.identity,
+            "holdout_identity": None if H is None else H.identity,
+            **asdict(judgment.counts),
+        },
+        environment=environment(),
+        pairs=tuple(pairs),
+        holdout_pairs=tuple(holdout_pairs),
+    )
+
+
+def _spread(values: NDArray[Any], images: AuditSet, missing: Any) -> NDArray[Any]:
+    """Values of the judged rows at their places among all rows."""
+    spread = np.full((images.total, *values.shape[1:]), missing, values.dtype)
+    spread[images.rows] = values
+    return spread
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

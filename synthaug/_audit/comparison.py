@@ -1,0 +1,125 @@
+"""Searches the training images for all others, and for copies that are planted among them."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from synthaug._audit.cluster import crew_of
+from synthaug._audit.competition import Competition
+from synthaug._audit.decisions import GROUP_REACH, LEVEL, AuditPool, contest_of, levels, pooled
+from synthaug._audit.descriptive import descriptive
+from synthaug._audit.disturbances import Disturbance, disturbances, vector_disturbances
+from synthaug._audit.inputs import AuditSet, Contents, joined, take
+from synthaug._audit.matches import Matches
+from synthaug._audit.matching import Matcher, linked
+from synthaug._audit.power import PLANTED
+from synthaug._audit.sets import AuditSets
+from synthaug._audit.settings import AuditSettings
+from synthaug._neighbors import threads
+from synthaug._noise import counter_rng
+from synthaug._support.progress import bar
+from synthaug._types import JSON, Indices
+
+_RECALLED = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditComparison:
+    """How close synthetic, held-out and planted images come to the training images."""
+
+    matcher: Matcher
+    decoys: Matcher | None
+    """Searches the hold-out images."""
+    rows: Matches
+    """Of the synthetic images."""
+    null: Matches | None
+    """Of the hold-out images."""
+    pool: AuditPool | None
+    """Synthetic and hold-out images together; `None` without a hold-out."""
+    contest: tuple[Indices, Competition] | None
+    originals: Indices
+    """Training images of which copies are planted."""
+    kinds: list[Disturbance]
+    planted: list[Matches]
+    """Of the planted copies, one kind after the other."""
+    recall: dict[str, float]
+    described: list[dict[str, JSON]]
+
+
+def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditComparison:
+    """Searches the training images for all others, and for copies that are planted among them."""
+    S, T, H = sets.S, sets.T, sets.H
+    extraction = settings.extraction
+    num_planted = min(len(T), PLANTED)
+    originals = counter_rng(settings.seed, 1).choice(len(T), num_planted, replace=False)
+    num_kinds = len(_kinds(T, 1.0))
+    total = len(sets.distinct) + len(S) + num_kinds * num_planted + (0 if H is None else 2 * len(H))
+    with (
+        threads(),
+        crew_of(extraction.engine, sets.extractors) as crew,
+        bar(total, "audit", "image", progress=progress) as counter,
+    ):
+        searched = partial(
+            Matcher,
+            extractors=sets.extractors,
+            k=sets.k,
+            extraction=extraction,
+            index=settings.index,
+            crew=crew,
+            tick=counter.update,
+        )
+        matcher = searched(T.samples, contents=sets.distinct)
+        recall = {} if settings.index == "exact" else matcher.recall(S.samples[:_RECALLED])
+        contest = null = decoys = pool = None
+        isolation = matcher.isolation(originals)
+        if H is None:
+            rows, isolated = matcher.ask(matcher.compare(S.samples), isolation)
+        else:
+            decoys = searched(H.samples, contents=Contents(H.keys))
+            null, (rows, together), isolated = matcher.ask(
+                matcher.compare(H.samples), matcher.compare_pooled(decoys, S.samples), isolation
+            )
+            nearest = 0.5 * together.distances[:, 0]
+            links = linked(S.samples, sets.extractors[0], nearest, extraction)
+            num_train = len(sets.distinct)
+            contest = contest_of(
+                together,
+                links,
+                num_train,
+                len(T),
+                num_train + len(decoys),
+                fdr=settings.fdr,
+                level=levels(LEVEL)["contest"],
+                seed=settings.seed,
+            )
+            both = joined([S.samples, H.samples])
+            reach = GROUP_REACH * np.concatenate([rows.usual, null.usual])
+            links = linked(both, sets.extractors[0], reach, extraction)
+            pool = pooled(rows, null, links, S, H, sets.overlap)
+        kinds = _kinds(T, float(np.median(isolated)))
+        copies = take(T.samples, originals)
+        planted, *isolated = matcher.ask(
+            matcher.compare(joined([kind.apply(copies, settings.seed) for kind in kinds])),
+            *(matcher.isolation(m.neighbours[:, 0]) for m in (rows, null) if m is not None),
+        )
+        return AuditComparison(
+            matcher=matcher,
+            decoys=decoys,
+            rows=rows,
+            null=null,
+            pool=pool,
+            contest=contest,
+            originals=originals,
+            kinds=kinds,
+            planted=planted.split(len(kinds)),
+            recall=recall,
+            described=descriptive(rows, null, isolated),
+        )
+
+
+def _kinds(T: AuditSet, usual: float) -> list[Disturbance]:
+    if not isinstance(T.samples, Tensor):
+        return vector_disturbances(usual)
+    return disturbances(max(T.pixels.shape[2:]))

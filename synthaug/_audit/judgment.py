@@ -1,0 +1,204 @@
+"""Judges every row and all of them together, and measures how much the audit sees."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._audit.comparison import AuditComparison
+from synthaug._audit.competition import Competition
+from synthaug._audit.decisions import (
+    EXACT_SHARE,
+    LEVEL,
+    AuditPool,
+    Calibrated,
+    calibrated,
+    levels,
+    shift_of,
+    strata_of,
+)
+from synthaug._audit.matches import Matches
+from synthaug._audit.pairs import Pick
+from synthaug._audit.power import Planting, power_without_holdout, share_found
+from synthaug._audit.precedence import Excess
+from synthaug._audit.report import ALIKE, CALIBRATED, CLEAR, COMPETED, EXACT, NAMED, Power, Verdict
+from synthaug._audit.sets import AuditSets
+from synthaug._audit.settings import AuditSettings
+from synthaug._audit.verdict import Counts, Findings, judge, resolution
+from synthaug._types import JSON, Indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgment:
+    """What follows from a comparison, for every judged row and as a whole."""
+
+    tier: NDArray[np.int8]
+    p: NDArray[np.float64]
+    q: NDArray[np.float64]
+    q_decoy: NDArray[np.float64]
+    pick: Pick
+    shift: dict[str, JSON]
+    set_test: dict[str, JSON]
+    power: tuple[Power, ...]
+    counts: Counts
+    verdict: Verdict
+    reasons: Sequence[str]
+
+
+def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSettings) -> Judgment:
+    """Judges every row, measures how much the audit sees, and reaches a verdict."""
+    S, H, fdr = sets.S, sets.H, settings.fdr
+    rows, null, pool, contest = (
+        comparison.rows,
+        comparison.null,
+        comparison.pool,
+        comparison.contest,
+    )
+    tested = None if pool is None else calibrated(pool, LEVEL, settings.seed)
+    nan = np.full(len(S), np.nan)
+    p, q, q_decoy = (nan, nan, nan.copy()) if tested is None else (tested.p, tested.q, nan)
+    if contest is not None:
+        q_decoy[contest[0]] = contest[1].q_values
+    shift = shift_of(rows, null, p)
+    shifted = bool(shift.get("shifted"))
+    excess, named = _named(tested, contest, shifted)
+    tier = _tiers(rows, pool, q <= fdr, (q_decoy <= fdr) & shifted, named)
+    power = _power(sets, comparison, tested, settings)
+    counts = Counts(
+        synthetic_rows=S.total,
+        synthetic_judged=len(S),
+        train=len(sets.T),
+        train_distinct=len(sets.distinct),
+        holdout=0 if H is None else len(H),
+        holdout_dropped=len(sets.overlap),
+        holdout_near_equal=0 if null is None else int(null.near_equal.sum()),
+        holdout_resembling=0 if null is None else int(null.resembling.sum()),
+        holdout_distinct=0 if tested is None else tested.num_null,
+        resolution=None if tested is None else resolution(len(S), tested.num_null, fdr),
+        competition_resolution=None if contest is None else contest[1].resolution,
+    )
+    findings = Findings(
+        exact=int((tier == EXACT).sum()),
+        copied=_copied(tier == EXACT, pool, fdr),
+        calibrated=int((q <= fdr).sum()),
+        competed=int((q_decoy <= fdr).sum()),
+        alike=int((tier == ALIKE).sum()),
+        named=int((tier == NAMED).sum()),
+        excess=None if excess is None else (excess.count, excess.depth, excess.expected),
+        contested=excess is not None and contest is not None and excess is contest[1].excess,
+        shifted=shifted,
+        leaning=contest is not None and contest[1].leaning,
+    )
+    missing = () if H is None else strata_of(S, H)[1]
+    verdict, reasons = judge(findings, counts, power=power, missing=missing, fdr=fdr, level=LEVEL)
+    return Judgment(
+        tier=tier,
+        p=p,
+        q=q,
+        q_decoy=q_decoy,
+        pick=Pick(rows, null, sets.T),
+        shift=shift,
+        set_test=_set_test(tested, contest),
+        power=power,
+        counts=counts,
+        verdict=verdict,
+        reasons=reasons,
+    )
+
+
+def _named(
+    tested: Calibrated | None, contest: tuple[Indices, Competition] | None, shifted: bool
+) -> tuple[Excess | None, Indices]:
+    """The test of all rows that rejects, and the rows that it names.
+
+    Where synthetic images as a whole are closer to training images, they also are among the closest
+    ones: then only the test of training against hold-out images counts, which no shift disturbs.
+    """
+    rejecting: list[tuple[Excess, Indices]] = []
+    if contest is not None:
+        found = contest[1].excess
+        if found.p_value <= levels(LEVEL)["contest"]:
+            rejecting.append((found, contest[0][contest[1].closest]))
+    if tested is not None and not shifted:
+        rejecting += [
+            (test.excess, test.rows)
+            for name, test in tested.tests.items()
+            if test.excess.p_value <= levels(LEVEL)[name]
+        ]
+    if not rejecting:
+        return None, np.zeros(0, np.int64)
+    strongest = min(rejecting, key=lambda test: test[0].p_value)
+    return strongest[0], np.unique(np.concatenate([rows for _, rows in rejecting]))
+
+
+def _copied(exact: NDArray[np.bool_], pool: AuditPool | None, fdr: float) -> bool:
+    """Whether rows with equal pixels are copies; without a hold-out nothing else explains them."""
+    if pool is None:
+        return bool(exact.any())
+    return pool.exact_p_value(exact) <= EXACT_SHARE * fdr
+
+
+def _tiers(
+    rows: Matches,
+    pool: AuditPool | None,
+    calibrated: NDArray[np.bool_],
+    competed: NDArray[np.bool_],
+    named: Indices,
+) -> NDArray[np.int8]:
+    """The tier of each row, the strongest reason first."""
+    often = np.zeros(len(rows.twins), bool) if pool is None else pool.as_often()
+    is_named = np.isin(np.arange(len(rows.twins)), named)
+    reasons = [
+        (rows.near_equal & ~often, EXACT),
+        (calibrated, CALIBRATED),
+        (competed, COMPETED),
+        (is_named, NAMED),
+        (rows.resembling & ~often, ALIKE),
+    ]
+    conditions, tiers = zip(*reasons, strict=True)
+    return np.select(conditions, tiers, CLEAR).astype(np.int8)
+
+
+def _power(
+    sets: AuditSets,
+    comparison: AuditComparison,
+    tested: Calibrated | None,
+    settings: AuditSettings,
+) -> tuple[Power, ...]:
+    """What becomes of the planted copies, kind by kind."""
+    pool, T, power = comparison.pool, sets.T, []
+    planting = None
+    if pool is not None and tested is not None:
+        planting = Planting(pool, tested, settings.fdr, settings.seed)
+    kinds = zip(comparison.kinds, comparison.planted, strict=True)
+    for number, (kind, planted) in enumerate(kinds):
+        pick = Pick(planted, comparison.null, T)
+        found = share_found(pick, T, comparison.originals)
+        power.append(
+            power_without_holdout(kind, planted, found)
+            if planting is None
+            else planting.power(kind, planted, found, number)
+        )
+    return tuple(power)
+
+
+def _set_test(
+    tested: Calibrated | None, contest: tuple[Indices, Competition] | None
+) -> dict[str, JSON]:
+    """What a report says of the tests of all rows together."""
+    if tested is None:
+        return {}
+    tests = {name: test.excess for name, test in tested.tests.items()}
+    if contest is not None:
+        tests["contest"] = contest[1].excess
+    return {
+        name: {
+            "level": levels(LEVEL)[name],
+            "p_value": test.p_value,
+            "closest": test.depth,
+            "count": test.count,
+            "expected": test.expected,
+        }
+        for name, test in tests.items()
+    }
