@@ -34,6 +34,10 @@ from synthaug.errors import AuditError, DataError
 COUNTS = Counts(
     synthetic_rows=100,
     synthetic_judged=100,
+    withdrawn=0,
+    withdrawn_unranked=0,
+    withdrawn_incomparable=False,
+    forgotten=0,
     train=50,
     train_distinct=50,
     holdout=500,
@@ -55,6 +59,8 @@ NOTHING = Findings(
     contested=False,
     shifted=False,
     leaning=False,
+    withheld=0,
+    fewest_copies=None,
 )
 
 
@@ -773,6 +779,15 @@ def test_a_shift_decides_which_evidence_counts(change: dict[str, Any], verdict: 
         assert "7 of 100 images resemble a training image" in reasons[1]
     if change.get("named"):
         assert "Look at the 4 rows" in " ".join(reasons)
+    assert "3 copies of training images would have been noticed" in " ".join(reasons), "its power"
+    assert "cannot flag fewer than 4 images" in " ".join(reasons)
+
+
+def test_a_verdict_says_how_many_copies_there_are_at_least() -> None:
+    findings = replace(NOTHING, calibrated=9, withheld=12, fewest_copies=5)
+    reasons = judge(findings, COUNTS, power=[seen()], missing=(), fdr=0.05, level=0.01)[1]
+    assert "Of the 12 rows that are withheld, at least 5 are copies" in " ".join(reasons)
+    assert "cannot flag fewer" not in " ".join(reasons)
 
 
 @pytest.mark.parametrize(

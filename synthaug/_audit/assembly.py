@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 
 from synthaug._audit.comparison import AuditComparison
 from synthaug._audit.decisions import LEVEL, summary
-from synthaug._audit.inputs import AuditSet, take
+from synthaug._audit.inputs import take
 from synthaug._audit.judgment import Judgment
 from synthaug._audit.pairs import Pick, counterpart, pair_of, rmse_of
 from synthaug._audit.report import ALIKE, CLEAR, EXACT, NOT_JUDGED, AuditReport
 from synthaug._audit.sets import AuditSets
 from synthaug._audit.settings import AuditSettings, environment
-from synthaug._types import JSON
-from synthaug.features import describe
+from synthaug._types import JSON, Indices
 
 _HOLDOUT_PAIRS = 5
 
@@ -30,7 +29,7 @@ def shown_pairs(
     suspicious = np.where(judgment.tier == EXACT, -1, judgment.p)
     withheld = np.where(judgment.tier == CLEAR, ALIKE + 1, judgment.tier)
     order = np.lexsort((rows.scores[:, 0], suspicious, withheld))
-    shown = order[: settings.max_pairs]
+    shown = order[order < len(S)][: settings.max_pairs]  # withdrawn images cannot be shown
     pairs = [
         pair_of(i, S, T, rows, judgment.pick, comparison.matcher)
         | {
@@ -62,44 +61,45 @@ def report_of(
     """Puts everything at the places of all rows, those that were not judged included."""
     S, T, H = sets.S, sets.T, sets.H
     rows, null, contest = comparison.rows, comparison.null, comparison.contest
-    pick = judgment.pick
+    pick, pool = judgment.pick, comparison.pool
+    places = np.concatenate([S.rows, comparison.withdrawn.rows]), S.total
+    group = np.full(len(rows.twins), -1) if pool is None else pool.group
     none = np.zeros((0, len(comparison.matcher.statistics)))
     return AuditReport(
         verdict=judgment.verdict,
         reasons=tuple(judgment.reasons),
         identity=S.identity,
         statistics=comparison.matcher.statistics,
-        tier=_spread(judgment.tier, S, NOT_JUDGED),
-        p_values=_spread(judgment.p, S, np.nan),
-        q_values=_spread(judgment.q, S, np.nan),
-        q_decoy=_spread(judgment.q_decoy, S, np.nan),
-        scores=_spread(rows.scores, S, np.nan),
-        distances=_spread(rows.distances, S, np.nan),
-        decided_by=_spread(pick.statistic, S, -1),
-        neighbours=_spread(T.rows[pick.neighbours], S, -1),
-        neighbour_flipped=_spread(pick.flipped, S, False),
-        rmse=_spread(rmse_of(S, T, pick), S, np.nan),
+        tier=_spread(judgment.tier, places, NOT_JUDGED),
+        p_values=_spread(judgment.p, places),
+        q_values=_spread(judgment.q, places),
+        q_decoy=_spread(judgment.q_decoy, places),
+        scores=_spread(rows.scores, places),
+        distances=_spread(rows.distances, places),
+        decided_by=_spread(pick.statistic, places, -1),
+        neighbours=_spread(T.rows[pick.neighbours], places, -1),
+        neighbour_flipped=_spread(pick.flipped, places, False),
+        rmse=_spread(np.concatenate([rmse_of(S, T, pick), comparison.withdrawn.rmse]), places),
+        near_equal=_spread(rows.near_equal, places, False),
+        group=_spread(group[: len(rows.twins)], places, -1),
+        holdout_group=group[len(rows.twins) :],
         labels=S.labels,
         classes=S.classes,
         holdout_scores=none if null is None else null.scores,
         holdout_distances=none if null is None else null.distances,
         power=judgment.power,
         set_test=judgment.set_test,
+        fewest_copies=judgment.fewest_copies,
         competition={} if contest is None else summary(contest[1]),
         shift=judgment.shift,
         descriptive=tuple(comparison.described),
         settings={
             "fdr": settings.fdr,
             "level": LEVEL,
-            "k": sets.k,
             "seed": settings.seed,
-            "kind": "images" if sets.are_images else "features",
-            "features": [describe(extractor) for extractor in sets.extractors],
-            "index": settings.index,
+            **sets.facts(settings.index),
             "recall": comparison.recall,
             "command": settings.command(sets.k, [S, T] if H is None else [S, T, H]),
-            "train_identity": T.identity,
-            "holdout_identity": None if H is None else H.identity,
             **asdict(judgment.counts),
         },
         environment=environment(),
@@ -108,10 +108,19 @@ def report_of(
     )
 
 
-def _spread(values: NDArray[Any], images: AuditSet, missing: Any) -> NDArray[Any]:
-    """Values of the judged rows at their places among all rows."""
-    spread = np.full((images.total, *values.shape[1:]), missing, values.dtype)
-    spread[images.rows] = values
+def _spread(
+    values: NDArray[Any], places: tuple[Indices, int], missing: Any = np.nan
+) -> NDArray[Any]:
+    """Values of the ranked rows at their places among all rows.
+
+    Args:
+        values: One for each ranked row.
+        places: Row numbers of these, and the number of all rows.
+        missing: What stands in the others.
+    """
+    ranked, total = places
+    spread = np.full((total, *values.shape[1:]), missing, values.dtype)
+    spread[ranked] = values
     return spread
 
 

@@ -28,6 +28,9 @@ CONFIDENCE = 0.95
 _DEPTH = 60
 """Held-out images up to which is counted: copies that lie behind so many cannot be told apart."""
 
+_LARGEST_SHARE = 0.95
+"""Where nearly every image is synthetic, nothing can be told from their number."""
+
 _STEPS = 20
 
 
@@ -50,8 +53,11 @@ def fewest_copies(is_synthetic: Flags, strata: Indices, chosen: Flags, level: fl
         return 0
     after = np.arange(depth)[:, None]
     shares = (m[m > 0] / (m[m > 0] + n[m > 0] - after)).max(axis=1)
+    shares = shares[shares <= _LARGEST_SHARE]
+    if not len(shares):
+        return 0
     before = np.cumsum(~is_synthetic)[is_synthetic & chosen]
-    counts = np.cumsum(np.bincount(before[before < depth], minlength=depth))
+    counts = np.cumsum(np.bincount(before, minlength=len(shares))[: len(shares)])
     return max(0, int((counts - most_by_chance(tuple(shares.tolist()), level)).max()))
 
 

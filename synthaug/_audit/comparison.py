@@ -8,15 +8,24 @@ from torch import Tensor
 
 from synthaug._audit.cluster import crew_of
 from synthaug._audit.competition import Competition
-from synthaug._audit.decisions import GROUP_REACH, LEVEL, AuditPool, contest_of, levels, pooled
+from synthaug._audit.decisions import (
+    GROUP_REACH,
+    LEVEL,
+    AuditPool,
+    contest_of,
+    levels,
+    pooled,
+    strata_of,
+)
 from synthaug._audit.descriptive import descriptive
 from synthaug._audit.disturbances import Disturbance, disturbances, vector_disturbances
 from synthaug._audit.inputs import AuditSet, Contents, joined, take
-from synthaug._audit.matches import Matches
+from synthaug._audit.matches import Matches, concatenated
 from synthaug._audit.matching import Matcher, linked
 from synthaug._audit.power import PLANTED
 from synthaug._audit.sets import AuditSets
 from synthaug._audit.settings import AuditSettings
+from synthaug._audit.withdrawn import Withdrawn, with_withdrawn, withdrawn_of
 from synthaug._neighbors import threads
 from synthaug._noise import counter_rng
 from synthaug._support.progress import bar
@@ -33,7 +42,9 @@ class AuditComparison:
     decoys: Matcher | None
     """Searches the hold-out images."""
     rows: Matches
-    """Of the synthetic images."""
+    """Of the synthetic images, and behind them of withdrawn rows whose scores were kept."""
+    withdrawn: Withdrawn
+    """Rows of the synthetic images that were withdrawn."""
     null: Matches | None
     """Of the hold-out images."""
     pool: AuditPool | None
@@ -72,6 +83,7 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
         )
         matcher = searched(T.samples, contents=sets.distinct)
         recall = {} if settings.index == "exact" else matcher.recall(S.samples[:_RECALLED])
+        withdrawn = withdrawn_of(sets, settings.index, len(matcher.statistics))
         contest = null = decoys = pool = None
         isolation = matcher.isolation(originals)
         if H is None:
@@ -97,7 +109,9 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             both = joined([S.samples, H.samples])
             reach = GROUP_REACH * np.concatenate([rows.usual, null.usual])
             links = linked(both, sets.extractors[0], reach, extraction)
-            pool = pooled(rows, null, links, S, H, sets.overlap)
+            links = with_withdrawn(links, S, withdrawn)
+            ranked = concatenated([rows, withdrawn.matches])
+            pool = pooled(ranked, null, links, strata_of(S, H, withdrawn.rows)[0], sets.overlap)
         kinds = _kinds(T, float(np.median(isolated)))
         copies = take(T.samples, originals)
         planted, *isolated = matcher.ask(
@@ -107,7 +121,8 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
         return AuditComparison(
             matcher=matcher,
             decoys=decoys,
-            rows=rows,
+            rows=concatenated([rows, withdrawn.matches]),
+            withdrawn=withdrawn,
             null=null,
             pool=pool,
             contest=contest,

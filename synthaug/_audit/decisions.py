@@ -185,7 +185,7 @@ class AuditPool:
 
 
 def pooled(
-    rows: Matches, null: Matches, links: Indices, S: AuditSet, H: AuditSet, dropped: Indices
+    rows: Matches, null: Matches, links: Indices, strata: Indices, dropped: Indices
 ) -> AuditPool:
     """Puts synthetic and held-out images together.
 
@@ -193,27 +193,31 @@ def pooled(
         rows: Of the synthetic images.
         null: Of the held-out images.
         links: Pairs of images that belong together, the synthetic ones first, int64 (l, 2).
-        S: The synthetic images.
-        H: The held-out images.
+        strata: Class of each, the synthetic ones first, int64 (m + n,).
         dropped: Training images to which others were equal that were set aside, int64 (k,).
     """
     return AuditPool(
         rows=rows,
         null=null,
-        strata=strata_of(S, H)[0],
-        group=components(links[:, 0], links[:, 1], len(S) + len(H)),
+        strata=strata,
+        group=components(links[:, 0], links[:, 1], len(strata)),
         dropped=dropped,
     )
 
 
-def strata_of(S: AuditSet, H: AuditSet) -> tuple[Indices, tuple[str, ...]]:
+def strata_of(S: AuditSet, H: AuditSet, withdrawn: Indices) -> tuple[Indices, tuple[str, ...]]:
     """The class of each synthetic and held-out image, and synthetic classes that are not held out.
 
     Classes are the same if they have the same name. Where any label is unknown, or a synthetic
     class is not held out, all images count as of one class.
+
+    Args:
+        S: The synthetic images.
+        H: The held-out images.
+        withdrawn: Rows of the synthetic images that are ranked behind the others, int64 (w,).
     """
-    labels = [images.labels[images.rows] for images in (S, H)]
-    one = np.zeros(len(S) + len(H), np.int64)
+    labels = [S.labels[np.concatenate([S.rows, withdrawn])], H.labels[H.rows]]
+    one = np.zeros(sum(map(len, labels)), np.int64)
     if any((own < 0).any() for own in labels):
         return one, ()
     if S.classes and H.classes and S.classes != H.classes:
@@ -285,7 +289,7 @@ def shift_of(synthetic: Matches, null: Matches | None, p: NDArray[np.float64]) -
     judged = p[np.isfinite(p)]
     if null is None or not len(judged):
         return {}
-    rows, fresh = (matches.usual for matches in (synthetic, null))
+    rows, fresh = (x.usual[np.isfinite(x.usual)] for x in (synthetic, null))
     low = float((judged <= 0.5).mean())
     # Where the middle of the hold-out lies is as uncertain as the hold-out is small.
     size = 1 / (1 / len(judged) + 1 / len(null.scores))

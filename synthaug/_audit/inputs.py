@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from synthaug._images.source import ImageSource
 from synthaug._neighbors import float32, release
 from synthaug._types import JSON, Features, Indices, Labels, Pixels
 from synthaug.errors import DataError
+
+if TYPE_CHECKING:
+    from synthaug._cache import SynthCache
 
 Samples: TypeAlias = Pixels | Features
 """Images, or features of images that are not given."""
@@ -49,6 +52,8 @@ class AuditSet:
     """What was given: a cache's own identity, else the number and a digest of the images."""
     source: str | None
     """How a command line would name it; `None` if it could not."""
+    cache: "SynthCache | None"
+    """The cache that was given; `None` for anything else."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,6 +101,8 @@ def read_set(given: Any, name: str, *, progress: bool) -> AuditSet:
         given, labels = _loaded(spec, name)
     if isinstance(given, Tensor | np.ndarray):
         given = _checked(given, name)
+    from synthaug._cache import SynthCache
+
     source = ImageSource.open(given, f"`{name}`")
     if len(source) == 0:
         raise ValueError(f"`{name}` holds no image.")
@@ -121,6 +128,7 @@ def read_set(given: Any, name: str, *, progress: bool) -> AuditSet:
         classes=source.classes or (),
         identity=identity,
         source=spec or source.spec,
+        cache=source.dataset if isinstance(source.dataset, SynthCache) else None,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from synthaug._audit.bound import CONFIDENCE, fewest_copies
 from synthaug._audit.comparison import AuditComparison
 from synthaug._audit.competition import Competition
 from synthaug._audit.decisions import (
@@ -21,7 +22,7 @@ from synthaug._audit.decisions import (
 from synthaug._audit.matches import Matches
 from synthaug._audit.pairs import Pick
 from synthaug._audit.power import Planting, power_without_holdout, share_found
-from synthaug._audit.precedence import Excess
+from synthaug._audit.precedence import Excess, Flags
 from synthaug._audit.report import ALIKE, CALIBRATED, CLEAR, COMPETED, EXACT, NAMED, Power, Verdict
 from synthaug._audit.sets import AuditSets
 from synthaug._audit.settings import AuditSettings
@@ -40,6 +41,7 @@ class Judgment:
     pick: Pick
     shift: dict[str, JSON]
     set_test: dict[str, JSON]
+    fewest_copies: dict[str, JSON]
     power: tuple[Power, ...]
     counts: Counts
     verdict: Verdict
@@ -56,7 +58,7 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
         comparison.contest,
     )
     tested = None if pool is None else calibrated(pool, LEVEL, settings.seed)
-    nan = np.full(len(S), np.nan)
+    nan = np.full(len(rows.twins), np.nan)
     p, q, q_decoy = (nan, nan, nan.copy()) if tested is None else (tested.p, tested.q, nan)
     if contest is not None:
         q_decoy[contest[0]] = contest[1].q_values
@@ -65,19 +67,8 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
     excess, named = _named(tested, contest, shifted)
     tier = _tiers(rows, pool, q <= fdr, (q_decoy <= fdr) & shifted, named)
     power = _power(sets, comparison, tested, settings)
-    counts = Counts(
-        synthetic_rows=S.total,
-        synthetic_judged=len(S),
-        train=len(sets.T),
-        train_distinct=len(sets.distinct),
-        holdout=0 if H is None else len(H),
-        holdout_dropped=len(sets.overlap),
-        holdout_near_equal=0 if null is None else int(null.near_equal.sum()),
-        holdout_resembling=0 if null is None else int(null.resembling.sum()),
-        holdout_distinct=0 if tested is None else tested.num_null,
-        resolution=None if tested is None else resolution(len(S), tested.num_null, fdr),
-        competition_resolution=None if contest is None else contest[1].resolution,
-    )
+    counts = _counts(sets, comparison, tested, fdr)
+    bound = _fewest_copies(tested, pool, tier > CLEAR, shifted)
     findings = Findings(
         exact=int((tier == EXACT).sum()),
         copied=_copied(tier == EXACT, pool, fdr),
@@ -89,8 +80,10 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
         contested=excess is not None and contest is not None and excess is contest[1].excess,
         shifted=shifted,
         leaning=contest is not None and contest[1].leaning,
+        withheld=int((tier > CLEAR).sum()),
+        fewest_copies=bound,
     )
-    missing = () if H is None else strata_of(S, H)[1]
+    missing = () if H is None else strata_of(S, H, comparison.withdrawn.rows)[1]
     verdict, reasons = judge(findings, counts, power=power, missing=missing, fdr=fdr, level=LEVEL)
     return Judgment(
         tier=tier,
@@ -100,10 +93,38 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
         pick=Pick(rows, null, sets.T),
         shift=shift,
         set_test=_set_test(tested, contest),
+        fewest_copies={}
+        if bound is None
+        else {"confidence": CONFIDENCE, "rows": findings.withheld, "copies": bound},
         power=power,
         counts=counts,
         verdict=verdict,
         reasons=reasons,
+    )
+
+
+def _counts(
+    sets: AuditSets, comparison: AuditComparison, tested: Calibrated | None, fdr: float
+) -> Counts:
+    """How many images the audit has seen."""
+    H, null, contest, withdrawn = sets.H, comparison.null, comparison.contest, comparison.withdrawn
+    m = len(comparison.rows.twins)
+    return Counts(
+        synthetic_rows=sets.S.total,
+        synthetic_judged=m,
+        withdrawn=len(withdrawn.rows),
+        withdrawn_unranked=withdrawn.unranked,
+        withdrawn_incomparable=withdrawn.other_basis,
+        forgotten=withdrawn.forgotten,
+        train=len(sets.T),
+        train_distinct=len(sets.distinct),
+        holdout=0 if H is None else len(H),
+        holdout_dropped=len(sets.overlap),
+        holdout_near_equal=0 if null is None else int(null.near_equal.sum()),
+        holdout_resembling=0 if null is None else int(null.resembling.sum()),
+        holdout_distinct=0 if tested is None else tested.num_null,
+        resolution=None if tested is None else resolution(m, tested.num_null, fdr),
+        competition_resolution=None if contest is None else contest[1].resolution,
     )
 
 
@@ -181,6 +202,25 @@ def _power(
             else planting.power(kind, planted, found, number)
         )
     return tuple(power)
+
+
+def _fewest_copies(
+    tested: Calibrated | None, pool: AuditPool | None, withheld: Flags, shifted: bool
+) -> int | None:
+    """How many of the rows that are withheld are copies at least.
+
+    Both comparisons are asked, each at half the level. Where synthetic images as a whole are closer
+    to training images there is no answer, since they are not exchangeable with held-out ones.
+    """
+    if tested is None or pool is None or shifted:
+        return None
+    m, level = len(withheld), (1 - CONFIDENCE) / len(tested.tests)
+    bounds = []
+    for test in tested.tests.values():
+        is_synthetic = test.ranking < m
+        chosen = is_synthetic & withheld[test.ranking.clip(max=m - 1)]
+        bounds.append(fewest_copies(is_synthetic, pool.strata[test.ranking], chosen, level))
+    return max(bounds)
 
 
 def _set_test(

@@ -39,10 +39,14 @@ class Pick:
 
 
 def rmse_of(images: AuditSet, T: AuditSet, pick: Pick) -> NDArray[np.float64]:
-    """Root mean square difference of each image to the one named for it, (n,); NaN for features."""
+    """Root mean square difference of each image to the one named for it, (n,); NaN for features.
+
+    `pick` may name images for withdrawn rows behind them.
+    """
     if not isinstance(images.samples, Tensor):
         return np.full(len(images), np.nan)
-    return rmse(images.pixels, T.pixels, pick.neighbours, pick.flipped)
+    n = len(images)
+    return rmse(images.pixels, T.pixels, pick.neighbours[:n], pick.flipped[:n])
 
 
 def pair_of(

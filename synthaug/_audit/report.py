@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -15,6 +15,9 @@ from synthaug._support.html import Part, checked_uri, thumbnails
 from synthaug._support.report import Report, decode_array, decode_fields
 from synthaug._types import JSON
 from synthaug.errors import AuditError
+
+if TYPE_CHECKING:
+    from synthaug._cache import SynthCache
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 EXIT_CODES: dict[str, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -45,6 +48,8 @@ _ROWS = {
     "neighbour": "neighbours",
     "neighbour_flipped": "neighbour_flipped",
     "rmse": "rmse",
+    "near_equal": "near_equal",
+    "group": "group",
     "label": "labels",
 }
 """Columns with one entry per row, as files and data frames name them, and their fields."""
@@ -143,6 +148,11 @@ class AuditReport(Report):
     rmse: NDArray[np.float64]
     """Root mean square difference to that training image, in grey levels of 0 to 255; NaN if only
     features were given."""
+    near_equal: NDArray[np.bool_]
+    """Whether a training image has equal or nearly equal pixels."""
+    group: NDArray[np.int64]
+    """Number of the group of images that resemble each other, and count once; -1 if not judged or
+    if there was no hold-out."""
     labels: NDArray[np.int64]
     """Class of each row; -1 if unknown."""
     classes: tuple[str, ...]
@@ -151,12 +161,18 @@ class AuditReport(Report):
     """Scores of the hold-out images, (n, s); n is 0 without a hold-out."""
     holdout_distances: NDArray[np.float64]
     """Distances of the hold-out images to their nearest training images, (n, s)."""
+    holdout_group: NDArray[np.int64]
+    """Number of the group of each hold-out image, (n,); groups may hold images of both kinds."""
     power: tuple[Power, ...]
     """What became of planted copies, kind by kind."""
     set_test: dict[str, JSON]
     """Tests of all rows together: for all images (`all`), for those that resemble no training image
     (`rest`), and of training against hold-out images (`contest`) the p-value, and how many of the
     closest images are synthetic and how many were to be expected; empty without a hold-out."""
+    fewest_copies: dict[str, JSON]
+    """How many `copies` there are at least among the `rows` that are withheld, with a `confidence`
+    of 0.95; empty without a hold-out, and where synthetic images as a whole are closer to training
+    images than real ones are."""
     competition: dict[str, JSON]
     """Of target-decoy competition: clusters, how many matched training images, the share expected
     by chance, and the fewest that can be found; empty without a hold-out."""
@@ -188,11 +204,47 @@ class AuditReport(Report):
         """Row numbers that may not be served: flagged, to be looked at, or near-duplicates."""
         return np.flatnonzero(self.tier > CLEAR)
 
+    def withdraw_from(self, cache: "SynthCache", rows: ArrayLike | None = None) -> None:
+        """Withdraws rows from the cache that was audited, and keeps their scores beside it.
+
+        Later audits rank them by these scores, in FILE.audit.json, so that withdrawing what was
+        flagged does not turn a "fail" into a "pass": a verdict speaks of all that was drawn. Rows
+        may have been withdrawn before; then their scores alone are kept.
+
+        Args:
+            cache: The cache.
+            rows: Row numbers, int (n,); by default all that are withheld.
+
+        Raises:
+            MismatchError: It is another cache.
+            ValueError: A row was not judged, so that it has no scores.
+            AuditError: The scores cannot be written.
+            CacheError: The cache cannot be written.
+        """
+        from synthaug._audit.notes import Notes, add_notes, notes_path
+        from synthaug._audit.withdrawn import kept_scores
+        from synthaug._cache.serving import check_identity
+
+        check_identity(cache, self, "The report")
+        chosen = self.withheld if rows is None else np.unique(np.asarray(rows, np.int64))
+        unknown = chosen[self.tier[chosen] == NOT_JUDGED]
+        if len(unknown):
+            raise ValueError(
+                f"Row {unknown[0]} was not judged, so it has no scores that could be kept. Leave "
+                "it out, or withdraw it with `cache.withdraw`."
+            )
+        if not len(chosen):
+            return
+        # First the scores: after a kill in between, calling this again completes it.
+        kept = kept_scores(self, cache.plan["seed"], chosen)
+        add_notes(notes_path(cache.path), Notes(withdrawn=(kept,)))
+        cache.withdraw(chosen)
+
     def copies_of(self, train_rows: ArrayLike) -> NDArray[np.int64]:
         """Row numbers that are withheld as too close to any of the given training images.
 
-        With `cache.withdraw(report.copies_of(rows))` a cache forgets them. What was merely made
-        from those images is found by the plan's `source` column.
+        With `report.withdraw_from(cache, report.copies_of(rows))` a cache forgets them. What was
+        merely made from those images is found by the plan's `source` column.
 
         Args:
             train_rows: Indices of training images, int (n,).

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from synthaug._audit.inputs import AuditSet, Contents, check_comparable
 from synthaug._audit.settings import AuditSettings, FeaturesAsGiven
-from synthaug._types import Indices
-from synthaug.features import Extractor
+from synthaug._types import JSON, Indices
+from synthaug.features import Extractor, describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,22 @@ class AuditSets:
     extractors: list[Extractor]
     k: int
     """Neighbors that a score looks at."""
+
+    def facts(self, index: str) -> dict[str, JSON]:
+        """What a report says of the sets and of how they are compared: what scores rest on.
+
+        Args:
+            index: How neighbors are searched.
+        """
+        return {
+            "k": self.k,
+            "kind": "images" if self.are_images else "features",
+            "features": [describe(extractor) for extractor in self.extractors],
+            "index": index,
+            "train_identity": self.T.identity,
+            "holdout_identity": None if self.H is None else self.H.identity,
+            "holdout_dropped": len(self.overlap),
+        }
 
     @property
     def are_images(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from scipy.stats import hypergeom
 
+from synthaug._audit.bound import CONFIDENCE
 from synthaug._audit.decisions import ROWS_SHARE, levels
 from synthaug._audit.power import SURE, visible
 from synthaug._audit.report import Power, Verdict
@@ -24,6 +25,14 @@ class Counts:
     """Rows of what was audited."""
     synthetic_judged: int
     """Rows that had an image."""
+    withdrawn: int
+    """Rows among the judged ones that were withdrawn: ranked by scores that were kept."""
+    withdrawn_unranked: int
+    """Rows that were withdrawn, and could not be ranked."""
+    withdrawn_incomparable: bool
+    """Whether scores of some of these were kept, but with other images or settings."""
+    forgotten: int
+    """Rows that were erased since they were made of images that were forgotten."""
     train: int
     train_distinct: int
     """Different images among them."""
@@ -70,6 +79,11 @@ class Findings:
     leaning: bool
     """Whether synthetic images are closest to training images more often than chance and a few
     copies explain."""
+
+    withheld: int
+    """Rows that are withheld, for whatever reason."""
+    fewest_copies: int | None
+    """How many of them are copies at least; `None` if that is not known."""
 
     @property
     def decisive(self) -> int:
@@ -120,6 +134,9 @@ def judge(
         reasons = [nothing, *doubts]
     else:
         verdict, reasons = "pass", _no_copies(findings, m, power)
+        return verdict, [*reasons, *_notes(findings, counts)]
+    said = [f"Power: {text[0].upper()}{text[1:]}" for text in _power(power, m)[:1]]
+    reasons += [*_number_of_copies(findings), *said, *_power(power, m)[1:]]
     return verdict, [*reasons, *_notes(findings, counts)]
 
 
@@ -174,23 +191,47 @@ def _rows_to_look_at(findings: Findings, counts: Counts, level: float) -> list[s
     return reasons
 
 
+def _number_of_copies(findings: Findings) -> list[str]:
+    """Says how many copies there are at least among the rows that are withheld."""
+    if not findings.fewest_copies:
+        return []
+    are = "is a copy" if findings.fewest_copies == 1 else "are copies"
+    return [
+        f"Of the {findings.withheld:,} rows that are withheld, at least "
+        f"{findings.fewest_copies:,} {are}, with a confidence of {CONFIDENCE:.0%}, if synthetic "
+        "images that copy nothing come as close to training images as held-out ones do."
+    ]
+
+
 def _no_copies(findings: Findings, num_judged: int, power: Sequence[Power]) -> list[str]:
     """Says which copies would have been noticed, and which might not."""
-    required = [p for p in power if p.required]
-    worst = max(required, key=lambda p: p.noticed or num_judged)
-    number = worst.noticed or num_judged
     served = num_judged - findings.alike
-    reasons = [
-        f"No sign of copies among {served:,} images, at this power: {number:,} "
-        f"{'copy' if number == 1 else 'copies'} of training images would have been noticed in "
-        f"{SURE:.0%} of all cases, even of the kind that is hardest to see of those required "
-        f"({worst.kind}; required are {', '.join(p.kind for p in required)})."
-    ]
+    seen, *unseen = _power(power, num_judged)
+    return [f"No sign of copies among {served:,} images, at this power: {seen}", *unseen]
+
+
+def _power(power: Sequence[Power], num_judged: int) -> list[str]:
+    """Says how many copies would have been noticed, and of which kinds not even many."""
+    required = [p for p in power if p.required]
+    if not required:
+        return []
+    worst = max(required, key=lambda p: p.noticed or math.inf)
+    if worst.noticed is None:
+        seen = (
+            f"not even {worst.planted:,} copies of the kind '{worst.kind}' would have been "
+            f"noticed in {SURE:.0%} of all cases."
+        )
+    else:
+        seen = (
+            f"{worst.noticed:,} {'copy' if worst.noticed == 1 else 'copies'} of training "
+            f"images would have been noticed in {SURE:.0%} of all cases, even of the kind that is "
+            f"hardest to see of those required ({worst.kind}; required are "
+            f"{', '.join(p.kind for p in required)})."
+        )
     most = visible(num_judged)
     unseen = [p.kind for p in power if not p.required and (p.noticed is None or p.noticed > most)]
-    if unseen:
-        reasons.append(f"Copies changed more than that may go unseen: {', '.join(unseen)}.")
-    return reasons
+    changed = f"Copies changed more than that may go unseen: {', '.join(unseen)}."
+    return [seen, changed] if unseen else [seen]
 
 
 def _notes(findings: Findings, counts: Counts) -> list[str]:
@@ -204,13 +245,30 @@ def _notes(findings: Findings, counts: Counts) -> list[str]:
             + (f", as {share:.1%} of the held-out real images do" if counts.holdout else "")
             + ". This verdict does not speak of them: they are withheld."
         )
+    if not findings.fewest_copies and (counts.resolution or 1) > 1:
+        notes.append(
+            f"With this hold-out, this audit cannot flag fewer than {counts.resolution:,} images "
+            "one by one; fewer are noticed all together."
+        )
     if counts.holdout_near_equal:
         notes.append(
             f"{counts.holdout_near_equal:,} of {counts.holdout:,} held-out real images also have "
             "nearly the pixels of a training image: the data repeat themselves."
         )
-    if counts.synthetic_judged < counts.synthetic_rows:
-        missing = counts.synthetic_rows - counts.synthetic_judged
+    if counts.withdrawn:
+        notes.append(
+            f"{counts.withdrawn:,} of the {counts.synthetic_judged:,} images were withdrawn after "
+            "an earlier audit. They are ranked by the scores that were kept: the verdict speaks of "
+            "all that was drawn."
+        )
+    if counts.forgotten:
+        notes.append(
+            f"{counts.forgotten:,} of {counts.synthetic_rows:,} rows were made of real images that "
+            "were forgotten. They are erased, and this verdict does not speak of them."
+        )
+    missing = counts.synthetic_rows - counts.synthetic_judged
+    missing -= counts.withdrawn_unranked + counts.forgotten
+    if missing:
         notes.append(
             f"{missing:,} of {counts.synthetic_rows:,} rows have no image yet, or none any more. "
             "They were not judged and will not be served."
@@ -228,11 +286,12 @@ def _doubts(
     """Why a copy might have gone unseen, and what to do about it."""
     if not counts.holdout:
         return [
+            *_unranked(findings, counts),
             "Without a hold-out nothing says how close real images come by chance, so only equal "
             "and nearly equal pixels were looked for. Give a hold-out: real images from the same "
-            "source that the generator has never seen."
+            "source that the generator has never seen.",
         ]
-    doubts = []
+    doubts = _unranked(findings, counts)
     if missing:
         doubts.append(
             f"No image of {len(missing):,} synthetic classes is held out (the first: "
@@ -282,6 +341,29 @@ def chance_of_all_closest(num_copies: int, num_rows: int, num_holdout: int) -> f
     0.3
     """
     return float(hypergeom.pmf(num_copies, num_rows + num_holdout, num_rows, num_copies))
+
+
+def _unranked(findings: Findings, counts: Counts) -> list[str]:
+    """Says which withdrawn rows the verdict does not speak of, and what to do about them."""
+    if counts.withdrawn_unranked:
+        why = (
+            "their scores were kept by an audit with other images, settings or another version"
+            if counts.withdrawn_incomparable
+            else "no scores of them were kept"
+        )
+        return [
+            f"{counts.withdrawn_unranked:,} withdrawn rows could not be ranked: {why}. Read the "
+            "report of an audit that judged them, with the same training and hold-out images and "
+            "settings, and call its `withdraw_from(cache)`, which keeps their scores also "
+            "afterwards; or draw the plan anew into another cache, and audit that."
+        ]
+    if counts.withdrawn and findings.shifted:
+        return [
+            f"{counts.withdrawn:,} withdrawn rows could take no part in the competition that "
+            "decides here, since their images are erased. Draw the plan anew into another cache, "
+            "and audit that."
+        ]
+    return []
 
 
 def resolution(num_rows: int, num_holdout: int, fdr: float) -> int:

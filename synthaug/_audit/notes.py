@@ -1,0 +1,107 @@
+"""What audits know of images and keep beside them, in FILE.audit.json, for the audits to come.
+
+That are the scores of rows that were withdrawn from a cache, whose images are erased: without them
+the next audit could not rank what was drawn.
+"""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._support.files import write_text
+from synthaug._support.locks import claimed
+from synthaug._support.report import decode_fields, encode
+from synthaug._types import JSON
+from synthaug.errors import AuditError
+
+_FORMAT, _FORMAT_VERSION = "synthaug-audit-notes", 1
+
+_PATIENCE = 60.0  # seconds: nobody writes for longer
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptScores:
+    """What an audit measured of n rows that were withdrawn."""
+
+    basis: dict[str, JSON]
+    """What the scores rest on. Only with images that have the same basis can they be ranked."""
+    created: str
+    """When they were measured."""
+    seed: NDArray[np.uint64]
+    """Seed of each row in the plan, which no other image has, (n,)."""
+    scores: tuple[NDArray[np.float64], ...]
+    """Of each statistic, (n,)."""
+    distances: tuple[NDArray[np.float64], ...]
+    """Of each statistic, (n,)."""
+    neighbour: NDArray[np.int64]
+    """Row number of the training image that each came closest to, (n,)."""
+    neighbour_flipped: NDArray[np.bool_]
+    """Whether it was the mirrored one, (n,)."""
+    rmse: NDArray[np.float64]
+    """Difference to it, (n,)."""
+    near_equal: NDArray[np.bool_]
+    """Whether it had equal or nearly equal pixels, (n,)."""
+    group: NDArray[np.int64]
+    """Number of the group of images that resembled each other, (n,); -1 if there were none."""
+    others: tuple[tuple[int, int], ...]
+    """Other rows of these groups: number of the group, and seed."""
+    held_out: tuple[tuple[int, int], ...]
+    """Hold-out images of these groups: number of the group, and of the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """What is kept beside audited images."""
+
+    withdrawn: tuple[KeptScores, ...] = ()
+
+
+def notes_path(images: str | os.PathLike[str]) -> Path:
+    """Where the notes about a file or a folder of images are."""
+    path = Path(images).absolute()
+    return path.with_name(f"{path.name}.audit.json")
+
+
+def read_notes(path: Path) -> Notes:
+    """The notes at `path`; without any, empty ones.
+
+    Raises:
+        AuditError: The file cannot be read, or holds something else.
+    """
+    if not path.exists():
+        return Notes()
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kind = record.pop("format"), record.pop("format_version")
+        if kind != (_FORMAT, _FORMAT_VERSION):
+            raise ValueError(f"its format is {kind}")
+        return Notes(**decode_fields(Notes, record))
+    except (OSError, LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise AuditError(
+            f"{path} does not hold the notes of audits ({type(error).__name__}: {error}). Restore "
+            "it, or delete it: then rows that were withdrawn cannot be ranked any more."
+        ) from error
+
+
+def add_notes(path: Path, notes: Notes) -> None:
+    """Adds to the notes at `path`. Processes that do so at once take turns.
+
+    Raises:
+        AuditError: The file cannot be read or written.
+    """
+    try:
+        with claimed(path, patience=_PATIENCE) as mine:
+            if not mine:
+                raise AuditError(f"{path} is being written by another process. Try again.")
+            old = read_notes(path)
+            joined = replace(old, withdrawn=old.withdrawn + notes.withdrawn)
+            head = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
+            write_text(path, encode({**head, **vars(joined)}), private=True)
+    except OSError as error:
+        raise AuditError(
+            f"Cannot write {path}: {error.strerror}. Make its folder writable."
+        ) from error
