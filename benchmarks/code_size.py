@@ -2,6 +2,7 @@
 
     python benchmarks/code_size.py                        # this checkout
     python benchmarks/code_size.py --tree OTHER/CHECKOUT  # another one, for a comparison
+    python benchmarks/code_size.py --json > benchmarks/results/code_size.json
 
 Everything is counted from the source text: nothing is imported, so any commit can be measured.
 """
@@ -10,6 +11,7 @@ import argparse
 import ast
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,39 @@ def documented(tree: ast.Module) -> tuple[int, int]:
     return sum(ast.get_docstring(node) is not None for node in public), len(public)
 
 
+def kinds_of_lines(text: str, tree: ast.Module) -> Counter[str]:
+    """How many non-blank lines of a module are docstrings, comments, and so on.
+
+    Every line counts once: a line of a `raise` or of an import is that and not code, wherever it
+    is. A string that stands alone documents what is above it. Declarations are `__all__`, fields of
+    classes and constants of modules.
+    """
+    lines = text.splitlines()
+    kinds = ["comments" if line.lstrip().startswith("#") else "code" for line in lines]
+
+    def mark(kind: str, first: int, last: int | None) -> None:
+        for i in range(first - 1, last or first):
+            if kinds[i] == "code" or kind == "docstrings":
+                kinds[i] = kind
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            mark("imports", node.lineno, node.end_lineno)
+        elif isinstance(node, ast.Raise):
+            mark("raise statements", node.lineno, node.end_lineno)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            if isinstance(node.value.value, str):
+                mark("docstrings", node.lineno, node.end_lineno)
+        elif isinstance(node, Function | ast.ClassDef):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            mark("signatures", first, max(node.lineno, node.body[0].lineno - 1))
+        if isinstance(node, ast.Module | ast.ClassDef):
+            for part in node.body:
+                if isinstance(part, ast.Assign | ast.AnnAssign):
+                    mark("declarations", part.lineno, part.end_lineno)
+    return Counter(kind for kind, line in zip(kinds, lines, strict=True) if line.strip())
+
+
 def measure(root: Path) -> dict[str, Any]:
     """The measures of one checkout."""
     package = root / "synthaug"
@@ -115,10 +150,12 @@ def measure(root: Path) -> dict[str, Any]:
     for path, tree in trees.items():
         if names[path] != "synthaug":  # its lazy exports
             graph[names[path]] = imports(tree, modules) - {names[path]}
+    kinds = sum((kinds_of_lines(texts[path], tree) for path, tree in trees.items()), Counter())
     inside = [asked(tree) for path, tree in trees.items() if "_images" in path.parts]
     return {
         "files": len(paths),
         "nonblank_lines": sum(nonblank),
+        "lines_of": dict(kinds.most_common()),
         "file_median": int(statistics.median(nonblank)),
         "file_max": max(nonblank),
         "entries_on_top": len([p for p in package.iterdir() if p.name != "__pycache__"]),
@@ -145,13 +182,25 @@ def main() -> None:
     parser.add_argument("--tree", action="append", type=Path, help="A checkout; may be repeated.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     arguments = parser.parse_args()
-    trees = arguments.tree or [Path(__file__).parent.parent]
-    measured = {str(tree): measure(tree) for tree in trees}
+    here = Path(__file__).parent.parent
+    trees = {str(tree): tree for tree in arguments.tree or ()} or {"this checkout": here}
+    measured = {name: measure(tree) for name, tree in trees.items()}
     if arguments.json:
         print(json.dumps(measured, indent=1))
         return
-    for name in next(iter(measured.values())):
-        print(f"{name:32}", *(f"{values[name]:>10}" for values in measured.values()))
+    tables = [flat(values) for values in measured.values()]
+    for name in tables[0]:
+        print(f"{name:32}", *(f"{table[name]:>10}" for table in tables))
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """The measures in one row each, those of a group below its name."""
+    rows = {}
+    for name, value in values.items():
+        group = value if isinstance(value, dict) else {}
+        rows[name] = "" if group else value
+        rows |= {f"    {inner}": count for inner, count in sorted(group.items())}
+    return rows
 
 
 if __name__ == "__main__":
