@@ -528,7 +528,7 @@ def test_writing_refuses_wrong_rows_shapes_and_types(
     assert not empty.done.any()
 
 
-def test_resuming_opens_the_same_job_and_names_every_difference_of_another(
+def test_resuming_opens_the_same_job_and_names_what_another_differs_in(
     cache: SynthCache, plan: Plan
 ) -> None:
     def resume(plan: Plan = plan, shape: Sequence[int] = SHAPE, **changes: Any) -> SynthCache:
@@ -552,6 +552,10 @@ def test_resuming_opens_the_same_job_and_names_every_difference_of_another(
         "image_shape: (3, 8, 6) in the file, (3, 8, 8) given",
     ):
         assert line in str(caught.value)
+    more = {"settings": {"steps": 4, **{f"setting {i}": i for i in range(40)}}}
+    with pytest.raises(MismatchError, match="  and 34 more\n") as caught:
+        resume(recipe={**RECIPE, **more})
+    assert str(caught.value).count("absent in the file") == 6
     with pytest.raises(MismatchError, match="plan rows: 33 in the file, 36 given"):
         resume(plan=plan_of(11))
     with pytest.raises(MismatchError, match="plan column seed, rows 0, 1"):

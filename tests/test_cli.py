@@ -1,12 +1,15 @@
 """The command line: what is pasted works, and what goes wrong is said in a line."""
 
 import argparse
+import importlib
+import io
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ from synthaug.features import TorchModule
 from synthaug.synthesizers import ClassConditional, DiffusionInversion, SamplerConfig
 from synthaug.synthesizers.inversion import _fit as _inversion_fit
 from tests.command_line import answer, check_answer, fail, run, spy, succeed
+
+pytestmark = pytest.mark.usefixtures("few_steps", "short_audits")
 
 PATHS = [(name,) for name in COMMANDS] + [("cache", name) for name in CACHE_COMMANDS]
 CLASSES = ("cat", "dog", "emu")
@@ -58,6 +63,33 @@ def test_the_help_explains_every_argument(path):
         if action.nargs == argparse.PARSER:  # the list of commands, each with its own line
             continue
         assert action.help, f"{' '.join(path)} {action.dest} has no help"
+
+
+def test_the_page_about_training_shows_what_all_methods_take_and_that_of_one_what_it_takes():
+    def shown(*words: str) -> set[str]:
+        return set(re.findall(r"^  (--[a-z-]+)", succeed("train", *words, "--help"), re.MULTILINE))
+
+    common, cold, tuned = shown(), shown("--method", "cold"), shown("--method=finetune")
+    assert {"--method", "--steps", "--image-size"} <= common <= cold & tuned
+    assert cold - common >= {"--degradation", "--width"}
+    assert tuned - common >= {"--lora-rank", "--label-dropout"}
+    assert not {"--degradation", "--lora-rank", "--label-dropout"} & common
+    assert "train --method METHOD --help" in succeed("train", "--help")
+
+
+def test_a_terminal_is_told_once_that_a_large_module_is_being_loaded(tmp_path, monkeypatch):
+    (tmp_path / "large.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    finders = list(sys.meta_path)
+    for at_terminal, quiet, said in ((False, False, ""), (True, True, ""), (True, False, "large")):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda answer=at_terminal: answer)
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.delitem(sys.modules, "large", raising=False)
+        with _main._announced("large", quiet=quiet):
+            importlib.import_module("large")
+        assert stream.getvalue() == (f"synthaug: loading {said} ...\n" if said else "")
+        assert sys.meta_path == finders
 
 
 def test_the_overview_names_every_command_and_what_it_does():

@@ -32,6 +32,8 @@ from tests.tiny.fine_tuning import job_of as fine_tune_job
 from tests.tiny.inversions import Real, fitted
 from tests.tiny.low_density import Bright
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 # Training
 
 
@@ -193,3 +195,11 @@ def test_a_rate_is_that_of_whole_batches_after_the_first(monkeypatch, rows):
     monkeypatch.setattr("time.perf_counter", lambda: clocked.now)
     plan = Plan.build([rows], classes=("a",), settings={}, seed=0)
     assert evaluations_per_second(clocked, plan, batch_size=8, seconds=40) == 3.0
+
+
+def test_to_measure_the_rate_of_a_slow_device_takes_no_whole_batch(monkeypatch):
+    clocked = Clocked()
+    monkeypatch.setattr("time.perf_counter", lambda: clocked.now)
+    plan = Plan.build([1000], classes=("a",), settings={}, seed=0)
+    assert evaluations_per_second(clocked, plan, batch_size=64, seconds=3) == 3.0
+    assert clocked.now == 4  # a row that warms up, and one that is measured

@@ -159,7 +159,7 @@ class SynthCache(Dataset[Any]):
 
         Raises:
             MismatchError: The file belongs to another plan, recipe, source data or image
-                shape. Lists every difference with both values. Library versions may differ.
+                shape. Lists the first differences with both values. Library versions may differ.
             CacheError: As `create` and `SynthCache`.
         """
         target = Path(path).absolute()

@@ -21,21 +21,17 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, NoReturn
 
+from synthaug._cli.audit import audit
 from synthaug._cli.caches import export, forget, import_, info, merge, verify
 from synthaug._cli.call import Call, Result
 from synthaug._cli.cascade import cascade
 from synthaug._cli.cite import cite
 from synthaug._cli.demo import demo
+from synthaug._cli.evaluation import evaluate, evaluate_labels
 from synthaug._cli.generation import generate, plan
 from synthaug._cli.inversion import invert
-from synthaug._cli.judgement import (
-    audit,
-    evaluate,
-    evaluate_density,
-    evaluate_labels,
-    evaluate_quality,
-)
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
+from synthaug._cli.scores import evaluate_density, evaluate_quality
 from synthaug._cli.sweep import sweep
 from synthaug._cli.training import train
 from synthaug._support.stopping import Terminated, terminate
@@ -206,6 +202,31 @@ def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
                 del os.environ[name]
 
 
+class _Announcement:
+    """Finds no module, and says on standard error when a certain one is looked for."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """What Python asks every finder before it loads a module."""
+        del path, target
+        if name == self._module:
+            print(f"synthaug: loading {name} ...", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _announced(module: str, *, quiet: bool) -> Iterator[None]:
+    """Says at a terminal that a module is being loaded, if that takes seconds without a word."""
+    finder = _Announcement(module)
+    if sys.stderr.isatty() and not quiet and module not in sys.modules:
+        sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path[:] = [one for one in sys.meta_path if one is not finder]
+
+
 @dataclass(frozen=True)
 class Request:
     """A command line that was understood."""
@@ -220,6 +241,8 @@ def understand(words: Sequence[str]) -> Request:
     """Parses a command line; ends the process if it makes no sense."""
     name, function, rest = choose(words)
     parser = command_parser(function, f"synthaug {name}")
+    if {"-h", "--help"} & {*rest}:
+        parser.abridge("--method", rest)
     given, shared = values(parser, function, parser.parse(rest))
     known = sorted(arguments(function), key=lambda argument: not argument.positional)
     positional = {argument.name for argument in known if argument.positional}
@@ -240,6 +263,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with _exit_codes(request):
         with (
             _heard(verbose=shared["verbose"], quiet=shared["quiet"]),
+            _announced("torch", quiet=shared["quiet"]),
             contextlib.redirect_stdout(output),
         ):
             logging.getLogger("synthaug").info("%s", call.line)

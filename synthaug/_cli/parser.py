@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -131,6 +132,24 @@ class Parser(argparse.ArgumentParser):
         print(f"synthaug: error: {message}", file=sys.stderr)
         print(f"(See `{self.prog} --help`.)", file=sys.stderr)
         sys.exit(2)
+
+    def abridge(self, option: str, words: Sequence[str]) -> None:
+        """Leaves out of the help page what is for other values of an option than the words give.
+
+        A group of options is for the values that its title names: `Cold diffusion (--method cold)`.
+        """
+        chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        chooser.add_argument(option, dest="value")
+        value = chooser.parse_known_args(words)[0].value
+        hidden = False
+        for group in self._action_groups:
+            values = (group.title or "").partition(option)[2]
+            if values and value not in re.findall(r"\w+", values):
+                hidden = True
+                for action in group._group_actions:
+                    action.help = argparse.SUPPRESS
+        if hidden:
+            self.epilog = f"More options: {self.prog} {option} {option[2:].upper()} --help"
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
         """What the words give, by name; unknown options are refused with the nearest known one."""

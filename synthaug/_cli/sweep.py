@@ -14,8 +14,8 @@ from synthaug._cli.declared import (
     options,
     row_parameters,
 )
-from synthaug._cli.judgement import published
 from synthaug._cli.options import ExtractorOptions, NetworkOptions
+from synthaug._cli.publishing import published
 from synthaug._sweep.config import SweepConfig
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug.synthesizers._sampler import SAMPLER_SETTINGS

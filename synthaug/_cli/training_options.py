@@ -68,7 +68,7 @@ class PredictionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DropoutOptions:
-    """The unconditional branch (--condition labels, --method upsample, finetune).
+    """The unconditional branch (--method diffusion with --condition labels, upsample, finetune).
 
     Args:
         label_dropout: Share of the labels hidden, to train it.
@@ -79,7 +79,7 @@ class DropoutOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class UnlabelledOptions:
-    """Images without labels (--condition labels, --method upsample).
+    """Images without labels (--method diffusion with --condition labels, upsample).
 
     Args:
         unlabelled: Further images, which train the unconditional branch.
@@ -101,7 +101,9 @@ class BaseOptions:
     base: str | None = None
 
 
-TokenOptions = config_options("Generators that can be inverted (--condition tokens)", TokenConfig)
+TokenOptions = config_options(
+    "Generators that can be inverted (--method diffusion with --condition tokens)", TokenConfig
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,21 +112,26 @@ def evaluations_per_second(
     Args:
         synthesizer: Where and as it will draw.
         plan: Rows are taken evenly from all of it, for they may have different settings.
-        batch_size: Of the job: small batches waste a large device.
-        seconds: How long to draw, after a batch that warms up; one batch at least.
+        batch_size: Of the job: small batches waste a large device. Batches begin with one row and
+            double, as far as there is time, so that slow devices are not asked for whole ones.
+        seconds: How long to draw, after a row that warms up; one more at least.
     """
     from synthaug._pixels import to_pixels
 
-    batches = max(1, len(plan) // batch_size)
+    def batch(number: int, size: int) -> Plan:
+        apart = max(1, len(plan) // size)
+        return plan[(number + apart * np.arange(size)) % len(plan)]
 
-    def batch(number: int) -> Plan:
-        return plan[(number + batches * np.arange(batch_size)) % len(plan)]
-
-    synthesizer.draw(batch(0))
-    started, count = time.perf_counter(), 0
-    for rows in map(batch, range(batches)):
+    synthesizer.draw(batch(0, 1))
+    begun = before = started = time.perf_counter()
+    size, number, count = 1, 0, 0
+    while True:
+        rows = batch(number, size)
         to_pixels(synthesizer.draw(rows).cpu())  # the transfer waits for the device
-        count += int(np.sum(synthesizer.evaluations(rows)))
-        if time.perf_counter() - started > seconds:
-            break
-    return count / (time.perf_counter() - started)
+        now = time.perf_counter()
+        last, before = now - before, now
+        count, number = count + int(np.sum(synthesizer.evaluations(rows))), number + 1
+        if size < batch_size and now - begun + 2 * last <= seconds:
+            size, started, count, number = min(2 * size, batch_size), now, 0, 0
+        elif size < batch_size or now - begun + last > seconds or number * size >= len(plan):
+            return count / (now - started)

@@ -7,6 +7,7 @@ Differences = dict[str, tuple[str, str]]
 """Where two things differ -> what the first says, and what the second."""
 
 _ABSENT = object()
+_DESCRIBED = 6
 
 
 def differences(prefix: str, stored: Any, given: Any) -> Differences:
@@ -21,8 +22,15 @@ def differences(prefix: str, stored: Any, given: Any) -> Differences:
 
 
 def described(found: Differences, first: str, second: str) -> str:
-    """One line per difference."""
-    return "\n".join(f"  {k}: {a} {first}, {b} {second}" for k, (a, b) in found.items())
+    """One line per difference. Of many, those of the outermost values, and how many more."""
+    outermost = sorted(found, key=lambda path: path.count("."))[:_DESCRIBED]
+    lines = [
+        f"  {path}: {a} {first}, {b} {second}"
+        for path, (a, b) in found.items()
+        if path in outermost
+    ]
+    more = len(found) - len(lines)
+    return "\n".join([*lines, *([f"  and {more} more"] if more else [])])
 
 
 def _shown(value: Any) -> str:

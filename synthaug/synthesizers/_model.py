@@ -396,14 +396,8 @@ class DiffusionModel:
         with checkpoints.reading(path / _FILE, "Save the checkpoint again."):
             saved_names = tuple(map(str, own.get("classes", ())))
             saved_shape = tuple(map(int, own.get("image_shape") or ()))
-        names = tuple(map(str, classes)) if classes is not None else saved_names
-        if not names and "classes" not in own:  # a model of ours may have been trained without any
-            raise ValueError(
-                f"{path} does not name its classes. Pass `classes`, in the order of its labels (or "
-                "as prompts)."
-            )
-        if len(set(names)) != len(names):
-            raise ValueError(f"`classes` holds a name twice: {', '.join(names)}.")
+        names = saved_names if classes is None else tuple(map(str, classes))
+        _check_names(path, own, names)
         embeddings, prompts = None, None
         if (path / _EMBEDDINGS).exists():
             embeddings, prompts = _saved_embeddings(path, own, names)
@@ -437,6 +431,16 @@ class DiffusionModel:
             trained_on=own.get("trained_on"),
         )
         return model, own
+
+
+def _check_names(path: Path, own: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    if not names and "classes" not in own:  # a model of ours may have been trained without any
+        raise ValueError(
+            f"{path} does not name its classes. Pass `classes`, in the order of its labels (or as "
+            "prompts)."
+        )
+    if len(set(names)) != len(names):
+        raise ValueError(f"`classes` holds a name twice: {', '.join(names)}.")
 
 
 def _saved_embeddings(

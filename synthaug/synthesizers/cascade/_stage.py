@@ -300,10 +300,7 @@ class CascadeStage:
             device=device,
         )
         if index.get("vqvae"):
-            vae = checkpoints.load_part(path, index, "vqvae", torch.float32)
-            vae.register_to_config(scaling_factor=1.0)  # its pipeline does not scale latents
-            vae = vae.eval().requires_grad_(False).to(model.device)
-            model = replace(model, vae=vae, image_shape=(1, *_multiple(vae, size)))
+            model = _with_autoencoder(model, path, index, size)
         if not own:
             model = _fitted(model, size, takes_levels)
         levels, embedding, schedule = None, None, None
@@ -361,6 +358,15 @@ def _check_foreign(path: Path, index: Mapping[str, Any]) -> None:
             "Known are a UNet2DModel with the low-resolution image as further channels, "
             "LDMSuperResolutionPipeline and StableDiffusionUpscalePipeline."
         )
+
+
+def _with_autoencoder(
+    model: DiffusionModel, path: Path, index: Mapping[str, Any], size: tuple[int, int]
+) -> DiffusionModel:
+    vae = checkpoints.load_part(path, index, "vqvae", torch.float32)
+    vae.register_to_config(scaling_factor=1.0)  # its pipeline does not scale latents
+    vae = vae.eval().requires_grad_(False).to(model.device)
+    return replace(model, vae=vae, image_shape=(1, *_multiple(vae, size)))
 
 
 def _fitted(model: DiffusionModel, low_size: tuple[int, int], takes_levels: bool) -> DiffusionModel:

@@ -1,0 +1,106 @@
+"""The command that asks whether synthetic images are copies."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from synthaug._cli.arguments import load, names
+from synthaug._cli.call import Call, Result
+from synthaug._cli.declared import defaults
+from synthaug._cli.options import ExtractorOptions, ImageOptions, RayOptions
+from synthaug._cli.publishing import published
+
+FILES = (".npy", ".npz", ".hdf5")
+"""Of images or features, which `synthaug.audit` reads itself; a .h5 file is a cache."""
+AUDIT = defaults("_audit.run:audit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """The comparison.
+
+    Args:
+        holdout: Real images that it never saw. Without them the verdict is inconclusive at best.
+        features: Where distances are taken: pixels, spectrum, torchscript:FILE, torchvision:NAME or
+            timm:NAME; several with commas between them.
+        fdr: False discovery rate among the flagged images.
+        k: Neighbours that an image's distance is compared with; 50 or fewer by default.
+        index: How neighbours are searched; all but exact may miss some, and say the share found.
+        engine: local works in this process, ray on the actors of a cluster.
+        max_pairs: Pairs of images shown in the report.
+        deduplicate: Set hold-out images aside that are training images, instead of refusing.
+        redact: Leave real images, and flagged ones, out of the report.
+        seed: For the planted copies.
+    """
+
+    holdout: str | None = AUDIT.holdout
+    features: str | list[str] | None = AUDIT.features
+    fdr: float = AUDIT.fdr
+    k: int | None = AUDIT.k
+    index: Literal["exact", "auto", "ivf", "hnsw", "sq", "pq", "ivfpq"] = AUDIT.index
+    engine: Literal["local", "ray"] = "local"
+    max_pairs: int = AUDIT.max_pairs
+    deduplicate: bool = AUDIT.deduplicate
+    redact: bool = False
+    seed: int = AUDIT.seed
+
+
+def audit(
+    synthetic: str,
+    train: str,
+    options: AuditOptions,
+    conform: ImageOptions,
+    networks: ExtractorOptions,
+    ray: RayOptions,
+    *,
+    out: str = "audit",
+    call: Call,
+) -> Result:
+    """Ask whether synthetic images are copies of training images.
+
+    synthaug audit cifar10.h5 folder:cifar10/train --holdout folder:cifar10/test
+
+    Args:
+        synthetic: A cache (FILE.h5), a data set such as folder:PATH, or a .npy, .npz or .hdf5 file
+            of images or features.
+        train: The images that the generator was trained on. They are brought to the cache's image
+            size and channels.
+        options: What is compared, and how.
+        conform: For data sets.
+        networks: Where features are computed and kept.
+        ray: How to spread over a cluster.
+        out: Writes OUT.html and OUT.json.
+    """
+    from synthaug._audit import audit as run
+    from synthaug.features import ExtractionConfig
+
+    spaces = [networks.extractor(name) for name in names(options.features or [])]
+    own_file = ":" not in synthetic and synthetic.lower().endswith(FILES)
+    images: Any = synthetic if own_file else conform.synthetic(synthetic)
+
+    def real(spec: str | None) -> Any:
+        if spec is None or (":" not in spec and spec.lower().endswith((*FILES, ".h5"))):
+            return spec
+        return conform.load(spec) if own_file else load(spec, images.image_shape)
+
+    settings = ("fdr", "k", "index", "max_pairs", "deduplicate", "seed")
+    with networks.kept(out) as features_dir:
+        engine = ray.engine(options.engine)
+        report = run(
+            images,
+            real(train),
+            holdout=real(options.holdout),
+            features=spaces or None,
+            extraction=ExtractionConfig(directory=features_dir, engine=engine),
+            **{name: vars(options)[name] for name in settings},
+        )
+        record = {
+            "verdict": report.verdict,
+            "reasons": list(report.reasons),
+            "judged": int((report.tier >= 0).sum()),
+            "flagged": report.flagged.tolist(),
+            "withheld": report.withheld.tolist(),
+            "smallest_effect": report.smallest_effect,
+        }
+        text = f"{report.verdict}: {' '.join(report.reasons)}"
+        code = int(report.exit_code)
+        return published(report, call, out, record, text=text, code=code, redact=options.redact)

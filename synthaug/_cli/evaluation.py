@@ -1,0 +1,204 @@
+"""Commands that train classifiers: are synthetic images of use, and are they of their class?"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from synthaug._cli.arguments import load
+from synthaug._cli.call import Call, Result
+from synthaug._cli.declared import defaults
+from synthaug._cli.options import EVALUATION
+from synthaug._cli.publishing import published
+from synthaug._training.classifier_config import ClassifierConfig
+
+LABELS = defaults("evaluation._label_check:check_labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmOptions:
+    """Arms.
+
+    Args:
+        audit: JSON report of the cache; the images it withholds are left out.
+        labels: JSON that evaluate labels wrote about the cache; what it withheld is left out.
+        autoencoder: A latent diffusion checkpoint. Adds an arm of real images that its autoencoder
+            encoded and decoded: the ceiling of the images that such a model draws.
+        fraction: Share of the real images replaced by synthetic ones in the mixed arm.
+        ratios: Compares amounts instead (0,1,2,3): the real images with so many synthetic ones per
+            real one, as many of every class.
+    """
+
+    audit: str | None = None
+    labels: str | None = None
+    autoencoder: str | None = None
+    fraction: float = 0.5
+    ratios: float | list[float] | None = None
+
+    def build(self, images: Any, cache: Any, device: str | None) -> dict[str, Any]:
+        """The arms by name: what to train on."""
+        from synthaug._datasets import MixedDataset
+        from synthaug.evaluation import reconstructions, scaling_arms, standard_arms
+
+        report = self._verdicts()
+        if self.ratios is None:
+            arms: dict[str, Any] = standard_arms(
+                images,
+                mixed=MixedDataset(images, cache, audit=report, fraction=self.fraction),
+                synthetic=MixedDataset(images, cache, audit=report, fraction=1.0),
+            )
+        else:
+            ratios = self.ratios if isinstance(self.ratios, list) else [self.ratios]
+            arms = {**scaling_arms(images, cache, audit=report, ratios=ratios)}
+        if self.autoencoder is not None:
+            arms["real, decoded"] = reconstructions(images, self.autoencoder, device=device)
+        return arms
+
+    def _verdicts(self) -> Any:
+        """Which images of the cache are left out."""
+        from synthaug._audit import AuditReport
+        from synthaug.evaluation import LabelCheck
+
+        report: Any = None if self.audit is None else AuditReport.from_json(self.audit)
+        if self.labels is None:
+            return report
+        check = LabelCheck.from_json(self.labels)
+        return check if report is None else check.with_audit(report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Runs of the same training.
+
+    Args:
+        seeds: Runs with other initial weights and another order of the images.
+        seed: Seed of the first run; run i uses seed + i.
+        validation: Images to choose the best moment of training by; else the last one counts.
+        padding: Largest random shift in pixels; by default an eighth of the side, and below 16
+            pixels a side small shifts and turns between the pixels.
+        allow_overlap: Go on if the splits share images; the report counts them.
+    """
+
+    seeds: int = EVALUATION.seeds
+    seed: int = 0
+    validation: str | None = EVALUATION.validation
+    padding: int | None = None
+    allow_overlap: bool = EVALUATION.allow_overlap
+
+
+def evaluate(
+    real: str,
+    synthetic: str,
+    test: str,
+    arms: ArmOptions,
+    classifiers: ClassifierConfig,
+    runs: RunOptions,
+    *,
+    out: str = "evaluation",
+    call: Call,
+) -> Result:
+    """Train the same classifier on real, real plus synthetic, and synthetic images.
+
+    synthaug evaluate folder:cifar10/train cifar10.h5 folder:cifar10/test --audit audit.json
+
+    Args:
+        real: Labelled training images. All real images are brought to the cache's image size and
+            channels.
+        synthetic: The cache.
+        test: Test images; used once per run, at the end.
+        arms: What is compared.
+        classifiers: What is trained.
+        runs: How often.
+        out: Writes OUT.html and OUT.json, and keeps finished runs in the directory OUT.
+    """
+    from synthaug._cache import SynthCache
+    from synthaug.evaluation import StandardAugment
+    from synthaug.evaluation import evaluate as run
+
+    cache = SynthCache(synthetic)
+    shape = cache.image_shape
+    images = load(real, shape)
+    augment: Any = EVALUATION.augment
+    if runs.padding is not None:
+        flip = classifiers.horizontal_flip
+        augment = StandardAugment(padding=runs.padding, horizontal_flip=flip)
+        classifiers = replace(classifiers, horizontal_flip=False)
+    table = run(
+        arms.build(images, cache, classifiers.device),
+        test=load(test, shape),
+        validation=None if runs.validation is None else load(runs.validation, shape),
+        seeds=range(runs.seed, runs.seed + runs.seeds),
+        config=classifiers,
+        augment=augment,
+        baseline="real, augmented" if arms.ratios is None else None,
+        allow_overlap=runs.allow_overlap,
+        output_dir=out,
+    )
+    call = call.having(precision=table.settings["precision"])
+    record = {
+        "baseline": table.baseline,
+        "arms": {name: _arm(table, name) for name in table.arm_names},
+    }
+    return published(table, call, out, record, text=table.table())
+
+
+def _arm(table: Any, name: str) -> dict[str, Any]:
+    """Accuracies of one arm, seed by seed, and its gain over the baseline."""
+    gain = None if name == table.baseline else asdict(table.difference(name))
+    return {
+        "accuracies": table.accuracies(name).tolist(),
+        "mean": table.mean(name),
+        "std": table.std(name),
+        "gain": gain,
+    }
+
+
+def evaluate_labels(
+    synthetic: str,
+    real: str,
+    classifiers: ClassifierConfig,
+    *,
+    threshold: float | None = LABELS.threshold,
+    percentile: float | None = LABELS.percentile,
+    seeds: int = len(LABELS.seeds),
+    out: str = "labels",
+    call: Call,
+) -> Result:
+    """Withhold synthetic images that classifiers trained on real ones do not take for their class.
+
+    synthaug evaluate labels variants.h5 folder:cifar10/train --threshold 0.2
+
+    Args:
+        synthetic: The cache.
+        real: Labelled training images. They are brought to the cache's image size and channels.
+        classifiers: What is trained.
+        threshold: Withholds images whose class has a lower probability.
+        percentile: Withholds this share of the images of each class instead, in percent: those
+            whose class has the lowest probability.
+        seeds: How many classifiers, whose probabilities are averaged.
+        out: Writes OUT.json, for evaluate --labels.
+    """
+    from synthaug._cache import SynthCache
+    from synthaug._support.files import check_folder
+    from synthaug.evaluation._label_check import check_labels
+
+    cache = SynthCache(synthetic)
+    check_folder(Path(out).parent)
+    check = check_labels(
+        cache,
+        load(real, cache.image_shape, cache.classes),
+        threshold=threshold,
+        percentile=percentile,
+        seeds=range(seeds),
+        config=classifiers,
+    )
+    check = replace(check, settings={**check.settings, "command": call.line})
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    check.to_json(f"{out}.json")
+    return Result(
+        record={
+            "withheld": check.withheld.nonzero()[0].tolist(),
+            "counts": {name: list(pair) for name, pair in check.counts.items()},
+            "json": f"{out}.json",
+        },
+        text=f"{check}\nNext: synthaug evaluate {real} {synthetic} TEST --labels {out}.json",
+    )

@@ -1,0 +1,38 @@
+"""What commands do with a report."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from synthaug._cli.call import Call, Result
+
+
+def published(
+    report: Any,
+    call: Call,
+    out: str,
+    record: Mapping[str, Any],
+    *,
+    text: str | None = None,
+    code: int = 0,
+    **redaction: bool,
+) -> Result:
+    """Writes a report, which keeps the command that made it, as OUT.html and OUT.json.
+
+    Args:
+        report: Any `Report` with `settings`.
+        call: The command.
+        out: Files to write, without their endings.
+        record: What programs are told besides the names of the files.
+        text: What people are told before them; by default the report.
+        code: Exit code.
+        redaction: Arguments of `to_html` and `to_json`.
+    """
+    report = replace(report, settings={**report.settings, "command": call.line})
+    report.to_html(f"{out}.html", **redaction)
+    report.to_json(f"{out}.json", **redaction)
+    return Result(
+        record={**record, "html": f"{out}.html", "json": f"{out}.json"},
+        text=f"{report if text is None else text}\nReport: {out}.html, {out}.json",
+        code=code,
+    )

@@ -1,0 +1,177 @@
+"""Commands that compare synthetic images with real ones in a space of features."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from synthaug._cli.arguments import load
+from synthaug._cli.call import Call, Result
+from synthaug._cli.declared import defaults
+from synthaug._cli.options import ExtractorOptions, ImageOptions
+from synthaug._cli.publishing import published
+
+DENSITY = defaults("evaluation._hardness:score_hardness")
+QUALITY = defaults("evaluation._quality:score_quality")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """What is compared.
+
+    Args:
+        features: What is measured in: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
+            spectrum. Those of a classifier or a self-supervised network mean most.
+        holdout: Labelled real images that are not among the others: what synthetic ones compare
+            with.
+    """
+
+    features: str | None = None
+    holdout: str | None = None
+
+
+@contextmanager
+def _scored(
+    run: Callable[..., Any],
+    synthetic: str,
+    real: str,
+    options: ScoringOptions,
+    conform: ImageOptions,
+    networks: ExtractorOptions,
+    out: str,
+    **settings: Any,
+) -> Iterator[Any]:
+    """The report of `run` about synthetic and real images; features are kept until it is written.
+
+    Args:
+        run: Compares them.
+        synthetic: A cache or a data set.
+        real: A data set, which is brought to its shape and classes.
+        options: What they are compared by.
+        conform: For data sets.
+        networks: Where features are computed and kept.
+        out: The report.
+        settings: Further arguments of `run`.
+    """
+    extractor = networks.extractor(options.features)
+    images = conform.synthetic(synthetic)
+
+    def opened(spec: str) -> Any:
+        return load(spec, images.image_shape, tuple(images.classes))
+
+    with networks.kept(out) as features_dir:
+        yield run(
+            images,
+            opened(real),
+            features=extractor,
+            holdout=None if options.holdout is None else opened(options.holdout),
+            features_dir=features_dir,
+            **settings,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityOptions(ScoringOptions):
+    """Density.
+
+    Args:
+        structure: One covariance per class, one for all, or variances alone.
+        estimator: Of covariances; empirical needs more images of a class than dimensions.
+        components: Projects the features on so many principal components first.
+        k: Neighbours of AvgkNN and LOF.
+    """
+
+    structure: Literal["full", "tied", "diagonal"] = DENSITY.structure
+    estimator: Literal["ledoit_wolf", "oas", "empirical"] = DENSITY.estimator
+    components: int | None = DENSITY.components
+    k: int = DENSITY.k
+
+
+def evaluate_density(
+    synthetic: str,
+    train: str,
+    options: DensityOptions,
+    conform: ImageOptions,
+    networks: ExtractorOptions,
+    *,
+    out: str = "density",
+    call: Call,
+) -> Result:
+    """Say how rare synthetic images are among real ones of their class: hardness, AvgkNN, LOF.
+
+    synthaug evaluate density cifar10.h5 folder:cifar10/train --features torchvision:resnet50
+
+    Args:
+        synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
+        train: Labelled real images, to which the Gaussians are fitted. All real images are brought
+            to the cache's image size and channels.
+        options: What is measured.
+        conform: For data sets.
+        networks: Where features are computed and kept.
+        out: Writes OUT.html and OUT.json.
+    """
+    from synthaug.evaluation._hardness import score_hardness
+
+    settings = {name: vars(options)[name] for name in ("structure", "estimator", "components", "k")}
+    scored = _scored(score_hardness, synthetic, train, options, conform, networks, out, **settings)
+    with scored as report:
+        return published(report, call, out, {"summary": report.summary()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions(ScoringOptions):
+    """Scores.
+
+    Args:
+        classifier: torchscript:FILE, a classifier that returns logits, for the inception score.
+        images: Images of each set; by default as many as all of them have.
+        k: Neighbours of precision, recall, density and coverage.
+        force: Take the Fréchet distance of fewer images than twice the features.
+        seed: Of the choice of the images.
+    """
+
+    classifier: str | None = QUALITY.classifier
+    images: int | None = QUALITY.images
+    k: int = QUALITY.k
+    force: bool = QUALITY.force
+    seed: int = QUALITY.seed
+
+
+def evaluate_quality(
+    synthetic: str,
+    real: str,
+    options: QualityOptions,
+    conform: ImageOptions,
+    networks: ExtractorOptions,
+    *,
+    out: str = "quality",
+    call: Call,
+) -> Result:
+    """Say how good synthetic images are as a whole: Fréchet and kernel distance, precision, recall.
+
+    synthaug evaluate quality cifar10.h5 folder:cifar10/test --features torchvision:resnet50
+
+    Args:
+        synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
+        real: Labelled real images, the reference. They are brought to the cache's image size and
+            channels. Without --holdout they are divided into two halves, to show what real images
+            get.
+        options: What is measured.
+        conform: For data sets.
+        networks: Where features are computed and kept.
+        out: Writes OUT.html and OUT.json.
+    """
+    from synthaug.evaluation._quality import score_quality
+
+    settings = {name: vars(options)[name] for name in ("images", "k", "force", "seed")}
+    if options.classifier is not None:
+        if not options.classifier.startswith("torchscript:"):
+            raise ValueError(
+                f"`classifier` is {options.classifier!r}, expected torchscript:FILE, a network "
+                "that returns logits."
+            )
+        settings["classifier"] = networks.extractor(options.classifier, "--classifier")
+    scored = _scored(score_quality, synthetic, real, options, conform, networks, out, **settings)
+    with scored as report:
+        record = {"synthetic": asdict(report.synthetic), "floor": asdict(report.floor)}
+        return published(report, call, out, record)
