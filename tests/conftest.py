@@ -74,6 +74,36 @@ def no_bfloat16() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def few_steps() -> Iterator[None]:
+    """Samplers of which nothing is said take 4 denoising steps, not 50.
+
+    For tests that are about other things: every checkpoint that is trained draws pictures of it.
+    """
+    from synthaug.synthesizers import SamplerConfig
+
+    defaults: Any = SamplerConfig.__init__.__kwdefaults__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(defaults, "num_inference_steps", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_audits() -> Iterator[None]:
+    """Audits plant 5 copies of each kind, not 50, and repeat their tests 4 times with them, not 20.
+
+    For tests that are about other things than what an audit sees.
+    """
+    from synthaug._audit import power
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("synthaug._audit.") and hasattr(module, "PLANTED"):
+                patch.setattr(module, "PLANTED", 5)
+        patch.setattr(power, "_DRAWS", 4)
+        yield
+
+
 @pytest.fixture(scope="session")
 def new_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompletedProcess[str], Path]:
     """What became of `tests/new_process.py`, and the folder of what it found.
@@ -102,7 +132,7 @@ def ray() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         settings = {
             "address": "local",
-            "num_cpus": 4,
+            "num_cpus": 2,  # each actor is a process that imports torch
             "object_store_memory": 80 * 2**20,
             "include_dashboard": False,
             "log_to_driver": False,

@@ -3,7 +3,9 @@
 import json
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, mannwhitneyu, norm
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,6 +21,8 @@ from torch.utils.data import Dataset
 import synthaug._audit
 from synthaug import AuditReport, audit, features
 from synthaug._audit import matches as _matches
+from synthaug._audit import matching as _matching
+from synthaug._audit import registration
 from synthaug._audit.alignment import Aligner
 from synthaug._audit.calibration import TAIL, closeness, conformal_p_values, q_values
 from synthaug._audit.decisions import ROWS_SHARE
@@ -86,8 +91,54 @@ def fields(n: int, seed: int = 0, c: int = 1, size: int = 8) -> Tensor:
     return F.interpolate(coarse, (size, size), mode="bilinear").round().to(torch.uint8)
 
 
-def quiet(*args: Any, **kwargs: Any) -> AuditReport:
+def whole(*args: Any, **kwargs: Any) -> AuditReport:
     return audit(*args, progress=False, **kwargs)
+
+
+def quiet(*args: Any, **kwargs: Any) -> AuditReport:
+    """An audit that repeats its tests with planted copies 7 times, not 20, and shows few pairs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("synthaug._audit.power._DRAWS", 7)
+        return whole(*args, **{"max_pairs": 5, **kwargs})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compared_once() -> Iterator[None]:
+    """Aligns and registers the same images once, though they are in many of the audits here.
+
+    These take most of an audit's time. Tests of both have their own files.
+    """
+    aligned: dict[bytes, Any] = {}
+    registered: dict[bytes, Tensor] = {}
+
+    def distances(aligner: Aligner, pixels: Tensor, candidates: NDArray[np.int64]) -> Any:
+        key = digest(aligner._train, pixels, torch.from_numpy(candidates))
+        if key not in aligned:
+            aligned[key] = align(aligner, pixels, candidates)
+        return tuple(part.copy() for part in aligned[key])
+
+    def register(queries: Tensor, references: Tensor) -> Tensor:
+        keys = [digest(*pair) for pair in zip(queries, references, strict=True)]
+        new = [i for i, key in enumerate(keys) if key not in registered]
+        if new:
+            found = registration.register(queries[new], references[new])
+            registered.update(zip([keys[i] for i in new], found, strict=True))
+        return torch.stack([registered[key] for key in keys])
+
+    align = Aligner._distances
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Aligner, "_distances", distances)
+        patch.setattr(_matching, "register", register)
+        yield
+
+
+def digest(*tensors: Tensor) -> bytes:
+    """Of shapes, dtypes and values."""
+    found = blake2b()
+    for tensor in tensors:
+        found.update(repr((tensor.shape, tensor.dtype)).encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.digest()
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +167,12 @@ def with_copies(fresh: Tensor, train: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def failed(with_copies: Tensor, train: Tensor, holdout: Tensor) -> AuditReport:
-    return quiet(with_copies, train, holdout=holdout)
+    return whole(with_copies, train, holdout=holdout)
 
 
 @pytest.fixture(scope="module")
 def passed(fresh: Tensor, train: Tensor, holdout: Tensor) -> AuditReport:
-    return quiet(fresh, train, holdout=holdout)
+    return whole(fresh, train, holdout=holdout)
 
 
 # ---------------------------------------------------------------------------------- calibration
@@ -275,7 +326,7 @@ def clustered(n: int, seed: int) -> Any:
 
 @pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind not in ("exact", "auto")])
 def test_an_approximate_index_finds_most_neighbours_and_measures_them_exactly(kind: str) -> None:
-    xb, xq = clustered(4000, 1), clustered(200, 2)
+    xb, xq = clustered(1300, 1), clustered(200, 2)
     xq[:50] = xb[:50]
     index, exact = Index(xb, kind), Index(xb)
     D, ids = index.search(xq, 10)
@@ -683,7 +734,7 @@ def test_the_order_of_rows_changes_nothing_but_the_order(
 def test_audits_repeat_exactly(
     passed: AuditReport, fresh: Tensor, train: Tensor, holdout: Tensor
 ) -> None:
-    again = quiet(fresh, train, holdout=holdout)
+    again = whole(fresh, train, holdout=holdout)
     assert again.power == passed.power
     assert again.set_test == passed.set_test
     np.testing.assert_array_equal(again.p_values, passed.p_values)

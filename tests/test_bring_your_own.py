@@ -12,6 +12,8 @@ import torch
 import synthaug
 from synthaug import caches
 
+pytestmark = pytest.mark.usefixtures("short_audits")
+
 PAGE = Path(__file__).parents[1] / "docs/bring_your_own.md"
 
 

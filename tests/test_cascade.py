@@ -33,6 +33,8 @@ from tests.command_line import check_answer, fail, succeed
 from tests.images import randn, to_images, to_pixels
 from tests.tiny.cascades import NAMES, job, real, tiny_base, tiny_cascade, tiny_stage
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 TINY: dict[str, Any] = {"channels": 8, "progress": False}
 
 

@@ -16,6 +16,8 @@ from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_d
 from tests.images import to_images, to_pixels
 from tests.tiny.class_conditional import NAMES, Real, tiny
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 def test_saved_and_loaded_it_draws_the_same_images(tmp_path):
     before = tiny(scheduler="ddpm", log_variance_mix=0.3)
@@ -414,6 +416,7 @@ def test_training_lowers_the_loss_and_learns_the_classes(tmp_path):
         real, tmp_path, config=config, channels=8, progress=False
     )
     assert result.loss_curve[-1][1] < 0.25 * result.loss_curve[0][1]
+    synthesizer = replace(synthesizer, sampler=SamplerConfig(num_inference_steps=50))
     plan = synthesizer.plan(per_class=4, guidance_scale=1.0)
     drawn = to_pixels(synthesizer.draw(plan)).float().mean((1, 2, 3)).view(4, 4).mean(1)
     assert (drawn - greys.float()).abs().max() < 20

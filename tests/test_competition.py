@@ -6,6 +6,12 @@ from synthaug._audit.competition import Competition, compete
 NO_LINKS = np.zeros((0, 2), np.int64)
 
 
+@pytest.fixture(autouse=True)
+def few_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They serve the excess among the closest alone, whose tests are in `test_precedence`."""
+    monkeypatch.setattr("synthaug._audit.precedence.ASSIGNMENTS", 100)
+
+
 def simulate(
     seed: int,
     *,

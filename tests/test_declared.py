@@ -17,6 +17,8 @@ from tests import processes
 from tests.tiny.cascades import tiny_cascade
 from tests.tiny.class_conditional import tiny
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 ROOT = Path(__file__).parents[1]
 
 CLOUDS = '''

@@ -7,6 +7,8 @@ from synthaug import AuditReport, SynthCache, load_dataset
 from synthaug._demo import DemoSettings, classifier_seeds, demo, split_digits
 from synthaug.evaluation import EvaluationReport
 
+pytestmark = pytest.mark.usefixtures("short_audits")
+
 TOY = DemoSettings(
     holdout_per_class=5,
     training_steps=4,

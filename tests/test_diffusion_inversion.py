@@ -39,6 +39,8 @@ from tests.tiny.inversions import (
     tiny_network,
 )
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 # Stage 1
 
 

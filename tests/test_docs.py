@@ -29,14 +29,17 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 from torchvision.transforms import v2
 
 import synthaug
+from synthaug import _audit, sweeps, synthesizers
 from synthaug import evaluation as _evaluation
-from synthaug import sweeps, synthesizers
 from synthaug.synthesizers import _base
 from tests.checkpoints import write_stable_diffusion
 from tests.command_line import run
 from tests.tiny.low_density import few_noisy_images
 
-pytestmark = pytest.mark.xdist_group("docs")  # pages share a world
+pytestmark = [
+    pytest.mark.xdist_group("docs"),  # pages share a world
+    pytest.mark.usefixtures("short_audits"),
+]
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -192,6 +195,9 @@ def small(patch: pytest.MonkeyPatch) -> None:
     shortened(synthesizers.SamplerConfig, "__init__", num_inference_steps=2)
     shortened(_evaluation.ClassifierConfig, "__init__", steps=2, batch_size=4, device="cpu")
     shortened(_evaluation, "evaluate", seeds=1)
+    shortened(synthaug.ColdDiffusion, "__init__", num_steps=2)
+    for place in (synthaug, _audit):
+        shortened(place, "audit", max_pairs=3)
     grid = {"scheduler": ["ddim"], "num_inference_steps": [2], "guidance_scale": [1.0, 2.0]}
     shortened(sweeps, "sweep", grid=grid, guidance=[1.0])
     shortened(sweeps.SweepConfig, "__init__", per_class=8, force=True, seeds=1)

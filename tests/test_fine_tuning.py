@@ -28,6 +28,8 @@ from tests.checkpoints import cosine_config, sampled, tiny_unet, write_stable_di
 from tests.command_line import fail, succeed
 from tests.tiny.fine_tuning import Real, job_of
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 def config(**changes: Any) -> TrainingConfig:
     defaults = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0}

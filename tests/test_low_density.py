@@ -32,6 +32,8 @@ from tests.tiny.low_density import (
     steered,
 )
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 @pytest.fixture(autouse=True)
 def _fewer_noisy_images(monkeypatch: pytest.MonkeyPatch) -> None:

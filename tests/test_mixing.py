@@ -38,6 +38,8 @@ from tests.mixtures import (
     values,
 )
 
+pytestmark = pytest.mark.usefixtures("short_audits")
+
 
 @pytest.fixture
 def cache(tmp_path):

@@ -37,6 +37,8 @@ from tests.command_line import fail, succeed
 from tests.tiny import cascades, cold, inversions, low_density
 from tests.tiny.class_conditional import tiny
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 CPU = torch.device("cpu")
 QUERIES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 Machine = Callable[[bool], None]

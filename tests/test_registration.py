@@ -85,3 +85,4 @@ def test_a_pair_is_registered_alike_whatever_it_is_registered_with() -> None:
     together = register(a, b)
     alone = torch.cat([register(a[i : i + 1], b[i : i + 1]) for i in range(40)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
+    assert torch.equal(register(a, b), together)

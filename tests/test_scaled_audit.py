@@ -17,6 +17,8 @@ from synthaug._neighbors import Index, nearest_first
 from synthaug.caches import RayEngine
 from synthaug.features import ExtractionConfig, TorchModule
 
+pytestmark = pytest.mark.usefixtures("short_audits")
+
 
 def clusters(n: int, seed: int) -> Any:
     """Vectors that float16 holds exactly, so that many distances are equal."""

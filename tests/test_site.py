@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -53,7 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    folder = tmp_path_factory.mktemp("site")
+    folder = tmp_path_factory.mktemp("site").resolve()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_MKDOCS_2_WARNING", "1")
         patch.chdir(ROOT)
@@ -85,13 +86,14 @@ def test_pages_load_nothing_from_elsewhere_and_what_they_load_is_there(site):
 
 @pytest.mark.filterwarnings("ignore")
 def test_links_open_from_disk(site):
-    by_place = {path.resolve(): page for path, page in site.items()}
+    by_place = {str(path): page for path, page in site.items()}
     for path, page in site.items():
         for link in page.links:
             target, _, anchor = link.partition("#")
             if path.name == "404.html" or re.match(r"(\w+:)?//|mailto:", link):
                 continue
-            place = (path.parent / target).resolve() if target else path.resolve()
-            assert place.is_file(), f"{path.name} links to {link}"
+            # As text: every page has the same hundreds of links, and the disk answers slowly.
+            place = os.path.normpath(f"{path.parent}/{target}") if target else str(path)
+            assert place in by_place or os.path.isfile(place), f"{path.name} links to {link}"
             if anchor and place in by_place:
                 assert anchor in by_place[place].anchors, f"{path.name} links to {link}"

@@ -57,7 +57,10 @@ from tests.images import to_images
 from tests.tiny.low_density import few_noisy_images
 from tests.variants import make_cache, real_images
 
-pytestmark = pytest.mark.xdist_group("torch defaults")  # tests share what tasks compute
+pytestmark = [
+    pytest.mark.xdist_group("torch defaults"),  # tests share what tasks compute
+    pytest.mark.usefixtures("short_audits"),
+]
 
 CLASSES = ("ant", "bee")
 TWO_STEPS = SamplerConfig(num_inference_steps=2)

@@ -8,11 +8,14 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 import synthaug
 from synthaug.features import Pixel
+
+pytestmark = pytest.mark.usefixtures("short_audits")
 
 ROOT = Path(synthaug.__file__).parent
 
