@@ -35,8 +35,9 @@ class _Facts:
         """Whether its column, or a numbered one, holds anything but the neutral value."""
         return any(
             bool(np.any(values != parameter.neutral))
-            for name, values in self.plan.columns.items()
+            for name in self.plan.columns
             if name.rstrip("0123456789").rstrip("_") == parameter.name
+            for _, values in self.plan.pieces(name)
         )
 
 

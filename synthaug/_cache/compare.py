@@ -28,16 +28,21 @@ def plan_differences(stored: Plan, given: Plan) -> Differences:
     """Where two plans differ, by column."""
     if len(stored) != len(given):
         return {"plan rows": (f"{len(stored):,}", f"{len(given):,}")}
+    if stored.digest == given.digest:
+        return {}
     found = {}
     for name in sorted({*stored.columns, *given.columns}):
         if name not in stored.columns or name not in given.columns:
             has = name in stored.columns
             found[f"plan column {name}"] = ("present", "absent") if has else ("absent", "present")
             continue
-        rows = np.flatnonzero(stored[name] != given[name])
+        pairs = zip(stored.pieces(name), given.pieces(name), strict=True)
+        unequal = [np.flatnonzero(ours != theirs) + start for (start, ours), (_, theirs) in pairs]
+        rows = np.concatenate(unequal)
         if len(rows):
             where = f"plan column {name}, {listed(rows)}"
-            found[where] = (f"{stored[name][rows[0]]}", f"{given[name][rows[0]]}")
+            first = rows[:1]
+            found[where] = (f"{stored.at(name, first)[0]}", f"{given.at(name, first)[0]}")
     seeds = {where for where in found if where.startswith("plan column seed,")}
     if len(found) > len(seeds):  # they follow from the rest of a row, which says more
         found = {where: values for where, values in found.items() if where not in seeds}

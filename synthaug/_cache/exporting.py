@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from PIL import PngImagePlugin
 
 from synthaug._cache.files import Patient, new_file, new_folder
-from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5, stored_columns
+from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5
 from synthaug._cache.store import SynthCache
+from synthaug._cache.stored_rows import data_set_of
 from synthaug._pixels import to_pil
 from synthaug._support.progress import bar
 from synthaug._types import Indices
@@ -264,7 +265,7 @@ def _cell(name: str) -> str:
 def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
     """The same cache, with one compressed chunk per image."""
     plan, state = cache.plan, cache.state
-    values = {"state": state, "checksum": cache.checksums, **stored_columns(plan)}
+    values = {"state": state, "checksum": cache.checksums}
     tombstones = cache.tombstones
     text = json.dumps(cache.manifest, sort_keys=True)
     with new_file(target) as fd:
@@ -277,6 +278,11 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
                 )
                 if name in values:
                     file[name][...] = values[name]
+
+            def store(name: str, start: int, piece: NDArray[Any]) -> None:
+                file[data_set_of(name)][start : start + len(piece)] = piece
+
+            plan.visited(store)
             file["tombstones"][: len(tombstones)] = tombstones
             images = file["images"]
             for block in blocks(np.flatnonzero(state == State.DONE), cache.image_shape):

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from synthaug import _pixels
 from synthaug._cache.format import State
 from synthaug._cache.show import ORDER, evenly
 from synthaug._cache.store import SynthCache
-from synthaug._types import Indices
 
 
 def info(cache: SynthCache) -> dict[str, Any]:
@@ -21,15 +21,17 @@ def info(cache: SynthCache) -> dict[str, Any]:
         "path", "bytes", "image_shape", "rows", "states" (rows per state), "classes" (per class the
         rows per state), "identity", "manifest", and "plan_columns" with the range of each column.
     """
-    state = cache.state
+    by_class = np.zeros((len(cache.classes), len(State)), np.int64)
+    for start, labels in cache.plan.pieces("label"):
+        pairs = labels * len(State) + cache.state_of(slice(start, start + len(labels)))
+        by_class += np.bincount(pairs, minlength=by_class.size).reshape(by_class.shape)
 
-    def counts(rows: Indices) -> dict[str, int]:
-        found = np.bincount(state[rows], minlength=len(State))
+    def counts(found: NDArray[np.int64]) -> dict[str, int]:
         return {s.name.lower(): int(found[s]) for s in ORDER}
 
     columns = {
-        name: {"min": column.min().item(), "max": column.max().item()}
-        for name, column in cache.plan.columns.items()
+        name: dict(zip(("min", "max"), cache.plan.bounds(name), strict=True))
+        for name in cache.plan.columns
         if name != "seed" and not name.endswith("_key")  # hashes: their range says nothing
     }
     return {
@@ -37,11 +39,8 @@ def info(cache: SynthCache) -> dict[str, Any]:
         "bytes": os.stat(cache.path).st_size,
         "image_shape": list(cache.image_shape),
         "rows": len(cache),
-        "states": counts(np.arange(len(cache))),
-        "classes": {
-            name: counts(np.flatnonzero(cache.labels == index))
-            for index, name in enumerate(cache.classes)
-        },
+        "states": counts(by_class.sum(axis=0)),
+        "classes": {name: counts(row) for name, row in zip(cache.classes, by_class, strict=True)},
         "plan_columns": columns,
         "identity": cache.identity,
         "manifest": cache.manifest,

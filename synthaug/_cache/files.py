@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from synthaug._support.locks import claimed, owner_of
-from synthaug.errors import CacheError
+from synthaug.errors import CacheError, MismatchError
 
 _ZEROS = bytes(1 << 20)
 
@@ -66,6 +66,23 @@ def pread_into(fd: int, buffer: memoryview, offset: int) -> None:
         if not got:
             raise OSError(errno.EIO, "the file ended before its last row")
         view, offset = view[got:], offset + got
+
+
+def check_same(path: Path, file_id: tuple[int, int], size: int, fd: int) -> None:
+    """Refuses a file that took the place of the one that was opened, or that was cut short."""
+    info = os.fstat(fd)
+    if (info.st_dev, info.st_ino) != file_id:
+        raise MismatchError(f"{path} was replaced since. Open it again.")
+    check_length(path, size, info)
+
+
+def check_length(path: Path, size: int, info: os.stat_result) -> None:
+    """Refuses a file that was cut short since it was opened."""
+    if info.st_size < size:
+        raise CacheError(
+            f"{path} has {info.st_size:,} of {size:,} bytes: it was cut short since it was opened. "
+            "Restore it from a copy, or delete it and generate it again."
+        )
 
 
 class AbstractHDF5Target(io.RawIOBase):
@@ -147,6 +164,28 @@ class Patient(AbstractHDF5Target):
             self._error = error
 
 
+def check_room(size: int, path: Path) -> None:
+    """Refuses a file for which there is no room, before anything is written.
+
+    Raises:
+        CacheError: Fewer than `size` bytes are free, as far as the system says.
+    """
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise _no_room(size, path, "there are fewer", free)
+
+
+def _no_room(size: int, path: Path, reason: str, free: int) -> CacheError:
+    return CacheError(
+        f"{path} needs {size:,} bytes, and the system refused them ({reason}); {free:,} bytes are "
+        f"free in {path.parent}. Free some space, choose another folder, or plan fewer images. "
+        "Nothing was written."
+    )
+
+
 def reserve(fd: int, size: int, path: Path) -> None:
     """Claims `size` bytes of disk, so that a full disk is met now and not halfway.
 
@@ -165,11 +204,7 @@ def reserve(fd: int, size: int, path: Path) -> None:
                 pwrite(fd, memoryview(_ZEROS)[: size - start], start)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free
-        raise CacheError(
-            f"{path} needs {size:,} bytes, and the system refused them ({error.strerror}); "
-            f"{free:,} bytes are free in {path.parent}. Free some space, choose another folder, or "
-            "plan fewer images. Nothing was written."
-        ) from error
+        raise _no_room(size, path, str(error.strerror), free) from error
 
 
 @contextmanager

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import google_crc32c
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._cache.files import AbstractHDF5Target, new_file, pwrite, reserve
+from synthaug._cache.files import AbstractHDF5Target, check_room, new_file, pwrite, reserve
+from synthaug._cache.stored_rows import data_set_of
 from synthaug._plan import Plan
 from synthaug._types import Indices
 
@@ -34,6 +35,8 @@ PAGE = 4096
 
 BLOCK = 16 * 2**20
 """Bytes of images that are read, copied or erased at once."""
+SPAN = 2**20
+"""Rows whose states are read at once."""
 
 _LIBRARIES = ("synthaug", "torch", "diffusers", "numpy", "h5py")
 
@@ -86,17 +89,11 @@ def data_sets(
     }
 
 
-def stored_columns(plan: Plan) -> dict[str, NDArray[Any]]:
-    """The columns of a plan by the names of their data sets."""
-    names = {"label": "labels"}
-    return {names.get(name, f"plan/{name}"): column for name, column in plan.columns.items()}
-
-
 def data_sets_of(
     plan: Plan, image_shape: tuple[int, ...]
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     """`data_sets` of the cache of a plan."""
-    dtypes = {name: column.dtype for name, column in plan.columns.items() if name != "label"}
+    dtypes = {name: plan.rows.dtypes[name] for name in plan.columns if name != "label"}
     return data_sets(len(plan), image_shape, dtypes)
 
 
@@ -153,28 +150,53 @@ def create(
     is copied into the reserved file. So a full disk is an exception and not a crash of the library,
     and `path` appears only once its file is complete.
 
+    Rows of a large plan are computed once, while they are written, and so is the plan's digest.
+
     Raises:
         ValueError: An argument cannot be stored.
         CacheError: `path` exists, or the disk is full.
     """
     check_arguments(plan, image_shape)
     text = json.dumps(complete_manifest(plan, manifest), sort_keys=True)
-    structure = _Structure()
-    with new_hdf5(structure, text, plan.digest, alignment=PAGE) as file:
-        offsets = _allocate(file, data_sets_of(plan, image_shape))
+    if len(text) > MAX_MANIFEST:
+        raise ValueError(
+            f"`manifest`, with the classes and settings of the plan, is {len(text):,} bytes of "
+            f"JSON; a cache holds {MAX_MANIFEST:,}. Leave out what is not needed to make the "
+            "images again."
+        )
+    sets = data_sets_of(plan, image_shape)
+    structure, offsets = _structure(sets, text, "0" * 32)  # every digest has as many digits
+    check_room(structure.size, path)
     with new_file(path) as fd:
         reserve(fd, structure.size, path)
+
+        def store(name: str, start: int, values: NDArray[Any]) -> None:
+            little_endian = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+            place = offsets[data_set_of(name)] + start * values.itemsize
+            pwrite(fd, little_endian.view(np.uint8).data, place)
+
+        structure, _ = _structure(sets, text, plan.visited(store))
         for start, piece in structure.pieces:
             pwrite(fd, piece, start)
-        for name, column in stored_columns(plan).items():
-            little_endian = np.ascontiguousarray(column, column.dtype.newbyteorder("<"))
-            pwrite(fd, little_endian.view(np.uint8).data, offsets[name])
+
+
+def _structure(
+    sets: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], manifest: str, plan_digest: str
+) -> tuple["_Structure", dict[str, int]]:
+    """The metadata of a cache, and the places of its data sets."""
+    structure = _Structure()
+    with new_hdf5(structure, manifest, plan_digest, alignment=PAGE) as file:
+        offsets = _allocate(file, sets)
+    return structure, offsets
 
 
 def check_arguments(plan: Plan, image_shape: tuple[int, ...]) -> None:
     """Refuses what a cache cannot hold, before anything is written."""
     if not 1 <= len(plan) <= MAX_ROWS:
-        raise ValueError(f"`plan` has {len(plan):,} rows, a cache holds 1 to {MAX_ROWS:,}.")
+        raise ValueError(
+            f"`plan` has {len(plan):,} rows, a cache holds 1 to {MAX_ROWS:,}. Make several caches: "
+            "slices of a plan are plans."
+        )
     if len(plan.columns) > MAX_COLUMNS:
         raise ValueError(f"`plan` has {len(plan.columns)} columns, a cache holds {MAX_COLUMNS}.")
     for name in plan.columns:
@@ -189,11 +211,51 @@ def check_arguments(plan: Plan, image_shape: tuple[int, ...]) -> None:
         )
 
 
-def blocks(rows: Indices, image_shape: Sequence[int]) -> Iterator[Indices]:
+def spans(rows: int) -> Iterator[slice]:
+    """All rows in slices: what has a value for each of very many is looked at piece by piece."""
+    for start in range(0, rows, SPAN):
+        yield slice(start, min(start + SPAN, rows))
+
+
+def blocks(rows: "Indices | ChosenRows", image_shape: Sequence[int]) -> Iterator[Indices]:
     """`rows` in pieces of a few megabytes of images."""
-    step = max(1, BLOCK // int(np.prod(image_shape)))
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
+    for piece in slices(len(rows), image_shape):
+        yield rows[piece]
+
+
+def slices(rows: int, image_shape: Sequence[int]) -> Iterator[slice]:
+    """Slices of so many rows of images, of a few megabytes each, and of not too many rows."""
+    step = max(1, min(BLOCK // int(np.prod(image_shape)), SPAN // 16))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+@final
+class ChosenRows:
+    """Ascending row numbers, kept as a mask, bool (N,): a byte for each row, where numbers take 8.
+
+    A slice of it is an array of row numbers, int64.
+    """
+
+    def __init__(self, mask: NDArray[np.bool_]) -> None:
+        self._mask = mask
+        self._found = 0, 0, np.empty(0, np.int64)  # slices mostly come in order
+        counts = [0, *(int(np.count_nonzero(mask[span])) for span in spans(len(mask)))]
+        self._begins: NDArray[np.int64] = np.cumsum(counts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._begins[-1])
+
+    def __getitem__(self, piece: slice) -> Indices:
+        start, stop, _ = piece.indices(len(self))
+        first = int(np.searchsorted(self._begins, start, side="right")) - 1
+        last = int(np.searchsorted(self._begins, stop, side="left"))
+        found = self._found
+        if (first, last) != found[:2]:
+            rows = np.flatnonzero(self._mask[first * SPAN : last * SPAN]) + first * SPAN
+            self._found = found = first, last, rows
+        skipped = int(self._begins[first])
+        return found[2][start - skipped : stop - skipped]
 
 
 def runs(rows: Indices) -> Iterator[tuple[int, int]]:

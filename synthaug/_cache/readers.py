@@ -1,6 +1,5 @@
 """How rows come out of a file: through a memory map, or, for compressed copies, through HDF5."""
 
-import io
 import mmap
 import os
 import weakref
@@ -13,12 +12,14 @@ from torch.utils.data import get_worker_info
 
 from synthaug._cache.files import pread_into
 from synthaug._cache.format import checksums, runs
-from synthaug._cache.schema import CacheContents, open_stream
-from synthaug._types import Indices
-from synthaug.errors import CacheError, MismatchError
+from synthaug._cache.schema import CacheContents, Region, open_stream
+from synthaug._cache.stored_rows import close
+from synthaug._types import Indices, Labels
+from synthaug.errors import CacheError
 
 _RESIDENT = 64 * 2**20
 """Bytes of images above which the workers of a loader read instead of mapping."""
+_MAPPED = ("images", "labels", "state", "checksum")
 _TOMBSTONES = 2**16
 """How many are read at once: there are places for many more than there are."""
 
@@ -30,8 +31,14 @@ class Reader(Protocol):
     served: NDArray[np.uint8]
     """1 for rows whose pixels this process has checked."""
 
-    def column(self, name: Literal["state", "checksum"], rows: Indices | None = None) -> Any:
-        """State or recorded checksum of `rows`, in any order, or of all, as they are now."""
+    def column(
+        self, name: Literal["state", "checksum"], rows: Indices | slice = slice(None)
+    ) -> NDArray[Any]:
+        """State or recorded checksum of rows, in any order, as they are now."""
+        ...
+
+    def labels(self, rows: Indices) -> Labels:
+        """Class indices of `rows`, int64 (n,), in any order."""
         ...
 
     def tombstones(self) -> NDArray[np.uint64]:
@@ -44,6 +51,10 @@ class Reader(Protocol):
 
     def intact(self, rows: Indices) -> NDArray[np.bool_]:
         """Which of `rows` match their checksum."""
+        ...
+
+    def recorded(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
+        """Recorded checksum of `rows`, ascending, as the medium has it."""
         ...
 
     def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
@@ -71,8 +82,8 @@ class Mapped:
             self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CacheError(f"Cannot map {contents.path}: {error.strerror}.") from error
-        check_same(contents, self._fd)
-        self._mapped = {name: self._array(name) for name in ("images", "state", "checksum")}
+        contents.check_same(self._fd)
+        self._mapped = {name: self._array(name) for name in _MAPPED}
         self._size, self._image_bytes = contents.size, self._mapped["images"].nbytes
         self.served = np.zeros(len(self._mapped["state"]), np.uint8)
 
@@ -83,10 +94,16 @@ class Mapped:
         flat = np.frombuffer(self._map, region.dtype, int(np.prod(region.shape)), region.offset)
         return flat.reshape(region.shape)
 
-    def column(self, name: Literal["state", "checksum"], rows: Indices | None = None) -> Any:
-        if rows is None:
-            return self._read(name, np.array([0]), length=self.contents.regions[name].shape[0])
+    def column(
+        self, name: Literal["state", "checksum"], rows: Indices | slice = slice(None)
+    ) -> NDArray[Any]:
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.contents.regions[name].shape[0])
+            return self._read(name, np.array([start]), length=stop - start)
         return self._values(name, rows)
+
+    def labels(self, rows: Indices) -> Labels:
+        return self._values("labels", rows)
 
     def tombstones(self) -> NDArray[np.uint64]:
         found = np.empty(0, np.uint64)
@@ -107,7 +124,7 @@ class Mapped:
             return self._read(name, rows)
         # To touch a page beyond the end of a file that was cut short would end the process.
         if os.lseek(self._fd, 0, os.SEEK_END) < self._size:  # a third of the time of `fstat`
-            check_length(self.contents, os.fstat(self._fd))
+            self.contents.check_same(self._fd)
         return self._mapped[name].take(rows, axis=0)
 
     def _read(self, name: str, rows: Indices, *, length: int = 1) -> NDArray[Any]:
@@ -134,16 +151,22 @@ class Mapped:
     def intact(self, rows: Indices) -> NDArray[np.bool_]:
         return checksums(self.gather(rows)) == self.column("checksum", rows)
 
-    def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
+    def recorded(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
         # Not through the mapping: there, an unreadable medium would be a signal.
-        region = self.contents.regions["images"]
-        assert region.offset is not None
-        images = np.empty((len(rows), region.row_bytes), np.uint8)
-        for start, stop in runs(rows):
-            pread_into(
-                fd, images[start:stop].data, region.offset + int(rows[start]) * region.row_bytes
-            )
-        return checksums(images)
+        return read_runs(fd, self.contents.regions["checksum"], rows)
+
+    def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
+        return checksums(read_runs(fd, self.contents.regions["images"], rows))
+
+
+def read_runs(fd: int, region: Region, rows: Indices) -> NDArray[Any]:
+    """The values at ascending rows of one data set, as the file has them now."""
+    assert region.offset is not None
+    values = np.empty((len(rows), *region.shape[1:]), region.dtype)
+    for start, stop in runs(rows):
+        offset = region.offset + int(rows[start]) * region.row_bytes
+        pread_into(fd, values[start:stop].data, offset)
+    return values
 
 
 class Unpacked:
@@ -160,15 +183,20 @@ class Unpacked:
         # A handle must not cross into a forked process: two would share one file position.
         if self._owner != os.getpid():
             stream = open_stream(self.contents.path)
-            check_same(self.contents, stream.fileno())
+            self.contents.check_same(stream.fileno())
             self._file = h5py.File(stream, "r")
-            weakref.finalize(self, _close, self._file, stream)
+            weakref.finalize(self, close, self._file, stream)
             self._owner = os.getpid()
         return self._file
 
-    def column(self, name: Literal["state", "checksum"], rows: Indices | None = None) -> Any:
+    def column(
+        self, name: Literal["state", "checksum"], rows: Indices | slice = slice(None)
+    ) -> NDArray[Any]:
         values = self._columns[name]
-        return values.copy() if rows is None else values.take(rows)
+        return values[rows].copy() if isinstance(rows, slice) else values.take(rows)
+
+    def labels(self, rows: Indices) -> Labels:
+        return self.contents.plan.at("label", rows)
 
     def tombstones(self) -> NDArray[np.uint64]:
         stored = np.empty(0, np.uint64)
@@ -193,28 +221,10 @@ class Unpacked:
     def intact(self, rows: Indices) -> NDArray[np.bool_]:
         return checksums(self.gather(rows)) == self.column("checksum", rows)
 
-    def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
+    def recorded(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
         del fd  # HDF5 has its own
+        return self.column("checksum", rows)
+
+    def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
+        del fd
         return checksums(self.gather(rows))
-
-
-def _close(file: h5py.File, stream: io.FileIO) -> None:
-    file.close()
-    stream.close()
-
-
-def check_same(contents: CacheContents, fd: int) -> None:
-    """Refuses a file that took the place of the one that was opened, or that was cut short."""
-    info = os.fstat(fd)
-    if (info.st_dev, info.st_ino) != contents.file_id:
-        raise MismatchError(f"{contents.path} was replaced since. Open it again.")
-    check_length(contents, info)
-
-
-def check_length(contents: CacheContents, info: os.stat_result) -> None:
-    """Refuses a file that was cut short since it was opened."""
-    if info.st_size < contents.size:
-        raise CacheError(
-            f"{contents.path} has {info.st_size:,} of {contents.size:,} bytes: it was cut short "
-            "since it was opened. Restore it from a copy, or delete it and generate it again."
-        )

@@ -18,8 +18,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
+from synthaug._cache.files import check_same
 from synthaug._cache.format import (
     FORMAT,
     FORMAT_VERSION,
@@ -29,12 +29,14 @@ from synthaug._cache.format import (
     READABLE_VERSIONS,
     State,
     data_sets,
+    spans,
     text_digest,
     valid_column,
     valid_shape,
 )
-from synthaug._plan import REQUIRED, Plan
-from synthaug.errors import CacheError
+from synthaug._cache.stored_rows import AbstractStoredRows, PackedRows, PlainRows, data_set_of
+from synthaug._plan import REQUIRED, Plan, check_values
+from synthaug.errors import CacheError, SynthaugError
 
 _ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum": "dataset"} | {
     "plan": "group"
@@ -44,7 +46,7 @@ _TEXTS = ("format", "manifest", "manifest_digest", "plan_digest")
 _MANIFEST = {"classes": list, "settings": dict, "value_range": list} | {
     name: dict for name in ("recipe", "licence", "versions")
 }
-_MAX_PLAN = 2**30  # bytes, some 20 million rows; a sparse file can declare more than it holds
+_PROBED = 2**30  # bytes; a sparse file can declare a larger plan than it holds
 _MAX_CHUNK = 64 * 2**20  # bytes, unpacked whole for a single value
 _MAX_RATIO = 256  # declared over stored bytes of a compressed plan, whose seeds do not compress
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32} | {
@@ -98,6 +100,10 @@ class CacheContents:
         region = self.regions.get("tombstones")
         return 0 if region is None else region.shape[0]
 
+    def check_same(self, fd: int) -> None:
+        """Refuses an open file that took the place of ours since, or that was cut short."""
+        check_same(self.path, self.file_id, self.size, fd)
+
     @property
     def plain(self) -> bool:
         """Whether every data set is contiguous, as in the files that we write."""
@@ -119,12 +125,13 @@ def inspect(path: Path) -> CacheContents:
             damaged; or it has a structure that we refuse to read.
     """
     with open_stream(path) as stream:
-        info = os.fstat(stream.fileno())
         try:
             with h5py.File(stream, "r") as file:
-                return _inspect(path, file, info)
+                return _inspect(path, file, stream.fileno())
         except _Refused as error:
             raise CacheError(f"{path}: {error}") from error.__cause__
+        except SynthaugError:  # of reading the plan: says all that there is to say
+            raise
         except Exception as error:  # what HDF5 raises for damaged metadata is not documented
             if isinstance(error, OSError) and error.errno == errno.EIO:
                 raise CacheError(f"Cannot read {path}: {error.strerror}.") from error
@@ -151,7 +158,8 @@ def open_stream(path: Path) -> io.FileIO:
         ) from error
 
 
-def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> CacheContents:
+def _inspect(path: Path, file: h5py.File, fd: int) -> CacheContents:
+    info = os.fstat(fd)
     version, texts = _root_attributes(file)
     manifest = _manifest(texts["manifest"])
     if text_digest(texts["manifest"]) != texts["manifest_digest"]:
@@ -159,16 +167,17 @@ def _inspect(path: Path, file: h5py.File, info: os.stat_result) -> CacheContents
     sets = dict(_data_sets(file, _ROOT if version == 1 else _ROOT | _SINCE_2))
     regions = {name: _region(name, dataset) for name, dataset in sets.items()}
     image_shape = _check_shapes(regions, version)
-    _check_extent(regions, info.st_size)
-    plan = _plan(sets, regions, manifest)
+    _check_extent(regions, info.st_size, fd)
+    plan = _plan(_rows(path, info, regions), manifest)
     if plan.digest != texts["plan_digest"]:
         raise _Refused(
             f"the plan is not the one that was written; its digest is {plan.digest}, recorded is "
             f"{texts['plan_digest']}"
         )
-    unknown = np.setdiff1d(sets["state"][()], list(State))
-    if len(unknown):
-        raise _Refused(f"a row has the state {unknown[0]}, not 0 to 2")
+    for span in spans(len(plan)):
+        largest = int(sets["state"][span].max())
+        if largest > max(State):
+            raise _Refused(f"a row has the state {largest}, not 0 to 2")
     return CacheContents(
         path=path,
         file_id=(info.st_dev, info.st_ino),
@@ -325,8 +334,8 @@ def _check_shapes(regions: dict[str, Region], version: int) -> tuple[int, int, i
     return shape[1], shape[2], shape[3]
 
 
-def _check_extent(regions: dict[str, Region], size: int) -> None:
-    """Every data set lies inside the file, no two share a byte, and the plan fits in memory."""
+def _check_extent(regions: dict[str, Region], size: int, fd: int) -> None:
+    """Every data set lies inside the file, no two share a byte, and the plan is no empty claim."""
     end = 0
     placed = [(r.offset, name, r) for name, r in regions.items() if r.offset is not None]
     for offset, name, region in sorted(placed, key=lambda item: item[0]):
@@ -338,20 +347,44 @@ def _check_extent(regions: dict[str, Region], size: int) -> None:
         end = stop
     unread = "images", "tombstones"  # at opening
     plan = sum(region.nbytes for name, region in regions.items() if name not in unread)
-    if plan > _MAX_PLAN or plan > _MAX_RATIO * size:
+    seed = regions["plan/seed"]
+    # Seeds are hashes, which leave no hole in a file, and to read a hole takes time.
+    hole = plan > _PROBED and seed.offset is not None and _has_hole(fd, seed.offset, seed.nbytes)
+    if hole or plan > _MAX_RATIO * size:
         raise _Refused(f"a plan of {plan:,} bytes is not plausible")
 
 
-def _plan(
-    sets: dict[str, h5py.Dataset],
-    regions: dict[str, Region],
-    manifest: dict[str, Any],
-) -> Plan:
-    columns: dict[str, NDArray[Any]] = {"label": sets["labels"][()]}
-    for name in regions:
-        if name.startswith("plan/"):
-            columns[name.removeprefix("plan/")] = sets[name][()]
+def _has_hole(fd: int, start: int, size: int) -> bool:
+    """Whether a sparse file lacks some of its bytes, as far as the file system says."""
+    position = os.lseek(fd, 0, os.SEEK_CUR)
     try:
-        return Plan(columns, tuple(manifest["classes"]), manifest["settings"])
+        return os.lseek(fd, start, os.SEEK_HOLE) < start + size
+    except OSError:  # a file system that does not know holes
+        return False
+    finally:
+        os.lseek(fd, position, os.SEEK_SET)
+
+
+def _rows(path: Path, info: os.stat_result, regions: dict[str, Region]) -> AbstractStoredRows:
+    """The rows of the plan, where they lie in the file."""
+    names = ["label", *(name[5:] for name in regions if name.startswith("plan/"))]
+    columns = {name: regions[data_set_of(name)] for name in names}
+    facts = (
+        path,
+        (info.st_dev, info.st_ino),
+        info.st_size,
+        {name: region.dtype for name, region in columns.items()},
+        columns["label"].shape[0],
+    )
+    offsets = {name: r.offset for name, r in columns.items() if r.offset is not None}
+    return PlainRows(offsets, *facts) if len(offsets) == len(columns) else PackedRows(*facts)
+
+
+def _plan(rows: AbstractStoredRows, manifest: dict[str, Any]) -> Plan:
+    classes = tuple(manifest["classes"])
+    try:
+        plan = Plan.of_rows(rows, classes, manifest["settings"])
+        plan.visited(lambda name, start, values: check_values(name, values, len(classes)))
     except ValueError as error:
         raise _Refused(f"the plan is damaged: {error}".rstrip(".")) from error
+    return plan

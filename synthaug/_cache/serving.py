@@ -156,7 +156,7 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
         )
     done = np.array(synthetic.done, bool)
     if not soft_labels and isinstance(synthetic, Planned):
-        done &= ~between_classes(synthetic.plan)
+        done[between_classes(synthetic.plan)] = False
     if audit is None:
         found = Servable(done, int(done.sum()), None)
         _warn_once(
@@ -249,17 +249,22 @@ def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: 
         raise MismatchError(f"{name} judges another cache:\n" + "\n".join(lines) + f"\n{remedy}")
 
 
-def between_classes(plan: Plan) -> NDArray[np.bool_]:
-    """Rows of a plan that are mixed from two classes, bool (N,): no single label is right."""
+def between_classes(plan: Plan) -> Indices:
+    """Rows of a plan that are mixed from two classes, int64 (n,): no single label is right."""
     if "partner_label" not in plan.columns:
-        return np.zeros(len(plan), bool)
-    partner = plan["partner_label"]
-    between: NDArray[np.bool_] = (partner >= 0) & (partner != plan["label"])
-    if between.any():
+        return np.empty(0, np.int64)
+    partners = zip(plan.pieces("partner_label"), plan.pieces("label"), strict=True)
+    between = np.concatenate(
+        [
+            np.flatnonzero((partner >= 0) & (partner != label)) + start
+            for (start, partner), (_, label) in partners
+        ]
+    )
+    if len(between):
         log.warning(
             "%s images are mixed from two classes and are not served under one label; "
             "`MixedDataset(..., items=mixing.ItemFormat(soft_labels=True))` serves them.",
-            f"{int(between.sum()):,}",
+            f"{len(between):,}",
         )
     return between
 

@@ -1,11 +1,11 @@
 """What a cache shows of itself: text, and a few of its images in a notebook."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from synthaug._cache.format import State
+from synthaug._cache.format import ChosenRows, State
 from synthaug._pixels import to_pil
 from synthaug._support.html import blocks, data_uri, preformatted, thumbnails
 from synthaug._types import Indices, Pixels
@@ -14,14 +14,13 @@ ORDER = (State.DONE, State.PENDING, State.WITHDRAWN)
 
 
 def text(
-    path: Path, image_shape: tuple[int, int, int], num_classes: int, state: NDArray[np.uint8]
+    path: Path, image_shape: tuple[int, int, int], num_classes: int, counts: Mapping[State, int]
 ) -> str:
-    """Describes a cache as torchvision does a data set."""
+    """Describes a cache, with its rows in each state, as torchvision does a data set."""
     c, h, w = image_shape
-    counts = np.bincount(state, minlength=len(State))
     lines = [
         "Dataset SynthCache",
-        f"    Number of datapoints: {len(state)}",
+        f"    Number of datapoints: {sum(counts.values())}",
         f"    Rows: {', '.join(f'{counts[one]:,} {one.name.lower()}' for one in ORDER)}",
         f"    Classes: {num_classes}",
         f"    Images: {c} x {h} x {w}, synthetic",
@@ -36,6 +35,7 @@ def page(text: str, images: Pixels, captions: list[str]) -> str:
     return str(blocks(preformatted(text), thumbnails(pictures)))
 
 
-def evenly(rows: Indices, count: int) -> Indices:
+def evenly(rows: Indices | ChosenRows, count: int) -> Indices:
     """Chooses at most `count` rows, spread over all of them."""
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)
+    return np.concatenate([rows[i : i + 1] for i in places.tolist()] or [rows[:0]])

@@ -23,9 +23,17 @@ from synthaug._cache.compare import (
     recipe_differences,
     shape_differences,
 )
-from synthaug._cache.files import pread_into, pwrite, remove_orphans
-from synthaug._cache.format import State, blocks, checksums, erased_checksum, runs
-from synthaug._cache.readers import Reader, check_same, open_reader
+from synthaug._cache.files import pwrite, remove_orphans
+from synthaug._cache.format import (
+    ChosenRows,
+    State,
+    blocks,
+    checksums,
+    erased_checksum,
+    runs,
+    spans,
+)
+from synthaug._cache.readers import Reader, open_reader, read_runs
 from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.synthesizer import Synthesizer, as_recorded
 from synthaug._cache.tombstones import content_keys, rows_from_sources
@@ -254,9 +262,9 @@ class SynthCache(Dataset[Any]):
         )
 
     def _not_done(self, rows: Indices) -> CachePendingError:
-        state = self.state
-        rows = np.unique(rows[state[rows] != State.DONE] % len(self))
-        withdrawn = rows[state[rows] == State.WITHDRAWN]
+        rows = np.unique(rows % len(self))
+        state = self.state_of(rows)
+        rows, withdrawn = rows[state != State.DONE], rows[state == State.WITHDRAWN]
         which, what = (withdrawn, "withdrawn") if len(withdrawn) else (rows, "not generated yet")
         return CachePendingError(
             f"{self.path}: {listed(which)} {'was' if len(which) == 1 else 'were'} {what}. Use "
@@ -280,7 +288,7 @@ class SynthCache(Dataset[Any]):
                 images = map(_pixels.to_pil, images)
         if self.transform is not None:
             images = map(self.transform, images)
-        labels = self.labels[rows].tolist()
+        labels = self._open().labels(rows).tolist()
         if self.target_transform is not None:
             labels = map(self.target_transform, labels)
         return list(zip(images, labels, strict=True))
@@ -296,9 +304,7 @@ class SynthCache(Dataset[Any]):
         for row in bad.tolist():
             if row in self._substitutes:
                 continue
-            same = np.flatnonzero((self.labels == self.labels[row]) & self.done)
-            after = np.roll(same, -int(np.searchsorted(same, row, side="right")))
-            for candidate in after.tolist():
+            for candidate in self._others_of_class(row):
                 if reader.intact(np.array([candidate])).all():
                     break
             else:
@@ -310,6 +316,17 @@ class SynthCache(Dataset[Any]):
                 f"class takes its place. {len(self._substitutes)} skipped so far.",
                 stacklevel=2,
             )
+
+    def _others_of_class(self, row: int) -> Iterator[int]:
+        """Done rows of the class of `row`, first those behind it, then those before."""
+        label = self.plan.at("label", [row])[0]
+        after, before = (slice(row + 1, len(self)), slice(0, row))
+        for side in (after, before):
+            for span in spans(side.stop - side.start):
+                piece = slice(side.start + span.start, side.start + span.stop)
+                same = self.plan.at("label", piece) == label
+                same &= self.state_of(piece) == State.DONE
+                yield from (np.flatnonzero(same) + piece.start).tolist()
 
     def _regenerate(self, bad: Indices) -> None:
         assert self.synthesizer is not None
@@ -383,7 +400,10 @@ class SynthCache(Dataset[Any]):
 
     @property
     def labels(self) -> Labels:
-        """Class index of each row, int64 (N,), also of rows that are not done."""
+        """Class index of each row, int64 (N,), also of rows that are not done.
+
+        Of millions of rows it is a memory map of the file: index it, rather than copy it.
+        """
         return self.plan["label"]
 
     @property
@@ -396,10 +416,28 @@ class SynthCache(Dataset[Any]):
         """State of each row now, uint8 (N,): 0 pending, 1 done, 2 withdrawn. A copy."""
         return self._open().column("state")
 
-    def state_of(self, rows: ArrayLike | Sequence[int]) -> NDArray[np.uint8]:
-        """State of some rows now, uint8 (len(rows),); of few rows faster than `state`."""
-        states: NDArray[np.uint8] = self._open().column("state", _row_numbers(rows))
+    def state_of(self, rows: ArrayLike | Sequence[int] | slice) -> NDArray[np.uint8]:
+        """State of some rows now, uint8 (n,); of few rows faster than `state`."""
+        chosen = rows if isinstance(rows, slice) else _row_numbers(rows)
+        states: NDArray[np.uint8] = self._open().column("state", chosen)
         return states
+
+    def rows_in(self, state: State) -> ChosenRows:
+        """The rows that are in a state now, which take a byte for each row of the cache."""
+        return ChosenRows(self._mask(state))
+
+    def counts(self) -> dict[State, int]:
+        """How many rows are in each state now."""
+        counts = np.zeros(len(State), np.int64)
+        for span in spans(len(self)):
+            counts += np.bincount(self.state_of(span), minlength=len(State))
+        return {state: int(counts[state]) for state in State}
+
+    def _mask(self, state: State) -> NDArray[np.bool_]:
+        mask = np.empty(len(self), bool)
+        for span in spans(len(self)):
+            np.equal(self.state_of(span), state, out=mask[span])
+        return mask
 
     @property
     def checksums(self) -> NDArray[np.uint32]:
@@ -426,7 +464,7 @@ class SynthCache(Dataset[Any]):
     @property
     def done(self) -> NDArray[np.bool_]:
         """Which rows can be read now, bool (N,)."""
-        return self.state == State.DONE
+        return self._mask(State.DONE)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -560,12 +598,15 @@ class SynthCache(Dataset[Any]):
         """Completes what a kill cut short, and withdraws what derives from forgotten images."""
         if not self.writable:
             return
-        state = self.state
-        unfinished = self.checksums != erased_checksum(self.image_shape)
-        rows = np.flatnonzero((state == State.WITHDRAWN) & unfinished)
+        withdrawn, erased = self.rows_in(State.WITHDRAWN), erased_checksum(self.image_shape)
+        unfinished = [
+            rows[self._open().column("checksum", rows) != erased]
+            for rows in blocks(withdrawn, self.image_shape)
+        ]
+        rows = np.concatenate([np.empty(0, np.int64), *unfinished])
         if len(keys := self.tombstones):
             derived = rows_from_sources(self.plan, keys)
-            rows = np.union1d(rows, derived[state[derived] != State.WITHDRAWN])
+            rows = np.union1d(rows, derived[self.state_of(derived) != State.WITHDRAWN])
         if len(rows):
             self.withdraw(rows)
 
@@ -606,14 +647,7 @@ class SynthCache(Dataset[Any]):
             os.fsync(fd)
 
     def _get(self, fd: int, name: str, rows: Indices) -> NDArray[Any]:
-        """The values at ascending `rows` of one data set, as the file has them now."""
-        region = self._contents.regions[name]
-        assert region.offset is not None
-        values = np.empty((len(rows), *region.shape[1:]), region.dtype)
-        for start, stop in runs(rows):
-            offset = region.offset + int(rows[start]) * region.row_bytes
-            pread_into(fd, values[start:stop].data, offset)
-        return values
+        return read_runs(fd, self._contents.regions[name], rows)
 
     @contextmanager
     def _writing(self) -> Iterator[int]:
@@ -634,7 +668,7 @@ class SynthCache(Dataset[Any]):
         try:
             fd = os.open(self.path, flags | os.O_CLOEXEC)
             try:
-                check_same(self._contents, fd)
+                self._contents.check_same(fd)
                 yield fd
             finally:
                 os.close(fd)
@@ -666,12 +700,13 @@ class SynthCache(Dataset[Any]):
     # Display
 
     def __repr__(self) -> str:
-        return _show.text(self.path, self.image_shape, len(self.classes), self.state)
+        return _show.text(self.path, self.image_shape, len(self.classes), self.counts())
 
     def _repr_html_(self) -> str:
         """For notebooks: the text, and up to 24 images spread over the cache."""
-        rows = _show.evenly(np.flatnonzero(self.done), _THUMBNAILS)
-        captions = [f"{row}: {self.classes[self.labels[row]]}" for row in rows.tolist()]
+        rows = _show.evenly(self.rows_in(State.DONE), _THUMBNAILS)
+        labels = self.plan.at("label", rows).tolist()
+        captions = [f"{row}: {self.classes[c]}" for row, c in zip(rows, labels, strict=True)]
         return _show.page(repr(self), self.read(rows), captions)
 
 

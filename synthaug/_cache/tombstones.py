@@ -16,11 +16,12 @@ from synthaug._types import Indices
 
 def rows_from_sources(plan: Plan, source_keys: NDArray[np.uint64]) -> Indices:
     """Rows of `plan` that any of these real images went into, int64, ascending."""
-    derived = np.zeros(len(plan), bool)
-    for name, column in plan.columns.items():
+    derived = [np.empty(0, np.int64)]
+    for name in plan.columns if len(source_keys) else ():
         if name.endswith("_key"):  # parameters are int64: the same 64 bits
-            derived |= np.isin(column.view(np.uint64), source_keys)
-    return np.flatnonzero(derived)
+            for start, piece in plan.pieces(name):
+                derived.append(np.flatnonzero(np.isin(piece.view(np.uint64), source_keys)) + start)
+    return np.unique(np.concatenate(derived))
 
 
 def source_keys_of(plan: Plan) -> NDArray[np.uint64]:

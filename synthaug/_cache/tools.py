@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,10 @@ from synthaug._types import Indices, Pixels
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
 _OWN = ("classes", "settings", "synthetic", "value_range", "command")
+
+_SORTED = 2**23
+"""Seeds that are sorted at once to find equal ones."""
+_SPREADING = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: upper bits vary
 
 PathLike = str | os.PathLike[str]
 
@@ -69,11 +74,8 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
     first = caches[0]
     for cache in caches[1:]:
         _check_mergeable(first, cache)
-    columns = {
-        name: np.concatenate([cache.plan[name] for cache in caches]) for name in first.plan.columns
-    }
-    _check_distinct(caches, columns["seed"])
-    plan = Plan(columns, first.classes, first.plan.settings)
+    plan = Plan.joined([cache.plan for cache in caches])
+    _check_distinct(caches, plan)
     manifest = {k: v for k, v in first.manifest.items() if k not in _OWN}
     with filling(out), kept_at_stop(lambda: _copied(out)):
         merged = SynthCache.open_for_writing(
@@ -111,20 +113,38 @@ def _check_mergeable(first: SynthCache, other: SynthCache) -> None:
         )
 
 
-def _check_distinct(caches: Sequence[SynthCache], seeds: NDArray[np.uint64]) -> None:
+def _check_distinct(caches: Sequence[SynthCache], plan: Plan) -> None:
     """A row's seed is a hash of all that decides its image: equal seeds are the same image."""
-    order = np.argsort(seeds, kind="stable")
-    same = np.flatnonzero(seeds[order[1:]] == seeds[order[:-1]])
-    if len(same):
+    twice = _repeated(plan)
+    if len(twice):
+        found = [np.flatnonzero(seeds == twice[0]) + at for at, seeds in plan.pieces("seed")]
         ends = np.cumsum([len(cache) for cache in caches])
         pair = []
-        for row in (order[same[0]], order[same[0] + 1]):
+        for row in np.concatenate(found)[:2].tolist():
             part = int(np.searchsorted(ends, row, side="right"))
             pair.append(f"row {row - (ends[part - 1] if part else 0)} of {caches[part].path}")
         raise MismatchError(
-            f"{pair[0]} and {pair[1]} are the same image, and {len(same) - 1:,} more pairs are. "
+            f"{pair[0]} and {pair[1]} are the same image, and {len(twice) - 1:,} more pairs are. "
             "Merge parts that do not overlap."
         )
+
+
+def _repeated(plan: Plan) -> NDArray[np.uint64]:
+    """The seeds that occur more than once, ascending, each once less than it occurs.
+
+    All of many seeds do not fit into memory at once, so they are sorted in shares that are about
+    equal, whatever the seeds are.
+    """
+    bits = max(1, math.ceil(math.log2(len(plan) / _SORTED)))
+    repeated = []
+    for share in range(2**bits):
+        of_share = [
+            seeds[seeds * _SPREADING >> np.uint64(64 - bits) == share]
+            for _, seeds in plan.pieces("seed")
+        ]
+        seeds = np.sort(np.concatenate(of_share))
+        repeated.append(seeds[1:][seeds[1:] == seeds[:-1]])
+    return np.sort(np.concatenate(repeated))
 
 
 def copy_rows(
@@ -137,16 +157,19 @@ def copy_rows(
 
     Withdrawals come last, so what is withdrawn while we copy is withdrawn in the copy too.
     """
-    state, present = cache.state, merged.state[start : start + len(cache)]
-    advance(int((state != State.DONE).sum()))
-    for rows in blocks(np.flatnonzero(state == State.DONE), cache.image_shape):
-        left, pixels = _read_done(cache, rows[present[rows] == State.PENDING])
+    done = cache.rows_in(State.DONE)
+    advance(len(cache) - len(done))
+    for rows in blocks(done, cache.image_shape):
+        present = merged.state_of(rows + start)
+        left, pixels = _read_done(cache, rows[present == State.PENDING])
         if len(left):
             merged.write(left + start, pixels, on_withdrawn="skip")
         advance(len(rows))
-    present = merged.state[start : start + len(cache)]
-    withdrawn = (cache.state == State.WITHDRAWN) & (present != State.WITHDRAWN)
-    merged.withdraw(np.flatnonzero(withdrawn) + start, forgotten=cache.tombstones)
+    withdrawn = [np.empty(0, np.int64)]
+    for rows in blocks(cache.rows_in(State.WITHDRAWN), cache.image_shape):
+        present = merged.state_of(rows + start)
+        withdrawn.append(rows[present != State.WITHDRAWN] + start)
+    merged.withdraw(np.concatenate(withdrawn), forgotten=cache.tombstones)
 
 
 def _read_done(cache: SynthCache, rows: Indices) -> tuple[Indices, Pixels]:
@@ -219,7 +242,7 @@ def import_images(
         if len(gone):
             cache.withdraw(gone, forgotten=keys[gone])
             logger.warning("%s: %s left out, forgotten before.", out, listed(gone))
-        pending = np.flatnonzero(cache.state == State.PENDING)
+        pending = cache.rows_in(State.PENDING)
         with bar(len(plan), "import", "image", progress=progress) as shown:
             shown.update(len(plan) - len(pending))
             for rows in blocks(pending, images.image_shape):

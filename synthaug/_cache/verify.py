@@ -4,24 +4,27 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from synthaug._cache.format import State, blocks, erased_checksum
-from synthaug._cache.readers import Reader, check_same
+from synthaug._cache.format import ChosenRows, State, erased_checksum, slices
+from synthaug._cache.readers import Reader
 from synthaug._support.progress import bar, counted
 from synthaug._types import Indices
 
 
 def verify(reader: Reader, fd: int, *, workers: int, progress: bool) -> Indices:
     """Rows whose bytes are wrong, int64, ascending; `fd` is the open file."""
-    state, recorded = reader.column("state"), reader.column("checksum")  # in this order
+    state = reader.column("state")
     erased = erased_checksum(reader.contents.image_shape)
 
-    def wrong(rows: Indices) -> Indices:
-        withdrawn, expected = state[rows] == State.WITHDRAWN, recorded[rows]
+    # Of a pending row nothing is known, and nothing is read.
+    written = ChosenRows(state != State.PENDING)
+
+    def wrong(piece: slice) -> Indices:
+        rows = written[piece]
+        withdrawn, expected = state[rows] == State.WITHDRAWN, reader.recorded(fd, rows)
         stored = reader.stored_checksums(fd, rows)
         return rows[(stored != expected) | withdrawn & (expected != erased)]
 
-    # Of a pending row nothing is known, and nothing is read.
-    pieces = list(blocks(np.flatnonzero(state != State.PENDING), reader.contents.image_shape))
+    pieces = list(slices(len(written), reader.contents.image_shape))
     # Threads: while one waits for the disk, another computes. HDF5 has one lock for all.
     pool = ThreadPoolExecutor(workers if reader.contents.plain else 1)
     try:
@@ -29,6 +32,6 @@ def verify(reader: Reader, fd: int, *, workers: int, progress: bool) -> Indices:
         found = [np.empty(0, np.int64), *counted(pool.map(wrong, pieces), shown)]
     finally:
         pool.shutdown(cancel_futures=True)
-    check_same(reader.contents, fd)  # still as long as when we began
+    reader.contents.check_same(fd)  # still as long as when we began
     bad = np.concatenate(found)
-    return bad[reader.column("state")[bad] == state[bad]]  # others changed while we were reading
+    return bad[reader.column("state", bad) == state[bad]]  # others changed while we were reading

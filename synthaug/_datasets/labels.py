@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from synthaug._cache.format import spans
 from synthaug._cache.serving import Planned, SyntheticImages
 from synthaug._datasets.real import RealItems
 from synthaug._images.convert import is_probabilities, label_like, probabilities_like
@@ -41,7 +42,7 @@ class ItemLabels:
         """Whether labels are vectors."""
         self.changes_real = self.vectors and not given
         """Whether real items get a vector in the place of their class index."""
-        self._classes = table[np.asarray(synthetic.labels)]
+        self._table, self._synthetic = table, synthetic
         self._num_classes = len(table)
         self._example = (
             torch.zeros(self._num_classes, dtype=torch.float32, device="cpu")
@@ -50,7 +51,8 @@ class ItemLabels:
         )
         # Probabilities of many rows and classes are large: those of a plan are made when asked for.
         self._given: NDArray[np.float32] | None = None
-        self._partner, self._share = np.full(len(self._classes), -1), np.zeros(len(self._classes))
+        self._partner: Indices | None = None
+        self._share: NDArray[np.float64] | None = None
         if soft_labels is True:
             if isinstance(synthetic, Planned) and "partner_label" in synthetic.plan.columns:
                 partner = synthetic.plan["partner_label"]
@@ -58,17 +60,17 @@ class ItemLabels:
                 self._share = synthetic.plan["interpolation"]
         elif soft_labels is not False:
             self._given = _checked(soft_labels, synthetic, rows)
-            _check_order(self._given[rows], self._classes[rows], synthetic, rows)
+            _check_order(self._given[rows], table, synthetic, rows)
 
     def of_row(self, row: int) -> Any:
         """The label of a row of the cache."""
-        label = int(self._classes[row])
+        label = int(self._table[self._synthetic.labels[row]])
         if not self.vectors:
             return label_like(label, self._example)
         if self._given is not None:
             return probabilities_like(self._given[row], self._example)
         vector = self._one_hot(label)
-        if self._partner[row] >= 0:
+        if self._partner is not None and self._share is not None and self._partner[row] >= 0:
             vector[label] -= self._share[row]
             vector[self._partner[row]] += self._share[row]
         return probabilities_like(vector, self._example)
@@ -81,9 +83,16 @@ class ItemLabels:
 
     def digest(self) -> str:
         """32 hexadecimal digits over the labels of all rows."""
-        parts = (self._partner, self._share) if self._given is None else (self._given,)
-        joined = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
-        return hashlib.blake2b(joined, digest_size=16).hexdigest()
+        hashed = hashlib.blake2b(digest_size=16)
+        if self._given is not None:
+            hashed.update(np.ascontiguousarray(self._given).data)
+        else:
+            for values, neutral in ((self._partner, -1), (self._share, 0.0)):
+                for span in spans(len(self._synthetic.labels)):
+                    same: Any = np.full(span.stop - span.start, neutral)
+                    piece = same if values is None else np.ascontiguousarray(values[span])
+                    hashed.update(piece.data)
+        return hashed.hexdigest()
 
     def _one_hot(self, label: int) -> NDArray[np.float32]:
         vector = np.zeros(self._num_classes, np.float32)
@@ -109,12 +118,12 @@ def _checked(given: ArrayLike, synthetic: SyntheticImages, rows: Indices) -> NDA
 
 
 def _check_order(
-    values: NDArray[np.float32], labels: Labels, synthetic: SyntheticImages, rows: Indices
+    values: NDArray[np.float32], table: Labels, synthetic: SyntheticImages, rows: Indices
 ) -> None:
     """Refuses columns in the order of the cache, where the real data have another one."""
     theirs = np.asarray(synthetic.labels)[rows]
     each = np.arange(len(rows))
-    if values[each, theirs].sum() > values[each, labels].sum():
+    if values[each, theirs].sum() > values[each, table[theirs]].sum():
         raise ValueError(
             "The columns of `soft_labels` seem to be in the order of the classes of the cache "
             f"({', '.join(synthetic.classes)}). They must be in that of the classes of `real`."

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from synthaug._cache.serving import SyntheticImages, Traced, Verdicts, rows_by_class, servable
@@ -139,11 +139,10 @@ class MixedDataset(AbstractEpochDataset):
             The rows that the filters leave, int64 (n,).
         """
         labels, classes = self._items.labels, self.classes
-        row_labels = self._items.class_table[np.asarray(self.synthetic.labels)]
         rows, self._filters = filtered(self.synthetic, np.flatnonzero(self.served.mask), filters)
         rule = bound_draw(draw, self.synthetic, rows)
         self._drawn = None if draw is None else str(draw)  # not its scores, which are large
-        drawn = row_labels[rule.arranged(rows)]
+        drawn = self._labels_of(rule.arranged(rows))
         available = np.bincount(drawn, minlength=len(classes))
         self._shares = (
             Filled(share, labels, available, classes)
@@ -152,7 +151,7 @@ class MixedDataset(AbstractEpochDataset):
         )
         self._choices = Choices(
             labels,
-            rows_by_class(rows, row_labels[rows], len(classes)),
+            rows_by_class(rows, self._labels_of(rows), len(classes)),
             shares=self._shares,
             draw=rule,
             seed=self.seed,
@@ -160,11 +159,16 @@ class MixedDataset(AbstractEpochDataset):
         )
         short = np.flatnonzero(self._shares.possible & (available == 0))
         if len(short):
-            raise self._unserved(int(short[0]), row_labels == short[0])
+            raise self._unserved(int(short[0]))
         return rows
 
-    def _unserved(self, c: int, of_class: NDArray[np.bool_]) -> MismatchError:
-        """Says why a class that needs synthetic images has none; its rows are bool (N,)."""
+    def _labels_of(self, rows: Indices | slice) -> Labels:
+        """Labels of rows of the cache, as `real` counts classes."""
+        return self._items.class_table[np.asarray(self.synthetic.labels)[rows]]
+
+    def _unserved(self, c: int) -> MismatchError:
+        """Says why a class that needs synthetic images has none."""
+        of_class = self._labels_of(slice(None)) == c
         done = int(np.asarray(self.synthetic.done)[of_class].sum())
         allowed = int(self.served.mask[of_class].sum())
         passed = f" and {allowed or 'none'} of them passed the audit"

@@ -116,12 +116,14 @@ class OnTheFlyDataset(AbstractEpochDataset):
             path = cache.path if isinstance(cache, SynthCache) else cache
             synthesizer, plan = as_begun(synthesizer, plan, path)
         self.cache = None if cache is None else _opened(synthesizer, plan, cache)
-        usable = ~between_classes(plan)
+        usable = np.ones(len(plan), bool)
+        usable[between_classes(plan)] = False
         if self.cache is not None:
             usable &= self.cache.state != State.WITHDRAWN
         rows = np.flatnonzero(usable)
+        labels = plan.at("label", rows)
         self._pool = Pool(
-            rows, plan["label"][rows], plan.classes, size=size, reuse=reuse, seed=checked_seed(seed)
+            rows, labels, plan.classes, size=size, reuse=reuse, seed=checked_seed(seed)
         )
         self._drawing = Drawing(synthesizer, plan, self.cache, batch_size)
         self.synthesizer, self.reuse, self.seed = synthesizer, reuse, seed

@@ -39,14 +39,15 @@ class Variants:
         """
         check_choice(("keep", "raise"), on_missing=on_missing)
         self.cache, self.on_missing = cache, on_missing
-        rows = np.flatnonzero(servable(cache, audit).mask & (cache.plan["source"] >= 0))
+        rows = np.flatnonzero(servable(cache, audit).mask)
+        rows = rows[cache.plan.at("source", rows) >= 0]
         if len(rows) == 0:
             raise DataError(
                 "No row of the cache that may be served was made from a real image. Use "
                 "`synthaug.MixedDataset`, which mixes by class, or generate from source images "
                 "(`synthaug generate --source`)."
             )
-        keys = cache.plan["source_key"][rows]
+        keys = cache.plan.at("source_key", rows)
         order = np.argsort(keys, kind="stable")
         self.keys, self.rows = keys[order], rows[order]  # variants of one image are neighbours
         self._missed = 0

@@ -117,7 +117,8 @@ class Task:
     def __post_init__(self) -> None:
         self.usual_size = self.batch_size
         # What the part must hold. Some may be there, intact or damaged: actors find out.
-        absent = self.whole.state[self.part.start : self.part.stop] == State.PENDING
+        rows = slice(self.part.start, self.part.stop)
+        absent = self.whole.state_of(rows) == State.PENDING
         self.wanted = np.flatnonzero(absent)
         self.rest = len(self.pending())
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from synthaug._cache import State, SynthCache
+from synthaug._cache.format import ChosenRows
 from synthaug._cache.synthesizer import Declared, Synthesizer
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan, canonical_json
@@ -23,7 +24,7 @@ logger = logging.getLogger("synthaug")
 def fill(
     synthesizer: Synthesizer,
     cache: SynthCache,
-    rows: Indices,
+    rows: Indices | ChosenRows,
     *,
     batch_size: int,
     seconds: float = math.inf,

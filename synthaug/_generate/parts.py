@@ -89,7 +89,7 @@ def left(part: Part, whole: SynthCache) -> Indices:
     Raises:
         MismatchError: The file that is there belongs to another plan or recipe.
     """
-    pending = whole.state[part.start : part.stop] == State.PENDING
+    pending = whole.state_of(slice(part.start, part.stop)) == State.PENDING
     if pending.any() and part.path.exists():
         try:
             pending &= open_part(part, whole).state == State.PENDING
@@ -144,7 +144,7 @@ def draw_part(
                 "once, or wait until that process has ended."
             )
         cache = SynthCache(part.path)
-        pending = rows[cache.state[rows] == State.PENDING]
+        pending = rows[cache.state_of(rows) == State.PENDING]
         count, batch_size = fill(
             synthesizer, cache, pending, batch_size=batch_size, seconds=seconds, drawn=drawn
         )
@@ -153,7 +153,7 @@ def draw_part(
 
 def mend(cache: SynthCache) -> None:
     """Makes rows pending whose bytes were damaged, so that they are drawn anew."""
-    damaged = cache.verify() if cache.done.any() else ()
+    damaged = cache.verify()
     if len(damaged):
         logger.warning("%s: %d rows are damaged and will be drawn anew", cache.path, len(damaged))
         cache.invalidate(damaged)
@@ -176,7 +176,7 @@ def assemble(parts: Sequence[Part], whole: SynthCache) -> bool:
         if not mine:
             return False
         for part in parts:
-            if (whole.state[part.start : part.stop] == State.PENDING).any():
+            if (whole.state_of(slice(part.start, part.stop)) == State.PENDING).any():
                 copy_rows(open_part(part, whole), whole, part.start)
         wrong = whole.verify()
         if len(wrong):

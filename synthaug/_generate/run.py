@@ -8,9 +8,7 @@ import logging
 import os
 from typing import Any, Literal
 
-import numpy as np
-
-from synthaug._cache import SynthCache
+from synthaug._cache import State, SynthCache
 from synthaug._cache.files import filling, parts_folder
 from synthaug._cache.synthesizer import Declared, Synthesizer, as_recorded
 from synthaug._cluster import RayEngine, Share
@@ -92,7 +90,7 @@ def generate(
         parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
         cache = open_cache(synthesizer, plan, path, source=source, licence=licence, command=command)
         mend(cache)
-        pending = np.flatnonzero(cache.state == 0)
+        pending = cache.rows_in(State.PENDING)
         shape = "x".join(map(str, cache.image_shape))
         text = f"{len(pending):,} of {len(plan):,} rows to draw, {shape} each"
         logger.info("%s: %s", path, text)

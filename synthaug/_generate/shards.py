@@ -36,7 +36,7 @@ def draw_share(
     begun = total - sum(rest[part] for part in own)
     with bar(total, "generate", "image", initial=begun, progress=progress) as shown:
         for part in own:
-            pending = np.flatnonzero(whole.state[part.start : part.stop] == State.PENDING)
+            pending = np.flatnonzero(whole.state_of(slice(part.start, part.stop)) == State.PENDING)
             if len(pending):  # perhaps just by what `mend` finds
                 mend(SynthCache(part.path))
                 _, _, batch_size = draw_part(

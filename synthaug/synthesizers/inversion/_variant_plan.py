@@ -47,13 +47,15 @@ def _partners(plan: Plan, table: EmbeddingTable, cross_class: bool) -> NDArray[n
     """
     partner = np.full(len(plan), -1, np.int64)
     choice = (plan["seed"] >> np.uint64(11)) * 2.0**-53
+    labels, source_keys = plan["label"], plan["source_key"]
+    between = plan["interpolation"] > 0
     for c, name in enumerate(plan.classes):
-        rows = np.flatnonzero((plan["label"] == c) & (plan["interpolation"] > 0))
+        rows = np.flatnonzero((labels == c) & between)
         if not len(rows):
             continue
         pool = np.flatnonzero((table.labels == c) != cross_class)
         keys, first = np.unique(table.keys[pool], return_index=True)
-        own = plan["source_key"][rows]
+        own = source_keys[rows]
         place = np.searchsorted(keys, own)
         present = keys[np.minimum(place, len(keys) - 1)] == own if len(keys) else own != own
         others = len(keys) - present

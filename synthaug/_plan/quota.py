@@ -1,0 +1,65 @@
+"""How many images each class gets."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from synthaug._support.arguments import check_at_least
+from synthaug._types import Labels
+
+
+def balanced_quota(num_classes: int, *, per_class: int) -> Labels:
+    """The same number of images for every class, int64 (num_classes,)."""
+    if not isinstance(per_class, int | np.integer):
+        raise TypeError(
+            f"`per_class` must be a whole number, got {per_class!r}. Numbers by class are `counts`."
+        )
+    check_at_least(1, per_class=per_class)
+    return np.full(num_classes, per_class, np.int64)
+
+
+def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labels:
+    """`ratio` images per real image with the class proportions of `labels`.
+
+    The total is `round(ratio * len(labels))`; classes get theirs by largest remainder, so each is
+    within one image of its exact share.
+    """
+    if not (ratio > 0 and math.isfinite(ratio)):
+        raise ValueError(f"`ratio` must be positive and finite, got {ratio}.")
+    indices = np.asarray(labels, np.int64)
+    check_labels(indices, num_classes)
+    exact = np.bincount(indices, minlength=num_classes) * ratio
+    return largest_remainders(exact, round(ratio * len(indices)))
+
+
+def check_labels(labels: Labels, num_classes: int) -> None:
+    """Refuses labels of which there is no class."""
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise ValueError(f"Label {outside[0]} is not one of the {num_classes} classes.")
+
+
+def largest_remainders(exact: NDArray[np.floating[Any]], total: int) -> Labels:
+    """Numbers rounded to whole ones with a given sum, each by less than one, int64 (n,)."""
+    whole = np.floor(exact).astype(np.int64)
+    missing = total - int(whole.sum())
+    whole[np.argsort(whole - exact, kind="stable")[:missing]] += 1
+    return whole
+
+
+def given_quota(counts: Mapping[str, int], classes: Sequence[str]) -> Labels:
+    """A number of images for each class name; classes not named get none."""
+    unknown = sorted(set(counts) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"`counts` names {unknown[0]!r}, which is not a class. Classes: {', '.join(classes)}."
+        )
+    negative = sorted(name for name, n in counts.items() if n < 0)
+    if negative:
+        raise ValueError(
+            f"`counts` must not be negative, got {counts[negative[0]]} for {negative[0]!r}."
+        )
+    return np.array([counts.get(name, 0) for name in classes], np.int64)
