@@ -15,9 +15,12 @@ from synthaug._images.stores import Indexed, gather
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
 
+_COPIED = 64 * 2**20
+"""Bytes of labels up to which they are copied. Larger ones may be a memory map of a file."""
 
-def labels_at(leaf: Any, rows: Indices, key: Any = None) -> Labels:
-    """The class index of some images, int64 (n,); -1 for bare pixels.
+
+def labels_at(leaf: Any, rows: Indices | None, key: Any = None) -> Labels:
+    """The class index of some images, int64 (n,), or of all; -1 for bare pixels.
 
     Only a data set that lists its labels nowhere has these items read.
 
@@ -31,11 +34,12 @@ def labels_at(leaf: Any, rows: Indices, key: Any = None) -> Labels:
         DataError: If the labels are not one integer per image.
     """
     if is_pixels(leaf):
-        return np.full(len(rows), -1, np.int64)
+        return np.full(len(leaf if rows is None else rows), -1, np.int64)
     values, count = _label_column(leaf, key), len(leaf)
     if listed := values is not None:
         values = list(values) if isinstance(values, list | tuple) else np.asarray(values)
     else:
+        rows = np.arange(count) if rows is None else rows
         items = (leaf[i] for i in rows.tolist())
         values = [field(item, "label") if key is None else item[key] for item in items]
         count = len(rows)
@@ -45,7 +49,8 @@ def labels_at(leaf: Any, rows: Indices, key: Any = None) -> Labels:
             f"The labels of {type(leaf).__name__} have shape {labels.shape} and dtype "
             f"{labels.dtype}, expected one class index per image, shape ({count},)."
         )
-    return (labels[rows] if listed else labels).astype(np.int64)
+    chosen = labels[rows] if listed and rows is not None else labels
+    return chosen.astype(np.int64, copy=chosen.nbytes <= _COPIED)
 
 
 def _label_column(leaf: Any, key: Any) -> Any:

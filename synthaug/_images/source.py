@@ -113,9 +113,17 @@ class ImageSource:
         Raises:
             DataError: If the labels are not one integer per image.
         """
-        labels = np.empty(len(self), np.int64)
-        for leaf, mask, rows in self._by_leaf(np.arange(len(self))):
-            labels[mask] = labels_at(leaf, rows, self._label_key)
+        if self._places is None:
+            return labels_at(self.dataset, None, self._label_key)
+        return self.labels_of(np.arange(len(self)))
+
+    def labels_of(self, rows: Indices) -> Labels:
+        """The class index of some images, int64 (n,); errors as `labels`."""
+        if "labels" in vars(self):  # read before, or given
+            return self.labels[rows]
+        labels = np.empty(len(rows), np.int64)
+        for leaf, mask, inner in self._by_leaf(rows):
+            labels[mask] = labels_at(leaf, inner, self._label_key)
         return labels
 
     def class_indices(self) -> Labels:
@@ -291,6 +299,8 @@ class ImageSource:
     @property
     def done(self) -> NDArray[np.bool_]:
         """Which rows can be read, bool (N,): of a cache those that are generated."""
+        if self._places is None:
+            return _done(self.dataset)
         done = np.ones(len(self), bool)
         for leaf, mask, rows in self._by_leaf(np.arange(len(self))):
             done[mask] = _done(leaf)[rows]
