@@ -1,6 +1,9 @@
 """What happens to an audit's rows afterwards: they are withdrawn, or found harmless by a person."""
 
+import json
+import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from synthaug import AuditReport, SynthCache, audit, caches
+from synthaug._audit.acceptance import read_acceptance
 from synthaug._audit.disturbances import disturbances
 from synthaug._plan import Plan
 from synthaug.errors import AuditError, MismatchError
@@ -132,3 +136,75 @@ def test_damaged_notes_are_refused(again: tuple[SynthCache, AuditReport]) -> Non
     cache.path.with_name("c.h5.audit.json").write_text("{}")
     with pytest.raises(AuditError, match="does not hold the notes of audits"):
         audited(cache)
+
+
+def test_accepting_pairs_changes_no_number_and_names_the_reviewer(
+    again: tuple[SynthCache, AuditReport], tmp_path: Path
+) -> None:
+    cache, report = again
+    accepted = report.accept([1, 3], reviewer="A. Ng", reason="blank frames", beside=cache)
+    assert accepted.reasons[1].startswith("2 pairs were accepted as harmless by A. Ng on ")
+    assert "because: blank frames (rows 1, 3)" in accepted.reasons[1]
+    assert "fail: 6 of 48 images flagged, 6 withheld, 2 accepted by A. Ng" in repr(accepted)
+    for name in ("verdict", "tier", "p_values", "q_values", "withheld", "passed", "flagged"):
+        np.testing.assert_array_equal(getattr(accepted, name), getattr(report, name))
+    served = accepted.accept([1], reviewer="B. Ode", reason="the same scan", serve=True)
+    assert served.verdict == "fail"
+    assert served.flagged.tolist() == report.flagged.tolist()
+    assert sorted({*report.withheld.tolist()} - {*served.withheld.tolist()}) == [1]
+    served.to_json(tmp_path / "audit.json")
+    again_read = AuditReport.from_json(tmp_path / "audit.json")
+    assert again_read.accepted == served.accepted
+    assert again_read.passed[1]
+    # A later audit names it, but not for an image that has changed since.
+    cache.invalidate([3])
+    cache.write([3], TRAIN[7:8])
+    later = audited(cache)
+    assert later.accepted[0].rows == [1]
+    assert "1 more that were accepted are not withheld now, or have other" in later.reasons[1]
+    assert later.tier[3] > 0
+    page = later.to_html(tmp_path / "later.html").read_text()
+    assert "Accepted by A. Ng: blank frames" in page
+    assert "A. Ng" in later.to_html(tmp_path / "redacted.html", redact=True).read_text()
+    later.to_json(tmp_path / "redacted.json", redact=True)
+    assert str(later.pairs[0]["digest"]) not in (tmp_path / "redacted.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"rows": [20]}, "names 20, expected rows that are withheld"),
+        ({"rows": []}, "names no row"),
+        ({"reviewer": " "}, "`reviewer` is empty"),
+        ({"reason": ""}, "`reason` is empty"),
+        ({"beside": "digits"}, "is no cache, file or folder"),
+    ],
+)
+def test_only_withheld_pairs_are_accepted_and_only_with_a_name_and_a_reason(
+    copied: tuple[Path, AuditReport], change: dict[str, Any], problem: str
+) -> None:
+    arguments: dict[str, Any] = {"rows": [1], "reviewer": "A. Ng", "reason": "blank"}
+    with pytest.raises(ValueError, match=problem):
+        copied[1].accept(**arguments | change)
+
+
+def test_the_page_writes_a_file_that_is_read(
+    copied: tuple[Path, AuditReport], tmp_path: Path
+) -> None:
+    """The script is not run here: the file is put together from what stands in the page."""
+    text = copied[1].to_html(tmp_path / "a.html").read_text()
+    pairs = [json.loads(unescape(p)) for p in re.findall(r'data-pair="([^"]*)"', text)]
+    assert [pair["row"] for pair in pairs] == [pair["row"] for pair in copied[1].pairs[:COPIES]]
+    head = {"format": "synthaug-accepted-pairs", "format_version": 1}
+    given = {"reviewer": "A. Ng", "reason": "blank", "created": "2026-01-02T03:04:05Z"}
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps({**head, **given, "serve": False, "pairs": pairs[:2]}))
+    acceptance = read_acceptance(path)
+    rows = [pair["row"] for pair in pairs[:2]]
+    report = copied[1].accept(rows, reviewer="A. Ng", reason="blank")
+    assert acceptance.pairs == report.accepted[0].pairs
+    damaged: list[Any] = [head, {**head, **given, "serve": 1, "pairs": []}, given, []]
+    for wrong in damaged:
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(AuditError, match="holds no accepted pairs"):
+            read_acceptance(path)

@@ -43,9 +43,9 @@ DIFFERENT = {
 }
 """Why a default differs between the shell and what it calls, by option and name there."""
 SHELL_ONLY = {
-    "allow_overlap", "audit", "autoencoder", "condition", "degradation_settings", "device",
-    "estimate", "features", "features_dir", "fraction", "generator_licence", "labels", "method",
-    "others", "out", "padding", "ratios", "seed", "sheet", "source", "source_licence",
+    "accept", "allow_overlap", "audit", "autoencoder", "condition", "degradation_settings",
+    "device", "estimate", "features", "features_dir", "fraction", "generator_licence", "labels",
+    "method", "others", "out", "padding", "ratios", "seed", "sheet", "source", "source_licence",
     "trust_torchscript", "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),
 }  # fmt: skip

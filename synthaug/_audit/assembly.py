@@ -1,17 +1,20 @@
 """Puts the report together: everything at the places of all rows, and the pairs that are shown."""
 
+from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from synthaug._audit.acceptance import Acceptance
 from synthaug._audit.comparison import AuditComparison
 from synthaug._audit.decisions import LEVEL, summary
-from synthaug._audit.inputs import take
+from synthaug._audit.inputs import key_text, take
 from synthaug._audit.judgment import Judgment
+from synthaug._audit.notes import notes_path, read_notes
 from synthaug._audit.pairs import Pick, counterpart, pair_of, rmse_of
-from synthaug._audit.report import ALIKE, CLEAR, EXACT, NOT_JUDGED, AuditReport
+from synthaug._audit.report import ALIKE, CLEAR, EXACT, NOT_JUDGED, AuditReport, with_accepted
 from synthaug._audit.sets import AuditSets
 from synthaug._audit.settings import AuditSettings, environment
 from synthaug._types import JSON, Indices
@@ -65,9 +68,11 @@ def report_of(
     places = np.concatenate([S.rows, comparison.withdrawn.rows]), S.total
     group = np.full(len(rows.twins), -1) if pool is None else pool.group
     none = np.zeros((0, len(comparison.matcher.statistics)))
+    accepted = _accepted(sets, judgment)
     return AuditReport(
         verdict=judgment.verdict,
-        reasons=tuple(judgment.reasons),
+        reasons=with_accepted(judgment.reasons, accepted),
+        accepted=accepted,
         identity=S.identity,
         statistics=comparison.matcher.statistics,
         tier=_spread(judgment.tier, places, NOT_JUDGED),
@@ -106,6 +111,18 @@ def report_of(
         pairs=tuple(pairs),
         holdout_pairs=tuple(holdout_pairs),
     )
+
+
+def _accepted(sets: AuditSets, judgment: Judgment) -> tuple[Acceptance, ...]:
+    """What was accepted in earlier reports, as far as it is withheld and unchanged."""
+    S, T = sets.S, sets.T
+    withheld: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for i in np.flatnonzero(judgment.tier[: len(S)] > CLEAR).tolist():
+        neighbor = int(judgment.pick.neighbours[i])
+        digests = key_text(S.keys[i]), key_text(T.keys[neighbor])
+        withheld[digests].append((int(S.rows[i]), int(T.rows[neighbor])))
+    notes = read_notes(notes_path(S.cache or S.source))
+    return tuple(acceptance.among(withheld) for acceptance in notes.accepted)
 
 
 def _spread(

@@ -1,6 +1,6 @@
 """Searches the training images for all others, and for copies that are planted among them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from synthaug._audit.decisions import (
 )
 from synthaug._audit.descriptive import descriptive
 from synthaug._audit.disturbances import Disturbance, disturbances, vector_disturbances
-from synthaug._audit.inputs import AuditSet, Contents, joined, take
+from synthaug._audit.inputs import AuditSet, Contents, Samples, joined, take
 from synthaug._audit.matches import Matches, concatenated
 from synthaug._audit.matching import Matcher, linked
 from synthaug._audit.power import PLANTED
@@ -112,10 +112,12 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             links = with_withdrawn(links, S, withdrawn)
             ranked = concatenated([rows, withdrawn.matches])
             pool = pooled(ranked, null, links, strata_of(S, H, withdrawn.rows)[0], sets.overlap)
-        kinds = _kinds(T, float(np.median(isolated)))
-        copies = take(T.samples, originals)
+        copies = [
+            _planted(kind, T, originals, settings.seed)
+            for kind in _kinds(T, float(np.median(isolated)))
+        ]
         planted, *isolated = matcher.ask(
-            matcher.compare(joined([kind.apply(copies, settings.seed) for kind in kinds])),
+            matcher.compare(joined([made for _, made in copies])),
             *(matcher.isolation(m.neighbours[:, 0]) for m in (rows, null) if m is not None),
         )
         return AuditComparison(
@@ -127,11 +129,26 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             pool=pool,
             contest=contest,
             originals=originals,
-            kinds=kinds,
-            planted=planted.split(len(kinds)),
+            kinds=[kind for kind, _ in copies],
+            planted=planted.split(num_kinds),
             recall=recall,
             described=descriptive(rows, null, isolated),
         )
+
+
+def _planted(
+    kind: Disturbance, T: AuditSet, originals: Indices, seed: int
+) -> tuple[Disturbance, Samples]:
+    """Copies of training images, and what the report calls them.
+
+    What becomes of an image in another file is done to the whole image, where training images came
+    from files. The result is resized and converted as they were.
+    """
+    if kind.to_files is not None:
+        made = T.images.changed(T.rows[originals], partial(kind.to_files, seed=seed))
+        if made is not None:
+            return replace(kind, name=f"{kind.name}, whole files"), made
+    return kind, kind.apply(take(T.samples, originals), seed)
 
 
 def _kinds(T: AuditSet, usual: float) -> list[Disturbance]:

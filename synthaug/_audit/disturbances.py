@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,9 @@ class Disturbance:
     """Whether an audit that misses such copies must not say "pass"."""
     apply: Callable[[Any, int], Any]
     """uint8 (n, C, H, W), or features (n, d), and a seed to the same shape."""
+    to_files: Callable[..., Image.Image] | None = None
+    """For changes that come with a file: the whole image of a file, a `seed`, and the `place` of
+    the copy among all, to what another file holds. `None` for other changes."""
 
 
 def disturbances(side: int) -> list[Disturbance]:
@@ -56,8 +60,8 @@ def disturbances(side: int) -> list[Disturbance]:
     kinds: list[tuple[str, bool, Change]] = [
         ("unchanged", True, lambda x, rng: x),
         ("mirrored", True, lambda x, rng: x.flip(-1)),
-        ("JPEG, quality 50 to 90", True, lambda x, rng: _coded(x, "JPEG", rng.uniform(50, 90))),
-        ("WebP, quality 50 to 90", True, lambda x, rng: _coded(x, "WEBP", rng.uniform(50, 90))),
+        ("JPEG, quality 50 to 90", True, partial(_coded, kind="JPEG")),
+        ("WebP, quality 50 to 90", True, partial(_coded, kind="WEBP")),
         ("gamma 1.2 to 1.6 or its inverse", True, _gamma),
         ("noise, sigma 4 to 12", True, lambda x, rng: _noisy(x, rng.uniform(4, 12), rng)),
         ("shift by up to an eighth", large, _shifted),
@@ -75,7 +79,7 @@ def disturbances(side: int) -> list[Disturbance]:
         ("two changes at once", False, _twice),
     ]
     return [
-        Disturbance(name, required, _each(change, number))
+        Disturbance(name, required, _each(change, number), _on_files(change, number))
         for number, (name, required, change) in enumerate(kinds)
     ]
 
@@ -88,6 +92,18 @@ def _each(change: Change, number: int) -> Callable[[Pixels, int], Pixels]:
             change(image.float(), counter_rng(seed, 5, number, i)) for i, image in enumerate(pixels)
         ]
         return torch.stack(changed).round().clamp(0, 255).to(torch.uint8)
+
+    return apply
+
+
+def _on_files(change: Change, number: int) -> Callable[[Image.Image, int, int], Image.Image] | None:
+    """The change of files that goes with a change, with the same random numbers as `_each`."""
+    if not isinstance(change, partial):
+        return None
+    kind = change.keywords["kind"]
+
+    def apply(image: Image.Image, seed: int, place: int) -> Image.Image:
+        return _as_file(image, kind, counter_rng(seed, 5, number, place))
 
     return apply
 
@@ -114,11 +130,15 @@ def vector_disturbances(usual: float) -> list[Disturbance]:
     ]
 
 
-def _coded(image: Tensor, kind: str, quality: float) -> Tensor:
-    buffer = io.BytesIO()
-    to_pil(image.to(torch.uint8)).save(buffer, kind, quality=round(quality))
-    decoded = Image.open(buffer).convert("L" if len(image) == 1 else "RGB")
-    array = np.array(decoded, np.float32)
+def _as_file(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:
+    """What a file of this kind holds of an image."""
+    buffer, mode = io.BytesIO(), "L" if image.mode == "L" else "RGB"
+    image.convert(mode).save(buffer, kind, quality=round(rng.uniform(50, 90)))
+    return Image.open(buffer).convert(mode)
+
+
+def _coded(image: Tensor, rng: np.random.Generator, kind: str) -> Tensor:
+    array = np.array(_as_file(to_pil(image.to(torch.uint8)), kind, rng), np.float32)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 

@@ -52,6 +52,8 @@ class AuditSet:
     """What was given: a cache's own identity, else the number and a digest of the images."""
     source: str | None
     """How a command line would name it; `None` if it could not."""
+    images: ImageSource
+    """What was given, opened."""
     cache: "SynthCache | None"
     """The cache that was given; `None` for anything else."""
 
@@ -128,6 +130,7 @@ def read_set(given: Any, name: str, *, progress: bool) -> AuditSet:
         classes=source.classes or (),
         identity=identity,
         source=spec or source.spec,
+        images=source,
         cache=source.dataset if isinstance(source.dataset, SynthCache) else None,
     )
 
@@ -161,6 +164,11 @@ def keys(samples: Samples, name: str = "samples", digest: Any = None) -> Keys:
         if isinstance(samples, np.ndarray):
             release(samples)
     return found
+
+
+def key_text(key: bytes) -> str:
+    """The key of an image as 32 hexadecimal digits."""
+    return key.ljust(16, b"\0").hex()  # NumPy drops zeros at the end
 
 
 class Contents:

@@ -1,17 +1,20 @@
 """What audits know of images and keep beside them, in FILE.audit.json, for the audits to come.
 
 That are the scores of rows that were withdrawn from a cache, whose images are erased: without them
-the next audit could not rank what was drawn.
+the next audit could not rank what was drawn. And the pairs that a person found harmless, which
+every later report names.
 """
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from synthaug._audit.acceptance import Acceptance
 from synthaug._support.files import write_text
 from synthaug._support.locks import claimed
 from synthaug._support.report import decode_fields, encode
@@ -58,21 +61,29 @@ class Notes:
     """What is kept beside audited images."""
 
     withdrawn: tuple[KeptScores, ...] = ()
+    accepted: tuple[Acceptance, ...] = ()
 
 
-def notes_path(images: str | os.PathLike[str]) -> Path:
-    """Where the notes about a file or a folder of images are."""
-    path = Path(images).absolute()
-    return path.with_name(f"{path.name}.audit.json")
+def notes_path(images: Any) -> Path | None:
+    """Where the notes about images are: beside their file or folder; `None` if they have none.
+
+    Args:
+        images: A cache, or how a command line names it, a file or "folder:PATH".
+    """
+    from synthaug._cache import SynthCache
+
+    place = os.fspath(images.path if isinstance(images, SynthCache) else images or "")
+    path = Path(place.removeprefix("folder:").removeprefix("hdf5:")).expanduser().absolute()
+    return path.with_name(f"{path.name}.audit.json") if place and path.exists() else None
 
 
-def read_notes(path: Path) -> Notes:
+def read_notes(path: Path | None) -> Notes:
     """The notes at `path`; without any, empty ones.
 
     Raises:
         AuditError: The file cannot be read, or holds something else.
     """
-    if not path.exists():
+    if path is None or not path.exists():
         return Notes()
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -83,22 +94,35 @@ def read_notes(path: Path) -> Notes:
     except (OSError, LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise AuditError(
             f"{path} does not hold the notes of audits ({type(error).__name__}: {error}). Restore "
-            "it, or delete it: then rows that were withdrawn cannot be ranked any more."
+            "it, or delete it: then withdrawn rows cannot be ranked, and nothing is accepted."
         ) from error
 
 
-def add_notes(path: Path, notes: Notes) -> None:
-    """Adds to the notes at `path`. Processes that do so at once take turns.
+def add_notes(images: Any, notes: Notes) -> None:
+    """Adds to the notes beside images. Processes that do so at once take turns.
+
+    Args:
+        images: As in `notes_path`.
+        notes: What is new.
 
     Raises:
+        ValueError: The images have no place.
         AuditError: The file cannot be read or written.
     """
+    path = notes_path(images)
+    if path is None:
+        raise ValueError(
+            f"{images} is no cache, file or folder, so that nothing can be kept beside it."
+        )
     try:
         with claimed(path, patience=_PATIENCE) as mine:
             if not mine:
                 raise AuditError(f"{path} is being written by another process. Try again.")
             old = read_notes(path)
-            joined = replace(old, withdrawn=old.withdrawn + notes.withdrawn)
+            joined = Notes(
+                withdrawn=old.withdrawn + notes.withdrawn,
+                accepted=old.accepted + tuple(x for x in notes.accepted if x not in old.accepted),
+            )
             head = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
             write_text(path, encode({**head, **vars(joined)}), private=True)
     except OSError as error:

@@ -1,6 +1,9 @@
 """The report as a page for people."""
 
+import json
+import re
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
 from markupsafe import Markup
@@ -28,7 +31,17 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); p
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 18px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25em 1.4em; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
+.accept, .review { display: none; } .reviewing .accept { display: block; font-size: .84rem; }
+.reviewing .review { display: block; background: var(--card); border: 1px solid var(--line); }
+.review { padding: .4em 1.2em .8em; margin-top: 12px; } .review label { display: block; }
+.review input:not([type]) { width: 100%; max-width: 60ch; font: inherit; }
+.review button { font: inherit; margin: .6em .6em 0 0; }
 """
+
+SCRIPT = files("synthaug._audit").joinpath("review.js").read_text(encoding="utf-8")
+"""Writes the pairs that a reviewer marks to a file."""
+
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def sections(*, report: Any, **figures: Any) -> Markup:
@@ -52,6 +65,7 @@ def sections(*, report: Any, **figures: Any) -> Markup:
         "share": _share,
         "percent": _percent,
         "picture": _picture,
+        "acceptable": _acceptable,
     }
     template = environment.get_template("report.html.jinja")
     return Markup(template.render(report=report, facts=_facts(report.settings), **figures))
@@ -94,3 +108,13 @@ def _share(value: float) -> str:
 def _picture(pair: Mapping[str, JSON], key: str) -> str | None:
     """The image's address, if it is one of ours: a report from elsewhere might hold any text."""
     return checked_uri(pair.get(key)) or None
+
+
+def _acceptable(pair: Mapping[str, JSON]) -> str:
+    """What the file of accepted pairs says of a pair; "" for one that cannot be accepted."""
+    digests = [pair.get(name) for name in ("digest", "train_digest")]
+    if not pair.get("tier") or not all(_DIGEST.fullmatch(str(digest)) for digest in digests):
+        return ""
+    image, train_image = digests
+    record = {"row": pair["row"], "train_row": pair["train_row"]}
+    return json.dumps(record | {"image": image, "train_image": train_image})

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._audit.calibration import conformal_p_values
-from synthaug._audit.inputs import AuditSet
+from synthaug._audit.inputs import AuditSet, key_text
 from synthaug._audit.matches import Matches
 from synthaug._audit.matching import Matcher, rmse
 from synthaug._pixels import to_pil
@@ -68,6 +68,8 @@ def pair_of(
         "image": None,
         "train_image": None,
         "difference": None,
+        "digest": key_text(images.keys[i]),
+        "train_digest": key_text(T.keys[neighbour]),
     }
     if not isinstance(images.samples, Tensor):
         return pair

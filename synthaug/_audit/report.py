@@ -1,7 +1,9 @@
 """The audit's report: the verdict, what it rests on, and the closest pairs."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,9 +12,11 @@ from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._audit import page
+from synthaug._audit.acceptance import Acceptance, AcceptedPair
+from synthaug._audit.notes import Notes, add_notes
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, thumbnails
-from synthaug._support.report import Report, decode_array, decode_fields
+from synthaug._support.report import Report, decode, decode_array, decode_fields
 from synthaug._types import JSON
 from synthaug.errors import AuditError
 
@@ -32,6 +36,8 @@ _FLAGGED = (EXACT, CALIBRATED, COMPETED)
 
 _REAL = ("image", "train_image", "difference", "holdout_image")
 """Of a pair: real images, what resembles them, and the difference, which shows outlines."""
+
+_DIGESTS = ("digest", "train_digest")
 
 _TITLES = {
     "pass": "No copies found, at the power below",
@@ -56,6 +62,11 @@ _ROWS = {
 
 _STATISTICS = ("scores", "distances", "holdout_scores", "holdout_distances")
 """Fields with a column per statistic: files have a list for each."""
+
+
+def with_accepted(reasons: Sequence[str], accepted: Sequence[Acceptance]) -> tuple[str, ...]:
+    """The sentences of a report, with what was accepted behind the first."""
+    return (*reasons[:1], *(acceptance.sentence for acceptance in accepted), *reasons[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +115,7 @@ class AuditReport(Report):
     _ERROR = AuditError
     _TITLE = "Audit"
     STYLE = page.STYLE
+    SCRIPT = page.SCRIPT
     _PRIVATE = True
     score_name = "p-value"
 
@@ -113,6 +125,8 @@ class AuditReport(Report):
     might have gone unseen, or what was flagged may have another reason."""
     reasons: tuple[str, ...]
     """Sentences that explain the verdict, the first one alone suffices."""
+    accepted: tuple[Acceptance, ...]
+    """Pairs that persons looked at and found harmless. That changes nothing above."""
     identity: dict[str, JSON]
     """Which cache was judged: its plan digest, weights and number of rows."""
     tier: NDArray[np.int8]
@@ -201,8 +215,72 @@ class AuditReport(Report):
 
     @property
     def withheld(self) -> NDArray[np.int64]:
-        """Row numbers that may not be served: flagged, to be looked at, or near-duplicates."""
-        return np.flatnonzero(self.tier > CLEAR)
+        """Row numbers that may not be served: flagged, to be looked at, or near-duplicates.
+
+        Those that a reviewer accepted and gave free (`accept(..., serve=True)`) are not among them.
+        """
+        return np.flatnonzero((self.tier > CLEAR) & ~self._given_free)
+
+    @property
+    def _given_free(self) -> NDArray[np.bool_]:
+        free = [row for acceptance in self.accepted if acceptance.serve for row in acceptance.rows]
+        return np.isin(np.arange(len(self)), free)
+
+    def accept(
+        self,
+        rows: ArrayLike,
+        *,
+        reviewer: str,
+        reason: str,
+        serve: bool = False,
+        beside: Any = None,
+    ) -> "AuditReport":
+        """Says that a person looked at pairs and found them harmless.
+
+        No p-value, tier or verdict changes; the report names the reviewer and the reason.
+
+        Args:
+            rows: Row numbers of the synthetic images, among the pairs that the report shows.
+            reviewer: Who looked at them.
+            reason: Why they are harmless.
+            serve: Whether they may be served. By default they stay withheld.
+            beside: The cache that was audited, or its file or folder ("folder:PATH"): the
+                acceptance is kept beside it, in NAME.audit.json, and every later report names it.
+
+        Returns:
+            A report that says so.
+
+        Raises:
+            ValueError: A row is not among the pairs shown, or not withheld; `reviewer` or `reason`
+                is empty; or `beside` is no place.
+            AuditError: The acceptance cannot be kept.
+        """
+        acceptance = Acceptance(
+            reviewer=reviewer,
+            reason=reason,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            serve=serve,
+            pairs=self._shown_pairs(np.unique(np.asarray(rows, np.int64)).tolist()),
+        )
+        if beside is not None:
+            add_notes(beside, Notes(accepted=(acceptance,)))
+        reasons = with_accepted(self.reasons, [acceptance])
+        return replace(self, accepted=(*self.accepted, acceptance), reasons=reasons)
+
+    def _shown_pairs(self, rows: list[int]) -> tuple[AcceptedPair, ...]:
+        """The pairs of some rows, for `accept`."""
+        shown = {pair["row"]: pair for pair in self.pairs if pair.get("digest")}
+        wrong = [row for row in rows if row not in shown or self.tier[row] <= CLEAR]
+        if wrong or not rows:
+            raise ValueError(
+                f"`rows` names {wrong[0] if wrong else 'no row'}, expected rows that are withheld "
+                "and among the pairs that the report shows. Audit with a larger `max_pairs` to "
+                "see more of them."
+            )
+        names = {"row": "row", "train_row": "train_row", "image": "digest"}
+        names["train_image"] = "train_digest"
+        records = [{key: shown[row][name] for key, name in names.items()} for row in rows]
+        return tuple(decode(AcceptedPair, record) for record in records)
 
     def withdraw_from(self, cache: "SynthCache", rows: ArrayLike | None = None) -> None:
         """Withdraws rows from the cache that was audited, and keeps their scores beside it.
@@ -221,7 +299,6 @@ class AuditReport(Report):
             AuditError: The scores cannot be written.
             CacheError: The cache cannot be written.
         """
-        from synthaug._audit.notes import Notes, add_notes, notes_path
         from synthaug._audit.withdrawn import kept_scores
         from synthaug._cache.serving import check_identity
 
@@ -237,7 +314,7 @@ class AuditReport(Report):
             return
         # First the scores: after a kill in between, calling this again completes it.
         kept = kept_scores(self, cache.plan["seed"], chosen)
-        add_notes(notes_path(cache.path), Notes(withdrawn=(kept,)))
+        add_notes(cache, Notes(withdrawn=(kept,)))
         cache.withdraw(chosen)
 
     def copies_of(self, train_rows: ArrayLike) -> NDArray[np.int64]:
@@ -254,7 +331,7 @@ class AuditReport(Report):
     @property
     def passed(self) -> NDArray[np.bool_]:
         """Rows that may be served: judged, and not withheld."""
-        return self.tier == CLEAR
+        return (self.tier == CLEAR) | (self._given_free & (self.tier > CLEAR))
 
     @property
     def row_scores(self) -> NDArray[np.float64]:
@@ -284,9 +361,10 @@ class AuditReport(Report):
 
     def _headline(self) -> str:
         judged = int(self._judged.sum())
+        accepted = (f", {len(x.pairs):,} accepted by {x.reviewer}" for x in self.accepted)
         return (
             f"{self.verdict}: {len(self.flagged):,} of {judged:,} images flagged, "
-            f"{len(self.withheld):,} withheld"
+            f"{len(self.withheld):,} withheld{''.join(accepted)}"
         )
 
     def __repr__(self) -> str:
@@ -444,10 +522,16 @@ class AuditReport(Report):
 
     def _redacted(self) -> "AuditReport":
         def withheld(pair: dict[str, JSON]) -> dict[str, JSON]:
-            return pair | {key: None for key in _REAL if key in pair}
+            # Who has an image could tell by its digest that it was among these.
+            return pair | {key: None for key in (*_REAL, *_DIGESTS) if key in pair}
+
+        def without_digests(acceptance: Acceptance) -> Acceptance:
+            pairs = (replace(pair, image="", train_image="") for pair in acceptance.pairs)
+            return replace(acceptance, pairs=tuple(pairs))
 
         return replace(
             self,
+            accepted=tuple(map(without_digests, self.accepted)),
             pairs=tuple(
                 withheld(pair) | {"image": None if pair.get("tier") else pair.get("image")}
                 for pair in self.pairs

@@ -135,8 +135,11 @@ def judge(
     else:
         verdict, reasons = "pass", _no_copies(findings, m, power)
         return verdict, [*reasons, *_notes(findings, counts)]
-    said = [f"Power: {text[0].upper()}{text[1:]}" for text in _power(power, m)[:1]]
-    reasons += [*_number_of_copies(findings), *said, *_power(power, m)[1:]]
+    # The planted copies come on top of what the tests have found: that helps them reject.
+    found = findings.excess is not None or findings.calibrated or findings.exact
+    name = "Power, beside what was found" if found else "Power"
+    said = [f"{name}: {text}" if i == 0 else text for i, text in enumerate(_power(power, m))]
+    reasons += [*_number_of_copies(findings), *said]
     return verdict, [*reasons, *_notes(findings, counts)]
 
 

@@ -81,7 +81,7 @@ def withdrawn_of(sets: AuditSets, index: str, num_statistics: int) -> Withdrawn:
     gone = np.flatnonzero(cache.state == State.WITHDRAWN)
     forgotten = np.intersect1d(gone, rows_from_sources(cache.plan, cache.tombstones))
     gone = np.setdiff1d(gone, forgotten)
-    notes = read_notes(notes_path(cache.path)).withdrawn if len(gone) else ()
+    notes = read_notes(notes_path(cache)).withdrawn if len(gone) else ()
     basis = canonical_json(_basis(sets.facts(index), S.identity, environment()))
     usable = [
         kept

@@ -28,6 +28,8 @@ class AuditOptions:
         engine: local works in this process, ray on the actors of a cluster.
         max_pairs: Pairs of images shown in the report.
         deduplicate: Set hold-out images aside that are training images, instead of refusing.
+        accept: File of pairs that a person found harmless, as the report's page writes it; it is
+            kept beside the synthetic images, and changes no verdict.
         redact: Leave real images, and flagged ones, out of the report.
         seed: For the planted copies.
     """
@@ -40,6 +42,7 @@ class AuditOptions:
     engine: Literal["local", "ray"] = "local"
     max_pairs: int = AUDIT.max_pairs
     deduplicate: bool = AUDIT.deduplicate
+    accept: str | None = None
     redact: bool = False
     seed: int = AUDIT.seed
 
@@ -71,8 +74,12 @@ def audit(
         out: Writes OUT.html and OUT.json.
     """
     from synthaug._audit import audit as run
+    from synthaug._audit.acceptance import read_acceptance
+    from synthaug._audit.notes import Notes, add_notes
     from synthaug.features import ExtractionConfig
 
+    if options.accept is not None:
+        add_notes(synthetic, Notes(accepted=(read_acceptance(options.accept),)))
     spaces = [networks.extractor(name) for name in names(options.features or [])]
     own_file = ":" not in synthetic and synthetic.lower().endswith(FILES)
     images: Any = synthetic if own_file else conform.synthetic(synthetic)
@@ -99,6 +106,7 @@ def audit(
             "judged": int((report.tier >= 0).sum()),
             "flagged": report.flagged.tolist(),
             "withheld": report.withheld.tolist(),
+            "accepted": [row for acceptance in report.accepted for row in acceptance.rows],
             "smallest_effect": report.smallest_effect,
         }
         text = f"{report.verdict}: {' '.join(report.reasons)}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from synthaug._images.dataset import AbstractLabeledDataset
 from synthaug._images.loaders import LOADERS, ImageRequest, checked_labels, parse_spec
-from synthaug._images.stores import Conform, Memory, Store, gather
+from synthaug._images.stores import Conform, Files, Memory, Store, gather
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_at_least, check_distinct
 from synthaug._types import Labels, Pixels
@@ -49,7 +49,7 @@ class LabeledImages(AbstractLabeledDataset):
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[Any], Any] | None = None,
         name: str = "images",
-        paths: Sequence[str] | None = None,
+        files: Files | None = None,
     ) -> None:
         """Wraps images that are already decoded.
 
@@ -60,7 +60,7 @@ class LabeledImages(AbstractLabeledDataset):
             transform: Called with the PIL image.
             target_transform: Called with the class index.
             name: For `repr` and messages.
-            paths: The file of every image, if there is one.
+            files: The files that the images were read from, if they were.
 
         Raises:
             DataError: For labels beyond the classes, or class names that are not unique.
@@ -75,7 +75,7 @@ class LabeledImages(AbstractLabeledDataset):
         self.target_transform = target_transform
         self.name = name
         self._rows = np.arange(len(self.labels))
-        self._paths = paths
+        self._files = files
         self._fingerprint: str | None = None
 
     @property
@@ -86,7 +86,15 @@ class LabeledImages(AbstractLabeledDataset):
     @property
     def paths(self) -> list[str] | None:
         """The file of every image; `None` if they did not come from files."""
-        return None if self._paths is None else [self._paths[row] for row in self._rows.tolist()]
+        return None if self.files is None else [*self.files.paths]
+
+    @property
+    def files(self) -> Files | None:
+        """The files that the images were read from, and how; `None` if they came from none."""
+        if self._files is None:
+            return None
+        paths = [self._files.paths[row] for row in self._rows.tolist()]
+        return Files(paths, self._files.conform, self._files.shape)
 
     @property
     def fingerprint(self) -> str:
@@ -196,7 +204,8 @@ def load_dataset(
         raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
     check_distinct(classes=classes or ())
     asked = ImageRequest(where, split, Conform(size, channels), classes, progress)
-    store, labels, names, paths = LOADERS[kind](asked)
+    store, labels, names = LOADERS[kind](asked)
+    files = store if isinstance(store, Files) else None
     if len(labels) == 0:
         raise DataError(f"{spec} holds no image.")
     if len(labels) * int(np.prod(store.shape)) <= memory_limit:
@@ -208,5 +217,5 @@ def load_dataset(
         transform=transform,
         target_transform=target_transform,
         name=", ".join(filter(None, [f"{kind}:{where}".rstrip(":"), split])),
-        paths=paths,
+        files=files,
     )

@@ -1,6 +1,6 @@
 """What `load_dataset` reads: class folders, torchvision's data sets, HDF5 files, digits.
 
-Each loader returns (store, labels, class names, file paths or `None`), and raises `DataError` for
+Each loader returns (store, labels, class names), and raises `DataError` for
 whatever it can find wrong without decoding.
 """
 
@@ -57,7 +57,7 @@ class ImageRequest:
     progress: bool | None
 
 
-Loaded = tuple[Store, Labels, tuple[str, ...], Sequence[str] | None]
+Loaded = tuple[Store, Labels, tuple[str, ...]]
 
 # folder: -----------------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ def _folder(asked: ImageRequest) -> Loaded:
         text = "Passed over %d files that are not images in a class folder, e.g. %s"
         log.warning(text, len(others), others[0])
     shape = _check_headers(paths, asked.conform, asked.progress)
-    return Files(paths, asked.conform, shape), np.array(labels), order, paths
+    return Files(paths, asked.conform, shape), np.array(labels), order
 
 
 def _class_folders(asked: ImageRequest) -> tuple[Path, list[str]]:
@@ -239,7 +239,7 @@ def _torchvision(asked: ImageRequest) -> Loaded:
         raise DataError(f"torchvision's {name} in {options.get('root')!r} is empty.")
     labels, found = labels_at(dataset, np.arange(len(dataset))), class_names(dataset)
     labels, names = _ordered(labels, found, asked.classes, f"torchvision's {name}")
-    return Indexed(dataset, 0, asked.conform), labels, names, None
+    return Indexed(dataset, 0, asked.conform), labels, names
 
 
 def _hdf5(asked: ImageRequest) -> Loaded:
@@ -286,7 +286,7 @@ def _hdf5(asked: ImageRequest) -> Loaded:
     if len(rows) == 0:
         raise DataError(f"{path} holds no image.")
     values, names = _ordered(values[rows], found, asked.classes, path)
-    return HDF5(path, rows, last, asked.conform), values, names, None
+    return HDF5(path, rows, last, asked.conform), values, names
 
 
 def _hdf5_classes(file: Any) -> tuple[str, ...] | None:
@@ -316,7 +316,7 @@ def _digits(asked: ImageRequest) -> Loaded:
     images = np.stack([asked.conform(Image.fromarray(image), "A digit") for image in pixels])
     digits = [str(i) for i in range(10)]
     labels, names = _ordered(bunch.target[rows], digits, asked.classes, "digits")
-    return Memory(torch.from_numpy(images)), labels, names, None
+    return Memory(torch.from_numpy(images)), labels, names
 
 
 LOADERS: dict[str, Callable[[ImageRequest], Loaded]] = {

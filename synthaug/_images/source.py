@@ -6,20 +6,21 @@ once, when a source is opened; what it finds below them are leaves, which know t
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 
 from synthaug._images.convert import is_probabilities, label_of, pixels_of
 from synthaug._images.fields import Adapter, Fields, field
-from synthaug._images.labeled import load_dataset
+from synthaug._images.labeled import LabeledImages, load_dataset
 from synthaug._images.leaves import (
     class_names,
     has_transforms,
@@ -238,6 +239,27 @@ class ImageSource:
         pixels = torch.empty((len(rows), *shape), dtype=torch.uint8, device="cpu")
         for mask, part in parts:
             pixels[torch.from_numpy(mask)] = part
+        return pixels
+
+    def changed(self, rows: ArrayLike, change: Callable[..., Image.Image]) -> Pixels | None:
+        """Some images as they would be had their files been changed before they were read.
+
+        Args:
+            rows: Which images, int (n,).
+            change: Called with the whole image of a file, and its `place` among `rows`; returns
+                what the file is to hold instead.
+
+        Returns:
+            uint8 (n, C, H, W); `None` if one of them has no file, or none that `load_dataset` read.
+        """
+        rows = np.asarray(rows, np.int64)
+        pixels = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8, device="cpu")
+        for leaf, mask, local in self._by_leaf(rows):
+            files = leaf.subset(local).files if isinstance(leaf, LabeledImages) else None
+            if files is None or not all(map(os.path.exists, files.paths)):
+                return None
+            for i, place in enumerate(np.arange(len(rows))[mask].tolist()):
+                pixels[place] = torch.from_numpy(files.decode(i, partial(change, place=place)))
         return pixels
 
     def blocks(self, size: int = _BLOCK) -> Iterator[Pixels]:

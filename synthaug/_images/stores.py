@@ -6,7 +6,7 @@ file may be.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -141,13 +141,23 @@ class Files:
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         out = np.empty((len(rows), *self.shape), np.uint8)
         for i, row in enumerate(rows):
-            out[i] = self._decode(self.paths[row])
+            out[i] = self.decode(row)
         return out
 
-    def _decode(self, path: str) -> NDArray[np.uint8]:
+    def decode(
+        self, row: int, change: Callable[[Image.Image], Image.Image] | None = None
+    ) -> NDArray[np.uint8]:
+        """One image, uint8 (C, H, W).
+
+        Args:
+            row: Which one.
+            change: What to do with the whole image before it is resized and converted.
+        """
+        path = self.paths[row]
         try:
             with Image.open(path, formats=IMAGE_FORMATS) as image:
-                return self.conform(image, path)
+                whole = image if change is None else change(image)
+                return self.conform(whole, path)
         except (DataError, MismatchError):
             raise
         except Exception as error:  # Pillow's decoders raise whatever the bytes provoke

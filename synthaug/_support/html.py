@@ -6,6 +6,7 @@ setting. All text handed to these functions is escaped.
 """
 
 import base64
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,17 +57,24 @@ code { font: .88em/1.4 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monos
 """
 
 
-def page(title: str, body: Markup, *, style: str = "") -> str:
+def page(title: str, body: Markup, *, style: str = "", script: str = "") -> str:
     """A whole HTML document.
 
     Args:
         title: Escaped.
         body: Markup that goes into `<main>`.
         style: More CSS, put in as it is: never text from outside.
+        script: JavaScript, put in as it is: never text from outside. No other script runs, and this
+            one can load nothing.
     """
+    policy = CONTENT_SECURITY_POLICY
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
+        body = body + Markup(f"\n<script>{script}</script>")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"

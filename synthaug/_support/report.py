@@ -55,6 +55,8 @@ class Report(ABC):
     """Heading of the page and of what a notebook shows."""
     STYLE: ClassVar[str] = ""
     """CSS that `html_sections` needs beyond that of all pages."""
+    SCRIPT: ClassVar[str] = ""
+    """JavaScript of the page; `html_sections` must be readable without it."""
     _INDENT: ClassVar[int | None] = 1
     """Spaces per level of the JSON file; `None` writes one line."""
     _PRIVATE: ClassVar[bool] = False
@@ -117,7 +119,7 @@ class Report(ABC):
             path: File to write; an existing one is replaced.
         """
         body = Markup("<h1>{}</h1>\n{}").format(self.title, self.html_sections())
-        text = page(self.title, body, style=self.STYLE)
+        text = page(self.title, body, style=self.STYLE, script=self.SCRIPT)
         return write_text(path, text, private=self._PRIVATE)
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
