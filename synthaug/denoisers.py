@@ -81,7 +81,16 @@ class Denoiser:
     def evaluate(self, x: Images, t: Tensor, **inputs: Any) -> Images:
         """All that the network says, float32 (n, c, H, W), for inputs as diffusers names them."""
         x = settled(x.to(self.dtype))
-        output: Tensor = self.network(x, t.to(x.device).expand(len(x)), **inputs).sample
+        try:
+            output: Tensor = self.network(x, t.to(x.device).expand(len(x)), **inputs).sample
+        except torch.OutOfMemoryError:
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The {self.kind} cannot compute images of shape {tuple(x.shape[1:])} "
+                f"({type(error).__name__}: {error}). Its config does not fit its weights: copy the "
+                "checkpoint again."
+            ) from error
         return output.float()
 
 

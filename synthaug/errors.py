@@ -14,9 +14,14 @@ Wrong arguments raise `ValueError` or `TypeError`, as everywhere in Python. Ever
 thing, the value found and what to do next.
 """
 
+from synthaug._printable import printable
+
 
 class SynthaugError(Exception):
     """Base class of every error that is not a plain wrong argument."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())  # names in it may come from a stranger's file
 
 
 class DataError(SynthaugError):

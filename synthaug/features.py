@@ -34,6 +34,7 @@ from synthaug._cluster import RayEngine
 from synthaug._support.arguments import check_at_least, check_choice, check_some
 from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
+from synthaug._support.reading import check_regular
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON, Features, Pixels
 
@@ -450,6 +451,7 @@ def extract(
         hashed.update(pixels[start : start + 4096].numpy().tobytes())
     path = Path(features_dir) / f"{hashed.hexdigest()}.npy"
     try:
+        check_regular(path)
         kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
         if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == len(pixels):
             return kept

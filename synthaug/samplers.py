@@ -16,6 +16,7 @@ from torch import Tensor
 
 from synthaug._noise import Streams, randn
 from synthaug._support.arguments import check_fraction, check_within
+from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
 from synthaug._types import Images
 from synthaug.denoisers import AnyDenoiser, GuidanceTerm
@@ -87,6 +88,10 @@ class Push(Protocol):
         ...
 
 
+_MOST_TIMESTEPS = 2**20
+"""Of a checkpoint's schedule, which has a few numbers for each of them. Models have 1,000."""
+
+
 @lasting_tensors()
 def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None = None) -> Any:
     """A fresh diffusers scheduler of the kind `name` for a checkpoint's scheduler config.
@@ -113,7 +118,15 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
             f"{origin} is {kind!r}. Known are {', '.join(SCHEDULERS)}, and diffusers' "
             f"{', '.join(k for k in _KNOWN if k not in SCHEDULERS.values())}."
         )
+    many = config.get("num_train_timesteps", 0)
+    if isinstance(many, int) and many > _MOST_TIMESTEPS:
+        raise CheckpointError(
+            f"The scheduler's config sets `num_train_timesteps` to {many:,}, more than the "
+            f"{_MOST_TIMESTEPS:,} that we allow. Correct scheduler_config.json."
+        )
     cls: Any = getattr(diffusers, kind)  # a lazy module, asked for one of the names above
+    if fault := unfit_setting(cls.__init__, config):
+        raise CheckpointError(f"In the scheduler's config, {fault}. Correct scheduler_config.json.")
     overrides: dict[str, Any] = {}
     if kind == "DPMSolverMultistepScheduler" and config.get("_class_name") != kind:
         overrides = {"algorithm_type": "dpmsolver++", "solver_order": 2}

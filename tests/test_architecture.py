@@ -13,7 +13,16 @@ ROOT = Path(synthaug.__file__).parent
 TESTS = Path(__file__).parent
 
 LAYERS = {  # a room imports rooms of earlier lines; within a line there is no circle
-    "vocabulary": {"_cluster", "_noise", "_pixels", "_plan", "_support", "_types", "errors"},
+    "vocabulary": {
+        "_cluster",
+        "_noise",
+        "_pixels",
+        "_plan",
+        "_printable",
+        "_support",
+        "_types",
+        "errors",
+    },
     "images in": {"_images"},
     "mathematics": {
         "_neighbors",

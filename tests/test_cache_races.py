@@ -24,13 +24,14 @@ from synthaug._cache import State
 from synthaug._cache.tools import copy_rows
 from synthaug._generate.draw import fill as fill_rows
 from synthaug._support.locks import claimed, owner_of
-from synthaug.caches import import_images, merge
+from synthaug.caches import forget, import_images, merge
 from synthaug.errors import CacheError
 from synthaug.images import LabeledImages
 from tests.drawing import SHAPE, Killed, Shaped, fill, plan_of
 
 FORK = multiprocessing.get_context("fork")
 ROWS = 9
+SEEDS = int(os.environ.get("SYNTHAUG_RACES", "15"))
 MANIFEST = {"recipe": Shaped().recipe()}
 
 
@@ -124,7 +125,7 @@ class Raw:
 
 
 @pytest.mark.parametrize("kills", [0, 0.01])
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_what_was_withdrawn_stays_so_in_every_order_of_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, kills: float
 ) -> None:
@@ -161,8 +162,55 @@ def test_what_was_withdrawn_stays_so_in_every_order_of_steps(
         check()
 
 
+@pytest.mark.parametrize("kills", [0, 0.01])
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_forget_withdraw_write_and_merge_leave_nothing_of_a_source_in_every_order_of_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, kills: float
+) -> None:
+    keys = np.arange(1, ROWS + 1, dtype=np.uint64)
+    sources = [np.arange(4), [], np.arange(4, ROWS)]
+    plans = [plan_of(sources=sources, source_keys=keys, seed=seed) for seed in range(2)]
+    whole = create(tmp_path / "c.h5", plan := plans[0])
+    other = fill(Shaped(), tmp_path / "other.h5", plans[1])
+    whole.write([0, 1, 5], torch.full((3, *SHAPE), 7, dtype=torch.uint8))
+    raw, gone, forgotten = Raw(whole), np.flatnonzero(plan["source"] == 2), threading.Event()
+    merged: list[tuple[bool, SynthCache]] = []
+
+    def forget_it() -> None:
+        forget([whole.path, other.path], keys[2:3])
+        forgotten.set()
+
+    def put_together() -> None:
+        before = forgotten.is_set()
+        merged.append((before, merge([other.path, whole.path], tmp_path / "m.h5")))
+
+    jobs = [
+        forget_it,
+        lambda: SynthCache(whole.path).withdraw([4]),
+        lambda: fill_rows(Shaped(), SynthCache(whole.path), np.arange(ROWS), batch_size=2),
+        put_together,
+    ]
+
+    def check() -> None:
+        if forgotten.is_set():
+            assert (raw["state"][gone] == State.WITHDRAWN).all()
+            assert not raw["images"][gone].any()
+
+    Interleaving(monkeypatch, seed).run(jobs, check, kills)
+    assert (forgotten.is_set() and merged) or kills
+    monkeypatch.undo()
+    for before, made in merged:
+        assert len(made.verify()) == 0
+        assert not (before and made.done[made.plan["source"] == 2].any())
+    if forgotten.is_set():
+        check()
+        again = merge([other.path, whole.path], tmp_path / "again.h5")
+        assert not again.done[again.plan["source"] == 2].any()
+        assert len(again.verify()) == 0
+
+
 @pytest.mark.parametrize("kills", [0, 0.02])
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_no_row_is_half_of_one_image_and_half_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, kills: float
 ) -> None:

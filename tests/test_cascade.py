@@ -481,7 +481,7 @@ def test_directories_that_are_no_cascade_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="takes 2 channels, of which 1 are noise"):
         ClassConditional.from_pretrained(tmp_path / "stage")
     (tmp_path / "stage" / "level_embedding" / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="level_embedding cannot be loaded"):
+    with pytest.raises(CheckpointError, match="level_embedding cannot be read"):
         CascadeStage.from_pretrained(tmp_path / "stage")
     with pytest.raises(ValueError, match="Unknown setting 'steps'"):
         Cascade.from_pretrained(tmp_path / "base", stages=[], sampler={"steps": 3})

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._images.loaders import own_data_set
 from synthaug._images.source import ImageSource
 from synthaug._neighbors import float32, release
 from synthaug._types import JSON, Features, Indices, Labels, Pixels
@@ -270,20 +271,13 @@ def _hdf5_features(path: str) -> tuple[Features, None] | None:
     import h5py
 
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            dataset = own_data_set(file, "features")
+            return None if dataset is None else (dataset[()], None)
+    except DataError:
+        raise
+    except Exception as error:  # what HDF5 raises for damaged metadata is not documented
         raise DataError(f"{path} is not a readable HDF5 file ({error}).") from error
-    with file:
-        link = file.get("features", getlink=True)
-        if link is None:
-            return None
-        # A link or external storage could make us read any file of this machine.
-        if not isinstance(link, h5py.HardLink) or not isinstance(file["features"], h5py.Dataset):
-            raise DataError(f"{path} has `features` that are no data set of its own.")
-        dataset = file["features"]
-        if dataset.external or dataset.is_virtual:
-            raise DataError(f"{path} keeps `features` in other files, which we do not follow.")
-        return dataset[:], None
 
 
 def _channels_first(array: NDArray[Any]) -> NDArray[Any]:

@@ -5,7 +5,6 @@ the next audit could not rank what was drawn. And the pairs that a person found 
 every later report names.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from synthaug._audit.acceptance import Acceptance
 from synthaug._support.files import write_text
 from synthaug._support.locks import claimed
+from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode_fields, encode
 from synthaug._types import JSON
 from synthaug.errors import AuditError
@@ -86,7 +86,7 @@ def read_notes(path: Path | None) -> Notes:
     if path is None or not path.exists():
         return Notes()
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_text(path, 2**34))
         kind = record.pop("format"), record.pop("format_version")
         if kind != (_FORMAT, _FORMAT_VERSION):
             raise ValueError(f"its format is {kind}")

@@ -367,12 +367,12 @@ class AuditReport(Report):
             f"{len(self.withheld):,} withheld{''.join(accepted)}"
         )
 
-    def __repr__(self) -> str:
+    def _text(self) -> str:
         reasons = "\n".join(f"    {reason}" for reason in self.reasons)
         return f"AuditReport({self._headline()})\n{reasons}"
 
-    def __str__(self) -> str:
-        return repr(self)
+    def __repr__(self) -> str:
+        return str(self)
 
     def _summary(self) -> list[Part]:
         return [f"{self._headline()}.", *self.reasons]
@@ -490,9 +490,7 @@ class AuditReport(Report):
             name: np.stack([decode_array(np.float64, x, name) for x in record.pop(name)], axis=1)
             for name in _STATISTICS
         }
-        report = cls(**decode_fields(cls, record), **statistics)
-        report._check()
-        return report
+        return cls(**decode_fields(cls, record), **statistics)
 
     def _check(self) -> None:
         """Refuses what no audit has found.

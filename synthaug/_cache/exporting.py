@@ -8,7 +8,9 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,7 @@ from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5
 from synthaug._cache.store import SynthCache
 from synthaug._cache.stored_rows import data_set_of
 from synthaug._pixels import to_pil
+from synthaug._printable import printable_line
 from synthaug._support.progress import bar
 from synthaug._types import Indices
 
@@ -44,6 +47,14 @@ _XMP = (
     'trainedAlgorithmicMedia" xmp:CreatorTool="synthaug"/>'
     '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
+
+_OWN_FILES = ("manifest.json", "provenance.jsonl")
+"""What an export writes beside the class folders."""
+_RESERVED = {"con", "prn", "aux", "nul"} | {
+    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
+}
+"""Names that Windows keeps for devices, whatever follows after a dot."""
+_LONGEST_NAME = 255  # bytes, of most file systems
 
 logger = logging.getLogger("synthaug")
 
@@ -100,7 +111,7 @@ def export(
                 "`format='hdf5'` copies every row. To leave some out, use another format."
             )
     elif format != "webdataset":
-        _check_folder_names(cache.classes)
+        _check_folder_names(tuple(cache.classes[i] for i in np.unique(cache.labels[chosen])))
     with bar(len(chosen), "export", "image", progress=progress) as shown:
         if format == "hdf5":
             _compressed(cache, target, shown.update)
@@ -130,12 +141,40 @@ def _chosen(cache: SynthCache, rows: ArrayLike | None) -> Indices:
 
 
 def _check_folder_names(classes: tuple[str, ...]) -> None:
-    """Names come from the file, so one like "../x" would write outside of the folder."""
+    """Refuses class names that are no names of folders, or not on every system.
+
+    They come from the file, so one like "../x" would write outside of the folder. And exports
+    travel: to systems that reserve some names, and to some for which "Cat" and "cat" are one.
+
+    Raises:
+        ValueError: Naming the class, and a form that has no class folders.
+    """
+    remedy = "Export as 'webdataset' or 'hdf5'."
+    taken = {_one_for_all_systems(name): f"{name}, a file of the export" for name in _OWN_FILES}
     for name in classes:
-        if name in ("", ".", "..") or any(c in name for c in '/\\\0:*?"<>|'):
+        folded = _one_for_all_systems(name)
+        fits = name == printable_line(name) and not any(c in name for c in '/\\:*?"<>|')
+        reserved = folded.partition(".")[0].rstrip() in _RESERVED
+        if not fits or name[:1] in ("", ".", " ") or name[-1:] in (".", " ") or reserved:
             raise ValueError(
-                f"Class {name!r} cannot be the name of a folder. Export as 'webdataset' or 'hdf5'."
+                f"Class {name!r} cannot be the name of a folder on every system. {remedy}"
             )
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(
+                f"Class {name[:40] + '...'!r} has {len(name.encode()):,} bytes, more than the "
+                f"{_LONGEST_NAME} of a folder's name. {remedy}"
+            )
+        if folded in taken:
+            raise ValueError(
+                f"Class {name!r} and {taken[folded]} would be one folder on systems that do not "
+                f"tell upper from lower case. {remedy}"
+            )
+        taken[folded] = f"class {name!r}"
+
+
+def _one_for_all_systems(name: str) -> str:
+    """The same for all names that some file system takes for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _png(image: Any) -> bytes:
@@ -206,19 +245,22 @@ def _huggingface(cache: SynthCache, folder: Path, rows: Indices, advance: Advanc
 
 
 def _card(cache: SynthCache, rows: Indices) -> str:
-    """The data set card; JSON strings are valid YAML, so names need no further quoting."""
+    """The data set card."""
     licence = cache.manifest["licence"]
-    generator, source = (licence.get(key) or "unknown" for key in ("generator", "source"))
+    # A JSON string is a YAML string, unless characters beyond 16 bits are escaped in it.
+    name = printable_line(str(licence.get("generator") or "unknown"))
+    name = json.dumps(name, ensure_ascii=False)
+    generator, source = (_words(licence.get(key) or "unknown") for key in ("generator", "source"))
     limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
     size = next((name for limit, name in limits if len(rows) < limit), "1M<n<10M")
     counts = np.bincount(cache.labels[rows], minlength=len(cache.classes))
     table = "\n".join(
-        f"| {_cell(name)} | {count:,} |" for name, count in zip(cache.classes, counts, strict=True)
+        f"| {_words(name)} | {count:,} |" for name, count in zip(cache.classes, counts, strict=True)
     )
     recipe = json.dumps(cache.manifest["recipe"], indent=2)
     return f"""---
 license: other
-license_name: {json.dumps(generator)}
+license_name: {name}
 task_categories:
 - image-classification
 annotations_creators:
@@ -257,9 +299,9 @@ from, `manifest.json` how all of them were made:
 """
 
 
-def _cell(name: str) -> str:
-    """A class name inside a table."""
-    return name.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+def _words(text: Any) -> str:
+    """Text of a cache's file as one line of Markdown that says just that, with no markup in it."""
+    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", printable_line(str(text)))
 
 
 def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:

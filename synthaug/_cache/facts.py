@@ -12,6 +12,7 @@ from synthaug import _pixels
 from synthaug._cache.format import State
 from synthaug._cache.show import ORDER, evenly
 from synthaug._cache.store import SynthCache
+from synthaug._printable import printable_line
 
 
 def info(cache: SynthCache) -> dict[str, Any]:
@@ -52,15 +53,16 @@ def info_text(cache: SynthCache) -> str:
     facts = info(cache)
     manifest = facts["manifest"]
     recipe, licence, source = manifest["recipe"], manifest["licence"], manifest["source"]
-    width = max(len(name) for name in (*cache.classes, "class"))
+    shown = {printable_line(name): counts for name, counts in facts["classes"].items()}
+    width = max(map(len, (*shown, "class")))
     table = [f"    {'class':{width}}  {'done':>9} {'pending':>9} {'withdrawn':>9}"]
-    for name, counts in facts["classes"].items():
+    for name, counts in shown.items():
         numbers = " ".join(f"{counts[s.name.lower()]:>9,}" for s in ORDER)
         table.append(f"    {name:{width}}  {numbers}")
     made = {
         "Synthesizer": recipe.get("synthesizer", "unknown"),
-        **{f"Setting {k}": v for k, v in recipe.get("settings", {}).items()},
-        **{f"Weights {k}": v for k, v in recipe.get("weights", {}).items()},
+        **_named_values("Setting", recipe.get("settings")),
+        **_named_values("Weights", recipe.get("weights")),
         "Real data": _real_data(source),
         "Licence of the generator": _named(licence, "generator"),
         "Licence of the real data": _named(licence, "source"),
@@ -68,7 +70,7 @@ def info_text(cache: SynthCache) -> str:
         "Plan": facts["identity"]["plan_digest"],
         "Size": f"{facts['bytes'] / 1e6:,.1f} MB",
     }
-    lines = [f"    {name}: {_short(value)}" for name, value in made.items()]
+    lines = [f"    {_short(name)}: {_short(value)}" for name, value in made.items()]
     return "\n".join([repr(cache), *lines, *table])
 
 
@@ -120,6 +122,13 @@ def _named(licence: Any, key: str) -> str:
     return str(value) if value else "not recorded"
 
 
+def _named_values(what: str, values: Any) -> dict[str, Any]:
+    """What a recipe says, which only we write as names and values."""
+    if isinstance(values, dict):
+        return {f"{what} {name}": value for name, value in values.items()}
+    return {} if values is None else {what: values}
+
+
 def _short(value: Any) -> str:
-    shown = str(value)
+    shown = printable_line(str(value))
     return shown if len(shown) <= 100 else shown[:97] + "..."

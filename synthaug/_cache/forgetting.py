@@ -6,7 +6,6 @@ embeddings. The caches keep the keys as tombstones, with those of the images tha
 merges, imports and resumed jobs leave them out as well.
 """
 
-import json
 import os
 import re
 import tarfile
@@ -22,12 +21,15 @@ from synthaug._cache.files import parts_folder, sync_folder
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
-from synthaug._support.files import write_text
+from synthaug._support.files import whole_file, write_text
 from synthaug._support.progress import bar
+from synthaug._support.reading import check_regular, parse_json, read_text
 from synthaug._support.stopping import kept_at_stop
 from synthaug._types import Pixels
 from synthaug.errors import CacheError
 
+_NO_RECORD = (AttributeError, KeyError, TypeError, ValueError)
+"""What a record that is none of ours raises where it is read."""
 _FEATURES = re.compile(r"[0-9a-f]{32}\.npy")
 _ALWAYS = (
     "Copies, backups and exports that were not named: name them too, or delete them.",
@@ -168,7 +170,7 @@ def _forget_in_folder(folder: Path, keys: NDArray[np.uint64], found: Forgotten) 
                 "and train anew without them."
             )
         sync_folder(folder)
-    except (OSError, tarfile.TarError, ValueError, KeyError) as error:
+    except (OSError, tarfile.TarError, *_NO_RECORD) as error:
         raise CacheError(
             f"Cannot forget in {folder}: {error}. Repair the cause and forget again, or delete the "
             "folder."
@@ -187,8 +189,8 @@ def _from_records(folder: Path, keys: set[int]) -> int:
     """Deletes images of an export in class folders, and then what its records say about them."""
     path, root = folder / "provenance.jsonl", folder.resolve()
     kept, count = [], 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for line in read_text(path, 2**34).splitlines():
+        record = parse_json(line)
         if not derived(record, keys):
             kept.append(line)
             continue
@@ -204,20 +206,19 @@ def _from_records(folder: Path, keys: set[int]) -> int:
 
 def _from_tar(path: Path, keys: set[int]) -> int:
     """Writes a tar file of an export anew without some of its images."""
-    with tarfile.open(path) as archive:
+    check_regular(path)
+    with tarfile.open(path, "r:") as archive:  # as we write them, not compressed
         stems = {
             name.removesuffix(".json")
             for name, data in _members(archive)
-            if name.endswith(".json") and derived(json.loads(data), keys)
+            if name.endswith(".json") and derived(parse_json(data.decode()), keys)
         }
         if not stems:
             return 0
-        temporary = path.with_suffix(".partial")
-        with tarfile.open(temporary, "w") as rest:
+        with whole_file(path) as temporary, tarfile.open(temporary, "w") as rest:
             for member in archive.getmembers():
                 if member.name.rpartition(".")[0] not in stems:
                     rest.addfile(member, archive.extractfile(member))
-    os.replace(temporary, path)
     return len(stems)
 
 
@@ -232,6 +233,7 @@ def _learned(path: Path, keys: NDArray[np.uint64]) -> int:
     """How many of the images have an embedding in a file of an inversion."""
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path)
     try:
         with safe_open(str(path), "pt") as file:
             stored = file.get_tensor("keys").numpy().view(np.uint64)

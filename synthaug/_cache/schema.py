@@ -8,7 +8,6 @@ and `h5repack` make, may be read if their filters are among those that come with
 
 import errno
 import io
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -36,6 +35,8 @@ from synthaug._cache.format import (
 )
 from synthaug._cache.stored_rows import AbstractStoredRows, PackedRows, PlainRows, data_set_of
 from synthaug._plan import REQUIRED, Plan, check_values
+from synthaug._support.reading import parse_json
+from synthaug._support.storage import storage_fault
 from synthaug.errors import CacheError, SynthaugError
 
 _ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum": "dataset"} | {
@@ -233,8 +234,8 @@ def _text(file: h5py.File, name: str) -> str:
 
 def _manifest(text: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError):
+        manifest = parse_json(text)
+    except ValueError:
         raise _Refused("the manifest is not JSON") from None
     for name, kind in _MANIFEST.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
@@ -289,19 +290,18 @@ def _check_links(group: h5py.Group, prefix: str, expected: dict[str, str] | None
 
 def _region(name: str, dataset: h5py.Dataset) -> Region:
     """Where `dataset` lies, after its storage was found to be harmless."""
+    fault = storage_fault(dataset, size=None, largest_chunk=_MAX_CHUNK)
+    if fault is not None:
+        raise _Refused(f"{name!r} {fault}", _IMPORT)
     storage = dataset.id.get_create_plist()
     layout = storage.get_layout()
     filters = {storage.get_filter(i)[0] for i in range(storage.get_nfilters())}
     chunk = storage.get_chunk() if layout == h5py.h5d.CHUNKED else ()
-    chunk_bytes = int(np.prod(chunk, dtype=object)) * dataset.dtype.itemsize
     faults = {
-        "is external storage": storage.get_external_count() > 0,
-        "is a virtual data set": layout == h5py.h5d.VIRTUAL,
         "is neither contiguous nor chunked": layout not in (h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED),
         "needs a filter that does not come with h5py": not filters <= _FILTERS,
         "is empty": not dataset.shape or 0 in dataset.shape,
         "has chunks that do not fit it": bool(chunk) and len(chunk) != len(dataset.shape or ()),
-        f"has chunks of {chunk_bytes:,} bytes": chunk_bytes > _MAX_CHUNK,
     }
     for fault, found in faults.items():
         if found:

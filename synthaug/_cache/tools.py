@@ -18,6 +18,7 @@ from synthaug._cache.files import filling
 from synthaug._cache.format import State, blocks
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import content_keys, rows_from_sources
+from synthaug._images.leaves import numbered_classes
 from synthaug._images.source import ImageSource
 from synthaug._pixels import digest
 from synthaug._plan import Plan
@@ -216,7 +217,7 @@ def import_images(
     images = ImageSource.open(source, "`source`")
     labels, classes = images.labels, images.classes
     if classes is None:
-        classes = tuple(str(c) for c in range(int(labels.max()) + 1))
+        classes = numbered_classes(labels, "`source`")
     order = np.argsort(labels, kind="stable")  # as `Plan.build` lays out its rows
     keys = _keys(images, order)
     fingerprint = hashlib.blake2b(keys.astype("<u8").tobytes(), digest_size=16).hexdigest()

@@ -34,6 +34,7 @@ from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant
 from synthaug._cli.scores import evaluate_density, evaluate_quality
 from synthaug._cli.sweep import sweep
 from synthaug._cli.training import train
+from synthaug._printable import printable
 from synthaug._support.stopping import Terminated, terminate
 from synthaug.errors import CachePendingError, DivergedError, MismatchError, SynthaugError
 
@@ -174,12 +175,19 @@ _QUIET = {"SYNTHAUG_PROGRESS": "off", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What hides our progress bars, and those of transformers and the hub."""
 
 
+class _Printable(logging.Formatter):
+    """Names in messages may come from a stranger's file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 @contextlib.contextmanager
 def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
     """Log and warnings as single lines on standard error; no progress if it is to be quiet."""
     logger = logging.getLogger("synthaug")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("synthaug: %(message)s"))
+    handler.setFormatter(_Printable("synthaug: %(message)s"))
     level, before = logger.level, {name: os.environ.get(name) for name in _QUIET}
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose and not quiet else logging.WARNING)
@@ -189,7 +197,7 @@ def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             # One line, without the place in the code.
             warnings.showwarning = lambda message, *_: print(
-                f"synthaug: {message}", file=sys.stderr
+                printable(f"synthaug: {message}"), file=sys.stderr
             )
             yield
     finally:
@@ -281,7 +289,7 @@ def _exit_codes(request: Request) -> Iterator[None]:
         if os.environ.get("SYNTHAUG_TRACEBACK"):
             raise
         message = _as_options(str(error), _options(request.function))
-        print(f"synthaug: error: {message}", file=sys.stderr)
+        print(printable(f"synthaug: error: {message}"), file=sys.stderr)
         print("(Set SYNTHAUG_TRACEBACK=1 to see where.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, DOES_NOT_FIT) else 4)
     except KeyboardInterrupt as stop:
@@ -290,7 +298,7 @@ def _exit_codes(request: Request) -> Iterator[None]:
         print(f"synthaug: stopped. {' '.join(said)}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
     except Exception:  # Python's own exit code would be 1, which means that copies were found
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
         print("synthaug: this is a fault of synthaug. Please report it.", file=sys.stderr)
         sys.exit(70)
 
@@ -317,4 +325,4 @@ def _answer(result: Result, call: Call, *, as_json: bool) -> None:
         }
         print(json.dumps(record, indent=1, allow_nan=False))
     elif result.text:
-        print(result.text)
+        print(printable(result.text))

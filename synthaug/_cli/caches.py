@@ -9,6 +9,7 @@ from synthaug._cli.declared import defaults
 from synthaug._cli.options import ImageOptions, LicenceOptions
 
 IMPORT = defaults("_cache.tools:import_images")
+_MOST_CLASSES = 500  # on a sheet, which has a line for each
 
 
 def info(cache: str, *, sheet: str | None = None) -> Result:
@@ -18,17 +19,20 @@ def info(cache: str, *, sheet: str | None = None) -> Result:
 
     Args:
         cache: The HDF5 file.
-        sheet: Also writes a picture of images of every class.
+        sheet: Also writes a picture of images of every class, or of the first 500.
     """
     from synthaug._cache import SynthCache, contact_sheet, info_text
     from synthaug._cache import info as facts
+    from synthaug._support.files import picture_format, write_picture
 
+    if sheet is not None:
+        picture_format(sheet)
     opened = SynthCache(cache)
     text = info_text(opened)
     if sheet is not None:
-        Path(sheet).parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(opened).save(sheet)
-        text += f"\nSamples: {sheet}"
+        write_picture(sheet, contact_sheet(opened, most_classes=_MOST_CLASSES))
+        shown = f", of the first {_MOST_CLASSES} classes" * (len(opened.classes) > _MOST_CLASSES)
+        text += f"\nSamples: {sheet}{shown}"
     return Result(record={**facts(opened), "sheet": sheet}, text=text)
 
 

@@ -127,16 +127,17 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
 
 def _animorphosis(checkpoint: str, others: str) -> Any:
     """The degradation of a checkpoint that does not hold the images of the other set."""
-    from synthaug._training.checkpoints import read_json, resolve
+    from synthaug._training.checkpoints import read_json, reading, resolve
     from synthaug.degradations import Animorphosis
 
     file = resolve(checkpoint) / "synthaug.json"
     saved = read_json(file) if file.exists() else {}
     degradation = saved.get("degradation", {})
-    if degradation.get("name") != "Animorphosis":
+    if not isinstance(degradation, dict) or degradation.get("name") != "Animorphosis":
         raise ValueError(f"`others`: {checkpoint} knows no animorphosis. Leave it out.")
-    images = load(others, tuple(saved["image_shape"]))
-    return Animorphosis(others=images, num_levels=degradation["num_levels"])
+    with reading(file, "Train again."):
+        shape, levels = tuple(saved["image_shape"]), degradation["num_levels"]
+    return Animorphosis(others=load(others, shape), num_levels=levels)
 
 
 def _decided(out: str, options: PlanOptions) -> PlanOptions:
@@ -193,6 +194,7 @@ def plan(
     """
     from synthaug._generate.cost import estimate_cost, evaluations_per_second
     from synthaug._plan import REQUIRED
+    from synthaug._printable import printable_line
 
     synthesizer, rows, _ = _prepare(checkpoint, options)
     rate = None
@@ -207,6 +209,7 @@ def plan(
         parameters=len(set(rows.columns) - set(REQUIRED)),
     )
     quota = dict(zip(rows.classes, rows.quota.tolist(), strict=True))
+    lines = [f"  {printable_line(name)}: {count:,}" for name, count in quota.items()]
     return Result(
         record={
             "digest": rows.digest,
@@ -214,9 +217,7 @@ def plan(
             **asdict(cost),
             "device_hours": cost.device_hours,
         },
-        text="\n".join(
-            [str(rows), str(cost), *(f"  {name}: {count:,}" for name, count in quota.items())]
-        ),
+        text="\n".join([str(rows), str(cost), *lines]),
     )
 
 
@@ -263,7 +264,10 @@ def generate(
     """
     from synthaug._cache import State, contact_sheet
     from synthaug._generate import generate as fill
+    from synthaug._support.files import picture_format, write_picture
 
+    sheet = str(Path(out).with_suffix(".png"))
+    picture_format(sheet)
     options = _decided(out, options)
     engine = ray.engine(work.engine, partial(_load_there, os.getcwd(), checkpoint, options))
     if work.engine == "ray":  # the actors draw: here nothing should take a GPU
@@ -283,8 +287,8 @@ def generate(
     )
     picture, others = None, (cache.state == State.PENDING).any()
     if cache.done.any() and not others:  # not if all were withdrawn
-        picture = str(Path(out).with_suffix(".png"))
-        contact_sheet(cache, columns=8, most_classes=10).save(picture)
+        picture = sheet
+        write_picture(picture, contact_sheet(cache, columns=8, most_classes=10))
     return Result(
         record={**contents(cache), "picture": picture},
         text=str(cache)

@@ -22,6 +22,8 @@ from functools import cache
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from synthaug._cli.call import Call
+from synthaug._printable import printable
+from synthaug._support.reading import read_text
 
 SHARED = {
     "config": "A YAML file with any of these arguments. Those of the command line count more.",
@@ -129,7 +131,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and ends the process with exit code 2."""
-        print(f"synthaug: error: {message}", file=sys.stderr)
+        print(printable(f"synthaug: error: {message}"), file=sys.stderr)
         print(f"(See `{self.prog} --help`.)", file=sys.stderr)
         sys.exit(2)
 
@@ -251,11 +253,10 @@ def _config(parser: Parser, file: str, known: Sequence[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        with open(file, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream)
+        content = yaml.safe_load(read_text(file))
     except FileNotFoundError:
         parser.error(f"--config {file} does not exist.")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         parser.error(f"--config {file} cannot be read: {error}")
     if not isinstance(content, dict):
         parser.error(f"{file} must hold names and values, such as `seed: 1`.")

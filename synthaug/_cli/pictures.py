@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from synthaug._support.files import write_picture
+
 
 def samples(model: Any, seed: int, path: Path, **row: Any) -> None:
     """Eight images of each of the first ten classes, with row parameters if they are not ours."""
@@ -12,7 +14,7 @@ def samples(model: Any, seed: int, path: Path, **row: Any) -> None:
     row = row or {"guidance_scale": 1.5 if model.can_be_guided else 1.0}
     images = model.draw(model.plan(counts=counts, seed=seed, **row))
     zoom = max(1, 32 // images.shape[-1])
-    grid(to_pixels(images), columns=8, scale=zoom).save(path)
+    write_picture(path, grid(to_pixels(images), columns=8, scale=zoom))
 
 
 def enlarged(stage: Any, real: Any, path: Path, images: int = 8) -> None:
@@ -36,7 +38,7 @@ def enlarged(stage: Any, real: Any, path: Path, images: int = 8) -> None:
     )
     blocks = F.interpolate(to_pixels(low).float(), pixels.shape[2:], mode="nearest-exact")
     sheet = torch.cat([pixels, blocks.to(torch.uint8), to_pixels(drawn).cpu()])
-    grid(sheet, columns=len(chosen), scale=max(1, 32 // pixels.shape[-1])).save(path)
+    write_picture(path, grid(sheet, columns=len(chosen), scale=max(1, 32 // pixels.shape[-1])))
 
 
 def restored(cold: Any, real: Any, path: Path, images: int = 8) -> None:
@@ -55,7 +57,7 @@ def restored(cold: Any, real: Any, path: Path, images: int = 8) -> None:
     x_T = cold.degradation(to_images(pixels).to(cold.device), T, realisation)
     restored = cold.restore(x_T, T, realisation).x0
     sheet = torch.cat([pixels, to_pixels(x_T).cpu(), to_pixels(restored).cpu()])
-    grid(sheet, columns=len(chosen), scale=max(1, 32 // pixels.shape[-1])).save(path)
+    write_picture(path, grid(sheet, columns=len(chosen), scale=max(1, 32 // pixels.shape[-1])))
 
 
 def variants(inverted: Any, real: Any, path: Path, images: int = 8, columns: int = 7) -> None:
@@ -70,4 +72,6 @@ def variants(inverted: Any, real: Any, path: Path, images: int = 8, columns: int
     rows = np.concatenate([np.flatnonzero(plan["source"] == i)[:columns] for i in shown])
     drawn = to_pixels(inverted.draw(plan[rows])).unflatten(0, (len(shown), -1))
     sheet = torch.cat([real.read(shown)[:, None], drawn], 1).flatten(0, 1)
-    grid(sheet, columns=drawn.shape[1] + 1, scale=max(1, 32 // real.image_shape[-1])).save(path)
+    write_picture(
+        path, grid(sheet, columns=drawn.shape[1] + 1, scale=max(1, 32 // real.image_shape[-1]))
+    )

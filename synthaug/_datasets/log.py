@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
+from synthaug._support.reading import check_replaceable, open_regular
 from synthaug.errors import DataError
 
 _COLUMNS = ["run", "epoch", "worker", "batch", "index", "row"]
@@ -41,6 +42,7 @@ class ServedLog:
 
     def _start(self) -> int:
         """The number of this run: after those that the file has already."""
+        check_replaceable(self.path)
         self._append("")
         with open(self.path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -83,8 +85,8 @@ def read_log(path: str | os.PathLike[str]) -> NDArray[Any]:
         DataError: If the file is missing, or something else.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            if file.readline() != f"{_HEADER}\n":
+        with open_regular(path) as file:
+            if file.readline() != f"{_HEADER}\n".encode():
                 raise ValueError("it does not begin with the header of a log")
             empty = not file.readline()
         values = np.empty((0, len(_COLUMNS)), np.int64)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.utils.data import TensorDataset
 
 from synthaug._images.fields import USUAL_LABELS, field, key_among
@@ -17,6 +18,8 @@ from synthaug.errors import DataError
 
 _COPIED = 64 * 2**20
 """Bytes of labels up to which they are copied. Larger ones may be a memory map of a file."""
+MAX_NUMBERED = 2**20
+"""The most classes that a data set without names may have."""
 
 
 def labels_at(leaf: Any, rows: Indices | None, key: Any = None) -> Labels:
@@ -67,6 +70,23 @@ def _label_column(leaf: Any, key: Any) -> Any:
         if hasattr(listed, "__len__") and len(listed) == len(leaf):
             return listed
     return None
+
+
+def numbered_classes(labels: ArrayLike, where: str) -> tuple[str, ...]:
+    """Class names "0", "1", ... for labels that have none.
+
+    Raises:
+        DataError: There would be more of them than data sets have classes.
+    """
+    values = np.asarray(labels)
+    largest = int(values.max(initial=0))
+    if largest >= MAX_NUMBERED:
+        row = int(np.flatnonzero(values == largest)[0])
+        raise DataError(
+            f"{where}: image {row} has label {largest:,}; without class names, labels must be "
+            f"below {MAX_NUMBERED:,}. Correct it, or give the names of all classes."
+        )
+    return tuple(map(str, range(largest + 1)))
 
 
 def class_names(leaf: Any, key: Any = None) -> tuple[str, ...] | None:

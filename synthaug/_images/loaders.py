@@ -4,7 +4,6 @@ Each loader returns (store, labels, class names), and raises `DataError` for
 whatever it can find wrong without decoding.
 """
 
-import json
 import logging
 import os
 import pickle
@@ -21,18 +20,20 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from synthaug._images.leaves import class_names, labels_at
+from synthaug._images.leaves import class_names, labels_at, numbered_classes
 from synthaug._images.stores import (
     HDF5,
-    IMAGE_FORMATS,
     Conform,
     Files,
     Indexed,
     Memory,
     Store,
+    open_image,
     unreadable,
 )
 from synthaug._support.progress import bar
+from synthaug._support.reading import parse_json
+from synthaug._support.storage import storage_fault
 from synthaug._types import Labels
 from synthaug.errors import DataError, MismatchError
 
@@ -42,6 +43,7 @@ IMAGE_EXTENSIONS = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 """Files with one of these must be images; files with any other are passed over, and counted."""
+_LARGEST_CHUNK = 2**30  # bytes, unpacked whole for a single value
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,14 @@ def _subfolders(root: Path) -> list[str]:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    for where, _, files in os.walk(folder, followlinks=True):
+    """All files below a folder, and below those that links in it lead to, each folder once."""
+    seen: set[tuple[int, int]] = set()
+    for where, below, files in os.walk(folder, followlinks=True):
+        info = os.stat(where)
+        if (info.st_dev, info.st_ino) in seen:  # a link to a folder that it lies in has no end
+            below.clear()
+            continue
+        seen.add((info.st_dev, info.st_ino))
         for name in files:
             yield os.path.join(where, name)
 
@@ -141,7 +150,7 @@ def _check_headers(
 
     def header(path: str) -> tuple[str, tuple[int, int], DataError | MismatchError | None]:
         try:
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
+            with open_image(path) as image:
                 reason = conform.refuse(image)
                 refused = None if reason is None else MismatchError(f"{path} {reason}")
                 return image.mode, image.size, refused
@@ -251,50 +260,83 @@ def _hdf5(asked: ImageRequest) -> Loaded:
     if not os.path.isfile(path):
         raise DataError(f"{path} does not exist, or is not a file.")
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            return _hdf5_contents(path, file, asked)
+    except (DataError, MismatchError):
+        raise
+    except Exception as error:  # what HDF5 raises for damaged metadata is not documented
         raise DataError(f"{path} is not a readable HDF5 file ({error}).") from error
-    with file:
-        for name in ("images", "labels"):
-            link = file.get(name, getlink=True)
-            # A link or external storage could make us read any file of this machine.
-            if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-                raise DataError(
-                    f"{path} has no data set {name!r}. Expected `images`, uint8 (N, C, H, W) or "
-                    "(N, H, W, C), and `labels`, int (N,)."
-                )
-            if file[name].external or file[name].is_virtual:
-                raise DataError(f"{path} keeps {name!r} in other files, which we do not follow.")
-        images, labels = file["images"], file["labels"]
-        first = images.ndim == 4 and images.shape[1] in (1, 3)
-        last = images.ndim == 4 and images.shape[3] in (1, 3) and not first
-        if images.dtype != np.uint8 or not (first or last) or labels.shape != images.shape[:1]:
+
+
+def _hdf5_contents(path: str, file: Any, asked: ImageRequest) -> Loaded:
+    images, labels, state = (own_data_set(file, name) for name in ("images", "labels", "state"))
+    if images is None or labels is None:
+        raise DataError(
+            f"{path} has no data set {'labels' if labels is None else 'images'!r}. Expected "
+            "`images`, uint8 (N, C, H, W) or (N, H, W, C), and `labels`, int (N,)."
+        )
+    first = images.ndim == 4 and images.shape[1] in (1, 3)
+    last = images.ndim == 4 and images.shape[3] in (1, 3) and not first
+    fits = labels.shape == images.shape[:1] and labels.dtype.kind in "iu"
+    if images.dtype != np.uint8 or not (first or last) or not fits:
+        raise DataError(
+            f"{path} has `images` {images.dtype} {images.shape} and `labels` {labels.dtype} "
+            f"{labels.shape}, expected uint8 (N, C, H, W) or (N, H, W, C) with C 1 or 3, "
+            "and int (N,)."
+        )
+    values = labels[:]
+    rows = np.arange(len(values))
+    if state is not None:
+        if state.shape != labels.shape or state.dtype.kind not in "iu":
             raise DataError(
-                f"{path} has `images` {images.dtype} {images.shape} and `labels` {labels.dtype} "
-                f"{labels.shape}, expected uint8 (N, C, H, W) or (N, H, W, C) with C 1 or 3, "
-                "and int (N,)."
+                f"{path} has `state` {state.dtype} {state.shape}, expected integers "
+                f"{labels.shape}. Leave it out if all images are there."
             )
-        values = labels[:]
-        rows = np.arange(len(values))
-        if isinstance(file.get("state"), h5py.Dataset):
-            rows = np.flatnonzero(file["state"][:] == 1)  # done; not pending, not withdrawn
-            if len(rows) == 0:
-                raise DataError(f"{path} has no finished row. Generate its images first.")
-            if len(rows) < len(values):
-                log.warning("%s: %d of %d rows are done", path, len(rows), len(values))
-        found = _hdf5_classes(file)
+        rows = np.flatnonzero(state[:] == 1)  # done; not pending, not withdrawn
+        if len(rows) == 0:
+            raise DataError(f"{path} has no finished row. Generate its images first.")
+        if len(rows) < len(values):
+            log.warning("%s: %d of %d rows are done", path, len(rows), len(values))
+    found = _hdf5_classes(file)
     if len(rows) == 0:
         raise DataError(f"{path} holds no image.")
     values, names = _ordered(values[rows], found, asked.classes, path)
     return HDF5(path, rows, last, asked.conform), values, names
 
 
+def own_data_set(file: Any, name: str) -> Any:
+    """A data set that lies in this very HDF5 file; `None` if there is nothing of the name.
+
+    Raises:
+        DataError: It lies elsewhere, which could be any file of this machine, or declares more than
+            the file can hold.
+    """
+    import h5py
+
+    link = file.get(name, getlink=True)
+    if link is None:
+        return None
+    where = f"{file.filename}: `{name}`"
+    remedy = "Copy it into a file of its own: `h5py.File(new, 'w')[name] = values`."
+    if not isinstance(link, h5py.HardLink):
+        raise DataError(f"{where} is a link, which we do not follow. {remedy}")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{where} is no data set. {remedy}")
+    # Images are read row by row, so they may be far larger than a file that has a few of them.
+    size = None if name == "images" else os.stat(file.filename).st_size
+    fault = storage_fault(dataset, size=size, largest_chunk=_LARGEST_CHUNK)
+    if fault is not None:
+        raise DataError(f"{where} {fault}. {remedy}")
+    return dataset
+
+
 def _hdf5_classes(file: Any) -> tuple[str, ...] | None:
     """Class names: of a cache's manifest, or of an attribute `classes`."""
     if "manifest" in file.attrs:
         try:
-            names = json.loads(file.attrs["manifest"]).get("classes")
-        except (ValueError, AttributeError):
+            names = parse_json(file.attrs["manifest"]).get("classes")
+        except (TypeError, ValueError, AttributeError):
             names = None
         if isinstance(names, list):
             return tuple(str(name) for name in names)
@@ -361,16 +403,18 @@ def _ordered(
 ) -> tuple[Labels, tuple[str, ...]]:
     """Checks labels, and renumbers them from the order of `found` to that of `wanted`, by name."""
     if found is None:  # SVHN, FakeData, a file with labels alone
-        found = wanted or [str(i) for i in range(int(np.max(labels)) + 1)]
+        found = wanted or numbered_classes(labels, where)
     values = checked_labels(labels, found, where)
     if wanted is None:
         return values, tuple(found)
     _check_known(found, wanted, f"{where} has a class")
-    return np.array([list(wanted).index(name) for name in found], np.int64)[values], tuple(wanted)
+    number = {name: index for index, name in enumerate(wanted)}
+    return np.array([number[name] for name in found], np.int64)[values], tuple(wanted)
 
 
 def _check_known(names: Sequence[str], wanted: Sequence[str] | None, what: str) -> None:
-    unknown = [name for name in names if wanted is not None and name not in wanted]
+    known = set(wanted or ())
+    unknown = [] if wanted is None else [name for name in names if name not in known]
     if wanted is not None and unknown:
         raise MismatchError(
             f"{what} {unknown[0]!r}, which is not among the {len(wanted)} classes that were "

@@ -6,20 +6,22 @@ file may be.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from synthaug._images.convert import pixels_of
 from synthaug._images.fields import Adapter, field
 from synthaug._pixels import to_pil
 from synthaug._support.progress import bar
+from synthaug._support.reading import open_regular
 from synthaug._support.torch_state import lasting_tensors
 from synthaug.errors import DataError, MismatchError
 
@@ -103,7 +105,17 @@ def _is_16_bit(image: Image.Image) -> bool:
     return False
 
 
+@contextmanager
+def open_image(path: str) -> Iterator[Image.Image]:
+    """Opens an image file whose format is one of `IMAGE_FORMATS`, without decoding it."""
+    with open_regular(path) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+        yield image
+
+
 def unreadable(path: str, error: Exception) -> str:
+    """Says why an image file cannot be used, and what to do."""
+    if isinstance(error, UnidentifiedImageError):  # whose message names our handle of the file
+        error = ValueError(f"it is none of {', '.join(IMAGE_FORMATS)}")
     if isinstance(error, FileNotFoundError | PermissionError):
         return f"{path} cannot be opened: {error.strerror}."
     return (
@@ -155,7 +167,7 @@ class Files:
         """
         path = self.paths[row]
         try:
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
+            with open_image(path) as image:
                 whole = image if change is None else change(image)
                 return self.conform(whole, path)
         except (DataError, MismatchError):
@@ -228,7 +240,7 @@ class HDF5:
         whole = wanted[-1] - wanted[0] + 1 == len(wanted)  # a slice is read many times faster
         try:
             images = self.file["images"][slice(wanted[0], wanted[-1] + 1) if whole else wanted]
-        except OSError as error:  # damaged or missing bytes; h5py has no error of its own
+        except Exception as error:  # what HDF5 raises for damaged bytes is not documented
             raise DataError(
                 f"{self.path} cannot be read in rows {wanted[0]} to {wanted[-1]} ({error}). The "
                 "file is damaged: replace it."

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
+from synthaug._support.reading import check_replaceable
+
 
 def check_folder(path: str | os.PathLike[str]) -> None:
     """Whether a folder is there, or can be made, before work starts whose results go into it.
@@ -27,8 +31,12 @@ def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterat
         path: File to write; its folder is made if it is missing. An older one stays if an error
             comes.
         private: For its owner only.
+
+    Raises:
+        ValueError: There is something else of that name: a folder, a pipe, a device.
     """
     path = Path(path)
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -42,6 +50,27 @@ def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterat
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def picture_format(path: str | os.PathLike[str]) -> str:
+    """The format of a picture by its name, asked before work starts that ends with the picture.
+
+    Raises:
+        ValueError: Pillow writes no such format, or something else than a file has the name.
+    """
+    check_replaceable(path)
+    Image.init()
+    suffix = Path(path).suffix.lower()
+    name = Image.registered_extensions().get(suffix)
+    if name not in Image.SAVE:
+        raise ValueError(f"{os.fspath(path)}: there are no pictures {suffix!r}. Name it .png.")
+    return name
+
+
+def write_picture(path: str | os.PathLike[str], picture: Image.Image) -> None:
+    """Writes a picture in the format that its name says, whole or not at all."""
+    with whole_file(path) as temporary:
+        picture.save(temporary, format=picture_format(path))
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> Path:

@@ -15,6 +15,8 @@ from typing import Any
 from markupsafe import Markup, escape
 from PIL import Image
 
+from synthaug._printable import printable
+
 CONTENT_SECURITY_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _PNG = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
@@ -72,7 +74,7 @@ def page(title: str, body: Markup, *, style: str = "", script: str = "") -> str:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy += f"; script-src 'sha256-{digest}'"
         body = body + Markup(f"\n<script>{script}</script>")
-    return (
+    return printable(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -154,7 +156,8 @@ def notebook(heading: str, *parts: Part) -> str:
     Without styles of its own, since it lands in the middle of somebody else's page. Text is
     escaped.
     """
-    return str(Markup("<div><p><b>{}</b></p>{}</div>").format(heading, blocks(*parts)))
+    text = str(Markup("<div><p><b>{}</b></p>{}</div>").format(heading, blocks(*parts)))
+    return printable(text)
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]], *, text_columns: int = 0) -> Markup:

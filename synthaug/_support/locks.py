@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from synthaug._support.reading import parse_json, read_text
+
 logger = logging.getLogger("synthaug")
 
 _LOOK = 0.1  # seconds between two looks at a lock that is taken
@@ -72,7 +74,7 @@ def _take(lock: Path, shared: bool) -> int | None:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             # To write: network file systems lock only then.
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if os.stat(lock).st_ino != os.fstat(fd).st_ino:
                 raise FileNotFoundError
@@ -113,7 +115,12 @@ def _without_lock(lock: Path, shared: bool, error: OSError) -> int | None:
         error.strerror,
     )
     with suppress(OSError):
-        lock.write_text(json.dumps(_own_note()))
+        # Not through a link that somebody put there, and without a wait for a pipe's reader.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(lock, flags, 0o666)
+        os.ftruncate(fd, 0)
+        os.write(fd, json.dumps(_own_note()).encode())
+        os.close(fd)
     return _NO_LOCK
 
 
@@ -147,7 +154,7 @@ def _own_note() -> dict[str, Any]:
 def _note(lock: Path) -> dict[str, Any] | None:
     """What stands in the file; `None` if that is no note."""
     try:
-        note = json.loads(lock.read_text())
+        note = parse_json(read_text(lock))
     except (OSError, ValueError):
         return None
     return note if isinstance(note, dict) and {*note} == {*_own_note()} else None

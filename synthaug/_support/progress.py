@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from synthaug._printable import printable_line
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -48,6 +50,7 @@ def bar(
     """
     from tqdm import auto, autonotebook, std
 
+    desc = printable_line(desc)
     mode = os.environ.get("SYNTHAUG_PROGRESS", "auto")
     if mode not in MODES:
         raise ValueError(

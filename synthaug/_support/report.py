@@ -19,8 +19,10 @@ from jaxtyping import AbstractArray
 from markupsafe import Markup
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from synthaug._printable import printable, printable_line
 from synthaug._support.files import write_text
 from synthaug._support.html import Part, notebook, page
+from synthaug._support.reading import parse_json, read_text
 from synthaug._types import JSON
 from synthaug.errors import DataError, SynthaugError
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 R = TypeVar("R", bound="Report")
+_MAX_BYTES = 2**34  # of a report's file: an audit of a hundred million images has some
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,9 +95,13 @@ class Report(ABC):
         """Makes a report of the contents of its file, whose kind and version are right."""
         return decode(cls, record)
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
+        """Returns the report in a few lines."""
         parts = (text_table(p) if isinstance(p, list) else str(p) for p in self._summary())
         return "\n\n".join(parts)
+
+    def __str__(self) -> str:
+        return printable(self._text())
 
     def _repr_html_(self) -> str:
         """For notebooks: the summary, and pictures where there are any."""
@@ -144,14 +151,14 @@ class Report(ABC):
                 the others `DataError`.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text(path, _MAX_BYTES)
         except FileNotFoundError:
             raise cls._ERROR(f"{os.fspath(path)} does not exist. {cls._REMEDY}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise cls._refused(path, f"it cannot be read: {error}") from error
         try:
-            record = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(text, parse_constant=_refuse_constant)
+        except ValueError as error:
             raise cls._refused(path, f"it cannot be read as JSON: {error}") from error
         if not isinstance(record, dict):
             raise cls._refused(path, f"it holds a {type(record).__name__}, expected an object")
@@ -162,10 +169,20 @@ class Report(ABC):
             problem = f"it has format version {version!r}, this version of synthaug reads "
             raise cls._refused(path, problem + repr(cls._FORMAT_VERSION or 1))
         try:
-            return cls._from_record(record)
-        except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            report = cls._from_record(record)
+            report._check()
+            return report
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             problem = f"it is damaged: {type(error).__name__}: {error}"
             raise cls._refused(path, problem) from error
+
+    def _check(self) -> None:
+        """Finds parts of a report that do not fit each other, by showing all of it.
+
+        Raises:
+            LookupError, TypeError, ValueError, ArithmeticError, AttributeError: It cannot be shown.
+        """
+        self._summary(), self._pictures(), self._columns(), self.html_sections()
 
     @classmethod
     def _refused(cls, path: str | os.PathLike[str], problem: str) -> SynthaugError:
@@ -290,6 +307,7 @@ def text_table(rows: Sequence[Sequence[str]], *, rule: bool = False) -> str:
         rows: Cells of every row, header first.
         rule: Draw a line below the header.
     """
+    rows = [[printable_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

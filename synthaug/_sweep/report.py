@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 from markupsafe import Markup
 
+from synthaug._support.arguments import check_some
 from synthaug._support.charts import Line, line_chart, save_figure
 from synthaug._support.html import Part, blocks, facts, heading
 from synthaug._support.report import Report, percent
@@ -106,6 +107,9 @@ class SweepReport(Report):
     were trained."""
     settings: dict[str, JSON] = field(default_factory=dict)
     """How the sweep was asked for, if it was from the command line (`command`)."""
+
+    def __post_init__(self) -> None:
+        check_some("setting", "Sweep over at least one.", coarse=self.coarse)
 
     def rows(self, stage: str) -> list[list[str]]:
         """The table of one stage as text, header first; in the first the best comes first."""

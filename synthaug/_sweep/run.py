@@ -1,7 +1,6 @@
 """`sweep`: checks first, then setting by setting, each kept as soon as it is done."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.precision import Resolved, recorded_precision
+from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
 from synthaug._support.stopping import kept_at_stop
 from synthaug._sweep.config import SweepConfig
@@ -33,6 +33,7 @@ from synthaug._sweep.settings import (
     default_grid,
     default_guidance,
 )
+from synthaug._training.checkpoints import load_tensors, reading
 from synthaug._training.loop import own_randomness
 from synthaug._types import Indices
 from synthaug.errors import MismatchError
@@ -240,7 +241,7 @@ class _Work:
 
     def classifier(self) -> nn.Module:
         """A classifier trained on the real images, or the one that an earlier call trained."""
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import save_file
 
         config = self.config.classifiers
         how = {"model": config.model_name, "steps": config.steps, **config.changes()}
@@ -249,7 +250,8 @@ class _Work:
         if path.exists():
             with own_randomness(torch.device("cpu")):
                 network = self._built()
-            network.load_state_dict(load_file(str(path)))
+            with reading(path, "Delete it and run again."):
+                network.load_state_dict(load_tensors(path))
             return network.to(choose_device(config.device)).eval()
         network = trained_classifier(self.real, config=config, progress=self.progress)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +279,8 @@ class _Work:
         key = settings_digest(measured)
         path = self.folder / "settings" / f"{trial.stem}-{key[:8]}.json"
         if path.exists():
-            return decode(SweepRow, json.loads(path.read_text(encoding="utf-8")))
+            with reading(path, "Delete it and run again."):
+                return decode(SweepRow, parse_json(read_text(path)))
         cache = ImageSource.open(self.cache(trial), trial.stem)
         row = SweepRow(
             setting=trial.setting,

@@ -8,11 +8,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,22 @@ from synthaug._support.differences import described, differences
 from synthaug._support.extras import from_extra
 from synthaug._support.files import write_text
 from synthaug._support.precision import Precision, Resolved, in_precision, load_network
+from synthaug._support.reading import (
+    check_regular,
+    check_regular_below,
+    parse_json,
+    read_text,
+)
+from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON
 from synthaug.denoisers import uncompiled
 from synthaug.errors import CheckpointError, MismatchError, SynthaugError
+
+_LARGEST_SIDE = 2**14  # pixels, as in a cache
+_LONGEST_CAUSE = 500
+"""Characters of a library's own message; diffusers' may name every weight."""
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -60,6 +72,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Reads a safetensors file, onto the CPU."""
     from safetensors.torch import load_file
 
+    check_regular(path)
     return load_file(str(path))
 
 
@@ -76,6 +89,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:  # the libraries that read it raise whatever the bytes provoke
         cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        cause = cause if len(cause) <= _LONGEST_CAUSE else f"{cause[:_LONGEST_CAUSE]} ..."
         raise CheckpointError(f"{path} cannot be read ({cause}). {remedy}") from error
 
 
@@ -203,12 +217,12 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, unreadable, or holds something else.
     """
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} is not a diffusers checkpoint: it has no {path.name}."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not hold a JSON object.")
@@ -388,7 +402,11 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """
     if not folder.is_dir():  # libraries would take its name for one on the hub
         raise CheckpointError(f"{folder} is missing. The checkpoint is incomplete: copy it again.")
+    with reading(folder, "Copy the checkpoint again."):
+        check_regular_below(folder)
     config = _without_code(folder / name)
+    with reading(folder, "Copy the checkpoint again."):
+        _check_extent(folder / name, config, sum(map(_tensors_in, folder.glob("*.safetensors"))))
     for path in sorted(folder.glob("*.index.json")):
         with reading(path, "Copy the checkpoint again."):
             for file in read_json(path)["weight_map"].values():
@@ -397,6 +415,62 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
                         f"{path} names {file!r}, expected .safetensors files beside it."
                     )
     return config
+
+
+def _tensors_in(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as file:
+        return len(file.keys())
+
+
+def _check_extent(path: Path, config: Mapping[str, Any], tensors: int) -> None:
+    """Refuses a config of more layers than its weights can be of, since to build these takes as
+    long as it says, before it comes out that their weights are missing.
+
+    Raises:
+        CheckpointError: Naming the setting.
+    """
+    for name, value in config.items():
+        many: float = len(value) if isinstance(value, list) else 0
+        if "layers" in name:
+            many = max(many, *(x for x in _numbers_in(value)), 0)
+        if many > max(tensors, 64):
+            raise CheckpointError(
+                f"{path} sets `{name}` to {many:,}, and there are {tensors:,} weights beside it. "
+                "It is not the config of this network: copy the checkpoint again."
+            )
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, list):
+        for inner in value:
+            yield from _numbers_in(inner)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def load_module(
+    make: Callable[[], Module], folder: Path, tensors: Mapping[str, Tensor] | None = None
+) -> Module:
+    """Makes one of our own networks and loads its weights, unless its config is another's.
+
+    Args:
+        make: Makes the network, by a config out of a file.
+        folder: Holds its weights, in `model.safetensors`.
+        tensors: The weights, if they have been read.
+
+    Raises:
+        RuntimeError: The config and the weights do not fit; then nothing of the size that the
+            config says was allocated.
+    """
+    if tensors is None:
+        tensors = load_tensors(folder / "model.safetensors")
+    with torch.device("meta"):
+        make().load_state_dict({name: x.to("meta") for name, x in tensors.items()}, assign=True)
+    network = make()
+    network.load_state_dict(tensors)
+    return network
 
 
 @lasting_tensors()
@@ -416,12 +490,23 @@ def load_part(
     kind = part_class(path, index, name)
     if kind == "Transformer2DModel":  # what DiT checkpoints call it
         kind = "DiTTransformer2DModel"
-    read_config(place)
+    config = read_config(place)
     with reading(place, "Copy the checkpoint again."):
         # diffusers loads its classes when they are asked for, by a name out of our closed list.
-        part = getattr(diffusers, kind).from_pretrained(
-            place, use_safetensors=True, torch_dtype=dtype, local_files_only=True
+        network = getattr(diffusers, kind)
+        if fault := unfit_setting(network.__init__, config):
+            raise ValueError(f"in config.json, {fault}")
+        part, loaded = network.from_pretrained(
+            place,
+            use_safetensors=True,
+            torch_dtype=dtype,
+            local_files_only=True,
+            output_loading_info=True,
         )
+        # diffusers would go on with random weights, or without some that are there.
+        for keys, fault in (("missing_keys", "lacks"), ("unexpected_keys", "has, unasked,")):
+            if loaded[keys]:
+                raise LookupError(f"it {fault} the weight {min(loaded[keys])}")
     for key, weight in part.named_parameters():
         if not torch.isfinite(weight).all():
             raise CheckpointError(
@@ -487,6 +572,11 @@ def default_shape(network: Any, vae: Any) -> tuple[int, int, int]:
     """(C, H, W) in pixels of what the checkpoint was trained on."""
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
+    if max(height, width) > _LARGEST_SIDE:
+        raise CheckpointError(
+            f"The network's config sets `sample_size` to {size}, more than {_LARGEST_SIDE:,}. "
+            "Copy the checkpoint again."
+        )
     if vae is None:
         return network.config.in_channels, height, width
     factor = 2 ** (len(vae.config.block_out_channels) - 1)

@@ -32,6 +32,7 @@ from synthaug._support.files import check_folder, write_text
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Resolved, resolve_precision
 from synthaug._support.progress import bar
+from synthaug._support.reading import parse_json, read_text
 from synthaug._support.stopping import StopRequest, kept_at_stop, stop_requests
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import reading
@@ -397,6 +398,6 @@ def _forget_later_lines(log: Path, step: int) -> None:
     """Takes the lines of steps that a kill undid, and that will be taken again, out of the log."""
     if log.exists():
         with reading(log, "Delete it: only the log is lost."):
-            lines = log.read_text().splitlines(keepends=True)
-            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= step]
+            lines = read_text(log).splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("\n") and parse_json(x)["step"] <= step]
         write_text(log, "".join(kept))

@@ -1,7 +1,6 @@
 """Checkpoints to go on from: digests of every file, two kept, a damaged one passed over."""
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from synthaug._support.reading import open_regular, parse_json, read_text
 from synthaug._training.checkpoints import reading, replaced, write_json
 from synthaug.errors import CheckpointError
 
@@ -87,7 +87,7 @@ def _beside(folder: Path, what: str) -> Path:
 def _digest(path: Path) -> str:
     """32 hexadecimal digits of blake2b over a file."""
     hashed = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(2**20):
             hashed.update(block)
     return hashed.hexdigest()
@@ -99,7 +99,7 @@ def _check_digests(folder: Path) -> None:
     Raises:
         ValueError: Naming a file that changed, is missing, or was not there.
     """
-    digests: Any = json.loads((folder / _DIGESTS).read_text())
+    digests: Any = parse_json(read_text(folder / _DIGESTS))
     for name in sorted({*digests, *(path.name for path in folder.iterdir())} - {_DIGESTS}):
         if not (folder / name).is_file() or digests.get(name) != _digest(folder / name):
             raise ValueError(f"{name} is not the file that was written")

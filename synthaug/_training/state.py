@@ -1,6 +1,5 @@
 """What changes in a training run, and its checkpoint: written whole, or not at all."""
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from synthaug._plan import canonical_json
 from synthaug._training import checkpoints, recovery
-from synthaug.errors import DivergedError
+from synthaug.errors import CheckpointError, DivergedError
 
 logger = logging.getLogger("synthaug")
 
@@ -210,10 +209,10 @@ def _saved_state(output_dir: Path) -> dict[str, Any] | None:
     """What the last checkpoint of a run says about itself, if there is one that can be read."""
     for place in recovery.kept_in(output_dir / "checkpoint"):
         try:
-            state: dict[str, Any] = json.loads((place / "state.json").read_text())
+            state = checkpoints.read_json(place / "state.json")
             _count(state, "step")
             return state
-        except (OSError, LookupError, TypeError, ValueError, RecursionError):
+        except (CheckpointError, LookupError, TypeError, ValueError):
             continue  # damaged: the one before it is what the next run goes on from
     return None
 

@@ -50,7 +50,8 @@ def labels_in(classes: Sequence[str], source: ImageSource) -> Labels:
     """The labels of a set, int64 (N,), counted in the order of `classes`, matched by name."""
     if source.classes is None:
         return source.labels
-    return np.array([classes.index(c) for c in source.classes], np.int64)[source.labels]
+    number = {name: index for index, name in enumerate(classes)}
+    return np.array([number[name] for name in source.classes], np.int64)[source.labels]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """`evaluate`: checks first, then one run per arm and seed, kept as soon as it is done."""
 
 import hashlib
-import json
 import logging
 import operator
 import os
@@ -22,10 +21,12 @@ from torch.utils.data import Dataset
 
 from synthaug._images.source import Epochs
 from synthaug._plan import settings_digest
+from synthaug._printable import printable_line
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.precision import Resolved, fastest_precision, resolve_precision
 from synthaug._support.progress import bar
+from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
 from synthaug._support.stopping import kept_at_stop
 from synthaug._support.torch_state import lasting_tensors
@@ -183,7 +184,7 @@ class Job:
             bar(len(todo) * self.config.steps, "evaluate", "step", progress=progress) as shown,
         ):
             for name, seed in todo:
-                shown.set_description(f"{name}, seed {seed}")
+                shown.set_description(printable_line(f"{name}, seed {seed}"))
                 runs[name, seed] = self.run(name, seed, advance=shown.update)
                 if files:
                     write_text(files[name, seed], encode(runs[name, seed], indent=1))
@@ -381,7 +382,7 @@ def _augment_of(arm: Arm, standard: Augment) -> Augment | None:
 
 def _stored(path: Path) -> Run:
     try:
-        return decode(Run, json.loads(path.read_text(encoding="utf-8")))
+        return decode(Run, parse_json(read_text(path)))
     except (OSError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} is not a valid evaluation run: {error!r}. Delete it and run again."

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_pil
+from synthaug._support.arguments import check_some
 from synthaug._support.charts import histogram
 from synthaug._support.html import (
     Part,
@@ -108,6 +109,10 @@ class HardnessReport(Report):
     """How the scores came about; fingerprints of the real images."""
     pictures: dict[str, tuple[dict[str, JSON], ...]]
     """The "hardest" and the "easiest" synthetic images: `row`, and `image`, a `data:` address."""
+
+    def __post_init__(self) -> None:
+        for name, scores in self.sets.items():
+            check_some("score", "Score some images.", **{name: scores.hardness[scores.scored]})
 
     @property
     def hardness(self) -> Doubles:

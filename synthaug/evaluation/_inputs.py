@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._images.leaves import numbered_classes
 from synthaug._images.source import ImageSource
 from synthaug._types import Indices
 from synthaug.errors import DataError, MismatchError, SynthaugError
@@ -288,5 +289,5 @@ def _classes(sources: Mapping[str, ImageSource]) -> tuple[str, ...]:
             if len(set(names)) < len(names):
                 raise DataError(f"{name} has two classes of one name: {', '.join(names)}.")
             return names
-    largest = max(source.labels.max(initial=0) for source in sources.values())
-    return tuple(str(c) for c in range(int(largest) + 1))
+    numbered = (numbered_classes(source.labels, name) for name, source in sources.items())
+    return max(numbered, key=len)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
 from synthaug._images.source import ImageSource
+from synthaug._printable import printable_line
 from synthaug._support.arguments import check_within
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, blocks, facts, heading
@@ -93,10 +94,13 @@ class LabelCheck(Report):
             for name, own in ((n, self.labels == c) for c, n in enumerate(self.classes))
         }
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         judged = int(np.isfinite(self.scores).sum())
         lines = [f"{int(self.withheld.sum()):,} of {judged:,} images withheld"]
-        lines += [f"  {name}: {n:,} of {total:,}" for name, (n, total) in self.counts.items()]
+        lines += [
+            f"  {printable_line(name)}: {n:,} of {total:,}"
+            for name, (n, total) in self.counts.items()
+        ]
         return "\n".join(lines)
 
     def _summary(self) -> list[Part]:

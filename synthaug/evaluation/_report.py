@@ -193,7 +193,7 @@ class EvaluationReport(Report):
             f"{np.mean([run.unique_synthetic for run in runs]):,.0f}",
         ]
 
-    def __str__(self) -> str:
+    def _text(self) -> str:
         return self.table()
 
     def _summary(self) -> list[Part]:
@@ -213,8 +213,10 @@ class EvaluationReport(Report):
         percent = {arm: 100 * self.accuracies(arm) for arm in self.arm_names}
         rows, *notes = self._summary()
         small = [Markup("<p><small>{}</small></p>").format(text) for text in notes]
-        chart = dot_chart(percent, x_label="test accuracy in percent, one dot per seed")
-        parts: list[Part] = [rows, *small, chart]
+        parts: list[Part] = [rows, *small]
+        if percent:
+            label = "test accuracy in percent, one dot per seed"
+            parts.append(dot_chart(percent, x_label=label))
         if any(run.validation_curve for run in self.runs):
             parts.append(heading("Validation accuracy while training"))
             parts += self._charts("validation_curve", "accuracy in percent")

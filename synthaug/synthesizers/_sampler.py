@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, final
 
+from synthaug.errors import CheckpointError
 from synthaug.synthesizers._papers import Paper
 from synthaug.synthesizers._parameters import RowParameter, check_settings, declared_settings
 
@@ -64,7 +65,13 @@ class SamplerConfig:
             return given
         names = [f.name for f in fields(cls)]
         check_settings(given or (), SAMPLER_SETTINGS, ())
-        return cls(**{k: saved[k] for k in names if k in saved}).changed(**(given or {}))
+        try:
+            config = cls(**{k: saved[k] for k in names if k in saved})
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The sampler in synthaug.json: {error} Save it again."
+            ) from error
+        return config.changed(**(given or {}))
 
 
 def split_sampler(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

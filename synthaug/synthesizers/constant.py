@@ -7,6 +7,7 @@ from typing import final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from synthaug._images.leaves import numbered_classes
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
 from synthaug._types import JSON, Images, ImageShape, Pixels
@@ -35,7 +36,7 @@ class Constant(AbstractSynthesizer):
                 f"`pixels` and `labels` must be of equal length and not empty; got {len(pixels)} "
                 f"and {len(label)}."
             )
-        self.classes = tuple(map(str, classes or range(int(label.max()) + 1)))
+        self.classes = tuple(map(str, classes or numbered_classes(label, "`labels`")))
         self.pixels = pixels
         self._by_class = [np.flatnonzero(label == c) for c in range(len(self.classes))]
         empty = [

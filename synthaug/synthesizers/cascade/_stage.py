@@ -394,14 +394,10 @@ def _multiple(vae: Any, low_size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _load_levels(path: Path, model: DiffusionModel) -> LevelEmbedding:
-    from safetensors import SafetensorError
-
     def load(dtype: torch.dtype) -> LevelEmbedding:
         embedding = LevelEmbedding.beside(model.network)
-        try:
+        with checkpoints.reading(path, "Train the stage again."):
             embedding.load_state_dict(checkpoints.load_tensors(path / "model.safetensors"))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be loaded: {error}") from error
         return embedding.eval().requires_grad_(False).to(model.device, dtype)
 
     return beside(load(model.denoiser.dtype), model.network, load)

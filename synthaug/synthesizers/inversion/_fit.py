@@ -13,7 +13,6 @@ Blocks of images are learned one by one, each into a file. Several processes, st
 their number may change from run to run, and changes no embedding.
 """
 
-import json
 import logging
 import math
 import time
@@ -414,8 +413,8 @@ def begun_precision(output_dir: Path) -> Resolved | None:
     """The network's precision in the run that is in a directory, if there is one."""
     path = output_dir / "run.json"
     try:
-        found = json.loads(path.read_text())["settings"]["extra"]["dtype"]
-    except (OSError, LookupError, TypeError, ValueError):
+        found = checkpoints.read_json(path)["settings"]["extra"]["dtype"]
+    except (CheckpointError, LookupError, TypeError):
         return None  # claiming the directory says what is wrong
     known: dict[object, Resolved] = {"torch.float32": "float32", "torch.bfloat16": "bfloat16"}
     return known.get(found)

@@ -86,9 +86,9 @@ class TokenEncoder(nn.Module):
         if not folder.exists():
             return None
         with checkpoints.reading(folder, "Train again."):
-            settings = checkpoints.read_json(folder / "config.json")
-            encoder = cls(tuple(settings.pop("image_shape")), **settings)
-            encoder.load_state_dict(checkpoints.load_tensors(folder / "model.safetensors"))
+            settings = checkpoints.read_config(folder)
+            shape = tuple(settings.pop("image_shape"))
+            encoder = checkpoints.load_module(lambda: cls(shape, **settings), folder)
         return encoder.eval().requires_grad_(False)
 
 

@@ -157,14 +157,15 @@ class NoiseAware:
         if not folder.exists():
             return None
         with checkpoints.reading(folder, "Train again."):
-            settings = checkpoints.read_json(folder / "config.json")
+            settings = checkpoints.read_config(folder)
             timesteps = int(settings.pop("num_train_timesteps"))
-            network = NoisyEncoder(**settings)
             parts: dict[str, dict[str, Tensor]] = {}
             for key, value in checkpoints.load_tensors(folder / "model.safetensors").items():
                 part, _, name = key.partition(".")
                 parts.setdefault(part, {})[name] = value
-            network.load_state_dict(parts.pop("network"))
+            network = checkpoints.load_module(
+                lambda: NoisyEncoder(**settings), folder, parts.pop("network")
+            )
             gaussians = [ClassGaussians.from_state(parts[part]) for part in sorted(parts)]
             if not gaussians:
                 raise LookupError("there are no Gaussians")
