@@ -80,6 +80,6 @@ def checked_seed(seed: Any) -> int:
     Raises:
         TypeError: For anything but a whole number; `None` is not "another one each time" here.
     """
-    if not isinstance(seed, int | np.integer):
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise TypeError(f"`seed` is {seed!r}, expected a whole number.")
     return int(seed)

@@ -139,7 +139,7 @@ class HardnessPush:
             size = 1.0 if self.unit == "rms" else x[0].numel() ** -0.5
             push[rows] = strength * size * step.sigma * unit_rms(gradient)
         else:
-            slope = odds.detach().sigmoid().view(-1, 1, 1, 1)  # of the loss by the odds
+            slope = odds.detach().sigmoid().to(x).view(-1, 1, 1, 1)  # of the loss by the odds
             share = (1 + step.eta**2) / 2  # the score's weight in a step that is less random
             push[rows] = strength * share * step.sigma**2 * slope * gradient
         return push

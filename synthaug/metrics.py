@@ -2,7 +2,7 @@
 
 Heusel et al. 2017 (Fréchet distance), Binkowski et al. 2018 (kernel distance), Salimans et al. 2016
 (inception score), Kynkäänniemi et al. 2019 (precision, recall), Naeem et al. 2020 (density,
-coverage). The first three are computed by torchmetrics (extra `metrics`).
+coverage). The first two are computed by torchmetrics (extra `metrics`).
 
 Each of them is a property of the features as much as of the images, and of the number of images:
 name both beside a number, and compare it with what another set of real images gets.
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax, logsumexp
 from torch import Tensor, nn
 
 from synthaug._neighbors import checked_features, distances
@@ -36,8 +37,9 @@ _ROUNDING = 1e-11
 def frechet_distance(synthetic: Features, real: Features, *, force: bool = False) -> float:
     """Fréchet distance of two Gaussians with the means and covariances of the sets, at least 0.
 
-    |mu - mu'|^2 + tr(C + C' - 2 (C C')^(1/2)), in float64. It is biased: sets of one distribution
-    get about 1 / n, so compare only sets of equal size.
+    |mu - mu'|^2 + tr(C + C' - 2 (C C')^(1/2)), in float64. It is biased: two sets of n images of
+    one distribution get about (d^2 + 5 d) / (2 n) times the variance of a feature, if the d
+    features vary alike and independently. So compare only sets of equal size.
 
     Args:
         synthetic: Floating point (n, d).
@@ -120,7 +122,7 @@ def inception_score(logits: Features, *, splits: int = 10, seed: int = 0) -> tup
 
     Args:
         logits: Floating point (n, classes).
-        splits: Parts of equal size, each with a score of its own, at least 2.
+        splits: Parts, each with a score of its own, at least 2; their sizes differ by 1 at most.
         seed: Of the parts.
 
     Returns:
@@ -128,15 +130,17 @@ def inception_score(logits: Features, *, splits: int = 10, seed: int = 0) -> tup
 
     Raises:
         ValueError: For fewer images than parts.
-        ImportError: Without torchmetrics.
     """
-    logits = checked_features(logits, "logits")
+    logits = checked_features(logits, "logits", np.float64)
     check_between(2, len(logits), " images", splits=splits)
     with _quiet(seed):
-        metric = _torchmetrics("inception").InceptionScore(_AsGiven(logits.shape[1]), splits=splits)
-        metric.update(torch.from_numpy(logits).double())
-        mean, std = metric.compute()
-    return float(mean), float(std)
+        order = torch.randperm(len(logits), device="cpu").numpy()
+    log_p = log_softmax(logits[order], axis=1)
+    scores = []
+    for part in np.array_split(log_p, splits):
+        log_marginal = logsumexp(part, axis=0) - np.log(len(part))  # finite where p(y | x) is 0
+        scores.append(np.exp((np.exp(part) * (part - log_marginal)).sum(1).mean()))
+    return float(np.mean(scores)), float(np.std(scores, ddof=1))
 
 
 class ManifoldScores(NamedTuple):
@@ -220,16 +224,16 @@ class _AsGiven(nn.Module):
 
 
 def _torchmetrics(module: str) -> Any:
-    needs = "Fréchet distance, kernel distance and inception score need torchmetrics"
+    needs = "Fréchet distance and kernel distance need torchmetrics"
     with from_extra("torchmetrics", needs, "metrics"):
-        from torchmetrics.image import fid, inception, kid
-    return {"fid": fid, "kid": kid, "inception": inception}[module]
+        from torchmetrics.image import fid, kid
+    return {"fid": fid, "kid": kid}[module]
 
 
 def _update(metric: Any, synthetic: Features, real: Features) -> None:
     for features, is_real in ((synthetic, False), (real, True)):
         # Doubles: torchmetrics subtracts the square of the mean from the mean of the squares.
-        metric.update(torch.from_numpy(features).double(), real=is_real)
+        metric.update(torch.from_numpy(features), real=is_real)
 
 
 @contextmanager
@@ -242,7 +246,8 @@ def _quiet(seed: int) -> Iterator[None]:
 
 
 def _pair(synthetic: Features, real: Features) -> tuple[Features, Features]:
-    synthetic, real = checked_features(synthetic, "synthetic"), checked_features(real, "real")
+    synthetic = checked_features(synthetic, "synthetic", np.float64)
+    real = checked_features(real, "real", np.float64)
     if synthetic.shape[1] != real.shape[1]:
         raise ValueError(
             f"`synthetic` has {synthetic.shape[1]} features, `real` has {real.shape[1]}. Extract "

@@ -1328,6 +1328,8 @@ def test_a_report_survives_its_file(failed: AuditReport, tmp_path: Path) -> None
     assert_equal_reports(failed, again)
     assert repr(again) == repr(failed)
     assert stat.S_IMODE((tmp_path / "audit.json").stat().st_mode) == 0o600
+    failed.to_json(tmp_path / "audit.json", shared=True)
+    assert stat.S_IMODE((tmp_path / "audit.json").stat().st_mode) & 0o044
 
 
 def test_the_file_is_strict_json_with_a_version_and_no_temporary_file_stays(

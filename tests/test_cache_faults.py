@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import time
 from collections.abc import Callable
 from multiprocessing.sharedctypes import RawArray
@@ -22,7 +23,7 @@ import torch
 from synthaug import Plan, SynthCache
 from synthaug._cache import State
 from synthaug._cache.files import new_file, remove_orphans
-from synthaug.caches import export
+from synthaug.caches import export, merge
 from synthaug.errors import CacheError
 
 SHAPE = (3, 16, 16)
@@ -323,14 +324,16 @@ def test_signals_that_interrupt_writes_do_not_matter(tmp_path: Path) -> None:
     assert torch.equal(cache.read(range(ROWS)), pixels)
 
 
-def test_a_file_system_without_hard_links_or_locks_or_fallocate_is_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, 524])
+def test_a_file_system_without_hard_links_locks_fallocate_or_fsync_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def refuse(*args: Any) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(os, "posix_fallocate", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     monkeypatch.setattr(fcntl, "flock", refuse)
     cache = create(tmp_path / "c.h5", 12)
     info = os.stat(cache.path)
@@ -339,7 +342,25 @@ def test_a_file_system_without_hard_links_or_locks_or_fallocate_is_enough(
     assert torch.equal(SynthCache(cache.path).read(range(12)), pixels_of(12))
     with pytest.raises(CacheError, match="exists already"):
         create(tmp_path / "c.h5", 12)
-    assert os.listdir(tmp_path) == ["c.h5"]
+    export(cache, tmp_path / "out", format="folder")
+    merge([cache.path], tmp_path / "d.h5", progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["c.h5", "d.h5", "out"]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def of_files(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    cache = create(tmp_path / "c.h5", 12)
+    cache.write(range(12), pixels_of(12))
+    assert export(cache, tmp_path / "out", format="folder").is_dir()
 
 
 def test_ctrl_c_while_writing_leaves_a_valid_file(tmp_path: Path) -> None:

@@ -385,6 +385,33 @@ def test_a_killed_audit_computes_no_features_twice_and_leaves_none_behind(work, 
     assert "is a file" in fail(2, *audit, "--out", work / "file" / "audit")
 
 
+def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, monkeypatch):
+    def no_work(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr(SynthCache, "__init__", no_work)
+    monkeypatch.setattr(ClassConditional, "from_pretrained", no_work)
+    access = os.access
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
+    (tmp_path / "taken.html").mkdir()
+    (tmp_path / "taken.json").mkdir()
+    real = "folder:nowhere"
+    for line in (
+        ["audit", "c.h5", real],
+        ["evaluate", real, "c.h5", real],
+        ["evaluate", "density", "c.h5", real, "--features", "pixels"],
+        ["evaluate", "labels", "c.h5", real, "--threshold", "0.5"],
+        ["evaluate", "quality", "c.h5", real, "--features", "pixels"],
+        ["sweep", "checkpoint", real, "--validation", real],
+    ):
+        assert "is a folder, expected a file" in fail(2, *line, "--out", tmp_path / "taken")
+        assert f"folder {locked}: it is read-only" in fail(2, *line, "--out", locked / "new")
+    assert "it is read-only" in fail(2, "train", real, locked / "run")
+    assert "it is read-only" in fail(2, "generate", "checkpoint", locked / "c.h5")
+
+
 def test_a_cache_can_be_looked_at_and_verified(work, cache):
     text = succeed("cache", "info", cache)
     assert "Synthesizer: ClassConditional" in text

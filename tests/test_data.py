@@ -1,7 +1,9 @@
 """Loading labelled images, and converting images and labels between the common types."""
 
+import fcntl
 import logging
 import pickle
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 from torchvision import datasets, tv_tensors
@@ -142,7 +144,8 @@ def test_files_that_are_not_images_are_counted_aloud_once(folder, caplog):
     with caplog.at_level(logging.WARNING):
         assert load_dataset(f"folder:{folder}").classes == ("cat", "dog", "eel")
     (record,) = caplog.records
-    assert "2 files that are not images" in record.getMessage()
+    assert "Passed over 1 files that are not images" in record.getMessage()
+    assert "Skipped 2 files and folders" in record.getMessage()
 
 
 def test_every_unusable_folder_is_one_error_that_says_what_to_do(folder, tmp_path):
@@ -211,11 +214,154 @@ def test_a_file_that_cannot_be_used_is_named(folder, name, write, message):
         load_dataset(f"folder:{folder}")
 
 
-def test_the_number_of_further_unusable_files_is_told(folder):
-    for i in range(3):
-        (folder / "eel" / f"{i}.png").write_text("hello")
-    with pytest.raises(DataError, match=r"eel/0\.png .*\(2 more files cannot be used either\.\)"):
+def test_all_files_that_cannot_be_used_are_named_at_once_or_left_out(folder, caplog):
+    whole = load_dataset(f"folder:{folder}")
+    (folder / "cat" / "odd.png").write_text("hello")
+    Image.fromarray(noise(6, 5).astype(np.uint16) * 256).save(folder / "dog" / "deep.png")
+    for name in ("cut.jpg", "cut2.jpg"):
+        truncated(folder / "eel" / name)
+    with pytest.raises(DataError, match="2 of 13 files cannot be used") as error:
         load_dataset(f"folder:{folder}")
+    for said in ("odd.png cannot be decoded", "deep.png has more than 8 bits", "`skip_bad=True`"):
+        assert said in str(error.value)
+    for name in ("cat/odd.png", "dog/deep.png"):
+        (folder / name).unlink()
+    with pytest.raises(DataError, match="2 of 11 files cannot be used") as error:
+        load_dataset(f"folder:{folder}")
+    assert str(error.value).count("truncated") == 2
+    (folder / "cat" / "odd.png").write_text("hello")
+    kept = load_dataset(f"folder:{folder}", skip_bad=True)
+    assert kept.fingerprint == whole.fingerprint
+    assert kept.paths == whole.paths
+    assert ["odd.png" in said for said in kept.skipped] == [True, False, False]
+    assert "1 of 12 files cannot be used, and are left out" in caplog.text
+    for path in (folder / "eel").glob("?.png"):
+        path.unlink()
+    with pytest.raises(DataError, match="Class 'eel' has no image"):
+        load_dataset(f"folder:{folder}", skip_bad=True)
+
+
+def test_an_error_names_twenty_files_and_counts_the_rest(folder):
+    for i in range(23):
+        (folder / "eel" / f"x{i}.png").write_text("hello")
+    with pytest.raises(DataError, match="23 of 32 files") as error:
+        load_dataset(f"folder:{folder}")
+    assert str(error.value).count("cannot be decoded") == 20
+    assert "... and 3 more." in str(error.value)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../dog", "../../elsewhere/cat"])
+def test_no_link_to_a_folder_adds_an_image_twice(folder, target, caplog):
+    """Links that lead to the folder itself, above it, or to a class are passed over."""
+    shutil.copytree(folder, folder.parent / "elsewhere")
+    (folder / "cat" / "link").symlink_to(target, target_is_directory=True)
+    images = load_dataset(f"folder:{folder}")
+    elsewhere = "elsewhere" in target
+    assert np.bincount(images.labels).tolist() == [3 + 3 * elsewhere, 3, 3]
+    assert ("Skipped 1 files and folders" in caplog.text) == (not elsewhere)
+    (folder / "self").symlink_to(".", target_is_directory=True)
+    assert load_dataset(f"folder:{folder}").classes == ("cat", "dog", "eel")
+
+
+def test_what_tools_leave_behind_is_no_image(folder, caplog):
+    for place in ("cat/.ipynb_checkpoints", "dog/@eaDir", "__MACOSX/cat", ".git"):
+        (folder / place).mkdir(parents=True)
+        Image.fromarray(noise(6, 5, 3)).save(folder / place / "0-checkpoint.png")
+    for place in ("cat/._0.png", "dog/.hidden.png"):
+        (folder / place).write_text("resource fork")
+    images = load_dataset(f"folder:{folder}")
+    assert len(images) == 9
+    assert images.classes == ("cat", "dog", "eel")
+    assert caplog.text.count("Skipped") == 1
+    assert "Skipped 6 files and folders" in caplog.text
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1 << 30])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_photos_are_turned_as_their_exif_orientation_says(tmp_path, suffix, memory_limit):
+    (tmp_path / "cat").mkdir()
+    picture = Image.fromarray(np.kron(noise(4, 6, 3), np.ones((8, 8, 1), np.uint8)))
+    expected = []
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        # What a camera held so would have stored of an upright scene: Pillow's own inverse.
+        path = tmp_path / "cat" / f"{orientation}.{suffix}"
+        stored = picture if orientation < 5 else picture.transpose(Image.Transpose.ROTATE_90)
+        stored.save(path, exif=exif, lossless=True)  # which WebP alone heeds
+        with Image.open(path) as image:
+            expected.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+    images = load_dataset(f"folder:{tmp_path}", memory_limit=memory_limit)
+    assert images.image_shape == (3, 32, 48)
+    for pixels, array in zip(images.read(range(8)), expected, strict=True):
+        assert (pixels.permute(1, 2, 0).numpy() == array).all()
+    if suffix != "tif":  # Pillow turns TIFF whether it is asked to or not
+        with pytest.raises(MismatchError, match="differ in size"):
+            load_dataset(f"folder:{tmp_path}", upright=False)
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_photos_that_torchvision_leaves_on_their_side_are_warned_of_once(tmp_path, caplog, turns):
+    (tmp_path / "cat").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(3):
+        Image.fromarray(noise(6, 6, 3)).save(tmp_path / "cat" / f"{i}.jpg", exif=exif)
+    loader = {"loader": lambda path: ImageOps.exif_transpose(Image.open(path))} if turns else {}
+    source = ImageSource.open(datasets.ImageFolder(str(tmp_path), **loader))
+    for _ in range(2):
+        source.pixels([0, 1])
+    assert caplog.text.count("3 of 3 files of ImageFolder") == (not turns)
+
+
+@pytest.mark.parametrize("kind", ["folder", "hdf5"])
+def test_images_that_are_decoded_late_are_found_from_any_folder(
+    folder, tmp_path, monkeypatch, kind
+):
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("x.h5", "w") as file:
+        file["images"], file["labels"] = noise(2, 3, 4, 4), np.arange(2)
+    spec = {"folder": f"folder:{folder.relative_to(tmp_path)}", "hdf5": "hdf5:x.h5"}[kind]
+    images = load_dataset(spec, memory_limit=0)
+    expected = images.read([0, 1])
+    again = pickle.loads(pickle.dumps(images))  # as a worker gets it
+    monkeypatch.chdir("/")
+    for one in (images, again):
+        assert torch.equal(one.read([0, 1]), expected)
+
+
+@pytest.mark.parametrize("code", [37, 95, 524, 5, 11])
+def test_an_hdf5_file_is_read_where_it_cannot_be_locked(tmp_path, caplog, monkeypatch, code):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["images"], file["labels"] = noise(2, 3, 4, 4), np.arange(2)
+    opened = h5py.File
+
+    def unlocked_only(*args: Any, locking: bool = True, **settings: Any) -> Any:
+        if locking:
+            raise OSError(code, f"Unable to open file (unable to lock file, errno = {code})")
+        return opened(*args, locking=locking, **settings)
+
+    monkeypatch.setattr(h5py, "File", unlocked_only)
+    assert len(load_dataset(f"hdf5:{path}", memory_limit=0).read([1])) == 1
+    assert "is read without a lock" in caplog.text
+
+
+def test_an_hdf5_file_that_somebody_has_locked_is_read(tmp_path):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["images"], file["labels"] = noise(2, 3, 4, 4), np.arange(2)
+    with open(path, "r+b") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)  # what a network file system may leave behind
+        assert len(load_dataset(f"hdf5:{path}")) == 2
+
+
+def test_images_of_formats_that_are_not_read_are_named(folder, caplog):
+    for name in ("a.heic", "b.HEIC", "c.avif"):
+        (folder / "cat" / name).write_bytes(b"ftypheic")
+    shutil.copy(folder / "cat" / "0.png", folder / "cat" / "camera.JFIF")
+    assert len(load_dataset(f"folder:{folder}")) == 10
+    assert "1 .avif, 2 .heic are images of formats that we do not read" in caplog.text
 
 
 def png_16_bit_rgb() -> bytes:

@@ -222,6 +222,19 @@ def test_with_the_score_as_unit_a_gaussian_becomes_its_exact_posterior(name, eta
     assert float(images.var()) == pytest.approx(variance, rel=0.05)
 
 
+def test_a_hardness_of_any_precision_can_be_the_unit_of_a_push():
+    def single(x: Tensor, t: Tensor) -> Tensor:
+        return x.flatten(1).mean(1)
+
+    def double(x: Tensor, t: Tensor) -> Tensor:
+        return single(x, t).double()
+
+    pushed = [
+        draw("ddim", 0.0, 2, 8, [push(TwoClasses(f), 2, 1.0, "score")]) for f in (single, double)
+    ]
+    torch.testing.assert_close(*pushed)
+
+
 def test_pushes_add_up():
     model = TwoClasses(towards_more)
     both = draw("ddim", 0.0, 2, 8, [push(model, 2, 0.1), push(model, 2, 0.3)])

@@ -78,6 +78,48 @@ def test_the_inception_score_counts_the_classes_that_are_told_apart():
     assert inception_score(sure[:1].repeat(40, 0))[0] == pytest.approx(1)
 
 
+def test_the_inception_score_of_an_absent_class_and_sure_logits_is_that_of_the_formula():
+    logits = np.zeros((600, 4))
+    logits[np.arange(600), np.arange(600) % 3] = 2000.0  # nobody shows class 3, whose p underflows
+    assert inception_score(logits, splits=2)[0] == pytest.approx(3, rel=0.02)
+    some = normal(60, 5, 0).astype(float)
+    p = np.exp(some) / np.exp(some).sum(1, keepdims=True)
+    halves = [p, p]  # the same images in both parts, whatever the order of the images
+    expected = [np.exp((q * np.log(q / q.mean(0))).sum(1).mean()) for q in halves]
+    found = np.mean([inception_score(np.tile(some, (50, 1)), splits=2, seed=s)[0] for s in (0, 1)])
+    assert found == pytest.approx(np.mean(expected), rel=5e-3)
+
+
+@pytest.mark.parametrize("n", [10, 11, 91, 100])
+def test_the_inception_score_has_as_many_parts_as_it_is_asked_for(n, monkeypatch):
+    sizes: list[list[int]] = []
+    split = np.array_split
+
+    def watched(array: Any, parts: int) -> Any:
+        sizes.append([len(part) for part in split(array, parts)])
+        return split(array, parts)
+
+    monkeypatch.setattr(np, "array_split", watched)
+    score, std = inception_score(normal(n, 3, 0))
+    assert np.isfinite([score, std]).all()
+    (found,) = sizes
+    assert len(found) == 10
+    assert max(found) - min(found) <= 1
+
+
+def test_distances_are_taken_in_the_precision_of_the_features():
+    far = normal(200, 2, 0).astype(float) + 1e6  # whose differences float32 rounds to sixteenths
+    near = normal(200, 2, 1).astype(float) + 1e6
+    expected = frechet_distance(far - 1e6, near - 1e6)
+    assert frechet_distance(far, near) == pytest.approx(expected, rel=2e-2)
+
+
+def test_the_bias_of_the_frechet_distance_is_the_documented_one():
+    d, n = 16, 1000
+    found = np.mean([frechet_distance(normal(n, d, i), normal(n, d, 99 - i)) for i in range(3)])
+    assert found == pytest.approx((d**2 + 5 * d) / (2 * n), rel=0.15)
+
+
 def test_scores_leave_the_global_stream_of_random_numbers_alone():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()

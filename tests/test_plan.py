@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from itertools import pairwise
 from typing import Any
@@ -77,7 +78,7 @@ def test_a_matching_quota_has_the_exact_total_and_is_within_one_image_of_each_ex
         weights = rng.pareto(1, num_classes) + 1e-3  # a long tail
         labels = rng.choice(num_classes, size=500, p=weights / weights.sum())
         quota = matching_quota(labels, num_classes, ratio=ratio)
-        assert quota.sum() == round(ratio * 500)
+        assert quota.sum() == math.floor(ratio * 500 + 0.5)
         exact = np.bincount(labels, minlength=num_classes) * ratio
         assert (np.abs(quota - exact) < 1).all()
 
@@ -85,6 +86,12 @@ def test_a_matching_quota_has_the_exact_total_and_is_within_one_image_of_each_ex
 def test_a_matching_quota_gives_the_remainder_to_the_largest_fractions():
     labels = np.repeat([0, 1, 2], [1, 2, 4])  # shares of 0.4, 0.8 and 1.6: three images in all
     assert matching_quota(labels, 3, ratio=0.4).tolist() == [0, 1, 2]
+
+
+def test_halves_of_an_image_are_rounded_up_whatever_the_number():
+    halves = [matching_quota([0] * n, 1, ratio=0.5).tolist() for n in (1, 3, 5, 7)]
+    assert halves == [[1], [2], [3], [4]]
+    assert matching_quota([0] * 10, 1, ratio=1.15).tolist() == [12]  # 11.499999999999998 in floats
 
 
 def test_a_given_quota_names_classes_and_leaves_out_the_others():
@@ -219,6 +226,13 @@ def test_the_order_of_settings_and_the_way_a_number_is_written_do_not_matter():
     assert plan_of(parameters={"p": 2})["seed"].tolist() == (
         plan_of(parameters={"p": 2.0})["seed"].tolist()
     )
+    assert plan_of(seed=np.int64(3)).digest == plan_of(seed=3).digest
+
+
+@pytest.mark.parametrize("seed", [True, "0", 1.5, None])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(TypeError, match=r"`seed` is .*, expected a whole number"):
+        plan_of(seed=seed)
 
 
 def test_values_that_differ_have_different_canonical_json():

@@ -33,7 +33,7 @@ from synthaug import (
     load_dataset,
     metrics,
 )
-from synthaug._support.torch_state import lasting_tensors, torch_defaults
+from synthaug._support.torch_state import lasting_tensors, shared, shared_counter, torch_defaults
 from synthaug.degradations import Animorphosis, Blur
 from synthaug.density import ClassGaussians, Neighbourhood
 from synthaug.evaluation import AffineAugment, Arm, ClassifierConfig, CutMix
@@ -648,3 +648,22 @@ def test_every_tensor_is_made_with_dtype_and_device():
     # Where the defaults themselves are seen to.
     assert calls.pop("_support/torch_state.py") == ["torch.get_default_dtype()"]
     assert {name: found for name, found in calls.items() if found} == {}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unable to open shared memory"), OSError("full")])
+def test_without_shared_memory_forked_workers_still_see_the_epoch(monkeypatch, error):
+    def refuse(self: Tensor) -> None:
+        raise error
+
+    monkeypatch.setattr(Tensor, "share_memory_", refuse)
+    counter = shared_counter()
+    assert (counter.dtype, counter.shape, int(counter)) == (torch.int64, (), 0)
+    counter.fill_(3)
+    again = shared(counter)
+    assert int(again) == 3
+    child = os.fork()
+    if child == 0:
+        again.fill_(7)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert int(again) == 7

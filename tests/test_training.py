@@ -472,6 +472,8 @@ def test_a_process_that_finds_another_checkpoint_than_the_first_one_says_so(
         ({"learning_rate": math.nan}, "`learning_rate` must be positive, got nan"),
         ({"max_grad_norm": 0}, "`max_grad_norm` must be positive"),
         ({"warmup_steps": -1}, "`warmup_steps` must not be negative"),
+        ({"warmup_steps": 13}, "`warmup_steps` must be from 0 to `steps`=12, got 13"),
+        ({"decay_steps": 13}, "`decay_steps` must be from 0 to `steps`=12, got 13"),
         ({"decay_steps": -1}, "`decay_steps` must not be negative"),
         ({"weight_decay": -0.1}, "`weight_decay` must not be negative"),
         ({"checkpoint_seconds": -1}, "`checkpoint_seconds` must not be negative"),
@@ -633,6 +635,14 @@ def test_the_learning_rate_rises_stays_and_falls_linearly():
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     constant = config_of(steps=10, learning_rate=1.0, warmup_steps=0, decay_steps=0)
     assert [constant.learning_rate_at(step) for step in (0, 5, 9)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(60, 6), (1000, 100), (5000, 200), (5, 1)])
+def test_the_learning_rate_reaches_its_peak_in_short_and_in_long_runs(steps, warmup):
+    rates = [TrainingConfig(steps=steps).learning_rate_at(i) for i in range(warmup)]
+    peak = TrainingConfig.learning_rate
+    assert rates == pytest.approx([peak * (i + 1) / warmup for i in range(warmup)])
+    assert TrainingConfig(steps=steps).learning_rate_at(steps - 1) == peak
 
 
 def test_the_optimiser_uses_the_learning_rate_of_each_step(tmp_path):

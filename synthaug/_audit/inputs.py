@@ -14,6 +14,7 @@ from torch import Tensor
 
 from synthaug._images.loaders import own_data_set
 from synthaug._images.source import ImageSource
+from synthaug._images.stores import open_hdf5
 from synthaug._neighbors import float32, release
 from synthaug._types import JSON, Features, Indices, Labels, Pixels
 from synthaug.errors import DataError
@@ -268,10 +269,8 @@ def _loaded(text: str, name: str) -> tuple[Any, Labels | None]:
 
 def _hdf5_features(path: str) -> tuple[Features, None] | None:
     """The data set `features` of an HDF5 file; `None` if there is none."""
-    import h5py
-
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             dataset = own_data_set(file, "features")
             return None if dataset is None else (dataset[()], None)
     except DataError:

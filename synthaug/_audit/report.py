@@ -439,17 +439,23 @@ class AuditReport(Report):
             )
         return lines
 
-    def to_json(self, path: str | os.PathLike[str], *, redact: bool = False) -> Path:
+    def to_json(
+        self, path: str | os.PathLike[str], *, redact: bool = False, shared: bool = False
+    ) -> Path:
         """Writes the whole report. The file appears at once or not at all, readable by its owner.
 
         Args:
             path: File to write; an existing one is replaced.
             redact: For a report that leaves the house: real images are left out, and flagged
                 synthetic ones, which look like real ones.
+            shared: Let others on this machine read it.
         """
-        return self._redacted().to_json(path) if redact else super().to_json(path)
+        report = self._redacted() if redact else self
+        return Report.to_json(report, path, shared=shared)
 
-    def to_html(self, path: str | os.PathLike[str], *, redact: bool = False) -> Path:
+    def to_html(
+        self, path: str | os.PathLike[str], *, redact: bool = False, shared: bool = False
+    ) -> Path:
         """Writes one self-contained page that opens from disk, offline; arguments as `to_json`.
 
         Raises:
@@ -458,7 +464,8 @@ class AuditReport(Report):
         from jinja2 import TemplateError
 
         try:
-            return self._redacted().to_html(path) if redact else super().to_html(path)
+            report = self._redacted() if redact else self
+            return Report.to_html(report, path, shared=shared)
         except (TemplateError, KeyError, TypeError, ValueError) as error:
             # Only a report that was read from a file which somebody changed has such gaps.
             raise AuditError(

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from synthaug._support.files import sync_file, sync_folder
 from synthaug._support.locks import claimed, owner_of
 from synthaug.errors import CacheError, MismatchError
 
@@ -197,8 +198,8 @@ def reserve(fd: int, size: int, path: Path) -> None:
             os.posix_fallocate(fd, 0, size)
         except (AttributeError, OSError) as error:
             # macOS lacks the call, some file systems refuse it: there, zeros claim the space.
-            unsupported = (errno.EOPNOTSUPP, errno.EINVAL)
-            if isinstance(error, OSError) and error.errno not in unsupported:
+            no_space = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            if isinstance(error, OSError) and error.errno in no_space:
                 raise
             for start in range(0, size, len(_ZEROS)):
                 pwrite(fd, memoryview(_ZEROS)[: size - start], start)
@@ -222,7 +223,7 @@ def new_file(path: Path) -> Iterator[int]:
         fd, temporary = _open_temporary(path)
         try:
             yield fd
-            os.fsync(fd)
+            sync_file(fd)
             _publish(temporary, path)
         finally:
             with suppress(OSError):  # renamed already, or left for the next `remove_orphans`
@@ -315,12 +316,3 @@ def _exists(path: Path) -> CacheError:
         f"{path} exists already. Open it with `SynthCache(path)`, continue it with "
         "`SynthCache.open_for_writing`, or choose another name."
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a new name last through a power failure."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

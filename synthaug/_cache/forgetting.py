@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthaug._cache.files import parts_folder, sync_folder
+from synthaug._cache.files import parts_folder
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
-from synthaug._support.files import whole_file, write_text
+from synthaug._support.files import sync_folder, whole_file, write_text
 from synthaug._support.progress import bar
 from synthaug._support.reading import check_regular, parse_json, read_text
 from synthaug._support.stopping import kept_at_stop

@@ -40,6 +40,7 @@ from synthaug._cache.tombstones import content_keys, rows_from_sources
 from synthaug._cache.verify import verify
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.differences import described
+from synthaug._support.files import sync_file
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
@@ -644,7 +645,7 @@ class SynthCache(Dataset[Any]):
             block = np.ascontiguousarray(values[start:stop], region.dtype).view(np.uint8)
             pwrite(fd, block.data, region.offset + int(rows[start]) * region.row_bytes)
         if fsync == "batch":
-            os.fsync(fd)
+            sync_file(fd)
 
     def _get(self, fd: int, name: str, rows: Indices) -> NDArray[Any]:
         return read_runs(fd, self._contents.regions[name], rows)

@@ -13,13 +13,6 @@ def names(given: str | Sequence[str]) -> list[str]:
     return [str(part).strip() for part in parts]
 
 
-def load(spec: str, image_shape: tuple[int, int, int], classes: Sequence[str] | None = None) -> Any:
-    """A data set, brought to the shape (C, H, W) of what it goes with."""
-    from synthaug._images.labeled import load_dataset
-
-    return load_dataset(spec, image_shape=image_shape, classes=classes)
-
-
 def contents(cache: Any) -> dict[str, Any]:
     """A cache in a few numbers, for programs."""
     from synthaug._cache import info

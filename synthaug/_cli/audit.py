@@ -1,12 +1,12 @@
 """The command that asks whether synthetic images are copies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from synthaug._cli.arguments import load, names
+from synthaug._cli.arguments import names
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
-from synthaug._cli.options import ExtractorOptions, ImageOptions, RayOptions
+from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions, RayOptions
 from synthaug._cli.publishing import published
 
 FILES = (".npy", ".npz", ".hdf5")
@@ -31,6 +31,7 @@ class AuditOptions:
         accept: File of pairs that a person found harmless, as the report's page writes it; it is
             kept beside the synthetic images, and changes no verdict.
         redact: Leave real images, and flagged ones, out of the report.
+        shared: Let others on this machine read the report; it shows real images.
         seed: For the planted copies.
     """
 
@@ -44,6 +45,7 @@ class AuditOptions:
     deduplicate: bool = AUDIT.deduplicate
     accept: str | None = None
     redact: bool = False
+    shared: bool = False
     seed: int = AUDIT.seed
 
 
@@ -52,6 +54,7 @@ def audit(
     train: str,
     options: AuditOptions,
     conform: ImageOptions,
+    files: FileOptions,
     networks: ExtractorOptions,
     ray: RayOptions,
     *,
@@ -69,6 +72,7 @@ def audit(
             size and channels.
         options: What is compared, and how.
         conform: For data sets.
+        files: For folders.
         networks: Where features are computed and kept.
         ray: How to spread over a cluster.
         out: Writes OUT.html and OUT.json.
@@ -76,18 +80,22 @@ def audit(
     from synthaug._audit import audit as run
     from synthaug._audit.acceptance import read_acceptance
     from synthaug._audit.notes import Notes, add_notes
+    from synthaug._support.files import check_outputs
     from synthaug.features import ExtractionConfig
 
+    check_outputs(f"{out}.html", f"{out}.json")
     if options.accept is not None:
         add_notes(synthetic, Notes(accepted=(read_acceptance(options.accept),)))
     spaces = [networks.extractor(name) for name in names(options.features or [])]
     own_file = ":" not in synthetic and synthetic.lower().endswith(FILES)
-    images: Any = synthetic if own_file else conform.synthetic(synthetic)
+    images: Any = synthetic if own_file else conform.synthetic(synthetic, files)
 
     def real(spec: str | None) -> Any:
         if spec is None or (":" not in spec and spec.lower().endswith((*FILES, ".h5"))):
             return spec
-        return conform.load(spec) if own_file else load(spec, images.image_shape)
+        if own_file:
+            return conform.load(spec, files)
+        return files.shaped(spec, images.image_shape)
 
     settings = ("fdr", "k", "index", "max_pairs", "deduplicate", "seed")
     with networks.kept(out) as features_dir:
@@ -111,4 +119,7 @@ def audit(
         }
         text = f"{report.verdict}: {' '.join(report.reasons)}"
         code = int(report.exit_code)
-        return published(report, call, out, record, text=text, code=code, redact=options.redact)
+        readers = {"redact": options.redact, "shared": options.shared}
+        result = published(report, call, out, record, text=text, code=code, **readers)
+        alone = " (readable by you alone, since they show real images; --shared lets others)"
+        return replace(result, text=result.text + ("" if options.shared else alone))

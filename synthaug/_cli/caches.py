@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from synthaug._cli.arguments import contents, load, names
+from synthaug._cli.arguments import contents, names
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
-from synthaug._cli.options import ImageOptions, LicenceOptions
+from synthaug._cli.options import FileOptions, ImageOptions, LicenceOptions
 
 IMPORT = defaults("_cache.tools:import_images")
 _MOST_CLASSES = 500  # on a sheet, which has a line for each
@@ -23,10 +23,11 @@ def info(cache: str, *, sheet: str | None = None) -> Result:
     """
     from synthaug._cache import SynthCache, contact_sheet, info_text
     from synthaug._cache import info as facts
-    from synthaug._support.files import picture_format, write_picture
+    from synthaug._support.files import check_outputs, picture_format, write_picture
 
     if sheet is not None:
         picture_format(sheet)
+        check_outputs(sheet)
     opened = SynthCache(cache)
     text = info_text(opened)
     if sheet is not None:
@@ -110,6 +111,7 @@ def import_(
     source: str,
     out: str,
     conform: ImageOptions,
+    files: FileOptions,
     licences: LicenceOptions,
     *,
     name: str = IMPORT.name,
@@ -124,6 +126,7 @@ def import_(
         source: Labelled images, for example folder:PATH.
         out: The new cache; it can be audited and mixed like any other.
         conform: What the images are brought to.
+        files: For data sets.
         licences: For the record.
         name: What made the images, for the record.
         forgotten: Caches, with commas between them: images that were erased there are left out.
@@ -131,7 +134,7 @@ def import_(
     from synthaug._cache import import_images
 
     made = import_images(
-        conform.load(source),
+        conform.load(source, files),
         out,
         name=name,
         licence=licences.record(),
@@ -142,7 +145,7 @@ def import_(
     return Result(record=contents(made), text=str(made))
 
 
-def forget(source: str, places: list[str]) -> Result:
+def forget(source: str, places: list[str], files: FileOptions) -> Result:
     """Erase whatever was made from given real images, and say what cannot be reached.
 
     synthaug cache forget folder:withdrawn-consent cifar10.h5 variants.h5 cifar10-synthetic
@@ -150,6 +153,7 @@ def forget(source: str, places: list[str]) -> Result:
     Args:
         source: The real images, for example folder:PATH. They are brought to each cache's shape.
         places: Caches to look through, and folders: exports, kept features, checkpoints.
+        files: For data sets.
     """
     from synthaug._cache import SynthCache
     from synthaug._cache import forget as run
@@ -162,7 +166,7 @@ def forget(source: str, places: list[str]) -> Result:
         raise ValueError("Name the cache, too, that the images in these folders belong to.")
     keys: set[int] = set()
     for shape in {cache.image_shape for cache in opened.values()}:
-        real = load(source, shape)
+        real = files.shaped(source, shape)
         keys.update(map(digest, real.read(range(len(real)))))
     done = run(places, keys)
     called = {Path(place).absolute(): place for place in places}

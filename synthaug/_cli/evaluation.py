@@ -4,10 +4,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from synthaug._cli.arguments import load
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
-from synthaug._cli.options import EVALUATION
+from synthaug._cli.options import EVALUATION, FileOptions
 from synthaug._cli.publishing import published
 from synthaug._training.classifier_config import ClassifierConfig
 
@@ -92,6 +91,7 @@ def evaluate(
     arms: ArmOptions,
     classifiers: ClassifierConfig,
     runs: RunOptions,
+    files: FileOptions,
     *,
     out: str = "evaluation",
     call: Call,
@@ -108,15 +108,18 @@ def evaluate(
         arms: What is compared.
         classifiers: What is trained.
         runs: How often.
+        files: For folders.
         out: Writes OUT.html and OUT.json, and keeps finished runs in the directory OUT.
     """
     from synthaug._cache import SynthCache
+    from synthaug._support.files import check_outputs
     from synthaug.evaluation import StandardAugment
     from synthaug.evaluation import evaluate as run
 
+    check_outputs(f"{out}.html", f"{out}.json")
     cache = SynthCache(synthetic)
     shape = cache.image_shape
-    images = load(real, shape)
+    images = files.shaped(real, shape)
     augment: Any = EVALUATION.augment
     if runs.padding is not None:
         flip = classifiers.horizontal_flip
@@ -124,8 +127,8 @@ def evaluate(
         classifiers = replace(classifiers, horizontal_flip=False)
     table = run(
         arms.build(images, cache, classifiers.device),
-        test=load(test, shape),
-        validation=None if runs.validation is None else load(runs.validation, shape),
+        test=files.shaped(test, shape),
+        validation=None if runs.validation is None else files.shaped(runs.validation, shape),
         seeds=range(runs.seed, runs.seed + runs.seeds),
         config=classifiers,
         augment=augment,
@@ -156,6 +159,7 @@ def evaluate_labels(
     synthetic: str,
     real: str,
     classifiers: ClassifierConfig,
+    files: FileOptions,
     *,
     threshold: float | None = LABELS.threshold,
     percentile: float | None = LABELS.percentile,
@@ -171,6 +175,7 @@ def evaluate_labels(
         synthetic: The cache.
         real: Labelled training images. They are brought to the cache's image size and channels.
         classifiers: What is trained.
+        files: For folders.
         threshold: Withholds images whose class has a lower probability.
         percentile: Withholds this share of the images of each class instead, in percent: those
             whose class has the lowest probability.
@@ -178,14 +183,14 @@ def evaluate_labels(
         out: Writes OUT.json, for evaluate --labels.
     """
     from synthaug._cache import SynthCache
-    from synthaug._support.files import check_folder
+    from synthaug._support.files import check_outputs
     from synthaug.evaluation._label_check import check_labels
 
+    check_outputs(f"{out}.json")
     cache = SynthCache(synthetic)
-    check_folder(Path(out).parent)
     check = check_labels(
         cache,
-        load(real, cache.image_shape, cache.classes),
+        files.shaped(real, cache.image_shape, cache.classes),
         threshold=threshold,
         percentile=percentile,
         seeds=range(seeds),

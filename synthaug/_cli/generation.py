@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from synthaug._cli.arguments import contents, load
+from synthaug._cli.arguments import contents
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults, drawing_options, row_parameters, settings
-from synthaug._cli.options import LicenceOptions, NetworkOptions, RayOptions
+from synthaug._cli.options import FileOptions, LicenceOptions, NetworkOptions, RayOptions
 from synthaug.synthesizers._registry import METHODS
 from synthaug.synthesizers._sampler import split_sampler
 
@@ -69,14 +69,21 @@ class SeedOptions:
 if TYPE_CHECKING:
 
     @dataclass(frozen=True, kw_only=True)
-    class PlanOptions(AmountOptions, VariantOptions, NetworkOptions, SeedOptions):
+    class PlanOptions(AmountOptions, VariantOptions, FileOptions, NetworkOptions, SeedOptions):
         """What is always there; the other options are those that synthesizers declare."""
 
 else:
     PlanOptions = make_dataclass(
         "PlanOptions",
         [],
-        bases=(AmountOptions, *drawing_options(), VariantOptions, NetworkOptions, SeedOptions),
+        bases=(
+            AmountOptions,
+            *drawing_options(),
+            VariantOptions,
+            FileOptions,
+            NetworkOptions,
+            SeedOptions,
+        ),
         kw_only=True,
         frozen=True,
         namespace={"__module__": __name__, "__doc__": "What `plan` and `generate` draw."},
@@ -102,7 +109,7 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
         sampler, changes = split_sampler(changes)
         changes |= {"sampler": sampler} if sampler else {}
     if options.others is not None:
-        changes["degradation"] = _animorphosis(checkpoint, options.others)
+        changes["degradation"] = _animorphosis(checkpoint, options.others, options)
     synthesizer: Any = load_checkpoint(checkpoint, **options.loading(), **changes)
     row = options.given(*(p.name for p in row_parameters() if p.needs_sources))
     source = None
@@ -111,7 +118,9 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     if options.source is not None:
         if synthesizer.has_sources:
             raise ValueError(f"`--source`: a {name} knows its real images. Leave it out.")
-        source = load(options.source, synthesizer.image_shape, classes=synthesizer.classes)
+        source = options.shaped(
+            options.source, synthesizer.image_shape, classes=synthesizer.classes
+        )
         always = all(p.needs_sources for p in METHODS[name].row_parameters)
         if row or always:
             synthesizer = synthesizer.with_sources(source)
@@ -125,7 +134,7 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     return synthesizer, source
 
 
-def _animorphosis(checkpoint: str, others: str) -> Any:
+def _animorphosis(checkpoint: str, others: str, files: FileOptions) -> Any:
     """The degradation of a checkpoint that does not hold the images of the other set."""
     from synthaug._training.checkpoints import read_json, reading, resolve
     from synthaug.degradations import Animorphosis
@@ -137,7 +146,7 @@ def _animorphosis(checkpoint: str, others: str) -> Any:
         raise ValueError(f"`others`: {checkpoint} knows no animorphosis. Leave it out.")
     with reading(file, "Train again."):
         shape, levels = tuple(saved["image_shape"]), degradation["num_levels"]
-    return Animorphosis(others=load(others, shape), num_levels=levels)
+    return Animorphosis(others=files.shaped(others, shape), num_levels=levels)
 
 
 def _decided(out: str, options: PlanOptions) -> PlanOptions:
@@ -264,10 +273,11 @@ def generate(
     """
     from synthaug._cache import State, contact_sheet
     from synthaug._generate import generate as fill
-    from synthaug._support.files import picture_format, write_picture
+    from synthaug._support.files import check_outputs, picture_format, write_picture
 
     sheet = str(Path(out).with_suffix(".png"))
     picture_format(sheet)
+    check_outputs(out, sheet)
     options = _decided(out, options)
     engine = ray.engine(work.engine, partial(_load_there, os.getcwd(), checkpoint, options))
     if work.engine == "ray":  # the actors draw: here nothing should take a GPU

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from synthaug._cli import pictures as _pictures
-from synthaug._cli.arguments import load
 from synthaug._cli.call import Call, Result
-from synthaug._cli.options import LOADING
+from synthaug._cli.options import LOADING, FileOptions
 from synthaug._support.precision import Precision
 from synthaug._support.stopping import kept_at_stop
 from synthaug.synthesizers.inversion._config import InversionConfig
@@ -35,6 +34,7 @@ def invert(
     out: str,
     learning: InversionConfig,
     generator: GeneratorOptions,
+    files: FileOptions,
     *,
     estimate: bool = False,
     call: Call,
@@ -51,14 +51,14 @@ def invert(
         out: Directory to write; `generate` draws variants from it.
         learning: How.
         generator: What is inverted.
+        files: For data sets.
         estimate: Only print what it will cost.
     """
-    from synthaug._images.labeled import load_dataset
     from synthaug._training.checkpoints import record_command
     from synthaug.synthesizers import DiffusionInversion
 
     # The class names may be prompts. For them no image need be decoded, nor have any shape.
-    classes = load_dataset(data, image_shape=(1, 1, 1), memory_limit=0).classes
+    classes = files.opened(data, image_shape=(1, 1, 1), memory_limit=0).classes
     inversion = DiffusionInversion.from_pretrained(
         checkpoint,
         classes=classes,
@@ -66,7 +66,7 @@ def invert(
         dtype=generator.precision,
         device=generator.device,
     )
-    real = load(data, inversion.image_shape)
+    real = files.shaped(data, inversion.image_shape)
     cost = inversion.cost(real, learning, measure=estimate)
     record: dict[str, Any] = {"checkpoint": None, "loss": None, "picture": None}
     record |= {"images": len(real), "bytes": cost.bytes, "seconds": cost.seconds}

@@ -1,6 +1,6 @@
 """Options that several commands have, as dataclasses: one name, one meaning, one default."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from synthaug._support.precision import Precision
 
 LOADING = defaults("synthesizers.class_conditional._synthesizer:ClassConditional.from_pretrained")
 EVALUATION = defaults("evaluation._evaluate:evaluate")
+READING = defaults("_images.labeled:load_dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,34 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Folders of images.
+
+    Args:
+        skip_bad: Leave out files that cannot be used, in place of an error that lists them.
+        upright: Turn photos as their EXIF orientation says.
+    """
+
+    skip_bad: bool = READING.skip_bad
+    upright: bool = READING.upright
+
+    def opened(self, spec: str, **how: Any) -> Any:
+        """A data set; further arguments of `load_dataset` are `how`."""
+        from synthaug._images.labeled import load_dataset
+
+        return load_dataset(spec, skip_bad=self.skip_bad, upright=self.upright, **how)
+
+    def shaped(
+        self,
+        spec: str,
+        image_shape: tuple[int, int, int],
+        classes: Sequence[str] | None = None,
+    ) -> Any:
+        """A data set, brought to the shape (C, H, W) of what it goes with."""
+        return self.opened(spec, image_shape=image_shape, classes=classes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageOptions:
     """Images of data sets. A cache has its own size and channels.
 
@@ -50,18 +79,16 @@ class ImageOptions:
     image_size: int | None = None
     channels: Literal[1, 3] | None = None
 
-    def load(self, spec: str) -> Any:
+    def load(self, spec: str, files: FileOptions) -> Any:
         """A data set, brought to this size and these channels."""
-        from synthaug._images.labeled import load_dataset
+        return files.opened(spec, image_size=self.image_size, channels=self.channels)
 
-        return load_dataset(spec, image_size=self.image_size, channels=self.channels)
-
-    def synthetic(self, spec: str) -> Any:
+    def synthetic(self, spec: str, files: FileOptions) -> Any:
         """A cache, which has its own size, or a data set brought to this one."""
         from synthaug._cache import SynthCache
 
         if ":" in spec:
-            return self.load(spec)
+            return self.load(spec, files)
         cache = SynthCache(spec)
         if self.image_size is not None or self.channels is not None:
             raise ValueError(
@@ -110,6 +137,7 @@ class ExtractorOptions:
         check_folder(Path(out).parent)
         unfinished = f"{out}.unfinished"
         folder = self.features_dir or unfinished
+        check_folder(folder)
 
         def kept() -> str:
             files = len(list(Path(folder).glob("*.npy")))

@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from synthaug._cli.arguments import load
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
-from synthaug._cli.options import ExtractorOptions, ImageOptions
+from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions
 from synthaug._cli.publishing import published
 
 DENSITY = defaults("evaluation._hardness:score_hardness")
@@ -33,10 +32,10 @@ class ScoringOptions:
 @contextmanager
 def _scored(
     run: Callable[..., Any],
-    synthetic: str,
-    real: str,
+    compared: tuple[str, str],
     options: ScoringOptions,
     conform: ImageOptions,
+    files: FileOptions,
     networks: ExtractorOptions,
     out: str,
     **settings: Any,
@@ -45,19 +44,22 @@ def _scored(
 
     Args:
         run: Compares them.
-        synthetic: A cache or a data set.
-        real: A data set, which is brought to its shape and classes.
+        compared: A cache or a data set; and real images, brought to its shape and classes.
         options: What they are compared by.
         conform: For data sets.
+        files: For folders.
         networks: Where features are computed and kept.
         out: The report.
         settings: Further arguments of `run`.
     """
-    extractor = networks.extractor(options.features)
-    images = conform.synthetic(synthetic)
+    from synthaug._support.files import check_outputs
+
+    check_outputs(f"{out}.html", f"{out}.json")
+    extractor, (synthetic, real) = networks.extractor(options.features), compared
+    images = conform.synthetic(synthetic, files)
 
     def opened(spec: str) -> Any:
-        return load(spec, images.image_shape, tuple(images.classes))
+        return files.shaped(spec, images.image_shape, tuple(images.classes))
 
     with networks.kept(out) as features_dir:
         yield run(
@@ -92,6 +94,7 @@ def evaluate_density(
     train: str,
     options: DensityOptions,
     conform: ImageOptions,
+    files: FileOptions,
     networks: ExtractorOptions,
     *,
     out: str = "density",
@@ -107,13 +110,15 @@ def evaluate_density(
             to the cache's image size and channels.
         options: What is measured.
         conform: For data sets.
+        files: For folders.
         networks: Where features are computed and kept.
         out: Writes OUT.html and OUT.json.
     """
     from synthaug.evaluation._hardness import score_hardness
 
     settings = {name: vars(options)[name] for name in ("structure", "estimator", "components", "k")}
-    scored = _scored(score_hardness, synthetic, train, options, conform, networks, out, **settings)
+    compared = synthetic, train
+    scored = _scored(score_hardness, compared, options, conform, files, networks, out, **settings)
     with scored as report:
         return published(report, call, out, {"summary": report.summary()})
 
@@ -142,6 +147,7 @@ def evaluate_quality(
     real: str,
     options: QualityOptions,
     conform: ImageOptions,
+    files: FileOptions,
     networks: ExtractorOptions,
     *,
     out: str = "quality",
@@ -158,6 +164,7 @@ def evaluate_quality(
             get.
         options: What is measured.
         conform: For data sets.
+        files: For folders.
         networks: Where features are computed and kept.
         out: Writes OUT.html and OUT.json.
     """
@@ -171,7 +178,8 @@ def evaluate_quality(
                 "that returns logits."
             )
         settings["classifier"] = networks.extractor(options.classifier, "--classifier")
-    scored = _scored(score_quality, synthetic, real, options, conform, networks, out, **settings)
+    compared = synthetic, real
+    scored = _scored(score_quality, compared, options, conform, files, networks, out, **settings)
     with scored as report:
         record = {"synthetic": asdict(report.synthetic), "floor": asdict(report.floor)}
         return published(report, call, out, record)

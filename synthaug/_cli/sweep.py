@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from synthaug._cli.arguments import load, names
+from synthaug._cli.arguments import names
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import (
     Declared,
@@ -14,7 +14,7 @@ from synthaug._cli.declared import (
     options,
     row_parameters,
 )
-from synthaug._cli.options import ExtractorOptions, NetworkOptions
+from synthaug._cli.options import ExtractorOptions, FileOptions, NetworkOptions
 from synthaug._cli.publishing import published
 from synthaug._sweep.config import SweepConfig
 from synthaug._training.classifier_config import ClassifierConfig
@@ -85,6 +85,7 @@ def sweep(
     search: SearchOptions,
     classifiers: ClassifierOptions,
     network: NetworkOptions,
+    files: FileOptions,
     *,
     call: Call,
 ) -> Result:
@@ -100,11 +101,14 @@ def sweep(
         search: How it is compared.
         classifiers: What is trained on images.
         network: What draws the images.
+        files: For folders.
     """
+    from synthaug._support.files import check_outputs
     from synthaug.sweeps import default_grid
     from synthaug.sweeps import sweep as run
     from synthaug.synthesizers._kinds import load as load_checkpoint
 
+    check_outputs(*(f"{choice.out}.{kind}" for kind in ("html", "json", "png")))
     if choice.validation is None:
         raise ValueError(
             "`validation` is missing: images to choose by, which are neither training images nor "
@@ -117,9 +121,9 @@ def sweep(
     training = ClassifierConfig(**vars(classifiers), device=network.device)
     report = run(
         synthesizer,
-        real=load(real, shape, classes),
-        validation=load(choice.validation, shape, classes),
-        test=None if choice.test is None else load(choice.test, shape, classes),
+        real=files.shaped(real, shape, classes),
+        validation=files.shaped(choice.validation, shape, classes),
+        test=None if choice.test is None else files.shaped(choice.test, shape, classes),
         output_dir=out,
         grid={**default_grid(synthesizer), **_values(grid)},
         guidance=[guidance] if isinstance(guidance, float | int) else guidance,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from synthaug._cli import pictures as _pictures
 from synthaug._cli import training_options as parts
-from synthaug._cli.arguments import load
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import configured, trainings
-from synthaug._cli.options import ExtractorOptions, ImageOptions
+from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions
 from synthaug._cli.training_options import TrainOptions
+from synthaug._support.files import check_folder
 from synthaug._support.stopping import kept_at_stop
 from synthaug._training.training_config import TrainingConfig
 from synthaug.synthesizers.cascade._config import StageConfig
@@ -44,12 +44,13 @@ class TrainingRequest:
     @property
     def guided_network(self) -> dict[str, Any]:
         """Arguments of every fit of a new denoiser that is told classes."""
-        spec = self.options.unlabelled
+        options, spec = self.options, self.options.unlabelled
+        shape = self.real.image_shape
         return {
             **self.network,
-            "prediction_type": self.options.prediction_type,
-            "label_dropout": self.options.label_dropout,
-            "unlabelled": None if spec is None else load(spec, self.real.image_shape),
+            "prediction_type": options.prediction_type,
+            "label_dropout": options.label_dropout,
+            "unlabelled": None if spec is None else options.shaped(spec, shape),
         }
 
 
@@ -103,7 +104,7 @@ def _cold(job: TrainingRequest) -> Trained:
             "images into, need each other."
         )
     if others is not None:
-        settings["others"] = load(others, job.real.image_shape)
+        settings["others"] = job.options.shaped(others, job.real.image_shape)
     model, result = ColdDiffusion.fit(
         job.real,
         job.out,
@@ -148,7 +149,7 @@ def _hardness(job: TrainingRequest) -> Trained:
     base, synthetic, real = str(job.options.base), job.options.synthetic, job.real
     generator: Any = _kinds.load(**_kinds.origin_of(base, real.classes))
     if real.image_shape != generator.image_shape:
-        real = load(job.data, generator.image_shape)
+        real = job.options.shaped(job.data, generator.image_shape)
     model, result = LowDensity.fit(
         real,
         base,
@@ -209,7 +210,7 @@ METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[Any, ...]]]
     ),
 }
 """What each kind of training does, and the options that it takes besides `EVERY`."""
-EVERY = (ImageOptions, parts.OptimizerOptions)
+EVERY = (ImageOptions, FileOptions, parts.OptimizerOptions)
 NEEDS = {
     "--method upsample": ("low_size", "that of the model before it"),
     "--method hardness": ("base", "the generator to steer"),
@@ -262,7 +263,8 @@ def train(
     run, taken = METHODS.get(kind, (partial(_registered, method=method), ()))
     foreign = _foreign(taken)
     _check(kind, foreign, options, condition)
-    real = options.load(data)
+    check_folder(out)
+    real = options.load(data, options)
     score = None if options.features is None else _score(options, real)
     config = _config(options, kind)
     job = TrainingRequest(real=real, data=data, out=out, options=options, config=config)
@@ -357,7 +359,7 @@ def _score(options: TrainOptions, real: Any) -> Any:
     """The Fréchet distance to as many validation images as there are, but for remainders."""
     from synthaug.synthesizers import frechet_score
 
-    images = load(options.validation, real.image_shape, real.classes)
+    images = options.shaped(options.validation, real.image_shape, real.classes)
     per_class = max(1, min(len(images), 10_000) // len(real.classes))
     networks = ExtractorOptions(trust_torchscript=options.trust_torchscript, device=options.device)
     extractor = networks.extractor(options.features)

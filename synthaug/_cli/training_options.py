@@ -4,7 +4,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from synthaug._cli.declared import config_options, defaults
-from synthaug._cli.options import ImageOptions
+from synthaug._cli.options import FileOptions, ImageOptions
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
 from synthaug.synthesizers.cascade._config import StageConfig
@@ -168,6 +168,7 @@ class SnapshotOptions:
 
 PARTS = (
     ImageOptions,
+    FileOptions,
     OptimizerOptions,
     MirrorOptions,
     NewNetworkOptions,

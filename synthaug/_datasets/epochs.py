@@ -5,7 +5,7 @@ from typing import Any
 
 from synthaug._images.dataset import AbstractLabeledDataset
 from synthaug._support.arguments import check_at_least
-from synthaug._support.torch_state import shared_counter
+from synthaug._support.torch_state import shared, shared_counter
 from synthaug._types import Labels
 
 
@@ -33,4 +33,4 @@ class AbstractEpochDataset(AbstractLabeledDataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._epoch.share_memory_()  # a deep copy is not; one in another process already is
+        self._epoch = shared(self._epoch)  # a deep copy is not; one in another process already is

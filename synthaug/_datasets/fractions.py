@@ -143,7 +143,7 @@ class Shares:
         if (ratios == ratios[0]).all():
             return matching_quota(self._labels, len(ratios), ratio=float(ratios[0]))
         exact = np.bincount(self._labels, minlength=len(ratios)) * ratios
-        return largest_remainders(exact, round(float(exact.sum())))
+        return largest_remainders(exact, math.floor(float(exact.sum()) + 0.5))
 
     def __str__(self) -> str:
         return _shown(self._share)

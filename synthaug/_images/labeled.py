@@ -17,15 +17,18 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from synthaug._images.dataset import AbstractLabeledDataset
-from synthaug._images.loaders import LOADERS, ImageRequest, checked_labels, parse_spec
-from synthaug._images.stores import Conform, Files, Memory, Store, gather
+from synthaug._images.loaders import (
+    LOADERS,
+    ImageRequest,
+    check_labeled_images,
+    checked_labels,
+    parse_spec,
+)
+from synthaug._images.stores import Conform, Files, Memory, Problem, Store, gather
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_at_least, check_distinct
 from synthaug._types import Labels, Pixels
 from synthaug.errors import DataError
-
-MEMORY_LIMIT = 4 << 30
-"""Bytes of decoded images above which images are decoded when they are read."""
 
 
 class LabeledImages(AbstractLabeledDataset):
@@ -77,6 +80,8 @@ class LabeledImages(AbstractLabeledDataset):
         self._rows = np.arange(len(self.labels))
         self._files = files
         self._fingerprint: str | None = None
+        self.skipped: tuple[str, ...] = ()
+        """What was wrong with each file that `load_dataset(skip_bad=True)` left out."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -154,7 +159,9 @@ def load_dataset(
     classes: Sequence[str] | None = None,
     transform: Callable[[Any], Any] | None = None,
     target_transform: Callable[[Any], Any] | None = None,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int = 4_294_967_296,
+    upright: bool = True,
+    skip_bad: bool = False,
     progress: bool | None = None,
 ) -> LabeledImages:
     """Loads labelled images, and finds what is wrong with them before any long work starts.
@@ -186,7 +193,12 @@ def load_dataset(
         classes: The class names in the order that is wanted. Without it, what the source says.
         transform: Called with the PIL image.
         target_transform: Called with the class index.
-        memory_limit: Bytes of decoded images; a larger data set is decoded when it is read.
+        memory_limit: Bytes of decoded images, 4 GiB by default; a larger data set is decoded when
+            it is read.
+        upright: Turn photos of a folder as their EXIF orientation says.
+        skip_bad: Leave out files of a folder that cannot be used, in place of an error that lists
+            them. The result names them in `skipped`. Above `memory_limit`, files that are damaged
+            behind their header are found only when they are read.
         progress: Shows a bar if loading takes more than two seconds; `None`: on a terminal only.
 
     Raises:
@@ -203,14 +215,25 @@ def load_dataset(
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
     check_distinct(classes=classes or ())
-    asked = ImageRequest(where, split, Conform(size, channels), classes, progress)
+    conform = Conform(size, channels, upright=upright and kind == "folder")
+    asked = ImageRequest(where, split, conform, classes, progress, skip_bad)
     store, labels, names = LOADERS[kind](asked)
     files = store if isinstance(store, Files) else None
     if len(labels) == 0:
         raise DataError(f"{spec} holds no image.")
     if len(labels) * int(np.prod(store.shape)) <= memory_limit:
-        store = Memory(gather(store, np.arange(len(labels)), progress, f"Loading {where or kind}"))
-    return LabeledImages(
+        problems: dict[int, Problem] = {}
+        rows = np.arange(len(labels))
+        pixels = gather(store, rows, progress, f"Loading {where or kind}", problems)
+        if problems and files is not None:
+            named = {files.paths[row]: problems[row] for row in sorted(problems)}
+            asked.usable(named, len(files.paths))
+            rows = np.setdiff1d(rows, list(problems))
+            labels, pixels = labels[rows], pixels[rows]
+            files = Files([files.paths[row] for row in rows.tolist()], conform, files.shape)
+            check_labeled_images(labels, names, where, asked)
+        store = Memory(pixels)
+    loaded = LabeledImages(
         store,
         labels,
         names,
@@ -219,3 +242,5 @@ def load_dataset(
         name=", ".join(filter(None, [f"{kind}:{where}".rstrip(":"), split])),
         files=files,
     )
+    loaded.skipped = tuple(asked.skipped)
+    return loaded

@@ -8,9 +8,10 @@ import logging
 import os
 import pickle
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -27,7 +28,9 @@ from synthaug._images.stores import (
     Files,
     Indexed,
     Memory,
+    Problem,
     Store,
+    open_hdf5,
     open_image,
     unreadable,
 )
@@ -39,11 +42,17 @@ from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+_EXTENSIONS = ".bmp .gif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp"
+IMAGE_EXTENSIONS = frozenset(_EXTENSIONS.split())
 """Files with one of these must be images; files with any other are passed over, and counted."""
 _LARGEST_CHUNK = 2**30  # bytes, unpacked whole for a single value
+_OTHERS = ".arw .avif .cr2 .cr3 .dng .heic .heif .jp2 .jxl .nef .orf .psd .raf .rw2 .svg .tga"
+OTHER_IMAGES = frozenset(_OTHERS.split())
+"""Images too, of formats that we do not read."""
+LEFTOVERS = frozenset(("$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX"))
+"""Folders that systems leave behind, besides hidden ones such as `.ipynb_checkpoints`."""
+_LISTED = 20
+"""How many files that cannot be used an error names."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,36 @@ class ImageRequest:
     classes: Sequence[str] | None
     """The class names in the order that is wanted."""
     progress: bool | None
+    skip_bad: bool = False
+    """Leave out files that cannot be used."""
+    skipped: list[str] = field(default_factory=list)
+    """What was wrong with those that were left out."""
+
+    def usable(self, problems: Mapping[str, Problem], total: int) -> None:
+        """Records the files that cannot be used as left out, or refuses them.
+
+        Args:
+            problems: Why each of them cannot be used; a message that names the file.
+            total: How many files there are.
+
+        Raises:
+            DataError, MismatchError: Naming them, if there are some and they are not left out.
+        """
+        if not problems:
+            return
+        listed = [str(problem) for problem in problems.values()]
+        more = len(listed) - _LISTED
+        lines = [*listed[:_LISTED], *([f"... and {more:,} more."] if more > 0 else [])]
+        text = f"{len(listed):,} of {total:,} files cannot be used"
+        if self.skip_bad:
+            self.skipped.extend(listed)
+            log.warning("%s, and are left out:\n  %s", text, "\n  ".join(lines))
+            return
+        kind = type(next(iter(problems.values())))
+        if len(listed) == 1:
+            raise kind(listed[0])
+        remedy = "Repair or delete them, or leave them out with `skip_bad=True`."
+        raise kind("\n  ".join([f"{text}:", *lines]) + f"\n{remedy}")
 
 
 Loaded = tuple[Store, Labels, tuple[str, ...]]
@@ -65,39 +104,72 @@ Loaded = tuple[Store, Labels, tuple[str, ...]]
 
 
 def _folder(asked: ImageRequest) -> Loaded:
-    root, names = _class_folders(asked)
+    walk, names = _class_folders(asked)
+    root = walk.root
     order = tuple(names) if asked.classes is None else tuple(asked.classes)
     paths: list[str] = []
     labels: list[int] = []
     others = sorted(os.path.join(root, f) for f in os.listdir(root) if (root / f).is_file())
-    empty: list[str] = []
     for label, name in enumerate(order):
-        files = sorted(_walk(root / name)) if name in names else []
-        images = [f for f in files if os.path.splitext(f)[1].lower() in IMAGE_EXTENSIONS]
+        files = sorted(walk.files(name)) if name in names else []
+        images = [f for f in files if _extension(f) in IMAGE_EXTENSIONS]
         others += sorted(set(files) - set(images))
-        if not images:
-            empty.append(name)
         paths += images
         labels += [label] * len(images)
+    unread = Counter(_extension(path) for path in others if _extension(path) in OTHER_IMAGES)
+    formats = ", ".join(f"{count:,} {extension}" for extension, count in sorted(unread.items()))
+    advice = f" {formats} are images of formats that we do not read: convert them to JPEG or PNG."
     if not paths:
         raise DataError(
-            f"{root} holds no image. "
-            f"Expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}."
+            f"{root} holds no image. Expected files ending in "
+            f"{', '.join(sorted(IMAGE_EXTENSIONS))}.{advice if unread else ''}"
         )
-    if empty:
-        more = f" (and {len(empty) - 1} more classes have none)" if len(empty) > 1 else ""
-        remedy = "delete the folder" if asked.classes is None else "leave it out of `classes`"
-        raise DataError(
-            f"Class {empty[0]!r} has no image in {root}{more}. Add images, or {remedy}."
-        )
-    if others:
-        text = "Passed over %d files that are not images in a class folder, e.g. %s"
-        log.warning(text, len(others), others[0])
-    shape = _check_headers(paths, asked.conform, asked.progress)
+    check_labeled_images(labels, order, str(root), asked)
+    _tell_left_out(others, advice if unread else "", walk.skipped)
+    kept, shape = _check_headers(paths, asked)
+    paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
+    check_labeled_images(labels, order, str(root), asked)
     return Files(paths, asked.conform, shape), np.array(labels), order
 
 
-def _class_folders(asked: ImageRequest) -> tuple[Path, list[str]]:
+def _tell_left_out(others: Sequence[str], advice: str, skipped: Sequence[str]) -> None:
+    """Warns, in one line, of what lies in the folders and is not loaded."""
+    notices = []
+    if others:
+        notices.append(
+            f"Passed over {len(others)} files that are not images in a class folder, e.g. "
+            f"{others[0]}.{advice}"
+        )
+    if skipped:
+        notices.append(
+            f"Skipped {len(skipped)} files and folders that tools leave behind, or links to "
+            f"what is listed anyway, e.g. {skipped[0]}."
+        )
+    if notices:
+        log.warning("%s", " ".join(notices))
+
+
+def _extension(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def check_labeled_images(
+    labels: Iterable[int], classes: Sequence[str], where: str, asked: ImageRequest
+) -> None:
+    """Refuses classes without an image.
+
+    Raises:
+        DataError: Naming them.
+    """
+    present = set(map(int, labels))
+    empty = [repr(name) for label, name in enumerate(classes) if label not in present]
+    if empty:
+        more = f" (nor have {', '.join(empty[1:_LISTED])})" if len(empty) > 1 else ""
+        remedy = "delete the folder" if asked.classes is None else "leave it out of `classes`"
+        raise DataError(f"Class {empty[0]} has no image in {where}{more}. Add images, or {remedy}.")
+
+
+def _class_folders(asked: ImageRequest) -> tuple["_Walk", list[str]]:
     """The folder that holds one subfolder per class, and the sorted names of these."""
     root = Path(asked.where).expanduser()
     if not root.is_dir():
@@ -107,10 +179,11 @@ def _class_folders(asked: ImageRequest) -> tuple[Path, list[str]]:
         if not (root / asked.split).is_dir():
             raise DataError(
                 f"{root} has no subfolder {asked.split!r}. "
-                f"It has: {', '.join(_subfolders(root)) or 'none'}."
+                f"It has: {', '.join(_Walk(root).folders()) or 'none'}."
             )
         root = root / asked.split
-    names = _subfolders(root)
+    walk = _Walk(root)
+    names = walk.folders()
     if not names:
         raise DataError(
             f"{root} has no subfolders. Images must lie in one folder per class: "
@@ -122,56 +195,88 @@ def _class_folders(asked: ImageRequest) -> tuple[Path, list[str]]:
             f"for example folder:{root / names[-1]}."
         )
     _check_known(names, asked.classes, f"{root} has a class folder")
-    return root, names
+    return walk, names
 
 
-def _subfolders(root: Path) -> list[str]:
-    """Sorted names of the folders in `root`, but for hidden ones, which tools leave behind."""
-    return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+class _Walk:
+    """Lists a folder once: not what tools leave behind, nor links to what is listed anyway."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.skipped: list[str] = []
+        self._real = root.resolve()
+        self._followed: set[Path] = set()
+
+    def folders(self) -> list[str]:
+        """Sorted names of the folders in the root."""
+        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
+        return [name for name in names if self._is_listed(str(self.root / name))]
+
+    def files(self, folder: str) -> Iterator[str]:
+        """Paths of the files in a folder of the root, and in those below it."""
+        for where, folders, files in os.walk(self.root / folder, followlinks=True):
+            paths = [os.path.join(where, name) for name in sorted(folders)]
+            folders[:] = [os.path.basename(path) for path in paths if self._is_listed(path)]
+            for name in files:
+                path = os.path.join(where, name)
+                if name.startswith("."):
+                    self.skipped.append(path)
+                else:
+                    yield path
+
+    def _is_listed(self, folder: str) -> bool:
+        """Whether a folder is to be listed; else it is counted as skipped."""
+        listed = not _is_leftover(os.path.basename(folder))
+        if listed and os.path.islink(folder):
+            real = Path(folder).resolve()
+            within = real.is_relative_to(self._real)
+            inside = within and not any(map(_is_leftover, real.relative_to(self._real).parts))
+            above = self._real.is_relative_to(real)
+            listed = not (inside or above or real in self._followed)
+            self._followed.add(real)
+        if not listed:
+            self.skipped.append(folder)
+        return listed
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """All files below a folder, and below those that links in it lead to, each folder once."""
-    seen: set[tuple[int, int]] = set()
-    for where, below, files in os.walk(folder, followlinks=True):
-        info = os.stat(where)
-        if (info.st_dev, info.st_ino) in seen:  # a link to a folder that it lies in has no end
-            below.clear()
-            continue
-        seen.add((info.st_dev, info.st_ino))
-        for name in files:
-            yield os.path.join(where, name)
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".") or name in LEFTOVERS
 
 
 def _check_headers(
-    paths: Sequence[str], conform: Conform, progress: bool | None
-) -> tuple[int, int, int]:
-    """Opens every file without decoding it; returns the shape that all will have."""
+    paths: Sequence[str], asked: ImageRequest
+) -> tuple[list[int], tuple[int, int, int]]:
+    """Opens every file without decoding it.
 
-    def header(path: str) -> tuple[str, tuple[int, int], DataError | MismatchError | None]:
+    Returns:
+        Which files can be used, and the shape that all of them will have.
+    """
+    conform = asked.conform
+
+    def header(path: str) -> tuple[str, tuple[int, int], Problem | None]:
         try:
             with open_image(path) as image:
                 reason = conform.refuse(image)
                 refused = None if reason is None else MismatchError(f"{path} {reason}")
-                return image.mode, image.size, refused
+                return image.mode, conform.size_of(image), refused
         except Exception as error:  # Pillow's readers raise whatever the bytes provoke
             return "", (0, 0), DataError(unreadable(path, error))
 
-    problems: list[DataError | MismatchError] = []
+    problems: dict[str, Problem] = {}
     seen: dict[tuple[str, tuple[int, int]], str] = {}
     with (
-        bar(len(paths), "check files", "image", delay=2, progress=progress) as shown,
+        bar(len(paths), "check files", "image", delay=2, progress=asked.progress) as shown,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
         for path, (mode, size, problem) in zip(paths, pool.map(header, paths), strict=True):
             shown.update()
             if problem is not None:
-                problems.append(problem)
+                problems[path] = problem
             else:
                 seen.setdefault((mode, size), path)
-    if problems:
-        more = f" ({len(problems) - 1} more files cannot be used either.)" if problems[1:] else ""
-        raise type(problems[0])(f"{problems[0]}{more}")
+    asked.usable(problems, len(paths))
+    if not seen:
+        raise DataError(f"None of the {len(paths):,} files can be used.")
     (mode, size), path = next(iter(seen.items()))
     for (other_mode, other_size), other in seen.items():
         if conform.size is None and other_size != size:
@@ -188,7 +293,8 @@ def _check_headers(
             )
     channels = conform.channels or {"L": 1, "RGB": 3}[mode]
     height, width = conform.size or size[::-1]
-    return channels, height, width
+    kept = [i for i, path in enumerate(paths) if path not in problems]
+    return kept, (channels, height, width)
 
 
 # torchvision:, hdf5:, digits ---------------------------------------------------------------------
@@ -218,7 +324,7 @@ def _torchvision(asked: ImageRequest) -> Loaded:
         plain = int(value) if value.isdecimal() else value
         options[key] = {"true": True, "false": False}.get(value.lower(), plain)
     if "root" in options:
-        options["root"] = str(Path(options["root"]).expanduser())
+        options["root"] = str(Path(options["root"]).expanduser().absolute())
     if split is not None and "train" in known:
         if split not in ("train", "test"):
             raise ValueError(
@@ -252,7 +358,6 @@ def _torchvision(asked: ImageRequest) -> Loaded:
 
 
 def _hdf5(asked: ImageRequest) -> Loaded:
-    import h5py
 
     if asked.split is not None:
         raise ValueError(f"An HDF5 file has no splits, got the split {asked.split!r}.")
@@ -260,7 +365,7 @@ def _hdf5(asked: ImageRequest) -> Loaded:
     if not os.path.isfile(path):
         raise DataError(f"{path} does not exist, or is not a file.")
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return _hdf5_contents(path, file, asked)
     except (DataError, MismatchError):
         raise
@@ -414,11 +519,11 @@ def _ordered(
 
 def _check_known(names: Sequence[str], wanted: Sequence[str] | None, what: str) -> None:
     known = set(wanted or ())
-    unknown = [] if wanted is None else [name for name in names if name not in known]
+    unknown = [] if wanted is None else [repr(name) for name in names if name not in known]
     if wanted is not None and unknown:
         raise MismatchError(
-            f"{what} {unknown[0]!r}, which is not among the {len(wanted)} classes that were "
-            f"given: {', '.join(wanted)}."
+            f"{what} {', '.join(unknown[:_LISTED])}, which is not among the {len(wanted)} classes "
+            f"that were given: {', '.join(wanted)}."
         )
 
 

@@ -413,7 +413,9 @@ class ImageSource:
     @property
     def record(self) -> dict[str, JSON]:
         """Fingerprint and number of the images, for those who learned from them."""
-        return {"fingerprint": self.fingerprint, "images": len(self)}
+        left_out = len(self.dataset.skipped) if isinstance(self.dataset, LabeledImages) else 0
+        record: dict[str, JSON] = {"fingerprint": self.fingerprint, "images": len(self)}
+        return {**record, "skipped_files": left_out} if left_out else record
 
     @property
     def identity(self) -> dict[str, JSON]:

@@ -4,12 +4,14 @@ Every store gives uint8 images of one shape, any rows in any order. `Conform` sa
 file may be.
 """
 
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -25,11 +27,17 @@ from synthaug._support.reading import open_regular
 from synthaug._support.torch_state import lasting_tensors
 from synthaug.errors import DataError, MismatchError
 
+log = logging.getLogger(__name__)
+
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What an image file may be, whatever its name says. Pillow knows more, and would start Ghostscript
 for one of them, which runs programs in PostScript."""
 
 _CHUNK = 256  # images per task of the thread pool
+_ORIENTATION = 0x0112  # an EXIF tag: how a camera was held
+
+Problem = DataError | MismatchError
+"""Why a file cannot be used."""
 
 
 @runtime_checkable
@@ -46,9 +54,12 @@ class Store(Protocol):
 class Conform:
     """An opened image to uint8 (C, H, W): converts what may be, refuses what may not be."""
 
-    def __init__(self, size: tuple[int, int] | None, channels: int | None) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None, channels: int | None, *, upright: bool = False
+    ) -> None:
         self.size = size  # (height, width)
         self.channels = channels
+        self.upright = upright  # whether to turn images as their EXIF orientation says
 
     @property
     def changes(self) -> bool:
@@ -74,6 +85,16 @@ class Conform:
             )
         return None
 
+    def turned(self, image: Image.Image) -> Image.Image:
+        """The image as its EXIF orientation says, if that is asked for."""
+        turn = self.upright and orientation(image) > 1
+        return ImageOps.exif_transpose(image) if turn else image
+
+    def size_of(self, image: Image.Image) -> tuple[int, int]:
+        """(width, height) that an image will have before it is resized, by its header."""
+        width, height = image.size
+        return (height, width) if self.upright and orientation(image) > 4 else (width, height)
+
     def __call__(self, image: Image.Image, where: str) -> NDArray[np.uint8]:
         reason = self.refuse(image)
         if reason is not None:
@@ -84,11 +105,25 @@ class Conform:
                 raise MismatchError(
                     f"{where} has transparent pixels. Lay it on a background of your choice first."
                 )
+        image = self.turned(image)
         mode = {1: "L", 3: "RGB", None: image.mode}[self.channels]
         image = image.convert(mode)  # loads the pixels; a truncated file fails here
         if self.size is not None and image.size != self.size[::-1]:
             image = ImageOps.fit(image, self.size[::-1], Image.Resampling.BICUBIC)
         return pixels_of(image).numpy()
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image that was opened, 1 (upright) to 8; loads no pixels."""
+    # Pillow turns TIFF itself, and would decode a PNG to look for EXIF behind its pixels.
+    in_header = image.format != "PNG" or not image.info.keys().isdisjoint(("exif", "xmp"))
+    if image.format == "TIFF" or not in_header:
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises whatever damaged EXIF provokes; the pixels may be whole
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -146,14 +181,22 @@ class Files:
     def __init__(
         self, paths: Sequence[str], conform: "Conform", shape: tuple[int, int, int]
     ) -> None:
-        self.paths = paths
+        self.paths = [os.path.abspath(path) for path in paths]  # whatever the folder is later
         self.conform = conform
         self.shape = shape
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        out = np.empty((len(rows), *self.shape), np.uint8)
+    def read(
+        self, rows: NDArray[np.int64], problems: MutableMapping[int, Problem] | None = None
+    ) -> NDArray[np.uint8]:
+        """uint8 (len(rows), C, H, W); why a row cannot be read is raised, or put in `problems`."""
+        out = np.zeros((len(rows), *self.shape), np.uint8)
         for i, row in enumerate(rows):
-            out[i] = self.decode(row)
+            try:
+                out[i] = self.decode(row)
+            except (DataError, MismatchError) as problem:
+                if problems is None:
+                    raise
+                problems[int(row)] = problem
         return out
 
     def decode(
@@ -168,7 +211,7 @@ class Files:
         path = self.paths[row]
         try:
             with open_image(path) as image:
-                whole = image if change is None else change(image)
+                whole = image if change is None else change(self.conform.turned(image))
                 return self.conform(whole, path)
         except (DataError, MismatchError):
             raise
@@ -189,6 +232,7 @@ class Indexed:
         self.dataset = dataset
         self.conform = conform
         self.fields = fields
+        _warn_if_turned(dataset)
         self.shape = tuple(self._image(first).shape)
 
     def _image(self, row: int) -> NDArray[np.uint8]:
@@ -219,11 +263,63 @@ class Indexed:
         return out
 
 
+_LOOKED_AT = 64
+"""How many files of a folder of torchvision are looked at for an EXIF orientation."""
+_looked_through: WeakSet[Any] = WeakSet()
+
+
+def _warn_if_turned(dataset: Any) -> None:
+    """Warns, once, of a folder of torchvision with photos that its loader leaves on their side."""
+    from torchvision.datasets.folder import DatasetFolder, default_loader
+
+    if not isinstance(dataset, DatasetFolder) or dataset in _looked_through:
+        return
+    _looked_through.add(dataset)
+    places = np.unique(np.linspace(0, len(dataset.samples) - 1, _LOOKED_AT).astype(int))
+    paths = [dataset.samples[place][0] for place in places] if len(dataset.samples) else []
+    turned = [path for path in paths if _orientation_of(path) > 1]
+    if turned and dataset.loader is default_loader:
+        log.warning(
+            "%d of %d files of %s that were looked at have an EXIF orientation, which torchvision "
+            "ignores: these photos lie on their side, or are mirrored (%s). `load_dataset` turns "
+            "them; or give the data set a `loader` that does, by `PIL.ImageOps.exif_transpose`.",
+            len(turned),
+            len(paths),
+            type(dataset).__name__,
+            turned[0],
+        )
+
+
+def _orientation_of(path: str) -> int:
+    try:
+        with open_image(path) as image:
+            return orientation(image)
+    except Exception:  # whoever reads its pixels says what is wrong with it
+        return 1
+
+
+def open_hdf5(path: str) -> Any:
+    """Opens an HDF5 file to read, also where it cannot be locked, as on some network file systems.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "lock file" not in str(error):
+            raise
+        log.warning("%s is read without a lock (%s): nobody must write to it now.", path, error)
+        return h5py.File(path, "r", locking=False)
+
+
 class HDF5:
     """Images of an HDF5 file. Opened in each process, since a handle must not cross a fork."""
 
     def __init__(self, path: str, rows: NDArray[np.int64], last: bool, conform: "Conform") -> None:
-        self.path = path
+        self.path = os.path.abspath(path)
         self.rows = rows
         self.last = last  # whether the channels are the last axis
         self.conform = conform
@@ -232,10 +328,8 @@ class HDF5:
         self.shape = tuple(self.read(np.zeros(1, np.int64)).shape[1:])
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        import h5py
-
         if self.pid != os.getpid():
-            self.file, self.pid = h5py.File(self.path, "r"), os.getpid()
+            self.file, self.pid = open_hdf5(self.path), os.getpid()
         wanted, back = np.unique(self.rows[rows], return_inverse=True)  # h5py wants them increasing
         whole = wanted[-1] - wanted[0] + 1 == len(wanted)  # a slice is read many times faster
         try:
@@ -258,14 +352,24 @@ class HDF5:
 
 
 @lasting_tensors()  # threads fill it, and inference mode belongs to one
-def gather(store: Any, rows: NDArray[np.int64], progress: bool | None, description: str) -> Tensor:
-    """All images of a store in one tensor, uint8 (n, C, H, W), decoded by a thread per CPU."""
+def gather(
+    store: Any,
+    rows: NDArray[np.int64],
+    progress: bool | None,
+    description: str,
+    problems: MutableMapping[int, Problem] | None = None,
+) -> Tensor:
+    """All images of a store in one tensor, uint8 (n, C, H, W), decoded by a thread per CPU.
+
+    With `problems`, files that cannot be decoded are named there, by their rows, and black.
+    """
     out = torch.empty((len(rows), *store.shape), dtype=torch.uint8, device="cpu")
     starts = range(0, len(rows), _CHUNK)
 
     def fill(start: int) -> int:
         part = rows[start : start + _CHUNK]
-        out[start : start + len(part)] = torch.from_numpy(store.read(part))
+        read = store.read(part, problems) if isinstance(store, Files) else store.read(part)
+        out[start : start + len(part)] = torch.from_numpy(read)
         return len(part)
 
     # Foreign data sets and h5py promise nothing about threads; files are ours.

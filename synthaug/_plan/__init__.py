@@ -2,7 +2,13 @@
 
 from synthaug._plan.layout import row_seed
 from synthaug._plan.plan import Plan, check_values
-from synthaug._plan.quota import balanced_quota, given_quota, largest_remainders, matching_quota
+from synthaug._plan.quota import (
+    balanced_quota,
+    given_quota,
+    largest_remainders,
+    matching_quota,
+    rounded_multiple,
+)
 from synthaug._plan.rows import REQUIRED, AbstractRows, Selection
 from synthaug._plan.text import bytes_text, canonical_json, settings_digest, time_text
 
@@ -18,6 +24,7 @@ __all__ = [
     "given_quota",
     "largest_remainders",
     "matching_quota",
+    "rounded_multiple",
     "row_seed",
     "settings_digest",
     "time_text",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from synthaug._noise import checked_seed
 from synthaug._plan import rows as _rows
 from synthaug._plan.layout import Layout, Seeded, SourcesInTurn, in_turn, row_digests, row_seed
 from synthaug._plan.quota import check_labels
@@ -128,9 +129,11 @@ class Plan:
             rows: Which rows to make, a slice without a step.
 
         Raises:
+            TypeError: For a seed that is no whole number.
             ValueError: For an empty plan, a quota of the wrong length, a class with a quota but no
                 source, a parameter without values, or a slice with a step.
         """
+        seed = checked_seed(seed)
         quota = np.asarray(quota, np.int64)
         if quota.shape != (len(classes),):
             raise ValueError(f"`quota` has shape {quota.shape}, expected ({len(classes)},).")

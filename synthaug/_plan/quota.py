@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,23 @@ def balanced_quota(num_classes: int, *, per_class: int) -> Labels:
     return np.full(num_classes, per_class, np.int64)
 
 
+def rounded_multiple(ratio: float, count: int) -> int:
+    """`ratio * count` as a whole number, halves up; 0.35 is taken for the decimal that it shows."""
+    return math.floor(Fraction(repr(float(ratio))) * count + Fraction(1, 2))
+
+
 def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labels:
     """`ratio` images per real image with the class proportions of `labels`.
 
-    The total is `round(ratio * len(labels))`; classes get theirs by largest remainder, so each is
-    within one image of its exact share.
+    The total is `ratio * len(labels)`, rounded, halves up; classes get theirs by largest remainder,
+    so each is within one image of its exact share.
     """
     if not (ratio > 0 and math.isfinite(ratio)):
         raise ValueError(f"`ratio` must be positive and finite, got {ratio}.")
     indices = np.asarray(labels, np.int64)
     check_labels(indices, num_classes)
     exact = np.bincount(indices, minlength=num_classes) * ratio
-    return largest_remainders(exact, round(ratio * len(indices)))
+    return largest_remainders(exact, rounded_multiple(ratio, len(indices)))
 
 
 def check_labels(labels: Labels, num_classes: int) -> None:

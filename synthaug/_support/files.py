@@ -1,26 +1,89 @@
 """Small files that are whole or absent, whatever happens while they are written."""
 
+import errno
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
 from synthaug._support.reading import check_replaceable
 
+logger = logging.getLogger("synthaug")
+
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, 524)  # 524 is ENOTSUPP, of NFS
+
 
 def check_folder(path: str | os.PathLike[str]) -> None:
-    """Whether a folder is there, or can be made, before work starts whose results go into it.
+    """Whether a folder can be written to, or made, before work starts whose results go into it.
 
     Raises:
-        ValueError: It, or a folder that it would lie in, is a file.
+        ValueError: It, or a folder that it would lie in, is a file, or cannot be written to.
     """
     path = Path(path)
     place = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not place.is_dir():
         raise ValueError(f"{place} is a file, expected a folder to write to. Choose another name.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"Nothing can be written to the folder {place}: it is read-only, or somebody else's. "
+            "Choose another one."
+        )
+
+
+def check_outputs(*paths: str | os.PathLike[str]) -> None:
+    """Whether files can be written, before work starts whose results go into them.
+
+    Raises:
+        ValueError: One of them is a folder, or lies where nothing can be written.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, expected a file to write. Choose another name.")
+        check_folder(path.parent)
+
+
+def sync_file(fd: int) -> None:
+    """Waits until what was written is on disk; a file system that cannot say so is done without.
+
+    Raises:
+        OSError: If the disk is full or fails.
+    """
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _tell_unsynced(error.strerror)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Makes new names in a folder last through a power failure, where that can be asked for.
+
+    The files are there and whole either way, so no failure is an error.
+    """
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        _tell_unsynced(error.strerror)
+
+
+@cache
+def _tell_unsynced(reason: str) -> None:
+    """Warns once."""
+    logger.warning(
+        "This file system does not say when data are on disk (%s): a power failure may take what "
+        "was written last.",
+        reason,
+    )
 
 
 @contextmanager
@@ -37,8 +100,11 @@ def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterat
     """
     path = Path(path)
     check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:  # which names the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     try:
         yield temporary
@@ -88,5 +154,5 @@ def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False
     ):
         f.write(text)
         f.flush()
-        os.fsync(f.fileno())
+        sync_file(f.fileno())
     return path

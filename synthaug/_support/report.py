@@ -119,27 +119,30 @@ class Report(ABC):
             raise ImportError("`to_frame` needs pandas. Run `pip install pandas`.") from error
         return DataFrame(dict(self._columns()))
 
-    def to_html(self, path: str | os.PathLike[str]) -> Path:
+    def to_html(self, path: str | os.PathLike[str], *, shared: bool = False) -> Path:
         """Writes one self-contained page that opens from disk, offline.
 
         Args:
             path: File to write; an existing one is replaced.
+            shared: Let others read a page that shows real images; such a page is otherwise for the
+                eyes of its owner only.
         """
         body = Markup("<h1>{}</h1>\n{}").format(self.title, self.html_sections())
         text = page(self.title, body, style=self.STYLE, script=self.SCRIPT)
-        return write_text(path, text, private=self._PRIVATE)
+        return write_text(path, text, private=self._PRIVATE and not shared)
 
-    def to_json(self, path: str | os.PathLike[str]) -> Path:
+    def to_json(self, path: str | os.PathLike[str], *, shared: bool = False) -> Path:
         """Writes the whole report. The file appears at once or not at all.
 
         Args:
             path: File to write; an existing one is replaced.
+            shared: As in `to_html`.
         """
         record: dict[str, Any] = {"format": self._FORMAT}
         if self._FORMAT_VERSION is not None:
             record["format_version"] = self._FORMAT_VERSION
         text = encode({**record, **self._record()}, indent=self._INDENT)
-        return write_text(path, text, private=self._PRIVATE)
+        return write_text(path, text, private=self._PRIVATE and not shared)
 
     @classmethod
     def from_json(cls: type[R], path: str | os.PathLike[str]) -> R:

@@ -5,6 +5,7 @@ state of an optimizer) takes them from `torch.set_default_dtype` and `torch.set_
 which belong to the caller: around such code they are what torch starts with.
 """
 
+import mmap
 import os
 import sys
 import threading
@@ -74,4 +75,17 @@ def lasting_tensors() -> Iterator[None]:
 def shared_counter() -> Tensor:
     """An int64 scalar, 0, in memory that worker processes share and any caller can change."""
     with lasting_tensors():
-        return torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()
+        return shared(torch.zeros((), dtype=torch.int64, device="cpu"))
+
+
+def shared(counter: Tensor) -> Tensor:
+    """An int64 scalar in memory that worker processes share.
+
+    Without shared memory objects (no /dev/shm in a container) it is in memory that forked workers
+    share, and that cannot be sent to processes that are spawned.
+    """
+    try:
+        return counter.share_memory_()
+    except (OSError, RuntimeError):
+        memory = torch.frombuffer(mmap.mmap(-1, 8), dtype=torch.int64)[0]
+        return memory.copy_(counter)

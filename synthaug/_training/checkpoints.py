@@ -6,7 +6,6 @@ Parts are loaded by class name from a closed list, weights from safetensors only
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.differences import described, differences
 from synthaug._support.extras import from_extra
-from synthaug._support.files import write_text
+from synthaug._support.files import sync_file, write_text
 from synthaug._support.precision import Precision, Resolved, in_precision, load_network
 from synthaug._support.reading import (
     check_regular,
@@ -142,7 +141,7 @@ def replaced(folder: Path, *, keep: Path | None = None) -> Iterator[Path]:
         yield new
         for path in new.iterdir():
             with open(path, "rb") as file:
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
     except Exception:  # a full disk: give back what was taken
         shutil.rmtree(new, ignore_errors=True)
         raise

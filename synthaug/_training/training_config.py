@@ -22,8 +22,9 @@ class TrainingConfig:
     """Examples per step, over all processes."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 200
-    """Steps over which the learning rate rises linearly from 0."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly from 0; by default a tenth of all steps,
+    but 200 at most."""
     decay_steps: int = 0
     """Steps at the end over which it falls linearly to 0; 0 keeps it constant."""
     weight_decay: float = 0.0
@@ -32,7 +33,8 @@ class TrainingConfig:
     """Gradients with a larger norm are scaled down to it."""
     ema_decay: float = 0.9995
     """Decay of the moving average of the weights. Step n, counted from 0, uses
-    min(decay, (1 + n) / (10 + n)); the first one copies the weights."""
+    min(decay, (1 + n) / (10 + n)), so that a short run is averaged over its last tenth; the first
+    step copies the weights."""
     precision: Precision = "auto"
     """bfloat16 runs the loss under autocast; weights and optimizer stay in float32. auto is that of
     the run that is resumed; for a new one, bfloat16 on a device that has it in hardware."""
@@ -49,6 +51,12 @@ class TrainingConfig:
         check_at_least(1, steps=self.steps, batch_size=self.batch_size)
         check_positive(learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
         check_not_negative(warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
+        for name in ("warmup_steps", "decay_steps"):
+            if (vars(self)[name] or 0) > self.steps:
+                raise ValueError(
+                    f"`{name}` must be from 0 to `steps`={self.steps}, got {vars(self)[name]}: the "
+                    "learning rate would never reach its peak."
+                )
         check_not_negative(weight_decay=self.weight_decay)
         check_not_negative(checkpoint_seconds=self.checkpoint_seconds)
         check_within("[0, 1)", ema_decay=self.ema_decay)
@@ -62,7 +70,9 @@ class TrainingConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step `step`, counted from 0."""
-        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        usual_warmup = min(200, self.steps // 10)
+        warmup = usual_warmup if self.warmup_steps is None else self.warmup_steps
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, warmup))
         if self.decay_steps:
             rate *= min(1.0, max(0.0, (self.steps - step) / self.decay_steps))
         return rate

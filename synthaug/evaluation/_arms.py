@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from synthaug._cache.serving import Servable, Verdicts, class_table, rows_by_class, servable
 from synthaug._images.source import ImageSource
+from synthaug._plan import rounded_multiple
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
 from synthaug.evaluation._augment import Augment
@@ -110,7 +111,7 @@ def scaling_arms(
     pools = rows_by_class(servable_rows, labels[servable_rows], len(classes))
     arms: dict[str, Dataset[Any]] = {}
     for ratio in ratios:
-        total = round(ratio * len(real))
+        total = rounded_multiple(ratio, len(real))
         rows = []
         for c, pool in enumerate(pools):
             count = (total + len(pools) - 1 - c) // len(pools)

@@ -85,10 +85,11 @@ class RowParameter:
         return None if allowed.all() else f"`{self.name}` {self.requirement}, got {value}."
 
     def column(self, value: Any) -> Any:
-        """The value as `Plan.build` takes it; whole numbers become int64, however they came."""
+        """The value as `Plan.build` takes it: one dtype for 2 and 2.0, however they came."""
         import numpy as np
 
-        return value if self.type is float else np.atleast_1d(np.asarray(value)).astype(np.int64)
+        dtype = np.float64 if self.type is float else np.int64
+        return np.atleast_1d(np.asarray(value)).astype(dtype)
 
 
 @final
