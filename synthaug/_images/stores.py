@@ -309,7 +309,8 @@ def open_hdf5(path: str) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        if "lock file" not in str(error):
+        # No lock to be had; or the file is open already, and was opened without one.
+        if "lock file" not in str(error) and "locking flag" not in str(error):
             raise
         log.warning("%s is read without a lock (%s): nobody must write to it now.", path, error)
         return h5py.File(path, "r", locking=False)
