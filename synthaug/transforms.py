@@ -12,7 +12,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2._utils import _parse_labels_getter
 
-from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, rows_by_class, servable
+from synthaug._cache.serving import (
+    SyntheticImages,
+    Verdicts,
+    class_table,
+    labels_of,
+    rows_by_class,
+    servable,
+)
 from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_report
 from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
@@ -191,7 +198,7 @@ class MixSynthetic(_ImagesOnly):
         rows = np.flatnonzero(served.mask)
         if not len(rows):
             raise DataError("No synthetic image may be served: none is done and passed the audit.")
-        labels = table[np.asarray(self._synthetic.labels)[rows]]
+        labels = table[labels_of(self._synthetic, rows)]
         self._pools = rows_by_class(rows, labels, len(self._classes))
 
     def forward(self, *inputs: Any) -> Any:

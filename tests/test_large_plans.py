@@ -127,7 +127,9 @@ def test_any_index_gives_the_rows_that_it_gives_in_memory(
     for plan in (plan_of(**SOURCES), stored, joined):
         part = plan[index]
         assert part.digest == expected.digest
-        np.testing.assert_array_equal(plan.at("seed", index), kept["seed"][numbers])
+        for chosen in (index, np.sort(numbers)):
+            rows = np.arange(1000)[chosen]
+            np.testing.assert_array_equal(plan.at("seed", chosen), kept["seed"][rows])
         if len(part) > 3:
             assert part[::-1][1:4].digest == in_memory(lambda: expected[::-1][1:4]).digest
 
@@ -178,7 +180,8 @@ def test_a_plan_in_a_file_that_was_replaced_or_cut_short_is_an_error(
     large: None, tmp_path: Path
 ) -> None:
     cache = laid_out(tmp_path / "a.h5", plan_of())
-    plan = cache.plan
+    plan, labels = cache.plan, cache.labels
+    assert cache.labels is labels
     cache.path.rename(tmp_path / "b.h5")
     laid_out(cache.path, plan_of(seed=1))
     fresh = pickle.loads(pickle.dumps(plan))
@@ -189,8 +192,11 @@ def test_a_plan_in_a_file_that_was_replaced_or_cut_short_is_an_error(
         file.truncate(5000)
     with pytest.raises(CacheError, match="Cannot read"):
         plan[900:901]
-    with pytest.raises(CacheError, match="cut short"):
+    with pytest.raises(CacheError, match="Cannot read"):
         plan["seed"]
+    with pytest.raises(CacheError, match="Cannot read"):
+        cache.labels_of([5, 999, 1])
+    np.testing.assert_array_equal(labels, np.repeat([0, 1, 2], [300, 200, 500]))  # no fault
 
 
 def test_no_step_of_a_job_makes_a_whole_column(

@@ -216,11 +216,12 @@ def _class_folders(
     """PNG files below `images`, and `provenance.jsonl` in `folder`."""
     with (folder / "provenance.jsonl").open("w", encoding="utf-8") as records:
         for row, png in _images(cache, rows, advance):
-            path = images / cache.classes[int(cache.labels[row])] / f"{row:08d}.png"
+            record = _record(cache, row)
+            path = images / cache.classes[record["label"]] / f"{row:08d}.png"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(png)
             name = path.relative_to(folder).as_posix()
-            print(json.dumps({"file_name": name, **_record(cache, row)}), file=records)
+            print(json.dumps({"file_name": name, **record}), file=records)
 
 
 def _webdataset(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
@@ -253,7 +254,7 @@ def _card(cache: SynthCache, rows: Indices) -> str:
     generator, source = (_words(licence.get(key) or "unknown") for key in ("generator", "source"))
     limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
     size = next((name for limit, name in limits if len(rows) < limit), "1M<n<10M")
-    counts = np.bincount(cache.labels[rows], minlength=len(cache.classes))
+    counts = np.bincount(cache.labels_of(rows), minlength=len(cache.classes))
     table = "\n".join(
         f"| {_words(name)} | {count:,} |" for name, count in zip(cache.classes, counts, strict=True)
     )

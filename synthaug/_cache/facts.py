@@ -94,14 +94,14 @@ def contact_sheet(
     Raises:
         ValueError: No row is done.
     """
-    done = cache.done
-    if not done.any():
+    done = np.flatnonzero(cache.done)
+    if not len(done):
         raise ValueError(f"{cache.path} holds no image to show yet.")
     per_class = columns * rows_per_class
     tiles = []
-    for index in np.unique(cache.labels[done])[:most_classes].tolist():
-        rows = np.flatnonzero(done & (cache.labels == index))
-        chosen = evenly(rows, per_class)
+    labels = cache.labels_of(done)
+    for index in np.unique(labels)[:most_classes].tolist():
+        chosen = evenly(done[labels == index], per_class)
         sheet = np.full((per_class, *cache.image_shape), 255, np.uint8)
         sheet[: len(chosen)] = cache.read(chosen).numpy()
         tiles.append(sheet)

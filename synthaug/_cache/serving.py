@@ -13,6 +13,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from synthaug._images.leaves import Labeled
 from synthaug._plan import Plan
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
@@ -149,14 +150,18 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
         TypeError: For something that is not a cache, or not a report.
         MismatchError: For a report about another cache.
     """
-    if not isinstance(synthetic, SyntheticImages):
+    is_cache = isinstance(synthetic, Labeled | SyntheticImages)
+    if not is_cache:
         raise TypeError(
             f"`synthetic` is a {type(synthetic).__name__}, expected a cache: "
             '`synthaug.SynthCache("PATH.h5")`.'
         )
-    done = np.array(synthetic.done, bool)
+    done = np.asarray(synthetic.done, bool)
     if not soft_labels and isinstance(synthetic, Planned):
-        done[between_classes(synthetic.plan)] = False
+        between = between_classes(synthetic.plan)
+        if len(between):
+            done = done.copy()
+            done[between] = False
     if audit is None:
         found = Servable(done, int(done.sum()), None)
         _warn_once(
@@ -184,6 +189,18 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
     else:
         _warn_once(synthetic, found, "Copies of training images may have gone unseen")
     return found
+
+
+def num_rows(synthetic: SyntheticImages) -> int:
+    """How many rows there are, done or not."""
+    return len(synthetic if isinstance(synthetic, Labeled) else synthetic.labels)
+
+
+def labels_of(synthetic: SyntheticImages, rows: Indices | slice) -> Labels:
+    """The class index of some rows, int64 (n,), as the cache counts classes."""
+    if isinstance(synthetic, Labeled):
+        return synthetic.labels_of(rows)
+    return np.asarray(synthetic.labels)[rows]
 
 
 def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:

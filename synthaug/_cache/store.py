@@ -113,6 +113,7 @@ class SynthCache(Dataset[Any]):
         self.on_corrupt = on_corrupt
         self.synthesizer = synthesizer
         self._substitutes: dict[int, int] = {}
+        self._labels: Labels | None = None
         self._reader: Reader | None = open_reader(inspect(self.path))
         self._digests = self._contents.plan_digest, self._contents.manifest_digest
         if synthesizer is not None:
@@ -403,9 +404,16 @@ class SynthCache(Dataset[Any]):
     def labels(self) -> Labels:
         """Class index of each row, int64 (N,), also of rows that are not done.
 
-        Of millions of rows it is a memory map of the file: index it, rather than copy it.
+        They are read, and kept, when they are first asked for; `labels_of` reads some of them.
         """
-        return self.plan["label"]
+        if self._labels is None:
+            self._labels = self.plan["label"]
+        return self._labels
+
+    def labels_of(self, rows: ArrayLike | Sequence[int] | slice) -> Labels:
+        """Class index of some rows, int64 (n,), also of rows that are not done. Of a cache of
+        millions of rows it reads no others."""
+        return self.plan.at("label", rows)
 
     @property
     def targets(self) -> Labels:
@@ -696,7 +704,7 @@ class SynthCache(Dataset[Any]):
         return self._reader
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}
+        return {**self.__dict__, "_reader": None, "_labels": None}
 
     # Display
 

@@ -1,7 +1,6 @@
 """Rows of a plan that stay in the file of their cache, and are read when they are asked for."""
 
 import io
-import mmap
 import os
 import weakref
 from abc import abstractmethod
@@ -62,12 +61,12 @@ class AbstractStoredRows(AbstractRows):
             if isinstance(rows, range) and rows.step == 1:
                 return {name: self._span(name, rows.start, rows.stop) for name in names}
             at = np.asarray(rows, np.int64)
-            order = np.argsort(at, kind="stable")
             values = {name: np.empty(len(at), self.dtypes[name]) for name in names}
-            for chosen in _near(at, order):
-                start, stop = int(at[chosen[0]]), int(at[chosen[-1]]) + 1
+            for chosen in _near(at):
+                near = at[chosen]
+                start, stop = int(near[0]), int(near[-1]) + 1
                 for name in names:
-                    values[name][chosen] = self._span(name, start, stop)[at[chosen] - start]
+                    values[name][chosen] = self._span(name, start, stop)[near - start]
             return values
         except OSError as error:
             raise CacheError(
@@ -76,10 +75,17 @@ class AbstractStoredRows(AbstractRows):
             ) from error
 
 
-def _near(at: Indices, order: Indices) -> Iterator[Indices]:
-    """The rows `at[order]`, ascending, in groups that lie near each other: places in `at`."""
-    groups = at[order] // _NEAR
-    yield from np.split(order, np.flatnonzero(np.diff(groups)) + 1) if len(at) else ()
+def _near(at: Indices) -> Iterator[slice | Indices]:
+    """Groups of rows that lie near each other, each ascending, as places in `at`."""
+    if not len(at):
+        return
+    if (at[1:] >= at[:-1]).all():  # so are most, and there may be very many: no array of places
+        limits = np.arange(at[0] // _NEAR, at[-1] // _NEAR + 2) * _NEAR
+        edges = np.unique(np.searchsorted(at, limits)).tolist()
+        yield from map(slice, edges, edges[1:])
+    else:
+        order = np.argsort(at, kind="stable")
+        yield from np.split(order, np.flatnonzero(np.diff(at[order] // _NEAR)) + 1)
 
 
 @final
@@ -90,7 +96,6 @@ class PlainRows(AbstractStoredRows):
         super().__init__(*args)
         self._offsets = offsets
         self._fd = -1
-        self._map: mmap.mmap | None = None
 
     def _open(self) -> int:
         if self._fd < 0:
@@ -107,17 +112,8 @@ class PlainRows(AbstractStoredRows):
         pread_into(self._open(), view, self._offsets[name] + start * dtype.itemsize)
         return values.astype(dtype, copy=False)
 
-    def column(self, name: str) -> NDArray[Any]:
-        """A whole column, mapped: it takes memory only where it is looked at."""
-        fd = self._open()
-        check_same(self.path, self.file_id, self.size, fd)
-        if self._map is None:
-            self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-        dtype = self.dtypes[name].newbyteorder("<")
-        return np.frombuffer(self._map, dtype, len(self), self._offsets[name])
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fd": -1, "_map": None}
+        return {**self.__dict__, "_fd": -1}
 
 
 @final

@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._cache.serving import SyntheticImages
+from synthaug._cache.serving import SyntheticImages, num_rows
 from synthaug._datasets.filters import Scores, named, scores_of
 from synthaug._support.arguments import check_at_least, check_type
 from synthaug._types import Indices
@@ -98,7 +98,7 @@ class Stratified:
 
     def bound(self, synthetic: SyntheticImages, rows: Indices) -> Draw:
         """The rule for some rows of a cache."""
-        values = np.full(len(synthetic.labels), np.nan)
+        values = np.full(num_rows(synthetic), np.nan)
         values[rows] = scores_of(self.scores, synthetic, rows)
         return _Decks(partial(dealt, strata=self.parts), values)
 
@@ -122,7 +122,7 @@ class Weighted:
 
     def bound(self, synthetic: SyntheticImages, rows: Indices) -> Draw:
         """The rule for some rows of a cache."""
-        weights = np.zeros(len(synthetic.labels))
+        weights = np.zeros(num_rows(synthetic))
         weights[rows] = scores_of(self.weights, synthetic, rows)
         bad = rows[~((weights[rows] >= 0) & (weights[rows] < np.inf))]
         if len(bad):

@@ -8,7 +8,14 @@ from typing import Any, ClassVar, Protocol, final, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._cache.serving import Scored, SyntheticImages, Verdicts, check_identity
+from synthaug._cache.serving import (
+    Scored,
+    SyntheticImages,
+    Verdicts,
+    check_identity,
+    labels_of,
+    num_rows,
+)
 from synthaug._support.arguments import check_type, check_within
 from synthaug._types import Indices, Labels
 
@@ -84,7 +91,7 @@ class _ByRank:
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
         """Which of `rows` stay, bool (n,)."""
-        labels = np.asarray(synthetic.labels)[rows]
+        labels = labels_of(synthetic, rows)
         scores = self._SIGN * scores_of(self.scores, synthetic, rows)
         return _top(scores, rows, labels, self.share)
 
@@ -157,7 +164,7 @@ def _mask(rule: Any, synthetic: SyntheticImages, name: str) -> tuple[NDArray[np.
 
 
 def _check_rows(name: str, values: NDArray[Any], synthetic: SyntheticImages) -> None:
-    rows = len(synthetic.labels)
+    rows = num_rows(synthetic)
     if values.shape != (rows,):
         raise ValueError(f"{name} has shape {values.shape}, the cache has {rows} rows.")
 

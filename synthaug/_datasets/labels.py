@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._cache.format import spans
-from synthaug._cache.serving import Planned, SyntheticImages
+from synthaug._cache.serving import Planned, SyntheticImages, labels_of, num_rows
 from synthaug._datasets.real import RealItems
 from synthaug._images.convert import is_probabilities, label_like, probabilities_like
 from synthaug._types import Indices, Labels
@@ -62,9 +62,8 @@ class ItemLabels:
             self._given = _checked(soft_labels, synthetic, rows)
             _check_order(self._given[rows], table, synthetic, rows)
 
-    def of_row(self, row: int) -> Any:
-        """The label of a row of the cache."""
-        label = int(self._table[self._synthetic.labels[row]])
+    def of_row(self, row: int, label: int) -> Any:
+        """The label of a row of the cache, of which this is the class index."""
         if not self.vectors:
             return label_like(label, self._example)
         if self._given is not None:
@@ -88,7 +87,7 @@ class ItemLabels:
             hashed.update(np.ascontiguousarray(self._given).data)
         else:
             for values, neutral in ((self._partner, -1), (self._share, 0.0)):
-                for span in spans(len(self._synthetic.labels)):
+                for span in spans(num_rows(self._synthetic)):
                     same: Any = np.full(span.stop - span.start, neutral)
                     piece = same if values is None else np.ascontiguousarray(values[span])
                     hashed.update(piece.data)
@@ -102,7 +101,7 @@ class ItemLabels:
 
 def _checked(given: ArrayLike, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.float32]:
     values = np.asarray(given, np.float32)
-    shape = (len(synthetic.labels), len(synthetic.classes))
+    shape = (num_rows(synthetic), len(synthetic.classes))
     if values.shape != shape:
         raise ValueError(
             f"`soft_labels` has shape {values.shape}, expected one probability per row and class, "
@@ -121,7 +120,7 @@ def _check_order(
     values: NDArray[np.float32], table: Labels, synthetic: SyntheticImages, rows: Indices
 ) -> None:
     """Refuses columns in the order of the cache, where the real data have another one."""
-    theirs = np.asarray(synthetic.labels)[rows]
+    theirs = labels_of(synthetic, rows)
     each = np.arange(len(rows))
     if values[each, theirs].sum() > values[each, table[theirs]].sum():
         raise ValueError(

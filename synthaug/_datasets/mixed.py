@@ -1,15 +1,23 @@
 """Real and synthetic images in one data set."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
-from synthaug._cache.serving import SyntheticImages, Traced, Verdicts, rows_by_class, servable
+from synthaug._cache.format import spans
+from synthaug._cache.serving import (
+    SyntheticImages,
+    Traced,
+    Verdicts,
+    labels_of,
+    num_rows,
+    rows_by_class,
+    servable,
+)
 from synthaug._datasets.choices import Choices, Mode
 from synthaug._datasets.draws import Stratified, Weighted, bound_draw
 from synthaug._datasets.epochs import AbstractEpochDataset
@@ -164,11 +172,13 @@ class MixedDataset(AbstractEpochDataset):
 
     def _labels_of(self, rows: Indices | slice) -> Labels:
         """Labels of rows of the cache, as `real` counts classes."""
-        return self._items.class_table[np.asarray(self.synthetic.labels)[rows]]
+        return self._items.class_table[labels_of(self.synthetic, rows)]
 
     def _unserved(self, c: int) -> MismatchError:
         """Says why a class that needs synthetic images has none."""
-        of_class = self._labels_of(slice(None)) == c
+        of_class = np.empty(num_rows(self.synthetic), bool)
+        for span in spans(len(of_class)):
+            of_class[span] = self._labels_of(span) == c
         done = int(np.asarray(self.synthetic.done)[of_class].sum())
         allowed = int(self.served.mask[of_class].sum())
         passed = f" and {allowed or 'none'} of them passed the audit"
@@ -277,18 +287,26 @@ class MixedDataset(AbstractEpochDataset):
         made = rows >= 0
         real = self._items
         raw = iter(items_of(real.raw, where[~made | real.has_extras].tolist()))
-        pixels = iter(self.synthetic.read(rows[made])) if made.any() else iter(())
+        synthetic = self._synthetic(rows[made]) if made.any() else iter(())
         return [
             self._item(next(raw))
             if row < 0
-            else self._item(next(raw) if real.has_extras else real.example, row, next(pixels))
+            else self._item(next(raw) if real.has_extras else real.example, next(synthetic))
             for row in rows.tolist()
         ]
 
-    def _item(self, item: Any, row: int = -1, pixels: Tensor | None = None) -> Any:
-        """An item of `real`, or with `pixels` one with a row of the cache, after the transforms."""
-        if pixels is not None:
-            image, label = like(pixels, self._items.image), self._item_labels.of_row(row)
+    def _synthetic(self, rows: Indices) -> Iterator[tuple[Any, Any]]:
+        """Images and labels of rows of the cache, of the types of the items of `real`."""
+        labels = self._labels_of(rows).tolist()
+        for row, label, pixels in zip(
+            rows.tolist(), labels, self.synthetic.read(rows), strict=True
+        ):
+            yield like(pixels, self._items.image), self._item_labels.of_row(row, label)
+
+    def _item(self, item: Any, synthetic: tuple[Any, Any] | None = None) -> Any:
+        """An item of `real`, or with a synthetic image and label in it, after the transforms."""
+        if synthetic is not None:
+            image, label = synthetic
         else:
             changes = self._item_labels.changes_real or self.target_transform is not None
             if self.transform is None and not changes:

@@ -4,7 +4,7 @@ A leaf is a data set that is neither a `Subset` nor a `ConcatDataset`: one of to
 or of the `datasets` library, a list, tensors, or one of ours.
 """
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,9 +17,29 @@ from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
 
 _COPIED = 64 * 2**20
-"""Bytes of labels up to which they are copied. Larger ones may be a memory map of a file."""
+"""Bytes of labels up to which they are copied; larger ones are shared with the data set."""
 MAX_NUMBERED = 2**20
 """The most classes that a data set without names may have."""
+
+
+@runtime_checkable
+class Labeled(Protocol):
+    """Images of which the labels of some can be had without those of all, as those of a cache.
+
+    It has methods alone: to ask whether something has a property is to read that property.
+    """
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def labels_of(self, rows: Indices | slice) -> Labels:
+        """Class index of some rows, int64 (n,)."""
+        ...
+
+    def read(self, indices: ArrayLike) -> Pixels:
+        """uint8 (n, C, H, W)."""
+        ...
 
 
 def labels_at(leaf: Any, rows: Indices | None, key: Any = None) -> Labels:
@@ -38,6 +58,8 @@ def labels_at(leaf: Any, rows: Indices | None, key: Any = None) -> Labels:
     """
     if is_pixels(leaf):
         return np.full(len(leaf if rows is None else rows), -1, np.int64)
+    if rows is not None and key is None and isinstance(leaf, Labeled):
+        return leaf.labels_of(rows)
     values, count = _label_column(leaf, key), len(leaf)
     if listed := values is not None:
         values = list(values) if isinstance(values, list | tuple) else np.asarray(values)

@@ -9,7 +9,14 @@ from typing import Any, Literal, final
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
-from synthaug._cache.serving import Servable, Verdicts, class_table, rows_by_class, servable
+from synthaug._cache.serving import (
+    Servable,
+    Verdicts,
+    class_table,
+    labels_of,
+    rows_by_class,
+    servable,
+)
 from synthaug._images.source import ImageSource
 from synthaug._plan import rounded_multiple
 from synthaug._types import Indices, Labels, Pixels
@@ -106,9 +113,10 @@ def scaling_arms(
         )
     served = servable(synthetic, audit)
     classes = ImageSource.open(real, "`real`").classes or tuple(synthetic.classes)
-    labels = class_table(synthetic, classes)[np.asarray(synthetic.labels)]
+    table = class_table(synthetic, classes)
     servable_rows = np.flatnonzero(served.mask)
-    pools = rows_by_class(servable_rows, labels[servable_rows], len(classes))
+    labels = table[labels_of(synthetic, servable_rows)]
+    pools = rows_by_class(servable_rows, labels, len(classes))
     arms: dict[str, Dataset[Any]] = {}
     for ratio in ratios:
         total = rounded_multiple(ratio, len(real))
@@ -123,7 +131,7 @@ def scaling_arms(
                 )
             rows.append(pool[:count])
         chosen = np.sort(np.concatenate(rows))
-        part = _Part(synthetic, chosen, labels[chosen], classes, served)
+        part = _Part(synthetic, chosen, table[labels_of(synthetic, chosen)], classes, served)
         name = f"real + {ratio:g} x synthetic" if total else "real"
         arms[name] = ConcatDataset([real, part]) if total else real
     return arms
