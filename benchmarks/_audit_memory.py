@@ -15,10 +15,21 @@ import numpy as np
 import torch
 
 from synthaug._audit.alignment import Aligner
+from synthaug._audit.disturbances import disturbances
 from synthaug._audit.matches import Aligned, Near
 from synthaug._audit.matching import Matcher
 
 Memory = dict[Any, Any]
+
+
+@contextmanager
+def unplanted() -> Iterator[None]:
+    """Audits plant unchanged copies alone: they then say nothing of their power, and cost half.
+
+    What is planted changes no score, no flag and no test of the audited images.
+    """
+    with patch("synthaug._audit.run.disturbances", lambda size: disturbances(size)[:1]):
+        yield
 
 
 @contextmanager

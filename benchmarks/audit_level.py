@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _audit_memory import remembered
+from _audit_memory import remembered, unplanted
 from _machine import summary, write
 from audit_copies import limits
 from numpy.typing import NDArray
@@ -238,9 +238,9 @@ def run(args: Any, records: Path) -> list[dict[str, Any]]:
     """All audits that are not among the records yet; returns every record."""
     lines = [json.loads(x) for x in records.read_text().splitlines()] if records.exists() else []
     done = {(line["scenario"], line["number"]) for line in lines}
-    chosen = [s for s in SCENARIOS if vars(args)[s.data] and args.only in s.name]
+    chosen = [s for s in SCENARIOS if vars(args)[s.data] and s.name in (args.only or [s.name])]
     end = time.monotonic() + 60 * args.minutes
-    with remembered() as memory, records.open("a") as file:
+    with remembered() as memory, unplanted(), records.open("a") as file:
         for number, scenario, new_set in _in_turn(chosen, args.divisions):
             if new_set:
                 memory.clear()
@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--synthetic", type=int, default=250)
     parser.add_argument("--fdr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="scenarios whose name has this in it")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these scenarios only")
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so many")
     parser.add_argument("--quick", action="store_true", help="10 divisions of small sets")
     args = parser.parse_args()
