@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from audit_peers import Peers, by_audit, judged
 from numpy.typing import NDArray
 from scipy.stats import binomtest, t
 
-from synthaug import audit, load_dataset
+from synthaug import audit, features, load_dataset
 from synthaug._audit.disturbances import disturbances
 
 HONEST = "no copies"
@@ -83,7 +84,13 @@ def audited(part: Part, synthetic: NDArray[np.uint8], count: int, args: Any) -> 
     """What the audit says of these images, of which the first `count` are copies."""
     start = time.perf_counter()
     report = audit(
-        synthetic, part.train, holdout=part.holdout, fdr=args.fdr, max_pairs=0, progress=False
+        synthetic,
+        part.train,
+        holdout=part.holdout,
+        features=[_extractor(name) for name in args.features],
+        fdr=args.fdr,
+        max_pairs=0,
+        progress=False,
     )
     line: dict[str, Any] = {
         "verdict": report.verdict,
@@ -144,6 +151,11 @@ def run(args: Any, records: Path) -> list[dict[str, Any]]:
                     flush=True,
                 )
     return lines
+
+
+@cache
+def _extractor(name: str) -> Any:
+    return features.named(name, trusted=True)
 
 
 def _part(real: Any, needed: int, number: int, args: Any, memory: Memory) -> Part:
@@ -268,6 +280,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 25, 5])
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--divisions", type=int, default=4, help="of the data, over all draws")
+    parser.add_argument("--features", nargs="+", default=["pixels"], help="of `features.named`")
     parser.add_argument("--kinds", type=int, default=len(KINDS), help="the first so many only")
     parser.add_argument("--fdr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)

@@ -40,7 +40,7 @@ TWIN_RMSE = 6.0
 TWIN_CORRELATION = 0.96
 """Photos that correlate so well show one scene; drawings of one digit may be as much alike."""
 
-TRAINING_SETS = 10
+TRAINING_SETS = 5
 """Sets of training images over all divisions: the chance of one is not that of all."""
 
 
