@@ -28,7 +28,7 @@ def unplanted() -> Iterator[None]:
 
     What is planted changes no score, no flag and no test of the audited images.
     """
-    with patch("synthaug._audit.run.disturbances", lambda size: disturbances(size)[:1]):
+    with patch("synthaug._audit.comparison.disturbances", lambda size: disturbances(size)[:1]):
         yield
 
 
