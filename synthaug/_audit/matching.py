@@ -57,8 +57,9 @@ _PROPOSED = 10
 _REGISTERED = 2
 """Best aligned proposals that are registered, besides the nearest of each space."""
 
-_REGISTERED_AT_ONCE = 128
-"""Pairs that are registered together: few enough for the caches of a processor."""
+_REGISTERED_AT_ONCE = 2**17
+"""Pixels of the queries that are registered together, of small images more than of large ones: each
+step has a cost of its own, and its results should not leave the caches of a processor."""
 
 
 @dataclass(frozen=True)
@@ -326,8 +327,9 @@ class Matcher:
             D[:, :width] = np.where(chosen[:, :width], known.D, np.inf)
         query, column = np.nonzero(chosen & ~np.isfinite(D))
         rows, flipped = aligned.candidates[query, column], aligned.flipped[query, column]
-        for i in range(0, len(query), _REGISTERED_AT_ONCE):
-            part = slice(i, i + _REGISTERED_AT_ONCE)
+        at_once = _REGISTERED_AT_ONCE // small(samples[:1]).shape[-2:].numel()
+        for i in range(0, len(query), at_once):
+            part = slice(i, i + at_once)
             images = small(samples[torch.from_numpy(query[part])])
             mirror = torch.from_numpy(flipped[part])[:, None, None, None]
             references = small(self._at(rows[part], decoys))

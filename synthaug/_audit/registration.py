@@ -67,15 +67,17 @@ def register(queries: Tensor, references: Tensor) -> Tensor:
     goal, other = _blurred(queries), _blurred(references)
     if min(queries.shape[-2:]) >= _HALVED_FROM:
         goal, other = F.avg_pool2d(goal, 2), F.avg_pool2d(other, 2)
-    n = len(queries)
-    r = queries.new_full((n,), -1)
-    maps = queries.new_zeros((n, 2, 3))
-    for degrees, scale in _STARTS:
-        start = _map(degrees, scale, queries).expand(n, 2, 3)
-        followed = _follow(goal, other, start, _SMALL_STEPS)
-        better = followed.r > r
-        r = torch.where(better, followed.r, r)
-        maps = torch.where(better[:, None, None], followed.maps, maps)
+    n, starts = len(queries), len(_STARTS)
+    first = torch.stack([_map(degrees, scale, queries) for degrees, scale in _STARTS])
+    # All at once: what a step costs is hardly more for many images than for few.
+    followed = _follow(
+        goal.repeat(starts, 1, 1, 1),
+        other.repeat(starts, 1, 1, 1),
+        first.repeat_interleave(n, 0),
+        _SMALL_STEPS,
+    )
+    best = followed.r.view(starts, n).argmax(0)
+    maps = followed.maps.view(starts, n, 2, 3)[best, torch.arange(n, device=best.device)]
     r = _follow(queries, references, maps, _STEPS, robust=True).r
     return (2 - 2 * r).clamp(min=0).sqrt().float()
 
@@ -93,58 +95,75 @@ class _Followed:
 def _follow(
     queries: Tensor, references: Tensor, maps: Tensor, steps: int, *, robust: bool = False
 ) -> _Followed:
-    n, _, h, w = queries.shape
+    n, channels, h, w = queries.shape
     # (3, h w): one, x and y of every pixel.
     y, x = torch.meshgrid(_centers(h, queries), _centers(w, queries), indexing="ij")
     places = torch.stack([torch.ones_like(x), x, y]).flatten(1)
     goal = queries.flatten(2)
+    # What the colors of queries are mixed from, and behind it the queries: the channels of the
+    # references at their places, lightness times x and times y, and one.
+    both = torch.cat([goal, torch.ones_like(goal[:, :1]).expand(n, 3, h * w), goal], 1)
+    basis = both[:, : channels + 3]
     best = _Followed(queries.new_full((n,), -1), maps)
     weight = queries.new_ones((n, h * w))
     for step in range(steps + 1):
-        fitted, inside = _recolored(goal, references, maps, places, weight)
-        r = _correlation(goal, fitted, inside * weight)
+        inside = _place(references, maps, places, basis)
+        counted = inside * weight
+        mixture, r = _recolored(both, channels, counted)
         area = torch.linalg.det(maps[:, :, :2])
         allowed = (inside.mean(1) >= _LEAST_COVER) & (area >= _ZOOM[0]) & (area <= _ZOOM[1])
         better = (r > best.r) & allowed
         best = _Followed(
             torch.where(better, r, best.r), torch.where(better[:, None, None], maps, best.maps)
         )
+        if step == steps:
+            break
         if robust:
-            weight = _huber(goal, fitted, inside)
-        if step < steps:
-            maps = _composed(maps, _step(goal, fitted, places, inside * weight, (h, w)))
+            weight = _huber(goal, mixture.transpose(1, 2) @ basis, inside)
+            counted = inside * weight
+        lightness = (mixture.mean(2, keepdim=True).transpose(1, 2) @ basis)[:, 0]
+        maps = _composed(maps, _step(goal.mean(1), lightness, places, counted, (h, w)))
     return _Followed(best.r.clamp(0, 1), best.maps)
 
 
-def _recolored(
-    goal: Tensor, references: Tensor, maps: Tensor, places: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The references at their places in the colors of the queries, and which pixels they cover.
+def _place(references: Tensor, maps: Tensor, places: Tensor, basis: Tensor) -> Tensor:
+    """Writes the references at their places to a basis, and says which pixels they cover.
 
     Returns:
-        (n, C, h w) and (n, h w), 1 inside of the reference and 0 outside.
+        1 inside of the reference and 0 outside, (n, h w).
     """
-    grid = F.affine_grid(maps, list(references.shape), align_corners=False)
-    placed = F.grid_sample(references, grid, padding_mode="border", align_corners=False).flatten(2)
-    inside = (grid.abs() <= 1 + 1e-3).all(-1).flatten(1).to(goal.dtype)
-    # What the colors are mixed from: the channels, one, lightness times x and times y.
-    lightness = placed.mean(1, keepdim=True)
-    basis = torch.cat([placed, torch.ones_like(lightness), lightness * places[1:]], 1)
-    weighted = basis * (inside * weight)[:, None]
-    gram = weighted @ basis.transpose(1, 2)
-    mixture = _solved(gram, weighted @ goal.transpose(1, 2), 1e-4)
-    return mixture.transpose(1, 2) @ basis, inside
+    channels, h, w = references.shape[1:]
+    grid = places[[1, 2, 0]].T @ maps.transpose(1, 2)
+    placed = F.grid_sample(
+        references, grid.unflatten(1, (h, w)), padding_mode="border", align_corners=False
+    ).flatten(2)
+    basis[:, :channels] = placed
+    basis[:, channels : channels + 2] = placed.mean(1, keepdim=True) * places[1:]
+    return (grid.abs().amax(2) <= 1 + 1e-3).to(maps.dtype)
 
 
-def _correlation(goal: Tensor, fitted: Tensor, weight: Tensor) -> Tensor:
-    """Multiple correlation of queries with what was fitted to them, (n,)."""
-    weight = weight[:, None]
-    total = weight.sum((1, 2)).clamp(min=1) * goal.shape[1]
-    mean = (goal * weight).sum((1, 2)) / total
-    variance = ((goal - mean[:, None, None]).square() * weight).sum((1, 2)) / total
-    error = ((goal - fitted).square() * weight).sum((1, 2)) / total
+def _recolored(both: Tensor, channels: int, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The mixture of the basis that fits the queries best, (n, K, C), and how well it does, (n,).
+
+    That is the multiple correlation of the queries with it.
+
+    Args:
+        both: The basis and then the queries, (n, K + C, h w). The last row of the basis is one, so
+            that its sums are those of weights and of queries.
+        channels: C.
+        weight: Of the pixels, (n, h w).
+    """
+    k = both.shape[1] - channels
+    sums = (both * weight[:, None]) @ both.transpose(1, 2)
+    gram, right = sums[:, :k, :k], sums[:, :k, k:]
+    mixture = _solved(gram, right, 1e-4)
+    squares = sums[:, k:, k:].diagonal(dim1=1, dim2=2).sum(1)
+    total = gram[:, -1, -1].clamp(min=1) * channels
+    mean = right[:, -1].sum(1) / total
+    variance = squares / total - mean.square()
+    error = (squares + (mixture * (gram @ mixture - 2 * right)).sum((1, 2))) / total
     explained = (1 - error / variance.clamp(min=_LEAST_VARIANCE)).clamp(0, 1)
-    return torch.where(variance > _LEAST_VARIANCE, explained, 0).sqrt()
+    return mixture, torch.where(variance > _LEAST_VARIANCE, explained, 0).sqrt()
 
 
 def _huber(goal: Tensor, fitted: Tensor, inside: Tensor) -> Tensor:
@@ -156,22 +175,28 @@ def _huber(goal: Tensor, fitted: Tensor, inside: Tensor) -> Tensor:
 
 
 def _step(
-    goal: Tensor, fitted: Tensor, places: Tensor, weight: Tensor, size: tuple[int, int]
+    goal: Tensor, lightness: Tensor, places: Tensor, weight: Tensor, size: tuple[int, int]
 ) -> Tensor:
     """The Gauss-Newton step: a small affine map, (n, 2, 3), for the places of the query.
 
-    Only the mean of the channels is looked at, for speed.
+    Only the mean of the channels is looked at, for speed: `goal` and `lightness` are (n, h w). How
+    a number of the map changes a pixel is the slope there, times one, x or y; so the sums of all
+    products are those of the products of slopes, times the products of places.
     """
     h, w = size
-    lightness = fitted.mean(1)
-    padded = F.pad(lightness.unflatten(1, size), (1, 1, 1, 1), mode="replicate")
+    padded = F.pad(lightness.unflatten(1, size)[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     along_x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]).flatten(1) * (w / 4)
     along_y = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]).flatten(1) * (h / 4)
-    # (n, 6, h w): how each number of the map changes each pixel.
-    changes = torch.cat([along_x[:, None] * places, along_y[:, None] * places], 1)
-    weighted = changes * weight[:, None]
-    difference = (goal.mean(1) - lightness)[..., None]
-    step = _solved(weighted @ changes.transpose(1, 2), weighted @ difference, 1e-2)
+    slopes = torch.stack([along_x, along_y], 1)
+    weighted = slopes * weight[:, None]
+    products = torch.stack(
+        [weighted[:, 0] * along_x, weighted[:, 0] * along_y, weighted[:, 1] * along_y], 1
+    )
+    squares = (places[:, None] * places).flatten(0, 1).T  # (h w, 9)
+    xx, xy, yy = (products @ squares).unflatten(2, (3, 3)).unbind(1)
+    gram = torch.cat([torch.cat([xx, xy], 2), torch.cat([xy, yy], 2)], 1)
+    right = ((weighted * (goal - lightness)[:, None]) @ places.T).flatten(1)[..., None]
+    step = _solved(gram, right, 1e-2)
     step = step[..., 0].clamp(-0.3, 0.3).unflatten(1, (2, 3))
     return step[..., [1, 2, 0]]  # x, y and then one, as maps have it
 
