@@ -109,16 +109,14 @@ def audited(
 
 def summed_up(lines: list[dict[str, Any]], fdr: float) -> dict[str, Any]:
     """False alarms of each kind of generator and of all."""
-    result = {}
+    result: dict[str, Any] = {}
     for kind in ("all", *KINDS):
         of_kind = [line for line in lines if kind in ("all", line["kind"])]
         if not of_kind:
             continue
         total = len(of_kind)
-        failed, looked = (
-            limits(sum(line[what] for line in of_kind), total)
-            for what in ("wrongly_failed", "wrongly_looked")
-        )
+        failed = limits(sum(line["wrongly_failed"] for line in of_kind), total)
+        looked = limits(sum(line["wrongly_looked"] for line in of_kind), total)
         verdicts = [line["verdict"] for line in of_kind]
         result[kind] = {
             "audits": total,
