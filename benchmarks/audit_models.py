@@ -20,7 +20,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from _audit_memory import unplanted
@@ -92,7 +92,7 @@ def audited(
     report = audit(synthetic, train, holdout=holdout, deduplicate=True, max_pairs=0, progress=False)
     seconds = round(time.perf_counter() - start, 2)
     twins = natural_twins(synthetic, train, photos=False)
-    named = report.tier == NAMED
+    named, tests = report.tier == NAMED, cast(Any, report.set_test)
     return {
         "verdict": report.verdict,
         "flagged": len(report.flagged),
@@ -101,7 +101,7 @@ def audited(
         "withheld": len(report.withheld),
         "leaning": bool(report.competition.get("leaning")),
         "shifted": bool(report.shift.get("shifted")),
-        "p_values": {name: test["p_value"] for name, test in report.set_test.items()},
+        "p_values": {name: test["p_value"] for name, test in tests.items()},
         "sizes": [len(train), len(holdout), len(synthetic)],
         "seconds": seconds,
     }
