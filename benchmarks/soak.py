@@ -1,0 +1,131 @@
+"""Kills, damage and interleavings by the thousands: what the suite's tests do, with larger numbers.
+
+    python benchmarks/soak.py files --count 1000          # damaged files per subject
+    python benchmarks/soak.py kills --count 10            # worlds in which each command is killed
+    python benchmarks/soak.py races --count 500           # orders of steps at one cache
+    python benchmarks/soak.py cache --count 500           # kills of writers; 20 times the damage
+
+Every damaged file must be used rightly or refused with one clear error; what a killed command
+leaves must be whole, and what it leaves when it has run again equal to that of a run without a
+kill; what was withdrawn must stay so in every order of steps. Counts are totals: run again with a
+larger one, and it goes on after the seeds that are done. Results are in `results/soak.json`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from _machine import RESULTS, write
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+CHUNK = 25  # trials between two writes of the results
+TESTS = {
+    "races": ("tests/test_cache_races.py", "order_of_steps or half_of_one", "SYNTHAUG_RACES"),
+    "cache": ("tests/test_cache_faults.py", "kill", "SYNTHAUG_KILLS"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("soak", choices=["files", "kills", *TESTS])
+    parser.add_argument("--count", type=int, default=100, help="trials of each, in all")
+    parser.add_argument("--only", action="append", help="a subject or a command; all by default")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after so many")
+    arguments = parser.parse_args()
+    end = time.monotonic() + 60 * arguments.minutes
+    if arguments.soak in TESTS:
+        sys.exit(suite(arguments.soak, arguments.count))
+    soak = files if arguments.soak == "files" else kills
+    faults = soak(arguments.count, arguments.only, end)
+    print(f"{faults} faults")
+    sys.exit(bool(faults))
+
+
+def files(count: int, only: list[str] | None, end: float) -> int:
+    """Damaged files of every subject."""
+    from tests import fuzzing
+
+    def start(name: str, folder: Path) -> Callable[[range], dict[str, Any]]:
+        subject = fuzzing.SUBJECTS[name](folder)
+        return lambda seeds: vars(fuzzing.trials(subject, folder, seeds))
+
+    return rounds("files", only or [*fuzzing.SUBJECTS], count, start, end)
+
+
+def kills(count: int, only: list[str] | None, end: float) -> int:
+    """Kills of every command."""
+    from tests import killing
+
+    with tempfile.TemporaryDirectory() as place:
+        names = only or [*killing.COMMANDS]
+        models = bool({*names} - {*killing.CHEAP})
+        base = killing.world(Path(place) / "world", models=models)
+
+        def start(name: str, folder: Path) -> Callable[[range], dict[str, Any]]:
+            return lambda seeds: vars(killing.trials(base, folder, name, seeds))
+
+        return rounds("kills", names, count, start, end)
+
+
+def rounds(
+    soak: str,
+    names: list[str],
+    count: int,
+    start: Callable[[str, Path], Callable[[range], dict[str, Any]]],
+    end: float,
+) -> int:
+    """Goes on with each until it has had `count` trials; returns the number of faults."""
+    results = stored()
+    found = results.setdefault(soak, {})
+    for name in names:
+        total = found.setdefault(name, {"seeds": 0, "seconds": 0.0})
+        with tempfile.TemporaryDirectory() as folder:
+            run = None
+            while total["seeds"] < count and time.monotonic() < end:
+                run = run or start(name, Path(folder))
+                began = time.monotonic()
+                seeds = range(total["seeds"], min(count, total["seeds"] + CHUNK))
+                for key, value in run(seeds).items():
+                    total[key] = total.get(key, type(value)()) + value
+                total["seeds"] = seeds.stop
+                total["seconds"] = round(total["seconds"] + time.monotonic() - began, 1)
+                write("soak", results)
+        print(f"{soak}: {name}: {total}", flush=True)
+    return sum(len(found[name].get("faults", [])) for name in names)
+
+
+def suite(soak: str, count: int) -> int:
+    """Tests of the suite that take their number of trials from the environment."""
+    file, which, variable = TESTS[soak]
+    began = time.monotonic()
+    damage = {"SYNTHAUG_DAMAGE": str(20 * count)} if soak == "cache" else {}
+    more = ("tests/test_cache_damage.py",) if soak == "cache" else ()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", file, *more, "-k", f"{which} or no_damage"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), variable: str(count), **damage},
+        check=False,
+    )
+    result = {"count": count, **damage, "passed": done.returncode == 0}
+    result["seconds"] = round(time.monotonic() - began, 1)
+    print(write("soak", {**stored(), soak: result}))
+    return done.returncode
+
+
+def stored() -> dict[str, Any]:
+    """What earlier calls found."""
+    path = RESULTS / "soak.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return {name: value for name, value in found.items() if name != "machine"}
+
+
+if __name__ == "__main__":
+    main()
