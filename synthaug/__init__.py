@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from synthaug import huggingface as huggingface
     from synthaug import images as images
     from synthaug import lightning as lightning
+    from synthaug import memorization as memorization
     from synthaug import metrics as metrics
     from synthaug import mixing as mixing
     from synthaug import samplers as samplers
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from synthaug import transforms as transforms
     from synthaug._audit import AuditReport as AuditReport
     from synthaug._audit import audit as audit
+    from synthaug._audit import membership as membership
     from synthaug._audit import split_for_audit as split_for_audit
     from synthaug._cache import SynthCache as SynthCache
     from synthaug._datasets import MixedBatchSampler as MixedBatchSampler
@@ -76,6 +78,7 @@ _HOME = {
     "evaluate": "evaluation",
     "generate": "_generate",
     "load_dataset": "_images.labeled",
+    "membership": "_audit",
     "split_for_audit": "_audit",
 }
 _NAMESPACES = (
@@ -91,6 +94,7 @@ _NAMESPACES = (
     "huggingface",
     "images",
     "lightning",
+    "memorization",
     "metrics",
     "mixing",
     "samplers",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import synthaug
-from synthaug import caches, evaluation, sweeps, synthesizers
+from synthaug import caches, evaluation, memorization, sweeps, synthesizers
 from synthaug._demo import DemoSettings, demo
 from synthaug._training.network_config import LabeledConfig
 from synthaug.synthesizers.cold._config import RestorerConfig
@@ -36,6 +36,7 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
         LabeledConfig,
         RestorerConfig,
         GuideConfig,
+        memorization.CanaryConfig,
         synthaug.load_dataset,
     ),
     "invert": (
@@ -67,8 +68,15 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
         evaluation.StandardAugment,
         synthaug.load_dataset,
     ),
+    "evaluate canaries": (memorization.came_back, synthaug.load_dataset),
     "evaluate density": (evaluation.score_hardness, synthaug.load_dataset),
     "evaluate labels": (evaluation.check_labels, synthaug.ClassifierConfig, synthaug.load_dataset),
+    "evaluate membership": (
+        synthaug.membership,
+        synthesizers.LossGrid,
+        *LOADING,
+        synthaug.load_dataset,
+    ),
     "evaluate quality": (evaluation.score_quality, synthaug.load_dataset),
     "sweep": (
         sweeps.sweep,

@@ -26,6 +26,26 @@ def audited() -> Any:
     return synthaug.audit(sets[0], sets[1], holdout=sets[2], progress=False)
 
 
+def membership() -> Any:
+    """Twenty digits of each set, and losses that know nothing."""
+    digits = synthaug.load_dataset("digits").read(range(40))
+    labels, names = np.arange(20) % 2, (NASTY, "dog")
+    sets = [synthaug.images.LabeledImages(p, labels, names) for p in digits.split(20)]
+    return synthaug.membership(Uninterested(), *sets, random_split=True, progress=False)
+
+
+class Uninterested(synthaug.AbstractSynthesizer):
+    """Restores an image as badly as its first row is bright."""
+
+    draw: Any = None
+
+    def recipe(self) -> Any:
+        return {"synthesizer": NASTY}
+
+    def restoration_losses(self, pixels: Any, labels: Any, grid: Any) -> Any:
+        return 1.0 + pixels[:, 0, 0].double().numpy()
+
+
 def quality() -> Any:
     scores = QualityScores(
         n=8,
@@ -127,6 +147,7 @@ REPORTS = {
     "EvaluationReport": evaluated,
     "HardnessReport": hardness,
     "LabelCheck": checked,
+    "MembershipReport": membership,
     "QualityReport": quality,
     "SweepReport": swept,
 }

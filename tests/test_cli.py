@@ -605,6 +605,8 @@ def test_a_result_as_json_has_the_documented_keys_and_nothing_beside_it(work, ca
     check_answer("audit", cache, train, *features, out)
     assert run("audit", cache, train, "--out", work / "alone").code == 3  # there is no hold-out
     check_answer("evaluate density", cache, train, *features, work / "json-density")
+    sets = (train, f"folder:{work / 'holdout'}", "--random-split", "--levels", 1)
+    check_answer("evaluate membership", run_dir, *sets, "--out", work / "json-membership")
     check_answer("evaluate quality", cache, train, *features, work / "json-quality", "--force")
     runs = ("--seeds", 1, "--seed", 2, "--out", work / "json-arms")
     check_answer("evaluate", train, cache, test, *once[:4], *runs)
@@ -612,6 +614,7 @@ def test_a_result_as_json_has_the_documented_keys_and_nothing_beside_it(work, ca
     for name, command in (
         ("json", "audit"),
         ("json-density", "evaluate density"),
+        ("json-membership", "evaluate membership"),
         ("json-quality", "evaluate quality"),
         ("json-arms", "evaluate"),
     ):

@@ -15,7 +15,14 @@ from synthaug._cli.training_options import TrainOptions
 from tests.called_by_commands import PYTHON, DemoSettings
 
 EVERY = {**COMMANDS, **{f"cache {name}": f for name, f in CACHE_COMMANDS.items()}}
-PYTHON_NAMES = {"precision": "dtype", "width": "channels", "ray_address": "address"}
+PYTHON_NAMES = {
+    "precision": "dtype",
+    "width": "channels",
+    "ray_address": "address",
+    "canaries": "pairs",
+    "canary_doses": "doses",
+    "canary_seed": "seed",
+}
 """Options that have another name there, or in some of it."""
 IMAGES_NOT_NETWORK = "`--channels` is of the images; the width of a network is `--width`"
 SAID_BY_THE_COMMAND = "required in Python; the command has a message of its own if it is missing"
@@ -24,6 +31,7 @@ DIFFERENT = {
     ("channels", "LabeledConfig"): IMAGES_NOT_NETWORK,
     ("channels", "RestorerConfig"): IMAGES_NOT_NETWORK,
     ("width", "load_dataset"): IMAGES_NOT_NETWORK,
+    ("canaries", "CanaryConfig"): "None plants none",
     ("learning_rate", "TrainingConfig"): "None is that of the method: see the next test",
     ("precision", "LowDensity.fit"): "`--precision` is of the training, `dtype` of the base",
     ("base", "LowDensity.fit"): SAID_BY_THE_COMMAND,

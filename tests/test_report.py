@@ -15,7 +15,8 @@ from synthaug._types import JSON, Labels
 from synthaug.errors import AuditError, DataError
 from tests.reports import NASTY, REPORTS
 
-ERRORS = {"AuditReport": AuditError, "HardnessReport": AuditError, "LabelCheck": AuditError}
+WITH_ROWS = ("AuditReport", "HardnessReport", "LabelCheck", "MembershipReport")
+ERRORS = dict.fromkeys(WITH_ROWS, AuditError)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,7 @@ def test_a_page_is_whole_loads_nothing_and_takes_names_as_text(kind, made, tmp_p
         ("EvaluationReport", 11, {"arm": NASTY, "test_accuracy": 0.875, "accuracy, a": None}),
         ("HardnessReport", 4, {"class": NASTY, "hardness": 1.0}),
         ("LabelCheck", 4, {"class": NASTY, "score": 0.125, "withheld": True, "passed": False}),
+        ("MembershipReport", 6, {"set": "train", "row": 0, "class": NASTY}),
         ("QualityReport", 12, {"class": "all", "images": "synthetic", "n": 8}),
         ("SweepReport", 16, {"stage": "coarse", "guidance_scale": 1.5, "cas": 0.75}),
     ],
@@ -101,6 +103,7 @@ def test_a_page_is_whole_loads_nothing_and_takes_names_as_text(kind, made, tmp_p
 def test_a_data_frame_has_a_row_per_image_run_or_setting(kind, columns, first, made):
     frame = made[kind].to_frame()
     rows = {"AuditReport": 8, "EvaluationReport": 1, "HardnessReport": 3, "LabelCheck": 3}
+    rows["MembershipReport"] = 40
     assert frame.shape == (rows.get(kind, 2), columns)
     assert {name: frame[name][0] for name in first} == first
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from synthaug._audit import page
 from synthaug._audit.acceptance import Acceptance, AcceptedPair
 from synthaug._audit.notes import Notes, add_notes
+from synthaug._audit.scope import scope_sentence
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, thumbnails
 from synthaug._support.report import Report, decode, decode_array, decode_fields
@@ -369,13 +370,13 @@ class AuditReport(Report):
 
     def _text(self) -> str:
         reasons = "\n".join(f"    {reason}" for reason in self.reasons)
-        return f"AuditReport({self._headline()})\n{reasons}"
+        return f"AuditReport({self._headline()})\n{reasons}\n    {scope_sentence('distances')}"
 
     def __repr__(self) -> str:
         return str(self)
 
     def _summary(self) -> list[Part]:
-        return [f"{self._headline()}.", *self.reasons]
+        return [f"{self._headline()}.", *self.reasons, scope_sentence("distances")]
 
     def _pictures(self) -> list[Part]:
         """Returns up to eight of the closest pairs."""
@@ -413,7 +414,11 @@ class AuditReport(Report):
             if series:
                 charts.append((name, histogram(series, x_label=f"score, {name}")))
         return page.sections(
-            report=self, judged=int(self._judged.sum()), charts=charts, per_class=self._by_class()
+            report=self,
+            judged=int(self._judged.sum()),
+            charts=charts,
+            per_class=self._by_class(),
+            scope=scope_sentence("distances"),
         )
 
     def _by_class(self) -> list[dict[str, Any]]:

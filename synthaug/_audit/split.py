@@ -67,11 +67,23 @@ def near_duplicates(pixels: Pixels) -> NDArray[np.int64]:
 
     Groups are joined through chains: two images may be in one group for what lies between them.
     """
+    return groups_within(pixels, NEAR_DUPLICATE)[0]
+
+
+def groups_within(pixels: Pixels, *limits: float) -> list[NDArray[np.int64]]:
+    """For each limit, the groups of images that chains of aligned distances up to it join, (n,).
+
+    Equal images are in one group in any case.
+    """
     n = len(pixels)
     first: dict[bytes, int] = {}
     equal = np.array([first.setdefault(key, i) for i, key in enumerate(keys(pixels))], np.int64)
     candidates = proposals(pixels)
     candidates[candidates == np.arange(n)[:, None]] = -1  # itself: nothing to learn there
     distance, _ = Aligner(pixels).distances(pixels, candidates)
-    left, column = np.nonzero(distance <= NEAR_DUPLICATE)
-    return components(np.r_[np.arange(n), left], np.r_[equal, candidates[left, column]], n)
+    groups = []
+    for limit in limits:
+        left, column = np.nonzero(distance <= limit)
+        links = np.r_[equal, candidates[left, column]]
+        groups.append(components(np.r_[np.arange(n), left], links, n))
+    return groups

@@ -1,9 +1,9 @@
 """The entry point: which command is meant, with which arguments, and what becomes of its result.
 
-Exit codes: 0 done (an audit passed), 1 an audit found copies, 2 wrong arguments or input that does
-not fit, 3 an audit is inconclusive, 4 a file is missing, damaged, or cannot be read or written, or
-workers of a cluster failed, 70 an error that nobody foresaw, 130 interrupted, 143 asked to end
-(SIGTERM).
+Exit codes: 0 done (an audit passed), 1 an audit found copies, or a test that a model keeps its
+training images, 2 wrong arguments or input that does not fit, 3 an audit is inconclusive, 4 a file
+is missing, damaged, or cannot be read or written, or workers of a cluster failed, 70 an error that
+nobody foresaw, 130 interrupted, 143 asked to end (SIGTERM).
 """
 
 import contextlib
@@ -30,6 +30,7 @@ from synthaug._cli.demo import demo
 from synthaug._cli.evaluation import evaluate, evaluate_labels
 from synthaug._cli.generation import generate, plan
 from synthaug._cli.inversion import invert
+from synthaug._cli.memorization import evaluate_canaries, evaluate_membership
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
 from synthaug._cli.scores import evaluate_density, evaluate_quality
 from synthaug._cli.sweep import sweep
@@ -49,8 +50,10 @@ COMMANDS: dict[str, Any] = {
     "generate": generate,
     "audit": audit,
     "evaluate": evaluate,
+    "evaluate canaries": evaluate_canaries,
     "evaluate density": evaluate_density,
     "evaluate labels": evaluate_labels,
+    "evaluate membership": evaluate_membership,
     "evaluate quality": evaluate_quality,
     "sweep": sweep,
     "cite": cite,

@@ -196,7 +196,7 @@ def _drawn(
 _NEW = (parts.NewNetworkOptions, parts.MirrorOptions)
 _GUIDED = (*_NEW, parts.PredictionOptions, parts.DropoutOptions, parts.UnlabelledOptions)
 METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[Any, ...]]] = {
-    "--condition labels": (_labels, _GUIDED),
+    "--condition labels": (_labels, (*_GUIDED, parts.CanaryOptions)),
     "--condition tokens": (_tokens, (*_NEW, parts.PredictionOptions, parts.TokenOptions)),
     "--method cold": (_cold, (*_NEW, parts.ColdOptions)),
     "--method upsample": (_upsample, (*_GUIDED, parts.StageOptions)),
@@ -206,7 +206,12 @@ METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[Any, ...]]]
     ),
     "--method finetune": (
         _finetune,
-        (parts.BaseOptions, parts.FineTuningOptions, parts.SnapshotOptions),
+        (
+            parts.BaseOptions,
+            parts.FineTuningOptions,
+            parts.SnapshotOptions,
+            parts.CanaryOptions,
+        ),
     ),
 }
 """What each kind of training does, and the options that it takes besides `EVERY`."""
@@ -264,11 +269,13 @@ def train(
     foreign = _foreign(taken)
     _check(kind, foreign, options, condition)
     check_folder(out)
-    real = options.load(data, options)
+    real = options.planted(options.load(data, options))
     score = None if options.features is None else _score(options, real)
     config = _config(options, kind)
     job = TrainingRequest(real=real, data=data, out=out, options=options, config=config)
     made = run(job)
+    if options.canaries is not None:
+        real.plan.save(out)
     call = call.having(precision=made.result.precision).without(foreign)
     with kept_at_stop(lambda: f"The training is complete: {out}."):
         return _concluded(job, made, score, call)

@@ -17,6 +17,7 @@ FIT = defaults("synthesizers.class_conditional._synthesizer:ClassConditional.fit
 DENOISER = defaults("_training.network_config:DenoiserConfig")
 FINE_TUNING = defaults("synthesizers.class_conditional._synthesizer:ClassConditional.fine_tune")
 HARDNESS = defaults("synthesizers.low_density._synthesizer:LowDensity.fit")
+CANARIES = defaults("_audit.canaries:CanaryConfig")
 _RATES = [FineTuningConfig(lora_rank=rank).learning_rate for rank in (None, 1)]
 
 OptimizerOptions = config_options(
@@ -101,6 +102,34 @@ class BaseOptions:
     base: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CanaryOptions:
+    """Canaries (--method diffusion with --condition labels, finetune).
+
+    Args:
+        canaries: Pairs of marked images for each dose: a coin decides which of a pair is trained
+            on, the other is its control. The model draws borders, so do not use its images. Then
+            run synthaug evaluate canaries.
+        canary_doses: How often the marked images are repeated, pair by pair.
+        canary_seed: Seed of the choice of images, of marks and coins.
+    """
+
+    canaries: int | None = None
+    canary_doses: tuple[int, ...] = CANARIES.doses
+    canary_seed: int = CANARIES.seed
+
+    def planted(self, real: Any) -> Any:
+        """The images with canaries, if there are to be any."""
+        if self.canaries is None:
+            return real
+        from synthaug._audit.canaries import CanaryConfig, plant
+
+        config = CanaryConfig(
+            pairs=self.canaries, doses=tuple(self.canary_doses), seed=self.canary_seed
+        )
+        return plant(real, config)
+
+
 TokenOptions = config_options(
     "Generators that can be inverted (--method diffusion with --condition tokens)", TokenConfig
 )
@@ -175,6 +204,7 @@ PARTS = (
     PredictionOptions,
     DropoutOptions,
     UnlabelledOptions,
+    CanaryOptions,
     BaseOptions,
     TokenOptions,
     ColdOptions,

@@ -43,6 +43,10 @@ class LabeledImages(AbstractLabeledDataset):
     `transform` and `target_transform`, which may be assigned.
     """
 
+    canaries: str | None = None
+    """Digest of the plan of canaries, if there are marked images among them; see
+    `synthaug.memorization.plant`."""
+
     def __init__(
         self,
         images: Tensor | Store,

@@ -412,10 +412,15 @@ class ImageSource:
 
     @property
     def record(self) -> dict[str, JSON]:
-        """Fingerprint and number of the images, for those who learned from them."""
-        left_out = len(self.dataset.skipped) if isinstance(self.dataset, LabeledImages) else 0
+        """Fingerprint and number of the images, for those who learned from them; and the digest of
+        the plan of canaries among them, if there are any."""
         record: dict[str, JSON] = {"fingerprint": self.fingerprint, "images": len(self)}
-        return {**record, "skipped_files": left_out} if left_out else record
+        if isinstance(self.dataset, LabeledImages):
+            if self.dataset.skipped:
+                record["skipped_files"] = len(self.dataset.skipped)
+            if self.dataset.canaries is not None:
+                record["canaries"] = self.dataset.canaries
+        return record
 
     @property
     def identity(self) -> dict[str, JSON]:
@@ -485,6 +490,16 @@ class Epochs:
         finally:
             for dataset, epoch in before:
                 dataset.set_epoch(epoch)
+
+
+def recorded(record: Any, name: str) -> set[str]:
+    """What a record of training images names so, such as "fingerprint", at any depth: that of a
+    cascade has one for each model."""
+    if not isinstance(record, Mapping):
+        return set()
+    value = record.get(name)
+    here = {value} if isinstance(value, str) else set()
+    return here.union(*(recorded(part, name) for part in record.values()))
 
 
 def items_of(dataset: Any, rows: list[int]) -> list[Any]:

@@ -15,7 +15,7 @@ from torch import nn
 from synthaug._cache import SynthCache
 from synthaug._cache.synthesizer import Declared
 from synthaug._generate import generate
-from synthaug._images.source import ImageSource
+from synthaug._images.source import ImageSource, recorded
 from synthaug._noise import counter_rng
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.devices import choose_device
@@ -40,7 +40,7 @@ from synthaug.errors import MismatchError
 from synthaug.evaluation import check_overlap, digests, evaluate, trained_classifier
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._comparison import Extraction, common_classes, same_classes
-from synthaug.evaluation._quality import Measure, QualityScores, fingerprints
+from synthaug.evaluation._quality import Measure, QualityScores
 from synthaug.features import Extractor, TorchModule, classifier, describe, to_model
 
 logger = logging.getLogger("synthaug")
@@ -360,7 +360,7 @@ def _checked_splits(
                 f"`validation` is `{name}`. Choose settings on images of their own: neither those "
                 "that the generator learned from, nor those that results are reported on."
             )
-    seen = fingerprints(Declared.by(synthesizer).trained_on)
+    seen = recorded(Declared.by(synthesizer).trained_on, "fingerprint")
     if splits["validation"].fingerprint in seen:
         raise MismatchError(
             "The generator was trained on `validation`. Choose settings on images that it never "

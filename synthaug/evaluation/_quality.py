@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 from markupsafe import Markup
 
-from synthaug._images.source import ImageSource
+from synthaug._images.source import ImageSource, recorded
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_between
 from synthaug._support.html import Part, blocks, facts, heading, table
@@ -312,7 +312,10 @@ class Measure:
 
 def _reference(sources: Mapping[str, ImageSource]) -> dict[str, JSON]:
     """What a report says of the images that all others are compared with."""
-    real, seen = sources["real"], fingerprints(sources["synthetic"].manifest.get("trained_on"))
+    real, seen = (
+        sources["real"],
+        recorded(sources["synthetic"].manifest.get("trained_on"), "fingerprint"),
+    )
     known = seen and real.fingerprint is not None
     trained_on = real.fingerprint in seen if known else None
     return {"name": real.title, **real.record, "trained_on": trained_on}
@@ -347,10 +350,3 @@ def _by_class(
         if n > max(measure.k, 3):
             scores[name] = measure.both({key: x[:n] for key, x in of_class.items()}, {})
     return scores
-
-
-def fingerprints(record: Any) -> set[Any]:
-    """Those of the training images of a model, or of all models of a cascade."""
-    if not isinstance(record, Mapping):
-        return set()
-    return {record.get("fingerprint")}.union(*map(fingerprints, record.values())) - {None}

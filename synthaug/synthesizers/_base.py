@@ -16,6 +16,7 @@ from synthaug._plan import Plan, balanced_quota, given_quota, matching_quota
 from synthaug._support.precision import Resolved
 from synthaug._types import JSON, Images, Indices, Labels, Pixels
 from synthaug.samplers import Push
+from synthaug.synthesizers._losses import LossGrid
 from synthaug.synthesizers._parameters import RowParameter, known_names, raise_problems
 from synthaug.synthesizers._real import fitting_images, read_sources
 from synthaug.synthesizers._sampler import split_sampler
@@ -89,6 +90,28 @@ class AbstractSynthesizer(abc.ABC):
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
         """Network evaluations that each row costs, int64 (n,). Zero unless overridden."""
         return np.zeros(len(rows), np.int64)
+
+    def restoration_losses(
+        self, pixels: Pixels, labels: Labels, grid: LossGrid
+    ) -> NDArray[np.float64]:
+        """How badly the network restores real images that are made noisy, float64 (n, k).
+
+        Training lowers it, most of all for the images that it sees: see `synthaug.membership`. A
+        function of weights, image, label and grid alone.
+
+        Args:
+            pixels: Real images, uint8 (n, C, H, W).
+            labels: Their classes, int64 (n,), in the order of `classes`; -1 if unknown.
+            grid: The noise; a column each, and again for every further network.
+
+        Raises:
+            TypeError: If the synthesizer has no network of which we know what it was trained for.
+            ValueError: For images of unknown class, if the network needs to know it.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no denoising network that we can ask how well it restores "
+            "an image."
+        )
 
     def check_classes(self, rows: Plan) -> None:
         """Refuses rows of a plan about other classes than this synthesizer knows.

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from synthaug._images.source import recorded
 from synthaug._noise import Streams
 from synthaug._pixels import to_images
 from synthaug._support.arguments import check_at_least
@@ -23,7 +24,7 @@ from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
-from synthaug._types import JSON, Images, ImageShape, Pixels
+from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.denoisers import AnyDenoiser, ClassifierFreeGuidance, Denoiser
 from synthaug.errors import CheckpointError
 from synthaug.samplers import (
@@ -163,6 +164,21 @@ class DiffusionModel:
             return self.class_embeddings.to(self.device)[labels]
         return labels.to(self.device) if self.denoiser.takes_labels else None
 
+    def known_conditions(self, labels: Labels) -> Tensor | None:
+        """`conditions` of classes int64 (n,), and of -1, an unknown class, the null condition.
+
+        Raises:
+            ValueError: For an unknown class, if the null condition was not trained.
+        """
+        unknown = labels < 0
+        if unknown.any() and self.num_conditions is not None and not self.unconditional_branch:
+            raise ValueError(
+                f"The class of {unknown.sum():,} images is not known, and the network was not "
+                "trained without classes (`label_dropout` 0). Give images with labels."
+            )
+        null = (self.num_conditions or 0) - 1
+        return self.conditions(torch.from_numpy(np.where(unknown, null, labels)))
+
     def null_conditions(self, n: int) -> Tensor | None:
         """The unconditional branch's conditions, n times."""
         null = (self.num_conditions or 0) - 1
@@ -254,6 +270,8 @@ class DiffusionModel:
         }
         if self.prompts is not None:
             settings["prompts"] = list(self.prompts)
+        if canaries := recorded(self.trained_on, "canaries"):
+            settings["canaries"] = sorted(canaries)
         return settings
 
     @property

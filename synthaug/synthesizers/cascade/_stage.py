@@ -13,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
@@ -21,14 +23,16 @@ from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
-from synthaug._types import JSON, Images, ImageShape
+from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.errors import CheckpointError
 from synthaug.samplers import make_scheduler
+from synthaug.synthesizers._losses import LossGrid, diffusion_losses
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers.cascade._chain import (
     LevelEmbedding,
     StageCondition,
+    StageDenoiser,
     downsample,
     run_chain,
     upsample,
@@ -190,6 +194,25 @@ class CascadeStage:
             until=until,
             conditioned=lambda classes: StageCondition(enlarged, s, classes),
         )
+
+    def restoration_losses(
+        self, pixels: Pixels, low: Images, labels: Labels, grid: LossGrid
+    ) -> NDArray[np.float64]:
+        """See `AbstractSynthesizer.restoration_losses`.
+
+        Args:
+            pixels: Real images, uint8 (n, C, H, W).
+            low: Their smaller copies, float32 (n, C, h, w).
+            labels: Their classes.
+            grid: The noise.
+        """
+        x0 = self.model.encode(pixels)
+        enlarged = upsample(low.to(x0.device), self.model.latent_shape[1:])
+        levels = None
+        if self.signals is not None:
+            levels = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
+        condition = StageCondition(enlarged, levels, self.model.known_conditions(labels))
+        return diffusion_losses(self.model, x0, condition, grid, denoiser=StageDenoiser(self))
 
     # -- identity and files ----------------------------------------------------------------------
 

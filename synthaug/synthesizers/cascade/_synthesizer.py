@@ -20,16 +20,18 @@ import torch
 from numpy.typing import NDArray
 
 from synthaug._noise import streams
+from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan, row_seed
 from synthaug._support.precision import Precision, Resolved
 from synthaug._training.checkpoints import read_record, resolve, write_json, writing
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images, ImageShape
+from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.errors import CheckpointError
 from synthaug.samplers import check_until
 from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._losses import LossGrid, diffusion_losses
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._parameters import RowParameter
 from synthaug.synthesizers._sampler import GUIDANCE_SCALE, SamplerConfig, split_sampler
@@ -272,6 +274,22 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
             steps = np.array([chain.model.num_steps(chain.sampler, float(x)) for x in levels])
             total += steps[place] * (1 + (self._guidance(rows, k) != 1))
         return total
+
+    @torch.inference_mode()
+    def restoration_losses(
+        self, pixels: Pixels, labels: Labels, grid: LossGrid
+    ) -> NDArray[np.float64]:
+        """See `AbstractSynthesizer.restoration_losses`: of the base on smaller copies, then of each
+        stage beside a smaller copy without noise."""
+        copies = [to_images(pixels)]
+        for stage in reversed(self.stages):
+            copies.insert(0, stage.shrink(copies[0]))
+        model = self.base.model
+        x0, condition = model.encode(to_pixels(copies[0])), model.known_conditions(labels)
+        losses = [diffusion_losses(model, x0, condition, grid)]
+        for stage, low, image in zip(self.stages, copies, copies[1:], strict=False):
+            losses.append(stage.restoration_losses(to_pixels(image), low, labels, grid))
+        return np.concatenate(losses, 1)
 
     # -- identity and files ----------------------------------------------------------------------
 

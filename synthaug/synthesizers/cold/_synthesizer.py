@@ -28,11 +28,12 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images, ImageShape
+from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.degradations import AbstractDegradation, Realisation, from_config
 from synthaug.denoisers import Denoiser
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer
+from synthaug.synthesizers._losses import LossGrid
 from synthaug.synthesizers._parameters import raise_problems
 from synthaug.synthesizers.cold import METHOD, ColdSettings
 from synthaug.synthesizers.cold._colors import ColourMixture
@@ -162,6 +163,20 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         realisation = self._realise(streams(seeds))
         x_s = self.degradation(images.to(self.device, torch.float32), s, realisation)
         return self._result(self.restore(x_s, s, realisation))
+
+    @torch.inference_mode()
+    def restoration_losses(
+        self, pixels: Pixels, labels: Labels, grid: LossGrid
+    ) -> NDArray[np.float64]:
+        """See `AbstractSynthesizer.restoration_losses`: the mean of |R(D(x, s), s) - x|."""
+        x = to_images(pixels).to(self.device)
+        losses = []
+        for severity, seed in zip(grid.times.tolist(), grid.noise_seeds, strict=True):
+            s = self.levels(np.full(len(x), severity))
+            degraded = self.degradation(x, s, self._realise(streams([seed] * len(x))))
+            errors = (self.predict(degraded, s) - x).double().abs()
+            losses.append(errors.flatten(1).mean(1).cpu())
+        return torch.stack(losses, 1).numpy()
 
     def levels(self, severity: ArrayLike | Tensor) -> Tensor:
         """The level nearest to each severity, at least 1: int64 (n,)."""

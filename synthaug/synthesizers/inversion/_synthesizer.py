@@ -27,6 +27,7 @@ from torch import Tensor
 
 from synthaug._images.source import ImageSource
 from synthaug._noise import Streams, randn, streams
+from synthaug._pixels import to_images
 from synthaug._plan import Plan
 from synthaug._support.arguments import check_at_least
 from synthaug._support.layout import settle_layout
@@ -36,7 +37,7 @@ from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import DenoiserConfig
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images
+from synthaug._types import JSON, Images, Labels, Pixels
 from synthaug.errors import DataError, MismatchError
 from synthaug.synthesizers._base import Guide, RowSources
 from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
@@ -347,6 +348,13 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
             chosen = np.flatnonzero(rows["snapshot"] == snapshot)
             tokens[torch.from_numpy(chosen)] = table.snapshots[snapshot][at[chosen]]
         return tokens
+
+    def _described(self, pixels: Pixels, labels: Labels) -> Tensor | None:
+        """Tokens of the images themselves, as the encoder of a generator of ours makes them; else
+        null tokens. What was learned about single images, the embeddings, is not looked at."""
+        if self.encoder is None:
+            return self.model.null_conditions(len(labels))
+        return self.encoder(to_images(pixels).to(self.model.device))
 
     # -- identity and files ----------------------------------------------------------------------
 

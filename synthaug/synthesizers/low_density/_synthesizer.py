@@ -28,7 +28,7 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images, ImageShape
+from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.density import ClassGaussians
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.guidance import HardnessModel, HardnessPush
@@ -36,6 +36,7 @@ from synthaug.samplers import Push, check_pushable
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer, AbstractSynthesizer
 from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
 from synthaug.synthesizers._kinds import load, origin_of
+from synthaug.synthesizers._losses import LossGrid
 from synthaug.synthesizers._parameters import RowParameter
 from synthaug.synthesizers._real import fitting_images
 from synthaug.synthesizers._sampler import SamplerConfig
@@ -101,6 +102,12 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
     def can_be_guided(self) -> bool:
         """Whether `guidance_scale` may differ from 1."""
         return self.base.can_be_guided
+
+    def restoration_losses(
+        self, pixels: Pixels, labels: Labels, grid: LossGrid
+    ) -> NDArray[np.float64]:
+        """See `AbstractSynthesizer.restoration_losses`: those of the base."""
+        return self.base.restoration_losses(pixels, labels, grid)
 
     @property
     def default_strengths(self) -> dict[str, float]:

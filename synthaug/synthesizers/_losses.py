@@ -1,0 +1,80 @@
+"""How badly a network restores given images: what training lowers, and membership tests look at."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synthaug._noise import counter_rng, randn, stream
+from synthaug._support.arguments import check_whole
+from synthaug._training.fit_job import check_prediction_type, denoising_target
+from synthaug._types import Images
+from synthaug.denoisers import AnyDenoiser
+from synthaug.synthesizers._model import DiffusionModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossGrid:
+    """Where on the diffusion losses are taken, and with which noise: the same for every image."""
+
+    levels: int = 10
+    """Noise levels, in the middles of as many equal parts of the diffusion."""
+    draws: int = 2
+    """Draws of noise per level."""
+    seed: int = 0
+    """Seed of the noise."""
+
+    def __post_init__(self) -> None:
+        check_whole(1, levels=self.levels, draws=self.draws)
+
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """Share of the diffusion of each column of losses, in (0, 1), float64 (levels * draws,)."""
+        return np.repeat((np.arange(self.levels) + 0.5) / self.levels, self.draws)
+
+    @property
+    def noise_seeds(self) -> list[int]:
+        """Seed of the noise of each column of losses, 64 bits."""
+        columns = range(self.levels * self.draws)
+        return [int(counter_rng(self.seed, 5, column).integers(2**63)) for column in columns]
+
+
+@torch.inference_mode()
+def diffusion_losses(
+    model: DiffusionModel,
+    x0: Images,
+    condition: Any,
+    grid: LossGrid,
+    *,
+    denoiser: AnyDenoiser | None = None,
+) -> NDArray[np.float64]:
+    """The loss that a diffusion model was trained with, image by image, float64 (n, k).
+
+    Args:
+        model: The model.
+        x0: What its network denoises, float32 (n, *latent_shape), on its device.
+        condition: One condition per image, as `denoiser` takes it.
+        grid: k timesteps and noises.
+        denoiser: By default the model's network.
+
+    Raises:
+        ValueError: For a network whose prediction we do not know.
+    """
+    scheduler = model.make_scheduler("ddpm")
+    check_prediction_type(scheduler)
+    steps = scheduler.config.num_train_timesteps
+    losses = []
+    for time, seed in zip(grid.times.tolist(), grid.noise_seeds, strict=True):
+        t = torch.full((len(x0),), int(time * steps), dtype=torch.int64, device=x0.device)
+        noise = randn([stream(seed)], x0.shape[1:]).to(x0.device).expand_as(x0)
+        prediction = (denoiser or model.denoiser)(scheduler.add_noise(x0, noise, t), t, condition)
+        losses.append(_mean_square(prediction - denoising_target(scheduler, x0, noise, t)))
+    return torch.stack(losses, 1).numpy()
+
+
+def _mean_square(errors: Tensor) -> Tensor:
+    """The mean square of each image's errors, float64 (n,), on the CPU."""
+    return errors.double().square().flatten(1).mean(1).cpu()
