@@ -201,14 +201,6 @@ def test_an_index_out_of_range_is_an_index_error(cache: SynthCache) -> None:
             cache.read([0, index])
 
 
-def test_a_mask_in_place_of_row_numbers_is_refused(cache: SynthCache) -> None:
-    with pytest.raises(TypeError, match="flatnonzero"):
-        cache.read(cache.done)
-    with pytest.raises(TypeError, match="integers"):
-        cache.read([0.5])
-    assert cache.read([]).shape == (0, *SHAPE)
-
-
 # States
 
 

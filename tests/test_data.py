@@ -767,7 +767,7 @@ def test_pixels_that_do_not_fit_together_are_named(small):
     with pytest.raises(MismatchError, match="parts of the ConcatDataset have different shapes"):
         ImageSource.open(ConcatDataset([small, Pairs(mixed.items[1:])])).pixels()
     with pytest.raises(ValueError, match="no image to gather"):
-        ImageSource.open(small).pixels([])
+        ImageSource.open([], "`real`").pixels([])
 
 
 def test_labels_and_classes_are_found_through_wrappers(small):

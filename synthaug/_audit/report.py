@@ -18,6 +18,7 @@ from synthaug._audit.scope import scope_sentence
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, thumbnails
 from synthaug._support.report import Report, decode, decode_array, decode_fields
+from synthaug._support.rows import whole_numbers
 from synthaug._types import JSON
 from synthaug.errors import AuditError
 
@@ -327,7 +328,8 @@ class AuditReport(Report):
         Args:
             train_rows: Indices of training images, int (n,).
         """
-        return self.withheld[np.isin(self.neighbours[self.withheld], np.asarray(train_rows))]
+        rows = whole_numbers(train_rows, "train_rows")
+        return self.withheld[np.isin(self.neighbours[self.withheld], rows)]
 
     @property
     def passed(self) -> NDArray[np.bool_]:

@@ -26,6 +26,7 @@ from synthaug._cache.stored_rows import data_set_of
 from synthaug._pixels import to_pil
 from synthaug._printable import printable_line
 from synthaug._support.progress import bar
+from synthaug._support.rows import row_numbers
 from synthaug._types import Indices
 
 ExportFormat = Literal["folder", "webdataset", "huggingface", "hdf5"]
@@ -69,7 +70,7 @@ def export(
 ) -> Path:
     """Writes images of a cache in a form that others read.
 
-        export(cache, "cifar-synthetic", format="folder", rows=np.flatnonzero(report.passed))
+        export(cache, "cifar-synthetic", format="folder", rows=report.passed)
 
     `out` appears only when it is complete.
 
@@ -81,7 +82,7 @@ def export(
             and `.json`. "huggingface": a data set directory with a card, for
             `datasets.load_dataset(out)`. "hdf5": a compressed copy of the whole cache, which
             `SynthCache` reads, slowly.
-        rows: Row numbers to write; by default all that are done.
+        rows: Row numbers to write, or a mask, bool (N,); by default all that are done.
         progress: Show a bar.
 
     Returns:
@@ -124,20 +125,15 @@ def export(
 
 def _chosen(cache: SynthCache, rows: ArrayLike | None) -> Indices:
     done = cache.done
-    chosen = np.flatnonzero(done) if rows is None else np.asarray(rows)
+    chosen = np.flatnonzero(done) if rows is None else row_numbers(rows, len(cache), "rows")
     if not chosen.size:
         raise ValueError(f"{cache.path} has no image to export.")
-    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-        raise ValueError(
-            f"`rows` must be row numbers, got {chosen.dtype} of shape {chosen.shape}; for a mask "
-            "use `np.flatnonzero(mask)`."
-        )
     outside = chosen[(chosen < 0) | (chosen >= len(cache))]
     if len(outside):
         raise ValueError(f"`rows` names row {outside[0]}, the cache has {len(cache):,}.")
     if not done[chosen].all():
         raise ValueError(f"`rows` names row {chosen[~done[chosen]][0]}, which is not done.")
-    return np.unique(chosen.astype(np.int64))
+    return np.unique(chosen)
 
 
 def _check_folder_names(classes: tuple[str, ...]) -> None:

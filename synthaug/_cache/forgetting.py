@@ -10,6 +10,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,18 @@ def forget(
         reached: weights, compressed copies, embeddings, and whatever was not named.
 
     Raises:
+        TypeError: `sources` holds something else, such as floats.
         ValueError: `sources` is empty, or holds the key 0, which stands for "no source".
         CacheError: A place cannot be read or written; places before it are done.
     """
     if isinstance(sources, torch.Tensor) and sources.ndim == 4:
         sources = [digest(image) for image in sources]
+    sources = list(sources)
+    if not all(isinstance(key, Integral) and not isinstance(key, bool) for key in sources):
+        raise TypeError(
+            "`sources` must be images, uint8 (n, C, H, W), or their content digests, which are "
+            'whole numbers: `cache.plan["source_key"]`.'
+        )
     keys = np.array([int(key) for key in sources], np.uint64)
     if not len(keys) or (keys == 0).any():
         raise ValueError("`sources` must name at least one real image; the key 0 is none.")

@@ -41,6 +41,7 @@ from synthaug._cache.verify import verify
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.differences import described
 from synthaug._support.files import sync_file
+from synthaug._support.rows import row_numbers
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
@@ -202,6 +203,7 @@ class SynthCache(Dataset[Any]):
 
         Args:
             indices: Row numbers, in any order, possibly repeated; negative ones count from the end.
+                Or a mask, bool (N,).
 
         Returns:
             uint8 (len(indices), C, H, W), a copy that you may change.
@@ -211,7 +213,7 @@ class SynthCache(Dataset[Any]):
             CachePendingError: A row has not been generated yet, or was withdrawn.
             CacheError: A row's bytes are not those that were written.
         """
-        return torch.from_numpy(self._gather(_row_numbers(indices)))
+        return torch.from_numpy(self._gather(row_numbers(indices, len(self))))
 
     def _gather(self, rows: Indices) -> NDArray[np.uint8]:
         reader = self._open()
@@ -279,7 +281,7 @@ class SynthCache(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """Several items with one read: what a `DataLoader` calls for a batch."""
-        rows = _row_numbers(indices)
+        rows = row_numbers(indices, len(self))
         pixels = self._gather(rows)
         images: Any
         if self.output_type == "np":
@@ -427,7 +429,7 @@ class SynthCache(Dataset[Any]):
 
     def state_of(self, rows: ArrayLike | Sequence[int] | slice) -> NDArray[np.uint8]:
         """State of some rows now, uint8 (n,); of few rows faster than `state`."""
-        chosen = rows if isinstance(rows, slice) else _row_numbers(rows)
+        chosen = rows if isinstance(rows, slice) else row_numbers(rows, len(self), "rows")
         states: NDArray[np.uint8] = self._open().column("state", chosen)
         return states
 
@@ -511,7 +513,7 @@ class SynthCache(Dataset[Any]):
         the file. A row that is done already becomes pending, and then done with the new image.
 
         Args:
-            rows: Row numbers, each at most once.
+            rows: Row numbers, each at most once, or a mask, bool (N,).
             pixels: uint8 (len(rows), C, H, W).
             fsync: "batch" orders the steps on the disk too, so that a row is also intact after a
                 power failure. "never" leaves that to the system, and the checksums to find out.
@@ -567,7 +569,7 @@ class SynthCache(Dataset[Any]):
         completes the erasure.
 
         Args:
-            rows: Row numbers, each at most once.
+            rows: Row numbers, each at most once, or a mask, bool (N,).
             forgotten: Content keys of what shall never come back, uint64 (k,): of the real images
                 that the rows derive from, or of images. They become `tombstones`, before all else.
 
@@ -625,7 +627,7 @@ class SynthCache(Dataset[Any]):
                 f"{self.path} is a compressed copy, which cannot be written. "
                 "`synthaug cache merge` makes a plain cache of it."
             )
-        numbers = _row_numbers(rows)
+        numbers = row_numbers(rows, len(self), "rows")
         outside = numbers[(numbers < 0) | (numbers >= len(self))]
         if len(outside):
             raise ValueError(f"Row {outside[0]} does not exist; the cache has {len(self):,} rows.")
@@ -717,16 +719,3 @@ class SynthCache(Dataset[Any]):
         labels = self.plan.at("label", rows).tolist()
         captions = [f"{row}: {self.classes[c]}" for row, c in zip(rows, labels, strict=True)]
         return _show.page(repr(self), self.read(rows), captions)
-
-
-def _row_numbers(indices: Any) -> Indices:
-    """Row numbers as int64 (n,)."""
-    rows = np.asarray(indices)
-    if rows.ndim != 1:
-        raise TypeError(f"Row numbers must be a sequence, got shape {rows.shape}.")
-    if rows.dtype.kind not in "iu":
-        if len(rows):
-            hint = " Use `np.flatnonzero(mask)`." if rows.dtype.kind == "b" else ""
-            raise TypeError(f"Row numbers must be integers, got {rows.dtype}.{hint}")
-        return np.empty(0, np.int64)
-    return rows.astype(np.int64, copy=False)

@@ -32,6 +32,7 @@ from synthaug._datasets.show import notebook
 from synthaug._images.convert import Transform, like
 from synthaug._images.source import ImageSource, items_of
 from synthaug._noise import checked_seed
+from synthaug._support.rows import row_numbers
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
@@ -202,10 +203,10 @@ class MixedDataset(AbstractEpochDataset):
         """The row of the cache that each index gives in this epoch, -1 for an image of `real`.
 
         Args:
-            indices: int (n,); all if `None`.
+            indices: int (n,), or a mask, bool (N,); all if `None`.
         """
         rows = self._rows()
-        return rows.copy() if indices is None else rows[np.asarray(indices, np.int64)]
+        return rows.copy() if indices is None else rows[row_numbers(indices, len(rows))]
 
     def recipe(self) -> dict[str, JSON]:
         """What decides, besides the images themselves and the epoch, which of them are served."""
@@ -278,8 +279,8 @@ class MixedDataset(AbstractEpochDataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """A whole batch: each side is asked once. `DataLoader` and `Subset` call it."""
-        where = np.asarray(indices, np.int64)
         every = self._rows()
+        where = row_numbers(indices, len(every))
         rows = every[where]  # checks them
         where = where % len(every)
         if self._log is not None:
@@ -321,7 +322,7 @@ class MixedDataset(AbstractEpochDataset):
 
     def read(self, indices: ArrayLike) -> Pixels:
         """The images of this epoch as pixels, uint8 (n, C, H, W), without the transform."""
-        where = np.asarray(indices, np.int64)
+        where = row_numbers(indices, len(self))
         rows = self._rows()[where]
         made = torch.from_numpy(rows >= 0)
         if made.all():

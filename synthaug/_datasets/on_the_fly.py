@@ -27,6 +27,7 @@ from synthaug._noise import checked_seed
 from synthaug._pixels import to_pil
 from synthaug._plan import Plan
 from synthaug._support.arguments import check_choice, check_whole
+from synthaug._support.rows import row_numbers
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import CachePendingError, MismatchError
 
@@ -139,7 +140,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
         """The row of the plan that each index gives in this epoch.
 
         Args:
-            indices: int (n,); all if `None`.
+            indices: int (n,), or a mask, bool (size,); all if `None`.
         """
         epoch = self.epoch
         if self._table is None or self._table[0] != epoch:
@@ -150,7 +151,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
             self._drawing.follow(order)
             self._table = epoch, rows
         rows = self._in_place_of_withdrawn(self._table[1])
-        return rows.copy() if indices is None else rows[np.asarray(indices, np.int64)]
+        return rows.copy() if indices is None else rows[row_numbers(indices, len(rows))]
 
     def _in_place_of_withdrawn(self, rows: Indices) -> Indices:
         """The row of every index, where rows that were withdrawn meanwhile have left their place
@@ -233,7 +234,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
             images = pixels.permute(0, 2, 3, 1).contiguous().numpy()  # NCHW => NHWC
         elif self.output_type == "pil":
             images = map(to_pil, images)
-        return self._transformed(images, self.labels[np.asarray(indices, np.int64)].tolist())
+        return self._transformed(images, self.labels[row_numbers(indices, len(self))].tolist())
 
     @property
     def labels(self) -> Labels:

@@ -27,6 +27,7 @@ from synthaug._images.loaders import (
 from synthaug._images.stores import Conform, Files, Memory, Problem, Store, gather
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_at_least, check_distinct
+from synthaug._support.rows import row_numbers
 from synthaug._types import Labels, Pixels
 from synthaug.errors import DataError
 
@@ -122,8 +123,12 @@ class LabeledImages(AbstractLabeledDataset):
         return self._fingerprint
 
     def read(self, indices: ArrayLike) -> Pixels:
-        """The pixels of some images, uint8 (n, C, H, W), without any transform."""
-        return torch.from_numpy(self._store.read(self._rows[np.asarray(indices, np.int64)]))
+        """The pixels of some images, uint8 (n, C, H, W), without any transform.
+
+        Args:
+            indices: Integers (n,) or a mask, bool (N,).
+        """
+        return torch.from_numpy(self._store.read(self._rows[row_numbers(indices, len(self))]))
 
     def subset(self, indices: ArrayLike) -> "LabeledImages":
         """Some of the images, with everything else kept.
@@ -131,7 +136,7 @@ class LabeledImages(AbstractLabeledDataset):
         Args:
             indices: Integers (n,) or a mask, bool (N,).
         """
-        chosen = np.arange(len(self))[np.asarray(indices)]
+        chosen = np.arange(len(self))[row_numbers(indices, len(self))]
         other = copy.copy(self)
         other.labels, other._rows = self.labels[chosen], self._rows[chosen]
         other._fingerprint = None
@@ -142,7 +147,7 @@ class LabeledImages(AbstractLabeledDataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """A whole batch at once; `DataLoader` and `Subset` call it."""
-        rows = np.asarray(indices, np.int64)
+        rows = row_numbers(indices, len(self))
         return self._transformed(map(to_pil, self.read(rows)), self.labels[rows].tolist())
 
     def _facts(self) -> list[str]:

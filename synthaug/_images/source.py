@@ -32,6 +32,7 @@ from synthaug._images.leaves import (
 from synthaug._images.stores import Indexed, gather
 from synthaug._images.untransformed import without_transforms
 from synthaug._pixels import digest
+from synthaug._support.rows import row_numbers, whole_numbers
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import DataError, MismatchError
 
@@ -180,7 +181,7 @@ class ImageSource:
         Raises:
             ValueError: If there is not one label for every image.
         """
-        values = np.asarray(labels, np.int64)
+        values = whole_numbers(labels, "labels")
         if values.shape != (len(self),):
             raise ValueError(f"Got {len(values)} `labels` for {len(self)} real images.")
         other = copy.copy(self)
@@ -205,8 +206,14 @@ class ImageSource:
 
     @cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images, that of the first one if the data set does not say."""
+        """(C, H, W) of the images, that of the first one if the data set does not say.
+
+        Raises:
+            ValueError: If there is none.
+        """
         shape = getattr(self.leaves[0], "image_shape", None) if len(self.leaves) == 1 else None
+        if shape is None and len(self) == 0:
+            raise ValueError(f"{self.name} is empty: there is no image to gather.")
         c, h, w = self.pixels([0]).shape[1:] if shape is None else shape
         return c, h, w
 
@@ -214,7 +221,7 @@ class ImageSource:
         """Some images, gathered.
 
         Args:
-            rows: Which images, int (n,); all of them if `None`.
+            rows: Which images, int (n,) or a mask, bool (N,); all of them if `None`.
             progress: Shows a bar if it takes more than two seconds; `None`: on a terminal only.
 
         Returns:
@@ -222,13 +229,13 @@ class ImageSource:
             transforms; of any other one they come as it gives them.
 
         Raises:
-            ValueError: If no image is asked for.
+            ValueError: If the data set holds no image.
             DataError: If one is not an image that we know.
             MismatchError: If the images have different shapes.
         """
-        rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        rows = np.arange(len(self)) if rows is None else row_numbers(rows, len(self), "rows")
         if len(rows) == 0:
-            raise ValueError("There is no image to gather: the data set or `indices` is empty.")
+            return torch.empty((0, *self.image_shape), dtype=torch.uint8, device="cpu")
         if self._fields is not None and not self._reads:
             images = Indexed(self.dataset, int(rows[0]), fields=self._fields)
             return gather(images, rows, progress, "Reading images")
@@ -278,7 +285,7 @@ class ImageSource:
             DataError: If an item is no labelled image.
             MismatchError: If the images have different shapes.
         """
-        numbers = [int(i) for i in rows]
+        numbers = row_numbers(rows, len(self), "rows").tolist()
         images, labels = [], []
         for i, item in zip(numbers, items_of(self.dataset, numbers), strict=True):
             try:
@@ -530,7 +537,7 @@ def _flattened(dataset: Any) -> tuple[list[Any], NDArray[np.int32], Indices]:
     """
     if isinstance(dataset, Subset):
         leaves, leaf, row = _flattened(dataset.dataset)
-        chosen = np.asarray(dataset.indices, np.int64)
+        chosen = _subset_rows(dataset)
         return leaves, leaf[chosen], row[chosen]
     if not isinstance(dataset, ConcatDataset):
         return [dataset], np.zeros(len(dataset), np.int32), np.arange(len(dataset))
@@ -542,6 +549,17 @@ def _flattened(dataset: Any) -> tuple[list[Any], NDArray[np.int32], Indices]:
         every += leaves
     leaf, row = (np.concatenate(parts) for parts in zip(*places, strict=True))
     return every, leaf, row
+
+
+def _subset_rows(subset: Any) -> Indices:
+    """The rows of a `Subset`, which itself would take a mask for rows 0 and 1."""
+    try:
+        return whole_numbers(subset.indices, "indices")
+    except TypeError as error:
+        raise TypeError(
+            f"A `Subset` cannot be read: {error} Torch takes a mask for rows 0 and 1: make the "
+            "Subset with `np.flatnonzero(mask)`."
+        ) from error
 
 
 def _untransformed(dataset: Any, rows: Indices) -> Iterator[Tensor]:

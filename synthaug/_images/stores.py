@@ -329,6 +329,8 @@ class HDF5:
         self.shape = tuple(self.read(np.zeros(1, np.int64)).shape[1:])
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        if not len(rows):
+            return np.empty((0, *self.shape), np.uint8)
         if self.pid != os.getpid():
             self.file, self.pid = open_hdf5(self.path), os.getpid()
         wanted, back = np.unique(self.rows[rows], return_inverse=True)  # h5py wants them increasing

@@ -16,6 +16,7 @@ from synthaug._plan.rows import (
     numbers,
 )
 from synthaug._plan.text import canonical_json, settings_digest
+from synthaug._support.rows import whole_numbers
 from synthaug._types import Indices, Labels
 
 
@@ -85,7 +86,7 @@ class SourcesInTurn:
         """
         if len(sources) != len(quota):
             raise ValueError(f"`sources` is for {len(sources)} classes, expected {len(quota)}.")
-        pools = [np.asarray(pool, np.int64) for pool in sources]
+        pools = [whole_numbers(pool, "sources") for pool in sources]
         self._sizes = np.array([len(pool) for pool in pools], np.int64)
         lacking = np.flatnonzero((quota > 0) & (self._sizes == 0))
         if len(lacking):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._support.arguments import check_at_least
+from synthaug._support.rows import whole_numbers
 from synthaug._types import Labels
 
 
@@ -35,7 +36,7 @@ def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labe
     """
     if not (ratio > 0 and math.isfinite(ratio)):
         raise ValueError(f"`ratio` must be positive and finite, got {ratio}.")
-    indices = np.asarray(labels, np.int64)
+    indices = whole_numbers(labels, "labels")
     check_labels(indices, num_classes)
     exact = np.bincount(indices, minlength=num_classes) * ratio
     return largest_remainders(exact, rounded_multiple(ratio, len(indices)))

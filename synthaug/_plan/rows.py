@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from synthaug._support.rows import row_numbers
 from synthaug._types import Indices
 
 REQUIRED = ("label", "source", "source_key", "variant", "seed")
@@ -174,19 +175,12 @@ def chosen_rows(index: Any, length: int) -> Selection:
     """The rows that an index of numpy's kinds names: a slice, a mask, or numbers.
 
     Raises:
-        IndexError: It is none of these, or names a row that is not there.
+        TypeError, ValueError: It is none of these.
+        IndexError: It names a row that is not there.
     """
     if isinstance(index, slice):
         return range(length)[index]
-    rows = np.asarray(index)
-    if rows.dtype == bool and rows.shape == (length,):
-        return np.flatnonzero(rows)
-    if rows.ndim != 1 or (len(rows) and rows.dtype.kind not in "iu"):
-        raise IndexError(
-            f"Rows are a slice, whole numbers, or a mask of {length:,}; got {rows.dtype} of shape "
-            f"{rows.shape}."
-        )
-    rows = rows.astype(np.int64)
+    rows = row_numbers(index, length, "rows")
     outside = rows[(rows < -length) | (rows >= length)]
     if len(outside):
         raise IndexError(f"Row {outside[0]} does not exist; the plan has {length:,} rows.")

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from synthaug._images.leaves import numbered_classes
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
+from synthaug._support.rows import whole_numbers
 from synthaug._types import JSON, Images, ImageShape, Pixels
 from synthaug.synthesizers._base import AbstractSynthesizer
 
@@ -30,7 +31,7 @@ class Constant(AbstractSynthesizer):
     def __init__(
         self, pixels: Pixels, labels: ArrayLike, *, classes: Sequence[str] | None = None
     ) -> None:
-        label = np.asarray(labels, np.int64)
+        label = whole_numbers(labels, "labels")
         if len(pixels) != len(label) or not len(label):
             raise ValueError(
                 f"`pixels` and `labels` must be of equal length and not empty; got {len(pixels)} "

@@ -1,0 +1,45 @@
+"""One rule for rows that a caller selects: numbers, or a mask of full length, and nothing else."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def row_numbers(rows: Any, count: int, name: str = "indices") -> NDArray[np.int64]:
+    """Row numbers of a selection, int64 (n,); whether they exist is left to whoever reads them.
+
+    Args:
+        rows: Whole numbers, int (n,), or a mask, bool (count,). An empty list selects nothing.
+        count: Number of rows to select from.
+        name: Name of the argument, for messages.
+
+    Raises:
+        TypeError: For anything else, such as floats, which would be cut.
+        ValueError: For a mask of another length.
+    """
+    values = np.asarray(rows)
+    if values.dtype.kind == "b" and values.shape == (count,):
+        return np.flatnonzero(values)
+    if values.ndim == 1 and values.dtype.kind == "b":
+        raise ValueError(
+            f"`{name}` is a mask of {len(values)} values, and there are {count} rows. Give a mask "
+            "with one value per row, or row numbers."
+        )
+    return whole_numbers(values, name)
+
+
+def whole_numbers(values: Any, name: str) -> NDArray[np.int64]:
+    """Row numbers or class indices as int64 (n,).
+
+    Raises:
+        TypeError: For floats, masks, and what is not a sequence.
+    """
+    numbers = np.asarray(values)
+    if numbers.shape == (0,):  # an empty list is float64 to numpy
+        return np.empty(0, np.int64)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise TypeError(
+            f"`{name}` is {numbers.dtype} with shape {numbers.shape}, expected integers (n,)."
+        )
+    return numbers.astype(np.int64, copy=False)
