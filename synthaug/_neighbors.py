@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synthaug._support.torch_state import one_thread_after_fork
 from synthaug._types import Features, Indices
 
 INDEXES = ("exact", "auto", "ivf", "hnsw", "sq", "pq", "ivfpq")
@@ -134,6 +135,7 @@ def threads() -> Iterator[None]:
     """
     import faiss
 
+    one_thread_after_fork()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:

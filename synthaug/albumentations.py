@@ -11,6 +11,7 @@ from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_repo
 from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
 from synthaug._images.convert import like, pixels_of
+from synthaug._images.stores import Conform, conformed
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_fraction
 
@@ -30,7 +31,7 @@ if hasattr(ImageOnlyTransform, "sample_parameters") or not albumentations.__vers
         "before `pip install --force-reinstall 'albumentations>=2.0.8,<2.1'`."
     )
 
-__all__ = ["ColdRestore", "SyntheticVariant"]
+__all__ = ["ColdRestore", "Fit", "SyntheticVariant"]
 
 _CANNOT_FOLLOW = frozenset(
     ("bboxes", "keypoints", "mask", "mask3d", "masks", "masks3d", "volume", "volumes")
@@ -136,12 +137,35 @@ class ColdRestore(_OnImages):
 
 
 @final
+class Fit(_OnImages):
+    """Brings images to one shape exactly as `load_dataset` does: `synthaug.transforms.Fit` for
+    albumentations.
+
+        transform = A.Compose([
+            Fit((3, 32, 32)),                              # in place of `A.Resize`
+            SyntheticVariant("variants.h5", p=0.5, audit="audit.json"),
+        ])
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        """Takes the argument of `synthaug.transforms.Fit`, with the same errors."""
+        super().__init__(p=1.0)
+        self.image_shape = tuple(image_shape)
+        self._conform = Conform.to(self.image_shape)
+
+    def apply(self, img: Any, **params: Any) -> Any:
+        """Resizes one image."""
+        del params
+        return conformed(img, self._conform)
+
+
+@final
 class SyntheticVariant(_OnImages):
     """An image becomes a cached variant of itself: `synthaug.transforms.SyntheticVariant` for
     albumentations.
 
         transform = A.Compose([
-            SyntheticVariant("variants.h5", p=0.5, audit="audit.json"),  # before all others
+            SyntheticVariant("variants.h5", p=0.5, audit="audit.json"),  # first, or after `Fit`
             A.HorizontalFlip(),
             A.ToFloat(max_value=255),
         ], seed=0)

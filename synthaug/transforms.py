@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2._utils import _parse_labels_getter
 
@@ -23,13 +22,17 @@ from synthaug._cache.serving import (
 from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_report
 from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
+from synthaug._images.annotations import annotations_of
+from synthaug._images.calls import called
 from synthaug._images.convert import Transform, check_unit_range, describe, like, pixels_of, wrapped
+from synthaug._images.stores import Conform, conformed
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_fraction
+from synthaug._support.names import class_names
 from synthaug._types import Indices
 from synthaug.errors import DataError, MismatchError
 
-__all__ = ["ColdRestore", "MixSynthetic", "SyntheticVariant"]
+__all__ = ["ColdRestore", "Fit", "MixSynthetic", "SyntheticVariant"]
 
 _EXPECTED = (
     "`MixSynthetic` needs a batch, images (n, C, H, W) and labels (n,) or (n, num_classes), as "
@@ -44,14 +47,22 @@ _SAME = "Give `transform=` what the real images went through."
 class _ImagesOnly(v2.Transform):
     """A transform for classification: all other inputs but labels would not fit the new image."""
 
-    def check_inputs(self, flat_inputs: list[Any]) -> None:
-        """Refuses boxes, masks, key points and videos, which cannot follow an image."""
-        for value in flat_inputs:
-            if isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.Image):
-                raise TypeError(
-                    f"{type(value).__name__} cannot follow an image into a synthetic variant. Use "
-                    "this transform for classification only."
-                )
+    def forward(self, *inputs: Any) -> Any:
+        """Transforms the images of a sample or a batch.
+
+        Raises:
+            TypeError: For boxes, masks, key points and videos, which cannot follow an image.
+        """
+        self._check_annotations(inputs)
+        return super().forward(*inputs)
+
+    def _check_annotations(self, inputs: tuple[Any, ...]) -> None:
+        names = annotations_of(inputs)
+        if names:
+            raise TypeError(
+                f"{', '.join(names)} cannot follow an image into a synthetic one. Use "
+                f"`{type(self).__name__}` for classification only, and leave them out of samples."
+            )
 
 
 class ColdRestore(_ImagesOnly):
@@ -193,7 +204,7 @@ class MixSynthetic(_ImagesOnly):
         self._image_transform = transform
         self._synthetic = open_cache(synthetic)
         served = servable(self._synthetic, open_report(audit))
-        self._classes = tuple(map(str, self._synthetic.classes if classes is None else classes))
+        self._classes = class_names(self._synthetic.classes if classes is None else classes)
         table = class_table(self._synthetic, self._classes)
         rows = np.flatnonzero(served.mask)
         if not len(rows):
@@ -205,6 +216,7 @@ class MixSynthetic(_ImagesOnly):
         """Mixes one batch; what is neither images nor labels passes through."""
         # As `v2.CutMix`, this needs the batch as a whole, in which the labels are found.
         batch = inputs if len(inputs) > 1 else inputs[0]
+        self._check_annotations(inputs)
         flat, spec = tree_flatten(batch)
         self.check_inputs(flat)
         try:
@@ -226,8 +238,7 @@ class MixSynthetic(_ImagesOnly):
         return tree_unflatten(changed, spec)
 
     def check_inputs(self, flat_inputs: list[Any]) -> None:
-        """Refuses boxes, masks, key points, videos, and images that are not in a batch."""
-        super().check_inputs(flat_inputs)
+        """Refuses images that are not in a batch."""
         if any(isinstance(value, Image.Image) for value in flat_inputs):
             raise TypeError(f"Got PIL images: {_EXPECTED}")
 
@@ -307,7 +318,7 @@ class MixSynthetic(_ImagesOnly):
         """Synthetic images in the dtype and shape of those of a batch."""
         pixels = self._synthetic.read(rows)
         if self._image_transform is not None:
-            made = [self._image_transform(to_pil(image)) for image in pixels]
+            made = [called(self._image_transform)(to_pil(image)) for image in pixels]
             if not all(isinstance(image, Tensor) for image in made):
                 raise TypeError(
                     f"`transform` must return tensors, got {describe(made[0])}. Add `v2.ToImage()`."
@@ -326,11 +337,47 @@ class MixSynthetic(_ImagesOnly):
         return images
 
 
+class Fit(v2.Transform):
+    """Brings images to one shape exactly as `load_dataset(image_shape=...)` does.
+
+        transform = v2.Compose([
+            Fit(cache.image_shape),                        # in place of `v2.Resize`
+            SyntheticVariant(cache, p=0.5, audit=report),
+            v2.RandomHorizontalFlip(),
+        ])
+
+    The shorter side is resized (bicubic, antialiased) and the center cut out, and colors are
+    converted. Other ways of resizing give other pixels, by which `SyntheticVariant` does not find
+    an image any more.
+
+    Accepts PIL images, `tv_tensors.Image` and tensors (C, H, W), uint8 in [0, 255] or floating
+    point in [0, 1]; the type is kept. Labels pass through.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        """Takes the shape of the images to come.
+
+        Args:
+            image_shape: (C, H, W), C 1 or 3: that of a cache.
+
+        Raises:
+            ValueError: For another shape.
+        """
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        self._conform = Conform.to(self.image_shape)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resizes one image."""
+        del params
+        return conformed(inpt, self._conform)
+
+
 class SyntheticVariant(_ImagesOnly):
     """An image becomes a cached variant of itself.
 
         transform = v2.Compose([
-            SyntheticVariant(cache, p=0.5, audit=report),  # first: it must see the image unchanged
+            SyntheticVariant(cache, p=0.5, audit=report),  # first, or after `Fit`
             v2.RandomHorizontalFlip(),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
@@ -338,8 +385,9 @@ class SyntheticVariant(_ImagesOnly):
 
     For synthesizers that start from real images: the variants of an image are the rows of the cache
     whose `source_key` is the content digest of its pixels. So the image must come here as it was
-    when the plan was made, before any other transform. Floating point images are compared after
-    rounding to the nearest of 256 levels.
+    when the plan was made, before any other transform but `Fit`, which resizes as `load_dataset`
+    does. An image of another size than the variants is an error. Floating point images are compared
+    after rounding to the nearest of 256 levels.
 
     Accepts PIL images of mode L and RGB, `tv_tensors.Image` and tensors (C, H, W), uint8 in
     [0, 255] or floating point in [0, 1]; the type is kept. Labels pass through. All images of one
@@ -386,6 +434,7 @@ class SyntheticVariant(_ImagesOnly):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Replaces one image, if it was drawn and has variants."""
+        self._variants.check_size(inpt)
         if not params["apply"]:
             return inpt
         variant = self._variants.draw(pixels_of(inpt), params["choice"])

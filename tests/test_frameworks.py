@@ -7,6 +7,7 @@ batch says which images it holds.
 import copy
 import importlib
 import json
+import os
 import re
 import runpy
 import socket
@@ -196,6 +197,28 @@ def test_a_run_that_lightning_resumes_sees_what_it_would_have_seen(
         assert sorted(of_epoch(rest, 2)) == sorted(of_epoch(whole, 2))
     else:
         assert rest.seen == whole.seen[steps:]
+
+
+def test_lightnings_ddp_gives_batches_of_exact_counts_and_sets_their_epoch(pl, cache, tmp_path):
+    mixed = synthaug.MixedDataset(real_images(), cache, audit=None, mode="append", ratio=1.0)
+
+    def loader() -> DataLoader[Any]:
+        return DataLoader(mixed, batch_sampler=synthaug.MixedBatchSampler(mixed, 8, 4))
+
+    settings: dict[str, Any] = {"strategy": "ddp", "devices": 1, "enable_checkpointing": False}
+    model, environment = make_model(pl), dict(os.environ)
+    try:
+        with pytest.raises(TypeError, match=r"`mixed` is a sampler: Lightning.*`train_dataloader`"):
+            make_trainer(pl, tmp_path, **settings).fit(model, loader())
+        model.train_dataloader = loader
+        make_trainer(pl, tmp_path, epochs=2, **settings).fit(model)
+    finally:
+        torch.distributed.destroy_process_group()
+        os.environ.clear()  # Lightning tells other processes by it
+        os.environ.update(environment)
+    assert [sum(v >= FIRST_ROW for v in batch) for _, batch in model.seen] == [4] * 2 * (SIZE // 4)
+    assert of_epoch(model, 0) != of_epoch(model, 1)
+    assert mixed.epoch == 1
 
 
 @pytest.mark.parametrize("order", ["in turn", "shuffled", "seeded"])

@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from synthaug import MixedDataset, OnTheFlyDataset, Plan, caches, load_dataset
 from synthaug._audit import AuditReport
 from synthaug._images.source import ImageSource
-from synthaug._plan import matching_quota
+from synthaug._plan.quota import matching_quota
 from synthaug.synthesizers import Constant
 from tests.drawing import Noise, plan_of
 from tests.mixtures import CLASSES, fill, make_cache, real_images
@@ -37,6 +37,11 @@ def selectors(tmp_path_factory) -> dict[str, Callable[[Any], Any]]:
     written = fill(folder, cache.plan, (3, 6, 5))
     pixels = torch.zeros(N, 3, 6, 5, dtype=torch.uint8)
     source = ImageSource.open(Subset(real, range(N)))
+
+    def write(rows: Any) -> str:
+        written.write(rows, pixels[: len(real.read(rows))])
+        return ""
+
     return {
         "LabeledImages.read": real.read,
         "LabeledImages.subset": real.subset,
@@ -45,7 +50,7 @@ def selectors(tmp_path_factory) -> dict[str, Callable[[Any], Any]]:
         "ImageSource.pixels": source.pixels,
         "SynthCache.read": cache.read,
         "SynthCache.__getitems__": cache.__getitems__,
-        "SynthCache.write": lambda rows: written.write(rows, pixels[: len(real.read(rows))]) or "",
+        "SynthCache.write": write,
         "SynthCache.state_of": cache.state_of,
         "MixedDataset.read": mixed.read,
         "MixedDataset.__getitems__": mixed.__getitems__,
@@ -108,10 +113,10 @@ def test_labels_sources_and_keys_that_would_be_cut_are_refused():
         lambda: Plan.build(
             [1], classes=["a"], settings={}, seed=0, sources=[[0.9]], source_keys=[7]
         ),
-        lambda: caches.forget([], [1.5]),
+        lambda: caches.forget([], np.array([1.5])),
         lambda: caches.forget([], [True]),
         lambda: AuditReport.copies_of(SimpleNamespace(), MASK),  # type: ignore[arg-type]
     ]
     for call in calls:
-        with pytest.raises(TypeError, match="expected integers|whole numbers"):
+        with pytest.raises(TypeError, match=r"expected integers|whole numbers"):
             call()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, DistributedSampler, Subset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
@@ -123,6 +123,22 @@ def test_every_rank_has_batches_of_exact_counts(appended, num_replicas):
     given = [i for part in batches for batch in part for i in batch]
     assert set(range(60)) <= set(given)
     assert len(given) - len(set(given)) <= 2 * num_replicas
+    told: list[Any] = [
+        DistributedSampler(appended, num_replicas, rank) for rank in range(num_replicas)
+    ]
+    assert [list(MixedBatchSampler(appended, 8, 4, sampler=one)) for one in told] == batches
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_have_their_share_of_synthetic_images(appended, parts):
+    sampler = MixedBatchSampler(appended, 8, 4)
+    made = np.zeros(parts)
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        batches = [batch for batch in sampler if len(batch) == 8]
+        assert batches == list(sampler)[: len(batches)]  # a function of seed and epoch
+        made += (np.array(batches) >= 60).reshape(len(batches), parts, -1).sum((0, 2))
+    np.testing.assert_allclose(made / made.sum(), 1 / parts, atol=0.03)
 
 
 # Stopping and going on

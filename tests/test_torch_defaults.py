@@ -51,6 +51,7 @@ from synthaug.synthesizers import (
     streams,
 )
 from synthaug.transforms import ColdRestore, MixSynthetic, SyntheticVariant
+from tests import processes
 from tests.checkpoints import tiny_unet, write_stable_diffusion
 from tests.degradations import ALL
 from tests.images import to_images
@@ -667,3 +668,31 @@ def test_without_shared_memory_forked_workers_still_see_the_epoch(monkeypatch, e
         os._exit(0)
     os.waitpid(child, 0)
     assert int(again) == 7
+
+
+IN_A_FORK = """
+import os, signal, numpy as np, torch
+from synthaug import audit
+from synthaug._support import torch_state
+torch_state._forked = False  # this program itself stands for one that was started anew
+torch.set_num_threads(2)
+S, T, H = np.random.default_rng(0).random((3, 200, 64), np.float32)
+def judge():
+    audit(S, T, holdout=H, progress=False)
+    with torch_state.torch_defaults():
+        return torch.rand(1000, 1000).exp().sum()  # of several threads, if there are
+judge()
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    judge()
+    os._exit(torch.get_num_threads())
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_one_thread_since_waiting_for_its_parents_never_ends():
+    done = processes.run(IN_A_FORK, environment={"OMP_NUM_THREADS": 2})
+    assert done.stdout == "1 2\n", done.stderr
+    assert "In a forked process torch has one thread from now on" in done.stderr

@@ -89,13 +89,13 @@ def forget(
     """
     if isinstance(sources, torch.Tensor) and sources.ndim == 4:
         sources = [digest(image) for image in sources]
-    sources = list(sources)
-    if not all(isinstance(key, Integral) and not isinstance(key, bool) for key in sources):
+    given: list[Any] = list(sources)
+    if not all(isinstance(key, Integral) and not isinstance(key, bool) for key in given):
         raise TypeError(
             "`sources` must be images, uint8 (n, C, H, W), or their content digests, which are "
             'whole numbers: `cache.plan["source_key"]`.'
         )
-    keys = np.array([int(key) for key in sources], np.uint64)
+    keys = np.array([int(key) for key in given], np.uint64)
     if not len(keys) or (keys == 0).any():
         raise ValueError("`sources` must name at least one real image; the key 0 is none.")
     opened = [Path(p).absolute() if os.path.isdir(p) else SynthCache(p) for p in places]

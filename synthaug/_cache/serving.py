@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from synthaug._images.leaves import Labeled
 from synthaug._plan import Plan
+from synthaug._support.names import class_names
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
@@ -214,29 +215,34 @@ def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
         classes: Names of the classes of the real images, in their order.
 
     Returns:
-        int64 (num_classes,).
+        int64 (num_classes,); -1 for a class that the real images do not have and no row either.
 
     Raises:
-        MismatchError: If one side has a class that the other does not have.
+        MismatchError: If a row has a class that the real images do not have. The reverse is no
+            error: for some classes there may be no synthetic images.
     """
-    theirs = tuple(synthetic.classes)
-    for one, other, where in ((classes, theirs, "real"), (theirs, classes, "synthetic")):
-        extra = [name for name in one if name not in other]
-        if extra:
-            raise MismatchError(
-                f"The classes differ: only the {where} images have {extra[0]!r}. Real: "
-                f"{', '.join(classes)}. Synthetic: {', '.join(theirs)}. Both must name the same "
-                "ones; `MixSynthetic` and `mixing.ItemFormat` take other names of the real classes "
-                "as `classes=`."
-            )
-    twice = next((name for name in classes if list(classes).count(name) > 1), None)
+    classes, theirs = class_names(classes), class_names(synthetic.classes)
+    place = {name: c for c, name in enumerate(classes)}
+    unknown = [c for c, name in enumerate(theirs) if name not in place]
+    if unknown:  # of many rows it takes a while to see which classes they have
+        every = labels_of(synthetic, np.arange(num_rows(synthetic)))
+        unknown = np.intersect1d(unknown, every).tolist()
+    if unknown:
+        missing = [name for name in classes if name not in theirs]
+        where, name = ("real", missing[0]) if missing else ("synthetic", theirs[unknown[0]])
+        raise MismatchError(
+            f"The classes differ: only the {where} images have {name!r}. Real: "
+            f"{', '.join(classes)}. Synthetic: {', '.join(theirs)}. Every class of synthetic "
+            "images must be one of the real ones; `MixSynthetic` and `mixing.ItemFormat` take "
+            "other names of the real classes as `classes=`."
+        )
+    twice = next((name for name in theirs if classes.count(name) > 1), None)
     if twice is not None:
         raise MismatchError(
             f"Two classes of the real images are called {twice!r}, so they cannot be matched by "
-            "name. Give different names."
+            "name. Give different names: `classes=`, in the order of the labels."
         )
-    place = {name: c for c, name in enumerate(classes)}
-    return np.array([place[name] for name in theirs], np.int64)
+    return np.array([place.get(name, -1) for name in theirs], np.int64)
 
 
 def rows_by_class(rows: Indices, labels: Labels, num_classes: int) -> list[Indices]:

@@ -38,6 +38,7 @@ from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.synthesizer import Synthesizer, as_recorded
 from synthaug._cache.tombstones import content_keys, rows_from_sources
 from synthaug._cache.verify import verify
+from synthaug._images.calls import called
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.differences import described
 from synthaug._support.files import sync_file
@@ -291,7 +292,7 @@ class SynthCache(Dataset[Any]):
             if self.output_type == "pil":
                 images = map(_pixels.to_pil, images)
         if self.transform is not None:
-            images = map(self.transform, images)
+            images = map(called(self.transform), images)
         labels = self._open().labels(rows).tolist()
         if self.target_transform is not None:
             labels = map(self.target_transform, labels)

@@ -1,35 +1,57 @@
 """Batches with exact shares of real and synthetic images."""
 
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import numpy as np
+from torch.utils.data import BatchSampler, DistributedSampler, Sampler
 
 from synthaug._datasets.draws import shuffled
 from synthaug._datasets.mixed import MixedDataset
-from synthaug._datasets.samplers import BATCHES, AbstractSeededSampler, share
+from synthaug._datasets.samplers import (
+    BATCHES,
+    WITHIN,
+    AbstractSeededSampler,
+    SeededSampler,
+    share,
+)
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_type, check_whole
 
 
 @final
-class MixedBatchSampler(AbstractSeededSampler[list[int]]):
+class MixedBatchSampler(AbstractSeededSampler[list[int]], BatchSampler):
     """Batches with exactly so many synthetic images each, for a `MixedDataset` that appends.
 
         mixed = MixedDataset(real, cache, audit=report, mode="append", ratio=1.0)
         sampler = MixedBatchSampler(mixed, batch_size=128, synthetic_per_batch=64)
         loader = DataLoader(mixed, batch_sampler=sampler)
 
-    An epoch has every real image once. In a batch the real ones come first. The last batch may be
-    shorter; its synthetic share is the same, to the nearest whole image. The order is a function of
-    (seed, epoch), and the epoch is that of `mixed`.
+    An epoch has every real image once. In a batch real and synthetic images are in random order, so
+    that parts of it, as `DataParallel` or `split_batches=True` cut them, have both. The last batch
+    may be shorter; its synthetic share is the same, to the nearest whole image. The order is a
+    function of (seed, epoch), and the epoch is that of `mixed`.
 
     `mixed` must append enough: `ratio` at least synthetic / real per batch. If it appends more,
     each epoch takes a random part.
 
     With `rank` and `num_replicas` every rank has such batches, and equally many; to that end some
     images may be given twice. `state_dict` and `load_state_dict` stop and go on within an epoch.
+
+    Under Lightning's DDP make it in `train_dataloader`: Lightning then makes it anew on every rank,
+    with a `sampler` that says which one that is, and sets the epoch.
     """
+
+    def __new__(cls, mixed: Any = None, *args: Any, **arguments: Any) -> "MixedBatchSampler":
+        """Refuses what Lightning makes of one that it did not see being made."""
+        del args, arguments
+        if isinstance(mixed, Sampler):
+            raise TypeError(
+                "`mixed` is a sampler: Lightning divides the images among ranks, and did not see "
+                "how this `MixedBatchSampler` was made. Make it in `train_dataloader`; or pass "
+                "`num_replicas` and `rank`, and `Trainer(use_distributed_sampler=False)`."
+            )
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -41,6 +63,7 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]]):
         drop_last: bool = False,
         num_replicas: int = 1,
         rank: int = 0,
+        sampler: DistributedSampler[Any] | None = None,
     ) -> None:
         """Counts the batches of epoch 0.
 
@@ -53,13 +76,18 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]]):
             drop_last: Leaves a shorter last batch away, and so the real images in it.
             num_replicas: Processes that share an epoch.
             rank: Which of them this is.
+            sampler: Says both, in place of them: what Lightning injects.
 
         Raises:
             TypeError: If `mixed` is not a `MixedDataset`.
             ValueError: If `mixed` replaces, or appends too little, or the numbers make no sense.
         """
         check_type(MixedDataset, "a MixedDataset", mixed=mixed)
+        if sampler is not None:
+            num_replicas, rank = sampler.num_replicas, sampler.rank
         super().__init__(mixed, seed, num_replicas, rank)
+        # Lightning and accelerate set the epoch of what a batch sampler draws from.
+        self.sampler = SeededSampler(mixed, seed=seed)
         check_whole(1, batch_size=batch_size)
         self.mixed, self.batch_size = mixed, int(batch_size)
         self.synthetic_per_batch, self.drop_last = synthetic_per_batch, drop_last
@@ -120,7 +148,9 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]]):
             np.split(share(part, count.sum(), self.num_replicas, self.rank), np.cumsum(count)[:-1])
             for part, count in zip(parts, counts.T, strict=True)
         )
-        return [[*r.tolist(), *s.tolist()] for r, s in zip(real, fake, strict=True)][: len(counts)]
+        order = counter_rng(self.seed, WITHIN, epoch)
+        batches = [np.append(*parts) for parts in zip(real, fake, strict=True)][: len(counts)]
+        return [shuffled(order, batch).tolist() for batch in batches]
 
 
 def _nearest(numerator: int, denominator: int, limit: int) -> int:

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from typing import Any
 
 from synthaug._images.dataset import AbstractLabeledDataset
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_whole
 from synthaug._support.torch_state import shared, shared_counter
 from synthaug._types import Labels
 
@@ -24,12 +24,20 @@ class AbstractEpochDataset(AbstractLabeledDataset):
     def set_epoch(self, epoch: int) -> None:
         """Changes the images; call it before each epoch. Workers that already run follow."""
         check_at_least(0, epoch=epoch)
+        check_whole(0, epoch=epoch)
         self._epoch.fill_(epoch)
 
     @property
     @abstractmethod
     def labels(self) -> Labels:
         """Class index of every item, int64 (N,)."""
+
+    def __copy__(self) -> "AbstractEpochDataset":
+        """A copy with epochs of its own, which begin where ours are."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__, _epoch=shared_counter())
+        copied._epoch.fill_(self.epoch)
+        return copied
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from synthaug._datasets.schedules import AbstractSchedule
 from synthaug._plan import largest_remainders, matching_quota
 from synthaug._support.arguments import check_at_least, check_choice
+from synthaug._support.names import class_name
 from synthaug._types import JSON, Labels
 from synthaug.errors import MismatchError
 
@@ -95,12 +96,13 @@ class Shares:
 
     def _place(self, key: Any) -> int:
         index = isinstance(key, int | np.integer) and not isinstance(key, bool)
-        if not (0 <= key < len(self._classes) if index else key in self._classes):
+        name = key if index or isinstance(key, bool) else class_name(key)
+        if not (0 <= key < len(self._classes) if index else name in self._classes):
             raise ValueError(
                 f"`{self._name}` names the class {key!r}. The classes are "
                 f"{', '.join(self._classes)}, or 0 to {len(self._classes) - 1}."
             )
-        return int(key) if index else self._classes.index(key)
+        return int(key) if index else self._classes.index(name)
 
     def at(self, epoch: int) -> NDArray[np.float64]:
         """The value of every class in an epoch, float64 (num_classes,)."""

@@ -27,6 +27,9 @@ class ItemFormat:
     any_size: bool = False
     """Allows synthetic images of another size than the real ones, which makes sense if the
     transform brings all to one size."""
+    annotations_hold: bool = False
+    """Keeps boxes, masks, key points and the like of the real item beside a synthetic image, which
+    makes sense only if it shows the same things in the same places. Otherwise they are refused."""
     soft_labels: bool | ArrayLike = field(default=False, repr=False)
     """Serves vectors of class probabilities, float32 (num_classes,), which are one-hot for real
     images. True: those of the plan, as `synthaug.synthesizers.soft_labels`; or those of every row,

@@ -43,7 +43,7 @@ class ItemLabels:
         self.changes_real = self.vectors and not given
         """Whether real items get a vector in the place of their class index."""
         self._table, self._synthetic = table, synthetic
-        self._num_classes = len(table)
+        self._num_classes = len(real.classes)
         self._example = (
             torch.zeros(self._num_classes, dtype=torch.float32, device="cpu")
             if self.changes_real
@@ -59,8 +59,10 @@ class ItemLabels:
                 self._partner = np.where(partner < 0, partner, table[partner])
                 self._share = synthetic.plan["interpolation"]
         elif soft_labels is not False:
-            self._given = _checked(soft_labels, synthetic, rows)
-            _check_order(self._given[rows], table, synthetic, rows)
+            shape = num_rows(synthetic), self._num_classes
+            self._given = _checked(soft_labels, shape, rows)
+            if self._num_classes == len(table):
+                _check_order(self._given[rows], table, synthetic, rows)
 
     def of_row(self, row: int, label: int) -> Any:
         """The label of a row of the cache, of which this is the class index."""
@@ -99,9 +101,8 @@ class ItemLabels:
         return vector
 
 
-def _checked(given: ArrayLike, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.float32]:
+def _checked(given: ArrayLike, shape: tuple[int, int], rows: Indices) -> NDArray[np.float32]:
     values = np.asarray(given, np.float32)
-    shape = (num_rows(synthetic), len(synthetic.classes))
     if values.shape != shape:
         raise ValueError(
             f"`soft_labels` has shape {values.shape}, expected one probability per row and class, "

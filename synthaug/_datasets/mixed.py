@@ -29,6 +29,7 @@ from synthaug._datasets.log import ServedLog
 from synthaug._datasets.opening import StrPath, open_cache, open_report
 from synthaug._datasets.real import RealItems
 from synthaug._datasets.show import notebook
+from synthaug._images.calls import apply
 from synthaug._images.convert import Transform, like
 from synthaug._images.source import ImageSource, items_of
 from synthaug._noise import checked_seed
@@ -187,8 +188,9 @@ class MixedDataset(AbstractEpochDataset):
         left = ", and the filters or weights leave none" if allowed else ""
         return MismatchError(
             f"Class {self.classes[c]!r} has no synthetic image that may be served: of "
-            f"{of_class.sum()} rows, {done} are done{judged}{left}. Generate more images of it, or "
-            "leave the class out of `real`."
+            f"{of_class.sum()} rows, {done} are done{judged}{left}. Generate more images of it, "
+            "leave the class out of `real`, or name the classes that get some: "
+            '`fraction={"NAME": ...}`.'
         )
 
     # Choices
@@ -314,11 +316,13 @@ class MixedDataset(AbstractEpochDataset):
                 return item
             image, label = item if self._items.pairs else self._items.fields.get(item)
             label = self._item_labels.of_real(label)
-        if self.transform is not None:
-            image = self.transform(image)
+        whole = self._items.form == "item"
+        if self.transform is not None and not whole:
+            image, label = apply(self.transform, self._items.form, image, label)
         if self.target_transform is not None:
             label = self.target_transform(label)
-        return (image, label) if self._items.pairs else self._items.fields.put(item, image, label)
+        item = (image, label) if self._items.pairs else self._items.fields.put(item, image, label)
+        return self.transform(item) if whole and self.transform is not None else item
 
     def read(self, indices: ArrayLike) -> Pixels:
         """The images of this epoch as pixels, uint8 (n, C, H, W), without the transform."""

@@ -1,21 +1,20 @@
 """The real side of a mixture: what its items are, and whether synthetic ones can be like them."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, final
-
-import numpy as np
 
 from synthaug._cache.serving import SyntheticImages, class_table
 from synthaug._datasets.items import ItemFormat
+from synthaug._images.annotations import annotations_of
+from synthaug._images.calls import Form, Placeholder, form_of
 from synthaug._images.convert import describe, is_probabilities, label_like, pixels_of
 from synthaug._images.fields import Adapter, Fields
 from synthaug._images.loaders import checked_labels
 from synthaug._images.source import ImageSource
 from synthaug._images.untransformed import without_transforms
+from synthaug._support.names import class_names
 from synthaug.errors import DataError, MismatchError
-
-_LOOKED_AT = 8
-"""Items whose labels are compared with those that a data set lists."""
 
 
 @final
@@ -51,18 +50,23 @@ class RealItems:
             )
         self.dataset = source.dataset
         """The data set as it was given."""
-        self.raw, self.transform, self.target_transform = without_transforms(self.dataset)
+        stripped = without_transforms(self.dataset)
+        self.raw = stripped.raw
+        self.transform, self.target_transform = stripped.transform, stripped.target_transform
         self.source = ImageSource(self.raw, "`real`", items.fields)
         """The same images without transforms."""
         self.example = self.raw[0]
         self.fields: Adapter = Fields.of(self.example) if items.fields is None else items.fields
         """Where items have what."""
         self.image, self.label = self.fields.get(self.example)
+        self.form = self._form(stripped.placeholders)
+        """How the data set calls its transform."""
         self.classes = self._class_names(source, items, synthetic)
         self.class_table = class_table(synthetic, self.classes)
-        """Where the classes of the cache are among the real ones, int64 (num_classes,)."""
+        """Where the classes of the cache are among the real ones, int64 (num_classes,); -1 for
+        classes without rows that the real images do not have."""
         self.labels = checked_labels(self.source.class_indices(), self.classes, "`real`")
-        self._check_labels(synthetic)
+        self._check_item(len(self.classes))
         plain = isinstance(self.fields, Fields)
         if appended and plain and len(self.example) > 2:
             names = list(self.example) if isinstance(self.example, dict) else len(self.example)
@@ -72,10 +76,28 @@ class RealItems:
             )
         self.has_extras = not appended and not (plain and len(self.example) == 2)
         """Whether a replaced item keeps more of the real one than its label."""
+        if self.has_extras and not items.annotations_hold:
+            self._check_annotations()
         two = type(self.example) is tuple and len(self.example) == 2
         self.pairs = two and self.fields == Fields(0, 1)
         """Whether items are (image, label)."""
         self._check_shape(synthetic, items.any_size)
+
+    def _form(self, placeholders: Sequence[Placeholder]) -> Form:
+        """How the data set, in all of its parts, calls the transform that was taken off it."""
+        if self.transform is None:
+            return "image"
+        firsts = self.source.first_rows()
+        forms = [form_of(self.raw, row, placeholders, self.fields.get) for row in firsts]
+        name = type(self.dataset).__name__
+        if forms[0] is None or len(set(forms)) > 1:
+            how = "does not call its `transform` for every item"
+            if len(set(forms)) > 1:
+                how = "calls its `transform` in other ways in its parts"
+            raise ValueError(
+                f"{name} {how}. Take it off the data set, and pass it as `transform=` here."
+            )
+        return forms[0]
 
     def _class_names(
         self, source: ImageSource, items: ItemFormat, synthetic: SyntheticImages
@@ -87,7 +109,7 @@ class RealItems:
             if items.classes is None:
                 raise
             listed = None
-        names = listed if items.classes is None else tuple(map(str, items.classes))
+        names = listed if items.classes is None else class_names(items.classes)
         if names is None:
             raise DataError(
                 f"{type(self.dataset).__name__} does not know its class names. Pass `items="
@@ -101,23 +123,24 @@ class RealItems:
             )
         return names
 
-    def _check_labels(self, synthetic: SyntheticImages) -> None:
-        """Refuses labels that are not of one class, or that are not those of the items."""
-        num_classes = len(synthetic.classes)
+    def _check_item(self, num_classes: int) -> None:
+        """Refuses an image or a label of another kind."""
         try:
             pixels_of(self.image)
-            _class_of(self.label, num_classes)
+            _check_label(self.label, num_classes)
         except (TypeError, ValueError) as error:
             raise type(error)(f"Item 0 of `real` cannot be mixed. {error}") from error
-        looked_at = np.linspace(0, len(self.raw) - 1, _LOOKED_AT).astype(np.int64)
-        for i in np.unique(looked_at).tolist():
-            label = _class_of(self.fields.get(self.raw[i])[1], num_classes)
-            if label != self.labels[i]:
-                raise DataError(
-                    f"The labels that `real` lists are not those of its items: item {i} has the "
-                    f"label {label}, listed is {self.labels[i]}. Its `targets` or `labels` must be "
-                    "in the order of its items, and mean the same."
-                )
+
+    def _check_annotations(self) -> None:
+        """Refuses what belongs to the places in the real image."""
+        names = annotations_of(self.example, self.image, self.label)
+        if names:
+            raise TypeError(
+                f"Items of `real` have annotations of places in the image: {', '.join(names)}. "
+                "They would stay beside a synthetic image, which shows other things there. Take "
+                "them out of the items; or, if they hold for synthetic images too, pass "
+                "`items=mixing.ItemFormat(annotations_hold=True)`."
+            )
 
     def _check_shape(self, synthetic: SyntheticImages, any_size: bool) -> None:
         """Refuses another number of channels, and another size unless it may differ."""
@@ -136,13 +159,10 @@ class RealItems:
             )
 
 
-def _class_of(label: Any, num_classes: int) -> int:
-    if is_probabilities(label):
-        if len(label) != num_classes:
-            raise ValueError(
-                f"Its label has {len(label)} class probabilities, but there are {num_classes} "
-                "classes."
-            )
-        return int(label.argmax())
-    label_like(0, label)  # knows what a class index may be
-    return int(label)
+def _check_label(label: Any, num_classes: int) -> None:
+    if not is_probabilities(label):
+        label_like(0, label)  # knows what a class index may be
+    elif len(label) != num_classes:
+        raise ValueError(
+            f"Its label has {len(label)} class probabilities, but there are {num_classes} classes."
+        )

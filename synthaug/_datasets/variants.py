@@ -1,12 +1,14 @@
 """Cached variants of real images, found by the content of the image: what transforms look up."""
 
 import logging
+import math
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
 from synthaug._cache.serving import servable
+from synthaug._images.convert import size_of
 from synthaug._pixels import digest
 from synthaug._support.arguments import check_choice
 from synthaug._types import Indices
@@ -14,8 +16,14 @@ from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 64
-"""So many images without a variant, and none with one, are no accident."""
+_CHANCE = 0.001
+"""Images without a variant, and none with one, are mentioned when chance is below this."""
+
+_ADVICE = (
+    "Put this transform before all others but `Fit(cache.image_shape)`, which resizes as "
+    "`load_dataset` does, and give it the images that the plan was made for, colors in the order "
+    "RGB."
+)
 
 
 class Variants:
@@ -51,6 +59,15 @@ class Variants:
         order = np.argsort(keys, kind="stable")
         self.keys, self.rows = keys[order], rows[order]  # variants of one image are neighbours
         self._missed = 0
+        self._patience = self._misses_beyond_chance()
+
+    def _misses_beyond_chance(self) -> int:
+        """Images without a variant, one after the other, that are no accident."""
+        source = self.cache.manifest["source"]
+        told = source.get("images") if isinstance(source, dict) else None
+        images = max(int(self.cache.plan["source"].max()) + 1, told or 0)
+        share = min(len(np.unique(self.keys)) / images, 0.9)
+        return min(math.ceil(math.log(_CHANCE) / math.log(1 - share)), 64)
 
     def rows_of(self, key: int) -> Indices:
         """The rows whose source has this content digest."""
@@ -71,30 +88,40 @@ class Variants:
             DataError: If there is none, with `on_missing="raise"`.
             MismatchError: If variants have another shape.
         """
+        if tuple(pixels.shape) != self.cache.image_shape:
+            raise self._other_size(tuple(pixels.shape))
         rows = self.rows_of(digest(pixels))
         if len(rows) == 0:
             self._note_missing(pixels)
             return None
         self._missed = -1
         variant: Tensor = self.cache.read([rows[int(choice * len(rows))]])[0]
-        if variant.shape != pixels.shape:
-            raise MismatchError(
-                f"Variants have shape {tuple(variant.shape)}, their source has "
-                f"{tuple(pixels.shape)}. Generate them in the size of the images."
-            )
         return variant
 
-    def _note_missing(self, pixels: Tensor) -> None:
-        advice = (
-            "Put this transform before all others, and give it the images that the plan was made "
-            "for, colours in the order RGB."
+    def check_size(self, image: Any) -> None:
+        """Refuses an image of another size than the variants, which none can be exchanged for.
+
+        Raises:
+            MismatchError: Naming both sizes.
+        """
+        size = size_of(image)
+        if size != self.cache.image_shape[1:]:
+            raise self._other_size(size)
+
+    def _other_size(self, size: tuple[int, ...] | None) -> MismatchError:
+        return MismatchError(
+            f"The image has the size {size}, its variants would have {self.cache.image_shape}. "
+            f"{_ADVICE}"
         )
+
+    def _note_missing(self, pixels: Tensor) -> None:
         if self.on_missing == "raise":
             raise DataError(
                 f"An image with the digest {digest(pixels):016x} has no variant in the cache. "
-                + advice
+                + _ADVICE
             )
         if self._missed >= 0:  # none was found yet
             self._missed += 1
-            if self._missed == _PATIENCE:
-                log.warning("None of %d images has a variant in the cache. %s", _PATIENCE, advice)
+            if self._missed == self._patience:
+                text = "None of %d images has a variant in the cache. %s"
+                log.warning(text, self._patience, _ADVICE)

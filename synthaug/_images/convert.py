@@ -86,6 +86,15 @@ def pixels_of(image: Any) -> Tensor:
     raise TypeError(f"Got {describe(image)}, expected a PIL image, a tensor or a numpy array.")
 
 
+def size_of(image: Any) -> tuple[int, ...] | None:
+    """(height, width) of what may be an image or a mask, of any common type."""
+    if isinstance(image, Image.Image):
+        return image.size[::-1]
+    if isinstance(image, Tensor):
+        return tuple(image.shape[-2:])
+    return image.shape[:2] if isinstance(image, np.ndarray) else None
+
+
 def _levels(chw: Tensor, image: Any) -> Tensor:
     if chw.dtype == torch.uint8:
         return chw

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
+from synthaug._images.calls import called
 from synthaug._types import Labels
 
 
@@ -50,7 +51,7 @@ class AbstractLabeledDataset(Dataset[Any]):
     def _transformed(self, images: Iterable[Any], labels: Iterable[Any]) -> list[tuple[Any, Any]]:
         """Items, image by image, after the transforms."""
         if self.transform is not None:
-            images = map(self.transform, images)
+            images = map(called(self.transform), images)
         if self.target_transform is not None:
             labels = map(self.target_transform, labels)
         return list(zip(images, labels, strict=True))

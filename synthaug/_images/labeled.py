@@ -8,6 +8,7 @@ loading and its images decoded when they are read.
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,10 +24,12 @@ from synthaug._images.loaders import (
     check_labeled_images,
     checked_labels,
     parse_spec,
+    spec_of,
 )
 from synthaug._images.stores import Conform, Files, Memory, Problem, Store, gather
 from synthaug._pixels import to_pil
-from synthaug._support.arguments import check_at_least, check_distinct
+from synthaug._support.arguments import check_at_least, check_distinct, check_type
+from synthaug._support.names import class_names
 from synthaug._support.rows import row_numbers
 from synthaug._types import Labels, Pixels
 from synthaug.errors import DataError
@@ -77,7 +80,7 @@ class LabeledImages(AbstractLabeledDataset):
         self._store = Memory(images) if isinstance(images, Tensor) else images
         if isinstance(images, Tensor) and len(images) != len(np.asarray(labels)):
             raise ValueError(f"Got {len(images)} images and {len(np.asarray(labels))} labels.")
-        self.classes = tuple(str(c) for c in classes)
+        self.classes = class_names(classes)
         self.labels: Labels = checked_labels(labels, self.classes, name)
         self.transform = transform
         self.target_transform = target_transform
@@ -159,7 +162,7 @@ class LabeledImages(AbstractLabeledDataset):
 
 
 def load_dataset(
-    spec: str,
+    spec: str | os.PathLike[str],
     *,
     split: str | None = None,
     image_size: int | None = None,
@@ -191,7 +194,8 @@ def load_dataset(
             unless `download=true` is among them. `hdf5:PATH`: a synthaug cache, of which the
             finished rows are taken, or any file with `images`, uint8 (N, C, H, W) or (N, H, W, C),
             and `labels`, int (N,). `digits[:SPLIT]`: handwritten digits of scikit-learn, uint8
-            1x8x8, the 17 levels spread over [0, 255].
+            1x8x8, the 17 levels spread over [0, 255]. A `pathlib.Path` is a folder or an HDF5
+            file.
         split: The same as `:SPLIT`. `torchvision`: "train", "test" or what the class knows; without
             it the class's default. `digits`: "train", the first half, or "test", the second; the
             scans come writer by writer, so the two share one writer at most. `folder`: a subfolder.
@@ -199,7 +203,8 @@ def load_dataset(
         channels: 1 converts to grey, 3 to RGB. Without it nothing is converted.
         image_shape: (C, H, W), in place of these two: for example that of a cache or a checkpoint.
             Images that have it already stay as they are.
-        classes: The class names in the order that is wanted. Without it, what the source says.
+        classes: The class names in the order that is wanted. Without it, what the source says. If
+            the source has two classes of one name, new names in its own order.
         transform: Called with the PIL image.
         target_transform: Called with the class index.
         memory_limit: Bytes of decoded images, 4 GiB by default; a larger data set is decoded when
@@ -214,6 +219,9 @@ def load_dataset(
         DataError: For images that cannot be used; the message names a file and the remedy.
         ValueError: For arguments that make no sense.
     """
+    if isinstance(spec, os.PathLike):
+        spec = spec_of(spec)
+    check_type(str, "a text such as `folder:PATH`, or a path", spec=spec)
     kind, where, split = parse_spec(spec, split)
     size = None if image_size is None else (image_size, image_size)
     if image_shape is not None:
@@ -223,6 +231,7 @@ def load_dataset(
     check_at_least(1, image_size=None if size is None else min(size))
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
+    classes = None if classes is None else class_names(classes)
     check_distinct(classes=classes or ())
     conform = Conform(size, channels, upright=upright and kind == "folder")
     asked = ImageRequest(where, split, conform, classes, progress, skip_bad)

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from synthaug._images.leaves import class_names, labels_at, numbered_classes
+from synthaug._images.leaves import class_names as names_of
+from synthaug._images.leaves import labels_at, numbered_classes
 from synthaug._images.stores import (
     HDF5,
     Conform,
@@ -34,6 +35,7 @@ from synthaug._images.stores import (
     open_image,
     unreadable,
 )
+from synthaug._support.names import class_name, class_names
 from synthaug._support.progress import bar
 from synthaug._support.reading import parse_json
 from synthaug._support.storage import storage_fault
@@ -111,7 +113,7 @@ def _folder(asked: ImageRequest) -> Loaded:
     labels: list[int] = []
     others = sorted(os.path.join(root, f) for f in os.listdir(root) if (root / f).is_file())
     for label, name in enumerate(order):
-        files = sorted(walk.files(name)) if name in names else []
+        files = sorted(walk.files(names[name])) if name in names else []
         images = [f for f in files if _extension(f) in IMAGE_EXTENSIONS]
         others += sorted(set(files) - set(images))
         paths += images
@@ -169,8 +171,8 @@ def check_labeled_images(
         raise DataError(f"Class {empty[0]} has no image in {where}{more}. Add images, or {remedy}.")
 
 
-def _class_folders(asked: ImageRequest) -> tuple["_Walk", list[str]]:
-    """The folder that holds one subfolder per class, and the sorted names of these."""
+def _class_folders(asked: ImageRequest) -> tuple["_Walk", dict[str, str]]:
+    """The folder that holds one subfolder per class, and these by the sorted names of classes."""
     root = Path(asked.where).expanduser()
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
@@ -194,8 +196,12 @@ def _class_folders(asked: ImageRequest) -> tuple["_Walk", list[str]]:
             f"The subfolders of {root} are splits and not classes: {', '.join(names)}. Choose one, "
             f"for example folder:{root / names[-1]}."
         )
-    _check_known(names, asked.classes, f"{root} has a class folder")
-    return walk, names
+    folders = {class_name(name): name for name in names}
+    if len(folders) < len(names):
+        twice = next(name for name in names if folders[class_name(name)] != name)
+        raise DataError(f"{root} has two folders {twice!r}, whose names look alike. Rename one.")
+    _check_known(tuple(folders), asked.classes, f"{root} has a class folder")
+    return walk, folders
 
 
 class _Walk:
@@ -352,7 +358,7 @@ def _torchvision(asked: ImageRequest) -> Loaded:
         ) from error
     if len(dataset) == 0:
         raise DataError(f"torchvision's {name} in {options.get('root')!r} is empty.")
-    labels, found = labels_at(dataset, np.arange(len(dataset))), class_names(dataset)
+    labels, found = labels_at(dataset, np.arange(len(dataset))), names_of(dataset)
     labels, names = _ordered(labels, found, asked.classes, f"torchvision's {name}")
     return Indexed(dataset, 0, asked.conform), labels, names
 
@@ -474,6 +480,11 @@ LOADERS: dict[str, Callable[[ImageRequest], Loaded]] = {
 }
 
 
+def spec_of(path: os.PathLike[str]) -> str:
+    """What a path alone stands for: a folder or an HDF5 file."""
+    return f"{'hdf5' if os.path.isfile(path) else 'folder'}:{os.fspath(path)}"
+
+
 def parse_spec(spec: str, split: str | None) -> tuple[str, str, str | None]:
     """The kind of a data set, where it is, and its split, which `spec` or `split` may name.
 
@@ -507,6 +518,9 @@ def _ordered(
     labels: ArrayLike, found: Sequence[str] | None, wanted: Sequence[str] | None, where: str
 ) -> tuple[Labels, tuple[str, ...]]:
     """Checks labels, and renumbers them from the order of `found` to that of `wanted`, by name."""
+    found = None if found is None else class_names(found)
+    if found is not None and wanted is not None and len({*found}) < len(found) == len(wanted):
+        found = wanted  # the same classes, each under a name of its own
     if found is None:  # SVHN, FakeData, a file with labels alone
         found = wanted or numbered_classes(labels, where)
     values = checked_labels(labels, found, where)
@@ -530,13 +544,18 @@ def _check_known(names: Sequence[str], wanted: Sequence[str] | None, what: str) 
 def checked_labels(labels: ArrayLike, classes: Sequence[str], where: str) -> Labels:
     """Labels as int64 (N,), each of them one of the classes, whose names differ."""
     values = np.asarray(labels)
+    if values.shape == (0,):
+        values = values.astype(np.int64)  # of an empty list
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise ValueError(
             f"`labels` is {values.dtype} with shape {values.shape}, expected integers (N,)."
         )
     if len(set(classes)) != len(classes):
         twice = next(name for i, name in enumerate(classes) if name in classes[:i])
-        raise DataError(f"{where}: the class name {twice!r} occurs twice.")
+        raise DataError(
+            f"{where}: the class name {twice!r} occurs twice. Give each class a name of its own: "
+            f"`classes=[...]`, {len(classes)} names in the order of the labels."
+        )
     if len(values) and not (values.min() >= 0 and values.max() < len(classes)):
         bad = int(values.max() if values.max() >= len(classes) else values.min())
         row = int(np.flatnonzero(values == bad)[0])

@@ -22,9 +22,11 @@ from synthaug._images.convert import is_probabilities, label_of, pixels_of
 from synthaug._images.fields import Adapter, Fields, field
 from synthaug._images.labeled import LabeledImages, load_dataset
 from synthaug._images.leaves import (
+    check_sample,
     class_names,
     has_transforms,
     is_plain,
+    label_sample,
     labels_at,
     pixels_at,
     reads,
@@ -113,11 +115,15 @@ class ImageSource:
         """The class index of every image, int64 (N,).
 
         Raises:
-            DataError: If the labels are not one integer per image.
+            DataError: If the labels are not one integer per image, or are not those of items.
         """
         if self._places is None:
             return labels_at(self.dataset, None, self._label_key)
-        return self.labels_of(np.arange(len(self)))
+        labels = self.labels_of(np.arange(len(self)))
+        if not _only_selects(self.dataset):
+            sample = label_sample(self.dataset, np.arange(len(self)), self._label_key)
+            check_sample(labels, sample, self.name)
+        return labels
 
     def labels_of(self, rows: Indices) -> Labels:
         """The class index of some images, int64 (n,); errors as `labels`."""
@@ -455,6 +461,12 @@ class ImageSource:
             return os.fspath(path)
         return name if isinstance(name, str) and self.fingerprint is not None else None
 
+    def first_rows(self) -> list[int]:
+        """The first row of each leaf that has some."""
+        if self._places is None:
+            return [0]
+        return np.unique(self._places[0], return_index=True)[1].tolist()
+
     def _by_leaf(self, rows: Indices) -> Iterator[tuple[Any, Any, Indices]]:
         """Where some images lie: a leaf that holds some, which of `rows`, and their rows there."""
         for n, leaf in enumerate(self.leaves):
@@ -549,6 +561,14 @@ def _flattened(dataset: Any) -> tuple[list[Any], NDArray[np.int32], Indices]:
         every += leaves
     leaf, row = (np.concatenate(parts) for parts in zip(*places, strict=True))
     return every, leaf, row
+
+
+def _only_selects(dataset: Any) -> bool:
+    """Whether no wrapper above the leaves could change labels: `Subset` and others of torch."""
+    if not isinstance(dataset, Subset | ConcatDataset):
+        return True
+    inside = [dataset.dataset] if isinstance(dataset, Subset) else dataset.datasets
+    return type(dataset).__module__.startswith("torch.") and all(map(_only_selects, inside))
 
 
 def _subset_rows(subset: Any) -> Indices:

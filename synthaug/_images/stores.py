@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from synthaug._images.convert import pixels_of
+from synthaug._images.convert import pixels_of, wrapped
 from synthaug._images.fields import Adapter, field
 from synthaug._pixels import to_pil
 from synthaug._support.progress import bar
@@ -60,6 +60,17 @@ class Conform:
         self.size = size  # (height, width)
         self.channels = channels
         self.upright = upright  # whether to turn images as their EXIF orientation says
+
+    @classmethod
+    def to(cls, image_shape: tuple[int, ...]) -> "Conform":
+        """What brings images to a shape (C, H, W).
+
+        Raises:
+            ValueError: For a shape that images cannot have.
+        """
+        if len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape) < 1:
+            raise ValueError(f"`image_shape` must be (C, H, W) with C 1 or 3, got {image_shape}.")
+        return cls((image_shape[1], image_shape[2]), image_shape[0], upright=True)
 
     @property
     def changes(self) -> bool:
@@ -124,6 +135,21 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # Pillow raises whatever damaged EXIF provokes; the pixels may be whole
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def conformed(image: Any, conform: Conform) -> Any:
+    """An image of any type that `pixels_of` accepts, as `load_dataset` loads it; the type stays."""
+    is_pil = isinstance(image, Image.Image)
+    array = conform(image if is_pil else to_pil(pixels_of(image)), "The image")
+    pixels = torch.from_numpy(array)
+    if is_pil:
+        return to_pil(pixels)
+    if isinstance(image, Tensor):
+        levels = pixels if image.dtype == torch.uint8 else pixels.to(image.dtype) / 255
+        return wrapped(levels.to(image.device), image)
+    flat = image.ndim == 2 and len(array) == 1
+    array = np.ascontiguousarray(array[0] if flat else array.transpose(1, 2, 0))  # CHW => HWC
+    return array if image.dtype == np.uint8 else array.astype(image.dtype) / 255
 
 
 def _has_alpha(image: Image.Image) -> bool:

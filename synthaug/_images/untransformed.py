@@ -1,20 +1,29 @@
 """Transforms taken off a data set, also below `Subset` and `ConcatDataset`."""
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import ConcatDataset, Subset
 
+from synthaug._images.calls import Placeholder
 from synthaug._images.convert import Transform
+from synthaug._images.dataset import AbstractLabeledDataset
 from synthaug._images.leaves import is_table
 
 
-def without_transforms(dataset: Any) -> tuple[Any, Transform | None, Transform | None]:
-    """Takes `transform` and `target_transform` off a data set, also below its wrappers.
+class Untransformed(NamedTuple):
+    """A data set that gives raw items, and what it does not apply any more."""
 
-    Returns:
-        A shallow copy that gives raw items (or `dataset` itself if it applies neither), and the two
-        transforms that it does not apply any more.
+    raw: Any
+    """A shallow copy of the data set, or itself if it applies no transform."""
+    transform: Transform | None
+    target_transform: Transform | None
+    placeholders: tuple[Placeholder, ...] = ()
+    """What it has in the places of transforms of images."""
+
+
+def without_transforms(dataset: Any) -> Untransformed:
+    """Takes `transform` and `target_transform` off a data set, also below its wrappers.
 
     Raises:
         ValueError: If they cannot be taken off: joint `transforms` of image and label, those of
@@ -29,7 +38,7 @@ def without_transforms(dataset: Any) -> tuple[Any, Transform | None, Transform |
         )
     own = {n: getattr(dataset, "__dict__", {}).get(n) for n in ("transform", "target_transform")}
     own = {name: value for name, value in own.items() if callable(value)}
-    raw, transform, target_transform = _without_transforms_below(dataset)
+    below = _without_transforms_below(dataset)
     if not own:
         if getattr(dataset, "transforms", None) is not None:
             raise ValueError(
@@ -37,47 +46,49 @@ def without_transforms(dataset: Any) -> tuple[Any, Transform | None, Transform |
                 "be applied to a synthetic image alone. Give it `transform` and "
                 "`target_transform`."
             )
-        return raw, transform, target_transform
-    if transform is not None or target_transform is not None:
+        return below
+    if below.transform is not None or below.target_transform is not None:
         raise ValueError(
             f"Both {type(dataset).__name__} and the data set inside it have a transform. Make it "
             "one, and pass it as `transform=` to the outer one."
         )
     raw = copy.copy(dataset)
-    for name in own:
-        setattr(raw, name, _same)  # not None: some call theirs without asking whether there is one
+    if isinstance(dataset, AbstractLabeledDataset):
+        raw.__dict__.update(dataset.__dict__)  # also the epoch, which other copies do not share
+    placeholders = {name: Placeholder(type(dataset).__name__) for name in own}
+    for name, placeholder in placeholders.items():
+        setattr(raw, name, placeholder)  # not None: some call theirs without asking
     if getattr(raw, "transforms", None) is not None:  # torchvision's pair of the two
-        raw.transforms = _same_pair
-    return raw, own.get("transform"), own.get("target_transform")
+        raw.transforms = placeholders["transforms"] = Placeholder(type(raw).__name__, joint=True)
+    placeholders.pop("target_transform", None)
+    return Untransformed(
+        raw, own.get("transform"), own.get("target_transform"), tuple(placeholders.values())
+    )
 
 
-def _without_transforms_below(dataset: Any) -> tuple[Any, Transform | None, Transform | None]:
+def _without_transforms_below(dataset: Any) -> Untransformed:
     if isinstance(dataset, Subset):
-        below, transform, target_transform = without_transforms(dataset.dataset)
+        below = without_transforms(dataset.dataset)
         raw: Any = dataset
-        if below is not dataset.dataset:
+        if below.raw is not dataset.dataset:
             raw = copy.copy(dataset)
-            raw.dataset = below
-        return raw, transform, target_transform
+            raw.dataset = below.raw
+        return below._replace(raw=raw)
     if isinstance(dataset, ConcatDataset):
         parts = [without_transforms(part) for part in dataset.datasets]
-        _, transform, target_transform = parts[0]
-        if any(p[1] is not transform or p[2] is not target_transform for p in parts):
+        first = parts[0]
+        if any(
+            p.transform is not first.transform or p.target_transform is not first.target_transform
+            for p in parts
+        ):
             raise ValueError(
                 "The parts of the ConcatDataset have different transforms. Give all of them the "
                 "same object, or take them off and pass `transform=` to the outer data set."
             )
         raw = dataset
-        if transform is not None or target_transform is not None:
+        if first.transform is not None or first.target_transform is not None:
             raw = copy.copy(dataset)
-            raw.datasets = [p[0] for p in parts]
-        return raw, transform, target_transform
-    return dataset, None, None
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _same_pair(image: Any, target: Any) -> tuple[Any, Any]:
-    return image, target
+            raw.datasets = [part.raw for part in parts]
+        every = tuple(placeholder for part in parts for placeholder in part.placeholders)
+        return first._replace(raw=raw, placeholders=every)
+    return Untransformed(dataset, None, None)

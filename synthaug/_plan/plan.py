@@ -32,6 +32,8 @@ from synthaug._plan.rows import (
 )
 from synthaug._plan.text import canonical_json
 from synthaug._support.arguments import check_distinct
+from synthaug._support.names import class_names
+from synthaug._support.rows import row_numbers
 from synthaug._types import Labels
 
 _SHOWN = 12  # classes in a notebook
@@ -69,7 +71,7 @@ class Plan:
         missing = [name for name in REQUIRED if name not in self.columns]
         if missing:
             raise ValueError(f"`columns` lacks {missing[0]!r}; a plan needs {', '.join(REQUIRED)}.")
-        names = tuple(self.classes)
+        names = class_names(self.classes)
         if not isinstance(self.columns, Columns):
             object.__setattr__(self, "columns", _kept(self.columns, len(names)))
         check_distinct(classes=names)
@@ -133,7 +135,7 @@ class Plan:
             ValueError: For an empty plan, a quota of the wrong length, a class with a quota but no
                 source, a parameter without values, or a slice with a step.
         """
-        seed = checked_seed(seed)
+        seed, classes = checked_seed(seed), class_names(classes)
         quota = np.asarray(quota, np.int64)
         if quota.shape != (len(classes),):
             raise ValueError(f"`quota` has shape {quota.shape}, expected ({len(classes)},).")
@@ -215,6 +217,7 @@ class Plan:
         if isinstance(self.columns, Columns):
             chosen = Picked(self.rows, chosen_rows(rows, len(self)))
             return Plan.of_rows(chosen, self.classes, self.settings, self.base_seed)
+        rows = rows if isinstance(rows, slice) else row_numbers(rows, len(self), "rows")
         columns = {name: column[rows] for name, column in self.columns.items()}
         return replace(self, columns=columns)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._support.arguments import check_at_least
+from synthaug._support.names import class_name
 from synthaug._support.rows import whole_numbers
 from synthaug._types import Labels
 
@@ -59,6 +60,7 @@ def largest_remainders(exact: NDArray[np.floating[Any]], total: int) -> Labels:
 
 def given_quota(counts: Mapping[str, int], classes: Sequence[str]) -> Labels:
     """A number of images for each class name; classes not named get none."""
+    counts = {class_name(name): n for name, n in counts.items()}
     unknown = sorted(set(counts) - set(classes))
     if unknown:
         raise ValueError(

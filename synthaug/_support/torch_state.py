@@ -5,6 +5,7 @@ state of an optimizer) takes them from `torch.set_default_dtype` and `torch.set_
 which belong to the caller: around such code they are what torch starts with.
 """
 
+import logging
 import mmap
 import os
 import sys
@@ -15,8 +16,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 _lock = threading.Lock()
 _inside = 0
+_forked = False
 _callers_dtype = torch.float32
 
 
@@ -30,6 +34,7 @@ def torch_defaults() -> Iterator[None]:
     a caller's own threads may run meanwhile.
     """
     global _inside, _callers_dtype
+    one_thread_after_fork()
     with _lock:
         if not _inside:
             _callers_dtype = torch.get_default_dtype()
@@ -50,8 +55,8 @@ def torch_defaults() -> Iterator[None]:
 
 def _leave_other_threads() -> None:
     """In a forked process: threads that were inside do not exist here, and will not leave."""
-    global _lock, _inside
-    _lock = threading.Lock()
+    global _lock, _inside, _forked
+    _lock, _forked = threading.Lock(), True
     if _inside:
         torch.set_default_dtype(_callers_dtype)
     _inside = 0
@@ -59,6 +64,19 @@ def _leave_other_threads() -> None:
 
 if sys.platform != "win32":  # where nothing forks
     os.register_at_fork(after_in_child=_leave_other_threads)
+
+
+def one_thread_after_fork() -> None:
+    """Limits torch to one thread in a forked process, for good.
+
+    The threads of OpenMP that its parent used do not exist there, and waiting for them never ends.
+    """
+    if _forked and torch.get_num_threads() > 1:
+        log.warning(
+            "In a forked process torch has one thread from now on. For more, start the process by "
+            '`multiprocessing.get_context("spawn")`.'
+        )
+        torch.set_num_threads(1)
 
 
 @contextmanager

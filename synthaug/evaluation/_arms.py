@@ -112,17 +112,19 @@ def scaling_arms(
             stacklevel=2,
         )
     served = servable(synthetic, audit)
-    classes = ImageSource.open(real, "`real`").classes or tuple(synthetic.classes)
+    source = ImageSource.open(real, "`real`")
+    classes = source.classes or tuple(synthetic.classes)
     table = class_table(synthetic, classes)
     servable_rows = np.flatnonzero(served.mask)
     labels = table[labels_of(synthetic, servable_rows)]
-    pools = rows_by_class(servable_rows, labels, len(classes))
+    by_class = rows_by_class(servable_rows, labels, len(classes))
+    pools = {c: by_class[c] for c in np.unique(source.labels).tolist()}  # of classes in use
     arms: dict[str, Dataset[Any]] = {}
     for ratio in ratios:
         total = rounded_multiple(ratio, len(real))
         rows = []
-        for c, pool in enumerate(pools):
-            count = (total + len(pools) - 1 - c) // len(pools)
+        for place, (c, pool) in enumerate(pools.items()):
+            count = (total + len(pools) - 1 - place) // len(pools)
             if count > len(pool):
                 raise DataError(
                     f"`ratios` holds {ratio:g}, for which each class needs {count} synthetic "

@@ -8,7 +8,7 @@ an index is part of what is evaluated.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,13 +35,20 @@ class Batches:
     image_shape: tuple[int, int, int]
     """(C, H, W), after the transforms of the data set."""
 
-    def __init__(self, source: ImageSource, classes: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        classes: Sequence[str],
+        device: torch.device,
+        absent: Set[str] = frozenset(),
+    ) -> None:
         """Reads the images if they fit in memory.
 
         Args:
             source: The images.
             classes: Class names in the order in which labels are counted.
             device: Where images in memory are held.
+            absent: Those of them that the test set has no image of, so that nobody needs them.
 
         Raises:
             ValueError: For a mixture whose length changes from epoch to epoch.
@@ -58,7 +65,7 @@ class Batches:
             )
         self.source = source
         self._epochs = source.epochs
-        self._table = _class_table(source, classes)
+        self._table, self._num_classes = _class_table(source, classes, absent), len(classes)
         first, _ = source.batch([0])
         c, h, w = first.shape[1:]
         self.image_shape = c, h, w
@@ -100,7 +107,10 @@ class Batches:
 
     def _relabeled(self, labels: NDArray[Any]) -> NDArray[Any]:
         if labels.ndim == 2:  # class probabilities
-            return labels[:, np.argsort(self._table)]
+            probabilities = np.zeros((len(labels), self._num_classes), labels.dtype)
+            shared = self._table >= 0
+            probabilities[:, self._table[shared]] = labels[:, shared]
+            return probabilities
         if labels.min() < 0 or labels.max() >= len(self._table):
             bad = labels.min() if labels.min() < 0 else labels.max()
             raise DataError(
@@ -162,18 +172,34 @@ def fingerprint(images: Batches) -> str:
     return hashed.hexdigest()
 
 
-def _class_table(source: ImageSource, classes: Sequence[str]) -> NDArray[np.int64]:
-    """Where each class of a source is in `classes`: matched by name, kept if there are no names."""
-    names = source.classes
-    if names is not None and sorted(names) != sorted(classes):
-        missing = sorted(set(classes) - set(names)) or ["none"]
-        extra = sorted(set(names) - set(classes)) or ["none"]
+def _class_table(
+    source: ImageSource, classes: Sequence[str], absent: Set[str]
+) -> NDArray[np.int64]:
+    """Where each class of a source is in `classes`: matched by name, kept if there are no names.
+
+    Classes that have no image need not be equal; they are -1.
+    """
+    names = source.classes or tuple(classes)
+    missing = sorted(set(classes) - set(names) - absent)
+    extra = set(names) - set(classes)
+    if extra or missing:
+        extra &= {names[c] for c in np.unique(source.labels)}
+    if extra or missing:
         raise MismatchError(
             f"{source.name} has other classes than the test set. Missing: "
-            f"{', '.join(missing[:5])}; not in the test set: {', '.join(extra[:5])}."
+            f"{', '.join(missing[:5]) or 'none'}; not in the test set: "
+            f"{', '.join(sorted(extra)[:5]) or 'none'}."
         )
     place = {name: c for c, name in enumerate(classes)}
-    return np.array([place[name] for name in names or classes], np.int64)
+    return np.array([place.get(name, -1) for name in names], np.int64)
+
+
+def _absent_classes(test: ImageSource, others: Iterable[ImageSource]) -> Set[str]:
+    """Classes of the test set that it has no image of, if others have other classes."""
+    names = test.classes
+    if names is None or all(set(other.classes or names) == set(names) for other in others):
+        return frozenset()
+    return set(names) - {names[c] for c in np.unique(test.labels)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +229,11 @@ class Inputs:
         given.update({f"Arm {name!r}": dataset for name, dataset in arms.items()})
         sources = {name: ImageSource.open(one, name) for name, one in given.items()}
         classes = _classes(sources)
+        absent = _absent_classes(sources["`test`"], sources.values())
         opened: dict[int, Batches] = {}
         for source in sources.values():
             if id(source.dataset) not in opened:
-                opened[id(source.dataset)] = Batches(source, classes, device)
+                opened[id(source.dataset)] = Batches(source, classes, device, absent)
         sets = {name: opened[id(source.dataset)] for name, source in sources.items()}
         shape = sets["`test`"].image_shape
         for name, images in sets.items():

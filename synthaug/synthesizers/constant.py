@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from synthaug._images.leaves import numbered_classes
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
+from synthaug._support.names import class_names
 from synthaug._support.rows import whole_numbers
 from synthaug._types import JSON, Images, ImageShape, Pixels
 from synthaug.synthesizers._base import AbstractSynthesizer
@@ -37,7 +38,9 @@ class Constant(AbstractSynthesizer):
                 f"`pixels` and `labels` must be of equal length and not empty; got {len(pixels)} "
                 f"and {len(label)}."
             )
-        self.classes = tuple(map(str, classes or numbered_classes(label, "`labels`")))
+        self.classes = (
+            numbered_classes(label, "`labels`") if classes is None else class_names(classes)
+        )
         self.pixels = pixels
         self._by_class = [np.flatnonzero(label == c) for c in range(len(self.classes))]
         empty = [

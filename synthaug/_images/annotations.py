@@ -1,0 +1,66 @@
+"""What belongs to the places in an image, and would be wrong beside another one."""
+
+from collections.abc import Iterator
+from types import NoneType
+from typing import Any
+
+from torch import Tensor
+
+from synthaug._images.convert import pixels_of, size_of
+
+_NAMES = frozenset(
+    (
+        *("bbox", "bboxes", "boxes", "mask", "masks", "segmentation", "segmentation_mask"),
+        *("semantic_mask", "instance_mask", "keypoint", "keypoints", "key_points", "landmarks"),
+        *("polygons", "objects", "depth", "flow"),
+    )
+)
+"""Usual names of boxes, masks, key points and the like."""
+
+
+def annotations_of(item: Any, image: Any = None, label: Any = None) -> list[str]:
+    """What in an item belongs to the places in its image: boxes, masks, key points, depth.
+
+    They are known by the names of dicts, by the classes of `tv_tensors`, and by having the height
+    and the width of the image.
+
+    Args:
+        item: An item, or a whole batch of them.
+        image: The image in it; `None` to go by names and classes alone.
+        label: The label in it, which is not looked at.
+
+    Returns:
+        Names or positions, for messages.
+    """
+    size = None if image is None else tuple(pixels_of(image).shape[1:])
+    return list(dict.fromkeys(_annotations(item, (image, label), size, "item")))
+
+
+def _annotations(
+    value: Any, known: tuple[Any, Any], size: tuple[int, ...] | None, name: str
+) -> Iterator[str]:
+    if any(value is part for part in known):
+        return
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if str(key).lower() in _NAMES and not isinstance(part, int | float | str | NoneType):
+                yield repr(key)
+            else:
+                yield from _annotations(part, known, size, repr(key))
+    elif isinstance(value, tuple | list):
+        for position, part in enumerate(value):
+            yield from _annotations(part, known, size, f"position {position}")
+    elif (kind := _annotation_class(value)) is not None:
+        yield f"{name}: a {kind}"
+    elif size is not None and size_of(value) == size:
+        yield name
+
+
+def _annotation_class(value: Any) -> str | None:
+    """The class of a `tv_tensors` object that is no image; `None` for others."""
+    if not isinstance(value, Tensor) or type(value) is Tensor:
+        return None
+    from torchvision import tv_tensors
+
+    other = isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.Image)
+    return type(value).__name__ if other else None
