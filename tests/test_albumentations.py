@@ -134,7 +134,7 @@ def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
         with pytest.raises(TypeError, match=f"`{name}` cannot follow an image"):
             always(image=array(real, 0), **{name: value})
     always(image=array(real, 0), mask=None)  # as a pipeline passes on what a sample does not have
-    with pytest.raises(DataError, match=r"has no variant in the cache.*colours in the order RGB"):
+    with pytest.raises(DataError, match=r"has no variant in the cache.*colors in the order RGB"):
         always(image=array(real, 0)[..., ::-1])
     small = make_cache(tmp_path, real, shape=(3, 2, 2))
     with pytest.raises(MismatchError, match=r"shape \(3, 2, 2\), their source has \(3, 4"):

@@ -181,7 +181,7 @@ def test_only_the_rows_that_are_asked_for_are_exported(tmp_path: Path, cache: Sy
     assert sorted(p.stem for p in (tmp_path / "some").rglob("*.png")) == ["00000003", "00000007"]
     with pytest.raises(ValueError, match="no image to export"):
         export(cache, tmp_path / "none", format="folder", rows=[])
-    for rows in ([0], [12], [-1], cache.done):
+    for rows in ([0], [12], [-1], ~cache.done):
         with pytest.raises(ValueError, match="`rows`"):
             export(cache, tmp_path / "none", format="folder", rows=rows)
     assert not (tmp_path / "none").exists()
