@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from synthaug.albumentations import SyntheticVariant
+from synthaug.albumentations import Fit, SyntheticVariant
 from synthaug.errors import DataError, MismatchError
 from synthaug.images import LabeledImages
-from tests.variants import make_cache, real_images, row_of, rows_from
+from tests.variants import CLASSES, make_cache, real_images, row_of, rows_from
 
 
 @pytest.fixture
@@ -137,5 +137,17 @@ def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
     with pytest.raises(DataError, match=r"has no variant in the cache.*colors in the order RGB"):
         always(image=array(real, 0)[..., ::-1])
     small = make_cache(tmp_path, real, shape=(3, 2, 2))
-    with pytest.raises(MismatchError, match=r"shape \(3, 2, 2\), their source has \(3, 4"):
+    with pytest.raises(MismatchError, match=r"size \(3, 4, 5\), its variants would have \(3, 2"):
         SyntheticVariant(small, audit=None, p=1.0)(image=array(real, 0))
+
+
+def test_after_fit_an_image_is_found_again(tmp_path):
+    photos = real_images(12, 15)
+    small = Fit((3, 6, 6))
+    pixels = np.stack([small(image=array(photos, i))["image"] for i in range(8)])
+    loaded = LabeledImages(
+        torch.from_numpy(pixels.transpose(0, 3, 1, 2)), np.arange(8) % 2, CLASSES
+    )
+    variant = SyntheticVariant(make_cache(tmp_path, loaded), audit=None, p=1.0, on_missing="raise")
+    pipeline = A.Compose([small, variant])
+    assert row_of(pipeline(image=array(photos, 3))["image"]) is not None
