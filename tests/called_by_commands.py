@@ -22,6 +22,7 @@ LOADING = (
 PLAN = synthesizers.AbstractSynthesizer.plan
 PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
     "demo": (demo, DemoSettings),
+    "split": (synthaug.split_for_audit, synthaug.load_dataset),
     "train": (
         synthaug.TrainingConfig,
         synthesizers.ClassConditional.fit,

@@ -22,6 +22,7 @@ PYTHON_NAMES = {
     "canaries": "pairs",
     "canary_doses": "doses",
     "canary_seed": "seed",
+    "test_fraction": "holdout",
 }
 """Options that have another name there, or in some of it."""
 IMAGES_NOT_NETWORK = "`--channels` is of the images; the width of a network is `--width`"
@@ -47,14 +48,15 @@ DIFFERENT = {
     ("fraction", "MixedDataset.__init__"): "the mixed arm needs one; a mixture may have `ratio`",
     ("ratios", "scaling_arms"): "None is the four standard arms",
     ("forgotten", "import_images"): "None is no cache",
+    ("test_fraction", "split_for_audit"): "to test with in the shell, for an audit in Python",
     ("padding", "StandardAugment"): "None is the standard augmentation of each image size",
 }
 """Why a default differs between the shell and what it calls, by option and name there."""
 SHELL_ONLY = {
     "accept", "allow_overlap", "audit", "autoencoder", "condition", "degradation_settings",
     "device", "estimate", "features", "features_dir", "fraction", "generator_licence", "labels",
-    "method", "others", "out", "padding", "ratios", "seed", "sheet", "source", "source_licence",
-    "trust_torchscript", "validation",
+    "link", "method", "others", "out", "padding", "ratios", "seed", "sheet", "source",
+    "source_licence", "trust_torchscript", "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),
 }  # fmt: skip
 """Options without a parameter of the name in what is called: objects in Python, or texts."""

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,8 @@ from torch import Tensor
 
 from synthaug import audit, split_for_audit
 from synthaug._audit.split import near_duplicates
+from tests.command_line import check_answer, fail, succeed
+from tests.images import to_pil
 
 SPLIT = "synthaug._audit.split.near_duplicates"
 
@@ -72,3 +76,64 @@ def test_wrong_arguments_are_refused_by_name() -> None:
         split_for_audit(fields(1).expand(3, -1, -1, -1), progress=False)
     with pytest.raises(TypeError, match="`dataset` is a int"):
         split_for_audit(7)
+
+
+def test_the_share_is_held_out_of_every_class() -> None:
+    pixels, labels = fields(90), np.repeat([0, 1, 2], [60, 29, 1])
+    train, holdout = split_for_audit(pixels, holdout=0.2, labels=labels, progress=False)
+    assert np.bincount(labels[holdout], minlength=3).tolist() == [12, 6, 0]
+    np.testing.assert_array_equal(np.sort(np.r_[train, holdout]), np.arange(90))
+    with pytest.raises(ValueError, match=r"`labels` has shape \(3,\), expected \(90,\)"):
+        split_for_audit(pixels, labels=[0, 1, 1], progress=False)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten images of each of two classes, and in a folder below the first two a copy of each."""
+    for i, image in enumerate(fields(20, size=32)):
+        for place in ("", "again") if i < 10 else ("",):
+            folder = tmp_path / "photos" / ("cat" if i < 10 else "my dog") / place
+            folder.mkdir(parents=True, exist_ok=True)
+            to_pil(image).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_is_divided_by_class_with_names_kept(photos: Path, link: bool) -> None:
+    out = photos.with_name("out")
+    words = [f"folder:{photos}", out, "--test-fraction", 0.2, *["--link"] * link]
+    check_answer("split", *words)
+    parts = {}
+    for side in ("train", "test"):
+        parts[side] = {p.relative_to(out / side) for p in (out / side).rglob("*.png")}
+        for path in parts[side]:
+            assert (out / side / path).read_bytes() == (photos / path).read_bytes()
+            assert (out / side / path).is_symlink() == link
+    assert not parts["train"] & parts["test"]
+    assert parts["train"] | parts["test"] == {p.relative_to(photos) for p in photos.rglob("*.png")}
+    assert sum(path.parts[0] == "my dog" for path in parts["test"]) == 2
+    cats = {path for path in parts["test"] if path.parts[0] == "cat"}
+    assert {path.name for path in cats if len(path.parts) == 2} == {
+        path.name for path in cats if len(path.parts) == 3
+    }
+    assert len(cats) == 4
+    assert "out exists, and nothing is overwritten" in fail(2, "split", *words)
+
+
+def test_what_a_split_decided_and_what_comes_next_is_said(photos: Path) -> None:
+    out = photos.with_name("two parts")
+    text = succeed("split", f"folder:{photos}", out)
+    assert "24 images to train with" in text
+    assert f"6 images to test with, near-duplicates on one side: {out / 'test'}" in text
+    assert text.endswith(f"Next: synthaug train 'folder:{out}/train' 'runs/two parts'\n")
+
+
+def test_a_split_refuses_what_it_cannot_do(photos: Path) -> None:
+    out = photos.with_name("never")
+    for words, message in [
+        ((f"folder:{photos}", photos / "out"), "where it would be a class"),
+        (("digits", out), "expected `folder:PATH`"),
+        ((f"folder:{photos}", out, "--test-fraction", 1), "`--test-fraction` must lie between"),
+    ]:
+        assert message in fail(2, "split", *words)
+    assert not out.exists()

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from synthaug._audit.alignment import Aligner
 from synthaug._audit.competition import components
@@ -19,7 +19,12 @@ they blind an audit."""
 
 
 def split_for_audit(
-    dataset: Any, *, holdout: float = 0.1, seed: int = 0, progress: bool = True
+    dataset: Any,
+    *,
+    holdout: float = 0.1,
+    labels: ArrayLike | None = None,
+    seed: int = 0,
+    progress: bool = True,
 ) -> tuple[Indices, Indices]:
     """Splits real images at random into a part to train on and a hold-out to audit with.
 
@@ -33,16 +38,19 @@ def split_for_audit(
     Args:
         dataset: Any map-style image data set, or uint8 pixels (n, C, H, W).
         holdout: Share of the images to hold out, between 0 and 1.
+        labels: Class of every image, int (n,). With it the share is held out of every class, where
+            a group of near-duplicates counts for the class of its first image.
         seed: Seed of the split.
         progress: Shows a bar if reading takes long.
 
     Returns:
         Indices of the training images and of the hold-out, int64, ascending; together all images.
-        The hold-out has the share asked for within the size of one group of near-duplicates.
+        The hold-out has the share asked for within the size of one group of near-duplicates. Of a
+        class whose images are all near-duplicates nothing is held out.
 
     Raises:
-        ValueError: If `holdout` is out of range, there are fewer than two images, or all images
-            are near-duplicates of each other.
+        ValueError: If `holdout` is out of range, there are fewer than two images, all images are
+            near-duplicates of each other, or `labels` has another length.
     """
     if not 0 < holdout < 1:
         raise ValueError(f"`holdout` must lie between 0 and 1, got {holdout}.")
@@ -53,13 +61,30 @@ def split_for_audit(
         raise ValueError(
             f"`dataset` holds {len(images)} images that are all alike: nothing can be held out."
         )
-    wanted = holdout * len(images)
+    first = np.unique(groups, return_index=True)[1]
+    class_of_group = np.zeros(len(sizes), np.int64)
+    if labels is not None:
+        if np.shape(labels) != (len(images),):
+            raise ValueError(f"`labels` has shape {np.shape(labels)}, expected ({len(images)},).")
+        class_of_group = np.asarray(labels)[first]
     order = counter_rng(seed, 3).permutation(len(sizes))
-    # Group by group until the share is reached, at least one group on either side.
-    before = np.concatenate([[0], np.cumsum(sizes[order])[:-1]])
-    count = int(np.clip((before + sizes[order] / 2 <= wanted).sum(), 1, len(sizes) - 1))
-    held = np.isin(groups, order[:count])
+    held = np.zeros(len(images), bool)
+    for label in np.unique(class_of_group):
+        candidates = order[class_of_group[order] == label]
+        held |= np.isin(groups, _held_groups(candidates, sizes[candidates], holdout))
     return images.rows[~held], images.rows[held]
+
+
+def _held_groups(
+    groups: NDArray[np.int64], sizes: NDArray[np.int64], share: float
+) -> NDArray[np.int64]:
+    """The first groups, until the share is reached, and at least one group on either side.
+
+    A single group stays with the training images.
+    """
+    before = np.cumsum(sizes) - sizes
+    count = int((before + sizes / 2 <= share * sizes.sum()).sum())
+    return groups[: min(max(count, 1), len(groups) - 1)]
 
 
 def near_duplicates(pixels: Pixels) -> NDArray[np.int64]:

@@ -33,6 +33,7 @@ from synthaug._cli.inversion import invert
 from synthaug._cli.memorization import evaluate_canaries, evaluate_membership
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
 from synthaug._cli.scores import evaluate_density, evaluate_quality
+from synthaug._cli.splitting import split
 from synthaug._cli.sweep import sweep
 from synthaug._cli.training import train
 from synthaug._printable import printable
@@ -43,6 +44,7 @@ DOES_NOT_FIT = (ValueError, ImportError, MismatchError, CachePendingError, Diver
 """Errors that mean exit code 2; the others that we expect mean 4."""
 COMMANDS: dict[str, Any] = {
     "demo": demo,
+    "split": split,
     "train": train,
     "invert": invert,
     "cascade": cascade,

@@ -1,0 +1,84 @@
+"""The command that divides a folder of images into two."""
+
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+from synthaug._cli.call import Result
+from synthaug._cli.declared import defaults
+from synthaug._cli.options import FileOptions
+
+SPLIT = defaults("_audit.split:split_for_audit")
+_COMPARED = (3, 32, 32)
+"""The shape at which images are compared; the files themselves stay as they are."""
+
+
+def split(
+    data: str,
+    out: str,
+    files: FileOptions,
+    *,
+    test_fraction: float = 0.2,
+    link: bool = False,
+    seed: int = SPLIT.seed,
+) -> Result:
+    """Divide a folder of images into some to train with and some to test with, by class.
+
+    synthaug split folder:photos photos-split --test-fraction 0.2
+
+    Args:
+        data: folder:PATH, with a folder per class.
+        out: A folder that does not exist yet. The images are copied to OUT/train and OUT/test under
+            the names that they have, near-duplicates to one side.
+        files: For the folder.
+        test_fraction: Share of the images of every class that goes to OUT/test.
+        link: Make symbolic links in place of copies.
+        seed: Of the choice.
+    """
+    import numpy as np
+
+    from synthaug._audit import split_for_audit
+    from synthaug._cache.files import new_folder
+    from synthaug._images.loaders import parse_spec
+    from synthaug._printable import printable_line
+    from synthaug._support.files import check_folder
+    from synthaug._support.progress import bar
+
+    kind, where, _ = parse_spec(data, None)
+    if kind != "folder":
+        raise ValueError(f"Got the data set {data!r}, expected `folder:PATH`: files are copied.")
+    root, target = Path(os.path.abspath(Path(where).expanduser())), Path(out).absolute()
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"`test_fraction` must lie between 0 and 1, got {test_fraction}.")
+    if os.path.lexists(target):
+        raise ValueError(f"{out} exists, and nothing is overwritten. Choose another name.")
+    if target.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{out} lies in {where}, where it would be a class. Choose another place.")
+    check_folder(target.parent)
+    real = files.opened(data, image_shape=_COMPARED)
+    rows = split_for_audit(real, holdout=test_fraction, labels=real.labels, seed=seed)
+    sides = dict(zip(("train", "test"), rows, strict=True))
+    with new_folder(target) as folder, bar(len(real), "split", "image") as shown:
+        for side, chosen in sides.items():
+            for file in map(real.paths.__getitem__, chosen.tolist()):
+                place = folder / side / Path(file).relative_to(root)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if link:
+                    place.symlink_to(file)
+                else:
+                    shutil.copy2(file, place)
+                shown.update(1)
+    counts = [np.bincount(real.labels[rows], minlength=len(real.classes)) for rows in rows]
+    classes = dict(zip(real.classes, np.stack(counts, 1).tolist(), strict=True))
+    lines = [
+        f"{len(rows):,} images to {side} with, near-duplicates on one side: {Path(out) / side}"
+        for side, rows in sides.items()
+    ]
+    missing = [printable_line(name) for name, (_, count) in classes.items() if count == 0]
+    if missing:
+        lines.append(f"Nothing to test with, all near-duplicates or one image: {missing}.")
+    trained = shlex.join(["folder:" + str(Path(out) / "train"), f"runs/{target.name}"])
+    lines.append(f"Next: synthaug train {trained}")
+    record = {**{side: str(Path(out) / side) for side in sides}, "classes": classes}
+    return Result(record=record, text="\n".join(lines))
