@@ -33,7 +33,8 @@ from synthaug._audit.disturbances import disturbances
 from synthaug._audit.matches import Matches
 from synthaug._audit.matching import Matcher, linked, rmse
 from synthaug._audit.power import visible
-from synthaug._audit.report import Power
+from synthaug._audit.report import _MISSING, _SPREAD, Power
+from synthaug._audit.spread import Spread
 from synthaug._audit.verdict import Counts, Findings, judge, resolution
 from synthaug._neighbors import INDEXES, Index, merge, search, threads
 from synthaug.errors import AuditError, DataError
@@ -1320,6 +1321,38 @@ def assert_equal_reports(a: Any, b: Any) -> None:
             np.testing.assert_array_equal(x, y, err_msg=name)
         else:
             assert x == y, name
+
+
+def test_a_report_of_a_large_cache_keeps_the_judged_rows_alone(
+    failed: AuditReport, tmp_path: Path
+) -> None:
+    n, rows = len(failed), 2 * np.arange(len(failed)) + 1
+    of_rows = {name: vars(failed)[name] for name in _SPREAD}
+    large = failed.changed(
+        **{
+            name: Spread(values, rows, 3 * n, _MISSING.get(name, np.nan))
+            for name, values in of_rows.items()
+        }
+    )
+    assert len(large) == 3 * n
+    assert (large.flagged == rows[failed.flagged]).all()
+    assert (large.withheld == rows[failed.withheld]).all()
+    assert (np.flatnonzero(large.passed) == rows[failed.passed]).all()
+    assert large._headline() == failed._headline()
+    whole = html(large, tmp_path).replace("120 of 360 rows", "120")
+    assert whole == html(failed, tmp_path)
+    for name, values in of_rows.items():
+        np.testing.assert_array_equal(getattr(large, name)[rows], values)
+        np.testing.assert_array_equal(large.at(name, rows[::-1]), values[::-1])
+        np.testing.assert_array_equal(large.at(name, rows - 1), getattr(large, name)[rows - 1])
+    again = AuditReport.from_json(large.to_json(tmp_path / "large.json"))
+    assert_equal_reports(large, again)
+    assert isinstance(vars(again)["scores"], Spread)
+    record = json.loads((tmp_path / "large.json").read_text())
+    for change in ({"total": 1}, {"total": "9"}, {"row": rows[::-1].tolist()}, {"row": [1, 2]}):
+        (tmp_path / "bad.json").write_text(json.dumps(record | {"rows": record["rows"] | change}))
+        with pytest.raises(AuditError, match=r"rows\.(row|total)"):
+            AuditReport.from_json(tmp_path / "bad.json")
 
 
 def test_a_report_survives_its_file(failed: AuditReport, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import synthaug
-from synthaug import MixedDataset, Plan, SynthCache
+from synthaug import AuditReport, MixedDataset, Plan, SynthCache
+from synthaug._audit import spread as _spread
 from synthaug._cache import format as _format
+from synthaug._cache import readers as _readers
 from synthaug._cache import stored_rows as _stored
 from synthaug._cache import tools as _tools
 from synthaug._plan import rows as _rows
@@ -62,13 +64,13 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tools, "_SORTED", 100)
 
 
+def refuse(self: Any, name: str) -> Any:
+    raise AssertionError(f"the column {name} was made as a whole")
+
+
 @pytest.fixture
 def none_whole(monkeypatch: pytest.MonkeyPatch, large: None) -> None:
     """To make a whole column is an error from here on."""
-
-    def refuse(self: Any, name: str) -> Any:
-        raise AssertionError(f"the column {name} was made as a whole")
-
     monkeypatch.setattr(_rows.AbstractRows, "column", refuse)
 
 
@@ -225,6 +227,48 @@ def test_no_step_of_a_job_makes_a_whole_column(
     assert list(forget([path], [22]).values()) == [100]
     assert repr(cache).count("900 done") == 1
     export(cache, tmp_path / "packed.h5", format="hdf5")
+
+
+def test_an_audit_of_a_large_cache_reads_and_keeps_the_judged_rows_alone(
+    none_whole: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_spread, "_DENSE", 100)
+    cache = laid_out(tmp_path / "a.h5", plan_of())
+    done = np.arange(5, 1000, 40)
+    cache.write(done, images(len(done)))
+    cache.withdraw([6])
+    report = synthaug.audit(cache, images(60)[20:], progress=False)
+    report.to_json(tmp_path / "a.json")
+    for one in (report, AuditReport.from_json(tmp_path / "a.json")):
+        assert len(one) == 1000
+        np.testing.assert_array_equal(one.judged, done)
+        np.testing.assert_array_equal(np.flatnonzero(np.isfinite(one.scores[:, 0])), done)
+        np.testing.assert_array_equal(one.labels[done], cache.labels_of(done))
+        assert (np.delete(one.labels, done) == -1).all()
+        assert {*done[20:]} <= {*one.flagged} < {*done}  # equal to images 20 to 24
+        assert {pair["row"]: pair["class"] for pair in one.pairs}[925] == "emu"
+    report.withdraw_from(cache)
+    assert cache.counts()[_format.State.WITHDRAWN] == 1 + len(report.withheld)
+
+
+class Unread(np.ndarray):
+    """A mapped array of which nothing may be read."""
+
+    def take(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a page was mapped, which counts as memory")
+
+
+def test_a_merge_maps_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, array = plan_of(), _readers.Mapped._array
+    parts = [laid_out(tmp_path / f"{i}.h5", plan[i::2]) for i in range(2)]
+    for part in parts:
+        part.write(range(0, 500, 7), images(72))
+    monkeypatch.setattr(_readers.Mapped, "_array", lambda *args: array(*args).view(Unread))
+    merged = merge([part.path for part in parts], tmp_path / "merged.h5")
+    assert merged.counts()[_format.State.DONE] == 144
+    with pytest.raises(AssertionError, match="mapped"):
+        SynthCache(merged.path).read([7, 0])
+    assert (merged.read([507, 7, 0]) == images(72)[[1, 1, 0]]).all()  # in any order
 
 
 def test_to_open_and_to_verify_takes_a_byte_or_two_per_row(

@@ -2,10 +2,8 @@
 
 from collections import defaultdict
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._audit.acceptance import Acceptance
 from synthaug._audit.comparison import AuditComparison
@@ -17,7 +15,8 @@ from synthaug._audit.pairs import Pick, counterpart, pair_of, rmse_of
 from synthaug._audit.report import ALIKE, CLEAR, EXACT, NOT_JUDGED, AuditReport, with_accepted
 from synthaug._audit.sets import AuditSets
 from synthaug._audit.settings import AuditSettings, environment
-from synthaug._types import JSON, Indices
+from synthaug._audit.spread import Places
+from synthaug._types import JSON
 
 _HOLDOUT_PAIRS = 5
 
@@ -65,30 +64,34 @@ def report_of(
     S, T, H = sets.S, sets.T, sets.H
     rows, null, contest = comparison.rows, comparison.null, comparison.contest
     pick, pool = judgment.pick, comparison.pool
-    places = np.concatenate([S.rows, comparison.withdrawn.rows]), S.total
+    withdrawn = comparison.withdrawn
+    places = Places(np.concatenate([S.rows, withdrawn.rows]), S.total)
     group = np.full(len(rows.twins), -1) if pool is None else pool.group
     none = np.zeros((0, len(comparison.matcher.statistics)))
     accepted = _accepted(sets, judgment)
+    labels = (
+        S.images.labels if places.keeps_all else places.spread(S.labels_with(withdrawn.rows), -1)
+    )
     return AuditReport(
         verdict=judgment.verdict,
         reasons=with_accepted(judgment.reasons, accepted),
         accepted=accepted,
         identity=S.identity,
         statistics=comparison.matcher.statistics,
-        tier=_spread(judgment.tier, places, NOT_JUDGED),
-        p_values=_spread(judgment.p, places),
-        q_values=_spread(judgment.q, places),
-        q_decoy=_spread(judgment.q_decoy, places),
-        scores=_spread(rows.scores, places),
-        distances=_spread(rows.distances, places),
-        decided_by=_spread(pick.statistic, places, -1),
-        neighbours=_spread(T.rows[pick.neighbours], places, -1),
-        neighbour_flipped=_spread(pick.flipped, places, False),
-        rmse=_spread(np.concatenate([rmse_of(S, T, pick), comparison.withdrawn.rmse]), places),
-        near_equal=_spread(rows.near_equal, places, False),
-        group=_spread(group[: len(rows.twins)], places, -1),
+        tier=places.spread(judgment.tier, NOT_JUDGED),
+        p_values=places.spread(judgment.p),
+        q_values=places.spread(judgment.q),
+        q_decoy=places.spread(judgment.q_decoy),
+        scores=places.spread(rows.scores),
+        distances=places.spread(rows.distances),
+        decided_by=places.spread(pick.statistic, -1),
+        neighbours=places.spread(T.rows[pick.neighbours], -1),
+        neighbour_flipped=places.spread(pick.flipped, False),
+        rmse=places.spread(np.concatenate([rmse_of(S, T, pick), withdrawn.rmse])),
+        near_equal=places.spread(rows.near_equal, False),
+        group=places.spread(group[: len(rows.twins)], -1),
         holdout_group=group[len(rows.twins) :],
-        labels=S.labels,
+        labels=labels,
         classes=S.classes,
         holdout_scores=none if null is None else null.scores,
         holdout_distances=none if null is None else null.distances,
@@ -123,22 +126,6 @@ def _accepted(sets: AuditSets, judgment: Judgment) -> tuple[Acceptance, ...]:
         withheld[digests].append((int(S.rows[i]), int(T.rows[neighbor])))
     notes = read_notes(notes_path(S.cache or S.source))
     return tuple(acceptance.among(withheld) for acceptance in notes.accepted)
-
-
-def _spread(
-    values: NDArray[Any], places: tuple[Indices, int], missing: Any = np.nan
-) -> NDArray[Any]:
-    """Values of the ranked rows at their places among all rows.
-
-    Args:
-        values: One for each ranked row.
-        places: Row numbers of these, and the number of all rows.
-        missing: What stands in the others.
-    """
-    ranked, total = places
-    spread = np.full((total, *values.shape[1:]), missing, values.dtype)
-    spread[ranked] = values
-    return spread
 
 
 def _number(value: float) -> float | None:

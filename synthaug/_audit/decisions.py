@@ -216,7 +216,7 @@ def strata_of(S: AuditSet, H: AuditSet, withdrawn: Indices) -> tuple[Indices, tu
         H: The held-out images.
         withdrawn: Rows of the synthetic images that are ranked behind the others, int64 (w,).
     """
-    labels = [S.labels[np.concatenate([S.rows, withdrawn])], H.labels[H.rows]]
+    labels = [S.labels_with(withdrawn), H.labels]
     one = np.zeros(sum(map(len, labels)), np.int64)
     if any((own < 0).any() for own in labels):
         return one, ()

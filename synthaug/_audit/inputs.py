@@ -47,7 +47,7 @@ class AuditSet:
     total: int
     """Rows in what was given, at least n."""
     labels: Labels
-    """Class of every row given, int64 (total,); -1 if unknown."""
+    """Class of each image, int64 (n,); -1 if unknown."""
     classes: tuple[str, ...]
     """Names of the classes; empty if unknown."""
     identity: dict[str, JSON]
@@ -55,7 +55,7 @@ class AuditSet:
     source: str | None
     """How a command line would name it; `None` if it could not."""
     images: ImageSource
-    """What was given, opened."""
+    """What was given, opened: all rows, with their labels."""
     cache: "SynthCache | None"
     """The cache that was given; `None` for anything else."""
 
@@ -70,7 +70,13 @@ class AuditSet:
             samples=take(self.samples, chosen),
             rows=self.rows[chosen],
             keys=self.keys[chosen],
+            labels=self.labels[chosen],
         )
+
+    def labels_with(self, rows: Indices) -> Labels:
+        """Class of each image, and behind them of other rows of what was given, int64 (n + w,)."""
+        more = self.images.labels_of(rows) if len(rows) else self.labels[:0]
+        return np.concatenate([self.labels, more])
 
     @property
     def pixels(self) -> Pixels:
@@ -108,6 +114,8 @@ def read_set(given: Any, name: str, *, progress: bool) -> AuditSet:
     from synthaug._cache import SynthCache
 
     source = ImageSource.open(given, f"`{name}`")
+    if labels is not None:
+        source = source.relabeled(labels)
     if len(source) == 0:
         raise ValueError(f"`{name}` holds no image.")
     rows, samples = source.done_rows("audited"), given
@@ -128,7 +136,8 @@ def read_set(given: Any, name: str, *, progress: bool) -> AuditSet:
         rows=rows,
         keys=image_keys,
         total=len(source),
-        labels=source.labels if labels is None else labels,
+        # Where most rows have an image all labels are read, and kept; else there may be very many.
+        labels=source.labels[rows] if len(source) < 2 * len(rows) else source.labels_of(rows),
         classes=source.classes or (),
         identity=identity,
         source=spec or source.spec,

@@ -280,7 +280,7 @@ def _classes(
         known = tuple(dict.fromkeys(name for one in sets for name in one.classes))
     parts = []
     for one in sets:
-        labels = one.labels[one.rows]
+        labels = one.labels
         if unknown := [name for name in one.classes if name not in known]:
             raise MismatchError(
                 f"`{one.name}` has the class {unknown[0]!r}, the model knows {', '.join(known)}."

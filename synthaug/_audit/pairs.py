@@ -57,9 +57,9 @@ def pair_of(
     flipped, statistic = bool(pick.flipped[i]), int(pick.statistic[i])
     pair: dict[str, JSON] = {
         "row": row,
-        "class": _class_name(images, row),
+        "class": _class_name(images, int(images.labels[i])),
         "train_row": int(T.rows[neighbour]),
-        "train_class": _class_name(T, int(T.rows[neighbour])),
+        "train_class": _class_name(T, int(T.labels[neighbour])),
         "flipped": flipped,
         "statistic": matcher.statistics[statistic],
         "score": float(matches.scores[i, statistic]),
@@ -97,8 +97,7 @@ def counterpart(H: AuditSet, best: Matches, j: int, statistic: int) -> dict[str,
     }
 
 
-def _class_name(images: AuditSet, row: int) -> str | None:
-    label = int(images.labels[row])
+def _class_name(images: AuditSet, label: int) -> str | None:
     if label < 0:
         return None
     return images.classes[label] if label < len(images.classes) else str(label)

@@ -15,6 +15,7 @@ from synthaug._audit import page
 from synthaug._audit.acceptance import Acceptance, AcceptedPair
 from synthaug._audit.notes import Notes, add_notes
 from synthaug._audit.scope import scope_sentence
+from synthaug._audit.spread import Spread, spreading
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, thumbnails
 from synthaug._support.report import Report, decode, decode_array, decode_fields
@@ -62,8 +63,26 @@ _ROWS = {
 }
 """Columns with one entry per row, as files and data frames name them, and their fields."""
 
-_STATISTICS = ("scores", "distances", "holdout_scores", "holdout_distances")
+_SCORES = ("scores", "distances")
+_STATISTICS = (*_SCORES, "holdout_scores", "holdout_distances")
 """Fields with a column per statistic: files have a list for each."""
+
+
+_SPREAD = (*_ROWS.values(), *_SCORES)
+"""Fields with an entry per row."""
+
+_MISSING = {
+    "tier": NOT_JUDGED,
+    "decided_by": -1,
+    "neighbours": -1,
+    "neighbour_flipped": False,
+    "near_equal": False,
+    "group": -1,
+    "labels": -1,
+}
+"""What these hold for rows that were not judged, and are not kept; all others NaN."""
+
+_MAX_ROWS = 2**31
 
 
 def with_accepted(reasons: Sequence[str], accepted: Sequence[Acceptance]) -> tuple[str, ...]:
@@ -97,6 +116,7 @@ class Power:
     above."""
 
 
+@spreading(*_SPREAD)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AuditReport(Report):
     """What an audit found; made by `synthaug.audit`.
@@ -107,7 +127,9 @@ class AuditReport(Report):
         report.to_html("audit.html")       # to look at
         report.to_json("audit.json"), AuditReport.from_json("audit.json")
 
-    Arrays have one entry per row of the cache, N in all.
+    Arrays have one entry per row of the cache, N in all. Of a cache of more than a million rows
+    the report keeps, and writes, those of the judged rows alone, with their numbers (`rows.row`)
+    and N (`rows.total`); the arrays are then made when they are asked for.
     """
 
     _FORMAT = "synthaug-audit"
@@ -208,12 +230,28 @@ class AuditReport(Report):
     """The closest pairs of hold-out and training images, for scale."""
 
     def __len__(self) -> int:
-        return len(self.tier)
+        return len(vars(self)["tier"])
+
+    @property
+    def judged(self) -> NDArray[np.int64]:
+        """Row numbers that were judged, ascending."""
+        tier = vars(self)["tier"]
+        return tier.rows if isinstance(tier, Spread) else np.flatnonzero(tier != NOT_JUDGED)
+
+    def of_judged(self, name: str) -> NDArray[Any]:
+        """The entries of an array for the judged rows alone, whose numbers are `judged`."""
+        value = vars(self)[name]
+        return value.values if isinstance(value, Spread) else value[self.judged]
+
+    def at(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The entries of an array for some rows."""
+        value = vars(self)[name]
+        return value.at(rows) if isinstance(value, Spread) else value[rows]
 
     @property
     def flagged(self) -> NDArray[np.int64]:
         """Row numbers that are too close to a training image, ascending."""
-        return np.flatnonzero(np.isin(self.tier, _FLAGGED))
+        return self.judged[np.isin(self.of_judged("tier"), _FLAGGED)]
 
     @property
     def withheld(self) -> NDArray[np.int64]:
@@ -221,12 +259,13 @@ class AuditReport(Report):
 
         Those that a reviewer accepted and gave free (`accept(..., serve=True)`) are not among them.
         """
-        return np.flatnonzero((self.tier > CLEAR) & ~self._given_free)
+        return self.judged[~self._may_be_served]
 
     @property
-    def _given_free(self) -> NDArray[np.bool_]:
+    def _may_be_served(self) -> NDArray[np.bool_]:
+        """Which of the judged rows are clear, or given free."""
         free = [row for acceptance in self.accepted if acceptance.serve for row in acceptance.rows]
-        return np.isin(np.arange(len(self)), free)
+        return (self.of_judged("tier") == CLEAR) | np.isin(self.judged, free)
 
     def accept(
         self,
@@ -267,12 +306,13 @@ class AuditReport(Report):
         if beside is not None:
             add_notes(beside, Notes(accepted=(acceptance,)))
         reasons = with_accepted(self.reasons, [acceptance])
-        return replace(self, accepted=(*self.accepted, acceptance), reasons=reasons)
+        return self.changed(accepted=(*self.accepted, acceptance), reasons=reasons)
 
     def _shown_pairs(self, rows: list[int]) -> tuple[AcceptedPair, ...]:
         """The pairs of some rows, for `accept`."""
         shown = {pair["row"]: pair for pair in self.pairs if pair.get("digest")}
-        wrong = [row for row in rows if row not in shown or self.tier[row] <= CLEAR]
+        suspicious = set(self.judged[self.of_judged("tier") > CLEAR].tolist())
+        wrong = [row for row in rows if row not in shown or row not in suspicious]
         if wrong or not rows:
             raise ValueError(
                 f"`rows` names {wrong[0] if wrong else 'no row'}, expected rows that are withheld "
@@ -306,7 +346,7 @@ class AuditReport(Report):
 
         check_identity(cache, self, "The report")
         chosen = self.withheld if rows is None else np.unique(np.asarray(rows, np.int64))
-        unknown = chosen[self.tier[chosen] == NOT_JUDGED]
+        unknown = np.setdiff1d(chosen, self.judged)
         if len(unknown):
             raise ValueError(
                 f"Row {unknown[0]} was not judged, so it has no scores that could be kept. Leave "
@@ -315,7 +355,7 @@ class AuditReport(Report):
         if not len(chosen):
             return
         # First the scores: after a kill in between, calling this again completes it.
-        kept = kept_scores(self, cache.plan["seed"], chosen)
+        kept = kept_scores(self, cache.plan, chosen)
         add_notes(cache, Notes(withdrawn=(kept,)))
         cache.withdraw(chosen)
 
@@ -328,13 +368,15 @@ class AuditReport(Report):
         Args:
             train_rows: Indices of training images, int (n,).
         """
-        rows = whole_numbers(train_rows, "train_rows")
-        return self.withheld[np.isin(self.neighbours[self.withheld], rows)]
+        rows, withheld = whole_numbers(train_rows, "train_rows"), self.withheld
+        return withheld[np.isin(self.at("neighbours", withheld), rows)]
 
     @property
     def passed(self) -> NDArray[np.bool_]:
         """Rows that may be served: judged, and not withheld."""
-        return (self.tier == CLEAR) | (self._given_free & (self.tier > CLEAR))
+        passed = np.zeros(len(self), bool)
+        passed[self.judged[self._may_be_served]] = True
+        return passed
 
     @property
     def row_scores(self) -> NDArray[np.float64]:
@@ -358,12 +400,8 @@ class AuditReport(Report):
         """What the verdict means, in a few words."""
         return f"{self._TITLE}: {_TITLES[self.verdict]}"
 
-    @property
-    def _judged(self) -> NDArray[np.bool_]:
-        return self.tier != NOT_JUDGED
-
     def _headline(self) -> str:
-        judged = int(self._judged.sum())
+        judged = len(self.judged)
         accepted = (f", {len(x.pairs):,} accepted by {x.reviewer}" for x in self.accepted)
         return (
             f"{self.verdict}: {len(self.flagged):,} of {judged:,} images flagged, "
@@ -409,7 +447,7 @@ class AuditReport(Report):
         charts = []
         for j, name in enumerate(self.statistics):
             columns = {
-                "synthetic": self.scores[self._judged, j],
+                "synthetic": self.of_judged("scores")[:, j],
                 "hold-out": self.holdout_scores[:, j],
             }
             series = {key: values for key, values in columns.items() if len(values)}
@@ -417,7 +455,7 @@ class AuditReport(Report):
                 charts.append((name, histogram(series, x_label=f"score, {name}")))
         return page.sections(
             report=self,
-            judged=int(self._judged.sum()),
+            judged=len(self.judged),
             charts=charts,
             per_class=self._by_class(),
             scope=scope_sentence("distances"),
@@ -426,21 +464,24 @@ class AuditReport(Report):
     def _by_class(self) -> list[dict[str, Any]]:
         """Returns a line per class that has judged rows; nothing if classes are unknown."""
         lines = []
-        for label in np.unique(self.labels[self._judged]).tolist():
+        labels, tier, scores, p_values = map(
+            self.of_judged, ("labels", "tier", "scores", "p_values")
+        )
+        for label in np.unique(labels).tolist():
             if label < 0:
                 return []
-            rows = (self.labels == label) & self._judged
-            p = self.p_values[rows]
+            rows = labels == label
+            p = p_values[rows]
             lines.append(
                 {
                     "name": self.classes[label] if self.classes else str(label),
                     "rows": int(rows.sum()),
-                    "exact": int((self.tier[rows] == EXACT).sum()),
-                    "calibrated": int((self.tier[rows] == CALIBRATED).sum()),
-                    "competed": int((self.tier[rows] == COMPETED).sum()),
-                    "named": int((self.tier[rows] == NAMED).sum()),
-                    "alike": int((self.tier[rows] == ALIKE).sum()),
-                    "median": float(np.median(self.scores[rows, 0])),
+                    "exact": int((tier[rows] == EXACT).sum()),
+                    "calibrated": int((tier[rows] == CALIBRATED).sum()),
+                    "competed": int((tier[rows] == COMPETED).sum()),
+                    "named": int((tier[rows] == NAMED).sum()),
+                    "alike": int((tier[rows] == ALIKE).sum()),
+                    "median": float(np.median(scores[rows, 0])),
                     "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
                 }
             )
@@ -481,7 +522,12 @@ class AuditReport(Report):
 
     def _record(self) -> dict[str, Any]:
         fields = super()._record()
-        rows = {column: fields.pop(name) for column, name in _ROWS.items()}
+        tier = fields["tier"]
+        kept = {}
+        if isinstance(tier, Spread):
+            fields |= {name: self.of_judged(name) for name in _SPREAD}
+            kept = {"row": tier.rows, "total": len(self)}
+        rows = {column: fields.pop(name) for column, name in _ROWS.items()} | kept
         statistics = {name: list(fields.pop(name).T) for name in _STATISTICS}
         head = ("identity", "settings", "environment", "classes", "statistics")
         return {
@@ -504,7 +550,15 @@ class AuditReport(Report):
             name: np.stack([decode_array(np.float64, x, name) for x in record.pop(name)], axis=1)
             for name in _STATISTICS
         }
-        return cls(**decode_fields(cls, record), **statistics)
+        values: dict[str, Any] = {**decode_fields(cls, record), **statistics}
+        if "row" in rows:
+            kept = _kept_rows(rows)
+            for name in _SPREAD:
+                if len(values[name]) != len(kept):
+                    raise ValueError(f"{name} and rows.row differ in length")
+                missing = _MISSING.get(name, np.nan)
+                values[name] = Spread(values[name], kept, rows["total"], missing)
+        return cls(**values)
 
     def _check(self) -> None:
         """Refuses what no audit has found.
@@ -512,24 +566,26 @@ class AuditReport(Report):
         Raises:
             ValueError: If the parts of the report do not fit each other.
         """
-        lengths = {column: len(getattr(self, name)) for column, name in _ROWS.items()}
+        lengths = {column: len(vars(self)[name]) for column, name in _ROWS.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns of rows differ in length: {lengths}")
-        if not np.isin(self.tier, range(NOT_JUDGED, ALIKE + 1)).all():
+        kept = {k: v.values if isinstance(v, Spread) else v for k, v in vars(self).items()}
+        tier, labels = kept["tier"], kept["labels"]
+        if not np.isin(tier, range(NOT_JUDGED, ALIKE + 1)).all():
             raise ValueError("rows.tier holds an unknown tier")
-        if self.classes and len(self) and not self.labels.max() < len(self.classes):
+        if self.classes and len(labels) and not labels.max() < len(self.classes):
             raise ValueError(
-                f"rows.label holds {self.labels.max()}, there are {len(self.classes)} classes"
+                f"rows.label holds {labels.max()}, there are {len(self.classes)} classes"
             )
-        named = np.isin(self.tier, (*_FLAGGED, NAMED)).any()
+        named = np.isin(tier, (*_FLAGGED, NAMED)).any()
         if self.verdict == ("pass" if named else "fail"):
             raise ValueError(f"verdict {self.verdict!r} does not fit the flagged rows")
         for name in _STATISTICS:
-            if getattr(self, name).shape[1] != len(self.statistics):
+            if kept[name].shape[1] != len(self.statistics):
                 raise ValueError(f"{name} does not hold {len(self.statistics)} columns")
-        if not len(self.scores) == len(self.distances) == len(self):
+        if not len(kept["scores"]) == len(kept["distances"]) == len(tier):
             raise ValueError("scores, distances and rows differ in length")
-        if not (self.decided_by < len(self.statistics)).all():
+        if not (kept["decided_by"] < len(self.statistics)).all():
             raise ValueError("rows.decided_by names an unknown statistic")
 
     def _redacted(self) -> "AuditReport":
@@ -541,8 +597,7 @@ class AuditReport(Report):
             pairs = (replace(pair, image="", train_image="") for pair in acceptance.pairs)
             return replace(acceptance, pairs=tuple(pairs))
 
-        return replace(
-            self,
+        return self.changed(
             accepted=tuple(map(without_digests, self.accepted)),
             pairs=tuple(
                 withheld(pair) | {"image": None if pair.get("tier") else pair.get("image")}
@@ -550,3 +605,18 @@ class AuditReport(Report):
             ),
             holdout_pairs=tuple(withheld(pair) for pair in self.holdout_pairs),
         )
+
+
+def _kept_rows(rows: dict[str, Any]) -> NDArray[np.int64]:
+    """The numbers of the rows that a file has values of.
+
+    Raises:
+        ValueError: They are no rows of the report.
+    """
+    kept, total = decode_array(np.int64, rows["row"], "rows.row"), rows["total"]
+    if type(total) is not int or not 0 < total <= _MAX_ROWS:
+        raise ValueError(f"rows.total is {total!r}, expected 1 to {_MAX_ROWS:,}")
+    ascending = (np.diff(kept) > 0).all()
+    if len(kept) and not (ascending and kept[0] >= 0 and kept[-1] < total):
+        raise ValueError("rows.row does not hold ascending numbers of rows")
+    return kept

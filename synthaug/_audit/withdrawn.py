@@ -18,7 +18,7 @@ from synthaug._audit.matches import ALIKE, Matches
 from synthaug._audit.notes import KeptScores, notes_path, read_notes
 from synthaug._audit.sets import AuditSets
 from synthaug._audit.settings import environment
-from synthaug._plan import canonical_json
+from synthaug._plan import Plan, canonical_json
 from synthaug._types import JSON, Indices
 
 _BASIS = (
@@ -78,7 +78,7 @@ def withdrawn_of(sets: AuditSets, index: str, num_statistics: int) -> Withdrawn:
     from synthaug._cache.format import State
     from synthaug._cache.tombstones import rows_from_sources
 
-    gone = np.flatnonzero(cache.state == State.WITHDRAWN)
+    gone = cache.rows_in(State.WITHDRAWN)[:]
     forgotten = np.intersect1d(gone, rows_from_sources(cache.plan, cache.tombstones))
     gone = np.setdiff1d(gone, forgotten)
     notes = read_notes(notes_path(cache)).withdrawn if len(gone) else ()
@@ -90,9 +90,9 @@ def withdrawn_of(sets: AuditSets, index: str, num_statistics: int) -> Withdrawn:
     ]
     # The last record of a row counts.
     place = {seed: (r, i) for r, kept in enumerate(usable) for i, seed in enumerate(kept.seed)}
-    seeds = cache.plan["seed"]
-    ranked = np.array([row for row in gone.tolist() if seeds[row] in place], np.int64)
-    unranked = set(seeds[np.setdiff1d(gone, ranked)].tolist())
+    seeds = cache.plan.at("seed", gone)
+    is_ranked = np.array([seed in place for seed in seeds.tolist()], bool)
+    ranked, unranked = gone[is_ranked], set(seeds[~is_ranked].tolist())
     found = replace(
         _none(num_statistics),
         unranked=len(unranked),
@@ -101,7 +101,7 @@ def withdrawn_of(sets: AuditSets, index: str, num_statistics: int) -> Withdrawn:
     )
     if not len(ranked):
         return found
-    places = [place[seed] for seed in seeds[ranked]]
+    places = [place[seed] for seed in seeds[is_ranked].tolist()]
 
     def column(name: str) -> NDArray[Any]:
         return np.array([vars(usable[r])[name][i] for r, i in places])
@@ -161,7 +161,7 @@ def with_withdrawn(links: Indices, S: AuditSet, withdrawn: Withdrawn) -> Indices
     shifted = np.where(links >= m, links + w, links)
     if not w or S.cache is None:
         return shifted
-    seeds = S.cache.plan["seed"][np.concatenate([S.rows, withdrawn.rows])].tolist()
+    seeds = S.cache.plan.at("seed", np.concatenate([S.rows, withdrawn.rows])).tolist()
     place = {seed: i for i, seed in enumerate(seeds)}
     pairs: list[tuple[int, int]] = []
     for kept in withdrawn.groups:
@@ -173,31 +173,30 @@ def with_withdrawn(links: Indices, S: AuditSet, withdrawn: Withdrawn) -> Indices
     return np.concatenate([shifted, np.array(pairs, np.int64).reshape(-1, 2)])
 
 
-def kept_scores(report: Any, seeds: NDArray[np.uint64], rows: Indices) -> KeptScores:
+def kept_scores(report: Any, plan: Plan, rows: Indices) -> KeptScores:
     """What a report says of some rows, for `withdrawn_of`.
 
     Args:
         report: An `AuditReport`.
-        seeds: Of all rows of its cache, (N,).
+        plan: Of its cache.
         rows: Row numbers.
     """
-    group, chosen = report.group, np.zeros(len(seeds), bool)
-    chosen[rows] = True
-    wanted = np.unique(group[rows][group[rows] >= 0])
-    others = np.flatnonzero(np.isin(group, wanted) & ~chosen)
+    group = report.at("group", rows)
+    wanted = np.unique(group[group >= 0])
+    others = np.setdiff1d(report.judged[np.isin(report.of_judged("group"), wanted)], rows)
     held_out = np.flatnonzero(np.isin(report.holdout_group, wanted))
     return KeptScores(
         basis=_basis(report.settings, report.identity, report.environment),
         created=str(report.environment.get("created")),
-        seed=seeds[rows],
-        scores=tuple(report.scores[rows].T),
-        distances=tuple(report.distances[rows].T),
-        neighbour=report.neighbours[rows],
-        neighbour_flipped=report.neighbour_flipped[rows],
-        rmse=report.rmse[rows],
-        near_equal=report.near_equal[rows],
-        group=group[rows],
-        others=_pairs(group[others], seeds[others]),
+        seed=plan.at("seed", rows),
+        scores=tuple(report.at("scores", rows).T),
+        distances=tuple(report.at("distances", rows).T),
+        neighbour=report.at("neighbours", rows),
+        neighbour_flipped=report.at("neighbour_flipped", rows),
+        rmse=report.at("rmse", rows),
+        near_equal=report.at("near_equal", rows),
+        group=group,
+        others=_pairs(report.at("group", others), plan.at("seed", others)),
         held_out=_pairs(report.holdout_group[held_out], held_out),
     )
 

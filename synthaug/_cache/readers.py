@@ -3,6 +3,8 @@
 import mmap
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import h5py
@@ -30,6 +32,9 @@ class Reader(Protocol):
     contents: CacheContents
     served: NDArray[np.uint8]
     """1 for rows whose pixels this process has checked."""
+    sequential: bool
+    """Whether rows come one after the other, as in copying. They are then read, not mapped: pages
+    that were mapped count as memory of the process."""
 
     def column(
         self, name: Literal["state", "checksum"], rows: Indices | slice = slice(None)
@@ -84,6 +89,7 @@ class Mapped:
             raise CacheError(f"Cannot map {contents.path}: {error.strerror}.") from error
         contents.check_same(self._fd)
         self._mapped = {name: self._array(name) for name in _MAPPED}
+        self.sequential = False
         self._size, self._image_bytes = contents.size, self._mapped["images"].nbytes
         self.served = np.zeros(len(self._mapped["state"]), np.uint8)
 
@@ -120,6 +126,9 @@ class Mapped:
         return self._values("images", rows)
 
     def _values(self, name: str, rows: Indices) -> NDArray[Any]:
+        if self.sequential:
+            with self._readable():
+                return read_runs(self._fd, self.contents.regions[name], rows)
         if self._image_bytes > _RESIDENT and get_worker_info() is not None:
             return self._read(name, rows)
         # To touch a page beyond the end of a file that was cut short would end the process.
@@ -138,15 +147,21 @@ class Mapped:
         size = length * region.row_bytes
         values = np.empty((len(rows) * length, *region.shape[1:]), region.dtype)
         view = values.reshape(-1).view(np.uint8).data
-        try:
+        with self._readable():
             for i, row in enumerate((rows % region.shape[0]).tolist()):
                 offset = region.offset + row * region.row_bytes
                 pread_into(self._fd, view[i * size : (i + 1) * size], offset)
+        return values
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Says which file it is that cannot be read."""
+        try:
+            yield
         except OSError as error:
             raise CacheError(
                 f"Cannot read {self.contents.path}: {error.strerror}. Check the disk."
             ) from error
-        return values
 
     def intact(self, rows: Indices) -> NDArray[np.bool_]:
         return checksums(self.gather(rows)) == self.column("checksum", rows)
@@ -160,7 +175,7 @@ class Mapped:
 
 
 def read_runs(fd: int, region: Region, rows: Indices) -> NDArray[Any]:
-    """The values at ascending rows of one data set, as the file has them now."""
+    """The values at rows of one data set as the file has them now; neighbors in one piece."""
     assert region.offset is not None
     values = np.empty((len(rows), *region.shape[1:]), region.dtype)
     for start, stop in runs(rows):
@@ -178,6 +193,7 @@ class Unpacked:
         file = self._open()
         self._columns = {name: file[name][()] for name in ("state", "checksum")}
         self.served = np.zeros(len(self._columns["state"]), np.uint8)
+        self.sequential = True
 
     def _open(self) -> h5py.File:
         # A handle must not cross into a forked process: two would share one file position.

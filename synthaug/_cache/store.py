@@ -216,6 +216,11 @@ class SynthCache(Dataset[Any]):
         """
         return torch.from_numpy(self._gather(row_numbers(indices, len(self))))
 
+    def read_sequentially(self) -> None:
+        """From now on, and in this process, rows are read and not mapped. Row after row this is as
+        fast, and takes no memory; in any order it is slower."""
+        self._open().sequential = True
+
     def _gather(self, rows: Indices) -> NDArray[np.uint8]:
         reader = self._open()
         pixels = reader.gather(rows)

@@ -158,6 +158,8 @@ def copy_rows(
 
     Withdrawals come last, so what is withdrawn while we copy is withdrawn in the copy too.
     """
+    for one in (cache, merged):
+        one.read_sequentially()
     done = cache.rows_in(State.DONE)
     advance(len(cache) - len(done))
     for rows in blocks(done, cache.image_shape):

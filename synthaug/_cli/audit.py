@@ -111,7 +111,7 @@ def audit(
         record = {
             "verdict": report.verdict,
             "reasons": list(report.reasons),
-            "judged": int((report.tier >= 0).sum()),
+            "judged": len(report.judged),
             "flagged": report.flagged.tolist(),
             "withheld": report.withheld.tolist(),
             "accepted": [row for acceptance in report.accepted for row in acceptance.rows],

@@ -1,7 +1,6 @@
 """What commands do with a report."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from synthaug._cli.call import Call, Result
@@ -28,7 +27,7 @@ def published(
         code: Exit code.
         redaction: Arguments of `to_html` and `to_json`.
     """
-    report = replace(report, settings={**report.settings, "command": call.line})
+    report = report.changed(settings={**report.settings, "command": call.line})
     report.to_html(f"{out}.html", **redaction)
     report.to_json(f"{out}.json", **redaction)
     return Result(

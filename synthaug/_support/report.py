@@ -86,9 +86,16 @@ class Report(ABC):
         """Returns what a notebook shows below the summary."""
         return []
 
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: vars(self)[field.name] for field in fields(self)}
+
+    def changed(self: R, **changes: Any) -> R:
+        """The same report with other values of some fields."""
+        return type(self)(**{**self._fields(), **changes})
+
     def _record(self) -> dict[str, Any]:
         """Returns the contents of the JSON file."""
-        return {field.name: vars(self)[field.name] for field in fields(self)}
+        return self._fields()
 
     @classmethod
     def _from_record(cls: type[R], record: dict[str, Any]) -> R:
