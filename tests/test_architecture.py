@@ -112,7 +112,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_hardness": {"_datasets", "evaluation"},
     "test_html": {"_support"},
     "test_label_check": {"evaluation"},
-    "test_large_plans": {"_cache", "_plan"},
+    "test_large_plans": {"_audit", "_cache", "_plan"},
     "test_layout": {"_support", "synthesizers"},
     "test_low_density": {"synthesizers"},
     "test_membership": {"_audit"},

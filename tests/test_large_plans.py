@@ -136,9 +136,19 @@ def test_any_index_gives_the_rows_that_it_gives_in_memory(
             assert part[::-1][1:4].digest == in_memory(lambda: expected[::-1][1:4]).digest
 
 
-@pytest.mark.parametrize("index", [[1000], [-1001], np.ones(7, bool), [[1]], [0.5], ...])
-def test_what_is_no_index_is_an_index_error(large: None, index: Any) -> None:
-    with pytest.raises(IndexError):
+@pytest.mark.parametrize(
+    ("index", "error"),
+    [
+        ([1000], IndexError),
+        ([-1001], IndexError),
+        (np.ones(7, bool), ValueError),
+        ([[1]], TypeError),
+        ([0.5], TypeError),
+        (..., TypeError),
+    ],
+)
+def test_what_names_no_rows_is_an_error(large: None, index: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
         plan_of()[index]
     with pytest.raises(TypeError, match="see `row`"):
         plan_of()[0]
