@@ -166,12 +166,23 @@ def small_unet_config(
         MismatchError: If the images cannot be halved often enough.
     """
     c, height, width = image_shape
-    lowest = 4 if min(height, width) <= 16 else 8
-    levels = max(least_levels, 1 + int(math.log2(min(height, width) / lowest)))
+
+    def halvings(side: int) -> int:
+        lowest = 4 if side <= 16 else 8
+        return max(least_levels - 1, int(math.log2(max(1, side / lowest))))
+
+    smaller = min(height, width)
+    levels = 1 + halvings(smaller)
     if height % 2 ** (levels - 1) or width % 2 ** (levels - 1):
+        below, above = range(smaller, 3, -1), range(smaller + 1, 2 * smaller + 2**levels)
+        nearest = [
+            next((side for side in sides if side % 2 ** halvings(side) == 0), None)
+            for sides in (below, above)
+        ]
+        sizes = " or ".join(f"`image_size={side}`" for side in nearest if side is not None)
         raise MismatchError(
             f"Images of {height} x {width} pixels cannot be halved {levels - 1} times. Load them "
-            "with an image size that is a multiple of 8."
+            f"with {sizes}."
         )
     return {
         "sample_size": height if height == width else (height, width),

@@ -480,7 +480,8 @@ def test_data_that_cannot_be_trained_on_are_refused_before_any_work(tmp_path):
             fit(tmp_path / "run", **settings)
     big = Real()
     big.image_shape = (1, 38, 38)
-    with pytest.raises(MismatchError, match="38 x 38 pixels cannot be halved"):
+    said = "38 x 38 pixels cannot be halved 2 times.* `image_size=36` or `image_size=40`"
+    with pytest.raises(MismatchError, match=said):
         fit(tmp_path / "run", big)
     assert not (tmp_path / "run").exists()
 

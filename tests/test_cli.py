@@ -20,10 +20,13 @@ import pytest
 import torch
 from PIL import Image
 
-from synthaug import AuditReport, SynthCache
+from synthaug import AuditReport, SynthCache, TrainingConfig
 from synthaug._audit.matching import Matcher
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
 from synthaug._cli import app as _main
+from synthaug._cli.call import Result
+from synthaug._cli.training import METHODS as TRAININGS
+from synthaug._cli.training import _warn_of_few_steps
 from synthaug.errors import CacheError
 from synthaug.features import TorchModule
 from synthaug.synthesizers import ClassConditional, DiffusionInversion, SamplerConfig
@@ -767,6 +770,27 @@ def test_an_interrupted_command_says_what_is_kept(monkeypatch, number, code, kep
     assert outcome.err == f"synthaug: stopped. {said}\n"
 
 
+@pytest.mark.parametrize(("words", "code"), [(["demo", "--help"], 0), (["demo"], 3)])
+def test_a_reader_that_has_read_enough_is_no_error(monkeypatch, words, code):
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setitem(COMMANDS, "demo", lambda: Result(record={}, text="long " * 9999, code=3))
+    with open(write, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as end:
+            main(words)
+    assert end.value.code == code
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(60, True), (300, False)])
+def test_so_few_steps_that_only_noise_comes_are_warned_of(caplog, steps, warned):
+    kinds = [*TRAININGS, "--method registered"]
+    for kind in kinds:
+        _warn_of_few_steps(kind, TrainingConfig(steps=steps))
+    new = set(TRAININGS) - {"--method finetune", "--method hardness"}
+    assert caplog.text.count("expect noise") == warned * len(new)
+
+
 def test_the_version_is_printed():
     assert re.search(r"\d+\.\d+", succeed("--version"))
 
@@ -774,7 +798,11 @@ def test_the_version_is_printed():
 @pytest.mark.parametrize(
     ("code", "line", "message"),
     [
-        (2, "train digits out --lora-rank 4", "labels. It belongs to --method finetune. Leave"),
+        (
+            2,
+            "train digits out --lora-rank 4",
+            "--method diffusion. It belongs to --method finetune.",
+        ),
         (2, "train digits out --config nope.yaml", "--config nope.yaml does not exist."),
         (
             4,

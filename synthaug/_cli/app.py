@@ -265,10 +265,13 @@ def understand(words: Sequence[str]) -> Request:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Entry point of the command `synthaug`."""
-    request = understand(sys.argv[1:] if words is None else words)
+    try:
+        request = understand(sys.argv[1:] if words is None else words)
+    finally:
+        _print("")  # what a page of help has left to be written
     call, shared = request.call, request.shared
     if shared["print_config"]:
-        print(_config(call), end="")
+        _print(_config(call))
         sys.exit(0)
     with contextlib.suppress(ValueError):  # signals reach the main thread only
         signal.signal(signal.SIGTERM, terminate)
@@ -328,6 +331,17 @@ def _answer(result: Result, call: Call, *, as_json: bool) -> None:
             "exit_code": result.code,
             "result": json.loads(json.dumps(result.record), parse_constant=lambda name: None),
         }
-        print(json.dumps(record, indent=1, allow_nan=False))
+        _print(json.dumps(record, indent=1, allow_nan=False) + "\n")
     elif result.text:
-        print(printable(result.text))
+        _print(printable(result.text) + "\n")
+
+
+def _print(text: str) -> None:
+    """Prints to standard output, whose reader, such as `head`, may have gone with enough."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        # Else what is left in the buffer fails once more when the interpreter ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,6 +1,7 @@
 """What several commands do with their arguments."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,3 +20,9 @@ def contents(cache: Any) -> dict[str, Any]:
 
     facts = info(cache)
     return {"cache": str(cache.path), "rows": facts["rows"], **facts["states"]}
+
+
+def next_audit(cache: str, train: str | None = None) -> str:
+    """The line that comes after a cache was made."""
+    line = shlex.join(["synthaug", "audit", cache, train or "TRAIN", "--holdout", "HOLDOUT"])
+    return f"Next: {line}"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from synthaug._cli.arguments import contents, names
+from synthaug._cli.arguments import contents, names, next_audit
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import FileOptions, ImageOptions, LicenceOptions
@@ -69,7 +69,7 @@ def merge(out: str, caches: list[str]) -> Result:
     from synthaug._cache import merge as run
 
     merged = run(caches, out, progress=True)
-    return Result(record=contents(merged), text=str(merged))
+    return Result(record=contents(merged), text=f"{merged}\n{next_audit(out)}")
 
 
 def export(
@@ -142,7 +142,7 @@ def import_(
         command=call.line,
         progress=True,
     )
-    return Result(record=contents(made), text=str(made))
+    return Result(record=contents(made), text=f"{made}\n{next_audit(out)}")
 
 
 def forget(source: str, places: list[str], files: FileOptions) -> Result:

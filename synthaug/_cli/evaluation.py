@@ -1,5 +1,6 @@
 """Commands that train classifiers: are synthetic images of use, and are they of their class?"""
 
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,8 @@ def evaluate_labels(
 
     check_outputs(f"{out}.json")
     cache = SynthCache(synthetic)
+    trained = f"{seeds} classifiers on the real images, {classifiers.steps:,} steps each"
+    logging.getLogger("synthaug").info("Training %s.", trained)
     check = check_labels(
         cache,
         files.shaped(real, cache.image_shape, cache.classes),

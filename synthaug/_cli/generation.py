@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from synthaug._cli.arguments import contents
+from synthaug._cli.arguments import contents, next_audit
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults, drawing_options, row_parameters, settings
 from synthaug._cli.options import FileOptions, LicenceOptions, NetworkOptions, RayOptions
@@ -303,5 +303,9 @@ def generate(
         record={**contents(cache), "picture": picture},
         text=str(cache)
         + (f"\nSamples: {picture}" if picture else "")
-        + ("\nThis share is drawn. The last process to end puts all together." if others else ""),
+        + (
+            "\nThis share is drawn. The last process to end puts all together."
+            if others
+            else f"\n{next_audit(out, options.source)}"
+        ),
     )

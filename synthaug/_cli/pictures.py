@@ -8,13 +8,28 @@ from synthaug._support.files import write_picture
 
 def samples(model: Any, seed: int, path: Path, **row: Any) -> None:
     """Eight images of each of the first ten classes, with row parameters if they are not ours."""
-    from synthaug._pixels import grid, to_pixels
+    from synthaug._pixels import grid
 
     counts = dict.fromkeys(model.classes[:10], 8)
     row = row or {"guidance_scale": 1.5 if model.can_be_guided else 1.0}
-    images = model.draw(model.plan(counts=counts, seed=seed, **row))
-    zoom = max(1, 32 // images.shape[-1])
-    write_picture(path, grid(to_pixels(images), columns=8, scale=zoom))
+    pixels = _drawn(model, model.plan(counts=counts, seed=seed, **row))
+    zoom = max(1, 32 // pixels.shape[-1])
+    write_picture(path, grid(pixels, columns=8, scale=zoom))
+
+
+def _drawn(model: Any, plan: Any) -> Any:
+    """The images of a plan, uint8 (n, C, H, W), with a bar, since they may take minutes."""
+    import torch
+
+    from synthaug._pixels import to_pixels
+    from synthaug._support.progress import bar
+
+    parts = []
+    with bar(len(plan), "draw samples", "image", delay=2) as shown:
+        for start in range(0, len(plan), 16):
+            parts.append(to_pixels(model.draw(plan[start : start + 16])).cpu())
+            shown.update(len(parts[-1]))
+    return torch.cat(parts)
 
 
 def enlarged(stage: Any, real: Any, path: Path, images: int = 8) -> None:
@@ -65,12 +80,12 @@ def variants(inverted: Any, real: Any, path: Path, images: int = 8, columns: int
     import numpy as np
     import torch
 
-    from synthaug._pixels import grid, to_pixels
+    from synthaug._pixels import grid
 
     plan = inverted.plan(ratio=columns, interpolation=0)
     shown = np.unique(np.linspace(0, len(real) - 1, images).astype(int))
     rows = np.concatenate([np.flatnonzero(plan["source"] == i)[:columns] for i in shown])
-    drawn = to_pixels(inverted.draw(plan[rows])).unflatten(0, (len(shown), -1))
+    drawn = _drawn(inverted, plan[rows]).unflatten(0, (len(shown), -1))
     sheet = torch.cat([real.read(shown)[:, None], drawn], 1).flatten(0, 1)
     write_picture(
         path, grid(sheet, columns=drawn.shape[1] + 1, scale=max(1, 32 // real.image_shape[-1]))

@@ -1,5 +1,6 @@
 """The command that trains a generator."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -272,6 +273,7 @@ def train(
     real = options.planted(options.load(data, options))
     score = None if options.features is None else _score(options, real)
     config = _config(options, kind)
+    _warn_of_few_steps(kind, config)
     job = TrainingRequest(real=real, data=data, out=out, options=options, config=config)
     made = run(job)
     if options.canaries is not None:
@@ -320,6 +322,22 @@ def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> R
     return Result(record=record, text="\n".join(lines))
 
 
+_FEW_STEPS = 300
+"""A network that begins anew and takes fewer draws little but noise."""
+
+
+def _warn_of_few_steps(kind: str, config: TrainingConfig) -> None:
+    """Says before a training what so few steps come to."""
+    begins_anew = kind in METHODS and kind not in ("--method finetune", "--method hardness")
+    if begins_anew and config.steps < _FEW_STEPS:
+        logging.getLogger("synthaug").warning(
+            "%d steps are few for a new network: expect noise, or blurred shapes at best. The "
+            "default is %s steps.",
+            config.steps,
+            f"{TrainingConfig.steps:,}",
+        )
+
+
 def _foreign(taken: tuple[Any, ...]) -> list[str]:
     """The options that a kind of training does not take."""
     meant = {field.name for part in (*EVERY, *taken) for field in fields(part)}
@@ -340,7 +358,8 @@ def _check(kind: str, foreign: list[str], options: TrainOptions, condition: str)
             if any(field.name == given[0] for part in taken for field in fields(part))
         ]
         belongs = f"It belongs to {', '.join(owners)}. " if owners else ""
-        raise ValueError(f"`--{option}` has no meaning with {kind}. {belongs}Leave it out.")
+        meant = f"{kind} of --method diffusion" if kind.startswith("--condition") else kind
+        raise ValueError(f"`--{option}` has no meaning with {meant}. {belongs}Leave it out.")
     needed, what = NEEDS.get(kind, (None, ""))
     if needed and stated[needed] is None:
         raise ValueError(f"`{kind}` needs `--{needed.replace('_', '-')}`, {what}.")

@@ -54,7 +54,7 @@ class TrainingResult:
 
     step: int
     """Optimizer steps taken in all."""
-    loss_curve: list[tuple[int, float]] = field(default_factory=list)
+    loss_curve: list[tuple[int, float]] = field(default_factory=list, repr=False)
     """(step, mean loss since the point before)."""
     examples_per_second: float = 0.0
     """Measured over this run, checkpoints included."""

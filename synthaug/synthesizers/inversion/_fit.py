@@ -91,7 +91,7 @@ class InversionCost:
 class InversionResult:
     """What a run left behind."""
 
-    loss_curve: list[tuple[int, float]] = field(default_factory=list)
+    loss_curve: list[tuple[int, float]] = field(default_factory=list, repr=False)
     """(update, mean loss of that update over all images)."""
     updates_per_second: float = 0.0
     """Updates of one image per second, measured over this run."""
