@@ -1253,7 +1253,7 @@ def test_files_that_cannot_be_used_are_refused_by_name(tmp_path: Path, train: Te
         ("objects.npy", DataError, "cannot be read"),
         ("other.npz", DataError, "holds things; expected one array"),
         ("labels.npz", DataError, "200 rows, but labels"),
-        ("link.h5", DataError, "no data set of its own"),
+        ("link.h5", DataError, "is a link, which we do not follow"),
         ("none.npy", DataError, "does not exist"),
         ("none.txt", ValueError, "is not understood"),
     ):

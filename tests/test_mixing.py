@@ -717,7 +717,7 @@ def test_a_file_that_is_no_log_is_named(real, cache, tmp_path):
         with pytest.raises(DataError, match=re.escape(f"{path} is not a log of served images")):
             mixing.read_log(path)
     mixed = MixedDataset(real, cache, audit=None, fraction=0.5)
-    with pytest.raises(DataError, match=r"Cannot write the log .* Is a directory"):
+    with pytest.raises(ValueError, match="is a folder, expected the name of a file"):
         mixed.log_served(tmp_path)
     path.write_text("a,b\nc,d\n")
     with pytest.raises(DataError, match=r"x.csv is not a log .* Name another file"):
