@@ -134,7 +134,7 @@ def inception_score(logits: Features, *, splits: int = 10, seed: int = 0) -> tup
     logits = checked_features(logits, "logits", np.float64)
     check_between(2, len(logits), " images", splits=splits)
     with _quiet(seed):
-        order = torch.randperm(len(logits), device="cpu").numpy()
+        order = torch.randperm(len(logits), dtype=torch.int64, device="cpu").numpy()
     log_p = log_softmax(logits[order], axis=1)
     scores = []
     for part in np.array_split(log_p, splits):

@@ -714,7 +714,6 @@ def test_what_is_missing_or_unreadable_exits_with_4(work, cache):
         (["train", f"folder:{work / 'no'}", work / "o"], "no"),
         (["train", f"folder:{work / 'empty'}", work / "o"], "empty"),
         (["train", f"folder:{work / 'broken'}", work / "o"], "1.png"),
-        (["generate", work / "run", text / "a.h5", "--per-class", 1, *DRAW], "text.h5"),
         (["generate", work / "run", text, "--per-class", 1, *DRAW], "text.h5"),
         (["audit", work / "no.h5", train], "no.h5"),
         (["audit", cache, f"folder:{work / 'no'}"], "no"),
@@ -727,6 +726,8 @@ def test_what_is_missing_or_unreadable_exits_with_4(work, cache):
         message = fail(4, *arguments)
         assert names in message
         assert "\n" not in message
+    message = fail(2, "generate", work / "run", text / "a.h5", "--per-class", 1, *DRAW)
+    assert "text.h5 is a file, expected a folder to write to" in message
     assert not (work / "o").exists()
 
 

@@ -37,7 +37,10 @@ FILES = [
 
 def config_of(**changes: Any) -> TrainingConfig:
     defaults = {"steps": 12, "batch_size": 4, "learning_rate": 1e-2, "device": "cpu"}
-    return TrainingConfig(**{**defaults, "warmup_steps": 3, "checkpoint_seconds": 1e9, **changes})
+    warmup = min(3, changes.get("steps", 12))
+    return TrainingConfig(
+        **{**defaults, "warmup_steps": warmup, "checkpoint_seconds": 1e9, **changes}
+    )
 
 
 def module_of() -> nn.Module:
@@ -619,13 +622,13 @@ def test_a_checkpoint_is_reported_with_the_average_and_training_goes_on_with_the
     def report(module: nn.Module, step: int) -> None:
         reported[step] = module.training, [p.detach().clone() for p in module.parameters()]
 
-    module, _ = run(tmp_path, on_checkpoint=report, **EVERY_STEP)
+    module, _ = run(tmp_path, on_checkpoint=report, warmup_steps=1, **EVERY_STEP)
     assert list(reported) == list(range(1, 13))
     assert not any(training for training, _ in reported.values())
     assert not module.training
     assert_equal(list(module.state_dict().values()), reported[12][1])
     for step in (1, 5):  # a run of that many steps ends in that average
-        other, _ = run(tmp_path / str(step), steps=step)
+        other, _ = run(tmp_path / str(step), steps=step, warmup_steps=1)
         assert_equal(list(other.state_dict().values()), reported[step][1])
 
 

@@ -274,7 +274,7 @@ def _border(shape: Sequence[int]) -> NDArray[np.int64]:
 def mark(pixels: Pixels, keys: Sequence[Sequence[int]]) -> Pixels:
     """Images with their keys as borders, in all channels, uint8 (n, C, H, W)."""
     border = torch.from_numpy(_border(pixels.shape[1:]))
-    levels = torch.tensor(keys, dtype=torch.uint8)[:, border.clamp(min=0)]
+    levels = torch.tensor(keys, dtype=torch.uint8, device="cpu")[:, border.clamp(min=0)]
     return torch.where(border >= 0, levels[:, None], pixels)
 
 

@@ -77,7 +77,8 @@ def register(queries: Tensor, references: Tensor) -> Tensor:
         _SMALL_STEPS,
     )
     best = followed.r.view(starts, n).argmax(0)
-    maps = followed.maps.view(starts, n, 2, 3)[best, torch.arange(n, device=best.device)]
+    query = torch.arange(n, dtype=torch.int64, device=best.device)
+    maps = followed.maps.view(starts, n, 2, 3)[best, query]
     r = _follow(queries, references, maps, _STEPS, robust=True).r
     return (2 - 2 * r).clamp(min=0).sqrt().float()
 

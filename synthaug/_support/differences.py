@@ -22,8 +22,12 @@ def differences(prefix: str, stored: Any, given: Any) -> Differences:
 
 
 def described(found: Differences, first: str, second: str) -> str:
-    """One line per difference. Of many, those of the outermost values, and how many more."""
-    outermost = sorted(found, key=lambda path: path.count("."))[:_DESCRIBED]
+    """One line per difference. Of many, those of the outermost values, and how many more.
+
+    What one side lacks comes last: it mostly follows from a name that differs.
+    """
+    outermost = sorted(found, key=lambda path: ("absent" in found[path], path.count(".")))
+    outermost = outermost[:_DESCRIBED]
     lines = [
         f"  {path}: {a} {first}, {b} {second}"
         for path, (a, b) in found.items()
