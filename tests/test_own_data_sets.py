@@ -222,7 +222,7 @@ def with_extras(**extras: Any) -> Listed:
         {"other": np.zeros((6, 5), np.uint8)},
         {"places": tv_tensors.BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=(6, 5))},
     ],
-    ids=str,
+    ids=lambda extras: next(iter(extras)),
 )
 def test_boxes_masks_and_key_points_do_not_stay_beside_a_synthetic_image(cache, extras):
     data = with_extras(**extras)
