@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from synthaug._support.reading import check_replaceable
+
+if TYPE_CHECKING:  # heavy, and nothing that checks the options of a command
+    from PIL.Image import Image
 
 logger = logging.getLogger("synthaug")
 
@@ -125,6 +127,8 @@ def picture_format(path: str | os.PathLike[str]) -> str:
         ValueError: Pillow writes no such format, or something else than a file has the name.
     """
     check_replaceable(path)
+    from PIL import Image
+
     Image.init()
     suffix = Path(path).suffix.lower()
     name = Image.registered_extensions().get(suffix)
@@ -133,7 +137,7 @@ def picture_format(path: str | os.PathLike[str]) -> str:
     return name
 
 
-def write_picture(path: str | os.PathLike[str], picture: Image.Image) -> None:
+def write_picture(path: str | os.PathLike[str], picture: "Image") -> None:
     """Writes a picture in the format that its name says, whole or not at all."""
     with whole_file(path) as temporary:
         picture.save(temporary, format=picture_format(path))
