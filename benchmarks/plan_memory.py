@@ -164,7 +164,7 @@ def main() -> None:
                 ).stdout.splitlines()[-1]
                 found[step] = json.loads(line)
                 print(f"{rows:,}", step, found[step], flush=True)
-    print(write("plan_memory", result))
+                write("plan_memory", result)
 
 
 if __name__ == "__main__":
