@@ -1,42 +1,29 @@
-"""Checkpoints in diffusers layout: found, read, digested, written. Nothing in them is executed.
-
-Parts are loaded by class name from a closed list, weights from safetensors only.
-"""
+"""Checkpoints in diffusers layout: found, read, digested, written. `parts` loads what they hold."""
 
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.differences import described, differences
-from synthaug._support.extras import from_extra
 from synthaug._support.files import sync_file, write_text
-from synthaug._support.precision import Precision, Resolved, in_precision, load_network
-from synthaug._support.reading import (
-    check_regular,
-    check_regular_below,
-    parse_json,
-    read_text,
-)
-from synthaug._support.signatures import unfit_setting
-from synthaug._support.torch_state import lasting_tensors
+from synthaug._support.precision import Resolved, in_precision
+from synthaug._support.reading import check_regular, parse_json, read_text
 from synthaug._types import JSON
 from synthaug.denoisers import uncompiled
 from synthaug.errors import CheckpointError, MismatchError, SynthaugError
 
-_LARGEST_SIDE = 2**14  # pixels, as in a cache
 _LONGEST_CAUSE = 500
 """Characters of a library's own message; diffusers' may name every weight."""
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -299,284 +286,3 @@ def _download(name: str) -> Path:
             f"{name} could not be loaded from the hub ({type(error).__name__}: {error}). Check the "
             "name, or download the checkpoint and give its path."
         ) from error
-
-
-_DIFFUSERS_PARTS = {
-    "unet": ("UNet2DModel", "UNet2DConditionModel"),
-    "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
-    "vae": ("AutoencoderKL", "VQModel"),
-    "vqvae": ("VQModel",),
-}
-_TRANSFORMERS_PARTS = {
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
-
-_CODE_SETTINGS = ("auto_map", "custom_pipeline", "custom_pipelines", "quantization_config")
-"""Settings of a config that make a library import code other than that of the class itself."""
-
-_TEXT_SETTINGS = (
-    "attention_dropout",
-    "bos_token_id",
-    "eos_token_id",
-    "hidden_act",
-    "hidden_size",
-    "initializer_factor",
-    "initializer_range",
-    "intermediate_size",
-    "layer_norm_eps",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "pad_token_id",
-    "projection_dim",
-    "vocab_size",
-)
-"""What a text encoder is built from. Nothing else of its config reaches transformers, which would
-look for kernels, adapters and weights where some settings say."""
-
-
-def read_index(path: Path) -> dict[str, Any]:
-    """Reads the `model_index.json` of a checkpoint.
-
-    Raises:
-        CheckpointError: If it cannot be read, or names a pipeline of its own.
-    """
-    index = _without_code(path / "model_index.json")
-    if not isinstance(index.get("_class_name", ""), str):  # [module, class], a file of its own
-        raise CheckpointError(
-            f"{path / 'model_index.json'} names the custom pipeline {index['_class_name']}, whose "
-            "code we never run. Load a checkpoint of a pipeline of diffusers."
-        )
-    return index
-
-
-def _without_code(path: Path) -> dict[str, Any]:
-    """Reads a config, and refuses one that names code to import.
-
-    Raises:
-        CheckpointError: Naming the setting.
-    """
-    config = read_json(path)
-    for setting in _CODE_SETTINGS:
-        if config.get(setting) is not None:
-            raise CheckpointError(
-                f"{path} sets `{setting}`, which would run code of the checkpoint's choice. We "
-                "never do that: load a checkpoint without it."
-            )
-    return config
-
-
-def part_class(path: Path, index: Mapping[str, Any], name: str) -> str:
-    """The class name of a part, from a closed list.
-
-    Args:
-        path: The checkpoint, for error messages.
-        index: What `model_index.json` holds.
-        name: The part.
-
-    Raises:
-        CheckpointError: If it is missing, or of a class that we do not load, which includes every
-            class of a Python file that lies beside the weights.
-    """
-    in_diffusers = name in _DIFFUSERS_PARTS
-    library = "diffusers" if in_diffusers else "transformers"
-    known = _DIFFUSERS_PARTS[name] if in_diffusers else _TRANSFORMERS_PARTS[name]
-    value = index.get(name)
-    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == library:
-        if isinstance(value[1], str) and value[1] in known:
-            return value[1]
-        value = value[1]
-    raise CheckpointError(
-        f"{path}: the {name} is {value or 'missing'}; we load {' or '.join(known)} of {library}."
-    )
-
-
-def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """Reads the config of one part, before a library does, and looks at the files beside it.
-
-    Raises:
-        CheckpointError: If the folder or the config is missing, the config names code of its own,
-            or an index of weights leads out of the folder or to files that are not safetensors.
-    """
-    if not folder.is_dir():  # libraries would take its name for one on the hub
-        raise CheckpointError(f"{folder} is missing. The checkpoint is incomplete: copy it again.")
-    with reading(folder, "Copy the checkpoint again."):
-        check_regular_below(folder)
-    config = _without_code(folder / name)
-    with reading(folder, "Copy the checkpoint again."):
-        _check_extent(folder / name, config, sum(map(_tensors_in, folder.glob("*.safetensors"))))
-    for path in sorted(folder.glob("*.index.json")):
-        with reading(path, "Copy the checkpoint again."):
-            for file in read_json(path)["weight_map"].values():
-                if Path(file).name != file or not file.endswith(".safetensors"):
-                    raise CheckpointError(
-                        f"{path} names {file!r}, expected .safetensors files beside it."
-                    )
-    return config
-
-
-def _tensors_in(path: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(str(path), "pt") as file:
-        return len(file.keys())
-
-
-def _check_extent(path: Path, config: Mapping[str, Any], tensors: int) -> None:
-    """Refuses a config of more layers than its weights can be of, since to build these takes as
-    long as it says, before it comes out that their weights are missing.
-
-    Raises:
-        CheckpointError: Naming the setting.
-    """
-    for name, value in config.items():
-        many: float = len(value) if isinstance(value, list) else 0
-        if "layers" in name:
-            many = max(many, *(x for x in _numbers_in(value)), 0)
-        if many > max(tensors, 64):
-            raise CheckpointError(
-                f"{path} sets `{name}` to {many:,}, and there are {tensors:,} weights beside it. "
-                "It is not the config of this network: copy the checkpoint again."
-            )
-
-
-def _numbers_in(value: Any) -> Iterator[float]:
-    if isinstance(value, list):
-        for inner in value:
-            yield from _numbers_in(inner)
-    elif isinstance(value, int | float):
-        yield value
-
-
-def load_module(
-    make: Callable[[], Module], folder: Path, tensors: Mapping[str, Tensor] | None = None
-) -> Module:
-    """Makes one of our own networks and loads its weights, unless its config is another's.
-
-    Args:
-        make: Makes the network, by a config out of a file.
-        folder: Holds its weights, in `model.safetensors`.
-        tensors: The weights, if they have been read.
-
-    Raises:
-        RuntimeError: The config and the weights do not fit; then nothing of the size that the
-            config says was allocated.
-    """
-    if tensors is None:
-        tensors = load_tensors(folder / "model.safetensors")
-    with torch.device("meta"):
-        make().load_state_dict({name: x.to("meta") for name, x in tensors.items()}, assign=True)
-    network = make()
-    network.load_state_dict(tensors)
-    return network
-
-
-@lasting_tensors()
-def load_part(
-    path: Path,
-    index: Mapping[str, Any],
-    name: str,
-    dtype: torch.dtype,
-    *,
-    folder: str | None = None,
-) -> Any:
-    """Loads one part by its class name, from a closed list; its folder has its name, or another."""
-    import diffusers
-
-    place = path / (name if folder is None else folder)
-    restore(place)
-    kind = part_class(path, index, name)
-    if kind == "Transformer2DModel":  # what DiT checkpoints call it
-        kind = "DiTTransformer2DModel"
-    config = read_config(place)
-    with reading(place, "Copy the checkpoint again."):
-        # diffusers loads its classes when they are asked for, by a name out of our closed list.
-        network = getattr(diffusers, kind)
-        if fault := unfit_setting(network.__init__, config):
-            raise ValueError(f"in config.json, {fault}")
-        part, loaded = network.from_pretrained(
-            place,
-            use_safetensors=True,
-            torch_dtype=dtype,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        # diffusers would go on with random weights, or without some that are there.
-        for keys, fault in (("missing_keys", "lacks"), ("unexpected_keys", "has, unasked,")):
-            if loaded[keys]:
-                raise LookupError(f"it {fault} the weight {min(loaded[keys])}")
-    for key, weight in part.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise CheckpointError(
-                f"{place}: the weight {key} is not finite. The checkpoint is broken; take an "
-                "earlier one."
-            )
-    return part
-
-
-def load_frozen(
-    path: Path,
-    index: Mapping[str, Any],
-    dtype: "torch.dtype | Precision",
-    device: torch.device,
-) -> nn.Module:
-    """The network of a checkpoint, to draw with; `dtype` as for `load_network`."""
-    name = "transformer" if "transformer" in index else "unet"
-
-    @lasting_tensors()
-    def load(dtype: torch.dtype) -> nn.Module:
-        network: nn.Module = load_part(path, index, name, dtype)
-        return network.eval().requires_grad_(False).to(device)
-
-    return load_network(load, dtype, device)
-
-
-@lasting_tensors()
-def embed_prompts(path: Path, index: Mapping[str, Any], prompts: Sequence[str]) -> Tensor:
-    """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder."""
-    needs = "A checkpoint with a text encoder needs transformers"
-    with from_extra("transformers", needs, "text"):
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
-    for name in _TRANSFORMERS_PARTS:
-        part_class(path, index, name)
-    folder = path / "text_encoder"
-    config = {k: v for k, v in read_config(folder).items() if k in _TEXT_SETTINGS}
-    read_config(path / "tokenizer", "tokenizer_config.json")
-    with reading(path, "Its text encoder is damaged: copy it again."), torch.inference_mode():
-        # `AutoTokenizer` would ask on standard input for leave to run a checkpoint's own code.
-        tokenizer = CLIPTokenizerFast.from_pretrained(
-            path / "tokenizer", local_files_only=True, trust_remote_code=False
-        )
-        encoder, loaded = CLIPTextModel.from_pretrained(
-            None,
-            config=CLIPTextConfig(**config),
-            state_dict=load_tensors(folder / "model.safetensors"),
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-        if loaded["missing_keys"]:
-            raise LookupError(f"there is no weight {min(loaded['missing_keys'])}")
-        tokens = tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
-            truncation=True,
-            return_tensors="pt",
-        )
-        return encoder.float().eval()(tokens.input_ids)[0].clone()
-
-
-def default_shape(network: Any, vae: Any) -> tuple[int, int, int]:
-    """(C, H, W) in pixels of what the checkpoint was trained on."""
-    size = network.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    if max(height, width) > _LARGEST_SIDE:
-        raise CheckpointError(
-            f"The network's config sets `sample_size` to {size}, more than {_LARGEST_SIDE:,}. "
-            "Copy the checkpoint again."
-        )
-    if vae is None:
-        return network.config.in_channels, height, width
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    return vae.config.out_channels, height * factor, width * factor

@@ -15,7 +15,8 @@ from synthaug._support.arguments import check_at_least
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
 from synthaug._support.progress import bar
-from synthaug._training.checkpoints import load_part, read_index, read_json, resolve
+from synthaug._training.checkpoints import read_json, resolve
+from synthaug._training.parts import load_part, read_index
 from synthaug.errors import CheckpointError, MismatchError
 
 

@@ -24,6 +24,13 @@ from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
+from synthaug._training.parts import (
+    default_shape,
+    embed_prompts,
+    load_frozen,
+    load_part,
+    read_index,
+)
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.denoisers import AnyDenoiser, ClassifierFreeGuidance, Denoiser
 from synthaug.errors import CheckpointError
@@ -408,10 +415,10 @@ class DiffusionModel:
             raise ValueError(f"`classes` must be a list of names, got the string {classes!r}.")
         target = choose_device(device)
         path = checkpoints.resolve(path)
-        index = checkpoints.read_index(path)
+        index = read_index(path)
         own = checkpoints.read_record(path)
-        network = checkpoints.load_frozen(path, index, dtype, target)
-        vae = checkpoints.load_part(path, index, "vae", torch.float32) if index.get("vae") else None
+        network = load_frozen(path, index, dtype, target)
+        vae = load_part(path, index, "vae", torch.float32) if index.get("vae") else None
         with checkpoints.reading(path / _FILE, "Save the checkpoint again."):
             saved_names = tuple(map(str, own.get("classes", ())))
             saved_shape = tuple(map(int, own.get("image_shape") or ()))
@@ -423,13 +430,13 @@ class DiffusionModel:
         elif index.get("text_encoder"):
             words = (prompt_template.format(name.replace("_", " ")) for name in names)
             prompts = (*words, negative_prompt)
-            embeddings = checkpoints.embed_prompts(path, index, prompts)
+            embeddings = embed_prompts(path, index, prompts)
         elif Denoiser(network).kind == "UNet2DConditionModel":
             raise CheckpointError(
                 f"The network in {path} attends to token sequences, but there is neither a text "
                 f"encoder nor a {_EMBEDDINGS} beside it."
             )
-        shape: Any = saved_shape or checkpoints.default_shape(network, vae)
+        shape: Any = saved_shape or default_shape(network, vae)
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
         num_class_embeds = Denoiser(network).config.get("num_class_embeds")

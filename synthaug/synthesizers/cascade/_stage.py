@@ -23,6 +23,7 @@ from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
+from synthaug._training.parts import load_part, read_index
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.errors import CheckpointError
 from synthaug.samplers import make_scheduler
@@ -302,7 +303,7 @@ class CascadeStage:
             ValueError: For an unknown setting, or one that is missing.
         """
         path = checkpoints.resolve(path)
-        index = checkpoints.read_index(path)
+        index = read_index(path)
         own = checkpoints.read_record(path)
         _check_record(path, index, own, classes)
         with checkpoints.reading(path / "synthaug.json", "Train the stage again."):
@@ -386,7 +387,7 @@ def _check_foreign(path: Path, index: Mapping[str, Any]) -> None:
 def _with_autoencoder(
     model: DiffusionModel, path: Path, index: Mapping[str, Any], size: tuple[int, int]
 ) -> DiffusionModel:
-    vae = checkpoints.load_part(path, index, "vqvae", torch.float32)
+    vae = load_part(path, index, "vqvae", torch.float32)
     vae.register_to_config(scaling_factor=1.0)  # its pipeline does not scale latents
     vae = vae.eval().requires_grad_(False).to(model.device)
     return replace(model, vae=vae, image_shape=(1, *_multiple(vae, size)))

@@ -21,6 +21,7 @@ from synthaug._noise import counter_rng
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints, fit_job
 from synthaug._training.loop import own_randomness
+from synthaug._training.parts import part_class, read_index
 from synthaug._types import Images, Indices
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._model import DiffusionModel
@@ -343,10 +344,10 @@ def _table(
 
 def _takes_labels(path: Path) -> bool:
     """Whether the network looks labels up, or would if it took any; else it attends to tokens."""
-    index = checkpoints.read_index(path)
+    index = read_index(path)
     if "unet" not in index:
         return True
-    return checkpoints.part_class(path, index, "unet") != "UNet2DConditionModel"
+    return part_class(path, index, "unet") != "UNet2DConditionModel"
 
 
 def _check_network(base: DiffusionModel, path: Path, *, adapters: bool) -> None:

@@ -27,6 +27,7 @@ from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
+from synthaug._training.parts import load_frozen, read_index
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.degradations import AbstractDegradation, Realisation, from_config
@@ -327,7 +328,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         """
         target = choose_device(device)
         path = checkpoints.resolve(path)
-        index = checkpoints.read_index(path)
+        index = read_index(path)
         own = checkpoints.read_record(path)
         chosen = METHOD.chosen_settings(own, settings)
         if own.get("synthesizer") != METHOD.name:
@@ -350,7 +351,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
                 f"{degradation.config()}. Give that one, or leave it out."
             )
         return cls(
-            network=checkpoints.load_frozen(path, index, dtype, target),
+            network=load_frozen(path, index, dtype, target),
             degradation=degradation,
             image_shape=shape,
             classes=tuple(map(str, names)),

@@ -36,6 +36,7 @@ from synthaug._support.progress import bar
 from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import DenoiserConfig
+from synthaug._training.parts import read_index
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images, Labels, Pixels
 from synthaug.errors import DataError, MismatchError
@@ -529,7 +530,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
 
 
 def _has_text_encoder(path: str | Path) -> bool:
-    return bool(checkpoints.read_index(checkpoints.resolve(path)).get("text_encoder"))
+    return bool(read_index(checkpoints.resolve(path)).get("text_encoder"))
 
 
 def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -> None:

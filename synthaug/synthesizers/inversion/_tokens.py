@@ -19,6 +19,7 @@ from synthaug._pixels import to_images
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints, fit_job
 from synthaug._training.network_config import DenoiserConfig
+from synthaug._training.parts import load_module, read_config
 from synthaug._types import Images, ImageShape, Indices
 from synthaug.denoisers import small_unet_config
 from synthaug.samplers import make_scheduler
@@ -86,9 +87,9 @@ class TokenEncoder(nn.Module):
         if not folder.exists():
             return None
         with checkpoints.reading(folder, "Train again."):
-            settings = checkpoints.read_config(folder)
+            settings = read_config(folder)
             shape = tuple(settings.pop("image_shape"))
-            encoder = checkpoints.load_module(lambda: cls(shape, **settings), folder)
+            encoder = load_module(lambda: cls(shape, **settings), folder)
         return encoder.eval().requires_grad_(False)
 
 

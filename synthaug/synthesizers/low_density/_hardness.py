@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from synthaug._support.layout import settle_layout, settled
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
+from synthaug._training.parts import load_module, read_config
 from synthaug._types import Images, ImageShape
 from synthaug.denoisers import Denoiser, build_unet, uncompiled
 from synthaug.density import ClassGaussians
@@ -157,15 +158,13 @@ class NoiseAware:
         if not folder.exists():
             return None
         with checkpoints.reading(folder, "Train again."):
-            settings = checkpoints.read_config(folder)
+            settings = read_config(folder)
             timesteps = int(settings.pop("num_train_timesteps"))
             parts: dict[str, dict[str, Tensor]] = {}
             for key, value in checkpoints.load_tensors(folder / "model.safetensors").items():
                 part, _, name = key.partition(".")
                 parts.setdefault(part, {})[name] = value
-            network = checkpoints.load_module(
-                lambda: NoisyEncoder(**settings), folder, parts.pop("network")
-            )
+            network = load_module(lambda: NoisyEncoder(**settings), folder, parts.pop("network"))
             gaussians = [ClassGaussians.from_state(parts[part]) for part in sorted(parts)]
             if not gaussians:
                 raise LookupError("there are no Gaussians")
