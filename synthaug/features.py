@@ -17,6 +17,7 @@ what it returns.
 import copy
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -37,6 +38,8 @@ from synthaug._support.progress import bar
 from synthaug._support.reading import check_regular
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON, Features, Pixels
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -455,8 +458,11 @@ def extract(
         kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
         if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == len(pixels):
             return kept
-    except (OSError, ValueError, EOFError):
-        pass  # not there yet, or damaged: either way it is computed
+        log.warning("%s holds other features than it should: they are computed again.", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("%s is damaged (%s): its features are computed again.", path, error)
     with whole_file(path, private=True) as temporary:
         _extracted(extractor, pixels, batch_size, progress, temporary)
     return np.load(path, mmap_mode="r", allow_pickle=False)

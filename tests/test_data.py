@@ -5,6 +5,7 @@ import logging
 import pickle
 import shutil
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,21 @@ def test_photos_are_turned_as_their_exif_orientation_says(tmp_path, suffix, memo
             load_dataset(f"folder:{tmp_path}", upright=False)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("tags", [b"no tags", b"II*\0\x08\0\0\0\x03\0\x0f\x01"])
+def test_photos_whose_exif_cannot_be_read_are_named_once(tmp_path, caplog, suffix, tags):
+    (tmp_path / "cat").mkdir()
+    for i in range(4):
+        exif = Image.Exif() if i < 2 else b"Exif\0\0" + tags
+        Image.new("RGB", (6, 4)).save(tmp_path / "cat" / f"{i}.{suffix}", exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, which names no file
+        load_dataset(f"folder:{tmp_path}")
+        assert caplog.text.count(f"2.{suffix} cannot be read (nor that of 1 more)") == 1
+        load_dataset(f"folder:{tmp_path}", upright=False)
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("turns", [False, True])
 def test_photos_that_torchvision_leaves_on_their_side_are_warned_of_once(tmp_path, caplog, turns):
     (tmp_path / "cat").mkdir()
@@ -505,7 +521,7 @@ def test_an_hdf5_file_is_read_in_either_layout(tmp_path, last, memory_limit):
     assert again.fingerprint == LabeledImages(torch.tensor(pixels), labels, list("abc")).fingerprint
 
 
-def test_of_a_cache_only_finished_rows_are_read(tmp_path):
+def test_of_a_cache_only_finished_rows_are_read(tmp_path, caplog):
     pixels, state = noise(9, 1, 4, 4), np.array([0, 1, 2, 1, 1, 0, 2, 1, 0], np.uint8)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["images"], file["labels"], file["state"] = pixels, np.arange(9) % 2, state
@@ -516,6 +532,11 @@ def test_of_a_cache_only_finished_rows_are_read(tmp_path):
     assert loaded.classes == ("no", "yes")
     swapped = load_dataset(f"hdf5:{tmp_path / 'x.h5'}", classes=["yes", "no"])
     assert swapped.labels.tolist() == (1 - loaded.labels).tolist()
+    assert "damaged" not in caplog.text
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file.attrs["manifest"] = "{"
+    assert load_dataset(f"hdf5:{tmp_path / 'x.h5'}").classes == ("0", "1")
+    assert "no class names, its attribute `manifest` is damaged" in caplog.text
     with h5py.File(tmp_path / "x.h5", "r+") as file:
         file["state"][:] = 0
     with pytest.raises(DataError, match=r"no finished row\. Generate its images first"):

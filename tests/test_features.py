@@ -253,7 +253,7 @@ def test_a_classifier_gives_what_its_last_layer_sees_and_stays_as_it_is() -> Non
 
 
 def test_features_in_a_folder_are_mapped_and_belong_to_their_images_and_weights(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
 
@@ -283,5 +283,7 @@ def test_features_in_a_folder_are_mapped_and_belong_to_their_images_and_weights(
     assert len(list(folder.iterdir())) == 3
     for path in folder.iterdir():  # damaged files are computed again
         path.write_bytes(path.read_bytes()[:100])
+    assert not caplog.text
     np.testing.assert_array_equal(kept(pixels), pixels.flatten(1).numpy())
     assert calls == [2, 2, 1] * 4
+    assert caplog.text.count("is damaged") == 1

@@ -33,6 +33,7 @@ from synthaug._images.stores import (
     Store,
     open_hdf5,
     open_image,
+    orientation,
     unreadable,
 )
 from synthaug._support.names import class_name, class_names
@@ -259,9 +260,13 @@ def _check_headers(
     """
     conform = asked.conform
 
+    unknown: list[str] = []  # files whose EXIF cannot be read
+
     def header(path: str) -> tuple[str, tuple[int, int], Problem | None]:
         try:
             with open_image(path) as image:
+                if conform.upright and orientation(image) is None:
+                    unknown.append(path)
                 reason = conform.refuse(image)
                 refused = None if reason is None else MismatchError(f"{path} {reason}")
                 return image.mode, conform.size_of(image), refused
@@ -280,6 +285,7 @@ def _check_headers(
                 problems[path] = problem
             else:
                 seen.setdefault((mode, size), path)
+    _tell_unknown(sorted({*unknown} - {*problems}))
     asked.usable(problems, len(paths))
     if not seen:
         raise DataError(f"None of the {len(paths):,} files can be used.")
@@ -301,6 +307,16 @@ def _check_headers(
     height, width = conform.size or size[::-1]
     kept = [i for i, path in enumerate(paths) if path not in problems]
     return kept, (channels, height, width)
+
+
+def _tell_unknown(paths: Sequence[str]) -> None:
+    """Warns, in one line, of photos of which nobody knows how the camera was held."""
+    if paths:
+        log.warning(
+            "The EXIF of %s cannot be read%s: taken as upright. Look whether it is.",
+            paths[0],
+            f" (nor that of {len(paths) - 1:,} more)" if len(paths) > 1 else "",
+        )
 
 
 # torchvision:, hdf5:, digits ---------------------------------------------------------------------
@@ -448,6 +464,7 @@ def _hdf5_classes(file: Any) -> tuple[str, ...] | None:
         try:
             names = parse_json(file.attrs["manifest"]).get("classes")
         except (TypeError, ValueError, AttributeError):
+            log.warning("%s: no class names, its attribute `manifest` is damaged.", file.filename)
             names = None
         if isinstance(names, list):
             return tuple(str(name) for name in names)

@@ -7,6 +7,7 @@ file may be.
 import logging
 import os
 import re
+import struct
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -98,13 +99,14 @@ class Conform:
 
     def turned(self, image: Image.Image) -> Image.Image:
         """The image as its EXIF orientation says, if that is asked for."""
-        turn = self.upright and orientation(image) > 1
+        turn = self.upright and (orientation(image) or 1) > 1
         return ImageOps.exif_transpose(image) if turn else image
 
     def size_of(self, image: Image.Image) -> tuple[int, int]:
         """(width, height) that an image will have before it is resized, by its header."""
         width, height = image.size
-        return (height, width) if self.upright and orientation(image) > 4 else (width, height)
+        lies = self.upright and (orientation(image) or 1) > 4
+        return (height, width) if lies else (width, height)
 
     def __call__(self, image: Image.Image, where: str) -> NDArray[np.uint8]:
         reason = self.refuse(image)
@@ -124,17 +126,36 @@ class Conform:
         return pixels_of(image).numpy()
 
 
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image that was opened, 1 (upright) to 8; loads no pixels."""
+def orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of an image that was opened, 1 (upright) to 8; loads no pixels.
+
+    `None` if the image has EXIF that cannot be read; its pixels may be whole.
+    """
     # Pillow turns TIFF itself, and would decode a PNG to look for EXIF behind its pixels.
     in_header = image.format != "PNG" or not image.info.keys().isdisjoint(("exif", "xmp"))
     if image.format == "TIFF" or not in_header:
         return 1
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises whatever damaged EXIF provokes; the pixels may be whole
-        return 1
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises whatever damaged EXIF provokes
+        return None
+    if value is None and _is_damaged(image.info.get("exif", b"")):
+        return None
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _is_damaged(exif: bytes) -> bool:
+    """Whether EXIF is no list of tags, or is cut short; Pillow takes that of a JPEG for empty."""
+    tags = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tags[:2])
+    if not tags or order is None:
+        return bool(tags)
+    try:
+        start = struct.unpack_from(f"{order}I", tags, 4)[0]
+        count = struct.unpack_from(f"{order}H", tags, start)[0]
+    except struct.error:
+        return True
+    return bool(start + 2 + 12 * count > len(tags))  # 12 bytes a tag
 
 
 def conformed(image: Any, conform: Conform) -> Any:
@@ -319,7 +340,7 @@ def _warn_if_turned(dataset: Any) -> None:
 def _orientation_of(path: str) -> int:
     try:
         with open_image(path) as image:
-            return orientation(image)
+            return orientation(image) or 1
     except Exception:  # whoever reads its pixels says what is wrong with it
         return 1
 
