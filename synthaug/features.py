@@ -16,7 +16,6 @@ what it returns.
 
 import copy
 import hashlib
-import json
 import logging
 import os
 import re
@@ -32,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthaug._cluster import RayEngine
+from synthaug._plan import canonical_json
 from synthaug._support.arguments import check_at_least, check_choice, check_some
 from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
@@ -449,7 +449,7 @@ def extract(
     if features_dir is None or describe(extractor)["weights"] is None:
         return _extracted(extractor, pixels, batch_size, progress)
     hashed = hashlib.blake2b(digest_size=16)
-    hashed.update(json.dumps([describe(extractor), list(pixels.shape)]).encode())
+    hashed.update(canonical_json([describe(extractor), list(pixels.shape)]).encode())
     for start in range(0, len(pixels), 4096):
         hashed.update(pixels[start : start + 4096].numpy().tobytes())
     path = Path(features_dir) / f"{hashed.hexdigest()}.npy"

@@ -78,6 +78,7 @@ def test_a_schedule_goes_from_its_start_to_its_end_and_stays_there(kind):
 def test_schedules_by_hand_and_as_they_print():
     assert [Linear(0, 1, epochs=4)(e) for e in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
     assert [Cosine(1, 0, epochs=3)(e) for e in range(4)] == pytest.approx([1, 0.75, 0.25, 0])
+    assert repr(Linear(0, 1, epochs=4)) == repr(Linear(0.0, 1.0, epochs=4))
     assert repr(Linear(0.0, 0.5, epochs=10)) == "Linear(start=0.0, end=0.5, epochs=10, after=0)"
     for wrong in ({"epochs": 0}, {"epochs": 1, "after": -1}, {"epochs": 1, "end": float("nan")}):
         with pytest.raises(ValueError, match="must be at least"):

@@ -25,6 +25,8 @@ class AbstractSchedule(ABC):
         check_at_least(1, epochs=self.epochs)
         check_at_least(0, after=self.after)
         check_finite(0, start=self.start, end=self.end)
+        for name in ("start", "end"):  # 0 and 0.0 are one schedule, also in what is hashed
+            object.__setattr__(self, name, float(vars(self)[name]))
 
     def __call__(self, epoch: int) -> float:
         """The value of an epoch."""

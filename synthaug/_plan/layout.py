@@ -142,11 +142,11 @@ def _values_in_turn(name: str, value: float | Sequence[float]) -> NDArray[Any]:
     if name in REQUIRED:
         raise ValueError(f"Parameter {name!r} has the name of a column that every plan has.")
     values = np.atleast_1d(np.asarray(value))
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"Parameter {name!r} must be a number or a list, got {value!r}.")
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in "biuf":
+        raise ValueError(f"Parameter {name!r} must be a number or a list of them, got {value!r}.")
     if not np.isfinite(values).all():
         raise ValueError(f"Parameter {name!r} holds a value that is not finite: {value!r}.")
-    return values
+    return values.astype(column_dtype(name, values))
 
 
 def in_turn(
@@ -174,7 +174,6 @@ class Seeded(AbstractRows):
     def read(self, names: Sequence[str], rows: Selection) -> dict[str, NDArray[Any]]:
         if "seed" in names:
             columns = self._rows.read([name for name in self.dtypes if name != "seed"], rows)
-            # Hashed as they were given: of a parameter that is true or false the seeds say so.
             columns["seed"] = seeds_of(columns, self._classes, self._settings, self._seed)
         else:
             columns = self._rows.read(names, rows)

@@ -20,6 +20,7 @@ from synthaug._plan import rows as _rows
 from synthaug._plan.layout import Layout, Seeded, SourcesInTurn, in_turn, row_digests, row_seed
 from synthaug._plan.quota import check_labels
 from synthaug._plan.rows import (
+    DTYPES,
     REQUIRED,
     AbstractRows,
     Columns,
@@ -304,13 +305,24 @@ class Plan:
         """
         hashed = hashlib.blake2b(digest_size=16)
         hashed.update(canonical_json([list(self.classes), dict(self.settings)]).encode())
-        for name in self.columns:  # their order and their dtypes are the same for equal plans
-            hashed.update(f"{name}:{self.rows.dtypes[name].str}:{len(self)}".encode())
+        for name in self.columns:  # their order is the same for equal plans
+            dtype = DTYPES.get(name, np.dtype(np.float64))
+            hashed.update(f"{name}:{dtype.str}:{len(self)}".encode())
             for start, piece in self.pieces(name):
                 visit(name, start, piece)
-                hashed.update(np.ascontiguousarray(piece).data)
+                hashed.update(_hashable(piece, dtype).data)
         digest = vars(self)["digest"] = hashed.hexdigest()  # known from now on
         return digest
+
+
+def _hashable(piece: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Values of a column as they are hashed, so that 2 and 2.0, or 0.0 and -0.0, are one value."""
+    values = piece.astype(dtype, copy=False)
+    if piece.dtype.kind == "f":
+        values = values + 0.0  # makes -0.0 to 0.0
+    elif (values != piece).any():  # a whole number that no float64 is
+        values = piece
+    return np.ascontiguousarray(values)
 
 
 def _kept(columns: Mapping[str, NDArray[Any]], num_classes: int) -> dict[str, NDArray[Any]]:

@@ -152,7 +152,9 @@ class Joined(AbstractRows):
     def __init__(self, parts: Sequence[AbstractRows]) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
-        self.dtypes = parts[0].dtypes
+        self.dtypes = {  # of one plan the values of a parameter may be whole, of another not
+            name: np.result_type(*(part.dtypes[name] for part in parts)) for name in parts[0].dtypes
+        }
 
     def __len__(self) -> int:
         return int(self._ends[-1])

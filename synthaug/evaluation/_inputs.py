@@ -7,7 +7,6 @@ an index is part of what is evaluated.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from synthaug._images.leaves import numbered_classes
 from synthaug._images.source import ImageSource
+from synthaug._plan import canonical_json
 from synthaug._types import Indices
 from synthaug.errors import DataError, MismatchError, SynthaugError
 
@@ -160,7 +160,7 @@ def fingerprint(images: Batches) -> str:
     source, hashed = images.source, hashlib.blake2b(images.contents.tobytes(), digest_size=16)
     hashed.update(repr((len(source), source.classes)).encode())
     for recipe in source.recipes():
-        hashed.update(json.dumps(recipe, sort_keys=True).encode())
+        hashed.update(canonical_json(recipe).encode())
     for epoch in (1, 0):
         source.epochs.set(epoch)
         hashed.update(source.synthetic_rows(np.arange(len(source))).tobytes())
