@@ -3,30 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 from scipy.stats import beta, binomtest
 
-from synthaug._audit import page
 from synthaug._audit.canaries import Canary, CanaryPlan, borders
 from synthaug._audit.discrimination import proportion_interval
-from synthaug._audit.scope import scope_sentence, scope_table
+from synthaug._audit.scope import scope_sentence
 from synthaug._audit.settings import environment
+from synthaug._audit.verdict_report import VerdictReport
 from synthaug._images.source import ImageSource, recorded
 from synthaug._support.arguments import check_within
 from synthaug._support.charts import Line, line_chart
-from synthaug._support.html import Part, blocks, facts, heading, table
-from synthaug._support.report import Report
+from synthaug._support.html import Part, heading
 from synthaug._types import JSON, Features, Pixels
-from synthaug.errors import AuditError, MismatchError
+from synthaug.errors import MismatchError
 
 CHANCE = 0.01
 """Chance that any image bears any key that it did not learn, all comparisons together."""
 _BLOCK = 4096
-_TITLES = {"pass": "no more trained keys came back than untrained ones", "fail": "keys came back"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,7 @@ class DoseResult:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CanaryReport(Report):
+class CanaryReport(VerdictReport):
     """What came back of canaries; made by `synthaug.memorization.came_back`.
 
         report.verdict, report.reasons
@@ -65,14 +63,15 @@ class CanaryReport(Report):
     _FORMAT_VERSION = 1
     _NOUN = "a report on canaries"
     _REMEDY = "Check the name, or look for the canaries again."
-    _ERROR = AuditError
     _TITLE = "Canaries"
-    STYLE = page.STYLE
+    _MEANINGS: ClassVar[dict[str, str]] = {
+        "pass": "no more trained keys came back than untrained ones",
+        "fail": "keys came back",
+    }
+    _WAY = "canaries"
 
     verdict: Literal["pass", "fail"]
     """`fail`: keys of trained images came back more often than those of controls."""
-    reasons: tuple[str, ...]
-    """Sentences that explain the verdict, the first one alone suffices."""
     p_value: float
     """Chance that coins explain it: of two exact tests, by the keys that came back and by the key
     of each pair that comes closer, twice the smaller."""
@@ -104,19 +103,6 @@ class CanaryReport(Report):
         """Which keys came back."""
         return self.similarity >= self.threshold
 
-    @property
-    def exit_code(self) -> int:
-        """For scripts: 0 pass, 1 fail."""
-        return int(self.verdict == "fail")
-
-    @property
-    def title(self) -> str:
-        """What the verdict means, in a few words."""
-        return f"{self._TITLE}: {_TITLES[self.verdict]}"
-
-    def _summary(self) -> list[Part]:
-        return [f"{self.verdict}: {self.reasons[0]}", *self.reasons[1:], self._table()]
-
     def _table(self) -> list[list[str]]:
         rows = [["repeated", "pairs", "came back", "95 %", "controls back", "95 %", "closer"]]
         for one in self.by_dose:
@@ -135,14 +121,13 @@ class CanaryReport(Report):
         names = ("pair", "dose", "trained", "similarity", "row")
         return {**{name: vars(self)[name] for name in names}, "returned": self.returned}
 
-    def html_sections(self) -> Markup:
+    def _summary(self) -> list[Part]:
+        return [*self._said(), self._table()]
+
+    def _sections(self) -> list[Part]:
         """Returns verdict, dose curve, tables, and what a pass means and does not mean."""
-        verdict = Markup('<div class="verdict {}">{}</div>').format(
-            self.verdict, blocks(*self.reasons)
-        )
-        rows = scope_table("canaries")
-        return blocks(
-            verdict,
+        return [
+            self._verdict_box(),
             heading("What came back, by number of repetitions"),
             self._curve(),
             self._table(),
@@ -150,11 +135,8 @@ class CanaryReport(Report):
             "own. A coin decided which one was trained on, so often as the table says; the other "
             "is its control. Closer: pairs of which the trained border resembles a synthetic image "
             "more than the control's does, half of them by chance.",
-            heading("What was looked at, and what was not"),
-            table(rows[0], rows[1:], text_columns=4),
-            heading("How it was done"),
-            facts({"": self.settings, "looked at": self.identity, "with": self.environment}),
-        )
+            *self._scope(),
+        ]
 
     def _curve(self) -> Markup:
         x = np.log2([one.dose for one in self.by_dose])

@@ -1,28 +1,20 @@
 """The report of a membership test: the verdict, what it rests on, and how far it reaches."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from synthaug._audit import page
 from synthaug._audit.discrimination import Discrimination, OperatingPoint
-from synthaug._audit.scope import scope_sentence, scope_table
+from synthaug._audit.scope import scope_sentence
+from synthaug._audit.verdict_report import VerdictReport
 from synthaug._support.charts import Line, histogram, line_chart
-from synthaug._support.html import Part, blocks, facts, heading, table
-from synthaug._support.report import Report
+from synthaug._support.html import Part, heading, table
 from synthaug._types import JSON
-from synthaug.errors import AuditError
 
 MembershipVerdict = Literal["pass", "fail", "not interpretable"]
-EXIT_CODES: dict[str, int] = {"pass": 0, "fail": 1, "not interpretable": 3}
-_TITLES = {
-    "pass": "the model does not tell its training images apart",
-    "fail": "the model tells its training images apart",
-    "not interpretable": "not interpretable",
-}
 REFERENCE_LEVEL = 0.01
 """Level of the reference: an honest random split looks uneven with this chance."""
 _POINTS = 200
@@ -48,7 +40,7 @@ class ClassMembership:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MembershipReport(Report):
+class MembershipReport(VerdictReport):
     """What a membership test found; made by `synthaug.membership`.
 
         report.verdict, report.reasons     # "pass", "fail" or "not interpretable", and why
@@ -63,17 +55,20 @@ class MembershipReport(Report):
     _FORMAT_VERSION = 1
     _NOUN = "a membership report"
     _REMEDY = "Check the name, or test again."
-    _ERROR = AuditError
     _TITLE = "Membership"
-    STYLE = page.STYLE
+    _MEANINGS: ClassVar[dict[str, str]] = {
+        "pass": "the model does not tell its training images apart",
+        "fail": "the model tells its training images apart",
+        "not interpretable": "not interpretable",
+    }
+    _WAY = "membership"
+    _LOOKED_AT = "tested"
     _PRIVATE = True
 
     verdict: MembershipVerdict
     """`fail`: training images are told from held-out ones. `pass`: they are not, within the
     interval. `not interpretable`: the sets are not known to come from one random split, or differ
     anyway."""
-    reasons: tuple[str, ...]
-    """Sentences that explain the verdict, the first one alone suffices."""
     random_split: bool | None
     """Whether one random split made both sets; `None`: nobody said."""
     p_value: float
@@ -114,19 +109,6 @@ class MembershipReport(Report):
     def __len__(self) -> int:
         return len(self.scores)
 
-    @property
-    def exit_code(self) -> int:
-        """For scripts: 0 pass, 1 fail, 3 not interpretable."""
-        return EXIT_CODES[self.verdict]
-
-    @property
-    def title(self) -> str:
-        """What the verdict means, in a few words."""
-        return f"{self._TITLE}: {_TITLES[self.verdict]}"
-
-    def _summary(self) -> list[Part]:
-        return [f"{self.verdict}: {self.reasons[0]}", *self.reasons[1:], self._table()]
-
     def _table(self) -> list[list[str]]:
         rows = [["", "AUC", "95 % interval", "p"]]
         for name, found in (("losses", self.told), ("reference", self.reference)):
@@ -145,14 +127,14 @@ class MembershipReport(Report):
             "group": self.group,
         }
 
-    def html_sections(self) -> Markup:
+    def _summary(self) -> list[Part]:
+        return [*self._said(), self._table()]
+
+    def _sections(self) -> list[Part]:
         """Returns verdict, curves, tables, and what a pass means and does not mean."""
-        verdict = Markup('<div class="verdict {}">{}</div>').format(
-            self.verdict.replace(" ", "-"), blocks(*self.reasons)
-        )
         train, held = (np.sort(self.scores[chosen]) for chosen in (self.member, ~self.member))
         parts: list[Part] = [
-            verdict,
+            self._verdict_box(),
             heading("How well the sets are told apart"),
             self._table(),
             self._curves(),
@@ -168,13 +150,7 @@ class MembershipReport(Report):
         ]
         if self.by_class:
             parts += [heading("By class"), self._class_table()]
-        parts += [
-            heading("What was looked at, and what was not"),
-            table(*_split(scope_table("membership")), text_columns=4),
-            heading("How it was done"),
-            facts({"": self.settings, "tested": self.identity, "with": self.environment}),
-        ]
-        return blocks(*parts)
+        return [*parts, *self._scope()]
 
     def _curves(self) -> Markup:
         lines = []
@@ -229,10 +205,6 @@ class MembershipReport(Report):
         if report.classes and not report.labels.max() < len(report.classes):
             raise ValueError("labels holds a class without a name")
         return report
-
-
-def _split(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    return rows[0], rows[1:]
 
 
 def span(interval: tuple[float, float]) -> str:

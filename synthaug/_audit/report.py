@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -16,6 +16,7 @@ from synthaug._audit.acceptance import Acceptance, AcceptedPair
 from synthaug._audit.notes import Notes, add_notes
 from synthaug._audit.scope import scope_sentence
 from synthaug._audit.spread import Spread, spreading
+from synthaug._audit.verdict_report import VerdictReport
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, thumbnails
 from synthaug._support.report import Report, decode, decode_array, decode_fields
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from synthaug._cache import SynthCache
 
 Verdict = Literal["pass", "fail", "inconclusive"]
-EXIT_CODES: dict[str, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED, NAMED, ALIKE = -1, 0, 1, 2, 3, 4, 5
 """Tiers: the row has no image; nothing was found; equal or nearly equal pixels; closer than the
@@ -41,12 +41,6 @@ _REAL = ("image", "train_image", "difference", "holdout_image")
 """Of a pair: real images, what resembles them, and the difference, which shows outlines."""
 
 _DIGESTS = ("digest", "train_digest")
-
-_TITLES = {
-    "pass": "No copies found, at the power below",
-    "fail": "Images too close to training images",
-    "inconclusive": "Inconclusive: look at the pairs, or give more images",
-}
 
 _ROWS = {
     "tier": "tier",
@@ -118,7 +112,7 @@ class Power:
 
 @spreading(*_SPREAD)
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AuditReport(Report):
+class AuditReport(VerdictReport):
     """What an audit found; made by `synthaug.audit`.
 
         report.verdict, report.reasons     # "pass", "fail" or "inconclusive", and why
@@ -136,9 +130,12 @@ class AuditReport(Report):
     _FORMAT_VERSION = 1
     _NOUN = "an audit report"
     _REMEDY = "Check the name, or audit the cache again."
-    _ERROR = AuditError
     _TITLE = "Audit"
-    STYLE = page.STYLE
+    _MEANINGS: ClassVar[dict[str, str]] = {
+        "pass": "No copies found, at the power below",
+        "fail": "Images too close to training images",
+        "inconclusive": "Inconclusive: look at the pairs, or give more images",
+    }
     SCRIPT = page.SCRIPT
     _PRIVATE = True
     score_name = "p-value"
@@ -147,8 +144,6 @@ class AuditReport(Report):
     """`fail`: copies were found. `pass`: among the rows that are not withheld there was no sign of
     copies, and there would have been. `inconclusive`: some rows are to be looked at, or copies
     might have gone unseen, or what was flagged may have another reason."""
-    reasons: tuple[str, ...]
-    """Sentences that explain the verdict, the first one alone suffices."""
     accepted: tuple[Acceptance, ...]
     """Pairs that persons looked at and found harmless. That changes nothing above."""
     identity: dict[str, JSON]
@@ -389,16 +384,6 @@ class AuditReport(Report):
         there is a kind of which not even as many as were planted would have been."""
         needed = [p.noticed for p in self.power if p.required]
         return None if None in needed else max((n for n in needed if n is not None), default=None)
-
-    @property
-    def exit_code(self) -> int:
-        """For scripts: 0 pass, 1 fail, 3 inconclusive."""
-        return EXIT_CODES[self.verdict]
-
-    @property
-    def title(self) -> str:
-        """What the verdict means, in a few words."""
-        return f"{self._TITLE}: {_TITLES[self.verdict]}"
 
     def _headline(self) -> str:
         judged = len(self.judged)

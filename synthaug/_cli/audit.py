@@ -7,7 +7,7 @@ from synthaug._cli.arguments import names
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions, RayOptions
-from synthaug._cli.publishing import published
+from synthaug._cli.publishing import published_verdict
 
 FILES = (".npy", ".npz", ".hdf5")
 """Of images or features, which `synthaug.audit` reads itself; a .h5 file is a cache."""
@@ -109,8 +109,6 @@ def audit(
             **{name: vars(options)[name] for name in settings},
         )
         record = {
-            "verdict": report.verdict,
-            "reasons": list(report.reasons),
             "judged": len(report.judged),
             "flagged": report.flagged.tolist(),
             "withheld": report.withheld.tolist(),
@@ -118,8 +116,7 @@ def audit(
             "smallest_effect": report.smallest_effect,
         }
         text = f"{report.verdict}: {' '.join(report.reasons)}"
-        code = int(report.exit_code)
         readers = {"redact": options.redact, "shared": options.shared}
-        result = published(report, call, out, record, text=text, code=code, **readers)
+        result = published_verdict(report, call, out, record, text=text, **readers)
         alone = " (readable by you alone, since they show real images; --shared lets others)"
         return replace(result, text=result.text + ("" if options.shared else alone))

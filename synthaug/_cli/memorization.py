@@ -6,7 +6,7 @@ from typing import Any
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import FileOptions, ImageOptions, NetworkOptions
-from synthaug._cli.publishing import published
+from synthaug._cli.publishing import published_verdict
 
 MEMBERSHIP = defaults("_audit.members:membership")
 CANARIES = defaults("_audit.canary_report:came_back")
@@ -78,14 +78,12 @@ def evaluate_membership(
         seed=options.seed,
     )
     record = {
-        "verdict": report.verdict,
-        "reasons": list(report.reasons),
         "auc": report.told.auc,
         "interval": list(report.told.interval),
         "p_value": report.p_value,
         "reference_auc": report.reference.auc,
     }
-    return published(report, call, out, record, code=report.exit_code)
+    return published_verdict(report, call, out, record)
 
 
 def evaluate_canaries(
@@ -118,10 +116,8 @@ def evaluate_canaries(
     check_outputs(f"{out}.html", f"{out}.json")
     report = came_back(conform.synthetic(synthetic, files), run, level=level)
     record = {
-        "verdict": report.verdict,
-        "reasons": list(report.reasons),
         "p_value": report.p_value,
         "by_dose": [asdict(one) for one in report.by_dose],
         "carriers": report.carriers.tolist(),
     }
-    return published(report, call, out, record, code=report.exit_code)
+    return published_verdict(report, call, out, record)

@@ -35,3 +35,11 @@ def published(
         text=f"{report if text is None else text}\nReport: {out}.html, {out}.json",
         code=code,
     )
+
+
+def published_verdict(
+    report: Any, call: Call, out: str, record: Mapping[str, Any], **how: Any
+) -> Result:
+    """As `published`, for a `VerdictReport`: its verdict is told first, and is the exit code."""
+    told = {"verdict": report.verdict, "reasons": list(report.reasons), **record}
+    return published(report, call, out, told, code=report.exit_code, **how)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from synthaug._cli.call import Call, Result
@@ -38,25 +38,27 @@ def _scored(
     files: FileOptions,
     networks: ExtractorOptions,
     out: str,
-    **settings: Any,
+    **classifiers: Any,
 ) -> Iterator[Any]:
     """The report of `run` about synthetic and real images; features are kept until it is written.
 
     Args:
         run: Compares them.
         compared: A cache or a data set; and real images, brought to its shape and classes.
-        options: What they are compared by.
+        options: What they are compared by; those of a command alone are settings of `run`.
         conform: For data sets.
         files: For folders.
         networks: Where features are computed and kept.
         out: The report.
-        settings: Further arguments of `run`.
+        classifiers: Settings of `run` that options merely name.
     """
     from synthaug._support.files import check_outputs
 
     check_outputs(f"{out}.html", f"{out}.json")
     extractor, (synthetic, real) = networks.extractor(options.features), compared
     images = conform.synthetic(synthetic, files)
+    shared = {field.name for field in fields(ScoringOptions)}
+    settings = {name: value for name, value in vars(options).items() if name not in shared}
 
     def opened(spec: str) -> Any:
         return files.shaped(spec, images.image_shape, tuple(images.classes))
@@ -68,7 +70,7 @@ def _scored(
             features=extractor,
             holdout=None if options.holdout is None else opened(options.holdout),
             features_dir=features_dir,
-            **settings,
+            **{**settings, **classifiers},
         )
 
 
@@ -116,10 +118,8 @@ def evaluate_density(
     """
     from synthaug.evaluation._hardness import score_hardness
 
-    settings = {name: vars(options)[name] for name in ("structure", "estimator", "components", "k")}
     compared = synthetic, train
-    scored = _scored(score_hardness, compared, options, conform, files, networks, out, **settings)
-    with scored as report:
+    with _scored(score_hardness, compared, options, conform, files, networks, out) as report:
         return published(report, call, out, {"summary": report.summary()})
 
 
@@ -170,16 +170,16 @@ def evaluate_quality(
     """
     from synthaug.evaluation._quality import score_quality
 
-    settings = {name: vars(options)[name] for name in ("images", "k", "force", "seed")}
+    named: dict[str, Any] = {}
     if options.classifier is not None:
         if not options.classifier.startswith("torchscript:"):
             raise ValueError(
                 f"`classifier` is {options.classifier!r}, expected torchscript:FILE, a network "
                 "that returns logits."
             )
-        settings["classifier"] = networks.extractor(options.classifier, "--classifier")
+        named["classifier"] = networks.extractor(options.classifier, "--classifier")
     compared = synthetic, real
-    scored = _scored(score_quality, compared, options, conform, files, networks, out, **settings)
+    scored = _scored(score_quality, compared, options, conform, files, networks, out, **named)
     with scored as report:
         record = {"synthetic": asdict(report.synthetic), "floor": asdict(report.floor)}
         return published(report, call, out, record)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from synthaug._printable import printable, printable_line
 from synthaug._support.files import write_text
-from synthaug._support.html import Part, notebook, page
+from synthaug._support.html import Part, blocks, facts, heading, notebook, page
 from synthaug._support.reading import parse_json, read_text
 from synthaug._types import JSON
 from synthaug.errors import DataError, SynthaugError
@@ -41,7 +41,7 @@ class Report(ABC):
         report.to_json(path); type(report).from_json(path)
 
     A subclass is a frozen dataclass. It says what it is called, what comes first (`_summary`), what
-    else its page shows (`html_sections`), and what its table holds (`_columns`).
+    its page shows (`_sections`, `_made_with`), and what its table holds (`_columns`).
     """
 
     _FORMAT: ClassVar[str]
@@ -73,9 +73,17 @@ class Report(ABC):
     def _columns(self) -> Mapping[str, Any]:
         """Returns the columns of `to_frame`, of equal length, by name."""
 
-    @abstractmethod
+    def _sections(self) -> list[Part]:
+        """Returns what the page shows before it says how the report was made."""
+        return self._summary()
+
+    def _made_with(self) -> Mapping[str, Mapping[str, Any] | None]:
+        """Returns all settings that the page lists at its end, in groups; see `facts`."""
+        return {"": vars(self)["settings"]}
+
     def html_sections(self) -> Markup:
-        """Returns the whole page without its frame and heading, to go into a larger page."""
+        """The whole page without its frame and heading, to go into a larger page."""
+        return blocks(*self._sections(), heading("How it was done"), facts(self._made_with()))
 
     @property
     def title(self) -> str:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from synthaug._support.arguments import check_some
 from synthaug._support.charts import Line, line_chart, save_figure
-from synthaug._support.html import Part, blocks, facts, heading
+from synthaug._support.html import Part, heading
 from synthaug._support.report import Report, percent
 from synthaug._sweep.settings import Setting
 from synthaug._types import JSON
@@ -179,8 +179,8 @@ class SweepReport(Report):
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in names}
 
-    def html_sections(self) -> Markup:
-        """Returns the choice, a table and charts of both stages, and settings."""
+    def _sections(self) -> list[Part]:
+        """Returns the choice, and a table and charts of both stages."""
         best = self._best_by_cost()
         lines = [Line(name=name, x=x, y=y) for name, (x, y) in best.items()]
         parts: list[Part] = [
@@ -196,12 +196,14 @@ class SweepReport(Report):
                 line_chart([Line(name=name, x=x, y=y)], x_label="guidance_scale", y_label=name)
                 for name, (x, y) in self._by_guidance().items()
             ]
-        settings = {
+        return parts
+
+    def _made_with(self) -> dict[str, dict[str, JSON]]:
+        return {
             "validation": self.validation,
             "features": self.extractor,
             "classifier": self.classifier,
         }
-        return blocks(*parts, heading("How it was done"), facts(settings))
 
     def _best_by_cost(self) -> Curves:
         """For each scheduler the evaluations per image, ascending, and the best distance so far."""

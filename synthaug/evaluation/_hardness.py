@@ -14,10 +14,8 @@ from synthaug._support.arguments import check_some
 from synthaug._support.charts import histogram
 from synthaug._support.html import (
     Part,
-    blocks,
     checked_uri,
     data_uri,
-    facts,
     heading,
     table,
     thumbnails,
@@ -188,10 +186,10 @@ class HardnessReport(Report):
         del record["summary"]
         return super()._from_record(record)
 
-    def html_sections(self) -> Markup:
-        """Returns the table, histograms, the hardest and the easiest images, and settings."""
+    def _sections(self) -> list[Part]:
+        """Returns the table, histograms, and the hardest and the easiest images."""
         real = "training" if self.holdout is None else "held-out"
-        parts = [
+        parts: list[Part] = [
             *self._summary(),
             f"Features: {self.extractor['name']}. Large values are rare among real images. The "
             f'columns "> of real" have the share beyond that quantile of {real} images. Training '
@@ -207,13 +205,11 @@ class HardnessReport(Report):
             figures = Markup("").join(self._figure(picture) for picture in shown)
             pictures = Markup('<div class="pictures">{}</div>').format(figures)
             parts += [heading(f"The {name} synthetic images"), pictures]
-        return blocks(
-            *parts,
-            heading("Median hardness by class"),
-            table(["class", *self.sets], self._by_class()),
-            heading("How it was done"),
-            facts({"": {**self.extractor, **self.settings}}),
-        )
+        by_class = table(["class", *self.sets], self._by_class())
+        return [*parts, heading("Median hardness by class"), by_class]
+
+    def _made_with(self) -> dict[str, dict[str, JSON]]:
+        return {"": {**self.extractor, **self.settings}}
 
     def _figure(self, picture: dict[str, JSON]) -> Markup:
         row = int(str(picture["row"]))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
@@ -17,7 +16,7 @@ from synthaug._images.source import ImageSource
 from synthaug._printable import printable_line
 from synthaug._support.arguments import check_within
 from synthaug._support.charts import histogram
-from synthaug._support.html import Part, blocks, facts, heading
+from synthaug._support.html import Part
 from synthaug._support.report import Report, decode_array
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import JSON, Features, Labels
@@ -121,20 +120,15 @@ class LabelCheck(Report):
             "passed": self.passed,
         }
 
-    def html_sections(self) -> Markup:
-        """Returns the table, a histogram of the probabilities, and settings."""
+    def _sections(self) -> list[Part]:
+        """Returns the table, and a histogram of the probabilities."""
         scores = {
             name: values
             for name, rows in (("kept", ~self.withheld), ("withheld", self.withheld))
             if len(values := self.scores[rows & np.isfinite(self.scores)])
         }
         label = "probability of the image's own label"
-        return blocks(
-            *self._summary(),
-            *([histogram(scores, x_label=label)] if scores else []),
-            heading("How it was done"),
-            facts({"": self.settings}),
-        )
+        return [*self._summary(), *([histogram(scores, x_label=label)] if scores else [])]
 
     def _record(self) -> dict[str, Any]:
         """Returns the check without an audit; probabilities keep six digits."""

@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import numpy as np
-from markupsafe import Markup
 
 from synthaug._images.source import ImageSource, recorded
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_between
-from synthaug._support.html import Part, blocks, facts, heading, table
+from synthaug._support.html import Part, heading, table
 from synthaug._support.report import Report
 from synthaug._types import JSON, Features, Indices, Labels
 from synthaug.evaluation._comparison import Comparison, Extraction
@@ -146,9 +145,9 @@ class QualityReport(Report):
         scores = [asdict(scores) for pair in pairs.values() for scores in pair]
         return columns | {name: [row[name] for row in scores] for name in scores[0]}
 
-    def html_sections(self) -> Markup:
-        """Returns the tables, how to read them, and settings."""
-        parts = [
+    def _sections(self) -> list[Part]:
+        """Returns the tables, and how to read them."""
+        parts: list[Part] = [
             *self._summary(),
             "Compare numbers of equal n and equal features only. Distances are smaller for better "
             "images, but not below the floor: images below it are closer to the reference than "
@@ -164,13 +163,15 @@ class QualityReport(Report):
             ]
             header = ["class", "images", "n", *names]
             parts += [heading("By class"), table(header, rows, text_columns=1)]
-        settings = {
+        return parts
+
+    def _made_with(self) -> dict[str, dict[str, JSON] | None]:
+        return {
             "reference": self.reference,
             "features": self.extractor,
             "classifier": self.classifier,
             "": self.settings,
         }
-        return blocks(*parts, heading("How it was done"), facts(settings))
 
 
 def score_quality(

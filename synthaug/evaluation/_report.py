@@ -11,7 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from synthaug._support.charts import Line, dot_chart, line_chart, save_figure
-from synthaug._support.html import Part, blocks, facts, heading, table
+from synthaug._support.html import Part, blocks, heading, table
 from synthaug._support.report import Report, percent, text_table
 from synthaug._types import JSON
 
@@ -208,8 +208,8 @@ class EvaluationReport(Report):
         }
         return {name: [vars(run)[name] for run in self.runs] for name in names} | by_class
 
-    def html_sections(self) -> Markup:
-        """Returns table, charts, accuracy by class and settings, to go into a larger page."""
+    def _sections(self) -> list[Part]:
+        """Returns table, charts, and accuracy by class."""
         percent = {arm: 100 * self.accuracies(arm) for arm in self.arm_names}
         rows, *notes = self._summary()
         small = [Markup("<p><small>{}</small></p>").format(text) for text in notes]
@@ -221,18 +221,20 @@ class EvaluationReport(Report):
             parts.append(heading("Validation accuracy while training"))
             parts += self._charts("validation_curve", "accuracy in percent")
         parts += [heading("Training loss"), *self._charts("loss_curve", "cross entropy")]
+        by_class = table(["class", *self.arm_names], self._by_class())
+        return [*parts, heading("Accuracy by class"), by_class]
+
+    def _made_with(self) -> dict[str, dict[str, JSON]]:
+        return {"": {**self.settings, "baseline": self.baseline}}
+
+    def html_sections(self) -> Markup:
+        """The whole page without its frame and heading, to go into a larger page."""
         arms = []
         for name, arm in self.arms.items():
             seconds = np.mean([run.seconds for run in self.of(name)])
             arms.append([name, arm["images"], f"{seconds:,.1f}", arm["augment"]])
-        return blocks(
-            *parts,
-            heading("Accuracy by class"),
-            table(["class", *self.arm_names], self._by_class()),
-            heading("How it was done"),
-            facts({"": {**self.settings, "baseline": self.baseline}}),
-            table(["arm", "images", "seconds per run", "augmentation"], arms, text_columns=1),
-        )
+        header = ["arm", "images", "seconds per run", "augmentation"]
+        return blocks(super().html_sections(), table(header, arms, text_columns=1))
 
     def _charts(self, curve: Curve, y_label: str) -> list[Markup]:
         lines = self._mean_curves(curve)

@@ -1,0 +1,67 @@
+"""What the reports of all three ways to ask whether training images are kept have in common."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from markupsafe import Markup
+
+from synthaug._audit import page
+from synthaug._audit.scope import Way, scope_table
+from synthaug._support.html import Part, blocks, heading, table
+from synthaug._support.report import Report
+from synthaug._types import JSON
+from synthaug.errors import AuditError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class VerdictReport(Report):
+    """A report that begins with a verdict, and ends with what was looked at and what was not."""
+
+    _ERROR = AuditError
+    STYLE = page.STYLE
+    _MEANINGS: ClassVar[Mapping[str, str]]
+    """What each verdict means, in a few words."""
+    _WAY: ClassVar[Way]
+    """The way in which it asks."""
+    _LOOKED_AT: ClassVar[str] = "looked at"
+    """What the page calls `identity`."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+    """Sentences that explain the verdict, the first one alone suffices."""
+
+    @property
+    def exit_code(self) -> int:
+        """For scripts: 0 pass, 1 fail, 3 if it can be neither."""
+        return {"pass": 0, "fail": 1}.get(self.verdict, 3)
+
+    @property
+    def title(self) -> str:
+        """What the verdict means, in a few words."""
+        return f"{self._TITLE}: {self._MEANINGS[self.verdict]}"
+
+    def _said(self) -> list[Part]:
+        """Returns the verdict and its reasons as text."""
+        return [f"{self.verdict}: {self.reasons[0]}", *self.reasons[1:]]
+
+    def _verdict_box(self) -> Markup:
+        """Returns the reasons, marked by the color of the verdict."""
+        box = Markup('<div class="verdict {}">{}</div>')
+        return box.format(self.verdict.replace(" ", "-"), blocks(*self.reasons))
+
+    def _scope(self) -> list[Part]:
+        """Returns what a pass means and does not mean, beside the other ways to ask."""
+        header, *rows = scope_table(self._WAY)
+        return [
+            heading("What was looked at, and what was not"),
+            table(header, rows, text_columns=4),
+        ]
+
+    def _made_with(self) -> dict[str, dict[str, JSON]]:
+        record: dict[str, Any] = vars(self)
+        return {
+            "": record["settings"],
+            self._LOOKED_AT: record["identity"],
+            "with": record["environment"],
+        }
