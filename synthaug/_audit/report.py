@@ -136,6 +136,7 @@ class AuditReport(VerdictReport):
         "fail": "Images too close to training images",
         "inconclusive": "Inconclusive: look at the pairs, or give more images",
     }
+    _WAY = "distances"
     SCRIPT = page.SCRIPT
     _PRIVATE = True
     score_name = "p-value"
@@ -401,7 +402,7 @@ class AuditReport(VerdictReport):
         return str(self)
 
     def _summary(self) -> list[Part]:
-        return [f"{self._headline()}.", *self.reasons, scope_sentence("distances")]
+        return [f"{self._headline()}.", *self.reasons, scope_sentence(self._WAY)]
 
     def _pictures(self) -> list[Part]:
         """Returns up to eight of the closest pairs."""
@@ -443,7 +444,7 @@ class AuditReport(VerdictReport):
             judged=len(self.judged),
             charts=charts,
             per_class=self._by_class(),
-            scope=scope_sentence("distances"),
+            scope=scope_sentence(self._WAY),
         )
 
     def _by_class(self) -> list[dict[str, Any]]:
