@@ -1,5 +1,6 @@
 """In tests the shapes and dtypes that the mathematics declares are checked at every call."""
 
+import ctypes
 import gc
 import os
 import sys
@@ -17,6 +18,17 @@ CHECKED = ("_noise", "_pixels", "features")
 
 # Torch and diffusers are millions of objects, through which every full collection would walk.
 gc.set_threshold(20_000, 20, 20)
+
+# Tensors come and go by the thousand: what they held is kept for the next ones. The system would
+# hand out and clear the same pages again and again, which took a fifth of all processor time.
+for _name, _option, _size in (
+    ("MALLOC_TRIM_THRESHOLD_", -1, 2**30),
+    ("MALLOC_TOP_PAD_", -2, 2**26),
+    ("MALLOC_MMAP_THRESHOLD_", -3, 2**25),
+):
+    os.environ[_name] = str(_size)  # for processes that tests start
+    if hasattr(_libc := ctypes.CDLL(None), "mallopt"):
+        _libc.mallopt(_option, _size)
 
 _hook = install_import_hook([f"synthaug.{name}" for name in CHECKED], "beartype.beartype")
 

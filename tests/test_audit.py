@@ -99,9 +99,10 @@ def whole(*args: Any, **kwargs: Any) -> AuditReport:
 
 
 def quiet(*args: Any, **kwargs: Any) -> AuditReport:
-    """An audit that repeats its tests with planted copies 7 times, not 20, and shows few pairs."""
+    """An audit that plants fewer copies, tests with them 4 times, not 20, and shows few pairs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("synthaug._audit.power._DRAWS", 7)
+        patch.setattr("synthaug._audit.comparison.PLANTED", 10)
+        patch.setattr("synthaug._audit.power._DRAWS", 4)
         return whole(*args, **{"max_pairs": 5, **kwargs})
 
 

@@ -460,7 +460,7 @@ class ReadsNothing:
 
 
 @pytest.fixture(scope="module")
-def example_data(tmp_path_factory):
+def example_data(short_audits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

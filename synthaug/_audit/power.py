@@ -156,6 +156,10 @@ class _Test:
         self._is_synthetic = test.ranking < self._m
         self._share = self._is_synthetic.mean() if len(test.ranking) else 0.0
         self._closeness = self._of(pool.scores[test.ranking])
+        # Every draw asks anew: whether so many copies among so many first places are too many.
+        places = np.arange(1, self._depth + 1)
+        counts = np.minimum(np.arange(self._depth + 1)[:, None], places)
+        self._too_many = surprise(counts, self._share * places, places) >= self._critical
 
     def of(
         self, planted: Matches, member: NDArray[np.bool_]
@@ -192,8 +196,7 @@ class _Test:
         names = np.concatenate([np.ones(len(copies), bool), synthetic[kept]])
         values = np.concatenate([copies, self._closeness[head][kept]])
         counts = np.cumsum(names[np.argsort(values, kind="stable")[: self._depth]])
-        places = np.arange(1, len(counts) + 1)
-        return bool(surprise(counts, self._share * places, places).max() >= self._critical)
+        return bool(self._too_many[counts, np.arange(len(counts))].any())
 
     def _of(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         return closeness(scores, self._unit)

@@ -175,13 +175,15 @@ def _highest_by_chance(
     """
     left = np.repeat(numbers[:, None], ASSIGNMENTS, axis=1)
     unnamed = sizes.copy()
-    count, highest = np.zeros((2, ASSIGNMENTS))
+    count, highest = np.zeros(ASSIGNMENTS, np.int64), np.zeros(ASSIGNMENTS)
     for place, of_class in enumerate(classes.tolist()):
         synthetic = rng.random(ASSIGNMENTS) * unnamed[of_class] < left[of_class]
         left[of_class] -= synthetic
         unnamed[of_class] -= 1
         count += synthetic
-        np.maximum(highest, surprise(count, expected[place], place + 1), out=highest)
+        # Few counts are possible, of which each is far more often looked up than computed.
+        of_count = surprise(np.arange(place + 2), expected[place], place + 1)
+        np.maximum(highest, of_count[count], out=highest)
     return highest
 
 
