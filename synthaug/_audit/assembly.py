@@ -61,7 +61,7 @@ def report_of(
     holdout_pairs: list[dict[str, JSON]],
 ) -> AuditReport:
     """Puts everything at the places of all rows, those that were not judged included."""
-    S, T, H = sets.S, sets.T, sets.H
+    S, T = sets.S, sets.T
     rows, null, contest = comparison.rows, comparison.null, comparison.contest
     pick, pool = judgment.pick, comparison.pool
     withdrawn = comparison.withdrawn
@@ -101,19 +101,27 @@ def report_of(
         competition={} if contest is None else summary(contest[1]),
         shift=judgment.shift,
         descriptive=tuple(comparison.described),
-        settings={
-            "fdr": settings.fdr,
-            "level": LEVEL,
-            "seed": settings.seed,
-            **sets.facts(settings.index),
-            "recall": comparison.recall,
-            "command": settings.command(sets.k, [S, T] if H is None else [S, T, H]),
-            **asdict(judgment.counts),
-        },
+        settings=_settings(sets, comparison, judgment, settings),
         environment=environment(),
         pairs=tuple(pairs),
         holdout_pairs=tuple(holdout_pairs),
     )
+
+
+def _settings(
+    sets: AuditSets, comparison: AuditComparison, judgment: Judgment, settings: AuditSettings
+) -> dict[str, JSON]:
+    """All arguments and counts, and the command that repeats the audit."""
+    S, T, H = sets.S, sets.T, sets.H
+    return {
+        "fdr": settings.fdr,
+        "level": LEVEL,
+        "seed": settings.seed,
+        **sets.facts(settings.index),
+        "recall": comparison.recall,
+        "command": settings.command(sets.k, [S, T] if H is None else [S, T, H]),
+        **asdict(judgment.counts),
+    }
 
 
 def _accepted(sets: AuditSets, judgment: Judgment) -> tuple[Acceptance, ...]:

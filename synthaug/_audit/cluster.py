@@ -167,7 +167,7 @@ def crew_of(engine: str | RayEngine, extractors: Sequence[Extractor]) -> Iterato
     engine = engine if isinstance(engine, RayEngine) else RayEngine()
     if engine.load is not None:
         raise ValueError("`RayEngine.load` makes a synthesizer; an audit has none. Leave it out.")
-    networks = [e for e in extractors if getattr(e, "weights", None) is not None]
+    networks = [e for e in extractors if describe(e)["weights"] is not None]
     parcel = pickled(
         networks, name="`features`", remedy="Compute them first, or leave `engine` out."
     )

@@ -112,17 +112,13 @@ def membership(
     sets = _read(synthesizer, train, holdout, progress=progress)
     pixels = torch.cat([one.pixels for one in sets])
     labels, classes = _classes(synthesizer, sets)
-    with bar(len(pixels), "membership", "image", progress=progress, delay=2) as shown:
-        losses = _losses(synthesizer, pixels, labels, grid, batch_size, shown)
+    losses = _losses(synthesizer, pixels, labels, grid, batch_size, progress)
     member = np.arange(len(pixels)) < len(sets[0])
     group = _groups(pixels, member)
     division = Division.of(member, group, labels)
     scores, suspects = ease(losses, labels), guesses(pixels, labels, division, seed=seed)
-    told, reference = (Discrimination.of(one, division, seed=seed) for one in (scores, suspects))
-    head = precedence(
-        -scores, member, group=division.group, strata=division.strata, level=level / 2, seed=seed
-    ).excess
-    p_value = min(1.0, 2 * min(told.p_value, head.p_value))
+    told, closest, p_value = _tests(scores, division, level=level, seed=seed)
+    reference = Discrimination.of(suspects, division, seed=seed)
     point = operating_point(scores, member)
     verdict, reasons = judge(
         told,
@@ -139,7 +135,7 @@ def membership(
         random_split=random_split,
         p_value=p_value,
         told=told,
-        closest={name: vars(head)[name] for name in ("depth", "count", "expected", "p_value")},
+        closest=closest,
         low_false_positives=point,
         reference=reference,
         by_class=_by_class(scores, division, labels, classes),
@@ -151,20 +147,51 @@ def membership(
         labels=labels,
         classes=classes,
         identity={"model": _identity(synthesizer), **{one.name: one.identity for one in sets}},
-        settings={
-            "train": len(sets[0]),
-            "holdout": len(sets[1]),
-            "groups": len(np.unique(division.group)),
-            "level": level,
-            **asdict(grid),
-            "batch_size": batch_size,
-            "assignments": ASSIGNMENTS,
-            "reference": f"logistic regression on {_COMPONENTS} principal components, {_FOLDS} "
-            "folds that keep near-duplicates together",
-            "test_seed": seed,
-        },
+        settings=_settings(sets, division, grid, level=level, batch_size=batch_size, seed=seed),
         environment=environment(),
     )
+
+
+def _settings(
+    sets: Sequence[AuditSet],
+    division: Division,
+    grid: LossGrid,
+    *,
+    level: float,
+    batch_size: int,
+    seed: int,
+) -> dict[str, JSON]:
+    """All arguments and counts."""
+    train, holdout = map(len, sets)
+    return {
+        "train": train,
+        "holdout": holdout,
+        "groups": len(np.unique(division.group)),
+        "level": level,
+        **asdict(grid),
+        "batch_size": batch_size,
+        "assignments": ASSIGNMENTS,
+        "reference": f"logistic regression on {_COMPONENTS} principal components, {_FOLDS} folds "
+        "that keep near-duplicates together",
+        "test_seed": seed,
+    }
+
+
+def _tests(
+    scores: NDArray[np.float64], division: Division, *, level: float, seed: int
+) -> tuple[Discrimination, dict[str, JSON], float]:
+    """The test of all scores, that of the images restored best, and the p-value of both."""
+    told = Discrimination.of(scores, division, seed=seed)
+    closest = precedence(
+        -scores,
+        division.member,
+        group=division.group,
+        strata=division.strata,
+        level=level / 2,
+        seed=seed,
+    ).excess
+    shown = {name: vars(closest)[name] for name in ("depth", "count", "expected", "p_value")}
+    return told, shown, min(1.0, 2 * min(told.p_value, closest.p_value))
 
 
 def _groups(pixels: Pixels, member: NDArray[np.bool_]) -> Indices:
@@ -298,14 +325,15 @@ def _losses(
     labels: Labels,
     grid: LossGrid,
     batch_size: int,
-    shown: Any,
+    progress: bool,
 ) -> NDArray[np.float64]:
     """The losses of all images, float64 (n, k)."""
     parts = []
-    for start in range(0, len(pixels), batch_size):
-        chosen = slice(start, start + batch_size)
-        parts.append(synthesizer.restoration_losses(pixels[chosen], labels[chosen], grid))
-        shown.update(len(parts[-1]))
+    with bar(len(pixels), "membership", "image", progress=progress, delay=2) as shown:
+        for start in range(0, len(pixels), batch_size):
+            chosen = slice(start, start + batch_size)
+            parts.append(synthesizer.restoration_losses(pixels[chosen], labels[chosen], grid))
+            shown.update(len(parts[-1]))
     losses = np.concatenate(parts)
     if not np.isfinite(losses).all():
         raise DivergedError("A loss of the model is not finite: its weights are of no use.")

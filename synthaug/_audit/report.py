@@ -15,7 +15,7 @@ from synthaug._audit import page
 from synthaug._audit.acceptance import Acceptance, AcceptedPair
 from synthaug._audit.notes import Notes, add_notes
 from synthaug._audit.scope import scope_sentence
-from synthaug._audit.spread import Spread, spreading
+from synthaug._audit.spread import Spread, spreading, whole
 from synthaug._audit.verdict_report import VerdictReport
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, thumbnails
@@ -422,7 +422,7 @@ class AuditReport(VerdictReport):
 
     def _columns(self) -> dict[str, Any]:
         """Returns a row per synthetic image, with the columns of the JSON file."""
-        columns = {name: getattr(self, field) for name, field in _ROWS.items()}
+        columns = {name: whole(vars(self)[field]) for name, field in _ROWS.items()}
         for j, statistic in enumerate(self.statistics):
             columns[f"score, {statistic}"] = self.scores[:, j]
             columns[f"distance, {statistic}"] = self.distances[:, j]

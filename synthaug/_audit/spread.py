@@ -43,6 +43,12 @@ class Spread:
         return chosen
 
 
+def whole(value: Any) -> NDArray[Any]:
+    """The array with a value for every row, of a field that may be a `Spread`."""
+    dense: NDArray[Any] = value.dense() if isinstance(value, Spread) else value
+    return dense
+
+
 @final
 class Places:
     """Where the ranked rows stand among all rows.
@@ -92,8 +98,7 @@ class _Spreading:
         self._name = name
 
     def __get__(self, report: Any, owner: type) -> NDArray[Any]:
-        value = vars(report)[self._name]
-        return value.dense() if isinstance(value, Spread) else value
+        return whole(vars(report)[self._name])
 
     def __set__(self, report: Any, value: Any) -> None:
         vars(report)[self._name] = value

@@ -41,6 +41,7 @@ class Declared:
     @classmethod
     def by(cls, synthesizer: Any) -> "Declared":
         """Reads the attributes of a synthesizer."""
+        # A user's own synthesizer, of whatever class, need not have them.
         return cls(*(getattr(synthesizer, field.name, None) for field in fields(cls)))
 
 

@@ -132,8 +132,6 @@ def sweep(
             best = min(
                 fine, key=lambda row: (-by_cas * np.mean(row.cas or [0]), row.frechet_distance)
             )
-    distance, judge = map(describe, work.spaces)
-    classifiers = config.classifiers
     return SweepReport(
         coarse=coarse,
         fine=fine,
@@ -141,15 +139,7 @@ def sweep(
         real_accuracy=accuracy,
         chosen=best.setting,
         select=config.select if fine else "frechet",
-        validation={
-            "name": work.validation.title,
-            "fingerprint": work.prints["validation"],
-            "images": len(work.validation),
-            "compared_with_test": test is not None,
-        },
-        extractor={**distance, "dim": dim},
-        classifier={**judge, "model": classifiers.model_name, "steps": classifiers.steps},
-        settings={"precision": recorded_precision(work.synthesizer.recipe()["settings"])},
+        **work.facts(dim, compared_with_test=test is not None),
     )
 
 
@@ -209,6 +199,22 @@ class _Work:
         name = f"{config.model_name} trained on {self.real.title}"
         judge = TorchModule(network, name=name, preprocess=to_model, device=device)
         return self.features or classifier(network, name=name, device=device), judge
+
+    def facts(self, dim: int, *, compared_with_test: bool) -> dict[str, dict[str, Any]]:
+        """What the report says of the images and networks by which settings were compared."""
+        distance, judge = map(describe, self.spaces)
+        config = self.config.classifiers
+        return {
+            "validation": {
+                "name": self.validation.title,
+                "fingerprint": self.prints["validation"],
+                "images": len(self.validation),
+                "compared_with_test": compared_with_test,
+            },
+            "extractor": {**distance, "dim": dim},
+            "classifier": {**judge, "model": config.model_name, "steps": config.steps},
+            "settings": {"precision": recorded_precision(self.synthesizer.recipe()["settings"])},
+        }
 
     @property
     def _measure(self) -> Measure:
