@@ -1,9 +1,10 @@
-"""Commands that are killed at random instants: files stay whole, and running again ends well.
+"""Commands that are killed at any moment: files stay whole, and running again ends well.
 
-A world is a folder with data, a model, caches and a report. Each trial copies it, starts a command
-in a process of its own, kills it after a random time, looks at what it left, and does so again; at
-last the command runs to its end. What it then leaves must be, bit for bit, what a run without a
-kill leaves.
+A world is a folder with data, models, caches and a report. Each trial copies it, starts a command
+in a process of its own, and kills it: at a random instant, or before one of the changes that it
+makes to the file system. Then it looks at what that left, and does so again; at last the command
+runs to its end. What it then leaves must be, bit for bit, what a run without a kill leaves, with
+nothing beside it, and nothing that was done may be undone by a later run.
 """
 
 import hashlib
@@ -12,11 +13,13 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +31,56 @@ from tests.command_line import run
 
 FORK = multiprocessing.get_context("fork")
 CPU = ("--device", "cpu")
-SMALL = ("--steps", "3", "--batch-size", "8", "--width", "8", "--precision", "float32", *CPU)
-DRAW = ("--num-inference-steps", "2", "--precision", "float32", *CPU)
+FLOAT = ("--precision", "float32", *CPU)
+SMALL = ("--steps", "3", "--batch-size", "8", "--width", "8", "--checkpoint-seconds", "0", *FLOAT)
+TUNE = (*SMALL[:4], *SMALL[6:])
+DRAW = ("--num-inference-steps", "2", *FLOAT)
 ONCE = ("--steps", "2", "--seeds", "1", *CPU)
+REPORT = ("--out", "new")
 SETS = ("folder:train", "folder:holdout", "folder:test")
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", SETS[0], "trained", *SMALL),
+    "train --condition tokens": ("train", SETS[0], "trained", "--condition", "tokens", *SMALL),
+    "train --method cold": ("train", SETS[0], "trained", "--method", "cold", *SMALL),
+    "train --method upsample": (
+        *("train", SETS[0], "trained", "--method", "upsample", "--low-size", "4", *SMALL),
+    ),
+    "train --method hardness": (
+        *("train", SETS[0], "trained", "--method", "hardness", "--base", "run", *TUNE),
+        *("--num-synthetic", "8"),
+    ),
+    "train --method finetune": (
+        *("train", SETS[0], "trained", "--method", "finetune", "--base", "run", *TUNE),
+        *("--snapshots", "1,2"),
+    ),
+    "cascade": ("cascade", "joined", "small", "stage"),
     "generate": ("generate", "run", "new.h5", "--per-class", "40", "--batch-size", "8", *DRAW),
-    "invert": ("invert", "tokens", SETS[0], "inverted", "--updates", "2", *DRAW[2:]),
-    "audit": ("audit", "c.h5", SETS[0], "--holdout", SETS[1], "--out", "new"),
-    "evaluate": ("evaluate", SETS[0], "c.h5", SETS[2], "--batch-size", "8", *ONCE, "--out", "new"),
+    "invert": (
+        *("invert", "tokens", SETS[1], "inverted", "--updates", "3", "--block-size", "8"),
+        *("--checkpoint-seconds", "0", *FLOAT),
+    ),
+    "split": ("split", SETS[0], "parts"),
+    "audit": ("audit", "c.h5", SETS[0], "--holdout", SETS[1], *REPORT),
+    "evaluate": ("evaluate", SETS[0], "c.h5", SETS[2], "--batch-size", "8", *ONCE, *REPORT),
     "evaluate labels": (
-        *("evaluate", "labels", "c.h5", SETS[0], "--percentile", "50", *ONCE, "--out", "new"),
+        *("evaluate", "labels", "c.h5", SETS[0], "--percentile", "50", *ONCE, *REPORT),
+    ),
+    "evaluate membership": (
+        *("evaluate", "membership", "run", SETS[0], SETS[1], "--random-split", "--levels", "2"),
+        *(*FLOAT, *REPORT),
     ),
     "evaluate quality": (
         *("evaluate", "quality", "c.h5", SETS[0], "--features", "pixels:2", "--force"),
-        *("--holdout", SETS[1], "--out", "new"),
+        *("--holdout", SETS[1], *REPORT),
     ),
     "evaluate density": (
         *("evaluate", "density", "c.h5", SETS[0], "--features", "pixels:2"),
-        *("--holdout", SETS[1], "--out", "new"),
+        *("--holdout", SETS[1], *REPORT),
     ),
     "sweep": (
         *("sweep", "run", SETS[0], "--validation", SETS[1], "--guidance-scale", "1.0"),
         *("--guidance", "1.5", "--per-class", "3", "--features", "pixels:2", "--force"),
-        *("--num-inference-steps", "2", *ONCE, "--out", "new"),
+        *("--num-inference-steps", "2", *ONCE, *REPORT),
     ),
     "cache merge": ("cache", "merge", "new.h5", "c.h5"),
     "cache export": ("cache", "export", "c.h5", "new", "--format", "folder"),
@@ -60,8 +88,10 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "cache forget": ("cache", "forget", SETS[0], "variants.h5", "exported"),
 }
 """Every command that writes, as it is called in a world."""
-CHEAP = ("cache merge", "cache export", "cache import", "cache forget")
+CHEAP = ("split", "cache merge", "cache export", "cache import", "cache forget")
 """Commands that need no model."""
+SAYS_SO = "exists already"
+"""What a command says that has done its work already and may not do it again."""
 
 
 @dataclass
@@ -89,9 +119,12 @@ def world(folder: Path, *, models: bool = True) -> Path:
         ("cache", "export", "variants.h5", "exported", "--format", "folder"),
     ]
     if models:
+        _import_all()
         start += [
             ("train", SETS[0], "run", *SMALL),
             ("train", SETS[0], "tokens", "--condition", "tokens", *SMALL),
+            ("train", SETS[0], "small", "--image-size", "4", *SMALL),
+            ("train", SETS[0], "stage", "--method", "upsample", "--low-size", "4", *SMALL),
             ("generate", "run", "drawn.h5", "--per-class", "6", *DRAW),
         ]
     for words in start:
@@ -102,46 +135,85 @@ def world(folder: Path, *, models: bool = True) -> Path:
     return folder
 
 
+def _import_all() -> None:
+    """What commands import when they need it: in processes that are forked off it is there, so
+    kills fall on their work."""
+    import accelerate  # noqa: F401
+    import diffusers.training_utils  # noqa: F401
+    import transformers  # noqa: F401
+
+    import synthaug
+
+    for name in synthaug.__all__:
+        if name != "albumentations":  # an extra
+            getattr(synthaug, name)
+
+
 def trials(base: Path, folder: Path, name: str, seeds: range, *, most: int = 3) -> Kills:
     """Kills a command up to `most` times per seed, then lets it end, and compares."""
-    words, found = COMMANDS[name], Kills()
-    expected, code, seconds = _uninterrupted(base, folder, words)
+    words, kills = COMMANDS[name], Kills()
+    expected = _uninterrupted(base, folder, words)
     for seed in seeds:
-        rng, place = np.random.default_rng(seed), folder / "killed"
+        rng, place = np.random.default_rng(seed), folder / "place"
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(base, place)
-        found.trials += 1
+        kills.trials += 1
+        faults: list[str] = []
+        saved: dict[str, int] = {}
         for _ in range(int(rng.integers(1, most + 1))):
-            child = _started(place, words)
-            child.join(float(rng.uniform(0, seconds)))
+            change = int(rng.integers(1, expected.changes + 1)) if rng.random() < 0.5 else 0
+            child = _started(place, words, kill_at=change)
+            child.join(60 + 10 * expected.seconds if change else rng.uniform(0, expected.seconds))
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.join()
-            found.kills += child.exitcode == -signal.SIGKILL
-            found.faults += [f"{name}, seed {seed}: {fault}" for fault in broken(place)]
-        ended, shown = _ended(place, _started(place, words))
+            kills.kills += child.exitcode == -signal.SIGKILL
+            faults += broken(place)
+            saved, before = progress(place), saved
+            faults += [
+                f"{x}: {n} in place of {before[x]}"
+                for x, n in saved.items()
+                if n < before.get(x, 0)
+            ]
+        code, shown = _ended(place, _started(place, words))
         left = fingerprint(place)
-        differing = sorted(k for k in {*left, *expected} if left.get(k) != expected.get(k))
-        if differing or (ended != code and "exists already" not in shown):
-            text = f"exit code {ended} in place of {code}, other files: {differing[:5]}"
-            found.faults.append(f"{name}, seed {seed}: {text}: {shown[-300:]}")
-    return found
+        different = sorted(
+            x for x in {*left, *expected.left} if left.get(x) != expected.left.get(x)
+        )
+        if different or (code != expected.code and SAYS_SO not in shown):
+            faults.append(
+                f"exit code {code} in place of {expected.code}, other files: {different[:5]}: "
+                f"{shown[-300:]}"
+            )
+        kills.faults += [f"{name}, seed {seed}: {fault}" for fault in faults]
+    return kills
 
 
-def _uninterrupted(
-    base: Path, folder: Path, words: tuple[str, ...]
-) -> tuple[dict[str, str], int, float]:
-    place = folder / "whole"
+@dataclass(frozen=True)
+class Uninterrupted:
+    """A run without a kill."""
+
+    left: dict[str, str]
+    """A digest of every file."""
+    code: int
+    seconds: float
+    changes: int
+    """How many changes it made to the file system."""
+
+
+def _uninterrupted(base: Path, folder: Path, words: tuple[str, ...]) -> Uninterrupted:
+    place, changes = folder / "place", RawValue("q", 0)  # reports and checkpoints name it
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(base, place)
     began = time.monotonic()
-    code, shown = _ended(place, _started(place, words))
+    code, shown = _ended(place, _started(place, words, changes=changes))
+    seconds = time.monotonic() - began
     assert code in (0, 1, 3), shown
-    return fingerprint(place), code, time.monotonic() - began
+    return Uninterrupted(fingerprint(place), code, seconds, changes.value)
 
 
-def _started(place: Path, words: tuple[str, ...]) -> Any:
-    child = FORK.Process(target=_command, args=(place, words))
+def _started(place: Path, words: tuple[str, ...], **how: Any) -> Any:
+    child = FORK.Process(target=_command, args=(place, words), kwargs=how)
     child.start()
     return child
 
@@ -157,10 +229,11 @@ def _ended(place: Path, child: Any) -> tuple[int, str]:
     return child.exitcode, shown.read_text() if shown.exists() else ""
 
 
-def _command(place: Path, words: tuple[str, ...]) -> None:
+def _command(place: Path, words: tuple[str, ...], *, kill_at: int = 0, changes: Any = None) -> None:
     os.setsid()  # whatever it starts is killed with it
     os.chdir(place)
     code = 99
+    _count_changes(RawValue("q", 0) if changes is None else changes, kill_at)
     try:
         outcome = run(*words)
         code, text = outcome.code, outcome.out + outcome.err
@@ -170,10 +243,44 @@ def _command(place: Path, words: tuple[str, ...]) -> None:
     os._exit(code)
 
 
+_CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
+
+
+def _count_changes(changes: Any, kill_at: int) -> None:
+    """Counts the changes to the file system that Python makes from now on in this process, and
+    kills all that it started before the one of number `kill_at`."""
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        written = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if written or event in _CHANGES:
+            changes.value += 1
+            if changes.value == kill_at:
+                os.killpg(0, signal.SIGKILL)
+
+    sys.addaudithook(look)
+
+
+def progress(place: Path) -> dict[str, int]:
+    """What is done by now: rows of caches, steps of trainings, updates of embeddings."""
+    done = {}
+    for path in place.rglob("*.h5"):
+        if path.name[0] != ".":
+            done[path.name] = int(SynthCache(path).done.sum())
+    for name in ("checkpoint", "checkpoint-previous"):
+        for path in place.glob(f"*/{name}/state.json"):
+            step = int(json.loads(path.read_text())["step"])
+            done[path.parts[-3]] = max(step, done.get(path.parts[-3], 0))
+    for path in place.glob("*/embeddings/*.safetensors"):
+        done[path.name] = 1
+    return done
+
+
 def broken(place: Path) -> list[str]:
     """What is there under its own name and cannot be used."""
     faults = []
     for path in _kept(place):
+        if any(part[0] == "." for part in path.relative_to(place).parts):
+            continue  # begun by what was killed
         try:
             if path.suffix == ".h5":
                 if len(bad := SynthCache(path).verify()):
@@ -194,15 +301,16 @@ def fingerprint(place: Path) -> dict[str, str]:
 
 
 def _kept(place: Path) -> list[Path]:
-    """All files but hidden ones, which are the rests of kills, and what is in such folders."""
-    files = (path for path in place.rglob("*") if path.is_file() and path.suffix != ".lock")
-    inside = ((path, path.relative_to(place).parts) for path in files)
-    return sorted(path for path, parts in inside if not any(part[0] == "." for part in parts))
+    """All files but locks, which a kill leaves behind and which are in nobody's way."""
+    return sorted(p for p in place.rglob("*") if p.is_file() and p.suffix != ".lock")
 
 
 def _digest(path: Path) -> str:
-    if path.suffix in (".html", ".jsonl"):  # with times
+    if path.suffix == ".html":  # with times
         return "there"
+    if path.suffix == ".jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return json.dumps(_timeless(lines), sort_keys=True)
     if path.suffix == ".h5":
         cache = SynthCache(path)
         done = np.flatnonzero(cache.done)
@@ -215,5 +323,6 @@ def _digest(path: Path) -> str:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if "second" not in k and k != "digests"}
+        timed = ("digests", "created", "updates_per_second")
+        return {k: _timeless(v) for k, v in value.items() if "second" not in k and k not in timed}
     return [_timeless(one) for one in value] if isinstance(value, list) else value

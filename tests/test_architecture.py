@@ -76,7 +76,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_fewest_copies": {"_audit"},
     "test_cache": {"_cache"},
     "test_cache_damage": {"_cache"},
-    "test_cache_faults": {"_cache"},
+    "test_cache_faults": {"_cache", "_support"},
     "test_cache_races": {"_cache", "_generate", "_support"},
     "test_cache_tools": {"_cache"},
     "test_canaries": {"_audit", "_images", "_pixels"},

@@ -22,7 +22,8 @@ import torch
 
 from synthaug import Plan, SynthCache
 from synthaug._cache import State
-from synthaug._cache.files import new_file, remove_orphans
+from synthaug._cache.files import new_file
+from synthaug._support.files import remove_orphans, whole_file, write_text
 from synthaug.caches import export, merge
 from synthaug.errors import CacheError
 
@@ -146,6 +147,26 @@ def test_a_partial_file_in_use_is_not_taken_for_an_orphan(tmp_path: Path) -> Non
             raise ZeroDivisionError
         assert len(os.listdir(tmp_path)) == 2
     assert (tmp_path / "c.h5").read_bytes() == b"half"
+
+
+def test_what_a_kill_left_of_a_report_is_gone_once_it_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+
+    def killed() -> None:
+        with whole_file(path) as temporary:
+            Path(temporary).write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = FORK.Process(target=killed)
+    child.start()
+    child.join()
+    assert len(os.listdir(tmp_path)) == 1
+    with whole_file(path) as temporary:  # another process that writes the same file is left alone
+        Path(temporary).write_text("first")
+        write_text(path, "second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["report.json"]
 
 
 def test_of_two_that_create_the_same_file_one_wins_and_the_other_is_told(tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 import errno
 import fcntl
-import glob
 import io
 import math
 import os
-import secrets
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -14,7 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from synthaug._support.files import sync_file, sync_folder
+from synthaug._support.files import (
+    open_temporary,
+    remove_orphans,
+    sync_file,
+    sync_folder,
+    temporary_name,
+)
 from synthaug._support.locks import claimed, owner_of
 from synthaug.errors import CacheError, MismatchError
 
@@ -220,7 +224,7 @@ def new_file(path: Path) -> Iterator[int]:
             written.
     """
     with _appearing(path):
-        fd, temporary = _open_temporary(path)
+        fd, temporary = open_temporary(path)
         try:
             yield fd
             sync_file(fd)
@@ -247,18 +251,6 @@ def _appearing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_temporary(path: Path) -> tuple[int, Path]:
-    """A new file beside `path`, locked: the lock says that it is in use, and dies with us."""
-    while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # a file system without locks: there, orphans stay
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:
-            return fd, temporary
-        os.close(fd)  # between creation and lock another process took it for an orphan
-
-
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder for what becomes `path` once the block has ended without an error; as `new_file`.
@@ -267,7 +259,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         CacheError: `path` exists, or something cannot be written.
     """
     with _appearing(path):
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        temporary = temporary_name(path)
         os.mkdir(temporary)
         fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -277,25 +269,6 @@ def new_folder(path: Path) -> Iterator[Path]:
             os.rename(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            os.close(fd)
-
-
-def remove_orphans(path: Path) -> None:
-    """Removes what a kill left behind of a new `path`: partial files and folders without a lock."""
-    for orphan in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
-        try:
-            fd = os.open(orphan, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # gone already, or not ours to remove
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if orphan.is_dir():
-                shutil.rmtree(orphan)
-            else:
-                os.unlink(orphan)
-        except OSError:  # in use, or a file system without locks
-            continue
-        finally:
             os.close(fd)
 
 

@@ -23,7 +23,7 @@ from synthaug._cache.compare import (
     recipe_differences,
     shape_differences,
 )
-from synthaug._cache.files import pwrite, remove_orphans
+from synthaug._cache.files import pwrite
 from synthaug._cache.format import (
     ChosenRows,
     State,
@@ -41,7 +41,7 @@ from synthaug._cache.verify import verify
 from synthaug._images.calls import called
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.differences import described
-from synthaug._support.files import sync_file
+from synthaug._support.files import remove_orphans, sync_file
 from synthaug._support.rows import row_numbers
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import CacheError, CachePendingError, MismatchError

@@ -1,11 +1,14 @@
 """Small files that are whole or absent, whatever happens while they are written."""
 
 import errno
+import fcntl
+import glob
 import logging
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,13 +91,51 @@ def _tell_unsynced(reason: str) -> None:
     )
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` for what becomes it, by which `remove_orphans` knows it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def open_temporary(path: Path, mode: int = 0o666) -> tuple[int, Path]:
+    """A new file beside `path`, locked: the lock says that it is in use, and dies with us."""
+    while True:
+        temporary = temporary_name(path)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with suppress(OSError):  # a file system without locks: there, orphans stay
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd, temporary
+        os.close(fd)  # between creation and lock another process took it for an orphan
+
+
+def remove_orphans(path: Path) -> None:
+    """Removes what a kill left behind of a new `path`: partial files and folders without a lock."""
+    for orphan in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
+        try:
+            fd = os.open(orphan, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # gone already, or not ours to remove
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if orphan.is_dir():
+                shutil.rmtree(orphan)
+            else:
+                os.unlink(orphan)
+        except OSError:  # in use, or a file system without locks
+            continue
+        finally:
+            os.close(fd)
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[str]:
     """Gives the name of a temporary file, which takes the place of `path` when it is complete.
 
+    Until it is whole and on disk, an older file stays. What a kill left behind of an earlier call
+    for the same path is removed.
+
     Args:
-        path: File to write; its folder is made if it is missing. An older one stays if an error
-            comes.
+        path: File to write; its folder is made if it is missing.
         private: For its owner only.
 
     Raises:
@@ -104,20 +145,20 @@ def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterat
     check_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        remove_orphans(path)
+        lock, temporary = open_temporary(path, 0o600 if private else 0o666)
     except OSError as error:  # which names the temporary file
         raise OSError(error.errno, error.strerror, str(path)) from error
-    os.close(handle)
     try:
-        yield temporary
-        if not private:  # what `open` would have given
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
+        yield str(temporary)
+        with open(temporary, "rb") as written:
+            sync_file(written.fileno())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+    finally:
+        os.close(lock)
 
 
 def picture_format(path: str | os.PathLike[str]) -> str:
@@ -152,11 +193,6 @@ def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False
         private: For its owner only, where others could see real images in it.
     """
     path = Path(path)
-    with (
-        whole_file(path, private=private) as temporary,
-        open(temporary, "w", encoding="utf-8") as f,
-    ):
-        f.write(text)
-        f.flush()
-        sync_file(f.fileno())
+    with whole_file(path, private=private) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
     return path

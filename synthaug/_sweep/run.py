@@ -19,7 +19,7 @@ from synthaug._images.source import ImageSource, recorded
 from synthaug._noise import counter_rng
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.devices import choose_device
-from synthaug._support.files import check_folder, write_text
+from synthaug._support.files import check_folder, whole_file, write_text
 from synthaug._support.precision import Resolved, recorded_precision
 from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
@@ -33,7 +33,7 @@ from synthaug._sweep.settings import (
     default_grid,
     default_guidance,
 )
-from synthaug._training.checkpoints import load_tensors, reading
+from synthaug._training.checkpoints import load_tensors, reading, save_tensors
 from synthaug._training.loop import own_randomness
 from synthaug._types import Indices
 from synthaug.errors import MismatchError
@@ -247,8 +247,6 @@ class _Work:
 
     def classifier(self) -> nn.Module:
         """A classifier trained on the real images, or the one that an earlier call trained."""
-        from safetensors.torch import save_file
-
         config = self.config.classifiers
         how = {"model": config.model_name, "steps": config.steps, **config.changes()}
         key = settings_digest({"real": self.prints["real"], **how})
@@ -260,10 +258,8 @@ class _Work:
                 network.load_state_dict(load_tensors(path))
             return network.to(choose_device(config.device)).eval()
         network = trained_classifier(self.real, config=config, progress=self.progress)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.with_suffix(".part")
-        save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, str(whole))
-        whole.replace(path)
+        with whole_file(path) as temporary:
+            save_tensors(Path(temporary), network.state_dict())
         return network
 
     def cache(self, trial: Trial) -> SynthCache:

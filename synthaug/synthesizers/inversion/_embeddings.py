@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._support.files import whole_file
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import load_tensors, reading, save_tensors, tensor_digest
 from synthaug._types import Labels
@@ -98,10 +99,8 @@ class EmbeddingTable:
         tensors = {f"{_PREFIX}{u}": e for u, e in self.snapshots.items()}
         tensors["keys"] = torch.from_numpy(self.keys.view(np.int64))
         tensors["labels"] = torch.from_numpy(self.labels)
-        path = folder / f"{block:05d}.safetensors"
-        temporary = path.with_suffix(".tmp")
-        save_tensors(temporary, tensors)
-        temporary.replace(path)  # whole or absent
+        with whole_file(folder / f"{block:05d}.safetensors") as temporary:
+            save_tensors(Path(temporary), tensors)
 
     @classmethod
     @lasting_tensors()

@@ -1,7 +1,6 @@
 """The training of the two networks that steer `LowDensity`, on the noise of its own generator."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng, stream
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import settings_digest
+from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
 from synthaug._support.stopping import kept_at_stop
 from synthaug._support.torch_state import lasting_tensors
@@ -169,11 +169,11 @@ class HardnessFitJob(AbstractFitJob[Guides]):
                 else:
                     drawn = [self.base.draw(part) for part in rows.batches(64)]
                     pixels = to_pixels(torch.cat(drawn))
-                    with writing(path, "Free some space and run again."):
-                        folder.mkdir(parents=True, exist_ok=True)
-                        part = path.with_suffix(f".{os.getpid()}")  # every process draws them
-                        save_tensors(part, {"pixels": pixels})
-                        part.replace(path)
+                    with (
+                        writing(path, "Free some space and run again."),
+                        whole_file(path) as part,  # every process draws them, and has its own
+                    ):
+                        save_tensors(Path(part), {"pixels": pixels})
                 blocks.append(pixels)
                 shown.update(len(pixels))
         drawn_pixels = torch.cat(blocks)
