@@ -21,9 +21,9 @@ from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
 from synthaug import load_dataset
-from synthaug._images import loaders as _sources
 from synthaug._images.convert import label_like, like, pixels_of
 from synthaug._images.fields import Fields
+from synthaug._images.folders import IMAGE_EXTENSIONS
 from synthaug._images.source import ImageSource
 from synthaug.errors import DataError, MismatchError
 from synthaug.images import LabeledImages
@@ -926,4 +926,4 @@ def test_labels_that_are_not_class_indices_are_refused(example):
 
 
 def test_every_extension_we_call_an_image_is_one_that_pillow_opens():
-    assert set(Image.registered_extensions()) >= _sources.IMAGE_EXTENSIONS
+    assert set(Image.registered_extensions()) >= IMAGE_EXTENSIONS

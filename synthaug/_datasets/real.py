@@ -10,7 +10,7 @@ from synthaug._images.annotations import annotations_of
 from synthaug._images.calls import Form, Placeholder, form_of
 from synthaug._images.convert import describe, is_probabilities, label_like, pixels_of
 from synthaug._images.fields import Adapter, Fields
-from synthaug._images.loaders import checked_labels
+from synthaug._images.requests import checked_labels
 from synthaug._images.source import ImageSource
 from synthaug._images.untransformed import without_transforms
 from synthaug._support.names import class_names

@@ -18,14 +18,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from synthaug._images.dataset import AbstractLabeledDataset
-from synthaug._images.loaders import (
-    LOADERS,
-    ImageRequest,
-    check_labeled_images,
-    checked_labels,
-    parse_spec,
-    spec_of,
-)
+from synthaug._images.loaders import LOADERS, parse_spec, spec_of
+from synthaug._images.requests import ImageRequest, check_labeled_images, checked_labels
 from synthaug._images.stores import Conform, Files, Memory, Problem, Store, gather
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_at_least, check_distinct, check_type

@@ -8,318 +8,27 @@ import logging
 import os
 import pickle
 import shlex
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from PIL import Image
 
+from synthaug._images.folders import load_folder
 from synthaug._images.leaves import class_names as names_of
-from synthaug._images.leaves import labels_at, numbered_classes
-from synthaug._images.stores import (
-    HDF5,
-    Conform,
-    Files,
-    Indexed,
-    Memory,
-    Problem,
-    Store,
-    open_hdf5,
-    open_image,
-    orientation,
-    unreadable,
-)
-from synthaug._support.names import class_name, class_names
-from synthaug._support.progress import bar
+from synthaug._images.leaves import labels_at
+from synthaug._images.requests import ImageRequest, Loaded, ordered
+from synthaug._images.stores import HDF5, Indexed, Memory, open_hdf5
 from synthaug._support.reading import parse_json
 from synthaug._support.storage import storage_fault
-from synthaug._types import Labels
 from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
 
-_EXTENSIONS = ".bmp .gif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp"
-IMAGE_EXTENSIONS = frozenset(_EXTENSIONS.split())
-"""Files with one of these must be images; files with any other are passed over, and counted."""
 _LARGEST_CHUNK = 2**30  # bytes, unpacked whole for a single value
-_OTHERS = ".arw .avif .cr2 .cr3 .dng .heic .heif .jp2 .jxl .nef .orf .psd .raf .rw2 .svg .tga"
-OTHER_IMAGES = frozenset(_OTHERS.split())
-"""Images too, of formats that we do not read."""
-LEFTOVERS = frozenset(("$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX"))
-"""Folders that systems leave behind, besides hidden ones such as `.ipynb_checkpoints`."""
-_LISTED = 20
-"""How many files that cannot be used an error names."""
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """What `load_dataset` is asked for."""
-
-    where: str
-    """A path, or the name of a data set with its options."""
-    split: str | None
-    conform: Conform
-    classes: Sequence[str] | None
-    """The class names in the order that is wanted."""
-    progress: bool | None
-    skip_bad: bool = False
-    """Leave out files that cannot be used."""
-    skipped: list[str] = field(default_factory=list)
-    """What was wrong with those that were left out."""
-
-    def usable(self, problems: Mapping[str, Problem], total: int) -> None:
-        """Records the files that cannot be used as left out, or refuses them.
-
-        Args:
-            problems: Why each of them cannot be used; a message that names the file.
-            total: How many files there are.
-
-        Raises:
-            DataError, MismatchError: Naming them, if there are some and they are not left out.
-        """
-        if not problems:
-            return
-        listed = [str(problem) for problem in problems.values()]
-        more = len(listed) - _LISTED
-        lines = [*listed[:_LISTED], *([f"... and {more:,} more."] if more > 0 else [])]
-        text = f"{len(listed):,} of {total:,} files cannot be used"
-        if self.skip_bad:
-            self.skipped.extend(listed)
-            log.warning("%s, and are left out:\n  %s", text, "\n  ".join(lines))
-            return
-        kind = type(next(iter(problems.values())))
-        if len(listed) == 1:
-            raise kind(listed[0])
-        remedy = "Repair or delete them, or leave them out with `skip_bad=True`."
-        raise kind("\n  ".join([f"{text}:", *lines]) + f"\n{remedy}")
-
-
-Loaded = tuple[Store, Labels, tuple[str, ...]]
-
-# folder: -----------------------------------------------------------------------------------------
-
-
-def _folder(asked: ImageRequest) -> Loaded:
-    walk, names = _class_folders(asked)
-    root = walk.root
-    order = tuple(names) if asked.classes is None else tuple(asked.classes)
-    paths: list[str] = []
-    labels: list[int] = []
-    others = sorted(os.path.join(root, f) for f in os.listdir(root) if (root / f).is_file())
-    for label, name in enumerate(order):
-        files = sorted(walk.files(names[name])) if name in names else []
-        images = [f for f in files if _extension(f) in IMAGE_EXTENSIONS]
-        others += sorted(set(files) - set(images))
-        paths += images
-        labels += [label] * len(images)
-    unread = Counter(_extension(path) for path in others if _extension(path) in OTHER_IMAGES)
-    formats = ", ".join(f"{count:,} {extension}" for extension, count in sorted(unread.items()))
-    advice = f" {formats} are images of formats that we do not read: convert them to JPEG or PNG."
-    if not paths:
-        raise DataError(
-            f"{root} holds no image. Expected files ending in "
-            f"{', '.join(sorted(IMAGE_EXTENSIONS))}.{advice if unread else ''}"
-        )
-    check_labeled_images(labels, order, str(root), asked)
-    _tell_left_out(others, advice if unread else "", walk.skipped)
-    kept, shape = _check_headers(paths, asked)
-    paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
-    check_labeled_images(labels, order, str(root), asked)
-    return Files(paths, asked.conform, shape), np.array(labels), order
-
-
-def _tell_left_out(others: Sequence[str], advice: str, skipped: Sequence[str]) -> None:
-    """Warns, in one line, of what lies in the folders and is not loaded."""
-    notices = []
-    if others:
-        notices.append(
-            f"Passed over {len(others)} files that are not images in a class folder, e.g. "
-            f"{others[0]}.{advice}"
-        )
-    if skipped:
-        notices.append(
-            f"Skipped {len(skipped)} files and folders that tools leave behind, or links to "
-            f"what is listed anyway, e.g. {skipped[0]}."
-        )
-    if notices:
-        log.warning("%s", " ".join(notices))
-
-
-def _extension(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
-
-
-def check_labeled_images(
-    labels: Iterable[int], classes: Sequence[str], where: str, asked: ImageRequest
-) -> None:
-    """Refuses classes without an image.
-
-    Raises:
-        DataError: Naming them.
-    """
-    present = set(map(int, labels))
-    empty = [repr(name) for label, name in enumerate(classes) if label not in present]
-    if empty:
-        more = f" (nor have {', '.join(empty[1:_LISTED])})" if len(empty) > 1 else ""
-        remedy = "delete the folder" if asked.classes is None else "leave it out of `classes`"
-        raise DataError(f"Class {empty[0]} has no image in {where}{more}. Add images, or {remedy}.")
-
-
-def _class_folders(asked: ImageRequest) -> tuple["_Walk", dict[str, str]]:
-    """The folder that holds one subfolder per class, and these by the sorted names of classes."""
-    root = Path(asked.where).expanduser()
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"{root} {what}; expected a folder with one subfolder per class.")
-    if asked.split is not None:
-        if not (root / asked.split).is_dir():
-            raise DataError(
-                f"{root} has no subfolder {asked.split!r}. "
-                f"It has: {', '.join(_Walk(root).folders()) or 'none'}."
-            )
-        root = root / asked.split
-    walk = _Walk(root)
-    names = walk.folders()
-    if not names:
-        raise DataError(
-            f"{root} has no subfolders. Images must lie in one folder per class: "
-            f"{root / 'cat' / '1.png'}, {root / 'dog' / '1.png'}, ..."
-        )
-    if set(names) <= {"train", "test", "val", "valid", "validation"}:
-        raise MismatchError(
-            f"The subfolders of {root} are splits and not classes: {', '.join(names)}. Choose one, "
-            f"for example folder:{root / names[-1]}."
-        )
-    folders = {class_name(name): name for name in names}
-    if len(folders) < len(names):
-        twice = next(name for name in names if folders[class_name(name)] != name)
-        raise DataError(f"{root} has two folders {twice!r}, whose names look alike. Rename one.")
-    _check_known(tuple(folders), asked.classes, f"{root} has a class folder")
-    return walk, folders
-
-
-class _Walk:
-    """Lists a folder once: not what tools leave behind, nor links to what is listed anyway."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.skipped: list[str] = []
-        self._real = root.resolve()
-        self._followed: set[Path] = set()
-
-    def folders(self) -> list[str]:
-        """Sorted names of the folders in the root."""
-        names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
-        return [name for name in names if self._is_listed(str(self.root / name))]
-
-    def files(self, folder: str) -> Iterator[str]:
-        """Paths of the files in a folder of the root, and in those below it."""
-        for where, folders, files in os.walk(self.root / folder, followlinks=True):
-            paths = [os.path.join(where, name) for name in sorted(folders)]
-            folders[:] = [os.path.basename(path) for path in paths if self._is_listed(path)]
-            for name in files:
-                path = os.path.join(where, name)
-                if name.startswith("."):
-                    self.skipped.append(path)
-                else:
-                    yield path
-
-    def _is_listed(self, folder: str) -> bool:
-        """Whether a folder is to be listed; else it is counted as skipped."""
-        listed = not _is_leftover(os.path.basename(folder))
-        if listed and os.path.islink(folder):
-            real = Path(folder).resolve()
-            within = real.is_relative_to(self._real)
-            inside = within and not any(map(_is_leftover, real.relative_to(self._real).parts))
-            above = self._real.is_relative_to(real)
-            listed = not (inside or above or real in self._followed)
-            self._followed.add(real)
-        if not listed:
-            self.skipped.append(folder)
-        return listed
-
-
-def _is_leftover(name: str) -> bool:
-    return name.startswith(".") or name in LEFTOVERS
-
-
-def _check_headers(
-    paths: Sequence[str], asked: ImageRequest
-) -> tuple[list[int], tuple[int, int, int]]:
-    """Opens every file without decoding it.
-
-    Returns:
-        Which files can be used, and the shape that all of them will have.
-    """
-    conform = asked.conform
-
-    unknown: list[str] = []  # files whose EXIF cannot be read
-
-    def header(path: str) -> tuple[str, tuple[int, int], Problem | None]:
-        try:
-            with open_image(path) as image:
-                if conform.upright and orientation(image) is None:
-                    unknown.append(path)
-                reason = conform.refuse(image)
-                refused = None if reason is None else MismatchError(f"{path} {reason}")
-                return image.mode, conform.size_of(image), refused
-        except Exception as error:  # Pillow's readers raise whatever the bytes provoke
-            return "", (0, 0), DataError(unreadable(path, error))
-
-    problems: dict[str, Problem] = {}
-    seen: dict[tuple[str, tuple[int, int]], str] = {}
-    with (
-        bar(len(paths), "check files", "image", delay=2, progress=asked.progress) as shown,
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-    ):
-        for path, (mode, size, problem) in zip(paths, pool.map(header, paths), strict=True):
-            shown.update()
-            if problem is not None:
-                problems[path] = problem
-            else:
-                seen.setdefault((mode, size), path)
-    _tell_unknown(sorted({*unknown} - {*problems}))
-    asked.usable(problems, len(paths))
-    if not seen:
-        raise DataError(f"None of the {len(paths):,} files can be used.")
-    (mode, size), path = next(iter(seen.items()))
-    for (other_mode, other_size), other in seen.items():
-        if conform.size is None and other_size != size:
-            raise MismatchError(
-                f"Images differ in size: {path} is {size[0]}x{size[1]}, {other} is "
-                f"{other_size[0]}x{other_size[1]}. Resize them when loading, for example with "
-                f"`image_size={min(size)}`."
-            )
-        if conform.channels is None and other_mode != mode:
-            raise MismatchError(
-                f"Some images are grey and some are coloured: {path} has mode {mode}, {other} has "
-                f"mode {other_mode}. Convert them when loading, with `channels=3` or "
-                "`channels=1`."
-            )
-    channels = conform.channels or {"L": 1, "RGB": 3}[mode]
-    height, width = conform.size or size[::-1]
-    kept = [i for i, path in enumerate(paths) if path not in problems]
-    return kept, (channels, height, width)
-
-
-def _tell_unknown(paths: Sequence[str]) -> None:
-    """Warns, in one line, of photos of which nobody knows how the camera was held."""
-    if paths:
-        log.warning(
-            "The EXIF of %s cannot be read%s: taken as upright. Look whether it is.",
-            paths[0],
-            f" (nor that of {len(paths) - 1:,} more)" if len(paths) > 1 else "",
-        )
-
-
-# torchvision:, hdf5:, digits ---------------------------------------------------------------------
 
 
 def _torchvision(asked: ImageRequest) -> Loaded:
@@ -375,7 +84,7 @@ def _torchvision(asked: ImageRequest) -> Loaded:
     if len(dataset) == 0:
         raise DataError(f"torchvision's {name} in {options.get('root')!r} is empty.")
     labels, found = labels_at(dataset, np.arange(len(dataset))), names_of(dataset)
-    labels, names = _ordered(labels, found, asked.classes, f"torchvision's {name}")
+    labels, names = ordered(labels, found, asked.classes, f"torchvision's {name}")
     return Indexed(dataset, 0, asked.conform), labels, names
 
 
@@ -427,7 +136,7 @@ def _hdf5_contents(path: str, file: Any, asked: ImageRequest) -> Loaded:
     found = _hdf5_classes(file)
     if len(rows) == 0:
         raise DataError(f"{path} holds no image.")
-    values, names = _ordered(values[rows], found, asked.classes, path)
+    values, names = ordered(values[rows], found, asked.classes, path)
     return HDF5(path, rows, last, asked.conform), values, names
 
 
@@ -485,12 +194,12 @@ def _digits(asked: ImageRequest) -> Loaded:
     pixels = (bunch.images[rows] * (255 / 16)).round().astype(np.uint8)
     images = np.stack([asked.conform(Image.fromarray(image), "A digit") for image in pixels])
     digits = [str(i) for i in range(10)]
-    labels, names = _ordered(bunch.target[rows], digits, asked.classes, "digits")
+    labels, names = ordered(bunch.target[rows], digits, asked.classes, "digits")
     return Memory(torch.from_numpy(images)), labels, names
 
 
 LOADERS: dict[str, Callable[[ImageRequest], Loaded]] = {
-    "folder": _folder,
+    "folder": load_folder,
     "torchvision": _torchvision,
     "hdf5": _hdf5,
     "digits": _digits,
@@ -529,56 +238,3 @@ def parse_spec(spec: str, split: str | None) -> tuple[str, str, str | None]:
             f"The data set {spec!r} names its split, and `split` is {split!r}. Leave one out."
         )
     return kind, where, split if given is None else given
-
-
-def _ordered(
-    labels: ArrayLike, found: Sequence[str] | None, wanted: Sequence[str] | None, where: str
-) -> tuple[Labels, tuple[str, ...]]:
-    """Checks labels, and renumbers them from the order of `found` to that of `wanted`, by name."""
-    found = None if found is None else class_names(found)
-    if found is not None and wanted is not None and len({*found}) < len(found) == len(wanted):
-        found = wanted  # the same classes, each under a name of its own
-    if found is None:  # SVHN, FakeData, a file with labels alone
-        found = wanted or numbered_classes(labels, where)
-    values = checked_labels(labels, found, where)
-    if wanted is None:
-        return values, tuple(found)
-    _check_known(found, wanted, f"{where} has a class")
-    number = {name: index for index, name in enumerate(wanted)}
-    return np.array([number[name] for name in found], np.int64)[values], tuple(wanted)
-
-
-def _check_known(names: Sequence[str], wanted: Sequence[str] | None, what: str) -> None:
-    known = set(wanted or ())
-    unknown = [] if wanted is None else [repr(name) for name in names if name not in known]
-    if wanted is not None and unknown:
-        raise MismatchError(
-            f"{what} {', '.join(unknown[:_LISTED])}, which is not among the {len(wanted)} classes "
-            f"that were given: {', '.join(wanted)}."
-        )
-
-
-def checked_labels(labels: ArrayLike, classes: Sequence[str], where: str) -> Labels:
-    """Labels as int64 (N,), each of them one of the classes, whose names differ."""
-    values = np.asarray(labels)
-    if values.shape == (0,):
-        values = values.astype(np.int64)  # of an empty list
-    if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(
-            f"`labels` is {values.dtype} with shape {values.shape}, expected integers (N,)."
-        )
-    if len(set(classes)) != len(classes):
-        twice = next(name for i, name in enumerate(classes) if name in classes[:i])
-        raise DataError(
-            f"{where}: the class name {twice!r} occurs twice. Give each class a name of its own: "
-            f"`classes=[...]`, {len(classes)} names in the order of the labels."
-        )
-    if len(values) and not (values.min() >= 0 and values.max() < len(classes)):
-        bad = int(values.max() if values.max() >= len(classes) else values.min())
-        row = int(np.flatnonzero(values == bad)[0])
-        raise DataError(
-            f"{where}: image {row} has label {bad}, but there are {len(classes)} classes "
-            f"(labels 0 to {len(classes) - 1}). Correct it, or give the names of all "
-            "classes."
-        )
-    return values.astype(np.int64)

@@ -33,6 +33,7 @@ from synthaug._images.leaves import (
 )
 from synthaug._images.stores import Indexed, gather
 from synthaug._images.untransformed import without_transforms
+from synthaug._images.wrappers import flattened, only_selects
 from synthaug._pixels import digest
 from synthaug._support.rows import row_numbers, whole_numbers
 from synthaug._types import JSON, Indices, Labels, Pixels
@@ -64,7 +65,7 @@ class ImageSource:
         """The data sets below `Subset` and `ConcatDataset`."""
         self._places: tuple[NDArray[np.int32], Indices] | None = None
         if isinstance(dataset, Subset | ConcatDataset):
-            self.leaves, leaf, row = _flattened(dataset)
+            self.leaves, leaf, row = flattened(dataset)
             self._places = leaf, row
 
     @classmethod
@@ -120,7 +121,7 @@ class ImageSource:
         if self._places is None:
             return labels_at(self.dataset, None, self._label_key)
         labels = self.labels_of(np.arange(len(self)))
-        if not _only_selects(self.dataset):
+        if not only_selects(self.dataset):
             sample = label_sample(self.dataset, np.arange(len(self)), self._label_key)
             check_sample(labels, sample, self.name)
         return labels
@@ -539,47 +540,6 @@ def _one_shape(owner: str, images: Iterable[Tensor]) -> tuple[int, ...]:
             "for example in a transform."
         )
     return shapes[0]
-
-
-def _flattened(dataset: Any) -> tuple[list[Any], NDArray[np.int32], Indices]:
-    """The data sets below `Subset` and `ConcatDataset`, and where each item lies.
-
-    Returns:
-        The data sets; for every item the number of its data set; and its row there.
-    """
-    if isinstance(dataset, Subset):
-        leaves, leaf, row = _flattened(dataset.dataset)
-        chosen = _subset_rows(dataset)
-        return leaves, leaf[chosen], row[chosen]
-    if not isinstance(dataset, ConcatDataset):
-        return [dataset], np.zeros(len(dataset), np.int32), np.arange(len(dataset))
-    every: list[Any] = []
-    places = []
-    for part in dataset.datasets:
-        leaves, leaf, row = _flattened(part)
-        places.append((leaf + np.int32(len(every)), row))
-        every += leaves
-    leaf, row = (np.concatenate(parts) for parts in zip(*places, strict=True))
-    return every, leaf, row
-
-
-def _only_selects(dataset: Any) -> bool:
-    """Whether no wrapper above the leaves could change labels: `Subset` and others of torch."""
-    if not isinstance(dataset, Subset | ConcatDataset):
-        return True
-    inside = [dataset.dataset] if isinstance(dataset, Subset) else dataset.datasets
-    return type(dataset).__module__.startswith("torch.") and all(map(_only_selects, inside))
-
-
-def _subset_rows(subset: Any) -> Indices:
-    """The rows of a `Subset`, which itself would take a mask for rows 0 and 1."""
-    try:
-        return whole_numbers(subset.indices, "indices")
-    except TypeError as error:
-        raise TypeError(
-            f"A `Subset` cannot be read: {error} Torch takes a mask for rows 0 and 1: make the "
-            "Subset with `np.flatnonzero(mask)`."
-        ) from error
 
 
 def _untransformed(dataset: Any, rows: Indices) -> Iterator[Tensor]:
