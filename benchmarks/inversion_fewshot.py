@@ -29,9 +29,8 @@ from _inversion import (
 )
 from _machine import write
 
-import synthaug
 from synthaug import ClassifierConfig, MixedDataset, evaluate
-from synthaug.evaluation import Arm, StandardAugment, check_labels
+from synthaug.evaluation import Arm, CutMix, StandardAugment, check_labels
 
 
 def augmentations(size: int, flip: bool) -> dict[str, Any]:
@@ -40,14 +39,12 @@ def augmentations(size: int, flip: bool) -> dict[str, Any]:
 
     standard = StandardAugment(padding=max(1, size // 8), horizontal_flip=flip)
     randomised = batch_of(v2.RandAugment())
-    found = {
+    return {
         "none": None,
         "flip and crop": standard,
         "RandAugment": lambda pixels: randomised(standard(pixels)),
+        "CutMix": CutMix(first=standard),
     }
-    if hasattr(synthaug, "CutMix"):
-        found["CutMix"] = synthaug.evaluation.CutMix(first=standard)
-    return found
 
 
 def one_size(

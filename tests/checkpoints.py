@@ -28,19 +28,21 @@ def tiny_unet(num_classes: int | None = 4, size: int = 8, channels: int = 1) -> 
     ).eval()
 
 
-def tiny_dit() -> Any:
+def tiny_dit(**changes: Any) -> Any:
     from diffusers import DiTTransformer2DModel
 
     torch.manual_seed(0)
-    return DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=1,
-        out_channels=1,
-        num_layers=1,
-        sample_size=8,
-        num_embeds_ada_norm=4,
-    ).eval()
+    arguments = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 4,
+        "in_channels": 1,
+        "out_channels": 1,
+        "num_layers": 1,
+        "sample_size": 8,
+        "num_embeds_ada_norm": 4,
+        **changes,
+    }
+    return DiTTransformer2DModel(**arguments).eval()
 
 
 def sampled(**settings: Any) -> dict[str, Any]:

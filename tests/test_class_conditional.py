@@ -12,7 +12,13 @@ from synthaug import Plan, TrainingConfig, generate
 from synthaug.denoisers import build_unet
 from synthaug.errors import CheckpointError, DataError, MismatchError
 from synthaug.synthesizers import ClassConditional, SamplerConfig, streams
-from tests.checkpoints import Counting, cosine_config, tiny_unet, write_stable_diffusion
+from tests.checkpoints import (
+    Counting,
+    cosine_config,
+    tiny_dit,
+    tiny_unet,
+    write_stable_diffusion,
+)
 from tests.images import to_images, to_pixels
 from tests.tiny.class_conditional import NAMES, Real, tiny
 
@@ -358,21 +364,7 @@ def test_a_size_that_the_autoencoder_cannot_halve_is_refused(tmp_path):
 
 
 def test_a_transformer_that_also_predicts_its_variance_is_sampled(tmp_path):
-    from diffusers import DiTTransformer2DModel
-
-    torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=1,
-        out_channels=2,
-        num_layers=1,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=4,
-        norm_num_groups=1,
-    ).eval()
-    synthesizer = tiny(transformer)
+    synthesizer = tiny(tiny_dit(out_channels=2, patch_size=2, norm_num_groups=1))
     synthesizer.save_pretrained(tmp_path)
     loaded = ClassConditional.from_pretrained(tmp_path)
     plan = loaded.plan(per_class=1, guidance_scale=2.0)

@@ -24,7 +24,13 @@ from synthaug.synthesizers.class_conditional._fine_tuning import (
     learn_classes,
     merged,
 )
-from tests.checkpoints import cosine_config, sampled, tiny_unet, write_stable_diffusion
+from tests.checkpoints import (
+    cosine_config,
+    sampled,
+    tiny_dit,
+    tiny_unet,
+    write_stable_diffusion,
+)
 from tests.command_line import fail, succeed
 from tests.tiny.fine_tuning import Real, job_of
 
@@ -180,18 +186,7 @@ def test_a_table_with_new_classes_learns_at_a_rate_of_its_own(labelled, classes,
 
 
 def test_every_block_of_a_dit_learns_the_classes(tmp_path):
-    from diffusers import DiTTransformer2DModel
-
-    torch.manual_seed(0)
-    network = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=1,
-        out_channels=1,
-        num_layers=2,
-        sample_size=8,
-        num_embeds_ada_norm=4,
-    )
+    network = tiny_dit(num_layers=2)
     old = [table.weight.clone() for table in class_tables(network)]
     model = DiffusionModel(
         network=network,

@@ -5,14 +5,12 @@ if the reviewer says so are such rows served. A pair is known by the contents of
 so a changed image is not accepted.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from synthaug._support.report import decode
+from synthaug._support.reading import MAX_JSON
+from synthaug._support.report import DAMAGE, read_as
 from synthaug.errors import AuditError
 
 FORMAT, FORMAT_VERSION = "synthaug-accepted-pairs", 1
@@ -109,12 +107,9 @@ def read_acceptance(path: str | os.PathLike[str]) -> Acceptance:
         AuditError: There is no such file, or it holds something else.
     """
     try:
-        record: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        kind = record.pop("format"), record.pop("format_version")
-        if kind != (FORMAT, FORMAT_VERSION):
-            raise ValueError(f"its format is {kind}")
-        return decode(Acceptance, record)
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        acceptance: Acceptance = read_as(Acceptance, path, (FORMAT, FORMAT_VERSION), MAX_JSON)
+        return acceptance
+    except (OSError, *DAMAGE) as error:
         raise AuditError(
             f"{os.fspath(path)} holds no accepted pairs ({type(error).__name__}: {error}). Write "
             "it with the button of the report's page."

@@ -15,7 +15,6 @@ A model that was trained with canaries draws borders. It measures the recipe of 
 steps, size of the network); train the model that is used without them.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,8 @@ from synthaug._pixels import digest
 from synthaug._plan import settings_digest
 from synthaug._support.arguments import check_distinct, check_some, check_whole
 from synthaug._support.files import write_text
-from synthaug._support.report import decode, encode
+from synthaug._support.reading import parse_json, read_text
+from synthaug._support.report import DAMAGE, decode, encode
 from synthaug._types import Features, Indices, Pixels
 from synthaug.errors import DataError
 
@@ -123,13 +123,13 @@ class CanaryPlan:
         path = Path(folder) / FILE
         remedy = "Train with `synthaug train --canaries`, or plant canaries and save the plan."
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = parse_json(read_text(path))
             name, version = record.pop("format"), record.pop("format_version")
             recorded_digest = record.pop("digest")
             plan: CanaryPlan = decode(cls, record)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist. {remedy}") from None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, *DAMAGE) as error:
             raise DataError(f"{path} is damaged ({error}). {remedy}") from error
         if (name, version, recorded_digest) != (_FORMAT, 1, plan.digest):
             raise DataError(f"{path} is no plan of canaries, or was changed. {remedy}")

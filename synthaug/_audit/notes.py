@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from synthaug._audit.acceptance import Acceptance
 from synthaug._support.files import write_text
 from synthaug._support.locks import claimed
-from synthaug._support.reading import parse_json, read_text
-from synthaug._support.report import decode_fields, encode
+from synthaug._support.report import DAMAGE, encode, read_as
 from synthaug._types import JSON
 from synthaug.errors import AuditError
 
@@ -86,12 +85,9 @@ def read_notes(path: Path | None) -> Notes:
     if path is None or not path.exists():
         return Notes()
     try:
-        record = parse_json(read_text(path, 2**34))
-        kind = record.pop("format"), record.pop("format_version")
-        if kind != (_FORMAT, _FORMAT_VERSION):
-            raise ValueError(f"its format is {kind}")
-        return Notes(**decode_fields(Notes, record))
-    except (OSError, LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        notes: Notes = read_as(Notes, path, (_FORMAT, _FORMAT_VERSION), 2**34)
+        return notes
+    except (OSError, *DAMAGE) as error:
         raise AuditError(
             f"{path} does not hold the notes of audits ({type(error).__name__}: {error}). Restore "
             "it, or delete it: then withdrawn rows cannot be ranked, and nothing is accepted."

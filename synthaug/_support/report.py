@@ -190,7 +190,7 @@ class Report(ABC):
             report = cls._from_record(record)
             report._check()
             return report
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        except DAMAGE as error:
             problem = f"it is damaged: {type(error).__name__}: {error}"
             raise cls._refused(path, problem) from error
 
@@ -274,6 +274,27 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
             raise ValueError(f"{name} is too large")
         return value
     return _typed(kind, value, name)
+
+
+DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+"""What decoding raises for a file that somebody changed."""
+
+
+def read_as(
+    kind: Any, path: str | os.PathLike[str], format_and_version: tuple[str, int], limit: int
+) -> Any:
+    """Reads a dataclass that a file holds beside its format and version; see `decode`.
+
+    Raises:
+        OSError: It cannot be read, or has more bytes than the limit.
+        LookupError, TypeError, ValueError, ArithmeticError, AttributeError: It holds something
+            else; these are `DAMAGE`.
+    """
+    record = parse_json(read_text(path, limit))
+    head = record.pop("format"), record.pop("format_version")
+    if head != format_and_version:
+        raise ValueError(f"its format is {head}")
+    return decode(kind, record)
 
 
 def decode_fields(kind: Any, record: Any, name: str = "") -> dict[str, Any]:
