@@ -33,7 +33,9 @@ for _name, _option, _size in (
 _hook = install_import_hook([f"synthaug.{name}" for name in CHECKED], "beartype.beartype")
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would ask the network otherwise
-set_forkserver_preload(  # workers and programs start fast, see `tests/processes.py`
+# Workers and programs start fast, see `tests/processes.py`. The server that forks them imports all
+# of this, so tests that need it are in the group "forkserver", which one worker runs.
+set_forkserver_preload(
     [
         "torchvision.transforms.v2",
         "synthaug._datasets",

@@ -627,6 +627,7 @@ def test_a_file_that_took_the_place_of_another_is_noticed(
     ("method", "workers"),
     [(None, 0), ("fork", 1), ("fork", 4), ("forkserver", 2)],  # for spawn see test_datasets
 )
+@pytest.mark.xdist_group("forkserver")
 def test_loaders_read_the_right_bytes_whatever_the_processes(
     cache: SynthCache, pixels: torch.Tensor, method: str | None, workers: int
 ) -> None:

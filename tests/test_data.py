@@ -738,6 +738,7 @@ def test_it_prints_as_torchvisions_data_sets_do(small):
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.xdist_group("forkserver")
 def test_workers_read_the_same_images(small, method):
     small.transform = v2.ToImage()
     loader = DataLoader(small, batch_size=5, num_workers=1, multiprocessing_context=method)

@@ -241,6 +241,7 @@ WORKERS = [
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes")
 @pytest.mark.parametrize(("method", "num_workers", "persistent", "options"), WORKERS)
+@pytest.mark.xdist_group("forkserver")
 def test_workers_give_the_same_samples_and_follow_the_epoch(
     real, cache, method, num_workers, persistent, options
 ):

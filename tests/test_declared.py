@@ -119,7 +119,7 @@ def clouds(tmp_path_factory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.xdist_group("clouds")
+@pytest.mark.xdist_group("forkserver")
 def test_a_synthesizer_in_one_file_is_planned_drawn_and_described_by_the_command_line(clouds):
     for name in ("help", "sweep"):
         assert re.search(r"--cover FLOAT,...\s+Fraction of the sky.", clouds[name]["out"]), name
@@ -133,7 +133,7 @@ def test_a_synthesizer_in_one_file_is_planned_drawn_and_described_by_the_command
     assert recipe == {"synthesizer": "Clouds", "settings": {"drops": 7}}
 
 
-@pytest.mark.xdist_group("clouds")
+@pytest.mark.xdist_group("forkserver")
 def test_all_that_is_wrong_with_its_parameters_is_said_at_once(clouds):
     assert clouds["refused"]["code"] == clouds["setting"]["code"] == 2
     message = clouds["refused"]["err"]
@@ -141,14 +141,14 @@ def test_all_that_is_wrong_with_its_parameters_is_said_at_once(clouds):
     assert "Unknown row parameter 'noise'" in message
 
 
-@pytest.mark.xdist_group("clouds")
+@pytest.mark.xdist_group("forkserver")
 def test_it_is_trained(clouds):
     assert clouds["train"]["out"].startswith("7 steps. Checkpoint: trained."), clouds["train"]
     assert json.loads(clouds["trained"]["out"])["result"]["classes"]["cirrus"] == 2
     assert "`--width` has no meaning with --method clouds" in clouds["foreign"]["err"]
 
 
-@pytest.mark.xdist_group("clouds")
+@pytest.mark.xdist_group("forkserver")
 def test_it_is_swept_cited_and_listed(clouds):
     assert clouds["grid"] == {"cover": [0.2]}
     assert clouds["cite"]["out"].startswith("Howard 1803. On the Modifications of Clouds.")

@@ -489,6 +489,7 @@ def choices_of_examples() -> list[list[int]]:
     return chosen
 
 
+@pytest.mark.xdist_group("forkserver")  # data are made, and audited, once
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_the_example_serves_the_mixture_of_every_epoch(name, in_example_data, monkeypatch):
     for module in {"pytorch": [], "huggingface": ["datasets", "transformers"]}.get(name, [name]):
@@ -541,6 +542,7 @@ json.dump(found, open(sys.argv[2], "w"))
 """
 
 
+@pytest.mark.xdist_group("forkserver")
 def test_two_processes_share_the_mixture_of_one(in_example_data):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -124,6 +124,7 @@ generate(Slow(), plan_of((200, 0, 100)), sys.argv[1], batch_size=2, progress=Fal
 """
 
 
+@pytest.mark.xdist_group("forkserver")
 def test_a_job_killed_by_the_system_continues_where_it_was(tmp_path):
     plan, path = plan_of((200, 0, 100)), tmp_path / "a.h5"
     job = processes.start(_SLOW_JOB, path)
@@ -352,6 +353,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.xdist_group("forkserver")
 def test_a_disk_that_cannot_hold_the_cache_is_met_before_anything_is_drawn(tmp_path):
     job = processes.run(_FULL_DISK, tmp_path / "a.h5")
     assert job.stdout.startswith("CacheError 0 "), job.stdout + job.stderr

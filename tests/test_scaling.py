@@ -61,7 +61,7 @@ def two_ranks(tmp_path_factory) -> tuple[Path, list[Any]]:
     return out, [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
 
 
-@pytest.mark.xdist_group("ranks")
+@pytest.mark.xdist_group("forkserver")
 def test_training_does_not_depend_on_the_number_of_processes_which_may_change_on_the_way(
     two_ranks, tmp_path
 ):
@@ -73,7 +73,7 @@ def test_training_does_not_depend_on_the_number_of_processes_which_may_change_on
     assert again == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.xdist_group("ranks")
+@pytest.mark.xdist_group("forkserver")
 def test_processes_share_the_images_to_invert_and_all_have_the_embeddings_of_one(
     two_ranks, tmp_path
 ):
@@ -83,7 +83,7 @@ def test_processes_share_the_images_to_invert_and_all_have_the_embeddings_of_one
     assert (out / "inverted" / "inversion.json").exists()
 
 
-@pytest.mark.xdist_group("ranks")
+@pytest.mark.xdist_group("forkserver")
 def test_a_batch_that_processes_cannot_split_is_refused_in_all_of_them(two_ranks):
     for rank in two_ranks[1]:
         assert "`batch_size` 3 is the batch of all processes together" in rank["refused"]

@@ -59,7 +59,7 @@ from tests.tiny.low_density import few_noisy_images
 from tests.variants import make_cache, real_images
 
 pytestmark = [
-    pytest.mark.xdist_group("torch defaults"),  # tests share what tasks compute
+    pytest.mark.xdist_group("forkserver"),  # of one test; the others share what tasks compute
     pytest.mark.usefixtures("short_audits"),
 ]
 
