@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from synthaug import audit, load_dataset
 from synthaug._audit.decisions import LEVEL
-from synthaug._audit.report import NAMED
+from synthaug._audit.tiers import NAMED
 
 Images = NDArray[np.uint8]
 

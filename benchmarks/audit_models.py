@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from synthaug import ClassConditional, TrainingConfig, audit, generate, load_dataset
 from synthaug._audit.decisions import LEVEL
-from synthaug._audit.report import NAMED
+from synthaug._audit.tiers import NAMED
 
 KINDS = {  # training images of all, share of the steps, sampling steps, guidance
     "good": (1.0, 1.0, 12, 1.0),

@@ -33,8 +33,9 @@ from synthaug._audit.disturbances import disturbances
 from synthaug._audit.matches import Matches
 from synthaug._audit.matching import Matcher, linked, rmse
 from synthaug._audit.power import visible
-from synthaug._audit.report import _MISSING, _SPREAD, Power
+from synthaug._audit.report import _MISSING, _SPREAD
 from synthaug._audit.spread import Spread
+from synthaug._audit.tiers import Power
 from synthaug._audit.verdict import Counts, Findings, judge, resolution
 from synthaug._neighbors import INDEXES, Index, merge, search, threads
 from synthaug.errors import AuditError, DataError

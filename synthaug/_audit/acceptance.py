@@ -6,7 +6,7 @@ so a changed image is not accepted.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from synthaug._support.reading import MAX_JSON
@@ -114,3 +114,8 @@ def read_acceptance(path: str | os.PathLike[str]) -> Acceptance:
             f"{os.fspath(path)} holds no accepted pairs ({type(error).__name__}: {error}). Write "
             "it with the button of the report's page."
         ) from error
+
+
+def with_accepted(reasons: Sequence[str], accepted: Sequence[Acceptance]) -> tuple[str, ...]:
+    """The sentences of a report, with what was accepted behind the first."""
+    return (*reasons[:1], *(acceptance.sentence for acceptance in accepted), *reasons[1:])

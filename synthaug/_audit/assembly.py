@@ -5,17 +5,18 @@ from dataclasses import asdict
 
 import numpy as np
 
-from synthaug._audit.acceptance import Acceptance
+from synthaug._audit.acceptance import Acceptance, with_accepted
 from synthaug._audit.comparison import AuditComparison
 from synthaug._audit.decisions import LEVEL, summary
 from synthaug._audit.inputs import key_text, take
 from synthaug._audit.judgment import Judgment
 from synthaug._audit.notes import notes_path, read_notes
 from synthaug._audit.pairs import Pick, counterpart, pair_of, rmse_of
-from synthaug._audit.report import ALIKE, CLEAR, EXACT, NOT_JUDGED, AuditReport, with_accepted
+from synthaug._audit.report import AuditReport
 from synthaug._audit.sets import AuditSets
 from synthaug._audit.settings import AuditSettings, environment
 from synthaug._audit.spread import Places
+from synthaug._audit.tiers import ALIKE, CLEAR, EXACT, NOT_JUDGED
 from synthaug._types import JSON
 
 _HOLDOUT_PAIRS = 5

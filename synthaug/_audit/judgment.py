@@ -23,9 +23,9 @@ from synthaug._audit.matches import Matches
 from synthaug._audit.pairs import Pick
 from synthaug._audit.power import Planting, power_without_holdout, share_found
 from synthaug._audit.precedence import Excess, Flags
-from synthaug._audit.report import ALIKE, CALIBRATED, CLEAR, COMPETED, EXACT, NAMED, Power, Verdict
 from synthaug._audit.sets import AuditSets
 from synthaug._audit.settings import AuditSettings
+from synthaug._audit.tiers import ALIKE, CALIBRATED, CLEAR, COMPETED, EXACT, NAMED, Power, Verdict
 from synthaug._audit.verdict import Counts, Findings, judge, resolution
 from synthaug._types import JSON, Indices
 

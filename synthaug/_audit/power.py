@@ -19,7 +19,7 @@ from synthaug._audit.inputs import AuditSet, keys, take
 from synthaug._audit.matches import Matches
 from synthaug._audit.pairs import Pick
 from synthaug._audit.precedence import Precedence, depth_of, surprise
-from synthaug._audit.report import Power
+from synthaug._audit.tiers import Power
 from synthaug._noise import counter_rng
 from synthaug._types import Indices
 

@@ -1,21 +1,32 @@
 """The audit's report: the verdict, what it rests on, and the closest pairs."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._audit import page
-from synthaug._audit.acceptance import Acceptance, AcceptedPair
+from synthaug._audit.acceptance import Acceptance, AcceptedPair, with_accepted
 from synthaug._audit.notes import Notes, add_notes
 from synthaug._audit.scope import scope_sentence
 from synthaug._audit.spread import Spread, spreading, whole
+from synthaug._audit.tiers import (
+    ALIKE,
+    CALIBRATED,
+    CLEAR,
+    COMPETED,
+    EXACT,
+    FLAGGED,
+    NAMED,
+    NOT_JUDGED,
+    Power,
+    Verdict,
+)
 from synthaug._audit.verdict_report import VerdictReport
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, thumbnails
@@ -26,16 +37,6 @@ from synthaug.errors import AuditError
 
 if TYPE_CHECKING:
     from synthaug._cache import SynthCache
-
-Verdict = Literal["pass", "fail", "inconclusive"]
-
-NOT_JUDGED, CLEAR, EXACT, CALIBRATED, COMPETED, NAMED, ALIKE = -1, 0, 1, 2, 3, 4, 5
-"""Tiers: the row has no image; nothing was found; equal or nearly equal pixels; closer than the
-hold-out allows; closest to training images more often than chance has it; one of the rows at which
-a test of the whole set rejects; as like a training image as near-duplicates are. Rows of the first
-three of these are flagged, all five are withheld."""
-
-_FLAGGED = (EXACT, CALIBRATED, COMPETED)
 
 _REAL = ("image", "train_image", "difference", "holdout_image")
 """Of a pair: real images, what resembles them, and the difference, which shows outlines."""
@@ -77,37 +78,6 @@ _MISSING = {
 """What these hold for rows that were not judged, and are not kept; all others NaN."""
 
 _MAX_ROWS = 2**31
-
-
-def with_accepted(reasons: Sequence[str], accepted: Sequence[Acceptance]) -> tuple[str, ...]:
-    """The sentences of a report, with what was accepted behind the first."""
-    return (*reasons[:1], *(acceptance.sentence for acceptance in accepted), *reasons[1:])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Power:
-    """What became of planted copies of one kind."""
-
-    kind: str
-    """How the copies differ from their originals."""
-    required: bool
-    """Whether an audit that misses them must not say "pass"."""
-    planted: int
-    """Rows that they took the place of, for `power`."""
-    power: float
-    """Share of them that was flagged, on average over random draws."""
-    interval: tuple[float, float]
-    """Within which the power lies with a confidence of 0.95."""
-    found: float
-    """Share whose nearest training image was the original."""
-    alike: float
-    """Share that is withheld in any case, as like a training image as near-duplicates are."""
-    noticed: int | None
-    """Fewest such copies after which the audit would not have said "pass", in 0.85 of the draws;
-    `None`: not even as many as were planted."""
-    needed: int | None
-    """Fewest such copies of which half would have been flagged, in 0.85 of the draws; `None` as
-    above."""
 
 
 @spreading(*_SPREAD)
@@ -247,7 +217,7 @@ class AuditReport(VerdictReport):
     @property
     def flagged(self) -> NDArray[np.int64]:
         """Row numbers that are too close to a training image, ascending."""
-        return self.judged[np.isin(self.of_judged("tier"), _FLAGGED)]
+        return self.judged[np.isin(self.of_judged("tier"), FLAGGED)]
 
     @property
     def withheld(self) -> NDArray[np.int64]:
@@ -563,7 +533,7 @@ class AuditReport(VerdictReport):
             raise ValueError(
                 f"rows.label holds {labels.max()}, there are {len(self.classes)} classes"
             )
-        named = np.isin(tier, (*_FLAGGED, NAMED)).any()
+        named = np.isin(tier, (*FLAGGED, NAMED)).any()
         if self.verdict == ("pass" if named else "fail"):
             raise ValueError(f"verdict {self.verdict!r} does not fit the flagged rows")
         for name in _STATISTICS:

@@ -14,7 +14,7 @@ from scipy.stats import hypergeom
 from synthaug._audit.bound import CONFIDENCE
 from synthaug._audit.decisions import ROWS_SHARE, levels
 from synthaug._audit.power import SURE, visible
-from synthaug._audit.report import Power, Verdict
+from synthaug._audit.tiers import Power, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
