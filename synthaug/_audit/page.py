@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
+from synthaug._audit.scope import scope_sentence
+from synthaug._audit.tiers import ALIKE, CALIBRATED, COMPETED, EXACT, NAMED
+from synthaug._support.charts import histogram
 from synthaug._support.html import checked_uri
 from synthaug._types import JSON
 
@@ -41,16 +45,21 @@ dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 SCRIPT = files("synthaug._audit").joinpath("review.js").read_text(encoding="utf-8")
 """Writes the pairs that a reviewer marks to a file."""
 
+_COUNTED = {
+    "exact": EXACT,
+    "calibrated": CALIBRATED,
+    "competed": COMPETED,
+    "named": NAMED,
+    "alike": ALIKE,
+}
+"""Tiers of which the table of classes has the counts."""
+
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
-def sections(*, report: Any, **figures: Any) -> Markup:
-    """Fills the template: verdict, pairs, charts and tables, without a page around them.
-
-    Args:
-        report: An `AuditReport`.
-        figures: Whatever else the template names.
-    """
+def sections(report: Any) -> Markup:
+    """Fills the template for an `AuditReport`: verdict, pairs, charts and tables, without a page
+    around them."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -68,7 +77,50 @@ def sections(*, report: Any, **figures: Any) -> Markup:
         "acceptable": _acceptable,
     }
     template = environment.get_template("report.html.jinja")
-    return Markup(template.render(report=report, facts=_facts(report.settings), **figures))
+    text = template.render(
+        report=report,
+        facts=_facts(report.settings),
+        judged=len(report.judged),
+        charts=_charts(report),
+        per_class=_by_class(report),
+        scope=scope_sentence("distances"),
+    )
+    return Markup(text)
+
+
+def _charts(report: Any) -> list[tuple[str, Markup]]:
+    """For each statistic its name, and the scores of synthetic and held-out images."""
+    charts = []
+    for j, name in enumerate(report.statistics):
+        columns = {
+            "synthetic": report.of_judged("scores")[:, j],
+            "hold-out": report.holdout_scores[:, j],
+        }
+        series = {key: values for key, values in columns.items() if len(values)}
+        if series:
+            charts.append((name, histogram(series, x_label=f"score, {name}")))
+    return charts
+
+
+def _by_class(report: Any) -> list[dict[str, Any]]:
+    """A line per class that has judged rows; nothing if classes are unknown."""
+    lines = []
+    labels, tier, scores, p_values = map(report.of_judged, ("labels", "tier", "scores", "p_values"))
+    for label in np.unique(labels).tolist():
+        if label < 0:
+            return []
+        rows = labels == label
+        p = p_values[rows]
+        lines.append(
+            {
+                "name": report.classes[label] if report.classes else str(label),
+                "rows": int(rows.sum()),
+                **{name: int((tier[rows] == t).sum()) for name, t in _COUNTED.items()},
+                "median": float(np.median(scores[rows, 0])),
+                "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
+            }
+        )
+    return lines
 
 
 def _facts(settings: Mapping[str, JSON], prefix: str = "") -> list[tuple[str, str]]:

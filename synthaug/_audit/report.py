@@ -17,10 +17,7 @@ from synthaug._audit.scope import scope_sentence
 from synthaug._audit.spread import Spread, spreading, whole
 from synthaug._audit.tiers import (
     ALIKE,
-    CALIBRATED,
     CLEAR,
-    COMPETED,
-    EXACT,
     FLAGGED,
     NAMED,
     NOT_JUDGED,
@@ -28,7 +25,6 @@ from synthaug._audit.tiers import (
     Verdict,
 )
 from synthaug._audit.verdict_report import VerdictReport
-from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, thumbnails
 from synthaug._support.report import Report, decode, decode_array, decode_fields
 from synthaug._support.rows import whole_numbers
@@ -400,48 +396,7 @@ class AuditReport(VerdictReport):
 
     def html_sections(self) -> Markup:
         """Returns verdict, pairs, charts and tables, to go into a larger page."""
-        charts = []
-        for j, name in enumerate(self.statistics):
-            columns = {
-                "synthetic": self.of_judged("scores")[:, j],
-                "hold-out": self.holdout_scores[:, j],
-            }
-            series = {key: values for key, values in columns.items() if len(values)}
-            if series:
-                charts.append((name, histogram(series, x_label=f"score, {name}")))
-        return page.sections(
-            report=self,
-            judged=len(self.judged),
-            charts=charts,
-            per_class=self._by_class(),
-            scope=scope_sentence(self._WAY),
-        )
-
-    def _by_class(self) -> list[dict[str, Any]]:
-        """Returns a line per class that has judged rows; nothing if classes are unknown."""
-        lines = []
-        labels, tier, scores, p_values = map(
-            self.of_judged, ("labels", "tier", "scores", "p_values")
-        )
-        for label in np.unique(labels).tolist():
-            if label < 0:
-                return []
-            rows = labels == label
-            p = p_values[rows]
-            lines.append(
-                {
-                    "name": self.classes[label] if self.classes else str(label),
-                    "rows": int(rows.sum()),
-                    "exact": int((tier[rows] == EXACT).sum()),
-                    "calibrated": int((tier[rows] == CALIBRATED).sum()),
-                    "competed": int((tier[rows] == COMPETED).sum()),
-                    "named": int((tier[rows] == NAMED).sum()),
-                    "alike": int((tier[rows] == ALIKE).sum()),
-                    "median": float(np.median(scores[rows, 0])),
-                    "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
-                }
-            )
-        return lines
+        return page.sections(self)
 
     def to_json(
         self, path: str | os.PathLike[str], *, redact: bool = False, shared: bool = False
