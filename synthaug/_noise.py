@@ -71,7 +71,9 @@ def counter_rng(seed: int, *counters: int) -> np.random.Generator:
     if len(counters) > 3:
         raise ValueError(f"`counters` holds {len(counters)} values, at most 3 are possible.")
     words = [0, *counters, *[0] * (3 - len(counters))]  # word 0 counts the draws themselves
-    return np.random.Generator(np.random.Philox(key=seed & (2**128 - 1), counter=words))
+    return np.random.Generator(
+        np.random.Philox(key=checked_seed(seed) & (2**128 - 1), counter=words)
+    )
 
 
 def checked_seed(seed: Any) -> int:

@@ -32,7 +32,12 @@ from torch import Tensor, nn
 
 from synthaug._cluster import RayEngine
 from synthaug._plan import canonical_json
-from synthaug._support.arguments import check_at_least, check_choice, check_some
+from synthaug._support.arguments import (
+    check_choice,
+    check_fields,
+    check_some,
+    check_whole,
+)
 from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
 from synthaug._support.reading import check_regular
@@ -85,7 +90,8 @@ class ExtractionConfig:
         return None if self.directory is None else Path(self.directory)
 
     def __post_init__(self) -> None:
-        check_at_least(1, batch_size=self.batch_size)
+        check_fields(self)
+        check_whole(1, batch_size=self.batch_size)
         if not isinstance(self.engine, RayEngine):
             check_choice(("local", "ray"), "Or give a `RayEngine`.", engine=self.engine)
 
@@ -110,7 +116,7 @@ class Pixel:
     """
 
     def __init__(self, size: int = 16, *, standardize: bool = False) -> None:
-        check_at_least(1, size=size)
+        check_whole(1, size=size)
         self.size = size
         self.standardize = standardize
         self.name = f"pixels {size}x{size}" + (", standardized" if standardize else "")
@@ -446,6 +452,7 @@ def extract(
         ValueError: No images; a value that is not finite; rows of different length.
     """
     check_some("image", pixels=pixels)
+    check_whole(1, batch_size=batch_size)
     if features_dir is None or describe(extractor)["weights"] is None:
         return _extracted(extractor, pixels, batch_size, progress)
     hashed = hashlib.blake2b(digest_size=16)

@@ -20,7 +20,7 @@ from scipy.special import log_softmax, logsumexp
 from torch import Tensor, nn
 
 from synthaug._neighbors import checked_features, distances
-from synthaug._support.arguments import check_between
+from synthaug._support.arguments import check_between, check_whole
 from synthaug._support.extras import from_extra
 from synthaug._support.torch_state import torch_defaults
 from synthaug._types import Features
@@ -104,6 +104,8 @@ def kernel_distance(
     synthetic, real = _pair(synthetic, real)
     fewest = min(len(synthetic), len(real))
     size = min(1000, fewest // 2) if subset_size is None else subset_size
+    check_whole(1, subsets=subsets)
+    check_whole(0, subset_size=size)
     check_between(2, fewest, ", the size of the smaller set", subset_size=size)
     with _quiet(seed):
         metric = _torchmetrics("kid").KernelInceptionDistance(
@@ -132,6 +134,7 @@ def inception_score(logits: Features, *, splits: int = 10, seed: int = 0) -> tup
         ValueError: For fewer images than parts.
     """
     logits = checked_features(logits, "logits", np.float64)
+    check_whole(0, splits=splits)
     check_between(2, len(logits), " images", splits=splits)
     with _quiet(seed):
         order = torch.randperm(len(logits), dtype=torch.int64, device="cpu").numpy()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
-from synthaug._support.arguments import check_fraction, check_within
+from synthaug._support.arguments import check_fields, check_fraction, check_within
 from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
 from synthaug._types import Images
@@ -325,6 +325,7 @@ class Trajectory:
     with alpha-bar_s = `until`. Not with `sources`."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_within("(0, 1]", strength=self.strength)
 
     def start(self, scheduler: Any, noise: Images) -> tuple[Tensor, Images]:

@@ -804,7 +804,7 @@ def test_a_shorter_last_batch_can_be_dropped(real, cache):
 @pytest.mark.parametrize("numbers", [(8.0, 4), (0, 0), (8, 0.5), (8, 8)], ids=str)
 def test_counts_that_are_no_counts_are_refused(real, cache, numbers):
     mixed = MixedDataset(real, cache, audit=None, mode="append", ratio=1.0)
-    with pytest.raises(ValueError, match="must be a whole number"):
+    with pytest.raises(ValueError, match=r"must be (a whole number|at least 1)"):
         MixedBatchSampler(mixed, *numbers)
 
 
@@ -831,7 +831,7 @@ def test_a_copy_has_epochs_of_its_own_and_epochs_are_whole(real, cache):
     outer.set_epoch(5)
     assert mixed.epoch == 5  # what a mixture takes over is no copy
     for one in (mixed, SeededSampler(mixed)):
-        with pytest.raises(ValueError, match=r"`epoch` must be a whole number from 0, got 1\.5"):
+        with pytest.raises(ValueError, match=r"`epoch` must be a whole number, got 1\.5"):
             one.set_epoch(1.5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"`num_replicas` must be a whole number from 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"`num_replicas` must be a whole number, got 1\.5"):
         SeededSampler(mixed, num_replicas=1.5)  # type: ignore[arg-type]

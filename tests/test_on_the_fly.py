@@ -449,9 +449,9 @@ def test_items_have_the_type_and_the_transforms_that_were_chosen():
 
 def test_what_makes_no_sense_is_refused():
     for options, message in [
-        ({"size": 0}, "`size` must be a whole number from 1, got 0"),
-        ({"reuse": 1.5}, "`reuse` must be a whole number from 1, got 1.5"),
-        ({"batch_size": 0}, "`batch_size` must be a whole number from 1"),
+        ({"size": 0}, "`size` must be at least 1, got 0"),
+        ({"reuse": 1.5}, "`reuse` must be a whole number, got 1.5"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"size": 51}, r"`size` is 51, but the plan has 50 rows .* Plan more rows"),
         ({"size": 1}, "which leaves no image of class 'cat'"),
         ({"output_type": "jpg"}, "`output_type` must be one of 'pil', 'pt', 'np', got 'jpg'"),

@@ -38,7 +38,7 @@ from synthaug._audit.settings import environment
 from synthaug._audit.split import NEAR_DUPLICATE, groups_within
 from synthaug._cache.synthesizer import Declared
 from synthaug._images.source import ImageSource, recorded
-from synthaug._support.arguments import check_at_least, check_type, check_within
+from synthaug._support.arguments import check_type, check_whole, check_within
 from synthaug._support.progress import bar
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import DivergedError, MismatchError
@@ -107,7 +107,7 @@ def membership(
     """
     check_type(AbstractSynthesizer, "a synthesizer of synthaug", synthesizer=synthesizer)
     check_within("(0, 1)", level=level)
-    check_at_least(1, batch_size=batch_size)
+    check_whole(1, batch_size=batch_size)
     grid = grid or LossGrid()
     sets = _read(synthesizer, train, holdout, progress=progress)
     pixels = torch.cat([one.pixels for one in sets])

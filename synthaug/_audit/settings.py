@@ -11,6 +11,7 @@ from typing import Any
 
 from synthaug._audit.inputs import AuditSet
 from synthaug._neighbors import INDEXES
+from synthaug._support.arguments import check_fields, check_whole
 from synthaug._types import JSON
 from synthaug.features import ExtractionConfig, Extractor, Pixel, named
 
@@ -39,6 +40,7 @@ class AuditSettings:
     """The feature spaces of images, the first one judging if there are several."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         engine = self.extraction.engine
         wrong = []
         if not 0 < self.fdr < 1:
@@ -62,6 +64,7 @@ class AuditSettings:
             ValueError: If `k` is out of range.
         """
         k = self.k if self.k is not None else min(50, max(2, int(num_distinct**0.5)))
+        check_whole(0, k=k)
         if not 2 <= k <= num_distinct:
             raise ValueError(
                 f"`k` is {k}, but must lie between 2 and {num_distinct}, the number of different "

@@ -9,7 +9,7 @@ from synthaug._audit.alignment import Aligner
 from synthaug._audit.competition import components
 from synthaug._audit.inputs import keys, read_set
 from synthaug._audit.matching import proposals
-from synthaug._noise import counter_rng
+from synthaug._noise import checked_seed, counter_rng
 from synthaug._types import Indices, Pixels
 
 NEAR_DUPLICATE = 0.3
@@ -52,6 +52,7 @@ def split_for_audit(
         ValueError: If `holdout` is out of range, there are fewer than two images, all images are
             near-duplicates of each other, or `labels` has another length.
     """
+    checked_seed(seed)
     if not 0 < holdout < 1:
         raise ValueError(f"`holdout` must lie between 0 and 1, got {holdout}.")
     images = read_set(dataset, "dataset", progress=progress)

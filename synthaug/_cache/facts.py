@@ -13,6 +13,7 @@ from synthaug._cache.format import State
 from synthaug._cache.show import ORDER, evenly
 from synthaug._cache.store import SynthCache
 from synthaug._printable import printable_line
+from synthaug._support.arguments import check_whole
 
 
 def info(cache: SynthCache) -> dict[str, Any]:
@@ -92,8 +93,10 @@ def contact_sheet(
         most_classes: Show no more classes than so many; all if `None`.
 
     Raises:
-        ValueError: No row is done.
+        ValueError: No row is done, or a number is not a whole number from 1 on.
     """
+    check_whole(1, columns=columns, rows_per_class=rows_per_class)
+    check_whole(1, scale=scale, most_classes=most_classes)
     done = np.flatnonzero(cache.done)
     if not len(done):
         raise ValueError(f"{cache.path} holds no image to show yet.")

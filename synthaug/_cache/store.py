@@ -40,6 +40,7 @@ from synthaug._cache.tombstones import content_keys, rows_from_sources
 from synthaug._cache.verify import verify
 from synthaug._images.calls import called
 from synthaug._plan import Plan, canonical_json
+from synthaug._support.arguments import check_whole
 from synthaug._support.differences import described
 from synthaug._support.files import remove_orphans, sync_file
 from synthaug._support.rows import row_numbers
@@ -371,8 +372,7 @@ class SynthCache(Dataset[Any]):
         Raises:
             CacheError: The file cannot be read to its end.
         """
-        if workers < 1:
-            raise ValueError(f"`workers` must be at least 1, got {workers}.")
+        check_whole(1, workers=workers)
         with self._descriptor(os.O_RDONLY) as fd:
             return verify(self._open(), fd, workers=workers, progress=progress)
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_fields
 from synthaug._support.extras import from_extra
 from synthaug.errors import EngineError
 
@@ -55,6 +55,7 @@ class RayEngine:
     tries: int = 3
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(1, actors=self.actors, tries=self.tries)
         check_at_least(0, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
 

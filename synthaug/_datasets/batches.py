@@ -102,7 +102,11 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]], BatchSampler):
     def _synthetic(self, epoch: int) -> int:
         rule = self.synthetic_per_batch
         made = round(rule(epoch)) if callable(rule) else rule
-        if not isinstance(made, int | np.integer) or not 0 <= made < self.batch_size:
+        if (
+            type(made) is bool
+            or not isinstance(made, int | np.integer)
+            or not 0 <= made < self.batch_size
+        ):
             raise ValueError(
                 f"`synthetic_per_batch` must be a whole number in [0, {self.batch_size}), below "
                 f"the batch size; got {made}{f' in epoch {epoch}' if callable(rule) else ''}."

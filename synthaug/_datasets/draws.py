@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, num_rows
 from synthaug._datasets.filters import Scores, named, scores_of
-from synthaug._support.arguments import check_at_least, check_type
+from synthaug._support.arguments import check_at_least, check_fields, check_type
 from synthaug._types import Indices
 
 Rng = np.random.Generator
@@ -94,6 +94,7 @@ class Stratified:
     """At least 2."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(2, parts=self.parts)
 
     def bound(self, synthetic: SyntheticImages, rows: Indices) -> Draw:

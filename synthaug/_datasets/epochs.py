@@ -4,7 +4,7 @@ from abc import abstractmethod
 from typing import Any
 
 from synthaug._images.dataset import AbstractLabeledDataset
-from synthaug._support.arguments import check_at_least, check_whole
+from synthaug._support.arguments import check_whole
 from synthaug._support.torch_state import shared, shared_counter
 from synthaug._types import Labels
 
@@ -23,7 +23,6 @@ class AbstractEpochDataset(AbstractLabeledDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Changes the images; call it before each epoch. Workers that already run follow."""
-        check_at_least(0, epoch=epoch)
         check_whole(0, epoch=epoch)
         self._epoch.fill_(epoch)
 

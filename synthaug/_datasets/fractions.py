@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from synthaug._datasets.schedules import AbstractSchedule
 from synthaug._plan import largest_remainders, matching_quota
-from synthaug._support.arguments import check_at_least, check_choice
+from synthaug._support.arguments import check_at_least, check_choice, check_fields
 from synthaug._support.names import class_name
 from synthaug._types import JSON, Labels
 from synthaug.errors import MismatchError
@@ -44,6 +44,7 @@ class Balance:
     class with too few of them is an error."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(1, to=self.to)
 
 
@@ -115,6 +116,8 @@ class Shares:
                     called[id(value)] = value(epoch)
                 value = called[id(value)]
             try:
+                if isinstance(value, str | bool):
+                    raise TypeError
                 number = float(value)
             except (TypeError, ValueError):
                 raise TypeError(

@@ -33,6 +33,7 @@ from synthaug._images.calls import apply
 from synthaug._images.convert import Transform, like
 from synthaug._images.source import ImageSource, items_of
 from synthaug._noise import checked_seed
+from synthaug._support.arguments import check_whole
 from synthaug._support.rows import row_numbers
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
@@ -268,6 +269,7 @@ class MixedDataset(AbstractEpochDataset):
 
     def appended(self, epoch: int) -> Labels:
         """Synthetic images that an epoch appends, of each class, int64 (num_classes,)."""
+        check_whole(0, epoch=epoch)
         none = np.zeros(len(self.classes), np.int64)
         return none if self.mode == "replace" else self._choices.quota(epoch)
 

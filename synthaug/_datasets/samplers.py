@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from synthaug._datasets.draws import shuffled
 from synthaug._images.source import ImageSource
 from synthaug._noise import checked_seed, counter_rng
-from synthaug._support.arguments import check_at_least, check_whole, check_within
+from synthaug._support.arguments import check_whole, check_within
 from synthaug._types import Indices
 
 # Streams of random numbers; 0 to 2 are those of `_choices`.
@@ -24,8 +24,8 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
 
     def __init__(self, data: Any, seed: int, num_replicas: int, rank: int) -> None:
         check_whole(1, num_replicas=num_replicas)
-        check_within(f"[0, {num_replicas})", rank=rank)
         check_whole(0, rank=rank)
+        check_within(f"[0, {num_replicas})", rank=rank)
         self.seed, self.num_replicas, self.rank = checked_seed(seed), num_replicas, rank
         self._epochs = ImageSource(data, "`data`").epochs
         self._epoch_set = 0
@@ -48,7 +48,6 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
 
     def set_epoch(self, epoch: int) -> None:
         """Changes the order, and the images of a `MixedDataset` inside the data set."""
-        check_at_least(0, epoch=epoch)
         check_whole(0, epoch=epoch)
         self._epoch_set = epoch
         self._epochs.set(epoch)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
-from synthaug._support.arguments import check_at_least, check_finite
+from synthaug._support.arguments import check_at_least, check_fields, check_finite
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class AbstractSchedule(ABC):
     """The last epoch with the first value."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(1, epochs=self.epochs)
         check_at_least(0, after=self.after)
         check_finite(0, start=self.start, end=self.end)

@@ -18,7 +18,7 @@ from synthaug._generate.parts import assemble, left, mend, parts_of
 from synthaug._generate.shards import draw_share
 from synthaug._images.source import ImageSource
 from synthaug._plan import Plan
-from synthaug._support.arguments import check_at_least, check_choice
+from synthaug._support.arguments import check_choice, check_whole
 from synthaug._support.precision import recorded_precision
 from synthaug._support.progress import bar
 from synthaug._support.stopping import kept_at_stop
@@ -77,7 +77,7 @@ def generate(
             row again and again. Rows already done stay.
         ImportError: If `engine` is "ray" and Ray is not installed.
     """
-    check_at_least(1, batch_size=batch_size)
+    check_whole(1, batch_size=batch_size)
     share = _share(engine, shard)
     check_plan(synthesizer, plan)
     with (

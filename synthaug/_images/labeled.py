@@ -22,7 +22,7 @@ from synthaug._images.loaders import LOADERS, parse_spec, spec_of
 from synthaug._images.requests import ImageRequest, check_labeled_images, checked_labels
 from synthaug._images.stores import Conform, Files, Memory, Problem, Store, gather
 from synthaug._pixels import to_pil
-from synthaug._support.arguments import check_at_least, check_distinct, check_type
+from synthaug._support.arguments import check_distinct, check_type, check_whole
 from synthaug._support.names import class_names
 from synthaug._support.rows import row_numbers
 from synthaug._types import Labels, Pixels
@@ -222,7 +222,10 @@ def load_dataset(
         if image_size is not None or channels is not None:
             raise ValueError("`image_shape` takes the place of `image_size` and `channels`.")
         channels, size = image_shape[0], image_shape[1:]
-    check_at_least(1, image_size=None if size is None else min(size))
+    for side in size or ():
+        check_whole(1, image_size=side)
+    check_whole(0, memory_limit=memory_limit)
+    check_whole(1, channels=channels)
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
     classes = None if classes is None else class_names(classes)

@@ -32,9 +32,9 @@ from synthaug._plan.rows import (
     column_dtype,
 )
 from synthaug._plan.text import canonical_json
-from synthaug._support.arguments import check_distinct
+from synthaug._support.arguments import check_distinct, check_whole
 from synthaug._support.names import class_names
-from synthaug._support.rows import row_numbers
+from synthaug._support.rows import row_numbers, whole_numbers
 from synthaug._types import Labels
 
 _SHOWN = 12  # classes in a notebook
@@ -132,14 +132,14 @@ class Plan:
             rows: Which rows to make, a slice without a step.
 
         Raises:
-            TypeError: For a seed that is no whole number.
+            TypeError: For a seed or a quota that is no whole number.
             ValueError: For an empty plan, a quota of the wrong length, a class with a quota but no
                 source, a parameter without values, or a slice with a step.
         """
         seed, classes = checked_seed(seed), class_names(classes)
-        quota = np.asarray(quota, np.int64)
-        if quota.shape != (len(classes),):
-            raise ValueError(f"`quota` has shape {quota.shape}, expected ({len(classes)},).")
+        if np.shape(quota) != (len(classes),):
+            raise ValueError(f"`quota` has shape {np.shape(quota)}, expected ({len(classes)},).")
+        quota = whole_numbers(quota, "quota")
         if (quota < 0).any():
             raise ValueError(f"`quota` must not be negative, got {quota.min()}.")
         if quota.sum() < 1:
@@ -281,6 +281,7 @@ class Plan:
 
     def batches(self, batch_size: int) -> Iterator["Plan"]:
         """The plan in slices of `batch_size` rows, the last one possibly shorter."""
+        check_whole(1, batch_size=batch_size)
         for start in range(0, len(self), batch_size):
             yield self[start : start + batch_size]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_number
 from synthaug._support.names import class_name
 from synthaug._support.rows import whole_numbers
 from synthaug._types import Labels
@@ -16,7 +16,7 @@ from synthaug._types import Labels
 
 def balanced_quota(num_classes: int, *, per_class: int) -> Labels:
     """The same number of images for every class, int64 (num_classes,)."""
-    if not isinstance(per_class, int | np.integer):
+    if isinstance(per_class, bool) or not isinstance(per_class, int | np.integer):
         raise TypeError(
             f"`per_class` must be a whole number, got {per_class!r}. Numbers by class are `counts`."
         )
@@ -35,6 +35,7 @@ def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labe
     The total is `ratio * len(labels)`, rounded, halves up; classes get theirs by largest remainder,
     so each is within one image of its exact share.
     """
+    check_number(ratio=ratio)
     if not (ratio > 0 and math.isfinite(ratio)):
         raise ValueError(f"`ratio` must be positive and finite, got {ratio}.")
     indices = whole_numbers(labels, "labels")
@@ -66,9 +67,9 @@ def given_quota(counts: Mapping[str, int], classes: Sequence[str]) -> Labels:
         raise ValueError(
             f"`counts` names {unknown[0]!r}, which is not a class. Classes: {', '.join(classes)}."
         )
-    negative = sorted(name for name, n in counts.items() if n < 0)
-    if negative:
-        raise ValueError(
-            f"`counts` must not be negative, got {counts[negative[0]]} for {negative[0]!r}."
-        )
+    for name, number in counts.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise TypeError(f"`counts` must be whole numbers, got {number!r} for {name!r}.")
+        if number < 0:
+            raise ValueError(f"`counts` must not be negative, got {number} for {name!r}.")
     return np.array([counts.get(name, 0) for name in classes], np.int64)

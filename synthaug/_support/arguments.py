@@ -9,29 +9,92 @@ caller gives one. A value of `None` was not given, and passes all checks of numb
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence, Sized
-from numbers import Integral
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import fields
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 
 def check_at_least(least: float, remedy: str = "", /, **values: float | None) -> None:
     """Refuses values below a bound with a ValueError."""
-    for name, value in values.items():
-        if value is not None and not value >= least:
+    for name, value in _numbers(values):
+        if not value >= least:
             raise _unfit(name, f"at least {least}", value, remedy)
 
 
-def check_whole(least: int, remedy: str = "", /, **values: Any) -> None:
-    """Refuses what is not a whole number from a bound on with a ValueError."""
+def check_whole(least: float, remedy: str = "", /, **values: Any) -> None:
+    """Refuses what is not a whole number from a bound on with a ValueError; `True` is none."""
     for name, value in values.items():
-        if value is not None and not (isinstance(value, Integral) and int(value) >= least):
-            raise _unfit(name, f"a whole number from {least}", value, remedy)
+        if value is not None and not _is_whole(value):
+            raise _unfit(name, "a whole number", repr(value), remedy)
+    check_at_least(least, remedy, **values)
+
+
+def check_number(**values: Any) -> None:
+    """Refuses texts and `True`, which is 1 to Python, with a ValueError."""
+    for _ in _numbers(values):
+        pass
+
+
+def check_fields(config: Any, /) -> None:
+    """Refuses fields of a dataclass that hold another kind of value than they declare.
+
+    A float would be cut where a count is meant, `True` is 1 to Python, and the text "no" is true.
+
+    Raises:
+        ValueError: Naming the field.
+    """
+    for declared in fields(config):
+        value = vars(config).get(declared.name)
+        kinds = get_args(declared.type) or (declared.type,)
+        known = [kind for kind in (bool, int, float) if kind in kinds]
+        if not known or declared.name not in vars(config) or (value is None and NoneType in kinds):
+            continue
+        if get_origin(declared.type) is tuple:
+            values = value if isinstance(value, tuple | list) else (value,)
+        elif {*kinds} <= {bool, int, float, NoneType} or isinstance(value, Real):
+            values = (value,)
+        else:  # of another kind that it may be as well
+            continue
+        wanted, fits = _KINDS[known[-1]]
+        for one in values:
+            if not fits(one):
+                raise _unfit(declared.name, wanted, repr(one), "")
+
+
+def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values that were given; refuses texts, and `True`, which is 1 to Python."""
+    for name, value in values.items():
+        if isinstance(value, str) or _is_bool(value):
+            raise _unfit(name, "a number", repr(value), "")
+        if value is not None:
+            yield name, value
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # numpy's
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not _is_bool(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not _is_bool(value)
+
+
+_KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("True or False", _is_bool),
+    int: ("a whole number", _is_whole),
+    float: ("a number", _is_number),
+}
 
 
 def check_not_negative(remedy: str = "", /, **values: float | None) -> None:
     """Refuses values below 0 with a ValueError."""
-    for name, value in values.items():
-        if value is not None and not value >= 0:
+    for name, value in _numbers(values):
+        if not value >= 0:
             raise ValueError(f"`{name}` must not be negative, got {value}. {remedy}".rstrip())
 
 
@@ -44,22 +107,22 @@ def check_between(least: float, most: float, reason: str = "", /, **values: floa
         reason: Goes on after the bounds, to say what they are: ", as many as there are images".
         values: By the names of the arguments.
     """
-    for name, value in values.items():
-        if value is not None and not least <= value <= most:
+    for name, value in _numbers(values):
+        if not least <= value <= most:
             raise ValueError(f"`{name}` must be from {least} to {most}{reason}, got {value}.")
 
 
 def check_positive(remedy: str = "", /, **values: float | None) -> None:
     """Refuses values that are not above 0 with a ValueError."""
-    for name, value in values.items():
-        if value is not None and not value > 0:
+    for name, value in _numbers(values):
+        if not value > 0:
             raise _unfit(name, "positive", value, remedy)
 
 
 def check_finite(least: float, remedy: str = "", /, **values: float | None) -> None:
     """Refuses values below a bound, infinity and NaN with a ValueError."""
-    for name, value in values.items():
-        if value is not None and not least <= value < math.inf:
+    for name, value in _numbers(values):
+        if not least <= value < math.inf:
             raise _unfit(name, f"at least {least} and finite", value, remedy)
 
 
@@ -72,9 +135,7 @@ def check_within(interval: str, remedy: str = "", /, **values: float | None) -> 
         values: By the names of the arguments.
     """
     low, high = map(float, interval[1:-1].split(","))
-    for name, value in values.items():
-        if value is None:
-            continue
+    for name, value in _numbers(values):
         above = value > low or (value == low and interval[0] == "[")
         below = value < high or (value == high and interval[-1] == "]")
         if not (above and below):

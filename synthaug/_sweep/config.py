@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
 
+from synthaug._support.arguments import check_fields
 from synthaug._training.classifier_config import ClassifierConfig
 
 
@@ -40,6 +41,7 @@ class SweepConfig:
     """Of the plans and of the choice of real images."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.select not in ("cas", "frechet"):
             raise ValueError(f"`select` must be 'cas' or 'frechet', got {self.select!r}.")
 

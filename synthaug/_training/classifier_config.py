@@ -6,6 +6,7 @@ from typing import Any
 
 from synthaug._support.arguments import (
     check_at_least,
+    check_fields,
     check_finite,
     check_not_negative,
     check_positive,
@@ -54,6 +55,7 @@ class ClassifierConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(1, steps=self.steps, batch_size=self.batch_size, eval_every=self.eval_every)
         if not 0 <= (self.warmup_steps or 0) <= self.steps:
             raise ValueError(

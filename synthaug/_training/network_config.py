@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from synthaug._support.arguments import check_at_least, check_choice, check_within
+from synthaug._support.arguments import check_at_least, check_choice, check_fields, check_within
 
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
@@ -23,6 +23,7 @@ class NetworkConfig:
     """Mirror half of the training images."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(1, channels=self.channels, num_layers=self.num_layers)
 
 

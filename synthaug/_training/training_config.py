@@ -5,6 +5,7 @@ from typing import Any
 
 from synthaug._support.arguments import (
     check_at_least,
+    check_fields,
     check_not_negative,
     check_positive,
     check_within,
@@ -48,6 +49,7 @@ class TrainingConfig:
     """cpu, cuda, cuda:1 ...; by default a GPU if there is one."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(1, steps=self.steps, batch_size=self.batch_size)
         check_positive(learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
         check_not_negative(warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)

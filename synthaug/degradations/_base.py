@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from synthaug._noise import Streams
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_fields
 from synthaug._support.torch_state import torch_defaults
 from synthaug._types import JSON, Images, ImageShape
 
@@ -38,6 +38,7 @@ class AbstractDegradation(abc.ABC):
     """T, the last level."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(1, num_levels=self.num_levels)
 
     def __call__(

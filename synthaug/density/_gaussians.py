@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._neighbors import checked_features
-from synthaug._support.arguments import check_at_least, check_between, check_choice
+from synthaug._support.arguments import check_at_least, check_between, check_choice, check_whole
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Features, Labels
 from synthaug.density._covariance import (
@@ -87,6 +87,7 @@ class ClassGaussians:
         """
         check_choice(STRUCTURES, structure=structure)
         check_choice(ESTIMATORS, estimator=estimator)
+        check_whole(1, num_classes=num_classes)
         x, y = _checked(features, labels)
         C = int(y.max()) + 1 if num_classes is None else num_classes
         if y.max() >= C:
@@ -317,6 +318,7 @@ def _principal(x: Doubles, components: int) -> tuple[Doubles, Doubles]:
     """The mean of all features, (d,), and their principal components, (components, d)."""
     from sklearn.decomposition import PCA
 
+    check_whole(0, components=components)
     check_between(1, min(x.shape), ", the lesser of images and features", components=components)
     pca = PCA(components, random_state=0).fit(x)
     return pca.mean_, pca.components_

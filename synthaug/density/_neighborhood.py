@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthaug._neighbors import Index, checked_features, threads
-from synthaug._support.arguments import check_between
+from synthaug._support.arguments import check_between, check_whole
 from synthaug._types import Features
 
 _LEAST = 1e-10
@@ -48,6 +48,7 @@ class Neighbourhood:
     def __init__(self, reference: Features, k: int = 5) -> None:
         reference = checked_features(reference, "reference")
         n = len(reference)
+        check_whole(0, k=k)
         check_between(1, n - 1, f", one less than the {n} reference images", k=k)
         self.k = k
         self._reference = reference

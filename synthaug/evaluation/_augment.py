@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from synthaug._support.arguments import (
     check_between,
+    check_fields,
     check_finite,
     check_not_negative,
     check_positive,
@@ -42,6 +43,7 @@ class StandardAugment:
     """Level of the pixels that come in at the border, 0 to 255."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_not_negative(padding=self.padding)
         _check_fill(self.fill)
 
@@ -84,6 +86,7 @@ class AffineAugment:
     """Level of what comes in at the border, 0 to 255."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_finite(0, max_shift=self.max_shift)
         check_between(0, 180, " degrees", max_rotation=self.max_rotation)
         check_within("[0, 1)", max_scale=self.max_scale)

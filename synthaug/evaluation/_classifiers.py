@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_whole
 from synthaug._support.extras import from_extra
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import Builder
@@ -159,7 +159,7 @@ def build_classifier(
             does not give one logit per class.
         ImportError: For a model of timm without timm.
     """
-    check_at_least(2, num_classes=num_classes)
+    check_whole(2, num_classes=num_classes)
     # A user's function has a name; a callable object or a `functools.partial` has none.
     name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
     if not isinstance(model, str):

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import operator
 import os
 import re
 import time
@@ -20,6 +19,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from synthaug._images.source import Epochs
+from synthaug._noise import checked_seed
 from synthaug._plan import settings_digest
 from synthaug._printable import printable_line
 from synthaug._support.devices import choose_device
@@ -362,11 +362,11 @@ def _checked_arms(
 
 def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     if not isinstance(seeds, Sequence):
-        count = operator.index(seeds)
+        count = checked_seed(seeds)
         if count < 1:
             raise ValueError(f"`seeds` must be at least 1, got {count}.")
         return list(range(count))
-    chosen = [operator.index(seed) for seed in seeds]
+    chosen = [checked_seed(seed) for seed in seeds]
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise ValueError(f"`seeds` must be different numbers from 0 on, got {chosen}.")
     return chosen

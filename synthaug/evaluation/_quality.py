@@ -8,7 +8,7 @@ import numpy as np
 
 from synthaug._images.source import ImageSource, recorded
 from synthaug._noise import counter_rng
-from synthaug._support.arguments import check_between
+from synthaug._support.arguments import check_between, check_whole
 from synthaug._support.html import Part, heading, table
 from synthaug._support.report import Report
 from synthaug._types import JSON, Features, Indices, Labels
@@ -332,6 +332,7 @@ def _equal_parts(rows: Mapping[str, Indices], images: int | None, seed: int) -> 
         half = len(order["real"]) // 2
         order["holdout"], order["real"] = order["real"][half:], order["real"][:half]
     n = min(len(part) for part in order.values())
+    check_whole(0, images=images)
     check_between(1, n, ", as many as every set has", images=images)
     parts = {"synthetic": "synthetic", "reference": "real", "other": "holdout"}
     return {part: np.sort(order[name][: images or n]) for part, name in parts.items()}

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from synthaug._images.labeled import LabeledImages
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images, to_pixels
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_whole
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
 from synthaug._support.progress import bar
@@ -59,7 +59,7 @@ def reconstructions(
             halve often enough.
         ValueError: If `batch_size` is below 1, or the classes have no names.
     """
-    check_at_least(1, batch_size=batch_size)
+    check_whole(1, batch_size=batch_size)
     place = choose_device(device)
     vae = settle_layout(_autoencoder(checkpoint)).eval().requires_grad_(False).to(place)
     source = ImageSource.open(real, "`real`")

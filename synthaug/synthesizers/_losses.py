@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import counter_rng, randn, stream
-from synthaug._support.arguments import check_whole
+from synthaug._support.arguments import check_fields, check_whole
 from synthaug._training.fit_job import check_prediction_type, denoising_target
 from synthaug._types import Images
 from synthaug.denoisers import AnyDenoiser
@@ -28,6 +28,7 @@ class LossGrid:
     """Seed of the noise."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_whole(1, levels=self.levels, draws=self.draws)
 
     @property

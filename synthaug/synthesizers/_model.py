@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from synthaug._images.source import recorded
 from synthaug._noise import Streams
 from synthaug._pixels import to_images
-from synthaug._support.arguments import check_at_least, check_whole
+from synthaug._support.arguments import check_whole
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
@@ -256,7 +256,6 @@ class DiffusionModel:
                 `eta` or a `log_variance_mix` that the scheduler would ignore.
         """
         steps = sampler.num_inference_steps
-        check_at_least(1, num_inference_steps=steps)
         check_whole(1, num_inference_steps=steps)
         scheduler = self.scheduler(sampler)
         trained = scheduler.config.num_train_timesteps

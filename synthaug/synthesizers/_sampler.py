@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, final
 
+from synthaug._support.arguments import check_fields
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._papers import Paper
 from synthaug.synthesizers._parameters import RowParameter, check_settings, declared_settings
@@ -32,6 +33,9 @@ class SamplerConfig:
     log_variance_mix: float | None = field(
         default=None, metadata={"scheduler": "ddpm", "sweep": (0.0, 0.3, 1.0)}
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def changed(self, **settings: Any) -> "SamplerConfig":
         """The same with other settings; what the new scheduler would ignore does not carry over."""

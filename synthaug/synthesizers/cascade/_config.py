@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
-from synthaug._support.arguments import check_choice, check_fraction, check_within
+from synthaug._support.arguments import check_choice, check_fields, check_fraction, check_within
 
 Augmentation = Literal["none", "blur", "gaussian"]
 
@@ -31,6 +31,7 @@ class StageConfig:
     """The filter's standard deviation is drawn uniformly from this range, in pixels of the copy."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         augmentation = self.conditioning_augmentation
         if augmentation in ("truncated", "non-truncated"):
             raise ValueError(

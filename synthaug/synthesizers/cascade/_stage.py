@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
+from synthaug._support.arguments import check_fields
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._support.torch_state import lasting_tensors
@@ -81,6 +82,7 @@ class CascadeStage:
     """Scheduler, steps and noise."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "low_size", tuple(self.low_size))
         if self.level_embedding is not None:
             settle_layout(self.level_embedding)

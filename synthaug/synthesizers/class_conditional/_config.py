@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from synthaug._support.arguments import check_at_least, check_within
+from synthaug._support.arguments import check_at_least, check_fields, check_within
 
 
 @final
@@ -40,5 +40,6 @@ class FineTuningConfig:
         return 1e-5 if self.lora_rank is None else 1e-4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_within("[0, 1)", label_dropout=self.label_dropout)
         check_at_least(1, lora_rank=self.lora_rank)

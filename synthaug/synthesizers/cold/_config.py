@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+from synthaug._support.arguments import check_at_least
 from synthaug._training.network_config import NetworkConfig
 
 
@@ -14,3 +15,7 @@ class RestorerConfig(NetworkConfig):
     colour_components: int = 1
     """Gaussians in the mixture of colours that generation starts from, for a degradation whose
     last level leaves one colour."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, colour_components=self.colour_components)

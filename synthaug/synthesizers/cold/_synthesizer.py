@@ -20,7 +20,7 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import Streams, randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan, settings_digest
-from synthaug._support.arguments import check_at_least, check_within
+from synthaug._support.arguments import check_at_least, check_fields, check_within
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
@@ -81,6 +81,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
     """Where `source` indices point to; see `with_sources`."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         METHOD.check_choices(self)
         check_at_least(1, num_steps=self.num_steps)
         check_within("[0, 1)", symmetry_noise=self.symmetry_noise)

@@ -3,7 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
-from synthaug._support.arguments import check_at_least, check_finite, check_positive, check_within
+from synthaug._support.arguments import (
+    check_at_least,
+    check_fields,
+    check_finite,
+    check_positive,
+    check_within,
+)
 
 Start = Literal["encoder", "prompt", "noise"]
 
@@ -28,6 +34,7 @@ class TokenConfig:
     """Probability of null tokens, which train the unconditional branch."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(1, num_tokens=self.num_tokens, token_width=self.token_width)
         check_within("[0, 1)", token_dropout=self.token_dropout)
         check_finite(0, token_noise=self.token_noise)
@@ -67,6 +74,7 @@ class InversionConfig:
     """Seconds between checkpoints of the block under work."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         sizes = {"updates": self.updates, "batch_size": self.batch_size}
         check_at_least(1, **sizes, block_size=self.block_size, num_tokens=self.num_tokens)
         check_positive(learning_rate=self.learning_rate, start_std=self.start_std)

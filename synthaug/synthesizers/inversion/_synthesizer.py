@@ -29,7 +29,7 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import Streams, randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_fields
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, resolve_precision
 from synthaug._support.progress import bar
@@ -99,6 +99,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
     """Scheduler, steps and noise."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self.model.check_sampler(self.sampler)
         METHOD.check_choices(self)
         check_at_least(1, group_size=self.group_size)

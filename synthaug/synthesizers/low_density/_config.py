@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from synthaug._support.arguments import check_at_least
+from synthaug._support.arguments import check_at_least, check_fields
 
 
 @final
@@ -25,5 +25,6 @@ class GuideConfig:
     """Mirror half of the training images."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_at_least(1, num_synthetic=self.num_synthetic)
         check_at_least(1, embedding_dim=self.embedding_dim, noise_levels=self.noise_levels)
