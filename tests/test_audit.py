@@ -180,6 +180,11 @@ def passed(fresh: Tensor, train: Tensor, holdout: Tensor) -> AuditReport:
     return whole(fresh, train, holdout=holdout)
 
 
+@pytest.fixture(scope="module")
+def quietly_passed(fresh: Tensor, train: Tensor, holdout: Tensor) -> AuditReport:
+    return quiet(fresh, train, holdout=holdout)
+
+
 # ---------------------------------------------------------------------------------- calibration
 
 
@@ -737,12 +742,12 @@ def test_the_order_of_rows_changes_nothing_but_the_order(
 
 
 def test_audits_repeat_exactly(
-    passed: AuditReport, fresh: Tensor, train: Tensor, holdout: Tensor
+    quietly_passed: AuditReport, fresh: Tensor, train: Tensor, holdout: Tensor
 ) -> None:
-    again = whole(fresh, train, holdout=holdout)
-    assert again.power == passed.power
-    assert again.set_test == passed.set_test
-    np.testing.assert_array_equal(again.p_values, passed.p_values)
+    again = quiet(fresh, train, holdout=holdout)
+    assert again.power == quietly_passed.power
+    assert again.set_test == quietly_passed.set_test
+    np.testing.assert_array_equal(again.p_values, quietly_passed.p_values)
 
 
 def test_one_row_is_audited_like_any_other(train: Tensor, holdout: Tensor) -> None:
@@ -1064,16 +1069,15 @@ def test_a_hold_out_that_overlaps_the_training_images_is_refused_or_cleaned(
 
 
 def test_hold_out_images_nearly_equal_to_training_images_are_set_aside_and_mentioned(
-    fresh: Tensor, train: Tensor, holdout: Tensor
+    fresh: Tensor, train: Tensor, holdout: Tensor, quietly_passed: AuditReport
 ) -> None:
     near = train[:5].clone()
     near[:, 0, 0, 0] ^= 1  # one grey level in one pixel
     report = quiet(fresh, train, holdout=torch.cat([holdout, near]))
     assert report.settings["holdout_near_equal"] == 5
     assert "5 of 305 held-out real images" in report.reasons[-1]
-    plain = quiet(fresh, train, holdout=holdout)
-    rest = plain.tier != 5
-    np.testing.assert_array_equal(report.p_values[rest], plain.p_values[rest])
+    rest = quietly_passed.tier != 5
+    np.testing.assert_array_equal(report.p_values[rest], quietly_passed.p_values[rest])
     resembling = report.settings["holdout_resembling"]
     assert isinstance(resembling, int)
     assert resembling >= 5
@@ -1441,7 +1445,8 @@ def test_whatever_is_changed_in_a_file_only_our_own_errors_come_of_it(
     failed: AuditReport, tmp_path: Path
 ) -> None:
     """Replaces or removes values at random places, at all depths."""
-    failed.to_json(tmp_path / "audit.json")
+    few = failed.changed(pairs=failed.pairs[:4], holdout_pairs=failed.holdout_pairs[:4])
+    few.to_json(tmp_path / "audit.json")
     text = (tmp_path / "audit.json").read_text()
     rng = np.random.default_rng(0)
     values: list[Any] = [None, True, -1, 1e300, 10**30, "x", "<b>", [], {}, [[]], [None], {"a": 1}]
