@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -60,6 +61,20 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 def sections(report: Any) -> Markup:
     """Fills the template for an `AuditReport`: verdict, pairs, charts and tables, without a page
     around them."""
+    text = _template().render(
+        report=report,
+        facts=_facts(report.settings),
+        judged=len(report.judged),
+        charts=_charts(report),
+        per_class=_by_class(report),
+        scope=scope_sentence("distances"),
+    )
+    return Markup(text)
+
+
+@cache
+def _template() -> Any:
+    """The template, read and compiled once: that takes far longer than to fill it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -76,16 +91,7 @@ def sections(report: Any) -> Markup:
         "picture": _picture,
         "acceptable": _acceptable,
     }
-    template = environment.get_template("report.html.jinja")
-    text = template.render(
-        report=report,
-        facts=_facts(report.settings),
-        judged=len(report.judged),
-        charts=_charts(report),
-        per_class=_by_class(report),
-        scope=scope_sentence("distances"),
-    )
-    return Markup(text)
+    return environment.get_template("report.html.jinja")
 
 
 def _charts(report: Any) -> list[tuple[str, Markup]]:
