@@ -473,6 +473,25 @@ def test_rmse_is_that_of_the_pixels_as_shown(train: Tensor, fresh: Tensor) -> No
     np.testing.assert_allclose(rmse(fresh[:2], train, rows, flips), expected, rtol=1e-6)
 
 
+def test_every_pixel_decides_which_images_are_equal_but_for_rounding() -> None:
+    """Images are skipped by some of their pixels, but none that the others leave close enough."""
+    rng = np.random.default_rng(0)
+    train = torch.from_numpy(rng.integers(60, 200, (40, 3, 12, 12), dtype=np.uint8))
+    # Differences of 1.5 to 2.5, everywhere, in a block, or at the very pixels looked at first.
+    places = torch.zeros(3, 12, 12, dtype=torch.bool, device="cpu")
+    places[0], places[1, :5, :5], places[2, ::4, ::4] = True, True, True
+    rms = torch.linspace(1.5, 2.5, 40, dtype=torch.float64, device="cpu")
+    signs = torch.from_numpy(rng.choice([-1, 1], (40, 3, 12, 12)))
+    mask = places[torch.arange(40) % 3][:, None].double()
+    size = rms[:, None, None, None] * (144 / mask.sum((2, 3), keepdim=True)).sqrt()
+    pixels = (train + signs * mask * size).round().clamp(0, 255).to(torch.uint8)
+    pixels[20:] = pixels[20:].flip(-1)
+    rows, flips = np.arange(40), np.arange(40) >= 20
+    equal = rmse(pixels, train, rows, flips) <= _matching.NEAR_RMSE
+    assert 8 < equal.sum() < 32
+    np.testing.assert_array_equal(matcher(train, k=5).match(pixels).twins >= 0, equal)
+
+
 def test_repeating_training_images_changes_no_score(train: Tensor, fresh: Tensor) -> None:
     once, twice = (matcher(t).match(fresh) for t in (train, torch.cat([train, train])))
     np.testing.assert_array_equal(once.scores, twice.scores)
