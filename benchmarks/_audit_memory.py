@@ -38,6 +38,7 @@ def remembered() -> Iterator[Memory]:
     memory: Memory = {}
     search, index, distances = Matcher._search, Matcher._index, Aligner.distances
     register: Any = Matcher._register
+    fit_in_part: Any = Matcher._fit_in_part
 
     def known_index(matcher: Matcher, extractor: Any, kind: str) -> Any:
         place = (_whole(matcher.train), extractor.name, kind)
@@ -101,8 +102,29 @@ def remembered() -> Iterator[Memory]:
         kept = zip(*(memory[place] for place in places), strict=True)
         return Aligned(*(np.stack(values) for values in kept))
 
+    def known_fit(
+        matcher: Matcher,
+        samples: Any,
+        near: Any,
+        registered: Aligned,
+        decoys: Matcher | None = None,
+    ) -> Aligned:
+        others = b"" if decoys is None else _whole(decoys.train)
+        real = ("in part", _whole(matcher.train), others)
+        places = [(*real, row) for row in _each(samples)]
+        missing = _missing(places, memory)
+        if missing:
+            some = [Near(n.D[missing], n.ids[missing], n.flipped[missing]) for n in near]
+            rows = Aligned(*(values[missing] for values in vars(registered).values()))
+            made = fit_in_part(matcher, samples[missing], some, rows, decoys)
+            for i, row in enumerate(missing):
+                memory[places[row]] = made.candidates[i], made.D[i], made.flipped[i]
+        kept = zip(*(memory[place] for place in places), strict=True)
+        return Aligned(*(np.stack(values) for values in kept))
+
     with (
         patch.object(Matcher, "_register", known_register),
+        patch.object(Matcher, "_fit_in_part", known_fit),
         patch.object(Matcher, "_index", known_index),
         patch.object(Matcher, "_search", known_search),
         patch.object(Aligner, "distances", known_distances),

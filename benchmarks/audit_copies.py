@@ -15,12 +15,13 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _audit_memory import Memory, remembered
+from _audit_memory import Memory, remembered, unplanted
 from _machine import summary, write
 from audit_kinds import KINDS, Kind
 from audit_peers import Peers, by_audit, judged
@@ -130,7 +131,8 @@ def run(args: Any, records: Path) -> list[dict[str, Any]]:
     if needed > len(real):
         raise SystemExit(f"{args.data} has {len(real):,} images, but {needed:,} are needed.")
     part, current, end = None, -1, time.monotonic() + 60 * args.minutes
-    with remembered() as memory, records.open("a") as file:
+    planting = nullcontext() if args.claims else unplanted()
+    with remembered() as memory, planting, records.open("a") as file:
         for draw in range(args.draws):
             for name, kind, count in cases(*_kinds(args, real), args.counts):
                 if (draw, name, count) in done:

@@ -29,9 +29,10 @@ from synthaug._audit.alignment import Aligner
 from synthaug._audit.calibration import TAIL, closeness, conformal_p_values, q_values
 from synthaug._audit.decisions import ROWS_SHARE
 from synthaug._audit.descriptive import mann_whitney_z
+from synthaug._audit.differences import NEAR_RMSE, rmse
 from synthaug._audit.disturbances import disturbances
 from synthaug._audit.matches import Matches
-from synthaug._audit.matching import Matcher, linked, rmse
+from synthaug._audit.matching import Matcher, linked
 from synthaug._audit.power import visible
 from synthaug._audit.report import _MISSING, _SPREAD
 from synthaug._audit.spread import Spread
@@ -487,7 +488,7 @@ def test_every_pixel_decides_which_images_are_equal_but_for_rounding() -> None:
     pixels = (train + signs * mask * size).round().clamp(0, 255).to(torch.uint8)
     pixels[20:] = pixels[20:].flip(-1)
     rows, flips = np.arange(40), np.arange(40) >= 20
-    equal = rmse(pixels, train, rows, flips) <= _matching.NEAR_RMSE
+    equal = rmse(pixels, train, rows, flips) <= NEAR_RMSE
     assert 8 < equal.sum() < 32
     np.testing.assert_array_equal(matcher(train, k=5).match(pixels).twins >= 0, equal)
 
@@ -639,7 +640,7 @@ def test_p_values_of_the_report_follow_from_its_scores(failed: AuditReport) -> N
     q = false_discovery_control(everything) / ROWS_SHARE
     q[rest] = np.minimum(q[rest], false_discovery_control(clean) / ROWS_SHARE)
     np.testing.assert_allclose(failed.q_values, np.minimum(q, 1))
-    single = [conformal_p_values(failed.scores[:, j], null[:, j]) for j in range(3)]
+    single = [conformal_p_values(failed.scores[:, j], null[:, j]) for j in range(null.shape[1])]
     np.testing.assert_array_equal(failed.decided_by[rest], np.argmin(single, axis=0)[rest])
 
 
@@ -1172,7 +1173,7 @@ def test_any_extractor_can_be_used_and_is_named_in_the_report(
     report = quiet(with_copies, train, holdout=holdout, features=extractor)
     np.testing.assert_array_equal(report.flagged[:20], np.arange(20))
     assert report.settings["features"] == [{"name": "projection", "weights": extractor.weights}]
-    assert report.statistics == ("projection", "aligned", "registered")
+    assert report.statistics == ("projection", "aligned", "partial", "registered")
 
 
 def test_several_spaces_are_judged_together(
@@ -1180,7 +1181,13 @@ def test_several_spaces_are_judged_together(
 ) -> None:
     spaces = [features.Pixel(4), features.Pixel(8, standardize=True)]
     report = quiet(with_copies, train, holdout=holdout, features=spaces)
-    assert report.statistics == ("pixels 4x4", "pixels 8x8, standardized", "aligned", "registered")
+    assert report.statistics == (
+        "pixels 4x4",
+        "pixels 8x8, standardized",
+        "aligned",
+        "partial",
+        "registered",
+    )
     assert report.scores.shape == (120, 4)
     np.testing.assert_array_equal(report.flagged[:20], np.arange(20))
     with pytest.raises(ValueError, match="two extractors of one name"):

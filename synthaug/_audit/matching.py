@@ -1,9 +1,10 @@
 """The path that every image takes, synthetic, held out or planted: how close is it to training?
 
-Several spaces propose training images; every space also judges, by the ratio of its distances, and
-so do the aligned distance (`alignment`) to the proposals of all of them and the registered one
-(`registration`) to the best. Each judgement is a
-*statistic*, small if suspicious; which values are too small is for the hold-out to say.
+Several spaces propose training images. The given ones also judge, by the ratio of their distances,
+and so do three distances to what all of them propose: under the best alignment (`alignment`), and,
+to the best proposals, where images fit best (`partial`) and registered (`registration`). Each
+judgement is a *statistic*, small if suspicious; which values are too small is for the hold-out to
+say.
 
 Where no images are given but their features, these are the only space, and nothing is aligned.
 """
@@ -18,44 +19,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._audit import partial
 from synthaug._audit.alignment import Aligner, small
 from synthaug._audit.cluster import Crew, Shards
+from synthaug._audit.differences import NEAR_RMSE, near_rmse
 from synthaug._audit.inputs import Contents, Samples, keys, take
 from synthaug._audit.matches import Aligned, Matches, Near, concatenated, matches, without_repeats
+from synthaug._audit.parts import HALVES, WHOLE, Part
 from synthaug._audit.registration import register
+from synthaug._audit.spaces import PROPOSED, PROPOSERS, PROPOSERS_OF_HALVES
 from synthaug._neighbors import Index, merge
 from synthaug._types import Features, Indices, Pixels
-from synthaug.features import ExtractionConfig, Extractor, Pixel, Spectrum, extract
-
-NEAR_RMSE = 2.0
-"""Up to this root mean square difference, in grey levels of 0 to 255, two images are equal but for
-rounding and mild compression: nobody sees a difference, and none is meant."""
+from synthaug.features import ExtractionConfig, Extractor, extract
 
 NEAR_RATIO = 1e-4
 """Up to this share of the usual distance, two vectors of features are equal but for rounding: in
 float32, and in other batches, a network repeats itself within about 1e-6."""
 
-ALIGNED, REGISTERED = "aligned", "registered"
-"""Names of the statistics that allow for shifts, crops, brightness and contrast (`_alignment`), and
-for all affine maps, colors and light (`_registration`)."""
+ALIGNED, PARTIAL, REGISTERED = "aligned", "partial", "registered"
+"""Names of the statistics that allow for shifts, crops, brightness and contrast (`alignment`), for
+changes of any part (`partial`), and for all affine maps, colors and light (`registration`)."""
 
 _CHUNK = 4096
 """Images of a set searched at a time: bounds the memory, and is enough for FAISS to be fast."""
 
-_PROPOSERS: tuple[Extractor, ...] = (Pixel(8, standardize=True), Spectrum())
-"""Spaces that propose but do not judge. The few large pixels of one forgive a crop, the other
-forgives a shift; both forgive brightness. Among 50,000 CIFAR-10 images the original of a copy is
-one of 10 proposals of the first for 0.96 of crops to 80 %, but for 0.08 of shifts by 4 pixels; of
-the second for 0.84 and 0.95."""
-
 _CHECKED = 5
 """Nearest neighbours in each space whose pixels are compared one by one."""
 
-_SPARSE = 4
-"""Only every so many pixels of a side are compared first."""
-
-_PROPOSED = 10
-"""Nearest neighbours in each space that are aligned."""
+_PROPOSED_BY_HALVES = 2
+"""Nearest neighbours of each half that are compared in part."""
 
 _REGISTERED = 2
 """Best aligned proposals that are registered, besides the nearest of each space."""
@@ -125,14 +117,22 @@ class Matcher:
         self.k = k
         self._images = isinstance(train, Tensor)
         names = [extractor.name for extractor in extractors]
-        self.statistics = (*names, ALIGNED, REGISTERED) if self._images else tuple(names)
+        aligned = (ALIGNED, PARTIAL, REGISTERED) if self._images else ()
+        self.statistics = (*names, *aligned)
         self.train = train
         self._extraction = extraction or ExtractionConfig()
         self._tick = tick
         self._judges = len(names)
         self._aligner = Aligner(train) if isinstance(train, Tensor) else None
-        proposers = _PROPOSERS if self._images else ()
-        self._spaces = [(e, self._index(e, index)) for e in (*extractors, *proposers)]
+        spaces = [(extractor, WHOLE) for extractor in extractors]
+        spaces += PROPOSERS if self._images else ()
+        self._of_images = len(spaces)
+        """So many spaces, the first ones, propose by whole images, and those behind by halves."""
+        spaces += PROPOSERS_OF_HALVES if self._images else ()
+        self._spaces = [
+            (extractor, part, self._index(extractor, part if part in HALVES else WHOLE, index))
+            for extractor, part in spaces
+        ]
         tick(len(self.distinct))
 
     def __len__(self) -> int:
@@ -146,8 +146,10 @@ class Matcher:
     def recall(self, samples: Samples) -> dict[str, float]:
         """Share of the exact k nearest training images that each space finds, by its name."""
         return {
-            extractor.name: index.recall(self._features(extractor, samples), self.k)
-            for extractor, index in self._spaces
+            f"{extractor.name}{part.suffix}": index.recall(
+                self._features(extractor, samples, part), self.k
+            )
+            for extractor, part, index in self._spaces
         }
 
     def difference(self, pixels: Pixels, row: int) -> Pixels:
@@ -239,21 +241,21 @@ class Matcher:
 
         return Question(_Chosen(self.train, unique), judge, join, plainly=True)
 
-    def _index(self, extractor: Extractor, kind: str) -> "Index | Shards":
+    def _index(self, extractor: Extractor, part: Part, kind: str) -> "Index | Shards":
         rows = None if len(self.distinct) == len(self.train) else self.distinct
         xb = self.train
         if isinstance(xb, Tensor):
-            xb = self._features(extractor, xb if rows is None else take(xb, rows))
+            xb = self._features(extractor, xb if rows is None else take(xb, rows), part)
             rows = None
         return Index(xb, kind, rows=rows) if self._crew is None else self._crew.index(xb, rows)
 
-    def _features(self, extractor: Extractor, samples: Samples) -> Features:
+    def _features(self, extractor: Extractor, samples: Samples, part: Part = WHOLE) -> Features:
         if not isinstance(samples, Tensor):
             return samples
         run = extract if self._crew is None else self._crew.extract
         return run(
             extractor,
-            samples,
+            part.of(samples),
             batch_size=self._extraction.batch_size,
             features_dir=self._extraction.folder,
         )
@@ -273,7 +275,7 @@ class Matcher:
         """
         k = min(limit or self.k, len(self.distinct))
         near: list[list[Near]] = [[] for _ in asked]
-        for extractor, index in self._spaces:
+        for extractor, part, index in self._spaces:
             looking = [
                 (nearest, [samples] if plainly else self._views(samples))
                 for nearest, (samples, plainly) in zip(near, asked, strict=True)
@@ -281,7 +283,9 @@ class Matcher:
             ]
             if not looking:
                 break
-            queries = [self._features(extractor, view) for _, views in looking for view in views]
+            queries = [
+                self._features(extractor, view, part) for _, views in looking for view in views
+            ]
             stops = np.cumsum([len(query) for query in queries])[:-1]
             D, ids = index.search(np.concatenate(queries), k)
             of_queries = zip(np.split(D, stops), np.split(ids, stops), strict=True)
@@ -294,13 +298,22 @@ class Matcher:
         return near
 
     def _align(self, samples: Samples, near: Sequence[Near]) -> list[Aligned]:
-        """The proposals correlated, and some of them registered; empty for features."""
+        """The proposals correlated, and some of them fitted in part and registered.
+
+        Empty for features.
+        """
         if self._aligner is None:
             return []
         assert isinstance(samples, Tensor)
-        candidates = without_repeats(np.hstack([space.ids[:, :_PROPOSED] for space in near]))
+        candidates = self._proposed(near)
         aligned = Aligned(candidates, *self._aligner.distances(samples, candidates))
-        return [aligned, self._register(samples, near, aligned)]
+        registered = self._register(samples, near, aligned)
+        return [aligned, self._fit_in_part(samples, near, registered), registered]
+
+    def _proposed(self, near: Sequence[Near]) -> Indices:
+        """What is aligned of what was found in each space, (n, K)."""
+        spaces = near[: self._of_images]
+        return without_repeats(np.hstack([space.ids[:, :PROPOSED] for space in spaces]))
 
     def _register(
         self,
@@ -319,7 +332,7 @@ class Matcher:
             decoys: Other real images.
             known: The first columns of the result as far as they were registered before.
         """
-        nearest = np.stack([space.ids[:, 0] for space in near], axis=1)
+        nearest = np.stack([space.ids[:, 0] for space in near[: self._of_images]], axis=1)
         chosen = (aligned.candidates[:, :, None] == nearest[:, None, :]).any(axis=2)
         best = np.argsort(aligned.D, axis=1, kind="stable")[:, :_REGISTERED]
         np.put_along_axis(chosen, best, True, axis=1)
@@ -330,15 +343,60 @@ class Matcher:
             D[:, :width] = np.where(chosen[:, :width], known.D, np.inf)
         query, column = np.nonzero(chosen & ~np.isfinite(D))
         rows, flipped = aligned.candidates[query, column], aligned.flipped[query, column]
+        D[query, column] = self._laid_over(register, samples, query, rows, flipped, decoys)
+        return Aligned(np.where(chosen, aligned.candidates, -1), D, aligned.flipped)
+
+    def _fit_in_part(
+        self,
+        samples: Tensor,
+        near: Sequence[Near],
+        registered: Aligned,
+        decoys: "Matcher | None" = None,
+    ) -> Aligned:
+        """Compares in part what was registered, and what is nearest to one half.
+
+        Those that fit best as they lie are laid over the images; of the others it is known only how
+        they fit as they lie. A candidate may be there twice, as it is and mirrored.
+        """
+        halves = near[self._of_images :]
+        candidates = [half.ids[:, :_PROPOSED_BY_HALVES] for half in halves]
+        mirrored = [half.flipped[:, :_PROPOSED_BY_HALVES] for half in halves]
+        rows = np.hstack([*candidates, registered.candidates])
+        flipped = np.hstack([*mirrored, registered.flipped])
+        once = without_repeats(np.where(rows < 0, -1, 2 * rows + flipped))
+        rows = np.where(once < 0, -1, rows)
+        D = np.full(rows.shape, np.inf)
+        chosen = rows >= 0
+        for compared in (partial.glance, partial.fit):
+            query, column = np.nonzero(chosen)
+            D[query, column] = self._laid_over(
+                compared, samples, query, rows[query, column], flipped[query, column], decoys
+            )
+            best = np.argsort(D, axis=1, kind="stable")[:, : partial.FOLLOWED]
+            chosen = np.zeros(D.shape, bool)
+            np.put_along_axis(chosen, best, True, axis=1)
+            chosen &= rows >= 0
+        return Aligned(rows, D, flipped)
+
+    def _laid_over(
+        self,
+        compared: Callable[[Tensor, Tensor], Tensor],
+        samples: Tensor,
+        query: Indices,
+        rows: Indices,
+        flipped: NDArray[np.bool_],
+        decoys: "Matcher | None",
+    ) -> NDArray[np.float64]:
+        """The distances of images, by their numbers, to training images, some at a time, (n,)."""
+        D = np.empty(len(query))
         at_once = _REGISTERED_AT_ONCE // small(samples[:1]).shape[-2:].numel()
         for i in range(0, len(query), at_once):
             part = slice(i, i + at_once)
             images = small(samples[torch.from_numpy(query[part])])
             mirror = torch.from_numpy(flipped[part])[:, None, None, None]
             references = small(self._at(rows[part], decoys))
-            r = register(torch.where(mirror, images.flip(-1), images), references)
-            D[query[part], column[part]] = r.double().numpy()
-        return Aligned(np.where(chosen, aligned.candidates, -1), D, aligned.flipped)
+            D[part] = compared(torch.where(mirror, images.flip(-1), images), references).numpy()
+        return D
 
     def _at(self, rows: Indices, decoys: "Matcher | None") -> Pixels:
         """Training images, and `decoys` behind the last one."""
@@ -371,10 +429,10 @@ class Matcher:
         pooled_aligned = []
         if aligned and decoys._aligner is not None:
             assert isinstance(samples, Tensor)
-            correlated, registered = aligned
+            correlated, _, registered = aligned
             # The nearest of both together, lest the fewer decoys be proposed from farther away.
             # Those that are training images have been aligned already.
-            proposed = without_repeats(np.hstack([space.ids[:, :_PROPOSED] for space in pooled]))
+            proposed = self._proposed(pooled)
             kept = (correlated.candidates[:, :, None] == proposed[:, None, :]).any(axis=2)
             rest = np.where(proposed >= first, proposed - first, -1)
             D, flipped = decoys._aligner.distances(samples, rest)
@@ -385,7 +443,9 @@ class Matcher:
                 np.hstack([np.where(kept, correlated.D, np.inf), D]),
                 np.hstack([correlated.flipped, flipped]),
             )
-            pooled_aligned = [both, self._register(samples, pooled, both, decoys, registered)]
+            laid_over = self._register(samples, pooled, both, decoys, registered)
+            in_part = self._fit_in_part(samples, pooled, laid_over, decoys)
+            pooled_aligned = [both, in_part, laid_over]
         twins, flips = self._twins(samples, near)
         others, other_flips = decoys._twins(samples, other)
         twins = np.where(twins >= 0, twins, np.where(others >= 0, others + first, -1))
@@ -403,9 +463,9 @@ class Matcher:
             return twins, twin_flipped
         pixels = samples
         closest = np.full(len(pixels), NEAR_RMSE)
-        for space in near:
+        for space in near[: self._of_images]:
             for row, flip in zip(space.ids.T[:_CHECKED], space.flipped.T[:_CHECKED], strict=True):
-                difference = _near_rmse(pixels, self.train, row, flip)
+                difference = near_rmse(pixels, self.train, row, flip)
                 closer = difference <= closest
                 twins[closer], twin_flipped[closer] = row[closer], flip[closer]
                 closest[closer] = difference[closer]
@@ -414,25 +474,6 @@ class Matcher:
             equal = self.equal(shown)
             twins[equal >= 0], twin_flipped[equal >= 0] = equal[equal >= 0], is_mirrored
         return twins, twin_flipped
-
-
-def proposals(pixels: Pixels, *, batch_size: int = 512) -> Indices:
-    """For every image others, and itself, that may be near-duplicates of it: int64 (n, K).
-
-    Looks at each image and its mirror image; -1 fills up where a proposal would be repeated.
-    """
-    k = min(_PROPOSED, len(pixels))
-    lists = []
-    for extractor in _PROPOSERS:
-        index = Index(extract(extractor, pixels, batch_size=batch_size))
-        for shown in (pixels, pixels.flip(-1)):
-            features = extract(extractor, shown, batch_size=batch_size)
-            parts = [
-                index.search(features[i : i + _CHUNK], k)[1]
-                for i in range(0, len(features), _CHUNK)
-            ]
-            lists.append(np.concatenate(parts))
-    return without_repeats(np.hstack(lists))
 
 
 def linked(
@@ -471,38 +512,3 @@ def linked(
     right, distance = ids.ravel(), D.ravel()
     near = (left != right) & (distance < np.minimum(limits[left], limits[right]))
     return np.stack([left[near], right[near]], axis=1)
-
-
-def _near_rmse(
-    pixels: Pixels, train: Pixels, rows: Indices, flipped: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """As `rmse`, but infinite where some of the pixels alone differ by more than `NEAR_RMSE`.
-
-    The squares of some differences are no more than those of all, and few images pass.
-    """
-    limit = NEAR_RMSE**2 * pixels[0].numel()
-    views = (view[..., ::_SPARSE, ::_SPARSE] for view in (pixels, pixels.flip(-1), train))
-    plain, mirrored, of_train = views
-    shown = torch.where(torch.from_numpy(flipped)[:, None, None, None], mirrored, plain)
-    squares = (shown.int() - of_train[torch.from_numpy(rows)]).flatten(1).square().sum(1)
-    near = (squares <= limit).numpy()
-    result = np.full(len(pixels), np.inf)
-    if near.any():
-        chosen = pixels[torch.from_numpy(near)]
-        result[near] = rmse(chosen, train, rows[near], flipped[near])
-    return result
-
-
-def rmse(
-    pixels: Pixels, train: Pixels, rows: Indices, flipped: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Root mean square difference of images, mirrored where `flipped`, to rows of `train`, (n,)."""
-    parts = []
-    for start in range(0, len(pixels), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        images = pixels[part]
-        mirror = torch.from_numpy(flipped[part])[:, None, None, None]
-        shown = torch.where(mirror, images.flip(-1), images).float()
-        difference = shown - train[torch.from_numpy(rows[part])]
-        parts.append(difference.flatten(1).square().mean(1).sqrt().double().numpy())
-    return np.concatenate(parts)

@@ -5,9 +5,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._audit.calibration import conformal_p_values
+from synthaug._audit.differences import rmse
 from synthaug._audit.inputs import AuditSet, key_text
 from synthaug._audit.matches import Matches
-from synthaug._audit.matching import Matcher, rmse
+from synthaug._audit.matching import Matcher
 from synthaug._pixels import to_pil
 from synthaug._support.html import data_uri
 from synthaug._types import JSON

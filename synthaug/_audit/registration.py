@@ -18,6 +18,7 @@ colors come closer than all of 1,200 held-out images; where windows are only cor
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ _STARTS = ((0, 1.0), (12, 1.0), (-12, 1.0), (0, 0.8), (0, 1.25))
 """Degrees and scales of the maps that are tried first."""
 
 _SMALL_STEPS, _STEPS = 4, 8
-_HALVED_FROM = 24
+HALVED_FROM = 24
 """Images with at least so many pixels on the shorter side are halved for the first steps."""
 
 _FIRST_BLUR = 1.5
@@ -50,6 +51,10 @@ _SMALLEST_ERROR = 0.01
 _LEAST_VARIANCE = 1e-6
 """Images with less variance are of one color, and resemble nothing."""
 
+Weigh = Callable[[Tensor, Tensor, Tensor, tuple[int, int]], Tensor]
+"""Takes queries and what was fitted to them, (n, C, h w), which pixels the references cover,
+(n, h w), and (h, w); returns how much each pixel counts, (n, h w)."""
+
 
 def register(queries: Tensor, references: Tensor) -> Tensor:
     """The distance of each query to its reference, laid over it as well as an affine map can.
@@ -65,12 +70,12 @@ def register(queries: Tensor, references: Tensor) -> Tensor:
     # Steps may part for a difference in the last digit: in float64 no such difference matters.
     queries, references = queries.double(), references.double()
     goal, other = _blurred(queries), _blurred(references)
-    if min(queries.shape[-2:]) >= _HALVED_FROM:
+    if min(queries.shape[-2:]) >= HALVED_FROM:
         goal, other = F.avg_pool2d(goal, 2), F.avg_pool2d(other, 2)
     n, starts = len(queries), len(_STARTS)
-    first = torch.stack([_map(degrees, scale, queries) for degrees, scale in _STARTS])
+    first = torch.stack([map_of(degrees, scale, queries) for degrees, scale in _STARTS])
     # All at once: what a step costs is hardly more for many images than for few.
-    followed = _follow(
+    followed = follow(
         goal.repeat(starts, 1, 1, 1),
         other.repeat(starts, 1, 1, 1),
         first.repeat_interleave(n, 0),
@@ -79,12 +84,12 @@ def register(queries: Tensor, references: Tensor) -> Tensor:
     best = followed.r.view(starts, n).argmax(0)
     query = torch.arange(n, dtype=torch.int64, device=best.device)
     maps = followed.maps.view(starts, n, 2, 3)[best, query]
-    r = _follow(queries, references, maps, _STEPS, robust=True).r
+    r = follow(queries, references, maps, _STEPS, weigh=_huber).r
     return (2 - 2 * r).clamp(min=0).sqrt().float()
 
 
 @dataclass(frozen=True)
-class _Followed:
+class Followed:
     """The best map on the way of the steps."""
 
     r: Tensor
@@ -93,9 +98,27 @@ class _Followed:
     """From places in the query to places in the reference, both in [-1, 1], (n, 2, 3)."""
 
 
-def _follow(
-    queries: Tensor, references: Tensor, maps: Tensor, steps: int, *, robust: bool = False
-) -> _Followed:
+def follow(
+    queries: Tensor,
+    references: Tensor,
+    maps: Tensor,
+    steps: int,
+    *,
+    weigh: Weigh | None = None,
+    settling: int = 0,
+    least_cover: float = _LEAST_COVER,
+) -> Followed:
+    """Takes Gauss-Newton steps from maps, and returns the best that was met on the way.
+
+    Args:
+        queries: float64 (n, C, h, w) in [0, 1].
+        references: As many, of the same shape.
+        maps: To start from, (n, 2, 3).
+        steps: How many are taken.
+        weigh: Which pixels count how much after the first step; all the same by default.
+        settling: How often they are weighed before the first step.
+        least_cover: Share of a query that its reference must cover.
+    """
     n, channels, h, w = queries.shape
     # (3, h w): one, x and y of every pixel.
     y, x = torch.meshgrid(_centers(h, queries), _centers(w, queries), indexing="ij")
@@ -105,26 +128,29 @@ def _follow(
     # references at their places, lightness times x and times y, and one.
     both = torch.cat([goal, torch.ones_like(goal[:, :1]).expand(n, 3, h * w), goal], 1)
     basis = both[:, : channels + 3]
-    best = _Followed(queries.new_full((n,), -1), maps)
+    best = Followed(queries.new_full((n,), -1), maps)
     weight = queries.new_ones((n, h * w))
     for step in range(steps + 1):
         inside = _place(references, maps, places, basis)
+        for _ in range(settling if weigh and not step else 0):
+            mixture, _r = _recolored(both, channels, inside * weight)
+            weight = weigh(goal, mixture.transpose(1, 2) @ basis, inside, (h, w))
         counted = inside * weight
         mixture, r = _recolored(both, channels, counted)
         area = torch.linalg.det(maps[:, :, :2])
-        allowed = (inside.mean(1) >= _LEAST_COVER) & (area >= _ZOOM[0]) & (area <= _ZOOM[1])
+        allowed = (inside.mean(1) >= least_cover) & (area >= _ZOOM[0]) & (area <= _ZOOM[1])
         better = (r > best.r) & allowed
-        best = _Followed(
+        best = Followed(
             torch.where(better, r, best.r), torch.where(better[:, None, None], maps, best.maps)
         )
         if step == steps:
             break
-        if robust:
-            weight = _huber(goal, mixture.transpose(1, 2) @ basis, inside)
+        if weigh:
+            weight = weigh(goal, mixture.transpose(1, 2) @ basis, inside, (h, w))
             counted = inside * weight
         lightness = (mixture.mean(2, keepdim=True).transpose(1, 2) @ basis)[:, 0]
         maps = _composed(maps, _step(goal.mean(1), lightness, places, counted, (h, w)))
-    return _Followed(best.r.clamp(0, 1), best.maps)
+    return Followed(best.r.clamp(0, 1), best.maps)
 
 
 def _place(references: Tensor, maps: Tensor, places: Tensor, basis: Tensor) -> Tensor:
@@ -167,8 +193,9 @@ def _recolored(both: Tensor, channels: int, weight: Tensor) -> tuple[Tensor, Ten
     return mixture, torch.where(variance > _LEAST_VARIANCE, explained, 0).sqrt()
 
 
-def _huber(goal: Tensor, fitted: Tensor, inside: Tensor) -> Tensor:
+def _huber(goal: Tensor, fitted: Tensor, inside: Tensor, size: tuple[int, int]) -> Tensor:
     """Weights of pixels, (n, h w): 1, and less for those that fit far worse than most."""
+    del size
     error = (goal - fitted).abs().mean(1)
     usual = error.where(inside > 0, torch.nan).nanmedian(1, keepdim=True).values
     limit = _OUTLYING * usual.nan_to_num(0).clamp(min=_SMALLEST_ERROR)
@@ -217,7 +244,8 @@ def _solved(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(gram + torch.diag_embed(added), right)
 
 
-def _map(degrees: float, scale: float, like: Tensor) -> Tensor:
+def map_of(degrees: float, scale: float, like: Tensor) -> Tensor:
+    """The map that turns and scales about the middle, (2, 3)."""
     x, y = (scale * f(math.radians(degrees)) for f in (math.cos, math.sin))
     return like.new_tensor([[x, -y, 0.0], [y, x, 0.0]])
 

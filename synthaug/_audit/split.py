@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from synthaug._audit.alignment import Aligner
 from synthaug._audit.competition import components
 from synthaug._audit.inputs import keys, read_set
-from synthaug._audit.matching import proposals
+from synthaug._audit.spaces import proposals
 from synthaug._noise import checked_seed, counter_rng
 from synthaug._types import Indices, Pixels
 
