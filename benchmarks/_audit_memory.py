@@ -40,10 +40,10 @@ def remembered() -> Iterator[Memory]:
     register: Any = Matcher._register
     fit_in_part: Any = Matcher._fit_in_part
 
-    def known_index(matcher: Matcher, extractor: Any, kind: str) -> Any:
-        place = (_whole(matcher.train), extractor.name, kind)
+    def known_index(matcher: Matcher, extractor: Any, part: Any, kind: str) -> Any:
+        place = (_whole(matcher.train), extractor.name, part, kind)
         if place not in memory:
-            memory[place] = index(matcher, extractor, kind)
+            memory[place] = index(matcher, extractor, part, kind)
         return memory[place]
 
     def known_search(matcher: Matcher, asked: Any, limit: int | None = None) -> list[list[Near]]:
