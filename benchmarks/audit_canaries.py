@@ -62,12 +62,13 @@ def main() -> None:
 
     folder = Path(args.folder or tempfile.mkdtemp())
     models = [one_model(args, folder, seed) for seed in range(args.models)]
+    by_dose = [pooled(models, dose) for dose in args.doses]
     result = {
         "settings": {name: value for name, value in vars(args).items() if name != "folder"},
-        "by_dose": [pooled(models, dose) for dose in args.doses],
+        "by_dose": by_dose,
         "models": [model["summary"] for model in models],
     }
-    print(write("audit_canaries", result), draw(result["by_dose"]))
+    print(write("audit_canaries", result), draw(by_dose))
 
 
 def one_model(args: Any, folder: Path, seed: int) -> dict[str, Any]:

@@ -132,9 +132,10 @@ def follow(
     weight = queries.new_ones((n, h * w))
     for step in range(steps + 1):
         inside = _place(references, maps, places, basis)
-        for _ in range(settling if weigh and not step else 0):
-            mixture, _r = _recolored(both, channels, inside * weight)
-            weight = weigh(goal, mixture.transpose(1, 2) @ basis, inside, (h, w))
+        if weigh and not step:
+            for _ in range(settling):
+                mixture, _r = _recolored(both, channels, inside * weight)
+                weight = weigh(goal, mixture.transpose(1, 2) @ basis, inside, (h, w))
         counted = inside * weight
         mixture, r = _recolored(both, channels, counted)
         area = torch.linalg.det(maps[:, :, :2])
