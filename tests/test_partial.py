@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthaug._audit.partial import fit, glance
+from synthaug._audit.partial import cleaned, fit, glance, median
 from synthaug._audit.parts import HALVES, MIDDLE, WHOLE
 
 
@@ -58,6 +58,17 @@ def test_images_of_any_size_are_compared_alike_whatever_they_are_compared_with(c
         assert torch.isfinite(together).all()
         alone = torch.cat([compared(a[i : i + 1], b[i : i + 1]) for i in range(5)])
         torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+def test_single_pixels_that_were_changed_are_gone() -> None:
+    images = (scenes(4) * 255).to(torch.uint8)
+    salted = images.clone()
+    salted[..., 3::6, 2::5] = 255
+    salted[..., 5::7, 1::6] = 0
+    a, b, other = cleaned(images), cleaned(salted), cleaned(images.roll(1, 0))
+    assert (fit(b, a) < 0.3 * fit(b, other)).all()
+    levels = images.float()
+    assert median(levels)[0, 1, 5, 10] == levels[0, 1, 4:7, 9:12].median()
 
 
 def test_parts_are_rectangles_of_any_image() -> None:

@@ -144,7 +144,7 @@ class Aligner:
         pixels = self._train[torch.from_numpy(rows)]
         plain = small(pixels)
         # Smoothed twice more they are blurred with a standard deviation of one pixel.
-        versions = [plain, _smoothed(_smoothed(plain)), small(pixels.clamp(max=_CLIPPED))]
+        versions = [plain, smoothed(smoothed(plain)), small(pixels.clamp(max=_CLIPPED))]
         if self._compresses:
             missing = [row for row in rows.tolist() if row not in self._compressed]
             if missing:
@@ -187,16 +187,22 @@ def _correlations(
 
 def small(pixels: Pixels) -> Tensor:
     """float32 in [0, 1], at most `SIDE` pixels on the longer side, smoothed with (1, 2, 1) / 4."""
+    return smoothed(reduced(pixels))
+
+
+def reduced(pixels: Pixels) -> Tensor:
+    """float32 in [0, 1], at most `SIDE` pixels on the longer side."""
     h, w = pixels.shape[-2:]
     images = pixels.float() / 255
     scale = SIDE / max(h, w)
     if scale < 1:
         size = max(1, round(h * scale)), max(1, round(w * scale))
         images = F.adaptive_avg_pool2d(images, size)
-    return _smoothed(images)
+    return images
 
 
-def _smoothed(images: Tensor) -> Tensor:
+def smoothed(images: Tensor) -> Tensor:
+    """The images under (1, 2, 1) / 4 along both sides."""
     # By slices: a convolution of each channel alone takes several times as long.
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]

@@ -21,18 +21,22 @@ TAIL = 0.01
 Copies are few, and come closer than that."""
 
 
-def closeness(scores: Scores, unit: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+def closeness(
+    scores: Scores, unit: NDArray[np.float64] | None = None, *, power: float = 2
+) -> NDArray[np.float64]:
     """How close each image comes by all its scores together, small is suspicious.
 
     Every score is measured in units of how close the closest `TAIL` of all images come by it, and
-    1 over the root of the sum of 1 / score² is taken: the lowest score decides, and others that are
-    as low add to it. So a copy that stands far out by one score comes before images that are the
-    first by another one, as some always are, and scores by which nothing stands out cost little.
+    1 over the root of the sum of 1 / score² is taken, or of another power: the lowest score
+    decides, and others that are as low add to it. So a copy that stands far out by one score comes
+    before images that are the first by another one, as some always are, and scores by which nothing
+    stands out cost little.
     Which images are held out plays no part, so that held-out and other images stay exchangeable.
 
     Args:
         scores: Of all images, float64 (n, s), one column per kind of score.
         unit: Of each score, (s,); by default that of these images.
+        power: The larger it is, the more the lowest score decides alone.
 
     Returns:
         float64 (n,).
@@ -43,7 +47,8 @@ def closeness(scores: Scores, unit: NDArray[np.float64] | None = None) -> NDArra
     if not len(scores):
         return np.zeros(0)
     with np.errstate(divide="ignore"):  # 1 / 0 is infinite, and its inverse 0
-        return ((units(scores) if unit is None else unit) ** 2 / scores**2).sum(axis=1) ** -0.5
+        share = (units(scores) if unit is None else unit) / scores
+        return (share**power).sum(axis=1) ** (-1 / power)
 
 
 def units(scores: Scores) -> NDArray[np.float64]:

@@ -32,6 +32,11 @@ _AS_OFTEN_AT_LEAST, _AS_OFTEN_LEVEL = 2, 0.05
 the number of synthetic ones among all has at least this chance."""
 
 
+TOGETHER = 4
+"""Power by which scores are combined where all images are tested together. Of 10 copies among 1,000
+CIFAR-100 images, of 30 kinds, 0.80 of draws were noticed with 4 and 0.78 with 2; one by one, copies
+among images that are all typical are told better with 2."""
+
 LEVEL = 0.01
 """Chance that the tests of the whole set find something if the generator copies nothing."""
 
@@ -126,7 +131,7 @@ class AuditPool:
         chosen = np.flatnonzero(keep)
         strata = self.strata[chosen]
         test = precedence(
-            closeness(self.scores[chosen]),
+            closeness(self.scores[chosen], power=TOGETHER),
             self.is_synthetic[chosen],
             group=self.group[chosen],
             strata=strata,

@@ -343,7 +343,7 @@ class Matcher:
             D[:, :width] = np.where(chosen[:, :width], known.D, np.inf)
         query, column = np.nonzero(chosen & ~np.isfinite(D))
         rows, flipped = aligned.candidates[query, column], aligned.flipped[query, column]
-        D[query, column] = self._laid_over(register, samples, query, rows, flipped, decoys)
+        D[query, column] = self._laid_over(register, small, samples, query, rows, flipped, decoys)
         return Aligned(np.where(chosen, aligned.candidates, -1), D, aligned.flipped)
 
     def _fit_in_part(
@@ -370,7 +370,13 @@ class Matcher:
         for compared in (partial.glance, partial.fit):
             query, column = np.nonzero(chosen)
             D[query, column] = self._laid_over(
-                compared, samples, query, rows[query, column], flipped[query, column], decoys
+                compared,
+                partial.cleaned,
+                samples,
+                query,
+                rows[query, column],
+                flipped[query, column],
+                decoys,
             )
             best = np.argsort(D, axis=1, kind="stable")[:, : partial.FOLLOWED]
             chosen = np.zeros(D.shape, bool)
@@ -381,20 +387,24 @@ class Matcher:
     def _laid_over(
         self,
         compared: Callable[[Tensor, Tensor], Tensor],
+        prepared: Callable[[Pixels], Tensor],
         samples: Tensor,
         query: Indices,
         rows: Indices,
         flipped: NDArray[np.bool_],
         decoys: "Matcher | None",
     ) -> NDArray[np.float64]:
-        """The distances of images, by their numbers, to training images, some at a time, (n,)."""
+        """The distances of images, by their numbers, to training images, some at a time, (n,).
+
+        Both are `prepared` and then `compared`.
+        """
         D = np.empty(len(query))
         at_once = _REGISTERED_AT_ONCE // small(samples[:1]).shape[-2:].numel()
         for i in range(0, len(query), at_once):
             part = slice(i, i + at_once)
-            images = small(samples[torch.from_numpy(query[part])])
+            images = prepared(samples[torch.from_numpy(query[part])])
             mirror = torch.from_numpy(flipped[part])[:, None, None, None]
-            references = small(self._at(rows[part], decoys))
+            references = prepared(self._at(rows[part], decoys))
             D[part] = compared(torch.where(mirror, images.flip(-1), images), references).numpy()
         return D
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthaug._audit.calibration import closeness, units
-from synthaug._audit.decisions import ROWS_SHARE, AuditPool, Calibrated
+from synthaug._audit.decisions import ROWS_SHARE, TOGETHER, AuditPool, Calibrated
 from synthaug._audit.disturbances import Disturbance
 from synthaug._audit.inputs import AuditSet, keys, take
 from synthaug._audit.matches import Matches
@@ -199,7 +199,7 @@ class _Test:
         return bool(self._too_many[counts, np.arange(len(counts))].any())
 
     def _of(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        return closeness(scores, self._unit)
+        return closeness(scores, self._unit, power=TOGETHER)
 
 
 def visible(num_rows: int) -> int:
