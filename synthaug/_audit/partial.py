@@ -46,7 +46,7 @@ _SMALLEST_ERROR, _SMALLEST_CONTRAST = 1e-5, 4e-4
 less contrast than a standard deviation of 5 grey levels, say nothing."""
 
 
-_EXCHANGES = "12 45 78 01 34 67 12 45 78 03 58 47 36 14 25 47 42 64 42".split()
+_EXCHANGES = "12457801346712457803584736142547426442"
 """Pairs of places to be put in order, after which the middle of nine is the fifth: the network of
 Devillard 1998, "Fast median search"."""
 
@@ -65,7 +65,7 @@ def median(images: Tensor) -> Tensor:
     h, w = images.shape[-2:]
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     near = [padded[..., i : i + h, j : j + w] for i in range(3) for j in range(3)]
-    for a, b in (map(int, pair) for pair in _EXCHANGES):
+    for a, b in zip(map(int, _EXCHANGES[::2]), map(int, _EXCHANGES[1::2]), strict=True):
         near[a], near[b] = torch.minimum(near[a], near[b]), torch.maximum(near[a], near[b])
     return near[4]
 
