@@ -92,6 +92,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_cold_restore": {"_datasets", "_images"},
     "test_competition": {"_audit"},
     "test_own_data_sets": {"_images"},
+    "test_partial": {"_audit"},
     "test_planted_files": {"_audit", "_images"},
     "test_precedence": {"_audit"},
     "test_registration": {"_audit"},

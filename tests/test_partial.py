@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthaug._audit.partial import cleaned, fit, glance, median
-from synthaug._audit.regions import HALVES, MIDDLE, WHOLE
+from synthaug._audit.rectangles import HALVES, MIDDLE, WHOLE
 
 
 def scenes(n: int, c: int = 3, size: int = 32, seed: int = 0) -> Tensor:

@@ -25,7 +25,7 @@ from synthaug._audit.cluster import Crew, Shards
 from synthaug._audit.differences import NEAR_RMSE, near_rmse
 from synthaug._audit.inputs import Contents, Samples, keys, take
 from synthaug._audit.matches import Aligned, Matches, Near, concatenated, matches, without_repeats
-from synthaug._audit.regions import HALVES, WHOLE, Region
+from synthaug._audit.rectangles import HALVES, WHOLE, Rectangle
 from synthaug._audit.registration import register
 from synthaug._audit.spaces import PROPOSED, PROPOSERS, PROPOSERS_OF_HALVES
 from synthaug._neighbors import Index, merge
@@ -241,7 +241,7 @@ class Matcher:
 
         return Question(_Chosen(self.train, unique), judge, join, plainly=True)
 
-    def _index(self, extractor: Extractor, part: Region, kind: str) -> "Index | Shards":
+    def _index(self, extractor: Extractor, part: Rectangle, kind: str) -> "Index | Shards":
         rows = None if len(self.distinct) == len(self.train) else self.distinct
         xb = self.train
         if isinstance(xb, Tensor):
@@ -249,7 +249,9 @@ class Matcher:
             rows = None
         return Index(xb, kind, rows=rows) if self._crew is None else self._crew.index(xb, rows)
 
-    def _features(self, extractor: Extractor, samples: Samples, part: Region = WHOLE) -> Features:
+    def _features(
+        self, extractor: Extractor, samples: Samples, part: Rectangle = WHOLE
+    ) -> Features:
         if not isinstance(samples, Tensor):
             return samples
         run = extract if self._crew is None else self._crew.extract

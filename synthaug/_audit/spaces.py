@@ -3,14 +3,14 @@
 import numpy as np
 
 from synthaug._audit.matches import without_repeats
-from synthaug._audit.regions import HALVES, MIDDLE, WHOLE, Region
+from synthaug._audit.rectangles import HALVES, MIDDLE, WHOLE, Rectangle
 from synthaug._neighbors import Index
 from synthaug._types import Indices, Pixels
 from synthaug.features import Extractor, Pixel, Spectrum, extract
 
 _OF_WHOLE_IMAGES = (Pixel(8, standardize=True), Spectrum())
 
-PROPOSERS: tuple[tuple[Extractor, Region], ...] = (
+PROPOSERS: tuple[tuple[Extractor, Rectangle], ...] = (
     *((extractor, WHOLE) for extractor in _OF_WHOLE_IMAGES),
     (Pixel(8, standardize=True), MIDDLE),
 )
@@ -21,7 +21,7 @@ for 0.96 of crops to 80 %, but for 0.08 of shifts by 4 pixels; of the second for
 third finds the originals of copies in a frame: of 40 among 10,000 CIFAR-100 images all, where the
 others find 0.12."""
 
-PROPOSERS_OF_HALVES: tuple[tuple[Extractor, Region], ...] = tuple(
+PROPOSERS_OF_HALVES: tuple[tuple[Extractor, Rectangle], ...] = tuple(
     (Pixel(4, standardize=True), half) for half in HALVES
 )
 """Spaces that propose images of which a half may have been copied: the halves of a query are

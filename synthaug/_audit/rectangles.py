@@ -8,7 +8,7 @@ from synthaug._types import Pixels
 
 
 @dataclass(frozen=True)
-class Region:
+class Rectangle:
     """A rectangle, in shares of the sides."""
 
     name: str
@@ -37,12 +37,12 @@ def _pixels(start: float, stop: float, size: int) -> tuple[int, int]:
     return first, max(round(stop * size), first + 1)
 
 
-WHOLE = Region("whole")
-MIDDLE = Region("middle", 0.1, 0.9, 0.1, 0.9, enlarged=True)
+WHOLE = Rectangle("whole")
+MIDDLE = Rectangle("middle", 0.1, 0.9, 0.1, 0.9, enlarged=True)
 """What is left of an image without a frame of a tenth of its sides."""
 HALVES = (
-    Region("left half", right=0.5),
-    Region("right half", left=0.5),
-    Region("upper half", bottom=0.5),
-    Region("lower half", top=0.5),
+    Rectangle("left half", right=0.5),
+    Rectangle("right half", left=0.5),
+    Rectangle("upper half", bottom=0.5),
+    Rectangle("lower half", top=0.5),
 )
