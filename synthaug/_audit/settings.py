@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from synthaug._audit.inputs import AuditSet
 from synthaug._neighbors import INDEXES
 from synthaug._support.arguments import check_fields, check_whole
+from synthaug._support.extras import installed_version
 from synthaug._types import JSON
 from synthaug.features import ExtractionConfig, Extractor, Pixel, named
 
@@ -131,19 +131,12 @@ def _extractors(features: Features) -> list[Extractor]:
 
 def environment() -> dict[str, JSON]:
     """The time, and the versions of what computed the audit."""
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         **{
-            name: installed(name)
+            name: installed_version(name)
             for name in ("synthaug", "torch", "numpy", "faiss-cpu", "scipy", "pillow")
         },
     }

@@ -1,7 +1,6 @@
 """Layout of a cache file, format version 2, and how a new one comes into being."""
 
 import hashlib
-import importlib.metadata
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from synthaug._cache.files import AbstractHDF5Target, check_room, new_file, pwrite, reserve
 from synthaug._cache.stored_rows import data_set_of
 from synthaug._plan import Plan
+from synthaug._support.extras import installed_version
 from synthaug._types import Indices
 
 FORMAT = "synthaug-cache"
@@ -103,12 +103,7 @@ def complete_manifest(plan: Plan, manifest: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         ValueError: `manifest` is no JSON, or contradicts what the cache itself records.
     """
-    versions = {}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:  # used from its sources
-            versions[library] = "unknown"
+    versions = {library: installed_version(library) or "unknown" for library in _LIBRARIES}
     own = {
         "classes": list(plan.classes),
         "settings": dict(plan.settings),

@@ -1,7 +1,9 @@
-"""Libraries that come with an extra of the package, and may be missing."""
+"""Which libraries are there: those of an extra may be missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 
 @contextmanager
@@ -25,3 +27,16 @@ def from_extra(library: str, needs: str, extra: str) -> Iterator[None]:
         if str(error.name).partition(".")[0] != library:
             raise  # the library is there, and lacks another one
         raise ImportError(f"{needs}. Install it with `pip install 'synthaug[{extra}]'`.") from None
+
+
+@cache
+def installed_version(distribution: str) -> str | None:
+    """Looks up the version of an installed distribution; `None` for one used from its sources.
+
+    Looked up once: every cache and every audit names several, and each lookup parses a text of
+    hundreds of lines.
+    """
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.differences import described, differences
+from synthaug._support.extras import installed_version
 from synthaug._support.files import sync_file, write_text
 from synthaug._support.precision import Resolved, in_precision
 from synthaug._support.reading import check_regular, parse_json, read_text
@@ -106,7 +106,10 @@ def write_index(folder: Path, pipeline: str, parts: Mapping[str, str]) -> None:
         pipeline: Class name of a pipeline that could load it.
         parts: Class name of every part.
     """
-    index: dict[str, Any] = {"_class_name": pipeline, "diffusers_version": version("diffusers")}
+    index: dict[str, Any] = {
+        "_class_name": pipeline,
+        "diffusers_version": installed_version("diffusers"),
+    }
     index |= {name: ["diffusers", kind] for name, kind in parts.items()}
     write_json(folder / "model_index.json", index)
 
