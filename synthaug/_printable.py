@@ -7,6 +7,8 @@ as Python would write it, `\\x1b` for the escape character, and everything else 
 
 import re
 
+_LONGEST = 500
+"""Characters of a message that is not ours; diffusers' may name every weight."""
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _IN_TEXT = re.compile(f"[{_CONTROLS}]")
 _IN_LINE = re.compile(f"[\\n\\t{_CONTROLS}]")
@@ -20,6 +22,12 @@ def printable(text: str) -> str:
 def printable_line(name: str) -> str:
     """Escapes control characters in a name, line breaks among them, which could forge a line."""
     return _IN_LINE.sub(_escaped, name)
+
+
+def shortened(text: object) -> str:
+    """A text out of a file or a library for an error message, or the beginning of a long one."""
+    words = str(text)
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]} ..."
 
 
 def _escaped(found: re.Match[str]) -> str:

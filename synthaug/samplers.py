@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
+from synthaug._printable import shortened
 from synthaug._support.arguments import check_fields, check_fraction, check_within
 from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
@@ -136,7 +137,7 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
         except Exception as error:  # diffusers raises whatever the values provoke
             raise CheckpointError(
                 f"diffusers' {kind} cannot be made from the scheduler's config "
-                f"({type(error).__name__}: {error}). Correct scheduler_config.json."
+                f"({type(error).__name__}: {shortened(error)}). Correct scheduler_config.json."
             ) from error
     check_fraction(log_variance_mix=log_variance_mix)
     if kind != SCHEDULERS["ddpm"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur as reference_blur
 
 from synthaug import Plan, SynthCache, TrainingConfig, generate
-from synthaug.errors import CheckpointError
+from synthaug.errors import CheckpointError, MismatchError
 from synthaug.images import LabeledImages
 from synthaug.samplers import Trajectory, make_scheduler, sample, timesteps_until
 from synthaug.synthesizers import (
@@ -492,7 +492,7 @@ def test_stages_of_other_classes_are_not_loaded_behind_a_base(augmentation, tmp_
     stage = tiny_stage(augmentation)
     replace(stage, model=replace(stage.model, classes=NAMES[::-1])).save_pretrained(tmp_path / "s")
     tiny_base().save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="trained on the classes dog, cat, bee, ant, in this"):
+    with pytest.raises(MismatchError, match="trained on the classes dog, cat, bee, ant, in this"):
         Cascade.from_pretrained(tmp_path / "base", stages=[tmp_path / "s"])
 
 

@@ -358,6 +358,40 @@ def test_a_config_of_another_size_than_its_weights_is_refused_before_it_is_built
         )
 
 
+OWN_VALUES: list[tuple[str, str, Any, str]] = [
+    ("synthaug.json", "classes", ["a", "a"], "synthaug.json holds a name twice"),
+    ("synthaug.json", "image_shape", [3, 8], "cannot be used"),
+    ("scheduler/scheduler_config.json", "timestep_spacing", "x", "scheduler_config.json"),
+    ("model_index.json", "unet", ["diffusers", "a" * 5000], r"the unet is a{500} \.\.\."),
+]
+
+
+@pytest.mark.parametrize(("file", "setting", "value", "message"), OWN_VALUES)
+def test_odd_values_of_a_checkpoint_are_its_error_and_no_argument_s(
+    tmp_path: Path, checkpoint: Path, file: str, setting: str, value: Any, message: str
+) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(checkpoint, place)
+    config = json.loads((place / file).read_text())
+    (place / file).write_text(json.dumps({**config, setting: value}))
+    with pytest.raises(CheckpointError, match=message):
+        load(place)
+    with pytest.raises(ValueError, match="`device`"):
+        ClassConditional.from_pretrained(checkpoint, device="nothing")
+
+
+def test_settings_that_a_network_does_not_have_are_named_with_their_file(
+    tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(checkpoint, place)
+    path = place / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "norm_epsilon": 1e-3}))
+    load(place)
+    (record,) = [record for record in caplog.records if "norm_epsilon" in record.getMessage()]
+    assert record.getMessage().startswith(f"{path} sets norm_epsilon, which is passed over")
+
+
 def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path, checkpoint: Path) -> None:
     for number, change in enumerate(("missing", "more")):
         place = tmp_path / str(number)

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import math
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from synthaug._plan import canonical_json, settings_digest
+from synthaug._printable import shortened
 from synthaug._support.differences import described, differences
 from synthaug._support.extras import installed_version
 from synthaug._support.files import sync_file, write_text
@@ -22,8 +25,8 @@ from synthaug._types import JSON
 from synthaug.denoisers import uncompiled
 from synthaug.errors import CheckpointError, MismatchError, SynthaugError
 
-_LONGEST_CAUSE = 500
-"""Characters of a library's own message; diffusers' may name every weight."""
+P = ParamSpec("P")
+Loaded = TypeVar("Loaded")
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -74,9 +77,41 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except SynthaugError:
         raise
     except Exception as error:  # the libraries that read it raise whatever the bytes provoke
-        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        cause = cause if len(cause) <= _LONGEST_CAUSE else f"{cause[:_LONGEST_CAUSE]} ..."
-        raise CheckpointError(f"{path} cannot be read ({cause}). {remedy}") from error
+        raise CheckpointError(f"{path} cannot be read ({_cause(error)}). {remedy}") from error
+
+
+def _cause(error: Exception) -> str:
+    """An error in a few words."""
+    return shortened(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def loading(load: Callable[P, Loaded]) -> Callable[P, Loaded]:
+    """Makes a `from_pretrained` raise one error for whatever values of the checkpoint provoke.
+
+    Errors about its arguments stay as they are: they name one that was given, or a setting in it,
+    or ask for one ("Pass `classes`").
+    """
+
+    @wraps(load)
+    def loaded(*args: P.args, **kwargs: P.kwargs) -> Loaded:
+        try:
+            return load(*args, **kwargs)
+        except (SynthaugError, ImportError):
+            raise
+        except Exception as error:
+            path = kwargs.get("path", next(iter(args[1:]), None))  # after the class
+            mappings = (value for value in kwargs.values() if isinstance(value, Mapping))
+            stated = {name for name, value in kwargs.items() if value is not None}
+            stated |= {name for one in mappings for name in one}
+            about = {*re.findall(r"[`'](\w+)[`'=]", str(error))}
+            ours = isinstance(error, TypeError | ValueError)
+            if path is None or (ours and (stated & about or "Pass `" in str(error))):
+                raise
+            raise CheckpointError(
+                f"The checkpoint {path} cannot be used ({_cause(error)}). Copy it again."
+            ) from error
+
+    return loaded
 
 
 def scheduler_settings(scheduler: Any) -> dict[str, JSON]:

@@ -3,13 +3,17 @@
 Parts are loaded by class name from a closed list, weights from safetensors only.
 """
 
+import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from synthaug._printable import printable_line, shortened
 from synthaug._support.extras import from_extra
 from synthaug._support.precision import Precision, load_network
 from synthaug._support.reading import check_regular_below
@@ -18,6 +22,7 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import load_tensors, read_json, reading, restore
 from synthaug.errors import CheckpointError
 
+logger = logging.getLogger("synthaug")
 Module = TypeVar("Module", bound=nn.Module)
 
 _LARGEST_SIDE = 2**14  # pixels, as in a cache
@@ -65,8 +70,9 @@ def read_index(path: Path) -> dict[str, Any]:
     index = _without_code(path / "model_index.json")
     if not isinstance(index.get("_class_name", ""), str):  # [module, class], a file of its own
         raise CheckpointError(
-            f"{path / 'model_index.json'} names the custom pipeline {index['_class_name']}, whose "
-            "code we never run. Load a checkpoint of a pipeline of diffusers."
+            f"{path / 'model_index.json'} names the custom pipeline "
+            f"{shortened(index['_class_name'])}, whose code we never run. Load a checkpoint of a "
+            "pipeline of diffusers."
         )
     return index
 
@@ -108,7 +114,8 @@ def part_class(path: Path, index: Mapping[str, Any], name: str) -> str:
             return value[1]
         value = value[1]
     raise CheckpointError(
-        f"{path}: the {name} is {value or 'missing'}; we load {' or '.join(known)} of {library}."
+        f"{path}: the {name} is {shortened(value or 'missing')}; we load {' or '.join(known)} of "
+        f"{library}."
     )
 
 
@@ -215,13 +222,14 @@ def load_part(
         network = getattr(diffusers, kind)
         if fault := unfit_setting(network.__init__, config):
             raise ValueError(f"in config.json, {fault}")
-        part, loaded = network.from_pretrained(
-            place,
-            use_safetensors=True,
-            torch_dtype=dtype,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _naming_what_is_passed_over(place / "config.json", network, config):
+            part, loaded = network.from_pretrained(
+                place,
+                use_safetensors=True,
+                torch_dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+            )
         # diffusers would go on with random weights, or without some that are there.
         for keys, fault in (("missing_keys", "lacks"), ("unexpected_keys", "has, unasked,")):
             if loaded[keys]:
@@ -233,6 +241,25 @@ def load_part(
                 "earlier one."
             )
     return part
+
+
+@contextmanager
+def _naming_what_is_passed_over(
+    path: Path, network: Any, config: Mapping[str, Any]
+) -> Iterator[None]:
+    """Warns of settings that a network does not have, as diffusers does without a file name."""
+    known = inspect.signature(network.__init__).parameters
+    unknown = [name for name in config if name not in known and not name.startswith("_")]
+    theirs = logging.getLogger("diffusers.configuration_utils")
+    level = theirs.level
+    if unknown:
+        names = printable_line(shortened(", ".join(unknown)))
+        logger.warning("%s sets %s, which is passed over: no such network takes it.", path, names)
+        theirs.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        theirs.setLevel(level)
 
 
 def load_frozen(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from synthaug._images.source import recorded
 from synthaug._noise import Streams
 from synthaug._pixels import to_images
+from synthaug._printable import shortened
 from synthaug._support.arguments import check_whole
 from synthaug._support.devices import choose_device
 from synthaug._support.layout import settle_layout
@@ -254,6 +255,7 @@ class DiffusionModel:
         Raises:
             ValueError: For an unfit scheduler, no step or more than there are timesteps, or an
                 `eta` or a `log_variance_mix` that the scheduler would ignore.
+            CheckpointError: If the scheduler's config is damaged.
         """
         steps = sampler.num_inference_steps
         check_whole(1, num_inference_steps=steps)
@@ -265,6 +267,14 @@ class DiffusionModel:
                 "timesteps."
             )
         step_arguments(scheduler, [], sampler.eta)
+        try:
+            scheduler.set_timesteps(steps)
+        except Exception as error:  # at some values of its config diffusers looks only now
+            raise CheckpointError(
+                f"{type(scheduler).__name__} cannot choose {steps} timesteps by the scheduler's "
+                f"config ({type(error).__name__}: {shortened(error)}). Correct "
+                "scheduler_config.json."
+            ) from error
 
     def settings(self, sampler: SamplerConfig) -> dict[str, JSON]:
         """What determines an image besides weights and row, for a recipe."""
@@ -465,7 +475,10 @@ def _check_names(path: Path, own: Mapping[str, Any], names: tuple[str, ...]) -> 
             "prompts)."
         )
     if len(set(names)) != len(names):
-        raise ValueError(f"`classes` holds a name twice: {', '.join(names)}.")
+        fault = f"holds a name twice: {', '.join(names)}."
+        if list(names) == own.get("classes"):
+            raise CheckpointError(f"The list of classes in {path / _FILE} {fault} Copy it again.")
+        raise ValueError(f"`classes` {fault}")
 
 
 def _saved_embeddings(

@@ -26,7 +26,7 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.parts import load_part, read_index
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
-from synthaug.errors import CheckpointError
+from synthaug.errors import CheckpointError, MismatchError
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers._losses import LossGrid, diffusion_losses
 from synthaug.synthesizers._model import DiffusionModel
@@ -100,6 +100,13 @@ class CascadeStage:
             raise ValueError(
                 f"`low_size` must be at least 1 and smaller than the image, got "
                 f"{_by(self.low_size)} for {_by(self.size)}."
+            )
+        if self.level_embedding is not None and self.model.class_embeddings is None:
+            raise CheckpointError("The embeddings of the stage's classes are missing.")
+        if self.signals is not None and len(self.signals) != 1 + (self.max_noise_level or 0):
+            raise CheckpointError(
+                f"The stage was trained with noise levels to {self.max_noise_level}, and the "
+                f"schedule of its small images ends at {len(self.signals) - 1}."
             )
         self.check_levels([self.noise_conditioning_level])
 
@@ -272,6 +279,7 @@ class CascadeStage:
         self.model.save_pretrained(path, settings)
 
     @classmethod
+    @checkpoints.loading
     @lasting_tensors()
     def from_pretrained(
         cls,
@@ -368,7 +376,7 @@ def _check_record(
     if not own:
         _check_foreign(path, index)
     elif classes is not None and list(classes) != own.get("classes"):
-        raise ValueError(
+        raise MismatchError(
             f"{path} was trained on the classes {', '.join(own.get('classes', ()))}, in this "
             f"order, and not on {', '.join(classes)}. Train it on the base's data set."
         )

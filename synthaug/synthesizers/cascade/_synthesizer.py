@@ -23,7 +23,7 @@ from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan, row_seed
 from synthaug._support.precision import Precision, Resolved
-from synthaug._training.checkpoints import read_record, resolve, write_json, writing
+from synthaug._training.checkpoints import loading, read_record, resolve, write_json, writing
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
@@ -337,6 +337,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
             write_json(path / "synthaug.json", own)
 
     @classmethod
+    @loading
     def from_pretrained(
         cls,
         path: str | Path,

@@ -22,6 +22,7 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._plan import Plan
 from synthaug._support.precision import Precision
+from synthaug._training.checkpoints import loading
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
@@ -163,6 +164,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         self.model.save_pretrained(path, {"synthesizer": METHOD.name, **self.sampler.record()})
 
     @classmethod
+    @loading
     def from_pretrained(
         cls,
         path: str | Path,

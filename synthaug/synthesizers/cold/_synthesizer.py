@@ -299,6 +299,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
             checkpoints.write_index(path, "DiffusionPipeline", {"unet": "UNet2DModel"})
 
     @classmethod
+    @checkpoints.loading
     @lasting_tensors()
     def from_pretrained(
         cls,

@@ -407,6 +407,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
             checkpoints.write_json(path / _FILE, own)
 
     @classmethod
+    @checkpoints.loading
     def from_pretrained(
         cls,
         path: str | Path,

@@ -283,6 +283,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
             checkpoints.write_json(path / _FILE, own)
 
     @classmethod
+    @checkpoints.loading
     def from_pretrained(
         cls,
         path: str | Path,
