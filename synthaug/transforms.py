@@ -16,7 +16,6 @@ from synthaug._cache.serving import (
     Verdicts,
     class_table,
     labels_of,
-    rows_by_class,
     servable,
 )
 from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_report
@@ -29,6 +28,7 @@ from synthaug._images.stores import Conform, conformed
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_fraction
 from synthaug._support.names import class_names
+from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices
 from synthaug.errors import DataError, MismatchError
 

@@ -501,6 +501,9 @@ def test_a_hundred_thousand_classes_are_counted_at_once(tmp_path: Path) -> None:
     assert facts["classes"]["class 0"]["pending"] == 1
     turned = synthaug.load_dataset(f"hdf5:{cache.path}", classes=names[::-1])
     assert turned.targets == [0]
+    pixels = torch.zeros(100_000, 1, 2, 2, dtype=torch.uint8)
+    real = LabeledImages(pixels, np.arange(100_000), names)
+    assert len(synthaug.MixedDataset(real, cache, audit=None, mode="append", ratio=0))
     sheet = tmp_path / "x.png"
     assert "Samples" in succeed("cache", "info", cache.path, "--sheet", sheet)
 

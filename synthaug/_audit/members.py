@@ -305,15 +305,15 @@ def _classes(
     known = synthesizer.classes
     if known in ((), ("image",)):  # it was told none
         known = tuple(dict.fromkeys(name for one in sets for name in one.classes))
-    parts = []
+    number, parts = {name: c for c, name in enumerate(known)}, []
     for one in sets:
         labels = one.labels
-        if unknown := [name for name in one.classes if name not in known]:
+        if unknown := [name for name in one.classes if name not in number]:
             raise MismatchError(
                 f"`{one.name}` has the class {unknown[0]!r}, the model knows {', '.join(known)}."
             )
         if one.classes:
-            places = np.array([known.index(name) for name in one.classes])
+            places = np.array([number[name] for name in one.classes])
             labels = np.where(labels < 0, -1, places[labels])
         parts.append(labels)
     return np.concatenate(parts), known if any(one.classes for one in sets) else ()

@@ -6,6 +6,7 @@ said aloud, once per process and cache: images that may be copies are never serv
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
@@ -228,7 +229,8 @@ def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
         every = labels_of(synthetic, np.arange(num_rows(synthetic)))
         unknown = np.intersect1d(unknown, every).tolist()
     if unknown:
-        missing = [name for name in classes if name not in theirs]
+        named = {*theirs}
+        missing = [name for name in classes if name not in named]
         where, name = ("real", missing[0]) if missing else ("synthetic", theirs[unknown[0]])
         raise MismatchError(
             f"The classes differ: only the {where} images have {name!r}. Real: "
@@ -236,19 +238,14 @@ def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
             "images must be one of the real ones; `MixSynthetic` and `mixing.ItemFormat` take "
             "other names of the real classes as `classes=`."
         )
-    twice = next((name for name in theirs if classes.count(name) > 1), None)
+    times = Counter(classes)
+    twice = next((name for name in theirs if times[name] > 1), None)
     if twice is not None:
         raise MismatchError(
             f"Two classes of the real images are called {twice!r}, so they cannot be matched by "
             "name. Give different names: `classes=`, in the order of the labels."
         )
     return np.array([place.get(name, -1) for name in theirs], np.int64)
-
-
-def rows_by_class(rows: Indices, labels: Labels, num_classes: int) -> list[Indices]:
-    """Rows of each class, in the order in which they are given; of many classes in one pass."""
-    ends = np.cumsum(np.bincount(labels, minlength=num_classes))
-    return np.split(rows[np.argsort(labels, kind="stable")], ends[:-1])
 
 
 def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: str) -> None:

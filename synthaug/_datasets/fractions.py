@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isroutine
@@ -86,24 +87,26 @@ class Shares:
         self._share, self._labels, self._classes, self._name = share, labels, classes, name
         self._values: list[Any] = [0.0 if isinstance(share, Mapping) else share] * len(classes)
         if isinstance(share, Mapping):
-            places = [self._place(key) for key in share]
+            number = {name: c for c, name in enumerate(classes)}
+            places = [self._place(key, number) for key in share]
+            repeated = Counter(places)
             for place, value in zip(places, share.values(), strict=True):
-                if places.count(place) > 1:
+                if repeated[place] > 1:
                     raise ValueError(f"`{name}` names the class {classes[place]!r} twice: {share}.")
                 self._values[place] = value
         self.scheduled = any(map(callable, self._values))
         """Whether it changes with the epoch."""
         self.at(0)
 
-    def _place(self, key: Any) -> int:
+    def _place(self, key: Any, number: Mapping[str, int]) -> int:
         index = isinstance(key, int | np.integer) and not isinstance(key, bool)
         name = key if index or isinstance(key, bool) else class_name(key)
-        if not (0 <= key < len(self._classes) if index else name in self._classes):
+        if not (0 <= key < len(self._classes) if index else name in number):
             raise ValueError(
                 f"`{self._name}` names the class {key!r}. The classes are "
                 f"{', '.join(self._classes)}, or 0 to {len(self._classes) - 1}."
             )
-        return int(key) if index else self._classes.index(name)
+        return int(key) if index else number[name]
 
     def at(self, epoch: int) -> NDArray[np.float64]:
         """The value of every class in an epoch, float64 (num_classes,)."""

@@ -15,7 +15,6 @@ from synthaug._cache.serving import (
     Verdicts,
     labels_of,
     num_rows,
-    rows_by_class,
     servable,
 )
 from synthaug._datasets.choices import Choices, Mode
@@ -34,7 +33,7 @@ from synthaug._images.convert import Transform, like
 from synthaug._images.source import ImageSource, items_of
 from synthaug._noise import checked_seed
 from synthaug._support.arguments import check_whole
-from synthaug._support.rows import row_numbers
+from synthaug._support.rows import row_numbers, rows_by_class
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 

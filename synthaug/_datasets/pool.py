@@ -8,6 +8,7 @@ import numpy as np
 from synthaug._datasets.draws import shuffled
 from synthaug._noise import counter_rng
 from synthaug._plan import matching_quota
+from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices, Labels
 
 # Streams of random numbers; no two uses share one.
@@ -69,10 +70,10 @@ class Pool:
         """Class of each index, int64 (size,)."""
         self.labels.setflags(write=False)
         self._classes = np.unique(labels).tolist()
-        self._indices = [np.flatnonzero(self.labels == c) for c in self._classes]
-        self._decks = [
-            shuffled(counter_rng(seed, _DECK, c), rows[labels == c]) for c in self._classes
-        ]
+        places = rows_by_class(np.arange(len(self.labels)), self.labels, len(quota))
+        of_class = rows_by_class(rows, labels, len(quota))
+        self._indices = [places[c] for c in self._classes]
+        self._decks = [shuffled(counter_rng(seed, _DECK, c), of_class[c]) for c in self._classes]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -35,7 +35,7 @@ from synthaug._images.stores import Indexed, gather
 from synthaug._images.untransformed import without_transforms
 from synthaug._images.wrappers import flattened, only_selects
 from synthaug._pixels import digest
-from synthaug._support.rows import row_numbers, whole_numbers
+from synthaug._support.rows import row_numbers, rows_by_class, whole_numbers
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import DataError, MismatchError
 
@@ -197,7 +197,7 @@ class ImageSource:
 
     def rows_of_classes(self, num_classes: int) -> list[Indices]:
         """The rows of each class, ascending."""
-        return [np.flatnonzero(self.labels == c) for c in range(num_classes)]
+        return rows_by_class(np.arange(len(self)), self.labels, num_classes)
 
     def named_classes(self) -> tuple[str, ...]:
         """The class names, which must be known.

@@ -1,9 +1,12 @@
 """One rule for rows that a caller selects: numbers, or a mask of full length, and nothing else."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from synthaug._types import Indices, Labels
 
 
 def row_numbers(rows: Any, count: int, name: str = "indices") -> NDArray[np.int64]:
@@ -43,3 +46,16 @@ def whole_numbers(values: Any, name: str) -> NDArray[np.int64]:
             f"`{name}` is {numbers.dtype} with shape {numbers.shape}, expected integers (n,)."
         )
     return numbers.astype(np.int64, copy=False)
+
+
+def rows_by_class(rows: Indices, labels: Labels, num_classes: int) -> list[Indices]:
+    """Rows of each class, in the order in which they are given; of many classes in one pass.
+
+    Args:
+        rows: Any numbers, int64 (n,).
+        labels: The class of each, int64 (n,); those below 0 are of no class.
+        num_classes: How many classes there are.
+    """
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(num_classes + 1))
+    return [rows[order[start:end]] for start, end in pairwise(ends)]

@@ -14,11 +14,11 @@ from synthaug._cache.serving import (
     Verdicts,
     class_table,
     labels_of,
-    rows_by_class,
     servable,
 )
 from synthaug._images.source import ImageSource
 from synthaug._plan import rounded_multiple
+from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
 from synthaug.evaluation._augment import Augment

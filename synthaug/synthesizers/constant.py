@@ -11,7 +11,7 @@ from synthaug._images.leaves import numbered_classes
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
 from synthaug._support.names import class_names
-from synthaug._support.rows import whole_numbers
+from synthaug._support.rows import rows_by_class, whole_numbers
 from synthaug._types import JSON, Images, ImageShape, Pixels
 from synthaug.synthesizers._base import AbstractSynthesizer
 
@@ -42,7 +42,7 @@ class Constant(AbstractSynthesizer):
             numbered_classes(label, "`labels`") if classes is None else class_names(classes)
         )
         self.pixels = pixels
-        self._by_class = [np.flatnonzero(label == c) for c in range(len(self.classes))]
+        self._by_class = rows_by_class(np.arange(len(label)), label, len(self.classes))
         empty = [
             name for name, rows in zip(self.classes, self._by_class, strict=True) if not len(rows)
         ]

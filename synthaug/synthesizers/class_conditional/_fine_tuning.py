@@ -332,8 +332,9 @@ def _table(
     # Mixtures, since rows that are alike learn to differ only slowly; the same ones in each table.
     mixing = counter_rng(0, 1).standard_normal((len(classes), trained)) / max(1, trained - 1) ** 0.5
     mixtures = mean + torch.from_numpy(mixing).to(weights) @ (weights[:trained] - mean)
+    number = {name: c for c, name in enumerate(known)}
     rows = [
-        weights[known.index(name)] if name in known else mixture
+        weights[number[name]] if name in number else mixture
         for name, mixture in zip(classes, mixtures, strict=True)
     ]
     return nn.Embedding.from_pretrained(torch.stack([*rows, weights[trained] if null else mean]))
