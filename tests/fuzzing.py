@@ -299,7 +299,7 @@ def _plan(folder: Path) -> Subject:
         classes=("a", "b"),
         settings={"eta": 0.5},
         seed=3,
-        parameters={"strength": rng.random(7)},
+        parameters={"strength": rng.random(7).tolist()},
         sources=[np.arange(5), np.arange(5, 9)],
         source_keys=rng.integers(1, 2**60, 9, dtype=np.uint64),
     )
