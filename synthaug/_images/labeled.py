@@ -217,17 +217,8 @@ def load_dataset(
         spec = spec_of(spec)
     check_type(str, "a text such as `folder:PATH`, or a path", spec=spec)
     kind, where, split = parse_spec(spec, split)
-    size = None if image_size is None else (image_size, image_size)
-    if image_shape is not None:
-        if image_size is not None or channels is not None:
-            raise ValueError("`image_shape` takes the place of `image_size` and `channels`.")
-        channels, size = image_shape[0], image_shape[1:]
-    for side in size or ():
-        check_whole(1, image_size=side)
+    size, channels = _checked_shape(image_size, channels, image_shape)
     check_whole(0, memory_limit=memory_limit)
-    check_whole(1, channels=channels)
-    if channels not in (None, 1, 3):
-        raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
     classes = None if classes is None else class_names(classes)
     check_distinct(classes=classes or ())
     conform = Conform(size, channels, upright=upright and kind == "folder")
@@ -259,3 +250,20 @@ def load_dataset(
     )
     loaded.skipped = tuple(asked.skipped)
     return loaded
+
+
+def _checked_shape(
+    image_size: int | None, channels: int | None, image_shape: tuple[int, int, int] | None
+) -> tuple[tuple[int, int] | None, int | None]:
+    """The size (H, W) and the number of channels that images are brought to, if any."""
+    size = None if image_size is None else (image_size, image_size)
+    if image_shape is not None:
+        if image_size is not None or channels is not None:
+            raise ValueError("`image_shape` takes the place of `image_size` and `channels`.")
+        channels, size = image_shape[0], image_shape[1:]
+    for side in size or ():
+        check_whole(1, image_size=side)
+    check_whole(1, channels=channels)
+    if channels not in (None, 1, 3):
+        raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
+    return size, channels
