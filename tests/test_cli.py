@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 
 from synthaug import AuditReport, SynthCache, TrainingConfig
@@ -230,7 +231,10 @@ def test_a_plan_is_shown_with_its_cost(work):
     # Of cat one row each, of emu two rows at 1 and one at 2: guidance costs twice. Of the bytes,
     # 16 a row are room for withdrawals.
     assert "5 images, 665 bytes, 14 network evaluations, under a minute" in text
-    assert [line.split() for line in text.splitlines()[-3:]] == [
+    *_, next_line = text.splitlines()
+    assert next_line.startswith(f"Next: synthaug generate {work / 'run'} CACHE.h5 ")
+    assert "--guidance-scale '[1.0, 2.0]'" in next_line
+    assert [line.split() for line in text.splitlines()[-4:-1]] == [
         ["cat:", "2"],
         ["dog:", "0"],
         ["emu:", "3"],
@@ -307,11 +311,16 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     assert outcome.code == record["exit_code"]
     assert outcome.code in (0, 1, 3)
     assert outcome.out.startswith(f"{record['verdict']}: ")
+    assert (
+        f"synthaug evaluate folder:{work / 'train'} {cache} TEST --audit {report}.json"
+        in (outcome.out.splitlines()[-1])
+    )
     assert "<html" in report.with_suffix(".html").read_text()
 
     copies = run("audit", f"folder:{work / 'train'}", *audit[2:-1], work / "copies")
     assert copies.code == 1
     assert copies.out.startswith("fail: ")
+    assert f"Look at {work / 'copies'}.html first. Next: synthaug cache import" in copies.out
 
     out = work / "evaluation"
     text = succeed(
@@ -321,6 +330,8 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     )  # fmt: skip
     for arm in ("real", "real, augmented", "real + synthetic", "synthetic only"):
         assert arm in text
+    assert re.search("^(Most accurate: |Nothing gains on real, augmented)", text, re.MULTILINE)
+    assert text.endswith(f"Next: synthaug cite {cache}\n")
     assert out.with_suffix(".json").exists()
     assert "<html" in out.with_suffix(".html").read_text()
     text = succeed(
@@ -337,7 +348,7 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     assert message.startswith("The report judges another cache")
 
 
-def test_labels_are_checked_and_an_autoencoder_has_an_arm_of_its_own(work, cache):
+def test_labels_are_checked_and_an_autoencoder_has_an_arm_of_its_own(work, cache, caplog):
     from diffusers import AutoencoderKL
 
     train, test = f"folder:{work / 'train'}", f"folder:{work / 'test'}"
@@ -345,6 +356,7 @@ def test_labels_are_checked_and_an_autoencoder_has_an_arm_of_its_own(work, cache
     vae.save_pretrained(work / "vae")
     once = ("--steps", 1, "--seeds", 1, "--device", "cpu", "--out")
     check_answer("evaluate labels", cache, train, "--percentile", 50, *once, work / "labels")
+    assert "Training 1 classifiers on the real images, 1 steps each." in caplog.text
     withheld = json.loads((work / "labels.json").read_text())["withheld"]
     assert len(withheld) == 3 * (5 // 2)  # of every class half, rounded down
     text = succeed(
@@ -421,7 +433,9 @@ def test_a_cache_can_be_looked_at_and_verified(work, cache):
     assert "Number of datapoints: 15" in text
     succeed("cache", "info", cache, "--sheet", work / "sheet.png")
     assert (work / "sheet.png").exists()
-    assert succeed("cache", "verify", cache) == "Every row is intact.\n"
+    line = f"Next: synthaug audit {cache} TRAIN --holdout HOLDOUT\n"
+    assert text.endswith(line)
+    assert succeed("cache", "verify", cache) == f"Every row is intact.\n{line}"
     damaged = work / "damaged.h5"
     content = bytearray(cache.read_bytes())
     with h5py.File(cache) as file:
@@ -460,6 +474,7 @@ def test_a_restorer_is_trained_and_restores_real_images(work):
     assert set(SynthCache(work / "restored.h5").plan["severity"]) == {0.2, 0.4}
     exported = succeed("cache", "export", work / "restored.h5", work / "x", "--format", "folder")
     assert exported.startswith("9 images")
+    assert exported.endswith(f"Next: synthaug cite {work / 'restored.h5'}\n")
     assert "Unknown setting 'eta'" in fail(
         2, *generate[:2], work / "no.h5", *generate[3:], "--eta", 1
     )
@@ -544,6 +559,7 @@ def test_caches_are_merged_exported_imported_and_forgotten(work):
     text = succeed("cache", "import", f"folder:{work / 'folder'}", work / "back.h5", "--name", "us")
     assert "18 done" in text
     text = succeed("cache", "forget", source, *parts)
+    assert "\nNext: synthaug cache verify " in text
     assert text.count("9 of 9 rows were made from these images; withdrawn.") == 2
     assert not SynthCache(parts[0]).done.any()
 
@@ -790,6 +806,43 @@ def test_so_few_steps_that_only_noise_comes_are_warned_of(caplog, steps, warned)
         _warn_of_few_steps(kind, TrainingConfig(steps=steps))
     new = set(TRAININGS) - {"--method finetune", "--method hardness"}
     assert caplog.text.count("expect noise") == warned * len(new)
+
+
+def test_a_trial_is_small_says_so_and_names_the_whole_command(work, tmp_path):
+    data, out = f"folder:{work / 'train'}", tmp_path / "run"
+    config = TrainingConfig.trial()
+    assert config.steps * config.batch_size < TrainingConfig.steps
+    assert config.learning_rate_at(config.steps // 5) == config.learning_rate  # warm by then
+    given = ["train", data, out, "--trial", "--steps", 2, "--seed", 3]
+    text = succeed(*given, "--device", "cpu")
+    assert "That was a trial" in text
+    assert text.endswith(f"Next: synthaug train {data} {out} --steps 2 --seed 3 --device cpu\n")
+    assert not out.exists()
+    network = UNet2DModel.from_pretrained(tmp_path / "run-trial" / "unet")
+    assert min(network.config.block_out_channels) == 16
+    assert (tmp_path / "run-trial" / "samples.png").exists()
+    assert "`--trial` is for networks that begin anew" in fail(
+        2, *given, "--method", "finetune", "--base", out
+    )
+
+
+def test_the_images_of_a_trial_are_small_unless_a_size_is_stated(tmp_path, monkeypatch):
+    for i in range(2):
+        (tmp_path / "data" / "ab"[i]).mkdir(parents=True)
+        Image.new("RGB", (40, 60), (i, 0, 0)).save(tmp_path / "data" / "ab"[i] / "0.png")
+    shapes = []
+
+    def noted(job: Any) -> Any:
+        shapes.append(job.real.image_shape)
+        raise ValueError("enough")
+
+    monkeypatch.setitem(
+        TRAININGS, "--condition labels", (noted, TRAININGS["--condition labels"][1])
+    )
+    given = ["train", f"folder:{tmp_path / 'data'}", tmp_path / "run", "--trial"]
+    fail(2, *given)
+    fail(2, *given, "--image-size", 32)
+    assert shapes == [(3, 24, 16), (3, 32, 32)]
 
 
 def test_the_version_is_printed():

@@ -56,7 +56,7 @@ SHELL_ONLY = {
     "accept", "allow_overlap", "audit", "autoencoder", "condition", "degradation_settings",
     "device", "estimate", "features", "features_dir", "fraction", "generator_licence", "labels",
     "link", "method", "others", "out", "padding", "ratios", "seed", "sheet", "source",
-    "source_licence", "trust_torchscript", "validation",
+    "source_licence", "trial", "trust_torchscript", "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),
 }  # fmt: skip
 """Options without a parameter of the name in what is called: objects in Python, or texts."""

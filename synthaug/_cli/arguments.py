@@ -22,7 +22,11 @@ def contents(cache: Any) -> dict[str, Any]:
     return {"cache": str(cache.path), "rows": facts["rows"], **facts["states"]}
 
 
+def next_line(*words: str) -> str:
+    """The line that a command ends with: what to run now. Words in capitals are for the user."""
+    return f"Next: {shlex.join(['synthaug', *words])}"
+
+
 def next_audit(cache: str, train: str | None = None) -> str:
     """The line that comes after a cache was made."""
-    line = shlex.join(["synthaug", "audit", cache, train or "TRAIN", "--holdout", "HOLDOUT"])
-    return f"Next: {line}"
+    return next_line("audit", cache, train or "TRAIN", "--holdout", "HOLDOUT")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from synthaug._cli.arguments import names
+from synthaug._cli.arguments import names, next_line
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions, RayOptions
@@ -116,7 +116,19 @@ def audit(
             "smallest_effect": report.smallest_effect,
         }
         text = f"{report.verdict}: {' '.join(report.reasons)}"
+        look = f"Look at {out}.html first. " * (report.verdict != "pass")
+        line = look + _next(synthetic, train, f"{out}.json")
         readers = {"redact": options.redact, "shared": options.shared}
         result = published_verdict(report, call, out, record, text=text, **readers)
         alone = " (readable by you alone, since they show real images; --shared lets others)"
-        return replace(result, text=result.text + ("" if options.shared else alone))
+        readable = "" if options.shared else alone
+        return replace(result, text=f"{result.text}{readable}\n{line}")
+
+
+def _next(synthetic: str, train: str, report: str) -> str:
+    """What to do with judged images: mix those that the audit lets through, if they are a cache."""
+    if synthetic.endswith(".h5"):
+        return next_line("evaluate", train, synthetic, "TEST", "--audit", report)
+    if ":" in synthetic:
+        return next_line("cache", "import", synthetic, "CACHE.h5")
+    return "Next: look up the flagged rows in the report, and leave them out."

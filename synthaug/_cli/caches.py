@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from synthaug._cli.arguments import contents, names, next_audit
+from synthaug._cli.arguments import contents, names, next_audit, next_line
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import FileOptions, ImageOptions, LicenceOptions
@@ -34,6 +34,7 @@ def info(cache: str, *, sheet: str | None = None) -> Result:
         write_picture(sheet, contact_sheet(opened, most_classes=_MOST_CLASSES))
         shown = f", of the first {_MOST_CLASSES} classes" * (len(opened.classes) > _MOST_CLASSES)
         text += f"\nSamples: {sheet}{shown}"
+    text += f"\n{next_audit(cache)}"
     return Result(record={**facts(opened), "sheet": sheet}, text=text)
 
 
@@ -54,7 +55,7 @@ def verify(cache: str) -> Result:
         rows = ", ".join(map(str, bad[:20]))
         text = f"{len(bad)} damaged rows: {rows}. Run `synthaug generate` again to draw them anew."
         return Result(record=record, text=text, code=4)
-    return Result(record=record, text="Every row is intact.")
+    return Result(record=record, text=f"Every row is intact.\n{next_audit(cache)}")
 
 
 def merge(out: str, caches: list[str]) -> Result:
@@ -104,7 +105,7 @@ def export(
     run(opened, out, format=format, rows=rows, progress=True)
     images = int(opened.done.sum()) if rows is None else len(rows)
     record = {"out": out, "format": format, "images": images}
-    return Result(record=record, text=f"{images:,} images: {out}")
+    return Result(record=record, text=f"{images:,} images: {out}\n{next_line('cite', cache)}")
 
 
 def import_(
@@ -182,4 +183,5 @@ def forget(source: str, places: list[str], files: FileOptions) -> Result:
                 f"{name}: {count:,} of {rows:,} rows were made from these images; withdrawn."
             )
     lines += ["Out of reach:", *(f"  {text}" for text in done.beyond)]
+    lines.append(next_line("cache", "verify", next(p for p in places if not Path(p).is_dir())))
     return Result(record={"withdrawn": withdrawn, "beyond": done.beyond}, text="\n".join(lines))

@@ -1,5 +1,6 @@
 """The command that shows the whole job."""
 
+from synthaug._cli.arguments import next_line
 from synthaug._cli.call import Result
 from synthaug._cli.declared import defaults
 
@@ -25,4 +26,6 @@ def demo(
 
     page = run(out, seed=seed, settings=DemoSettings(per_class=per_class))
     audit, evaluation = page.with_name("audit.json"), page.with_name("evaluation.json")
-    return Result(record={"html": str(page), "audit": str(audit), "evaluation": str(evaluation)})
+    record = {"html": str(page), "audit": str(audit), "evaluation": str(evaluation)}
+    line = next_line("split", "folder:YOUR-PHOTOS", "--test", "0.2")
+    return Result(record=record, text=f"Report: {page}\n{line}")

@@ -1,10 +1,13 @@
 """Commands that train classifiers: are synthetic images of use, and are they of their class?"""
 
 import logging
+import math
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from synthaug._cli.arguments import next_line
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import EVALUATION, FileOptions
@@ -142,7 +145,22 @@ def evaluate(
         "baseline": table.baseline,
         "arms": {name: _arm(table, name) for name in table.arm_names},
     }
-    return published(table, call, out, record, text=table.table())
+    text = f"{table.table()}\n{_decided(table)}"
+    return published(table, call, out, record, text=text, next=next_line("cite", synthetic))
+
+
+def _decided(table: Any) -> str:
+    """Which arm a user would take, in one sentence."""
+    from scipy import stats
+
+    gains = {name: table.difference(name) for name in table.arm_names if name != table.baseline}
+    best = max(gains, key=lambda name: gains[name].mean, default=None)
+    if best is None or gains[best].mean <= 0:
+        return f"Nothing gains on {table.baseline}: train on that."
+    gain = gains[best]
+    beyond = stats.t.ppf(0.975, max(1, gain.n - 1)) * (gain.standard_error or math.inf)
+    doubt = "" if gain.mean > beyond else ", which may be chance: more --seeds tell"
+    return f"Most accurate: {best}, {100 * gain.mean:+.1f} points on {table.baseline}{doubt}."
 
 
 def _arm(table: Any, name: str) -> dict[str, Any]:
@@ -154,6 +172,34 @@ def _arm(table: Any, name: str) -> dict[str, Any]:
         "std": table.std(name),
         "gain": gain,
     }
+
+
+_TIMED = 4
+"""Steps that are measured, to say how long all take; fewer than ten times as many are not."""
+
+
+def _announce(images: Any, classifiers: ClassifierConfig, seeds: int) -> None:
+    """Says what is trained, and about how long that takes, before it starts."""
+    from synthaug._plan import time_text
+    from synthaug.evaluation import trained_classifier
+
+    def seconds(steps: int) -> float:
+        begun = time.monotonic()
+        few = replace(classifiers, steps=steps, warmup_steps=None, eval_every=None)
+        trained_classifier(images, config=few, progress=False)
+        return time.monotonic() - begun
+
+    steps, duration = seeds * classifiers.steps, ""
+    if steps >= 10 * _TIMED:
+        start = seconds(1)
+        each = max(0.0, seconds(1 + _TIMED) - start) / _TIMED
+        duration = f", {time_text(each * steps)}"
+    logging.getLogger("synthaug").warning(
+        "Training %d classifiers on the real images, %s steps each%s.",
+        seeds,
+        f"{classifiers.steps:,}",
+        duration,
+    )
 
 
 def evaluate_labels(
@@ -189,11 +235,11 @@ def evaluate_labels(
 
     check_outputs(f"{out}.json")
     cache = SynthCache(synthetic)
-    trained = f"{seeds} classifiers on the real images, {classifiers.steps:,} steps each"
-    logging.getLogger("synthaug").info("Training %s.", trained)
+    images = files.shaped(real, cache.image_shape, cache.classes)
+    _announce(images, classifiers, seeds)
     check = check_labels(
         cache,
-        files.shaped(real, cache.image_shape, cache.classes),
+        images,
         threshold=threshold,
         percentile=percentile,
         seeds=range(seeds),

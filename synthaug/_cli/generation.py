@@ -189,6 +189,7 @@ def plan(
     estimate: bool = False,
     devices: int = COST.devices,
     batch_size: int = GENERATION.batch_size,
+    call: Call,
 ) -> Result:
     """Show what `generate` would do, and what it would cost.
 
@@ -226,8 +227,16 @@ def plan(
             **asdict(cost),
             "device_hours": cost.device_hours,
         },
-        text="\n".join([str(rows), str(cost), *lines]),
+        text="\n".join([str(rows), str(cost), *lines, f"Next: {_drawing(call, options).line}"]),
     )
+
+
+def _drawing(call: Call, options: PlanOptions) -> Call:
+    """The call of `generate` that a call of `plan` was about, with what was stated alone."""
+    usual = vars(PlanOptions())
+    stated = {name: value for name, value in vars(options).items() if value != usual[name]}
+    arguments = {"checkpoint": call.arguments["checkpoint"], "out": "CACHE.h5", **stated}
+    return Call("generate", arguments, ("checkpoint", "out"))
 
 
 @dataclass(frozen=True, kw_only=True)

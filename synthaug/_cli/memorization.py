@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from synthaug._cli.arguments import next_line
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import FileOptions, ImageOptions, NetworkOptions
@@ -83,7 +84,8 @@ def evaluate_membership(
         "p_value": report.p_value,
         "reference_auc": report.reference.auc,
     }
-    return published_verdict(report, call, out, record)
+    line = next_line("generate", checkpoint, "CACHE.h5", "--per-class", "100")
+    return published_verdict(report, call, out, record, next=line)
 
 
 def evaluate_canaries(
@@ -120,4 +122,5 @@ def evaluate_canaries(
         "by_dose": [asdict(one) for one in report.by_dose],
         "carriers": report.carriers.tolist(),
     }
-    return published_verdict(report, call, out, record)
+    line = next_line("evaluate", "membership", run, "TRAIN", "HOLDOUT")
+    return published_verdict(report, call, out, record, next=line)

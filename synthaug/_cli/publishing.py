@@ -13,6 +13,7 @@ def published(
     record: Mapping[str, Any],
     *,
     text: str | None = None,
+    next: str = "",
     code: int = 0,
     **redaction: bool,
 ) -> Result:
@@ -24,6 +25,7 @@ def published(
         out: Files to write, without their endings.
         record: What programs are told besides the names of the files.
         text: What people are told before them; by default the report.
+        next: What they are told after them: the line to run now.
         code: Exit code.
         redaction: Arguments of `to_html` and `to_json`.
     """
@@ -32,7 +34,9 @@ def published(
     report.to_json(f"{out}.json", **redaction)
     return Result(
         record={**record, "html": f"{out}.html", "json": f"{out}.json"},
-        text=f"{report if text is None else text}\nReport: {out}.html, {out}.json",
+        text="\n".join(
+            [str(report if text is None else text), f"Report: {out}.html, {out}.json", next]
+        ).rstrip(),
         code=code,
     )
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from synthaug._cli.arguments import next_line
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions
@@ -120,7 +121,8 @@ def evaluate_density(
 
     compared = synthetic, train
     with _scored(score_hardness, compared, options, conform, files, networks, out) as report:
-        return published(report, call, out, {"summary": report.summary()})
+        line = next_line("evaluate", "quality", synthetic, train)
+        return published(report, call, out, {"summary": report.summary()}, next=line)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,4 +184,5 @@ def evaluate_quality(
     scored = _scored(score_quality, compared, options, conform, files, networks, out, **named)
     with scored as report:
         record = {"synthetic": asdict(report.synthetic), "floor": asdict(report.floor)}
-        return published(report, call, out, record)
+        line = next_line("evaluate", real, synthetic, "TEST")
+        return published(report, call, out, record, next=line)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -244,6 +244,7 @@ def train(
     *,
     method: TrainingMethod = "diffusion",
     condition: Literal["labels", "tokens"] = "labels",
+    trial: bool = False,
     call: Call,
 ) -> Result:
     """Train a generator; run again to resume.
@@ -264,13 +265,23 @@ def train(
             the data with the pretrained model --base.
         condition: What diffusion is told about an image: its label, or tokens of an encoder that is
             learned along with it, for synthaug invert.
+        trial: Train a small network on small images for about a minute, in OUT-trial, to see
+            whether shapes come; what is stated stays. For networks that begin anew.
     """
     kind = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
     run, taken = METHODS.get(kind, (partial(_registered, method=method), ()))
     foreign = _foreign(taken)
     _check(kind, foreign, options, condition)
+    full = _stated(call, options).line
+    if trial:
+        options, out = _trial(kind, options), f"{out.rstrip('/')}-trial"
     check_folder(out)
-    real = options.planted(options.load(data, options))
+    real = options.load(data, options)
+    if trial and options.image_size is None:
+        real = _small(real, data, options)
+    real = options.planted(real)
+    if trial:
+        _tell_trial(real, out, options)
     score = None if options.features is None else _score(options, real)
     config = _config(options, kind)
     _warn_of_few_steps(kind, config)
@@ -278,6 +289,9 @@ def train(
     made = run(job)
     if options.canaries is not None:
         real.plan.save(out)
+    if trial:
+        made = replace(made, next=full)
+        call = call.having(**{name: vars(options)[name] for name in _TRIAL}, out=out)
     call = call.having(precision=made.result.precision).without(foreign)
     with kept_at_stop(lambda: f"The training is complete: {out}."):
         return _concluded(job, made, score, call)
@@ -318,8 +332,67 @@ def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> R
             lines.append(f"Step {step:,}: Fréchet distance {value:.4g} to the validation images.")
         lines.append(f"Best snapshot: {best.path}")
         chosen = str(best.path)
+    if call.arguments.get("trial"):
+        lines.append("That was a trial: judge whether shapes come, not how good they are.")
     lines.append(f"Next: {made.next.replace('CHECKPOINT', chosen, 1)}")
     return Result(record=record, text="\n".join(lines))
+
+
+_TRIAL = ("steps", "batch_size", "learning_rate", "width")
+_SMALL = 24
+"""Longer side of the images of a trial, where they are larger."""
+
+
+def _stated(call: Call, options: TrainOptions) -> Call:
+    """The call less all that is as it would be anyway, and less `--trial`."""
+    usual = {**vars(TrainOptions()), "method": "diffusion", "condition": "labels"}
+    values = {**call.arguments, **vars(options)}
+    unstated = [name for name, value in usual.items() if values.get(name) == value]
+    return call.without(["trial", *unstated])
+
+
+def _trial(kind: str, options: TrainOptions) -> TrainOptions:
+    """The options of a trial; what was stated stays.
+
+    Raises:
+        ValueError: For a kind of training that does not begin anew.
+    """
+    if not _begins_anew(kind):
+        raise ValueError(
+            f"`--trial` is for networks that begin anew, not for {kind}. Leave it out, and give a "
+            "small number of `--steps`."
+        )
+    quick = TrainingConfig.trial()
+    values = {**vars(quick), "width": 16}
+    stated, usual = vars(options), vars(TrainOptions())
+    changed = {name: values[name] for name in _TRIAL if stated[name] == usual[name]}
+    return replace(options, **changed)
+
+
+def _small(real: Any, data: str, options: TrainOptions) -> Any:
+    """The images, loaded again at a small size if they are larger."""
+    channels, height, width = real.image_shape
+    shrink = _SMALL / max(height, width)
+    if shrink >= 1:
+        return real
+    sides = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+    return options.shaped(data, (channels, *sides))
+
+
+def _tell_trial(real: Any, out: str, options: TrainOptions) -> None:
+    logging.getLogger("synthaug").warning(
+        "This is a trial, of about a minute on two processors: %d steps, batches of %d images of "
+        "%s, a network of width %d. It goes to %s.",
+        options.steps,
+        options.batch_size,
+        "x".join(map(str, real.image_shape[1:])),
+        options.width,
+        out,
+    )
+
+
+def _begins_anew(kind: str) -> bool:
+    return kind in METHODS and kind not in ("--method finetune", "--method hardness")
 
 
 _FEW_STEPS = 300
@@ -328,8 +401,7 @@ _FEW_STEPS = 300
 
 def _warn_of_few_steps(kind: str, config: TrainingConfig) -> None:
     """Says before a training what so few steps come to."""
-    begins_anew = kind in METHODS and kind not in ("--method finetune", "--method hardness")
-    if begins_anew and config.steps < _FEW_STEPS:
+    if _begins_anew(kind) and config.steps < _FEW_STEPS:
         logging.getLogger("synthaug").warning(
             "%d steps are few for a new network: expect noise, or blurred shapes at best. The "
             "default is %s steps.",

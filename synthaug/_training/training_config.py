@@ -64,6 +64,22 @@ class TrainingConfig:
         check_within("[0, 1)", ema_decay=self.ema_decay)
         check_precision(self.precision)
 
+    @classmethod
+    def trial(cls, **changes: Any) -> "TrainingConfig":
+        """Settings for a first look at a small, new network: shapes after a minute or so.
+
+            model, result = ClassConditional.fit(
+                real, "runs/look", config=TrainingConfig.trial(), channels=16
+            )
+
+        Few steps of small batches at a higher learning rate; warm-up and the average of the weights
+        scale with the number of steps.
+
+        Args:
+            changes: Other settings than these.
+        """
+        return cls(**{"steps": 400, "batch_size": 16, "learning_rate": 1e-3, **changes})
+
     def binding(self, extra: Any) -> dict[str, Any]:
         """Identifies a run: all that changes its result, but not how long or where it runs."""
         free = ("steps", "decay_steps", "checkpoint_seconds", "device", "compile")
