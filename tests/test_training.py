@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from synthaug import TrainingConfig
 from synthaug._support.stopping import Terminated, terminate
 from synthaug._training.loop import Loss, TrainingResult, TrainingTask, batch_indices, train
 from synthaug._training.recovery import sealed
+from synthaug._training.trackers import log_picture
 from synthaug.errors import CheckpointError, DivergedError, MismatchError, SynthaugError
 
 NUM_EXAMPLES = 10
@@ -102,6 +106,74 @@ def assert_equal(a: Any, b: Any) -> None:
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+# Trackers
+
+
+class Noted(GeneralTracker):
+    """A tracker that keeps what it is told."""
+
+    name = "noted"
+    requires_logging_directory = False
+    tracker = None
+
+    def __init__(self) -> None:
+        super().__init__(_blank=True)
+        self.settings: dict[str, Any] = {}
+        self.lines: list[tuple[int, dict[str, Any]]] = []
+        self.pictures: list[tuple[int, tuple[int, ...]]] = []
+        self.finished = 0
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, Any], step: int, **_: Any) -> None:
+        self.lines.append((step, values))
+
+    def log_images(self, values: dict[str, Any], step: int, **_: Any) -> None:
+        self.pictures.append((step, values["samples"].shape))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_a_tracker_is_told_what_the_log_says_and_goes_on_with_the_steps(tmp_path):
+    tracker = Noted()
+    with pytest.raises(Killed):
+        run(tmp_path, loss_of(killed_at=9), checkpoint_seconds=0, log_with=tracker)
+    assert tracker.finished == 1
+    run(tmp_path, log_with=tracker)
+    steps = [step for step, _ in tracker.lines]
+    assert steps == list(range(1, 13))
+    assert tracker.settings["steps"] == 12
+    assert {type(value) for value in tracker.settings.values()} <= {str, int, float, bool}
+    log = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for (_, values), line in zip(tracker.lines, log, strict=True):
+        assert values["loss"] == line["loss"]
+        assert values["learning_rate"] == line["learning_rate"]
+        assert values["images_per_second"] > 0
+    assert tracker.finished == 2
+
+
+def test_a_tracker_that_takes_images_gets_the_sheet_of_samples(tmp_path):
+    tracker, path = Noted(), tmp_path / "samples.png"
+    log_picture(config_of(log_with=tracker), str(tmp_path), path, 12)
+    assert tracker.pictures == []  # there is none
+    Image.new("L", (5, 4)).save(path)
+    log_picture(config_of(log_with=tracker), str(tmp_path), path, 12)
+    assert tracker.pictures == [(12, (1, 4, 5, 3))]
+
+
+def test_a_tracker_that_is_missing_is_named_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", list)
+    with pytest.raises(
+        ImportError, match=r"`log_with` is 'wandb'.*pip install 'synthaug\[wandb\]'"
+    ):
+        run(tmp_path / "run", log_with="wandb")
+    with pytest.raises(ValueError, match=r"`log_with` must be one of 'tensorboard'.*got 'tensor'"):
+        run(tmp_path / "run", log_with="tensor")
+    assert not (tmp_path / "run").exists()
 
 
 # Resuming

@@ -302,6 +302,7 @@ def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> R
     from accelerate import PartialState
 
     from synthaug._training.checkpoints import record_command
+    from synthaug._training.trackers import log_picture
 
     curve = made.result.loss_curve
     loss, picture = curve[-1][1] if curve else None, Path(job.out) / "samples.png"
@@ -321,6 +322,7 @@ def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> R
     lines[0] += f" Checkpoint: {job.out}."
     if made.picture is not None:
         made.picture(picture)
+        log_picture(job.config, job.out, picture, made.result.step)
         lines.append(f"{made.caption}: {picture}")
     chosen = job.out
     if score is not None:

@@ -29,6 +29,11 @@ OptimizerOptions = config_options(
         f"Peak learning rate of AdamW; {TrainingConfig.learning_rate:g} by default, for finetune "
         f"{_RATES[0]:g}, or {_RATES[1]:g} with --lora-rank.",
     ),
+    log_with=(
+        Literal["tensorboard", "wandb", "mlflow"] | None,
+        None,
+        "Also sends loss, learning rate, images per second and the sheet of samples to a tracker.",
+    ),
 )
 
 

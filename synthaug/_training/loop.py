@@ -37,6 +37,7 @@ from synthaug._support.stopping import StopRequest, kept_at_stop, stop_requests
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import reading
 from synthaug._training.state import TrainingState, saved_precision, saved_progress
+from synthaug._training.trackers import check_tracker, tracking
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Indices
 from synthaug.errors import CheckpointError
@@ -170,6 +171,7 @@ def _train(
     with (
         own_randomness(run.device),
         _among(run.rank, run.processes),
+        tracking(run.accelerator, run.config, output_dir),
         bar(
             steps,
             "train",
@@ -199,7 +201,8 @@ class _Run:
         from diffusers.training_utils import EMAModel
 
         self.task, self.output_dir = task, output_dir
-        self.accelerator, self.device = _accelerator(config.device)
+        check_tracker(config.log_with)
+        self.accelerator, self.device = _accelerator(config, output_dir)
         self.main = self.accelerator.is_main_process
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         if config.batch_size % self.processes:
@@ -275,7 +278,8 @@ class _Run:
         """
         state, config = self.state, self.config
         trained = state.trained
-        started = saved_at = time.monotonic()
+        started, first_step = time.monotonic(), state.step
+        saved_at = started
         log_every = max(1, config.steps // 200)
         losses: list[Tensor] = []  # of the last steps, still on the device
         for step in range(state.step, config.steps):
@@ -291,7 +295,8 @@ class _Run:
             if point:
                 loss = state.add_point()
                 shown.set_postfix(loss=f"{loss:.4f}")
-                self._log(loss, config.learning_rate_at(step), time.monotonic() - started)
+                seconds, taken = time.monotonic() - started, state.step - first_step
+                self._log(loss, config.learning_rate_at(step), seconds, taken)
             if due:
                 self._checkpoint()
                 saved_at = time.monotonic()
@@ -346,24 +351,33 @@ class _Run:
         with self.state.averaged():
             self.task.on_checkpoint(self.state.module, self.state.step)
 
-    def _log(self, loss: float, learning_rate: float, seconds: float) -> None:
-        """Adds a line to the log."""
+    def _log(self, loss: float, learning_rate: float, seconds: float, taken: int) -> None:
+        """Adds a line to the log, and tells the tracker; `taken` steps took so many seconds."""
+        values = {"loss": loss, "learning_rate": learning_rate}
+        if self.config.log_with is not None:
+            rate = taken * self.config.batch_size / max(seconds, 1e-9)
+            self.accelerator.log({**values, "images_per_second": rate}, step=self.state.step)
         if self.main:
-            line = {"step": self.state.step, "loss": loss, "learning_rate": learning_rate}
+            line = {"step": self.state.step, **values}
             path = self.output_dir / "train.jsonl"
             with self.state.writing(path), open(path, "a") as log:
                 log.write(json.dumps({**line, "seconds": seconds}) + "\n")
 
 
-def _accelerator(name: str | None) -> tuple[Any, torch.device]:
+def _accelerator(config: TrainingConfig, output_dir: Path) -> tuple[Any, torch.device]:
     """How the processes talk to each other, and the device of this one."""
     from accelerate import Accelerator
 
     # Accelerate remembers device and precision for the life of the process, and would refuse a
     # second run with others. So it only learns of a CPU where it chooses how the ranks talk.
-    parallel = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    parallel, name = int(os.environ.get("WORLD_SIZE", "1")) > 1, config.device
     device: torch.device = choose_device(name)
-    accelerator = Accelerator(cpu=parallel and device.type == "cpu", device_placement=False)
+    accelerator = Accelerator(
+        cpu=parallel and device.type == "cpu",
+        device_placement=False,
+        log_with=config.log_with,
+        project_dir=output_dir,
+    )
     if name is None:
         return accelerator, accelerator.device
     if parallel and device.type != accelerator.device.type:

@@ -1,6 +1,6 @@
 """How networks are trained, as Python and the command line have it; loads nothing heavy."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from synthaug._support.arguments import (
@@ -11,6 +11,9 @@ from synthaug._support.arguments import (
     check_within,
 )
 from synthaug._support.precision import Precision, check_precision
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""What a training can be logged with, each by an extra of its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,9 @@ class TrainingConfig:
     """Seconds between checkpoints."""
     device: str | None = None
     """cpu, cuda, cuda:1 ...; by default a GPU if there is one."""
+    log_with: Any = None
+    """Also sends loss, learning rate and images per second to "tensorboard" (into the output
+    directory), "wandb" or "mlflow", or to a `GeneralTracker` of accelerate."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -82,8 +88,8 @@ class TrainingConfig:
 
     def binding(self, extra: Any) -> dict[str, Any]:
         """Identifies a run: all that changes its result, but not how long or where it runs."""
-        free = ("steps", "decay_steps", "checkpoint_seconds", "device", "compile")
-        kept = {k: v for k, v in asdict(self).items() if k not in free}
+        free = ("steps", "decay_steps", "checkpoint_seconds", "device", "compile", "log_with")
+        kept = {k: v for k, v in vars(self).items() if k not in free}
         return {"config": kept, "extra": extra}
 
     def learning_rate_at(self, step: int) -> float:

@@ -1,0 +1,74 @@
+"""Experiment trackers (TensorBoard, Weights & Biases, MLflow), by way of accelerate's."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthaug._support.arguments import check_choice
+from synthaug._training.training_config import TRACKERS, TrainingConfig
+
+_PROJECT = "synthaug"
+
+
+def check_tracker(log_with: Any) -> None:
+    """Refuses what is no tracker, or one whose library is missing, before any work.
+
+    Raises:
+        ValueError: For another name.
+        ImportError: Naming the extra that installs the library.
+    """
+    from accelerate.tracking import GeneralTracker, get_available_trackers
+
+    if log_with is None or isinstance(log_with, GeneralTracker):
+        return
+    check_choice(TRACKERS, "Or give a `GeneralTracker` of accelerate.", log_with=log_with)
+    if log_with not in map(str, get_available_trackers()):
+        raise ImportError(
+            f"`log_with` is {log_with!r}, which is not installed. Install it with "
+            f"`pip install 'synthaug[{log_with}]'`."
+        )
+
+
+@contextmanager
+def tracking(accelerator: Any, config: TrainingConfig, output_dir: Path) -> Iterator[Any]:
+    """Begins what an accelerator was told to log with, and ends it, however the run ends."""
+    if config.log_with is not None:
+        settings = {name: _plain(value) for name, value in vars(config).items()}
+        # One directory is one run, so what is resumed goes on where its curve stopped.
+        run = hashlib.blake2b(str(output_dir.resolve()).encode(), digest_size=8).hexdigest()
+        resumed = {"id": run, "resume": "allow", "dir": str(output_dir)}
+        accelerator.init_trackers(_PROJECT, settings, {"wandb": resumed})
+    try:
+        yield accelerator
+    finally:  # not `end_training`, which would part the processes as well
+        for tracker in accelerator.trackers if config.log_with is not None else ():
+            tracker.finish()
+
+
+def log_picture(config: TrainingConfig, output_dir: str, path: Path, step: int) -> None:
+    """Hands a picture to the tracker of a run, if it takes images."""
+    from accelerate import Accelerator
+    from PIL import Image
+
+    if config.log_with is None or not path.exists():
+        return
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))[None]
+    accelerator = Accelerator(
+        log_with=config.log_with, project_dir=output_dir, device_placement=False
+    )
+    with tracking(accelerator, config, Path(output_dir)):
+        for tracker in accelerator.trackers:
+            # TensorBoard's alone would take the colors for the first axis.
+            how = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            if "log_images" in vars(type(tracker)):
+                tracker.log_images({"samples": pixels}, step=step, **how)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as trackers store it."""
+    return value if isinstance(value, bool | int | float | str) else str(value)
