@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur as reference_blur
 
@@ -62,6 +63,41 @@ def test_the_blur_is_a_gaussian_filter_of_three_by_three_pixels():
     torch.testing.assert_close(found, wanted[:, :, 1:-1, 1:-1])
     flat = torch.full((1, 1, 4, 4), 0.7)
     torch.testing.assert_close(gaussian_blur(flat, std[:1]), flat)  # also at the border
+
+
+@pytest.mark.parametrize("padding", ["replicate", "reflect", "circular"])
+def test_the_blur_sees_beyond_the_border_what_its_padding_says(padding):
+    z, std = torch.randn(2, 1, 4, 5), torch.tensor([0.5, 0.6])
+    taps = torch.exp(-0.5 * (torch.arange(-1, 2) / std[:, None]) ** 2)
+    taps = taps / taps.sum(1, keepdim=True)
+    kernel = (taps[:, :, None] * taps[:, None])[:, None]
+    wanted = F.conv2d(F.pad(z, [1] * 4, mode=padding).transpose(0, 1), kernel, groups=2)
+    torch.testing.assert_close(gaussian_blur(z, std, padding), wanted.transpose(0, 1))
+    torch.manual_seed(0)
+    some = job("blur", blur_probability=1.0, blur_padding=padding).condition(z.repeat(1, 1, 2, 2))
+    torch.manual_seed(0)
+    usual = job("blur", blur_probability=1.0).condition(z.repeat(1, 1, 2, 2))
+    assert torch.equal(some[0], usual[0]) == (padding == "replicate")
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "nearest"])
+def test_a_stage_enlarges_as_in_its_training(mode, tmp_path):
+    usual = tiny_stage()
+    stage = replace(usual, upsampling=mode)
+    assert stage.settings() == {**usual.settings(), "upsampling": mode}
+    stage.save_pretrained(tmp_path)
+    assert CascadeStage.from_pretrained(tmp_path).upsampling == mode
+    low = torch.arange(16.0).reshape(1, 1, 4, 4) / 16
+    zero, drawn = torch.zeros(1, dtype=torch.int64), []
+    for one in (usual, stage):
+        noise = [torch.Generator().manual_seed(0)]
+        drawn.append(one.draw(low, zero, zero, torch.ones(1), noise))
+    assert not torch.equal(*drawn)
+    made = job(upsampling=mode)
+    network = made._build()
+    assert made.stage(network).upsampling == mode
+    assert made._identity(network) == {**job()._identity(network), "upsampling": mode}
+    assert upsample(low, (8, 8), mode).shape == (1, 1, 8, 8)
 
 
 def test_smaller_copies_are_those_that_a_data_set_loaded_smaller_holds():

@@ -111,7 +111,7 @@ def test_what_the_last_level_leaves_is_as_announced(degradation):
 # -- blur ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("padding", ["reflect", "circular"])
+@pytest.mark.parametrize("padding", ["reflect", "circular", "replicate"])
 def test_one_pass_of_blur_equals_the_convolutions_one_after_another(padding):
     blur = Blur(num_levels=6, kernel_size=7, std=0.5, rate=0.4, padding=padding)
     x = images(2, (3, 12, 9), torch.float64)
@@ -350,7 +350,7 @@ def test_degradations_have_short_names():
         (lambda: Blur(kernel_size=4), "`kernel_size` must be odd and positive, got 4"),
         (lambda: Blur(std=0.0), r"`std` must be positive, got 0\.0"),
         (lambda: Blur(rate=-0.5), "`std of the last step` must be positive"),
-        (lambda: Blur(padding="zeros"), "`padding` .* 'reflect', 'circular', got"),  # type: ignore[arg-type]
+        (lambda: Blur(padding="zeros"), "`padding` .* 'reflect', 'circular', 'replicate', got"),  # type: ignore[arg-type]
         (lambda: Blur()(images(1, (1, 5, 5)), 1), "reflects images of 5 pixels more than once"),
         (lambda: SuperResolution()(images(1, (1, 12, 8)), 1), "12 pixels cannot be halved 3 times"),
         (lambda: Inpainting(fill="black"), "`fill` must be one of 'grey', 'colour', got 'black'"),  # type: ignore[arg-type]

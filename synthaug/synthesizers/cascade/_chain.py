@@ -69,11 +69,13 @@ def downsample(x: Images, size: tuple[int, int]) -> Images:
     return ((small + 1) * 127.5).round() / 127.5 - 1
 
 
-def upsample(low: Images, size: tuple[int, int]) -> Images:
-    """The bilinear enlargement that is laid beside x_t, (n, C, *size)."""
+def upsample(low: Images, size: tuple[int, int], mode: str = "bilinear") -> Images:
+    """The enlargement that is laid beside x_t, (n, C, *size); a bicubic one may leave [-1, 1]."""
     if tuple(low.shape[2:]) == tuple(size):
         return low
-    return F.interpolate(low, size, mode="bilinear", align_corners=False)
+    if mode == "nearest":
+        return F.interpolate(low, size, mode="nearest-exact")
+    return F.interpolate(low, size, mode=mode, align_corners=False)
 
 
 @final

@@ -6,6 +6,8 @@ from typing import Literal, final, get_args
 from synthaug._support.arguments import check_choice, check_fields, check_fraction, check_within
 
 Augmentation = Literal["none", "blur", "gaussian"]
+Padding = Literal["replicate", "reflect", "circular"]
+Upsampling = Literal["bilinear", "bicubic", "nearest"]
 
 
 @final
@@ -29,6 +31,11 @@ class StageConfig:
     """Fraction of the copies that is blurred, by a filter of 3 x 3 pixels."""
     blur_std_range: tuple[float, float] = (0.4, 0.6)
     """The filter's standard deviation is drawn uniformly from this range, in pixels of the copy."""
+    blur_padding: Padding = "replicate"
+    """What the filter sees beyond the border: the border continued, the image mirrored, or the
+    image again. Which of them the paper has is not known to us."""
+    upsampling: Upsampling = "bilinear"
+    """How the copies are enlarged before the network sees them."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -39,6 +46,8 @@ class StageConfig:
                 "'gaussian'. Choose between them when you sample (`truncated`)."
             )
         check_choice(get_args(Augmentation), conditioning_augmentation=augmentation)
+        check_choice(get_args(Padding), blur_padding=self.blur_padding)
+        check_choice(get_args(Upsampling), upsampling=self.upsampling)
         check_fraction(blur_probability=self.blur_probability)
         if not 0 < self.blur_std_range[0] <= self.blur_std_range[1]:
             raise ValueError(

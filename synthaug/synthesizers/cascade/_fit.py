@@ -51,24 +51,28 @@ class StageNetwork(nn.Module):
         return prediction
 
 
-def gaussian_blur(x: Images, std: Tensor) -> Images:
+def gaussian_blur(x: Images, std: Tensor, padding: str = "replicate") -> Images:
     """3 x 3 Gaussian filter with a standard deviation for each image, in pixels: (n, C, h, w)."""
     side = torch.exp(-0.5 / std**2).view(-1, 1, 1, 1)
     for pad, dim in (((1, 1, 0, 0), 3), ((0, 0, 1, 1), 2)):
-        n, wide = x.shape[dim], F.pad(x, pad, mode="replicate")
+        n, wide = x.shape[dim], F.pad(x, pad, mode=padding)
         sides = wide.narrow(dim, 0, n) + wide.narrow(dim, 2, n)
         x = (x + side * sides) / (1 + 2 * side)
     return x
 
 
-def blur_some(z: Images, p: float, std_range: tuple[float, float]) -> Images:
+def blur_some(
+    z: Images, p: float, std_range: tuple[float, float], padding: str = "replicate"
+) -> Images:
     """Each image blurred with probability `p`, by an amount drawn uniformly; on the CPU's
     generator."""
     chosen = chosen_rows(len(z), p)
     low, high = std_range
     size, own = own_rows(len(z))
     std = low + (high - low) * torch.rand(size, dtype=torch.float32, device="cpu")[own]
-    return torch.where(chosen.view(-1, 1, 1, 1).to(z.device), gaussian_blur(z, std.to(z.device)), z)
+    return torch.where(
+        chosen.view(-1, 1, 1, 1).to(z.device), gaussian_blur(z, std.to(z.device), padding), z
+    )
 
 
 class StageFitJob(FitJob):
@@ -106,6 +110,7 @@ class StageFitJob(FitJob):
             max_noise_level=self.config.max_noise_level if self.config.takes_levels else None,
             low_res_scheduler_config=LOW_RES_SCHEDULE if self.config.takes_levels else None,
             level_embedding=network.level_embedding,
+            upsampling=self.config.upsampling,
         )
 
     def _build(self) -> nn.Module:
@@ -117,8 +122,12 @@ class StageFitJob(FitJob):
 
     def _identity(self, network: Any) -> dict[str, Any]:
         config = self.config
-        blur = [config.blur_probability, *map(float, config.blur_std_range)]
+        blur: list[Any] = [config.blur_probability, *map(float, config.blur_std_range)]
+        if config.blur_padding != "replicate":
+            blur.append(config.blur_padding)
+        unusual = {} if config.upsampling == "bilinear" else {"upsampling": config.upsampling}
         return {
+            **unusual,
             **super()._identity(network.unet),
             "synthesizer": "CascadeStage",
             "low_size": list(self.low_size),
@@ -134,7 +143,11 @@ class StageFitJob(FitJob):
         """
         z = downsample(x0, self.low_size)
         if self.config.conditioning_augmentation == "blur":
-            return blur_some(z, self.config.blur_probability, self.config.blur_std_range), None
+            config = self.config
+            blurred = blur_some(
+                z, config.blur_probability, config.blur_std_range, config.blur_padding
+            )
+            return blurred, None
         if not self.config.takes_levels:
             return z, None
         size, own = own_rows(len(z))
@@ -146,6 +159,6 @@ class StageFitJob(FitJob):
 
     def _predict(self, network: nn.Module, x_t: Images, t: Tensor, y: Tensor, x0: Images) -> Tensor:
         z_s, s = self.condition(x0)
-        low = upsample(z_s, self.image_shape[1:])
+        low = upsample(z_s, self.image_shape[1:], self.config.upsampling)
         prediction: Tensor = network(x_t, t, low, s, y)
         return prediction

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
-from synthaug._support.arguments import check_fields
+from synthaug._support.arguments import check_choice, check_fields
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._support.torch_state import lasting_tensors
@@ -39,6 +39,7 @@ from synthaug.synthesizers.cascade._chain import (
     run_chain,
     upsample,
 )
+from synthaug.synthesizers.cascade._config import Upsampling
 
 _LEVELS = "level_embedding"
 _LOW_RES = "low_res_scheduler"
@@ -80,9 +81,12 @@ class CascadeStage:
     """The level to use where a plan does not name one."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Scheduler, steps and noise."""
+    upsampling: str = "bilinear"
+    """How it enlarges the smaller images for its network: as in its training."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_choice(get_args(Upsampling), upsampling=self.upsampling)
         object.__setattr__(self, "low_size", tuple(self.low_size))
         if self.level_embedding is not None:
             settle_layout(self.level_embedding)
@@ -194,7 +198,7 @@ class CascadeStage:
             until: Signal level to stop at, for the next stage of a truncated cascade.
         """
         device = self.model.device
-        enlarged = upsample(low.to(device), self.model.latent_shape[1:])
+        enlarged = upsample(low.to(device), self.model.latent_shape[1:], self.upsampling)
         s = None if self.signals is None else levels.to(device)
         return run_chain(
             self,
@@ -217,7 +221,7 @@ class CascadeStage:
             grid: The noise.
         """
         x0 = self.model.encode(pixels)
-        enlarged = upsample(low.to(x0.device), self.model.latent_shape[1:])
+        enlarged = upsample(low.to(x0.device), self.model.latent_shape[1:], self.upsampling)
         levels = None
         if self.signals is not None:
             levels = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
@@ -234,7 +238,12 @@ class CascadeStage:
             schedule = make_scheduler(None, self.low_res_scheduler_config).config
             names = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
             found["noise_levels"] = {name: schedule[name] for name in names}
-        return found
+        return found | self._enlarging
+
+    @property
+    def _enlarging(self) -> dict[str, JSON]:
+        """How it enlarges, where that is not the usual way."""
+        return {} if self.upsampling == "bilinear" else {"upsampling": self.upsampling}
 
     @property
     def weights(self) -> dict[str, JSON]:
@@ -265,6 +274,7 @@ class CascadeStage:
             "max_noise_level": self.max_noise_level,
             "noise_conditioning_level": self.noise_conditioning_level,
             **self.sampler.record(),
+            **self._enlarging,
         }
         with checkpoints.writing(path, "Free some space and save again."):
             path.mkdir(parents=True, exist_ok=True)
@@ -357,6 +367,7 @@ class CascadeStage:
             level_embedding=embedding,
             noise_conditioning_level=noise_conditioning_level,
             sampler=SamplerConfig.chosen(own, sampler),
+            upsampling=own.get("upsampling", "bilinear"),
         )
 
 
