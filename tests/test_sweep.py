@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from synthaug import ClassifierConfig, Plan
+from synthaug._sweep import run as _run
 from synthaug._sweep.config import SweepConfig
 from synthaug._sweep.settings import Trial, combinations
 from synthaug.errors import DataError, MismatchError
+from synthaug.evaluation import trained_classifier
 from synthaug.features import Pixel
 from synthaug.images import LabeledImages
 from synthaug.sweeps import SweepReport, sweep
@@ -108,7 +110,7 @@ def test_the_best_setting_of_the_grid_goes_on_to_the_second_stage_and_is_chosen(
     assert report.chosen == best.setting
     assert [row.setting["guidance_scale"] for row in report.fine] == [1.5, 2.0]
     assert len(report.coarse) == 4
-    assert report.floors["coarse"].n == best.scores.n == 40
+    assert report.floors["coarse"].n == best.scores.n == 30  # half of the real images
     assert report.floors["coarse"].frechet_distance < best.frechet_distance
     assert all(len(row.cas) == 2 for row in report.fine)
     assert len(report.real_accuracy) == 2
@@ -117,6 +119,33 @@ def test_the_best_setting_of_the_grid_goes_on_to_the_second_stage_and_is_chosen(
     assert by_distance.chosen == best.setting
     assert "shares no image with the test split" in str(report)
     assert "must not be the split" in str(by_distance)
+
+
+class Noting:
+    """Features that note the images they were asked about."""
+
+    name, dim, weights = "noting", 4, None
+    seen: ClassVar[set[bytes]] = set()
+
+    def __call__(self, pixels: Any) -> Any:
+        self.seen.update(x.numpy().tobytes() for x in pixels)
+        return Pixel(2)(pixels)
+
+
+def test_the_floor_is_of_images_that_the_features_never_saw(tmp_path, monkeypatch):
+    learned: set[bytes] = set()
+
+    def noted(data: Any, **how: Any) -> nn.Module:
+        learned.update(x.numpy().tobytes() for x in data.dataset.read(data.indices))
+        return trained_classifier(data, **how)
+
+    monkeypatch.setattr(_run, "trained_classifier", noted)
+    Noting.seen.clear()
+    report = search(tmp_path, features=Noting(), guidance=[])
+    real = {x.numpy().tobytes() for x in TRAIN.read(range(60))}
+    assert report.floors["coarse"].n == 20
+    assert len(learned & real) == 40  # the other 20 of the 60 real images are held out
+    assert Noting.seen & real == real - learned
 
 
 def test_a_second_call_draws_only_what_is_missing(tmp_path):

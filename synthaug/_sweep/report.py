@@ -128,7 +128,7 @@ class SweepReport(Report):
         text = (
             f"{images:,} images per setting. Fréchet distance of {floor.n:,} of them to as many "
             f"validation images, in the {self.extractor['dim']} features of "
-            f"{self.extractor['name']}; {floor.n:,} real training images get "
+            f"{self.extractor['name']}; {floor.n:,} real images that these features never saw get "
             f"{floor.frechet_distance:.4g}."
         )
         if stage == "fine":

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from synthaug._cache import SynthCache
 from synthaug._cache.synthesizer import Declared
@@ -35,7 +36,7 @@ from synthaug._sweep.settings import (
 )
 from synthaug._training.checkpoints import load_tensors, reading, save_tensors
 from synthaug._training.loop import own_randomness
-from synthaug._types import Indices
+from synthaug._types import Indices, Labels
 from synthaug.errors import MismatchError
 from synthaug.evaluation import check_overlap, digests, evaluate, trained_classifier
 from synthaug.evaluation._classifiers import build_classifier
@@ -78,7 +79,8 @@ def sweep(
         synthesizer: A `ClassConditional`, a `Cascade` (whose models share the sampler's settings),
             or another one with the settings and row parameters that are varied.
         real: Labelled real images that it was trained on. The classifier of the inception score
-            learns from them, and they show what real images get.
+            learns from most of them, at least half of each class; the others show what real images
+            get.
         validation: Labelled real images that neither generator nor test has.
         output_dir: Folder that keeps the images, the numbers and the classifiers of every setting.
             Called again, only what is missing is made, whatever was added to the grid; a kill loses
@@ -179,7 +181,19 @@ class _Work:
     def size(self, stage: str) -> int:
         """Number of images that a stage compares."""
         drawn = self.config.images_per_class(stage) * len(self.synthesizer.classes)
-        return min(drawn, len(self.validation), len(self.real))
+        return min(drawn, len(self.validation), len(self.held_out))
+
+    @cached_property
+    def held_out(self) -> Indices:
+        """Rows of `real` that the classifier does not learn from, at most half of each class.
+
+        They show what real images get, in features that never saw them, as those that are drawn.
+        """
+        most = max(self.config.images_per_class(stage) for stage in ("coarse", "fine"))
+        n = min(most * len(self.synthesizer.classes), len(self.validation))
+        rows = self.real.done_rows("scored")
+        halves = np.bincount(self.real.labels[rows]) // 2
+        return self._some(self.real, n, 3, rows=rows, most=halves)
 
     def checked_dim(self, stages: Sequence[str]) -> int:
         """Number of features; refuses stages that compare too few images for them."""
@@ -246,10 +260,11 @@ class _Work:
         return build_classifier(model, len(classes), self.validation.image_shape)
 
     def classifier(self) -> nn.Module:
-        """A classifier trained on the real images, or the one that an earlier call trained."""
+        """A classifier trained on real images, or the one that an earlier call trained."""
         config = self.config.classifiers
         how = {"model": config.model_name, "steps": config.steps, **config.changes()}
-        key = settings_digest({"real": self.prints["real"], **how})
+        rows = np.setdiff1d(self.real.done_rows("scored"), self.held_out)
+        key = settings_digest({"real": self.prints["real"], "rows": rows.tolist(), **how})
         path = self.folder / f"classifier-{key[:8]}.safetensors"
         if path.exists():
             with own_randomness(torch.device("cpu")):
@@ -257,7 +272,8 @@ class _Work:
             with reading(path, "Delete it and run again."):
                 network.load_state_dict(load_tensors(path))
             return network.to(choose_device(config.device)).eval()
-        network = trained_classifier(self.real, config=config, progress=self.progress)
+        seen = Subset(self.real.dataset, rows.tolist())
+        network = trained_classifier(seen, config=config, progress=self.progress)
         with whole_file(path) as temporary:
             save_tensors(Path(temporary), network.state_dict())
         return network
@@ -294,12 +310,21 @@ class _Work:
         return row
 
     def floor(self, stage: str) -> QualityScores:
-        """The scores of real training images."""
-        return self._scores(self.real, "real", stage, stream=1)
+        """The scores of real images that the generator learned from, and the classifier did not."""
+        return self._scores(self.real, "real", stage, stream=1, among=self.held_out)
 
-    def _scores(self, images: ImageSource, name: str, stage: str, *, stream: int) -> QualityScores:
+    def _scores(
+        self,
+        images: ImageSource,
+        name: str,
+        stage: str,
+        *,
+        stream: int,
+        among: Indices | None = None,
+    ) -> QualityScores:
         n = self.size(stage)
-        rows, reference = self._some(images, n, stream), self._some(self.validation, n, 2)
+        rows = self._some(images, n, stream, rows=among)
+        reference = self._some(self.validation, n, 2)
         distance, judge = self.spaces
         extraction = Extraction(features_dir=str(self.folder / "features"), progress=self.progress)
         return self._measure.scores(
@@ -308,15 +333,34 @@ class _Work:
             extraction.features(images, rows, judge, f"{name}, classes"),
         )
 
-    def _some(self, images: ImageSource, n: int, stream: int) -> Indices:
-        """n random rows, as many of each class as there are, like the images that are drawn."""
-        rows = images.done_rows("scored")
+    def _some(
+        self,
+        images: ImageSource,
+        n: int,
+        stream: int,
+        *,
+        rows: Indices | None = None,
+        most: Labels | None = None,
+    ) -> Indices:
+        """n random rows, as many of each class as there are, like the images that are drawn.
+
+        Args:
+            images: Whose rows.
+            n: How many, or fewer if there are no more.
+            stream: Of random numbers.
+            rows: Those to choose from; all by default.
+            most: How many of each class at most.
+        """
+        rows = images.done_rows("scored") if rows is None else rows
         random = counter_rng(self.config.seed, stream).random(len(rows))
         rows = rows[np.argsort(random, kind="stable")]
         labels = images.labels[rows]
         place = np.empty(len(rows), np.int64)  # of an image among those of its class
         for c in np.unique(labels):
             place[labels == c] = np.arange((labels == c).sum())
+        if most is not None:
+            few = place < most[labels]
+            rows, place = rows[few], place[few]
         return np.sort(rows[np.argsort(place, kind="stable")[:n]])
 
 
