@@ -133,6 +133,8 @@ def test_a_split_refuses_what_it_cannot_do(photos: Path) -> None:
     for words, message in [
         ((f"folder:{photos}", photos / "out"), "where it would be a class"),
         (("digits", out), "expected `folder:PATH`"),
+        (("hdf5:photos.h5", out), "one folder of image files per class, and neither lists nor"),
+        (("photos.csv", out), "folder:PATH"),
         ((f"folder:{photos}", out, "--test-fraction", 1), "`--test-fraction` must lie between"),
     ]:
         assert message in fail(2, "split", *words)

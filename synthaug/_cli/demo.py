@@ -27,5 +27,5 @@ def demo(
     page = run(out, seed=seed, settings=DemoSettings(per_class=per_class))
     audit, evaluation = page.with_name("audit.json"), page.with_name("evaluation.json")
     record = {"html": str(page), "audit": str(audit), "evaluation": str(evaluation)}
-    line = next_line("split", "folder:YOUR-PHOTOS", "--test", "0.2")
+    line = next_line("split", "folder:YOUR-PHOTOS", "OUT")
     return Result(record=record, text=f"Report: {page}\n{line}")

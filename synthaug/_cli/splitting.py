@@ -47,7 +47,10 @@ def split(
 
     kind, where, _ = parse_spec(data, None)
     if kind != "folder":
-        raise ValueError(f"Got the data set {data!r}, expected `folder:PATH`: files are copied.")
+        raise ValueError(
+            f"Got the data set {data!r}, expected `folder:PATH`: files are copied. It takes a "
+            "folder with one folder of image files per class, and neither lists nor tables."
+        )
     root, target = Path(os.path.abspath(Path(where).expanduser())), Path(out).absolute()
     if not 0 < test_fraction < 1:
         raise ValueError(f"`test_fraction` must lie between 0 and 1, got {test_fraction}.")
