@@ -61,6 +61,8 @@ class Part:
     """
 
     def __init__(self, images: NDArray[np.uint8], args: Any) -> None:
+        if args.twins_by:
+            images = without_twins(images, args)
         stops = np.cumsum([args.train, args.holdout, max(args.counts)])
         self.train, self.holdout, self.others, self.honest = np.split(images, stops)
         self.peers = Peers(self.train, self.holdout) if args.peers else None
@@ -79,6 +81,22 @@ class Part:
 
             copies = kind.apply(torch.from_numpy(originals), draw).numpy()
         return np.concatenate([copies[:count], honest])
+
+
+def without_twins(images: NDArray[np.uint8], args: Any) -> NDArray[np.uint8]:
+    """Leaves out hold-out and honest images that have a twin among the training images.
+
+    A network that takes no part in the audit says so: the cosine of both features is at least
+    `--twin`. So that it is known that what remains comes close to training images by chance alone.
+    """
+    import torch
+
+    extractor = _extractor(args.twins_by)
+    found = features.extract(extractor, torch.from_numpy(images), batch_size=64)
+    found = found / np.linalg.norm(found, axis=1, keepdims=True)
+    cosine = (found[args.train :] @ found[: args.train].T).max(axis=1)
+    kept = np.concatenate([np.ones(args.train, bool), cosine < args.twin])
+    return images[kept]
 
 
 def audited(part: Part, synthetic: NDArray[np.uint8], count: int, args: Any) -> dict[str, Any]:
@@ -128,6 +146,7 @@ def run(args: Any, records: Path) -> list[dict[str, Any]]:
     done = {(line["draw"], line["kind"], line["count"]) for line in lines}
     real = load_dataset(args.data)
     needed = args.train + args.holdout + max(args.counts) + 2 * args.synthetic
+    needed += args.synthetic if args.twins_by else 0  # in place of those that are left out
     if needed > len(real):
         raise SystemExit(f"{args.data} has {len(real):,} images, but {needed:,} are needed.")
     part, current, end = None, -1, time.monotonic() + 60 * args.minutes
@@ -283,6 +302,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--divisions", type=int, default=4, help="of the data, over all draws")
     parser.add_argument("--features", nargs="+", default=["pixels"], help="of `features.named`")
+    parser.add_argument("--twins-by", metavar="NAME", help="features that name natural twins")
+    parser.add_argument("--twin", type=float, default=0.9, help="cosine from which on they do")
     parser.add_argument("--kinds", type=int, default=len(KINDS), help="the first so many only")
     parser.add_argument("--fdr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)

@@ -61,7 +61,6 @@ class AuditComparison:
 
 def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditComparison:
     """Searches the training images for all others, and for copies that are planted among them."""
-    # Longer than others: all of it shares one crew of actors, one bar and what was found before.
     S, T, H = sets.S, sets.T, sets.H
     extraction = settings.extraction
     num_planted = min(len(T), PLANTED)
@@ -94,25 +93,8 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             null, (rows, together), isolated = matcher.ask(
                 matcher.compare(H.samples), matcher.compare_pooled(decoys, S.samples), isolation
             )
-            nearest = 0.5 * together.distances[:, 0]
-            links = linked(S.samples, sets.extractors[0], nearest, extraction)
-            num_train = len(sets.distinct)
-            contest = contest_of(
-                together,
-                links,
-                num_train,
-                len(T),
-                num_train + len(decoys),
-                fdr=settings.fdr,
-                level=levels(LEVEL)["contest"],
-                seed=settings.seed,
-            )
-            both = joined([S.samples, H.samples])
-            reach = GROUP_REACH * np.concatenate([rows.usual, null.usual])
-            links = linked(both, sets.extractors[0], reach, extraction)
-            links = with_withdrawn(links, S, withdrawn)
-            ranked = concatenated([rows, withdrawn.matches])
-            pool = pooled(ranked, null, links, strata_of(S, H, withdrawn.rows)[0], sets.overlap)
+            contest = _contest(sets, settings, together, len(decoys))
+            pool = _pool(sets, settings, rows, null, withdrawn)
         copies = [
             _planted(kind, T, originals, settings.seed)
             for kind in _kinds(T, float(np.median(isolated)))
@@ -135,6 +117,38 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             recall=recall,
             described=descriptive(rows, null, isolated),
         )
+
+
+def _contest(
+    sets: AuditSets, settings: AuditSettings, together: Matches, num_decoys: int
+) -> tuple[Indices, Competition] | None:
+    """Lets training and hold-out images compete, which were searched together."""
+    nearest = 0.5 * together.distances[:, 0]
+    num_train = len(sets.distinct)
+    return contest_of(
+        together,
+        linked(sets.S.samples, sets.extractors[0], nearest, settings.extraction),
+        num_train,
+        len(sets.T),
+        num_train + num_decoys,
+        fdr=settings.fdr,
+        level=levels(LEVEL)["contest"],
+        seed=settings.seed,
+    )
+
+
+def _pool(
+    sets: AuditSets, settings: AuditSettings, rows: Matches, null: Matches, withdrawn: Withdrawn
+) -> AuditPool:
+    """Puts synthetic images, withdrawn ones behind them, and held-out images together."""
+    S, H = sets.S, sets.H
+    assert H is not None
+    reach = GROUP_REACH * np.concatenate([rows.usual, null.usual])
+    both = joined([S.samples, H.samples])
+    links = linked(both, sets.extractors[0], reach, settings.extraction)
+    strata = strata_of(S, H, withdrawn.rows)[0]
+    ranked = concatenated([rows, withdrawn.matches])
+    return pooled(ranked, null, with_withdrawn(links, S, withdrawn), strata, sets.overlap)
 
 
 def _planted(
