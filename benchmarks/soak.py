@@ -26,7 +26,7 @@ from _machine import RESULTS, write
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-CHUNK = 25  # trials between two writes of the results
+CHUNK = 100  # damaged files between two writes of the results
 TESTS = {
     "races": ("tests/test_cache_races.py", "order_of_steps or half_of_one", "SYNTHAUG_RACES"),
     "cache": ("tests/test_cache_faults.py", "kill", "SYNTHAUG_KILLS"),
@@ -51,7 +51,9 @@ def main() -> None:
 
 def files(count: int, only: list[str] | None, end: float) -> int:
     """Damaged files of every subject."""
-    from tests import fuzzing
+    from tests import fuzzing, killing
+
+    killing.import_all()  # or each of the processes that are forked off would
 
     def start(name: str, folder: Path) -> Callable[[range], dict[str, Any]]:
         subject = fuzzing.SUBJECTS[name](folder)
@@ -82,24 +84,30 @@ def rounds(
     start: Callable[[str, Path], Callable[[range], dict[str, Any]]],
     end: float,
 ) -> int:
-    """Goes on with each until it has had `count` trials; returns the number of faults."""
+    """Goes on with each in turn until it has had `count` trials; returns the number of faults."""
     results = stored()
-    found = results.setdefault(soak, {})
-    for name in names:
-        total = found.setdefault(name, {"seeds": 0, "seconds": 0.0})
-        with tempfile.TemporaryDirectory() as folder:
-            run = None
-            while total["seeds"] < count and time.monotonic() < end:
-                run = run or start(name, Path(folder))
+    totals = results.setdefault(soak, {})
+    runs: dict[str, Callable[[range], dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        while left := [name for name in names if totals.get(name, {}).get("seeds", 0) < count]:
+            for name in left:
+                if time.monotonic() >= end:
+                    return sum(len(total.get("faults", [])) for total in totals.values())
+                total = totals.setdefault(name, {"seeds": 0, "seconds": 0.0})
+                if name not in runs:
+                    folder = Path(place) / f"{len(runs)}"
+                    folder.mkdir()
+                    runs[name] = start(name, folder)
                 began = time.monotonic()
-                seeds = range(total["seeds"], min(count, total["seeds"] + CHUNK))
-                for key, value in run(seeds).items():
+                chunk = CHUNK if soak == "files" else 1
+                seeds = range(total["seeds"], min(count, total["seeds"] + chunk))
+                for key, value in runs[name](seeds).items():
                     total[key] = total.get(key, type(value)()) + value
                 total["seeds"] = seeds.stop
                 total["seconds"] = round(total["seconds"] + time.monotonic() - began, 1)
                 write("soak", results)
-        print(f"{soak}: {name}: {total}", flush=True)
-    return sum(len(found[name].get("faults", [])) for name in names)
+                print(f"{soak}: {name}: {total}", flush=True)
+    return sum(len(total.get("faults", [])) for total in totals.values())
 
 
 def suite(soak: str, count: int) -> int:

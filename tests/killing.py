@@ -119,7 +119,7 @@ def world(folder: Path, *, models: bool = True) -> Path:
         ("cache", "export", "variants.h5", "exported", "--format", "folder"),
     ]
     if models:
-        _import_all()
+        import_all()
         start += [
             ("train", SETS[0], "run", *SMALL),
             ("train", SETS[0], "tokens", "--condition", "tokens", *SMALL),
@@ -135,7 +135,7 @@ def world(folder: Path, *, models: bool = True) -> Path:
     return folder
 
 
-def _import_all() -> None:
+def import_all() -> None:
     """What commands import when they need it: in processes that are forked off it is there, so
     kills fall on their work."""
     import accelerate  # noqa: F401
