@@ -27,7 +27,12 @@ from synthaug._audit.inputs import Contents, Samples, keys, take
 from synthaug._audit.matches import Aligned, Matches, Near, concatenated, matches, without_repeats
 from synthaug._audit.rectangles import HALVES, WHOLE, Rectangle
 from synthaug._audit.registration import register
-from synthaug._audit.spaces import PROPOSED, PROPOSERS, PROPOSERS_OF_HALVES
+from synthaug._audit.spaces import (
+    PROPOSED,
+    PROPOSERS,
+    PROPOSERS_OF_HALVES,
+    PROPOSERS_OF_SMALL_IMAGES,
+)
 from synthaug._neighbors import Index, merge
 from synthaug._types import Features, Indices, Pixels
 from synthaug.features import ExtractionConfig, Extractor, extract
@@ -117,7 +122,10 @@ class Matcher:
         self.k = k
         self._images = isinstance(train, Tensor)
         names = [extractor.name for extractor in extractors]
-        aligned = (ALIGNED, PARTIAL, REGISTERED) if self._images else ()
+        self._in_part = isinstance(train, Tensor) and min(train.shape[-2:]) >= partial.SMALLEST
+        aligned: tuple[str, ...] = (ALIGNED, REGISTERED) if self._images else ()
+        if self._in_part:
+            aligned = ALIGNED, PARTIAL, REGISTERED
         self.statistics = (*names, *aligned)
         self.train = train
         self._extraction = extraction or ExtractionConfig()
@@ -125,10 +133,10 @@ class Matcher:
         self._judges = len(names)
         self._aligner = Aligner(train) if isinstance(train, Tensor) else None
         spaces = [(extractor, WHOLE) for extractor in extractors]
-        spaces += PROPOSERS if self._images else ()
+        spaces += PROPOSERS if self._in_part else PROPOSERS_OF_SMALL_IMAGES if self._images else ()
         self._of_images = len(spaces)
         """So many spaces, the first ones, propose by whole images, and those behind by halves."""
-        spaces += PROPOSERS_OF_HALVES if self._images else ()
+        spaces += PROPOSERS_OF_HALVES if self._in_part else ()
         self._spaces = [
             (extractor, part, self._index(extractor, part if part in HALVES else WHOLE, index))
             for extractor, part in spaces
@@ -310,6 +318,8 @@ class Matcher:
         candidates = self._proposed(near)
         aligned = Aligned(candidates, *self._aligner.distances(samples, candidates))
         registered = self._register(samples, near, aligned)
+        if not self._in_part:
+            return [aligned, registered]
         return [aligned, self._fit_in_part(samples, near, registered), registered]
 
     def _proposed(self, near: Sequence[Near]) -> Indices:
@@ -441,7 +451,7 @@ class Matcher:
         pooled_aligned = []
         if aligned and decoys._aligner is not None:
             assert isinstance(samples, Tensor)
-            correlated, _, registered = aligned
+            correlated, *_, registered = aligned
             # The nearest of both together, lest the fewer decoys be proposed from farther away.
             # Those that are training images have been aligned already.
             proposed = self._proposed(pooled)
@@ -456,8 +466,10 @@ class Matcher:
                 np.hstack([correlated.flipped, flipped]),
             )
             laid_over = self._register(samples, pooled, both, decoys, registered)
-            in_part = self._fit_in_part(samples, pooled, laid_over, decoys)
-            pooled_aligned = [both, in_part, laid_over]
+            pooled_aligned = [both, laid_over]
+            if self._in_part:
+                in_part = self._fit_in_part(samples, pooled, laid_over, decoys)
+                pooled_aligned = [both, in_part, laid_over]
         twins, flips = self._twins(samples, near)
         others, other_flips = decoys._twins(samples, other)
         twins = np.where(twins >= 0, twins, np.where(others >= 0, others + first, -1))

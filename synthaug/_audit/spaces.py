@@ -10,8 +10,13 @@ from synthaug.features import Extractor, Pixel, Spectrum, extract
 
 _OF_WHOLE_IMAGES = (Pixel(8, standardize=True), Spectrum())
 
+PROPOSERS_OF_SMALL_IMAGES: tuple[tuple[Extractor, Rectangle], ...] = tuple(
+    (extractor, WHOLE) for extractor in _OF_WHOLE_IMAGES
+)
+"""As below, for images too small to be compared in part."""
+
 PROPOSERS: tuple[tuple[Extractor, Rectangle], ...] = (
-    *((extractor, WHOLE) for extractor in _OF_WHOLE_IMAGES),
+    *PROPOSERS_OF_SMALL_IMAGES,
     (Pixel(8, standardize=True), MIDDLE),
 )
 """Spaces that propose but do not judge, with the part of a query that is compared with training
