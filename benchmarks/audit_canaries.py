@@ -156,7 +156,7 @@ def draw(by_dose: list[dict[str, Any]]) -> Path:
         share = [one[way]["share"] for one in by_dose]
         low, high = np.array([one[way]["interval"] for one in by_dose]).T
         # Canaries and distances may agree: then the wider line is seen below the other one.
-        wide = {"lw": 5, "ms": 11, "alpha": 0.45} if way == "canary" else {}
+        wide: dict[str, Any] = {"lw": 5, "ms": 11, "alpha": 0.45} if way == "canary" else {}
         axes.plot(doses, share, "o-", color=color, label=label, **wide)
         axes.fill_between(doses, low, high, color=color, alpha=0.1, lw=0)
     axes.axhline(0.5, color="0.6", lw=1, ls=":")
