@@ -117,7 +117,7 @@ def test_a_folder_is_divided_by_class_with_names_kept(photos: Path, link: bool) 
         path.name for path in cats if len(path.parts) == 3
     }
     assert len(cats) == 4
-    assert "out exists, and nothing is overwritten" in fail(2, "split", *words)
+    assert "out exists already, and nothing is overwritten" in fail(2, "split", *words)
 
 
 def test_what_a_split_decided_and_what_comes_next_is_said(photos: Path) -> None:

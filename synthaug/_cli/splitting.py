@@ -55,7 +55,7 @@ def split(
     if not 0 < test_fraction < 1:
         raise ValueError(f"`test_fraction` must lie between 0 and 1, got {test_fraction}.")
     if os.path.lexists(target):
-        raise ValueError(f"{out} exists, and nothing is overwritten. Choose another name.")
+        raise ValueError(f"{out} exists already, and nothing is overwritten. Choose another name.")
     if target.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{out} lies in {where}, where it would be a class. Choose another place.")
     check_folder(target.parent)
