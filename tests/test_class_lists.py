@@ -138,7 +138,15 @@ def test_names_are_equal_in_whatever_form_their_accents_are(tmp_path):
 
 def test_classes_are_given_as_any_list_and_data_sets_as_any_path(tmp_path):
     pixels = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
-    lists: list[Any] = [[0, 1, 2], np.arange(3), np.array(["0", "1", "2"]), range(3)]
+    lists: list[Any] = [
+        [0, 1, 2],
+        np.arange(3),
+        np.array(["0", "1", "2"]),
+        range(3),
+        torch.arange(3),
+        np.array([b"0", b"1", b"2"]),  # as HDF5 files have them
+        {"0": 0, "1": 1, "2": 2}.keys(),
+    ]
     for classes in lists:
         plan = Plan.build([1, 1, 1], classes=classes, settings={}, seed=0)
         assert Constant(pixels, [0, 1, 2], classes=classes).classes == ("0", "1", "2")
@@ -148,6 +156,9 @@ def test_classes_are_given_as_any_list_and_data_sets_as_any_path(tmp_path):
         assert load_dataset("digits", classes=classes).classes == tuple(map(str, range(10)))
     with pytest.raises(TypeError, match=r"`classes` is the text 'cat', expected a list of names"):
         load_dataset("digits", classes="cat")
+    for classes in ({"0", "1", "2"}, 3):
+        with pytest.raises(TypeError, match=r"`classes` is .*, expected a list of names in the"):
+            Plan.build([1, 1, 1], classes=classes, settings={}, seed=0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`spec` is a int, expected a text such as `folder:PATH`"):
         load_dataset(3)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="nowhere does not exist; expected a folder with one"):

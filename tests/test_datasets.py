@@ -833,5 +833,7 @@ def test_a_copy_has_epochs_of_its_own_and_epochs_are_whole(real, cache):
     for one in (mixed, SeededSampler(mixed)):
         with pytest.raises(ValueError, match=r"`epoch` must be a whole number, got 1\.5"):
             one.set_epoch(1.5)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"`epoch` is a NoneType, expected the number of an"):
+            one.set_epoch(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`num_replicas` must be a whole number, got 1\.5"):
         SeededSampler(mixed, num_replicas=1.5)  # type: ignore[arg-type]

@@ -89,6 +89,17 @@ def test_what_would_be_cut_or_taken_for_row_numbers_is_refused(selectors, cut):
         assert "expected integers" in message or "mask of 2 values, and" in message, name
 
 
+@pytest.mark.parametrize("index", [True, np.bool_(True), 1.5, slice(0, 2), "0", None, [0]], ids=str)
+def test_an_item_is_asked_for_by_one_whole_number(tmp_path, index):
+    mixed = MixedDataset(real_images(), make_cache(tmp_path), audit=None, fraction=0.5)
+    for item_of in (real_images().__getitem__, mixed.__getitem__, mixed.provenance):
+        with pytest.raises(TypeError, match=r"`index` is .*, expected a whole number"):
+            item_of(index)
+        with pytest.raises(IndexError, match=r"Index 60 is out of range for 60 items"):
+            item_of(60)
+    assert mixed.provenance(-1) == mixed.provenance(59) == mixed.provenance(torch.tensor(59))
+
+
 def test_a_subset_by_a_mask_is_refused_as_torch_would_take_its_rows_0_and_1():
     wrong: list[Any] = [[True] * N, [1.5]]
     for rows in wrong:

@@ -1,10 +1,10 @@
 """What data sets with epochs share: a counter that workers see, and views of their labels."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, SupportsIndex
 
 from synthaug._images.dataset import AbstractLabeledDataset
-from synthaug._support.arguments import check_whole
+from synthaug._support.arguments import check_type, check_whole
 from synthaug._support.torch_state import shared, shared_counter
 from synthaug._types import Labels
 
@@ -24,6 +24,7 @@ class AbstractEpochDataset(AbstractLabeledDataset):
     def set_epoch(self, epoch: int) -> None:
         """Changes the images; call it before each epoch. Workers that already run follow."""
         check_whole(0, epoch=epoch)
+        check_type(SupportsIndex, "the number of an epoch", epoch=epoch)
         self._epoch.fill_(epoch)
 
     @property

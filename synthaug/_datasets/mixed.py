@@ -33,7 +33,7 @@ from synthaug._images.convert import Transform, like
 from synthaug._images.source import ImageSource, items_of
 from synthaug._noise import checked_seed
 from synthaug._support.arguments import check_whole
-from synthaug._support.rows import row_numbers, rows_by_class
+from synthaug._support.rows import row_number, row_numbers, rows_by_class
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
@@ -235,9 +235,9 @@ class MixedDataset(AbstractEpochDataset):
         Of a real image `{"synthetic": False, "index": ...}`; of a synthetic one its `row`, and what
         the cache says about it, with labels as the cache counts them.
         """
+        index = row_number(index, len(self))
         row = int(self._rows()[index])
         if row < 0:
-            index = int(index) % len(self)
             if isinstance(self.real, MixedDataset):
                 return self.real.provenance(index)
             return {"synthetic": False, "index": index}

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence, Sized
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, SupportsIndex, TypeVar, final
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from synthaug._datasets.draws import shuffled
 from synthaug._images.source import ImageSource
 from synthaug._noise import checked_seed, counter_rng
-from synthaug._support.arguments import check_whole, check_within
+from synthaug._support.arguments import check_type, check_whole, check_within
 from synthaug._types import Indices
 
 # Streams of random numbers; 0 to 2 are those of `_choices`.
@@ -49,6 +49,7 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
     def set_epoch(self, epoch: int) -> None:
         """Changes the order, and the images of a `MixedDataset` inside the data set."""
         check_whole(0, epoch=epoch)
+        check_type(SupportsIndex, "the number of an epoch", epoch=epoch)
         self._epoch_set = epoch
         self._epochs.set(epoch)
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from synthaug._images.calls import called
+from synthaug._support.rows import row_number
 from synthaug._types import Labels
 
 
@@ -43,10 +44,7 @@ class AbstractLabeledDataset(Dataset[Any]):
         """A whole batch at once; `DataLoader` and `Subset` call it."""
 
     def __getitem__(self, index: int) -> Any:
-        size = len(self)
-        if not -size <= index < size:  # what ends a `for` loop over us
-            raise IndexError(f"Index {index} is out of range for {size} items.")
-        return self.__getitems__([index % size])[0]
+        return self.__getitems__([row_number(index, len(self))])[0]
 
     def _transformed(self, images: Iterable[Any], labels: Iterable[Any]) -> list[tuple[Any, Any]]:
         """Items, image by image, after the transforms."""

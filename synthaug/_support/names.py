@@ -2,7 +2,16 @@
 
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """What numpy reads as an array: its own, and tensors."""
+
+    def __array__(self) -> Any: ...
 
 
 def class_name(name: Any) -> str:
@@ -11,7 +20,9 @@ def class_name(name: Any) -> str:
     File systems keep "é" as one character or as two, which look alike and are not equal. A tuple of
     synonyms, as torchvision's ImageNet has them, is joined by commas.
     """
-    text = ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)
+    if isinstance(name, tuple | list):
+        name = ", ".join(map(class_name, name))
+    text = name.decode() if isinstance(name, bytes) else str(name)  # HDF5 files have bytes
     return unicodedata.normalize("NFC", text)
 
 
@@ -19,8 +30,15 @@ def class_names(names: Iterable[Any]) -> tuple[str, ...]:
     """The names of all classes.
 
     Raises:
-        TypeError: For a single text, whose letters would be taken for classes.
+        TypeError: For a single text, whose letters would be taken for classes, for a set, which has
+            no order, and for what is no list at all.
     """
     if isinstance(names, str):
         raise TypeError(f"`classes` is the text {names!r}, expected a list of names.")
+    if isinstance(names, set | frozenset) or not isinstance(names, Iterable):
+        raise TypeError(
+            f"`classes` is {names!r}, expected a list of names in the order of the labels."
+        )
+    if isinstance(names, _Array):  # a tensor gives tensors, which are no names
+        names = np.asarray(names).tolist()
     return tuple(map(class_name, names))

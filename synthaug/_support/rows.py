@@ -1,7 +1,8 @@
 """One rule for rows that a caller selects: numbers, or a mask of full length, and nothing else."""
 
 from itertools import pairwise
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,21 @@ def row_numbers(rows: Any, count: int, name: str = "indices") -> NDArray[np.int6
             "with one value per row, or row numbers."
         )
     return whole_numbers(values, name)
+
+
+def row_number(row: Any, count: int, name: str = "index") -> int:
+    """One row in [0, count), of a number that counts from the end if it is negative.
+
+    Raises:
+        TypeError: For anything but a whole number, such as a slice; `True` is none.
+        IndexError: For a row that there is not, which ends a `for` loop.
+    """
+    if isinstance(row, bool | np.bool_) or not isinstance(row, SupportsIndex):
+        raise TypeError(f"`{name}` is {row!r}, expected a whole number.")
+    number = index(row)
+    if not -count <= number < count:
+        raise IndexError(f"Index {number} is out of range for {count} items.")
+    return number % count
 
 
 def whole_numbers(values: Any, name: str) -> NDArray[np.int64]:
