@@ -1,6 +1,7 @@
 """The command line: what is pasted works, and what goes wrong is said in a line."""
 
 import argparse
+import errno
 import importlib
 import io
 import json
@@ -28,6 +29,7 @@ from synthaug._cli import app as _main
 from synthaug._cli.call import Result
 from synthaug._cli.training import METHODS as TRAININGS
 from synthaug._cli.training import _warn_of_few_steps
+from synthaug._support import files
 from synthaug.errors import CacheError
 from synthaug.features import TorchModule
 from synthaug.synthesizers import ClassConditional, DiffusionInversion, SamplerConfig
@@ -410,6 +412,16 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
     locked = tmp_path / "locked"
     locked.mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
+    remote = tmp_path / "remote"  # of a server that gives root no rights, and says that it does
+    remote.mkdir()
+    begun = files.TemporaryFile
+
+    def begin(dir: Path) -> Any:
+        if dir == remote:
+            raise OSError(errno.EACCES, "Permission denied")
+        return begun(dir=dir)
+
+    monkeypatch.setattr(files, "TemporaryFile", begin)
     (tmp_path / "taken.html").mkdir()
     (tmp_path / "taken.json").mkdir()
     real = "folder:nowhere"
@@ -422,7 +434,8 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
         ["sweep", "checkpoint", real, "--validation", real],
     ):
         assert "is a folder, expected a file" in fail(2, *line, "--out", tmp_path / "taken")
-        assert f"folder {locked}: it is read-only" in fail(2, *line, "--out", locked / "new")
+        for folder in (locked, remote):
+            assert f"folder {folder}: it is read-only" in fail(2, *line, "--out", folder / "new")
     assert "it is read-only" in fail(2, "train", real, locked / "run")
     assert "it is read-only" in fail(2, "generate", "checkpoint", locked / "c.h5")
 

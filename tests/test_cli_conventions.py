@@ -118,6 +118,7 @@ def test_a_switch_can_be_turned_off_again(given, tmp_path):
         ("cache exprt", "there is no command 'exprt'. Did you mean export? Commands: info, "),
         ("train digits o --stepz 3", "there is no option --stepz. Did you mean --steps?"),
         ("train digits o --step 3", "there is no option --step. Did you mean --steps?"),
+        ("split folder:a o --test 0.2", "there is no option --test. Did you mean --test-fraction?"),
         ("train digits o p", "Unexpected argument: p."),
         ("train digits", "missing: out."),
         ("evaluate quality", "missing: synthetic, real."),

@@ -330,6 +330,7 @@ def _forms(kind: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def meant(name: str, known: Sequence[str]) -> str:
-    """Names the nearest known name, if one is near."""
-    near = difflib.get_close_matches(name, known, n=1)
+    """Names a known name that begins so, or the nearest one, if one is near."""
+    begun = [one for one in known if one.startswith(name)]
+    near = begun or difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {near[0]}?" if near else ""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from synthaug._support.reading import check_replaceable
@@ -33,11 +34,20 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     place = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not place.is_dir():
         raise ValueError(f"{place} is a file, expected a folder to write to. Choose another name.")
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not (os.access(place, os.W_OK | os.X_OK) and _takes_files(place)):
         raise ValueError(
             f"Nothing can be written to the folder {place}: it is read-only, or somebody else's. "
             "Choose another one."
         )
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder: the rights of root, and of a network, do not say."""
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_outputs(*paths: str | os.PathLike[str]) -> None:
