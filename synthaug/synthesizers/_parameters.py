@@ -68,8 +68,11 @@ class RowParameter:
         """What is wrong with a value or with one of several; `None` if nothing is."""
         import numpy as np
 
+        unfit = "SU" if self.type is bool else "SUb"  # numpy reads "2" as 2, and True as 1
         try:
             values = np.atleast_1d(np.asarray(value, float))
+            if value is None or np.asarray(value).dtype.kind in unfit:
+                values = np.empty(0)
         except (TypeError, ValueError):
             values = np.empty(0)
         if values.ndim != 1 or not len(values):
