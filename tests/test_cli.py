@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from synthaug._cli import app as _main
 from synthaug._cli.call import Result
 from synthaug._cli.training import METHODS as TRAININGS
 from synthaug._cli.training import _warn_of_few_steps
-from synthaug._support import files
 from synthaug.errors import CacheError
 from synthaug.features import TorchModule
 from synthaug.synthesizers import ClassConditional, DiffusionInversion, SamplerConfig
@@ -414,14 +414,14 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
     monkeypatch.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
     remote = tmp_path / "remote"  # of a server that gives root no rights, and says that it does
     remote.mkdir()
-    begun = files.TemporaryFile
+    begun = tempfile.TemporaryFile
 
     def begin(dir: Path) -> Any:
         if dir == remote:
             raise OSError(errno.EACCES, "Permission denied")
         return begun(dir=dir)
 
-    monkeypatch.setattr(files, "TemporaryFile", begin)
+    monkeypatch.setattr("synthaug._support.files.TemporaryFile", begin)
     (tmp_path / "taken.html").mkdir()
     (tmp_path / "taken.json").mkdir()
     real = "folder:nowhere"

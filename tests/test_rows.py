@@ -97,7 +97,8 @@ def test_an_item_is_asked_for_by_one_whole_number(tmp_path, index):
             item_of(index)
         with pytest.raises(IndexError, match=r"Index 60 is out of range for 60 items"):
             item_of(60)
-    assert mixed.provenance(-1) == mixed.provenance(59) == mixed.provenance(torch.tensor(59))
+    last: Any = torch.tensor(59)
+    assert mixed.provenance(-1) == mixed.provenance(59) == mixed.provenance(last)
 
 
 def test_a_subset_by_a_mask_is_refused_as_torch_would_take_its_rows_0_and_1():
