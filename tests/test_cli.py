@@ -421,7 +421,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
             raise OSError(errno.EACCES, "Permission denied")
         return begun(dir=dir)
 
-    monkeypatch.setattr("synthaug._support.files.TemporaryFile", begin)
+    monkeypatch.setattr(tempfile, "TemporaryFile", begin)
     (tmp_path / "taken.html").mkdir()
     (tmp_path / "taken.json").mkdir()
     real = "folder:nowhere"

@@ -7,11 +7,11 @@ import logging
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from synthaug._support.reading import check_replaceable
@@ -44,7 +44,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 def _takes_files(folder: Path) -> bool:
     """Whether a file can be made in a folder: the rights of root, and of a network, do not say."""
     try:
-        TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         return False
     return True
