@@ -160,7 +160,7 @@ def test_every_unusable_folder_is_one_error_that_says_what_to_do(folder, tmp_pat
         "nowhere": "does not exist; expected a folder",
         "flat/x.png": "is a file; expected a folder",
         "empty": "no subfolders. Images must lie in one folder per class",
-        "flat": "no subfolders. Images must lie in one folder per class",
+        "flat": r"no subfolders.* one folder per class.* Images without classes.*flat/all/1\.png",
         "hollow": "holds no image",
         "splits": "are splits and not classes: test, train. Choose one",
     }.items():

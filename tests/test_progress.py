@@ -53,9 +53,17 @@ def test_a_short_job_leaves_no_trace_in_a_log(monkeypatch):
     assert logged(monkeypatch, 1) == []
 
 
+def test_the_last_line_comes_once(monkeypatch):
+    lines = logged(monkeypatch, 40, steps=2)
+    assert [line.split(" (")[0] for line in lines] == [
+        "synthaug: train: 1 of 2 steps",
+        "synthaug: train: 2 of 2 steps",
+    ]
+
+
 def test_the_time_between_lines_can_be_chosen(monkeypatch):
     monkeypatch.setenv("SYNTHAUG_PROGRESS_SECONDS", "5")
-    assert len(logged(monkeypatch, 1)) == 3
+    assert len(logged(monkeypatch, 1)) == 2
     monkeypatch.setenv("SYNTHAUG_PROGRESS_SECONDS", "soon")
     with pytest.raises(ValueError, match=r"SECONDS is 'soon', expected a number"):
         Lines(1, "train", "step")

@@ -96,7 +96,8 @@ def _class_folders(asked: ImageRequest) -> tuple["_Walk", dict[str, str]]:
     if not names:
         raise DataError(
             f"{root} has no subfolders. Images must lie in one folder per class: "
-            f"{root / 'cat' / '1.png'}, {root / 'dog' / '1.png'}, ..."
+            f"{root / 'cat' / '1.png'}, {root / 'dog' / '1.png'}, ... Images without classes, as "
+            f"for an audit, go into one such folder: {root / 'all' / '1.png'}, ..."
         )
     if set(names) <= {"train", "test", "val", "valid", "validation"}:
         raise MismatchError(

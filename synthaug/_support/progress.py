@@ -87,7 +87,7 @@ class Lines:
 
     def __init__(self, total: int, desc: str, unit: str, initial: int = 0) -> None:
         self.total, self.desc, self.unit = total, desc, unit
-        self.n = self.initial = initial
+        self.n = self.initial = self.printed = initial
         self.postfix = ""
         self.started = self.shown = time.monotonic()
         setting = os.environ.get("SYNTHAUG_PROGRESS_SECONDS", str(SECONDS))
@@ -124,11 +124,11 @@ class Lines:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.shown > self.started:
+        if self.shown > self.started and self.n > self.printed:  # nothing is said twice
             self._print(time.monotonic())
 
     def _print(self, now: float) -> None:
-        self.shown = now
+        self.shown, self.printed = now, self.n
         passed = now - self.started
         rate = (self.n - self.initial) / passed if passed else 0.0
         text = f"{self.desc}: {self.n:,} of {self.total:,} {self.unit}s"
