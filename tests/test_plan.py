@@ -22,6 +22,7 @@ from synthaug._plan import (
     settings_digest,
     time_text,
 )
+from synthaug._plan.plan import _hashable
 from tests.new_process import planned
 
 CLASSES = ("cat", "dog", "emu")
@@ -240,6 +241,11 @@ def test_a_parameter_is_its_value_whatever_its_type(one, other):
 def test_whole_numbers_beyond_floating_point_keep_their_own_digests():
     large = [plan_of(parameters={"p": 2**53 + i}).digest for i in range(3)]
     assert len({*large}) == 3
+    # Their seeds differ as well: so the values alone.
+    hashed = [_hashable(np.array([2**53 + i]), np.dtype(float)).tobytes() for i in range(3)]
+    assert len({*hashed}) == 3
+    same = [_hashable(np.array([x]), np.dtype(float)).tobytes() for x in (2**62, 2.0**62)]
+    assert len({*same}) == 1
 
 
 def test_of_joined_plans_no_value_is_cut():

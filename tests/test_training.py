@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -21,7 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from synthaug import TrainingConfig
+from synthaug._support.files import whole_file
 from synthaug._support.stopping import Terminated, terminate
+from synthaug._training.checkpoints import load_tensors, loading, write_tensors
 from synthaug._training.loop import Loss, TrainingResult, TrainingTask, batch_indices, train
 from synthaug._training.recovery import sealed
 from synthaug._training.trackers import log_picture
@@ -837,3 +840,28 @@ def test_steps_that_a_kill_undid_are_not_logged_twice(tmp_path, uninterrupted):
     run(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == uninterrupted[2].loss_curve
+
+
+def test_two_that_write_one_file_of_tensors_are_in_nobodys_way(tmp_path):
+    path, umask = tmp_path / "a.safetensors", os.umask(0o022)
+    try:
+        with whole_file(path) as first:
+            write_tensors(first, {"x": torch.zeros(3)})
+            with whole_file(path) as second:
+                write_tensors(second, {"x": torch.ones(3)})
+    finally:
+        os.umask(umask)
+    assert torch.equal(load_tensors(path)["x"], torch.zeros(3))
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_is_no_fault_of_a_checkpoint_is_not_said_to_be(tmp_path):
+    @loading
+    def load(cls, path, *, device="cpu"):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        load(object, tmp_path)
+    with pytest.raises(TypeError, match="too many positional"):
+        load(object, tmp_path, "more")

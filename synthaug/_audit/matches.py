@@ -79,7 +79,7 @@ class Aligned:
     """Distances of n images to proposals, once one is laid over the other."""
 
     candidates: Indices
-    """(n, K), all different within a row but for -1, which stands for none."""
+    """(n, K), -1 for none. Within a row different, or there as it is and mirrored."""
     D: NDArray[np.float64]
     """(n, K), infinite for none."""
     flipped: NDArray[np.bool_]

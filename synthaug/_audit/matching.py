@@ -122,7 +122,9 @@ class Matcher:
         self.k = k
         self._images = isinstance(train, Tensor)
         names = [extractor.name for extractor in extractors]
-        self._in_part = isinstance(train, Tensor) and min(train.shape[-2:]) >= partial.SMALLEST
+        self._in_part = (
+            isinstance(train, Tensor) and min(small(train[:1]).shape[-2:]) >= partial.SMALLEST
+        )
         aligned: tuple[str, ...] = (ALIGNED, REGISTERED) if self._images else ()
         if self._in_part:
             aligned = ALIGNED, PARTIAL, REGISTERED

@@ -321,8 +321,11 @@ def _hashable(piece: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     values = piece.astype(dtype, copy=False)
     if piece.dtype.kind == "f":
         values = values + 0.0  # makes -0.0 to 0.0
-    elif (values != piece).any():  # a whole number that no float64 is
-        values = piece
+    else:
+        # Compared as whole numbers: as float64, a number that no float64 is seems to be one.
+        within = np.abs(values) < 2.0**63
+        if not within.all() or (values.astype(piece.dtype) != piece).any():
+            values = piece
     return np.ascontiguousarray(values)
 
 

@@ -165,7 +165,8 @@ def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterat
             sync_file(written.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
     finally:
         os.close(lock)

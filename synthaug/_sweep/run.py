@@ -34,7 +34,7 @@ from synthaug._sweep.settings import (
     default_grid,
     default_guidance,
 )
-from synthaug._training.checkpoints import load_tensors, reading, save_tensors
+from synthaug._training.checkpoints import load_tensors, reading, write_tensors
 from synthaug._training.loop import own_randomness
 from synthaug._types import Indices, Labels
 from synthaug.errors import MismatchError
@@ -275,7 +275,7 @@ class _Work:
         seen = Subset(self.real.dataset, rows.tolist())
         network = trained_classifier(seen, config=config, progress=self.progress)
         with whole_file(path) as temporary:
-            save_tensors(Path(temporary), network.state_dict())
+            write_tensors(temporary, network.state_dict())
         return network
 
     def cache(self, trial: Trial) -> SynthCache:

@@ -1,6 +1,7 @@
 """Checkpoints in diffusers layout: found, read, digested, written. `parts` loads what they hold."""
 
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -51,6 +52,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(path))
 
 
+def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file into a file that is there, as `whole_file` gives one.
+
+    `save_tensors` would put another file in its place, without its lock and its rights.
+    """
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    Path(path).write_bytes(data)
+
+
 def save_network(network: nn.Module, folder: Path) -> None:
     """Writes a diffusers network, compiled or not, in float32 if its dtype was chosen by us: what
     suits one device is none of the checkpoint's business."""
@@ -92,11 +104,14 @@ def loading(load: Callable[P, Loaded]) -> Callable[P, Loaded]:
     or ask for one ("Pass `classes`").
     """
 
+    known = inspect.signature(load)
+
     @wraps(load)
     def loaded(*args: P.args, **kwargs: P.kwargs) -> Loaded:
+        known.bind(*args, **kwargs)  # or it is no fault of the checkpoint
         try:
             return load(*args, **kwargs)
-        except (SynthaugError, ImportError):
+        except (SynthaugError, ImportError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             path = kwargs.get("path", next(iter(args[1:]), None))  # after the class

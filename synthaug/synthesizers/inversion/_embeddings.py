@@ -18,7 +18,7 @@ from torch import Tensor
 
 from synthaug._support.files import whole_file
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import load_tensors, reading, save_tensors, tensor_digest
+from synthaug._training.checkpoints import load_tensors, reading, tensor_digest, write_tensors
 from synthaug._types import Labels
 from synthaug.errors import CheckpointError
 
@@ -100,7 +100,7 @@ class EmbeddingTable:
         tensors["keys"] = torch.from_numpy(self.keys.view(np.int64))
         tensors["labels"] = torch.from_numpy(self.labels)
         with whole_file(folder / f"{block:05d}.safetensors") as temporary:
-            save_tensors(Path(temporary), tensors)
+            write_tensors(temporary, tensors)
 
     @classmethod
     @lasting_tensors()

@@ -18,7 +18,7 @@ from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
 from synthaug._support.stopping import kept_at_stop
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import load_tensors, reading, save_tensors, writing
+from synthaug._training.checkpoints import load_tensors, reading, write_tensors, writing
 from synthaug._training.fit_job import AbstractFitJob
 from synthaug._training.loop import TrainingResult, own_rows
 from synthaug._training.training_config import TrainingConfig
@@ -173,7 +173,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
                         writing(path, "Free some space and run again."),
                         whole_file(path) as part,  # every process draws them, and has its own
                     ):
-                        save_tensors(Path(part), {"pixels": pixels})
+                        write_tensors(part, {"pixels": pixels})
                 blocks.append(pixels)
                 shown.update(len(pixels))
         drawn_pixels = torch.cat(blocks)
