@@ -321,7 +321,7 @@ def _hashable(piece: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     values = piece.astype(dtype, copy=False)
     if piece.dtype.kind == "f":
         values = values + 0.0  # makes -0.0 to 0.0
-    else:
+    elif dtype.kind == "f":
         # Compared as whole numbers: as float64, a number that no float64 is seems to be one.
         within = np.abs(values) < 2.0**63
         if not within.all() or (values.astype(piece.dtype) != piece).any():
