@@ -66,13 +66,16 @@ def test_a_file_that_is_no_such_report_is_refused_with_its_name_and_a_remedy(kin
             {**record, "format_version": 7}
         ),
         "it is damaged: TypeError: .*no_such_field": encode({**record, "no_such_field": 1}),
+        r"its format is 'aaa.* \.\.\.\)": encode({"format": "a" * 10_000}),
         "it is damaged: (Key|Type)Error": encode(
             {k: v for k, v in record.items() if k.startswith("format")}
         ),
     }.items():
         path.write_text(text)
-        with pytest.raises(ERRORS.get(kind, DataError), match=rf"report\.json is not .*{problem}"):
+        problem = rf"report\.json is not .*{problem}"
+        with pytest.raises(ERRORS.get(kind, DataError), match=problem) as refused:
             type(report).from_json(path)
+        assert len(str(refused.value)) < 1000
     with pytest.raises(ERRORS.get(kind, DataError), match=r"does not exist\. [A-Z].*again"):
         type(report).from_json(tmp_path / "none.json")
 

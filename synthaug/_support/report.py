@@ -19,7 +19,7 @@ from jaxtyping import AbstractArray
 from markupsafe import Markup
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from synthaug._printable import printable, printable_line
+from synthaug._printable import printable, printable_line, shortened
 from synthaug._support.files import write_text
 from synthaug._support.html import Part, blocks, facts, heading, notebook, page
 from synthaug._support.reading import parse_json, read_text
@@ -204,7 +204,8 @@ class Report(ABC):
 
     @classmethod
     def _refused(cls, path: str | os.PathLike[str], problem: str) -> SynthaugError:
-        return cls._ERROR(f"{os.fspath(path)} is not {cls._NOUN} ({problem}). {cls._REMEDY}")
+        told = f"{os.fspath(path)} is not {cls._NOUN} ({shortened(problem)}). {cls._REMEDY}"
+        return cls._ERROR(told)
 
 
 def encode(value: Any, *, indent: int | None = None) -> str:
