@@ -82,74 +82,104 @@ def write_tokenizer(path: Path) -> None:
     (path / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+def tiny_clip(**changes: Any) -> Any:
+    """A CLIP text encoder for the tokens of `write_tokenizer`; `projection_dim` adds a head."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    arguments = {
+        "vocab_size": 54,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 8,
+        "bos_token_id": 52,
+        "eos_token_id": 53,
+        **changes,
+    }
+    kind = CLIPTextModelWithProjection if "projection_dim" in changes else CLIPTextModel
+    return kind(CLIPTextConfig(**arguments)).eval()
+
+
+def tiny_text_unet(**changes: Any) -> Any:
+    """A network that attends to the tokens of `tiny_clip`."""
+    from diffusers import UNet2DConditionModel
+
+    arguments = {
+        "sample_size": 4,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 16,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+        **changes,
+    }
+    return UNet2DConditionModel(**arguments).eval()
+
+
+def tiny_autoencoder(**changes: Any) -> Any:
+    """An autoencoder that halves height and width once."""
+    from diffusers import AutoencoderKL
+
+    arguments = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "norm_num_groups": 4,
+        "sample_size": 8,
+        "scaling_factor": 0.18215,
+        **changes,
+    }
+    return AutoencoderKL(**arguments).eval()
+
+
+def stable_diffusion_scheduler(**changes: Any) -> Any:
+    """The scheduler of Stable Diffusion's checkpoints."""
+    from diffusers import DDIMScheduler
+
+    arguments = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        **changes,
+    }
+    return DDIMScheduler(**arguments)
+
+
 def write_stable_diffusion(
     path: Path, prediction_type: str = "epsilon", scaling_factor: float = 0.18215
 ) -> Any:
     """A Stable Diffusion directory with random weights: returns the diffusers pipeline."""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTokenizer
 
     torch.manual_seed(0)
     write_tokenizer(path / "tokenizer")
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=54,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=8,
-            bos_token_id=52,
-            eos_token_id=53,
-        )
-    ).eval()
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    ).eval()
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        sample_size=8,
-        scaling_factor=scaling_factor,
-    ).eval()
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
     pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
+        text_encoder=tiny_clip(),
         tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer"),
-        unet=unet,
-        scheduler=scheduler,
+        unet=tiny_text_unet(),
+        vae=tiny_autoencoder(scaling_factor=scaling_factor),
+        scheduler=stable_diffusion_scheduler(prediction_type=prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    return saved(pipeline, path)
+
+
+def saved(pipeline: Any, path: Path) -> Any:
+    """Writes a pipeline, and returns it without its progress bar."""
     pipeline.save_pretrained(path)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -178,9 +208,7 @@ def write_stable_diffusion_upscaler(path: Path) -> Any:
         low_res_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         scheduler=DDIMScheduler.from_config(plain.scheduler.config),
     )
-    pipeline.save_pretrained(path)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return saved(pipeline, path)
 
 
 class Counting(nn.Module):

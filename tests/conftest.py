@@ -134,6 +134,18 @@ def new_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompletedProc
 
 
 @pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`tiny_checkpoint(family)`: a checkpoint of `tests.tiny_checkpoints.FAMILIES`, written once.
+
+    Tests that change its files copy the directory first.
+    """
+    pytest.importorskip("transformers")
+    from tests.tiny_checkpoints import TinyCheckpoints
+
+    return TinyCheckpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
     """A cluster of one node; tests that use it are in the group "ray", which one worker runs."""
     ray = pytest.importorskip("ray")
