@@ -66,6 +66,8 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
         synthaug.ClassifierConfig,
         synthaug.MixedDataset.__init__,
         evaluation.scaling_arms,
+        evaluation.AdversarialConfig,
+        evaluation.Arm,
         evaluation.StandardAugment,
         synthaug.load_dataset,
     ),

@@ -69,6 +69,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "conftest": {"_audit", "_datasets", "_support"},
     "new_process": {"_cli"},
     "reports": {"_support", "evaluation"},
+    "test_adversarial": {"_images", "evaluation"},
     "test_alignment": {"_audit"},
     "test_arguments": {"_support"},
     "test_audit": {"_audit", "_neighbors"},

@@ -19,6 +19,7 @@ PYTHON_NAMES = {
     "precision": "dtype",
     "width": "channels",
     "ray_address": "address",
+    "attack_steps": "steps",
     "canaries": "pairs",
     "canary_doses": "doses",
     "canary_seed": "seed",
@@ -26,6 +27,7 @@ PYTHON_NAMES = {
 }
 """Options that have another name there, or in some of it."""
 IMAGES_NOT_NETWORK = "`--channels` is of the images; the width of a network is `--width`"
+OF_TRAINING = "`--steps` is of the training, `--attack-steps` of the attack"
 SAID_BY_THE_COMMAND = "required in Python; the command has a message of its own if it is missing"
 DIFFERENT = {
     ("out", "demo"): "a report has a default name in the shell",
@@ -49,6 +51,8 @@ DIFFERENT = {
     ("ratios", "scaling_arms"): "None is the four standard arms",
     ("forgotten", "import_images"): "None is no cache",
     ("test_fraction", "split_for_audit"): "to test with in the shell, for an audit in Python",
+    ("steps", "AdversarialConfig"): OF_TRAINING,
+    ("attack_steps", "ClassifierConfig"): OF_TRAINING,
     ("padding", "StandardAugment"): "None is the standard augmentation of each image size",
 }
 """Why a default differs between the shell and what it calls, by option and name there."""

@@ -5,7 +5,7 @@ import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from synthaug._cli.arguments import next_line
 from synthaug._cli.call import Call, Result
@@ -15,6 +15,7 @@ from synthaug._cli.publishing import published
 from synthaug._training.classifier_config import ClassifierConfig
 
 LABELS = defaults("evaluation._label_check:check_labels")
+ATTACK = defaults("evaluation._adversarial:AdversarialConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class ArmOptions:
         autoencoder: A latent diffusion checkpoint. Adds an arm of real images that its autoencoder
             encoded and decoded: the ceiling of the images that such a model draws.
         fraction: Share of the real images replaced by synthetic ones in the mixed arm.
+        share: Gives synthetic images this share of every batch of the mixed arm instead, while the
+            real images stay.
         ratios: Compares amounts instead (0,1,2,3): the real images with so many synthetic ones per
             real one, as many of every class.
     """
@@ -35,20 +38,25 @@ class ArmOptions:
     labels: str | None = None
     autoencoder: str | None = None
     fraction: float = 0.5
+    share: float | None = None
     ratios: float | list[float] | None = None
 
-    def build(self, images: Any, cache: Any, device: str | None) -> dict[str, Any]:
-        """The arms by name: what to train on."""
+    def build(self, images: Any, cache: Any, augment: Any, device: str | None) -> dict[str, Any]:
+        """The arms by name: what to train on. `augment` is that of arms that must say it."""
         from synthaug._datasets import MixedDataset
-        from synthaug.evaluation import reconstructions, scaling_arms, standard_arms
+        from synthaug.evaluation import Arm, reconstructions, scaling_arms, standard_arms
 
         report = self._verdicts()
         if self.ratios is None:
-            arms: dict[str, Any] = standard_arms(
-                images,
-                mixed=MixedDataset(images, cache, audit=report, fraction=self.fraction),
-                synthetic=MixedDataset(images, cache, audit=report, fraction=1.0),
-            )
+            synthetic = MixedDataset(images, cache, audit=report, fraction=1.0)
+            mixed: Any
+            if self.share is None:
+                mixed = MixedDataset(images, cache, audit=report, fraction=self.fraction)
+            else:
+                mixed = Arm(images, augment=augment, synthetic=synthetic, share=self.share)
+            arms: dict[str, Any] = standard_arms(images, mixed=mixed, synthetic=synthetic)
+        elif self.share is not None:
+            raise ValueError("`share` is for the mixed arm, which `ratios` takes the place of.")
         else:
             ratios = self.ratios if isinstance(self.ratios, list) else [self.ratios]
             arms = {**scaling_arms(images, cache, audit=report, ratios=ratios)}
@@ -66,6 +74,44 @@ class ArmOptions:
             return report
         check = LabelCheck.from_json(self.labels)
         return check if report is None else check.with_audit(report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialOptions:
+    """Adversarial training.
+
+    Args:
+        adversarial: Trains all arms on attacked images, and tests them under attack too. Attacks
+            change every pixel by up to this, in [0, 1]: 0.031 are 8 of 255 levels.
+        step_size: Change of a pixel per step of the training attack; by default 2.5 times the
+            largest change, divided by the number of steps.
+        attack_steps: Gradient steps of the training attack.
+        test_steps: Gradient steps of the test attack.
+        restarts: How often the test attack starts anew, at other random places.
+        attack_mode: Mode of the network while a training image is attacked. Test attacks have eval
+            always.
+        ema_decay: Decay per optimizer step of the moving average of weights that is tested; 0 for
+            the weights themselves.
+    """
+
+    adversarial: float | None = None
+    step_size: float | None = ATTACK.step_size
+    attack_steps: int = ATTACK.steps
+    test_steps: int = ATTACK.test_steps
+    restarts: int = ATTACK.restarts
+    attack_mode: Literal["eval", "train"] = ATTACK.attack_mode
+    ema_decay: float = ATTACK.ema_decay
+
+    def config(self) -> Any:
+        """The attack, or `None`."""
+        from synthaug.evaluation import AdversarialConfig
+
+        if self.adversarial is None:
+            return None
+        values = {name: value for name, value in vars(self).items() if name != "adversarial"}
+        return AdversarialConfig(
+            epsilon=self.adversarial, steps=values.pop("attack_steps"), **values
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +140,7 @@ def evaluate(
     test: str,
     arms: ArmOptions,
     classifiers: ClassifierConfig,
+    attack: AdversarialOptions,
     runs: RunOptions,
     files: FileOptions,
     *,
@@ -111,6 +158,7 @@ def evaluate(
         test: Test images; used once per run, at the end.
         arms: What is compared.
         classifiers: What is trained.
+        attack: Whether under attack.
         runs: How often.
         files: For folders.
         out: Writes OUT.html and OUT.json, and keeps finished runs in the directory OUT.
@@ -130,13 +178,14 @@ def evaluate(
         augment = StandardAugment(padding=runs.padding, horizontal_flip=flip)
         classifiers = replace(classifiers, horizontal_flip=False)
     table = run(
-        arms.build(images, cache, classifiers.device),
+        arms.build(images, cache, augment, classifiers.device),
         test=files.shaped(test, shape),
         validation=None if runs.validation is None else files.shaped(runs.validation, shape),
         seeds=range(runs.seed, runs.seed + runs.seeds),
         config=classifiers,
         augment=augment,
         baseline="real, augmented" if arms.ratios is None else None,
+        adversarial=attack.config(),
         allow_overlap=runs.allow_overlap,
         output_dir=out,
     )
@@ -165,13 +214,17 @@ def _decided(table: Any) -> str:
 
 def _arm(table: Any, name: str) -> dict[str, Any]:
     """Accuracies of one arm, seed by seed, and its gain over the baseline."""
-    gain = None if name == table.baseline else asdict(table.difference(name))
-    return {
-        "accuracies": table.accuracies(name).tolist(),
-        "mean": table.mean(name),
-        "std": table.std(name),
-        "gain": gain,
-    }
+
+    def figures(result: str | None) -> dict[str, Any]:
+        compared = name != table.baseline
+        return {
+            "accuracies": table.accuracies(name, result).tolist(),
+            "mean": table.mean(name, result),
+            "std": table.std(name, result),
+            "gain": asdict(table.difference(name, result=result)) if compared else None,
+        }
+
+    return {**figures(None), **{result: figures(result) for result in table.results}}
 
 
 _TIMED = 4

@@ -11,6 +11,7 @@ the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxi
 """
 
 from synthaug._training.classifier_config import ClassifierConfig
+from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._arms import CAS, Arm, scaling_arms, standard_arms
 from synthaug.evaluation._augment import AffineAugment, CutMix, StandardAugment
 from synthaug.evaluation._evaluate import evaluate
@@ -20,10 +21,11 @@ from synthaug.evaluation._label_check import LabelCheck, check_labels
 from synthaug.evaluation._predict import class_probabilities, trained_classifier
 from synthaug.evaluation._quality import QualityReport, score_quality
 from synthaug.evaluation._reconstructions import reconstructions
-from synthaug.evaluation._report import Difference, EvaluationReport, Run
+from synthaug.evaluation._report import Difference, EvaluationReport, Run, Tested
 
 __all__ = [
     "CAS",
+    "AdversarialConfig",
     "AffineAugment",
     "Arm",
     "ClassifierConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "QualityReport",
     "Run",
     "StandardAugment",
+    "Tested",
     "check_labels",
     "check_overlap",
     "class_probabilities",

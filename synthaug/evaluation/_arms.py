@@ -18,6 +18,7 @@ from synthaug._cache.serving import (
 )
 from synthaug._images.source import ImageSource
 from synthaug._plan import rounded_multiple
+from synthaug._support.arguments import check_within
 from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
@@ -38,14 +39,34 @@ class Arm:
     Arm(real)                                        # images as they are
     Arm(real, augment="standard")
     Arm(real, augment=StandardAugment(padding=2))
+    Arm(real, augment="standard", synthetic=cache, share=0.5)   # half of every batch
 
-    To `evaluate`, a data set alone is an arm with the augmentation of the evaluation.
+    To `evaluate`, a data set alone is an arm with the augmentation of the evaluation. All arms make
+    equally many steps of equally large batches, so a share takes the place of real images.
+
+    Raises:
+        ValueError: For a share without synthetic images, or the other way round, or outside (0, 1).
     """
 
     dataset: Dataset[Any]
     """Map-style: an item is a pair (image, label)."""
     augment: Augment | Literal["standard"] | None = None
     """As in `evaluate`."""
+    synthetic: Dataset[Any] | None = None
+    """Map-style: images that have a fixed share of every batch, such as a cache, or with an audit
+    `MixedDataset(real, cache, audit=report, fraction=1.0)`."""
+    share: float | None = None
+    """Share of `synthetic` in every batch, in (0, 1), rounded to whole images."""
+    augment_synthetic: bool = True
+    """Whether images of `synthetic` are augmented too."""
+
+    def __post_init__(self) -> None:
+        if (self.synthetic is None) != (self.share is None):
+            raise ValueError(
+                f"`synthetic` and `share` of an arm belong together, got `share`={self.share}. For "
+                "a mixture, leave both out."
+            )
+        check_within("(0, 1)", share=self.share)
 
 
 def standard_arms(

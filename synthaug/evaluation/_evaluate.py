@@ -22,6 +22,7 @@ from synthaug._images.source import Epochs
 from synthaug._noise import checked_seed
 from synthaug._plan import settings_digest
 from synthaug._printable import printable_line
+from synthaug._support.arguments import check_type
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.precision import Resolved, fastest_precision, resolve_precision
@@ -34,12 +35,20 @@ from synthaug._training.classifier_config import ClassifierConfig, name_of
 from synthaug._training.loop import own_randomness
 from synthaug._types import JSON
 from synthaug.errors import DataError
+from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._arms import Arm
 from synthaug.evaluation._augment import Augment, apply_augment, standard_augment
 from synthaug.evaluation._classifiers import build_classifier
-from synthaug.evaluation._fit import MOMENTUM, FitSettings, correct, fit, seed_initial_weights
-from synthaug.evaluation._inputs import Inputs, check_overlap, fingerprint
-from synthaug.evaluation._report import EvaluationReport, Run
+from synthaug.evaluation._fit import (
+    MOMENTUM,
+    FitSettings,
+    correct,
+    fit,
+    robust,
+    seed_initial_weights,
+)
+from synthaug.evaluation._inputs import ArmImages, Inputs, check_overlap, fingerprint
+from synthaug.evaluation._report import ROBUST, EvaluationReport, Run, Tested
 
 logger = logging.getLogger("synthaug")
 
@@ -56,6 +65,7 @@ def evaluate(
     config: ClassifierConfig | None = None,
     augment: Augment | Literal["standard"] | None = "standard",
     baseline: str | None = None,
+    adversarial: AdversarialConfig | None = None,
     allow_overlap: bool = False,
     output_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -67,7 +77,7 @@ def evaluate(
 
     Args:
         arms: Name => what to train on: a map-style data set of (image, label), or an `Arm`, which
-            says itself how its images are augmented.
+            says itself how its images are augmented, and may add a share of synthetic ones.
         test: Real images that no model and no choice has seen.
         validation: Real images for choosing, in each run, the step whose weights are tested.
             Without them it is the last step.
@@ -78,6 +88,8 @@ def evaluate(
             (`AffineAugment`). Or a function of pixels, uint8 (n, C, H, W) => the same; or a
             torchvision v2 transform, called image by image.
         baseline: Arm that the others are compared with; by default the first.
+        adversarial: Trains all arms on attacked images, and tests them under attack as well: the
+            report then has their robust accuracy beside the clean one.
         allow_overlap: Go on if `test` or `validation` share images with an arm or each other. The
             report says how many.
         output_dir: Folder that keeps every finished run. Called again with the same data and
@@ -98,6 +110,8 @@ def evaluate(
     config = config or ClassifierConfig()
     if output_dir is not None:
         check_folder(output_dir)
+    if adversarial is not None:
+        check_type(AdversarialConfig, "an AdversarialConfig", adversarial=adversarial)
     checked_arms = _checked_arms(arms, augment, config)
     seed_list = _checked_seeds(seeds)
     baseline = next(iter(checked_arms)) if baseline is None else baseline
@@ -105,13 +119,21 @@ def evaluate(
         raise ValueError(f"`baseline` {baseline!r} is not an arm. Arms: {', '.join(checked_arms)}.")
     device = choose_device(config.device)
     datasets = {name: arm.dataset for name, arm in checked_arms.items()}
-    inputs = Inputs.open(datasets, test, validation, device)
+    added = {n: arm.synthetic for n, arm in checked_arms.items() if arm.synthetic is not None}
+    inputs = Inputs.open(datasets, test, validation, device, added)
     contents = {name: images.contents for name, images in inputs.sets.items()}
     overlap = check_overlap(contents, allow=allow_overlap)
     standard = standard_augment(inputs.test.image_shape, horizontal_flip=config.horizontal_flip)
     augments = {name: _augment_of(arm, standard) for name, arm in checked_arms.items()}
     precision = fastest_precision(device) if config.precision == "auto" else config.precision
-    job = Job(inputs=inputs, config=config, augments=augments, precision=precision)
+    job = Job(
+        inputs=inputs,
+        images={n: _images_of(arm, n, inputs, config) for n, arm in checked_arms.items()},
+        config=config,
+        augments=augments,
+        precision=precision,
+        adversarial=adversarial,
+    )
     _ = job.augmented_samples  # an augmentation that fails is found before any training
     job, files = job.resumed(seed_list, output_dir)
     facts = job.facts(seed_list[0])
@@ -133,16 +155,19 @@ class Job:
     """
 
     inputs: Inputs
+    images: Mapping[str, ArmImages]
+    """For each arm."""
     config: ClassifierConfig
     augments: Mapping[str, Augment | None]
     """For each arm."""
     precision: Resolved
     """What the precision of the configuration means here."""
+    adversarial: AdversarialConfig | None = None
 
     @cached_property
     def settings(self) -> FitSettings:
         """How weights change."""
-        return FitSettings.of(self.config, self.precision)
+        return FitSettings.of(self.config, self.precision, self.adversarial)
 
     @cached_property
     def device(self) -> torch.device:
@@ -194,7 +219,7 @@ class Job:
     def run(self, arm: str, seed: int, *, advance: Callable[[int], object]) -> Run:
         """Trains and tests one classifier; `advance` is called with the number of steps made."""
         started = time.perf_counter()
-        images = self.inputs.arms[arm]
+        images, test = self.images[arm], self.inputs.test
         images.forget_seen()
         with self._leaving_no_trace():
             network = self._build(seed).to(self.device)
@@ -212,15 +237,19 @@ class Job:
                 advance=advance,
             )
             unique_real, unique_synthetic = images.seen()
-            hits, labels = correct(network, self.inputs.test, self.settings)
-        by_class = [hits[labels == c] for c in range(len(self.inputs.classes))]
+            hits, labels = correct(network, test, self.settings)
+            others = {}
+            if self.adversarial is not None:
+                withstood = robust(network, test, self.settings, seed=seed, testing=True)
+                others[ROBUST] = Tested.of(withstood, labels, len(self.inputs.classes))
+        tested = Tested.of(hits, labels, len(self.inputs.classes))
         return Run(
             arm=arm,
             seed=seed,
             steps=self.settings.steps,
             selected_step=curves.selected_step,
-            test_accuracy=float(hits.mean()),
-            class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
+            test_accuracy=tested.accuracy,
+            class_accuracies=tested.class_accuracies,
             validation_accuracy=dict(curves.validation).get(curves.selected_step),
             images_seen=self.settings.steps * self.settings.batch_size,
             unique_real=unique_real,
@@ -228,6 +257,8 @@ class Job:
             seconds=time.perf_counter() - started,
             loss_curve=curves.loss,
             validation_curve=curves.validation,
+            correct=tested.correct,
+            others=others,
         )
 
     def facts(self, seed: int) -> dict[str, JSON]:
@@ -245,9 +276,17 @@ class Job:
         """For each arm its number of images, its augmentation, and the audit of synthetic ones."""
         facts: dict[str, dict[str, JSON]] = {}
         for name, augment in self.augments.items():
-            images = self.inputs.arms[name]
-            audit = images.source.synthetic_facts
-            facts[name] = {"images": len(images), "augment": name_of(augment), "synthetic": audit}
+            images = self.images[name]
+            synthetic = images.base.source.synthetic_facts
+            if images.added is not None:
+                audit = images.added.source.synthetic_facts or f"{len(images.added):,} images"
+                where = "" if images.augment_added else ", not augmented"
+                synthetic = f"{audit}; {images.share:g} of each batch{where}"
+            facts[name] = {
+                "images": sum(map(len, images.parts)),
+                "augment": name_of(augment),
+                "synthetic": synthetic,
+            }
         return facts
 
     @cached_property
@@ -259,7 +298,7 @@ class Job:
         """
         samples = {}
         for arm, augment in self.augments.items():
-            images = self.inputs.arms[arm]
+            images = self.images[arm].base
             with self._leaving_no_trace():
                 torch.manual_seed(0)
                 pixels, _ = images.batch(0, np.arange(min(_SAMPLE, len(images))))
@@ -281,7 +320,7 @@ class Job:
         if folder is None:
             return {}
         with self._leaving_no_trace():
-            arms = {arm: fingerprint(images) for arm, images in self.inputs.arms.items()}
+            arms = {arm: images.fingerprint() for arm, images in self.images.items()}
             held_out = [self.inputs.test, self.inputs.validation]
             prints = [None if images is None else fingerprint(images) for images in held_out]
             weights = {seed: _digest_of(self._build(seed)) for seed in seeds}
@@ -296,8 +335,11 @@ class Job:
         return files
 
     def _shared(self) -> dict[str, JSON]:
+        settings = asdict(self.settings)
+        if self.adversarial is None:
+            del settings["adversarial"]
         return {
-            **asdict(self.settings),
+            **settings,
             "momentum": MOMENTUM,
             "model": self.config.model_name,
             "image_shape": list(self.inputs.test.image_shape),
@@ -378,6 +420,20 @@ def _augment_of(arm: Arm, standard: Augment) -> Augment | None:
     if arm.augment == "standard":
         return standard
     raise ValueError(f"`augment` must be 'standard', a function or None, got {arm.augment!r}.")
+
+
+def _images_of(arm: Arm, name: str, inputs: Inputs, config: ClassifierConfig) -> ArmImages:
+    if arm.share is None:
+        return ArmImages(inputs.arms[name])
+    images = ArmImages(
+        inputs.arms[name], inputs.added[name], float(arm.share), arm.augment_synthetic
+    )
+    if min(count for _, count in images.divided(config.batch_size)) < 1:
+        raise ValueError(
+            f"`share` of arm {name!r} is {arm.share:g}, which leaves no synthetic or no real image "
+            f"in a batch of {config.batch_size}. Choose a larger `batch_size` or another share."
+        )
+    return images
 
 
 def _stored(path: Path) -> Run:

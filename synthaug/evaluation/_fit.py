@@ -19,8 +19,9 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import Indices, Labels
 from synthaug.errors import DivergedError
+from synthaug.evaluation._adversarial import AdversarialConfig, MovingAverage
 from synthaug.evaluation._augment import Augment, CutMix, apply_augment
-from synthaug.evaluation._inputs import Batches
+from synthaug.evaluation._inputs import ArmImages, Batches
 
 MOMENTUM = 0.9
 FLOOR = 1e-3
@@ -28,7 +29,8 @@ FLOOR = 1e-3
 _TEST_BATCH = 512
 _CHECK_EVERY = 10
 """Steps between looks at the loss: each look makes a GPU wait."""
-_ORDER, _INITIAL, _READ, _AUGMENT, _NETWORK = range(5)  # streams of one seed
+# Streams of one seed.
+_ORDER, _INITIAL, _READ, _AUGMENT, _NETWORK, _ADDED_ORDER, _ATTACK, _TEST_ATTACK = range(8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +55,16 @@ class FitSettings:
     """Steps between two points of the curves, and between two looks at the validation set."""
     precision: Resolved
     """bfloat16 runs the network under autocast; weights and optimiser stay in float32."""
+    adversarial: AdversarialConfig | None = None
+    """Trains on attacked images; `None` on images as they are."""
 
     @classmethod
-    def of(cls, config: ClassifierConfig, precision: Resolved) -> "FitSettings":
+    def of(
+        cls,
+        config: ClassifierConfig,
+        precision: Resolved,
+        adversarial: AdversarialConfig | None = None,
+    ) -> "FitSettings":
         """Chooses what the configuration leaves open, but for the precision."""
         decay, warmup, every = config.weight_decay, config.warmup_steps, config.eval_every
         twentieth = max(1, config.steps // 20)
@@ -68,6 +77,7 @@ class FitSettings:
             warmup_steps=twentieth if warmup is None else warmup,
             eval_every=twentieth if every is None else every,
             precision=precision,
+            adversarial=adversarial,
         )
 
 
@@ -78,13 +88,13 @@ class Curves:
     loss: list[tuple[int, float]]
     """(step, mean training loss since the point before)."""
     validation: list[tuple[int, float]]
-    """(step, validation accuracy); empty without a validation set."""
+    """(step, validation accuracy), under attack if training is; empty without a validation set."""
     selected_step: int
     """The step after which the weights were kept."""
 
 
 def batch_order(
-    size: int, batch_size: int, *, seed: int, step: int
+    size: int, batch_size: int, *, seed: int, step: int, stream: int = _ORDER
 ) -> Iterator[tuple[int, Indices]]:
     """The items of one step as (epoch, indices), a pure function of its arguments.
 
@@ -95,27 +105,33 @@ def batch_order(
     position, stop = step * batch_size, (step + 1) * batch_size
     while position < stop:
         epoch, start = divmod(position, size)
-        indices = _permutation(size, seed, epoch)[start : start + stop - position]
+        indices = _permutation(size, seed, epoch, stream)[start : start + stop - position]
         yield epoch, indices
         position += len(indices)
 
 
 @lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def _permutation(size: int, seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
     # By sorting uniform numbers: numpy may change `permutation` between versions.
-    return np.argsort(counter_rng(seed, epoch, _ORDER).random(size), kind="stable")
+    return np.argsort(counter_rng(seed, epoch, stream).random(size), kind="stable")
 
 
 def _gather(
-    images: Batches, batch_size: int, seed: int, step: int, device: torch.device
+    images: ArmImages, batch_size: int, seed: int, step: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
+    """The images of a step: the arm's own, then those that it adds."""
+    sources = zip(images.divided(batch_size), (_ORDER, _ADDED_ORDER), strict=False)
     parts = [
-        images.batch(epoch, indices)
-        for epoch, indices in batch_order(len(images), batch_size, seed=seed, step=step)
+        part.batch(epoch, indices)
+        for (part, count), stream in sources
+        for epoch, indices in batch_order(len(part), count, seed=seed, step=step, stream=stream)
     ]
-    pixels = torch.cat([pixels for pixels, _ in parts])
-    labels = torch.cat([labels for _, labels in parts])
-    return pixels.to(device), labels.to(device)
+    labels = [labels for _, labels in parts]
+    width = max(part.shape[1] if part.ndim == 2 else 0 for part in labels)
+    if width:  # class probabilities, at least in one part
+        labels = [F.one_hot(y, width).float() if y.ndim == 1 else y for y in labels]
+    pixels = torch.cat([pixels.to(device) for pixels, _ in parts])
+    return pixels, torch.cat([y.to(device) for y in labels])
 
 
 def _seed_torch(seed: int, step: int, stream: int, device: torch.device) -> None:
@@ -143,7 +159,7 @@ def learning_rate_at(step: int, settings: FitSettings) -> float:
 @lasting_tensors()
 def fit(
     network: nn.Module,
-    images: Batches,
+    images: Batches | ArmImages,
     settings: FitSettings,
     *,
     seed: int,
@@ -155,7 +171,8 @@ def fit(
     """Trains `network` in place, where it is, with SGD and Nesterov's momentum.
 
     It ends with the weights of the best validation accuracy (the later ones among equals, trained
-    at a smaller learning rate), without a validation set with the last ones.
+    at a smaller learning rate), without a validation set with the last ones. In adversarial
+    training that accuracy is the robust one, and weights are their moving average if it has one.
 
     Args:
         network: Images float (n, C, H, W) in [-1, 1] => logits.
@@ -170,7 +187,8 @@ def fit(
     Raises:
         DivergedError: If the loss is NaN or infinite.
     """
-    device = device_of(network)
+    device, adversarial = device_of(network), settings.adversarial
+    arm = images if isinstance(images, ArmImages) else ArmImages(images)
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=settings.learning_rate,
@@ -179,32 +197,67 @@ def fit(
         nesterov=True,
     )
     losses = _Losses(settings, device, run, advance)
+    decay = 0.0 if adversarial is None else adversarial.ema_decay
+    average = MovingAverage(network, decay) if decay else None
+    tested = network if average is None else average.network
     curve: list[tuple[int, float]] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
     for step in range(settings.steps):
-        pixels, loss_of = _step_images(images, settings.batch_size, augment, seed, step, device)
+        pixels, loss_of = _step_images(arm, settings.batch_size, augment, seed, step, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, settings)
+        inputs = to_images(pixels)
+        if adversarial is not None:
+            _seed_torch(seed, step, _ATTACK, device)
+            inputs = _attacked(network, pixels, loss_of, adversarial, settings)
         _seed_torch(seed, step, _NETWORK, device)
         with autocast(device, settings):
-            loss = loss_of(network(to_images(pixels)))
+            loss = loss_of(network(inputs))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        if average is not None:
+            average.update(network)
         if losses.add(loss) and validation is not None:
-            accuracy = float(correct(network, validation, settings)[0].mean())
+            accuracy = _validation_accuracy(tested, validation, settings, seed)
             curve.append((step + 1, accuracy))
             if best is None or accuracy >= best[0]:
-                kept = {name: value.clone() for name, value in network.state_dict().items()}
+                kept = {name: value.clone() for name, value in tested.state_dict().items()}
                 best = (accuracy, step + 1, kept)
     if best is not None:
         network.load_state_dict(best[2])
+    elif average is not None:
+        network.load_state_dict(average.network.state_dict())
     selected = settings.steps if best is None else best[1]
     return Curves(loss=losses.curve, validation=curve, selected_step=selected)
 
 
+def _attacked(
+    network: nn.Module,
+    pixels: Tensor,
+    loss_of: Callable[[Tensor], Tensor],
+    adversarial: AdversarialConfig,
+    settings: FitSettings,
+) -> Tensor:
+    """What an attack makes of the pixels of a training step, as the network takes images."""
+
+    def loss(x: Tensor) -> Tensor:
+        with autocast(pixels.device, settings):
+            return loss_of(network(2 * x - 1))
+
+    return 2 * adversarial.training_images(network, pixels.float() / 255, loss) - 1
+
+
+def _validation_accuracy(
+    network: nn.Module, validation: Batches, settings: FitSettings, seed: int
+) -> float:
+    if settings.adversarial is None:
+        return float(correct(network, validation, settings)[0].mean())
+    return float(robust(network, validation, settings, seed=seed, testing=False).mean())
+
+
 def _step_images(
-    images: Batches,
+    images: ArmImages,
     batch_size: int,
     augment: Augment | None,
     seed: int,
@@ -214,18 +267,24 @@ def _step_images(
     """The augmented pixels of a step, and the loss as a function of their logits."""
     _seed_torch(seed, step, _READ, device)
     pixels, labels = _gather(images, batch_size, seed, step, device)
-    if augment is not None:
-        _seed_torch(seed, step, _AUGMENT, device)
+    if augment is None:
+        return pixels, lambda logits: F.cross_entropy(logits, labels)
+    _seed_torch(seed, step, _AUGMENT, device)
+    count = images.augmented_part(batch_size)
+    plain = pixels[count:]
     if not isinstance(augment, CutMix):
-        shown = pixels if augment is None else apply_augment(augment, pixels)
+        shown = torch.cat([apply_augment(augment, pixels[:count]), plain])
         return shown, lambda logits: F.cross_entropy(logits, labels)
-    mixed, partner, share = augment.mix(pixels)
+    mixed, partner, share = augment.mix(pixels[:count])
+    rest = torch.arange(count, len(pixels), device=device)
+    share = torch.cat([share, torch.ones(len(rest), dtype=torch.float32, device=device)])
+    partner = torch.cat([partner, rest])
 
     def loss(logits: Tensor) -> Tensor:
         losses = partial(F.cross_entropy, logits, reduction="none")
         return (share * losses(labels) + (1 - share) * losses(labels[partner])).mean()
 
-    return mixed, loss
+    return torch.cat([mixed, plain]), loss
 
 
 class _Losses:
@@ -286,6 +345,38 @@ def correct(
         truth.append(labels.cpu())
     network.train()
     return torch.cat(hits).numpy(), torch.cat(truth).numpy()
+
+
+def robust(
+    network: nn.Module, images: Batches, settings: FitSettings, *, seed: int, testing: bool
+) -> NDArray[np.bool_]:
+    """For every image whether it is classified correctly under attack too, bool (n,).
+
+    Args:
+        network: What is attacked, in evaluation mode.
+        images: Its images, and their labels.
+        settings: With an attack.
+        seed: Decides where the attacks start, the same places whenever it is asked.
+        testing: The test attack; else that of the training.
+    """
+    device, adversarial = device_of(network), settings.adversarial
+    if adversarial is None:
+        raise ValueError("`settings` has no `adversarial`, the attack.")
+
+    def logits(x: Tensor) -> Tensor:
+        with autocast(device, settings):
+            scores: Tensor = network(2 * x - 1)
+        return scores.float()
+
+    network.eval()
+    hits = []
+    for start in range(0, len(images), _TEST_BATCH):
+        pixels, labels = images.batch(0, np.arange(start, min(start + _TEST_BATCH, len(images))))
+        _seed_torch(seed, start, _TEST_ATTACK, device)
+        clean, truth = pixels.to(device).float() / 255, labels.to(device)
+        hits.append(adversarial.withstood(logits, clean, truth, testing=testing).cpu())
+    network.train()
+    return torch.cat(hits).numpy()
 
 
 def device_of(network: nn.Module) -> torch.device:

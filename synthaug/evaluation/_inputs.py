@@ -7,10 +7,12 @@ an index is part of what is evaluated.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, final
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch import Tensor
 from synthaug._images.leaves import numbered_classes
 from synthaug._images.source import ImageSource
 from synthaug._plan import canonical_json
-from synthaug._types import Indices
+from synthaug._types import JSON, Indices
 from synthaug.errors import DataError, MismatchError, SynthaugError
 
 MEMORY_LIMIT = 4 << 30
@@ -141,6 +143,53 @@ class Batches:
         return int(self._seen_real.sum()), len(self._seen_synthetic)
 
 
+@final
+@dataclass(frozen=True)
+class ArmImages:
+    """What the batches of an arm are made of: a data set, and one with a share of each batch."""
+
+    base: Batches
+    added: Batches | None = None
+    share: float = 0.0
+    """Of `added` in every batch, rounded to whole images."""
+    augment_added: bool = True
+    """Whether images of `added` are augmented too."""
+
+    @property
+    def parts(self) -> list[Batches]:
+        """The data set, and the added one if there is one."""
+        return [self.base] if self.added is None else [self.base, self.added]
+
+    def divided(self, batch_size: int) -> list[tuple[Batches, int]]:
+        """Where the images of a batch come from, and how many from each."""
+        added = self._count(batch_size)
+        return list(zip(self.parts, (batch_size - added, added), strict=False))
+
+    def augmented_part(self, batch_size: int) -> int:
+        """How many images at the head of a batch are augmented."""
+        return batch_size if self.augment_added else batch_size - self._count(batch_size)
+
+    def _count(self, batch_size: int) -> int:
+        return math.floor(self.share * batch_size + 0.5)
+
+    def fingerprint(self) -> JSON:
+        """What tells the images of this arm from those of others."""
+        if self.added is None:
+            return fingerprint(self.base)
+        return [*map(fingerprint, self.parts), self.share, self.augment_added]
+
+    def forget_seen(self) -> None:
+        """Starts the count of `seen` anew."""
+        for part in self.parts:
+            part.forget_seen()
+
+    def seen(self) -> tuple[int, int]:
+        """Different real and different synthetic images in all batches; all added ones count as
+        synthetic."""
+        real, synthetic = self.base.seen()
+        return real, synthetic + (0 if self.added is None else sum(self.added.seen()))
+
+
 @contextmanager
 def naming(name: str) -> Iterator[None]:
     """Puts the name of a data set before what is wrong with it: with the data, not an argument."""
@@ -208,6 +257,8 @@ class Inputs:
 
     arms: Mapping[str, Batches]
     """Training images of each arm."""
+    added: Mapping[str, Batches]
+    """Images that arms add to their batches, for those that do."""
     test: Batches
     validation: Batches | None
     classes: tuple[str, ...]
@@ -217,7 +268,12 @@ class Inputs:
 
     @classmethod
     def open(
-        cls, arms: Mapping[str, Any], test: Any, validation: Any, device: torch.device
+        cls,
+        arms: Mapping[str, Any],
+        test: Any,
+        validation: Any,
+        device: torch.device,
+        added: Mapping[str, Any] = MappingProxyType({}),
     ) -> "Inputs":
         """Opens every data set; one that several arms share is read once.
 
@@ -227,6 +283,7 @@ class Inputs:
         """
         given = {"`test`": test, **({} if validation is None else {"`validation`": validation})}
         given.update({f"Arm {name!r}": dataset for name, dataset in arms.items()})
+        given.update({f"`synthetic` of arm {name!r}": dataset for name, dataset in added.items()})
         sources = {name: ImageSource.open(one, name) for name, one in given.items()}
         classes = _classes(sources)
         absent = _absent_classes(sources["`test`"], sources.values())
@@ -244,6 +301,7 @@ class Inputs:
                 )
         return cls(
             arms={name: sets[f"Arm {name!r}"] for name in arms},
+            added={name: sets[f"`synthetic` of arm {name!r}"] for name in added},
             test=sets["`test`"],
             validation=sets.get("`validation`"),
             classes=classes,

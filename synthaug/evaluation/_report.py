@@ -2,7 +2,7 @@
 
 import os
 import textwrap
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
@@ -13,12 +13,39 @@ from numpy.typing import NDArray
 from synthaug._support.charts import Line, dot_chart, line_chart, save_figure
 from synthaug._support.html import Part, blocks, heading, table
 from synthaug._support.report import Report, percent, text_table
-from synthaug._types import JSON
+from synthaug._types import JSON, Labels
+from synthaug.evaluation._adversarial import AdversarialConfig
 
 _PER_CHART = 6  # more lines cannot be told apart
 _STEP = "optimiser step"
 
+ROBUST = "robust"
+"""The result under attack, among the others of a run."""
+
 Curve: TypeAlias = Literal["loss_curve", "validation_curve"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """How the classifier of a run does on a set of images, or under attack."""
+
+    accuracy: float
+    """Share of the images classified correctly, in [0, 1]."""
+    class_accuracies: list[float | None]
+    """The same for each class; `None` for a class without images."""
+    correct: str
+    """For every image, in the order of the set, 1 if it is classified correctly, else 0."""
+
+    @classmethod
+    def of(cls, hits: NDArray[np.bool_], labels: Labels, num_classes: int) -> "Tested":
+        """Sums up, for every image, whether it was classified correctly; labels are int64 (n,)."""
+        by_class = [hits[labels == c] for c in range(num_classes)]
+        return cls(
+            accuracy=float(hits.mean()),
+            class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
+            correct="".join(map(str, hits.astype(int).tolist())),
+        )
 
 
 @final
@@ -39,7 +66,8 @@ class Run:
     class_accuracies: list[float | None]
     """The same for each class; `None` for a class without test images."""
     validation_accuracy: float | None
-    """Accuracy on the validation set at `selected_step`; `None` without one."""
+    """Accuracy on the validation set at `selected_step`, under attack if training is; `None`
+    without one."""
     images_seen: int
     """Images in all batches together: steps times batch size."""
     unique_real: int
@@ -52,6 +80,27 @@ class Run:
     """(step, mean training loss since the point before)."""
     validation_curve: list[tuple[int, float]]
     """(step, validation accuracy)."""
+    correct: str = ""
+    """For every test image 1 if it is classified correctly, else 0."""
+    others: dict[str, Tested] = field(default_factory=dict)
+    """Further results by name: "robust" is that of the test images under attack."""
+
+    def tested(self, name: str | None = None) -> Tested:
+        """The result on the test images, or the further one of that name.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if name is None:
+            return Tested(
+                accuracy=self.test_accuracy,
+                class_accuracies=self.class_accuracies,
+                correct=self.correct,
+            )
+        if name not in self.others:
+            known = ", ".join(map(repr, self.others)) or "none"
+            raise ValueError(f"`result` {name!r} is unknown. Results besides the test: {known}.")
+        return self.others[name]
 
 
 @final
@@ -114,33 +163,54 @@ class EvaluationReport(Report):
             raise ValueError(f"`arm` {arm!r} is unknown. Arms: {', '.join(self.arm_names)}.")
         return runs
 
-    def accuracies(self, arm: str) -> NDArray[np.float64]:
-        """Test accuracies of an arm, one per seed, float64 (seeds,) in [0, 1]."""
-        return np.array([run.test_accuracy for run in self.of(arm)], np.float64)
+    @property
+    def results(self) -> list[str]:
+        """Names of the results besides the accuracy on the test images, such as "robust"."""
+        return list(self.runs[0].others) if self.runs else []
 
-    def mean(self, arm: str) -> float:
+    def accuracies(self, arm: str, result: str | None = None) -> NDArray[np.float64]:
+        """Test accuracies of an arm, one per seed, float64 (seeds,) in [0, 1].
+
+        Args:
+            arm: Name of the arm.
+            result: One of `results`, such as "robust", in place of the test images as they are.
+
+        Raises:
+            ValueError: If there is no such arm or result.
+        """
+        return np.array([run.tested(result).accuracy for run in self.of(arm)], np.float64)
+
+    def mean(self, arm: str, result: str | None = None) -> float:
         """Mean test accuracy over the seeds."""
-        return float(self.accuracies(arm).mean())
+        return float(self.accuracies(arm, result).mean())
 
-    def std(self, arm: str) -> float | None:
+    def std(self, arm: str, result: str | None = None) -> float | None:
         """Sample standard deviation of the test accuracy over the seeds, with n - 1 below the line.
 
         `None` for a single seed, which has no spread.
         """
-        values = self.accuracies(arm)
+        values = self.accuracies(arm, result)
         return float(values.std(ddof=1)) if len(values) > 1 else None
 
-    def difference(self, arm: str, baseline: str | None = None) -> Difference:
+    def difference(
+        self, arm: str, baseline: str | None = None, *, result: str | None = None
+    ) -> Difference:
         """The arm's gain over the baseline, paired by seed.
 
         Runs of one seed share initial weights and random draws, so the pairs are compared and not
         the means: what a seed does to both arms cancels.
 
+        Args:
+            arm: Name of the arm.
+            baseline: What it is compared with; by default the report's baseline.
+            result: One of `results`; by default the accuracy on the test images.
+
         Raises:
             ValueError: If the two arms have no seed in common.
         """
-        ours = {run.seed: run.test_accuracy for run in self.of(arm)}
-        theirs = {run.seed: run.test_accuracy for run in self.of(baseline or self.baseline)}
+        ours = {run.seed: run.tested(result).accuracy for run in self.of(arm)}
+        base = self.of(baseline or self.baseline)
+        theirs = {run.seed: run.tested(result).accuracy for run in base}
         gains = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
         if not len(gains):
             raise ValueError(f"{arm!r} and {baseline or self.baseline!r} have no seed in common.")
@@ -150,7 +220,8 @@ class EvaluationReport(Report):
     def rows(self) -> list[list[str]]:
         """The table as text, header first: a row per arm, accuracies in percent."""
         gain = f"gain over {self.baseline}"
-        header = ["arm", "n", "accuracy %", gain, "real seen", "synthetic seen"]
+        others = [title for name in self.results for title in (f"{name} %", "gain")]
+        header = ["arm", "n", "accuracy %", gain, *others, "real seen", "synthetic seen"]
         return [header, *(self._row(arm) for arm in self.arm_names)]
 
     def table(self) -> str:
@@ -173,22 +244,32 @@ class EvaluationReport(Report):
             f"Accuracy on {self.settings.get('test_images', 'the')} test images after {steps} "
             "optimiser steps: mean ± sample standard deviation over n seeds. Gain: mean ± standard "
             "error of the differences seed by seed. Seen: different images in all batches, mean "
-            "over seeds."
+            f"over seeds.{self._attack()}"
+        )
+
+    def _attack(self) -> str:
+        """Says what "robust" means here."""
+        attack = self.settings.get("adversarial")
+        if not isinstance(attack, dict):
+            return ""
+        config = AdversarialConfig(**attack)
+        return (
+            f" All arms are trained on images attacked in {config.steps} steps of projected "
+            f"gradient, by up to {config.epsilon:.3g} per pixel, with the network in "
+            f"{config.attack_mode} mode. Robust: classified correctly under an attack of "
+            f"{config.test_steps} steps with {config.restarts} random starts."
         )
 
     def _row(self, arm: str) -> list[str]:
         runs = self.of(arm)
-        gain = ""
-        if arm != self.baseline:
-            difference = self.difference(arm)
-            gain = f"{100 * difference.mean:+.2f}"
-            if difference.standard_error is not None:
-                gain += f" ± {100 * difference.standard_error:.2f}"
+        measured = []
+        for result in (None, *self.results):
+            gain = "" if arm == self.baseline else _gain(self.difference(arm, result=result))
+            measured += [percent(self.accuracies(arm, result)), gain]
         return [
             arm,
             str(len(runs)),
-            percent(self.accuracies(arm)),
-            gain,
+            *measured,
             f"{np.mean([run.unique_real for run in runs]):,.0f}",
             f"{np.mean([run.unique_synthetic for run in runs]):,.0f}",
         ]
@@ -201,28 +282,44 @@ class EvaluationReport(Report):
 
     def _columns(self) -> dict[str, Any]:
         """Returns a row per run; curves are left out, and classes have a column each."""
-        names = [field.name for field in fields(Run) if not str(field.type).startswith("list")]
-        by_class = {
-            f"accuracy, {name}": [run.class_accuracies[c] for run in self.runs]
-            for c, name in enumerate(self.classes)
-        }
-        return {name: [vars(run)[name] for run in self.runs] for name in names} | by_class
+        curves = {"class_accuracies", "loss_curve", "validation_curve", "correct", "others"}
+        names = [field.name for field in fields(Run) if field.name not in curves]
+        columns = {name: [vars(run)[name] for run in self.runs] for name in names}
+        for result in (None, *self.results):
+            tested = [run.tested(result) for run in self.runs]
+            kind = "accuracy" if result is None else f"{result} accuracy"
+            if result is not None:
+                columns[kind] = [one.accuracy for one in tested]
+            for c, name in enumerate(self.classes):
+                columns[f"{kind}, {name}"] = [one.class_accuracies[c] for one in tested]
+        return columns
+
+    def _record(self) -> dict[str, Any]:
+        """Returns the contents of the JSON file; runs without what they do not have."""
+        runs = [
+            {name: value for name, value in vars(run).items() if value not in ("", {})}
+            for run in self.runs
+        ]
+        return {**super()._record(), "runs": runs}
 
     def _sections(self) -> list[Part]:
         """Returns table, charts, and accuracy by class."""
-        percent = {arm: 100 * self.accuracies(arm) for arm in self.arm_names}
         rows, *notes = self._summary()
         small = [Markup("<p><small>{}</small></p>").format(text) for text in notes]
         parts: list[Part] = [rows, *small]
-        if percent:
-            label = "test accuracy in percent, one dot per seed"
+        for result in (None, *self.results) if self.runs else ():
+            percent = {arm: 100 * self.accuracies(arm, result) for arm in self.arm_names}
+            label = f"{result or 'test'} accuracy in percent, one dot per seed"
             parts.append(dot_chart(percent, x_label=label))
         if any(run.validation_curve for run in self.runs):
             parts.append(heading("Validation accuracy while training"))
             parts += self._charts("validation_curve", "accuracy in percent")
         parts += [heading("Training loss"), *self._charts("loss_curve", "cross entropy")]
-        by_class = table(["class", *self.arm_names], self._by_class())
-        return [*parts, heading("Accuracy by class"), by_class]
+        for result in (None, *self.results):
+            kind = "Accuracy" if result is None else f"{result.capitalize()} accuracy"
+            by_class = table(["class", *self.arm_names], self._by_class(result))
+            parts += [heading(f"{kind} by class"), by_class]
+        return parts
 
     def _made_with(self) -> dict[str, dict[str, JSON]]:
         return {"": {**self.settings, "baseline": self.baseline}}
@@ -259,12 +356,12 @@ class EvaluationReport(Report):
             lines.append(Line(name=arm, x=steps, y=mean, low=mean - spread, high=mean + spread))
         return lines
 
-    def _by_class(self) -> list[list[str]]:
+    def _by_class(self, result: str | None) -> list[list[str]]:
         rows = []
         for c, name in enumerate(self.classes):
             cells = []
             for arm in self.arm_names:
-                accuracies = [run.class_accuracies[c] for run in self.of(arm)]
+                accuracies = [run.tested(result).class_accuracies[c] for run in self.of(arm)]
                 tested = [accuracy for accuracy in accuracies if accuracy is not None]
                 cells.append(f"{100 * np.mean(tested):.1f}" if tested else "no test image")
             rows.append([name, *cells])
@@ -304,3 +401,9 @@ class EvaluationReport(Report):
         right.grid(alpha=0.3)
         right.legend(fontsize=8)
         return save_figure(figure, path)
+
+
+def _gain(difference: Difference) -> str:
+    """A gain in percent, with its standard error if it has one."""
+    error = difference.standard_error
+    return f"{100 * difference.mean:+.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
