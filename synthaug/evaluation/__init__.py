@@ -14,6 +14,7 @@ from synthaug._training.classifier_config import ClassifierConfig
 from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._arms import CAS, Arm, scaling_arms, standard_arms
 from synthaug.evaluation._augment import AffineAugment, CutMix, StandardAugment
+from synthaug.evaluation._baselines import class_gaussians, noisy_copies, rare_copies
 from synthaug.evaluation._evaluate import evaluate
 from synthaug.evaluation._hardness import HardnessReport, score_hardness
 from synthaug.evaluation._inputs import check_overlap, digests
@@ -40,9 +41,12 @@ __all__ = [
     "Tested",
     "check_labels",
     "check_overlap",
+    "class_gaussians",
     "class_probabilities",
     "digests",
     "evaluate",
+    "noisy_copies",
+    "rare_copies",
     "reconstructions",
     "scaling_arms",
     "score_hardness",
