@@ -17,6 +17,15 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Images
 from synthaug.errors import CheckpointError, MismatchError
 
+OWN_PIPELINE = (
+    "Draw with the checkpoint's own pipeline: load it with diffusers, and give it to "
+    "`synthesizers.FromPipeline`."
+)
+"""The way out for checkpoints that we have no loop for."""
+
+_NEVER_GIVEN = ("addition_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+"""Settings of a `UNet2DConditionModel` that takes more than image, timestep, tokens and class."""
+
 
 def uncompiled(network: nn.Module) -> Any:
     """The network itself, where `torch.compile` has wrapped it."""
@@ -33,7 +42,7 @@ class Denoiser:
             (n, k, d). A network may have been wrapped by `torch.compile`.
 
     Raises:
-        CheckpointError: For any other network.
+        CheckpointError: For any other network, or one that needs inputs that samplers never give.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -46,6 +55,13 @@ class Denoiser:
             )
         self.network = network
         self.config: Any = inner.config
+        for name in _NEVER_GIVEN if self.kind == "UNet2DConditionModel" else ():
+            if self.config.get(name) not in (None, "text_proj"):
+                raise CheckpointError(
+                    f"The network's config sets `{name}` to {self.config[name]!r}: it needs more "
+                    f"than an image, a timestep and a prompt, as those of SDXL and of latent "
+                    f"consistency models do. {OWN_PIPELINE}"
+                )
         self.in_channels = int(self.config.in_channels)
         self.takes_labels = self.kind == "DiTTransformer2DModel" or (
             self.kind == "UNet2DModel" and self.config.num_class_embeds is not None
@@ -225,6 +241,7 @@ def build_unet(
 
 
 __all__ = [
+    "OWN_PIPELINE",
     "AnyDenoiser",
     "ClassifierFreeGuidance",
     "Denoiser",

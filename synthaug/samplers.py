@@ -7,7 +7,7 @@ later draw come from that row's stream, and a scheduler's state never outlives a
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -20,7 +20,7 @@ from synthaug._support.arguments import check_fields, check_fraction, check_with
 from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
 from synthaug._types import Images
-from synthaug.denoisers import AnyDenoiser, GuidanceTerm
+from synthaug.denoisers import OWN_PIPELINE, AnyDenoiser, GuidanceTerm
 from synthaug.errors import CheckpointError
 
 SCHEDULERS = {
@@ -45,6 +45,17 @@ _KNOWN = (
 )
 """Schedulers for networks trained on discrete timesteps. Those for flow matching, consistency
 models or other noise scales run too, but turn such a network's predictions into noise."""
+
+_TRAINED_ALIKE = (
+    *_KNOWN,
+    "DDIMParallelScheduler",
+    "DDPMParallelScheduler",
+    "DPMSolverSDEScheduler",
+    "SASolverScheduler",
+)
+"""Schedulers of checkpoints whose networks the known ones can draw with."""
+
+_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
 @final
@@ -93,6 +104,38 @@ _MOST_TIMESTEPS = 2**20
 """Of a checkpoint's schedule, which has a few numbers for each of them. Models have 1,000."""
 
 
+def check_trained_for(config: Mapping[str, Any]) -> None:
+    """Refuses the scheduler's config of a checkpoint whose network our samplers would misread.
+
+    Whatever scheduler draws, the network predicts what its training asked for.
+
+    Args:
+        config: The checkpoint's scheduler config.
+
+    Raises:
+        CheckpointError: For a network that predicts a flow or whole images, or that was trained on
+            continuous timesteps.
+    """
+    kind, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
+    name = str(kind)
+    if "FlowMatch" in name or config.get("use_flow_sigmas") or prediction == "flow_prediction":
+        fault = "predicts a flow, not noise"
+    elif name.startswith(("CM", "LCM", "TCD")):
+        fault = "is a consistency model, which maps noise to images at once"
+    elif kind is not None and kind not in _TRAINED_ALIKE:
+        fault = "may predict something else than noise, velocity or images"
+    elif config.get("timestep_type", "discrete") != "discrete":
+        fault = f"takes timesteps of the type {shortened(config['timestep_type'])!r}"
+    elif prediction not in _PREDICTIONS:
+        fault = f"has the `prediction_type` {shortened(prediction)!r}"
+    else:
+        return
+    raise CheckpointError(
+        f"The checkpoint's scheduler is {shortened(name)!r}: its network {fault}, and our samplers "
+        f"would draw wrong images with it. {OWN_PIPELINE}"
+    )
+
+
 @lasting_tensors()
 def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None = None) -> Any:
     """A fresh diffusers scheduler of the kind `name` for a checkpoint's scheduler config.
@@ -108,10 +151,12 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
     Raises:
         ValueError: For a scheduler that cannot run a network trained on discrete timesteps, or a
             mix that is out of range or that the scheduler would ignore.
-        CheckpointError: For a config from which diffusers cannot make a scheduler.
+        CheckpointError: For a config from which diffusers cannot make a scheduler, or of a network
+            that no scheduler here can draw with.
     """
     import diffusers
 
+    check_trained_for(config)
     kind = SCHEDULERS.get(name, name) if name is not None else config.get("_class_name")
     if kind not in _KNOWN:
         origin = "`scheduler`" if name is not None else "The checkpoint's scheduler"
@@ -406,6 +451,7 @@ __all__ = [
     "Step",
     "Trajectory",
     "check_pushable",
+    "check_trained_for",
     "check_until",
     "denoised_estimate",
     "make_scheduler",

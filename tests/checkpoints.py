@@ -64,8 +64,8 @@ def cosine_config(**changes: Any) -> dict[str, Any]:
     return {**scheduler.config, "_class_name": "DDPMScheduler"}
 
 
-def write_tokenizer(path: Path) -> None:
-    """A CLIP tokenizer that knows single letters."""
+def write_tokenizer(path: Path, longest: int = 8) -> None:
+    """A CLIP tokenizer that knows single letters, and reads `longest` of them."""
     path.mkdir(parents=True)
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -73,7 +73,7 @@ def write_tokenizer(path: Path) -> None:
     (path / "merges.txt").write_text("#version: 0.2\n")
     config = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 8,
+        "model_max_length": longest,
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
@@ -157,16 +157,19 @@ def stable_diffusion_scheduler(**changes: Any) -> Any:
 
 
 def write_stable_diffusion(
-    path: Path, prediction_type: str = "epsilon", scaling_factor: float = 0.18215
+    path: Path,
+    prediction_type: str = "epsilon",
+    scaling_factor: float = 0.18215,
+    longest_prompt: int = 8,
 ) -> Any:
     """A Stable Diffusion directory with random weights: returns the diffusers pipeline."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
     torch.manual_seed(0)
-    write_tokenizer(path / "tokenizer")
+    write_tokenizer(path / "tokenizer", longest_prompt)
     pipeline = StableDiffusionPipeline(
-        text_encoder=tiny_clip(),
+        text_encoder=tiny_clip(max_position_embeddings=longest_prompt),
         tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer"),
         unet=tiny_text_unet(),
         vae=tiny_autoencoder(scaling_factor=scaling_factor),

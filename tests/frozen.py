@@ -200,6 +200,8 @@ class World:
         config = {k: v for k, v in cosine_config().items() if not k.startswith("_")}
         path = self.folder / f"unet-{size}"
         DDPMPipeline(tiny_unet(size=size), DDPMScheduler(**config)).save_pretrained(path)
+        record = {"classes": NAMES, "unconditional_branch": True}
+        (path / "synthaug.json").write_text(json.dumps(record))
         return make_exact(path)
 
     @cached_property

@@ -615,16 +615,17 @@ def test_a_pixel_space_network_with_the_small_image_as_channels_is_a_stage(tmp_p
 
 
 def test_checkpoints_that_condition_in_other_ways_are_refused(tmp_path):
+    names = [*NAMES, "null"]
     tiny_base().save_pretrained(tmp_path)
     (tmp_path / "synthaug.json").unlink()
     with pytest.raises(CheckpointError, match="with 1 input channels"):
-        CascadeStage.from_pretrained(tmp_path, classes=NAMES, low_size=(2, 2))
+        CascadeStage.from_pretrained(tmp_path, classes=names, low_size=(2, 2))
     index = json.loads((tmp_path / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(
         json.dumps({**index, "image_noising_scheduler": ["diffusers", "DDPMScheduler"]})
     )
     with pytest.raises(CheckpointError, match="whose image_noising_scheduler we cannot use"):
-        CascadeStage.from_pretrained(tmp_path, classes=NAMES, low_size=(2, 2))
+        CascadeStage.from_pretrained(tmp_path, classes=names, low_size=(2, 2))
 
 
 # -- the command line ----------------------------------------------------------------------------

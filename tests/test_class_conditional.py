@@ -231,13 +231,31 @@ def test_class_names_are_asked_for_and_must_differ(saved):
         ClassConditional.from_pretrained(saved, classes=["a", "a"])
     with pytest.raises(ValueError, match="must be a list of names, got the string 'ant'"):
         ClassConditional.from_pretrained(saved, classes="ant")
-    assert ClassConditional.from_pretrained(saved, classes=["a", "b"]).classes == ("a", "b")
+    with pytest.raises(ValueError, match="`classes` is empty"):
+        ClassConditional.from_pretrained(saved, classes=[])
+    loaded = ClassConditional.from_pretrained(saved, classes=list("abcde"))
+    assert loaded.classes == tuple("abcde")
+
+
+def test_the_classes_of_a_model_of_ours_have_the_names_that_it_was_trained_with(saved):
+    assert ClassConditional.from_pretrained(saved, classes=NAMES).classes == NAMES
+    with pytest.raises(ValueError, match="trained on the classes ant, bee, cat, dog, in this ord"):
+        ClassConditional.from_pretrained(saved, classes=["cat", "dog"])
+
+
+def test_a_foreign_network_has_a_null_class_only_if_one_is_declared(saved):
+    (saved / "synthaug.json").unlink()
+    for names in (NAMES, NAMES[:2]):
+        with pytest.raises(ValueError, match=r"knows 5 classes, but `classes` has \d names"):
+            ClassConditional.from_pretrained(saved, classes=names)
+    with pytest.raises(ValueError, match="knows 4 classes, but `classes` has 5 names"):
+        ClassConditional.from_pretrained(saved, classes=list("abcde"), null_class=True)
 
 
 @pytest.mark.parametrize(("names", "guided"), [(NAMES, True), ((*NAMES, "eel"), False)])
-def test_a_foreign_network_has_a_null_class_only_if_it_has_one_class_more(saved, names, guided):
+def test_a_foreign_network_with_a_null_class_can_be_guided(saved, names, guided):
     (saved / "synthaug.json").unlink()
-    loaded = ClassConditional.from_pretrained(saved, classes=names)
+    loaded = ClassConditional.from_pretrained(saved, classes=names, null_class=guided)
     assert loaded.can_be_guided == guided
     assert len(loaded.plan(per_class=1)) == len(names)
     if not guided:
@@ -295,14 +313,14 @@ def test_a_stable_diffusion_checkpoint_draws_what_its_own_pipeline_draws(tmp_pat
     pipeline = write_stable_diffusion(tmp_path, prediction_type, scaling_factor=0.5)
     synthesizer = ClassConditional.from_pretrained(
         tmp_path,
-        classes=["red_fox", "owl"],
+        classes=["r_fox", "owl"],
         prompt_template="a {}",
         sampler={"num_inference_steps": 5},
     )
     plan = synthesizer.plan(per_class=2, guidance_scale=3.0)
     ours = (synthesizer.draw(plan) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
     theirs = pipeline(
-        ["a red fox", "a red fox", "a owl", "a owl"],
+        ["a r fox", "a r fox", "a owl", "a owl"],
         height=8,
         width=8,
         guidance_scale=3.0,
@@ -313,7 +331,7 @@ def test_a_stable_diffusion_checkpoint_draws_what_its_own_pipeline_draws(tmp_pat
     assert synthesizer.image_shape == (3, 8, 8)
     assert np.abs(ours - theirs).max() < 1 / 255
     assert np.abs(theirs[0] - theirs[2]).max() > 1 / 255
-    assert synthesizer.recipe()["settings"]["prompts"] == ["a red fox", "a owl", ""]  # type: ignore[index,call-overload]
+    assert synthesizer.recipe()["settings"]["prompts"] == ["a r fox", "a owl", ""]  # type: ignore[index,call-overload]
 
 
 def test_a_text_checkpoint_is_saved_with_its_embeddings_and_without_its_text_encoder(tmp_path):

@@ -150,7 +150,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("many-images", "theirs", "withdrawn-consent"):
         write_images(folder / name, 4)
     torch.jit.save(torch.jit.script(Encoder()), folder / "encoder.pt")
-    write_stable_diffusion(folder / "stable-diffusion-v1-5")
+    write_stable_diffusion(folder / "stable-diffusion-v1-5", longest_prompt=32)
     (folder / "stable-diffusion-v1-4").symlink_to("stable-diffusion-v1-5")
     real = synthaug.load_dataset(f"folder:{folder}/cifar10/train")
     test = synthaug.load_dataset(f"folder:{folder}/cifar10/test")

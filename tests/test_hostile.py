@@ -348,7 +348,7 @@ def test_a_config_of_another_size_than_its_weights_is_refused_before_it_is_built
     (place / file).write_text(json.dumps({**config, setting: value}))
     if setting == "sample_size":
         (place / "synthaug.json").unlink()
-    classes = None if pixels and setting != "sample_size" else list("abcd")
+    classes = None if pixels and setting != "sample_size" else list("abcde")
     with pytest.raises(SynthaugError, match=message):
         synthaug.generate(
             made := ClassConditional.from_pretrained(place, classes=classes, device="cpu"),

@@ -4,6 +4,7 @@
 for it. Nothing is downloaded: tokenizers know single letters.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +238,10 @@ def dit(path: Path) -> Any:
     pipeline = DiTPipeline(
         transformer, tiny_autoencoder(), DDIMScheduler(clip_sample=False), id2label=DIT_LABELS
     )
-    return saved(pipeline, path)
+    saved(pipeline, path)
+    index = path / "model_index.json"  # where the hub has the names, which diffusers does not save
+    index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": DIT_LABELS}))
+    return pipeline
 
 
 def ddpm(path: Path) -> Any:

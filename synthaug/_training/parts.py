@@ -20,6 +20,7 @@ from synthaug._support.reading import check_regular_below
 from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.checkpoints import load_tensors, read_json, reading, restore
+from synthaug.denoisers import OWN_PIPELINE
 from synthaug.errors import CheckpointError
 
 logger = logging.getLogger("synthaug")
@@ -37,9 +38,24 @@ _TRANSFORMERS_PARTS = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 
+PARTS = (
+    "unet",
+    "transformer",
+    "scheduler",
+    "vae",
+    "vqvae",
+    "text_encoder",
+    "tokenizer",
+    "low_res_scheduler",
+)
+"""Parts of a checkpoint that decide how its images look, and that some synthesizer uses."""
+IDLE_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
+"""Parts that may be left out: they do not change an image that they let pass."""
+
 _CODE_SETTINGS = ("auto_map", "custom_pipeline", "custom_pipelines", "quantization_config")
 """Settings of a config that make a library import code other than that of the class itself."""
 
+_CLIP_TYPES = ("clip", "clip_text_model")
 _TEXT_SETTINGS = (
     "attention_dropout",
     "bos_token_id",
@@ -93,6 +109,25 @@ def _without_code(path: Path) -> dict[str, Any]:
     return config
 
 
+def check_parts(path: Path, index: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint with parts that we would leave out.
+
+    Args:
+        path: The checkpoint, for error messages.
+        index: What `model_index.json` holds.
+
+    Raises:
+        CheckpointError: Naming the part.
+    """
+    parts = [name for name, value in index.items() if isinstance(value, list) and any(value)]
+    for name in parts:
+        if name not in (*PARTS, *IDLE_PARTS):
+            raise CheckpointError(
+                f"{path} is a {shortened(index.get('_class_name'))}, whose {printable_line(name)} "
+                f"we cannot use, and its images need it. {OWN_PIPELINE}"
+            )
+
+
 def part_class(path: Path, index: Mapping[str, Any], name: str) -> str:
     """The class name of a part, from a closed list.
 
@@ -115,7 +150,7 @@ def part_class(path: Path, index: Mapping[str, Any], name: str) -> str:
         value = value[1]
     raise CheckpointError(
         f"{path}: the {name} is {shortened(value or 'missing')}; we load {' or '.join(known)} of "
-        f"{library}."
+        f"{library}. {OWN_PIPELINE}"
     )
 
 
@@ -214,9 +249,14 @@ def load_part(
     place = path / (name if folder is None else folder)
     restore(place)
     kind = part_class(path, index, name)
-    if kind == "Transformer2DModel":  # what DiT checkpoints call it
-        kind = "DiTTransformer2DModel"
     config = read_config(place)
+    if kind == "Transformer2DModel":  # what DiT checkpoints call it, and those of PixArt
+        kind = "DiTTransformer2DModel"
+        if (norm := config.get("norm_type")) != "ada_norm_zero":
+            raise CheckpointError(
+                f"{place} is a Transformer2DModel with the `norm_type` {shortened(norm)!r}, and "
+                f"not a DiT's ('ada_norm_zero'). {OWN_PIPELINE}"
+            )
     with reading(place, "Copy the checkpoint again."):
         # diffusers loads its classes when they are asked for, by a name out of our closed list.
         network = getattr(diffusers, kind)
@@ -241,6 +281,15 @@ def load_part(
                 "earlier one."
             )
     return part
+
+
+def load_autoencoder(path: Path, index: Mapping[str, Any]) -> Any:
+    """The autoencoder of a latent model, float32, whatever its part is called; `None` if there is
+    none."""
+    for name in ("vae", "vqvae"):
+        if index.get(name) and any(index[name]):
+            return load_part(path, index, name, torch.float32)
+    return None
 
 
 @contextmanager
@@ -281,14 +330,25 @@ def load_frozen(
 
 @lasting_tensors()
 def embed_prompts(path: Path, index: Mapping[str, Any], prompts: Sequence[str]) -> Tensor:
-    """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder."""
+    """Token sequences of the prompts, float32 (n, k, d), from the checkpoint's text encoder.
+
+    Raises:
+        CheckpointError: If text encoder or tokenizer are damaged, or not those of CLIP.
+        ValueError: If a prompt is too long, or two prompts of classes are the same to the encoder.
+    """
     needs = "A checkpoint with a text encoder needs transformers"
     with from_extra("transformers", needs, "text"):
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
     for name in _TRANSFORMERS_PARTS:
         part_class(path, index, name)
     folder = path / "text_encoder"
-    config = {k: v for k, v in read_config(folder).items() if k in _TEXT_SETTINGS}
+    said = read_config(folder)
+    if (model_type := said.get("model_type", "clip_text_model")) not in _CLIP_TYPES:
+        raise CheckpointError(
+            f"{folder} is an encoder of the type {shortened(model_type)!r}, and not CLIP's. "
+            f"{OWN_PIPELINE}"
+        )
+    config = {k: v for k, v in said.items() if k in _TEXT_SETTINGS}
     read_config(path / "tokenizer", "tokenizer_config.json")
     with reading(path, "Its text encoder is damaged: copy it again."), torch.inference_mode():
         # `AutoTokenizer` would ask on standard input for leave to run a checkpoint's own code.
@@ -304,14 +364,37 @@ def embed_prompts(path: Path, index: Mapping[str, Any], prompts: Sequence[str]) 
         )
         if loaded["missing_keys"]:
             raise LookupError(f"there is no weight {min(loaded['missing_keys'])}")
-        tokens = tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
-            truncation=True,
-            return_tensors="pt",
+        longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        tokens = tokenizer(list(prompts), padding="max_length", max_length=longest)
+    _check_prompts(prompts, tokens.input_ids, longest)
+    with reading(path, "Its text encoder is damaged: copy it again."), torch.inference_mode():
+        ids, mask = (
+            torch.tensor(rows, dtype=torch.int64, device="cpu")
+            for rows in (tokens.input_ids, tokens.attention_mask)
         )
-        return encoder.float().eval()(tokens.input_ids)[0].clone()
+        used = mask if said.get("use_attention_mask") else None
+        return encoder.float().eval()(ids, used)[0].clone()
+
+
+def _check_prompts(prompts: Sequence[str], tokens: Sequence[Sequence[int]], longest: int) -> None:
+    """Refuses what a text encoder would not tell apart; the last prompt is the negative one."""
+    seen: dict[tuple[int, ...], str] = {}
+    for number, (prompt, row) in enumerate(zip(prompts, tokens, strict=True), 1):
+        if len(row) > longest:
+            raise ValueError(
+                f"The prompt {shortened(prompt)!r} has {len(row)} tokens, and the text encoder "
+                f"reads {longest}: the end would be cut off. Shorten the name in `classes`, "
+                "`prompt_template` or `negative_prompt`."
+            )
+        if number == len(prompts):
+            return
+        if (same := seen.get(tuple(row))) is not None:
+            raise ValueError(
+                f"The prompts {shortened(same)!r} and {shortened(prompt)!r} of two classes are the "
+                "same to the text encoder. Give names in `classes` that differ, and put {} into "
+                "`prompt_template` where the name goes."
+            )
+        seen[tuple(row)] = prompt
 
 
 def default_shape(network: Any, vae: Any) -> tuple[int, int, int]:

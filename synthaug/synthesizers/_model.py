@@ -26,23 +26,26 @@ from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.parts import (
+    check_parts,
     default_shape,
     embed_prompts,
+    load_autoencoder,
     load_frozen,
-    load_part,
     read_index,
 )
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
-from synthaug.denoisers import AnyDenoiser, ClassifierFreeGuidance, Denoiser
+from synthaug.denoisers import OWN_PIPELINE, AnyDenoiser, ClassifierFreeGuidance, Denoiser
 from synthaug.errors import CheckpointError
 from synthaug.samplers import (
     Push,
     Trajectory,
+    check_trained_for,
     make_scheduler,
     sample,
     step_arguments,
     timesteps_until,
 )
+from synthaug.synthesizers._labels import keep_classes, rows_of_classes
 from synthaug.synthesizers._parameters import raise_problems
 from synthaug.synthesizers._sampler import SamplerConfig
 
@@ -58,7 +61,8 @@ class DiffusionModel:
         model = DiffusionModel.from_pretrained("stable-diffusion-v1-5", classes=["goldfinch"])
 
     Raises:
-        CheckpointError: If the network knows fewer classes than are named.
+        CheckpointError: If the network knows fewer classes than are named, predicts what our
+            samplers cannot read, or needs what they never give; if weights are missing.
     """
 
     network: nn.Module = field(repr=False)
@@ -91,6 +95,8 @@ class DiffusionModel:
         settle_layout(self.network)
         if self.vae is not None:
             settle_layout(self.vae)
+        check_trained_for(config)
+        self._check_weights()
         self._check_size()
         known = self.num_conditions
         if known is not None and known - self.unconditional_branch < len(self.classes):
@@ -98,6 +104,62 @@ class DiffusionModel:
                 f"The network knows {known - self.unconditional_branch} classes, but "
                 f"{len(self.classes)} are named."
             )
+
+    def _check_weights(self) -> None:
+        """Weights must be here, and latents of a known scale."""
+        for name, part in (("network", self.network), ("autoencoder", self.vae)):
+            if part is not None and any(weight.is_meta for weight in part.parameters()):
+                raise CheckpointError(
+                    f"The weights of the {name} are offloaded (on the device 'meta'), so we can "
+                    "neither hash them nor draw with them. Load it without offloading."
+                )
+        if self.vae is None:
+            return
+        factor = self.vae.config.get("scaling_factor")
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
+            raise CheckpointError(
+                f"The autoencoder's config sets `scaling_factor` to {factor!r}, which must be a "
+                "positive number. Correct vae/config.json."
+            )
+        for name in ("latents_mean", "latents_std"):
+            values = self.vae.config.get(name)
+            if values is not None and len(values) != self.vae.config.latent_channels:
+                raise CheckpointError(
+                    f"The autoencoder's config sets `{name}` to {len(values)} numbers for "
+                    f"{self.vae.config.latent_channels} channels. Correct vae/config.json."
+                )
+
+    def check_complete(self) -> None:
+        """Refuses a network that needs more than noise, a timestep and a condition.
+
+        Raises:
+            CheckpointError: For a stage of a cascade, a network that edits images, or one that is
+                told more than a class or a prompt.
+        """
+        config, given = self.denoiser.config, self.denoiser.in_channels
+        latents = self.vae is not None
+        wanted = int(self.vae.config.latent_channels) if latents else self.image_shape[0]
+        if given != wanted:
+            raise CheckpointError(
+                f"The network takes {given} channels, of which {wanted} are noise: the others are "
+                "another image, as in inpainting, editing and superresolution. Load the "
+                "text-to-image or class-conditional model. A stage of a cascade belongs in a "
+                "`Cascade`."
+            )
+        if config.out_channels not in (wanted, 2 * wanted):
+            raise CheckpointError(
+                f"The network takes {wanted} channels and predicts {config.out_channels}; we know "
+                f"what {wanted}, or {2 * wanted} with a variance, mean. {OWN_PIPELINE}"
+            )
+        told = ["class_embed_type"]
+        if self.denoiser.kind == "UNet2DConditionModel":
+            told.append("num_class_embeds")
+        for name in told:
+            if config.get(name) is not None:
+                raise CheckpointError(
+                    f"The network needs more than an image, a timestep and a prompt or label "
+                    f"(`{name}` is {config[name]!r}), and we do not know what. {OWN_PIPELINE}"
+                )
 
     def _check_size(self) -> None:
         """A `UNet2DModel` joins halves to what they were before, so each must be even."""
@@ -325,22 +387,41 @@ class DiffusionModel:
         images = to_images(pixels).to(self.device)
         if self.vae is None:
             return images, None
-        found = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        factor = self.vae.config.scaling_factor
-        return (found.mean.float() - self._shift) * factor, found.std.float() * factor
+        encoded = self.vae.encode(images.to(self.vae.dtype))
+        shift, factor = self._shift, self._factor
+        if "latents" in encoded:  # a VQModel's, which have no distribution
+            latents = (encoded.latents.float() - shift) * factor
+            return latents, torch.zeros_like(latents)
+        found = encoded.latent_dist
+        return (found.mean.float() - shift) * factor, found.std.float() * factor
 
     def decode(self, latents: Tensor) -> Images:
         """Images float32 (n, C, H, W) in [-1, 1] of what the network denoised."""
         if self.vae is None:
             return latents.clamp(-1, 1)
-        latents = latents / self.vae.config.scaling_factor + self._shift
+        latents = latents / self._factor + self._shift
         # One image at a time: the decoder's activations are the largest in the whole pipeline.
         images = [self.vae.decode(z[None].to(self.vae.dtype)).sample.float() for z in latents]
         return torch.cat(images).clamp(-1, 1)
 
     @property
-    def _shift(self) -> float:
-        return self.vae.config.get("shift_factor") or 0.0
+    def _shift(self) -> float | Tensor:
+        """What is taken from the autoencoder's latents: a number, or one per channel."""
+        config = self.vae.config
+        if config.get("latents_mean") is not None:
+            return self._per_channel(config.latents_mean)
+        return config.get("shift_factor") or 0.0
+
+    @property
+    def _factor(self) -> float | Tensor:
+        """What the autoencoder's latents are multiplied by: a number, or one per channel."""
+        config = self.vae.config
+        if config.get("latents_std") is not None:
+            return config.scaling_factor / self._per_channel(config.latents_std)
+        return config.scaling_factor
+
+    def _per_channel(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
 
     # -- identity and files ----------------------------------------------------------------------
 
@@ -414,8 +495,11 @@ class DiffusionModel:
         negative_prompt: str = "",
         dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
+        null_class: bool = False,
     ) -> "tuple[DiffusionModel, dict[str, JSON]]":
         """Loads a diffusers directory; arguments as in `ClassConditional.from_pretrained`.
+
+        An empty list of `classes` leaves a network's table of labels as it is, to be trained.
 
         Returns:
             The model, frozen, and the settings that were saved with it (empty if not by us).
@@ -426,13 +510,18 @@ class DiffusionModel:
         path = checkpoints.resolve(path)
         index = read_index(path)
         own = checkpoints.read_record(path)
+        scheduler_config = checkpoints.read_json(path / "scheduler" / "scheduler_config.json")
+        check_parts(path, index)
+        check_trained_for(scheduler_config)
         network = load_frozen(path, index, dtype, target)
-        vae = load_part(path, index, "vae", torch.float32) if index.get("vae") else None
+        vae = load_autoencoder(path, index)
         with checkpoints.reading(path / _FILE, "Save the checkpoint again."):
             saved_names = tuple(map(str, own.get("classes", ())))
             saved_shape = tuple(map(int, own.get("image_shape") or ()))
         names = saved_names if classes is None else tuple(map(str, classes))
-        _check_names(path, own, names)
+        _check_names(path, own, classes, names)
+        if names != saved_names and Denoiser(network).takes_labels:
+            _settle_classes(path, index, network, names, saved_names, null_class)
         embeddings, prompts = None, None
         if (path / _EMBEDDINGS).exists():
             embeddings, prompts = _saved_embeddings(path, own, names)
@@ -448,28 +537,52 @@ class DiffusionModel:
         shape: Any = saved_shape or default_shape(network, vae)
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
-        num_class_embeds = Denoiser(network).config.get("num_class_embeds")
-        branch = True
-        if embeddings is not None:
-            branch = own.get("unconditional_branch", True)
-        elif num_class_embeds is not None:
-            branch = own.get("unconditional_branch", num_class_embeds == len(names) + 1)
+        has_table = Denoiser(network).config.get("num_class_embeds") is not None
+        branch = null_class or embeddings is not None or not has_table
         model = cls(
             network=network,
-            scheduler_config=checkpoints.read_json(path / "scheduler" / "scheduler_config.json"),
+            scheduler_config=scheduler_config,
             classes=names,
             image_shape=shape,
             vae=None if vae is None else vae.eval().requires_grad_(False).to(target),
             class_embeddings=embeddings,
             prompts=prompts,
-            unconditional_branch=branch,
+            unconditional_branch=own.get("unconditional_branch", branch)
+            or not (has_table or embeddings is not None),
             trained_on=own.get("trained_on"),
         )
         return model, own
 
 
-def _check_names(path: Path, own: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    if not names and "classes" not in own:  # a model of ours may have been trained without any
+def _settle_classes(
+    path: Path,
+    index: Mapping[str, Any],
+    network: Any,
+    names: tuple[str, ...],
+    saved: tuple[str, ...],
+    null_class: bool,
+) -> None:
+    """Makes label c of a network that looks labels up mean `names[c]`; no names leave it alone."""
+    if saved and names != saved:
+        raise ValueError(
+            f"{path} was trained on the classes {', '.join(saved)}, in this order. Leave `classes` "
+            "out."
+        )
+    if not names:
+        return
+    if Denoiser(network).kind == "UNet2DModel":
+        rows_of_classes(path, None, names, int(network.config.num_class_embeds) - null_class)
+        return
+    count = int(network.config.num_embeds_ada_norm)
+    rows = rows_of_classes(path, index.get("id2label"), names, count)
+    if rows != list(range(count)):
+        keep_classes(network, rows)
+
+
+def _check_names(
+    path: Path, own: Mapping[str, Any], given: Sequence[str] | None, names: tuple[str, ...]
+) -> None:
+    if given is None and "classes" not in own:  # a model of ours may have been trained without any
         raise ValueError(
             f"{path} does not name its classes. Pass `classes`, in the order of its labels (or as "
             "prompts)."

@@ -24,7 +24,7 @@ from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
-from synthaug._training.parts import load_part, read_index
+from synthaug._training.parts import IDLE_PARTS, PARTS, read_index
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.samplers import make_scheduler
@@ -43,9 +43,6 @@ from synthaug.synthesizers.cascade._config import Upsampling
 
 _LEVELS = "level_embedding"
 _LOW_RES = "low_res_scheduler"
-_PARTS = ("unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer", "low_res_scheduler")
-_IDLE = ("safety_checker", "feature_extractor", "watermarker")
-"""Parts of others' checkpoints that are used, and those that may be left out."""
 
 
 @final
@@ -344,7 +341,7 @@ class CascadeStage:
             device=device,
         )
         if index.get("vqvae"):
-            model = _with_autoencoder(model, path, index, size)
+            model = _with_autoencoder(model, size)
         if not own:
             model = _fitted(model, size, takes_levels)
         levels, embedding, schedule = None, None, None
@@ -396,7 +393,7 @@ def _check_record(
 def _check_foreign(path: Path, index: Mapping[str, Any]) -> None:
     """Refuses super-resolution pipelines of diffusers that condition in other ways."""
     parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    foreign = sorted(set(parts) - {*_PARTS, *_IDLE})
+    foreign = sorted(set(parts) - {*PARTS, *IDLE_PARTS})
     if foreign:
         raise CheckpointError(
             f"{path} is a {index.get('_class_name')}, whose {foreign[0]} we cannot use. "
@@ -405,13 +402,9 @@ def _check_foreign(path: Path, index: Mapping[str, Any]) -> None:
         )
 
 
-def _with_autoencoder(
-    model: DiffusionModel, path: Path, index: Mapping[str, Any], size: tuple[int, int]
-) -> DiffusionModel:
-    vae = load_part(path, index, "vqvae", torch.float32)
-    vae.register_to_config(scaling_factor=1.0)  # its pipeline does not scale latents
-    vae = vae.eval().requires_grad_(False).to(model.device)
-    return replace(model, vae=vae, image_shape=(1, *_multiple(vae, size)))
+def _with_autoencoder(model: DiffusionModel, size: tuple[int, int]) -> DiffusionModel:
+    model.vae.register_to_config(scaling_factor=1.0)  # its pipeline does not scale latents
+    return replace(model, image_shape=(1, *_multiple(model.vae, size)))
 
 
 def _fitted(model: DiffusionModel, low_size: tuple[int, int], takes_levels: bool) -> DiffusionModel:

@@ -24,6 +24,7 @@ from synthaug._training.loop import own_randomness
 from synthaug._training.parts import part_class, read_index
 from synthaug._types import Images, Indices
 from synthaug.errors import CheckpointError
+from synthaug.synthesizers._labels import label_embeddings
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._real import check_shape
 from synthaug.synthesizers.class_conditional._config import FineTuningConfig
@@ -107,8 +108,8 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
 
     def _load_base(self, path: Path, known: tuple[str, ...], device: str | None) -> DiffusionModel:
         """The pretrained model, if it can be trained on the images; `known` are its classes."""
-        # Which labels the network knows is found out later; prompts can be of any classes.
-        named = (known or ("any",)) if _takes_labels(path) else self.classes
+        # Prompts can be of any classes; those that a network looks up need not be ours yet.
+        named = known if _takes_labels(path) else self.classes
         base, _ = DiffusionModel.from_pretrained(
             path,
             classes=named,
@@ -271,14 +272,7 @@ def class_tables(network: Any) -> list[nn.Embedding]:
     """The tables in which a network looks labels up: a DiT has one in each of its blocks."""
     if type(network).__name__ == "UNet2DModel":
         return [] if network.class_embedding is None else [network.class_embedding]
-    return [part.embedding_table for part in _label_embeddings(network)]
-
-
-def _label_embeddings(network: nn.Module) -> list[Any]:
-    """The parts of a DiT that look labels up."""
-    from diffusers.models.embeddings import LabelEmbedding
-
-    return [module for module in network.modules() if isinstance(module, LabelEmbedding)]
+    return [part.embedding_table for part in label_embeddings(network)]
 
 
 def learn_classes(
@@ -303,7 +297,7 @@ def learn_classes(
     n = len(classes)
     if type(network).__name__ == "DiTTransformer2DModel":
         trained, null = int(network.config.num_embeds_ada_norm), True
-        for part in _label_embeddings(network):
+        for part in label_embeddings(network):
             part.num_classes = n
             part.dropout_prob = 0.0  # labels are hidden by us, by random numbers of our own
             part.embedding_table = _table(part.embedding_table, trained, null, known, classes)
@@ -352,16 +346,7 @@ def _takes_labels(path: Path) -> bool:
 
 
 def _check_network(base: DiffusionModel, path: Path, *, adapters: bool) -> None:
-    config = base.denoiser.config
-    also = ["addition_embed_type", "class_embed_type"]
-    if base.class_embeddings is not None:
-        also.append("num_class_embeds")
-    for name in also:
-        if config.get(name) is not None:
-            raise CheckpointError(
-                f"The network in {path} needs more than an image, a timestep and a prompt or label "
-                f"({name} is {config[name]!r}), which cannot be trained here."
-            )
+    base.check_complete()
     if adapters and not any(name.endswith(_ADAPTED) for name, _ in base.network.named_modules()):
         raise CheckpointError(
             f"The network in {path} has no attention layer to put adapters on. Train all weights: "

@@ -27,7 +27,6 @@ from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
-from synthaug.errors import CheckpointError
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer, Guide
 from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
 from synthaug.synthesizers._fit import FitJob
@@ -63,14 +62,8 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
     """Where `source` indices point to; see `with_sources`."""
 
     def __post_init__(self) -> None:
+        self.model.check_complete()
         self.model.check_sampler(self.sampler)
-        vae, given = self.model.vae, self.model.denoiser.in_channels
-        wanted = self.image_shape[0] if vae is None else int(vae.config.latent_channels)
-        if given != wanted:
-            raise CheckpointError(
-                f"The network takes {given} channels, of which {wanted} are noise: the others are "
-                "another image. A stage of a cascade belongs in a `Cascade`."
-            )
 
     @property
     def can_be_guided(self) -> bool:
@@ -176,17 +169,16 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         dtype: torch.dtype | Precision = "auto",
         device: str | torch.device | None = None,
         sampler: SamplerConfig | Mapping[str, Any] | None = None,
+        null_class: bool = False,
     ) -> "ClassConditional":
         """Loads a diffusers directory, or a model of the hub.
-
-        A class-conditional `UNet2DModel` that was not trained by us has a null class, and can be
-        guided, only if it has exactly one class more than are named.
 
         Args:
             path: A directory with `model_index.json`, or "hub:OWNER/NAME".
             classes: Class names. Needed unless the checkpoint was trained by us. For a checkpoint
                 with a text encoder they are the prompts: one or two words each work best at low
-                guidance (Azizi et al. 2023).
+                guidance (Azizi et al. 2023). Of a DiT that names its classes, any of these names;
+                of others with a table of labels, a name for every class in the order of the table.
             image_size: Height and width in pixels; by default the checkpoint's own.
             prompt_template: `{}` in it stands for the class name; underscores become spaces.
             negative_prompt: Prompt of the unconditional branch.
@@ -195,11 +187,17 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             device: Where to run; a GPU if there is one by default.
             sampler: How to sample in place of what was saved; a mapping such as
                 `{"num_inference_steps": 25}` changes single settings of it.
+            null_class: Whether the last class of a `UNet2DModel` that was not trained by us is the
+                null class, which has no name in `classes`; guidance needs it.
 
         Raises:
+            ValueError: If the names do not fit the checkpoint, a prompt is too long for its text
+                encoder, or two prompts are the same to it.
             CheckpointError: If there is no such directory, it is not a diffusers directory, a part
                 is missing, or a weight is not finite.
         """
+        if classes is not None and not classes:
+            raise ValueError("`classes` is empty. Name at least one class.")
         model, saved = DiffusionModel.from_pretrained(
             path,
             classes=classes,
@@ -208,6 +206,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             negative_prompt=negative_prompt,
             dtype=dtype,
             device=device,
+            null_class=null_class,
         )
         return cls(model=model, sampler=SamplerConfig.chosen(saved, sampler))
 

@@ -100,6 +100,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self.model.check_complete()
         self.model.check_sampler(self.sampler)
         METHOD.check_choices(self)
         check_at_least(1, group_size=self.group_size)
