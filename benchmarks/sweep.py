@@ -30,11 +30,11 @@ from synthaug import (
     generate,
     load_dataset,
 )
-from synthaug._sweep.settings import Trial
 from synthaug.evaluation import scaling_arms
 from synthaug.features import named
 from synthaug.images import LabeledImages
 from synthaug.sweeps import SweepConfig, sweep
+from synthaug.sweeps._settings import Trial
 
 
 def split(images: LabeledImages, share: float) -> tuple[LabeledImages, LabeledImages]:

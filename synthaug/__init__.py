@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from synthaug import guidance as guidance
     from synthaug import huggingface as huggingface
     from synthaug import images as images
+    from synthaug import improvement as improvement
     from synthaug import lightning as lightning
     from synthaug import memorization as memorization
     from synthaug import metrics as metrics
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from synthaug._training.training_config import TrainingConfig as TrainingConfig
     from synthaug.errors import SynthaugError as SynthaugError
     from synthaug.evaluation import evaluate as evaluate
+    from synthaug.improvement import improve as improve
     from synthaug.synthesizers import AbstractSynthesizer as AbstractSynthesizer
     from synthaug.synthesizers import Cascade as Cascade
     from synthaug.synthesizers import ClassConditional as ClassConditional
@@ -77,6 +79,7 @@ _HOME = {
     "audit": "_audit",
     "evaluate": "evaluation",
     "generate": "_generate",
+    "improve": "improvement",
     "load_dataset": "_images.labeled",
     "membership": "_audit",
     "split_for_audit": "_audit",
@@ -93,6 +96,7 @@ _NAMESPACES = (
     "guidance",
     "huggingface",
     "images",
+    "improvement",
     "lightning",
     "memorization",
     "metrics",

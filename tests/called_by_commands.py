@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import synthaug
-from synthaug import caches, evaluation, memorization, sweeps, synthesizers
+from synthaug import caches, evaluation, improvement, memorization, sweeps, synthesizers
 from synthaug._demo import DemoSettings, demo
 from synthaug._training.network_config import LabeledConfig
 from synthaug.synthesizers.cold._config import RestorerConfig
@@ -81,6 +81,13 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
         synthaug.load_dataset,
     ),
     "evaluate quality": (evaluation.score_quality, synthaug.load_dataset),
+    "improve": (
+        synthaug.improve,
+        improvement.ImproveConfig,
+        synthaug.ClassifierConfig,
+        *LOADING,
+        synthaug.load_dataset,
+    ),
     "sweep": (
         sweeps.sweep,
         sweeps.SweepConfig,

@@ -51,7 +51,7 @@ LAYERS = {  # a room imports rooms of earlier lines; within a line there is no c
         "mixing",
         "transforms",
     },
-    "composition": {"__main__", "_cli", "_demo", "_sweep", "sweeps"},
+    "composition": {"__main__", "_cli", "_demo", "improvement", "sweeps"},
 }
 RANK = {room: rank for rank, layer in enumerate(LAYERS.values()) for room in layer}
 STAGES = {"_audit", "_cache", "_datasets", "_generate", "evaluation"}
@@ -113,6 +113,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_frameworks": {"_images"},
     "test_hardness": {"_datasets", "evaluation"},
     "test_html": {"_support"},
+    "test_improve": {"_images", "improvement"},
     "test_label_check": {"evaluation"},
     "test_large_plans": {"_audit", "_cache", "_plan"},
     "test_layout": {"_support", "synthesizers"},
@@ -133,7 +134,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_scaling": {"_training", "synthesizers"},
     "test_source": {"_images", "_pixels"},
     "test_split_for_audit": {"_audit"},
-    "test_sweep": {"_sweep"},
+    "test_sweep": {"sweeps"},
     "test_torch_defaults": {"_support", "evaluation", "samplers"},
     "test_torchvision_contract": {"_images"},
     "test_training": {"_support", "_training"},
@@ -284,7 +285,7 @@ def test_a_method_knows_no_other_method(module):
         assert not others & (METHODS - set(here))
 
 
-BY_NAME = {"synthesizers/__init__.py", "synthesizers/_parameters.py"}
+BY_NAME = {"_support/lazy.py", "synthesizers/__init__.py", "synthesizers/_parameters.py"}
 """What imports by name: public names, and the class of a registered synthesizer."""
 
 

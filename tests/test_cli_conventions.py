@@ -112,7 +112,7 @@ def test_a_switch_can_be_turned_off_again(given, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "missing: a command. Commands: demo, split, train, "),
+        ("", "missing: a command. Commands: demo, improve, split, "),
         ("cache", "missing: a command. Commands: info, verify, "),
         ("trian digits o", "there is no command 'trian'. Did you mean train? Commands: demo, "),
         ("cache exprt", "there is no command 'exprt'. Did you mean export? Commands: info, "),

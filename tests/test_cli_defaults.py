@@ -34,6 +34,7 @@ DIFFERENT = {
     ("channels", "LabeledConfig"): IMAGES_NOT_NETWORK,
     ("channels", "RestorerConfig"): IMAGES_NOT_NETWORK,
     ("width", "load_dataset"): IMAGES_NOT_NETWORK,
+    ("channels", "ImproveConfig"): IMAGES_NOT_NETWORK,
     ("canaries", "CanaryConfig"): "None plants none",
     ("learning_rate", "TrainingConfig"): "None is that of the method: see the next test",
     ("precision", "LowDensity.fit"): "`--precision` is of the training, `dtype` of the base",
@@ -57,10 +58,11 @@ DIFFERENT = {
 }
 """Why a default differs between the shell and what it calls, by option and name there."""
 SHELL_ONLY = {
-    "accept", "allow_overlap", "audit", "autoencoder", "condition", "degradation_settings",
-    "device", "estimate", "features", "features_dir", "fraction", "generator_licence", "labels",
-    "link", "method", "others", "out", "padding", "ratios", "seed", "sheet", "source",
-    "source_licence", "trial", "trust_torchscript", "validation",
+    "accept", "allow_overlap", "audit", "autoencoder", "cache", "condition",
+    "degradation_settings", "device", "estimate", "features", "features_dir", "fraction",
+    "generator_licence", "generator_steps", "labels", "link", "method", "others", "out", "padding",
+    "ratios", "seed", "sheet", "source", "source_licence", "trial", "trust_torchscript",
+    "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),
 }  # fmt: skip
 """Options without a parameter of the name in what is called: objects in Python, or texts."""

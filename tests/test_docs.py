@@ -29,7 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 from torchvision.transforms import v2
 
 import synthaug
-from synthaug import _audit, sweeps, synthesizers
+from synthaug import _audit, improvement, sweeps, synthesizers
 from synthaug import evaluation as _evaluation
 from synthaug.synthesizers import _base
 from tests.checkpoints import write_stable_diffusion
@@ -205,6 +205,8 @@ def small(patch: pytest.MonkeyPatch) -> None:
     grid = {"scheduler": ["ddim"], "num_inference_steps": [2], "guidance_scale": [1.0, 2.0]}
     shortened(sweeps, "sweep", grid=grid, guidance=[1.0])
     shortened(sweeps.SweepConfig, "__init__", per_class=8, force=True, seeds=1)
+    few: dict[str, Any] = {"rounds": 1, "screening_seeds": 2, "final_seeds": 2, "shares": (0.5,)}
+    shortened(improvement.ImproveConfig, "__init__", images_per_round=0.5, **few)
     few_noisy_images(patch, per_level=40)
     patch.setattr(
         _base,
@@ -263,7 +265,13 @@ def names(page: str) -> dict[str, Any]:
     }
 
 
-OUT = {"train": 1, "invert": 2, "generate": 1, "cascade": 0}  # which argument is the output
+OUT = {
+    "improve": 1,
+    "train": 1,
+    "invert": 2,
+    "generate": 1,
+    "cascade": 0,
+}  # which argument is the output
 OUTPUT = re.compile(r"\b(?:fit\w*|fine_tune|generate)\([^)]*\"((?:runs/|[\w-]+\.h5)[^\"]*)\"")
 
 

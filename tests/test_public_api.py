@@ -124,6 +124,7 @@ def test_the_root_has_the_names_that_a_first_program_needs_and_no_others():
         "audit",
         "evaluate",
         "generate",
+        "improve",
         "load_dataset",
         "membership",
         "split_for_audit",

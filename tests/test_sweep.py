@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from synthaug import ClassifierConfig, Plan
-from synthaug._sweep import run as _run
-from synthaug._sweep.config import SweepConfig
-from synthaug._sweep.settings import Trial, combinations
 from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation import trained_classifier
 from synthaug.features import Pixel
 from synthaug.images import LabeledImages
-from synthaug.sweeps import SweepReport, sweep
+from synthaug.sweeps import SweepReport, _run, sweep
+from synthaug.sweeps._config import SweepConfig
+from synthaug.sweeps._settings import Trial, combinations
 from synthaug.synthesizers import AbstractSynthesizer, SamplerConfig, streams
 from tests.command_line import check_answer, fail, succeed
 from tests.images import randn, to_images, to_pil

@@ -29,6 +29,7 @@ from synthaug._cli.cite import cite
 from synthaug._cli.demo import demo
 from synthaug._cli.evaluation import evaluate, evaluate_labels
 from synthaug._cli.generation import generate, plan
+from synthaug._cli.improvement import improve
 from synthaug._cli.inversion import invert
 from synthaug._cli.memorization import evaluate_canaries, evaluate_membership
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
@@ -44,6 +45,7 @@ DOES_NOT_FIT = (ValueError, ImportError, MismatchError, CachePendingError, Diver
 """Errors that mean exit code 2; the others that we expect mean 4."""
 COMMANDS: dict[str, Any] = {
     "demo": demo,
+    "improve": improve,
     "split": split,
     "train": train,
     "invert": invert,

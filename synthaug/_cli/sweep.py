@@ -16,11 +16,11 @@ from synthaug._cli.declared import (
 )
 from synthaug._cli.options import ExtractorOptions, FileOptions, NetworkOptions
 from synthaug._cli.publishing import published
-from synthaug._sweep.config import SweepConfig
 from synthaug._training.classifier_config import ClassifierConfig
+from synthaug.sweeps._config import SweepConfig
 from synthaug.synthesizers._sampler import SAMPLER_SETTINGS
 
-SWEEP = defaults("_sweep.run:sweep")
+SWEEP = defaults("sweeps._run:sweep")
 _GRID: list[Declared] = [
     *SAMPLER_SETTINGS,
     *(p for p in row_parameters() if not p.needs_sources and p.type is not bool),

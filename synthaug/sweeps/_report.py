@@ -13,9 +13,9 @@ from synthaug._support.arguments import check_some
 from synthaug._support.charts import Line, line_chart, save_figure
 from synthaug._support.html import Part, heading
 from synthaug._support.report import Report, percent
-from synthaug._sweep.settings import Setting
 from synthaug._types import JSON
 from synthaug.evaluation._quality import QualityScores
+from synthaug.sweeps._settings import Setting
 
 _MOST_LINES = 6
 _COST, _BEST = "network evaluations per image", "Fréchet distance, best up to there"

@@ -25,15 +25,6 @@ from synthaug._support.precision import Resolved, recorded_precision
 from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
 from synthaug._support.stopping import kept_at_stop
-from synthaug._sweep.config import SweepConfig
-from synthaug._sweep.report import SweepReport, SweepRow
-from synthaug._sweep.settings import (
-    Setting,
-    Trial,
-    combinations,
-    default_grid,
-    default_guidance,
-)
 from synthaug._training.checkpoints import load_tensors, reading, write_tensors
 from synthaug._training.loop import own_randomness
 from synthaug._types import Indices, Labels
@@ -43,6 +34,15 @@ from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._comparison import Extraction, common_classes, same_classes
 from synthaug.evaluation._quality import Measure, QualityScores
 from synthaug.features import Extractor, TorchModule, classifier, describe, to_model
+from synthaug.sweeps._config import SweepConfig
+from synthaug.sweeps._report import SweepReport, SweepRow
+from synthaug.sweeps._settings import (
+    Setting,
+    Trial,
+    combinations,
+    default_grid,
+    default_guidance,
+)
 
 logger = logging.getLogger("synthaug")
 

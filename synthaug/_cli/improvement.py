@@ -1,0 +1,128 @@
+"""The command that finds out which synthetic images help."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from synthaug._cli.arguments import names, next_line
+from synthaug._cli.call import Call, Result
+from synthaug._cli.declared import config_options, configured, defaults
+from synthaug._cli.options import FileOptions, ImageOptions, NetworkOptions
+from synthaug._cli.publishing import published
+from synthaug._cli.sweep import ClassifierOptions
+from synthaug._training.classifier_config import ClassifierConfig
+from synthaug.improvement._config import ImproveConfig
+
+IMPROVE = defaults("improvement._run:improve")
+
+if TYPE_CHECKING:
+    SearchOptions: TypeAlias = Any
+else:
+    SearchOptions = config_options(
+        "The search", ImproveConfig, without=("generator", "classifiers", "channels")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """What is tried.
+
+    Args:
+        checkpoint: Generators that are trained already: directories in diffusers layout, or
+            hub:OWNER/NAME.
+        cache: Caches of images that are there already.
+        generator_steps: Optimizer steps of the generator that is trained if there is neither.
+        width: Channels of its first level.
+    """
+
+    checkpoint: str | list[str] | None = None
+    cache: str | list[str] | None = None
+    generator_steps: int = 3000
+    width: int = ImproveConfig.channels
+
+    def recipes(self, network: NetworkOptions) -> dict[str, Any] | None:
+        """Generators and caches by their names; `None` if one is to be trained."""
+        from synthaug._cache import SynthCache
+        from synthaug.synthesizers._kinds import load
+
+        if self.checkpoint is None and self.cache is None:
+            return None
+        found: dict[str, Any] = {}
+        for name in names(self.checkpoint or []):
+            found[name] = load(name, **network.loading())
+        for name in names(self.cache or []):
+            found[name] = SynthCache(name)
+        return found
+
+
+def improve(
+    data: str,
+    out: str,
+    recipes: RecipeOptions,
+    search: SearchOptions,
+    classifiers: ClassifierOptions,
+    network: NetworkOptions,
+    images: ImageOptions,
+    files: FileOptions,
+    *,
+    validation: str | None = IMPROVE.validation,
+    test: str | None = IMPROVE.test,
+    dry_run: bool = IMPROVE.dry_run,
+    call: Call,
+) -> Result:
+    """Find out which synthetic images help a classifier, if any; run again to go on.
+
+    synthaug improve folder:photos improved --minutes 60
+
+    Args:
+        data: Labelled training images.
+        out: Folder for all that is made, and the report: OUT/improve.html and OUT/improve.json.
+        recipes: Where synthetic images come from.
+        search: How recipes are tried.
+        classifiers: What is trained on images.
+        network: What draws the images.
+        images: Their shape.
+        files: For folders.
+        validation: Images to choose by; by default some of DATA are set aside.
+        test: Images that are looked at once, at the end; by default some of DATA are set aside.
+        dry_run: Measure what one step costs, say what would be done, and stop.
+    """
+    from synthaug.improvement._run import improve as run
+
+    real = images.load(data, files)
+    shape, classes = real.image_shape, real.classes
+    config = configured(
+        ImproveConfig,
+        search,
+        channels=recipes.width,
+        generator=replace(
+            ImproveConfig().generator,
+            steps=recipes.generator_steps,
+            decay_steps=recipes.generator_steps // 3,
+            precision=network.precision,
+            device=network.device,
+        ),
+        classifiers=ClassifierConfig(**vars(classifiers), device=network.device),
+    )
+    report = run(
+        real,
+        out,
+        validation=None if validation is None else files.shaped(validation, shape, classes),
+        test=None if test is None else files.shaped(test, shape, classes),
+        recipes=recipes.recipes(network),
+        config=config,
+        dry_run=dry_run,
+    )
+    record = {
+        "verdict": report.verdict,
+        "reasons": report.reasons,
+        "chosen": report.chosen,
+        "share": report.share,
+        "lines": report.lines(),
+    }
+    next = ""
+    if report.verdict == "planned":
+        next = next_line("improve", data, out, "--minutes", f"{config.minutes:g}")
+    elif report.rounds:
+        next = next_line("cite", [one for one in report.rounds if one.kept][-1].cache)
+    return published(report, call, str(Path(out) / "improve"), record, next=next)

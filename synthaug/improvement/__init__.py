@@ -1,0 +1,38 @@
+"""Which synthetic images help this classifier, if any? What `synthaug improve` does.
+
+from synthaug import improvement
+
+report = improvement.improve(
+    train, "improved", test=test,
+    recipes={"mine": improvement.Recipe(synthesizer, {"guidance_scale": 1.5})},
+    config=improvement.ImproveConfig(minutes=30),
+)
+"""
+
+from typing import TYPE_CHECKING
+
+from synthaug._support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from synthaug.improvement._config import ImproveConfig as ImproveConfig
+    from synthaug.improvement._gains import Gain as Gain
+    from synthaug.improvement._recipes import Recipe as Recipe
+    from synthaug.improvement._report import Candidate as Candidate
+    from synthaug.improvement._report import ImproveReport as ImproveReport
+    from synthaug.improvement._report import Round as Round
+    from synthaug.improvement._run import improve as improve
+
+__all__ = ["Candidate", "Gain", "ImproveConfig", "ImproveReport", "Recipe", "Round", "improve"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Candidate": "_report",
+        "Gain": "_gains",
+        "ImproveConfig": "_config",
+        "ImproveReport": "_report",
+        "Recipe": "_recipes",
+        "Round": "_report",
+        "improve": "_run",
+    },
+)

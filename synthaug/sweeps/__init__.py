@@ -1,0 +1,33 @@
+"""Which sampling parameters make the best training images? What `synthaug sweep` does.
+
+from synthaug import sweeps
+
+report = sweeps.sweep(
+    synthesizer, real=train, validation=validation, output_dir="sweep",
+    config=sweeps.SweepConfig(per_class=200),
+)
+"""
+
+from typing import TYPE_CHECKING
+
+from synthaug._support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from synthaug.sweeps._config import SweepConfig as SweepConfig
+    from synthaug.sweeps._report import SweepReport as SweepReport
+    from synthaug.sweeps._report import SweepRow as SweepRow
+    from synthaug.sweeps._run import sweep as sweep
+    from synthaug.sweeps._settings import default_grid as default_grid
+
+__all__ = ["SweepConfig", "SweepReport", "SweepRow", "default_grid", "sweep"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "SweepConfig": "_config",
+        "SweepReport": "_report",
+        "SweepRow": "_report",
+        "default_grid": "_settings",
+        "sweep": "_run",
+    },
+)

@@ -1,0 +1,315 @@
+"""The search for synthetic images that help: what it tries, keeps, decides and refuses."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import synthaug
+from synthaug import AuditReport, ClassifierConfig, Plan, improve
+from synthaug._images.source import ImageSource
+from synthaug.errors import DataError, MismatchError
+from synthaug.evaluation import EvaluationReport, Run
+from synthaug.images import LabeledImages
+from synthaug.improvement import Gain, ImproveConfig, ImproveReport, Recipe, Round
+from synthaug.improvement._cost import Estimate, affordable, runs
+from synthaug.improvement._recipes import RecipeImages
+from synthaug.synthesizers import AbstractSynthesizer, streams
+from tests.command_line import check_answer, fail, succeed
+from tests.images import randn, to_images, to_pil
+from tests.mixtures import report_on
+
+CLASSES = ("dark", "light")
+
+
+def real(n: int, seed: int, spread: float = 60) -> LabeledImages:
+    """Dark and light images of noise, in turn."""
+    labels = np.arange(n) % 2
+    noise = torch.randn((n, 1, 4, 4), generator=torch.Generator().manual_seed(seed))
+    level = torch.from_numpy(110.0 + 36 * labels).view(-1, 1, 1, 1)
+    pixels = (level + spread * noise).clamp(0, 255).to(torch.uint8)
+    return LabeledImages(pixels, labels, CLASSES, name=f"images {seed}")
+
+
+VALIDATION, TEST = real(400, 1), real(400, 2)
+
+
+@dataclass(frozen=True)
+class Levels(AbstractSynthesizer):
+    """Images of the true distribution, or with the two classes exchanged."""
+
+    exchanged: bool = False
+    trained_on: Any = None
+    classes = CLASSES
+    image_shape = (1, 4, 4)
+
+    drawn = 0
+
+    def draw(self, rows: Plan) -> Any:
+        type(self).drawn += len(rows)
+        light = (rows["label"] == 1) != self.exchanged
+        level = torch.from_numpy(np.where(light, 146.0, 110.0)).view(-1, 1, 1, 1)
+        noise = randn(streams(rows["seed"]), self.image_shape)
+        return to_images((level + 60 * noise).clamp(0, 255).to(torch.uint8))
+
+    def recipe(self) -> dict[str, Any]:
+        return {"synthesizer": "Levels", "settings": {"exchanged": self.exchanged}}
+
+
+@pytest.fixture(autouse=True)
+def none_drawn() -> None:
+    Levels.drawn = 0
+
+
+def linear(num_classes: int, image_shape: Any) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
+
+
+AUDITED = RecipeImages.audited
+QUICK = ImproveConfig(
+    shares=(0.5,),
+    images_per_round=10,
+    rounds=2,
+    final_seeds=4,
+    classifiers=ClassifierConfig(model=linear, steps=100, batch_size=8, device="cpu"),
+)
+
+
+def search(folder: Any, n: int = 8, **changes: Any) -> ImproveReport:
+    arguments: dict[str, Any] = {
+        "validation": VALIDATION,
+        "test": TEST,
+        "recipes": {"true": Levels(), "exchanged": Levels(exchanged=True)},
+        "config": QUICK,
+        "progress": False,
+        **changes,
+    }
+    return improve(real(n, 0), folder, **arguments)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def passing_audits() -> Iterator[None]:
+    """Audits that withhold the first image: a real one takes seconds, and has a test of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            RecipeImages, "audited", lambda _, cache: report_on(cache, np.arange(len(cache)) > 0)
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ImproveReport]:
+    folder = tmp_path_factory.mktemp("improve")
+    return folder, search(folder)
+
+
+def test_images_of_the_true_distribution_help_eight_real_ones(found):
+    _, report = found
+    assert report.verdict == "use"
+    assert report.chosen == "true"
+    assert report.gain.low > 0
+    assert report.test_gain.mean > 0.02
+    assert report.candidates[-1].recipe == "exchanged"  # dropped early, on fewer seeds
+    assert report.candidates[-1].seeds == 2
+    assert report.candidates[0].seeds == 4
+    assert report.rounds[0].served == report.rounds[0].images - 1
+    assert "MixedDataset" in report.lines()
+
+
+def test_the_lines_to_paste_serve_what_a_real_audit_passed(tmp_path, monkeypatch):
+    pool = RecipeImages(
+        "true", Recipe(Levels()), ImageSource.open(real(8, 0)), real(20, 1), tmp_path, QUICK
+    )
+    cache = pool.cache([{"dark": 2, "light": 2}])
+    report = AUDITED(pool, cache)
+    assert AuditReport.from_json(pool.audit_path(cache)).identity == report.identity
+    monkeypatch.setattr("synthaug.improvement._recipes.audit", None)  # none is made a second time
+    assert AUDITED(pool, cache).verdict == report.verdict
+    best = Round(
+        images=4,
+        served=4,
+        accuracy=0.5,
+        gain=Gain(mean=0.0, standard_error=None, low=None, high=None, seeds=1),
+        kept=True,
+        cache=str(cache.path),
+        audit=report.verdict,
+        audit_report=str(pool.audit_path(cache)),
+    )
+    answer = ImproveReport(
+        verdict="use",
+        reasons=[],
+        sets={},
+        candidates=[],
+        settings={},
+        share=0.5,
+        rounds=[best],
+    )
+    names: dict[str, Any] = {"synthaug": synthaug, "train": real(8, 0)}
+    exec("\n".join(answer.lines().splitlines()[:2]), names)
+    assert len(names["mixed"]) == 8
+
+
+def test_rerun_nothing_is_made_anew_and_the_answer_is_the_same(found):
+    folder, report = found
+    again = search(folder)
+    assert Levels.drawn == 0
+    assert again.gain == report.gain
+    assert again.test_gain == report.test_gain
+
+
+def test_images_that_harm_are_answered_with_none_and_the_test_stays_unused(tmp_path):
+    config = replace(QUICK, rounds=1)
+    report = search(tmp_path, recipes={"exchanged": Levels(exchanged=True)}, config=config)
+    assert report.verdict == "none"
+    assert report.test_gain is None
+    assert report.lines() == ""
+    assert "test images were not looked at" in " ".join(report.reasons)
+
+
+def test_the_report_survives_its_file(found, tmp_path):
+    folder, report = found
+    again = ImproveReport.from_json(folder / "improve.json")
+    assert again.candidates == report.candidates
+    assert again.rounds == report.rounds
+    assert str(again) == str(report)
+    assert "To paste into a training loop" in (folder / "improve.html").read_text()
+
+
+def test_without_splits_they_are_set_aside_by_class(tmp_path):
+    report = search(tmp_path, n=200, validation=None, test=None, dry_run=True)
+    assert report.verdict == "planned"
+    assert report.sets["test"] + report.sets["validation"] + report.sets["train"] == 200
+    assert 20 <= report.sets["validation"] <= 45
+    assert Levels.drawn < 1000
+    assert not list(tmp_path.glob("recipe-*/*.h5"))
+
+
+def test_a_budget_too_small_for_one_recipe_is_refused_before_any_training(tmp_path):
+    with pytest.raises(ValueError, match=r"`minutes` is 1e-05, and one recipe takes about"):
+        search(tmp_path, config=replace(QUICK, minutes=1e-5))
+    assert not (tmp_path / "classifiers").exists()
+
+
+def test_recipes_that_do_not_fit_are_named(tmp_path):
+    config = replace(QUICK, shares=(0.5, 0.3))
+    estimate = Estimate(classifier=60.0, generator=0.0, images={"a": 0.0})
+    wanted = [("a", 0.5), ("a", 0.3)]
+    minutes = estimate.total(wanted[:1], config, 100) / 60
+    taken, left = affordable(wanted, estimate, replace(config, minutes=minutes), 100)
+    assert (taken, left) == (wanted[:1], wanted[1:])
+    # 2 rivals and 1 recipe on 2 seeds, then 2 arms to 4 seeds, a round, and the confirmation
+    assert runs(1, config) == 4 + 2 * 2 + 2 * 2 + 4 + 8
+
+
+def test_another_search_does_not_share_the_folder(tmp_path):
+    search(tmp_path, dry_run=True)
+    with pytest.raises(MismatchError, match="holds a search with other images"):
+        search(tmp_path, dry_run=True, config=replace(QUICK, shares=(0.3,)))
+
+
+def by_mean(fails: Callable[[int], bool] = lambda seed: False) -> Any:
+    """A classifier of the user's: the threshold between the mean levels of two classes."""
+
+    def fit(dataset: Any, seed: int) -> Any:
+        if fails(seed):
+            raise RuntimeError("no memory")
+        levels = np.array([np.asarray(image).mean() for image, _ in dataset])
+        labels = np.array([int(label) for _, label in dataset])
+        threshold = (levels[labels == 0].mean() + levels[labels == 1].mean()) / 2
+
+        def predict(images: Any) -> Any:
+            return [int(np.asarray(image).mean() > threshold) for image, _ in images]
+
+        return predict
+
+    return fit
+
+
+def test_the_users_own_training_is_tried_and_a_failing_seed_is_named(tmp_path):
+    recipes = {"true": Levels()}
+    report = search(tmp_path, recipes=recipes, fit=by_mean(lambda seed: seed == 3))
+    assert report.rival == "real, as it is"
+    assert report.gain is not None
+    assert report.gain.seeds == 3
+    with pytest.raises(DataError, match=r"`fit` failed on 2 of 2 seeds.*RuntimeError: no memory"):
+        search(tmp_path / "b", recipes=recipes, fit=by_mean(lambda seed: True))
+
+
+def test_what_predict_returns_is_checked(tmp_path):
+    def fit(dataset: Any, seed: int) -> Any:
+        return lambda images: np.full(len(images), np.nan)
+
+    with pytest.raises(DataError, match="returned NaN"):
+        search(tmp_path, fit=fit)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipes": {}}, "`recipes` is empty"),
+        ({"recipes": {"a": 3}}, "`source` is a int"),
+        ({"validation": real(10, 5)}, "`validation` has 10 images"),
+        ({"fit": 3}, "`fit` is a int"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(tmp_path, changes, message):
+    with pytest.raises((DataError, TypeError, ValueError), match=message):
+        search(tmp_path, **changes)
+    assert Levels.drawn == 0
+
+
+def test_a_bound_is_students_t_over_the_seeds():
+    def run(arm: str, seed: int, accuracy: float) -> Run:
+        zero: Any = dict.fromkeys(
+            ("steps", "selected_step", "images_seen", "unique_real", "unique_synthetic"), 0
+        )
+        curves: Any = {"loss_curve": [], "validation_curve": [], "class_accuracies": []}
+        return Run(
+            arm=arm,
+            seed=seed,
+            test_accuracy=accuracy,
+            validation_accuracy=None,
+            seconds=0.0,
+            **zero,
+            **curves,
+        )
+
+    runs = [run("a", 0, 0.5), run("a", 1, 0.5), run("a", 2, 0.5)]
+    runs += [run("b", 0, 0.51), run("b", 1, 0.53), run("b", 2, 0.52)]
+    report = EvaluationReport(runs=runs, classes=[], settings={}, arms={}, baseline="a")
+    gain = Gain.of(report, "b", "a", 0.95)
+    assert gain.mean == pytest.approx(0.02)
+    assert gain.standard_error == pytest.approx(0.01 / 3**0.5)
+    assert gain.low == pytest.approx(0.02 - 2.919986 * 0.01 / 3**0.5)  # t of 2 degrees of freedom
+
+
+def test_a_recipe_is_a_synthesizer_or_a_cache():
+    with pytest.raises(TypeError, match="expected a synthesizer"):
+        Recipe("runs/model")
+
+
+def test_a_search_from_the_command_line(tmp_path):
+    for name, n in (("train", 12), ("validation", 20), ("test", 20)):
+        images = real(n, len(name))
+        for i in range(n):
+            folder = tmp_path / name / CLASSES[int(images.labels[i])]
+            folder.mkdir(parents=True, exist_ok=True)
+            to_pil(images.read([i])[0]).save(folder / f"{i}.png")
+    train, validation, test = (f"folder:{tmp_path / n}" for n in ("train", "validation", "test"))
+    synthesizer = Levels()
+    plan = synthesizer.plan(per_class=6, seed=0)
+    synthaug.generate(synthesizer, plan, tmp_path / "cache.h5", progress=False)
+    line = ["improve", train, str(tmp_path / "out"), "--validation", validation, "--test", test]
+    line += ["--cache", str(tmp_path / "cache.h5"), "--channels", "1", "--device", "cpu"]
+    line += ["--steps", "2", "--rounds", "1", "--final-seeds", "2", "--shares", "0.5"]
+    assert "Next: synthaug improve" in succeed(*line, "--dry-run")
+    assert "Report: " in succeed(*line)
+    report = ImproveReport.from_json(tmp_path / "out" / "improve.json")
+    assert report.chosen == str(tmp_path / "cache.h5")
+    assert str(report.settings["command"]).startswith("synthaug improve ")
+    check_answer(*line)
+    assert "`--shares` must be in (0, 1], got 1.5" in fail(2, *line[:-2], "--shares", "1.5")
