@@ -224,6 +224,47 @@ def step_arguments(scheduler: Any, generators: Streams, eta: float) -> dict[str,
     return arguments
 
 
+def check_timesteps(scheduler: Any, eta: float) -> None:
+    """Refuses timesteps from which a scheduler cannot step.
+
+    Args:
+        scheduler: Its timesteps are set.
+        eta: As of the steps.
+
+    Raises:
+        ValueError: For timesteps beyond the training grid or none between two, as some ways to
+            space very many of them give; for DDIM's ancestral steps from pure noise.
+        CheckpointError: For a start from pure noise (zero terminal SNR) with a network that
+            predicts the noise.
+    """
+    config, timesteps = scheduler.config, scheduler.timesteps.double().flatten()
+    kind, trained = type(scheduler).__name__, config.num_train_timesteps
+    # Solvers of several stages visit a timestep twice.
+    idle = bool((timesteps == timesteps[0]).all()) and len(timesteps) > 1
+    if idle or float(timesteps.max()) > trained - 1:
+        raise ValueError(
+            f"`num_inference_steps` is {scheduler.num_inference_steps:,}, which {kind} cannot "
+            f"space as {config.get('timestep_spacing')!r} over the checkpoint's {trained:,} "
+            "timesteps. Take fewer steps."
+        )
+    # Some schedulers put a tiny number in the place of zero.
+    signal = float(scheduler.alphas_cumprod[round(float(timesteps.max()))])
+    if signal > (2**-23 if config.get("rescale_betas_zero_snr") else 0):
+        return
+    if config.prediction_type == "epsilon":
+        raise CheckpointError(
+            "The checkpoint's schedule ends in pure noise (`rescale_betas_zero_snr`), where the "
+            "noise that the network predicts tells nothing of an image. If it was trained so, set "
+            "`prediction_type` to 'v_prediction' in scheduler_config.json; else set "
+            "`rescale_betas_zero_snr` to false."
+        )
+    if eta == 1:
+        raise ValueError(
+            "`eta` = 1 gives no finite image on a schedule that ends in pure noise "
+            "(`rescale_betas_zero_snr`). Use the `scheduler` 'ddpm', which takes the same steps."
+        )
+
+
 def check_pushable(scheduler: Any) -> None:
     """Refuses schedulers that a push would mislead.
 
@@ -258,10 +299,11 @@ def steps_of(scheduler: Any, timesteps: Tensor, eta: float, until: float = 1.0) 
 def timesteps_from(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor:
     """The timesteps to visit: all of them for `strength` 1, the last part for less.
 
-    `strength` is the share of the schedule, as in diffusers' image-to-image pipelines: the source
-    image is noised to the first timestep returned. At least one step is always taken.
+    `strength` is the share of the schedule, and its steps are rounded down, as in diffusers'
+    image-to-image pipelines: the source image is noised to the first timestep returned. Unlike
+    there, at least one step is always taken.
     """
-    skipped = num_inference_steps - max(1, round(num_inference_steps * strength))
+    skipped = num_inference_steps - max(1, int(num_inference_steps * strength))
     if skipped and hasattr(scheduler, "set_begin_index"):  # diffusers' that count their steps
         scheduler.set_begin_index(skipped * scheduler.order)
     return scheduler.timesteps[skipped * scheduler.order :]
@@ -451,6 +493,7 @@ __all__ = [
     "Step",
     "Trajectory",
     "check_pushable",
+    "check_timesteps",
     "check_trained_for",
     "check_until",
     "denoised_estimate",

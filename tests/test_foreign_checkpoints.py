@@ -258,3 +258,64 @@ def test_weights_that_are_elsewhere_are_refused(tiny_checkpoint):
     model = load(tiny_checkpoint("stable_diffusion")).model
     with pytest.raises(CheckpointError, match="weights of the autoencoder are offloaded"):
         replace(model, vae=type(model.vae).from_config(model.vae.config).to("meta"))
+
+
+# -- schedules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strength", [0.29, 0.58, 1.0])
+def test_variants_of_real_images_are_drawn_as_the_image_to_image_pipeline_does(
+    tiny_checkpoint, strength
+):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    checkpoint = tiny_checkpoint("stable_diffusion")
+    synthesizer = load(checkpoint, ["a"], sampler={"num_inference_steps": 10})
+    real = torch.utils.data.TensorDataset(
+        torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    )
+    plan = synthesizer.with_sources(real).plan(per_class=2, strength=strength, guidance_scale=2.0)
+    pixels = real.tensors[0][torch.tensor(plan["source"])]
+    model = synthesizer.model
+    with torch.inference_mode():
+        latents = model.encode(pixels)
+    pipeline = StableDiffusionImg2ImgPipeline(
+        **checkpoint.pipeline.components, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        ["a", "a"],
+        image=latents,  # it would sample the posterior
+        strength=strength,
+        guidance_scale=2.0,
+        num_inference_steps=10,
+        generator=streams(plan["seed"]),
+        output_type="np",
+    )
+    ours = synthesizer.with_sources(real).draw(plan)
+    assert gray_levels(ours, theirs) < 0.01
+
+
+def test_a_schedule_that_ends_in_pure_noise_needs_a_network_that_can_leave_it(
+    tiny_checkpoint, changed
+):
+    path = changed(
+        "zero_terminal_snr", "scheduler/scheduler_config.json", prediction_type="epsilon"
+    )
+    for scheduler in SCHEDULERS:
+        with pytest.raises(CheckpointError, match="set `prediction_type` to 'v_prediction' in sch"):
+            load(path, sampler={"scheduler": scheduler})
+    checkpoint = tiny_checkpoint("zero_terminal_snr")
+    with pytest.raises(ValueError, match="Use the `scheduler` 'ddpm', which takes the same steps"):
+        load(checkpoint, sampler={"eta": 1.0})
+    for sampler in ({"eta": 0.9}, {"scheduler": "ddpm"}):
+        synthesizer = load(checkpoint, sampler=sampler)
+        assert torch.isfinite(synthesizer.draw(synthesizer.plan(per_class=1))).all()
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++", "DEISMultistepScheduler"])
+def test_more_steps_than_a_scheduler_can_space_are_refused(tiny_checkpoint, scheduler):
+    sampler = {"scheduler": scheduler, "num_inference_steps": 1000}
+    with pytest.raises(ValueError, match=r"is 1,000, which .* cannot space as 'leading'"):
+        load(tiny_checkpoint("stable_diffusion"), sampler=sampler)
+    load(tiny_checkpoint("sd_turbo"), sampler=sampler)  # spaced from the end

@@ -39,6 +39,7 @@ from synthaug.errors import CheckpointError
 from synthaug.samplers import (
     Push,
     Trajectory,
+    check_timesteps,
     check_trained_for,
     make_scheduler,
     sample,
@@ -315,8 +316,9 @@ class DiffusionModel:
         """Refuses sampler settings that this checkpoint cannot follow.
 
         Raises:
-            ValueError: For an unfit scheduler, no step or more than there are timesteps, or an
-                `eta` or a `log_variance_mix` that the scheduler would ignore.
+            ValueError: For an unfit scheduler, no step or more than it can take, an `eta` or a
+                `log_variance_mix` that the scheduler would ignore, or a start from pure noise that
+                the network or the scheduler cannot leave.
             CheckpointError: If the scheduler's config is damaged.
         """
         steps = sampler.num_inference_steps
@@ -337,6 +339,7 @@ class DiffusionModel:
                 f"config ({type(error).__name__}: {shortened(error)}). Correct "
                 "scheduler_config.json."
             ) from error
+        check_timesteps(scheduler, sampler.eta)
 
     def settings(self, sampler: SamplerConfig) -> dict[str, JSON]:
         """What determines an image besides weights and row, for a recipe."""

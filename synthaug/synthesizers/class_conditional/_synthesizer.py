@@ -123,7 +123,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         guided = rows.get("guidance_scale", 1.0) != 1
         wanted = self.sampler.num_inference_steps
         extra = self.model.num_steps(self.sampler) - wanted
-        steps = np.maximum(1, np.rint(wanted * strengths)).astype(np.int64)
+        steps = np.maximum(1, (wanted * strengths).astype(np.int64))  # rounded down
         return (steps + extra) * (1 + guided)
 
     def _plan_problems(self, columns: Mapping[str, Any]) -> Iterator[str]:
