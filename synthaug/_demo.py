@@ -23,6 +23,7 @@ import torch
 from markupsafe import Markup
 
 from synthaug._audit import AuditReport, audit
+from synthaug._audit.verdict_report import told
 from synthaug._cache import SynthCache
 from synthaug._datasets import MixedDataset
 from synthaug._generate import generate
@@ -327,7 +328,7 @@ def demo(
     print()
     print(evaluation.table())
     print()
-    print(f"Audit: {report.verdict}. {' '.join(report.reasons)}")
+    print(told(report.verdict, report.reasons))
     print(f"Report: {path.resolve()} ({minutes:.1f} minutes)")
     return path
 

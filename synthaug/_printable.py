@@ -1,4 +1,4 @@
-"""Text from outside, made fit for terminals and pages: names of classes and files, settings.
+"""Text for terminals and pages: names of classes and files from outside, settings, amounts.
 
 Such a name may hold what a terminal obeys (an escape sequence can rewrite what stands above it),
 what turns the order of letters around, or what has no place in UTF-8 at all. All of it is shown
@@ -28,6 +28,16 @@ def shortened(text: object) -> str:
     """A text out of a file or a library for an error message, or the beginning of a long one."""
     words = str(text)
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]} ..."
+
+
+def amount(count: int, noun: str) -> str:
+    """A number of things in words.
+
+    >>> amount(1, "file"), amount(1200, "class"), amount(0, "copy")
+    ('1 file', '1,200 classes', '0 copies')
+    """
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else noun + ("es" if noun[-1] == "s" else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -38,7 +38,9 @@ from synthaug._audit.report import _MISSING, _SPREAD
 from synthaug._audit.spread import Spread
 from synthaug._audit.tiers import Power
 from synthaug._audit.verdict import Counts, Findings, judge, resolution
+from synthaug._audit.verdict_report import told
 from synthaug._neighbors import INDEXES, Index, merge, search, threads
+from synthaug._support import progress
 from synthaug.errors import AuditError, DataError
 
 COUNTS = Counts(
@@ -60,6 +62,7 @@ COUNTS = Counts(
 )
 NOTHING = Findings(
     exact=0,
+    identical=0,
     copied=False,
     calibrated=0,
     competed=0,
@@ -711,7 +714,10 @@ def test_one_equal_image_is_to_be_looked_at_and_more_are_a_failure(
     one = quiet(torch.cat([train[:1], fresh]), train, holdout=holdout)
     assert one.verdict == "inconclusive"
     assert one.flagged.tolist() == [0]
-    assert "Look at 1 of 101 images" in one.reasons[0]
+    assert one.reasons[0] == (
+        "1 of 101 images equals a training image pixel by pixel. It is withheld."
+    )
+    assert "Look at the pairs" in one.reasons[1]
     assert quiet(torch.cat([train[:5], fresh]), train, holdout=holdout).verdict == "fail"
 
 
@@ -772,8 +778,8 @@ def test_a_hold_out_too_small_for_the_task_is_inconclusive_and_says_what_to_do(
 ) -> None:
     report = quiet(fresh, train, holdout=holdout[:8])
     assert report.verdict == "inconclusive"
-    assert "hold out more images" in " ".join(report.reasons)
-    assert "to tell must be possible from 25 on" in " ".join(report.reasons)
+    assert "Hold out more images" in " ".join(report.reasons)
+    assert "could be chance if 25 copies came closer" in " ".join(report.reasons)
     assert quiet(fresh, train, holdout=holdout[:95]).verdict == "pass"
 
 
@@ -839,7 +845,7 @@ def test_where_all_images_are_drawn_to_training_images_competition_decides() -> 
     report = drawn(0.7)
     assert report.shift["shifted"]
     assert report.verdict == "fail"
-    assert "found by target-decoy competition" in report.reasons[0]
+    assert "by target-decoy competition" in report.reasons[0]
     np.testing.assert_array_equal(
         report.passed, ~((report.q_values <= 0.05) | (report.q_decoy <= 0.05))
     )
@@ -890,6 +896,55 @@ def test_a_shift_decides_which_evidence_counts(change: dict[str, Any], verdict: 
     assert "cannot flag fewer than 4 images" in " ".join(reasons)
 
 
+@pytest.mark.parametrize(
+    ("change", "opening"),
+    [
+        ({"exact": 10, "identical": 10}, "10 of 100 images equal a training image pixel by pixel."),
+        ({"exact": 3, "identical": 2}, "3 of 100 images equal a training image pixel by pixel, or"),
+        ({"exact": 1, "copied": True}, "1 of 100 images equals a training image pixel by pixel"),
+        ({"calibrated": 9, "shifted": True}, "9 of 100 images come closer to a training image"),
+    ],
+)
+def test_a_verdict_opens_with_what_was_found(change: dict[str, Any], opening: str) -> None:
+    findings = replace(NOTHING, withheld=12, fewest_copies=1, **change)
+    verdict, reasons = judge(
+        findings, COUNTS, power=[seen()], missing=("drawn",), fdr=0.05, level=0.01
+    )
+    text = told(verdict, reasons)
+    assert text.startswith(opening)
+    assert text.splitlines()[0].endswith("withheld.")
+    assert text.splitlines()[1].startswith(f"Verdict: {verdict}. ")
+    assert "1 synthetic class has no held-out images: 'drawn'." in text
+    assert "3 copies of training images would have been noticed" in text
+    assert len(text.split()) < 150
+
+
+def test_progress_moves_while_copies_are_judged_and_ends_at_its_total(
+    monkeypatch: pytest.MonkeyPatch, scenes: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    bars = []
+
+    class Noted(progress.Lines):
+        def update(self, n: int = 1) -> None:
+            super().update(n)
+            counts.append((self.desc, self.n))
+
+    def noted(total: int, desc: str, unit: str, **_: Any) -> progress.Lines:
+        bars.append(Noted(total, desc, unit))
+        return bars[-1]
+
+    counts: list[tuple[str, int]] = []
+    monkeypatch.setattr("synthaug._audit.comparison.bar", noted)
+    monkeypatch.setattr("synthaug._audit.matching._REGISTERED_AT_ONCE", 64 * 16 * 16)
+    train, holdout, fresh = scenes
+    quiet(fresh[:20], train[:20], holdout=holdout[[0, 0, *range(10)]])
+    (shown,) = bars
+    assert shown.n == shown.total
+    planted = [n for desc, n in counts if desc.endswith("planted copies")]
+    assert len(planted) >= 3
+    assert np.diff(planted).max() <= 64
+
+
 def test_a_verdict_says_how_many_copies_there_are_at_least() -> None:
     findings = replace(NOTHING, calibrated=9, withheld=12, fewest_copies=5)
     reasons = judge(findings, COUNTS, power=[seen()], missing=(), fdr=0.05, level=0.01)[1]
@@ -902,7 +957,7 @@ def test_a_verdict_says_how_many_copies_there_are_at_least() -> None:
     [
         ({"counts": replace(COUNTS, holdout=0)}, "Give a hold-out"),
         ({"findings": replace(NOTHING, leaning=True)}, "lean to the training images"),
-        ({"missing": ("cat", "dog")}, "2 synthetic classes is held out (the first: cat)"),
+        ({"missing": ("cat", "dog")}, "2 synthetic classes have no held-out images: 'cat', for"),
         (
             {
                 "findings": replace(NOTHING, shifted=True),
@@ -1565,7 +1620,7 @@ def test_the_page_shows_verdict_pairs_power_and_limits_in_this_order(
     place = 0
     for part in (
         "Images too close to training images</h1>",
-        "Images too close to a training image, of 120: 20 with equal or nearly equal pixels",
+        "20 of 120 images equal a training image pixel by pixel",
         "What was compared",
         "The closest pairs",
         "difference, aligned",

@@ -312,16 +312,17 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     record = json.loads(report.with_suffix(".json").read_text())
     assert outcome.code == record["exit_code"]
     assert outcome.code in (0, 1, 3)
-    assert outcome.out.startswith(f"{record['verdict']}: ")
-    assert (
-        f"synthaug evaluate folder:{work / 'train'} {cache} TEST --audit {report}.json"
-        in (outcome.out.splitlines()[-1])
-    )
+    assert f"\nVerdict: {record['verdict']}. " in outcome.out
+    line = outcome.out.splitlines()[-1]
+    train = f"folder:{work / 'train'}"
+    mixes = f"synthaug evaluate {train} {cache} TEST --audit {report}.json"
+    assert (mixes in line) == (record["verdict"] != "inconclusive")
+    assert (f"synthaug audit {cache} {train} --holdout" in line) == (mixes not in line)
     assert "<html" in report.with_suffix(".html").read_text()
 
     copies = run("audit", f"folder:{work / 'train'}", *audit[2:-1], work / "copies")
     assert copies.code == 1
-    assert copies.out.startswith("fail: ")
+    assert copies.out.startswith("36 of 36 images equal a training image pixel by pixel. They are")
     assert f"Look at {work / 'copies'}.html first. Next: synthaug cache import" in copies.out
 
     out = work / "evaluation"
@@ -358,7 +359,7 @@ def test_labels_are_checked_and_an_autoencoder_has_an_arm_of_its_own(work, cache
     vae.save_pretrained(work / "vae")
     once = ("--steps", 1, "--seeds", 1, "--device", "cpu", "--out")
     check_answer("evaluate labels", cache, train, "--percentile", 50, *once, work / "labels")
-    assert "Training 1 classifiers on the real images, 1 steps each." in caplog.text
+    assert "Training 1 classifier on the real images, 1 step each." in caplog.text
     withheld = json.loads((work / "labels.json").read_text())["withheld"]
     assert len(withheld) == 3 * (5 // 2)  # of every class half, rounded down
     text = succeed(
@@ -456,7 +457,7 @@ def test_a_cache_can_be_looked_at_and_verified(work, cache):
     damaged.write_bytes(content)
     outcome = run("cache", "verify", damaged)
     assert outcome.code == 4
-    assert outcome.out.startswith("1 damaged rows: 7.")
+    assert outcome.out.startswith("1 damaged row: 7.")
     succeed("generate", work / "run", damaged, "--per-class", 5, *DRAW)
     assert damaged.read_bytes() == cache.read_bytes()
 
@@ -837,6 +838,35 @@ def test_a_trial_is_small_says_so_and_names_the_whole_command(work, tmp_path):
     assert "`--trial` is for networks that begin anew" in fail(
         2, *given, "--method", "finetune", "--base", out
     )
+
+
+def test_what_is_stated_for_a_trial_stays_even_if_it_is_the_default(monkeypatch, work, tmp_path):
+    configs = []
+
+    def noted(job: Any) -> Any:
+        configs.append((job.config, job.options.width))
+        raise ValueError("enough")
+
+    monkeypatch.setitem(
+        TRAININGS, "--condition labels", (noted, TRAININGS["--condition labels"][1])
+    )
+    given = ["train", f"folder:{work / 'train'}", tmp_path / "run", "--trial"]
+    usual = TrainingConfig()
+    fail(2, *given, "--batch-size", usual.batch_size, "--steps", usual.steps, "--width", 64)
+    fail(2, *given, "--decay-steps", usual.steps // 5, "--warmup-steps", 1000)
+    # A configuration file may hold all arguments: what equals its default there is not stated.
+    (tmp_path / "given.yaml").write_text(f"batch_size: {usual.batch_size}\nlearning_rate: 0.1\n")
+    fail(2, *given, "--config", tmp_path / "given.yaml")
+    (whole, width), (quick, _), (from_file, _) = configs
+    assert (whole.batch_size, whole.steps, width) == (usual.batch_size, usual.steps, 64)
+    assert (quick.steps, quick.decay_steps, quick.warmup_steps) == (400, 80, 40)
+    assert (from_file.batch_size, from_file.learning_rate) == (16, 0.1)
+
+
+def test_an_option_of_another_method_is_refused_even_if_it_is_the_default(tmp_path):
+    given = ["train", "digits", tmp_path / "run", "--method", "cold", "--label-dropout", "0.1"]
+    given += ["--steps", 1]
+    assert "`--label-dropout` has no meaning with --method cold" in fail(2, *given)
 
 
 def test_the_images_of_a_trial_are_small_unless_a_size_is_stated(tmp_path, monkeypatch):

@@ -66,11 +66,13 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
     num_planted = min(len(T), PLANTED)
     originals = counter_rng(settings.seed, 1).choice(len(T), num_planted, replace=False)
     num_kinds = len(_kinds(T, 1.0))
-    total = len(sets.distinct) + len(S) + num_kinds * num_planted + (0 if H is None else 2 * len(H))
+    num_copies = num_kinds * num_planted
+    # Training images are indexed, synthetic ones and planted copies compared, held-out ones both.
+    total = len(sets.distinct) + len(S) + num_copies + (0 if H is None else 2 * len(H))
     with (
         threads(),
         crew_of(extraction.engine, sets.extractors) as crew,
-        bar(total, "audit", "image", progress=progress) as counter,
+        bar(total, "audit, real images", "image", progress=progress) as counter,
     ):
         searched = partial(
             Matcher,
@@ -79,17 +81,19 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             extraction=extraction,
             index=settings.index,
             crew=crew,
-            tick=counter.update,
         )
-        matcher = searched(T.samples, contents=sets.distinct)
+        matcher = searched(T.samples, contents=sets.distinct, tick=counter.update)
         recall = {} if settings.index == "exact" else matcher.recall(S.samples[:_RECALLED])
         withdrawn = withdrawn_of(sets, settings.index, len(matcher.statistics))
         contest = null = decoys = pool = None
         isolation = matcher.isolation(originals)
         if H is None:
+            counter.set_description(f"audit, {len(S):,} synthetic images")
             rows, isolated = matcher.ask(matcher.compare(S.samples), isolation)
         else:
             decoys = searched(H.samples, contents=Contents(H.keys))
+            counter.update(len(H))
+            counter.set_description(f"audit, {len(S):,} synthetic and {len(H):,} held-out images")
             null, (rows, together), isolated = matcher.ask(
                 matcher.compare(H.samples), matcher.compare_pooled(decoys, S.samples), isolation
             )
@@ -99,6 +103,7 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             _planted(kind, T, originals, settings.seed)
             for kind in _kinds(T, float(np.median(isolated)))
         ]
+        counter.set_description(f"audit, {num_copies:,} planted copies")
         planted, *isolated = matcher.ask(
             matcher.compare(joined([made for _, made in copies])),
             *(matcher.isolation(m.neighbours[:, 0]) for m in (rows, null) if m is not None),

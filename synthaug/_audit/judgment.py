@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from synthaug._audit.bound import CONFIDENCE, fewest_copies
 from synthaug._audit.comparison import AuditComparison
@@ -19,6 +20,7 @@ from synthaug._audit.decisions import (
     shift_of,
     strata_of,
 )
+from synthaug._audit.inputs import take
 from synthaug._audit.matches import Matches
 from synthaug._audit.pairs import Pick
 from synthaug._audit.power import Planting, power_without_holdout, share_found
@@ -71,6 +73,7 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
     bound = _fewest_copies(tested, pool, tier > CLEAR, shifted)
     findings = Findings(
         exact=int((tier == EXACT).sum()),
+        identical=_identical(sets, comparison, tier == EXACT),
         copied=_copied(tier == EXACT, pool, fdr),
         calibrated=int((q <= fdr).sum()),
         competed=int((q_decoy <= fdr).sum()),
@@ -101,6 +104,15 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
         verdict=verdict,
         reasons=reasons,
     )
+
+
+def _identical(sets: AuditSets, comparison: AuditComparison, exact: NDArray[np.bool_]) -> int:
+    """How many of the rows with equal or nearly equal pixels have equal ones, mirrored or not."""
+    samples = take(sets.S.samples, np.flatnonzero(exact[: len(sets.S)]))
+    if not isinstance(samples, Tensor):
+        return 0
+    equal = [comparison.matcher.equal(shown) >= 0 for shown in (samples, samples.flip(-1))]
+    return int(np.logical_or(*equal).sum())
 
 
 def _counts(

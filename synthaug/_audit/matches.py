@@ -73,6 +73,10 @@ class Near:
     flipped: NDArray[np.bool_]
     """(n, k)."""
 
+    def part(self, rows: slice) -> "Near":
+        """Returns those of some of the images."""
+        return Near(self.D[rows], self.ids[rows], self.flipped[rows])
+
 
 @dataclass(frozen=True)
 class Aligned:

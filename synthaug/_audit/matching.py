@@ -9,7 +9,7 @@ say.
 Where no images are given but their features, these are the only space, and nothing is aligned.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -60,6 +60,10 @@ _REGISTERED = 2
 _REGISTERED_AT_ONCE = 2**17
 """Pixels of the queries that are registered together, of small images more than of large ones: each
 step has a cost of its own, and its results should not leave the caches of a processor."""
+
+_COUNTED = 64
+"""Fewest images that are judged before they are counted as done: of large images these take about a
+second."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,6 @@ class Matcher:
             near = self._search([(chunk, q.plainly) for q, _, chunk in asked])
             for (q, answer, chunk), nearest in zip(asked, near, strict=True):
                 answer.append(q.judge(chunk, nearest))
-                self._tick(0 if q.plainly else len(chunk))
         return [q.join(answer) for q, answer in zip(questions, answers, strict=True)]
 
     def compare(self, samples: Samples) -> Question:
@@ -199,9 +202,26 @@ class Matcher:
         """
 
         def judge(chunk: Samples, near: list[Near]) -> Matches:
-            return self._judge(chunk, near, self._align(chunk, near))
+            parts = self._parts(chunk, near)
+            return concatenated(
+                [self._judge(part, found, self._align(part, found)) for part, found in parts]
+            )
 
         return Question(samples, judge, concatenated)
+
+    def _parts(self, samples: Samples, *near: list[Near]) -> Iterator[tuple[Any, ...]]:
+        """Cuts images, and what was found near them, into parts that a second suffices for.
+
+        Each part is counted as done when the next one is asked for.
+        """
+        size = _COUNTED
+        if isinstance(samples, Tensor):
+            size = max(size, _REGISTERED_AT_ONCE // small(samples[:1]).shape[-2:].numel())
+        for start in range(0, len(samples), size):
+            rows = slice(start, start + size)
+            part = samples[rows]
+            yield part, *([space.part(rows) for space in spaces] for spaces in near)
+            self._tick(len(part))
 
     def compare_pooled(self, decoys: "Matcher", samples: Samples) -> Question:
         """Compares images with the training images alone, and together with other real images.
@@ -217,11 +237,16 @@ class Matcher:
 
         def judge(chunk: Samples, near: list[Near]) -> tuple[Matches, Matches]:
             other = decoys._search([(chunk, False)], limit=self.k)[0]
-            aligned = self._align(chunk, near)
-            return (
-                self._judge(chunk, near, aligned),
-                self._judge_pooled(decoys, chunk, near, other, aligned),
-            )
+            judged = []
+            for part, found, others in self._parts(chunk, near, other):
+                aligned = self._align(part, found)
+                judged.append(
+                    (
+                        self._judge(part, found, aligned),
+                        self._judge_pooled(decoys, part, found, others, aligned),
+                    )
+                )
+            return join(judged)
 
         def join(parts: list[tuple[Matches, Matches]]) -> tuple[Matches, Matches]:
             with_train, pooled = zip(*parts, strict=True)

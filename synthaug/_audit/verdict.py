@@ -15,6 +15,7 @@ from synthaug._audit.bound import CONFIDENCE
 from synthaug._audit.decisions import ROWS_SHARE, levels
 from synthaug._audit.power import SURE, visible
 from synthaug._audit.tiers import Power, Verdict
+from synthaug._printable import amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ class Findings:
 
     exact: int
     """Rows with equal or nearly equal pixels, for which the hold-out gives no reason."""
+    identical: int
+    """Rows among these whose pixels equal those of a training image, mirrored or not; 0 where only
+    features are given."""
     copied: bool
     """Whether more rows have such pixels than the hold-out explains."""
     calibrated: int
@@ -122,13 +126,12 @@ def judge(
     elif look:
         reasons = [*look, *doubts]
     elif findings.calibrated:
-        close = (
-            f"{findings.calibrated:,} of {m:,} images come closer to a training image than "
-            "held-out real images do, but so do the synthetic images as a whole: that is a shift, "
-            "such as smoother or more typical images, and need not be copying. They are withheld; "
-            "look at the pairs."
-        )
-        reasons = [close, *doubts]
+        reasons = [
+            _withheld(_close(findings, m), findings.calibrated),
+            "But the synthetic images as a whole come closer, too. That is a shift, such as "
+            "smoother or more typical images, and need not be copying. Look at the pairs.",
+            *doubts,
+        ]
     elif doubts:
         nothing = f"Nothing was flagged among {m:,} images, but copies might have gone unseen."
         reasons = [nothing, *doubts]
@@ -145,15 +148,16 @@ def judge(
 
 def _copies(findings: Findings, num_judged: int, fdr: float) -> list[str]:
     """Says how many images are too close, and how many of these may be no copies."""
-    how = [f"{findings.exact:,} with equal or nearly equal pixels"] if findings.exact else []
+    told = [_equal(findings, num_judged)] if findings.exact else []
     if findings.shifted and findings.competed:
-        how.append(f"{findings.competed:,} found by target-decoy competition")
+        told.append(
+            f"{findings.competed:,} of {num_judged:,} images were found too close to a training "
+            "image by target-decoy competition."
+        )
     elif findings.calibrated:
-        how.append(f"{findings.calibrated:,} closer than held-out real images")
-    reasons = [
-        f"Images too close to a training image, of {num_judged:,}: {', '.join(how)}. They are "
-        "withheld."
-    ]
+        told.append(_close(findings, num_judged))
+    many = 2 if len(told) > 1 else findings.exact or findings.decisive
+    reasons = [_withheld(" ".join(told), many)]
     if findings.decisive and findings.shifted:
         reasons.append(
             f"Of those found by competition, on average {fdr:.0%} may match a training image by "
@@ -167,15 +171,39 @@ def _copies(findings: Findings, num_judged: int, fdr: float) -> list[str]:
     return reasons
 
 
+def _equal(findings: Findings, num_judged: int) -> str:
+    """Says how many images have the pixels of a training image."""
+    nearly = "" if findings.identical == findings.exact else ", or nearly so"
+    verb = "equals" if findings.exact == 1 else "equal"
+    return (
+        f"{findings.exact:,} of {num_judged:,} images {verb} a training image pixel by "
+        f"pixel{nearly}."
+    )
+
+
+def _close(findings: Findings, num_judged: int) -> str:
+    """Says how many images come closer than held-out ones."""
+    verb = "comes" if findings.calibrated == 1 else "come"
+    return (
+        f"{findings.calibrated:,} of {num_judged:,} images {verb} closer to a training image than "
+        "held-out real images do."
+    )
+
+
+def _withheld(told: str, count: int) -> str:
+    """Says of the images that were told of that they are withheld."""
+    return f"{told} {'It is' if count == 1 else 'They are'} withheld."
+
+
 def _rows_to_look_at(findings: Findings, counts: Counts, level: float) -> list[str]:
     """Says which rows a person must look at, and why."""
     reasons = []
     if findings.exact and not findings.copied:
-        reasons.append(
-            f"Look at {findings.exact:,} of {counts.synthetic_judged:,} images: they have the "
-            "pixels of a training image, equal or nearly so, and held-out images do not as often. "
-            "They are withheld, and shown first."
-        )
+        reasons += [
+            _withheld(_equal(findings, counts.synthetic_judged), findings.exact),
+            f"Real images may repeat, too. With {amount(counts.holdout, 'held-out image')} this "
+            "number could be chance. Look at the pairs: they are shown first.",
+        ]
     if findings.excess is not None:
         count, depth, expected = findings.excess
         among = (
@@ -185,11 +213,11 @@ def _rows_to_look_at(findings: Findings, counts: Counts, level: float) -> list[s
             else f"Of the {depth:,} real and synthetic images closest to a training image, "
             f"{count:,} are synthetic, where {expected:.1f} are expected"
         )
-        rows = f"the {findings.named:,} rows that were not flagged anyway" if findings.named else ""
+        rows = f"the {amount(findings.named, 'row')} besides those flagged" * bool(findings.named)
         reasons.append(
-            f"{among}: images that copy nothing show such an excess in at most {level:.0%} of all "
-            "audits. Some of them are likely to be copies, though it cannot be said which"
-            + (f". Look at {rows}: they are withheld, and shown first." if rows else ".")
+            f"{among}. Images that copy nothing show such an excess in at most {level:.0%} of all "
+            "audits. So some of them are likely to be copies, though it cannot be said which."
+            + (f" Look at {rows}. They are withheld, and shown first." if rows else "")
         )
     return reasons
 
@@ -199,10 +227,14 @@ def _number_of_copies(findings: Findings) -> list[str]:
     if not findings.fewest_copies:
         return []
     are = "is a copy" if findings.fewest_copies == 1 else "are copies"
+    few = findings.fewest_copies < findings.exact
+    others = " What the others are, the pairs show." if few else ""
     return [
-        f"Of the {findings.withheld:,} rows that are withheld, at least "
-        f"{findings.fewest_copies:,} {are}, with a confidence of {CONFIDENCE:.0%}, if synthetic "
-        "images that copy nothing come as close to training images as held-out ones do."
+        f"{'By the hold-out alone: ' if few else ''}Of the "
+        f"{amount(findings.withheld, 'row')} that {'is' if findings.withheld == 1 else 'are'} "
+        f"withheld, at least {findings.fewest_copies:,} {are}, with a confidence of "
+        f"{CONFIDENCE:.0%}, if synthetic images that copy nothing come as close to training images "
+        f"as held-out ones do.{others}"
     ]
 
 
@@ -227,9 +259,8 @@ def _power(power: Sequence[Power], num_judged: int) -> list[str]:
     else:
         seen = (
             f"{worst.noticed:,} {'copy' if worst.noticed == 1 else 'copies'} of training "
-            f"images would have been noticed in {SURE:.0%} of all cases, even of the kind that is "
-            f"hardest to see of those required ({worst.kind}; required are "
-            f"{', '.join(p.kind for p in required)})."
+            f"images would have been noticed in {SURE:.0%} of all cases, even of the required kind "
+            f"that is hardest to see ({worst.kind})."
         )
     most = visible(num_judged)
     unseen = [p.kind for p in power if not p.required and (p.noticed is None or p.noticed > most)]
@@ -248,7 +279,10 @@ def _notes(findings: Findings, counts: Counts) -> list[str]:
             + (f", as {share:.1%} of the held-out real images do" if counts.holdout else "")
             + ". This verdict does not speak of them: they are withheld."
         )
-    if not findings.fewest_copies and (counts.resolution or 1) > 1:
+    resolution = counts.resolution or 1
+    if not findings.fewest_copies and resolution > counts.synthetic_judged:
+        notes.append("This hold-out is too small to flag images one by one.")
+    elif not findings.fewest_copies and resolution > 1:
         notes.append(
             f"With this hold-out, this audit cannot flag fewer than {counts.resolution:,} images "
             "one by one; fewer are noticed all together."
@@ -290,15 +324,17 @@ def _doubts(
     if not counts.holdout:
         return [
             *_unranked(findings, counts),
-            "Without a hold-out nothing says how close real images come by chance, so only equal "
+            "Without a hold-out nothing says how close real images come by chance. So only equal "
             "and nearly equal pixels were looked for. Give a hold-out: real images from the same "
             "source that the generator has never seen.",
         ]
     doubts = _unranked(findings, counts)
     if missing:
+        named = f"'{missing[0]}'" + (", for example" if len(missing) > 1 else "")
         doubts.append(
-            f"No image of {len(missing):,} synthetic classes is held out (the first: "
-            f"{missing[0]}), so that classes were not told apart. Hold out images of every class."
+            f"{amount(len(missing), 'synthetic class')} {'has' if len(missing) == 1 else 'have'} "
+            f"no held-out images: {named}. So classes were not told apart. Hold out images of "
+            "every class, or give folders that are no classes the same name."
         )
     if findings.leaning:
         doubts.append(
@@ -308,31 +344,36 @@ def _doubts(
     m = counts.synthetic_judged
     limit = visible(m)
     weak = [p for p in required if p.noticed is None or p.noticed > limit]
-    for p in weak:
-        least = f"not even at {p.planted:,}" if p.noticed is None else f"from {p.noticed:,} on"
+    if weak:
+        needed = [
+            f"'{p.kind}' ({p.planted:,} are not enough)"
+            if p.noticed is None
+            else f"'{p.kind}' ({p.noticed:,} are needed)"
+            for p in weak
+        ]
         doubts.append(
-            f"Copies of the kind '{p.kind}' would have been noticed {least}; that must be possible "
-            f"from {limit:,} on."
+            f"To pass, the audit must notice {amount(limit, 'copy')} of every required kind. Of "
+            f"these it does not: {', '.join(needed)}."
         )
     together = chance_of_all_closest(limit, m, counts.holdout_distinct)
     blind = (counts.resolution or m) > limit and together > levels(level)["rest"]
     if blind:
         doubts.append(
-            f"Even if {limit:,} copies came closer than all other images, that could be chance "
-            f"with so few held-out images: to tell must be possible from {limit:,} on."
+            f"With so few held-out images it could be chance if {amount(limit, 'copy')} came "
+            "closer than all other images. To pass, the audit must be able to tell."
         )
     if weak or blind:
         doubts.append(
             f"{counts.holdout_distinct:,} distinct held-out images are few for {m:,} synthetic "
-            "ones, or come as close to training images as such copies do: hold out more images, or "
+            "ones, or come as close to training images as such copies do. Hold out more images, or "
             "audit fewer at a time."
         )
     if findings.shifted and (counts.competition_resolution or m) > limit:
         doubts.append(
-            "The synthetic images as a whole are closer to training images than real ones are: a "
-            "shift, so that competition decides. With so many training and hold-out images it "
-            f"finds copies from {counts.competition_resolution or m:,} clusters on; that must be "
-            f"possible from {limit:,} on. Hold out more images."
+            "The synthetic images as a whole are closer to training images than real ones are. So "
+            "competition decides. With so many training and hold-out images it finds copies from "
+            f"{counts.competition_resolution or m:,} clusters on. To pass, it must find "
+            f"{limit:,}. Hold out more images."
         )
     return doubts
 

@@ -1,6 +1,6 @@
 """What the reports of all three ways to ask whether training images are kept have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,18 @@ from synthaug._support.html import Part, blocks, heading, table
 from synthaug._support.report import Report
 from synthaug._types import JSON
 from synthaug.errors import AuditError
+
+
+def told(verdict: str, reasons: Sequence[str]) -> str:
+    """Returns what was found, then the verdict and why, a line for each reason.
+
+    >>> print(told("pass", ["No sign of copies.", "The hold-out is large.", "That is all."]))
+    No sign of copies.
+    Verdict: pass. The hold-out is large.
+    That is all.
+    """
+    first, *rest = reasons
+    return "\n".join([first, " ".join([f"Verdict: {verdict}.", *rest[:1]]), *rest[1:]])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

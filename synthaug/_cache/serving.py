@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from synthaug._images.leaves import Labeled
 from synthaug._plan import Plan
+from synthaug._printable import amount
 from synthaug._support.names import class_names
 from synthaug._types import JSON, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
@@ -133,8 +134,10 @@ class Servable:
     def __str__(self) -> str:
         count = int(self.mask.sum())
         if self.verdict is None:
-            return f"{count:,} images, not audited"
-        return f"{count:,} images, audit: {self.verdict}, {self.num_done - count:,} withheld"
+            return f"{amount(count, 'image')}, not audited"
+        return (
+            f"{amount(count, 'image')}, audit: {self.verdict}, {self.num_done - count:,} withheld"
+        )
 
 
 def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servable:

@@ -258,10 +258,11 @@ def understand(words: Sequence[str]) -> Request:
     parser = command_parser(function, f"synthaug {name}")
     if {"-h", "--help"} & {*rest}:
         parser.abridge("--method", rest)
-    given, shared = values(parser, function, parser.parse(rest))
+    given, shared, stated = values(parser, function, parser.parse(rest))
     known = sorted(arguments(function), key=lambda argument: not argument.positional)
     positional = {argument.name for argument in known if argument.positional}
-    call = Call(name, {argument.name: given[argument.name] for argument in known}, positional)
+    ordered = {argument.name: given[argument.name] for argument in known}
+    call = Call(name, ordered, positional, stated)
     return Request(function, call, shared)
 
 

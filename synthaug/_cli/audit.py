@@ -80,6 +80,7 @@ def audit(
     from synthaug._audit import audit as run
     from synthaug._audit.acceptance import read_acceptance
     from synthaug._audit.notes import Notes, add_notes
+    from synthaug._audit.verdict_report import told
     from synthaug._support.files import check_outputs
     from synthaug.features import ExtractionConfig
 
@@ -115,9 +116,8 @@ def audit(
             "accepted": [row for acceptance in report.accepted for row in acceptance.rows],
             "smallest_effect": report.smallest_effect,
         }
-        text = f"{report.verdict}: {' '.join(report.reasons)}"
-        look = f"Look at {out}.html first. " * (report.verdict != "pass")
-        line = look + _next(synthetic, train, f"{out}.json")
+        text = told(report.verdict, report.reasons)
+        line = _next(report, call, out)
         readers = {"redact": options.redact, "shared": options.shared}
         result = published_verdict(report, call, out, record, text=text, **readers)
         alone = " (readable by you alone, since they show real images; --shared lets others)"
@@ -125,10 +125,22 @@ def audit(
         return replace(result, text=f"{result.text}{readable}\n{line}")
 
 
-def _next(synthetic: str, train: str, report: str) -> str:
-    """What to do with judged images: mix those that the audit lets through, if they are a cache."""
+def _next(report: Any, call: Call, out: str) -> str:
+    """What to do with judged images: mix those that the audit lets through, if they are a cache.
+
+    After an inconclusive audit they are looked at before anything else is done with them.
+    """
+    page, synthetic, train = f"{out}.html", call.arguments["synthetic"], call.arguments["train"]
+    if report.verdict == "inconclusive":
+        holdout = call.arguments["holdout"]
+        if holdout is None or not len(report.withheld):
+            more = "HOLDOUT" if holdout is None else "LARGER_HOLDOUT"
+            return f"Next: {call.brief.having(holdout=more).line}"
+        look = f"Look at the pairs in {page}, which can save those that are harmless. "
+        return f"{look}Next: {call.brief.having(accept='ACCEPTED.json').line}"
+    look = f"Look at {page} first. " * (report.verdict != "pass")
     if synthetic.endswith(".h5"):
-        return next_line("evaluate", train, synthetic, "TEST", "--audit", report)
+        return look + next_line("evaluate", train, synthetic, "TEST", "--audit", f"{out}.json")
     if ":" in synthetic:
-        return next_line("cache", "import", synthetic, "CACHE.h5")
-    return "Next: look up the flagged rows in the report, and leave them out."
+        return look + next_line("cache", "import", synthetic, "CACHE.h5")
+    return f"{look}Next: look up the flagged rows in the report, and leave them out."

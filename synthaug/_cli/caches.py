@@ -7,6 +7,7 @@ from synthaug._cli.arguments import contents, names, next_audit, next_line
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import FileOptions, ImageOptions, LicenceOptions
+from synthaug._printable import amount
 
 IMPORT = defaults("_cache.tools:import_images")
 _MOST_CLASSES = 500  # on a sheet, which has a line for each
@@ -53,7 +54,9 @@ def verify(cache: str) -> Result:
     record = {"cache": cache, "rows": len(opened), "damaged": bad}
     if bad:
         rows = ", ".join(map(str, bad[:20]))
-        text = f"{len(bad)} damaged rows: {rows}. Run `synthaug generate` again to draw them anew."
+        text = (
+            f"{amount(len(bad), 'damaged row')}: {rows}. Draw anew: run `synthaug generate` again."
+        )
         return Result(record=record, text=text, code=4)
     return Result(record=record, text=f"Every row is intact.\n{next_audit(cache)}")
 
@@ -105,7 +108,9 @@ def export(
     run(opened, out, format=format, rows=rows, progress=True)
     images = int(opened.done.sum()) if rows is None else len(rows)
     record = {"out": out, "format": format, "images": images}
-    return Result(record=record, text=f"{images:,} images: {out}\n{next_line('cite', cache)}")
+    return Result(
+        record=record, text=f"{amount(images, 'image')}: {out}\n{next_line('cite', cache)}"
+    )
 
 
 def import_(
@@ -176,7 +181,7 @@ def forget(source: str, places: list[str], files: FileOptions) -> Result:
         name = called.get(path, str(path))
         withdrawn[name] = count
         if path.is_dir():
-            lines.append(f"{name}: {count:,} files of images or features deleted.")
+            lines.append(f"{name}: {amount(count, 'file')} of images or features deleted.")
         else:
             rows = len(opened.get(path) or SynthCache(path))
             lines.append(

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -17,15 +17,23 @@ class Call:
     """By their names in Python, those that are given by position first."""
     positional: Collection[str] = ()
     """Names of those."""
+    stated: Collection[str] = field(default=(), compare=False)
+    """Names of the arguments that the user gave, those that equal their defaults among them. Of a
+    configuration file, which may have all of them, only those that differ from their defaults."""
 
     def without(self, names: Collection[str]) -> "Call":
         """The call less arguments that have no meaning in it."""
         kept = {name: value for name, value in self.arguments.items() if name not in names}
-        return Call(self.command, kept, self.positional)
+        return replace(self, arguments=kept)
 
     def having(self, **values: Any) -> "Call":
         """The call with what was decided in it."""
-        return Call(self.command, {**self.arguments, **values}, self.positional)
+        return replace(self, arguments={**self.arguments, **values})
+
+    @property
+    def brief(self) -> "Call":
+        """The call less all that was not stated."""
+        return self.without({*self.arguments} - {*self.stated, *self.positional})
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import EVALUATION, FileOptions
 from synthaug._cli.publishing import published
+from synthaug._printable import amount
 from synthaug._training.classifier_config import ClassifierConfig
 
 LABELS = defaults("evaluation._label_check:check_labels")
@@ -248,9 +249,9 @@ def _announce(images: Any, classifiers: ClassifierConfig, seeds: int) -> None:
         each = max(0.0, seconds(1 + _TIMED) - start) / _TIMED
         duration = f", {time_text(each * steps)}"
     logging.getLogger("synthaug").warning(
-        "Training %d classifiers on the real images, %s steps each%s.",
-        seeds,
-        f"{classifiers.steps:,}",
+        "Training %s on the real images, %s each%s.",
+        amount(seeds, "classifier"),
+        amount(classifiers.steps, "step"),
         duration,
     )
 

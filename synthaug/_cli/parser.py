@@ -221,8 +221,8 @@ def _add(group: Any, argument: Argument) -> None:
 
 def values(
     parser: Parser, function: Callable[..., Any], given: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All arguments of a command, and the options of every command.
+) -> tuple[dict[str, Any], dict[str, Any], set[str]]:
+    """All arguments of a command, the options of every command, and which arguments were stated.
 
     Args:
         parser: The command's, which refuses what does not fit.
@@ -245,7 +245,9 @@ def values(
             found[name] = argument.default
     if missing := [argument.shown for name, argument in known.items() if name not in found]:
         parser.error(f"missing: {', '.join(missing)}.")
-    return found, {name: stated.get(name, False) for name in SHARED}
+    changed = {name for name in config if name in known and found[name] != known[name].default}
+    chosen = changed | {name for name in given if name in known}
+    return found, {name: stated.get(name, False) for name in SHARED}, chosen
 
 
 def _config(parser: Parser, file: str, known: Sequence[str]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def split(
     from synthaug._audit import split_for_audit
     from synthaug._cache.files import new_folder
     from synthaug._images.loaders import parse_spec
-    from synthaug._printable import printable_line
+    from synthaug._printable import amount, printable_line
     from synthaug._support.files import check_folder
     from synthaug._support.progress import bar
 
@@ -75,7 +75,7 @@ def split(
     counts = [np.bincount(real.labels[rows], minlength=len(real.classes)) for rows in rows]
     classes = dict(zip(real.classes, np.stack(counts, 1).tolist(), strict=True))
     lines = [
-        f"{len(rows):,} images to {side} with, near-duplicates on one side: {Path(out) / side}"
+        f"{amount(len(rows), 'image')} to {side} with, near-duplicates together: {Path(out) / side}"
         for side, rows in sides.items()
     ]
     missing = [printable_line(name) for name, (_, count) in classes.items() if count == 0]

@@ -13,6 +13,7 @@ from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import configured, trainings
 from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions
 from synthaug._cli.training_options import TrainOptions
+from synthaug._printable import amount
 from synthaug._support.files import check_folder
 from synthaug._support.stopping import kept_at_stop
 from synthaug._training.training_config import TrainingConfig
@@ -265,16 +266,17 @@ def train(
             the data with the pretrained model --base.
         condition: What diffusion is told about an image: its label, or tokens of an encoder that is
             learned along with it, for synthaug invert.
-        trial: Train a small network on small images for about a minute, in OUT-trial, to see
-            whether shapes come; what is stated stays. For networks that begin anew.
+        trial: Train a small network on small images, in OUT-trial, to see whether shapes come: a
+            minute or two of a processor. What is stated stays; warm-up and decay are shortened as
+            the steps are. For networks that begin anew.
     """
     kind = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
     run, taken = METHODS.get(kind, (partial(_registered, method=method), ()))
     foreign = _foreign(taken)
-    _check(kind, foreign, options, condition)
-    full = _stated(call, options).line
+    _check(kind, foreign, options, call)
+    full = call.brief.without(["trial"]).line
     if trial:
-        options, out = _trial(kind, options), f"{out.rstrip('/')}-trial"
+        options, out = _trial(kind, options, call), f"{out.rstrip('/')}-trial"
     check_folder(out)
     real = options.load(data, options)
     if trial and options.image_size is None:
@@ -291,7 +293,8 @@ def train(
         real.plan.save(out)
     if trial:
         made = replace(made, next=full)
-        call = call.having(**{name: vars(options)[name] for name in _TRIAL}, out=out)
+        changed = {name: vars(options)[name] for name in (*_TRIAL, *_SCHEDULE)}
+        call = call.having(**changed, out=out)
     call = call.having(precision=made.result.precision).without(foreign)
     with kept_at_stop(lambda: f"The training is complete: {out}."):
         return _concluded(job, made, score, call)
@@ -318,7 +321,7 @@ def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> R
     if not PartialState().is_main_process:
         return Result(record=record)
     record_command(job.out, call.line)
-    lines = [f"{made.result.step:,} steps{'' if loss is None else f', loss {loss:.4f}'}."]
+    lines = [f"{amount(made.result.step, 'step')}{'' if loss is None else f', loss {loss:.4f}'}."]
     lines[0] += f" Checkpoint: {job.out}."
     if made.picture is not None:
         made.picture(picture)
@@ -341,19 +344,13 @@ def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> R
 
 
 _TRIAL = ("steps", "batch_size", "learning_rate", "width")
+_SCHEDULE = ("warmup_steps", "decay_steps")
+"""Parts of the steps, which a trial shortens as it does the steps."""
 _SMALL = 24
 """Longer side of the images of a trial, where they are larger."""
 
 
-def _stated(call: Call, options: TrainOptions) -> Call:
-    """The call less all that is as it would be anyway, and less `--trial`."""
-    usual = {**vars(TrainOptions()), "method": "diffusion", "condition": "labels"}
-    values = {**call.arguments, **vars(options)}
-    unstated = [name for name, value in usual.items() if values.get(name) == value]
-    return call.without(["trial", *unstated])
-
-
-def _trial(kind: str, options: TrainOptions) -> TrainOptions:
+def _trial(kind: str, options: TrainOptions, call: Call) -> TrainOptions:
     """The options of a trial; what was stated stays.
 
     Raises:
@@ -366,8 +363,11 @@ def _trial(kind: str, options: TrainOptions) -> TrainOptions:
         )
     quick = TrainingConfig.trial()
     values = {**vars(quick), "width": 16}
-    stated, usual = vars(options), vars(TrainOptions())
-    changed = {name: values[name] for name in _TRIAL if stated[name] == usual[name]}
+    changed = {name: values[name] for name in _TRIAL if name not in call.stated}
+    if "steps" in changed:
+        scale = quick.steps / options.steps
+        parts_of_steps = {name: vars(options)[name] for name in _SCHEDULE}
+        changed |= {name: round(scale * n) for name, n in parts_of_steps.items() if n is not None}
     return replace(options, **changed)
 
 
@@ -383,10 +383,9 @@ def _small(real: Any, data: str, options: TrainOptions) -> Any:
 
 def _tell_trial(real: Any, out: str, options: TrainOptions) -> None:
     logging.getLogger("synthaug").warning(
-        "This is a trial, of about a minute on two processors: %d steps, batches of %d images of "
-        "%s, a network of width %d. It goes to %s.",
-        options.steps,
-        options.batch_size,
+        "This is a trial: %s, batches of %s of %s pixels, a network of width %d. It goes to %s.",
+        amount(options.steps, "step"),
+        amount(options.batch_size, "image"),
         "x".join(map(str, real.image_shape[1:])),
         options.width,
         out,
@@ -405,8 +404,8 @@ def _warn_of_few_steps(kind: str, config: TrainingConfig) -> None:
     """Says before a training what so few steps come to."""
     if _begins_anew(kind) and config.steps < _FEW_STEPS:
         logging.getLogger("synthaug").warning(
-            "%d steps are few for a new network: expect noise, or blurred shapes at best. The "
-            "default is %s steps.",
+            "So few steps (%d) teach a new network little: expect noise, or blurred shapes at "
+            "best. The default is %s steps.",
             config.steps,
             f"{TrainingConfig.steps:,}",
         )
@@ -418,11 +417,10 @@ def _foreign(taken: tuple[Any, ...]) -> list[str]:
     return [field.name for field in fields(TrainOptions) if field.name not in meant]
 
 
-def _check(kind: str, foreign: list[str], options: TrainOptions, condition: str) -> None:
+def _check(kind: str, foreign: list[str], options: TrainOptions, call: Call) -> None:
     """Refuses options without meaning, and too few of them, before anything is loaded."""
-    stated, unstated = vars(options), vars(TrainOptions())
-    given = [name for name in foreign if stated[name] != unstated[name]]
-    if kind.startswith("--method") and condition != "labels":
+    given = [name for name in foreign if name in call.stated]
+    if kind.startswith("--method") and "condition" in call.stated:
         given.append("condition")
     if given:
         option = given[0].replace("_", "-")
@@ -435,7 +433,7 @@ def _check(kind: str, foreign: list[str], options: TrainOptions, condition: str)
         meant = f"{kind} of --method diffusion" if kind.startswith("--condition") else kind
         raise ValueError(f"`--{option}` has no meaning with {meant}. {belongs}Leave it out.")
     needed, what = NEEDS.get(kind, (None, ""))
-    if needed and stated[needed] is None:
+    if needed and vars(options)[needed] is None:
         raise ValueError(f"`{kind}` needs `--{needed.replace('_', '-')}`, {what}.")
     chooses = (options.validation is not None, options.features is not None)
     if any(chooses) and not (all(chooses) and options.snapshots):

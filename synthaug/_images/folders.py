@@ -11,6 +11,7 @@ import numpy as np
 
 from synthaug._images.requests import ImageRequest, Loaded, check_known, check_labeled_images
 from synthaug._images.stores import Files, Problem, open_image, orientation, unreadable
+from synthaug._printable import amount
 from synthaug._support.names import class_name
 from synthaug._support.progress import bar
 from synthaug.errors import DataError, MismatchError
@@ -62,13 +63,13 @@ def _tell_left_out(others: Sequence[str], advice: str, skipped: Sequence[str]) -
     notices = []
     if others:
         notices.append(
-            f"Passed over {len(others)} files that are not images in a class folder, e.g. "
-            f"{others[0]}.{advice}"
+            "Passed over what is not an image in a class folder: "
+            f"{amount(len(others), 'file')}, e.g. {others[0]}.{advice}"
         )
     if skipped:
         notices.append(
-            f"Skipped {len(skipped)} files and folders that tools leave behind, or links to "
-            f"what is listed anyway, e.g. {skipped[0]}."
+            "Skipped what tools leave behind, and links to what is listed anyway: "
+            f"{amount(len(skipped), 'entry')}, e.g. {skipped[0]}."
         )
     if notices:
         log.warning("%s", " ".join(notices))

@@ -72,7 +72,7 @@ class TrainingConfig:
 
     @classmethod
     def trial(cls, **changes: Any) -> "TrainingConfig":
-        """Settings for a first look at a small, new network: shapes after a minute or so.
+        """Settings for a first look at a small, new network: shapes after a minute or two.
 
             model, result = ClassConditional.fit(
                 real, "runs/look", config=TrainingConfig.trial(), channels=16
