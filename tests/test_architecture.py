@@ -72,7 +72,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_adversarial": {"_images", "evaluation"},
     "test_alignment": {"_audit"},
     "test_arguments": {"_support"},
-    "test_audit": {"_audit", "_neighbors"},
+    "test_audit": {"_audit", "_neighbors", "_support"},
     "test_audit_review": {"_audit", "_plan"},
     "test_fewest_copies": {"_audit"},
     "test_cache": {"_cache"},

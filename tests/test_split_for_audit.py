@@ -124,7 +124,7 @@ def test_what_a_split_decided_and_what_comes_next_is_said(photos: Path) -> None:
     out = photos.with_name("two parts")
     text = succeed("split", f"folder:{photos}", out)
     assert "24 images to train with" in text
-    assert f"6 images to test with, near-duplicates on one side: {out / 'test'}" in text
+    assert f"6 images to test with, near-duplicates together: {out / 'test'}" in text
     assert text.endswith(f"Next: synthaug train 'folder:{out}/train' 'runs/two parts'\n")
 
 
