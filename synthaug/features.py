@@ -238,20 +238,7 @@ class TorchScript(TorchModule):
         device: str | torch.device = "cpu",
     ) -> None:
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"`path` {path} does not exist. Give a TorchScript file.")
-        if not trusted:
-            raise ValueError(
-                f"`path` {path} is TorchScript, a program that can read and write your files. If "
-                "you trust it, say so: `features.TorchScript(path, trusted=True)` in Python, "
-                "--trust-torchscript in a command."
-            )
-        try:
-            module = torch.jit.load(str(path), map_location=device)
-        except RuntimeError as error:
-            raise ValueError(
-                f"`path` {path} is not a TorchScript file. Make one with `torch.jit.save`."
-            ) from error
+        module = load_torchscript(path, trusted=trusted, device=device)
         super().__init__(module, name=name or path.name, device=device)
         self._made_from = partial(
             TorchScript, path.absolute(), trusted=True, name=name, device=device
@@ -260,6 +247,25 @@ class TorchScript(TorchModule):
 
     def __reduce__(self) -> Any:  # networks in TorchScript cannot be pickled, their files read
         return self._made_from, ()
+
+
+def load_torchscript(path: Path, *, trusted: bool, device: str | torch.device = "cpu") -> nn.Module:
+    """Loads the network in a TorchScript file; errors as `TorchScript`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"`path` {path} does not exist. Give a TorchScript file.")
+    if not trusted:
+        raise ValueError(
+            f"`path` {path} is TorchScript, a program that can read and write your files. If you "
+            "trust it, say so: `features.TorchScript(path, trusted=True)` in Python, "
+            "--trust-torchscript in a command."
+        )
+    try:
+        module: nn.Module = torch.jit.load(str(path), map_location=device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`path` {path} is not a TorchScript file. Make one with `torch.jit.save`."
+        ) from error
+    return module
 
 
 def classifier(

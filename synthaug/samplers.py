@@ -90,9 +90,9 @@ class Push(Protocol):
     A prediction that is changed instead may be undone: schedulers clip the image that it implies.
     """
 
-    def __call__(self, x: Images, step: Step) -> Images | float:
-        """What to add to x_{t-1} for the noisy images `x` = x_t before the step; row i depends on
-        row i alone."""
+    def __call__(self, x: Images, step: Step, prediction: Images) -> Images | float:
+        """What to add to x_{t-1} for the noisy images `x` = x_t before the step, and what the
+        network predicts for them with all guidance terms; row i depends on row i alone."""
         ...
 
     def evaluations(self) -> Tensor:
@@ -275,8 +275,7 @@ def check_pushable(scheduler: Any) -> None:
     kind = type(scheduler).__name__
     if kind not in SCHEDULERS.values():
         raise ValueError(
-            f"`scheduler` is {kind}, whose steps cannot be pushed. Guide by density with "
-            f"{', '.join(SCHEDULERS)}."
+            f"`scheduler` is {kind}, whose steps cannot be pushed. Use {', '.join(SCHEDULERS)}."
         )
 
 
@@ -471,7 +470,7 @@ def sample(
         total = prediction
         for term in terms:
             total = total + term(x_in, t, prediction)
-        moved = [push(x, steps[i - 1]) for push in pushes if steps[i - 1].sigma > 0]
+        moved = [push(x, steps[i - 1], total) for push in pushes if steps[i - 1].sigma > 0]
         if until < 1 and i == len(timesteps):
             x = step_to(scheduler, total, t, x, until, generators=generators, eta=eta)
         else:

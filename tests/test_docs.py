@@ -128,6 +128,14 @@ class Encoder(nn.Module):
         return nn.functional.adaptive_avg_pool2d(images.float(), 2).mean(1).flatten(1)
 
 
+class Judge(nn.Module):
+    """Images in [-1, 1] to two logits."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = images.mean((1, 2, 3))
+        return torch.stack([-level, level], 1)
+
+
 def write_images(folder: Path, per_class: int, size: int = 8) -> None:
     """One folder of PNG files per class; no two images are alike."""
     rng = np.random.default_rng(list(str(folder.relative_to(folder.parents[1])).encode()))
@@ -150,6 +158,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("many-images", "theirs", "withdrawn-consent"):
         write_images(folder / name, 4)
     torch.jit.save(torch.jit.script(Encoder()), folder / "encoder.pt")
+    torch.jit.save(torch.jit.script(Judge().eval()), folder / "classifier.pt")
     write_stable_diffusion(folder / "stable-diffusion-v1-5", longest_prompt=32)
     (folder / "stable-diffusion-v1-4").symlink_to("stable-diffusion-v1-5")
     real = synthaug.load_dataset(f"folder:{folder}/cifar10/train")

@@ -14,6 +14,7 @@ from synthaug.synthesizers._registry import METHODS
 from synthaug.synthesizers._sampler import split_sampler
 
 PLAN = defaults("synthesizers._base:AbstractSynthesizer.plan")
+GUIDANCE = defaults("guidance._classifier:ClassifierGuidance")
 GENERATION = defaults("_generate.run:generate")
 COST = defaults("_generate.cost:estimate_cost")
 
@@ -66,10 +67,58 @@ class SeedOptions:
         return {name: None if value == "none" else value for name, value in stated.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions:
+    """Guidance by a classifier of yours.
+
+    Args:
+        classifier: torchscript:FILE, a classifier of clean images in [-1, 1] that returns logits in
+            the order of the checkpoint's classes.
+        criterion: What is raised: the entropy of its probabilities, the loss of the image's own
+            label, or the margin by which another class is ahead.
+        classifier_scale: Length of a push in units of the noise of each step.
+        through_denoiser: Take the gradient through the generator's network, for three evaluations
+            a step; without it is cheaper and less exact.
+        trust_torchscript: Run torchscript:FILE, a program that can read and write your files.
+    """
+
+    classifier: str | None = None
+    criterion: Literal["entropy", "loss", "margin"] = GUIDANCE.criterion
+    classifier_scale: float = GUIDANCE.scale
+    through_denoiser: bool = GUIDANCE.through_denoiser
+    trust_torchscript: bool = False
+
+    def guided(self, synthesizer: Any, device: str | None) -> Any:
+        """The synthesizer, steered by the classifier if there is one."""
+        usual = GuidanceOptions()
+        if self.classifier is None:
+            for name, value in vars(usual).items():
+                if vars(self)[name] != value:
+                    raise ValueError(f"`{name}` needs `classifier`, the one that guides.")
+            return synthesizer
+        from synthaug._support.devices import choose_device
+        from synthaug.features import load_torchscript
+        from synthaug.guidance import ClassifierGuidance
+
+        kind, _, path = self.classifier.partition(":")
+        if kind != "torchscript" or not path:
+            raise ValueError(f"`classifier` is {self.classifier!r}, expected torchscript:FILE.")
+        trusted, place = self.trust_torchscript, choose_device(device)
+        guidance = ClassifierGuidance(
+            load_torchscript(Path(path), trusted=trusted, device=place).eval(),
+            criterion=self.criterion,
+            scale=self.classifier_scale,
+            through_denoiser=self.through_denoiser,
+        )
+        return synthesizer.with_settings(classifier_guidance=guidance)
+
+
 if TYPE_CHECKING:
 
     @dataclass(frozen=True, kw_only=True)
-    class PlanOptions(AmountOptions, VariantOptions, FileOptions, NetworkOptions, SeedOptions):
+    class PlanOptions(
+        AmountOptions, VariantOptions, GuidanceOptions, FileOptions, NetworkOptions, SeedOptions
+    ):
         """What is always there; the other options are those that synthesizers declare."""
 
 else:
@@ -80,6 +129,7 @@ else:
             AmountOptions,
             *drawing_options(),
             VariantOptions,
+            GuidanceOptions,
             FileOptions,
             NetworkOptions,
             SeedOptions,
@@ -131,7 +181,7 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
         and not synthesizer.has_sources
     ):
         raise ValueError("`--ratio` needs `--source`, the real images that it is a multiple of.")
-    return synthesizer, source
+    return options.guided(synthesizer, options.device), source
 
 
 def _animorphosis(checkpoint: str, others: str, files: FileOptions) -> Any:

@@ -1,6 +1,7 @@
 """What the synthesizers that sample one diffusion model have in common."""
 
 import abc
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,13 +12,61 @@ from torch import Tensor
 
 from synthaug._plan import Plan
 from synthaug._support.precision import Resolved
-from synthaug._types import Images, ImageShape, Labels, Pixels
+from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
+from synthaug.guidance import ClassifierGuidance
+from synthaug.samplers import check_pushable
 from synthaug.synthesizers._base import AbstractSynthesizer, Guide
 from synthaug.synthesizers._losses import LossGrid, diffusion_losses
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._sampler import SamplerConfig
 
 Diffusion = TypeVar("Diffusion", bound="AbstractDiffusionSynthesizer")
+
+
+def check_guidable(
+    model: DiffusionModel,
+    sampler: SamplerConfig,
+    guidance: ClassifierGuidance | None,
+    classes: Sequence[str],
+) -> None:
+    """Refuses guidance by a classifier that does not fit the images, or that the sampler cannot
+    follow.
+
+    Raises:
+        ValueError, MismatchError: As `ClassifierGuidance.check_fits` and `check_pushable`.
+    """
+    if guidance is not None:
+        guidance.check_fits(model.image_shape, classes)
+        if guidance.scale:
+            check_pushable(model.scheduler(sampler))
+
+
+def evaluations_per_step(guidance: ClassifierGuidance | None) -> int:
+    """Network evaluations that guidance by a classifier costs each row per pushed step."""
+    return 3 if guidance is not None and guidance.scale and guidance.through_denoiser else 0
+
+
+def with_guidance(recipe: dict[str, Any], guidance: ClassifierGuidance | None) -> dict[str, JSON]:
+    """A recipe with what a classifier's guidance changes; as it was, if that is nothing."""
+    if guidance is None or not guidance.scale:
+        return recipe
+    settings = {**recipe["settings"], "classifier_guidance": guidance.settings()}
+    weights = {**recipe["weights"], "classifier": guidance.weights}
+    return {**recipe, "settings": settings, "weights": weights}
+
+
+def check_unguided(guidance: ClassifierGuidance | None) -> None:
+    """Refuses to save guidance by a classifier, which may be any code.
+
+    Raises:
+        TypeError: If there is some.
+    """
+    if guidance is not None:
+        raise TypeError(
+            "`classifier_guidance` cannot be saved: its classifier may be any code. Save the "
+            "synthesizer without (`with_settings(classifier_guidance=None)`), and give it again "
+            "where it is needed."
+        )
 
 
 class AbstractDiffusionSynthesizer(AbstractSynthesizer):
@@ -27,6 +76,15 @@ class AbstractDiffusionSynthesizer(AbstractSynthesizer):
     """The trained network, and what belongs to it."""
     sampler: SamplerConfig
     """Scheduler, steps and noise."""
+    classifier_guidance: ClassifierGuidance | None
+    """A classifier that steers the sampler; `with_settings(classifier_guidance=...)`."""
+
+    def _check_guidance(self) -> None:
+        check_guidable(self.model, self.sampler, self.classifier_guidance, self.classes)
+
+    def _guidance_evaluations(self) -> int:
+        """Network evaluations that the classifier's guidance costs each row per pushed step."""
+        return evaluations_per_step(self.classifier_guidance)
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -36,6 +36,7 @@ from synthaug._training.parts import (
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.denoisers import OWN_PIPELINE, AnyDenoiser, ClassifierFreeGuidance, Denoiser
 from synthaug.errors import CheckpointError
+from synthaug.guidance import ClassifierGuidance, ClassifierPush
 from synthaug.samplers import (
     Push,
     Trajectory,
@@ -294,6 +295,35 @@ class DiffusionModel:
             terms=terms,
             pushes=pushes,
         )
+
+    def guided_by(
+        self,
+        guidance: ClassifierGuidance | None,
+        labels: Tensor,
+        classes: Sequence[str],
+        condition: Any,
+        denoiser: AnyDenoiser | None = None,
+    ) -> list[Push]:
+        """What a classifier pushes these rows by: one `Push`, or none.
+
+        Args:
+            guidance: How the classifier guides, if any does.
+            labels: Class of every row, int64 (n,).
+            classes: Their names.
+            condition: One condition per row.
+            denoiser: What is sampled from; by default the network.
+        """
+        if guidance is None or not guidance.scale:
+            return []
+        push = ClassifierPush(
+            guidance=guidance,
+            labels=guidance.numbered(labels, classes),
+            denoiser=denoiser or self.denoiser,
+            condition=condition,
+            prediction_type=self.scheduler_config.get("prediction_type", "epsilon"),
+            decode=self.decode,
+        )
+        return [push]
 
     # -- pixels and latents ----------------------------------------------------------------------
 

@@ -14,10 +14,13 @@ from synthaug._support.torch_state import torch_defaults
 from synthaug._training.checkpoints import scheduler_settings, state_digest
 from synthaug._types import JSON, Images
 from synthaug.errors import DataError
+from synthaug.guidance import ClassifierGuidance
 from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._diffusion import with_guidance
 
 _OURS = ("batch_size", "generator", "num_images_per_prompt", "output_type", "prompt", "return_dict")
 """Arguments that follow from the rows."""
+_CALLBACK = "callback_on_step_end"
 
 
 @final
@@ -43,6 +46,7 @@ class FromPipeline(AbstractSynthesizer):
         classes: Sequence[str],
         *,
         prompts: str | Sequence[str] = "{}",
+        classifier_guidance: ClassifierGuidance | None = None,
         **arguments: JSON,
     ) -> None:
         """Checks that rows can become calls.
@@ -52,12 +56,16 @@ class FromPipeline(AbstractSynthesizer):
             classes: Names of the classes. A pipeline that takes no prompt has one.
             prompts: A template for class names (underscores become spaces), or one prompt per
                 class.
+            classifier_guidance: A classifier that steers the pipeline through its step callback;
+                see `ClassifierGuidance.callback`.
             arguments: For every call, such as `num_inference_steps` or `negative_prompt`.
 
         Raises:
             TypeError: For an argument that the pipeline does not take, that follows from the rows,
                 or that cannot be written as JSON.
-            ValueError: For a pipeline that needs other inputs, or another number of prompts.
+            ValueError: For a pipeline that needs other inputs or has no step callback to guide it
+                by, or another number of prompts.
+            MismatchError: If the classifier does not know a class.
         """
         if isinstance(classes, str) or len(set(classes)) != len(classes) or not classes:
             raise ValueError(f"`classes` must be a list of different names, got {classes!r}.")
@@ -94,6 +102,23 @@ class FromPipeline(AbstractSynthesizer):
             raise ValueError(
                 f"Two classes have the same prompt: {', '.join(self.prompts)}. Put {{}} where the "
                 "class name goes, or give a prompt for each class."
+            )
+
+        self.classifier_guidance = classifier_guidance
+        if classifier_guidance is not None:
+            self._check_guidable(classifier_guidance)
+
+    def _check_guidable(self, guidance: ClassifierGuidance) -> None:
+        guidance.numbered(torch.zeros(1, dtype=torch.int64, device="cpu"), self.classes)
+        if _CALLBACK not in self._accepted:
+            raise ValueError(
+                f"{self._name} takes no `{_CALLBACK}`, so no classifier can steer it. Load the "
+                "checkpoint by `ClassConditional`, or leave `classifier_guidance` out."
+            )
+        if _CALLBACK in self.arguments or self.arguments.get("eta"):
+            raise ValueError(
+                f"`classifier_guidance` needs the pipeline's `{_CALLBACK}` for itself, and steps "
+                "without noise (`eta` 0)."
             )
 
     @property
@@ -140,6 +165,9 @@ class FromPipeline(AbstractSynthesizer):
             for name, value in self.arguments.items()
         }
         inputs |= {**fixed, **own, "generator": streams(rows["seed"]), "output_type": "np"}
+        if self.classifier_guidance is not None and self.classifier_guidance.scale:
+            labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
+            inputs[_CALLBACK] = self.classifier_guidance.callback(labels, self.classes)
         with torch_defaults():
             output = self.pipeline(**inputs)
         # Only pipelines with a safety checker have this in their output.
@@ -169,7 +197,8 @@ class FromPipeline(AbstractSynthesizer):
             "arguments": self.arguments,
             "schedulers": schedulers,
         }
-        return {"synthesizer": "FromPipeline", "settings": settings, "weights": weights}
+        recipe = {"synthesizer": "FromPipeline", "settings": settings, "weights": weights}
+        return with_guidance(recipe, self.classifier_guidance)
 
 
 def _whole(value: float) -> float:

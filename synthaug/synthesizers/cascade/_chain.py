@@ -4,9 +4,9 @@ Ho et al. 2021, "Cascaded Diffusion Models for High Fidelity Image Generation".
 https://arxiv.org/abs/2106.15282
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from synthaug._noise import Streams
 from synthaug._types import Images
-from synthaug.denoisers import Denoiser
+from synthaug.denoisers import AnyDenoiser, Denoiser
+from synthaug.samplers import Push
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._sampler import SamplerConfig
 
@@ -28,6 +29,10 @@ class DiffusionChain(Protocol):
     def sampler(self) -> SamplerConfig: ...
 
 
+ChainGuide: TypeAlias = Callable[[Tensor, Any, AnyDenoiser], Sequence[Push]]
+"""`guide(labels, conditions, denoiser)`: what pushes the sampler of these rows."""
+
+
 def run_chain(
     chain: DiffusionChain,
     labels: Tensor,
@@ -36,6 +41,7 @@ def run_chain(
     *,
     until: float = 1.0,
     conditioned: "Callable[[Tensor | None], StageCondition] | None" = None,
+    guide: ChainGuide | None = None,
 ) -> Images:
     """One image (or, stopped early, a noisy x_s) per row, float32 (n, C, H, W).
 
@@ -46,17 +52,21 @@ def run_chain(
         generators: One stream per row.
         until: Signal level to stop at; below 1 for models in pixel space only.
         conditioned: Adds what a stage sees besides the class.
+        guide: What pushes the sampler.
     """
     model = chain.model
     add: Callable[[Tensor | None], Any] = conditioned or (lambda classes: classes)
     model.check_guidance(guidance_scale.numpy())
+    condition = add(model.conditions(labels))
+    denoiser = model.denoiser if conditioned is None else StageDenoiser(chain)
     latents = model.sample(
         chain.sampler,
-        add(model.conditions(labels)),
+        condition,
         generators,
         guidance_scale=guidance_scale,
         null=lambda: add(model.null_conditions(len(labels))),
-        denoiser=None if conditioned is None else StageDenoiser(chain),
+        denoiser=denoiser,
+        pushes=() if guide is None else guide(labels, condition, denoiser),
         until=until,
     )
     return latents if until < 1 else model.decode(latents)

@@ -32,6 +32,7 @@ from synthaug.synthesizers._losses import LossGrid, diffusion_losses
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers.cascade._chain import (
+    ChainGuide,
     LevelEmbedding,
     StageCondition,
     StageDenoiser,
@@ -183,6 +184,7 @@ class CascadeStage:
         generators: Streams,
         *,
         until: float = 1.0,
+        guide: ChainGuide | None = None,
     ) -> Images:
         """Larger images of the smaller ones, float32 (n, C, H, W) in [-1, 1].
 
@@ -193,6 +195,7 @@ class CascadeStage:
             guidance_scale: float32 (n,).
             generators: One stream per row.
             until: Signal level to stop at, for the next stage of a truncated cascade.
+            guide: What pushes the sampler.
         """
         device = self.model.device
         enlarged = upsample(low.to(device), self.model.latent_shape[1:], self.upsampling)
@@ -204,6 +207,7 @@ class CascadeStage:
             generators,
             until=until,
             conditioned=lambda classes: StageCondition(enlarged, s, classes),
+            guide=guide,
         )
 
     def restoration_losses(

@@ -18,6 +18,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
@@ -28,9 +29,18 @@ from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
+from synthaug.denoisers import AnyDenoiser
 from synthaug.errors import CheckpointError
-from synthaug.samplers import check_until
+from synthaug.guidance import ClassifierGuidance
+from synthaug.samplers import Push, check_until
 from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._diffusion import (
+    AbstractDiffusionSynthesizer,
+    check_guidable,
+    check_unguided,
+    evaluations_per_step,
+    with_guidance,
+)
 from synthaug.synthesizers._losses import LossGrid, diffusion_losses
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._parameters import RowParameter
@@ -84,6 +94,8 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
     """The model of the small images: a `ClassConditional`."""
     stages: Sequence[CascadeStage] = field(repr=False)
     """From small to large."""
+    classifier_guidance: ClassifierGuidance | None = field(default=None, repr=False)
+    """A classifier that steers the last stage; `with_settings(classifier_guidance=...)`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -111,6 +123,14 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
                         "autoencoder, so it has no noisy image to stop at. Leave it out."
                     )
                 check_until(before.model.scheduler(before.sampler))
+        base = self.base
+        if isinstance(base, AbstractDiffusionSynthesizer) and base.classifier_guidance is not None:
+            raise ValueError(
+                "`base` has a `classifier_guidance`, which a cascade does not follow. Give it to "
+                "the cascade, whose last stage it steers."
+            )
+        last = self.stages[-1]
+        check_guidable(last.model, last.sampler, self.classifier_guidance, self.classes)
         if self.truncated and all(stage.signals is None for stage in self.stages):
             raise ValueError(
                 "`truncated` needs a stage that was trained with noise "
@@ -261,19 +281,26 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
                     scale,
                     streams(seeds),
                     until=float(level),
+                    guide=self._guide if k == len(self.stages) else None,
                 )
             images[index] = drawn.cpu()
         return images
 
+    def _guide(self, labels: Tensor, condition: Any, denoiser: AnyDenoiser) -> Sequence[Push]:
+        """What pushes the sampler of the last stage."""
+        guided, guidance = self.stages[-1].model, self.classifier_guidance
+        return guided.guided_by(guidance, labels, self.classes, condition, denoiser)
+
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
-        """Network evaluations per row, of the base and all stages: twice with guidance."""
+        """Network evaluations per row, of the base and all stages: twice with guidance; and what
+        the gradients of a classifier cost at all steps of the last stage but the last."""
         total = np.zeros(len(rows), np.int64)
         for k, chain in enumerate(self._chains):
             until = self._until(rows, k)
             levels, place = np.unique(until, return_inverse=True)
             steps = np.array([chain.model.num_steps(chain.sampler, float(x)) for x in levels])
             total += steps[place] * (1 + (self._guidance(rows, k) != 1))
-        return total
+        return total + (steps[place] - 1) * evaluations_per_step(self.classifier_guidance)
 
     @torch.inference_mode()
     def restoration_losses(
@@ -303,7 +330,8 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
             "base": self.base.model.settings(self.base.sampler),
             "stages": [stage.settings() for stage in self.stages],
         }
-        return {"synthesizer": METHOD.name, "settings": settings, "weights": weights}
+        recipe = {"synthesizer": METHOD.name, "settings": settings, "weights": weights}
+        return with_guidance(recipe, self.classifier_guidance)
 
     def in_precision(self, precision: Resolved) -> "Cascade":
         """See `AbstractSynthesizer.in_precision`."""
@@ -321,7 +349,9 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
 
         Raises:
             CheckpointError: If the disk is full or not writable.
+            TypeError: With a `classifier_guidance`.
         """
+        check_unguided(self.classifier_guidance)
         path = Path(path)
         self.base.model.save_pretrained(
             path / "base", {"synthesizer": "ClassConditional", **self.base.sampler.record()}

@@ -27,8 +27,13 @@ from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
+from synthaug.guidance import ClassifierGuidance
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer, Guide
-from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
+from synthaug.synthesizers._diffusion import (
+    AbstractDiffusionSynthesizer,
+    check_unguided,
+    with_guidance,
+)
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._sampler import SamplerConfig
@@ -60,10 +65,13 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
     """Scheduler, steps and noise."""
     real: ImageSource | None = field(default=None, repr=False)
     """Where `source` indices point to; see `with_sources`."""
+    classifier_guidance: ClassifierGuidance | None = field(default=None, repr=False)
+    """A classifier that steers the sampler; `with_settings(classifier_guidance=...)`."""
 
     def __post_init__(self) -> None:
         self.model.check_complete()
         self.model.check_sampler(self.sampler)
+        self._check_guidance()
 
     @property
     def can_be_guided(self) -> bool:
@@ -114,17 +122,22 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             null=lambda: self.model.null_conditions(len(rows)),
             sources=None if strength < 0 else self.model.encode(self._source_pixels(rows)),
             strength=abs(strength),
-            pushes=() if guide is None else guide(rows, condition),
+            pushes=[
+                *([] if guide is None else guide(rows, condition)),
+                *self.model.guided_by(self.classifier_guidance, labels, self.classes, condition),
+            ],
         )
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
-        """Network evaluations per row: steps taken, twice with guidance."""
+        """Network evaluations per row: steps taken, twice with guidance; and what the gradients of
+        a classifier cost at all steps but the last."""
         strengths = np.where(rows["source"] < 0, 1.0, rows.get("strength", 1.0))
         guided = rows.get("guidance_scale", 1.0) != 1
         wanted = self.sampler.num_inference_steps
         extra = self.model.num_steps(self.sampler) - wanted
         steps = np.maximum(1, (wanted * strengths).astype(np.int64))  # rounded down
-        return (steps + extra) * (1 + guided)
+        steps = steps + extra
+        return steps * (1 + guided) + (steps - 1) * self._guidance_evaluations()
 
     def _plan_problems(self, columns: Mapping[str, Any]) -> Iterator[str]:
         yield from self.model.guidance_problems(columns.get("guidance_scale", 1.0))
@@ -138,11 +151,12 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
 
     def recipe(self) -> dict[str, JSON]:
         """Settings and weight digests; see `AbstractSynthesizer.recipe`."""
-        return {
+        recipe = {
             "synthesizer": METHOD.name,
             "settings": self.model.settings(self.sampler),
             "weights": self.model.weights,
         }
+        return with_guidance(recipe, self.classifier_guidance)
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -153,7 +167,9 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
 
         Raises:
             CheckpointError: If the disk is full or not writable. What was there before stays.
+            TypeError: With a `classifier_guidance`.
         """
+        check_unguided(self.classifier_guidance)
         self.model.save_pretrained(path, {"synthesizer": METHOD.name, **self.sampler.record()})
 
     @classmethod

@@ -40,8 +40,13 @@ from synthaug._training.parts import read_index
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images, Labels, Pixels
 from synthaug.errors import DataError, MismatchError
+from synthaug.guidance import ClassifierGuidance
 from synthaug.synthesizers._base import Guide, RowSources
-from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
+from synthaug.synthesizers._diffusion import (
+    AbstractDiffusionSynthesizer,
+    check_unguided,
+    with_guidance,
+)
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._parameters import RowParameter
 from synthaug.synthesizers._real import check_shape
@@ -97,11 +102,14 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
     """How the generator was loaded, so that `fit` need not copy it."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Scheduler, steps and noise."""
+    classifier_guidance: ClassifierGuidance | None = field(default=None, repr=False)
+    """A classifier that steers the sampler; `with_settings(classifier_guidance=...)`."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         self.model.check_complete()
         self.model.check_sampler(self.sampler)
+        self._check_guidance()
         METHOD.check_choices(self)
         check_at_least(1, group_size=self.group_size)
         if self.unconditional == "null" and self.model.class_embeddings is None:
@@ -248,8 +256,11 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         return with_partners(plan, self._learned, cross_class="cross_class" in columns)
 
     def evaluations(self, rows: Plan) -> NDArray[np.int64]:
-        """Network evaluations per row: one per step, twice with guidance."""
-        return self.model.num_steps(self.sampler) * (1 + (rows["guidance_scale"] != 1))
+        """Network evaluations per row: one per step, twice with guidance; and what the gradients of
+        a classifier cost at all steps but the last."""
+        steps = self.model.num_steps(self.sampler)
+        own = steps * (1 + (rows["guidance_scale"] != 1))
+        return own + (steps - 1) * self._guidance_evaluations()
 
     # -- stage 2 ---------------------------------------------------------------------------------
 
@@ -269,13 +280,17 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         device = self.model.device
         generators = streams(rows["seed"])
         condition = self.conditions(rows, generators).to(device)
+        labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
         latents = self.model.sample(
             self.sampler,
             condition,
             generators,
             guidance_scale=torch.tensor(rows["guidance_scale"], dtype=torch.float32, device="cpu"),
             null=lambda: self.unconditional_tokens(rows).to(device),
-            pushes=() if guide is None else guide(rows, condition),
+            pushes=[
+                *([] if guide is None else guide(rows, condition)),
+                *self.model.guided_by(self.classifier_guidance, labels, self.classes, condition),
+            ],
         )
         return self.model.decode(latents).cpu()
 
@@ -368,18 +383,21 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         weights = dict(self.model.weights)
         if self.unconditional != "null":  # no part of it reaches the images
             weights.pop("class_embeddings", None)
-        return {
+        recipe = {
             "synthesizer": METHOD.name,
             "settings": settings,
             "weights": {**weights, "embeddings": self._learned.digest},
         }
+        return with_guidance(recipe, self.classifier_guidance)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes everything, the generator too: a diffusers directory with what is ours beside it.
 
         Raises:
             CheckpointError: If the disk is full or not writable.
+            TypeError: With a `classifier_guidance`.
         """
+        check_unguided(self.classifier_guidance)
         path = Path(path)
         if self.table is not None:
             with checkpoints.writing(path, "Free some space and save again."):

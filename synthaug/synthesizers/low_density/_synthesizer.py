@@ -181,7 +181,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
         plain = dict(rows.columns)
         if "guidance_scale" in plain:
             plain["guidance_scale"] = np.ones(len(rows))
-        steps = self.base.evaluations(
+        steps = self.base.with_settings(classifier_guidance=None).evaluations(
             Plan(columns=plain, classes=rows.classes, settings=rows.settings)
         )
         for name, model in (("alpha", self.hardness), ("beta", self.realism)):

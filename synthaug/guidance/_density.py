@@ -94,6 +94,15 @@ def unit_rms(gradient: Tensor) -> Tensor:
     return (flat / torch.where(rms > 0, rms, 1)).view_as(gradient)
 
 
+def scaled(gradient: Images, strength: Tensor | float, unit: Unit, step: Step) -> Images:
+    """The push along a gradient, float32 (n, c, h, w), whose strength counts in a unit."""
+    if unit == "score":
+        share = (1 + step.eta**2) / 2  # the score's weight in a step that is less random
+        return strength * share * step.sigma**2 * gradient
+    size = 1.0 if unit == "rms" else gradient[0].numel() ** -0.5
+    return strength * size * step.sigma * unit_rms(gradient)
+
+
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HardnessPush:
@@ -115,7 +124,7 @@ class HardnessPush:
     unit: Unit = "rms"
     """Of `strength`."""
 
-    def __call__(self, x: Images, step: Step) -> Images:
+    def __call__(self, x: Images, step: Step, prediction: Images | None = None) -> Images:
         """What to add to x_{t-1}, zero for rows with strength 0."""
         push = torch.zeros_like(x)
         rows = self.strength.nonzero()[:, 0].to(x.device)
@@ -134,26 +143,13 @@ class HardnessPush:
                 )
             odds = log_odds(hardness, self.labels.to(x.device)[rows], self.temperature)
             (gradient,) = torch.autograd.grad(odds.sum(), x_t)
-        strength = self.strength.to(x)[rows].view(-1, 1, 1, 1)
-        if self.unit != "score":
-            size = 1.0 if self.unit == "rms" else x[0].numel() ** -0.5
-            push[rows] = strength * size * step.sigma * unit_rms(gradient)
-        else:
+        if self.unit == "score":
             slope = odds.detach().sigmoid().to(x).view(-1, 1, 1, 1)  # of the loss by the odds
-            share = (1 + step.eta**2) / 2  # the score's weight in a step that is less random
-            push[rows] = strength * share * step.sigma**2 * slope * gradient
+            gradient = slope * gradient
+        strength = self.strength.to(x)[rows].view(-1, 1, 1, 1)
+        push[rows] = scaled(gradient, strength, self.unit, step)
         return push
 
     def evaluations(self) -> Tensor:
         """One gradient per row and step, none for rows with strength 0."""
         return self.model.evaluations * (self.strength != 0).long()
-
-
-__all__ = [
-    "UNITS",
-    "HardnessModel",
-    "HardnessPush",
-    "Unit",
-    "log_odds",
-    "unit_rms",
-]
