@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from synthaug import metrics as metrics
     from synthaug import mixing as mixing
     from synthaug import samplers as samplers
+    from synthaug import selection as selection
     from synthaug import sweeps as sweeps
     from synthaug import synthesizers as synthesizers
     from synthaug import transforms as transforms
@@ -102,6 +103,7 @@ _NAMESPACES = (
     "metrics",
     "mixing",
     "samplers",
+    "selection",
     "sweeps",
     "synthesizers",
     "transforms",

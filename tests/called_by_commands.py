@@ -49,11 +49,19 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
     "plan": (
         PLAN,
         *LOADING,
+        synthaug.guidance.ClassifierGuidance,
         caches.estimate_cost,
         caches.evaluations_per_second,
         synthaug.load_dataset,
     ),
-    "generate": (PLAN, *LOADING, synthaug.generate, caches.RayEngine, synthaug.load_dataset),
+    "generate": (
+        PLAN,
+        *LOADING,
+        synthaug.guidance.ClassifierGuidance,
+        synthaug.generate,
+        caches.RayEngine,
+        synthaug.load_dataset,
+    ),
     "audit": (
         synthaug.audit,
         synthaug.AuditReport.to_html,

@@ -49,12 +49,13 @@ LAYERS = {  # a room imports rooms of earlier lines; within a line there is no c
         "lightning",
         "memorization",
         "mixing",
+        "selection",
         "transforms",
     },
     "composition": {"__main__", "_cli", "_demo", "improvement", "sweeps"},
 }
 RANK = {room: rank for rank, layer in enumerate(LAYERS.values()) for room in layer}
-STAGES = {"_audit", "_cache", "_datasets", "_generate", "evaluation"}
+STAGES = {"_audit", "_cache", "_datasets", "_generate", "evaluation", "selection"}
 DOORS = LAYERS["stages"] - STAGES
 """Public entrances to the stages: they may use the insides of a stage, and no stage uses them."""
 OUTSIDE = 22
@@ -103,6 +104,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_demo": {"_demo"},
     "test_density": {"density"},
     "test_diffusion_inversion": {"_cache", "synthesizers"},
+    "test_difficulty": {"_images", "selection"},
     "test_docs": {"_audit", "evaluation", "synthesizers"},
     "test_engines": {"_cluster", "_generate", "_support"},
     "test_evaluation": {"_images", "_plan", "evaluation"},

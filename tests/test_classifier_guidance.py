@@ -16,7 +16,6 @@ from tests.checkpoints import tiny_unet, write_stable_diffusion
 from tests.command_line import fail, succeed
 from tests.exact_denoisers import EPSILON, GaussianDenoiser
 from tests.images import to_pixels
-from tests.test_guidance import SAMPLERS
 from tests.tiny import cascades
 from tests.tiny import inversions as inversion
 from tests.tiny.class_conditional import NAMES, Real, tiny
@@ -24,6 +23,7 @@ from tests.tiny.low_density import steered
 
 pytestmark = pytest.mark.usefixtures("few_steps")
 STD = 0.5
+SAMPLERS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpmsolver++", 0.0)]
 
 
 def classifier(num_classes: int = 4, shape: tuple[int, int, int] = (1, 8, 8)) -> nn.Module:

@@ -23,6 +23,7 @@ PYTHON_NAMES = {
     "canaries": "pairs",
     "canary_doses": "doses",
     "canary_seed": "seed",
+    "classifier_scale": "scale",
     "test_fraction": "holdout",
 }
 """Options that have another name there, or in some of it."""
@@ -58,7 +59,7 @@ DIFFERENT = {
 }
 """Why a default differs between the shell and what it calls, by option and name there."""
 SHELL_ONLY = {
-    "accept", "allow_overlap", "audit", "autoencoder", "cache", "condition",
+    "accept", "allow_overlap", "audit", "autoencoder", "cache", "classifier", "condition",
     "degradation_settings", "device", "estimate", "features", "features_dir", "fraction",
     "generator_licence", "generator_steps", "labels", "link", "method", "others", "out", "padding",
     "ratios", "seed", "sheet", "source", "source_licence", "trial", "trust_torchscript",

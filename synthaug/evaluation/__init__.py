@@ -15,6 +15,7 @@ from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._arms import CAS, Arm, scaling_arms, standard_arms
 from synthaug.evaluation._augment import AffineAugment, CutMix, StandardAugment
 from synthaug.evaluation._baselines import class_gaussians, noisy_copies, rare_copies
+from synthaug.evaluation._dynamics import learning_curves, probabilities
 from synthaug.evaluation._evaluate import evaluate
 from synthaug.evaluation._hardness import HardnessReport, score_hardness
 from synthaug.evaluation._inputs import check_overlap, digests
@@ -45,7 +46,9 @@ __all__ = [
     "class_probabilities",
     "digests",
     "evaluate",
+    "learning_curves",
     "noisy_copies",
+    "probabilities",
     "rare_copies",
     "reconstructions",
     "scaling_arms",

@@ -1,6 +1,7 @@
 """What classifiers trained on some images say of others."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,14 +96,24 @@ def _trained(
     images = Batches(train, train.named_classes(), choose_device(config.device))
     with bar(len(seeds) * config.steps, name, "step", progress=progress) as shown:
         for seed in seeds:
-            yield _fitted(images, config, seed, shown.update)
+            yield fitted_classifier(images, config, seed, lambda _, steps: shown.update(steps))
 
 
 @lasting_tensors()
-def _fitted(
-    images: Batches, config: ClassifierConfig, seed: int, advance: Callable[[int], object]
+def fitted_classifier(
+    images: Batches,
+    config: ClassifierConfig,
+    seed: int,
+    advance: Callable[[nn.Module, int], object],
 ) -> nn.Module:
-    """Leaves the caller's random streams as they were."""
+    """A classifier in evaluation mode. Leaves the caller's random streams as they were.
+
+    Args:
+        images: Training images.
+        config: Network and training.
+        seed: Of initial weights, order and augmentation.
+        advance: Called now and then with the network and the number of steps made.
+    """
     device = choose_device(config.device)
     precision: Resolved = "float32" if config.precision == "auto" else config.precision
     with own_randomness(device):
@@ -116,6 +127,6 @@ def _fitted(
             seed=seed,
             run=f"classifier {seed}",
             augment=standard_augment(images.image_shape, horizontal_flip=config.horizontal_flip),
-            advance=advance,
+            advance=partial(advance, network),
         )
     return network.eval()

@@ -269,7 +269,7 @@ class ClassifierPush:
     def __call__(self, x: Images, step: Step, prediction: Images) -> Images:
         """What to add to x_{t-1}."""
         guidance, through = self.guidance, self.guidance.through_denoiser
-        if not guidance.scale:
+        if not guidance.scale or not step.signal:  # pure noise shows no image yet
             return torch.zeros_like(x)
         # Samplers run in inference mode, whose tensors cannot take part in a gradient.
         with torch.inference_mode(False), torch.enable_grad():

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from synthaug._images.source import ImageSource
 from synthaug._noise import streams as streams
-from synthaug._plan import Plan, balanced_quota, given_quota, matching_quota
+from synthaug._plan import (
+    Plan,
+    balanced_quota,
+    given_quota,
+    largest_remainders,
+    matching_quota,
+)
 from synthaug._support.precision import Resolved
 from synthaug._types import JSON, Images, Indices, Labels, Pixels
 from synthaug.samplers import Push
@@ -181,6 +187,7 @@ class AbstractSynthesizer(abc.ABC):
         ratio: float | None = None,
         counts: Mapping[str, int] | None = None,
         seed: int = 0,
+        source_weights: ArrayLike | None = None,
         **parameters: float | Sequence[float],
     ) -> Plan:
         """Lays out the rows to draw.
@@ -196,6 +203,9 @@ class AbstractSynthesizer(abc.ABC):
             ratio: Images per real image.
             counts: Images of each class by name.
             seed: Base seed; each row's own seed is hashed from it.
+            source_weights: A weight for every real image that rows start from, float (N,) and at
+                least 0: images of a class are used in proportion, and those of weight 0 not at all.
+                Difficulty has some: `selection.difficulty(real).weights("medium")`.
             parameters: Row parameters, see `available_parameters`. A sequence is used in turn.
 
         Raises:
@@ -203,6 +213,8 @@ class AbstractSynthesizer(abc.ABC):
                 and all values out of range at once.
         """
         quota = {"labels": labels, "per_class": per_class, "ratio": ratio, "counts": counts}
+        if source_weights is not None:
+            quota["source_weights"] = source_weights
         return self._lay_out(self._checked_parameters(parameters), quota, seed)
 
     def _checked_parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,14 +258,18 @@ class AbstractSynthesizer(abc.ABC):
 
     def _lay_out(self, columns: Mapping[str, Any], quota: Mapping[str, Any], seed: int) -> Plan:
         """The rows with these columns; `quota` holds the arguments of the method `quota`."""
-        sources = self._sources()
+        sources, quota = self._sources(), dict(quota)
+        weights = quota.pop("source_weights", None)
         if sources is not None and quota["labels"] is None:
             quota = {**quota, "labels": sources.labels}
         settings = self.recipe()["settings"]
         if not isinstance(settings, dict):
             raise TypeError(f"recipe()['settings'] must be a dict, got {type(settings).__name__}.")
+        counts = self.quota(**quota)
+        if weights is not None:
+            sources = _weighted(sources, weights, counts, self.classes)
         return Plan.build(
-            self.quota(**quota),
+            counts,
             classes=self.classes,
             settings=settings,
             seed=seed,
@@ -292,6 +308,42 @@ class AbstractSynthesizer(abc.ABC):
                 "`ratio` needs `labels`, those of the real images (`--source` on the command line)."
             )
         return matching_quota(labels, len(self.classes), ratio=ratio)
+
+
+def _weighted(
+    sources: RowSources | None, weights: ArrayLike, counts: Labels, classes: Sequence[str]
+) -> RowSources:
+    """The real images of every class as often as their weights say, in turn.
+
+    Raises:
+        ValueError: Without real images, for weights that do not fit them, or a class of which all
+            have weight 0.
+    """
+    if sources is None:
+        raise ValueError(
+            "`source_weights` are weights of real images to start from, and these rows start from "
+            "noise. Call `with_sources(real)` first, or leave them out."
+        )
+    values = np.asarray(weights, np.float64)
+    if values.shape != sources.labels.shape or not ((values >= 0) & (values < np.inf)).all():
+        raise ValueError(
+            f"`source_weights` has shape {values.shape}, expected a weight of at least 0 for each "
+            f"of {len(sources.labels)} real images."
+        )
+    by_class = []
+    for name, rows, count in zip(classes, sources.by_class, counts.tolist(), strict=True):
+        of_class = values[rows]
+        if count and not of_class.any():
+            raise ValueError(
+                f"All `source_weights` of class {name!r} are 0. Give one of them a weight, or draw "
+                "none of the class: `counts=`."
+            )
+        if count and np.ptp(of_class) > 0:  # else all in turn, as without weights
+            times = largest_remainders(of_class / of_class.sum() * count, count)
+            lap = np.concatenate([np.arange(n) for n in times.tolist()])
+            rows = np.repeat(rows, times)[np.argsort(lap, kind="stable")]
+        by_class.append(rows)
+    return sources._replace(by_class=by_class)
 
 
 Sourced = TypeVar("Sourced", bound="AbstractSourcedSynthesizer")
