@@ -21,7 +21,7 @@ from synthaug.synthesizers import ClassConditional
 
 _FEW, _MORE = 2, 8
 """Steps of two short trainings; their difference is free of what starting costs."""
-_BATCH, _SECONDS = 64, 4.0
+_BATCH, _SECONDS = 64, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +159,19 @@ def _per_step(train: Callable[[int], object]) -> float:
 
 
 def _per_image(synthesizer: Any, parameters: Mapping[str, Any]) -> float:
-    """Seconds per image, in batches that double from one image up to those of the search."""
+    """Seconds per image, in batches that grow from one image up to those of the search."""
     plan = synthesizer.plan(per_class=_BATCH, seed=0, **parameters)
-    begun, size = time.perf_counter(), 1
-    while True:
+
+    def seconds(size: int) -> float:
         started = time.perf_counter()
         synthesizer.draw(plan[:size]).cpu()  # the transfer waits for the device
-        seconds = time.perf_counter() - started
-        if size >= _BATCH or time.perf_counter() - begun + 2 * seconds > _SECONDS:
-            return seconds / size
-        size *= 2
+        return time.perf_counter() - started
+
+    seconds(1)  # warms up
+    begun, size = time.perf_counter(), 1
+    while True:
+        last = seconds(size)
+        # A batch four times as large takes four times as long at most.
+        if size >= _BATCH or time.perf_counter() - begun + 4 * last > _SECONDS:
+            return last / size
+        size *= 4

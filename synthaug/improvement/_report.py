@@ -93,8 +93,10 @@ class ImproveReport(Report):
     """Recipes and shares, the best one first."""
     settings: dict[str, JSON]
     """How it was done."""
+    rivals: dict[str, float] = field(default_factory=dict)
+    """Mean accuracies, on the validation images, of the arms without synthetic images."""
     rival: str | None = None
-    """The strongest arm without synthetic images."""
+    """The strongest of them."""
     chosen: str | None = None
     """The best recipe."""
     share: float | None = None
@@ -127,7 +129,8 @@ class ImproveReport(Report):
     def table(self) -> list[list[str]]:
         """What was tried, header first."""
         header = ["recipe", "seeds", "accuracy %", f"gain over {self.rival or 'the rival'}"]
-        return [header, *(one.cells() for one in self.candidates)]
+        rivals = [[name, "", f"{100 * mean:.2f}", ""] for name, mean in self.rivals.items()]
+        return [header, *rivals, *(one.cells() for one in self.candidates)]
 
     def curve(self) -> list[list[str]]:
         """What every round brought, header first."""
@@ -205,5 +208,6 @@ class ImproveReport(Report):
             Line(name=name, x=x, y=y, low=y - error, high=y + error),
             Line(name=self.rival or "rival", x=x, y=rival),
         ]
-        label = "validation accuracy in percent, ± standard error of the gain"
-        return [line_chart(lines, x_label="synthetic images drawn", y_label=label)]
+        chart = line_chart(lines, x_label="synthetic images drawn", y_label="accuracy in percent")
+        note = "On the validation images; the band is the standard error of the gain."
+        return [chart, Markup("<p><small>{}</small></p>").format(note)]

@@ -284,14 +284,7 @@ class Search:
 
     def _seconds_of_own(self) -> float:
         """Seconds that the user's classifier takes, from runs that are needed in any case."""
-        rivals = self._rivals()
-        report = self.contest(
-            rivals,
-            self.splits.validation.dataset,
-            seeds=self.config.screening_seeds,
-            baseline=next(iter(rivals)),
-        )
-        return float(np.mean([run.seconds for run in report.runs]))
+        return float(np.mean([run.seconds for run in self._rivals_report().runs]))
 
     @cached_property
     def candidates(self) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
@@ -335,13 +328,21 @@ class Search:
                 "the classifiers."
             )
         logger.info("%s", self._plan_text(taken, left))
-        rival, found, screened = self._halving(taken)
-        name, share = found
+        rivals = self._screened_rivals()
+        rival = max(rivals, key=rivals.__getitem__)
+        (name, share), screened = self._halving(taken, rival)
         rounds, last = self._rounds(name, share, rival)
         tried = len(taken) + len(rounds) - 1
         gain = self._gain(last, _arm(name, share), rival, tried)
         history = [*screened, *(Candidate.untried(*one) for one in left)]
-        facts = {"rival": rival, "chosen": name, "share": share, "gain": gain, "rounds": rounds}
+        facts = {
+            "rivals": rivals,
+            "rival": rival,
+            "chosen": name,
+            "share": share,
+            "gain": gain,
+            "rounds": rounds,
+        }
         wanted: dict[str, Any] = {**facts, "candidates": history, "tried": tried}
         if gain.low is None or gain.low <= 0:
             wide = gain.high is None or (gain.mean > 0 and gain.high > WORTHWHILE)
@@ -384,19 +385,25 @@ class Search:
         )
         return Arm(mixed, augment=rival.augment)
 
-    def _halving(
-        self, taken: Sequence[tuple[str, float]]
-    ) -> tuple[str, tuple[str, float], list[Candidate]]:
-        """The strongest rival, the best recipe and share, and what became of each."""
-        config = self.config
+    def _screened_rivals(self) -> dict[str, float]:
+        """Mean accuracies of the arms without synthetic images."""
+        report = self._rivals_report()
+        return {name: report.mean(name) for name in self._rivals()}
+
+    def _rivals_report(self) -> EvaluationReport:
         rivals = self._rivals()
-        first = self.contest(
+        return self.contest(
             rivals,
             self.splits.validation.dataset,
-            seeds=config.screening_seeds,
+            seeds=self.config.screening_seeds,
             baseline=next(iter(rivals)),
         )
-        rival = max(rivals, key=first.mean)
+
+    def _halving(
+        self, taken: Sequence[tuple[str, float]], rival: str
+    ) -> tuple[tuple[str, float], list[Candidate]]:
+        """The best recipe and share, and what became of each."""
+        config, rivals = self.config, self._rivals()
         arms = {}
         for name, share in taken:
             pool = self.pools[name]
@@ -414,7 +421,7 @@ class Search:
             alive.sort(key=lambda one: -report.mean(_arm(*one)))
             results = [self._candidate(report, one, rival, seeds) for one in alive]
             if len(alive) == 1 and seeds >= config.final_seeds:
-                return rival, alive[0], [*results, *reversed(dropped)]
+                return alive[0], [*results, *reversed(dropped)]
             kept = max(1, math.ceil(len(alive) / 2)) if len(alive) > 1 else 1
             dropped += reversed(results[kept:])
             alive = alive[:kept]
@@ -493,7 +500,7 @@ class Search:
 
     def _report(self, **found: Any) -> ImproveReport:
         sets = self.splits
-        cost = asdict(self.estimate)
+        cost = self.estimate
         shown = {"minutes": self.config.minutes, "confidence": self.config.confidence}
         return ImproveReport(
             sets={
@@ -506,7 +513,9 @@ class Search:
                 "set aside here": ", ".join(sets.made) or "none",
                 "classifier steps": self.config.classifiers.steps,
                 "seed": self.config.seed,
-                **{f"seconds per {name}": value for name, value in cost.items()},
+                "seconds of a classifier": round(cost.classifier, 2),
+                "seconds of the generator": round(cost.generator, 1),
+                **{f"seconds of an image, {k}": round(v, 4) for k, v in cost.images.items()},
             },
             **found,
         )
