@@ -92,6 +92,7 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
     "improve": (
         synthaug.improve,
         improvement.ImproveConfig,
+        evaluation.AdversarialConfig,
         synthaug.ClassifierConfig,
         *LOADING,
         synthaug.load_dataset,

@@ -13,7 +13,7 @@ import synthaug
 from synthaug import AuditReport, ClassifierConfig, Plan, improve
 from synthaug._images.source import ImageSource
 from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation import EvaluationReport, Run
+from synthaug.evaluation import AdversarialConfig, EvaluationReport, Run
 from synthaug.images import LabeledImages
 from synthaug.improvement import Gain, ImproveConfig, ImproveReport, Recipe, Round
 from synthaug.improvement._cost import Estimate, affordable, runs
@@ -237,6 +237,18 @@ def test_the_users_own_training_is_tried_and_a_failing_seed_is_named(tmp_path):
     assert report.gain.seeds == 3
     with pytest.raises(DataError, match=r"`fit` failed on 2 of 2 seeds.*RuntimeError: no memory"):
         search(tmp_path / "b", recipes=recipes, fit=by_mean(lambda seed: True))
+
+
+def test_under_attack_the_accuracy_under_attack_decides(tmp_path):
+    attack = AdversarialConfig(epsilon=0.05, steps=1, test_steps=1, restarts=1)
+    config = replace(QUICK, rounds=1, final_seeds=2, adversarial=attack)
+    recipes = {"true": Levels()}
+    report = search(tmp_path, recipes=recipes, config=config)
+    assert report.settings["decides"] == "accuracy under attack"
+    plain = search(tmp_path / "plain", recipes=recipes, config=replace(config, adversarial=None))
+    assert report.rivals["real, as it is"] < plain.rivals["real, as it is"] - 0.03
+    with pytest.raises(ValueError, match=r"`config\.adversarial` is for the classifiers"):
+        search(tmp_path / "own", fit=by_mean(), config=config)
 
 
 def test_what_predict_returns_is_checked(tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from synthaug._cli.arguments import names, next_line
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import config_options, configured, defaults
+from synthaug._cli.evaluation import AdversarialOptions
 from synthaug._cli.options import FileOptions, ImageOptions, NetworkOptions
 from synthaug._cli.publishing import published
 from synthaug._cli.sweep import ClassifierOptions
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     SearchOptions: TypeAlias = Any
 else:
     SearchOptions = config_options(
-        "The search", ImproveConfig, without=("generator", "classifiers", "channels")
+        "The search", ImproveConfig, without=("generator", "classifiers", "channels", "adversarial")
     )
 
 
@@ -61,6 +62,7 @@ def improve(
     recipes: RecipeOptions,
     search: SearchOptions,
     classifiers: ClassifierOptions,
+    attack: AdversarialOptions,
     network: NetworkOptions,
     images: ImageOptions,
     files: FileOptions,
@@ -80,6 +82,7 @@ def improve(
         recipes: Where synthetic images come from.
         search: How recipes are tried.
         classifiers: What is trained on images.
+        attack: Adversarial training; the accuracy under attack then decides.
         network: What draws the images.
         images: Their shape.
         files: For folders.
@@ -95,6 +98,7 @@ def improve(
         ImproveConfig,
         search,
         channels=recipes.width,
+        adversarial=attack.config(),
         generator=replace(
             ImproveConfig().generator,
             steps=recipes.generator_steps,

@@ -1,7 +1,7 @@
 """How recipes are tried, as Python and the command line have it; loads nothing heavy."""
 
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 from synthaug._support.arguments import (
     check_at_least,
@@ -54,6 +54,9 @@ class ImproveConfig:
     """Channels of its first level."""
     classifiers: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Network and training of the classifiers; unused where you give your own."""
+    adversarial: Any = None
+    """An `evaluation.AdversarialConfig`: classifiers are trained under its attack, and their
+    accuracy under attack decides. `None` means plain training and accuracy."""
     seed: int = 0
     """Of the splits, the generator and the plans."""
 

@@ -26,7 +26,7 @@ from synthaug._support.report import decode, encode
 from synthaug._training.classifier_config import ClassifierConfig, name_of
 from synthaug._types import Labels
 from synthaug.errors import DataError
-from synthaug.evaluation import Arm, EvaluationReport, Run, evaluate
+from synthaug.evaluation import AdversarialConfig, Arm, EvaluationReport, Run, evaluate
 from synthaug.evaluation._inputs import Inputs, check_overlap, fingerprint
 
 logger = logging.getLogger("synthaug")
@@ -52,6 +52,7 @@ class OurClassifier:
     """The classifiers of `evaluate`."""
 
     config: ClassifierConfig
+    adversarial: AdversarialConfig | None
     folder: Path
     progress: bool = True
 
@@ -65,6 +66,7 @@ class OurClassifier:
             seeds=seeds,
             config=self.config,
             baseline=baseline,
+            adversarial=self.adversarial,
             output_dir=self.folder,
             progress=self.progress,
         )

@@ -14,13 +14,13 @@ from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
 from synthaug._training.training_config import TrainingConfig
 from synthaug.errors import DataError
-from synthaug.evaluation import trained_classifier
+from synthaug.evaluation import Arm, evaluate
 from synthaug.improvement._config import ImproveConfig
 from synthaug.improvement._recipes import SAMPLER, TRAINED, RecipeImages
 from synthaug.synthesizers import ClassConditional
 
 _FEW, _MORE = 2, 8
-"""Steps of two short trainings; their difference is free of what starting costs."""
+"""Steps of two short trainings, whose difference is the cost of steps alone."""
 _BATCH, _SECONDS = 64, 10.0
 
 
@@ -88,6 +88,7 @@ def measure(
     path: Path,
     pools: Mapping[str, RecipeImages],
     real: ImageSource,
+    validation: ImageSource,
     config: ImproveConfig,
     own: Callable[[], float] | None,
 ) -> Estimate:
@@ -97,6 +98,7 @@ def measure(
         path: Keeps it, so that a search that goes on tries what it began with.
         pools: The recipes.
         real: Training images.
+        validation: Images to test on.
         config: How recipes are tried.
         own: Trains the user's classifier and returns the seconds; `None` means ours.
     """
@@ -105,17 +107,7 @@ def measure(
             return decode(Estimate, parse_json(read_text(path)))
         except (OSError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path} is damaged: {error!r}. Delete it and run again.") from error
-    classifiers = config.classifiers
-    classifier = (
-        own()
-        if own is not None
-        else classifiers.steps
-        * _per_step(
-            lambda steps: trained_classifier(
-                real.dataset, config=replace(classifiers, steps=steps), progress=False
-            )
-        )
-    )
+    classifier = _of_classifier(real, validation, config) if own is None else own()
     generator, images = 0.0, {}
     for name, pool in pools.items():
         if not pool.drawn:
@@ -144,18 +136,36 @@ def _of_training(real: ImageSource, config: ImproveConfig) -> tuple[float, float
                 )[0]
             )
 
-    step = _per_step(train)
-    return step * config.generator.steps, _per_image(made[-1].with_settings(**SAMPLER.record()), {})
+    seconds = _extrapolated(train, config.generator.steps)
+    return seconds, _per_image(made[-1].with_settings(**SAMPLER.record()), {})
 
 
-def _per_step(train: Callable[[int], object]) -> float:
-    """Seconds per step of a training, without its start."""
+def _of_classifier(real: ImageSource, validation: ImageSource, config: ImproveConfig) -> float:
+    """Seconds to train and test one classifier, under attack if that is asked for."""
+
+    def train(steps: int) -> None:
+        evaluate(
+            {"real": Arm(real.dataset, augment="standard")},
+            test=validation.dataset,
+            seeds=1,
+            config=replace(config.classifiers, steps=steps),
+            adversarial=config.adversarial,
+            progress=False,
+        )
+
+    return _extrapolated(train, config.classifiers.steps)
+
+
+def _extrapolated(train: Callable[[int], object], steps: int) -> float:
+    """Seconds of a training, from two short ones."""
     seconds = []
-    for steps in (_FEW, _MORE):
+    for few in (_FEW, _MORE):
         started = time.perf_counter()
-        train(steps)
+        train(few)
         seconds.append(time.perf_counter() - started)
-    return max(seconds[1] - seconds[0], 0.1 * seconds[1]) / (_MORE - _FEW)
+    first, second = seconds
+    step = max(second - first, 0.1 * second) / (_MORE - _FEW)
+    return max(0.0, second + step * (steps - _MORE))
 
 
 def _per_image(synthesizer: Any, parameters: Mapping[str, Any]) -> float:

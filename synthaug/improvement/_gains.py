@@ -23,11 +23,18 @@ class Gain:
     """Seeds that both have."""
 
     @classmethod
-    def of(cls, report: EvaluationReport, arm: str, rival: str, confidence: float) -> "Gain":
+    def of(
+        cls,
+        report: EvaluationReport,
+        arm: str,
+        rival: str,
+        confidence: float,
+        result: str | None = None,
+    ) -> "Gain":
         """The gain of one arm over another; bounds by Student's t over the seeds."""
         from scipy.stats import t
 
-        found = report.difference(arm, rival)
+        found = report.difference(arm, rival, result=result)
         if found.standard_error is None:
             return cls(mean=found.mean, standard_error=None, low=None, high=None, seeds=found.n)
         half = float(t.ppf(confidence, found.n - 1)) * found.standard_error

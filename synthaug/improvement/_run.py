@@ -26,6 +26,7 @@ from synthaug._training.classifier_config import name_of
 from synthaug._types import JSON, Indices, Labels
 from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation import Arm, EvaluationReport
+from synthaug.evaluation._report import ROBUST
 from synthaug.improvement._config import ImproveConfig
 from synthaug.improvement._contest import Contest, Fit, OurClassifier, YourClassifier
 from synthaug.improvement._cost import Estimate, affordable, measure
@@ -205,6 +206,11 @@ class Search:
             raise ValueError("`recipes` is empty. Leave it out to train a generator.")
         if fit is not None and not callable(fit):
             raise TypeError(f"`fit` is a {type(fit).__name__}, expected fit(dataset, seed).")
+        if fit is not None and config.adversarial is not None:
+            raise ValueError(
+                "`config.adversarial` is for the classifiers of `evaluate`, and `fit` is your own. "
+                "Leave one of the two out; your own training may attack its images itself."
+            )
         splits = Splits.open(train, validation, test, config, progress)
         given: dict[str, Recipe | None] = {TRAINED: None}
         if recipes is not None:
@@ -226,7 +232,12 @@ class Search:
         }
         where = folder / "classifiers"
         contest: Contest = (
-            OurClassifier(config=config.classifiers, folder=where, progress=progress)
+            OurClassifier(
+                config=config.classifiers,
+                adversarial=config.adversarial,
+                folder=where,
+                progress=progress,
+            )
             if fit is None
             else YourClassifier(fit=fit, folder=where, progress=progress)
         )
@@ -280,7 +291,8 @@ class Search:
         """What one step of everything costs here; measured once, and kept."""
         own = self._seconds_of_own if self.own_fit else None
         path = self.folder / "cost.json"
-        return measure(path, self.pools, self.splits.train, self.config, own)
+        sets = self.splits
+        return measure(path, self.pools, sets.train, sets.validation, self.config, own)
 
     def _seconds_of_own(self) -> float:
         """Seconds that the user's classifier takes, from runs that are needed in any case."""
@@ -353,7 +365,7 @@ class Search:
                 **wanted,
             )
         confirmed = self._confirm(name, share, rival, rounds)
-        test_gain = Gain.of(confirmed, _arm(name, share), rival, self.config.confidence)
+        test_gain = self._gain(confirmed, _arm(name, share), rival)
         sure = test_gain.low is not None and test_gain.low > 0
         return self._report(
             verdict="use" if sure else "cannot tell",
@@ -388,7 +400,7 @@ class Search:
     def _screened_rivals(self) -> dict[str, float]:
         """Mean accuracies of the arms without synthetic images."""
         report = self._rivals_report()
-        return {name: report.mean(name) for name in self._rivals()}
+        return {name: report.mean(name, self.result) for name in self._rivals()}
 
     def _rivals_report(self) -> EvaluationReport:
         rivals = self._rivals()
@@ -418,7 +430,7 @@ class Search:
                 seeds=seeds,
                 baseline=rival,
             )
-            alive.sort(key=lambda one: -report.mean(_arm(*one)))
+            alive.sort(key=lambda one: -report.mean(_arm(*one), self.result))
             results = [self._candidate(report, one, rival, seeds) for one in alive]
             if len(alive) == 1 and seeds >= config.final_seeds:
                 return alive[0], [*results, *reversed(dropped)]
@@ -435,8 +447,8 @@ class Search:
             recipe=name,
             share=share,
             seeds=seeds,
-            accuracy=report.mean(_arm(*one)),
-            gain=Gain.of(report, _arm(*one), rival, self.config.confidence),
+            accuracy=report.mean(_arm(*one), self.result),
+            gain=self._gain(report, _arm(*one), rival),
         )
 
     def _rounds(self, name: str, share: float, rival: str) -> tuple[list[Round], EvaluationReport]:
@@ -454,15 +466,15 @@ class Search:
                 seeds=self.config.final_seeds,
                 baseline=rival,
             )
-            gain = Gain.of(report, arm, rival, self.config.confidence)
+            gain = self._gain(report, arm, rival)
             more = gain.mean - (rounds[-1].gain.mean if rounds else 0.0)
-            error = _error_between(best, report, arm) if best is not None else 0.0
+            error = _error_between(best, report, arm, self.result) if best else 0.0
             worth = best is None or more > error
             rounds.append(
                 Round(
                     images=len(cache),
                     served=_served(pool, cache),
-                    accuracy=report.mean(arm),
+                    accuracy=report.mean(arm, self.result),
                     gain=gain,
                     kept=worth,
                     cache=str(cache.path),
@@ -475,12 +487,17 @@ class Search:
             if not worth or not pool.drawn or len(counts) == self.config.rounds:
                 assert best is not None
                 return rounds, best
-            counts.append(pool.targeted_counts(_errors(report, arm)))
+            counts.append(pool.targeted_counts(_errors(report, arm, self.result)))
 
-    def _gain(self, report: EvaluationReport, arm: str, rival: str, tried: int) -> Gain:
+    def _gain(self, report: EvaluationReport, arm: str, rival: str, tried: int = 1) -> Gain:
         """The gain, its bounds corrected for the number of recipes and rounds that were tried."""
         error = (1 - self.config.confidence) / max(1, tried)
-        return Gain.of(report, arm, rival, 1 - error)
+        return Gain.of(report, arm, rival, 1 - error, self.result)
+
+    @property
+    def result(self) -> str | None:
+        """Which result of a run decides: `None` is accuracy."""
+        return None if self.config.adversarial is None else ROBUST
 
     def _confirm(
         self, name: str, share: float, rival: str, rounds: Sequence[Round]
@@ -512,6 +529,7 @@ class Search:
                 **shown,
                 "set aside here": ", ".join(sets.made) or "none",
                 "classifier steps": self.config.classifiers.steps,
+                "decides": "accuracy under attack" if self.result else "accuracy",
                 "seed": self.config.seed,
                 "seconds of a classifier": round(cost.classifier, 2),
                 "seconds of the generator": round(cost.generator, 1),
@@ -525,9 +543,9 @@ def _arm(name: str, share: float) -> str:
     return f"{name}, share {share:g}"
 
 
-def _errors(report: EvaluationReport, arm: str) -> dict[str, float]:
+def _errors(report: EvaluationReport, arm: str, result: str | None) -> dict[str, float]:
     """Error rate of every class that was tested, the mean over the seeds."""
-    by_class = zip(*(run.class_accuracies for run in report.of(arm)), strict=True)
+    by_class = zip(*(run.tested(result).class_accuracies for run in report.of(arm)), strict=True)
     return {
         name: 1 - float(np.mean([one for one in values if one is not None]))
         for name, values in zip(report.classes, by_class, strict=True)
@@ -535,10 +553,13 @@ def _errors(report: EvaluationReport, arm: str) -> dict[str, float]:
     }
 
 
-def _error_between(before: EvaluationReport, after: EvaluationReport, arm: str) -> float:
+def _error_between(
+    before: EvaluationReport, after: EvaluationReport, arm: str, result: str | None
+) -> float:
     """Standard error of what the last round added, paired by seed."""
-    old = {run.seed: run.test_accuracy for run in before.of(arm)}
-    added = [run.test_accuracy - old[run.seed] for run in after.of(arm) if run.seed in old]
+    old = {run.seed: run.tested(result).accuracy for run in before.of(arm)}
+    runs = [run for run in after.of(arm) if run.seed in old]
+    added = [run.tested(result).accuracy - old[run.seed] for run in runs]
     return float(np.std(added, ddof=1) / np.sqrt(len(added))) if len(added) > 1 else math.inf
 
 
