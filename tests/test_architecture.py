@@ -136,6 +136,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_scaling": {"_training", "synthesizers"},
     "test_source": {"_images", "_pixels"},
     "test_split_for_audit": {"_audit"},
+    "test_selection": {"_images", "selection"},
     "test_sweep": {"sweeps"},
     "test_torch_defaults": {"_support", "evaluation", "samplers"},
     "test_torchvision_contract": {"_images"},

@@ -81,6 +81,7 @@ SMALLER = {  # sizes and weights that the stand-ins do not have
         "range(600)": "range(60)",
         "range(600, len(half))": "range(60, 90)",
     },
+    "docs/selection.md": {'rules = ["label", "support", "distinct", "k-center"]': "rules = []"},
     "docs/low_density.md": {"components=64": "components=2"},
     "docs/tutorials/image_folder.md": {
         "image_size=64": "image_size=8",

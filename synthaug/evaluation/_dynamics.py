@@ -14,7 +14,6 @@ from synthaug._pixels import to_images
 from synthaug._support.devices import choose_device
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import Features, Pixels
-from synthaug.evaluation._fit import device_of
 from synthaug.evaluation._inputs import Batches
 from synthaug.evaluation._predict import fitted_classifier
 
@@ -68,6 +67,6 @@ def probabilities(network: nn.Module, pixels: Pixels) -> Features:
         network: Images float (n, C, H, W) in [-1, 1] => logits, in evaluation mode.
         pixels: uint8 (n, C, H, W).
     """
-    place = device_of(network)
+    place = next((weight.device for weight in network.parameters()), pixels.device)
     parts = [network(to_images(part.to(place))) for part in pixels.split(_BATCH)]
     return torch.cat(parts).float().softmax(dim=1).cpu().numpy()

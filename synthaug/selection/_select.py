@@ -1,0 +1,260 @@
+"""Over-draw, then select: rules take images away one after the other, and the report says why."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._cache.serving import SyntheticImages, class_table
+from synthaug._images.source import ImageSource
+from synthaug._noise import counter_rng
+from synthaug._pixels import grid
+from synthaug._support.arguments import check_choice, check_whole, check_within
+from synthaug._support.html import Part, data_uri, heading, thumbnails
+from synthaug._support.report import Report
+from synthaug._training.classifier_config import ClassifierConfig
+from synthaug._types import JSON, Indices, Labels
+from synthaug.errors import AuditError, MismatchError
+from synthaug.features import Extractor, describe
+from synthaug.selection._folds import Judges
+from synthaug.selection._rules import RULES, Candidates, Rule
+
+_PICTURES = 12
+_KEPT, _NOT_DONE = -1, -2
+DEFAULT_RULES = ("label", "support", "distinct", "k-center")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSelection(Report):
+    """Which synthetic images are worth training on, made by `selection.select`.
+
+        chosen = select(cache, real, keep=0.5)
+        mixed = MixedDataset(real, cache, audit=report, fraction=0.5, filters=[chosen])
+        chosen.to_html("selection.html")
+
+    It stands wherever filters do, beside the report of an audit. (In the place of one, its verdict
+    is "inconclusive": whether the images are copies was not asked.)
+    """
+
+    _FORMAT = "synthaug selection"
+    _NOUN = "a selection"
+    _REMEDY = "Select again."
+    _ERROR = AuditError
+    _TITLE = "Selection of synthetic images"
+    _INDENT = None
+
+    identity: dict[str, JSON]
+    """Of the cache that was selected from."""
+    classes: tuple[str, ...]
+    labels: Labels
+    """Class of every row, int64 (N,)."""
+    rules: tuple[str, ...]
+    """In their order; the last one is the number of images to keep."""
+    taken_by: Indices
+    """The rule that took each row away, int64 (N,): -1 for rows that are kept, -2 for rows that
+    were not done."""
+    settings: dict[str, JSON]
+    """How it was decided."""
+    pictures: dict[str, tuple[str, ...]]
+    """Some images that each rule took and some that are kept, as `data:` addresses."""
+    verdict: str = "inconclusive"
+    """Of an audit: there was none."""
+
+    def __post_init__(self) -> None:
+        if self.taken_by.shape != self.labels.shape or not (self.taken_by < len(self.rules)).all():
+            raise ValueError(
+                "taken_by and labels differ in length, or name a rule that is not there"
+            )
+
+    @property
+    def passed(self) -> NDArray[np.bool_]:
+        """Rows that are kept, bool (N,)."""
+        return self.taken_by == _KEPT
+
+    @property
+    def counts(self) -> dict[str, Labels]:
+        """How many images of each class every rule took, and are kept, int64 (num_classes,)."""
+        names = {**dict(enumerate(self.rules)), _KEPT: "kept"}
+        return {
+            name: np.bincount(self.labels[self.taken_by == i], minlength=len(self.classes))
+            for i, name in names.items()
+        }
+
+    def _summary(self) -> list[Part]:
+        done = np.bincount(self.labels[self.taken_by != _NOT_DONE], minlength=len(self.classes))
+        columns = {"images": done, **self.counts}
+        lines = [["class", *columns]]
+        for c, name in enumerate(self.classes):
+            lines.append([name, *(f"{n[c]:,}" for n in columns.values())])
+        lines.append(["all", *(f"{n.sum():,}" for n in columns.values())])
+        return [lines]
+
+    def _text(self) -> str:
+        kept, done = int(self.passed.sum()), int((self.taken_by != _NOT_DONE).sum())
+        return f"{kept:,} of {done:,} images kept\n\n{super()._text()}"
+
+    def _pictures(self) -> list[Part]:
+        parts: list[Part] = []
+        for name, shown in self.pictures.items():
+            title = "Kept:" if name == "kept" else f"Taken by {name}:"
+            parts += [title, thumbnails((image, name) for image in shown)]
+        return parts
+
+    def _sections(self) -> list[Part]:
+        return [
+            "Rules take images away one after the other; a column says how many each of them took.",
+            *self._summary(),
+            heading("Examples"),
+            *self._pictures(),
+        ]
+
+    def _columns(self) -> Mapping[str, Any]:
+        """Returns a row per row of the cache."""
+        names = np.array([*self.rules, "not done", "kept"], object)  # numbers from the end: -2, -1
+        return {
+            "class": np.array(self.classes, object)[self.labels],
+            "kept": self.passed,
+            "taken by": names[self.taken_by],
+        }
+
+
+def select(
+    cache: SyntheticImages,
+    real: Any,
+    *,
+    keep: float = 1.0,
+    rules: Sequence[str | Rule] = DEFAULT_RULES,
+    features: Extractor | None = None,
+    runs: int = 1,
+    folds: int = 2,
+    config: ClassifierConfig | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ImageSelection:
+    """Chooses the synthetic images that are worth training on, out of more than are needed.
+
+        chosen = select(cache, real, keep=0.5, rules=["label", "support", "distinct", "k-center"])
+
+    Everything is decided within classes, by real training images alone: never give test images.
+    With `keep=1.0` and no rules all images are kept.
+
+    Args:
+        cache: A `SynthCache`; its rows that are done are chosen from.
+        real: Labeled training images that name the same classes.
+        keep: How many images of each class to keep at most: a share of those that are done, in
+            (0, 1], rounded up, or a whole number. What rules leave beyond it is drawn by lot.
+        rules: Applied in order. "label" (classifiers that have not learned from an image's source
+            take it for its class), "support" (no farther from real images than they from each
+            other), "useful" (neither the easiest nor the hardest), "distinct" (near-duplicates go),
+            "k-center", "facility-location" (cover the class), "mmd" (like the real images); or
+            objects of these classes with other numbers: `selection.Recognized(threshold=0.2)`.
+        features: Extractor in whose space distances are; by default the last layer of a classifier
+            trained on `real`.
+        runs: How often the classifiers of "label" and "useful" are trained.
+        folds: As of `difficulty`.
+        config: Network and training of the classifiers; by default `ClassifierConfig()`.
+        seed: Of classifiers and lots.
+        progress: Show bars.
+
+    Raises:
+        ValueError: For an unknown rule, or a number out of range.
+        MismatchError: If classes or image shapes differ.
+        DataError: If a class has too few real images.
+    """
+    share = isinstance(keep, float)
+    check_within("(0, 1]", "Or give a whole number of images.", keep=keep if share else None)
+    check_whole(1, keep=None if share else keep)
+    named = [rule if isinstance(rule, str) else _name(rule) for rule in rules]
+    for rule in rules:
+        if isinstance(rule, str):
+            check_choice(RULES, rules=rule)
+    source = ImageSource.open(real, "`real`")
+    table = class_table(cache, source.named_classes())
+    _check_shapes(cache, source)
+    rows, labels = np.flatnonzero(cache.done), np.asarray(cache.labels, np.int64)
+    judges = Judges(
+        runs=runs, folds=folds, seed=seed, config=config or ClassifierConfig(), progress=progress
+    )
+    candidates = Candidates(
+        cache=cache,
+        real=source,
+        rows=rows,
+        labels=table[labels[rows]],
+        judges=judges,
+        extractor=features,
+    )
+    taken = np.full(len(labels), _NOT_DONE, np.int64)
+    taken[rows] = _KEPT
+    chain: list[str | Rule | None] = [*rules, None]
+    for c in np.unique(candidates.labels).tolist():
+        own = np.flatnonzero(candidates.labels == c)
+        target = math.ceil(keep * len(own) - 1e-9) if share else int(keep)
+        for i, step in enumerate(chain):
+            if len(own):
+                mask = _kept(candidates, step, own, c, target)
+                taken[rows[own[~mask]]] = i
+                own = own[mask]
+    return ImageSelection(
+        identity=cache.identity,
+        classes=tuple(cache.classes),
+        labels=labels,
+        rules=(*named, "number"),
+        taken_by=taken,
+        settings={
+            "keep": keep,
+            "runs": runs,
+            "folds": folds,
+            "seed": seed,
+            "steps": judges.config.steps,
+            **judges.config.changes(),
+            "features": "of a classifier" if features is None else describe(features),
+            "real": source.fingerprint,
+        },
+        pictures=_examples(cache, taken, [*named, "number"]),
+    )
+
+
+def _kept(
+    candidates: Candidates, rule: str | Rule | None, own: Indices, label: int, target: int
+) -> NDArray[np.bool_]:
+    """Which images of a class a rule leaves; `None` draws lots."""
+    if rule is None:
+        lots = counter_rng(candidates.judges.seed, label, len(own)).random(len(own))
+        return np.argsort(np.argsort(lots, kind="stable"), kind="stable") < target
+    made = RULES[rule]() if isinstance(rule, str) else rule
+    return made.keep(candidates, own, label, target)
+
+
+def _name(rule: Rule) -> str:
+    return type(rule).__name__.lower()
+
+
+def _check_shapes(cache: SyntheticImages, source: ImageSource) -> None:
+    if tuple(source.image_shape) != tuple(cache.image_shape):
+        raise MismatchError(
+            f"The cache holds images of shape {tuple(cache.image_shape)}, `real` of shape "
+            f"{tuple(source.image_shape)}. Load the real ones with that of the cache "
+            "(`image_shape=cache.image_shape`)."
+        )
+
+
+def _examples(
+    cache: SyntheticImages, taken: Indices, rules: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The first images that each rule took, of different classes where there are, and are kept."""
+    shown = {}
+    labels = np.asarray(cache.labels)
+    for i, name in [*enumerate(rules), (_KEPT, "kept")]:
+        rows = np.flatnonzero(taken == i)
+        turn = np.zeros(len(rows), np.int64)
+        for c in np.unique(labels[rows]):
+            turn[labels[rows] == c] = np.arange((labels[rows] == c).sum())
+        rows = np.sort(rows[np.argsort(turn, kind="stable")][:_PICTURES])
+        if len(rows):
+            images = cache.read(rows)
+            shown[name] = tuple(data_uri(grid(x[None], columns=1, padding=0)) for x in images)
+    return shown
