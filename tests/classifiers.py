@@ -1,11 +1,15 @@
 """Evaluations whose classifiers are described by keywords, as most tests change one of them."""
 
+import math
 from dataclasses import fields
 from typing import Any
+
+from torch import nn
 
 from synthaug.evaluation import ClassifierConfig, EvaluationReport
 from synthaug.evaluation import evaluate as run
 
+FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
 FIELDS = {field.name for field in fields(ClassifierConfig)}
 
 
@@ -18,3 +22,7 @@ def configured(**arguments: Any) -> dict[str, Any]:
 
 def evaluate(arms: Any, **arguments: Any) -> EvaluationReport:
     return run(arms, **configured(**arguments))
+
+
+def linear(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image_shape), num_classes))

@@ -20,11 +20,10 @@ from synthaug.evaluation._adversarial import MovingAverage, ascend
 from synthaug.evaluation._fit import FitSettings, fit, robust, seed_initial_weights
 from synthaug.evaluation._inputs import ArmImages, Batches
 from synthaug.images import LabeledImages
-from tests.classifiers import evaluate
+from tests.classifiers import FAST, evaluate, linear
 from tests.command_line import fail, succeed
 from tests.mixtures import make_cache, real_images
 
-FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
 WEAK = AdversarialConfig(epsilon=0.1, steps=2, test_steps=2, restarts=1)
 
 
@@ -41,10 +40,6 @@ def train(digits: LabeledImages) -> LabeledImages:
 @pytest.fixture(scope="module")
 def test(digits: LabeledImages) -> LabeledImages:
     return digits.subset(np.arange(200, 290))
-
-
-def linear(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(image_shape)), num_classes))
 
 
 def normalized(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:

@@ -1,14 +1,16 @@
-"""Images that cost no generator: Gaussians, noisy copies, copies of rare images."""
+"""Images that cost no generator: Gaussians, noisy copies, copies, images of a pool."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.covariance import OAS
 
-from synthaug.errors import DataError
-from synthaug.evaluation import class_gaussians, noisy_copies, rare_copies
+from synthaug import features
+from synthaug.errors import DataError, MismatchError
+from synthaug.evaluation import class_gaussians, noisy_copies, rare_copies, retrieved
 from synthaug.images import LabeledImages
 from tests.mixtures import CLASSES
 
@@ -80,3 +82,20 @@ def test_copies_fill_rare_classes_with_their_images_in_turn() -> None:
     assert Counter(rare_copies(real, fill_to=4).labels.tolist()) == {1: 2}
     with pytest.raises(DataError, match="Every class of `real` has 2 images or more already"):
         rare_copies(real, fill_to=2)
+
+
+def test_a_pool_gives_its_nearest_images_with_the_labels_of_the_real_ones() -> None:
+    def plain(levels: list[int], labels: list[int], size: int = 4) -> LabeledImages:
+        pixels = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None]
+        return LabeledImages(pixels.expand(-1, 1, size, size), labels, CLASSES)
+
+    real = plain([10, 100, 200], [0, 1, 2])
+    pool = plain([12, 200, 90, 103, 11, 130], [2, 0, 2, 0, 1, 0])
+    options: dict[str, Any] = {"features": features.named("pixels:2"), "progress": False}
+    found = retrieved(pool, real, per_class=2, **options)
+    assert found.labels.tolist() == [0, 0, 1, 1]  # the image equal to a real one is left out
+    assert found.read(range(4))[:, 0, 0, 0].tolist() == [11, 12, 103, 90]
+    with pytest.raises(MismatchError, match=r"`pool` has images of shape \(1, 8, 8\), `real` has"):
+        retrieved(plain([1], [0], 8), real, per_class=1, **options)
+    with pytest.raises(DataError, match="`pool` holds no image that `real` does not hold too"):
+        retrieved(real, real, per_class=1, **options)

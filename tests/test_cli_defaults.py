@@ -56,12 +56,14 @@ DIFFERENT = {
     ("steps", "AdversarialConfig"): OF_TRAINING,
     ("attack_steps", "ClassifierConfig"): OF_TRAINING,
     ("unit", "ClassifierGuidance"): "`--unit` is that of LowDensity, whose default is the same",
+    ("augment", "Arm"): "an arm that is made alone says itself how it is augmented",
     ("padding", "StandardAugment"): "None is the standard augmentation of each image size",
 }
 """Why a default differs between the shell and what it calls, by option and name there."""
 SHELL_ONLY = {
-    "accept", "allow_overlap", "audit", "autoencoder", "cache", "classifier", "condition",
-    "degradation_settings", "device", "estimate", "features", "features_dir", "fraction",
+    "accept", "allow_overlap", "audit", "augmentations", "autoencoder", "cache", "classifier",
+    "condition", "degradation_settings", "device", "estimate", "features", "features_dir",
+    "fraction",
     "generator_licence", "generator_steps", "labels", "link", "method", "others", "out", "padding",
     "ratios", "seed", "sheet", "source", "source_licence", "trial", "trust_torchscript",
     "validation",

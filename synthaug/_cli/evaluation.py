@@ -1,13 +1,12 @@
 """Commands that train classifiers: are synthetic images of use, and are they of their class?"""
 
 import logging
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from synthaug._cli.arguments import next_line
+from synthaug._cli.arguments import names, next_line
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import EVALUATION, FileOptions
@@ -31,6 +30,8 @@ class ArmOptions:
         fraction: Share of the real images replaced by synthetic ones in the mixed arm.
         share: Gives synthetic images this share of every batch of the mixed arm instead, while the
             real images stay.
+        augmentations: Adds arms of real images alone under stronger augmentations, such as
+            randaugment,trivialaugment,cutmix,mixup.
         ratios: Compares amounts instead (0,1,2,3): the real images with so many synthetic ones per
             real one, as many of every class.
     """
@@ -40,12 +41,19 @@ class ArmOptions:
     autoencoder: str | None = None
     fraction: float = 0.5
     share: float | None = None
+    augmentations: str | list[str] | None = None
     ratios: float | list[float] | None = None
 
     def build(self, images: Any, cache: Any, augment: Any, device: str | None) -> dict[str, Any]:
         """The arms by name: what to train on. `augment` is that of arms that must say it."""
         from synthaug._datasets import MixedDataset
-        from synthaug.evaluation import Arm, reconstructions, scaling_arms, standard_arms
+        from synthaug.evaluation import (
+            Arm,
+            augmentation_arms,
+            reconstructions,
+            scaling_arms,
+            standard_arms,
+        )
 
         report = self._verdicts()
         if self.ratios is None:
@@ -61,6 +69,9 @@ class ArmOptions:
         else:
             ratios = self.ratios if isinstance(self.ratios, list) else [self.ratios]
             arms = {**scaling_arms(images, cache, audit=report, ratios=ratios)}
+        if self.augmentations is not None:
+            strong: Any = names(self.augmentations)
+            arms |= augmentation_arms(images, strong)
         if self.autoencoder is not None:
             arms["real, decoded"] = reconstructions(images, self.autoencoder, device=device)
         return arms
@@ -123,6 +134,8 @@ class RunOptions:
         seeds: Runs with other initial weights and another order of the images.
         seed: Seed of the first run; run i uses seed + i.
         validation: Images to choose the best moment of training by; else the last one counts.
+        augment: How images are augmented: small shifts (standard); shifts and turns between the
+            pixels (affine); or the first, and then one of the stronger ones.
         padding: Largest random shift in pixels; by default an eighth of the side, and below 16
             pixels a side small shifts and turns between the pixels.
         allow_overlap: Go on if the splits share images; the report counts them.
@@ -131,6 +144,9 @@ class RunOptions:
     seeds: int = EVALUATION.seeds
     seed: int = 0
     validation: str | None = EVALUATION.validation
+    augment: Literal["standard", "affine", "randaugment", "trivialaugment", "cutmix", "mixup"] = (
+        EVALUATION.augment
+    )
     padding: int | None = None
     allow_overlap: bool = EVALUATION.allow_overlap
 
@@ -173,8 +189,10 @@ def evaluate(
     cache = SynthCache(synthetic)
     shape = cache.image_shape
     images = files.shaped(real, shape)
-    augment: Any = EVALUATION.augment
+    augment: Any = runs.augment
     if runs.padding is not None:
+        if augment != "standard":
+            raise ValueError(f"`padding` is for `augment='standard'`, not {augment!r}. Drop one.")
         flip = classifiers.horizontal_flip
         augment = StandardAugment(padding=runs.padding, horizontal_flip=flip)
         classifiers = replace(classifiers, horizontal_flip=False)
@@ -201,15 +219,13 @@ def evaluate(
 
 def _decided(table: Any) -> str:
     """Which arm a user would take, in one sentence."""
-    from scipy import stats
-
     gains = {name: table.difference(name) for name in table.arm_names if name != table.baseline}
     best = max(gains, key=lambda name: gains[name].mean, default=None)
     if best is None or gains[best].mean <= 0:
         return f"Nothing gains on {table.baseline}: train on that."
     gain = gains[best]
-    beyond = stats.t.ppf(0.975, max(1, gain.n - 1)) * (gain.standard_error or math.inf)
-    doubt = "" if gain.mean > beyond else ", which may be chance: more --seeds tell"
+    sure = gain.low is not None and gain.low > 0
+    doubt = "" if sure else ", which may be chance: more --seeds tell"
     return f"Most accurate: {best}, {100 * gain.mean:+.1f} points on {table.baseline}{doubt}."
 
 

@@ -12,34 +12,44 @@ the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxi
 
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug.evaluation._adversarial import AdversarialConfig
-from synthaug.evaluation._arms import CAS, Arm, scaling_arms, standard_arms
-from synthaug.evaluation._augment import AffineAugment, CutMix, StandardAugment
-from synthaug.evaluation._baselines import class_gaussians, noisy_copies, rare_copies
+from synthaug.evaluation._arms import (
+    CAS,
+    Arm,
+    augmentation_arms,
+    scaling_arms,
+    standard_arms,
+)
+from synthaug.evaluation._augment import AffineAugment, Chain, CutMix, MixUp, StandardAugment
+from synthaug.evaluation._baselines import class_gaussians, noisy_copies, rare_copies, retrieved
 from synthaug.evaluation._dynamics import learning_curves, probabilities
 from synthaug.evaluation._evaluate import evaluate
+from synthaug.evaluation._gains import Correctness, Difference
 from synthaug.evaluation._hardness import HardnessReport, score_hardness
 from synthaug.evaluation._inputs import check_overlap, digests
 from synthaug.evaluation._label_check import LabelCheck, check_labels
 from synthaug.evaluation._predict import class_probabilities, trained_classifier
 from synthaug.evaluation._quality import QualityReport, score_quality
 from synthaug.evaluation._reconstructions import reconstructions
-from synthaug.evaluation._report import Difference, EvaluationReport, Run, Tested
+from synthaug.evaluation._report import EvaluationReport, Run
 
 __all__ = [
     "CAS",
     "AdversarialConfig",
     "AffineAugment",
     "Arm",
+    "Chain",
     "ClassifierConfig",
+    "Correctness",
     "CutMix",
     "Difference",
     "EvaluationReport",
     "HardnessReport",
     "LabelCheck",
+    "MixUp",
     "QualityReport",
     "Run",
     "StandardAugment",
-    "Tested",
+    "augmentation_arms",
     "check_labels",
     "check_overlap",
     "class_gaussians",
@@ -51,6 +61,7 @@ __all__ = [
     "probabilities",
     "rare_copies",
     "reconstructions",
+    "retrieved",
     "scaling_arms",
     "score_hardness",
     "score_quality",

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
@@ -22,10 +22,13 @@ from synthaug._support.arguments import check_within
 from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
-from synthaug.evaluation._augment import Augment
+from synthaug.evaluation._augment import Augment, AugmentName
 
 CAS = "synthetic only (CAS)"
 """Name of the arm whose test accuracy is the classification accuracy score."""
+
+STRONG: tuple[AugmentName, ...] = ("randaugment", "trivialaugment", "cutmix", "mixup")
+"""The strongest standard augmentations."""
 
 _MOST = 3
 """Synthetic images per real one up to which Azizi et al. 2023 saw gains at 256 pixels."""
@@ -50,7 +53,7 @@ class Arm:
 
     dataset: Dataset[Any]
     """Map-style: an item is a pair (image, label)."""
-    augment: Augment | Literal["standard"] | None = None
+    augment: Augment | AugmentName | None = None
     """As in `evaluate`."""
     synthetic: Dataset[Any] | None = None
     """Map-style: images that have a fixed share of every batch, such as a cache, or with an audit
@@ -93,6 +96,21 @@ def standard_arms(
     if synthetic is not None:
         arms[CAS] = synthetic
     return arms
+
+
+def augmentation_arms(
+    real: Dataset[Any], names: Sequence[AugmentName] = STRONG
+) -> dict[str, Dataset[Any] | Arm]:
+    """Arms of real images alone under stronger augmentations, which synthetic images must beat.
+
+    Args:
+        real: The real training images.
+        names: As `evaluate` has them: "randaugment", "trivialaugment", "cutmix", "mixup", "affine".
+
+    Returns:
+        Arms for `evaluate`, such as "real, cutmix".
+    """
+    return {f"real, {name}": Arm(real, augment=name) for name in names}
 
 
 def scaling_arms(

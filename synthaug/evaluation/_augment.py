@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ from synthaug._types import Pixels
 
 Augment: TypeAlias = Callable[[Tensor], Tensor]
 """Pixels uint8 (n, C, H, W) => pixels uint8 (n, C, H, W), random by torch's global stream."""
+
+AugmentName: TypeAlias = Literal[
+    "standard", "affine", "randaugment", "trivialaugment", "cutmix", "mixup"
+]
+"""Augmentations by name; all but the second begin with the first."""
 
 
 @final
@@ -141,9 +146,7 @@ class CutMix:
         if self.first is not None:
             pixels = apply_augment(self.first, pixels)
         n, _, height, width = pixels.shape
-        partner = torch.randperm(n, dtype=torch.int64, device="cpu")
-        alpha = torch.tensor(self.alpha, dtype=torch.float32, device="cpu")
-        kept = torch.distributions.Beta(alpha, alpha).sample((n,))
+        partner, kept = _partners(n, self.alpha)
         side = (1 - kept).sqrt()
         sides = []
         for length in (height, width):
@@ -156,6 +159,66 @@ class CutMix:
         mixed = torch.where(cut[:, None].to(pixels.device), pixels[partner], pixels)
         own = 1 - cut.float().mean((1, 2))  # the share after cutting at the border
         return mixed, partner.to(pixels.device), own.to(pixels.device)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MixUp:
+    """Each image is a weighted mean with another image of the batch, and so is its label.
+
+    Zhang et al. 2018, https://arxiv.org/abs/1710.09412: the weight is drawn from
+    Beta(alpha, alpha), once per image. Means are rounded to whole levels.
+
+    MixUp(first=StandardAugment(padding=4, horizontal_flip=True))
+    """
+
+    first: Augment | None = None
+    """What happens to the images before."""
+    alpha: float = 1.0
+    """1 draws the weight uniformly, as the paper does on CIFAR-10."""
+
+    def __post_init__(self) -> None:
+        check_positive(alpha=self.alpha)
+        check_finite(0, alpha=self.alpha)
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """The images alone; training also needs what `mix` says about labels."""
+        return self.mix(pixels)[0]
+
+    def mix(self, pixels: Pixels) -> tuple[Pixels, Tensor, Tensor]:
+        """As `CutMix.mix`: mixed images, the partner of each, and its own share."""
+        if self.first is not None:
+            pixels = apply_augment(self.first, pixels)
+        partner, kept = _partners(len(pixels), self.alpha)
+        partner, kept = partner.to(pixels.device), kept.to(pixels.device)
+        levels = pixels.float()
+        mixed = torch.lerp(levels[partner], levels, kept[:, None, None, None])
+        return mixed.round().to(torch.uint8), partner, kept
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """One augmentation after the other.
+
+    Chain(steps=(StandardAugment(padding=4), v2.RandAugment()))
+    """
+
+    steps: tuple[Augment, ...]
+    """In their order; torchvision's v2 transforms are called image by image."""
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """Applies all steps to a batch."""
+        for step in self.steps:
+            pixels = apply_augment(step, pixels)
+        return pixels
+
+
+def _partners(n: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """For each image another one to mix with, int64, and the share that it keeps; on the CPU."""
+    partner = torch.randperm(n, dtype=torch.int64, device="cpu")
+    shape = torch.tensor(alpha, dtype=torch.float32, device="cpu")
+    return partner, torch.distributions.Beta(shape, shape).sample((n,))
 
 
 def _check_fill(fill: int) -> None:
@@ -178,6 +241,31 @@ def standard_augment(image_shape: tuple[int, int, int], *, horizontal_flip: bool
     if side < 16:
         return AffineAugment(horizontal_flip=horizontal_flip)
     return StandardAugment(padding=round(side / 8), horizontal_flip=horizontal_flip)
+
+
+def named_augment(
+    name: Any, image_shape: tuple[int, int, int], *, horizontal_flip: bool
+) -> Augment:
+    """The augmentation of a name for images of shape (C, H, W).
+
+    Raises:
+        ValueError: For another name.
+    """
+    from torchvision.transforms import v2
+
+    standard = standard_augment(image_shape, horizontal_flip=horizontal_flip)
+    named: dict[Any, Augment] = {
+        "standard": standard,
+        "affine": AffineAugment(horizontal_flip=horizontal_flip),
+        "randaugment": Chain(steps=(standard, v2.RandAugment())),
+        "trivialaugment": Chain(steps=(standard, v2.TrivialAugmentWide())),
+        "cutmix": CutMix(first=standard),
+        "mixup": MixUp(first=standard),
+    }
+    if name not in named:
+        known = ", ".join(map(repr, get_args(AugmentName)))
+        raise ValueError(f"`augment` must be {known}, a function or None, got {name!r}.")
+    return named[name]
 
 
 def apply_augment(augment: Augment, pixels: Pixels) -> Pixels:

@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from synthaug._images.labeled import LabeledImages
 from synthaug._images.source import ImageSource
+from synthaug._neighbors import search
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_positive, check_whole
 from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices, Pixels
-from synthaug.errors import DataError
+from synthaug.errors import DataError, MismatchError
+from synthaug.evaluation._comparison import Extraction
+from synthaug.features import Extractor
 
 _BLOCK = 1024
 
@@ -115,10 +118,73 @@ def rare_copies(real: Any, *, fill_to: int | Literal["largest"] = "largest") -> 
         raise DataError(
             f"Every class of `real` has {size} images or more already, so none is to be copied."
         )
-    pixels = torch.cat(
-        [source.pixels(part) for part in np.array_split(rows, -(-len(rows) // _BLOCK))]
-    )
+    pixels = torch.cat([source.pixels(part) for part in _blocks(rows)])
     return LabeledImages(pixels, source.labels[rows], names, name=f"{source.title}, copies")
+
+
+def retrieved(
+    pool: Any,
+    real: Any,
+    *,
+    per_class: int,
+    features: Extractor,
+    features_dir: str | None = None,
+    progress: bool = True,
+) -> LabeledImages:
+    """Real images of a pool that resemble the labeled ones, with the labels of these.
+
+        encoder = synthaug.features.named("torchvision:resnet50")
+        found = retrieved(pool, real, per_class=100, features=encoder)
+        arms["retrieved"] = Arm(real, augment="standard", synthetic=found, share=0.5)
+
+    Where a pool of real images can be searched, they match or beat generated ones (Geng et al.
+    2024, https://arxiv.org/abs/2406.05184). Each image of the pool gets the class of the real image
+    nearest to it; of every class the nearest ones are taken. Labels of the pool are not read. Give
+    a pool without test images: `evaluate` refuses equal ones, but not similar ones.
+
+    Args:
+        pool: Images of the shape of the real ones, with or without labels.
+        real: Labeled images that name their classes.
+        per_class: Images to take for every class, or as many as resemble it most.
+        features: Whose distances say how alike images are.
+        features_dir: Folder in which features of networks are kept for later calls.
+        progress: Show bars.
+
+    Returns:
+        The images class by class, the nearest first.
+
+    Raises:
+        MismatchError: If the shapes differ.
+        DataError: If the pool holds no image that is not among the real ones.
+    """
+    check_whole(1, per_class=per_class)
+    extraction = Extraction(features_dir=features_dir, progress=progress)
+    source, candidates = ImageSource.open(real, "`real`"), ImageSource.open(pool, "`pool`")
+    names = source.named_classes()
+    if candidates.image_shape != source.image_shape:
+        raise MismatchError(
+            f"`pool` has images of shape {candidates.image_shape}, `real` has "
+            f"{source.image_shape}. Load both with one image size and number of channels."
+        )
+    rows = np.flatnonzero(~np.isin(candidates.digests(), source.digests()))
+    if not len(rows):
+        raise DataError("`pool` holds no image that `real` does not hold too. Give another pool.")
+    known = extraction.features(source, np.arange(len(source)), features, "real")
+    distances, nearest = search(known, extraction.features(candidates, rows, features, "pool"), 1)
+    labels = source.labels[nearest[:, 0]]
+    order = np.argsort(distances[:, 0], kind="stable")
+    by_class = rows_by_class(order, labels[order], len(names))
+    chosen = np.concatenate([of_class[:per_class] for of_class in by_class])
+    return LabeledImages(
+        torch.cat([candidates.pixels(part) for part in _blocks(rows[chosen])]),
+        labels[chosen],
+        names,
+        name=f"{candidates.title}, retrieved",
+    )
+
+
+def _blocks(rows: Indices) -> list[Indices]:
+    return np.array_split(rows, -(-len(rows) // _BLOCK))
 
 
 def _classes_of(source: ImageSource) -> Iterator[tuple[int, Indices]]:

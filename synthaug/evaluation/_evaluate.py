@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from synthaug._types import JSON
 from synthaug.errors import DataError
 from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._arms import Arm
-from synthaug.evaluation._augment import Augment, apply_augment, standard_augment
+from synthaug.evaluation._augment import Augment, AugmentName, apply_augment, named_augment
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import (
     MOMENTUM,
@@ -47,8 +47,9 @@ from synthaug.evaluation._fit import (
     robust,
     seed_initial_weights,
 )
+from synthaug.evaluation._gains import Correctness
 from synthaug.evaluation._inputs import ArmImages, Inputs, check_overlap, fingerprint
-from synthaug.evaluation._report import ROBUST, EvaluationReport, Run, Tested
+from synthaug.evaluation._report import ROBUST, EvaluationReport, Run
 
 logger = logging.getLogger("synthaug")
 
@@ -63,7 +64,7 @@ def evaluate(
     validation: Dataset[Any] | None = None,
     seeds: int | Sequence[int] = 3,
     config: ClassifierConfig | None = None,
-    augment: Augment | Literal["standard"] | None = "standard",
+    augment: Augment | AugmentName | None = "standard",
     baseline: str | None = None,
     adversarial: AdversarialConfig | None = None,
     allow_overlap: bool = False,
@@ -85,8 +86,9 @@ def evaluate(
         config: Network and training of the classifiers; by default `ClassifierConfig()`.
         augment: For arms given as a data set alone. "standard": shifts by up to 1/8 of the side
             (`StandardAugment`); below 16 pixels a side, small shifts and turns between the pixels
-            (`AffineAugment`). Or a function of pixels, uint8 (n, C, H, W) => the same; or a
-            torchvision v2 transform, called image by image.
+            (`AffineAugment`, "affine" at all sizes). After it "randaugment" and "trivialaugment" of
+            torchvision with their defaults, "cutmix" or "mixup". Or a function of pixels, uint8
+            (n, C, H, W) => the same; or a torchvision v2 transform, called image by image.
         baseline: Arm that the others are compared with; by default the first.
         adversarial: Trains all arms on attacked images, and tests them under attack as well: the
             report then has their robust accuracy beside the clean one.
@@ -123,8 +125,8 @@ def evaluate(
     inputs = Inputs.open(datasets, test, validation, device, added)
     contents = {name: images.contents for name, images in inputs.sets.items()}
     overlap = check_overlap(contents, allow=allow_overlap)
-    standard = standard_augment(inputs.test.image_shape, horizontal_flip=config.horizontal_flip)
-    augments = {name: _augment_of(arm, standard) for name, arm in checked_arms.items()}
+    shape, flip = inputs.test.image_shape, config.horizontal_flip
+    augments = {name: _augment_of(arm, shape, flip) for name, arm in checked_arms.items()}
     precision = fastest_precision(device) if config.precision == "auto" else config.precision
     job = Job(
         inputs=inputs,
@@ -144,6 +146,7 @@ def evaluate(
         settings={**facts, "overlap": {name: dict(counts) for name, counts in overlap.items()}},
         arms=job.arm_facts(),
         baseline=baseline,
+        test_labels=inputs.test.labels().tolist(),
     )
 
 
@@ -241,8 +244,8 @@ class Job:
             others = {}
             if self.adversarial is not None:
                 withstood = robust(network, test, self.settings, seed=seed, testing=True)
-                others[ROBUST] = Tested.of(withstood, labels, len(self.inputs.classes))
-        tested = Tested.of(hits, labels, len(self.inputs.classes))
+                others[ROBUST] = Correctness.of(withstood, labels, len(self.inputs.classes))
+        tested = Correctness.of(hits, labels, len(self.inputs.classes))
         return Run(
             arm=arm,
             seed=seed,
@@ -379,7 +382,7 @@ def _digest_of(network: nn.Module) -> str:
 
 def _checked_arms(
     arms: Mapping[str, Dataset[Any] | Arm],
-    augment: Augment | Literal["standard"] | None,
+    augment: Augment | AugmentName | None,
     config: ClassifierConfig,
 ) -> dict[str, Arm]:
     if not isinstance(arms, Mapping) or not arms:
@@ -394,7 +397,7 @@ def _checked_arms(
         name: arm if isinstance(arm, Arm) else Arm(arm, augment=augment)
         for name, arm in arms.items()
     }
-    if config.horizontal_flip and all(arm.augment != "standard" for arm in checked.values()):
+    if config.horizontal_flip and not any(isinstance(a.augment, str) for a in checked.values()):
         raise ValueError(
             '`horizontal_flip` belongs to augment="standard", which no arm has. Mirror in the '
             "augmentation that was given, for example StandardAugment(horizontal_flip=True, ...)."
@@ -414,12 +417,10 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     return chosen
 
 
-def _augment_of(arm: Arm, standard: Augment) -> Augment | None:
+def _augment_of(arm: Arm, image_shape: tuple[int, int, int], flip: bool) -> Augment | None:
     if arm.augment is None or callable(arm.augment):
         return arm.augment
-    if arm.augment == "standard":
-        return standard
-    raise ValueError(f"`augment` must be 'standard', a function or None, got {arm.augment!r}.")
+    return named_augment(arm.augment, image_shape, horizontal_flip=flip)
 
 
 def _images_of(arm: Arm, name: str, inputs: Inputs, config: ClassifierConfig) -> ArmImages:

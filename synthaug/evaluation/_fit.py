@@ -20,7 +20,7 @@ from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import Indices, Labels
 from synthaug.errors import DivergedError
 from synthaug.evaluation._adversarial import AdversarialConfig, MovingAverage
-from synthaug.evaluation._augment import Augment, CutMix, apply_augment
+from synthaug.evaluation._augment import Augment, CutMix, MixUp, apply_augment
 from synthaug.evaluation._inputs import ArmImages, Batches
 
 MOMENTUM = 0.9
@@ -272,7 +272,7 @@ def _step_images(
     _seed_torch(seed, step, _AUGMENT, device)
     count = images.augmented_part(batch_size)
     plain = pixels[count:]
-    if not isinstance(augment, CutMix):
+    if not isinstance(augment, CutMix | MixUp):
         shown = torch.cat([apply_augment(augment, pixels[:count]), plain])
         return shown, lambda logits: F.cross_entropy(logits, labels)
     mixed, partner, share = augment.mix(pixels[:count])

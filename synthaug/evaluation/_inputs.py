@@ -23,7 +23,7 @@ from torch import Tensor
 from synthaug._images.leaves import numbered_classes
 from synthaug._images.source import ImageSource
 from synthaug._plan import canonical_json
-from synthaug._types import JSON, Indices
+from synthaug._types import JSON, Indices, Labels
 from synthaug.errors import DataError, MismatchError, SynthaugError
 
 MEMORY_LIMIT = 4 << 30
@@ -119,6 +119,12 @@ class Batches:
                 f"{self.source.name} holds label {bad}, but there are {len(self._table)} classes."
             )
         return self._table[labels]
+
+    def labels(self) -> Labels:
+        """The class of every image, int64 (n,), counted as in batches."""
+        if self._memory is not None:
+            return self._memory[1].cpu().numpy()
+        return self._table[self.source.labels]
 
     @cached_property
     def contents(self) -> NDArray[np.uint64]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from synthaug._support.charts import Line, dot_chart, line_chart, save_figure
 from synthaug._support.html import Part, blocks, heading, table
 from synthaug._support.report import Report, percent, text_table
-from synthaug._types import JSON, Labels
+from synthaug._types import JSON
 from synthaug.evaluation._adversarial import AdversarialConfig
+from synthaug.evaluation._gains import Correctness, Difference
 
 _PER_CHART = 6  # more lines cannot be told apart
 _STEP = "optimiser step"
@@ -23,29 +24,6 @@ ROBUST = "robust"
 """The result under attack, among the others of a run."""
 
 Curve: TypeAlias = Literal["loss_curve", "validation_curve"]
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Tested:
-    """How the classifier of a run does on a set of images, or under attack."""
-
-    accuracy: float
-    """Share of the images classified correctly, in [0, 1]."""
-    class_accuracies: list[float | None]
-    """The same for each class; `None` for a class without images."""
-    correct: str
-    """For every image, in the order of the set, 1 if it is classified correctly, else 0."""
-
-    @classmethod
-    def of(cls, hits: NDArray[np.bool_], labels: Labels, num_classes: int) -> "Tested":
-        """Sums up, for every image, whether it was classified correctly; labels are int64 (n,)."""
-        by_class = [hits[labels == c] for c in range(num_classes)]
-        return cls(
-            accuracy=float(hits.mean()),
-            class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
-            correct="".join(map(str, hits.astype(int).tolist())),
-        )
 
 
 @final
@@ -82,17 +60,17 @@ class Run:
     """(step, validation accuracy)."""
     correct: str = ""
     """For every test image 1 if it is classified correctly, else 0."""
-    others: dict[str, Tested] = field(default_factory=dict)
+    others: dict[str, Correctness] = field(default_factory=dict)
     """Further results by name: "robust" is that of the test images under attack."""
 
-    def tested(self, name: str | None = None) -> Tested:
+    def tested(self, name: str | None = None) -> Correctness:
         """The result on the test images, or the further one of that name.
 
         Raises:
             ValueError: If there is none of that name.
         """
         if name is None:
-            return Tested(
+            return Correctness(
                 accuracy=self.test_accuracy,
                 class_accuracies=self.class_accuracies,
                 correct=self.correct,
@@ -101,19 +79,6 @@ class Run:
             known = ", ".join(map(repr, self.others)) or "none"
             raise ValueError(f"`result` {name!r} is unknown. Results besides the test: {known}.")
         return self.others[name]
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """An arm against the baseline, seed by seed."""
-
-    mean: float
-    """Mean over the seeds of accuracy minus the baseline's accuracy at the same seed."""
-    standard_error: float | None
-    """Sample standard deviation of those differences / sqrt(n); `None` for a single seed."""
-    n: int
-    """Seeds that both arms have."""
 
 
 @final
@@ -146,6 +111,8 @@ class EvaluationReport(Report):
     said about its synthetic ones (`synthetic`)."""
     runs: list[Run]
     """All runs, arm by arm."""
+    test_labels: list[int] = field(default_factory=list)
+    """The class of every test image."""
 
     @property
     def arm_names(self) -> list[str]:
@@ -193,29 +160,72 @@ class EvaluationReport(Report):
         return float(values.std(ddof=1)) if len(values) > 1 else None
 
     def difference(
-        self, arm: str, baseline: str | None = None, *, result: str | None = None
+        self,
+        arm: str,
+        baseline: str | None = None,
+        *,
+        result: str | None = None,
+        class_name: str | None = None,
     ) -> Difference:
-        """The arm's gain over the baseline, paired by seed.
+        """The arm's gain over the baseline, paired by seed and by test image.
 
         Runs of one seed share initial weights and random draws, so the pairs are compared and not
-        the means: what a seed does to both arms cancels.
+        the means: what a seed does to both arms cancels. In the same way an image that both arms
+        classify alike says nothing about their difference.
 
         Args:
             arm: Name of the arm.
             baseline: What it is compared with; by default the report's baseline.
             result: One of `results`; by default the accuracy on the test images.
+            class_name: Counts the test images of this class only.
 
         Raises:
-            ValueError: If the two arms have no seed in common.
+            ValueError: If the two arms have no seed in common, or the class has no test image.
         """
-        ours = {run.seed: run.tested(result).accuracy for run in self.of(arm)}
-        base = self.of(baseline or self.baseline)
-        theirs = {run.seed: run.tested(result).accuracy for run in base}
-        gains = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
-        if not len(gains):
+        base = {run.seed: run for run in self.of(baseline or self.baseline)}
+        pairs = [(run, base[run.seed]) for run in self.of(arm) if run.seed in base]
+        if not pairs:
             raise ValueError(f"{arm!r} and {baseline or self.baseline!r} have no seed in common.")
-        error = float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else None
-        return Difference(mean=float(gains.mean()), standard_error=error, n=len(gains))
+        tested = [(ours.tested(result), theirs.tested(result)) for ours, theirs in pairs]
+        if class_name is None:
+            return Difference.of(tested)
+        if class_name not in self.classes:
+            raise ValueError(f"`class_name` {class_name!r} is unknown. See the report's `classes`.")
+        c = self.classes.index(class_name)
+        return Difference.of_class(tested, c, np.array(self.test_labels, np.int64) == c)
+
+    def losing_classes(self, arm: str, *, result: str | None = None) -> dict[str, Difference]:
+        """The classes that an arm loses accuracy in, beyond chance, with their negative gains.
+
+        Those whose 95 % interval, each class taken alone, is below 0: of twenty classes that
+        nothing changes, one is expected in half of all cases. Empty for reports without labels of
+        the test images.
+        """
+        present = {self.classes[c] for c in set(self.test_labels)}
+        gains = {
+            name: self.difference(arm, result=result, class_name=name)
+            for name in self.classes
+            if name in present
+        }
+        return {n: gain for n, gain in gains.items() if gain.high is not None and gain.high < 0}
+
+    def gain_notes(self) -> list[str]:
+        """A sentence on the gain of every arm: its interval, and the classes that lose."""
+        notes = []
+        for arm in self.arm_names if self.test_labels else ():
+            for result in (None, *self.results):
+                gain = None if arm == self.baseline else self.difference(arm, result=result)
+                if gain is None or gain.low is None or gain.high is None:
+                    continue
+                what = "accuracy" if result is None else f"{result} accuracy"
+                low, high = (f"{100 * bound:+.2f}" for bound in (gain.low, gain.high))
+                losing = self.losing_classes(arm, result=result)
+                classes = ", ".join(f"{name} {_gain(loss)}" for name, loss in losing.items())
+                lost = f"It loses in {classes}." if classes else "No class loses beyond chance."
+                notes.append(
+                    f"{arm}: the 95 % interval of its gain in {what} is {low} to {high}. {lost}"
+                )
+        return notes
 
     def rows(self) -> list[list[str]]:
         """The table as text, header first: a row per arm, accuracies in percent."""
@@ -226,7 +236,8 @@ class EvaluationReport(Report):
 
     def table(self) -> str:
         """A text table, in percent: mean ± standard deviation, and gain ± its standard error."""
-        notes = [textwrap.fill(text, 79) for text in (self.caption(), *self.synthetic_notes())]
+        texts = (self.caption(), *self.gain_notes(), *self.synthetic_notes())
+        notes = [textwrap.fill(text, 79) for text in texts]
         return "\n".join([text_table(self.rows(), rule=True), "", *notes])
 
     def synthetic_notes(self) -> list[str]:
@@ -240,10 +251,12 @@ class EvaluationReport(Report):
     def caption(self) -> str:
         """A few sentences on how to read the table."""
         steps = ", ".join(str(n) for n in sorted({run.steps for run in self.runs}))
+        images = any(run.correct for run in self.runs)
+        over = "over seeds and test images" if images else "seed by seed"
         return (
             f"Accuracy on {self.settings.get('test_images', 'the')} test images after {steps} "
             "optimiser steps: mean ± sample standard deviation over n seeds. Gain: mean ± standard "
-            "error of the differences seed by seed. Seen: different images in all batches, mean "
+            f"error of the differences {over}. Seen: different images in all batches, mean "
             f"over seeds.{self._attack()}"
         )
 
@@ -278,7 +291,7 @@ class EvaluationReport(Report):
         return self.table()
 
     def _summary(self) -> list[Part]:
-        return [self.rows(), self.caption(), *self.synthetic_notes()]
+        return [self.rows(), self.caption(), *self.gain_notes(), *self.synthetic_notes()]
 
     def _columns(self) -> dict[str, Any]:
         """Returns a row per run; curves are left out, and classes have a column each."""
@@ -300,7 +313,10 @@ class EvaluationReport(Report):
             {name: value for name, value in vars(run).items() if value not in ("", {})}
             for run in self.runs
         ]
-        return {**super()._record(), "runs": runs}
+        record = {**super()._record(), "runs": runs}
+        if not self.test_labels:
+            del record["test_labels"]
+        return record
 
     def _sections(self) -> list[Part]:
         """Returns table, charts, and accuracy by class."""
@@ -318,7 +334,7 @@ class EvaluationReport(Report):
         for result in (None, *self.results):
             kind = "Accuracy" if result is None else f"{result.capitalize()} accuracy"
             by_class = table(["class", *self.arm_names], self._by_class(result))
-            parts += [heading(f"{kind} by class"), by_class]
+            parts += [heading(f"{kind} by class, and gain"), by_class]
         return parts
 
     def _made_with(self) -> dict[str, dict[str, JSON]]:
@@ -363,7 +379,11 @@ class EvaluationReport(Report):
             for arm in self.arm_names:
                 accuracies = [run.tested(result).class_accuracies[c] for run in self.of(arm)]
                 tested = [accuracy for accuracy in accuracies if accuracy is not None]
-                cells.append(f"{100 * np.mean(tested):.1f}" if tested else "no test image")
+                text = f"{100 * np.mean(tested):.1f}" if tested else "no test image"
+                if tested and self.test_labels and arm != self.baseline:
+                    gain = self.difference(arm, result=result, class_name=name)
+                    text += f" ({_gain(gain)})"
+                cells.append(text)
             rows.append([name, *cells])
         return rows
 

@@ -1,0 +1,131 @@
+"""What a classifier got right, image by image, and the gain of one training over another."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthaug._types import Labels
+
+_LEVEL = 0.95
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Correctness:
+    """How the classifier of a run does on a set of images, or under attack."""
+
+    accuracy: float
+    """Share of the images classified correctly, in [0, 1]."""
+    class_accuracies: list[float | None]
+    """The same for each class; `None` for a class without images."""
+    correct: str
+    """For every image, in the order of the set, 1 if it is classified correctly, else 0."""
+
+    @classmethod
+    def of(cls, hits: NDArray[np.bool_], labels: Labels, num_classes: int) -> "Correctness":
+        """Sums up, for every image, whether it was classified correctly; labels are int64 (n,)."""
+        by_class = [hits[labels == c] for c in range(num_classes)]
+        return cls(
+            accuracy=float(hits.mean()),
+            class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
+            correct="".join(map(str, hits.astype(int).tolist())),
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """An arm against the baseline, seed by seed and image by image.
+
+    The standard error e has e^2 = variance over seeds / seeds + variance over images / images, of
+    the differences averaged over the other of the two; as each of them holds what is left of the
+    other, it is a little too large rather than too small. The interval is Student's, with the
+    degrees of freedom of Welch and Satterthwaite: at three seeds seldom more than a few.
+    """
+
+    mean: float
+    """Mean over the seeds of accuracy minus the baseline's accuracy at the same seed."""
+    standard_error: float | None
+    """Standard error of the mean, over other seeds and other test images; of reports without
+    results by image over seeds alone. `None` for a single seed."""
+    n: int
+    """Seeds that both arms have."""
+    seed_error: float | None = None
+    """The part of it that seeds make: sample standard deviation / sqrt(n). `None` for one seed."""
+    image_error: float | None = None
+    """The part that test images make; `None` if results by image are not known."""
+    low: float | None = None
+    """Lower end of the 95 % confidence interval of the mean; `None` without standard error."""
+    high: float | None = None
+    """Its upper end."""
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Correctness, Correctness]]) -> "Difference":
+        """Compares results on the same images: for every seed the arm's and the baseline's."""
+        gains = np.array([ours.accuracy - theirs.accuracy for ours, theirs in pairs])
+        return cls._from(gains, _by_image(pairs))
+
+    @classmethod
+    def of_class(
+        cls, pairs: Sequence[tuple[Correctness, Correctness]], c: int, rows: NDArray[np.bool_]
+    ) -> "Difference":
+        """The same for the images of one class, which are those of the mask."""
+        gains = [
+            ours.class_accuracies[c] - theirs.class_accuracies[c]  # type: ignore[operator]
+            for ours, theirs in pairs
+            if None not in (ours.class_accuracies[c], theirs.class_accuracies[c])
+        ]
+        if not gains:
+            raise ValueError(f"Class {c} has no test image.")
+        images = _by_image(pairs)
+        return cls._from(np.array(gains), images[rows] if len(images) == len(rows) else images)
+
+    @classmethod
+    def _from(cls, gains: NDArray[np.float64], images: NDArray[np.float64]) -> "Difference":
+        """Of gains by seed and of mean gains by image, none if these are not known."""
+        parts = [_squared_error(gains), _squared_error(images) if len(images) else 0.0]
+        seed_error = None if math.isnan(parts[0]) else math.sqrt(parts[0])
+        known = len(images) > 1
+        mean, error, reach = float(gains.mean()), None, None
+        if not any(map(math.isnan, parts)):
+            error = math.sqrt(sum(parts))
+            reach = _student(parts, (len(gains), len(images))) * error
+        return cls(
+            mean=mean,
+            standard_error=error,
+            n=len(gains),
+            seed_error=seed_error,
+            image_error=math.sqrt(parts[1]) if known else None,
+            low=None if reach is None else mean - reach,
+            high=None if reach is None else mean + reach,
+        )
+
+
+def _by_image(pairs: Sequence[tuple[Correctness, Correctness]]) -> NDArray[np.float64]:
+    """For every image the mean over seeds of right minus the baseline's right; empty if unknown."""
+    if not all(ours.correct and theirs.correct for ours, theirs in pairs):
+        return np.zeros(0)
+    hits = [
+        [np.frombuffer(one.correct.encode(), np.uint8).astype(np.float64) for one in pair]
+        for pair in pairs
+    ]
+    mean: NDArray[np.float64] = np.mean([ours - theirs for ours, theirs in hits], axis=0)
+    return mean
+
+
+def _squared_error(values: NDArray[np.float64]) -> float:
+    """Of their mean; NaN for a single value."""
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else math.nan
+
+
+def _student(parts: Sequence[float], counts: Sequence[int]) -> float:
+    """The quantile of Student's t for a sum of squared errors, each of so many values."""
+    from scipy import stats
+
+    uncertain = sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True) if part)
+    freedom = sum(parts) ** 2 / uncertain if uncertain else math.inf
+    return float(stats.t.ppf((1 + _LEVEL) / 2, freedom))
