@@ -3,6 +3,7 @@
 python examples/transform.py
 """
 
+import os
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -12,6 +13,8 @@ from torchvision.transforms import v2
 import synthaug
 
 out = Path(mkdtemp())
+# Off a terminal bars are lines, every 30 seconds: say more often how far this is.
+os.environ.setdefault("SYNTHAUG_PROGRESS_SECONDS", "3")
 real = synthaug.load_dataset("digits:train").subset(range(200))
 synthesizer, _ = synthaug.ClassConditional.fit(
     real,

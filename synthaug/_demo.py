@@ -30,6 +30,7 @@ from synthaug._generate import generate
 from synthaug._images.labeled import LabeledImages, load_dataset
 from synthaug._noise import counter_rng
 from synthaug._pixels import grid
+from synthaug._support.arguments import check_fields
 from synthaug._support.charts import Line, line_chart
 from synthaug._support.files import write_text
 from synthaug._support.html import blocks, data_uri, heading, page
@@ -106,6 +107,7 @@ class DemoSettings:
         return ClassifierConfig(steps=self.classifier_steps, device="cpu")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 2 <= self.per_class <= MOST_PER_CLASS:
             raise ValueError(
                 f"`per_class` must be from 2 to {MOST_PER_CLASS}: variants lie between two images "

@@ -19,7 +19,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from synthaug._support.arguments import (
     check_some,
     check_whole,
 )
+from synthaug._support.digests import tensor_digest
 from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
 from synthaug._support.reading import check_regular
@@ -188,7 +189,7 @@ class TorchModule:
         device: str | torch.device = "cpu",
     ) -> None:
         self.name = name or type(module).__name__
-        self.weights: str | None = weights_digest(module.state_dict())
+        self.weights: str | None = tensor_digest(module.state_dict())
         self.device = torch.device(device)
         self.preprocess = preprocess or to_unit
         self._module = module.to(self.device).eval()
@@ -523,17 +524,6 @@ def _extracted(
     return features
 
 
-def weights_digest(state: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits of blake2b over the names, shapes and values of a state dict."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(state.items()):
-        if isinstance(value, Tensor):
-            array = value.detach().cpu().contiguous()
-            hashed.update(f"{name}:{array.dtype}:{tuple(array.shape)}".encode())
-            hashed.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
-
-
 def _shown(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
@@ -552,6 +542,5 @@ __all__ = [
     "named",
     "to_model",
     "to_unit",
-    "weights_digest",
     "without_head",
 ]

@@ -69,6 +69,7 @@ class Settings:
     flip: bool = False
     levels: tuple[int, ...] = ()
     shape: int | str = 1
+    name: str | None = None
 
     def __post_init__(self) -> None:
         arguments.check_fields(self)
@@ -84,7 +85,10 @@ class Settings:
         ({"rate": "fast"}, "`rate` must be a number, got 'fast'."),
         ({"rate": False}, "`rate` must be a number, got False."),
         ({"flip": "no"}, "`flip` must be True or False, got 'no'."),
-        ({"levels": (1, 2.5)}, "`levels` must be a whole number, got 2.5."),
+        ({"rate": float("nan")}, "`rate` must be a number, got nan."),
+        ({"levels": (1, 2.5)}, "`levels` must be a list or tuple of several whole numbers, got 2."),
+        ({"levels": 3}, "`levels` must be a list or tuple of several whole numbers, got 3."),
+        ({"name": 3}, "`name` must be a text, got 3."),
     ],
 )
 def test_fields_hold_what_they_declare(fields, wanted):
@@ -92,6 +96,40 @@ def test_fields_hold_what_they_declare(fields, wanted):
     Settings(2, 3, 1, numpys, (1, 2), "any")
     with pytest.raises(ValueError, match=re.escape(wanted)):
         Settings(**fields)
+
+
+@pytest.mark.parametrize("several", [[1, 2], range(1, 3), np.array([1, 2]), (np.int64(1), 2)])
+def test_any_sequence_of_whole_numbers_is_a_tuple_of_them(several):
+    levels = Settings(levels=several).levels
+    assert levels == (1, 2)
+    assert [type(one) for one in levels] == [int, int]
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "named"),
+    [
+        (SamplerConfig, {"num_inference_steps": 0}, "`num_inference_steps` must be at least 1"),
+        (SamplerConfig, {"num_inference_steps": -1}, "`num_inference_steps` must be at least 1"),
+        (SamplerConfig, {"eta": -0.5}, "`eta` must be at least 0 and finite"),
+        (SamplerConfig, {"log_variance_mix": 2.0}, "`log_variance_mix` must be in [0, 1]"),
+        (SamplerConfig, {"scheduler": 3}, "`scheduler` must be a text, got 3"),
+        (TrainingConfig, {"learning_rate": float("inf")}, "`learning_rate` must be at least 0 and"),
+        (TrainingConfig, {"ema_decay": float("nan")}, "`ema_decay` must be a number, got nan"),
+        (InversionConfig, {"start_std": float("inf")}, "`start_std` must be at least 0 and finite"),
+        (InversionConfig, {"checkpoint_seconds": -1}, "`checkpoint_seconds` must not be negative"),
+        (InversionConfig, {"snapshots": 3}, "`snapshots` must be a list or tuple of several whole"),
+        (FineTuningConfig, {"image_size": 0}, "`image_size` must be at least 1, got 0"),
+        (FineTuningConfig, {"class_learning_rate": 0}, "`class_learning_rate` must be positive"),
+        (StageConfig, {"low_size": -1}, "`low_size` must be at least 1, got -1"),
+        (StageConfig, {"low_size": (8, 0)}, "`low_size` must be at least 1, got 0"),
+        (StageConfig, {"low_size": 4, "blur_std_range": [0.4]}, "`blur_std_range` must be a list"),
+        (SweepConfig, {"per_class": 0}, "`per_class` must be at least 1, got 0"),
+        (SweepConfig, {"seeds": 0}, "`seeds` must be at least 1, got 0"),
+    ],
+)
+def test_a_bad_value_is_refused_where_it_is_given(config, fields, named):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        config(**fields)
 
 
 CONFIGURATIONS = (
@@ -119,7 +157,7 @@ def test_no_configuration_cuts_a_float_or_takes_true_for_one(config):
     assert counts
     for name in counts:
         for value in (1.5, True):
-            with pytest.raises(ValueError, match=f"`{name}` must be a whole number, got"):
+            with pytest.raises(ValueError, match=f"`{name}` must be a .*whole numbers?, got"):
                 replace(config, **{name: value})
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from synthaug import AuditReport, SynthCache, audit, caches
 from synthaug._audit.acceptance import read_acceptance
 from synthaug._audit.disturbances import disturbances
+from synthaug._audit.notes import carry_accepted, notes_path, read_notes
 from synthaug._plan import Plan
 from synthaug.errors import AuditError, MismatchError
 
@@ -168,6 +169,22 @@ def test_accepting_pairs_changes_no_number_and_names_the_reviewer(
     assert "A. Ng" in later.to_html(tmp_path / "redacted.html", redact=True).read_text()
     later.to_json(tmp_path / "redacted.json", redact=True)
     assert str(later.pairs[0]["digest"]) not in (tmp_path / "redacted.json").read_text()
+
+
+def test_a_merged_cache_has_the_accepted_pairs_of_its_parts(
+    again: tuple[SynthCache, AuditReport], tmp_path: Path
+) -> None:
+    cache, report = again
+    report.accept([1, 3], reviewer="A. Ng", reason="blank frames", beside=cache)
+    report.accept([2], reviewer="B. Ode", reason="the same scan", beside=cache)
+    other = tmp_path / "other.h5"
+    other.write_bytes(cache.path.read_bytes())  # without notes
+    whole = tmp_path / "whole.h5"
+    whole.write_bytes(cache.path.read_bytes())
+    assert carry_accepted([cache, other], whole) == 3
+    accepted = read_notes(notes_path(str(whole))).accepted
+    assert [one.reviewer for one in accepted] == ["A. Ng", "B. Ode"]
+    assert carry_accepted([other], tmp_path / "none.h5") == 0
 
 
 @pytest.mark.parametrize(

@@ -567,7 +567,9 @@ def test_caches_are_merged_exported_imported_and_forgotten(work):
     for seed, part in enumerate(parts):
         succeed("generate", work / "run", part, "--ratio", 0.25, "--source", source,
                 "--strength", 0.5, "--seed", seed, *DRAW)  # fmt: skip
-    assert "18 done" in succeed("cache", "merge", work / "both.h5", *parts)
+    text = succeed("cache", "merge", work / "both.h5", *parts)
+    assert "18 done" in text
+    assert "Reports of the parts do not hold for the whole: audit it.\nNext: synthaug audit" in text
     succeed("cache", "export", work / "both.h5", work / "folder", "--format", "folder")
     assert len(list((work / "folder" / "dog").glob("*.png"))) == 6
     text = succeed("cache", "import", f"folder:{work / 'folder'}", work / "back.h5", "--name", "us")
@@ -576,6 +578,12 @@ def test_caches_are_merged_exported_imported_and_forgotten(work):
     assert "\nNext: synthaug cache verify " in text
     assert text.count("9 of 9 rows were made from these images; withdrawn.") == 2
     assert not SynthCache(parts[0]).done.any()
+
+
+def test_a_report_is_not_begun_whose_place_is_a_device(work, cache):
+    (work / "device.html").symlink_to("/dev/null")
+    given = ["audit", cache, f"folder:{work / 'train'}", "--out", work / "device"]
+    assert "device.html is a device, expected the name of a file" in fail(2, *given)
 
 
 def test_a_cache_named_twice_is_not_merged(work, cache):

@@ -24,7 +24,7 @@ PYTHON_NAMES = {
     "canary_doses": "doses",
     "canary_seed": "seed",
     "classifier_scale": "scale",
-    "test_fraction": "holdout",
+    "test": "holdout",
 }
 """Options that have another name there, or in some of it."""
 IMAGES_NOT_NETWORK = "`--channels` is of the images; the width of a network is `--width`"
@@ -52,7 +52,7 @@ DIFFERENT = {
     ("fraction", "MixedDataset.__init__"): "the mixed arm needs one; a mixture may have `ratio`",
     ("ratios", "scaling_arms"): "None is the four standard arms",
     ("forgotten", "import_images"): "None is no cache",
-    ("test_fraction", "split_for_audit"): "to test with in the shell, for an audit in Python",
+    ("test", "split_for_audit"): "to test with in the shell, for an audit in Python",
     ("steps", "AdversarialConfig"): OF_TRAINING,
     ("attack_steps", "ClassifierConfig"): OF_TRAINING,
     ("unit", "ClassifierGuidance"): "`--unit` is that of LowDensity, whose default is the same",

@@ -316,6 +316,17 @@ def test_photos_whose_exif_cannot_be_read_are_named_once(tmp_path, caplog, suffi
     assert len(caplog.records) == 1
 
 
+def test_exif_whose_prefix_is_written_twice_is_read(tmp_path, caplog):
+    (tmp_path / "cat").mkdir()
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"  # and no orientation
+    data = b"Exif\0\0" + exif.tobytes()
+    assert data.startswith(2 * b"Exif\0\0")
+    Image.new("RGB", (6, 4)).save(tmp_path / "cat" / "0.jpg", exif=data)
+    load_dataset(f"folder:{tmp_path}")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("turns", [False, True])
 def test_photos_that_torchvision_leaves_on_their_side_are_warned_of_once(tmp_path, caplog, turns):
     (tmp_path / "cat").mkdir()

@@ -380,6 +380,24 @@ def test_odd_values_of_a_checkpoint_are_its_error_and_no_argument_s(
         ClassConditional.from_pretrained(checkpoint, device="nothing")
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("classes", 3, "`classes` is 3, expected a list of names"),
+        ("image_size", "x", "`image_size` must be a whole number, got 'x'"),
+        ("image_size", 1.5, "`image_size` must be a whole number, got 1.5"),
+        ("sampler", 3, "`sampler` is a int, expected a SamplerConfig"),
+        ("device", 3.5, "`device` is '3.5', which torch cannot use here"),
+        ("prompt_template", 4, "`prompt_template` is a int, expected a text"),
+    ],
+)
+def test_an_argument_of_another_type_is_no_damage_of_the_checkpoint(
+    checkpoint: Path, argument: str, value: Any, message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        ClassConditional.from_pretrained(checkpoint, **{argument: value})
+
+
 def test_settings_that_a_network_does_not_have_are_named_with_their_file(
     tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -140,3 +140,24 @@ def test_equal_values_still_make_a_chart() -> None:
     drawing(histogram({"a": [2, 2, 2]}, x_label="x"))
     drawing(line_chart([Line("a", [1], [1])], x_label="x", y_label="y"))
     drawing(dot_chart({"a": [3.0]}, x_label="x"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("guidance 2, 250 steps", "guidance 2, 250 steps"),
+        ("WWWWWWWWWWWWWWWWWWWWWWWWW", "WWWWWWWWWWWW…"),
+        ("an arm whose name is far too long to be shown", "an arm whose name is…"),
+    ],
+)
+def test_a_long_name_is_cut_at_its_end_where_a_pointer_shows_all_of_it(
+    name: str, shown: str
+) -> None:
+    (text,) = [
+        one
+        for one in drawing(dot_chart({name: [1.0]}, x_label="x")).iter()
+        if one.find("title") is not None
+    ]
+    assert text.find("title").text == name
+    assert text.find("title").tail == shown
+    assert float(text.attrib["x"]) >= sum(13 * (1.0 if c == "W" else 0.5) for c in shown[:-1])

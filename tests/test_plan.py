@@ -122,7 +122,8 @@ def test_a_given_quota_names_classes_and_leaves_out_the_others():
             "'strength' holds a value that is not fin",
         ),
         (lambda: plan_of(classes=("cat", "dog", "cat")), "`classes` holds 'cat' more than once"),
-        (lambda: plan_of(settings={"eta": float("nan")}), "nan cannot be written as JSON"),
+        (lambda: plan_of(settings={"eta": float("nan")}), "`eta` is nan, which cannot be written"),
+        (lambda: plan_of(settings={"blur": np.ones(2)}), "setting `blur` holds a ndarray, which"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(make, message):

@@ -101,7 +101,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("link", [False, True])
 def test_a_folder_is_divided_by_class_with_names_kept(photos: Path, link: bool) -> None:
     out = photos.with_name("out")
-    words = [f"folder:{photos}", out, "--test-fraction", 0.2, *["--link"] * link]
+    words = [f"folder:{photos}", out, "--test", 0.2, *["--link"] * link]
     check_answer("split", *words)
     parts = {}
     for side in ("train", "test"):
@@ -135,7 +135,7 @@ def test_a_split_refuses_what_it_cannot_do(photos: Path) -> None:
         (("digits", out), "expected `folder:PATH`"),
         (("hdf5:photos.h5", out), "one folder of image files per class, and neither lists nor"),
         (("photos.csv", out), "folder:PATH"),
-        ((f"folder:{photos}", out, "--test-fraction", 1), "`--test-fraction` must lie between"),
+        ((f"folder:{photos}", out, "--test", 1), "`--test` must lie between"),
     ]:
         assert message in fail(2, "split", *words)
     assert not out.exists()

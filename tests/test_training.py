@@ -168,6 +168,17 @@ def test_a_tracker_that_takes_images_gets_the_sheet_of_samples(tmp_path):
     assert tracker.pictures == [(12, (1, 4, 5, 3))]
 
 
+def test_a_tracker_that_takes_no_pictures_is_not_opened_for_one(tmp_path, monkeypatch):
+    class WithoutPictures(Noted):
+        pass
+
+    tracker = WithoutPictures()
+    Image.new("L", (5, 4)).save(tmp_path / "samples.png")
+    log_picture(config_of(log_with=tracker), str(tmp_path), tmp_path / "samples.png", 12)
+    assert tracker.settings == {}
+    assert tracker.finished == 0
+
+
 def test_a_tracker_that_is_missing_is_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerate.tracking, "get_available_trackers", list)
     with pytest.raises(
@@ -547,7 +558,7 @@ def test_a_process_that_finds_another_checkpoint_than_the_first_one_says_so(
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
         ({"learning_rate": 0}, "`learning_rate` must be positive, got 0"),
-        ({"learning_rate": math.nan}, "`learning_rate` must be positive, got nan"),
+        ({"learning_rate": math.nan}, "`learning_rate` must be a number, got nan"),
         ({"max_grad_norm": 0}, "`max_grad_norm` must be positive"),
         ({"warmup_steps": -1}, "`warmup_steps` must not be negative"),
         ({"warmup_steps": 13}, "`warmup_steps` must be from 0 to `steps`=12, got 13"),

@@ -29,7 +29,12 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
 from synthaug._pixels import digest
 from synthaug._plan import settings_digest
-from synthaug._support.arguments import check_distinct, check_some, check_whole
+from synthaug._support.arguments import (
+    check_at_least,
+    check_distinct,
+    check_fields,
+    check_some,
+)
 from synthaug._support.files import write_text
 from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import DAMAGE, decode, encode
@@ -55,11 +60,12 @@ class CanaryConfig:
     """Seed of the choice of images, of keys and coins."""
 
     def __post_init__(self) -> None:
-        check_whole(1, pairs=self.pairs)
+        check_fields(self)
+        check_at_least(1, pairs=self.pairs)
         check_some("dose", doses=self.doses)
         check_distinct(doses=self.doses)
         for dose in self.doses:
-            check_whole(1, doses=dose)
+            check_at_least(1, doses=dose)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ every later report names.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,29 @@ def read_notes(path: Path | None) -> Notes:
             f"{path} does not hold the notes of audits ({type(error).__name__}: {error}). Restore "
             "it, or delete it: then withdrawn rows cannot be ranked, and nothing is accepted."
         ) from error
+
+
+def carry_accepted(parts: Sequence[Any], whole: Any) -> int:
+    """Keeps beside a merged cache which pairs were accepted beside its parts.
+
+    Pairs are known by what their images hold, so they are the same in the whole. Scores of rows
+    that were withdrawn are not: they rest on what else was judged with these rows.
+
+    Args:
+        parts: The caches that were merged, as in `notes_path`.
+        whole: The merged cache.
+
+    Returns:
+        How many pairs.
+
+    Raises:
+        AuditError: A file of notes cannot be read or written.
+    """
+    found = [read_notes(notes_path(part)).accepted for part in parts]
+    accepted = tuple(dict.fromkeys(one for some in found for one in some))
+    if accepted:
+        add_notes(whole, Notes(accepted=accepted))
+    return sum(len(one.pairs) for one in accepted)
 
 
 def add_notes(images: Any, notes: Notes) -> None:

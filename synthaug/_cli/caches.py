@@ -70,10 +70,14 @@ def merge(out: str, caches: list[str]) -> Result:
         out: The new cache.
         caches: The caches to copy.
     """
+    from synthaug._audit.notes import carry_accepted
     from synthaug._cache import merge as run
 
     merged = run(caches, out, progress=True)
-    return Result(record=contents(merged), text=f"{merged}\n{next_audit(out)}")
+    pairs = carry_accepted(caches, out)
+    told = f"Carried over: {amount(pairs, 'pair')} accepted as harmless. " if pairs else ""
+    told += "Reports of the parts do not hold for the whole: audit it."
+    return Result(record=contents(merged), text=f"{merged}\n{told}\n{next_audit(out)}")
 
 
 def export(

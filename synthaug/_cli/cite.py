@@ -1,5 +1,6 @@
 """The command that names the papers behind a cache."""
 
+from synthaug._cli.arguments import next_line
 from synthaug._cli.call import Result
 
 
@@ -16,4 +17,6 @@ def cite(cache: str, *, bibtex: bool = False) -> Result:
     from synthaug._cache.citations import cite as cited
 
     text = cited(SynthCache(cache), bibtex=bibtex)
-    return Result(record={"cache": cache, "text": text}, text=text)
+    # Entries go into a file of their own, where a line to run would be in the way.
+    line = "" if bibtex else f"\n{next_line('cite', cache, '--bibtex')}"
+    return Result(record={"cache": cache, "text": text}, text=f"{text.rstrip()}{line}")

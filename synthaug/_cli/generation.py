@@ -363,7 +363,8 @@ def generate(
         text=str(cache)
         + (f"\nSamples: {picture}" if picture else "")
         + (
-            "\nThis share is drawn. The last process to end puts all together."
+            "\nThis share is drawn. The last process to end puts all together. Next: run the other "
+            "shares, if they do not run yet."
             if others
             else f"\n{next_audit(out, options.source)}"
         ),

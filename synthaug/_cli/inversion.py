@@ -71,7 +71,8 @@ def invert(
     record: dict[str, Any] = {"checkpoint": None, "loss": None, "picture": None}
     record |= {"images": len(real), "bytes": cost.bytes, "seconds": cost.seconds}
     if estimate:
-        return Result(record=record, text=str(cost))
+        again = call.brief.without(["estimate"]).line
+        return Result(record=record, text=f"{cost}\nNext: {again}")
     print(cost, flush=True)
     inverted, result = inversion.fit(real, out, config=learning)
     used = str(inverted.model.denoiser.dtype).removeprefix("torch.")

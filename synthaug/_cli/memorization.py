@@ -85,6 +85,11 @@ def evaluate_membership(
         "reference_auc": report.reference.auc,
     }
     line = next_line("generate", checkpoint, "CACHE.h5", "--per-class", "100")
+    if report.verdict == "fail":
+        line = next_line("audit", "CACHE.h5", train, "--holdout", holdout)
+    elif report.verdict != "pass":
+        same = "If one random split made both, add --random-split. Else train on one side of such "
+        line = f"{same}a split. {next_line('split', 'folder:IMAGES', 'SPLIT')}"
     return published_verdict(report, call, out, record, next=line)
 
 

@@ -19,20 +19,20 @@ def split(
     out: str,
     files: FileOptions,
     *,
-    test_fraction: float = 0.2,
+    test: float = 0.2,
     link: bool = False,
     seed: int = SPLIT.seed,
 ) -> Result:
     """Divide a folder of images into some to train with and some to test with, by class.
 
-    synthaug split folder:photos photos-split --test-fraction 0.2
+    synthaug split folder:photos photos-split --test 0.2
 
     Args:
         data: folder:PATH, with a folder per class.
         out: A folder that does not exist yet. The images are copied to OUT/train and OUT/test under
             the names that they have, near-duplicates to one side.
         files: For the folder.
-        test_fraction: Share of the images of every class that goes to OUT/test.
+        test: Share of the images of every class that goes to OUT/test.
         link: Make symbolic links in place of copies.
         seed: Of the choice.
     """
@@ -52,15 +52,15 @@ def split(
             "folder with one folder of image files per class, and neither lists nor tables."
         )
     root, target = Path(os.path.abspath(Path(where).expanduser())), Path(out).absolute()
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"`test_fraction` must lie between 0 and 1, got {test_fraction}.")
+    if not 0 < test < 1:
+        raise ValueError(f"`test` must lie between 0 and 1, got {test}.")
     if os.path.lexists(target):
         raise ValueError(f"{out} exists already, and nothing is overwritten. Choose another name.")
     if target.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{out} lies in {where}, where it would be a class. Choose another place.")
     check_folder(target.parent)
     real = files.opened(data, image_shape=_COMPARED)
-    rows = split_for_audit(real, holdout=test_fraction, labels=real.labels, seed=seed)
+    rows = split_for_audit(real, holdout=test, labels=real.labels, seed=seed)
     sides = dict(zip(("train", "test"), rows, strict=True))
     with new_folder(target) as folder, bar(len(real), "split", "image") as shown:
         for side, chosen in sides.items():

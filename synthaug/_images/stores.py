@@ -146,7 +146,9 @@ def orientation(image: Image.Image) -> int | None:
 
 def _is_damaged(exif: bytes) -> bool:
     """Whether EXIF is no list of tags, or is cut short; Pillow takes that of a JPEG for empty."""
-    tags = exif.removeprefix(b"Exif\0\0")
+    tags = exif
+    while tags.startswith(b"Exif\0\0"):  # some write it twice, and Pillow reads these, too
+        tags = tags[6:]
     order = {b"II": "<", b"MM": ">"}.get(tags[:2])
     if not tags or order is None:
         return bool(tags)

@@ -12,22 +12,32 @@ from synthaug._types import JSON
 
 
 def canonical_json(value: JSON | Mapping[str, Any]) -> str:
-    """JSON in which equal settings are equal text: keys sorted, and 2.0 written as 2."""
+    """JSON in which equal settings are equal text: keys sorted, and 2.0 written as 2.
 
-    def plain(v: Any) -> Any:
+    Raises:
+        ValueError: Naming the setting that is no JSON.
+    """
+
+    def plain(v: Any, name: str) -> Any:
         if isinstance(v, Mapping):
-            return {str(k): plain(x) for k, x in v.items()}
+            return {str(k): plain(x, str(k)) for k, x in v.items()}
         if isinstance(v, list | tuple):
-            return [plain(x) for x in v]
+            return [plain(x, name) for x in v]
         if isinstance(v, np.generic):
             v = v.item()
         if isinstance(v, float) and not math.isfinite(v):
-            raise ValueError(f"{v} cannot be written as JSON; give a finite number.")
-        if isinstance(v, float) and v.is_integer():
-            return int(v)
-        return v
+            raise ValueError(
+                f"The setting `{name}` is {v}, which cannot be written as JSON. Give a finite "
+                "number."
+            )
+        if not (v is None or isinstance(v, str | int | float)):
+            raise ValueError(
+                f"The setting `{name}` holds a {type(v).__name__}, which cannot be written as "
+                "JSON. Give numbers and texts, or lists of them: of an array `.tolist()`."
+            )
+        return int(v) if isinstance(v, float) and v.is_integer() else v
 
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(plain(value, "settings"), sort_keys=True, separators=(",", ":"))
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

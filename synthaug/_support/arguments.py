@@ -41,26 +41,40 @@ def check_fields(config: Any, /) -> None:
     """Refuses fields of a dataclass that hold another kind of value than they declare.
 
     A float would be cut where a count is meant, `True` is 1 to Python, and the text "no" is true.
+    NaN is refused, too: it passes every comparison that is written the wrong way round. A field
+    that declares a tuple of numbers takes any sequence of them, which becomes that tuple.
 
     Raises:
         ValueError: Naming the field.
     """
     for declared in fields(config):
-        value = vars(config).get(declared.name)
-        kinds = get_args(declared.type) or (declared.type,)
-        known = [kind for kind in (bool, int, float) if kind in kinds]
-        if not known or declared.name not in vars(config) or (value is None and NoneType in kinds):
+        name, kind = declared.name, declared.type
+        value = vars(config).get(name)
+        kinds = get_args(kind) or (kind,)
+        if name not in vars(config) or (value is None and NoneType in kinds):
             continue
-        if get_origin(declared.type) is tuple:
-            values = value if isinstance(value, tuple | list) else (value,)
-        elif {*kinds} <= {bool, int, float, NoneType} or isinstance(value, Real):
-            values = (value,)
-        else:  # of another kind that it may be as well
-            continue
-        wanted, fits = _KINDS[known[-1]]
-        for one in values:
-            if not fits(one):
-                raise _unfit(declared.name, wanted, repr(one), "")
+        known = [one for one in _KINDS if one in kinds]
+        if get_origin(kind) is tuple and known:
+            object.__setattr__(config, name, _numbers_of(name, value, kinds))
+        elif known and (isinstance(value, Real) or all(k in (*_KINDS, NoneType) for k in kinds)):
+            wanted, fits = _KINDS[known[-1]]
+            if not fits(value):
+                raise _unfit(name, wanted, repr(value), "")
+        elif all(k in (str, NoneType) for k in kinds) and not isinstance(value, str):
+            raise _unfit(name, "a text", repr(value), "")
+
+
+def _numbers_of(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A sequence of numbers as the tuple that a field declares, of Python's own numbers."""
+    wanted, fits = _KINDS[kinds[0]]
+    count = None if kinds[-1] is ... else len(kinds)
+    several = f"{'several' if count is None else count} {wanted.removeprefix('a ')}s"
+    listed = value.tolist() if hasattr(value, "tolist") else value  # NumPy's and torch's arrays
+    if not isinstance(listed, tuple | list | range) or count not in (None, len(listed)):
+        raise _unfit(name, f"a list or tuple of {several}", repr(value), "")
+    if wrong := [one for one in listed if not fits(one)]:
+        raise _unfit(name, f"a list or tuple of {several}", f"{wrong[0]!r} in it", "")
+    return tuple(kinds[0](one) for one in listed)
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -81,7 +95,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not _is_bool(value)
+    return isinstance(value, Real) and not _is_bool(value) and not math.isnan(value)
 
 
 _KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {

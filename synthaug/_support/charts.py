@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
-_NAME_WIDTH, _ROW_HEIGHT = 190, 34
+_NAME_WIDTH, _ROW_HEIGHT, _FONT_SIZE = 190, 34, 13
 _MAX_SERIES = 6
 
 Doubles = NDArray[np.float64]
@@ -115,7 +116,7 @@ def dot_chart(groups: Mapping[str, ArrayLike], *, x_label: str) -> Markup:
     for row, (name, (v,)) in enumerate(values.items()):
         y = _TOP + _ROW_HEIGHT * row + _ROW_HEIGHT // 2
         title = f"<title>{escape(name)}</title>"
-        shown = name if len(name) <= 25 else name[:24] + "…"
+        shown = _fitting(name, _NAME_WIDTH - 12)
         ink = 'text-anchor="end" style="fill:var(--ink)"'
         chart.text(_NAME_WIDTH - 12, y + 4, shown, ink, title=title)
         mean = chart.x(v.mean())
@@ -125,6 +126,24 @@ def dot_chart(groups: Mapping[str, ArrayLike], *, x_label: str) -> Markup:
         chart.line(mean, mean, y - 9, y + 9, 'stroke="var(--s1)" stroke-width="2.5"')
         chart.dots(chart.x(v), np.full(len(v), y), 'r="3.2" fill="var(--s2)"')
     return chart.markup([])
+
+
+def _fitting(name: str, width: float) -> str:
+    """Returns a name, or its beginning and an ellipsis, that is at most so many pixels wide."""
+    widths = [_FONT_SIZE * _em(letter) for letter in name]
+    if sum(widths) <= width:
+        return name
+    room = width - _FONT_SIZE * _em("…")
+    return name[: int(np.searchsorted(np.cumsum(widths), room, side="right"))] + "…"
+
+
+def _em(letter: str) -> float:
+    """About how wide a letter is in the widest of the fonts of our pages, in font sizes."""
+    if east_asian_width(letter) in "WF" or letter in "…mwMW@%":
+        return 1.0
+    if letter in "fijlrtI ,.:;!|()'-":
+        return 0.42
+    return 0.8 if letter.isupper() else 0.65
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:

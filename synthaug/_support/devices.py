@@ -21,7 +21,8 @@ def choose_device(name: Any = None) -> Any:
     try:
         device = torch.device(name)
         torch.empty(0, device=device, dtype=torch.float32)
-    except (RuntimeError, AssertionError):  # torch asserts that CUDA is compiled in
+    # torch asserts that CUDA is compiled in, and has a TypeError for what names no device.
+    except (RuntimeError, AssertionError, TypeError):
         raise ValueError(
             f"`device` is {str(name)!r}, which torch cannot use here. Leave it out to take a GPU "
             "if there is one, or use 'cpu'."

@@ -54,11 +54,13 @@ def check_outputs(*paths: str | os.PathLike[str]) -> None:
     """Whether files can be written, before work starts whose results go into them.
 
     Raises:
-        ValueError: One of them is a folder, or lies where nothing can be written.
+        ValueError: One of them is a folder, a pipe or a device, or lies where nothing can be
+            written.
     """
     for path in map(Path, paths):
         if path.is_dir():
             raise ValueError(f"{path} is a folder, expected a file to write. Choose another name.")
+        check_replaceable(path)
         check_folder(path.parent)
 
 

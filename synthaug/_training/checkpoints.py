@@ -1,6 +1,5 @@
 """Checkpoints in diffusers layout: found, read, digested, written. `parts` loads what they hold."""
 
-import hashlib
 import inspect
 import json
 import math
@@ -17,9 +16,12 @@ from torch import Tensor, nn
 
 from synthaug._plan import canonical_json, settings_digest
 from synthaug._printable import shortened
+from synthaug._support.arguments import check_type, check_whole
 from synthaug._support.differences import described, differences
+from synthaug._support.digests import tensor_digest
 from synthaug._support.extras import installed_version
 from synthaug._support.files import sync_file, write_text
+from synthaug._support.names import class_names
 from synthaug._support.precision import Resolved, in_precision
 from synthaug._support.reading import check_regular, parse_json, read_text
 from synthaug._types import JSON
@@ -28,16 +30,6 @@ from synthaug.errors import CheckpointError, MismatchError, SynthaugError
 
 P = ParamSpec("P")
 Loaded = TypeVar("Loaded")
-
-
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """32 hexadecimal digits of blake2b over names, dtypes, shapes and bytes."""
-    hashed = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        hashed.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        hashed.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
 
 
 def state_digest(module: nn.Module) -> str:
@@ -109,6 +101,7 @@ def loading(load: Callable[P, Loaded]) -> Callable[P, Loaded]:
     @wraps(load)
     def loaded(*args: P.args, **kwargs: P.kwargs) -> Loaded:
         known.bind(*args, **kwargs)  # or it is no fault of the checkpoint
+        _check_arguments(**kwargs)
         try:
             return load(*args, **kwargs)
         except (SynthaugError, ImportError, MemoryError, torch.OutOfMemoryError):
@@ -127,6 +120,26 @@ def loading(load: Callable[P, Loaded]) -> Callable[P, Loaded]:
             ) from error
 
     return loaded
+
+
+def _check_arguments(
+    *,
+    classes: Any = None,
+    image_size: Any = None,
+    prompt_template: Any = "",
+    negative_prompt: Any = "",
+    **others: Any,
+) -> None:
+    """Refuses arguments of another type than every `from_pretrained` takes.
+
+    Raises:
+        TypeError, ValueError: Naming the argument.
+    """
+    del others
+    if classes is not None and not isinstance(classes, str):  # refused with a remedy of its own
+        class_names(classes)
+    check_whole(1, image_size=image_size)
+    check_type(str, "a text", prompt_template=prompt_template, negative_prompt=negative_prompt)
 
 
 def scheduler_settings(scheduler: Any) -> dict[str, JSON]:

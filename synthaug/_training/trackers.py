@@ -11,7 +11,7 @@ import numpy as np
 from synthaug._support.arguments import check_choice
 from synthaug._training.training_config import TRACKERS, TrainingConfig
 
-_PROJECT = "synthaug"
+_PROJECT, _TAG = "synthaug", "synthaug.run"
 
 
 def check_tracker(log_with: Any) -> None:
@@ -40,8 +40,11 @@ def tracking(accelerator: Any, config: TrainingConfig, output_dir: Path) -> Iter
         settings = {name: _plain(value) for name, value in vars(config).items()}
         # One directory is one run, so what is resumed goes on where its curve stopped.
         run = hashlib.blake2b(str(output_dir.resolve()).encode(), digest_size=8).hexdigest()
-        resumed = {"id": run, "resume": "allow", "dir": str(output_dir)}
-        accelerator.init_trackers(_PROJECT, settings, {"wandb": resumed})
+        resumed = {"wandb": {"id": run, "resume": "allow", "dir": str(output_dir)}}
+        if config.log_with == "mlflow":
+            resumed["mlflow"] = {"run_id": (known := _mlflow_run(run)), "tags": {_TAG: run}}
+            settings = settings if known is None else None  # it refuses what changed, as the steps
+        accelerator.init_trackers(_PROJECT, settings, resumed)
     try:
         yield accelerator
     finally:  # not `end_training`, which would part the processes as well
@@ -50,11 +53,16 @@ def tracking(accelerator: Any, config: TrainingConfig, output_dir: Path) -> Iter
 
 
 def log_picture(config: TrainingConfig, output_dir: str, path: Path, step: int) -> None:
-    """Hands a picture to the tracker of a run, if it takes images."""
+    """Hands a picture to the tracker of a run, if it takes images or files."""
     from accelerate import Accelerator
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
     from PIL import Image
 
     if config.log_with is None or not path.exists():
+        return
+    named = isinstance(config.log_with, str)
+    kind = LOGGER_TYPE_TO_CLASS[config.log_with] if named else type(config.log_with)
+    if not {"log_images", "log_artifact"} & {*vars(kind)}:  # asked before a run is opened again
         return
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB"))[None]
@@ -65,8 +73,22 @@ def log_picture(config: TrainingConfig, output_dir: str, path: Path, step: int) 
         for tracker in accelerator.trackers:
             # TensorBoard's alone would take the colors for the first axis.
             how = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            if "log_images" in vars(type(tracker)):
+            if "log_images" in vars(kind):
                 tracker.log_images({"samples": pixels}, step=step, **how)
+            else:
+                tracker.log_artifact(str(path))
+
+
+def _mlflow_run(run: str) -> str | None:
+    """The run in MLflow's store that a directory was logged in before; it gives runs their ids."""
+    import mlflow
+
+    runs = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`{_TAG}` = '{run}'",
+        output_format="list",
+    )
+    return str(runs[0].info.run_id) if runs else None
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 from synthaug._support.arguments import (
     check_at_least,
     check_fields,
+    check_finite,
     check_not_negative,
     check_positive,
     check_within,
@@ -58,6 +59,8 @@ class TrainingConfig:
         check_fields(self)
         check_at_least(1, steps=self.steps, batch_size=self.batch_size)
         check_positive(learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
+        check_not_negative(weight_decay=self.weight_decay)
+        check_finite(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         check_not_negative(warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
         for name in ("warmup_steps", "decay_steps"):
             if (vars(self)[name] or 0) > self.steps:
@@ -65,7 +68,6 @@ class TrainingConfig:
                     f"`{name}` must be from 0 to `steps`={self.steps}, got {vars(self)[name]}: the "
                     "learning rate would never reach its peak."
                 )
-        check_not_negative(weight_decay=self.weight_decay)
         check_not_negative(checkpoint_seconds=self.checkpoint_seconds)
         check_within("[0, 1)", ema_decay=self.ema_decay)
         check_precision(self.precision)

@@ -10,7 +10,7 @@ from synthaug._images.source import ImageSource
 from synthaug._support.progress import bar, counted
 from synthaug._types import Features, Indices, Labels
 from synthaug.errors import MismatchError
-from synthaug.features import Extractor, extract
+from synthaug.features import ExtractionConfig, Extractor, extract
 
 _CHUNK = 4096
 
@@ -98,26 +98,33 @@ def _check_comparable(sources: Mapping[str, ImageSource], rows: Mapping[str, Ind
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extraction:
-    """How the features of images are taken."""
+def features_of(
+    source: ImageSource,
+    rows: Indices,
+    extractor: Extractor,
+    name: str,
+    extraction: ExtractionConfig,
+    *,
+    progress: bool,
+) -> Features:
+    """Features of some images, with the pixels of a part of them in memory at a time.
 
-    batch_size: int = 512
-    """Images per call of an extractor."""
-    features_dir: str | None = None
-    """Folder in which features of networks are kept for later calls."""
-    progress: bool = True
-    """Show bars."""
+    Args:
+        source: The images.
+        rows: Which of them, int64 (n,).
+        extractor: What computes the features.
+        name: Names the images on the bar.
+        extraction: How features are computed, and where they are kept; in this process.
+        progress: Shows a bar.
 
-    def features(
-        self, source: ImageSource, rows: Indices, extractor: Extractor, name: str
-    ) -> Features:
-        """float32 (n, d), with the pixels of a part of the rows in memory at a time."""
-        parts = []
-        starts = range(0, len(rows), _CHUNK)
-        shown = bar(len(starts), f"features, {name}", "block", progress=self.progress)
-        keeping: dict[str, Any] = {"batch_size": self.batch_size, "features_dir": self.features_dir}
-        for start in counted(starts, shown):
-            pixels = source.pixels(rows[start : start + _CHUNK])
-            parts.append(extract(extractor, pixels, **keeping))
-        return np.concatenate(parts)
+    Returns:
+        float32 (n, d).
+    """
+    parts = []
+    starts = range(0, len(rows), _CHUNK)
+    shown = bar(len(starts), f"features, {name}", "block", progress=progress)
+    size, folder = extraction.batch_size, extraction.folder
+    for start in counted(starts, shown):
+        pixels = source.pixels(rows[start : start + _CHUNK])
+        parts.append(extract(extractor, pixels, batch_size=size, features_dir=folder))
+    return np.concatenate(parts)

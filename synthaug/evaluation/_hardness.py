@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -24,8 +25,8 @@ from synthaug._support.report import Report
 from synthaug._types import JSON, Indices, Labels
 from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
 from synthaug.errors import AuditError
-from synthaug.evaluation._comparison import Comparison, Extraction
-from synthaug.features import Extractor, describe
+from synthaug.evaluation._comparison import Comparison, features_of
+from synthaug.features import ExtractionConfig, Extractor, describe
 
 Doubles = NDArray[np.float64]
 
@@ -282,8 +283,9 @@ def score_hardness(
     """
     sets = Comparison.open(synthetic=synthetic, train=train, holdout=holdout)
     sources, labels, rows = sets.sources, sets.labels, sets.rows
-    extraction = Extraction(batch_size=batch_size, features_dir=features_dir, progress=progress)
-    vectors = {n: extraction.features(s, rows[n], features, n) for n, s in sources.items()}
+    extraction = ExtractionConfig(batch_size=batch_size, directory=features_dir)
+    compute = partial(features_of, extraction=extraction, progress=progress)
+    vectors = {n: compute(s, rows[n], features, n) for n, s in sources.items()}
     gaussians = ClassGaussians.fit(
         vectors["train"],
         labels["train"][rows["train"]],

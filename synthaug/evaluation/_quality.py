@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -12,8 +13,8 @@ from synthaug._support.arguments import check_between, check_whole
 from synthaug._support.html import Part, heading, table
 from synthaug._support.report import Report
 from synthaug._types import JSON, Features, Indices, Labels
-from synthaug.evaluation._comparison import Comparison, Extraction
-from synthaug.features import Extractor, describe
+from synthaug.evaluation._comparison import Comparison, features_of
+from synthaug.features import ExtractionConfig, Extractor, describe
 from synthaug.metrics import (
     check_rank,
     frechet_distance,
@@ -228,16 +229,16 @@ def score_quality(
     measure.check_size(len(chosen["synthetic"]), dim, "Each set that is compared")
     second = "real" if holdout is None else "holdout"
     names = {"synthetic": "synthetic", "reference": "real", "other": second}
-    extraction = Extraction(batch_size=batch_size, features_dir=features_dir, progress=progress)
+    extraction = ExtractionConfig(batch_size=batch_size, directory=features_dir)
+    compute = partial(features_of, extraction=extraction, progress=progress)
     vectors = {
-        part: extraction.features(sources[name], chosen[part], features, part)
-        for part, name in names.items()
+        part: compute(sources[name], chosen[part], features, part) for part, name in names.items()
     }
     logits = {}
     if classifier is not None:
         for part in ("synthetic", "other"):
             images_of, note = sources[names[part]], f"{part}, classes"
-            logits[part] = extraction.features(images_of, chosen[part], classifier, note)
+            logits[part] = compute(images_of, chosen[part], classifier, note)
     labels = {part: sets.labels[name][chosen[part]] for part, name in names.items()}
     scores, floor = measure.both(vectors, logits)
     other = sources[second]

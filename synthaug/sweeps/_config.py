@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal, final
 
-from synthaug._support.arguments import check_fields
+from synthaug._support.arguments import check_at_least, check_fields, check_type, check_whole
 from synthaug._training.classifier_config import ClassifierConfig
 
 
@@ -16,7 +17,8 @@ class SweepConfig:
         SweepConfig(per_class=200, classifiers=ClassifierConfig(steps=2000, horizontal_flip=True))
 
     Raises:
-        ValueError: For an unknown way to select.
+        TypeError: If `classifiers` is something else.
+        ValueError: For a value out of range, or an unknown way to select.
     """
 
     per_class: int = 100
@@ -42,6 +44,11 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_type(ClassifierConfig, "a ClassifierConfig", classifiers=self.classifiers)
+        sizes = {"per_class": self.per_class, "guidance_per_class": self.guidance_per_class}
+        check_at_least(1, **sizes, k=self.k, batch_size=self.batch_size)
+        if isinstance(self.seeds, Real):
+            check_whole(1, seeds=self.seeds)
         if self.select not in ("cas", "frechet"):
             raise ValueError(f"`select` must be 'cas' or 'frechet', got {self.select!r}.")
 

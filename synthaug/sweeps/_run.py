@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,9 +31,16 @@ from synthaug._types import Indices, Labels
 from synthaug.errors import MismatchError
 from synthaug.evaluation import check_overlap, digests, evaluate, trained_classifier
 from synthaug.evaluation._classifiers import build_classifier
-from synthaug.evaluation._comparison import Extraction, common_classes, same_classes
+from synthaug.evaluation._comparison import common_classes, features_of, same_classes
 from synthaug.evaluation._quality import Measure, QualityScores
-from synthaug.features import Extractor, TorchModule, classifier, describe, to_model
+from synthaug.features import (
+    ExtractionConfig,
+    Extractor,
+    TorchModule,
+    classifier,
+    describe,
+    to_model,
+)
 from synthaug.sweeps._config import SweepConfig
 from synthaug.sweeps._report import SweepReport, SweepRow
 from synthaug.sweeps._settings import (
@@ -183,6 +190,19 @@ class _Work:
         drawn = self.config.images_per_class(stage) * len(self.synthesizer.classes)
         return min(drawn, len(self.validation), len(self.held_out))
 
+    def _named(self, stage: str) -> str:
+        """What a stage compares, with whatever limits its number of images."""
+        limits = {
+            "`validation`": len(self.validation),
+            "half of each class of `real`, which the classifier does not learn from": len(
+                self.held_out
+            ),
+        }
+        reason, most = min(limits.items(), key=lambda limit: limit[1])
+        drawn = self.config.images_per_class(stage) * len(self.synthesizer.classes)
+        limited = f", limited by {reason}," if most < drawn else ""
+        return f"Each set of the {stage} stage{limited}"
+
     @cached_property
     def held_out(self) -> Indices:
         """Rows of `real` that the classifier does not learn from, at most half of each class.
@@ -202,7 +222,7 @@ class _Work:
             extractor = self.features or classifier(self._built())
         dim = int(extractor(self.validation.pixels([0])).shape[1])
         for stage in stages:
-            self._measure.check_size(self.size(stage), dim, f"Each set of the {stage} stage")
+            self._measure.check_size(self.size(stage), dim, self._named(stage))
         return dim
 
     @cached_property
@@ -326,11 +346,12 @@ class _Work:
         rows = self._some(images, n, stream, rows=among)
         reference = self._some(self.validation, n, 2)
         distance, judge = self.spaces
-        extraction = Extraction(features_dir=str(self.folder / "features"), progress=self.progress)
+        extraction = ExtractionConfig(directory=self.folder / "features")
+        compute = partial(features_of, extraction=extraction, progress=self.progress)
         return self._measure.scores(
-            extraction.features(images, rows, distance, name),
-            extraction.features(self.validation, reference, distance, "validation"),
-            extraction.features(images, rows, judge, f"{name}, classes"),
+            compute(images, rows, distance, name),
+            compute(self.validation, reference, distance, "validation"),
+            compute(images, rows, judge, f"{name}, classes"),
         )
 
     def _some(

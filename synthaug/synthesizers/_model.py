@@ -21,6 +21,7 @@ from synthaug._pixels import to_images
 from synthaug._printable import shortened
 from synthaug._support.arguments import check_whole
 from synthaug._support.devices import choose_device
+from synthaug._support.digests import tensor_digest
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import lasting_tensors
@@ -465,7 +466,7 @@ class DiffusionModel:
         if self.vae is not None:
             weights["vae"] = checkpoints.state_digest(self.vae)
         if self.class_embeddings is not None:
-            weights["class_embeddings"] = checkpoints.tensor_digest({"": self.class_embeddings})
+            weights["class_embeddings"] = tensor_digest({"": self.class_embeddings})
         return weights
 
     def in_precision(self, precision: Resolved) -> "DiffusionModel":

@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, final
 
-from synthaug._support.arguments import check_fields
+from synthaug._support.arguments import (
+    check_at_least,
+    check_fields,
+    check_finite,
+    check_fraction,
+    check_type,
+)
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._papers import Paper
 from synthaug.synthesizers._parameters import RowParameter, check_settings, declared_settings
@@ -36,6 +42,9 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_at_least(1, num_inference_steps=self.num_inference_steps)
+        check_finite(0, eta=self.eta)
+        check_fraction(log_variance_mix=self.log_variance_mix)
 
     def changed(self, **settings: Any) -> "SamplerConfig":
         """The same with other settings; what the new scheduler would ignore does not carry over."""
@@ -63,10 +72,13 @@ class SamplerConfig:
             given: A whole config, or single settings that replace the saved ones.
 
         Raises:
+            TypeError: If `sampler` is neither.
             ValueError: For an unknown setting.
         """
         if isinstance(given, SamplerConfig):
             return given
+        if given is not None:
+            check_type(Mapping, "a SamplerConfig, or some of its settings as a dict", sampler=given)
         names = [f.name for f in fields(cls)]
         check_settings(given or (), SAMPLER_SETTINGS, ())
         try:

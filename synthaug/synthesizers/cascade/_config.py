@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
-from synthaug._support.arguments import check_choice, check_fields, check_fraction, check_within
+from synthaug._support.arguments import (
+    check_choice,
+    check_fields,
+    check_fraction,
+    check_whole,
+    check_within,
+)
 
 Augmentation = Literal["none", "blur", "gaussian"]
 Padding = Literal["replicate", "reflect", "circular"]
@@ -39,6 +45,14 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        sides = self.low_size if isinstance(self.low_size, tuple | list) else [self.low_size]
+        for side in sides:
+            check_whole(1, "Give pixels, or (height, width).", low_size=side)
+        if self.low_size is None or len(sides) not in (1, 2):
+            raise ValueError(
+                f"`low_size` must be a whole number of pixels, or (height, width), got "
+                f"{self.low_size}."
+            )
         augmentation = self.conditioning_augmentation
         if augmentation in ("truncated", "non-truncated"):
             raise ValueError(

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import final
 
-from synthaug._support.arguments import check_at_least, check_fields, check_within
+from synthaug._support.arguments import (
+    check_at_least,
+    check_fields,
+    check_finite,
+    check_positive,
+    check_within,
+)
 
 
 @final
@@ -42,4 +48,6 @@ class FineTuningConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         check_within("[0, 1)", label_dropout=self.label_dropout)
-        check_at_least(1, lora_rank=self.lora_rank)
+        check_at_least(1, lora_rank=self.lora_rank, image_size=self.image_size)
+        check_positive(class_learning_rate=self.class_learning_rate)
+        check_finite(0, class_learning_rate=self.class_learning_rate)

@@ -7,6 +7,7 @@ from synthaug._support.arguments import (
     check_at_least,
     check_fields,
     check_finite,
+    check_not_negative,
     check_positive,
     check_within,
 )
@@ -78,6 +79,8 @@ class InversionConfig:
         sizes = {"updates": self.updates, "batch_size": self.batch_size}
         check_at_least(1, **sizes, block_size=self.block_size, num_tokens=self.num_tokens)
         check_positive(learning_rate=self.learning_rate, start_std=self.start_std)
+        check_finite(0, learning_rate=self.learning_rate, start_std=self.start_std)
+        check_not_negative(checkpoint_seconds=self.checkpoint_seconds)
         if self.start not in (None, "encoder", "prompt", "noise"):
             raise ValueError(f"`start` must be encoder, prompt or noise, got {self.start!r}.")
         outside = [u for u in self.snapshots if not 0 <= u <= self.updates]
@@ -86,7 +89,7 @@ class InversionConfig:
                 f"`snapshots` must be in [0, {self.updates}], the number of `updates`; got "
                 f"{outside[0]}."
             )
-        kept = tuple(sorted({*map(int, self.snapshots), self.updates}))
+        kept = tuple(sorted({*self.snapshots, self.updates}))
         object.__setattr__(self, "snapshots", kept)
 
     def learning_rate_at(self, update: int) -> float:

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._support.digests import tensor_digest
 from synthaug._support.files import whole_file
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.checkpoints import load_tensors, reading, tensor_digest, write_tensors
+from synthaug._training.checkpoints import load_tensors, reading, write_tensors
 from synthaug._types import Labels
 from synthaug.errors import CheckpointError
 

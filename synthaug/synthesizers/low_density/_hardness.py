@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.digests import tensor_digest
 from synthaug._support.layout import settle_layout, settled
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
@@ -131,7 +132,7 @@ class NoiseAware:
     @cached_property
     def weights(self) -> str:
         """Digest of network and Gaussians."""
-        return checkpoints.tensor_digest(self._tensors())
+        return tensor_digest(self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
@@ -205,7 +206,7 @@ class OnEstimate:
     @cached_property
     def weights(self) -> str:
         """Digest of features and Gaussians; those of the denoiser are in the recipe anyway."""
-        return checkpoints.tensor_digest(
+        return tensor_digest(
             {
                 **{f"gaussians.{k}": v for k, v in self.gaussians.state().items()},
                 **{f"features.{k}": v for k, v in self.features.state_dict().items()},
