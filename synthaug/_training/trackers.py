@@ -37,12 +37,17 @@ def check_tracker(log_with: Any) -> None:
 def tracking(accelerator: Any, config: TrainingConfig, output_dir: Path) -> Iterator[Any]:
     """Begins what an accelerator was told to log with, and ends it, however the run ends."""
     if config.log_with is not None:
-        settings = {name: _plain(value) for name, value in vars(config).items()}
+        settings: dict[str, Any] | None = {
+            name: _plain(value) for name, value in vars(config).items()
+        }
         # One directory is one run, so what is resumed goes on where its curve stopped.
         run = hashlib.blake2b(str(output_dir.resolve()).encode(), digest_size=8).hexdigest()
-        resumed = {"wandb": {"id": run, "resume": "allow", "dir": str(output_dir)}}
+        resumed: dict[str, dict[str, Any]] = {
+            "wandb": {"id": run, "resume": "allow", "dir": str(output_dir)}
+        }
         if config.log_with == "mlflow":
-            resumed["mlflow"] = {"run_id": (known := _mlflow_run(run)), "tags": {_TAG: run}}
+            known = _mlflow_run(run)
+            resumed["mlflow"] = {"run_id": known, "tags": {_TAG: run}}
             settings = settings if known is None else None  # it refuses what changed, as the steps
         accelerator.init_trackers(_PROJECT, settings, resumed)
     try:

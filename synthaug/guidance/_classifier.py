@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._support.arguments import check_choice, check_fields, check_type
+from synthaug._support.digests import tensor_digest
 from synthaug._types import JSON, Images, ImageShape
 from synthaug.denoisers import AnyDenoiser
 from synthaug.errors import DivergedError, MismatchError
-from synthaug.features import weights_digest
 from synthaug.guidance._density import UNITS, Unit, log_odds, scaled
 from synthaug.samplers import Step, denoised_estimate, steps_of
 
@@ -124,7 +124,7 @@ class ClassifierGuidance:
     def weights(self) -> str:
         """Digest of the model's structure and weights."""
         hashed = hashlib.blake2b(repr(self.model).encode(), digest_size=16)
-        hashed.update(weights_digest(self.model.state_dict()).encode())
+        hashed.update(tensor_digest(self.model.state_dict()).encode())
         return hashed.hexdigest()
 
     def settings(self) -> dict[str, JSON]:
