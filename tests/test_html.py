@@ -158,6 +158,7 @@ def test_a_long_name_is_cut_at_its_end_where_a_pointer_shows_all_of_it(
         for one in drawing(dot_chart({name: [1.0]}, x_label="x")).iter()
         if one.find("title") is not None
     ]
-    assert text.find("title").text == name
-    assert text.find("title").tail == shown
+    title = text.find("title")
+    assert title is not None
+    assert (title.text, title.tail) == (name, shown)
     assert float(text.attrib["x"]) >= sum(13 * (1.0 if c == "W" else 0.5) for c in shown[:-1])
