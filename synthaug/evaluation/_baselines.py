@@ -1,6 +1,7 @@
 """Images that cost no generator: what an arm of synthetic images must beat."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +16,8 @@ from synthaug._support.arguments import check_positive, check_whole
 from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices, Pixels
 from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation._comparison import Extraction
-from synthaug.features import Extractor
+from synthaug.evaluation._comparison import features_of
+from synthaug.features import ExtractionConfig, Extractor
 
 _BLOCK = 1024
 
@@ -158,7 +159,8 @@ def retrieved(
         DataError: If the pool holds no image that is not among the real ones.
     """
     check_whole(1, per_class=per_class)
-    extraction = Extraction(features_dir=features_dir, progress=progress)
+    extraction = ExtractionConfig(directory=features_dir)
+    compute = partial(features_of, extraction=extraction, progress=progress)
     source, candidates = ImageSource.open(real, "`real`"), ImageSource.open(pool, "`pool`")
     names = source.named_classes()
     if candidates.image_shape != source.image_shape:
@@ -169,8 +171,8 @@ def retrieved(
     rows = np.flatnonzero(~np.isin(candidates.digests(), source.digests()))
     if not len(rows):
         raise DataError("`pool` holds no image that `real` does not hold too. Give another pool.")
-    known = extraction.features(source, np.arange(len(source)), features, "real")
-    distances, nearest = search(known, extraction.features(candidates, rows, features, "pool"), 1)
+    known = compute(source, np.arange(len(source)), features, "real")
+    distances, nearest = search(known, compute(candidates, rows, features, "pool"), 1)
     labels = source.labels[nearest[:, 0]]
     order = np.argsort(distances[:, 0], kind="stable")
     by_class = rows_by_class(order, labels[order], len(names))
