@@ -55,6 +55,10 @@ _TRAINED_ALIKE = (
 )
 """Schedulers of checkpoints whose networks the known ones can draw with."""
 
+_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+"""Schedulers for networks that predict the flow, noise - image, of (1 - s) image + s noise at the
+timestep s * `num_train_timesteps`."""
+
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
@@ -104,6 +108,11 @@ _MOST_TIMESTEPS = 2**20
 """Of a checkpoint's schedule, which has a few numbers for each of them. Models have 1,000."""
 
 
+def predicts_flow(config: Mapping[str, Any]) -> bool:
+    """Whether the network of a checkpoint with this scheduler's config predicts the flow."""
+    return config.get("_class_name") in _FLOW
+
+
 def check_trained_for(config: Mapping[str, Any]) -> None:
     """Refuses the scheduler's config of a checkpoint whose network our samplers would misread.
 
@@ -113,13 +122,18 @@ def check_trained_for(config: Mapping[str, Any]) -> None:
         config: The checkpoint's scheduler config.
 
     Raises:
-        CheckpointError: For a network that predicts a flow or whole images, or that was trained on
-            continuous timesteps.
+        CheckpointError: For a network that maps noise to images at once, or was trained on
+            continuous timesteps; for one that predicts a flow, but whose timesteps its pipeline
+            chooses.
     """
+    if predicts_flow(config) and not (
+        config.get("use_dynamic_shifting") or config.get("invert_sigmas")
+    ):
+        return
     kind, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
     name = str(kind)
     if "FlowMatch" in name or config.get("use_flow_sigmas") or prediction == "flow_prediction":
-        fault = "predicts a flow, not noise"
+        fault = "predicts a flow, at timesteps that its pipeline chooses"
     elif name.startswith(("CM", "LCM", "TCD")):
         fault = "is a consistency model, which maps noise to images at once"
     elif kind is not None and kind not in _TRAINED_ALIKE:
@@ -140,6 +154,8 @@ def check_trained_for(config: Mapping[str, Any]) -> None:
 def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None = None) -> Any:
     """A fresh diffusers scheduler of the kind `name` for a checkpoint's scheduler config.
 
+    For a network that predicts the flow, "ddim" is Euler's method: the steps are the same.
+
     Args:
         name: "ddpm", "ddim" or "dpmsolver++", the class name of a diffusers scheduler for discrete
             timesteps, or `None` for the kind that the checkpoint ships.
@@ -158,7 +174,14 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
 
     check_trained_for(config)
     kind = SCHEDULERS.get(name, name) if name is not None else config.get("_class_name")
-    if kind not in _KNOWN:
+    if predicts_flow(config):
+        kind = _FLOW[0] if name == "ddim" else kind
+        if kind not in _FLOW:
+            raise ValueError(
+                f"`scheduler` is {name!r}, but the checkpoint's network predicts a flow. Use ddim "
+                f"(Euler's method) or diffusers' {' or '.join(_FLOW)}."
+            )
+    elif kind not in _KNOWN:
         origin = "`scheduler`" if name is not None else "The checkpoint's scheduler"
         raise ValueError(
             f"{origin} is {kind!r}. Known are {', '.join(SCHEDULERS)}, and diffusers' "
@@ -239,6 +262,8 @@ def check_timesteps(scheduler: Any, eta: float) -> None:
     """
     config, timesteps = scheduler.config, scheduler.timesteps.double().flatten()
     kind, trained = type(scheduler).__name__, config.num_train_timesteps
+    if kind in _FLOW:
+        return
     # Solvers of several stages visit a timestep twice.
     idle = bool((timesteps == timesteps[0]).all()) and len(timesteps) > 1
     if idle or float(timesteps.max()) > trained - 1:
@@ -273,6 +298,11 @@ def check_pushable(scheduler: Any) -> None:
             another scale: those not in `SCHEDULERS`.
     """
     kind = type(scheduler).__name__
+    if kind in _FLOW:
+        raise ValueError(
+            "The network predicts a flow, and only steps of networks that predict noise, velocity "
+            "or images can be pushed. Leave the guidance out."
+        )
     if kind not in SCHEDULERS.values():
         raise ValueError(
             f"`scheduler` is {kind}, whose steps cannot be pushed. Use {', '.join(SCHEDULERS)}."
@@ -388,6 +418,12 @@ def step_to(
     return x
 
 
+def add_flow_noise(x0: Images, noise: Images, share: Tensor | float) -> Images:
+    """x_t on the straight way from an image (share 0) to noise (share 1); its derivative by the
+    share is noise - x0."""
+    return (1 - share) * x0 + share * noise
+
+
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectory:
@@ -419,10 +455,14 @@ class Trajectory:
         """The timesteps to visit, and the noisy images at the first of them."""
         with torch_defaults():
             scheduler.set_timesteps(self.num_inference_steps)
+        flow = type(scheduler).__name__ in _FLOW
         if self.sources is None:
             timesteps = timesteps_until(scheduler, self.until)
-            return timesteps, noise * scheduler.init_noise_sigma
+            return timesteps, noise if flow else noise * scheduler.init_noise_sigma
         timesteps = timesteps_from(scheduler, self.num_inference_steps, self.strength)
+        if flow:
+            share = float(timesteps[0]) / scheduler.config.num_train_timesteps
+            return timesteps, add_flow_noise(self.sources.to(noise.device), noise, share)
         first = timesteps[:1].expand(len(noise)).to(noise.device)
         return timesteps, scheduler.add_noise(self.sources.to(noise.device), noise, first)
 
@@ -464,8 +504,9 @@ def sample(
     timesteps, x = trajectory.start(scheduler, noise)
     steps = steps_of(scheduler, timesteps, eta, until) if pushes else []
     mix = scheduler.config.get("log_variance_mix")
+    flow = type(scheduler).__name__ in _FLOW  # its networks take x_t as it is
     for i, t in enumerate(timesteps, 1):
-        x_in = scheduler.scale_model_input(x, t)
+        x_in = x if flow else scheduler.scale_model_input(x, t)
         prediction = denoiser(x_in, t, condition)
         total = prediction
         for term in terms:
@@ -491,12 +532,14 @@ __all__ = [
     "Push",
     "Step",
     "Trajectory",
+    "add_flow_noise",
     "check_pushable",
     "check_timesteps",
     "check_trained_for",
     "check_until",
     "denoised_estimate",
     "make_scheduler",
+    "predicts_flow",
     "sample",
     "step_arguments",
     "step_to",

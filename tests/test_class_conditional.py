@@ -482,7 +482,10 @@ def test_data_that_cannot_be_trained_on_are_refused_before_any_work(tmp_path):
         fit(tmp_path / "run", Real(labels=(0, 1, 2, 3, 4)))
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"label_dropout": 1.0}, r"`label_dropout` must be in \[0, 1\), got 1"),
-        ({"prediction_type": "flow"}, "`prediction_type` must be one of 'v_prediction', 'epsilon'"),
+        (
+            {"prediction_type": "score"},
+            "`prediction_type` must be one of 'v_prediction', 'epsilon'",
+        ),
         ({"num_layers": 0}, "`num_layers` must be at least 1, got 0"),
     ]
     for settings, message in wrong:

@@ -411,9 +411,9 @@ def test_a_network_that_needs_more_than_a_prompt_is_refused(prompted, tmp_path):
         job_of(path, Real(3))
 
 
-def test_a_model_of_continuous_time_is_refused(tmp_path):
+def test_a_model_that_predicts_a_flow_is_refused(tmp_path):
     write_labelled(tmp_path, _class_name="FlowMatchEulerDiscreteScheduler")
-    with pytest.raises(CheckpointError, match="scheduler is 'FlowMatchEulerDiscreteScheduler'"):
+    with pytest.raises(CheckpointError, match="predicts a flow, which we cannot fine-tune"):
         job_of(tmp_path)
 
 

@@ -69,7 +69,7 @@ class PredictionOptions:
         prediction_type: What it predicts.
     """
 
-    prediction_type: Literal["v_prediction", "epsilon", "sample"] = DENOISER.prediction_type
+    prediction_type: Literal["v_prediction", "epsilon", "sample", "flow"] = DENOISER.prediction_type
 
 
 @dataclass(frozen=True, kw_only=True)

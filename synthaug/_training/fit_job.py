@@ -19,10 +19,11 @@ from synthaug._training.loop import (
     own_rows,
     train,
 )
-from synthaug._training.network_config import PREDICTION_TYPES
+from synthaug._training.network_config import FLOW, PREDICTION_TYPES
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images, Indices, Labels
 from synthaug.errors import DataError
+from synthaug.samplers import add_flow_noise, predicts_flow
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -148,6 +149,8 @@ def diffusion_config(prediction_type: str) -> dict[str, Any]:
     Raises:
         ValueError: For a prediction type that we do not know.
     """
+    if prediction_type == FLOW:
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}
     check_choice(PREDICTION_TYPES, prediction_type=prediction_type)
     return {
         "_class_name": "DDPMScheduler",
@@ -173,6 +176,13 @@ def stratified(n: int, levels: int) -> Tensor:
     return (strata * levels).long().clamp(max=levels - 1)[own]
 
 
+def _logit_normal(n: int) -> Tensor:
+    """Numbers in (0, 1) whose logits are standard normal, evenly spread over a batch of n."""
+    grid = 2**20
+    uniform = (stratified(n, grid) + 0.5) / grid
+    return torch.special.ndtri(uniform.double()).sigmoid().float()
+
+
 def batch_noise(shape: Sequence[int]) -> Tensor:
     """Standard normal noise for the examples of this process, float32 of that shape."""
     size, own = own_rows(shape[0])
@@ -188,7 +198,16 @@ def chosen_rows(n: int, probability: float) -> Tensor:
 def denoising_loss(
     scheduler: Any, x0: Images, predict: Callable[[Images, Tensor], Tensor]
 ) -> Tensor:
-    """Mean squared error of `predict(x_t, t)`, at timesteps stratified over the batch."""
+    """Mean squared error of `predict(x_t, t)`, at timesteps stratified over the batch.
+
+    Uniform timesteps; for the flow logit-normal ones (Esser et al. 2024), most of them between.
+    """
+    if predicts_flow({"_class_name": type(scheduler).__name__}):
+        share = _logit_normal(len(x0)).to(x0.device)
+        noise = batch_noise(x0.shape).to(x0.device)
+        x_t = settled(add_flow_noise(x0, noise, share.view(-1, 1, 1, 1)))
+        flow = predict(x_t, share * scheduler.config.num_train_timesteps)
+        return nn.functional.mse_loss(flow.float(), noise - x0)
     t = stratified(len(x0), scheduler.config.num_train_timesteps).to(x0.device)
     noise = batch_noise(x0.shape).to(x0.device)
     x_t = settled(scheduler.add_noise(x0, noise, t))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from synthaug._support.arguments import check_at_least, check_choice, check_fields, check_within
 
 PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
+FLOW = "flow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,17 @@ class DenoiserConfig(NetworkConfig):
     """A network that learns to denoise."""
 
     prediction_type: str = "v_prediction"
-    """"v_prediction", "epsilon" or "sample"."""
+    """"v_prediction", "epsilon" or "sample"; of a `ClassConditional` also "flow"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice(PREDICTION_TYPES, prediction_type=self.prediction_type)
+        known = (*PREDICTION_TYPES, FLOW) if self.may_predict_flow else PREDICTION_TYPES
+        check_choice(known, prediction_type=self.prediction_type)
+
+    @property
+    def may_predict_flow(self) -> bool:
+        """Whether such a network may learn the flow."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +57,8 @@ class LabeledConfig(DenoiserConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_within("[0, 1)", label_dropout=self.label_dropout)
+
+    @property
+    def may_predict_flow(self) -> bool:
+        """Yes: nothing but the sampler's loop asks for what it predicts."""
+        return True

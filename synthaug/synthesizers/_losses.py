@@ -13,6 +13,7 @@ from synthaug._support.arguments import check_fields, check_whole
 from synthaug._training.fit_job import check_prediction_type, denoising_target
 from synthaug._types import Images
 from synthaug.denoisers import AnyDenoiser
+from synthaug.samplers import add_flow_noise, predicts_flow
 from synthaug.synthesizers._model import DiffusionModel
 
 
@@ -64,6 +65,8 @@ def diffusion_losses(
     Raises:
         ValueError: For a network whose prediction we do not know.
     """
+    if predicts_flow(model.scheduler_config):
+        return _flow_losses(model, x0, condition, grid, denoiser or model.denoiser)
     scheduler = model.make_scheduler("ddpm")
     check_prediction_type(scheduler)
     steps = scheduler.config.num_train_timesteps
@@ -73,6 +76,19 @@ def diffusion_losses(
         noise = randn([stream(seed)], x0.shape[1:]).to(x0.device).expand_as(x0)
         prediction = (denoiser or model.denoiser)(scheduler.add_noise(x0, noise, t), t, condition)
         losses.append(_mean_square(prediction - denoising_target(scheduler, x0, noise, t)))
+    return torch.stack(losses, 1).numpy()
+
+
+def _flow_losses(
+    model: DiffusionModel, x0: Images, condition: Any, grid: LossGrid, denoiser: AnyDenoiser
+) -> NDArray[np.float64]:
+    steps = model.make_scheduler(None).config.num_train_timesteps
+    losses = []
+    for time, seed in zip(grid.times.tolist(), grid.noise_seeds, strict=True):
+        t = torch.full((len(x0),), time * steps, dtype=torch.float32, device=x0.device)
+        noise = randn([stream(seed)], x0.shape[1:]).to(x0.device).expand_as(x0)
+        flow = denoiser(add_flow_noise(x0, noise, time), t, condition)
+        losses.append(_mean_square(flow - (noise - x0)))
     return torch.stack(losses, 1).numpy()
 
 

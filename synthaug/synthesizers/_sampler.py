@@ -23,7 +23,7 @@ class SamplerConfig:
 
     Args:
         scheduler: ddim, ddpm, dpmsolver++, the name of a diffusers scheduler, or none for the
-            checkpoint's own.
+            checkpoint's own. For a network that predicts the flow, ddim is Euler's method.
         num_inference_steps: Denoising steps.
         eta: For ddim: 0 for deterministic steps, 1 for ancestral ones.
         log_variance_mix: For ddpm: v in [0, 1], where 0 gives its steps the smaller of their two

@@ -24,6 +24,7 @@ from synthaug._training.loop import own_randomness
 from synthaug._training.parts import part_class, read_index
 from synthaug._types import Images, Indices
 from synthaug.errors import CheckpointError
+from synthaug.samplers import predicts_flow
 from synthaug.synthesizers._labels import label_embeddings
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._real import check_shape
@@ -122,7 +123,11 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
         _check_network(base, path, adapters=self.config.lora_rank is not None)
         also = ", or give another `image_size`"
         check_shape(self.real, base.image_shape, "the checkpoint draws", also)
-        base.make_scheduler(None)  # refuses models of continuous time
+        if predicts_flow(base.scheduler_config):
+            raise CheckpointError(
+                f"The network in {path} predicts a flow, which we cannot fine-tune. Train one from "
+                "the start: `ClassConditional.fit` with `prediction_type='flow'`."
+            )
         return base
 
     # -- the run ---------------------------------------------------------------------------------

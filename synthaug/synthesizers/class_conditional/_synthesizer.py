@@ -254,7 +254,8 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             progress: Show a bar.
             network: `channels` of the first level (the next ones have 2 and 4 times as many),
                 `num_layers` (residual blocks per level), `prediction_type` ("v_prediction",
-                "epsilon" or "sample"), `horizontal_flip` (mirror half of the images), and
+                "epsilon", "sample", or "flow": rectified flow at logit-normal timesteps),
+                `horizontal_flip` (mirror half of the images), and
                 `label_dropout`, the probability of the null label: at 0, and without `unlabelled`,
                 the model has no unconditional branch, so it cannot be guided.
 
