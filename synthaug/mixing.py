@@ -12,11 +12,12 @@ MixedDataset(real, cache, audit=report, fraction=0.5,
              items=mixing.ItemFormat(fields=mixing.Fields("img", "fine_label")))
 """
 
-from synthaug._datasets.draws import Stratified, Weighted
+from synthaug._datasets.draws import Stratified, Weighted, WeightedDraws
 from synthaug._datasets.filters import AtLeast, AtMost, Highest, Lowest
 from synthaug._datasets.fractions import Balance, Schedule, Share
 from synthaug._datasets.items import ItemFormat
 from synthaug._datasets.log import read_log
+from synthaug._datasets.losses import check_loss
 from synthaug._datasets.samplers import SeededSampler
 from synthaug._datasets.schedules import Cosine, Linear
 from synthaug._images.fields import Adapter, Fields
@@ -37,5 +38,7 @@ __all__ = [
     "Share",
     "Stratified",
     "Weighted",
+    "WeightedDraws",
+    "check_loss",
     "read_log",
 ]

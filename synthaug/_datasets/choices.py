@@ -18,7 +18,7 @@ from synthaug._noise import counter_rng
 from synthaug._types import Indices, Labels
 
 # Streams of random numbers; no two uses share one. 3 and 4 are those of the samplers.
-_WHICH, _SHUFFLE, _DECK = 0, 1, 2
+_WHICH, _SHUFFLE, _DECK, _SERVED = 0, 1, 2, 5
 
 Mode = Literal["replace", "append"]
 
@@ -92,6 +92,9 @@ class Choices:
             if len(part):
                 rng = counter_rng(self._seed, _SHUFFLE, epoch, c)
                 rows[part] = self._draw.for_epoch(rng, self.pools[c], len(part))
+        if self._draw.served is not None:
+            chance = counter_rng(self._seed, _SERVED, epoch).random(len(rows))
+            rows[chance >= self._draw.served[rows]] = -1  # of real images it is -1 already
         return rows
 
     def _appended(self, epoch: int) -> Indices:

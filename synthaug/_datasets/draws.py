@@ -22,6 +22,8 @@ class Draw(ABC):
 
     weights: NDArray[np.float64] | None = None
     """Weight of every row of the cache; `None` if none matter."""
+    served: NDArray[np.float64] | None = None
+    """Probability with which every row that is drawn is served; `None` if all are."""
 
     @abstractmethod
     def arranged(self, rows: Indices) -> Indices:
@@ -52,16 +54,21 @@ class _Decks(Draw):
     Args:
         deal: Puts the rows of a class into a random order.
         scores: What the rows are sorted by before they are dealt; their numbers by default.
+        served: Probability with which every row that is drawn is served.
     """
 
     def __init__(
         self,
         deal: Callable[[Rng, Indices], Indices],
         scores: NDArray[np.float64] | None = None,
+        served: NDArray[np.float64] | None = None,
     ) -> None:
         self._deal, self._scores = deal, scores
+        self.weights = self.served = served
 
     def arranged(self, rows: Indices) -> Indices:
+        if self.served is not None:
+            return rows[self.served[rows] > 0]
         return rows if self._scores is None else rows[np.lexsort((rows, self._scores[rows]))]
 
     def for_epoch(self, rng: Rng, pool: Indices, count: int) -> Indices:
@@ -137,6 +144,59 @@ class Weighted:
 
 
 @final
+@dataclass(frozen=True)
+class WeightedDraws:
+    """Every image equally often, but served with a probability of its own only.
+
+        WeightedDraws(0.3)                 # of the whole cache
+        WeightedDraws(weights)             # any array, float (N,)
+
+    An image that is drawn and not served leaves the real one in its place, so on average the loss
+    is that in which it counts its weight, whatever the loss is. For `mode="replace"`. Weight 0 is
+    never served.
+    """
+
+    weights: Scores | float = field(repr=False)
+    """One number, a report, or one number per row, float (N,), in [0, 1]."""
+
+    def bound(self, synthetic: SyntheticImages, rows: Indices) -> Draw:
+        """The rule for some rows of a cache."""
+        return _Decks(shuffled, served=row_weights(self.weights, synthetic, rows))
+
+    def __str__(self) -> str:
+        share = f"{self.weights:g}" if np.ndim(self.weights) == 0 else named(self.weights)
+        return f"equally often, served with probability {share}"
+
+
+def row_weights(
+    weights: Scores | float, synthetic: SyntheticImages, rows: Indices
+) -> NDArray[np.float64]:
+    """How much every row of a cache counts, float64 (N,); 0 where it is not among `rows`.
+
+    Args:
+        weights: One number, a report, or one number per row, float (N,).
+        synthetic: The cache.
+        rows: Those that may be served.
+
+    Raises:
+        ValueError: For a weight that is not in [0, 1], or another number of rows.
+        MismatchError: For a report about another cache.
+    """
+    values = np.zeros(num_rows(synthetic))
+    if isinstance(weights, int | float):
+        values[rows] = weights
+    else:
+        values[rows] = scores_of(weights, synthetic, rows)
+    bad = rows[~((values[rows] >= 0) & (values[rows] <= 1))]
+    if len(bad):
+        raise ValueError(
+            f"Weights must be in [0, 1], row {bad[0]} has {values[bad[0]]:g}. Divide them by the "
+            "largest."
+        )
+    return values
+
+
+@final
 class _ByWeight(Draw):
     weights: NDArray[np.float64]
 
@@ -164,8 +224,11 @@ def bound_draw(draw: Any, synthetic: SyntheticImages, rows: Indices) -> Draw:
     """
     if draw is None:
         return _Decks(shuffled)
-    remedy = "`mixing.Stratified`, `mixing.Weighted`, or None for every image equally often"
-    check_type(Stratified | Weighted, remedy, draw=draw)
+    remedy = (
+        "`mixing.Stratified`, `mixing.Weighted`, `mixing.WeightedDraws`, or None for every image "
+        "equally often"
+    )
+    check_type(Stratified | Weighted | WeightedDraws, remedy, draw=draw)
     rule: Draw = draw.bound(synthetic, rows)
     return rule
 

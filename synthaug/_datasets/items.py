@@ -6,6 +6,7 @@ from typing import final
 
 from numpy.typing import ArrayLike
 
+from synthaug._datasets.filters import Scores
 from synthaug._images.fields import Adapter
 
 
@@ -35,3 +36,7 @@ class ItemFormat:
     images. True: those of the plan, as `synthaug.synthesizers.soft_labels`; or those of every row,
     float (N, num_classes), classes in the order of `real`. Images between two classes are served
     only so."""
+    weights: Scores | float | None = field(default=None, repr=False)
+    """How much synthetic images count, in [0, 1]: one number, one per row, float (N,), or a report.
+    Their class probabilities are multiplied by it, which makes torch's cross-entropy the weighted
+    loss, and no other loss: see `mixing.check_loss`. Rows of weight 0 are not served."""

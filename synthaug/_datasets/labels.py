@@ -24,6 +24,7 @@ class ItemLabels:
         real: RealItems,
         synthetic: SyntheticImages,
         rows: Indices,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         """Decides which kind.
 
@@ -32,6 +33,7 @@ class ItemLabels:
             real: The real items. If their labels are vectors, all labels are vectors.
             synthetic: The cache.
             rows: Those that may be served.
+            weights: What vectors of every row are multiplied by, float64 (N,).
 
         Raises:
             ValueError: If a row that may be served has no class probabilities.
@@ -42,6 +44,13 @@ class ItemLabels:
         """Whether labels are vectors."""
         self.changes_real = self.vectors and not given
         """Whether real items get a vector in the place of their class index."""
+        if weights is not None and not self.vectors:
+            raise ValueError(
+                "`weights` scale vectors of class probabilities, and labels are class indices "
+                "here. Give `soft_labels=True` too, or serve rows with their weight for a "
+                "probability: `draw=mixing.WeightedDraws(weights)`."
+            )
+        self._weights = weights
         self._table, self._synthetic = table, synthetic
         self._num_classes = len(real.classes)
         self._example = (
@@ -64,17 +73,25 @@ class ItemLabels:
             if self._num_classes == len(table):
                 _check_order(self._given[rows], table, synthetic, rows)
 
+    @property
+    def weighted(self) -> bool:
+        """Whether vectors are scaled by a weight per row."""
+        return self._weights is not None
+
     def of_row(self, row: int, label: int) -> Any:
         """The label of a row of the cache, of which this is the class index."""
         if not self.vectors:
             return label_like(label, self._example)
         if self._given is not None:
-            return probabilities_like(self._given[row], self._example)
+            return probabilities_like(self._scaled(row, self._given[row]), self._example)
         vector = self._one_hot(label)
         if self._partner is not None and self._share is not None and self._partner[row] >= 0:
             vector[label] -= self._share[row]
             vector[self._partner[row]] += self._share[row]
-        return probabilities_like(vector, self._example)
+        return probabilities_like(self._scaled(row, vector), self._example)
+
+    def _scaled(self, row: int, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        return vector if self._weights is None else vector * np.float32(self._weights[row])
 
     def of_real(self, label: Any) -> Any:
         """The label of a real item."""
@@ -85,6 +102,8 @@ class ItemLabels:
     def digest(self) -> str:
         """32 hexadecimal digits over the labels of all rows."""
         hashed = hashlib.blake2b(digest_size=16)
+        if self._weights is not None:
+            hashed.update(np.ascontiguousarray(self._weights).data)
         if self._given is not None:
             hashed.update(np.ascontiguousarray(self._given).data)
         else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from synthaug._cache.format import spans
 from synthaug._cache.serving import (
@@ -18,7 +18,13 @@ from synthaug._cache.serving import (
     servable,
 )
 from synthaug._datasets.choices import Choices, Mode
-from synthaug._datasets.draws import Stratified, Weighted, bound_draw
+from synthaug._datasets.draws import (
+    Stratified,
+    Weighted,
+    WeightedDraws,
+    bound_draw,
+    row_weights,
+)
 from synthaug._datasets.epochs import AbstractEpochDataset
 from synthaug._datasets.filters import filtered
 from synthaug._datasets.fractions import Balance, Filled, Share, Shares, checked_share
@@ -81,7 +87,7 @@ class MixedDataset(AbstractEpochDataset):
         fraction: Share | None = None,
         ratio: Share | Balance | None = None,
         filters: Sequence[Any] = (),
-        draw: Stratified | Weighted | None = None,
+        draw: Stratified | Weighted | WeightedDraws | None = None,
         items: ItemFormat | None = None,
         seed: int = 0,
         transform: Transform | None = None,
@@ -106,9 +112,11 @@ class MixedDataset(AbstractEpochDataset):
                 does `len(mixed)`.
             filters: Which of the images that may be served are served: `mixing.AtLeast`, `AtMost`,
                 `Highest`, `Lowest`, masks, bool (N,), or reports; one after the other.
-            draw: `mixing.Weighted` or `mixing.Stratified`; `None` draws every image equally often.
+            draw: `mixing.Weighted`, `mixing.Stratified` or `mixing.WeightedDraws`; `None` draws
+                every image equally often.
             items: `mixing.ItemFormat(...)`: where items of `real` have what, names of its classes,
-                synthetic images of another size, and labels as vectors of class probabilities.
+                synthetic images of another size, labels as vectors of class probabilities, and how
+                much synthetic images count.
             seed: Seed of the choices.
             transform: For both kinds of images, if `real` has none.
             target_transform: For the labels of both, if `real` has none.
@@ -133,8 +141,10 @@ class MixedDataset(AbstractEpochDataset):
         self.target_transform = _one_transform(
             "target_transform", target_transform, self._items.target_transform
         )
-        rows = self._lay_out(name, share, filters, draw)
-        self._item_labels = ItemLabels(items.soft_labels, self._items, self.synthetic, rows)
+        rows, weights = self._lay_out(name, share, filters, draw, items.weights)
+        self._item_labels = ItemLabels(
+            items.soft_labels, self._items, self.synthetic, rows, weights
+        )
         if self._item_labels.changes_real and self.target_transform is not None:
             raise ValueError(
                 "Soft labels and a `target_transform` exclude each other: it would be given "
@@ -142,15 +152,25 @@ class MixedDataset(AbstractEpochDataset):
             )
         self._log: ServedLog | None = None
 
-    def _lay_out(self, name: str, share: Any, filters: Sequence[Any], draw: Any) -> Indices:
+    def _lay_out(
+        self, name: str, share: Any, filters: Sequence[Any], draw: Any, weights: Any
+    ) -> tuple[Indices, NDArray[np.float64] | None]:
         """Decides which rows can be drawn, how often, and in the place of what.
 
         Returns:
-            The rows that the filters leave, int64 (n,).
+            The rows that filters and weights leave, int64 (n,), and the weight of every row.
         """
         labels, classes = self._items.labels, self.classes
         rows, self._filters = filtered(self.synthetic, np.flatnonzero(self.served.mask), filters)
+        if weights is not None:
+            weights = row_weights(weights, self.synthetic, rows)
+            rows = rows[weights[rows] > 0]
         rule = bound_draw(draw, self.synthetic, rows)
+        if rule.served is not None and self.mode != "replace":
+            raise ValueError(
+                "`draw` serves images with a probability, where a real image stands behind each: "
+                'use mode="replace", or `mixing.Weighted` with mode="append".'
+            )
         self._drawn = None if draw is None else str(draw)  # not its scores, which are large
         drawn = self._labels_of(rule.arranged(rows))
         available = np.bincount(drawn, minlength=len(classes))
@@ -170,7 +190,7 @@ class MixedDataset(AbstractEpochDataset):
         short = np.flatnonzero(self._shares.possible & (available == 0))
         if len(short):
             raise self._unserved(int(short[0]))
-        return rows
+        return rows, weights
 
     def _labels_of(self, rows: Indices | slice) -> Labels:
         """Labels of rows of the cache, as `real` counts classes."""
@@ -260,6 +280,11 @@ class MixedDataset(AbstractEpochDataset):
     def has_fixed_length(self) -> bool:
         """Whether every epoch has as many items; otherwise `ratio` changes."""
         return self.mode == "replace" or not self._shares.scheduled
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether labels of some synthetic images are scaled by a weight."""
+        return self._item_labels.weighted or self._items.source.has_weights
 
     @property
     def has_soft_labels(self) -> bool:
@@ -368,7 +393,8 @@ class MixedDataset(AbstractEpochDataset):
         if self._drawn is not None:
             facts.append(f"Drawn {self._drawn}")
         if self.has_soft_labels:
-            facts.append("Labels: class probabilities")
+            scaled = ", times a weight" if self.has_weights else ""
+            facts.append(f"Labels: class probabilities{scaled}")
         return facts
 
     def _repr_html_(self) -> str:

@@ -141,6 +141,8 @@ class ImageSource:
         Raises:
             DataError: For vectors that are no class probabilities, such as those of several labels.
         """
+        if self.has_weights:
+            return self.labels  # vectors need not sum to 1
         example = self.dataset[0]
         fields = self._fields or Fields.of(example)
         soft = is_probabilities(fields.get(example)[1])
@@ -365,9 +367,18 @@ class ImageSource:
     @property
     def gives_pixels(self) -> bool:
         """Whether `pixels` and `labels` are what items are made of: no transform, no soft label."""
-        soft = any(getattr(leaf, "has_soft_labels", False) for leaf in self.leaves)
+        soft = self._some_leaf("has_soft_labels")
         changed = any(map(has_transforms, (self.dataset, *self.leaves)))
         return self._reads and not changed and not soft
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether class probabilities are scaled by weights, as those of a mixture can be."""
+        return self._some_leaf("has_weights")
+
+    def _some_leaf(self, property: str) -> bool:
+        """Whether a mixture among the leaves says so of itself."""
+        return any(getattr(leaf, property, False) for leaf in self.leaves)
 
     @property
     def _reads(self) -> bool:
