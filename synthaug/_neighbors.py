@@ -189,7 +189,8 @@ def release(xb: Features) -> None:
     """Lets go of the pages of a read-only memory map, which else count as memory in use."""
     if isinstance(xb, np.memmap) and xb.mode == "r":
         held: Any = xb._mmap  # type: ignore[attr-defined]
-        held.madvise(mmap.MADV_DONTNEED)
+        if "MADV_DONTNEED" in vars(mmap):  # Windows lacks it, and drops pages by itself
+            held.madvise(mmap.MADV_DONTNEED)
 
 
 def _retrieved(xq: Features, xb: Database, k: int) -> NDArray[np.int64]:

@@ -93,6 +93,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_cold_diffusion": {"synthesizers"},
     "test_cold_restore": {"_datasets", "_images"},
     "test_competition": {"_audit"},
+    "test_other_systems": {"_cache", "_support"},
     "test_own_data_sets": {"_images"},
     "test_partial": {"_audit"},
     "test_planted_files": {"_audit", "_images"},

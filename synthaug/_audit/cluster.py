@@ -7,6 +7,7 @@ nothing but its networks, so any other can take over from one that is lost.
 """
 
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,7 @@ class Stored:
             return float32(np.load(self.path, mmap_mode="r", allow_pickle=False)[self.rows])
         except OSError as error:
             raise EngineError(
-                f"{self.path} cannot be read on {os.uname().nodename} ({error}). Features must be "
+                f"{self.path} cannot be read on {platform.node()} ({error}). Features must be "
                 "in a folder that every node of the cluster shares."
             ) from None
 

@@ -1,7 +1,6 @@
 """Files that appear whole or not at all, and writes that finish or say why not."""
 
 import errno
-import fcntl
 import io
 import math
 import os
@@ -12,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from synthaug._support import system
 from synthaug._support.files import (
     open_temporary,
     remove_orphans,
@@ -23,6 +23,7 @@ from synthaug._support.locks import claimed, owner_of
 from synthaug.errors import CacheError, MismatchError
 
 _ZEROS = bytes(1 << 20)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def parts_folder(path: Path) -> Path:
@@ -57,7 +58,7 @@ def pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Writes all of `data` at `offset`: the system may take it in several pieces."""
     view = memoryview(data).cast("B")
     while len(view):
-        written = os.pwrite(fd, view, offset)
+        written = system.write_at(fd, view, offset)
         if not written:
             raise OSError(errno.EIO, "the system wrote nothing")
         view, offset = view[written:], offset + written
@@ -67,7 +68,7 @@ def pread_into(fd: int, buffer: memoryview, offset: int) -> None:
     """Fills `buffer` from `offset` on; an unreadable medium is an `OSError`."""
     view = buffer.cast("B")
     while len(view):
-        got = os.preadv(fd, [view], offset)
+        got = system.read_at(fd, view, offset)
         if not got:
             raise OSError(errno.EIO, "the file ended before its last row")
         view, offset = view[got:], offset + got
@@ -199,12 +200,13 @@ def reserve(fd: int, size: int, path: Path) -> None:
     """
     try:
         try:
-            os.posix_fallocate(fd, 0, size)
-        except (AttributeError, OSError) as error:
-            # macOS lacks the call, some file systems refuse it: there, zeros claim the space.
-            no_space = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if isinstance(error, OSError) and error.errno in no_space:
+            allocated = system.allocate(fd, size)
+        except OSError as error:
+            if error.errno in _NO_SPACE:
                 raise
+            allocated = False
+        if not allocated:
+            # macOS lacks the call, some file systems refuse it: there, zeros claim the space.
             for start in range(0, size, len(_ZEROS)):
                 pwrite(fd, memoryview(_ZEROS)[: size - start], start)
     except OSError as error:
@@ -228,11 +230,13 @@ def new_file(path: Path) -> Iterator[int]:
         try:
             yield fd
             sync_file(fd)
+            fd = system.released(fd)
             _publish(temporary, path)
         finally:
+            fd = system.released(fd)
             with suppress(OSError):  # renamed already, or left for the next `remove_orphans`
                 os.unlink(temporary)
-            os.close(fd)
+            system.close(fd)
 
 
 @contextmanager
@@ -261,15 +265,16 @@ def new_folder(path: Path) -> Iterator[Path]:
     with _appearing(path):
         temporary = temporary_name(path)
         os.mkdir(temporary)
-        fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        fd = -1
+        with suppress(OSError):  # a system that opens no folders, or has no locks
+            fd = os.open(temporary, os.O_RDONLY | system.OURS)
+            system.lock(fd)
         try:
-            with suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_EX)
             yield temporary
             os.rename(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            os.close(fd)
+            system.close(fd)
 
 
 def _publish(temporary: Path, path: Path) -> None:

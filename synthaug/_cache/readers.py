@@ -16,6 +16,7 @@ from synthaug._cache.files import pread_into
 from synthaug._cache.format import checksums, runs
 from synthaug._cache.schema import CacheContents, Region, open_stream
 from synthaug._cache.stored_rows import close
+from synthaug._support import system
 from synthaug._types import Indices, Labels
 from synthaug.errors import CacheError
 
@@ -82,7 +83,7 @@ class Mapped:
     def __init__(self, contents: CacheContents) -> None:
         self.contents = contents
         try:
-            self._fd = os.open(contents.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(contents.path, os.O_RDONLY | system.OURS)
             weakref.finalize(self, os.close, self._fd)
             self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         except OSError as error:

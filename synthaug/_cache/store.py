@@ -1,6 +1,5 @@
 """`SynthCache`: a cache file as a map-style data set, and the only writer of its rows."""
 
-import fcntl
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ from synthaug._cache.tombstones import content_keys, rows_from_sources
 from synthaug._cache.verify import verify
 from synthaug._images.calls import called
 from synthaug._plan import Plan, canonical_json
+from synthaug._support import system
 from synthaug._support.arguments import check_whole
 from synthaug._support.differences import described
 from synthaug._support.files import remove_orphans, sync_file
@@ -671,19 +671,19 @@ class SynthCache(Dataset[Any]):
         """The open file, while nobody else writes to it: writers of all processes take turns."""
         with self._descriptor(os.O_RDWR) as fd:
             with suppress(OSError):  # a file system without locks: there, nothing guards
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                system.lock(fd)
             try:
                 yield fd
             finally:
                 with suppress(OSError):
-                    fcntl.flock(fd, fcntl.LOCK_UN)  # also for what was forked meanwhile
+                    system.unlock(fd)  # also for what was forked meanwhile
 
     @contextmanager
     def _descriptor(self, flags: int) -> Iterator[int]:
         """The open file, for one call. System errors inside become a `CacheError`."""
         doing = "read" if flags == os.O_RDONLY else "write"
         try:
-            fd = os.open(self.path, flags | os.O_CLOEXEC)
+            fd = os.open(self.path, flags | system.OURS)
             try:
                 self._contents.check_same(fd)
                 yield fd

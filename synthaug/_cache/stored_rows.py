@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from synthaug._cache.files import check_same, pread_into
 from synthaug._plan import AbstractRows, Selection
+from synthaug._support import system
 from synthaug._types import Indices
 from synthaug.errors import CacheError
 
@@ -99,7 +100,7 @@ class PlainRows(AbstractStoredRows):
 
     def _open(self) -> int:
         if self._fd < 0:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_RDONLY | system.OURS)
             weakref.finalize(self, os.close, fd)
             check_same(self.path, self.file_id, self.size, fd)
             self._fd = fd

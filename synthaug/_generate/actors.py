@@ -1,7 +1,7 @@
 """Drawing a job on Ray: actors take parts, and the states of the rows say what is left of them."""
 
 import math
-import os
+import platform
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ class Drawer:
         """
         import ray
 
-        host = os.uname().nodename
+        host = platform.node()
         try:
             self.synthesizer = as_recorded(ray.cloudpickle.loads(parcel)(), recipe)
             loaded_recipe = self.synthesizer.recipe()
@@ -83,7 +83,7 @@ class Drawer:
         """
         if not part.path.exists():
             raise EngineError(
-                f"{part.path} is not there on {os.uname().nodename}. The cache must be in a folder "
+                f"{part.path} is not there on {platform.node()}. The cache must be in a folder "
                 "that every node of the cluster shares."
             )
         if check:

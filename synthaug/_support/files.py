@@ -1,7 +1,6 @@
 """Small files that are whole or absent, whatever happens while they are written."""
 
 import errno
-import fcntl
 import glob
 import logging
 import os
@@ -14,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from synthaug._support import system
 from synthaug._support.reading import check_replaceable
 
 if TYPE_CHECKING:  # heavy, and nothing that checks the options of a command
@@ -84,7 +84,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
     The files are there and whole either way, so no failure is an error.
     """
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(folder, os.O_RDONLY | system.OURS)
         try:
             os.fsync(fd)
         finally:
@@ -112,9 +112,9 @@ def open_temporary(path: Path, mode: int = 0o666) -> tuple[int, Path]:
     """A new file beside `path`, locked: the lock says that it is in use, and dies with us."""
     while True:
         temporary = temporary_name(path)
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.OURS, mode)
         with suppress(OSError):  # a file system without locks: there, orphans stay
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            system.lock(fd)
         if os.fstat(fd).st_nlink:
             return fd, temporary
         os.close(fd)  # between creation and lock another process took it for an orphan
@@ -124,11 +124,11 @@ def remove_orphans(path: Path) -> None:
     """Removes what a kill left behind of a new `path`: partial files and folders without a lock."""
     for orphan in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
         try:
-            fd = os.open(orphan, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            fd = os.open(orphan, os.O_RDONLY | system.OURS | system.NO_LINK | system.NO_WAIT)
         except OSError:  # gone already, or not ours to remove
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(fd, wait=False)
             if orphan.is_dir():
                 shutil.rmtree(orphan)
             else:
@@ -163,15 +163,17 @@ def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterat
         raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         yield str(temporary)
-        with open(temporary, "rb") as written:
+        with open(temporary, "r+b") as written:  # Windows syncs what may be written only
             sync_file(written.fileno())
+        lock = system.released(lock)
         os.replace(temporary, path)
     except BaseException:
+        lock = system.released(lock)
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     finally:
-        os.close(lock)
+        system.close(lock)
 
 
 def picture_format(path: str | os.PathLike[str]) -> str:

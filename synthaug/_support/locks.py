@@ -1,6 +1,5 @@
 """Advisory locks for jobs: one process at a time, and a note that says which one it is."""
 
-import fcntl
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from synthaug._support import system
 from synthaug._support.reading import parse_json, read_text
 
 logger = logging.getLogger("synthaug")
@@ -74,8 +74,8 @@ def _take(lock: Path, shared: bool) -> int | None:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             # To write: network file systems lock only then.
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | system.OURS | system.NO_LINK, 0o666)
+            system.lock(fd, shared=shared, wait=False)
             if os.stat(lock).st_ino != os.fstat(fd).st_ino:
                 raise FileNotFoundError
         except FileNotFoundError:  # its last owner removed it before it was ours: take the new one
@@ -99,7 +99,7 @@ def _take(lock: Path, shared: bool) -> int | None:
         )
     with suppress(OSError):  # a full disk: then the lock has no name
         os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(_own_note()).encode(), 0)
+        system.write_at(fd, memoryview(json.dumps(_own_note()).encode()), 0)
     return fd
 
 
@@ -116,7 +116,7 @@ def _without_lock(lock: Path, shared: bool, error: OSError) -> int | None:
     )
     with suppress(OSError):
         # Not through a link that somebody put there, and without a wait for a pipe's reader.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | system.NO_LINK | system.NO_WAIT | system.OURS
         fd = os.open(lock, flags, 0o666)
         os.ftruncate(fd, 0)
         os.write(fd, json.dumps(_own_note()).encode())
@@ -127,9 +127,10 @@ def _without_lock(lock: Path, shared: bool, error: OSError) -> int | None:
 def _give_back(lock: Path, fd: int) -> None:
     with suppress(OSError):  # others share it, or it is gone
         if fd != _NO_LOCK:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(lock)
-            fcntl.flock(fd, fcntl.LOCK_UN)  # also for what was forked meanwhile
+            system.lock(fd, wait=False)
+            if not system.WINDOWS:  # where open files cannot be removed
+                os.unlink(lock)
+            system.unlock(fd)  # also for what was forked meanwhile
         elif (_note(lock) or {}).get("process") == os.getpid():
             os.unlink(lock)
     _close(fd)
@@ -175,6 +176,8 @@ def _start_of(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         pass
+    if system.WINDOWS:  # where the call below would end the process
+        return 0
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from synthaug._support import system
+
 MAX_JSON = 2**28
 """Bytes of a JSON file that is a record or a config."""
 MAX_DEPTH = 100
@@ -61,7 +63,7 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def _open_at_once(path: str, flags: int) -> int:
     """Opens without waiting for a writer of a pipe, and without becoming a terminal's owner."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    return os.open(path, flags | system.NO_WAIT)
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,6 @@ which belong to the caller: around such code they are what torch starts with.
 import logging
 import mmap
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +61,7 @@ def _leave_other_threads() -> None:
     _inside = 0
 
 
-if sys.platform != "win32":  # where nothing forks
+if "register_at_fork" in vars(os):  # elsewhere nothing forks
     os.register_at_fork(after_in_child=_leave_other_threads)
 
 
