@@ -18,7 +18,7 @@ from synthaug._types import Images
 from synthaug.errors import CheckpointError, MismatchError
 
 OWN_PIPELINE = (
-    "Draw with the checkpoint's own pipeline: load it with diffusers, and give it to "
+    "Draw with the checkpoint's own pipeline, as `synthaug generate` does: load it by "
     "`synthesizers.FromPipeline`."
 )
 """The way out for checkpoints that we have no loop for."""

@@ -18,7 +18,9 @@ LOADING = (
     synthesizers.ColdDiffusion.from_pretrained,
     synthesizers.LowDensity.from_pretrained,
     synthesizers.Cascade.from_pretrained,
+    synthesizers.FromPipeline.from_pretrained,
 )
+PIPELINE = (synthesizers.FromPipeline.__init__, synthesizers.LoadingConfig)
 PLAN = synthesizers.AbstractSynthesizer.plan
 PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
     "demo": (demo, DemoSettings),
@@ -50,6 +52,7 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
         PLAN,
         *LOADING,
         synthaug.guidance.ClassifierGuidance,
+        *PIPELINE,
         caches.estimate_cost,
         caches.evaluations_per_second,
         synthaug.load_dataset,
@@ -58,6 +61,7 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
         PLAN,
         *LOADING,
         synthaug.guidance.ClassifierGuidance,
+        *PIPELINE,
         synthaug.generate,
         caches.RayEngine,
         synthaug.load_dataset,

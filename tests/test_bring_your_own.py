@@ -2,15 +2,19 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import synthaug
 from synthaug import caches
+from tests.checkpoints import tiny_clip, write_stable_diffusion
+from tests.command_line import succeed
 
 pytestmark = pytest.mark.usefixtures("short_audits")
 
@@ -49,6 +53,38 @@ def test_it_fills_the_cache_of_its_plan_and_its_images_depend_on_their_rows_alon
     )
     expected = (blurred.means + 1) * 127.5
     assert (means - expected).abs().mean() < 0.2 * 127.5  # sigma, before averaging
+
+
+def test_the_code_about_pipelines_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipeline = write_stable_diffusion(Path("stable-diffusion-v1-5"))
+    pipeline.tokenizer.model_max_length = 32  # tokens are single letters
+    pipeline.register_modules(text_encoder=tiny_clip(max_position_embeddings=32))
+    pipeline.save_pretrained("stable-diffusion-v1-5")
+    pixels = torch.arange(4 * 3 * 8 * 8, dtype=torch.uint8).view(4, 3, 8, 8)
+    for i, image in enumerate(pixels):
+        folder = Path("cifar10/train", ("cat", "dog")[i % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    real = synthaug.load_dataset("folder:cifar10/train")
+    names: dict[str, Any] = {"synthaug": synthaug, "real": real}
+    section = re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[2]
+    for language, code in re.findall(r"^```(python|sh)\n(.*?)^```", section, re.M | re.S):
+        if language == "python":
+            exec(code.replace("num_inference_steps=20", "num_inference_steps=3"), names)
+        else:
+            for line in code.splitlines():
+                succeed(*shlex.split(line)[1:], "--num-inference-steps", 3, "--quiet")
+    assert {path.stem for path in Path().glob("*.h5")} == {
+        "dusk",
+        "guided",
+        "painted",
+        "prompted",
+        "repainted",
+        "variants",
+    }
+    prompted = synthaug.SynthCache("prompted.h5")
+    assert prompted.provenance(5)["texts"]["prompt"] == "a painting of a cat"
 
 
 def test_images_made_elsewhere_are_audited_and_their_copies_are_not_served(digits, tmp_path):

@@ -57,14 +57,22 @@ DIFFERENT = {
     ("attack_steps", "ClassifierConfig"): OF_TRAINING,
     ("unit", "ClassifierGuidance"): "`--unit` is that of LowDensity, whose default is the same",
     ("augment", "Arm"): "an arm that is made alone says itself how it is augmented",
+    ("pipeline", "FromPipeline.__init__"): "a switch in the shell, an object in Python",
+    ("arguments", "FromPipeline.__init__"): "any names in Python",
+    (
+        "classes",
+        "FromPipeline.__init__",
+    ): "required in Python; the command asks for them if need be",
+    ("negative_prompt", "ClassConditional.from_pretrained"): "None does not ask for the pipeline",
+    ("negative_prompt", "DiffusionInversion.from_pretrained"): "None does not ask for the pipeline",
     ("padding", "StandardAugment"): "None is the standard augmentation of each image size",
 }
 """Why a default differs between the shell and what it calls, by option and name there."""
 SHELL_ONLY = {
-    "accept", "allow_overlap", "audit", "augmentations", "autoencoder", "cache", "classifier",
-    "condition", "degradation_settings", "device", "estimate", "features", "features_dir",
-    "fraction",
-    "generator_licence", "generator_steps", "labels", "link", "method", "others", "out", "padding",
+    "accept", "allow_overlap", "arguments", "audit", "augmentations", "autoencoder", "cache",
+    "classifier", "condition", "degradation_settings", "device", "estimate", "features",
+    "features_dir", "fraction", "generator_licence", "generator_steps", "labels", "link",
+    "method", "others", "out", "padding",
     "ratios", "seed", "sheet", "source", "source_licence", "trial", "trust_torchscript",
     "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),

@@ -1,5 +1,6 @@
 """`FromPipeline`: tiny pipelines with random weights, made here."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from synthaug import SynthCache, generate
+from synthaug._support.digests import tensor_digest
+from synthaug._training import checkpoints
 from synthaug.errors import DataError, MismatchError
 from synthaug.synthesizers import FromPipeline, streams
 from tests.checkpoints import tiny_unet, write_stable_diffusion
@@ -95,6 +98,33 @@ def test_it_fills_a_cache_which_says_how_and_refuses_another_pipeline(stable, tm
             weight.sub_(1)
 
 
+def test_weights_are_hashed_once_and_again_if_they_change(stable, tmp_path, monkeypatch):
+    hashed = []
+
+    def digest(tensors):
+        hashed.append(len(tensors))
+        return tensor_digest(tensors)
+
+    monkeypatch.setattr(checkpoints, "tensor_digest", digest)
+    stable = copy.deepcopy(stable)
+    synthesizer = make_stable(stable)
+    generate(synthesizer, synthesizer.plan(per_class=1), tmp_path / "c.h5", progress=False)
+    assert len(hashed) == 3  # unet, vae and text encoder
+    before: Any = synthesizer.recipe()["weights"]
+    for change in (
+        lambda: stable.unet.conv_in.weight.data.add_(1),  # as adapters are merged
+        lambda: stable.vae.load_state_dict(stable.vae.state_dict()),
+        lambda: stable.text_encoder.half(),
+    ):
+        with torch.no_grad():
+            change()
+    after: Any = make_stable(stable).recipe()["weights"]
+    assert len(hashed) == 6
+    assert before["vae"] == after["vae"]
+    assert before["unet"] != after["unet"]
+    assert before["text_encoder"] != after["text_encoder"]
+
+
 @pytest.mark.parametrize(
     ("classes", "changes", "error", "message"),
     [
@@ -122,8 +152,13 @@ def test_pipelines_that_rows_cannot_be_given_to_are_refused(unconditional):
     class NeedsImage:
         def __call__(self, prompt, image, generator=None, output_type=None): ...
 
-    with pytest.raises(ValueError, match="NeedsImage needs `image` in every call"):
-        FromPipeline(NeedsImage(), ["dot"])
+    class NeedsMask:
+        def __call__(self, prompt, mask_image, generator=None, output_type=None): ...
+
+    with pytest.raises(ValueError, match=r"NeedsImage needs `image` .* `with_sources`"):
+        FromPipeline(NeedsImage(), ["dot"]).plan(per_class=1)
+    with pytest.raises(ValueError, match=r"NeedsMask needs `mask_image` .* source, edges, box"):
+        FromPipeline(NeedsMask(), ["dot"])
     with pytest.raises(ValueError, match="one generator per image"):
         FromPipeline(lambda prompt: None, ["dot"])
     with pytest.raises(ValueError, match="takes no prompt, so it knows one class"):

@@ -23,6 +23,7 @@ from synthaug._cache.files import Patient, new_file, new_folder
 from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5
 from synthaug._cache.store import SynthCache
 from synthaug._cache.stored_rows import data_set_of
+from synthaug._cache.synthesizer import texts_of
 from synthaug._pixels import to_pil
 from synthaug._printable import printable_line
 from synthaug._support.progress import bar
@@ -193,9 +194,10 @@ def _images(cache: SynthCache, rows: Indices, advance: Advance) -> Iterator[tupl
 def _record(cache: SynthCache, row: int) -> dict[str, Any]:
     """What one image was made from; the recipe, equal for all, stands in `manifest.json`."""
     values: dict[str, Any] = {**cache.plan.row(row), "row": row}
+    texts = texts_of(values, cache.manifest["recipe"])
     for name in _HASHES & values.keys():
         values[name] = f"{values[name]:016x}"
-    return values
+    return {**values, **texts}
 
 
 def _manifest(cache: SynthCache) -> str:

@@ -34,7 +34,7 @@ from synthaug._cache.format import (
 )
 from synthaug._cache.readers import Reader, open_reader, read_runs
 from synthaug._cache.schema import CacheContents, inspect
-from synthaug._cache.synthesizer import Synthesizer, as_recorded
+from synthaug._cache.synthesizer import Synthesizer, as_recorded, texts_of
 from synthaug._cache.tombstones import content_keys, rows_from_sources
 from synthaug._cache.verify import verify
 from synthaug._images.calls import called
@@ -495,6 +495,7 @@ class SynthCache(Dataset[Any]):
         return {
             **row,
             "class": self.classes[int(row["label"])],
+            **texts_of(row, self.manifest["recipe"]),
             "state": State(int(self.state_of([index])[0])).name.lower(),
             "recipe": self.manifest["recipe"],
             "source_data": self.manifest["source"],

@@ -60,3 +60,20 @@ def as_recorded(synthesizer: Any, recipe: Mapping[str, Any]) -> Any:
         return synthesizer
     logger.info("precision %s, as it was begun", begun)
     return changed
+
+
+def texts_of(row: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What the numbers of a row stand for: its prompts, as `{"texts": {"prompt": "a cat"}}`.
+
+    Args:
+        row: A row of a plan.
+        recipe: Its `texts` hold the texts of each numbered column, if there is any. It may come
+            from a stranger's file.
+    """
+    tables = recipe.get("texts")
+    texts = {}
+    for name, table in tables.items() if isinstance(tables, Mapping) else ():
+        number = row.get(name)
+        if isinstance(table, list) and isinstance(number, int) and 0 <= number < len(table):
+            texts[str(name)] = str(table[number])
+    return {"texts": texts} if texts else {}

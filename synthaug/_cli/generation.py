@@ -1,5 +1,6 @@
 """Commands that draw images with a generator."""
 
+import json
 import os
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from functools import partial
@@ -17,6 +18,8 @@ PLAN = defaults("synthesizers._base:AbstractSynthesizer.plan")
 GUIDANCE = defaults("guidance._classifier:ClassifierGuidance")
 GENERATION = defaults("_generate.run:generate")
 COST = defaults("_generate.cost:estimate_cost")
+FILES = defaults("synthesizers._loading:LoadingConfig")
+PROMPTS = defaults("synthesizers.pipeline:FromPipeline.__init__")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,65 @@ class VariantOptions:
 
     source: str | None = None
     others: str | None = None
+
+
+def _texts(given: str | list[str] | None) -> Any:
+    """Prompts as Python takes them, out of a template, a list in JSON, or `file:FILE`."""
+    if not isinstance(given, str):
+        return given
+    if given.startswith("file:"):
+        return Path(given.removeprefix("file:")).expanduser()
+    return json.loads(given) if given.startswith("[") else given
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOptions:
+    """Any diffusers pipeline, with prompts.
+
+    Args:
+        pipeline: Draw with the checkpoint's own pipeline. Without it that happens where we have no
+            loop of our own, or another option of these is given.
+        prompts: A template, in which {} stands for the class name; several as a list in JSON; or
+            file:FILE with captions (.json, .csv or .txt). Each class uses its own in turn.
+        attributes: Values of other places in templates, '{"time": ["dawn", "night"]}' for {time};
+            every combination is a prompt of its own.
+        negative_prompt: One for all images, or several as for --prompts.
+        image_inputs: How arguments that are images are made from those of --source, for example
+            '{"image": "edges"}' for a ControlNet. Known are source, edges and box.
+        arguments: Of every call of the pipeline, such as '{"height": 512}'.
+        variant: Weights of this name where there are any, such as fp16.
+        lora: A .safetensors file with low-rank adapters, which are merged into the weights.
+        offload: Keep the networks in the memory of the CPU, and move each to the GPU while it
+            works.
+    """
+
+    pipeline: bool = False
+    prompts: str | list[str] = PROMPTS.prompts
+    attributes: dict[str, list[str]] | None = None
+    negative_prompt: str | list[str] | None = None
+    image_inputs: dict[str, str] | None = None
+    arguments: dict[str, Any] | None = None
+    variant: str | None = FILES.variant
+    lora: str | None = FILES.lora
+    offload: bool = FILES.offload
+
+    def asking_for_pipeline(self) -> list[str]:
+        """The options that were given and that only a pipeline of diffusers can follow."""
+        usual = vars(PipelineOptions())
+        return [name for name, default in usual.items() if vars(self)[name] != default]
+
+    def loading_pipeline(self) -> dict[str, Any]:
+        """Arguments of `FromPipeline.from_pretrained`."""
+        stated = {
+            "prompts": _texts(self.prompts),
+            "negative_prompt": _texts(self.negative_prompt),
+            "attributes": self.attributes,
+            "image_inputs": self.image_inputs,
+        }
+        return {
+            **{name: value for name, value in stated.items() if value is not None},
+            **(self.arguments or {}),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +179,13 @@ if TYPE_CHECKING:
 
     @dataclass(frozen=True, kw_only=True)
     class PlanOptions(
-        AmountOptions, VariantOptions, GuidanceOptions, FileOptions, NetworkOptions, SeedOptions
+        AmountOptions,
+        VariantOptions,
+        GuidanceOptions,
+        PipelineOptions,
+        FileOptions,
+        NetworkOptions,
+        SeedOptions,
     ):
         """What is always there; the other options are those that synthesizers declare."""
 
@@ -130,6 +198,7 @@ else:
             *drawing_options(),
             VariantOptions,
             GuidanceOptions,
+            PipelineOptions,
             FileOptions,
             NetworkOptions,
             SeedOptions,
@@ -140,8 +209,30 @@ else:
     )
 
 
-def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
-    """The synthesizer, and the data set of `--source`."""
+def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, str]:
+    """The synthesizer, the data set of `--source`, and what draws, with the reason."""
+    from synthaug.denoisers import OWN_PIPELINE
+    from synthaug.errors import CheckpointError
+    from synthaug.synthesizers._kinds import PIPELINE, foreign_pipeline, kind_of
+
+    name, stated = kind_of(checkpoint), options.asking_for_pipeline()
+    reason = "We have no loop for it."
+    if name != PIPELINE and not stated:
+        try:
+            return *_ours(checkpoint, options), f"Drawn by {name}."
+        except CheckpointError as error:
+            if OWN_PIPELINE not in str(error):
+                raise
+            reason = str(error).replace(OWN_PIPELINE, "").strip()
+    elif foreign_pipeline(checkpoint) is None:
+        reason = f"`--{stated[0].replace('_', '-')}` was given."
+    synthesizer, source = _pipeline(checkpoint, options)
+    kind = type(synthesizer.pipeline).__name__
+    return synthesizer, source, f"Drawn by the checkpoint's own {kind}. {reason}"
+
+
+def _ours(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
+    """The synthesizer that a checkpoint is for, and the data set of `--source`."""
     from synthaug.synthesizers._base import AbstractSourcedSynthesizer
     from synthaug.synthesizers._kinds import kind_of
     from synthaug.synthesizers._kinds import load as load_checkpoint
@@ -184,6 +275,38 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     return options.guided(synthesizer, options.device), source
 
 
+def _pipeline(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
+    """The checkpoint's own pipeline as a synthesizer, and the data set of `--source`."""
+    from synthaug.synthesizers import FromPipeline, LoadingConfig
+
+    arguments = {**options.given(*(one.name for one in settings())), **options.loading_pipeline()}
+    if options.others is not None:
+        raise ValueError("`others` is for animorphosis; a pipeline knows none. Leave it out.")
+    synthesizer = FromPipeline.from_pretrained(
+        checkpoint,
+        **options.loading(),
+        files=LoadingConfig(variant=options.variant, lora=options.lora, offload=options.offload),
+        **arguments,
+    )
+    size = options.image_size
+    if size is not None and {"height", "width"} <= synthesizer.accepted:
+        synthesizer = synthesizer.with_settings(height=size, width=size)
+    elif size is not None and options.source is None:
+        raise ValueError(f"`image_size`: {checkpoint} draws images of one size. Leave it out.")
+    row = options.given(*(p.name for p in row_parameters() if p.needs_sources))
+    started = bool(row or options.image_inputs or synthesizer.needs_images)
+    if options.source is None:
+        if started:
+            about = f"`--{next(iter(row))}` needs" if row else "The pipeline starts from"
+            raise ValueError(f"{about} real images. Give them with `--source`.")
+        return options.guided(synthesizer, options.device), None
+    shape = synthesizer.image_shape if size is None else (3, size, size)
+    source = options.shaped(options.source, shape, classes=synthesizer.classes)
+    if started:
+        synthesizer = synthesizer.with_sources(source)
+    return options.guided(synthesizer, options.device), source
+
+
 def _animorphosis(checkpoint: str, others: str, files: FileOptions) -> Any:
     """The degradation of a checkpoint that does not hold the images of the other set."""
     from synthaug._training.checkpoints import read_json, reading, resolve
@@ -218,9 +341,9 @@ def _load_there(folder: str, checkpoint: str, options: PlanOptions) -> Any:
     return _synthesizer(checkpoint, options)[0]
 
 
-def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
-    """The synthesizer, its plan, and the data set of `--source`."""
-    synthesizer, source = _synthesizer(checkpoint, options)
+def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any, str]:
+    """The synthesizer, its plan, the data set of `--source`, and a sentence about what draws."""
+    synthesizer, source, drawn_by = _synthesizer(checkpoint, options)
     plan = synthesizer.plan(
         None if source is None else source.targets,
         per_class=options.per_class,
@@ -229,7 +352,7 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any]:
         seed=options.seed,
         **options.given(*(p.name for p in row_parameters())),
     )
-    return synthesizer, plan, source
+    return synthesizer, plan, source, drawn_by
 
 
 def plan(
@@ -256,7 +379,7 @@ def plan(
     from synthaug._plan import REQUIRED
     from synthaug._printable import printable_line
 
-    synthesizer, rows, _ = _prepare(checkpoint, options)
+    synthesizer, rows, _, drawn_by = _prepare(checkpoint, options)
     rate = None
     if estimate:
         rate = evaluations_per_second(synthesizer, rows, batch_size=batch_size)
@@ -277,7 +400,9 @@ def plan(
             **asdict(cost),
             "device_hours": cost.device_hours,
         },
-        text="\n".join([str(rows), str(cost), *lines, f"Next: {_drawing(call, options).line}"]),
+        text="\n".join(
+            [str(rows), drawn_by, str(cost), *lines, f"Next: {_drawing(call, options).line}"]
+        ),
     )
 
 
@@ -341,7 +466,7 @@ def generate(
     engine = ray.engine(work.engine, partial(_load_there, os.getcwd(), checkpoint, options))
     if work.engine == "ray":  # the actors draw: here nothing should take a GPU
         options = replace(options, device="cpu")
-    synthesizer, rows, source = _prepare(checkpoint, options)
+    synthesizer, rows, source, drawn_by = _prepare(checkpoint, options)
     cache = fill(
         synthesizer,
         rows,
@@ -360,7 +485,7 @@ def generate(
         write_picture(picture, contact_sheet(cache, columns=8, most_classes=10))
     return Result(
         record={**contents(cache), "picture": picture},
-        text=str(cache)
+        text=f"{cache}\n{drawn_by}"
         + (f"\nSamples: {picture}" if picture else "")
         + (
             "\nThis share is drawn. The last process to end puts all together. Next: run the other "

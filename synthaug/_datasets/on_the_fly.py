@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from synthaug._cache import State, SynthCache
 from synthaug._cache.serving import between_classes
-from synthaug._cache.synthesizer import Declared
+from synthaug._cache.synthesizer import Declared, texts_of
 from synthaug._datasets.drawing import Drawing
 from synthaug._datasets.epochs import AbstractEpochDataset
 from synthaug._datasets.pool import Pool
@@ -259,7 +259,8 @@ class OnTheFlyDataset(AbstractEpochDataset):
         """Where the image of an index comes from in this epoch: its row of the plan."""
         row = int(self.rows([index])[0])
         values = self._drawing.plan.row(row)
-        return {**values, "row": row, "class": self.classes[int(values["label"])]}
+        texts = texts_of(values, self.synthesizer.recipe())
+        return {**values, "row": row, "class": self.classes[int(values["label"])], **texts}
 
     # Copies, display
 

@@ -1,6 +1,6 @@
 """The plan: a table with one row per synthetic image, complete before any image is made."""
 
-from synthaug._plan.layout import row_seed
+from synthaug._plan.layout import InTurnByClass, row_seed
 from synthaug._plan.plan import Plan, check_values
 from synthaug._plan.quota import (
     balanced_quota,
@@ -15,6 +15,7 @@ from synthaug._plan.text import bytes_text, canonical_json, settings_digest, tim
 __all__ = [
     "REQUIRED",
     "AbstractRows",
+    "InTurnByClass",
     "Plan",
     "Selection",
     "balanced_quota",

@@ -1,8 +1,10 @@
 """Rows that follow from a quota: computed when they are asked for, and their seeds."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +29,38 @@ def row_seed(base_seed: int, settings: str, source_key: str, variant: int) -> in
 
 
 @final
+@dataclass(frozen=True)
+class InTurnByClass:
+    """A column of whole numbers of which each class has its own: `starts[c]` and those behind it.
+
+    The rows of a class take them in turn, and not in step with other columns: if guidance scales
+    and prompts both take turns, every prompt meets every scale.
+    """
+
+    starts: NDArray[np.int64]
+    """Smallest number of every class, (num_classes,)."""
+    counts: NDArray[np.int64]
+    """How many numbers every class has, (num_classes,)."""
+
+    def at(self, label: Labels, turn: Indices, cycle: Labels) -> NDArray[np.int64]:
+        """The numbers of rows, (n,).
+
+        Args:
+            label: Class of every row, (n,).
+            turn: Turn of every row among the values of parameters, (n,).
+            cycle: Rows of a class after which the other columns begin anew, (num_classes,).
+        """
+        together = np.lcm(self.counts, cycle)
+        in_step = together < self.counts * cycle
+        laps = np.where(in_step[label], turn // together[label], 0)
+        return self.starts[label] + (turn + laps) % self.counts[label]
+
+
+Parameter: TypeAlias = float | Sequence[float] | InTurnByClass
+"""One value, values that rows take in turn, or numbers of which each class has its own."""
+
+
+@final
 class Layout(AbstractRows):
     """Rows class by class; a row's columns follow from its number, all but the seed."""
 
@@ -34,16 +68,23 @@ class Layout(AbstractRows):
         self,
         quota: Labels,
         sources: "SourcesInTurn | None",
-        parameters: Mapping[str, float | Sequence[float]],
+        parameters: Mapping[str, Parameter],
     ) -> None:
         """Takes what `Plan.build` was given; arguments as there."""
         self._ends = np.cumsum(quota)
         self._starts = self._ends - quota
         self._sources = sources
-        self._values = {name: _values_in_turn(name, value) for name, value in parameters.items()}
-        self.dtypes = {name: dtype for name, dtype in DTYPES.items() if name != "seed"} | {
-            name: column_dtype(name, values) for name, values in self._values.items()
+        self._by_class = {
+            name: value for name, value in parameters.items() if isinstance(value, InTurnByClass)
         }
+        self._values = {
+            name: _values_in_turn(name, value)
+            for name, value in parameters.items()
+            if not isinstance(value, InTurnByClass)
+        }
+        self.dtypes = {name: dtype for name, dtype in DTYPES.items() if name != "seed"}
+        self.dtypes |= {name: column_dtype(name, value) for name, value in self._values.items()}
+        self.dtypes |= {name: np.dtype(np.int64) for name in self._by_class}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -65,6 +106,11 @@ class Layout(AbstractRows):
         columns["variant"] = variant
         for name in self._values.keys() & {*names}:
             columns[name] = self._values[name][turn % len(self._values[name])]
+        cycle = np.full(len(self._ends), math.lcm(*map(len, self._values.values())))
+        for name, numbers_of in self._by_class.items():
+            if name in names:
+                columns[name] = numbers_of.at(label, turn, cycle)
+            cycle = cycle * numbers_of.counts
         return {name: columns[name] for name in names}
 
 

@@ -17,7 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from synthaug._noise import checked_seed
 from synthaug._plan import rows as _rows
-from synthaug._plan.layout import Layout, Seeded, SourcesInTurn, in_turn, row_digests, row_seed
+from synthaug._plan.layout import (
+    Layout,
+    Parameter,
+    Seeded,
+    SourcesInTurn,
+    in_turn,
+    row_digests,
+    row_seed,
+)
 from synthaug._plan.quota import check_labels
 from synthaug._plan.rows import (
     DTYPES,
@@ -109,7 +117,7 @@ class Plan:
         seed: int,
         sources: Sequence[ArrayLike] | None = None,
         source_keys: ArrayLike | None = None,
-        parameters: Mapping[str, float | Sequence[float]] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
         rows: slice = slice(None),
     ) -> "Plan":
         """Lays out the rows, class by class, and gives each its seed.
@@ -129,6 +137,7 @@ class Plan:
             parameters: Further columns. A single value is used in every row. The values of a
                 sequence are used in turn: within each class, or with sources within the rows of
                 each source, the first rows of neighbouring sources beginning with different values.
+                An `InTurnByClass` gives each class numbers of its own.
             rows: Which rows to make, a slice without a step.
 
         Raises:

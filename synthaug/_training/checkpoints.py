@@ -5,11 +5,12 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from synthaug._support.files import sync_file, write_text
 from synthaug._support.names import class_names
 from synthaug._support.precision import Resolved, in_precision
 from synthaug._support.reading import check_regular, parse_json, read_text
+from synthaug._training import hub
 from synthaug._types import JSON
 from synthaug.denoisers import uncompiled
 from synthaug.errors import CheckpointError, MismatchError, SynthaugError
@@ -31,10 +33,42 @@ from synthaug.errors import CheckpointError, MismatchError, SynthaugError
 P = ParamSpec("P")
 Loaded = TypeVar("Loaded")
 
+_SAMPLED = 64
+"""Values of a tensor that `state_digest` compares to see whether it changed."""
+
+
+_digests: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
+"""The last digest of each module, and `_traces` of the tensors that it was computed from."""
+
 
 def state_digest(module: nn.Module) -> str:
-    """`tensor_digest` of a module's weights and buffers, compiled or not."""
-    return tensor_digest(uncompiled(module).state_dict())
+    """`tensor_digest` of a module's weights and buffers, compiled or not.
+
+    It is computed once, and again only after a tensor was replaced or changed: weights may be tens
+    of gigabytes, and planning and drawing ask for it several times.
+    """
+    module = uncompiled(module)
+    tensors = module.state_dict()
+    traces = _traces(tensors)
+    remembered = _digests.get(module)
+    if remembered is None or remembered[0] != traces:
+        remembered = _digests[module] = (traces, tensor_digest(tensors))
+    return remembered[1]
+
+
+def _traces(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What changes if a tensor is replaced or changed in place.
+
+    Torch counts changes in place, but not those of `tensor.data`, as adapters are merged: so a few
+    values of every tensor count too.
+    """
+    traces: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, flat.numel() // _SAMPLED)].double().sum().item()
+        version = -1 if tensor.is_inference() else tensor._version
+        traces[name] = (tensor.dtype, tensor.shape, tensor.data_ptr(), version, some)
+    return traces
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -318,10 +352,21 @@ def record_command(path: str | Path, command: str) -> None:
             write_json(file, {**read_json(file), "command": command})
 
 
-def resolve(path: str | Path) -> Path:
-    """A local directory, or `hub:OWNER/NAME`: only what says so is looked for on the hub."""
+def resolve(
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    parts: Collection[str] | None = hub.OUR_PARTS,
+) -> Path:
+    """A local directory, or `hub:OWNER/NAME`: only what says so is looked for on the hub.
+
+    Args:
+        path: Where the checkpoint is.
+        variant: Of a model of the hub, which weights are fetched.
+        parts: Of a model of the hub, which parts are fetched; `None` for all.
+    """
     if isinstance(path, str) and path.startswith("hub:"):
-        return _download(path.removeprefix("hub:"))
+        return hub.download(path.removeprefix("hub:"), variant=variant, parts=parts)
     local = Path(path).expanduser()
     if local.is_dir():
         return local
@@ -339,16 +384,3 @@ def lasting_address(path: str | Path) -> str:
     """The address of a checkpoint from any working directory; `resolve` takes it."""
     here = str(path)
     return here if here.startswith("hub:") else str(Path(path).expanduser().absolute())
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{name} could not be loaded from the hub ({type(error).__name__}: {error}). Check the "
-            "name, or download the checkpoint and give its path."
-        ) from error

@@ -19,6 +19,7 @@ from synthaug._support.precision import Precision, load_network
 from synthaug._support.reading import check_regular_below
 from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors
+from synthaug._training import hub
 from synthaug._training.checkpoints import load_tensors, read_json, reading, restore
 from synthaug.denoisers import OWN_PIPELINE
 from synthaug.errors import CheckpointError
@@ -38,16 +39,7 @@ _TRANSFORMERS_PARTS = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 
-PARTS = (
-    "unet",
-    "transformer",
-    "scheduler",
-    "vae",
-    "vqvae",
-    "text_encoder",
-    "tokenizer",
-    "low_res_scheduler",
-)
+PARTS = hub.OUR_PARTS
 """Parts of a checkpoint that decide how its images look, and that some synthesizer uses."""
 IDLE_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 """Parts that may be left out: they do not change an image that they let pass."""
@@ -83,7 +75,7 @@ def read_index(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it cannot be read, or names a pipeline of its own.
     """
-    index = _without_code(path / "model_index.json")
+    index = code_free_json(path / "model_index.json")
     if not isinstance(index.get("_class_name", ""), str):  # [module, class], a file of its own
         raise CheckpointError(
             f"{path / 'model_index.json'} names the custom pipeline "
@@ -93,7 +85,7 @@ def read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _without_code(path: Path) -> dict[str, Any]:
+def code_free_json(path: Path) -> dict[str, Any]:
     """Reads a config, and refuses one that names code to import.
 
     Raises:
@@ -165,7 +157,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
         raise CheckpointError(f"{folder} is missing. The checkpoint is incomplete: copy it again.")
     with reading(folder, "Copy the checkpoint again."):
         check_regular_below(folder)
-    config = _without_code(folder / name)
+    config = code_free_json(folder / name)
     with reading(folder, "Copy the checkpoint again."):
         _check_extent(folder / name, config, sum(map(_tensors_in, folder.glob("*.safetensors"))))
     for path in sorted(folder.glob("*.index.json")):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from synthaug._noise import streams as streams
     from synthaug.synthesizers._base import AbstractSynthesizer as AbstractSynthesizer
+    from synthaug.synthesizers._loading import LoadingConfig as LoadingConfig
     from synthaug.synthesizers._losses import LossGrid as LossGrid
     from synthaug.synthesizers._model import DiffusionModel as DiffusionModel
     from synthaug.synthesizers._papers import Paper as Paper
@@ -58,6 +59,7 @@ _HOME = {
     "FromPipeline": "pipeline",
     "InversionConfig": "inversion._config",
     "InversionSettings": "inversion",
+    "LoadingConfig": "_loading",
     "LossGrid": "_losses",
     "LowDensity": "low_density._synthesizer",
     "Method": "_parameters",
@@ -92,6 +94,7 @@ __all__ = [  # written out: documentation and type checkers read it without runn
     "FromPipeline",
     "InversionConfig",
     "InversionSettings",
+    "LoadingConfig",
     "LossGrid",
     "LowDensity",
     "Method",

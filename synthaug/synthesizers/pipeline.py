@@ -1,43 +1,82 @@
-"""Any diffusers pipeline as a synthesizer: text to image, or unconditional."""
+"""Any diffusers pipeline as a synthesizer: from text, from noise alone, or from real images."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._plan import REQUIRED, Plan, canonical_json
+from synthaug._support.precision import Precision
 from synthaug._support.torch_state import torch_defaults
-from synthaug._training.checkpoints import scheduler_settings, state_digest
-from synthaug._types import JSON, Images
+from synthaug._training.checkpoints import loading, scheduler_settings, state_digest
+from synthaug._types import JSON, Images, ImageShape
 from synthaug.errors import DataError
 from synthaug.guidance import ClassifierGuidance
-from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._base import AbstractSourcedSynthesizer
 from synthaug.synthesizers._diffusion import with_guidance
+from synthaug.synthesizers._loading import LoadingConfig
+from synthaug.synthesizers._parameters import RowParameter, raise_problems
+from synthaug.synthesizers._pipeline_files import load_pipeline
+from synthaug.synthesizers._pipeline_images import MADE, image_to_image, made_from
+from synthaug.synthesizers._prompts import (
+    Prompts,
+    PromptTable,
+    check_distinct_prompts,
+    check_lengths,
+    prompt_table,
+)
+from synthaug.synthesizers._real import fitting_images
+from synthaug.synthesizers._sampler import GUIDANCE_SCALE
 
 _OURS = ("batch_size", "generator", "num_images_per_prompt", "output_type", "prompt", "return_dict")
 """Arguments that follow from the rows."""
 _CALLBACK = "callback_on_step_end"
 
+_RANGES = {
+    one.name: one
+    for one in (
+        GUIDANCE_SCALE,
+        RowParameter(name="num_inference_steps", help="Denoising steps.", type=int, low=1),
+        RowParameter(name="strength", help="Share of the diffusion.", low_included=False, high=1),
+    )
+}
+"""Arguments of calls whose range is the same in all pipelines."""
+
+_FROM_IMAGES = re.compile(
+    "Control|Depth2Img|Edit|ImageVariation|Img2Img|Inpaint|Pix2Pix|SuperResolution|Upscale"
+)
+"""Names of pipelines that need an image, though their signatures do not say so."""
+
 
 @final
-class FromPipeline(AbstractSynthesizer):
-    """Calls a diffusers pipeline: one prompt per class, one random stream per row.
+class FromPipeline(AbstractSourcedSynthesizer):
+    """Calls a diffusers pipeline: a prompt for each row, and a random stream.
 
         pipeline = StableDiffusionXLPipeline.from_pretrained(path).to("cuda")
         synthesizer = FromPipeline(pipeline, ["cat", "dog"], prompts="a photo of a {}", height=512)
         plan = synthesizer.plan(per_class=500, guidance_scale=[2.0, 4.0], seed=0)
+        variants = synthesizer.with_sources(real).plan(per_class=500, strength=[0.3, 0.6], seed=0)
 
     For pipelines that we have no loop of our own for. Stable Diffusion, DiT and unconditional
-    models are better loaded by `ClassConditional`, which starts from real images too.
+    models are better loaded by `ClassConditional`, which can be fine-tuned.
 
-    Parameters of a plan are arguments of the call, such as `guidance_scale`. Nothing is loaded or
-    downloaded here, and the pipeline stays as it is, on its device and in its dtype. The recipe
-    holds the digests of its weights, the configs of its schedulers, prompts and arguments. The
-    scale of an adapter is in none of these: merge it into the weights (`fuse_lora`).
+    Parameters of a plan are arguments of the call, such as `guidance_scale`. A class with several
+    prompts uses them in turn: the column `prompt` (or `negative_prompt`) of the plan numbers the
+    texts in `recipe()["texts"]`. With real images (`with_sources`) the pipeline's image-to-image
+    partner is called, and every row keeps the label of its source.
+
+    The pipeline stays as it is, on its device and in its dtype. The recipe holds the digests of its
+    weights, the configs of its schedulers, prompts and arguments. The scale of an adapter is in
+    none of these: merge it into the weights (`fuse_lora`).
     """
 
     def __init__(
@@ -45,7 +84,10 @@ class FromPipeline(AbstractSynthesizer):
         pipeline: Callable[..., Any],
         classes: Sequence[str],
         *,
-        prompts: str | Sequence[str] = "{}",
+        prompts: Prompts = "{}",
+        attributes: Mapping[str, Sequence[str]] | None = None,
+        negative_prompt: Prompts | None = None,
+        image_inputs: Mapping[str, str] | None = None,
         classifier_guidance: ClassifierGuidance | None = None,
         **arguments: JSON,
     ) -> None:
@@ -54,26 +96,51 @@ class FromPipeline(AbstractSynthesizer):
         Args:
             pipeline: A `DiffusionPipeline`, called with a list of generators.
             classes: Names of the classes. A pipeline that takes no prompt has one.
-            prompts: A template for class names (underscores become spaces), or one prompt per
-                class.
+            prompts: A template, in which `{}` stands for the class name (underscores become
+                spaces); a list of templates; one prompt per class; a mapping from class names to
+                lists; the `Path` of a caption file (.json, .csv or .txt); or a function that is
+                given a class name and returns its prompts.
+            attributes: Values of other places in the templates: `{"time": ["dawn", "night"]}` fills
+                `{time}`. Every combination is a prompt of its own.
+            negative_prompt: One for all rows, or several, as `prompts`.
+            image_inputs: Arguments of the call that are images, and how each is made from the real
+                image that a row starts from: "source" (the image itself), "edges" (its outlines,
+                for a ControlNet) or "box" (a mask, white in a random box, for inpainting). By
+                default `{"image": "source"}`, and "box" for a mask.
             classifier_guidance: A classifier that steers the pipeline through its step callback;
                 see `ClassifierGuidance.callback`.
-            arguments: For every call, such as `num_inference_steps` or `negative_prompt`.
+            arguments: For every call, such as `num_inference_steps`.
 
         Raises:
             TypeError: For an argument that the pipeline does not take, that follows from the rows,
                 or that cannot be written as JSON.
             ValueError: For a pipeline that needs other inputs or has no step callback to guide it
-                by, or another number of prompts.
+                by, or prompts that do not fit.
             MismatchError: If the classifier does not know a class.
         """
         if isinstance(classes, str) or len(set(classes)) != len(classes) or not classes:
             raise ValueError(f"`classes` must be a list of different names, got {classes!r}.")
-        self.pipeline, self.classes = pipeline, tuple(map(str, classes))
+        self.pipeline: Any = pipeline
+        self.classes = tuple(map(str, classes))
+        self.arguments: dict[str, Any] = dict(arguments)
+        self.image_inputs = dict(image_inputs or {})
+        self.real = None
+        self._text: dict[str, Any] = {
+            "prompts": prompts,
+            "attributes": attributes,
+            "negative_prompt": None,
+        }
+        if isinstance(negative_prompt, str):
+            self.arguments["negative_prompt"] = negative_prompt
+        else:
+            self._text["negative_prompt"] = negative_prompt
         self._accepted = _parameters(pipeline)
-        self.arguments = dict(arguments)
-        self._check_names(arguments)
-        for name, value in arguments.items():
+        if unknown := sorted({*self.image_inputs.values()} - {*MADE}):
+            raise ValueError(
+                f"`image_inputs` must be made by {', '.join(MADE)}, got {unknown[0]!r}."
+            )
+        self._check_names(self.arguments)
+        for name, value in self.arguments.items():
             try:
                 canonical_json(value)
             except (TypeError, ValueError):
@@ -81,32 +148,63 @@ class FromPipeline(AbstractSynthesizer):
                     f"`{name}` is {type(value).__name__}, which the recipe of a cache cannot hold. "
                     "Give numbers and text."
                 ) from None
-        needed = [name for name, p in self._accepted.items() if p.default is p.empty]
-        open_ = [name for name in needed if name not in (*arguments, *_OURS)]
+        needed = {name for name, p in self._accepted.items() if p.default is p.empty}
+        open_ = sorted(needed - {*arguments, *_OURS, "image", *self.image_inputs})
         if open_:
             raise ValueError(
-                f"{self._name} needs `{open_[0]}` in every call. Only pipelines that make images "
-                "from text or from noise alone can follow the rows of a plan."
+                f"{self._name} needs `{open_[0]}` in every call. Give it as an argument, or, if it "
+                f"is an image that is made from real ones, in `image_inputs`: {', '.join(MADE)}."
             )
-        if "prompt" not in self._accepted and len(self.classes) > 1:
-            raise ValueError(
-                f"{self._name} takes no prompt, so it knows one class; `classes` names "
-                f"{len(self.classes)}."
-            )
-        if isinstance(prompts, str):
-            prompts = [prompts.format(name.replace("_", " ")) for name in self.classes]
-        if len(prompts) != len(self.classes):
-            raise ValueError(f"Got {len(prompts)} `prompts` for {len(self.classes)} classes.")
-        self.prompts = tuple(prompts) if "prompt" in self._accepted else ()
-        if len(set(self.prompts)) < len(self.prompts):
-            raise ValueError(
-                f"Two classes have the same prompt: {', '.join(self.prompts)}. Put {{}} where the "
-                "class name goes, or give a prompt for each class."
-            )
-
+        self._tables = self._made_tables()
         self.classifier_guidance = classifier_guidance
         if classifier_guidance is not None:
             self._check_guidable(classifier_guidance)
+
+    def _made_tables(self) -> dict[str, PromptTable]:
+        """The texts of the arguments `prompt` and `negative_prompt`, if the pipeline takes any."""
+        if "prompt" not in self._accepted:
+            if len(self.classes) > 1:
+                raise ValueError(
+                    f"{self._name} takes no prompt, so it knows one class; `classes` names "
+                    f"{len(self.classes)}."
+                )
+            if self._text != {"prompts": "{}", "attributes": None, "negative_prompt": None}:
+                raise TypeError(f"{self._name} takes no prompt. Leave the prompts out.")
+            return {}
+        attributes, negative = self._text["attributes"], self._text["negative_prompt"]
+        tables = {"prompt": prompt_table(self._text["prompts"], self.classes, attributes)}
+        check_distinct_prompts(tables["prompt"])
+        if negative is not None:
+            self._check_names(["negative_prompt"])
+            tables["negative_prompt"] = prompt_table(
+                negative, self.classes, shared_as="negative_prompt"
+            )
+        tokenizers = [part for name, part in self._parts.items() if name.startswith("tokenizer")]
+        for table in tables.values():
+            check_lengths(table.texts, [part for part in tokenizers if part is not None])
+        return tables
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        # The user's pipeline may be any callable.
+        parts: dict[str, Any] = getattr(self.pipeline, "components", {})
+        return parts
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All prompts, class by class; the column `prompt` of a plan numbers them."""
+        return self._tables["prompt"].texts if self._tables else ()
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """Names of the arguments that a call of the pipeline takes."""
+        return frozenset(self._accepted)
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the pipeline cannot be called without images, and has no real ones to make them
+        from."""
+        return self.real is None and bool({*self.image_inputs} | self._required_images())
 
     def _check_guidable(self, guidance: ClassifierGuidance) -> None:
         guidance.numbered(torch.zeros(1, dtype=torch.int64, device="cpu"), self.classes)
@@ -125,9 +223,9 @@ class FromPipeline(AbstractSynthesizer):
     def _name(self) -> str:
         return type(self.pipeline).__name__
 
-    def _check_names(self, names: Mapping[str, Any] | Sequence[str]) -> None:
+    def _check_names(self, names: Iterable[str]) -> None:
         for name in names:
-            if name in _OURS:
+            if name in (*_OURS, *self.image_inputs):
                 raise TypeError(f"`{name}` follows from the rows of a plan; leave it out.")
             if name not in self._accepted:
                 raise TypeError(
@@ -135,17 +233,181 @@ class FromPipeline(AbstractSynthesizer):
                     f"{', '.join(n for n in self._accepted if n not in _OURS)}."
                 )
 
-    @torch.inference_mode()
+    def with_settings(self, **settings: Any) -> "FromPipeline":
+        """The same with other arguments, or other `prompts`, `attributes`, `negative_prompt`."""
+        stated = {
+            **self._text,
+            "image_inputs": self.image_inputs,
+            "classifier_guidance": self.classifier_guidance,
+            **self.arguments,
+            **settings,
+        }
+        changed = FromPipeline(self.pipeline, self.classes, **stated)
+        changed.real = self.real
+        return changed
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def with_sources(self, real: Any, labels: ArrayLike | None = None) -> "FromPipeline":
+        """The same pipeline, starting from real images: by its image-to-image partner if need be.
+
+        Args:
+            real: Any map-style data set of images, or a cache.
+            labels: Class indices of the real images, int (n,), in the order of our `classes`.
+
+        Raises:
+            TypeError: If diffusers has no partner that takes images, or an argument is not the
+                partner's.
+            MismatchError: For images of other or differently ordered classes.
+            ValueError: For labels beyond the classes, or not one for every image.
+        """
+        masked = "mask_image" in self._required_images()
+        images = self.image_inputs or {
+            "image": "source",
+            **({"mask_image": "box"} if masked else {}),
+        }
+        pipeline = self.pipeline
+        if {*images} - {*self._accepted}:
+            pipeline = image_to_image(pipeline, images)
+        elif not self.image_inputs and "Control" in self._name:
+            raise TypeError(
+                f"The images of {self._name} control what is drawn. Say how they are made, for "
+                "example `image_inputs={'image': 'edges'}`."
+            )
+        opened = ImageSource.open(real, "`real`")
+        source = fitting_images(
+            opened, labels, classes=self.classes, image_shape=opened.image_shape
+        )
+        sized = {"height": source.image_shape[1], "width": source.image_shape[2]}
+        taken = _parameters(pipeline)
+        arguments = {**{name: sized[name] for name in sized if name in taken}, **self.arguments}
+        if lacking := sorted({*images} - {*taken}):
+            raise TypeError(
+                f"{type(pipeline).__name__} takes no `{lacking[0]}`, which `image_inputs` makes "
+                "from real images. Leave it out."
+            )
+        # Pipelines that take no size follow the image.
+        left_out = {
+            name for name in sized if name not in taken and self.arguments.get(name) == sized[name]
+        }
+        arguments = {name: arguments[name] for name in arguments if name not in left_out}
+        made = FromPipeline(
+            pipeline,
+            self.classes,
+            image_inputs=images,
+            classifier_guidance=self.classifier_guidance,
+            **{**self._text, **arguments},
+        )
+        if open_ := sorted(made._required_images() - {*images, *arguments}):
+            raise ValueError(
+                f"{made._name} needs `{open_[0]}` in every call. Say in `image_inputs` how it is "
+                f"made from a real image: by {', '.join(MADE)}."
+            )
+        made.real = source
+        return made
+
+    def _checked_parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the rows' calls, and which of several prompts each has."""
+        self._check_open()
+        self._check_names(given)
+        columns = dict(given)
+        if self.real is not None and "strength" in {*self._accepted} - {*self.arguments}:
+            columns.setdefault("strength", self._accepted["strength"].default)
+        checked = (_RANGES[name].problem(columns[name]) for name in columns if name in _RANGES)
+        raise_problems(problem for problem in checked if problem)
+        if self.real is not None:
+            self._check_steps(columns)
+        for name, table in self._tables.items():
+            if table.in_turn is not None:
+                columns[name] = table.in_turn
+        return columns
+
+    def _check_steps(self, columns: Mapping[str, Any]) -> None:
+        """Refuses a share of the steps that is less than one: diffusers would go on without any."""
+        names = ("strength", "num_inference_steps")
+        defaults = {name: self._accepted[name].default for name in names if name in self._accepted}
+        stated = {**defaults, **self.arguments, **columns}
+        if not {*names} <= {*defaults} or stated["num_inference_steps"] is None:
+            return
+        strength, steps = (float(np.min(stated[name])) for name in names)
+        if int(strength * steps) < 1:
+            raise ValueError(
+                f"`strength` {strength:g} of {steps:g} `num_inference_steps` is less than one "
+                "step. Raise one of them."
+            )
+
+    def _check_open(self) -> None:
+        if self.needs_images:
+            needed = sorted({*self.image_inputs} | self._required_images())
+            raise ValueError(
+                f"{self._name} needs `{needed[0]}` in every call: it starts from real images. Give "
+                "them with `with_sources` (`--source` on the command line)."
+            )
+
+    def _required_images(self) -> set[str]:
+        """The image arguments without which the pipeline cannot be called."""
+        required = {name for name, p in self._accepted.items() if p.default is p.empty}
+        if _FROM_IMAGES.search(self._name):
+            required |= {"image", "mask_image"} & self.accepted
+        return required - {*_OURS, *self.arguments}
+
+    @cached_property
+    def image_shape(self) -> ImageShape:
+        """(C, H, W) of the images, as one drawn in two steps has it.
+
+        Raises:
+            ValueError: If the pipeline needs images and has none.
+        """
+        self._check_open()
+        # Two steps: some pipelines treat a single one as a distilled model's.
+        own = {"num_inference_steps": 2, "strength": 1.0}
+        own = {name: value for name, value in own.items() if name in self._accepted}
+        if {"timesteps", "sigmas"} & {*self.arguments}:
+            own.pop("num_inference_steps", None)
+        columns: dict[str, NDArray[Any]] = {name: np.zeros(1, np.int64) for name in REQUIRED}
+        columns["source"] -= 1
+        if self.real is not None:
+            columns["label"] = self.real.labels[:1]
+            columns["source"] = np.zeros(1, np.int64)
+            columns["source_key"] = self.real.keys()[:1]
+        for name, table in self._tables.items():
+            columns[name] = np.array(table.starts)[columns["label"]]
+        rows = Plan(columns=columns, classes=self.classes, settings={})
+        _, channels, height, width = self._call(rows, own).shape
+        return channels, height, width
+
+    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+        """Network evaluations per row, as pipelines usually count: twice with guidance."""
+
+        def values(name: str, otherwise: float) -> NDArray[Any]:
+            default = self._accepted[name].default if name in self._accepted else otherwise
+            stated = self.arguments.get(name, default)
+            usual = stated if isinstance(stated, int | float) else otherwise
+            return rows.get(name, float(usual))
+
+        steps = np.rint(values("num_inference_steps", 1) * values("strength", 1))
+        guided = values("guidance_scale", 1) > 1
+        return (np.maximum(steps, 1) * (1 + guided)).astype(np.int64)
+
+    # -- images ----------------------------------------------------------------------------------
+
     def draw(self, rows: Plan) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
 
         Raises:
-            ValueError: If the plan is about other classes.
+            ValueError: If the plan is about other classes, or starts from real images and we do
+                not, or the reverse.
             TypeError: If it has a parameter that the pipeline does not take.
             DataError: If the pipeline's safety checker blackened an image.
+            MismatchError: If a source image is not the one that the plan was made with.
         """
         self.check_classes(rows)
-        names = [name for name in rows.columns if name not in REQUIRED]
+        if ((rows["source"] >= 0) != (self.real is not None)).any():
+            raise ValueError(
+                "Rows start from real images if and only if the synthesizer has some "
+                "(`with_sources`). Make the plan with the synthesizer that draws it."
+            )
+        names = [name for name in rows.columns if name not in (*REQUIRED, *self._tables)]
         self._check_names(names)
         columns = [[_whole(value) for value in rows[name].tolist()] for name in names]
         settings = list(zip(*columns, strict=True)) if names else [()] * len(rows)
@@ -156,15 +418,21 @@ class FromPipeline(AbstractSynthesizer):
             drawn.update(zip(chosen, self._call(rows[np.array(chosen)], own), strict=True))
         return torch.stack([drawn[i] for i in range(len(rows))])
 
-    def _call(self, rows: Plan, own: dict[str, float]) -> Images:
-        inputs: dict[str, Any] = {"batch_size": len(rows)}
-        if self.prompts:
-            inputs = {"prompt": [self.prompts[label] for label in rows["label"]]}
-        fixed = {  # one prompt of any kind for each image, as pipelines want it
+    @torch.inference_mode()
+    def _call(self, rows: Plan, own: Mapping[str, float]) -> Images:
+        """The images of rows whose call has the arguments `own` in common."""
+        inputs: dict[str, Any] = {
             name: [value] * len(rows) if isinstance(value, str) and "prompt" in name else value
-            for name, value in self.arguments.items()
+            for name, value in self.arguments.items()  # one prompt of any kind for each image
         }
-        inputs |= {**fixed, **own, "generator": streams(rows["seed"]), "output_type": "np"}
+        if not self._tables and "batch_size" in self._accepted:
+            inputs["batch_size"] = len(rows)
+        for name, table in self._tables.items():
+            numbers = table.numbers(rows["label"], rows.columns.get(name))
+            inputs[name] = [table.texts[number] for number in numbers.tolist()]
+        if self.real is not None:
+            inputs |= made_from(self._source_pixels(rows), rows["seed"], self.image_inputs)
+        inputs |= {**own, "generator": streams(rows["seed"]), "output_type": "np"}
         if self.classifier_guidance is not None and self.classifier_guidance.scale:
             labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
             inputs[_CALLBACK] = self.classifier_guidance.callback(labels, self.classes)
@@ -181,24 +449,74 @@ class FromPipeline(AbstractSynthesizer):
         images = torch.from_numpy(np.asarray(output.images, np.float32))
         return images.permute(0, 3, 1, 2) * 2 - 1  # NHWC => NCHW
 
+    # -- identity and files ----------------------------------------------------------------------
+
     def recipe(self) -> dict[str, JSON]:
-        """Pipeline, schedulers, prompts and arguments; the digests of all weights."""
-        # The user's pipeline may be any callable, and its schedulers of any kind.
-        parts: dict[str, Any] = getattr(self.pipeline, "components", {})
+        """Pipeline, schedulers, prompts and arguments; the digests of all weights.
+
+        `texts` holds the prompts that columns of the plan number.
+        """
         schedulers, weights = {}, {}
-        for name, part in parts.items():
+        for name, part in self._parts.items():
+            # Schedulers may be of any kind.
             if hasattr(part, "set_timesteps"):
                 schedulers[name] = scheduler_settings(part)
             if isinstance(part, nn.Module):
                 weights[name] = state_digest(part)
+        records = {name: table.record for name, table in self._tables.items()}
         settings: dict[str, JSON] = {
             "pipeline": self._name,
-            "prompts": list(self.prompts),
+            "prompts": records.pop("prompt", []),
+            **records,
             "arguments": self.arguments,
             "schedulers": schedulers,
         }
-        recipe = {"synthesizer": "FromPipeline", "settings": settings, "weights": weights}
+        if self.real is not None:
+            settings["image_inputs"] = self.image_inputs
+        recipe: dict[str, JSON] = {
+            "synthesizer": "FromPipeline",
+            "settings": settings,
+            "weights": weights,
+        }
+        numbered = {n: list(t.texts) for n, t in self._tables.items() if t.in_turn is not None}
+        if numbered:
+            recipe["texts"] = numbered
         return with_guidance(recipe, self.classifier_guidance)
+
+    @classmethod
+    @loading
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        dtype: torch.dtype | Precision = "auto",
+        device: str | torch.device | None = None,
+        files: LoadingConfig | None = None,
+        **settings: Any,
+    ) -> "FromPipeline":
+        """Loads any diffusers directory, or a model of the hub; nothing in it is executed.
+
+        Args:
+            path: A directory with `model_index.json`, or "hub:OWNER/NAME".
+            classes: Names of the classes.
+            dtype: Dtype of all networks: "auto" is bfloat16 on a device that has it in hardware,
+                and else float32.
+            device: Where to run; a GPU if there is one by default.
+            files: Which files are loaded, and where the networks wait.
+            settings: Arguments of `FromPipeline`: prompts, images, and those of every call.
+
+        Raises:
+            CheckpointError: If there is no such directory, a part is missing, or its files name
+                code to run or are not safetensors.
+            ValueError: If no classes are named, or arguments do not fit.
+        """
+        if classes is None:
+            raise ValueError(
+                f"{path} does not name its classes. Pass `classes`: they become prompts."
+            )
+        files = files or LoadingConfig()
+        return cls(load_pipeline(path, files, dtype=dtype, device=device), classes, **settings)
 
 
 def _whole(value: float) -> float:
@@ -215,9 +533,9 @@ def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(type(pipeline).__call__).parameters)
     found.pop("self", None)
     missing = {"generator", "output_type"} - set(found)
-    if missing or not {"prompt", "batch_size"} & set(found):
+    if missing or not {"prompt", "batch_size", "image"} & set(found):
         raise ValueError(
             f"{type(pipeline).__name__} cannot be called with one generator per image, as a "
-            "diffusers pipeline can that makes images from text or from noise."
+            "diffusers pipeline can that makes images from text, from noise or from images."
         )
     return {name: p for name, p in found.items() if p.kind is not p.VAR_KEYWORD}
