@@ -197,7 +197,7 @@ def test_training_lowers_the_loss_and_the_stage_looks_at_the_small_image(tmp_pat
     ("changes", "message"),
     [
         ({"low_size": 8}, "`low_size` must be at least 1 and smaller"),
-        ({"low_size": (4, 0)}, "got 4 x 0 for 8 x 8"),
+        ({"low_size": (4, 0)}, "`low_size` must be at least 1, got 0"),
         ({"augmentation": "truncated"}, "trained with 'gaussian'"),
         ({"augmentation": "noise"}, "must be one of 'none', 'blur', 'gaussian'"),
         ({"blur_probability": 1.5}, r"in \[0, 1\], got 1.5"),
