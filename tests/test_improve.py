@@ -274,29 +274,57 @@ def test_bad_input_is_refused_before_any_work(tmp_path, changes, message):
     assert Levels.drawn == 0
 
 
-def test_a_bound_is_students_t_over_the_seeds():
-    def run(arm: str, seed: int, accuracy: float) -> Run:
-        zero: Any = dict.fromkeys(
-            ("steps", "selected_step", "images_seen", "unique_real", "unique_synthetic"), 0
-        )
-        curves: Any = {"loss_curve": [], "validation_curve": [], "class_accuracies": []}
-        return Run(
-            arm=arm,
-            seed=seed,
-            test_accuracy=accuracy,
-            validation_accuracy=None,
-            seconds=0.0,
-            **zero,
-            **curves,
-        )
+def outcome(arm: str, seed: int, hits: Any) -> Run:
+    zero: Any = dict.fromkeys(
+        ("steps", "selected_step", "images_seen", "unique_real", "unique_synthetic"), 0
+    )
+    return Run(
+        arm=arm,
+        seed=seed,
+        test_accuracy=float(np.mean(hits)),
+        class_accuracies=[],
+        validation_accuracy=None,
+        seconds=0.0,
+        loss_curve=[],
+        validation_curve=[],
+        correct="".join(map(str, np.asarray(hits, int).tolist())),
+        **zero,
+    )
 
-    runs = [run("a", 0, 0.5), run("a", 1, 0.5), run("a", 2, 0.5)]
-    runs += [run("b", 0, 0.51), run("b", 1, 0.53), run("b", 2, 0.52)]
+
+def test_a_gain_counts_seeds_and_images():
+    # Three seeds that agree in everything: what is left is that there are few images.
+    ours, theirs = np.ones(100), np.r_[np.zeros(10), np.ones(90)]
+    runs = [outcome(name, s, hits) for name, hits in (("a", theirs), ("b", ours)) for s in range(3)]
     report = EvaluationReport(runs=runs, classes=[], settings={}, arms={}, baseline="a")
     gain = Gain.of(report, "b", "a", 0.95)
-    assert gain.mean == pytest.approx(0.02)
-    assert gain.standard_error == pytest.approx(0.01 / 3**0.5)
-    assert gain.low == pytest.approx(0.02 - 2.919986 * 0.01 / 3**0.5)  # t of 2 degrees of freedom
+    assert gain.mean == pytest.approx(0.1)
+    assert gain.low is not None
+    error = (ours - theirs).std(ddof=1) / 10
+    assert gain.standard_error == pytest.approx(error)
+    assert gain.low == pytest.approx(0.1 - 1.660391 * error)  # t of 99 degrees of freedom
+    surer = Gain.of(report, "b", "a", 0.99).low
+    assert surer is not None
+    assert surer < gain.low
+
+
+def test_the_bound_of_no_gain_is_above_zero_as_rarely_as_it_says():
+    # Seeds move all images a little, and images are easy or hard for everyone.
+    rng = np.random.default_rng(0)
+    false = 0
+    for _ in range(400):
+        hard = rng.normal(0, 1, 60)
+        runs = []
+        for arm in ("a", "b"):
+            tilt = 0.3 * rng.normal(0, 1, 60)  # the arm's own luck with these images
+            for seed in range(4):
+                shift = 0.2 * rng.normal()
+                runs.append(outcome(arm, seed, hard + tilt + shift + rng.normal(0, 1, 60) > 0))
+        report = EvaluationReport(runs=runs, classes=[], settings={}, arms={}, baseline="a")
+        low = Gain.of(report, "b", "a", 0.95).low
+        assert low is not None
+        false += low > 0
+    assert false <= 33  # of 400 at 0.05: 20 expected, more than 33 in one of 500 such tests
 
 
 def test_a_recipe_is_a_synthesizer_or_a_cache():

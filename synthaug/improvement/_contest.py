@@ -168,6 +168,7 @@ class YourClassifier:
             seconds=time.perf_counter() - started,
             loss_curve=[],
             validation_curve=[],
+            correct="".join(map(str, hits.astype(int).tolist())),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, encode(run, indent=1))
