@@ -7,13 +7,21 @@ from typing import Any, Literal, final
 from torch.utils.data import get_worker_info
 
 from synthaug._cache.serving import Verdicts
-from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_report, path_of
+from synthaug._datasets.opening import (
+    StrPath,
+    open_cache,
+    open_cold,
+    open_one_step,
+    open_report,
+    path_of,
+)
 from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
 from synthaug._images.convert import like, pixels_of
 from synthaug._images.stores import Conform, conformed
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_fraction
+from synthaug.synthesizers import ClassConditional
 
 # Otherwise importing it asks the network for a newer version, and waits for the answer.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -31,7 +39,7 @@ if hasattr(ImageOnlyTransform, "sample_parameters") or not albumentations.__vers
         "before `pip install --force-reinstall 'albumentations>=2.0.8,<2.1'`."
     )
 
-__all__ = ["ColdRestore", "Fit", "SyntheticVariant"]
+__all__ = ["ColdRestore", "DenoiseOnce", "Fit", "SyntheticVariant"]
 
 _CANNOT_FOLLOW = frozenset(
     ("bboxes", "keypoints", "mask", "mask3d", "masks", "masks3d", "volume", "volumes")
@@ -76,7 +84,7 @@ class _OnImages(ImageOnlyTransform):
             NotImplementedError: If it was given an object that was not opened from a path.
         """
         state: dict[str, Any] = super().to_dict_private()
-        for name in ("cold", "cache", "audit"):
+        for name in ("cold", "synthesizer", "cache", "audit"):
             if name in self.get_transform_init_args_names() and name not in state:
                 raise NotImplementedError(
                     f"{type(self).__name__} was given `{name}` as an object, which cannot be "
@@ -92,8 +100,26 @@ class _OnImages(ImageOnlyTransform):
                 setattr(self, name, path)
 
 
+class _Restoring(_OnImages):
+    """Degrades and restores an image."""
+
+    _restoration: Restoration
+
+    def get_params(self) -> dict[str, Any]:
+        """Draws how much to change, and a seed for what is random in it."""
+        return {
+            "severity": self._restoration.severity(self._uniform()),
+            "seed": int(self._uniform() * 2**53),
+        }
+
+    def apply(self, img: Any, severity: float, seed: int, **params: Any) -> Any:
+        """Restores one image."""
+        del params
+        return self._restoration(img, [0], [severity], [seed])
+
+
 @final
-class ColdRestore(_OnImages):
+class ColdRestore(_Restoring):
     """Takes part of an image away and has a network invent it anew:
     `synthaug.transforms.ColdRestore` for albumentations.
 
@@ -123,17 +149,34 @@ class ColdRestore(_OnImages):
         self._restoration = Restoration(open_cold(cold), severity_range)
         self._describe(cold=cold)
 
-    def get_params(self) -> dict[str, Any]:
-        """Draws how much to change, and a seed for what is random in it."""
-        return {
-            "severity": self._restoration.severity(self._uniform()),
-            "seed": int(self._uniform() * 2**53),
-        }
 
-    def apply(self, img: Any, severity: float, seed: int, **params: Any) -> Any:
-        """Restores one image."""
-        del params
-        return self._restoration(img, [0], [severity], [seed])
+@final
+class DenoiseOnce(_Restoring):
+    """Adds noise to an image and has a diffusion model take it off in one step:
+    `synthaug.transforms.DenoiseOnce` for albumentations.
+
+        transform = A.Compose([
+            A.HorizontalFlip(),
+            DenoiseOnce("runs/cifar10", t_range=(0.1, 0.5), p=0.5),
+            A.ToFloat(max_value=255),
+        ], seed=0)
+
+    Images, draws and `A.to_dict` as in `ColdRestore`.
+    """
+
+    def __init__(
+        self,
+        synthesizer: ClassConditional | StrPath,
+        *,
+        t_range: tuple[float, float] = (0.1, 0.5),
+        p: float = 0.5,
+    ) -> None:
+        """Takes the arguments of `synthaug.transforms.DenoiseOnce`, with the same errors."""
+        check_fraction(p=p)
+        super().__init__(p=p)
+        self.t_range = tuple(t_range)
+        self._restoration = Restoration(open_one_step(synthesizer), t_range, "t_range")
+        self._describe(synthesizer=synthesizer)
 
 
 @final

@@ -361,13 +361,15 @@ def timesteps_until(scheduler: Any, until: float) -> Tensor:
     return timesteps[scheduler.alphas_cumprod[timesteps.cpu()] < until]
 
 
-def denoised_estimate(prediction: Images, x: Images, signal: float, prediction_type: str) -> Images:
+def denoised_estimate(
+    prediction: Images, x: Images, signal: float | Tensor, prediction_type: str
+) -> Images:
     """x0_hat, the clean image that a prediction implies.
 
     Args:
         prediction: What the network predicts for `x`.
         x: Noisy images x_t.
-        signal: alpha-bar at t.
+        signal: alpha-bar at t, one or (n, 1, 1, 1).
         prediction_type: "epsilon", "v_prediction" or "sample".
 
     Raises:

@@ -18,7 +18,7 @@ from synthaug._cache.serving import (
     labels_of,
     servable,
 )
-from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_report
+from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_one_step, open_report
 from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
 from synthaug._images.annotations import annotations_of
@@ -31,8 +31,9 @@ from synthaug._support.names import class_names
 from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices
 from synthaug.errors import DataError, MismatchError
+from synthaug.synthesizers import ClassConditional
 
-__all__ = ["ColdRestore", "Fit", "MixSynthetic", "SyntheticVariant"]
+__all__ = ["ColdRestore", "DenoiseOnce", "Fit", "MixSynthetic", "SyntheticVariant"]
 
 _EXPECTED = (
     "`MixSynthetic` needs a batch, images (n, C, H, W) and labels (n,) or (n, num_classes), as "
@@ -65,7 +66,40 @@ class _ImagesOnly(v2.Transform):
             )
 
 
-class ColdRestore(_ImagesOnly):
+class _Restoring(_ImagesOnly):
+    """Degrades and restores some images, each with its own draws."""
+
+    draws_per_image = True
+    """Of a batch, every image has its own draw."""
+
+    def __init__(self, restoration: Restoration, p: float) -> None:
+        super().__init__()
+        check_fraction(p=p)
+        self._restoration, self.p = restoration, p
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws which images to change, how much, and their seeds; once per sample or batch."""
+        sizes = {len(x) for x in flat_inputs if isinstance(x, torch.Tensor) and x.ndim == 4}
+        if len(sizes) > 1:
+            raise ValueError(f"Batches of different size came together: {sorted(sizes)}.")
+        n = sizes.pop() if sizes else 1
+        apply, uniform = torch.rand(2, n, dtype=torch.float64, device="cpu")
+        seeds = torch.randint(2**63 - 1, (n,), dtype=torch.int64, device="cpu")
+        chosen = (apply < self.p).nonzero()[:, 0]
+        return {
+            "chosen": chosen.tolist(),
+            "severity": self._restoration.severity(uniform[chosen]).tolist(),
+            "seeds": seeds[chosen].tolist(),
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Restores one image or some of a batch."""
+        if not params["chosen"]:
+            return inpt
+        return self._restoration(inpt, **params)
+
+
+class ColdRestore(_Restoring):
     """Takes part of an image away and has a network invent it anew; the label stays.
 
         transform = v2.Compose([
@@ -90,9 +124,6 @@ class ColdRestore(_ImagesOnly):
     `plan` and `generate` keep restored views in a cache, to be made once.
     """
 
-    draws_per_image = True
-    """Of a batch, every image has its own draw."""
-
     def __init__(
         self,
         cold: ColdRestorer | StrPath,
@@ -111,32 +142,55 @@ class ColdRestore(_ImagesOnly):
             TypeError: If `cold` is something else.
             ValueError: For other values of `severity_range` or `p`.
         """
-        super().__init__()
         check_fraction(p=p)
-        self._restoration = Restoration(open_cold(cold), severity_range)
+        super().__init__(Restoration(open_cold(cold), severity_range), p)
         self.severity_range = tuple(severity_range)
-        self.p = p
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draws which images to change, how much, and their seeds; once per sample or batch."""
-        sizes = {len(x) for x in flat_inputs if isinstance(x, torch.Tensor) and x.ndim == 4}
-        if len(sizes) > 1:
-            raise ValueError(f"Batches of different size came together: {sorted(sizes)}.")
-        n = sizes.pop() if sizes else 1
-        apply, uniform = torch.rand(2, n, dtype=torch.float64, device="cpu")
-        seeds = torch.randint(2**63 - 1, (n,), dtype=torch.int64, device="cpu")
-        chosen = (apply < self.p).nonzero()[:, 0]
-        return {
-            "chosen": chosen.tolist(),
-            "severity": self._restoration.severity(uniform[chosen]).tolist(),
-            "seeds": seeds[chosen].tolist(),
-        }
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Restores one image or some of a batch."""
-        if not params["chosen"]:
-            return inpt
-        return self._restoration(inpt, **params)
+class DenoiseOnce(_Restoring):
+    """Adds noise to an image and has a diffusion model take it off in one step; the label stays.
+
+        transform = v2.Compose([
+            v2.RandomHorizontalFlip(),
+            DenoiseOnce(synthesizer, t_range=(0.1, 0.5), p=0.5),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+        ])
+        images = DenoiseOnce(synthesizer, t_range=(0.1, 0.5), p=0.5)(images)   # a whole batch
+
+    After DiffAug (Sastry et al. 2023, https://arxiv.org/abs/2306.09192): x_t = sqrt(a) x +
+    sqrt(1 - a) e with noise e and the signal a of a timestep t, drawn uniformly from the range; the
+    image becomes the network's estimate of the clean image behind x_t. It is smoother the noisier
+    x_t is, which is meant to make classifiers robust to corruptions. One network evaluation per
+    image, without its class.
+
+    Types of images, randomness and devices as in `ColdRestore`: batches on the training device,
+    after the loader, are by far the fastest.
+    """
+
+    def __init__(
+        self,
+        synthesizer: ClassConditional | StrPath,
+        *,
+        t_range: tuple[float, float] = (0.1, 0.5),
+        p: float = 0.5,
+    ) -> None:
+        """Checks the settings.
+
+        Args:
+            synthesizer: A `ClassConditional`, or the path of one, which is loaded on the CPU. It
+                must have learned without labels too (`label_dropout`).
+            t_range: Smallest and largest timestep, as shares of the noise schedule, in (0, 1].
+            p: Probability of a change, in [0, 1], for each image.
+
+        Raises:
+            TypeError: If `synthesizer` is something else.
+            ValueError: For other values of `t_range` or `p`, or a network that always needs a
+                class.
+        """
+        check_fraction(p=p)
+        super().__init__(Restoration(open_one_step(synthesizer), t_range, "t_range"), p)
+        self.t_range = tuple(t_range)
 
 
 class MixSynthetic(_ImagesOnly):

@@ -94,6 +94,8 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_cold_restore": {"_datasets", "_images"},
     "test_competition": {"_audit"},
     "test_other_systems": {"_cache", "_support"},
+    "test_corruptions": {"evaluation"},
+    "test_denoise_once": {"_noise", "synthesizers"},
     "test_own_data_sets": {"_images"},
     "test_partial": {"_audit"},
     "test_planted_files": {"_audit", "_images"},

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakValueDictionary
 
 from synthaug._cache import SynthCache
+from synthaug._support.arguments import check_type
 
 # Other modules are imported where they are needed: who gives an object needs none of them.
 
@@ -60,6 +61,25 @@ def open_cold(value: Any) -> Any:
         return ColdDiffusion.from_pretrained(path, device="cpu")
 
     return _open("cold", value, load)
+
+
+def open_one_step(value: Any) -> Any:
+    """One diffuse-and-denoise step of a `ClassConditional`; one given by path is on the CPU.
+
+    Raises:
+        TypeError: For anything else.
+        ValueError: For a network that always needs a class.
+    """
+    from synthaug._datasets.restoration import OneStep
+    from synthaug.synthesizers import ClassConditional
+
+    def load(path: str) -> Any:
+        return ClassConditional.from_pretrained(path, device="cpu")
+
+    synthesizer = _open("synthesizer", value, load)
+    remedy = 'a `ClassConditional`: `synthaug.ClassConditional.from_pretrained("PATH")`'
+    check_type(ClassConditional, remedy, synthesizer=synthesizer)
+    return OneStep(synthesizer)
 
 
 def _open(kind: str, value: Any, load: Callable[[str], Any]) -> Any:

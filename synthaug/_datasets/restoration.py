@@ -1,4 +1,4 @@
-"""Images of any common type, degraded and restored: what the `ColdRestore` transforms share."""
+"""Images of any common type, degraded and restored: what the transforms that do so share."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from synthaug._images.convert import check_unit_range, describe, like, pixels_of, wrapped
+from synthaug._noise import randn, streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._support.arguments import check_type
 from synthaug._types import Images
+from synthaug.samplers import denoised_estimate
+from synthaug.synthesizers import ClassConditional
 
 
 @runtime_checkable
@@ -33,15 +36,74 @@ class ColdRestorer(Protocol):
         ...
 
 
+class OneStep:
+    """One noising and one network evaluation of a diffusion model, x_t and then x0_hat.
+
+    A severity is the share of the noise schedule at which t lies. The network is not told the class
+    of an image, so it needs a trained unconditional branch, or no classes at all.
+    """
+
+    def __init__(self, synthesizer: ClassConditional) -> None:
+        """Looks at the schedule.
+
+        Args:
+            synthesizer: Whose network is used.
+
+        Raises:
+            ValueError: If the network always needs a class.
+        """
+        model = synthesizer.model
+        if model.num_conditions is not None and not model.unconditional_branch:
+            raise ValueError(
+                "`synthesizer` always needs a class, which an image does not bring along. Train it "
+                "with a `label_dropout` above 0."
+            )
+        self._model, scheduler = model, model.make_scheduler("ddpm")
+        self._signals: Tensor = scheduler.alphas_cumprod
+        self._prediction_type = str(scheduler.config.prediction_type)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self._model.image_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._model.device
+
+    @torch.no_grad()
+    def degrade_and_restore(self, images: Images, *, severity: Any, seeds: Any) -> Images:
+        """x0_hat(x_t, t) of images (n, C, H, W) in [-1, 1], float32 on the network's device.
+
+        Args:
+            images: On any device.
+            severity: t of each image as a share of the schedule, in (0, 1].
+            seeds: One per image, for its noise.
+        """
+        model, steps = self._model, len(self._signals)
+        clean = images if model.vae is None else model.encode(to_pixels(images))
+        noise = randn(streams(seeds), model.latent_shape).to(self.device)
+        shares = torch.from_numpy(np.asarray(severity, np.float64).reshape(-1))
+        t = (shares * steps).round().long().clamp(1, steps) - 1
+        signal = self._signals[t].to(self.device, torch.float32)[:, None, None, None]
+        x = signal.sqrt() * clean.to(self.device, torch.float32) + (1 - signal).sqrt() * noise
+        prediction = model.denoiser(x, t.to(self.device), model.null_conditions(len(x)))
+        return model.decode(denoised_estimate(prediction, x, signal, self._prediction_type))
+
+
 class Restoration:
     """Degrades images to drawn severities and restores them; the type is kept."""
 
-    def __init__(self, cold: ColdRestorer, severity_range: Sequence[float]) -> None:
+    def __init__(
+        self, cold: ColdRestorer, severity_range: Sequence[float], name: str = "severity_range"
+    ) -> None:
         """Takes what the transforms were given.
 
         Args:
-            cold: A `ColdDiffusion`.
+            cold: A `ColdDiffusion`, or a `OneStep`.
             severity_range: Smallest and largest severity, in (0, 1].
+            name: Name of the range in messages.
 
         Raises:
             TypeError: If `cold` cannot restore.
@@ -51,7 +113,7 @@ class Restoration:
         check_type(ColdRestorer, remedy, cold=cold)
         if len(severity_range) != 2 or not 0 < severity_range[0] <= severity_range[1] <= 1:
             raise ValueError(
-                "`severity_range` must be the smallest and the largest severity, in (0, 1]; got "
+                f"`{name}` must be the smallest and the largest severity, in (0, 1]; got "
                 f"{tuple(severity_range)}."
             )
         self.cold = cold
@@ -80,7 +142,7 @@ class Restoration:
         """
         if self.cold.device.type != "cpu" and get_worker_info() is not None:
             raise RuntimeError(
-                f"The network of `ColdRestore` is on {self.cold.device}, which the workers of a "
+                f"The network of the transform is on {self.cold.device}, which the workers of a "
                 "DataLoader cannot use. Apply the transform to batches, after the loader; or load "
                 "the checkpoint with device='cpu'."
             )

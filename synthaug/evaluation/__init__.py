@@ -21,6 +21,7 @@ from synthaug.evaluation._arms import (
 )
 from synthaug.evaluation._augment import AffineAugment, Chain, CutMix, MixUp, StandardAugment
 from synthaug.evaluation._baselines import class_gaussians, noisy_copies, rare_copies, retrieved
+from synthaug.evaluation._corruptions import corruptions
 from synthaug.evaluation._dynamics import learning_curves, probabilities
 from synthaug.evaluation._evaluate import evaluate
 from synthaug.evaluation._gains import Correctness, Difference
@@ -54,6 +55,7 @@ __all__ = [
     "check_overlap",
     "class_gaussians",
     "class_probabilities",
+    "corruptions",
     "digests",
     "evaluate",
     "learning_curves",

@@ -42,13 +42,13 @@ from synthaug.evaluation._classifiers import build_classifier
 from synthaug.evaluation._fit import (
     MOMENTUM,
     FitSettings,
-    correct,
     fit,
+    judged,
     robust,
     seed_initial_weights,
 )
 from synthaug.evaluation._gains import Correctness
-from synthaug.evaluation._inputs import ArmImages, Inputs, check_overlap, fingerprint
+from synthaug.evaluation._inputs import ArmImages, Batches, Inputs, check_overlap, fingerprint
 from synthaug.evaluation._report import ROBUST, EvaluationReport, Run
 
 logger = logging.getLogger("synthaug")
@@ -60,7 +60,7 @@ _SAMPLE = 16
 def evaluate(
     arms: Mapping[str, Dataset[Any] | Arm],
     *,
-    test: Dataset[Any],
+    test: Dataset[Any] | Mapping[str, Dataset[Any]],
     validation: Dataset[Any] | None = None,
     seeds: int | Sequence[int] = 3,
     config: ClassifierConfig | None = None,
@@ -79,7 +79,9 @@ def evaluate(
     Args:
         arms: Name => what to train on: a map-style data set of (image, label), or an `Arm`, which
             says itself how its images are augmented, and may add a share of synthetic ones.
-        test: Real images that no model and no choice has seen.
+        test: Real images that no model and no choice has seen. Or several sets of them by name,
+            such as `{"clean": test, **corruptions(test)}`: the first one is the test set, which is
+            attacked if there are attacks; the others are further results of the report.
         validation: Real images for choosing, in each run, the step whose weights are tested.
             Without them it is the last step.
         seeds: So many seeds, 0, 1, ...; or the seeds themselves.
@@ -121,8 +123,9 @@ def evaluate(
         raise ValueError(f"`baseline` {baseline!r} is not an arm. Arms: {', '.join(checked_arms)}.")
     device = choose_device(config.device)
     datasets = {name: arm.dataset for name, arm in checked_arms.items()}
+    test, others = _checked_tests(test, adversarial)
     added = {n: arm.synthetic for n, arm in checked_arms.items() if arm.synthetic is not None}
-    inputs = Inputs.open(datasets, test, validation, device, added)
+    inputs = Inputs.open(datasets, test, validation, device, added, others)
     contents = {name: images.contents for name, images in inputs.sets.items()}
     overlap = check_overlap(contents, allow=allow_overlap)
     shape, flip = inputs.test.image_shape, config.horizontal_flip
@@ -222,7 +225,7 @@ class Job:
     def run(self, arm: str, seed: int, *, advance: Callable[[int], object]) -> Run:
         """Trains and tests one classifier; `advance` is called with the number of steps made."""
         started = time.perf_counter()
-        images, test = self.images[arm], self.inputs.test
+        images = self.images[arm]
         images.forget_seen()
         with self._leaving_no_trace():
             network = self._build(seed).to(self.device)
@@ -240,12 +243,7 @@ class Job:
                 advance=advance,
             )
             unique_real, unique_synthetic = images.seen()
-            hits, labels = correct(network, test, self.settings)
-            others = {}
-            if self.adversarial is not None:
-                withstood = robust(network, test, self.settings, seed=seed, testing=True)
-                others[ROBUST] = Correctness.of(withstood, labels, len(self.inputs.classes))
-        tested = Correctness.of(hits, labels, len(self.inputs.classes))
+            tested, others = self._tested(network, seed)
         return Run(
             arm=arm,
             seed=seed,
@@ -262,7 +260,23 @@ class Job:
             validation_curve=curves.validation,
             correct=tested.correct,
             others=others,
+            calibration_error=tested.calibration_error,
         )
+
+    def _tested(self, network: nn.Module, seed: int) -> tuple[Correctness, dict[str, Correctness]]:
+        """Results on the test images, and by name those under attack and on further sets."""
+        classes, test = len(self.inputs.classes), self.inputs.test
+
+        def result(images: Batches) -> Correctness:
+            hits, labels, confidence = judged(network, images, self.settings)
+            return Correctness.of(hits, labels, classes, confidence)
+
+        others = {}
+        if self.adversarial is not None:
+            withstood = robust(network, test, self.settings, seed=seed, testing=True)
+            others[ROBUST] = Correctness.of(withstood, test.labels(), classes)
+        others |= {name: result(images) for name, images in self.inputs.others.items()}
+        return result(test), others
 
     def facts(self, seed: int) -> dict[str, JSON]:
         """What all arms share. Builds a network, so one that cannot be built is found here."""
@@ -325,7 +339,8 @@ class Job:
         with self._leaving_no_trace():
             arms = {arm: images.fingerprint() for arm, images in self.images.items()}
             held_out = [self.inputs.test, self.inputs.validation]
-            prints = [None if images is None else fingerprint(images) for images in held_out]
+            prints: list[Any] = [images and fingerprint(images) for images in held_out]
+            prints += [[name, fingerprint(one)] for name, one in self.inputs.others.items()]
             weights = {seed: _digest_of(self._build(seed)) for seed in seeds}
         shared = {**self._shared(), "held out": prints}
         files = {}
@@ -403,6 +418,18 @@ def _checked_arms(
             "augmentation that was given, for example StandardAugment(horizontal_flip=True, ...)."
         )
     return checked
+
+
+def _checked_tests(test: Any, adversarial: Any) -> tuple[Any, dict[str, Any]]:
+    """The test set, and further ones by name."""
+    if not isinstance(test, Mapping):
+        return test, {}
+    if not test or not all(isinstance(name, str) and name for name in test):
+        raise ValueError("`test` must map at least one name, text, to a data set.")
+    if adversarial is not None and ROBUST in test:
+        raise ValueError(f"`test` has a set called {ROBUST!r}, as the result under attack is.")
+    (_, first), *others = test.items()
+    return first, dict(others)
 
 
 def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:

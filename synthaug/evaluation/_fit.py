@@ -276,7 +276,7 @@ def _step_images(
         shown = torch.cat([apply_augment(augment, pixels[:count]), plain])
         return shown, lambda logits: F.cross_entropy(logits, labels)
     mixed, partner, share = augment.mix(pixels[:count])
-    rest = torch.arange(count, len(pixels), device=device)
+    rest = torch.arange(count, len(pixels), dtype=torch.int64, device=device)
     share = torch.cat([share, torch.ones(len(rest), dtype=torch.float32, device=device)])
     partner = torch.cat([partner, rest])
 
@@ -330,21 +330,30 @@ class _Losses:
 
 
 @torch.inference_mode()
-def correct(
+def judged(
     network: nn.Module, images: Batches, settings: FitSettings
-) -> tuple[NDArray[np.bool_], Labels]:
-    """For every image whether it is classified correctly, bool (n,), and its label, int64 (n,)."""
+) -> tuple[NDArray[np.bool_], Labels, NDArray[np.float32]]:
+    """For every image whether it is classified correctly, bool (n,), its label, int64 (n,), and the
+    probability of the class that the network decides for, float32 (n,)."""
     device = device_of(network)
     network.eval()
-    hits, truth = [], []
+    hits, truth, confidence = [], [], []
     for start in range(0, len(images), _TEST_BATCH):
         pixels, labels = images.batch(0, np.arange(start, min(start + _TEST_BATCH, len(images))))
         with autocast(device, settings):
             logits = network(to_images(pixels.to(device)))
         hits.append((logits.argmax(dim=1) == labels.to(device)).cpu())
         truth.append(labels.cpu())
+        confidence.append(logits.float().softmax(dim=1).amax(dim=1).cpu())
     network.train()
-    return torch.cat(hits).numpy(), torch.cat(truth).numpy()
+    return torch.cat(hits).numpy(), torch.cat(truth).numpy(), torch.cat(confidence).numpy()
+
+
+def correct(
+    network: nn.Module, images: Batches, settings: FitSettings
+) -> tuple[NDArray[np.bool_], Labels]:
+    """For every image whether it is classified correctly, bool (n,), and its label, int64 (n,)."""
+    return judged(network, images, settings)[:2]
 
 
 def robust(

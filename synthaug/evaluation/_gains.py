@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from synthaug._types import Labels
 
 _LEVEL = 0.95
+_BINS = 15
 
 
 @final
@@ -24,16 +25,48 @@ class Correctness:
     """The same for each class; `None` for a class without images."""
     correct: str
     """For every image, in the order of the set, 1 if it is classified correctly, else 0."""
+    calibration_error: float | None = None
+    """Expected calibration error: how far confidence and accuracy are apart, in [0, 1]; `None` for
+    attacked images."""
 
     @classmethod
-    def of(cls, hits: NDArray[np.bool_], labels: Labels, num_classes: int) -> "Correctness":
-        """Sums up, for every image, whether it was classified correctly; labels are int64 (n,)."""
+    def of(
+        cls,
+        hits: NDArray[np.bool_],
+        labels: Labels,
+        num_classes: int,
+        confidence: NDArray[np.float32] | None = None,
+    ) -> "Correctness":
+        """Sums up what was decided.
+
+        Args:
+            hits: For every image, whether it was classified correctly, bool (n,).
+            labels: Classes of the images, int64 (n,).
+            num_classes: How many classes there are.
+            confidence: Probability of the class that was decided for, float32 (n,).
+        """
         by_class = [hits[labels == c] for c in range(num_classes)]
         return cls(
             accuracy=float(hits.mean()),
             class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
             correct="".join(map(str, hits.astype(int).tolist())),
+            calibration_error=None if confidence is None else calibration_error(hits, confidence),
         )
+
+
+def calibration_error(hits: NDArray[np.bool_], confidence: NDArray[np.float32]) -> float:
+    """Expected calibration error over bins of equal width (Guo et al. 2017).
+
+    The distance between mean confidence and accuracy in each of 15 bins of confidence, weighted by
+    the images in it. https://arxiv.org/abs/1706.04599
+
+    Args:
+        hits: Whether each image was classified correctly, bool (n,).
+        confidence: Probability of the class that was decided for, float (n,).
+    """
+    place = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
+    distance = np.bincount(place, confidence.astype(np.float64) - hits, minlength=_BINS)
+    return float(np.abs(distance).sum() / len(hits))
 
 
 @final
@@ -64,10 +97,17 @@ class Difference:
     """Its upper end."""
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[Correctness, Correctness]]) -> "Difference":
-        """Compares results on the same images: for every seed the arm's and the baseline's."""
-        gains = np.array([ours.accuracy - theirs.accuracy for ours, theirs in pairs])
-        return cls._from(gains, _by_image(pairs))
+    def of(cls, *sets: Sequence[tuple[Correctness, Correctness]]) -> "Difference":
+        """Compares results on the same images: for every seed the arm's and the baseline's.
+
+        Of several sets it is the gain in their mean accuracy; they should have as many images each,
+        or images count as not known.
+        """
+        by_set = [[ours.accuracy - theirs.accuracy for ours, theirs in pairs] for pairs in sets]
+        images = [_by_image(pairs) for pairs in sets]
+        if len({len(one) for one in images}) > 1:
+            images = [np.zeros(0)]
+        return cls._from(np.mean(by_set, axis=0), np.mean(images, axis=0))
 
     @classmethod
     def of_class(

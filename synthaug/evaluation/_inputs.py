@@ -266,6 +266,8 @@ class Inputs:
     added: Mapping[str, Batches]
     """Images that arms add to their batches, for those that do."""
     test: Batches
+    others: Mapping[str, Batches]
+    """Further test sets by name."""
     validation: Batches | None
     classes: tuple[str, ...]
     """Class names in the order in which labels are counted: the test set's."""
@@ -280,14 +282,24 @@ class Inputs:
         validation: Any,
         device: torch.device,
         added: Mapping[str, Any] = MappingProxyType({}),
+        others: Mapping[str, Any] = MappingProxyType({}),
     ) -> "Inputs":
         """Opens every data set; one that several arms share is read once.
+
+        Args:
+            arms: What each arm is trained on.
+            test: The test set, whose order of classes is that of the evaluation.
+            validation: Images to choose by, or `None`.
+            device: Where images in memory are held.
+            added: What some arms add to their batches.
+            others: Further test sets.
 
         Raises:
             MismatchError: If they differ in classes or image shape.
             DataError: If one cannot be read.
         """
         given = {"`test`": test, **({} if validation is None else {"`validation`": validation})}
+        given.update({_further(name): dataset for name, dataset in others.items()})
         given.update({f"Arm {name!r}": dataset for name, dataset in arms.items()})
         given.update({f"`synthetic` of arm {name!r}": dataset for name, dataset in added.items()})
         sources = {name: ImageSource.open(one, name) for name, one in given.items()}
@@ -309,10 +321,16 @@ class Inputs:
             arms={name: sets[f"Arm {name!r}"] for name in arms},
             added={name: sets[f"`synthetic` of arm {name!r}"] for name in added},
             test=sets["`test`"],
+            others={name: sets[_further(name)] for name in others},
             validation=sets.get("`validation`"),
             classes=classes,
             sets=sets,
         )
+
+
+def _further(name: str) -> str:
+    """A further test set in messages."""
+    return f"`test` {name!r}"
 
 
 def digests(dataset: Any, name: str) -> NDArray[np.uint64]:
@@ -344,13 +362,14 @@ def check_overlap(
     """
     shared: dict[str, dict[str, int]] = {}
     messages = []
-    for held_out in ("`validation`", "`test`"):
+    tests = [name for name in contents if name.startswith("`test`")]
+    for held_out in ("`validation`", *tests):
         if held_out not in contents:
             continue
         counts = {}
         places: dict[tuple[int, int], list[str]] = {}  # arms mostly share the same images
         for name, keys in contents.items():
-            if name == held_out or name == "`test`":  # `validation` against `test` counts once
+            if name == held_out or name in tests:  # `validation` against `test` counts once
                 continue
             both = np.isin(contents[held_out], keys)
             if both.any():
@@ -363,7 +382,7 @@ def check_overlap(
                 f"{', '.join(holders)} too, the first is number {example}."
             )
         if counts:
-            shared[held_out.strip("`")] = counts
+            shared[held_out.replace("`", "")] = counts
     if messages and not allow:
         raise MismatchError(
             " ".join(messages) + " Take them out of one of the two, or go on with "

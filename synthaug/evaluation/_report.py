@@ -2,6 +2,7 @@
 
 import os
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
@@ -22,6 +23,10 @@ _STEP = "optimiser step"
 
 ROBUST = "robust"
 """The result under attack, among the others of a run."""
+
+Which: TypeAlias = str | Sequence[str] | None
+"""A result by name, the mean of several, or `None` for the test images as they are."""
+_FEW_SETS = 3  # more columns would not fit
 
 Curve: TypeAlias = Literal["loss_curve", "validation_curve"]
 
@@ -61,7 +66,10 @@ class Run:
     correct: str = ""
     """For every test image 1 if it is classified correctly, else 0."""
     others: dict[str, Correctness] = field(default_factory=dict)
-    """Further results by name: "robust" is that of the test images under attack."""
+    """Further results by name: "robust" is that of the test images under attack, others are those
+    on further test sets."""
+    calibration_error: float | None = None
+    """Expected calibration error on the test images, in [0, 1]."""
 
     def tested(self, name: str | None = None) -> Correctness:
         """The result on the test images, or the further one of that name.
@@ -74,6 +82,7 @@ class Run:
                 accuracy=self.test_accuracy,
                 class_accuracies=self.class_accuracies,
                 correct=self.correct,
+                calibration_error=self.calibration_error,
             )
         if name not in self.others:
             known = ", ".join(map(repr, self.others)) or "none"
@@ -135,23 +144,35 @@ class EvaluationReport(Report):
         """Names of the results besides the accuracy on the test images, such as "robust"."""
         return list(self.runs[0].others) if self.runs else []
 
-    def accuracies(self, arm: str, result: str | None = None) -> NDArray[np.float64]:
+    def accuracies(self, arm: str, result: Which = None) -> NDArray[np.float64]:
         """Test accuracies of an arm, one per seed, float64 (seeds,) in [0, 1].
 
         Args:
             arm: Name of the arm.
-            result: One of `results`, such as "robust", in place of the test images as they are.
+            result: One of `results`, such as "robust", in place of the test images as they are; or
+                several, whose mean accuracy counts.
 
         Raises:
             ValueError: If there is no such arm or result.
         """
-        return np.array([run.tested(result).accuracy for run in self.of(arm)], np.float64)
+        names = _names(result)
+        by_run = [[run.tested(name).accuracy for name in names] for run in self.of(arm)]
+        return np.array(by_run, np.float64).mean(axis=1)
 
-    def mean(self, arm: str, result: str | None = None) -> float:
+    def calibration_errors(self, arm: str, result: Which = None) -> NDArray[np.float64]:
+        """Expected calibration errors of an arm, one per seed, float64 (seeds,); as `accuracies`.
+
+        Of several results it is their mean; of attacked images, and of reports without, NaN.
+        """
+        names = _names(result)
+        by_run = [[run.tested(name).calibration_error for name in names] for run in self.of(arm)]
+        return np.array(by_run, np.float64).mean(axis=1)
+
+    def mean(self, arm: str, result: Which = None) -> float:
         """Mean test accuracy over the seeds."""
         return float(self.accuracies(arm, result).mean())
 
-    def std(self, arm: str, result: str | None = None) -> float | None:
+    def std(self, arm: str, result: Which = None) -> float | None:
         """Sample standard deviation of the test accuracy over the seeds, with n - 1 below the line.
 
         `None` for a single seed, which has no spread.
@@ -164,7 +185,7 @@ class EvaluationReport(Report):
         arm: str,
         baseline: str | None = None,
         *,
-        result: str | None = None,
+        result: Which = None,
         class_name: str | None = None,
     ) -> Difference:
         """The arm's gain over the baseline, paired by seed and by test image.
@@ -176,8 +197,9 @@ class EvaluationReport(Report):
         Args:
             arm: Name of the arm.
             baseline: What it is compared with; by default the report's baseline.
-            result: One of `results`; by default the accuracy on the test images.
-            class_name: Counts the test images of this class only.
+            result: One of `results`, or several, whose mean counts; by default the accuracy on the
+                test images.
+            class_name: Counts images of this class only, of a single result.
 
         Raises:
             ValueError: If the two arms have no seed in common, or the class has no test image.
@@ -186,15 +208,19 @@ class EvaluationReport(Report):
         pairs = [(run, base[run.seed]) for run in self.of(arm) if run.seed in base]
         if not pairs:
             raise ValueError(f"{arm!r} and {baseline or self.baseline!r} have no seed in common.")
-        tested = [(ours.tested(result), theirs.tested(result)) for ours, theirs in pairs]
+        sets = [
+            [(ours.tested(name), theirs.tested(name)) for ours, theirs in pairs]
+            for name in _names(result)
+        ]
         if class_name is None:
-            return Difference.of(tested)
+            return Difference.of(*sets)
         if class_name not in self.classes:
             raise ValueError(f"`class_name` {class_name!r} is unknown. See the report's `classes`.")
         c = self.classes.index(class_name)
-        return Difference.of_class(tested, c, np.array(self.test_labels, np.int64) == c)
+        labels = self.test_labels if result in (None, ROBUST) else []  # of other sets not known
+        return Difference.of_class(sets[0], c, np.array(labels, np.int64) == c)
 
-    def losing_classes(self, arm: str, *, result: str | None = None) -> dict[str, Difference]:
+    def losing_classes(self, arm: str, *, result: Which = None) -> dict[str, Difference]:
         """The classes that an arm loses accuracy in, beyond chance, with their negative gains.
 
         Those whose 95 % interval, each class taken alone, is below 0: of twenty classes that
@@ -213,12 +239,17 @@ class EvaluationReport(Report):
         """A sentence on the gain of every arm: its interval, and the classes that lose."""
         notes = []
         for arm in self.arm_names if self.test_labels else ():
-            for result in (None, *self.results):
+            for title, result in self._shown():
                 gain = None if arm == self.baseline else self.difference(arm, result=result)
                 if gain is None or gain.low is None or gain.high is None:
                     continue
-                what = "accuracy" if result is None else f"{result} accuracy"
+                what = "accuracy" if result is None else f"{title} accuracy"
                 low, high = (f"{100 * bound:+.2f}" for bound in (gain.low, gain.high))
+                if result not in (None, ROBUST):
+                    notes.append(
+                        f"{arm}: the 95 % interval of its gain in {what} is {low} to {high}."
+                    )
+                    continue
                 losing = self.losing_classes(arm, result=result)
                 classes = ", ".join(f"{name} {_gain(loss)}" for name, loss in losing.items())
                 lost = f"It loses in {classes}." if classes else "No class loses beyond chance."
@@ -230,7 +261,7 @@ class EvaluationReport(Report):
     def rows(self) -> list[list[str]]:
         """The table as text, header first: a row per arm, accuracies in percent."""
         gain = f"gain over {self.baseline}"
-        others = [title for name in self.results for title in (f"{name} %", "gain")]
+        others = [title for name, _ in self._shown()[1:] for title in (f"{name} %", "gain")]
         header = ["arm", "n", "accuracy %", gain, *others, "real seen", "synthetic seen"]
         return [header, *(self._row(arm) for arm in self.arm_names)]
 
@@ -273,10 +304,19 @@ class EvaluationReport(Report):
             f"{config.test_steps} steps with {config.restarts} random starts."
         )
 
+    def _shown(self) -> list[tuple[str, Which]]:
+        """The results that have columns: title and names. Many test sets share one, their mean."""
+        further = [name for name in self.results if name != ROBUST]
+        shown: list[tuple[str, Which]] = [("test", None)]
+        shown += [(name, name) for name in self.results if name == ROBUST]
+        if len(further) <= _FEW_SETS:
+            return [*shown, *((name, name) for name in further)]
+        return [*shown, (f"mean of {len(further)} further sets", further)]
+
     def _row(self, arm: str) -> list[str]:
         runs = self.of(arm)
         measured = []
-        for result in (None, *self.results):
+        for _, result in self._shown():
             gain = "" if arm == self.baseline else _gain(self.difference(arm, result=result))
             measured += [percent(self.accuracies(arm, result)), gain]
         return [
@@ -323,16 +363,20 @@ class EvaluationReport(Report):
         rows, *notes = self._summary()
         small = [Markup("<p><small>{}</small></p>").format(text) for text in notes]
         parts: list[Part] = [rows, *small]
-        for result in (None, *self.results) if self.runs else ():
+        for title, result in self._shown() if self.runs else ():
             percent = {arm: 100 * self.accuracies(arm, result) for arm in self.arm_names}
-            label = f"{result or 'test'} accuracy in percent, one dot per seed"
+            label = f"{title} accuracy in percent, one dot per seed"
             parts.append(dot_chart(percent, x_label=label))
+        if any(run.calibration_error is not None for run in self.runs):
+            parts += [heading("Accuracy and calibration"), self._by_result()]
         if any(run.validation_curve for run in self.runs):
             parts.append(heading("Validation accuracy while training"))
             parts += self._charts("validation_curve", "accuracy in percent")
         parts += [heading("Training loss"), *self._charts("loss_curve", "cross entropy")]
-        for result in (None, *self.results):
-            kind = "Accuracy" if result is None else f"{result.capitalize()} accuracy"
+        for title, result in self._shown():
+            if not (result is None or isinstance(result, str)):
+                continue  # classes of many sets would fill pages: they are in the file
+            kind = "Accuracy" if result is None else f"{title.capitalize()} accuracy"
             by_class = table(["class", *self.arm_names], self._by_class(result))
             parts += [heading(f"{kind} by class, and gain"), by_class]
         return parts
@@ -371,6 +415,18 @@ class EvaluationReport(Report):
             spread = values.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros(len(steps))
             lines.append(Line(name=arm, x=steps, y=mean, low=mean - spread, high=mean + spread))
         return lines
+
+    def _by_result(self) -> Markup:
+        """Tabulates mean accuracy and calibration error on every set of images."""
+        rows = []
+        for result in (None, *self.results):
+            cells = []
+            for arm in self.arm_names:
+                accuracy = f"{100 * self.mean(arm, result):.1f}"
+                error = 100 * self.calibration_errors(arm, result).mean()
+                cells.append(accuracy if np.isnan(error) else f"{accuracy} (ECE {error:.1f})")
+            rows.append([result or "test", *cells])
+        return table(["images", *self.arm_names], rows)
 
     def _by_class(self, result: str | None) -> list[list[str]]:
         rows = []
@@ -421,6 +477,15 @@ class EvaluationReport(Report):
         right.grid(alpha=0.3)
         right.legend(fontsize=8)
         return save_figure(figure, path)
+
+
+def _names(result: Which) -> list[str | None]:
+    """The results that are meant."""
+    if result is None or isinstance(result, str):
+        return [result]
+    if not result:
+        raise ValueError("`result` is an empty list. Name one of the report's `results`.")
+    return list(result)
 
 
 def _gain(difference: Difference) -> str:

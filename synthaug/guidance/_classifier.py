@@ -193,7 +193,9 @@ class ClassifierGuidance:
                 f"The classifier does not know {missing[0]!r}. It knows {', '.join(place)}; the "
                 f"synthesizer draws {', '.join(classes)}."
             )
-        return torch.tensor([place[name] for name in classes], dtype=torch.int64)[labels]
+        return torch.tensor([place[name] for name in classes], dtype=torch.int64, device="cpu")[
+            labels
+        ]
 
     def criterion_of(self, output: Any, labels: Tensor) -> Tensor:
         """What is raised, (n,), for outputs of the model and labels as it counts them."""
@@ -276,7 +278,7 @@ class ClassifierPush:
             by = x.clone().requires_grad_(through)
             predicted = prediction.clone()
             if through:
-                every = torch.arange(len(x), device=x.device)
+                every = torch.arange(len(x), dtype=torch.int64, device=x.device)
                 condition = None if self.condition is None else self.condition[every]
                 predicted = self.denoiser(by, step.t, condition)
             x0 = denoised_estimate(predicted, by, step.signal, self.prediction_type)
