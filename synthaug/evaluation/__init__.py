@@ -28,6 +28,7 @@ from synthaug.evaluation._gains import Correctness, Difference
 from synthaug.evaluation._hardness import HardnessReport, score_hardness
 from synthaug.evaluation._inputs import check_overlap, digests
 from synthaug.evaluation._label_check import LabelCheck, check_labels
+from synthaug.evaluation._long_tail import long_tail
 from synthaug.evaluation._predict import class_probabilities, trained_classifier
 from synthaug.evaluation._quality import QualityReport, score_quality
 from synthaug.evaluation._reconstructions import reconstructions
@@ -59,6 +60,7 @@ __all__ = [
     "digests",
     "evaluate",
     "learning_curves",
+    "long_tail",
     "noisy_copies",
     "probabilities",
     "rare_copies",

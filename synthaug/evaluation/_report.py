@@ -168,6 +168,22 @@ class EvaluationReport(Report):
         by_run = [[run.tested(name).calibration_error for name in names] for run in self.of(arm)]
         return np.array(by_run, np.float64).mean(axis=1)
 
+    def class_accuracies(self, arm: str, result: str | None = None) -> NDArray[np.float64]:
+        """Accuracies by class, one row per seed, float64 (seeds, classes) in [0, 1].
+
+        NaN for classes without test images. Their mean over classes is the balanced accuracy, their
+        minimum that of the worst class:
+
+            by_class = report.class_accuracies("real")
+            np.nanmean(by_class, axis=1), np.nanmin(by_class, axis=1)
+            np.nanmean(by_class[:, counts < 100], axis=1)       # few training images
+
+        Args:
+            arm: Name of the arm.
+            result: One of `results`; by default the test images.
+        """
+        return np.array([run.tested(result).class_accuracies for run in self.of(arm)], np.float64)
+
     def mean(self, arm: str, result: Which = None) -> float:
         """Mean test accuracy over the seeds."""
         return float(self.accuracies(arm, result).mean())
