@@ -841,7 +841,7 @@ def test_wrong_arguments_are_named_before_any_training(
     refused("`batch_size` must be at least 1", batch_size=0)
     refused("`eval_every` must be at least 1", eval_every=0)
     refused("`learning_rate` must be positive", learning_rate=0.0)
-    refused("`learning_rate` must be positive", learning_rate=math.nan)
+    refused("`learning_rate` must be a number, got nan", learning_rate=math.nan)
     refused("`weight_decay` must not be negative", weight_decay=-1.0)
     refused("`warmup_steps` must be from 0 to `steps`=4, got 5", warmup_steps=5)
     refused("`precision` must be", precision="float16")
