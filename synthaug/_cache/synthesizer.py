@@ -37,6 +37,8 @@ class Declared:
     """The real images that it learned from."""
     in_precision: Callable[..., Any] | None
     """Makes the same synthesizer in another precision."""
+    check_rows: Callable[[Plan], None] | None
+    """Refuses to draw rows whose images would depend on more than the row."""
 
     @classmethod
     def by(cls, synthesizer: Any) -> "Declared":

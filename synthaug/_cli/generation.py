@@ -75,6 +75,8 @@ class PipelineOptions:
         negative_prompt: One for all images, or several as for --prompts.
         image_inputs: How arguments that are images are made from those of --source, for example
             '{"image": "edges"}' for a ControlNet. Known are source, edges and box.
+        row_by_row: Call the pipeline for each image alone: where its images depend on the others
+            of a call.
         arguments: Of every call of the pipeline, such as '{"height": 512}'.
         variant: Weights of this name where there are any, such as fp16.
         lora: A .safetensors file with low-rank adapters, which are merged into the weights.
@@ -87,6 +89,7 @@ class PipelineOptions:
     attributes: dict[str, list[str]] | None = None
     negative_prompt: str | list[str] | None = None
     image_inputs: dict[str, str] | None = None
+    row_by_row: bool = PROMPTS.row_by_row
     arguments: dict[str, Any] | None = None
     variant: str | None = FILES.variant
     lora: str | None = FILES.lora
@@ -104,6 +107,7 @@ class PipelineOptions:
             "negative_prompt": _texts(self.negative_prompt),
             "attributes": self.attributes,
             "image_inputs": self.image_inputs,
+            "row_by_row": self.row_by_row,
         }
         return {
             **{name: value for name, value in stated.items() if value is not None},

@@ -26,6 +26,9 @@ from synthaug.errors import CacheError, MismatchError
 
 logger = logging.getLogger("synthaug")
 
+_TRIED = 1000
+"""Rows from which a synthesizer may choose those that it tries before the job."""
+
 
 def generate(
     synthesizer: Synthesizer,
@@ -68,8 +71,9 @@ def generate(
 
     Raises:
         TypeError: For what is no synthesizer, or no plan.
-        ValueError: If the plan is empty or was made with other settings or classes, or `draw`
-            returns something that is not images in [-1, 1].
+        ValueError: If the plan is empty or was made with other settings or classes, `draw` returns
+            something that is not images in [-1, 1], or images of a pipeline depend on more than
+            their row.
         MismatchError: If the file belongs to another plan or recipe; it is left untouched.
         CacheError: If the disk cannot hold the file, or another job fills it and `wait` is false.
         DivergedError: If an image is not finite. Rows already done stay.
@@ -85,6 +89,7 @@ def generate(
         kept_at_stop(lambda: _drawn_rows(path, len(plan))),
     ):
         synthesizer, plan = as_begun(synthesizer, plan, path)
+        _try_rows(synthesizer, plan, path)
         if engine == "ray":
             engine = RayEngine()
         parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
@@ -110,6 +115,13 @@ def generate(
             with bar(len(plan), "generate", "image", initial=done, progress=progress) as shown:
                 fill(synthesizer, cache, pending, batch_size=batch_size, drawn=shown.update)
         return cache
+
+
+def _try_rows(synthesizer: Synthesizer, plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Tries some rows of a job that is about to begin, if the synthesizer draws by foreign code."""
+    check = Declared.by(synthesizer).check_rows
+    if check is not None and len(plan) and not os.path.exists(path):
+        check(plan[:_TRIED])
 
 
 def _drawn_rows(path: str | os.PathLike[str], rows: int) -> str:

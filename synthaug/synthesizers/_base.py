@@ -119,6 +119,16 @@ class AbstractSynthesizer(abc.ABC):
             "an image."
         )
 
+    def check_rows(self, plan: Plan) -> None:
+        """Tries, before a job starts, whether an image depends on its row alone.
+
+        Nothing unless overridden: where foreign code draws, it draws a few of these rows.
+
+        Raises:
+            ValueError: If an image differs when it is drawn again, or beside another row.
+        """
+        del plan
+
     def check_classes(self, rows: Plan) -> None:
         """Refuses rows of a plan about other classes than this synthesizer knows.
 

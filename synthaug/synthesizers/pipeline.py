@@ -23,10 +23,12 @@ from synthaug.errors import DataError
 from synthaug.guidance import ClassifierGuidance
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer
 from synthaug.synthesizers._diffusion import with_guidance
+from synthaug.synthesizers._labels import rows_of_classes
 from synthaug.synthesizers._loading import LoadingConfig
 from synthaug.synthesizers._parameters import RowParameter, raise_problems
 from synthaug.synthesizers._pipeline_files import load_pipeline
 from synthaug.synthesizers._pipeline_images import MADE, image_to_image, made_from
+from synthaug.synthesizers._promise import check_rows
 from synthaug.synthesizers._prompts import (
     Prompts,
     PromptTable,
@@ -37,9 +39,20 @@ from synthaug.synthesizers._prompts import (
 from synthaug.synthesizers._real import fitting_images
 from synthaug.synthesizers._sampler import GUIDANCE_SCALE
 
-_OURS = ("batch_size", "generator", "num_images_per_prompt", "output_type", "prompt", "return_dict")
+_OURS = (
+    "batch_size",
+    "class_labels",
+    "generator",
+    "num_images_per_prompt",
+    "output_type",
+    "prompt",
+    "return_dict",
+)
 """Arguments that follow from the rows."""
 _CALLBACK = "callback_on_step_end"
+
+_VERDICTS = ("nsfw_content_detected", "nsfw_detected", "watermark_detected")
+"""What safety checkers call their verdicts on the images that they blacken."""
 
 _RANGES = {
     one.name: one
@@ -89,6 +102,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
         negative_prompt: Prompts | None = None,
         image_inputs: Mapping[str, str] | None = None,
         classifier_guidance: ClassifierGuidance | None = None,
+        row_by_row: bool = False,
         **arguments: JSON,
     ) -> None:
         """Checks that rows can become calls.
@@ -109,6 +123,8 @@ class FromPipeline(AbstractSourcedSynthesizer):
                 default `{"image": "source"}`, and "box" for a mask.
             classifier_guidance: A classifier that steers the pipeline through its step callback;
                 see `ClassifierGuidance.callback`.
+            row_by_row: Call the pipeline for each row alone: for those whose images depend on the
+                others of a call, as where prompts are padded to the longest. Slower.
             arguments: For every call, such as `num_inference_steps`.
 
         Raises:
@@ -123,7 +139,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
         self.pipeline: Any = pipeline
         self.classes = tuple(map(str, classes))
         self.arguments: dict[str, Any] = dict(arguments)
-        self.image_inputs = dict(image_inputs or {})
+        self.image_inputs, self.row_by_row = dict(image_inputs or {}), row_by_row
         self.real = None
         self._text: dict[str, Any] = {
             "prompts": prompts,
@@ -159,11 +175,12 @@ class FromPipeline(AbstractSourcedSynthesizer):
         self.classifier_guidance = classifier_guidance
         if classifier_guidance is not None:
             self._check_guidable(classifier_guidance)
+        self._class_rows = self._rows_of_labels()
 
     def _made_tables(self) -> dict[str, PromptTable]:
         """The texts of the arguments `prompt` and `negative_prompt`, if the pipeline takes any."""
         if "prompt" not in self._accepted:
-            if len(self.classes) > 1:
+            if len(self.classes) > 1 and "class_labels" not in self._accepted:
                 raise ValueError(
                     f"{self._name} takes no prompt, so it knows one class; `classes` names "
                     f"{len(self.classes)}."
@@ -183,6 +200,29 @@ class FromPipeline(AbstractSourcedSynthesizer):
         for table in tables.values():
             check_lengths(table.texts, [part for part in tokenizers if part is not None])
         return tables
+
+    def _rows_of_labels(self) -> NDArray[np.int64] | None:
+        """The label of each class in the pipeline's own order; `None` if it knows no labels.
+
+        Raises:
+            ValueError: For class names that do not fit them.
+        """
+        if "class_labels" not in self._accepted:
+            return None
+        network: Any = self._parts.get("unet", self._parts.get("transformer"))
+        names = ("num_class_embeds", "num_embeds_ada_norm")
+        count = next((n for n in map(network.config.get, names) if n is not None), None)
+        if count is None:
+            if len(self.classes) > 1:
+                raise ValueError(f"{self._name} knows one class; `classes` names more.")
+            return None
+        # A DiT's pipeline keeps a table from names to labels, where the checkpoint has names.
+        words: dict[int, list[str]] = {}
+        for word, row in (vars(self.pipeline).get("labels") or {}).items():
+            words.setdefault(int(row), []).append(word)
+        labels = {str(row): ", ".join(found) for row, found in words.items()}
+        rows = rows_of_classes(Path(self._name), labels or None, self.classes, int(count))
+        return np.array(rows, np.int64)
 
     @property
     def _parts(self) -> dict[str, Any]:
@@ -233,12 +273,20 @@ class FromPipeline(AbstractSourcedSynthesizer):
                     f"{', '.join(n for n in self._accepted if n not in _OURS)}."
                 )
 
+    @property
+    def _kept(self) -> dict[str, Any]:
+        """Settings of ours that a changed copy has too."""
+        return {
+            **self._text,
+            "classifier_guidance": self.classifier_guidance,
+            "row_by_row": self.row_by_row,
+        }
+
     def with_settings(self, **settings: Any) -> "FromPipeline":
         """The same with other arguments, or other `prompts`, `attributes`, `negative_prompt`."""
         stated = {
-            **self._text,
+            **self._kept,
             "image_inputs": self.image_inputs,
-            "classifier_guidance": self.classifier_guidance,
             **self.arguments,
             **settings,
         }
@@ -292,11 +340,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
         }
         arguments = {name: arguments[name] for name in arguments if name not in left_out}
         made = FromPipeline(
-            pipeline,
-            self.classes,
-            image_inputs=images,
-            classifier_guidance=self.classifier_guidance,
-            **{**self._text, **arguments},
+            pipeline, self.classes, **{**self._kept, "image_inputs": images, **arguments}
         )
         if open_ := sorted(made._required_images() - {*images, *arguments}):
             raise ValueError(
@@ -421,12 +465,16 @@ class FromPipeline(AbstractSourcedSynthesizer):
     @torch.inference_mode()
     def _call(self, rows: Plan, own: Mapping[str, float]) -> Images:
         """The images of rows whose call has the arguments `own` in common."""
+        if self.row_by_row and len(rows) > 1:
+            return torch.cat([self._call(row, own) for row in rows.batches(1)])
         inputs: dict[str, Any] = {
             name: [value] * len(rows) if isinstance(value, str) and "prompt" in name else value
             for name, value in self.arguments.items()  # one prompt of any kind for each image
         }
         if not self._tables and "batch_size" in self._accepted:
             inputs["batch_size"] = len(rows)
+        if self._class_rows is not None:
+            inputs["class_labels"] = self._class_rows[rows["label"]].tolist()
         for name, table in self._tables.items():
             numbers = table.numbers(rows["label"], rows.columns.get(name))
             inputs[name] = [table.texts[number] for number in numbers.tolist()]
@@ -438,8 +486,9 @@ class FromPipeline(AbstractSourcedSynthesizer):
             inputs[_CALLBACK] = self.classifier_guidance.callback(labels, self.classes)
         with torch_defaults():
             output = self.pipeline(**inputs)
-        # Only pipelines with a safety checker have this in their output.
-        flagged = np.flatnonzero(getattr(output, "nsfw_content_detected", None) or ())
+        # Only pipelines with a safety checker have these in their output.
+        verdicts = (getattr(output, name, None) or [False] for name in _VERDICTS)
+        flagged = np.flatnonzero(np.any(np.broadcast_arrays(*verdicts), axis=0))
         if len(flagged):
             raise DataError(
                 f"The safety checker of {self._name} blackened {len(flagged)} of {len(rows)} "
@@ -448,6 +497,24 @@ class FromPipeline(AbstractSourcedSynthesizer):
             )
         images = torch.from_numpy(np.asarray(output.images, np.float32))
         return images.permute(0, 3, 1, 2) * 2 - 1  # NHWC => NCHW
+
+    def check_rows(self, plan: Plan) -> None:
+        """See `AbstractSynthesizer.check_rows`: draws one row twice alone, and once beside another.
+
+        In half precision images differ more in other company, from rounding.
+        """
+        texts = [""] * len(plan)
+        if "prompt" in self._tables:
+            table = self._tables["prompt"]
+            numbers = table.numbers(plan["label"], plan.columns.get("prompt"))
+            texts = [table.texts[number] for number in numbers.tolist()]
+        whole = all(
+            weight.dtype == torch.float32
+            for part in self._parts.values()
+            if isinstance(part, nn.Module)
+            for weight in part.parameters()
+        )
+        check_rows(self.draw, plan, texts, name=self._name, tolerance=4 if whole else 32)
 
     # -- identity and files ----------------------------------------------------------------------
 
@@ -473,6 +540,8 @@ class FromPipeline(AbstractSourcedSynthesizer):
         }
         if self.real is not None:
             settings["image_inputs"] = self.image_inputs
+        if self.row_by_row:
+            settings["row_by_row"] = True
         recipe: dict[str, JSON] = {
             "synthesizer": "FromPipeline",
             "settings": settings,
@@ -533,7 +602,7 @@ def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(type(pipeline).__call__).parameters)
     found.pop("self", None)
     missing = {"generator", "output_type"} - set(found)
-    if missing or not {"prompt", "batch_size", "image"} & set(found):
+    if missing or not {"prompt", "batch_size", "class_labels", "image"} & set(found):
         raise ValueError(
             f"{type(pipeline).__name__} cannot be called with one generator per image, as a "
             "diffusers pipeline can that makes images from text, from noise or from images."
