@@ -167,7 +167,7 @@ def test_it_is_a_module_without_weights_and_says_what_it_is(transform, name):
     assert not transform.state_dict()
     assert not list(transform.parameters())
     settings = {
-        "ColdRestore": "severity_range=(0.2, 0.2), p=1.0",
+        "ColdRestore": "p=1.0, severity_range=(0.2, 0.2)",
         "MixSynthetic": "fraction=1.0",
         "SyntheticVariant": "p=1.0, on_missing=keep",
     }

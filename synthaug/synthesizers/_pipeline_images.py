@@ -29,7 +29,8 @@ def _edges(pixels: Pixels, seeds: NDArray[np.uint64]) -> Pixels:
     """
     del seeds
     brightness = pixels.float().mean(1, keepdim=True) / 255
-    smooth, slope = torch.tensor([1.0, 2.0, 1.0]) / 4, torch.tensor([-1.0, 0.0, 1.0]) / 2
+    smooth = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float32, device="cpu") / 4
+    slope = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float32, device="cpu") / 2
     kernels = torch.stack([smooth.outer(slope), slope.outer(smooth)])[:, None]
     padded = torch.nn.functional.pad(brightness, (1, 1, 1, 1), mode="replicate")
     steep = torch.nn.functional.conv2d(padded, kernels).norm(dim=1, keepdim=True) > _OUTLINE
@@ -40,7 +41,7 @@ def _box(pixels: Pixels, seeds: NDArray[np.uint64]) -> Pixels:
     """Masks, uint8 (n, 1, H, W): 255 in a box with a quarter to three quarters of each side."""
     n, _, height, width = pixels.shape
     drawn = rand(streams(seeds ^ _MASKS), (4,))
-    masks = torch.zeros(n, 1, height, width, dtype=torch.uint8)
+    masks = torch.zeros(n, 1, height, width, dtype=torch.uint8, device="cpu")
     for mask, (tall, wide, down, right) in zip(masks, drawn.tolist(), strict=True):
         rows, columns = round(height * (0.25 + tall / 2)), round(width * (0.25 + wide / 2))
         top, left = int(down * (height - rows + 1)), int(right * (width - columns + 1))
