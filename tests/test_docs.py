@@ -319,6 +319,7 @@ def test_pages_that_are_run_elsewhere_are(page):
 
 
 @pytest.mark.filterwarnings("ignore")  # of toy sizes
+@pytest.mark.usefixtures("short_audits")
 @pytest.mark.parametrize("page", [p for p in PAGES if "```" in (ROOT / p).read_text()])
 def test_the_code_of_a_page_runs(page, world, tmp_path, monkeypatch):
     small(monkeypatch)
