@@ -99,10 +99,8 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             )
             contest = _contest(sets, settings, together, len(decoys))
             pool = _pool(sets, settings, rows, null, withdrawn)
-        copies = [
-            _planted(kind, T, originals, settings.seed)
-            for kind in _kinds(T, float(np.median(isolated)))
-        ]
+        kinds = _kinds(T, float(np.median(isolated)))
+        copies = [_planted(kind, T, originals, settings.seed) for kind in kinds]
         counter.set_description(f"audit, {num_copies:,} planted copies")
         planted, *isolated = matcher.ask(
             matcher.compare(joined([made for _, made in copies])),

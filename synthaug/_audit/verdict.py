@@ -330,12 +330,7 @@ def _doubts(
         ]
     doubts = _unranked(findings, counts)
     if missing:
-        named = f"'{missing[0]}'" + (", for example" if len(missing) > 1 else "")
-        doubts.append(
-            f"{amount(len(missing), 'synthetic class')} {'has' if len(missing) == 1 else 'have'} "
-            f"no held-out images: {named}. So classes were not told apart. Hold out images of "
-            "every class, or give folders that are no classes the same name."
-        )
+        doubts.append(_without_holdout(missing))
     if findings.leaning:
         doubts.append(
             "The synthetic images lean to the training images: these are their closest real images "
@@ -376,6 +371,16 @@ def _doubts(
             f"{limit:,}. Hold out more images."
         )
     return doubts
+
+
+def _without_holdout(missing: Sequence[str]) -> str:
+    """Names the synthetic classes of which nothing is held out."""
+    named = f"'{missing[0]}'" + (", for example" if len(missing) > 1 else "")
+    return (
+        f"{amount(len(missing), 'synthetic class')} {'has' if len(missing) == 1 else 'have'} "
+        f"no held-out images: {named}. So classes were not told apart. Hold out images of "
+        "every class, or give folders that are no classes the same name."
+    )
 
 
 def chance_of_all_closest(num_copies: int, num_rows: int, num_holdout: int) -> float:

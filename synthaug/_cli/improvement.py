@@ -56,9 +56,31 @@ class RecipeOptions:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Other images.
+
+    Args:
+        validation: Images to choose by; by default some of DATA are set aside.
+        test: Images that are looked at once, at the end; by default some of DATA are set aside.
+    """
+
+    validation: str | None = IMPROVE.validation
+    test: str | None = IMPROVE.test
+
+    def opened(self, files: FileOptions, real: Any) -> dict[str, Any]:
+        """Arguments of `improve`; images are brought to the shape of the training images."""
+        shape, classes = real.image_shape, real.classes
+        return {
+            name: None if spec is None else files.shaped(spec, shape, classes)
+            for name, spec in vars(self).items()
+        }
+
+
 def improve(
     data: str,
     out: str,
+    splits: SplitOptions,
     recipes: RecipeOptions,
     search: SearchOptions,
     classifiers: ClassifierOptions,
@@ -67,8 +89,6 @@ def improve(
     images: ImageOptions,
     files: FileOptions,
     *,
-    validation: str | None = IMPROVE.validation,
-    test: str | None = IMPROVE.test,
     dry_run: bool = IMPROVE.dry_run,
     call: Call,
 ) -> Result:
@@ -79,6 +99,7 @@ def improve(
     Args:
         data: Labelled training images.
         out: Folder for all that is made, and the report: OUT/improve.html and OUT/improve.json.
+        splits: What is chosen and tested by.
         recipes: Where synthetic images come from.
         search: How recipes are tried.
         classifiers: What is trained on images.
@@ -86,14 +107,11 @@ def improve(
         network: What draws the images.
         images: Their shape.
         files: For folders.
-        validation: Images to choose by; by default some of DATA are set aside.
-        test: Images that are looked at once, at the end; by default some of DATA are set aside.
         dry_run: Measure what one step costs, say what would be done, and stop.
     """
     from synthaug.improvement._run import improve as run
 
     real = images.load(data, files)
-    shape, classes = real.image_shape, real.classes
     config = configured(
         ImproveConfig,
         search,
@@ -111,11 +129,10 @@ def improve(
     report = run(
         real,
         out,
-        validation=None if validation is None else files.shaped(validation, shape, classes),
-        test=None if test is None else files.shaped(test, shape, classes),
         recipes=recipes.recipes(network),
         config=config,
         dry_run=dry_run,
+        **splits.opened(files, real),
     )
     record = {
         "verdict": report.verdict,

@@ -166,12 +166,7 @@ def select(
         DataError: If a class has too few real images.
     """
     share = isinstance(keep, float)
-    check_within("(0, 1]", "Or give a whole number of images.", keep=keep if share else None)
-    check_whole(1, keep=None if share else keep)
-    named = [rule if isinstance(rule, str) else _name(rule) for rule in rules]
-    for rule in rules:
-        if isinstance(rule, str):
-            check_choice(RULES, rules=rule)
+    named = _checked_names(keep, rules)
     source = ImageSource.open(real, "`real`")
     table = class_table(cache, source.named_classes())
     _check_shapes(cache, source)
@@ -216,6 +211,17 @@ def select(
         },
         pictures=_examples(cache, taken, [*named, "number"]),
     )
+
+
+def _checked_names(keep: float | int, rules: Sequence[str | Rule]) -> list[str]:
+    """Names of the rules, once they and the number are found good."""
+    share = isinstance(keep, float)
+    check_within("(0, 1]", "Or give a whole number of images.", keep=keep if share else None)
+    check_whole(1, keep=None if share else keep)
+    for rule in rules:
+        if isinstance(rule, str):
+            check_choice(RULES, rules=rule)
+    return [rule if isinstance(rule, str) else _name(rule) for rule in rules]
 
 
 def _kept(
