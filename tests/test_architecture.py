@@ -120,7 +120,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_gains": {"_cli", "evaluation"},
     "test_hardness": {"_datasets", "evaluation"},
     "test_html": {"_support"},
-    "test_improve": {"_images", "improvement"},
+    "test_improve": {"_cache", "_images", "improvement"},
     "test_hub": {"_training"},
     "test_label_check": {"evaluation"},
     "test_large_plans": {"_audit", "_cache", "_plan"},

@@ -11,6 +11,7 @@ from torch import nn
 
 import synthaug
 from synthaug import AuditReport, ClassifierConfig, Plan, improve
+from synthaug._cache import State
 from synthaug._images.source import ImageSource
 from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation import AdversarialConfig, EvaluationReport, Run
@@ -151,6 +152,14 @@ def test_the_lines_to_paste_serve_what_a_real_audit_passed(tmp_path, monkeypatch
     names: dict[str, Any] = {"synthaug": synthaug, "train": real(8, 0)}
     exec("\n".join(answer.lines().splitlines()[:2]), names)
     assert len(names["mixed"]) == 8
+
+
+def test_what_an_earlier_round_withheld_stays_withheld(found):
+    _, report = found
+    whole = synthaug.SynthCache(report.rounds[1].cache)
+    assert len(whole) == 160
+    # The stand-in of an audit passes all but the first image of the whole, and of the first round.
+    assert np.flatnonzero(whole.state == State.WITHDRAWN).tolist() == [0]
 
 
 def test_rerun_nothing_is_made_anew_and_the_answer_is_the_same(found):

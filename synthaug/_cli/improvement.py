@@ -144,6 +144,10 @@ def improve(
     next = ""
     if report.verdict == "planned":
         next = next_line("improve", data, out, "--minutes", f"{config.minutes:g}")
-    elif report.rounds:
+    elif report.verdict == "use":
         next = next_line("cite", [one for one in report.rounds if one.kept][-1].cache)
+    elif report.verdict == "none":
+        next = "Next: train on the real images alone."
+    else:
+        next = "Next: give more images with --validation and --test, in another folder OUT."
     return published(report, call, str(Path(out) / "improve"), record, next=next)

@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from synthaug._audit import AuditReport, audit
-from synthaug._cache import SynthCache, merge
+from synthaug._cache import State, SynthCache, merge
 from synthaug._generate import generate
 from synthaug._images.source import ImageSource
 from synthaug._plan import Plan
@@ -95,9 +95,13 @@ class RecipeImages:
         if len(parts) == 1:
             return parts[0]
         path = self.folder / f"rounds-{len(parts)}.h5"
-        if path.exists() and (whole := SynthCache(path)).done.all():
-            return whole
-        return merge([part.path for part in parts], path, progress=self._progress)
+        whole = SynthCache(path) if path.exists() else None
+        if whole is None or (whole.state == State.PENDING).any():
+            whole = merge([part.path for part in parts], path, progress=self._progress)
+        # What an earlier audit withheld is not served because a later one has more rows to judge.
+        before = self.cache(counts[:-1])
+        whole.withdraw(np.flatnonzero(~self.audited(before).passed))
+        return whole
 
     def _round(self, number: int, counts: Mapping[str, int]) -> SynthCache:
         recipe = self.recipe
