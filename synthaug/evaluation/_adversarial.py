@@ -2,8 +2,8 @@
 
 Madry et al. 2018, https://arxiv.org/abs/1706.06083: the largest loss within `epsilon` of an image,
 in the maximum norm, is sought by a few steps along the sign of the gradient, each projected back
-into the box and into the range of pixels; the network is trained on what they find. Libraries of
-attacks exist, but those that are light are no longer maintained, and this one is twenty lines.
+into the box and into the range of pixels; the network is trained on what they find. A library of
+attacks would be a dependency for these twenty lines.
 """
 
 import copy
