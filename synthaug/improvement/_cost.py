@@ -19,7 +19,7 @@ from synthaug.improvement._config import ImproveConfig
 from synthaug.improvement._recipes import SAMPLER, TRAINED, RecipeImages
 from synthaug.synthesizers import ClassConditional
 
-_FEW, _MORE = 2, 8
+_FEW, _MORE = 2, 17
 """Steps of two short trainings, whose difference is the cost of steps alone."""
 _BATCH, _SECONDS = 64, 10.0
 
@@ -157,7 +157,8 @@ def _of_classifier(real: ImageSource, validation: ImageSource, config: ImproveCo
 
 
 def _extrapolated(train: Callable[[int], object], steps: int) -> float:
-    """Seconds of a training, from two short ones."""
+    """Seconds of a training, from two short ones after one that warms up."""
+    train(_FEW)
     seconds = []
     for few in (_FEW, _MORE):
         started = time.perf_counter()
