@@ -156,7 +156,8 @@ def test_training_sees_attacked_images_only_and_tests_clean_ones_too(
     class Watched(nn.Module):
         def __init__(self, num_classes: int, image_shape: tuple[int, int, int]) -> None:
             super().__init__()
-            self.net, self.seen = linear(num_classes, image_shape), []  # type: ignore[var-annotated]
+            self.net = linear(num_classes, image_shape)
+            self.seen: list[Any] = []
             networks.append(self)
 
         def forward(self, images: Tensor) -> Tensor:
@@ -247,7 +248,8 @@ def test_every_batch_has_exactly_the_share_and_the_real_order_stays() -> None:
     class Shown(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.seen = nn.Linear(90, 3), []  # type: ignore[var-annotated]
+            self.net = nn.Linear(90, 3)
+            self.seen: list[Any] = []
 
         def forward(self, x: Tensor) -> Tensor:
             self.seen.append(((x[:, 0, 0, 0] + 1) * 127.5).round().int().tolist())

@@ -114,11 +114,8 @@ class Difference:
         cls, pairs: Sequence[tuple[Correctness, Correctness]], c: int, rows: NDArray[np.bool_]
     ) -> "Difference":
         """The same for the images of one class, which are those of the mask."""
-        gains = [
-            ours.class_accuracies[c] - theirs.class_accuracies[c]  # type: ignore[operator]
-            for ours, theirs in pairs
-            if None not in (ours.class_accuracies[c], theirs.class_accuracies[c])
-        ]
+        both = [(ours.class_accuracies[c], theirs.class_accuracies[c]) for ours, theirs in pairs]
+        gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
         if not gains:
             raise ValueError(f"Class {c} has no test image.")
         images = _by_image(pairs)

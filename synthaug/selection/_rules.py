@@ -57,8 +57,9 @@ class Candidates:
     def _features(self) -> tuple[Features, Features]:
         extractor, judges = self.extractor, self.judges
         if extractor is None:
-            settings: dict[str, object] = {"seed": judges.seed, "progress": judges.progress}
-            network = trained_classifier(self.real, config=judges.config, **settings)  # type: ignore[arg-type]
+            network = trained_classifier(
+                self.real, config=judges.config, seed=judges.seed, progress=judges.progress
+            )
             extractor = classifier(network, device=next(network.parameters()).device)
         return extract(extractor, self.cache.read(self.rows)), extract(
             extractor, self.real.pixels()
