@@ -325,14 +325,17 @@ def test_the_bound_of_no_gain_is_above_zero_as_rarely_as_it_says():
         hard = rng.normal(0, 1, 60)
         runs = []
         for arm in ("a", "b"):
-            tilt = 0.3 * rng.normal(0, 1, 60)  # the arm's own luck with these images
+            tilt = rng.normal(0, 1, 60)  # the arm's own luck with these images
             for seed in range(4):
-                shift = 0.2 * rng.normal()
-                runs.append(outcome(arm, seed, hard + tilt + shift + rng.normal(0, 1, 60) > 0))
+                shift = 0.05 * rng.normal()
+                runs.append(
+                    outcome(arm, seed, hard + tilt + shift + 0.5 * rng.normal(0, 1, 60) > 0)
+                )
         report = EvaluationReport(runs=runs, classes=[], settings={}, arms={}, baseline="a")
         low = Gain.of(report, "b", "a", 0.95).low
         assert low is not None
         false += low > 0
+    # Bounds over seeds alone, which share the arm's luck, were wrong in 80 of 400.
     assert false <= 33  # of 400 at 0.05: 20 expected, more than 33 in one of 500 such tests
 
 
