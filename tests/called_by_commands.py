@@ -4,7 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import synthaug
-from synthaug import caches, evaluation, improvement, memorization, sweeps, synthesizers
+from synthaug import (
+    caches,
+    evaluation,
+    improvement,
+    memorization,
+    selection,
+    sweeps,
+    synthesizers,
+)
 from synthaug._demo import DemoSettings, demo
 from synthaug._training.network_config import LabeledConfig
 from synthaug.synthesizers.cold._config import RestorerConfig
@@ -73,6 +81,7 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
         synthaug.load_dataset,
         caches.RayEngine,
     ),
+    "select": (selection.select, synthaug.ClassifierConfig, synthaug.load_dataset),
     "evaluate": (
         synthaug.evaluate,
         synthaug.ClassifierConfig,

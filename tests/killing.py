@@ -61,6 +61,10 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     ),
     "split": ("split", SETS[0], "parts"),
     "audit": ("audit", "c.h5", SETS[0], "--holdout", SETS[1], *REPORT),
+    "select": (
+        *("select", "c.h5", "--real", SETS[0], "--rules", "label,distinct", "--keep", "1"),
+        *("--steps", "2", "--features", "pixels:2", *FLOAT, *REPORT),
+    ),
     "evaluate": ("evaluate", SETS[0], "c.h5", SETS[2], "--batch-size", "8", *ONCE, *REPORT),
     "evaluate labels": (
         *("evaluate", "labels", "c.h5", SETS[0], "--percentile", "50", *ONCE, *REPORT),

@@ -32,6 +32,7 @@ from synthaug._cli.training import METHODS as TRAININGS
 from synthaug._cli.training import _warn_of_few_steps
 from synthaug.errors import CacheError
 from synthaug.features import TorchModule
+from synthaug.selection import ImageSelection
 from synthaug.synthesizers import ClassConditional, DiffusionInversion, SamplerConfig
 from synthaug.synthesizers.inversion import _fit as _inversion_fit
 from tests.command_line import answer, check_answer, fail, run, spy, succeed
@@ -351,7 +352,7 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     assert message.startswith("The report judges another cache")
 
 
-def test_labels_are_checked_and_an_autoencoder_has_an_arm_of_its_own(work, cache, caplog):
+def test_labels_are_checked_images_selected_and_an_autoencoder_has_an_arm(work, cache, caplog):
     from diffusers import AutoencoderKL
 
     train, test = f"folder:{work / 'train'}", f"folder:{work / 'test'}"
@@ -362,12 +363,31 @@ def test_labels_are_checked_and_an_autoencoder_has_an_arm_of_its_own(work, cache
     assert "Training 1 classifier on the real images, 1 step each." in caplog.text
     withheld = json.loads((work / "labels.json").read_text())["withheld"]
     assert len(withheld) == 3 * (5 // 2)  # of every class half, rounded down
+    select = ("select", cache, "--real", train, "--keep", 4, "--features", "pixels:2")
+    out = ("--steps", 1, "--device", "cpu", "--out", work / "chosen")
+    planned = succeed(*select, "--rules", "label,mmd", *out, "--dry-run")
+    assert planned.startswith("Rules: label, mmd. Classifiers: 2.\nclass  images  to keep\ncat")
+    assert not list(work.glob("chosen*"))
+    check_answer("select", *select[1:], "--rules", "none", *out)
+    chosen = ImageSelection.from_json(work / "chosen.json")
+    assert chosen.counts["kept"].tolist() == [4, 4, 4]
+    assert "Taken by number" in (work / "chosen.html").read_text()
+    by = ("--selection", work / "chosen.json")
     text = succeed(
-        "evaluate", train, cache, test, "--labels", work / "labels.json",
+        "evaluate", train, cache, test, "--labels", work / "labels.json", *by,
         "--autoencoder", work / "vae", "--batch-size", 4, *once, work / "ceiling",
     )  # fmt: skip
     assert "real, decoded" in text
-    assert "6 withheld" in (work / "ceiling.json").read_text()
+    served = chosen.passed.copy()
+    served[withheld] = False
+    assert f"{15 - served.sum()} withheld" in (work / "ceiling.json").read_text()
+    export = ("cache", "export", cache, work / "chosen", "--format", "folder")
+    assert succeed(*export, *by).startswith("12 images")
+    other = work / "one.h5"
+    succeed("generate", work / "run", other, "--per-class", 1, *DRAW)
+    message = fail(2, "cache", "export", other, work / "one", *export[4:], *by)
+    assert message.startswith(f"{work / 'chosen.json'} judges another cache:\n")
+    assert message.endswith("\nMake it anew for this cache, or leave it out.")
     assert "exactly one of `--threshold` and `--percentile`" in fail(
         2, "evaluate", "labels", cache, train
     )

@@ -70,9 +70,11 @@ def test_one_name_means_one_kind_of_value_in_all_commands():
     for function in EVERY.values():
         for argument in arguments(function):
             found.setdefault(argument.name, set()).update(plain_types(argument.type))
-    # `split --test 0.2` makes the test images that all other commands take.
+    # `split --test 0.2` makes the test images that all other commands take; `select --keep 0.25` is
+    # a share, `--keep 500` a number.
     assert {name: kinds for name, kinds in found.items() if len(kinds) > 1} == {
-        "test": {float, str}
+        "test": {float, str},
+        "keep": {float, int},
     }
 
 

@@ -70,11 +70,11 @@ DIFFERENT = {
 """Why a default differs between the shell and what it calls, by option and name there."""
 SHELL_ONLY = {
     "accept", "allow_overlap", "arguments", "audit", "augmentations", "autoencoder", "cache",
-    "classifier", "condition", "degradation_settings", "device", "estimate", "features",
+    "classifier", "condition", "degradation_settings", "device", "dry_run", "estimate", "features",
     "features_dir", "fraction", "generator_licence", "generator_steps", "labels", "link",
     "method", "others", "out", "padding",
-    "ratios", "seed", "sheet", "source", "source_licence", "trial", "trust_torchscript",
-    "validation",
+    "ratios", "seed", "selection", "sheet", "source", "source_licence", "trial",
+    "trust_torchscript", "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),
 }  # fmt: skip
 """Options without a parameter of the name in what is called: objects in Python, or texts."""

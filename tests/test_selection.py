@@ -179,8 +179,17 @@ def test_a_selection_stands_beside_an_audit_and_refuses_another_cache(tmp_path, 
     report = chosen(cache, real, "support")
     mixed = MixedDataset(real, cache, audit=None, fraction=1.0, filters=[report])
     assert set(mixed.synthetic_rows().tolist()) == {0, 1, 3, 4}
+    audit = chosen(cache, real)
+    audit.taken_by[0] = 0
+    joined = report.with_audit(audit.changed(verdict="pass"))
+    assert np.flatnonzero(joined.passed).tolist() == [1, 3, 4]
+    assert joined.verdict == "pass"
+    again = ImageSelection.from_json(joined.to_json(tmp_path / "joined.json"))
+    assert (again.passed == report.passed).all()
     other = cache_of(tmp_path, [20, 22, 95, 30], [200, 210, 255])
-    with pytest.raises(MismatchError, match="judges another cache"):
+    with pytest.raises(MismatchError, match="audit judges another cache than the selection"):
+        report.with_audit(chosen(other, real))
+    with pytest.raises(MismatchError, match="Judge this cache, or leave the filter out"):
         MixedDataset(real, other, audit=None, fraction=1.0, filters=[report])
 
 

@@ -180,7 +180,12 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
             f"`audit` is a {type(audit).__name__}, expected a report or None. Make one with "
             '`synthaug.audit(...)`, or read one with `synthaug.AuditReport.from_json("PATH.json")`.'
         )
-    check_identity(synthetic, audit, "The report")
+    check_identity(
+        synthetic,
+        audit,
+        "The report",
+        "Audit this cache, or pass `audit=None` to use it unaudited.",
+    )
     passed = np.asarray(audit.passed, bool)
     if passed.shape != done.shape:
         raise MismatchError(
@@ -251,8 +256,37 @@ def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
     return np.array([place.get(name, -1) for name in theirs], np.int64)
 
 
-def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: str) -> None:
+def passed_too(report: Verdicts, identity: dict[str, JSON], name: str) -> NDArray[np.bool_]:
+    """Rows that an audit passed too, bool (N,), for another judgment of the same images.
+
+    Args:
+        report: The audit.
+        identity: Of the images that were judged otherwise.
+        name: That judgment, for a message: "label check".
+
+    Raises:
+        MismatchError: For a report about another cache.
+    """
+    if report.identity != identity:
+        raise MismatchError(
+            f"The audit judges another cache than the {name}. Make both about one cache."
+        )
+    return np.asarray(report.passed, bool)
+
+
+def check_identity(
+    synthetic: SyntheticImages,
+    report: Verdicts | Scored,
+    name: str,
+    remedy: str = "Score this cache.",
+) -> None:
     """Refuses a report about other images.
+
+    Args:
+        synthetic: A cache.
+        report: Of these images, if all is well.
+        name: What a message calls it, at the head of a sentence.
+        remedy: What it says is to be done.
 
     Raises:
         MismatchError: Naming what differs.
@@ -264,11 +298,6 @@ def check_identity(synthetic: SyntheticImages, report: Verdicts | Scored, name: 
             for key in sorted({*ours, *theirs})
             if ours.get(key) != theirs.get(key)
         ]
-        remedy = (
-            "Audit this cache, or pass `audit=None` to use it unaudited."
-            if isinstance(report, Verdicts)
-            else "Score this cache."
-        )
         raise MismatchError(f"{name} judges another cache:\n" + "\n".join(lines) + f"\n{remedy}")
 
 

@@ -34,6 +34,7 @@ from synthaug._cli.inversion import invert
 from synthaug._cli.memorization import evaluate_canaries, evaluate_membership
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
 from synthaug._cli.scores import evaluate_density, evaluate_quality
+from synthaug._cli.selection import select
 from synthaug._cli.splitting import split
 from synthaug._cli.sweep import sweep
 from synthaug._cli.training import train
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Any] = {
     "plan": plan,
     "generate": generate,
     "audit": audit,
+    "select": select,
     "evaluate": evaluate,
     "evaluate canaries": evaluate_canaries,
     "evaluate density": evaluate_density,

@@ -30,3 +30,32 @@ def next_line(*words: str) -> str:
 def next_audit(cache: str, train: str | None = None) -> str:
     """The line that comes after a cache was made."""
     return next_line("audit", cache, train or "TRAIN", "--holdout", "HOLDOUT")
+
+
+def verdicts(
+    cache: Any, *, audit: str | None, labels: str | None = None, selection: str | None = None
+) -> Any:
+    """Which images of a cache may be served, by the files that were written about it.
+
+    Args:
+        cache: The cache.
+        audit: An audit's report.
+        labels: What `evaluate labels` wrote.
+        selection: What `select` wrote.
+
+    Returns:
+        A report that joins them, or `None` if there is none.
+    """
+    from synthaug._audit import AuditReport
+    from synthaug._cache.serving import check_identity
+    from synthaug.evaluation import LabelCheck
+    from synthaug.selection import ImageSelection
+
+    joined: Any = None if audit is None else AuditReport.from_json(audit)
+    for path, kind in ((labels, LabelCheck), (selection, ImageSelection)):
+        if path is not None:
+            report: Any = kind.from_json(path)
+            remedy = "Make it anew for this cache, or leave it out."
+            check_identity(cache, report, path, remedy)
+            joined = report if joined is None else report.with_audit(joined)
+    return joined

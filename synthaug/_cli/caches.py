@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from synthaug._cli.arguments import contents, names, next_audit, next_line
+from synthaug._cli.arguments import contents, names, next_audit, next_line, verdicts
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import FileOptions, ImageOptions, LicenceOptions
@@ -86,6 +86,7 @@ def export(
     *,
     format: Literal["folder", "webdataset", "huggingface", "hdf5"],
     audit: str | None = None,
+    selection: str | None = None,
 ) -> Result:
     """Write the images of a cache for other tools, marked as synthetic.
 
@@ -97,18 +98,18 @@ def export(
         format: folder has one folder of PNG files per class, webdataset tar files, huggingface a
             data set directory with a card, and hdf5 a compressed copy of the whole cache.
         audit: JSON report of the cache; images that it did not pass are left out.
+        selection: JSON that select wrote about the cache; what it did not keep is left out.
     """
     import numpy as np
 
-    from synthaug._audit import AuditReport
     from synthaug._cache import SynthCache
     from synthaug._cache import export as run
     from synthaug._cache.serving import servable
 
     opened = SynthCache(cache)
-    rows = None
-    if audit is not None:
-        rows = np.flatnonzero(servable(opened, AuditReport.from_json(audit)).mask)
+    rows, report = None, verdicts(opened, audit=audit, selection=selection)
+    if report is not None:
+        rows = np.flatnonzero(servable(opened, report).mask)
     run(opened, out, format=format, rows=rows, progress=True)
     images = int(opened.done.sum()) if rows is None else len(rows)
     record = {"out": out, "format": format, "images": images}

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from synthaug._cli.arguments import names, next_line
+from synthaug._cli.arguments import names, next_line, verdicts
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import EVALUATION, FileOptions
@@ -25,6 +25,7 @@ class ArmOptions:
     Args:
         audit: JSON report of the cache; the images it withholds are left out.
         labels: JSON that evaluate labels wrote about the cache; what it withheld is left out.
+        selection: JSON that select wrote about the cache; what it did not keep is left out.
         autoencoder: A latent diffusion checkpoint. Adds an arm of real images that its autoencoder
             encoded and decoded: the ceiling of the images that such a model draws.
         fraction: Share of the real images replaced by synthetic ones in the mixed arm.
@@ -38,6 +39,7 @@ class ArmOptions:
 
     audit: str | None = None
     labels: str | None = None
+    selection: str | None = None
     autoencoder: str | None = None
     fraction: float = 0.5
     share: float | None = None
@@ -55,7 +57,7 @@ class ArmOptions:
             standard_arms,
         )
 
-        report = self._verdicts()
+        report = verdicts(cache, audit=self.audit, labels=self.labels, selection=self.selection)
         if self.ratios is None:
             synthetic = MixedDataset(images, cache, audit=report, fraction=1.0)
             mixed: Any
@@ -75,17 +77,6 @@ class ArmOptions:
         if self.autoencoder is not None:
             arms["real, decoded"] = reconstructions(images, self.autoencoder, device=device)
         return arms
-
-    def _verdicts(self) -> Any:
-        """Which images of the cache are left out."""
-        from synthaug._audit import AuditReport
-        from synthaug.evaluation import LabelCheck
-
-        report: Any = None if self.audit is None else AuditReport.from_json(self.audit)
-        if self.labels is None:
-            return report
-        check = LabelCheck.from_json(self.labels)
-        return check if report is None else check.with_audit(report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +239,7 @@ _TIMED = 4
 """Steps that are measured, to say how long all take; fewer than ten times as many are not."""
 
 
-def _announce(images: Any, classifiers: ClassifierConfig, seeds: int) -> None:
+def announce(images: Any, classifiers: ClassifierConfig, seeds: int) -> None:
     """Says what is trained, and about how long that takes, before it starts."""
     from synthaug._plan import time_text
     from synthaug.evaluation import trained_classifier
@@ -306,7 +297,7 @@ def evaluate_labels(
     check_outputs(f"{out}.json")
     cache = SynthCache(synthetic)
     images = files.shaped(real, cache.image_shape, cache.classes)
-    _announce(images, classifiers, seeds)
+    announce(images, classifiers, seeds)
     check = check_labels(
         cache,
         images,

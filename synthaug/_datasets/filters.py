@@ -150,7 +150,7 @@ def filtered(
 def _mask(rule: Any, synthetic: SyntheticImages, name: str) -> tuple[NDArray[np.bool_], str]:
     """A mask or the verdicts of a report as a mask, bool (N,), and what it is called in a log."""
     if isinstance(rule, Verdicts):
-        check_identity(synthetic, rule, name)
+        check_identity(synthetic, rule, name, "Judge this cache, or leave the filter out.")
         mask, title = np.asarray(rule.passed), f"passed by the {type(rule).__name__}"
     else:
         mask, title = np.asarray(rule), "mask"

@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._cache.serving import SyntheticImages, Verdicts, class_table
+from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, passed_too
 from synthaug._images.source import ImageSource
 from synthaug._printable import printable_line
 from synthaug._support.arguments import check_within
@@ -20,7 +20,7 @@ from synthaug._support.html import Part
 from synthaug._support.report import Report, decode_array
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import JSON, Features, Labels
-from synthaug.errors import AuditError, MismatchError
+from synthaug.errors import AuditError
 from synthaug.evaluation._predict import class_probabilities
 
 
@@ -78,11 +78,8 @@ class LabelCheck(Report):
         Raises:
             MismatchError: For a report about another cache.
         """
-        if report.identity != self.identity:
-            raise MismatchError(
-                "The audit judges another cache than the label check. Make both about one cache."
-            )
-        return replace(self, audited=np.asarray(report.passed, bool), verdict=report.verdict)
+        audited = passed_too(report, self.identity, "label check")
+        return replace(self, audited=audited, verdict=report.verdict)
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:

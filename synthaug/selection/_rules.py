@@ -272,3 +272,5 @@ RULES: dict[str, Callable[[], Rule]] = {
     "mmd": LikeReal,
 }
 """Rules by name, with their defaults."""
+JUDGING = (Recognized, Useful)
+"""Rules that ask classifiers which have not learned from an image's source."""

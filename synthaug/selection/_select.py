@@ -2,29 +2,28 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from synthaug._cache.serving import SyntheticImages, class_table
+from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, passed_too
 from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
 from synthaug._pixels import grid
 from synthaug._support.arguments import check_choice, check_whole, check_within
 from synthaug._support.html import Part, data_uri, heading, thumbnails
-from synthaug._support.report import Report
+from synthaug._support.report import Report, text_table
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import JSON, Indices, Labels
 from synthaug.errors import AuditError, MismatchError
 from synthaug.features import Extractor, describe
-from synthaug.selection._folds import Judges
-from synthaug.selection._rules import RULES, Candidates, Rule
+from synthaug.selection._folds import Judges, check_folds
+from synthaug.selection._rules import JUDGING, RULES, Candidates, Rule
 
 _PICTURES = 12
 _KEPT, _NOT_DONE = -1, -2
-DEFAULT_RULES = ("label", "support", "distinct", "k-center")
 
 
 @final
@@ -36,8 +35,9 @@ class ImageSelection(Report):
         mixed = MixedDataset(real, cache, audit=report, fraction=0.5, filters=[chosen])
         chosen.to_html("selection.html")
 
-    It stands wherever filters do, beside the report of an audit. (In the place of one, its verdict
-    is "inconclusive": whether the images are copies was not asked.)
+    It stands wherever filters do, beside the report of an audit. In the place of one, its verdict
+    is "inconclusive": whether the images are copies was not asked. `with_audit` joins both; what
+    an audit added is not part of the JSON file.
     """
 
     _FORMAT = "synthaug selection"
@@ -61,8 +61,10 @@ class ImageSelection(Report):
     """How it was decided."""
     pictures: dict[str, tuple[str, ...]]
     """Some images that each rule took and some that are kept, as `data:` addresses."""
+    audited: NDArray[np.bool_] | None = None
+    """Rows that an audit passed, bool (N,); see `with_audit`."""
     verdict: str = "inconclusive"
-    """Of an audit: there was none."""
+    """Of that audit."""
 
     def __post_init__(self) -> None:
         if self.taken_by.shape != self.labels.shape or not (self.taken_by < len(self.rules)).all():
@@ -72,8 +74,18 @@ class ImageSelection(Report):
 
     @property
     def passed(self) -> NDArray[np.bool_]:
-        """Rows that are kept, bool (N,)."""
-        return self.taken_by == _KEPT
+        """Rows that are kept, and that an audit passed if there was one, bool (N,)."""
+        kept = self.taken_by == _KEPT
+        return kept if self.audited is None else kept & self.audited
+
+    def with_audit(self, report: Verdicts) -> "ImageSelection":
+        """The same selection, which also withholds what the audit did not pass.
+
+        Raises:
+            MismatchError: For a report about another cache.
+        """
+        audited = passed_too(report, self.identity, "selection")
+        return replace(self, audited=audited, verdict=report.verdict)
 
     @property
     def counts(self) -> dict[str, Labels]:
@@ -112,6 +124,12 @@ class ImageSelection(Report):
             *self._pictures(),
         ]
 
+    def _record(self) -> dict[str, Any]:
+        """Returns the selection without an audit."""
+        record = super()._record()
+        del record["audited"], record["verdict"]
+        return record
+
     def _columns(self) -> Mapping[str, Any]:
         """Returns a row per row of the cache."""
         names = np.array([*self.rules, "not done", "kept"], object)  # numbers from the end: -2, -1
@@ -127,7 +145,7 @@ def select(
     real: Any,
     *,
     keep: float = 1.0,
-    rules: Sequence[str | Rule] = DEFAULT_RULES,
+    rules: Sequence[str | Rule] = ("label", "support", "distinct", "k-center"),
     features: Extractor | None = None,
     runs: int = 1,
     folds: int = 2,
@@ -165,32 +183,19 @@ def select(
         MismatchError: If classes or image shapes differ.
         DataError: If a class has too few real images.
     """
-    share = isinstance(keep, float)
-    named = _checked_names(keep, rules)
-    source = ImageSource.open(real, "`real`")
-    table = class_table(cache, source.named_classes())
-    _check_shapes(cache, source)
-    rows, labels = np.flatnonzero(cache.done), np.asarray(cache.labels, np.int64)
     judges = Judges(
         runs=runs, folds=folds, seed=seed, config=config or ClassifierConfig(), progress=progress
     )
-    candidates = Candidates(
-        cache=cache,
-        real=source,
-        rows=rows,
-        labels=table[labels[rows]],
-        judges=judges,
-        extractor=features,
-    )
+    plan = planned(cache, real, keep=keep, rules=rules, features=features, judges=judges)
+    candidates, named = plan.candidates, plan.names
+    rows, labels = candidates.rows, np.asarray(cache.labels, np.int64)
     taken = np.full(len(labels), _NOT_DONE, np.int64)
     taken[rows] = _KEPT
-    chain: list[str | Rule | None] = [*rules, None]
-    for c in np.unique(candidates.labels).tolist():
+    for c, (_, target) in enumerate(plan.classes.values()):
         own = np.flatnonzero(candidates.labels == c)
-        target = math.ceil(keep * len(own) - 1e-9) if share else int(keep)
-        for i, step in enumerate(chain):
+        for i, rule in enumerate([*plan.rules, None]):
             if len(own):
-                mask = _kept(candidates, step, own, c, target)
+                mask = _kept(candidates, rule, own, c, target)
                 taken[rows[own[~mask]]] = i
                 own = own[mask]
     return ImageSelection(
@@ -207,9 +212,76 @@ def select(
             "steps": judges.config.steps,
             **judges.config.changes(),
             "features": "of a classifier" if features is None else describe(features),
-            "real": source.fingerprint,
+            "real": candidates.real.fingerprint,
         },
         pictures=_examples(cache, taken, [*named, "number"]),
+    )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SelectionPlan:
+    """What a selection starts from; nothing is computed yet."""
+
+    candidates: Candidates
+    names: list[str]
+    """Of the rules."""
+    rules: list[Rule]
+    classes: dict[str, tuple[int, int]]
+    """For each class of the real images how many images there are, and how many to keep."""
+
+    @property
+    def classifiers(self) -> int:
+        """How many classifiers are trained on real images."""
+        judges = self.candidates.judges
+        judging = [isinstance(rule, JUDGING) for rule in self.rules]
+        measuring = self.candidates.extractor is None and not all(judging)
+        return any(judging) * judges.runs * judges.folds + measuring
+
+    def __str__(self) -> str:
+        lines = [["class", "images", "to keep"]]
+        lines += [[c, f"{n:,}", f"{min(n, m):,}"] for c, (n, m) in self.classes.items()]
+        rules = ", ".join(self.names) or "none, by lot"
+        return f"Rules: {rules}. Classifiers: {self.classifiers}.\n{text_table(lines)}"
+
+
+def planned(
+    cache: SyntheticImages,
+    real: Any,
+    *,
+    keep: float,
+    rules: Sequence[str | Rule],
+    features: Extractor | None,
+    judges: Judges,
+) -> SelectionPlan:
+    """Checks what `select` is called with, and computes nothing yet; arguments as there."""
+    names = _checked_names(keep, rules)
+    made = [RULES[rule]() if isinstance(rule, str) else rule for rule in rules]
+    source = ImageSource.open(real, "`real`")
+    classes = source.named_classes()
+    table = class_table(cache, classes)
+    _check_shapes(cache, source)
+    if any(isinstance(rule, JUDGING) for rule in made):
+        check_folds(source.labels, classes, judges.folds)
+    rows = np.flatnonzero(cache.done)
+    labels = table[np.asarray(cache.labels, np.int64)[rows]]
+    counts = np.bincount(labels, minlength=len(classes)).tolist()
+    share = isinstance(keep, float)
+    return SelectionPlan(
+        candidates=Candidates(
+            cache=cache,
+            real=source,
+            rows=rows,
+            labels=labels,
+            judges=judges,
+            extractor=features,
+        ),
+        names=names,
+        rules=made,
+        classes={
+            name: (n, math.ceil(keep * n - 1e-9) if share else int(keep))
+            for name, n in zip(classes, counts, strict=True)
+        },
     )
 
 
@@ -225,14 +297,13 @@ def _checked_names(keep: float | int, rules: Sequence[str | Rule]) -> list[str]:
 
 
 def _kept(
-    candidates: Candidates, rule: str | Rule | None, own: Indices, label: int, target: int
+    candidates: Candidates, rule: Rule | None, own: Indices, label: int, target: int
 ) -> NDArray[np.bool_]:
     """Which images of a class a rule leaves; `None` draws lots."""
     if rule is None:
         lots = counter_rng(candidates.judges.seed, label, len(own)).random(len(own))
         return np.argsort(np.argsort(lots, kind="stable"), kind="stable") < target
-    made = RULES[rule]() if isinstance(rule, str) else rule
-    return made.keep(candidates, own, label, target)
+    return rule.keep(candidates, own, label, target)
 
 
 def _name(rule: Rule) -> str:
