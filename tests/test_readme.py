@@ -37,6 +37,14 @@ def test_continuous_integration_runs_the_readmes_own_test_command():
     assert f"{command.replace('pip install', 'pip install -q')}\n" in (ROOT / ".ci/run").read_text()
 
 
+def test_the_readme_is_short_and_pages_say_who_they_are_for():
+    assert len(PAGES[0].read_text().splitlines()) <= 180
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        title, first, *_ = page.read_text().split("\n\n")
+        assert title.startswith("# "), page
+        assert first.startswith("For "), page
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_command_shown_is_one_that_the_command_line_takes(command):
     understand(shlex.split(command, comments=True)[1:])
