@@ -1090,7 +1090,7 @@ def surface(_: World) -> Record:
     inner = re.findall(r"^    ([a-z]+)(?:  |$)", run("cache", "--help")[1], re.MULTILINE)
     found: Record = {}
     for command in [*listed, *(f"cache {name}" for name in inner)]:
-        text = run(*command.split(), "--help")[1]
+        text = run(*command.split(), "--help-all")[1]
         options: Record = {}
         for block in re.split(r"\n(?=  \S)", text):
             if head := re.match(r"  (--?[\w-]+.*?)(?:  |\n|$)", block):

@@ -23,6 +23,7 @@ import yaml
 
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser
 from synthaug._cli import app as _main
+from synthaug._cli.app import COMMON
 from synthaug._cli.call import Call, Result
 from synthaug._cli.generation import PlanOptions
 from synthaug._cli.options import ExtractorOptions
@@ -92,9 +93,24 @@ def test_every_part_of_the_training_options_is_taken_by_some_method():
     assert taken | set(EVERY_TRAINING) == set(PARTS)
 
 
+@pytest.mark.parametrize("command", [*EVERY, "cache", ""])
+def test_the_help_of_a_command_fits_two_screens_and_leads_to_all_options(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = succeed(*command.split(), "--help")
+    assert text.count("\n") <= 50
+    if command in COMMON:
+        everything = succeed(*command.split(), "--help-all")
+        assert f"synthaug {command} --help-all" in text
+        shown, every = (
+            set(re.findall(r"^  (--[\w-]+)", t, re.MULTILINE)) for t in (text, everything)
+        )
+        assert shown < every
+    assert set(COMMON) <= set(EVERY)
+
+
 @pytest.mark.parametrize("command", EVERY)
 def test_every_command_takes_what_all_take(command):
-    text = succeed(*command.split(), "--help")
+    text = succeed(*command.split(), "--help-all")
     for name in SHARED:
         assert f"--{name.replace('_', '-')}" in text
     assert "_" not in "".join(re.findall(r"^ +(--[\w-]+)", text, re.MULTILINE))

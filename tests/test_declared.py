@@ -101,14 +101,14 @@ def clouds(tmp_path_factory) -> dict[str, Any]:
     (folder / "model" / "synthaug.json").write_text('{"synthesizer": "Clouds"}')
     draw = ["model", "c.h5", "--per-class", "2", "--cover", "0.2,0.9", "--drops", "7"]
     lines = {
-        "help": ["plan", "--help"],
+        "help": ["plan", "--help-all"],
         "plan": ["plan", "model", "--per-class", "2", "--json"],
         "refused": ["plan", "model", "--per-class", "2", "--cover", "1.5", "--noise", "1"],
         "setting": ["plan", "model", "--per-class", "2", "--eta", "1"],
         "generate": ["generate", *draw],
         "info": ["cache", "info", "c.h5", "--json"],
         "cite": ["cite", "c.h5"],
-        "sweep": ["sweep", "--help"],
+        "sweep": ["sweep", "--help-all"],
         "train": ["train", "digits", "trained", "--method", "clouds", "--steps", "7"],
         "trained": ["plan", "trained", "--per-class", "2", "--json"],
         "foreign": ["train", "digits", "o", "--method", "clouds", "--width", "8"],

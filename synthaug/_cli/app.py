@@ -72,6 +72,27 @@ CACHE_COMMANDS: dict[str, Any] = {
     "import": import_,
     "forget": forget,
 }
+COMMON = {
+    "improve": "dry_run validation test checkpoint generator_steps minutes shares model steps "
+    "horizontal_flip adversarial image_size device config",
+    "train": "method condition trial image_size horizontal_flip steps batch_size device config",
+    "invert": "estimate updates batch_size learning_rate seed image_size device config",
+    "plan": "per_class ratio counts guidance_scale strength source scheduler "
+    "num_inference_steps seed estimate devices config",
+    "generate": "per_class ratio counts guidance_scale strength source scheduler "
+    "num_inference_steps seed batch_size shard device config",
+    "audit": "holdout out features fdr accept redact image_size channels device config",
+    "select": "real keep rules features model steps seed dry_run device config",
+    "evaluate": "audit labels fraction ratios augmentations validation model steps "
+    "horizontal_flip seeds adversarial out config",
+    "evaluate density": "features holdout trust_torchscript k image_size device out config",
+    "evaluate labels": "threshold percentile seeds model steps horizontal_flip out config",
+    "evaluate membership": "random_split level levels draws seed device out config",
+    "evaluate quality": "features holdout classifier images image_size device out config",
+    "sweep": "scheduler num_inference_steps guidance_scale guidance validation features select "
+    "per_class seeds model steps out config",
+}
+"""The options on the short help page of a command that has too many; `--help-all` shows all."""
 LEADING = {"-v", "--verbose", "-q", "--quiet", "--json"}
 """Options that may stand before the command as well."""
 
@@ -258,8 +279,9 @@ def understand(words: Sequence[str]) -> Request:
     """Parses a command line; ends the process if it makes no sense."""
     name, function, rest = choose(words)
     parser = command_parser(function, f"synthaug {name}")
-    if {"-h", "--help"} & {*rest}:
+    if {"-h", "--help", "--help-all"} & {*rest}:
         parser.abridge("--method", rest)
+        parser.common = () if "--help-all" in rest else COMMON.get(name, "").split()
     given, shared, stated = values(parser, function, parser.parse(rest))
     known = sorted(arguments(function), key=lambda argument: not argument.positional)
     positional = {argument.name for argument in known if argument.positional}

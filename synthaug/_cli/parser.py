@@ -33,6 +33,7 @@ SHARED = {
     "quiet": "No progress on standard error; warnings and errors alone.",
 }
 """Options of every command."""
+HELP_ALL = "Show every option and stop."
 EMPTY = inspect.Parameter.empty
 PLAIN = {
     int: ("INT", "a whole number"),
@@ -121,6 +122,9 @@ def bound(function: Callable[..., Any], call: Call) -> dict[str, Any]:
 class Parser(argparse.ArgumentParser):
     """Says in two lines what is wrong. It returns only what was given: `values` adds the rest."""
 
+    common: Sequence[str] = ()
+    """Names of the options that a short help page shows; empty for a page with all of them."""
+
     def __init__(self, **settings: Any) -> None:
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -140,6 +144,8 @@ class Parser(argparse.ArgumentParser):
 
         A group of options is for the values that its title names: `Cold diffusion (--method cold)`.
         """
+        if option not in self._option_string_actions:
+            return
         chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         chooser.add_argument(option, dest="value")
         value = chooser.parse_known_args(words)[0].value
@@ -152,6 +158,32 @@ class Parser(argparse.ArgumentParser):
                     action.help = argparse.SUPPRESS
         if hidden:
             self.epilog = f"More options: {self.prog} {option} {option[2:].upper()} --help"
+
+    def format_help(self) -> str:
+        """Returns the page with all options, or the short one if `common` names some."""
+        if not self.common:
+            return super().format_help()
+        known = {action.dest: action for action in self._actions}
+        chosen = [
+            group._group_actions
+            for group in self._action_groups
+            if "(--" in (group.title or "")  # for the value of an option: see `abridge`
+        ]
+        sections = {
+            "positional arguments": self._positionals._group_actions,
+            "Common options": [known[name] for name in self.common],
+            "Options for this choice": [one for actions in chosen for one in actions],
+        }
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for title, actions in sections.items():
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        formatter.add_text(f"All options: {self.prog} --help-all")
+        return formatter.format_help()
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
         """What the words give, by name; unknown options are refused with the nearest known one."""
@@ -189,6 +221,7 @@ def command_parser(
     shared.add_argument("--config", metavar="FILE", help=SHARED["config"])
     for name in ("print_config", "json"):
         shared.add_argument(option(name), action="store_true", help=SHARED[name])
+    shared.add_argument("--help-all", action="help", help=HELP_ALL)
     for name in ("verbose", "quiet"):
         shared.add_argument(f"-{name[0]}", option(name), action="store_true", help=SHARED[name])
     return parser
