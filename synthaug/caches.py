@@ -19,6 +19,7 @@ from synthaug._cache import (
     merge,
 )
 from synthaug._cache.citations import cite
+from synthaug._cache.remote import upload
 from synthaug._cluster import RayEngine
 from synthaug._generate.cost import estimate_cost, evaluations_per_second
 
@@ -35,4 +36,5 @@ __all__ = [
     "import_images",
     "info",
     "merge",
+    "upload",
 ]

@@ -33,6 +33,7 @@ from synthaug._cache.format import (
     spans,
 )
 from synthaug._cache.readers import Reader, open_reader, read_runs
+from synthaug._cache.remote import fetched, is_remote, refuse_remote
 from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.synthesizer import Synthesizer, as_recorded, texts_of
 from synthaug._cache.tombstones import content_keys, rows_from_sources
@@ -70,7 +71,10 @@ class SynthCache(Dataset[Any]):
     Copies in other processes (fork, spawn, pickle) read the same file, each on its own.
 
     Args:
-        path: A cache file.
+        path: A cache file, or the URL of one in an object store ("s3://bucket/cifar.h5" or another
+            that fsspec opens), which is copied to this machine once and cannot be written.
+        local_dir: Folder for copies of URLs. By default the environment variable
+            SYNTHAUG_REMOTE_DIR, or `~/.cache/synthaug/remote`.
         transform: Applied to the image.
         target_transform: Applied to the label.
         output_type: What `cache[i]` returns as image: "pil" a PIL image of mode L or RGB, "pt" a
@@ -83,7 +87,8 @@ class SynthCache(Dataset[Any]):
 
     Raises:
         CacheError: The file is missing, unreadable or no cache; its plan, manifest or states are
-            damaged; or it has a structure that could do harm.
+            damaged; or it has a structure that could do harm. A store does not answer, or its
+            object has changed since it was copied.
         MismatchError: `synthesizer` has another recipe than the cache.
     """
 
@@ -91,6 +96,7 @@ class SynthCache(Dataset[Any]):
         self,
         path: str | os.PathLike[str],
         *,
+        local_dir: str | os.PathLike[str] | None = None,
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
         output_type: OutputType = "pil",
@@ -108,7 +114,13 @@ class SynthCache(Dataset[Any]):
             raise ValueError("`on_corrupt='regenerate'` and `synthesizer` go together.")
         if on_corrupt != "raise" and not check_rows:
             raise ValueError(f"`on_corrupt={on_corrupt!r}` needs `check_rows=True`.")
-        self.path = Path(path).absolute()
+        self.url = str(path) if is_remote(path) else None
+        if self.url is not None and on_corrupt == "regenerate":
+            raise ValueError(
+                "`on_corrupt='regenerate'` would change a copy only. Copy the file to this machine "
+                "and open it by its path."
+            )
+        self.path = Path(path).absolute() if self.url is None else fetched(self.url, local_dir)
         self.transform = transform
         self.target_transform = target_transform
         self.output_type = output_type
@@ -155,6 +167,7 @@ class SynthCache(Dataset[Any]):
             ValueError: An argument cannot be stored.
             CacheError: `path` exists, or the disk cannot hold the file.
         """
+        refuse_remote(path)
         shape = tuple(int(side) for side in image_shape)
         _format.create(Path(path).absolute(), plan, image_shape=shape, manifest=manifest)
         return cls(path)
@@ -175,6 +188,7 @@ class SynthCache(Dataset[Any]):
                 shape. Lists the first differences with both values. Library versions may differ.
             CacheError: As `create` and `SynthCache`.
         """
+        refuse_remote(path)
         target = Path(path).absolute()
         if not target.exists():
             return cls.create(path, plan, image_shape=image_shape, manifest=manifest)
@@ -629,6 +643,11 @@ class SynthCache(Dataset[Any]):
             self.withdraw(rows)
 
     def _to_write(self, rows: ArrayLike | Sequence[int]) -> Indices:
+        if self.url is not None:
+            raise CacheError(
+                f"{self.path} is a copy of {self.url}, and nobody else would see the change. Write "
+                "the original, and put it there again with `synthaug.caches.upload`."
+            )
         if not self.writable:
             raise CacheError(
                 f"{self.path} is a compressed copy, which cannot be written. "

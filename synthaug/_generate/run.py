@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from synthaug._cache import State, SynthCache
 from synthaug._cache.files import filling, parts_folder
+from synthaug._cache.remote import refuse_remote
 from synthaug._cache.synthesizer import Declared, Synthesizer, as_recorded
 from synthaug._cluster import RayEngine, Share
 from synthaug._generate.actors import draw_on_ray, pack
@@ -82,6 +83,7 @@ def generate(
         ImportError: If `engine` is "ray" and Ray is not installed.
     """
     check_whole(1, batch_size=batch_size)
+    refuse_remote(path)
     share = _share(engine, shard)
     check_plan(synthesizer, plan)
     with (

@@ -1,0 +1,178 @@
+"""Caches in object stores: a real S3 server, and faults of stores, networks and disks."""
+
+import errno
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+
+from synthaug import SynthCache, caches, generate
+from synthaug._cache import remote
+from synthaug.errors import CacheError
+from tests.drawing import Noise, plan_of
+
+URL = "memory://bucket/images.h5"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> SynthCache:
+    path = tmp_path_factory.mktemp("remote") / "images.h5"
+    return generate(Noise(), plan_of(), path, progress=False)
+
+
+@pytest.fixture
+def stored(local: SynthCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The cache in a store in memory; copies go to a folder of this test."""
+    monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(tmp_path / "copies"))
+    caches.upload(local.path, URL)
+    yield URL
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedMotoServer]:
+    """A server of S3's protocol on this machine, with a bucket."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    access = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_MAX_ATTEMPTS": "1",
+        "SYNTHAUG_REMOTE_DIR": str(tmp_path_factory.mktemp("copies")),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in access.items():
+            patch.setenv(name, value)
+        patch.setattr(S3FileSystem, "retries", 1)  # the store that is gone is asked once
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield server
+        server.stop()
+
+
+def copies(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*") if not p.name.endswith(".lock"))
+
+
+def test_a_cache_in_an_s3_store_is_read_like_the_file(
+    s3: ThreadedMotoServer, local: SynthCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = "s3://bucket/folder/images.h5"
+    caches.upload(local.path, url)
+    cache = SynthCache(url, output_type="np")
+    assert cache.url == url
+    assert cache.read(range(len(local))).equal(local.read(range(len(local))))
+    assert cache[3][1] == local[3][1]
+    again = pickle.loads(pickle.dumps(cache))  # as in a worker
+    assert again.path == cache.path
+
+    # Its ETag tells another object of the same name.
+    boto3.client("s3").put_object(Bucket="bucket", Key="folder/images.h5", Body=b"other")
+    with pytest.raises(CacheError, match=r"has changed since .* Delete that file"):
+        SynthCache(url)
+    with pytest.raises(CacheError, match=r"s3://bucket/none\.h5 does not exist"):
+        SynthCache("s3://bucket/none.h5")
+
+    # The network is gone: with a copy the job goes on, and says so; without one it ends.
+    server_address = os.environ["AWS_ENDPOINT_URL"]
+    try:
+        os.environ["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
+        fsspec.filesystem("s3").clear_instance_cache()
+        assert SynthCache(url).path == cache.path
+        assert "does not answer" in caplog.text
+        with pytest.raises(CacheError, match=r"cannot be reached: .* Check the name"):
+            SynthCache("s3://bucket/second.h5")
+    finally:
+        os.environ["AWS_ENDPOINT_URL"] = server_address
+        fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_processes_that_come_at_once_fetch_once(
+    stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    copy = remote._copy
+
+    def counted(url: str, *rest: Any) -> None:
+        fetched.append(url)
+        copy(url, *rest)
+
+    monkeypatch.setattr(remote, "_copy", counted)
+    threads = [threading.Thread(target=SynthCache, args=(stored,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fetched == [stored]
+    elsewhere = SynthCache(stored, local_dir=tmp_path / "elsewhere")
+    assert elsewhere.path.parent == tmp_path / "elsewhere"
+
+
+def test_a_copy_that_does_not_end_leaves_nothing(
+    stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(error: Exception) -> Any:
+        def read(self: MemoryFile, size: int) -> bytes:
+            raise error
+
+        return read
+
+    for error, text in (
+        (OSError(errno.ENOSPC, "No space left on device"), "Free .* bytes, or choose another"),
+        (ConnectionResetError("reset"), "cannot be reached: ConnectionResetError: reset"),
+        (RuntimeError("403"), "cannot be reached: RuntimeError: 403"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryFile, "read", failing(error))
+            with pytest.raises(CacheError, match=text):
+                SynthCache(stored)
+        assert copies(tmp_path / "copies") == []
+    with monkeypatch.context() as patch:  # a store that ends early
+        patch.setattr(MemoryFile, "read", lambda self, size: b"")
+        with pytest.raises(CacheError, match=r"changed while it was copied \(0 of"):
+            SynthCache(stored)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+        with pytest.raises(CacheError, match="10 bytes are free"):
+            SynthCache(stored)
+    assert copies(tmp_path / "copies") == []
+
+    # A copy without its note, or cut short, as a kill between two steps leaves it, is made anew.
+    path = SynthCache(stored).path
+    os.truncate(path, 100)
+    assert SynthCache(stored).path.stat().st_size > 100
+    (path.parent / f"{path.name}.json").unlink()
+    assert SynthCache(stored).done.all()
+
+
+def test_a_copy_is_not_written_and_urls_are_not_filled(stored: str, tmp_path: Path) -> None:
+    cache = SynthCache(stored)
+    for change in (
+        lambda: cache.write([0], cache.read([0])),
+        lambda: cache.withdraw([0]),
+        lambda: cache.invalidate([0]),
+    ):
+        with pytest.raises(CacheError, match=r"is a copy of memory://.* Write the original"):
+            change()
+    with pytest.raises(ValueError, match="would change a copy only"):
+        SynthCache(stored, on_corrupt="regenerate", synthesizer=Noise())
+    synthesizer = Noise()
+    with pytest.raises(CacheError, match=r"memory://.* Give a local path"):
+        generate(synthesizer, plan_of(), "memory://bucket/new.h5", progress=False)
+    assert synthesizer.drawn == []
+    with pytest.raises(CacheError, match=r"`url` is 'images\.h5', expected one such as"):
+        caches.upload(cache.path, "images.h5")
+    (tmp_path / "no.h5").write_bytes(b"no cache")
+    with pytest.raises(CacheError):
+        caches.upload(tmp_path / "no.h5", stored)
