@@ -3,7 +3,7 @@
     python benchmarks/audit_canaries.py
 
 Of the 1,797 handwritten digits 400 are held out. Of the others, pairs of one class are marked with
-borders of random grey levels; a coin decides which of a pair is trained on, so often as its dose
+borders of random gray levels; a coin decides which of a pair is trained on, so often as its dose
 says. A small model is trained on all that is left and on the marked ones, and three ways are asked
 what it learned of them, by dose:
 
@@ -99,7 +99,7 @@ def one_model(args: Any, folder: Path, seed: int) -> dict[str, Any]:
     chosen, controls = (marked(rest, planted.plan, trained) for trained in (True, False))
     told = membership(model, chosen, controls, random_split=True, progress=False)
     # Equal training images are searched as one, so that the images of a pair are told by pixels.
-    matched = planted.read(np.unique(seen.neighbours[seen.withheld]))
+    matched = planted.read(np.unique(seen.neighbors[seen.withheld]))
     found = {image.tobytes() for image in np.asarray(matched)}
     losses = -told.scores
     number = len(controls)

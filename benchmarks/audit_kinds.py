@@ -3,7 +3,7 @@
     python benchmarks/audit_kinds.py --data folder:cifar10/train
 
 Each kind changes an image in one way and at one strength: a person who sees it beside its original
-knows it again, and yet the two are more than 10 grey levels apart (root mean square, the median of
+knows it again, and yet the two are more than 10 gray levels apart (root mean square, the median of
 many photos). None is a change that the audit plants or aligns by. `tests/test_audit_kinds.py` holds
 names, strengths and outputs: whoever changes the audit does not change what it is measured with.
 
@@ -38,7 +38,7 @@ class Kind:
 
     name: str
     change: Callable[..., NDArray[Any]]
-    """Takes a photo, another photo, a random generator and `strength`; returns grey levels, which
+    """Takes a photo, another photo, a random generator and `strength`; returns gray levels, which
     are rounded and clipped."""
     strength: dict[str, float] = field(default_factory=dict)
     colors: bool = False
@@ -114,17 +114,17 @@ def hue(photo: Photo, other: Photo, rng: Any, degrees: float) -> Photo:
 
 
 def saturation(photo: Photo, other: Photo, rng: Any, factor: float) -> NDArray[Any]:
-    grey = photo.mean(axis=2, keepdims=True)
-    return grey + factor * (photo - grey)
+    gray = photo.mean(axis=2, keepdims=True)
+    return gray + factor * (photo - gray)
 
 
 def color_cast(photo: Photo, other: Photo, rng: Any, red: float, blue: float) -> NDArray[Any]:
     return photo * np.array([red, 1, blue])
 
 
-def greyscale(photo: Photo, other: Photo, rng: Any, contrast: float) -> NDArray[Any]:
-    grey = photo @ np.array([0.299, 0.587, 0.114])
-    return np.repeat((grey.mean() + contrast * (grey - grey.mean()))[..., None], 3, axis=2)
+def grayscale(photo: Photo, other: Photo, rng: Any, contrast: float) -> NDArray[Any]:
+    gray = photo @ np.array([0.299, 0.587, 0.114])
+    return np.repeat((gray.mean() + contrast * (gray - gray.mean()))[..., None], 3, axis=2)
 
 
 def swapped_channels(photo: Photo, other: Photo, rng: Any) -> Photo:
@@ -147,7 +147,7 @@ def motion_blur(photo: Photo, other: Photo, rng: Any, length: float) -> NDArray[
     return np.mean(moved, axis=0)
 
 
-def grey_noise(photo: Photo, other: Photo, rng: Any, sigma: float) -> NDArray[Any]:
+def gray_noise(photo: Photo, other: Photo, rng: Any, sigma: float) -> NDArray[Any]:
     """Gaussian noise, the same in all channels."""
     return photo + rng.normal(0, sigma, (*photo.shape[:2], 1))
 
@@ -270,7 +270,7 @@ def lit_from_a_side(photo: Photo, other: Photo, rng: Any, darkest: float) -> NDA
 
 
 def cut_out(photo: Photo, other: Photo, rng: Any, share: float) -> NDArray[Any]:
-    """A grey square of this share of the sides, at a random place."""
+    """A gray square of this share of the sides, at a random place."""
     size = np.round(np.array(photo.shape[:2]) * share).astype(int)
     top, left = (rng.random(2) * (np.array(photo.shape[:2]) - size)).astype(int)
     changed = photo.copy()
@@ -315,11 +315,11 @@ KINDS = (
     Kind("hue by 90 degrees", hue, {"degrees": 90}, colors=True),
     Kind("saturation x 2.5", saturation, {"factor": 2.5}, colors=True),
     Kind("color cast", color_cast, {"red": 1.25, "blue": 0.75}, colors=True),
-    Kind("greyscale, contrast x 0.8", greyscale, {"contrast": 0.8}, colors=True),
+    Kind("greyscale, contrast x 0.8", grayscale, {"contrast": 0.8}, colors=True),
     Kind("red and blue swapped", swapped_channels, colors=True),
     Kind("sharpened", sharpened, {"radius": 1, "percent": 150}),
     Kind("motion blur", motion_blur, {"length": 4}),
-    Kind("grey noise, sigma 16", grey_noise, {"sigma": 16}),
+    Kind("gray noise, sigma 16", gray_noise, {"sigma": 16}),
     Kind("salt and pepper", salt_and_pepper, {"share": 0.06}),
     Kind("dithered to 6 colors", dithered, {"colors": 6}),
     Kind("pixelated", pixelated, {"block": 2}),
@@ -342,7 +342,7 @@ KINDS = (
 
 
 def distances(originals: NDArray[np.uint8], copies: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Root mean square difference of each copy to its original, in grey levels, (n,)."""
+    """Root mean square difference of each copy to its original, in gray levels, (n,)."""
     return np.sqrt(np.square(originals.astype(float) - copies).mean(axis=(1, 2, 3)))
 
 

@@ -35,7 +35,7 @@ from synthaug._audit.tiers import NAMED
 Images = NDArray[np.uint8]
 
 TWIN_RMSE = 6.0
-"""Up to this root mean square difference, in grey levels, nobody tells two images apart."""
+"""Up to this root mean square difference, in gray levels, nobody tells two images apart."""
 
 TWIN_CORRELATION = 0.96
 """Photos that correlate so well show one scene; drawings of one digit may be as much alike."""
@@ -96,7 +96,7 @@ def with_repeats(images: Images, rng: Any) -> Images:
 
 
 def with_blanks(images: Images, rng: Any) -> Images:
-    """One image in twenty is of one grey level, one of a few."""
+    """One image in twenty is of one gray level, one of a few."""
     changed = images.copy()
     blank = rng.random(len(images)) < 0.05
     levels = rng.choice([0, 127, 250, 255], int(blank.sum()))

@@ -51,7 +51,7 @@ def overfit(axes: Any) -> None:
 
 
 def speed(axes: Any) -> None:
-    """Search for neighbours: time as a multiple of the matrix product's."""
+    """Search for neighbors: time as a multiple of the matrix product's."""
     found = read("audit_speed")
     dims = list(found["search"])
     ways = [n for n, r in found["search"][dims[0]].items() if isinstance(r, dict)]
@@ -59,7 +59,7 @@ def speed(axes: Any) -> None:
     for i, way in enumerate(ways):
         values = [found["search"][d][way]["to floor"] for d in dims]
         axes.bar(at + 0.16 * (i - len(ways) / 2), values, width=0.15, label=way)
-    axes.axhline(1, color="grey", linestyle=":")
+    axes.axhline(1, color="gray", linestyle=":")
     axes.set_xticks(at, [f"{d} dimensions" for d in dims])
     settings = found["settings"]
     sizes = f"{settings['queries']:,} against {settings['database']:,}"

@@ -1,4 +1,4 @@
-"""How long the audit takes, and its search for neighbours against others in the same run.
+"""How long the audit takes, and its search for neighbors against others in the same run.
 
     python benchmarks/audit_speed.py
     python benchmarks/audit_speed.py --train folder:cifar10/train --holdout folder:cifar10/test \\

@@ -4,7 +4,7 @@
 
 Training features are float16 vectors in a .npy file: 2,000 clusters with 32 directions of variation
 and noise in all 512, since features of networks have few. The audit takes new vectors, an eighth of
-them copies of training vectors moved a little, and a hold-out. Then the nearest neighbours of both
+them copies of training vectors moved a little, and a hold-out. Then the nearest neighbors of both
 are searched exactly; and among the first million rows by the index ivfpq as well, to compare.
 
 Memory is the largest that the process held in each phase, Python and libraries included. Seconds
@@ -39,7 +39,7 @@ MORE = 20_000
 def features(path: Path, rows: int, dim: int, seed: int) -> Any:
     """Writes a .npy file, block by block, and maps it."""
     shared = np.random.default_rng(0)
-    centres = shared.standard_normal((CLUSTERS, DIRECTIONS), np.float32)
+    centers = shared.standard_normal((CLUSTERS, DIRECTIONS), np.float32)
     directions = shared.standard_normal((DIRECTIONS, dim), np.float32) / DIRECTIONS**0.5
     rng = np.random.default_rng(seed)
     bank = rng.standard_normal(8_000_000, np.float32)  # noise, each time from another place
@@ -49,7 +49,7 @@ def features(path: Path, rows: int, dim: int, seed: int) -> Any:
         np.lib.format.write_array_header_1_0(out, header)
         for start in range(0, rows, size):
             n = min(size, rows - start)
-            within = centres[rng.integers(CLUSTERS, size=n)]
+            within = centers[rng.integers(CLUSTERS, size=n)]
             within = within + 0.5 * rng.standard_normal((n, DIRECTIONS), np.float32)
             at = int(rng.integers(len(bank) - n * dim))
             block = within @ directions + 0.1 * bank[at : at + n * dim].reshape(n, dim)
@@ -155,7 +155,7 @@ def main() -> None:
                 "copies": len(originals),
                 "copies_flagged": int(flagged.sum()),
                 "right_original_named": int(
-                    (report.neighbours[: len(originals)] == originals).sum()
+                    (report.neighbors[: len(originals)] == originals).sum()
                 ),
                 "others_flagged": int((report.tier > 0).sum() - flagged.sum()),
             },

@@ -46,8 +46,8 @@ def trained(images: Any, halvings: int, options: argparse.Namespace) -> Path:
         mid_block_add_attention=False,
         sample_size=images.image_shape[-1],
     )
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, options.pretrain_steps)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, options.pretrain_steps)
     rng = np.random.default_rng(0)
     started = time.monotonic()
     for step in range(options.pretrain_steps):
@@ -55,9 +55,9 @@ def trained(images: Any, halvings: int, options: argparse.Namespace) -> Path:
         found = vae.encode(batch).latent_dist
         error = (vae.decode(found.sample()).sample - batch).abs().mean()
         loss = error + KL_WEIGHT * found.kl().mean() / found.mean[0].numel()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if step % 100 == 99:
             rate = (step + 1) / (time.monotonic() - started)

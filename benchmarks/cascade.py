@@ -222,7 +222,7 @@ def main(options: argparse.Namespace) -> None:
         lines = {"none": means["none"], "blur": means["blur"], "single model": means["single"]}
         for i, (name, value) in enumerate(lines.items(), 2):
             axes.axhline(value, color=f"C{i}", linestyle="--", label=name)
-        axes.axhline(floor, color="grey", linestyle=":", label="training images")
+        axes.axhline(floor, color="gray", linestyle=":", label="training images")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("noise-conditioning level s")
         axes.set_ylabel(f"Fréchet distance ({extractor.name})")

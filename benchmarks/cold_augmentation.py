@@ -51,7 +51,7 @@ def corrupted(pixels: Tensor) -> dict[str, Tensor]:
     found = {"clean": pixels}
     generators = streams(range(len(pixels)))
     for name, (degradation, s) in ways.items():
-        r = degradation.realise(generators, tuple(pixels.shape[1:]))  # type: ignore[arg-type]
+        r = degradation.realize(generators, tuple(pixels.shape[1:]))  # type: ignore[arg-type]
         found[name] = to_pixels(degradation(to_images(pixels), s, r))
     return found
 

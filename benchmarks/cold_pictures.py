@@ -26,17 +26,17 @@ from synthaug._pixels import grid, to_images, to_pixels
 def restored(cold: ColdDiffusion, pixels: Tensor) -> Tensor:
     """The rows of one sheet, uint8 (5 n, C, H, W)."""
     T = cold.degradation.num_levels
-    realisation = cold.degradation.realise(streams(range(len(pixels))), cold.image_shape)
-    x_T = cold.degradation(to_images(pixels), T, realisation)
+    realization = cold.degradation.realize(streams(range(len(pixels))), cold.image_shape)
+    x_T = cold.degradation(to_images(pixels), T, realization)
     ways = [
-        replace(cold, algorithm=name).restore(x_T, T, realisation).x0
+        replace(cold, algorithm=name).restore(x_T, T, realization).x0
         for name in ("direct", "naive", "improved")
     ]
     return torch.cat([pixels, *map(to_pixels, (x_T, *ways))])
 
 
 def generated(cold: ColdDiffusion, count: int) -> Tensor:
-    """Two rows from the same colours and seeds, uint8 (2 n, C, H, W)."""
+    """Two rows from the same colors and seeds, uint8 (2 n, C, H, W)."""
     cold = replace(cold, classes=("image",))
     plain = replace(cold, symmetry_noise=0.0)
     rows = [to_pixels(way.draw(way.plan(per_class=count, seed=0))) for way in (cold, plain)]

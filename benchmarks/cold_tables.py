@@ -7,7 +7,7 @@
 
 Restoration: a restorer per degradation, test images taken to the last level and restored directly,
 by Algorithm 1 and by Algorithm 2 (the recursion's own image, and the last prediction). Generation:
-from colours, with and without the noise that breaks the symmetry, beside noise as the "hot" case.
+from colors, with and without the noise that breaks the symmetry, beside noise as the "hot" case.
 
 Fréchet distance between the features of the results and those of the test images themselves, as the
 paper has it; the extractor is named. SSIM with a Gaussian window of 11 pixels (deviation 1.5), RMSE
@@ -112,7 +112,7 @@ def restoration(cold: ColdDiffusion, judge: Judge, batch_size: int) -> dict[str,
     T, shape = cold.degradation.num_levels, cold.image_shape
     found: dict[str, list[Tensor]] = {}
     for x, rows in batches(judge.pixels, batch_size):
-        drawn = cold.degradation.realise(streams(rows[: len(x)]), shape)
+        drawn = cold.degradation.realize(streams(rows[: len(x)]), shape)
         r = {name: value.to(cold.device) for name, value in drawn.items()}
         x_T = cold.degradation(x.to(cold.device), T, r)
         improved = replace(cold, algorithm="improved").restore(x_T, T, r)
@@ -131,7 +131,7 @@ def restoration(cold: ColdDiffusion, judge: Judge, batch_size: int) -> dict[str,
 def generation(cold: ColdDiffusion, judge: Judge, batch_size: int) -> dict[str, dict[str, float]]:
     cold = replace(cold, classes=("image",))
     ways: dict[str, dict[str, Any]] = {"broken symmetry": {}, "symmetric": {"symmetry_noise": 0.0}}
-    if cold.colours is None:
+    if cold.colors is None:
         ways = {"fixed noise": {"symmetry_noise": 0.0}}
     table = {}
     for name, settings in ways.items():

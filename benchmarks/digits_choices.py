@@ -34,12 +34,12 @@ VARIATIONS: dict[str, dict[str, Any]] = {
 
 
 def split_by_writers(labels: np.ndarray, third: int, per_class: int) -> Split:
-    """A third to choose on, and labelled images among the others."""
+    """A third to choose on, and labeled images among the others."""
     part = np.arange(len(labels)) * 3 // len(labels)
     rng, others = counter_rng(third, 1), np.flatnonzero(part != third)
     of_class = [rng.permutation(others[labels[others] == c]) for c in np.unique(labels)]
     return Split(
-        labelled=np.concatenate([rows[:per_class] for rows in of_class]),
+        labeled=np.concatenate([rows[:per_class] for rows in of_class]),
         holdout=np.flatnonzero(part == third),
         pool=np.concatenate([rows[per_class:] for rows in of_class]),
     )
@@ -48,7 +48,7 @@ def split_by_writers(labels: np.ndarray, third: int, per_class: int) -> Split:
 def one_third(third: int, settings: DemoSettings, work: Path) -> list[dict[str, Any]]:
     half = load_dataset("digits:train")
     split = split_by_writers(half.labels, third, settings.per_class)
-    real, chosen_on = half.subset(split.labelled), half.subset(split.holdout)
+    real, chosen_on = half.subset(split.labeled), half.subset(split.holdout)
     steps = Steps(settings, seed=third, progress=False)
     generator, _ = steps.train_generator(half.subset(split.seen), work / f"generator-{third}")
     guessed, right = steps.guess_labels(half, split)

@@ -72,7 +72,7 @@ class Timed:
 
 
 class Free:
-    """Grey images that cost next to nothing: what is left is the engine."""
+    """Gray images that cost next to nothing: what is left is the engine."""
 
     classes = CLASSES
     image_shape = SHAPE
@@ -189,7 +189,7 @@ def same_images(root: Path, rows: int) -> dict[str, Any]:
         difference = (pixels - expected).abs()
         found[way] = {
             "rows_that_differ": int((difference.flatten(1).amax(1) > 0).sum()),
-            "largest_difference_in_grey_levels": int(difference.max()),
+            "largest_difference_in_gray_levels": int(difference.max()),
             "files_are_equal": path.read_bytes() == reference.read_bytes(),
             "processes_that_drew": course["processes"],
         }

@@ -5,7 +5,7 @@
         --train folder:cifar10/train --test folder:cifar10/test --image-size 16 --flip \
         --features torchscript:encoder.pt --per-class 50 --name fine_tuning_cifar10
 
-A class-conditional model is pretrained on other classes. Then, for equal optimiser steps on a few
+A class-conditional model is pretrained on other classes. Then, for equal optimizer steps on a few
 images of each new class: a model of the same kind from nothing, all weights of the pretrained one,
 and low-rank adapters in it. For each, alike, learning rate and snapshot are chosen on validation
 images, which no model sees: by the accuracy on them of a classifier trained on synthetic images

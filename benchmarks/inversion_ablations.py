@@ -169,7 +169,7 @@ def panels(name: str, rows: list[dict[str, Any]]) -> None:
         for arm, label in (("mixed", "real + variants"), ("alone", "variants alone")):
             means = [100 * np.mean(row["accuracies"][arm]) for row in own]
             panel.plot(range(len(own)), means, "o-", label=label)
-        panel.axhline(100 * np.mean(own[0]["accuracies"]["real"]), ls="--", c="grey", label="real")
+        panel.axhline(100 * np.mean(own[0]["accuracies"]["real"]), ls="--", c="gray", label="real")
         panel.set_xticks(range(len(own)), [str(row["value"]) for row in own], fontsize=8)
         if setting == "unconditional":
             panel.tick_params("x", rotation=20)

@@ -3,7 +3,7 @@
     python benchmarks/inversion_fewshot.py runs/tokens --pretrained-on "CIFAR-100, half" \
         --per-class 10 50 100 500 --splits 3
 
-For every split of the labelled images (subsets are nested: those with 10 images per class are among
+For every split of the labeled images (subsets are nested: those with 10 images per class are among
 those with 50) embeddings are learned once. Classifiers are trained for equal steps on the real
 images, with the usual augmentations, on the same with variants mixed in, and on variants alone. The
 test images are used once per classifier; settings are chosen elsewhere.
@@ -38,11 +38,11 @@ def augmentations(size: int, flip: bool) -> dict[str, Any]:
     from torchvision.transforms import v2
 
     standard = StandardAugment(padding=max(1, size // 8), horizontal_flip=flip)
-    randomised = batch_of(v2.RandAugment())
+    randomized = batch_of(v2.RandAugment())
     return {
         "none": None,
         "flip and crop": standard,
-        "RandAugment": lambda pixels: randomised(standard(pixels)),
+        "RandAugment": lambda pixels: randomized(standard(pixels)),
         "CutMix": CutMix(first=standard),
     }
 
@@ -96,7 +96,7 @@ def one_size(
     ]
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean over splits, spread over splits, and the gain over the same arm without variants."""
     table = []
     for per_class in sorted({row["per_class"] for row in rows}):
@@ -163,7 +163,7 @@ if __name__ == "__main__":
             within = np.searchsorted(largest, chosen)
             part = restricted(inversion, within)
             rows += one_size(data.subset(chosen), part, test, options, split)
-    table = summarise(rows)
+    table = summarize(rows)
     for line in table:
         gain = "" if line["gain"] is None else f"  gain {100 * line['gain']:+.2f}"
         print(f"{line['per_class']:4} {line['arm']:40} {100 * line['accuracy']:.2f}{gain}")

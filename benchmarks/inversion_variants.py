@@ -113,7 +113,7 @@ def distances(options: argparse.Namespace) -> dict[str, Any]:
         for parameter, values in grid.items():
             points = [g for g in growth if g["parameter"] == parameter]
             axes.plot(values, [g["to_source"]["p50"] for g in points], "o-", label=parameter)
-        axes.axhline(float(np.median(nearest)), color="grey", linestyle=":")
+        axes.axhline(float(np.median(nearest)), color="gray", linestyle=":")
         axes.set_xlabel("value (dotted: the nearest other image of the class)")
         axes.set_ylabel("median distance to the source")
         axes.legend()

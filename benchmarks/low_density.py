@@ -42,7 +42,7 @@ from synthaug import (
 )
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
-from synthaug.density import ClassGaussians, Neighbourhood
+from synthaug.density import ClassGaussians, Neighborhood
 from synthaug.evaluation import class_probabilities
 from synthaug.evaluation._augment import standard_augment
 from synthaug.evaluation._classifiers import build_classifier
@@ -101,7 +101,7 @@ class Scores:
         labels = np.asarray(real.targets)
         self.gaussians = ClassGaussians.fit(features, labels, components=components)
         self.features = self.projected(features)
-        self.neighbourhood = Neighbourhood(self.features)
+        self.neighborhood = Neighborhood(self.features)
         self.held_out, _ = judge(_pixels(test))
         self.held_out = self.projected(self.held_out)
         self.telling: Any = None
@@ -109,9 +109,9 @@ class Scores:
     def projected(self, features: np.ndarray) -> np.ndarray:
         """The features that hardness is measured in."""
         g = self.gaussians
-        if g.components is None or g.centre is None:
+        if g.components is None or g.center is None:
             return features
-        found: np.ndarray = ((features - g.centre.numpy()) @ g.components.numpy().T).astype("f4")
+        found: np.ndarray = ((features - g.center.numpy()) @ g.components.numpy().T).astype("f4")
         return found
 
     def learn_realism(self, plain: np.ndarray) -> None:
@@ -125,7 +125,7 @@ class Scores:
         features, predicted = self.judge(pixels)
         hardness = self.gaussians.hardness(features, np.array(labels, np.int64))
         x = self.projected(features)
-        near = self.neighbourhood.scores(x)
+        near = self.neighborhood.scores(x)
         return {
             "hardness": np.asarray(hardness),
             "average_distance": near.average_distance,

@@ -45,7 +45,7 @@ print(train)
 
 
 def write_photos(folder: Path, per_class: int, size: int, seed: int) -> None:
-    """Class folders of JPEG files: discs, rings and squares of any place, size and colours."""
+    """Class folders of JPEG files: discs, rings and squares of any place, size and colors."""
     import numpy as np
     from PIL import Image
 

@@ -41,7 +41,7 @@ parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "doc
 options = parser.parse_args()
 
 half = load_dataset("digits:train")
-real = half.subset(split_digits(half.targets, DemoSettings(), seed=0).labelled)
+real = half.subset(split_digits(half.targets, DemoSettings(), seed=0).labeled)
 cache = SynthCache(options.folder / f"{DemoSettings().per_class}-per-class" / "digits.h5")
 rows = [r for c in range(10) for r in np.flatnonzero(cache.labels == c)[:10]]
 results = json.loads((Path(__file__).parent / "results/demo.json").read_text())

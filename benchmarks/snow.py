@@ -62,7 +62,7 @@ def ours(images: NDArray[np.uint8], setting: tuple[Any, ...]) -> NDArray[np.uint
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     channels, height, width = x.shape[1:]
     noise = streams(np.arange(len(x), dtype=np.uint64))
-    drawn = snow.realise(noise, (channels, height, width))
+    drawn = snow.realize(noise, (channels, height, width))
     levels = ((snow(x, 1, drawn) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 1).numpy()
 
@@ -76,7 +76,7 @@ def theirs(images: NDArray[np.uint8], severity: int) -> NDArray[np.uint8]:
 
 
 def statistics(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> dict[str, float]:
-    """What snow does to images, in grey levels."""
+    """What snow does to images, in gray levels."""
     clean, snowed = before.astype(float), after.astype(float)
     contrast = snowed.std((1, 2, 3)) / clean.std((1, 2, 3))
     return {

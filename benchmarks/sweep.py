@@ -11,7 +11,7 @@ distance; then guidance on Fréchet distance, inception score and CAS. Both look
 split alone: a part of the training images that no model sees, or, for a checkpoint, which saw the
 training images, a part of the test images that is left out of the test. With the chosen setting,
 classifiers of each architecture are trained on real images and k times as many synthetic ones, for
-equal optimiser steps, and tested on the test images.
+equal optimizer steps, and tested on the test images.
 """
 
 import argparse

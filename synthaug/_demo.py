@@ -1,12 +1,12 @@
 """The whole job on real images that ship with a dependency: scikit-learn's handwritten digits.
 
-The task: tell the digits apart with a few labelled images of each. The other images of the training
+The task: tell the digits apart with a few labeled images of each. The other images of the training
 half have no labels. A generator needs none: a small diffusion model learns from all of them,
 together with an encoder that says in a few tokens what an image looks like. Classifiers trained on
-the labelled images guess the labels of the others. Diffusion inversion then learns an embedding of
-every labelled image, and of every one whose guess is sure, and draws variants around and between
+the labeled images guess the labels of the others. Diffusion inversion then learns an embedding of
+every labeled image, and of every one whose guess is sure, and draws variants around and between
 the embeddings of each class. How much the guesses do without a generator, and variants of the
-labelled images without the guesses, are arms of the evaluation.
+labeled images without the guesses, are arms of the evaluation.
 
 The test half is used once per classifier, at the end: no model ever sees it. (The
 scans come writer by writer, so the two halves share one writer at most.) The settings below were
@@ -49,7 +49,7 @@ MOST_PER_CLASS = 40
 class Split:
     """Indices into the training half of the digits; they do not overlap."""
 
-    labelled: Indices
+    labeled: Indices
     """The few images whose labels are known."""
     holdout: Indices
     """Kept from every model, to calibrate the audit."""
@@ -59,7 +59,7 @@ class Split:
     @property
     def seen(self) -> Indices:
         """What the generator learns from, ascending: the same for any number of labels."""
-        return np.sort(np.concatenate([self.labelled, self.pool]))
+        return np.sort(np.concatenate([self.labeled, self.pool]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +67,11 @@ class DemoSettings:
     """What the demo does."""
 
     per_class: int = 3
-    """Labelled images per class."""
+    """Labeled images per class."""
     holdout_per_class: int = 20
     """Held-out images per class."""
     training_steps: int = 800
-    """Optimiser steps of the generator."""
+    """Optimizer steps of the generator."""
     width: int = 24
     """Channels of its first level."""
     num_tokens: int = 2
@@ -97,7 +97,7 @@ class DemoSettings:
     fraction: float = 0.75
     """Share of synthetic (or guessed) images in the mixed arms."""
     classifier_steps: int = 300
-    """Optimiser steps of every classifier."""
+    """Optimizer steps of every classifier."""
     seeds: int = 3
     """Classifiers per arm."""
 
@@ -123,15 +123,15 @@ def split_digits(labels: Any, settings: DemoSettings, seed: int) -> Split:
     labels.
     """
     rng = counter_rng(seed, 1)
-    labelled, holdout, pool = [], [], []
+    labeled, holdout, pool = [], [], []
     for c in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(np.asarray(labels) == c))
         a, b = settings.per_class, len(rows) - settings.holdout_per_class
-        labelled.append(rows[:a])
+        labeled.append(rows[:a])
         pool.append(rows[a:b])
         holdout.append(rows[b:])
     return Split(
-        labelled=np.concatenate(labelled),
+        labeled=np.concatenate(labeled),
         holdout=np.concatenate(holdout),
         pool=np.concatenate(pool),
     )
@@ -189,14 +189,14 @@ class Steps:
         return generator.with_settings(scheduler="dpmsolver++", num_inference_steps=steps), training
 
     def guess_labels(self, half: LabeledImages, split: Split) -> tuple[LabeledImages, float]:
-        """Names the pool's images that classifiers trained on the labelled ones are sure about.
+        """Names the pool's images that classifiers trained on the labeled ones are sure about.
 
         Returns:
             The images with believed guesses for labels, and the share of these that is right, which
             only the report looks at.
         """
-        labelled, pool = half.subset(split.labelled), half.read(split.pool)
-        probabilities = class_probabilities(labelled, pool, **self.classifiers)
+        labeled, pool = half.subset(split.labeled), half.read(split.pool)
+        probabilities = class_probabilities(labeled, pool, **self.classifiers)
         guess, largest = probabilities.argmax(axis=1), probabilities.max(axis=1)
         sure = largest >= self.settings.sure
         believed = split.pool[sure]
@@ -270,7 +270,7 @@ def _all(images: LabeledImages) -> Pixels:
 def demo(
     out: str | Path, *, seed: int = 0, settings: DemoSettings | None = None, progress: bool = True
 ) -> Path:
-    """Labelled digits in; a better classifier, an audit and one HTML report out.
+    """Labeled digits in; a better classifier, an audit and one HTML report out.
 
     Run again after a kill it goes on where it was. The generator is shared by runs with other
     numbers of labels in the same directory.
@@ -291,9 +291,9 @@ def demo(
     half = load_dataset("digits:train")
     test = load_dataset("digits:test")
     split = split_digits(half.targets, settings, seed)
-    real, seen = half.subset(split.labelled), half.subset(split.seen)
+    real, seen = half.subset(split.labeled), half.subset(split.seen)
     print(
-        f"scikit-learn's digits: {len(real)} labelled images ({settings.per_class} per class), "
+        f"scikit-learn's digits: {len(real)} labeled images ({settings.per_class} per class), "
         f"{len(split.pool)} without labels, {len(split.holdout)} held out for the audit, "
         f"{len(test)} to test on."
     )
@@ -345,11 +345,11 @@ def _introduction(
 ) -> str:
     """Says what was done."""
     return (
-        f"{len(real)} labelled images, {settings.per_class} of each digit, are all the labels "
+        f"{len(real)} labeled images, {settings.per_class} of each digit, are all the labels "
         "there are. A small diffusion model learned from all training images, without labels. "
-        "Classifiers trained on the labelled images guessed the labels of the others, and were "
+        "Classifiers trained on the labeled images guessed the labels of the others, and were "
         f"sure about {len(guessed)} ({right:.1%} of these guesses are right). An embedding was "
-        f"learned for each of these and of the labelled images, and {len(cache):,} variants were "
+        f"learned for each of these and of the labeled images, and {len(cache):,} variants were "
         "drawn between embeddings of the same digit; an audit compared them with everything the "
         "model had seen. Then the same classifier was trained on each of the arms below for "
         f"{settings.classifier_steps} steps, and tested on images by other writers. It took "
@@ -360,11 +360,11 @@ def _introduction(
 def _pictures(
     real: LabeledImages, guessed: LabeledImages, cache: SynthCache, settings: DemoSettings
 ) -> list[Markup]:
-    """Labelled images, synthetic ones, and how these came about."""
+    """Labeled images, synthetic ones, and how these came about."""
     triples = _triples(cache, joined(real, guessed), 3)
     came_about = "How they came about, a row per class: image, partner, variant; three times"
     return [
-        _picture("All labelled images, a row per class", _rows_by_class(real), settings.per_class),
+        _picture("All labeled images, a row per class", _rows_by_class(real), settings.per_class),
         _picture("Synthetic images, a row per class", cache.read(_first_rows(cache, 10)), 10),
         _picture(came_about, triples, 9),
     ]
@@ -380,7 +380,7 @@ def _results(
         heading("Do they help?"),
         evaluation.html_sections(),
         heading("Training the generator"),
-        line_chart([loss], x_label="optimiser step", y_label="mean squared error"),
+        line_chart([loss], x_label="optimizer step", y_label="mean squared error"),
         heading("Are they copies?"),
         Markup("<p><b>{}</b></p>").format(report.title),
         report.html_sections(),

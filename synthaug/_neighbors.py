@@ -1,4 +1,4 @@
-"""Nearest neighbours, found by FAISS and measured again in float64.
+"""Nearest neighbors, found by FAISS and measured again in float64.
 
 FAISS is fast because it expands |a - b|^2 into |a|^2 + |b|^2 - 2 a.b for large batches. For near
 duplicates, the very case an audit is about, that difference of large numbers keeps few correct
@@ -10,7 +10,7 @@ is one and the installed FAISS can use it. It takes the database block by block,
 file (`numpy.load(path, mmap_mode="r")`, float16 or float32) may be larger than the memory.
 
 Notation as in FAISS: `xb` the database, `xq` the queries, `D` distances, `ids` row numbers in the
-database, `k` neighbours.
+database, `k` neighbors.
 """
 
 import math
@@ -28,13 +28,13 @@ from synthaug._types import Features, Indices
 
 INDEXES = ("exact", "auto", "ivf", "hnsw", "sq", "pq", "ivfpq")
 """What `Index` can be: brute force; brute force up to `LARGE` rows and ivf beyond; an inverted
-file, a graph of neighbours, 8 bits per number, 8 bits per subvector, and an inverted file of 64
+file, a graph of neighbors, 8 bits per number, 8 bits per subvector, and an inverted file of 64
 bytes per row, which is for databases larger than the memory."""
 
 LARGE = 1_000_000
 
 _SLACK = 8
-"""Candidates retrieved beyond k, so that rounding cannot push a true neighbour off the list."""
+"""Candidates retrieved beyond k, so that rounding cannot push a true neighbor off the list."""
 
 _APPROXIMATE_SLACK = 100
 """The same where FAISS measures with compressed vectors."""
@@ -102,7 +102,7 @@ class Index:
         return len(self._xb)
 
     def search(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """As the function `search`; an approximate index may miss a neighbour for a farther one."""
+        """As the function `search`; an approximate index may miss a neighbor for a farther one."""
         xq = np.ascontiguousarray(xq, np.float32)
         if self._faiss is None:
             return self._exact(xq, k)
@@ -224,9 +224,9 @@ def _built(xb: Database, kind: str) -> Any:
     n, d = xb.shape
     # As the guidelines of FAISS have it: 4 sqrt(n) lists, fewer where each would hold little.
     lists = max(1, min(int(4 * math.sqrt(n)), n // 39))
-    if kind == "ivfpq":  # every row is compared with all centres: with fewer of them, in time
+    if kind == "ivfpq":  # every row is compared with all centers: with fewer of them, in time
         lists = min(lists, 1024)
-    # Product quantisation needs equal subvectors; of 4 numbers, as 8 bits cannot say much more.
+    # Product quantization needs equal subvectors; of 4 numbers, as 8 bits cannot say much more.
     parts = max(p for p in range(1, max(1, d // 4) + 1) if d % p == 0)
     few = max(p for p in range(1, min(64, parts) + 1) if d % p == 0)
     bits = max(1, min(8, int(math.log2(max(2, n // 39)))))

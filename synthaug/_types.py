@@ -13,7 +13,7 @@ Images: TypeAlias = Float[Tensor, "_n c h w"]
 """Model space: floating point, values in [-1, 1]."""
 
 Pixels: TypeAlias = UInt8[Tensor, "_n c h w"]
-"""Storage space: values in [0, 255]; `c` is 1 (grey) or 3 (RGB)."""
+"""Storage space: values in [0, 255]; `c` is 1 (gray) or 3 (RGB)."""
 
 ImageShape: TypeAlias = tuple[int, int, int]
 """(C, H, W) of one image, or of a latent."""

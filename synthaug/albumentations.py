@@ -33,9 +33,9 @@ if hasattr(ImageOnlyTransform, "sample_parameters") or not albumentations.__vers
     "2.0."
 ):
     raise ImportError(
-        "`synthaug.albumentations` needs albumentations 2.0 from 2.0.8 on (MIT licence), and found "
+        "`synthaug.albumentations` needs albumentations 2.0 from 2.0.8 on (MIT license), and found "
         f"version {albumentations.__version__}: AlbumentationsX, which has the same import name, "
-        "other hooks and another licence, must be uninstalled (`pip uninstall albumentationsx`) "
+        "other hooks and another license, must be uninstalled (`pip uninstall albumentationsx`) "
         "before `pip install --force-reinstall 'albumentations>=2.0.8,<2.1'`."
     )
 
@@ -130,7 +130,7 @@ class ColdRestore(_Restoring):
         ], seed=0)
 
     Images are arrays (H, W) or (H, W, C), uint8 in [0, 255] or floating point in [0, 1], of the
-    size and with the colours that the network was trained on: RGB, where OpenCV reads BGR. Type and
+    size and with the colors that the network was trained on: RGB, where OpenCV reads BGR. Type and
     shape are kept. All of `images` share the draws. Draws, and `A.to_dict`, as in
     `SyntheticVariant`.
     """
@@ -215,7 +215,7 @@ class SyntheticVariant(_OnImages):
         image = transform(image=image)["image"]
 
     Images are arrays (H, W) or (H, W, C), uint8 in [0, 255] or floating point in [0, 1], with the
-    colours of the images that the plan was made for: RGB, where OpenCV reads BGR. Type and shape
+    colors of the images that the plan was made for: RGB, where OpenCV reads BGR. Type and shape
     are kept. Of `images`, each becomes a variant of itself.
 
     The cache and the report may be given by path. Then `A.to_dict`, `A.save` and `A.ReplayCompose`

@@ -102,13 +102,13 @@ class Pixel:
     """The image itself, averaged down to at most `size` x `size` pixels.
 
     Vectors are scaled so that the Euclidean distance of two images is the root mean square
-    difference of their small versions, in grey levels of 0 to 255.
+    difference of their small versions, in gray levels of 0 to 255.
 
     Args:
         size: Longest side of the small version, at least 1. Smaller images stay as they are.
         standardize: First brings every image to mean 0 and standard deviation 1, so that a change
             of brightness or contrast goes unseen. The distance of two images is then
-            `sqrt(2 - 2 r)`, r their correlation. An image of one colour becomes 0.
+            `sqrt(2 - 2 r)`, r their correlation. An image of one color becomes 0.
 
     >>> black, white = torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.full((1, 1, 8, 8), 255)
     >>> pixel = Pixel(4)
@@ -176,7 +176,7 @@ class TorchModule:
             `device`.
         name: Shown in reports; the class name by default.
         preprocess: uint8 (n, C, H, W) to the module's input. By default `to_unit`: float in
-            [0, 1], grey images repeated to three channels.
+            [0, 1], gray images repeated to three channels.
         device: Where the module runs.
     """
 
@@ -217,7 +217,7 @@ class TorchScript(TorchModule):
     file do without that trust.
 
     The network takes float images (n, 3, H, W) in [0, 1] and returns features, or a tuple whose
-    first item is the features. Grey images are repeated to three channels.
+    first item is the features. Gray images are repeated to three channels.
 
     Args:
         path: File made by `torch.jit.save`.
@@ -422,7 +422,7 @@ def _three_channels(pixels: Tensor) -> Tensor:
 
 
 def to_unit(pixels: Pixels) -> Tensor:
-    """uint8 (n, C, H, W) to float32 (n, 3, H, W) in [0, 1]; grey is repeated to three channels."""
+    """uint8 (n, C, H, W) to float32 (n, 3, H, W) in [0, 1]; gray is repeated to three channels."""
     return _three_channels(pixels).float() / 255
 
 

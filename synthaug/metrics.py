@@ -24,7 +24,7 @@ from synthaug._support.arguments import check_between, check_whole
 from synthaug._support.extras import from_extra
 from synthaug._support.torch_state import torch_defaults
 from synthaug._types import Features
-from synthaug.density import Neighbourhood
+from synthaug.density import Neighborhood
 
 _PAIRS = 2**22
 """Pairs of images that are compared at a time: 32 MB in float64."""
@@ -162,21 +162,21 @@ class ManifoldScores(NamedTuple):
 def manifold_scores(synthetic: Features, real: Features, *, k: int = 5) -> ManifoldScores:
     """Precision, recall, density and coverage.
 
-    The ball of an image reaches, border included, to its k-th nearest neighbour in its own set. A
+    The ball of an image reaches, border included, to its k-th nearest neighbor in its own set. A
     single outlier among the real images has a large ball that many synthetic ones lie in: density
     and coverage are less moved by it than precision and recall.
 
     Args:
         synthetic: Floating point (n, d), more than k.
         real: Floating point (m, d), more than k.
-        k: Neighbours.
+        k: Neighbors.
 
     Raises:
         ValueError: If a set has too few images.
     """
     synthetic, real = _pair(synthetic, real)
     real_radii, synthetic_radii = (
-        Neighbourhood(features, k).nearest()[0][:, -1] for features in (real, synthetic)
+        Neighborhood(features, k).nearest()[0][:, -1] for features in (real, synthetic)
     )
     balls, held = _inside(synthetic, real, real_radii)
     reached, _ = _inside(real, synthetic, synthetic_radii)
@@ -189,15 +189,15 @@ def manifold_scores(synthetic: Features, real: Features, *, k: int = 5) -> Manif
 
 
 def _inside(
-    points: Features, centres: Features, radii: NDArray[np.float64]
+    points: Features, centers: Features, radii: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many balls each point lies in, and how many points each ball holds.
 
     Distances are expanded for speed; where that cannot tell which side of the border a point lies
     on, they are taken by subtraction, just as the radii were.
     """
-    middle = centres.mean(0, dtype=np.float64)
-    a, b = points - middle, centres - middle
+    middle = centers.mean(0, dtype=np.float64)
+    a, b = points - middle, centers - middle
     aa, bb = (np.einsum("nd,nd->n", x, x) for x in (a, b))
     balls, held = np.zeros(len(a), np.int64), np.zeros(len(b), np.int64)
     rows = max(1, _PAIRS // len(b))
@@ -208,7 +208,7 @@ def _inside(
         inside = beyond <= 0
         i, j = np.nonzero(np.abs(beyond) <= _ROUNDING * scale)
         if len(i):
-            exact = distances(centres, points[part][i], j[:, None].astype(np.int64))[:, 0]
+            exact = distances(centers, points[part][i], j[:, None].astype(np.int64))[:, 0]
             inside[i, j] = exact <= radii[j]
         balls[part] = inside.sum(1)
         held += inside.sum(0)

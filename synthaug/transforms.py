@@ -215,7 +215,7 @@ class MixSynthetic(_ImagesOnly):
 
     Images are tensors or `tv_tensors.Image` (n, C, H, W), uint8 in [0, 255] or floating point in
     [0, 1], of the size of the synthetic ones. If the real ones were transformed before they came
-    into the batch, as normalised ones were, give the same `transform` here. Randomness comes from
+    into the batch, as normalized ones were, give the same `transform` here. Randomness comes from
     torch's global generator, so it differs between workers and epochs.
     """
 

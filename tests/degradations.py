@@ -33,8 +33,8 @@ class Others:
         return self.pixels[torch.as_tensor(indices)]
 
 
-def fade(x: Tensor, s: Tensor, realisation: Any) -> Tensor:
-    return x * (1 - s / 6) + realisation["shade"][:, :, None, None] * s / 6
+def fade(x: Tensor, s: Tensor, realization: Any) -> Tensor:
+    return x * (1 - s / 6) + realization["shade"][:, :, None, None] * s / 6
 
 
 ALL = [
@@ -42,7 +42,7 @@ ALL = [
     Blur(num_levels=8, padding="circular", exact_mean=True, schedule="constant", std=3.0),
     Blur(num_levels=8, kernel_size=15, schedule="exponential", std=1.0, rate=0.1),
     Inpainting(num_levels=8),
-    Inpainting(num_levels=8, centre="middle", fill="colour", std_step=0.5),
+    Inpainting(num_levels=8, center="middle", fill="color", std_step=0.5),
     SuperResolution(num_levels=4),
     Snow(num_levels=8),
     Snow(num_levels=8, whiten=False, zoom=1.0),
@@ -53,7 +53,7 @@ ALL = [
         name="fade",
         num_levels=6,
         function=fade,
-        realisation=lambda g, shape: {"shade": torch.rand(shape[0], generator=g)},
+        realization=lambda g, shape: {"shade": torch.rand(shape[0], generator=g)},
         remains="nothing",
     ),
 ]
@@ -62,7 +62,7 @@ ids = [
     "blur to the mean",
     "exponential blur",
     "random hole",
-    "hole in a colour",
+    "hole in a color",
     "super-resolution",
     "snow",
     "snow of single pixels",

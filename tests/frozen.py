@@ -83,7 +83,7 @@ TRAINED: dict[str, Any] = {
 FOLDER = Path(__file__).with_suffix("")
 LIBRARIES = ("torch", "diffusers", "transformers", "h5py", "numpy")
 """Their versions are kept: schedulers and networks of another release may have other settings."""
-GREY_LEVELS, ON_AVERAGE = 1, 0.1
+GRAY_LEVELS, ON_AVERAGE = 1, 0.1
 """Differences of pixels between processors: values near the middle of two levels are rounded to
 either. No chain here is chaotic, so more than that is another image."""
 RELATIVE = 1e-3
@@ -95,7 +95,7 @@ MACHINE = {"versions", "version", "environment", "images_per_second", "examples_
 MACHINE |= {"seconds", "device_hours", "bytes", "disk_bytes", "diffusers_version", "command"}
 MACHINE |= {"torch", "torchvision", "threads"}
 """Keys whose values depend on the machine or the libraries: their types alone are frozen."""
-COMPUTED = {"class_embeddings", "colours"}
+COMPUTED = {"class_embeddings", "colors"}
 """Digests of numbers that were computed in floating point."""
 NAMES = ("ant", "bee", "cat", "dog")
 PAIR = NAMES[:2]
@@ -971,7 +971,7 @@ def numbers(world: World) -> Record:
     for name in ("blur", "inpainting", "snow", "super-resolution", "decolorization", "noise"):
         degradation = synthaug.degradations.named(name)
         s = torch.tensor([1, 2, 3, degradation.num_levels])
-        drawn = degradation.realise(streams, (3, 8, 8))
+        drawn = degradation.realize(streams, (3, 8, 8))
         found[name] = {
             "image": to_uint8(degradation(images, s, drawn)),
             "config": degradation.config(),
@@ -1161,9 +1161,9 @@ def differs(name: str, old: Any, new: Any) -> str | None:
         if old.shape != new.shape:
             return f"shape {old.shape} -> {new.shape}"
         gap = np.abs(old.astype(int) - new)
-        if gap.max() <= GREY_LEVELS and gap.mean() <= ON_AVERAGE:
+        if gap.max() <= GRAY_LEVELS and gap.mean() <= ON_AVERAGE:
             return None
-        return f"images differ by {gap.mean():.2f} grey levels on average, {gap.max()} at most"
+        return f"images differ by {gap.mean():.2f} gray levels on average, {gap.max()} at most"
     if isinstance(old, float) or isinstance(new, float):
         numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (old, new))
         absolute = next((gap for part, gap in ABSOLUTE.items() if part in name), 1e-6)

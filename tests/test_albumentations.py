@@ -56,7 +56,7 @@ def test_p_is_the_probability_of_a_change(real, cache, p):
         lambda x: x[..., :1],
         lambda x: x[..., 0],
     ],
-    ids=["colour", "float", "grey (H, W, 1)", "grey (H, W)"],
+    ids=["color", "float", "gray (H, W, 1)", "gray (H, W)"],
 )
 def test_type_and_shape_are_kept_also_after_pickling(tmp_path, image):
     given = image(array(real_images(), 3))

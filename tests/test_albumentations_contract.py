@@ -207,7 +207,7 @@ def test_what_has_no_path_cannot_be_described(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["2.5.1", "2.0.19"])
-def test_the_successor_package_is_recognised(monkeypatch, version):
+def test_the_successor_package_is_recognized(monkeypatch, version):
     successor = types.ModuleType("albumentations")
     hooks: dict[str, Any] = {} if version == "2.5.1" else {"sample_parameters": lambda self: {}}
     successor.ImageOnlyTransform = type("ImageOnlyTransform", (), hooks)  # type: ignore[attr-defined]

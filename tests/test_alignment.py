@@ -69,7 +69,7 @@ def test_the_distance_is_that_of_the_best_correlated_windows(c: int, h: int, w: 
             assert bool(flipped[i, j]) == (best[True] > best[False])
 
 
-def test_moved_mirrored_and_recoloured_copies_are_at_distance_0_and_others_are_not() -> None:
+def test_moved_mirrored_and_recolored_copies_are_at_distance_0_and_others_are_not() -> None:
     train = fields(6, c=3, h=32, w=32)
     moved = F.pad(train.float(), (4, 0, 0, 4), mode="replicate")[..., 4:, :32]
     copies = [train, train.flip(-1), moved, moved.flip(-1), train.float() * 0.5 + 20]
@@ -90,7 +90,7 @@ def test_an_enlarged_part_is_found_in_its_original() -> None:
         assert (distance[:, 1] > 0.3).all()
 
 
-def test_images_of_one_colour_fit_nothing_and_make_no_nan() -> None:
+def test_images_of_one_color_fit_nothing_and_make_no_nan() -> None:
     flat = torch.full((2, 1, 16, 16), 200, dtype=torch.uint8)
     train = torch.cat([fields(1), flat[:1]])
     distance, _ = aligned(flat, train, [[0, 1], [0, 1]])
@@ -158,7 +158,7 @@ def test_large_images_are_not_compressed_to_be_compared() -> None:
     assert distance.max() < 0.1
 
 
-def test_the_difference_of_a_moved_and_brighter_copy_is_plain_grey() -> None:
+def test_the_difference_of_a_moved_and_brighter_copy_is_plain_gray() -> None:
     original = fields(2, c=3, h=32, w=32)
     moved = F.pad(original.float() * 0.8 + 30, (3, 0, 0, 0), mode="replicate")[..., :32]
     copy = moved.round().to(torch.uint8)

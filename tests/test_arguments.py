@@ -21,7 +21,7 @@ from synthaug import (
 from synthaug._support import arguments
 from synthaug.caches import RayEngine
 from synthaug.degradations import Blur, Snow
-from synthaug.density import ClassGaussians, Neighbourhood
+from synthaug.density import ClassGaussians, Neighborhood
 from synthaug.evaluation import ClassifierConfig, StandardAugment
 from synthaug.images import LabeledImages
 from synthaug.mixing import Balance, Linear
@@ -182,7 +182,7 @@ PLAN = PLANNER.plan(per_class=2, seed=0)
         lambda n: metrics.kernel_distance(FEATURES, FEATURES, subsets=n),
         lambda n: metrics.kernel_distance(FEATURES, FEATURES, subset_size=n),
         lambda n: metrics.manifold_scores(FEATURES, FEATURES, k=n),
-        lambda n: Neighbourhood(FEATURES, k=n),
+        lambda n: Neighborhood(FEATURES, k=n),
         lambda n: ClassGaussians.fit(FEATURES, np.arange(12) % 2, components=n),
         lambda n: ClassGaussians.fit(FEATURES, np.arange(12) % 2, num_classes=n),
         lambda n: load_dataset("digits", image_size=n),

@@ -267,14 +267,14 @@ def test_resolution_is_the_smallest_number_of_smallest_p_values_that_is_flagged(
     assert least == 1 or not flagged(least - 1)
 
 
-# ----------------------------------------------------------------------------------- neighbours
+# ----------------------------------------------------------------------------------- neighbors
 
 
 def brute_force(xb: Any, xq: Any) -> Any:
     return np.sqrt(((xq[:, None].astype(np.float64) - xb[None]) ** 2).sum(-1))
 
 
-def test_neighbours_and_their_plain_distances_equal_brute_force() -> None:
+def test_neighbors_and_their_plain_distances_equal_brute_force() -> None:
     rng = np.random.default_rng(5)
     xb, xq = rng.standard_normal((100, 12), np.float32), rng.standard_normal((30, 12), np.float32)
     D, ids = search(xb, xq, 7)
@@ -334,12 +334,12 @@ def test_merged_lists_hold_every_row_once_with_its_smaller_distance() -> None:
 
 def clustered(n: int, seed: int) -> Any:
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).standard_normal((30, 16))
-    return (centres[rng.integers(0, 30, n)] + 0.4 * rng.standard_normal((n, 16))).astype(np.float32)
+    centers = np.random.default_rng(0).standard_normal((30, 16))
+    return (centers[rng.integers(0, 30, n)] + 0.4 * rng.standard_normal((n, 16))).astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind not in ("exact", "auto")])
-def test_an_approximate_index_finds_most_neighbours_and_measures_them_exactly(kind: str) -> None:
+def test_an_approximate_index_finds_most_neighbors_and_measures_them_exactly(kind: str) -> None:
     xb, xq = clustered(1300, 1), clustered(200, 2)
     xq[:50] = xb[:50]
     index, exact = Index(xb, kind), Index(xb)
@@ -355,7 +355,7 @@ def test_an_approximate_index_finds_most_neighbours_and_measures_them_exactly(ki
     assert exact.recall(xq, 10) == 1
 
 
-def test_an_index_that_finds_too_few_neighbours_searches_for_these_exactly(
+def test_an_index_that_finds_too_few_neighbors_searches_for_these_exactly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     xb, xq = clustered(4000, 1), clustered(20, 2)
@@ -428,7 +428,7 @@ def test_the_score_is_the_first_distance_over_the_mean_of_the_next(
         ratio = nearest[:, 0] / nearest[:, 1:].mean(1)
         np.testing.assert_allclose(matches.distances[:, j], nearest[:, 0], rtol=1e-9)
         np.testing.assert_allclose(matches.scores[:, j], ratio, rtol=1e-9)
-        np.testing.assert_array_equal(matches.neighbours[:, j], d.argmin(axis=1))
+        np.testing.assert_array_equal(matches.neighbors[:, j], d.argmin(axis=1))
 
 
 def test_the_aligned_distance_is_that_of_the_best_of_all_proposals(
@@ -442,7 +442,7 @@ def test_the_aligned_distance_is_that_of_the_best_of_all_proposals(
     np.testing.assert_allclose(matches.distances[:, 1], ordered[:, 0], atol=1e-3)
     ratio = ordered[:, 0] / np.median(ordered[:, 1:], axis=1)
     np.testing.assert_allclose(matches.scores[:, 1], ratio, atol=3e-3)
-    np.testing.assert_array_equal(matches.neighbours[:, 1], distance.argmin(axis=1))
+    np.testing.assert_array_equal(matches.neighbors[:, 1], distance.argmin(axis=1))
     best = distance.argmin(axis=1)
     np.testing.assert_array_equal(matches.flipped[:, 1], flipped[np.arange(20), best])
 
@@ -489,7 +489,7 @@ def test_larger_images_are_searched_and_compared_in_part_too(
     alone, both = T.ask(T.compare_pooled(H, pixels))[0]
     assert_equal_matches(alone, T.match(pixels))
     assert_equal_matches(both, matcher(torch.cat([train, holdout])).match(pixels))
-    np.testing.assert_array_equal(both.neighbours[:9, 2], [*range(20, 26), 67, 68, 69])
+    np.testing.assert_array_equal(both.neighbors[:9, 2], [*range(20, 26), 67, 68, 69])
     np.testing.assert_array_equal(both.flipped[:9, 2], [False] * 6 + [True] * 3)
     assert (both.scores[:9, 2] < 0.2).all()
     assert set(T.recall(pixels)) == {
@@ -523,7 +523,7 @@ def test_every_pixel_decides_which_images_are_equal_but_for_rounding() -> None:
 def test_repeating_training_images_changes_no_score(train: Tensor, fresh: Tensor) -> None:
     once, twice = (matcher(t).match(fresh) for t in (train, torch.cat([train, train])))
     np.testing.assert_array_equal(once.scores, twice.scores)
-    np.testing.assert_array_equal(once.neighbours, twice.neighbours)
+    np.testing.assert_array_equal(once.neighbors, twice.neighbors)
 
 
 def test_far_away_training_images_beyond_k_change_no_ratio(train: Tensor, fresh: Tensor) -> None:
@@ -595,8 +595,8 @@ def test_exact_and_mirrored_copies_are_all_flagged_and_traced_to_their_originals
     np.testing.assert_array_equal(failed.flagged[:20], np.arange(20))
     assert len(failed.flagged) <= 22, "a false discovery rate of 0.05 allows one of 21"
     assert (failed.tier[:20] == 1).all()
-    np.testing.assert_array_equal(failed.neighbours[:20], np.arange(20, 40))
-    np.testing.assert_array_equal(failed.neighbour_flipped[:20], [False] * 10 + [True] * 10)
+    np.testing.assert_array_equal(failed.neighbors[:20], np.arange(20, 40))
+    np.testing.assert_array_equal(failed.neighbor_flipped[:20], [False] * 10 + [True] * 10)
     np.testing.assert_array_equal(failed.rmse[:20], 0)
     np.testing.assert_array_equal(failed.scores[:20, 0], 0)
     assert (failed.scores[:20, 1:] < 0.03).all()
@@ -648,7 +648,7 @@ def test_noisy_copies_are_flagged_by_their_rank_among_the_hold_out(
     np.testing.assert_array_equal(report.flagged[:30], np.arange(30))
     assert (report.tier[:30] == 2).all()
     assert (report.q_values[report.tier == 2] <= 0.05).all()
-    np.testing.assert_array_equal(report.neighbours[:30], np.arange(50, 80))
+    np.testing.assert_array_equal(report.neighbors[:30], np.arange(50, 80))
 
 
 def test_p_values_of_the_report_follow_from_its_scores(failed: AuditReport) -> None:
@@ -1078,7 +1078,7 @@ def test_the_counterpart_of_a_pair_is_the_closest_hold_out_image(
     for pair in passed.pairs[:10]:
         row, j = pair["row"], passed.statistics.index(str(pair["statistic"]))
         assert isinstance(row, int)
-        assert pair["holdout_row"] == closest.neighbours[row, j]
+        assert pair["holdout_row"] == closest.neighbors[row, j]
         assert pair["holdout_distance"] == pytest.approx(closest.distances[row, j], rel=1e-6)
 
 
@@ -1090,7 +1090,7 @@ def test_flagged_copies_of_given_training_images_are_listed(failed: AuditReport)
 # ---------------------------------------------------------------------------------------- inputs
 
 
-class Labelled(Dataset):
+class Labeled(Dataset):
     """A map-style data set with classes."""
 
     def __init__(self, pixels: Tensor, classes: Any = ("cat", "dog")) -> None:
@@ -1104,7 +1104,7 @@ class Labelled(Dataset):
         return self.pixels[index], self.targets[index]
 
 
-class Cache(Labelled):
+class Cache(Labeled):
     """What the audit needs of a cache."""
 
     identity = {"plan_digest": "0" * 32, "weights": {}, "rows": 30}  # noqa: RUF012
@@ -1131,7 +1131,7 @@ def test_rows_of_a_cache_that_are_not_done_are_neither_judged_nor_served(
     np.testing.assert_array_equal(report.flagged, [4])
     assert not report.passed[~done].any()
     assert np.isnan(report.scores[~done]).all()
-    assert (report.neighbours[~done] == -1).all()
+    assert (report.neighbors[~done] == -1).all()
     assert report.identity == Cache.identity
     assert len(report) == 30
     assert "10 of 30 rows" in report.reasons[-1]
@@ -1140,7 +1140,7 @@ def test_rows_of_a_cache_that_are_not_done_are_neither_judged_nor_served(
 def test_data_sets_and_bare_pixels_give_the_same_report_and_arrays_too(
     fresh: Tensor, train: Tensor, holdout: Tensor, passed: AuditReport
 ) -> None:
-    report = quiet(Labelled(fresh), Labelled(train), holdout=holdout.numpy())
+    report = quiet(Labeled(fresh), Labeled(train), holdout=holdout.numpy())
     np.testing.assert_array_equal(report.p_values, passed.p_values)
     assert report.classes == ("cat", "dog")
     assert {pair["class"] for pair in report.pairs} == {"cat", "dog"}
@@ -1151,7 +1151,7 @@ def test_a_copy_of_an_image_of_another_class_is_traced_to_it(
 ) -> None:
     pixels = fresh.clone()
     pixels[0] = train[5]  # row 0 is a cat, training image 5 a dog
-    pair = quiet(Labelled(pixels), Labelled(train), holdout=holdout).pairs[0]
+    pair = quiet(Labeled(pixels), Labeled(train), holdout=holdout).pairs[0]
     assert (pair["row"], pair["class"]) == (0, "cat")
     assert (pair["train_row"], pair["train_class"]) == (5, "dog")
 
@@ -1173,7 +1173,7 @@ def test_hold_out_images_nearly_equal_to_training_images_are_set_aside_and_menti
     fresh: Tensor, train: Tensor, holdout: Tensor, quietly_passed: AuditReport
 ) -> None:
     near = train[:5].clone()
-    near[:, 0, 0, 0] ^= 1  # one grey level in one pixel
+    near[:, 0, 0, 0] ^= 1  # one gray level in one pixel
     report = quiet(fresh, train, holdout=torch.cat([holdout, near]))
     assert report.settings["holdout_near_equal"] == 5
     assert "5 of 305 held-out real images" in report.reasons[-1]
@@ -1291,7 +1291,7 @@ def test_features_are_audited_without_their_images(
     assert report.verdict == "fail"
     np.testing.assert_array_equal(report.tier[:20], [1] * 10 + [2] * 10)
     assert len(report.flagged) <= 25
-    np.testing.assert_array_equal(report.neighbours[:10], [*range(30, 35), *range(40, 45)])
+    np.testing.assert_array_equal(report.neighbors[:10], [*range(30, 35), *range(40, 45)])
     assert report.statistics == ("features as given",)
     assert np.isnan(report.rmse).all()
     assert report.smallest_effect is not None
@@ -1383,7 +1383,7 @@ def test_copies_of_test_images_are_found_by_an_audit_against_these(
     report = quiet(pixels, tests, holdout=torch.cat([train, holdout]))
     assert report.verdict == "fail"
     np.testing.assert_array_equal(report.flagged, np.arange(4))
-    np.testing.assert_array_equal(report.neighbours[:4], np.arange(60, 64))
+    np.testing.assert_array_equal(report.neighbors[:4], np.arange(60, 64))
 
 
 def test_an_approximate_audit_says_how_much_its_index_found(
@@ -1396,7 +1396,7 @@ def test_an_approximate_audit_says_how_much_its_index_found(
     assert set(recall) == {"pixels 16x16", "pixels 8x8, standardized", "spectrum"}
     assert all(0.9 < share <= 1 for share in recall.values())
     np.testing.assert_array_equal(report.flagged, failed.flagged)
-    assert "of the nearest neighbours" in html(report, tmp_path)
+    assert "of the nearest neighbors" in html(report, tmp_path)
 
 
 def test_features_kept_in_a_folder_are_not_computed_again(
@@ -1656,7 +1656,7 @@ def test_a_script_in_a_class_name_is_inert(
     fresh: Tensor, train: Tensor, holdout: Tensor, tmp_path: Path
 ) -> None:
     name = "<script>alert(1)</script>"
-    report = quiet(Labelled(fresh, (name, "b")), Labelled(train, (name, "b")), holdout=holdout)
+    report = quiet(Labeled(fresh, (name, "b")), Labeled(train, (name, "b")), holdout=holdout)
     text = html(report, tmp_path)
     assert name not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text

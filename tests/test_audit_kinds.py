@@ -22,7 +22,7 @@ FIXED = "6e52f68b307ea324c09c689e6f4022e20b5392e661272c3363dc2f2e98799f61"
 """Of names, strengths and whether colors are needed, in their order."""
 
 ROUNDING = 1.0
-"""Mean absolute difference, in grey levels, that another version of a codec may make."""
+"""Mean absolute difference, in gray levels, that another version of a codec may make."""
 
 
 def audit_kinds() -> ModuleType:
@@ -50,7 +50,7 @@ def test_copies_are_the_fixed_ones():
     assert len(copies) == 30
     for kind, fixed in zip(audit_kinds().KINDS, copies, strict=True):
         off = np.abs(kind.apply(scenes[:1], scenes[1:])[0].astype(float) - fixed).mean()
-        assert off <= ROUNDING, f"{kind.name}: {off:.2f} grey levels from the fixed copy"
+        assert off <= ROUNDING, f"{kind.name}: {off:.2f} gray levels from the fixed copy"
 
 
 def test_every_copy_is_far_from_its_original():
@@ -59,17 +59,17 @@ def test_every_copy_is_far_from_its_original():
     assert (far > 10).all(), far
 
 
-def test_grey_images_are_changed_by_the_kinds_that_need_no_color():
+def test_gray_images_are_changed_by_the_kinds_that_need_no_color():
     scenes, _ = scenes_and_copies()
-    grey = scenes[:, :1]
+    gray = scenes[:, :1]
     for kind in audit_kinds().KINDS:
         if kind.colors:
             with pytest.raises(ValueError, match="needs images in color"):
-                kind.apply(grey, grey)
+                kind.apply(gray, gray)
         else:
-            copies = kind.apply(grey, grey[::-1])
-            assert copies.shape == grey.shape
-            assert (copies != grey).any(axis=(1, 2, 3)).all(), kind.name
+            copies = kind.apply(gray, gray[::-1])
+            assert copies.shape == gray.shape
+            assert (copies != gray).any(axis=(1, 2, 3)).all(), kind.name
 
 
 def test_what_is_drawn_follows_from_seed_and_number():

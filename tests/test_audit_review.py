@@ -101,7 +101,7 @@ def test_withdrawing_what_was_flagged_buys_no_pass(
     AuditReport.from_json(tmp_path / "audit.json").withdraw_from(cache, rows)
     second = audited(cache)
     assert second.verdict == "fail"
-    for name in ("tier", "p_values", "q_values", "scores", "neighbours", "rmse"):
+    for name in ("tier", "p_values", "q_values", "scores", "neighbors", "rmse"):
         np.testing.assert_array_equal(getattr(second, name), getattr(first, name), name)
     assert parts(second) == parts(first), "what belonged together still counts once"
     assert [COPIES, COPIES + 2] in parts(first)

@@ -27,7 +27,7 @@ RECIPE = {"synthesizer": "Noise", "settings": {"steps": 4}, "weights": {"unet": 
 MANIFEST = {
     "recipe": RECIPE,
     "source": {"fingerprint": "f00d", "root": "/data"},
-    "licence": {"generator": "MIT", "source": "CC0"},
+    "license": {"generator": "MIT", "source": "CC0"},
 }
 
 
@@ -106,7 +106,7 @@ def test_the_file_is_plain_hdf5_that_any_tool_reads(
         assert file.attrs["plan_digest"].decode() == plan.digest
         manifest = json.loads(file.attrs["manifest"])
     assert manifest["recipe"] == RECIPE
-    assert manifest["licence"] == {"generator": "MIT", "source": "CC0"}
+    assert manifest["license"] == {"generator": "MIT", "source": "CC0"}
     assert manifest["synthetic"] is True
     assert manifest["value_range"] == [0, 255]
     assert manifest["classes"] == list(plan.classes)

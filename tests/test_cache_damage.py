@@ -233,9 +233,9 @@ def recipe_that_is_no_dict(file: h5py.File, folder: Path) -> None:
     set_manifest(file, recipe="x")
 
 
-@attack("no valid 'licence'")
-def licence_that_is_no_dict(file: h5py.File, folder: Path) -> None:
-    set_manifest(file, licence=[1])
+@attack("no valid 'license'")
+def license_that_is_no_dict(file: h5py.File, folder: Path) -> None:
+    set_manifest(file, license=[1])
 
 
 @attack("no 'source'")

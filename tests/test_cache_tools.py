@@ -33,7 +33,7 @@ from synthaug.images import LabeledImages
 SHAPE = (3, 8, 6)
 CLASSES = ("cat", "dog", "ox")
 RECIPE = {"synthesizer": "Noise", "settings": {"steps": 4}, "weights": {"unet": "ab12"}}
-MANIFEST = {"recipe": RECIPE, "licence": {"generator": "MIT", "source": "CC0"}}
+MANIFEST = {"recipe": RECIPE, "license": {"generator": "MIT", "source": "CC0"}}
 COMPRESSED = "ignore:.*is a compressed copy"
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"
 SOURCE_TYPE = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
@@ -325,13 +325,13 @@ def test_a_full_disk_ends_an_export_with_one_clear_error_and_no_crash(
     assert receive.recv() == ["cache.h5"]
 
 
-def test_an_unknown_licence_is_mentioned(
+def test_an_unknown_license_is_mentioned(
     tmp_path: Path, plan: Plan, pixels: torch.Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "synthaug")
-    cache = filled(tmp_path / "c.h5", plan, pixels, licence={"generator": None, "source": None})
+    cache = filled(tmp_path / "c.h5", plan, pixels, license={"generator": None, "source": None})
     export(cache, tmp_path / "out", format="folder")
-    assert "licence" in caplog.text
+    assert "license" in caplog.text
 
 
 # Importing
@@ -339,14 +339,14 @@ def test_an_unknown_licence_is_mentioned(
 
 def test_foreign_images_become_a_cache_that_knows_their_content(tmp_path: Path) -> None:
     images = LabeledImages(noise(9, 4), [2, 0, 1, 2, 2, 0, 1, 1, 0], CLASSES)
-    cache = import_images(images, tmp_path / "c.h5", name="EDM", licence={"generator": "MIT"})
+    cache = import_images(images, tmp_path / "c.h5", name="EDM", license={"generator": "MIT"})
     assert cache.done.all()
     assert cache.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert torch.equal(cache.read(range(9)), images.read([1, 5, 8, 2, 6, 7, 0, 3, 4]))
     assert cache.classes == CLASSES
     assert cache.manifest["recipe"]["name"] == "EDM"
-    assert cache.manifest["licence"] == {"generator": "MIT", "source": None}
-    assert import_images(images, tmp_path / "c.h5", name="EDM", licence={}).done.all()
+    assert cache.manifest["license"] == {"generator": "MIT", "source": None}
+    assert import_images(images, tmp_path / "c.h5", name="EDM", license={}).done.all()
     other = LabeledImages(noise(9, 5), images.labels, CLASSES)
     assert import_images(other, tmp_path / "d.h5").identity != cache.identity
     with pytest.raises(MismatchError, match="imported"):
@@ -405,7 +405,7 @@ def test_forgetting_nothing_or_the_key_of_no_image_is_refused(
 # Sources
 
 
-def test_the_data_set_of_the_sources_is_recognised_and_any_other_is_not(cache: SynthCache) -> None:
+def test_the_data_set_of_the_sources_is_recognized_and_any_other_is_not(cache: SynthCache) -> None:
     real = real_images()
     check_sources(cache, real)
     images, labels = real.read(range(12)), real.labels

@@ -178,7 +178,7 @@ def test_a_model_names_its_canaries_and_so_do_its_images(planted, digits, tmp_pa
     assert settings["canaries"] == [planted.plan.digest]
     loaded = ClassConditional.from_pretrained(tmp_path / "run", device="cpu")
     assert loaded.recipe() == model.recipe()
-    record = {"labelled": ImageSource.open(digits).record}
+    record = {"labeled": ImageSource.open(digits).record}
     plain = replace(model, model=replace(model.model, trained_on=record))
     assert "canaries" not in str(plain.recipe()["settings"])
     model, plain = (one.with_settings(num_inference_steps=1) for one in (model, plain))

@@ -415,10 +415,10 @@ def test_training_resumed_equals_training_in_one_go(tmp_path):
 
 
 def test_training_lowers_the_loss_and_learns_the_classes(tmp_path):
-    """Four classes of constant grey: after training, each class is drawn in its own grey."""
+    """Four classes of constant gray: after training, each class is drawn in its own gray."""
     real = Real(labels=(0, 1, 2, 3) * 4)
-    greys = torch.tensor([32, 96, 160, 224], dtype=torch.uint8)
-    real.pixels = greys[torch.tensor(real.targets)].view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
+    grays = torch.tensor([32, 96, 160, 224], dtype=torch.uint8)
+    real.pixels = grays[torch.tensor(real.targets)].view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
     config = TrainingConfig(
         steps=120, batch_size=16, warmup_steps=10, learning_rate=1e-2, ema_decay=0.9, device="cpu"
     )
@@ -429,11 +429,11 @@ def test_training_lowers_the_loss_and_learns_the_classes(tmp_path):
     synthesizer = replace(synthesizer, sampler=SamplerConfig(num_inference_steps=50))
     plan = synthesizer.plan(per_class=4, guidance_scale=1.0)
     drawn = to_pixels(synthesizer.draw(plan)).float().mean((1, 2, 3)).view(4, 4).mean(1)
-    assert (drawn - greys.float()).abs().max() < 20
+    assert (drawn - grays.float()).abs().max() < 20
 
 
-def test_unlabelled_images_only_train_the_unconditional_branch(tmp_path):
-    synthesizer = fit(tmp_path, unlabelled=Real(seed=1), label_dropout=0.0, steps=2)
+def test_unlabeled_images_only_train_the_unconditional_branch(tmp_path):
+    synthesizer = fit(tmp_path, unlabeled=Real(seed=1), label_dropout=0.0, steps=2)
     assert synthesizer.classes == NAMES
     embedding: Any = synthesizer.model.network.class_embedding
     assert embedding.weight.shape[0] == len(NAMES) + 1
@@ -455,14 +455,14 @@ def test_every_prediction_type_trains_and_draws(tmp_path, prediction_type):
 
 
 def test_a_cache_says_what_its_generator_was_trained_on(tmp_path):
-    fit(tmp_path / "model", unlabelled=Real(seed=1), steps=1)
+    fit(tmp_path / "model", unlabeled=Real(seed=1), steps=1)
     synthesizer = ClassConditional.from_pretrained(
         tmp_path / "model", sampler=SamplerConfig(num_inference_steps=1)
     )
     plan = synthesizer.plan(per_class=1)
     cache = generate(synthesizer, plan, tmp_path / "cache.h5", progress=False)
     known = {"fingerprint": "real", "images": 8}
-    assert cache.manifest["trained_on"] == {"labelled": known, "unlabelled": known}
+    assert cache.manifest["trained_on"] == {"labeled": known, "unlabeled": known}
 
 
 def test_training_leaves_the_global_generator_alone(tmp_path):
@@ -477,7 +477,7 @@ def test_data_that_cannot_be_trained_on_are_refused_before_any_work(tmp_path):
     odd = Real()
     odd.image_shape = (1, 8, 16)
     with pytest.raises(MismatchError, match=r"shape \(1, 8, 16\), `real` of \(1, 8, 8\)"):
-        fit(tmp_path / "run", unlabelled=odd)
+        fit(tmp_path / "run", unlabeled=odd)
     with pytest.raises(DataError, match=r"Labels must be in \[0, 3\].* found 0 to 4"):
         fit(tmp_path / "run", Real(labels=(0, 1, 2, 3, 4)))
     wrong: list[tuple[dict[str, Any], str]] = [

@@ -162,8 +162,8 @@ def test_an_evaluation_and_amounts_take_either_order(cache):
 
 
 def test_labels_are_checked_and_hardness_is_scored_by_name(monkeypatch):
-    labelled = LabeledImages(*dark_and_light(24), ("dark", "light"))
-    turned = LabeledImages(labelled.read(range(24)), 1 - labelled.labels, ("light", "dark"))
+    labeled = LabeledImages(*dark_and_light(24), ("dark", "light"))
+    turned = LabeledImages(labeled.read(range(24)), 1 - labeled.labels, ("light", "dark"))
     cache: Any = SimpleNamespace(
         identity={},
         classes=("light", "dark"),
@@ -171,11 +171,11 @@ def test_labels_are_checked_and_hardness_is_scored_by_name(monkeypatch):
         done=np.ones(24, bool),
         read=turned.read,
     )
-    given = np.full((24, 2), 0.3) + 0.4 * np.eye(2)[labelled.labels]
+    given = np.full((24, 2), 0.3) + 0.4 * np.eye(2)[labeled.labels]
     monkeypatch.setattr(_label_check, "class_probabilities", lambda *_, **__: given)
-    check = _label_check.check_labels(cache, labelled, threshold=0.5)
+    check = _label_check.check_labels(cache, labeled, threshold=0.5)
     np.testing.assert_allclose(check.scores, 0.7)
     assert check.classes == ("light", "dark")
     options: Any = {"features": Pixel(), "k": 3, "progress": False}
-    other, same = (score_hardness(turned, real, **options) for real in (labelled, turned))
+    other, same = (score_hardness(turned, real, **options) for real in (labeled, turned))
     np.testing.assert_allclose(other.hardness, same.hardness)

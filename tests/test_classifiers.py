@@ -68,13 +68,13 @@ def test_torchvision_resnets_keep_the_resolution_of_small_images_only() -> None:
     assert sizes == {32: 32, 64: 16}
 
 
-def test_grey_images_are_shown_to_torchvision_models_as_three_equal_channels() -> None:
+def test_gray_images_are_shown_to_torchvision_models_as_three_equal_channels() -> None:
     torch.manual_seed(0)
-    grey = build_classifier("resnet18", 5, (1, 32, 32)).eval()
+    gray = build_classifier("resnet18", 5, (1, 32, 32)).eval()
     torch.manual_seed(0)
-    colour = build_classifier("resnet18", 5, (3, 32, 32)).eval()
+    color = build_classifier("resnet18", 5, (3, 32, 32)).eval()
     x = torch.rand(2, 1, 32, 32)
-    torch.testing.assert_close(grey(x), colour(x.repeat(1, 3, 1, 1)))
+    torch.testing.assert_close(gray(x), color(x.repeat(1, 3, 1, 1)))
 
 
 def test_equal_seeds_give_equal_weights() -> None:

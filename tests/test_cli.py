@@ -552,7 +552,7 @@ def test_images_are_inverted_and_varied(work, monkeypatch):
     message = fail(2, "generate", generator, work / "no.h5", "--per-class", 1, *DRAW)
     assert "Learn them with `synthaug invert`" in message
     shutil.copytree(work / "train", work / "odd")
-    Image.new("RGB", (20, 16)).save(work / "odd" / "cat" / "0.png")  # is brought to 8 x 8, grey
+    Image.new("RGB", (20, 16)).save(work / "odd" / "cat" / "0.png")  # is brought to 8 x 8, gray
     real = f"folder:{work / 'odd'}"
     text = succeed("invert", generator, real, inverted, "--updates", 2, "--device", "cpu")
     assert "36 embeddings" in text

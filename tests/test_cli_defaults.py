@@ -71,9 +71,9 @@ DIFFERENT = {
 SHELL_ONLY = {
     "accept", "allow_overlap", "arguments", "audit", "augmentations", "autoencoder", "cache",
     "classifier", "condition", "degradation_settings", "device", "dry_run", "estimate", "features",
-    "features_dir", "fraction", "generator_licence", "generator_steps", "labels", "link",
+    "features_dir", "fraction", "generator_license", "generator_steps", "labels", "link",
     "method", "others", "out", "padding",
-    "ratios", "seed", "selection", "sheet", "source", "source_licence", "trial",
+    "ratios", "seed", "selection", "sheet", "source", "source_license", "trial",
     "trust_torchscript", "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),
 }  # fmt: skip

@@ -25,7 +25,7 @@ from synthaug.degradations import (
 from synthaug.denoisers import build_unet
 from synthaug.errors import CheckpointError, DataError, MismatchError
 from synthaug.synthesizers import ColdDiffusion, streams
-from synthaug.synthesizers.cold._colors import ColourMixture
+from synthaug.synthesizers.cold._colors import ColorMixture
 from synthaug.synthesizers.cold._config import RestorerConfig
 from synthaug.synthesizers.cold._fit import ColdFitJob
 from synthaug.synthesizers.cold._sampling import restore, visited_levels
@@ -57,7 +57,7 @@ def know_nothing(x: Tensor, s: Tensor) -> Tensor:
 def test_a_perfect_restorer_returns_the_image_from_every_level(degradation, algorithm, num_steps):
     s = torch.arange(degradation.num_levels + 1)
     x0 = random_images(len(s))
-    r = degradation.realise(streams(range(len(s))), SHAPE)
+    r = degradation.realize(streams(range(len(s))), SHAPE)
 
     def oracle(x: Tensor, levels: Tensor) -> Tensor:
         return x0[-len(x) :]  # later steps hold the rows that started highest
@@ -253,27 +253,27 @@ def test_views_can_be_trained_on():
 # -- generation ----------------------------------------------------------------------------------
 
 
-def test_generation_starts_from_a_colour_of_the_mixture_and_noise_that_8_bits_would_lose():
+def test_generation_starts_from_a_color_of_the_mixture_and_noise_that_8_bits_would_lose():
     seeing = Seeing(tiny_unet(num_classes=None, channels=3))
     cold = generator(network=seeing)
     plan = cold.plan(counts={"image": 200})
     cold.draw(plan)
     x, t = seeing.given[0]
     assert (t == 5).all()
-    colour = x.mean((2, 3))
-    noise = x - colour[:, :, None, None]
+    color = x.mean((2, 3))
+    noise = x - color[:, :, None, None]
     assert float(noise.std()) == pytest.approx(0.002, rel=0.05)
     rounded = to_images(to_pixels(x))
     usual = rounded.flatten(2).median(2).values[:, :, None, None]
     assert (rounded == usual).float().mean() > 0.7
-    assert colour.mean(0).tolist() == pytest.approx([0.1, -0.2, 0.3], abs=0.04)
-    np.testing.assert_allclose(np.cov(colour.T), cold.colours.covariances[0], atol=0.006)  # type: ignore[union-attr]
+    assert color.mean(0).tolist() == pytest.approx([0.1, -0.2, 0.3], abs=0.04)
+    np.testing.assert_allclose(np.cov(color.T), cold.colors.covariances[0], atol=0.006)  # type: ignore[union-attr]
     seeing.given.clear()
     cold.draw(plan)
     assert torch.equal(seeing.given[0][0], x)
 
 
-def test_without_that_noise_the_start_is_one_exact_colour():
+def test_without_that_noise_the_start_is_one_exact_color():
     seeing = Seeing(tiny_unet(num_classes=None, channels=3))
     cold = generator(network=seeing, symmetry_noise=0.0)
     cold.draw(cold.plan(per_class=4))
@@ -282,7 +282,7 @@ def test_without_that_noise_the_start_is_one_exact_colour():
     assert len(x[:, :, 0, 0].unique(dim=0)) == 4
 
 
-def test_algorithm_2_generates_an_image_of_the_colour_that_it_started_from():
+def test_algorithm_2_generates_an_image_of_the_color_that_it_started_from():
     cold = generator()
     x_T = torch.tensor([0.1, -0.2, 0.3]).view(1, 3, 1, 1).expand(2, 3, 8, 8)
     result = cold.restore(x_T, 6)
@@ -292,39 +292,39 @@ def test_algorithm_2_generates_an_image_of_the_colour_that_it_started_from():
 @pytest.mark.parametrize(
     "degradation",
     [
-        Inpainting(num_levels=5, centre="middle", fill="colour"),
+        Inpainting(num_levels=5, center="middle", fill="color"),
         GaussianNoise(num_levels=5),
         Custom(name="black", num_levels=5, function=lambda x, s, _: x * (1 - s / 5) - s / 5,
                remains="nothing"),
     ],
     ids=["hole", "noise", "custom"],
 )  # fmt: skip
-def test_where_the_last_level_leaves_nothing_generation_starts_from_the_realisation(degradation):
+def test_where_the_last_level_leaves_nothing_generation_starts_from_the_realization(degradation):
     seeing = Seeing(tiny_unet(num_classes=None, channels=3))
     cold = tiny(network=seeing, degradation=degradation, classes=["image"], symmetry_noise=0.0)
     cold = replace(cold, classes=("image",))
     plan = cold.plan(per_class=3)
     assert cold.draw(plan).shape == (3, 3, 8, 8)
-    r = degradation.realise(streams(plan["seed"]), (3, 8, 8))
+    r = degradation.realize(streams(plan["seed"]), (3, 8, 8))
     expected = degradation(torch.ones(3, 3, 8, 8), 5, r)
     torch.testing.assert_close(seeing.given[0][0], expected)
 
 
-def test_a_mixture_of_colours_finds_the_groups_and_gives_them_back():
+def test_a_mixture_of_colors_finds_the_groups_and_gives_them_back():
     mixing = np.array([[0.05, 0.05, 0.0], [0.0, 0.01, 0.0], [0.0, 0.0, 0.03]])
     draws = np.random.default_rng(0).normal(size=(600, 3)) @ mixing
-    colours = draws + np.where(np.arange(600) % 3 == 0, 0.5, -0.5)[:, None]
-    mixture = ColourMixture.fit(colours, 2, seed=0)
-    mixture = ColourMixture.from_config(json.loads(json.dumps(mixture.config())))
+    colors = draws + np.where(np.arange(600) % 3 == 0, 0.5, -0.5)[:, None]
+    mixture = ColorMixture.fit(colors, 2, seed=0)
+    mixture = ColorMixture.from_config(json.loads(json.dumps(mixture.config())))
     drawn = mixture.sample(streams(range(600)))
     assert torch.equal(mixture.sample(streams([7])), drawn[7:8])
     high = drawn[:, 0] > 0
     assert float(high.float().mean()) == pytest.approx(1 / 3, abs=0.06)
-    for group, centre in ((drawn[high], 0.5), (drawn[~high], -0.5)):
-        assert group.mean(0).tolist() == pytest.approx([centre] * 3, abs=0.02)
+    for group, center in ((drawn[high], 0.5), (drawn[~high], -0.5)):
+        assert group.mean(0).tolist() == pytest.approx([center] * 3, abs=0.02)
         np.testing.assert_allclose(np.cov(group.T), mixing.T @ mixing, atol=6e-4)
-    with pytest.raises(ValueError, match=r"`colour_components` must be in \[1, 600\]"):
-        ColourMixture.fit(colours, 601, seed=0)
+    with pytest.raises(ValueError, match=r"`color_components` must be in \[1, 600\]"):
+        ColorMixture.fit(colors, 601, seed=0)
 
 
 # -- files and identity --------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_plain_diffusers_loads_the_network(tmp_path):
         {"num_steps": 3},
         {"symmetry_noise": 0.0},
         {"network": tiny_unet(num_classes=None, channels=3).requires_grad_(False).double()},
-        {"colours": ColourMixture.fit(np.random.default_rng(0).random((9, 3)), 1, seed=0)},
+        {"colors": ColorMixture.fit(np.random.default_rng(0).random((9, 3)), 1, seed=0)},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -467,7 +467,7 @@ def test_training_resumed_equals_training_in_one_go(tmp_path):
 
 
 def test_training_teaches_the_restorer_what_was_taken_away(tmp_path):
-    """Images of one colour each, red or blue by their brightness: the colour can be guessed."""
+    """Images of one color each, red or blue by their brightness: the color can be guessed."""
     real = Real()
     real.pixels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
     real.pixels[:3, 0], real.pixels[3:, 2] = 200, 90
@@ -486,9 +486,9 @@ def test_training_teaches_the_restorer_what_was_taken_away(tmp_path):
     x0 = to_images(real.pixels)
     for algorithm in ("improved", "naive", "direct"):
         cold = replace(cold, algorithm=algorithm)
-        grey = cold.degradation(x0, 4)
-        error = (cold.restore(grey, 4).x0 - x0).abs().mean()
-        assert error < 0.3 * (grey - x0).abs().mean()
+        gray = cold.degradation(x0, 4)
+        error = (cold.restore(gray, 4).x0 - x0).abs().mean()
+        assert error < 0.3 * (gray - x0).abs().mean()
 
 
 def test_the_restorer_is_trained_on_all_levels_alike_at_the_times_that_it_is_asked_about():
@@ -501,7 +501,7 @@ def test_the_restorer_is_trained_on_all_levels_alike_at_the_times_that_it_is_ask
             self.given = x, t
             return (torch.zeros_like(x),)
 
-    real, hole = Real(), Inpainting(num_levels=6, centre="middle", std_step=0.7)
+    real, hole = Real(), Inpainting(num_levels=6, center="middle", std_step=0.7)
     job = ColdFitJob(real, hole, RestorerConfig(channels=8), seed=0)
     recorder = Recorder()
     indices = np.arange(60) % 6
@@ -512,17 +512,17 @@ def test_the_restorer_is_trained_on_all_levels_alike_at_the_times_that_it_is_ask
     torch.testing.assert_close(loss, x.abs().mean())
 
 
-def test_fitting_also_learns_the_colours_that_the_last_level_leaves(tmp_path):
+def test_fitting_also_learns_the_colors_that_the_last_level_leaves(tmp_path):
     real = Real()
     blur = Blur(num_levels=4, kernel_size=5, exact_mean=True)
     cold = fit(tmp_path, real, steps=1, degradation=blur)
     means = to_images(real.pixels).mean((2, 3)).numpy()
-    assert cold.colours is not None
-    np.testing.assert_allclose(cold.colours.means[0], means.mean(0), atol=1e-6)
+    assert cold.colors is not None
+    np.testing.assert_allclose(cold.colors.means[0], means.mean(0), atol=1e-6)
     np.testing.assert_allclose(
-        cold.colours.covariances[0], np.cov(means.T, bias=True) + 1e-6 * np.eye(3), atol=1e-6
+        cold.colors.covariances[0], np.cov(means.T, bias=True) + 1e-6 * np.eye(3), atol=1e-6
     )
-    assert fit(tmp_path / "none", real, steps=1).colours is None
+    assert fit(tmp_path / "none", real, steps=1).colors is None
 
 
 def test_what_cannot_be_trained_on_is_refused_before_any_work(tmp_path):

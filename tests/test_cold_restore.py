@@ -203,7 +203,7 @@ def test_what_makes_no_sense_is_refused(always):
         lambda x: x[..., :1],
         lambda x: x[..., 0],
     ],
-    ids=["colour", "float", "grey (H, W, 1)", "grey (H, W)"],
+    ids=["color", "float", "gray (H, W, 1)", "gray (H, W)"],
 )
 def test_arrays_keep_their_type_in_albumentations(image):
     given = image(pixels()[0].permute(1, 2, 0).numpy())

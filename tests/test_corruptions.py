@@ -77,7 +77,7 @@ def test_strengths_are_those_that_they_say() -> None:
             corruptions(images, **given)
 
 
-def test_grey_digits_can_be_corrupted_in_all_ways(test: LabeledImages) -> None:
+def test_gray_digits_can_be_corrupted_in_all_ways(test: LabeledImages) -> None:
     made = corruptions(test, severities=[1, 5])
     assert len(made) == 2 * len(CORRUPTIONS)
     assert all(one.image_shape == (1, 8, 8) for one in made.values())

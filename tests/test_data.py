@@ -1,4 +1,4 @@
-"""Loading labelled images, and converting images and labels between the common types."""
+"""Loading labeled images, and converting images and labels between the common types."""
 
 import fcntl
 import logging
@@ -83,7 +83,7 @@ def test_images_decoded_on_demand_equal_images_decoded_at_loading(folder):
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 60), (61, 20), (9, 13)])
-def test_resizing_is_torchvisions_of_the_shorter_side_and_then_the_centre(tmp_path, height, width):
+def test_resizing_is_torchvisions_of_the_shorter_side_and_then_the_center(tmp_path, height, width):
     (tmp_path / "a").mkdir()
     image = Image.fromarray(noise(4, 4, 3)).resize((width, height), Image.Resampling.BILINEAR)
     image.save(tmp_path / "a" / "x.png")
@@ -117,14 +117,14 @@ def test_shrinking_averages_instead_of_skipping_pixels(tmp_path):
     assert (inside.float() - 127.5).abs().max() < 3
 
 
-def test_channels_converts_all_images_to_grey_or_colour(folder):
-    Image.fromarray(noise(6, 5)).save(folder / "cat" / "grey.png")
-    with pytest.raises(MismatchError, match=r"mode RGB, .*grey\.png has mode L.*`channels=3`"):
+def test_channels_converts_all_images_to_gray_or_color(folder):
+    Image.fromarray(noise(6, 5)).save(folder / "cat" / "gray.png")
+    with pytest.raises(MismatchError, match=r"mode RGB, .*gray\.png has mode L.*`channels=3`"):
         load_dataset(f"folder:{folder}")
     assert load_dataset(f"folder:{folder}", channels=3).image_shape == (3, 6, 5)
-    grey = load_dataset(f"folder:{folder}", channels=1)
-    assert grey.image_shape == (1, 6, 5)
-    assert grey[0][0].mode == "L"
+    gray = load_dataset(f"folder:{folder}", channels=1)
+    assert gray.image_shape == (1, 6, 5)
+    assert gray[0][0].mode == "L"
 
 
 def test_class_names_that_are_given_set_the_order(folder):
@@ -503,7 +503,7 @@ def test_digits_are_scikit_learns_with_sixteen_levels_spread_over_a_byte():
     assert digits.classes == tuple("0123456789")
     assert digits.targets == bunch.target.tolist()
     expected = np.floor(bunch.images * 255 / 16 + 0.5).astype(np.uint8)
-    # 8 / 16 * 255 = 127.5 may round to either neighbour
+    # 8 / 16 * 255 = 127.5 may round to either neighbor
     assert np.abs(digits.read(range(1797))[:, 0].numpy().astype(int) - expected).max() <= 1
     assert int(digits.read(range(1797)).max()) == 255
     train, test = load_dataset("digits:train"), load_dataset("digits", split="test")

@@ -366,7 +366,7 @@ def test_further_fields_stay_those_of_the_real_item(cache):
         MixedDataset(Listed(items), cache, audit=None, mode="append", ratio=1, items=NAMED)
 
 
-def test_grey_images_are_mixed_too(tmp_path):
+def test_gray_images_are_mixed_too(tmp_path):
     cache = make_cache(tmp_path, shape=(1, 6, 5))
     items = [(Image.new("L", (5, 6), i), i % 3) for i in range(30)]
     mixed = MixedDataset(Listed(items), cache, audit=None, fraction=0.5, items=NAMED)
@@ -656,21 +656,21 @@ def test_unknown_classes_and_labels_beyond_them_are_refused(cache):
 def test_labels_that_are_not_in_the_order_of_the_items_are_refused(real, cache):
     reversed_ = Listed([real[i] for i in range(60)])
     reversed_.targets = [*real.targets[1:], (real.targets[-1] + 1) % 3]
-    relabelled = Listed([(x, y if i in (0, 59) else 2 - y) for i, (x, y) in enumerate(real)])
-    relabelled.targets = real.targets
-    for other in (reversed_, relabelled):
+    relabeled = Listed([(x, y if i in (0, 59) else 2 - y) for i, (x, y) in enumerate(real)])
+    relabeled.targets = real.targets
+    for other in (reversed_, relabeled):
         with pytest.raises(DataError, match="not those of its items"):
             MixedDataset(other, cache, audit=None, fraction=0.5, items=NAMED)
 
 
 def test_other_sizes_and_channels_are_refused(real, tmp_path):
-    small, grey = make_cache(tmp_path, shape=(3, 4, 4)), make_cache(tmp_path, shape=(1, 6, 5))
+    small, gray = make_cache(tmp_path, shape=(3, 4, 4)), make_cache(tmp_path, shape=(1, 6, 5))
     with pytest.raises(MismatchError, match=r"images are 4x4 .* is 6x5.*any_size=True\)`"):
         MixedDataset(real, small, audit=None, fraction=0.5)
     for any_size in (False, True):
         with pytest.raises(MismatchError, match=r"have 1 channels, .* 3: a PIL .*channels=1"):
             MixedDataset(
-                real, grey, audit=None, fraction=0.5, items=mixing.ItemFormat(any_size=any_size)
+                real, gray, audit=None, fraction=0.5, items=mixing.ItemFormat(any_size=any_size)
             )
     resize = v2.Compose([v2.Resize((8, 8)), v2.ToImage()])
     mixed = MixedDataset(
@@ -686,10 +686,10 @@ def test_other_sizes_and_channels_are_refused(real, tmp_path):
         mixed.read(range(60))
 
 
-def test_items_that_are_not_labelled_images_are_refused(cache):
-    normalised = TensorDataset(torch.randn(4, 3, 6, 5), torch.tensor([0, 1, 2, 0]))
+def test_items_that_are_not_labeled_images_are_refused(cache):
+    normalized = TensorDataset(torch.randn(4, 3, 6, 5), torch.tensor([0, 1, 2, 0]))
     with pytest.raises(ValueError, match=r"Item 0 of `real` cannot be mixed.*take `Normalize` off"):
-        MixedDataset(normalised, cache, audit=None, fraction=0.5, items=NAMED)
+        MixedDataset(normalized, cache, audit=None, fraction=0.5, items=NAMED)
     bright = TensorDataset(torch.full((1, 3, 6, 5), 200.0), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"from 200 to 200, expected \[0, 1\]. Divide by 255"):
         MixedDataset(bright, cache, audit=None, fraction=0.5, items=NAMED)

@@ -37,19 +37,19 @@ def images(n: int = 3, shape: tuple[int, ...] = SHAPE, dtype: Any = torch.float3
     return 2 * torch.rand(n, *shape, dtype=dtype, generator=generator) - 1
 
 
-def realised(degradation: Any, n: int = 3) -> Any:
-    return degradation.realise(streams(range(n)), SHAPE)
+def realized(degradation: Any, n: int = 3) -> Any:
+    return degradation.realize(streams(range(n)), SHAPE)
 
 
 @every
 def test_level_0_is_the_image_to_the_bit_also_beyond_the_range_of_images(degradation):
     x = 3 * images()
-    assert torch.equal(degradation(x, 0, realised(degradation)), x)
+    assert torch.equal(degradation(x, 0, realized(degradation)), x)
 
 
 @every
-def test_it_is_a_pure_function_of_image_level_and_realisation(degradation):
-    x, r = images(), realised(degradation)
+def test_it_is_a_pure_function_of_image_level_and_realization(degradation):
+    x, r = images(), realized(degradation)
     kept, before = x.clone(), {name: value.clone() for name, value in r.items()}
     first = degradation(x, 4, r)
     assert torch.equal(degradation(x, 4, r), first)
@@ -59,8 +59,8 @@ def test_it_is_a_pure_function_of_image_level_and_realisation(degradation):
 
 
 @every
-def test_every_image_of_a_batch_has_its_own_level_and_realisation(degradation):
-    x, r = images(degradation.num_levels + 1), realised(degradation, degradation.num_levels + 1)
+def test_every_image_of_a_batch_has_its_own_level_and_realization(degradation):
+    x, r = images(degradation.num_levels + 1), realized(degradation, degradation.num_levels + 1)
     together = degradation(x, torch.arange(len(x)), r)
     for s in range(len(x)):
         row = {name: value[s : s + 1] for name, value in r.items()}
@@ -69,21 +69,21 @@ def test_every_image_of_a_batch_has_its_own_level_and_realisation(degradation):
 
 
 @every
-def test_the_realisation_of_an_image_comes_from_its_own_stream(degradation):
-    together = degradation.realise(streams([7, 8, 9]), SHAPE)
-    alone = degradation.realise(streams([8]), SHAPE)
+def test_the_realization_of_an_image_comes_from_its_own_stream(degradation):
+    together = degradation.realize(streams([7, 8, 9]), SHAPE)
+    alone = degradation.realize(streams([8]), SHAPE)
     assert together.keys() == alone.keys()
     for name, value in together.items():
         assert torch.equal(value[1:2], alone[name])
         assert len(value) == 3
     if together and degradation.__class__ is not Animorphosis:  # of five images two may be one
-        many = degradation.realise(streams(range(20)), SHAPE)
+        many = degradation.realize(streams(range(20)), SHAPE)
         assert any(len(value.flatten(1).unique(dim=0)) > 10 for value in many.values())
 
 
 @every
 def test_autocast_does_not_make_it_coarser(degradation):
-    x, r = images(), realised(degradation)
+    x, r = images(), realized(degradation)
     exact = degradation(x, 4, r)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(degradation(x, 4, r), exact)
@@ -92,20 +92,20 @@ def test_autocast_does_not_make_it_coarser(degradation):
 
 @every
 def test_everything_happens_on_the_device_of_the_images(degradation):
-    r = {name: value.to("meta") for name, value in realised(degradation).items()}
+    r = {name: value.to("meta") for name, value in realized(degradation).items()}
     found = degradation(images().to("meta"), torch.tensor([0, 1, 4]), r)
     assert (found.device.type, found.shape) == ("meta", (3, *SHAPE))
 
 
 @every
 def test_what_the_last_level_leaves_is_as_announced(degradation):
-    r, T = realised(degradation), degradation.num_levels
+    r, T = realized(degradation), degradation.num_levels
     one, other = degradation(images(), T, r), degradation(-images(), T, r)
     spread = (one - one.mean((2, 3), keepdim=True)).abs().max()
     leaves = degradation.leaves(SHAPE)
     assert torch.equal(one, other) == (leaves == "nothing")
     if leaves != "nothing":
-        assert (spread < 1e-6) == (leaves == "colour")
+        assert (spread < 1e-6) == (leaves == "color")
 
 
 # -- blur ----------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_circular_blur_keeps_the_mean_of_each_channel_and_reflecting_blur_does_n
     assert change["reflect"] > 1e-3
 
 
-# -- super-resolution, colour --------------------------------------------------------------------
+# -- super-resolution, color --------------------------------------------------------------------
 
 
 def test_super_resolution_is_torch_resizing_composed():
@@ -208,22 +208,22 @@ def test_decolorization_keeps_the_mean_of_the_channels_and_loses_chroma_linearly
     degradation = Decolorization(num_levels=20)
     chroma = x - x.mean(1, keepdim=True)
     for s in (1, 10, 20):
-        grey = degradation(x, s)
-        torch.testing.assert_close(grey.mean(1), x.mean(1))
-        torch.testing.assert_close(grey - grey.mean(1, keepdim=True), (1 - s / 20) * chroma)
-    with pytest.raises(ValueError, match="Images of 1 channels have no colour to lose"):
+        gray = degradation(x, s)
+        torch.testing.assert_close(gray.mean(1), x.mean(1))
+        torch.testing.assert_close(gray - gray.mean(1, keepdim=True), (1 - s / 20) * chroma)
+    with pytest.raises(ValueError, match="Images of 1 channels have no color to lose"):
         degradation(x[:, :1], 1)
 
 
 # -- holes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("centre", ["random", "middle"])
-def test_the_hole_is_the_product_of_its_masks_around_its_centre(centre):
-    hole = Inpainting(num_levels=9, std_step=0.3, centre=centre)
-    x, r = images(), realised(hole)
+@pytest.mark.parametrize("center", ["random", "middle"])
+def test_the_hole_is_the_product_of_its_masks_around_its_center(center):
+    hole = Inpainting(num_levels=9, std_step=0.3, center=center)
+    x, r = images(), realized(hole)
     for i in range(3):
-        row, column = r["centre"][i].tolist() if centre == "random" else (7, 7)
+        row, column = r["center"][i].tolist() if center == "random" else (7, 7)
         y, z = torch.meshgrid(torch.arange(16) - row, torch.arange(16) - column, indexing="ij")
         mask = torch.ones(16, 16)
         for k in range(9):
@@ -232,20 +232,20 @@ def test_the_hole_is_the_product_of_its_masks_around_its_centre(centre):
             torch.testing.assert_close(found, x[i] * mask, atol=1e-6, rtol=0)
 
 
-def test_what_is_lost_is_middle_grey_and_not_black():
-    hole = Inpainting(centre="middle")
+def test_what_is_lost_is_middle_gray_and_not_black():
+    hole = Inpainting(center="middle")
     x = torch.full((1, 3, 16, 16), 0.9)
     assert (hole(x, 1)[0, :, 7, 7] == 0).all()
     assert (to_pixels(hole(x, 50))[0, :, 7, 7] == 128).all()  # 127.5 to the nearest even level
 
 
-def test_a_hole_may_be_anywhere_and_its_colour_is_within_half_of_the_range():
-    many = Inpainting(fill="colour").realise(streams(range(400)), (3, 4, 5))
-    assert {tuple(c) for c in many["centre"].tolist()} == {
+def test_a_hole_may_be_anywhere_and_its_color_is_within_half_of_the_range():
+    many = Inpainting(fill="color").realize(streams(range(400)), (3, 4, 5))
+    assert {tuple(c) for c in many["center"].tolist()} == {
         (y, x) for y in range(4) for x in range(5)
     }
-    assert -0.5 <= many["colour"].min() < -0.48
-    assert 0.48 < many["colour"].max() <= 0.5
+    assert -0.5 <= many["color"].min() < -0.48
+    assert 0.48 < many["color"].max() <= 0.5
 
 
 # -- snow ----------------------------------------------------------------------------------------
@@ -267,15 +267,15 @@ def snowed(snow: Snow, image: np.ndarray, s: int, field: np.ndarray, vertical: b
                 blurred[y, x] += weight * layer[y, min(x + j, len(layer) - 1)]
     blurred = blurred.T if vertical else blurred
     unit = (image + 1) / 2
-    grey = 0.299 * unit[0] + 0.587 * unit[1] + 0.114 * unit[2]
-    unit = bright * unit + (1 - bright) * np.maximum(unit, 1.5 * grey + 0.5)
+    gray = 0.299 * unit[0] + 0.587 * unit[1] + 0.114 * unit[2]
+    unit = bright * unit + (1 - bright) * np.maximum(unit, 1.5 * gray + 0.5)
     unit = unit + blurred + blurred[::-1, ::-1]
     return 2 * unit.clip(0, 1) - 1
 
 
 def test_snow_is_the_recipe_applied_to_the_clean_image_at_every_level():
     snow = Snow(num_levels=20)
-    x, r = images(6, dtype=torch.float64) * 0.5, realised(snow, 6)
+    x, r = images(6, dtype=torch.float64) * 0.5, realized(snow, 6)
     assert r["vertical"].any()
     assert not r["vertical"].all()
     for s in (1, 8, 20):
@@ -287,11 +287,11 @@ def test_snow_is_the_recipe_applied_to_the_clean_image_at_every_level():
             np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-6)
 
 
-def test_grey_images_can_be_snowed_on_too():
+def test_gray_images_can_be_snowed_on_too():
     snow = Snow(num_levels=5)
     x = images(2)
     x[:, 1:] = x[:, :1]
-    r = realised(snow, 2)
+    r = realized(snow, 2)
     torch.testing.assert_close(snow(x[:, :1], 3, r), snow(x, 3, r)[:, :1])
 
 
@@ -301,14 +301,14 @@ def test_grey_images_can_be_snowed_on_too():
 def test_animorphosis_and_noise_follow_the_cosine_schedule_and_end_at_the_other_image():
     others = Others()
     for degradation in (Animorphosis(others=others), GaussianNoise()):
-        x, r = images(), realised(degradation)
+        x, r = images(), realized(degradation)
         signal = math.cos((0.25 + 0.008) / 1.008 * math.pi / 2) / math.cos(
             0.008 / 1.008 * math.pi / 2
         )
         expected = signal * x + math.sqrt(1 - signal**2) * r["other"]
         torch.testing.assert_close(degradation(x, 50, r), expected)
         assert torch.equal(degradation(x, 200, r), r["other"])
-    found = to_pixels(realised(Animorphosis(others=others), 40)["other"])
+    found = to_pixels(realized(Animorphosis(others=others), 40)["other"])
     assert len(found.flatten(1).unique(dim=0)) == 5
     assert all((found[i] == others.pixels).flatten(1).all(1).any() for i in range(40))
 
@@ -353,11 +353,11 @@ def test_degradations_have_short_names():
         (lambda: Blur(padding="zeros"), "`padding` .* 'reflect', 'circular', 'replicate', got"),  # type: ignore[arg-type]
         (lambda: Blur()(images(1, (1, 5, 5)), 1), "reflects images of 5 pixels more than once"),
         (lambda: SuperResolution()(images(1, (1, 12, 8)), 1), "12 pixels cannot be halved 3 times"),
-        (lambda: Inpainting(fill="black"), "`fill` must be one of 'grey', 'colour', got 'black'"),  # type: ignore[arg-type]
+        (lambda: Inpainting(fill="black"), "`fill` must be one of 'gray', 'color', got 'black'"),  # type: ignore[arg-type]
         (lambda: Snow(zoom=0.5), r"`zoom` must be at least 1, got 0\.5"),
         (lambda: Animorphosis(others=[]), "`others` holds no images"),
-        (lambda: realised(Animorphosis(others=Others(8))), r"of shape \(3, 8, 8\), but the images"),
-        (lambda: Snow()(images(), 3), "`realisation` lacks 'field'. Draw it with `realise`"),
+        (lambda: realized(Animorphosis(others=Others(8))), r"of shape \(3, 8, 8\), but the images"),
+        (lambda: Snow()(images(), 3), "`realization` lacks 'field'. Draw it with `realize`"),
         (lambda: Blur()(images(), 51), r"`s` must be in \[0, 50\], got 51"),
         (lambda: Blur()(images(), torch.tensor([0, 3, -1])), r"in \[0, 50\], got -1"),
         (lambda: Blur()(images(), torch.tensor([1, 2])), r"`s` has shape \(2,\); give one level"),

@@ -24,18 +24,18 @@ TOY = DemoSettings(
 def test_the_split_takes_every_image_of_the_training_half_once():
     half = load_dataset("digits", split="train")
     split = split_digits(half.targets, DemoSettings(), seed=0)
-    parts = [split.labelled, split.holdout, split.pool]
+    parts = [split.labeled, split.holdout, split.pool]
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(half)))
     labels = np.asarray(half.targets)
-    assert (np.bincount(labels[split.labelled]) == DemoSettings().per_class).all()
+    assert (np.bincount(labels[split.labeled]) == DemoSettings().per_class).all()
     other = split_digits(half.targets, DemoSettings(), seed=1)
-    assert set(other.labelled) != set(split.labelled)
+    assert set(other.labeled) != set(split.labeled)
 
 
 def test_with_more_labels_the_generator_learns_from_the_same_images():
     labels = load_dataset("digits", split="train").targets
     few, many = (split_digits(labels, DemoSettings(per_class=n), seed=0) for n in (3, 10))
-    assert set(few.labelled) < set(many.labelled)
+    assert set(few.labeled) < set(many.labeled)
     np.testing.assert_array_equal(few.seen, many.seen)
     np.testing.assert_array_equal(few.holdout, many.holdout)
 
@@ -62,7 +62,7 @@ def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsy
     assert len(cache) == 30
     assert (cache.plan["partner_label"] == cache.labels).all()
     half = load_dataset("digits", split="train")
-    real = half.subset(split_digits(half.targets, TOY, seed=3).labelled)
+    real = half.subset(split_digits(half.targets, TOY, seed=3).labeled)
     few = SynthCache(folder / "few.h5")
     assert few.manifest["source"] == {"fingerprint": real.fingerprint, "images": 30}
     report = AuditReport.from_json(folder / "audit.json")

@@ -1,4 +1,4 @@
-"""Hardness against scipy and explicit refits, neighbours against scikit-learn."""
+"""Hardness against scipy and explicit refits, neighbors against scikit-learn."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from synthaug.density import (
     ESTIMATORS,
     STRUCTURES,
     ClassGaussians,
-    Neighbourhood,
+    Neighborhood,
     average_knn_distance,
     contrastive_loss,
     local_outlier_factor,
@@ -303,7 +303,7 @@ def test_the_gradient_vanishes_as_the_temperature_grows() -> None:
             contrastive_loss(H, torch.tensor([0]), tau)
 
 
-# Neighbours
+# Neighbors
 
 
 def clouds(n: int, seed: int) -> NDArray[np.float32]:
@@ -318,26 +318,26 @@ def clouds(n: int, seed: int) -> NDArray[np.float32]:
 def test_outlier_factors_and_distances_are_those_of_sklearn(k: int) -> None:
     reference, queries = clouds(200, 0), clouds(60, 1)
     queries[:5] = reference[:5]  # a copy is a query like any other
-    neighbourhood = Neighbourhood(reference, k)
+    neighborhood = Neighborhood(reference, k)
     lof = LocalOutlierFactor(k, novelty=True).fit(reference.astype(np.float64))
     near = NearestNeighbors(n_neighbors=k).fit(reference.astype(np.float64))
     for given, factors, own in (
         (queries, lof.score_samples(queries.astype(np.float64)), queries.astype(np.float64)),
         (None, lof.negative_outlier_factor_, None),
     ):
-        distance, factor = neighbourhood.scores(given)
+        distance, factor = neighborhood.scores(given)
         np.testing.assert_allclose(factor, -factors, rtol=1e-9)
         np.testing.assert_allclose(distance, near.kneighbors(own)[0].mean(axis=1), atol=1e-12)
         np.testing.assert_array_equal(average_knn_distance(reference, given, k=k), distance)
         np.testing.assert_array_equal(local_outlier_factor(reference, given, k=k), factor)
 
 
-def test_an_image_is_not_its_own_neighbour_but_its_duplicates_are() -> None:
+def test_an_image_is_not_its_own_neighbor_but_its_duplicates_are() -> None:
     x = np.array([[0.0], [0.0], [0.0], [1.0], [3.0]], np.float32)
     assert average_knn_distance(x, k=1).tolist() == [0, 0, 0, 1, 2]
     assert average_knn_distance(x, k=2).tolist() == [0, 0, 0, 1, 2.5]
     assert average_knn_distance(x[:3], x[3:], k=2).tolist() == [1, 3]
-    for i, found in enumerate(Neighbourhood(x, 2).nearest()[1].tolist()):
+    for i, found in enumerate(Neighborhood(x, 2).nearest()[1].tolist()):
         assert i not in found
 
 
@@ -345,8 +345,8 @@ def test_scores_need_enough_finite_images_of_one_length() -> None:
     x = clouds(10, 0)
     for k in (0, 10):
         with pytest.raises(ValueError, match="`k` must be from 1 to 9"):
-            Neighbourhood(x, k)
+            Neighborhood(x, k)
     with pytest.raises(ValueError, match="5 features, the reference images have 6"):
-        Neighbourhood(x).scores(x[:, :5])
+        Neighborhood(x).scores(x[:, :5])
     with pytest.raises(ValueError, match="`queries` is not finite in row 1"):
-        Neighbourhood(x).scores(np.where(np.arange(10)[:, None] == 1, np.nan, x))
+        Neighborhood(x).scores(np.where(np.arange(10)[:, None] == 1, np.nan, x))

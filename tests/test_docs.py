@@ -3,7 +3,7 @@
 The blocks of a page run in its order: Python in one namespace, and the lines of shell blocks that
 begin with `synthaug` as the command would. Other shell lines install, run benchmarks or examples;
 these have tests of their own. What a page takes for granted (data sets, a cache, checkpoints) is
-there as a few images of 8 x 8 pixels and networks of two optimiser steps, and whatever would take
+there as a few images of 8 x 8 pixels and networks of two optimizer steps, and whatever would take
 long is made short behind the page's back: see `small`. A block that cannot run at all has a comment
 in front of it that says why:
 

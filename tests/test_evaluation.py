@@ -136,7 +136,7 @@ def test_an_affine_map_of_no_extent_keeps_the_image(train: LabeledImages) -> Non
     assert torch.equal(still(pixels), pixels)
 
 
-def test_affine_maps_move_the_centre_of_mass_no_further_than_they_may() -> None:
+def test_affine_maps_move_the_center_of_mass_no_further_than_they_may() -> None:
     pixels = torch.zeros(3000, 1, 9, 9, dtype=torch.uint8)
     pixels[:, :, 4, 4] = 255
     out = AffineAugment(max_shift=1.5, max_rotation=0, max_scale=0)(pixels).double()[:, 0]
@@ -149,9 +149,9 @@ def test_affine_maps_move_the_centre_of_mass_no_further_than_they_may() -> None:
     assert abs(np.corrcoef(moved_x, moved_y)[0, 1]) < 4 / math.sqrt(3000)
 
 
-def test_affine_maps_turn_about_the_centre_and_no_further_than_they_may() -> None:
+def test_affine_maps_turn_about_the_center_and_no_further_than_they_may() -> None:
     pixels = torch.zeros(500, 1, 33, 33, dtype=torch.uint8)
-    pixels[:, :, 16, 28] = 255  # 12 pixels to the right of the centre
+    pixels[:, :, 16, 28] = 255  # 12 pixels to the right of the center
     out = AffineAugment(max_shift=0, max_rotation=20, max_scale=0)(pixels).double()[:, 0]
     at = torch.arange(33, dtype=torch.float64) - 16
     x = (out.sum(1) * at).sum(1) / out.sum((1, 2))
@@ -327,7 +327,7 @@ def test_the_networks_own_randomness_is_the_same_whatever_the_augmentation_draws
     assert len({str(mask.tolist()) for mask in masks}) == 4
 
 
-def test_digits_are_learnt(digits: LabeledImages) -> None:
+def test_digits_are_learned(digits: LabeledImages) -> None:
     mixed_up = np.random.default_rng(0).permutation(500)  # one person's digits follow each other
     few = digits.subset(mixed_up[:200])
     report = evaluate(
@@ -953,8 +953,8 @@ def test_finished_runs_are_not_repeated_until_data_or_settings_change(
     chosen = chosen.subset(np.arange(9))
     assert run(test=test.subset(np.arange(80)), validation=chosen)[1] == 4
     assert run(first=train.subset(np.arange(1, 60)))[1] == 2
-    relabelled = LabeledImages(train.read(np.arange(60)), np.roll(train.labels, 1), train.classes)
-    assert run(first=relabelled)[1] == 2
+    relabeled = LabeledImages(train.read(np.arange(60)), np.roll(train.labels, 1), train.classes)
+    assert run(first=relabeled)[1] == 2
     images, labels = digits.read(np.arange(300, 700)), digits.labels[300:700].copy()
     assert run(first=LabeledImages(images, labels, train.classes))[1] == 2
     labels[-1] = (labels[-1] + 1) % 10
@@ -1154,7 +1154,7 @@ def test_the_table_reads_like_this(report: EvaluationReport) -> None:
         ]
     )
     assert str(report) == report.table()
-    assert "50 test images after 10 optimiser steps" in report.table().replace("\n", " ")
+    assert "50 test images after 10 optimizer steps" in report.table().replace("\n", " ")
 
 
 def test_an_unknown_arm_is_named(report: EvaluationReport) -> None:

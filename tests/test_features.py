@@ -48,7 +48,7 @@ def test_standardized_distances_are_those_of_the_correlation_whatever_the_bright
     assert np.linalg.norm(x - z) < 0.01
 
 
-def test_an_image_of_one_colour_has_no_structure_and_no_nan() -> None:
+def test_an_image_of_one_color_has_no_structure_and_no_nan() -> None:
     pixels = torch.full((2, 3, 11, 7), 77, dtype=torch.uint8)
     assert not features.Pixel(4, standardize=True)(pixels).any()
 
@@ -103,7 +103,7 @@ def test_a_module_is_run_in_evaluation_mode_and_its_first_output_is_flattened() 
     assert extractor.name == "Two"
 
 
-def test_grey_images_are_shown_to_a_network_in_three_channels() -> None:
+def test_gray_images_are_shown_to_a_network_in_three_channels() -> None:
     pixels = images(2, 1)
     assert features.TorchModule(nn.Identity())(pixels).shape == (2, 3 * 64)
 

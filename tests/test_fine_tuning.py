@@ -59,14 +59,14 @@ def prompted(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory) -> Path:
+def labeled(tmp_path_factory) -> Path:
     """Knows the classes ant, bee, cat and dog, and the null class."""
-    path = tmp_path_factory.mktemp("labelled")
-    write_labelled(path)
+    path = tmp_path_factory.mktemp("labeled")
+    write_labeled(path)
     return path
 
 
-def write_labelled(path: Path, num_classes: int | None = 4, **scheduler: Any) -> nn.Module:
+def write_labeled(path: Path, num_classes: int | None = 4, **scheduler: Any) -> nn.Module:
     kind = scheduler.pop("_class_name", None)
     network = tiny_unet(num_classes)
     names = ("ant", "bee", "cat", "dog")[: num_classes or 1]
@@ -102,10 +102,10 @@ def test_the_network_is_trained_and_the_autoencoder_and_the_prompts_are_not(
 
 
 def test_adapters_leave_the_labels_network_alone_but_for_its_attention_and_its_table(
-    labelled, tmp_path
+    labeled, tmp_path
 ):
-    before = job_of(labelled).base.network.state_dict()
-    after = tune(labelled, tmp_path, lora_rank=2)[0].model.network.state_dict()
+    before = job_of(labeled).base.network.state_dict()
+    after = tune(labeled, tmp_path, lora_rank=2)[0].model.network.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.rpartition(".")[0].rpartition("to_")[2] for name in moved} == {
         "q",
@@ -153,14 +153,14 @@ def test_a_diffusers_pipeline_with_the_saved_adapters_predicts_what_our_model_do
 # Classes
 
 
-def test_a_class_known_by_name_keeps_its_row_and_so_does_the_null_class(labelled):
+def test_a_class_known_by_name_keeps_its_row_and_so_does_the_null_class(labeled):
     old = tiny_unet().class_embedding.weight
-    (table,) = class_tables(job_of(labelled).base.network)
+    (table,) = class_tables(job_of(labeled).base.network)
     assert torch.equal(table.weight[[0, 2]], old[[1, 4]])
 
 
-def test_new_classes_start_with_the_mean_and_the_covariance_of_those_that_are_known(labelled):
-    network = ClassConditional.from_pretrained(labelled, device="cpu").model.network
+def test_new_classes_start_with_the_mean_and_the_covariance_of_those_that_are_known(labeled):
+    network = ClassConditional.from_pretrained(labeled, device="cpu").model.network
     rows = class_tables(network)[0].weight[:4].clone()
     names = [f"new {i}" for i in range(4000)]
     learn_classes(network, ("ant", "bee", "cat", "dog"), names, {})
@@ -176,8 +176,8 @@ def test_new_classes_start_with_the_mean_and_the_covariance_of_those_that_are_kn
     [(["bee", "emu"], 7), (["cat", "ant"], 1)],
     ids=["one is new", "all known"],
 )
-def test_a_table_with_new_classes_learns_at_a_rate_of_its_own(labelled, classes, factor):
-    job = job_of(labelled, Real(classes=tuple(classes)))
+def test_a_table_with_new_classes_learns_at_a_rate_of_its_own(labeled, classes, factor):
+    job = job_of(labeled, Real(classes=tuple(classes)))
     rates = {name: job._rate_factor(name) for name, _ in job.base.network.named_parameters()}
     assert {name for name, rate in rates.items() if rate != 1} == (
         {"class_embedding.weight"} if factor != 1 else set()
@@ -212,7 +212,7 @@ def test_every_block_of_a_dit_learns_the_classes(tmp_path):
 
 
 def test_a_network_that_took_no_labels_starts_as_what_it_was_whatever_the_label(tmp_path):
-    network = write_labelled(tmp_path, None)
+    network = write_labeled(tmp_path, None)
     base = job_of(tmp_path).base
     x, t = torch.randn(3, 1, 8, 8), torch.tensor(500)
     with torch.no_grad():
@@ -223,7 +223,7 @@ def test_a_network_that_took_no_labels_starts_as_what_it_was_whatever_the_label(
 
 
 def test_adapters_and_a_table_that_an_old_config_does_not_know_of_are_saved(tmp_path):
-    write_labelled(tmp_path / "base", None)
+    write_labeled(tmp_path / "base", None)
     file = tmp_path / "base" / "unet" / "config.json"
     old = json.loads(file.read_text())
     del old["num_class_embeds"]
@@ -234,8 +234,8 @@ def test_adapters_and_a_table_that_an_old_config_does_not_know_of_are_saved(tmp_
     assert loaded.model.num_conditions == 3
 
 
-def test_labels_are_hidden_as_often_as_asked(labelled):
-    job = job_of(labelled, label_dropout=0.25)
+def test_labels_are_hidden_as_often_as_asked(labeled):
+    job = job_of(labeled, label_dropout=0.25)
     seen: list[Tensor] = []
 
     class Listening(nn.Linear):
@@ -255,7 +255,7 @@ def test_labels_are_hidden_as_often_as_asked(labelled):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_loss_falls_whatever_the_network_predicts(tmp_path, prediction_type):
-    write_labelled(tmp_path / "base", prediction_type=prediction_type)
+    write_labeled(tmp_path / "base", prediction_type=prediction_type)
     options: dict[str, Any] = {"config": config(steps=30, learning_rate=3e-3), "label_dropout": 0.0}
     _, result = tune(tmp_path / "base", tmp_path / "out", **options)
     losses = [loss for _, loss in result.loss_curve]
@@ -275,9 +275,9 @@ def test_latents_are_drawn_from_the_posterior_of_each_image_or_of_its_mirror_ima
     drawn = job._inputs(rows)
     for row, values in zip([1, 6], drawn.chunk(2), strict=True):
         # Half of the draws are about either mean.
-        centre = (mean[row] + mirrored[row]) / 2
+        center = (mean[row] + mirrored[row]) / 2
         spread = (std[row].square() + ((mean[row] - mirrored[row]) / 2).square()).sqrt()
-        assert ((values.mean(0) - centre).abs() < 5 * spread / 500**0.5).all()
+        assert ((values.mean(0) - center).abs() < 5 * spread / 500**0.5).all()
     assert len(drawn.flatten(1).unique(dim=0)) == len(drawn)
 
 
@@ -316,8 +316,8 @@ def test_autocast_to_bfloat16_leaves_the_weights_in_float32(prompted, tmp_path):
     assert np.isfinite([loss for _, loss in result.loss_curve]).all()
 
 
-def test_the_best_snapshot_is_found_and_loads(labelled, tmp_path):
-    tuned, _ = tune(labelled, tmp_path, snapshots=(1, 2, 4))
+def test_the_best_snapshot_is_found_and_loads(labeled, tmp_path):
+    tuned, _ = tune(labeled, tmp_path, snapshots=(1, 2, 4))
 
     def brightness(synthesizer: ClassConditional) -> float:
         return float(synthesizer.draw(synthesizer.plan(per_class=2)).mean())
@@ -332,8 +332,8 @@ def test_the_best_snapshot_is_found_and_loads(labelled, tmp_path):
     assert low.scores[4] == brightness(tuned)
 
 
-def test_the_frechet_score_is_smaller_for_images_that_are_more_alike(labelled):
-    synthesizer = ClassConditional.from_pretrained(labelled, device="cpu")
+def test_the_frechet_score_is_smaller_for_images_that_are_more_alike(labeled):
+    synthesizer = ClassConditional.from_pretrained(labeled, device="cpu")
     drawn, noise = Real(classes=synthesizer.classes), Real(classes=synthesizer.classes)
     images = synthesizer.draw(synthesizer.plan(per_class=8, seed=1))
     drawn.pixels = ((images + 1) * 127.5).to(torch.uint8)
@@ -346,7 +346,7 @@ def test_the_frechet_score_is_smaller_for_images_that_are_more_alike(labelled):
     assert near < far / 2
 
 
-def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(labelled, tmp_path):
+def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(labeled, tmp_path):
     real, folders = Real(), {}
     for split, shade in (("train", 0), ("validation", 3)):
         folders[split] = f"folder:{tmp_path / split}"
@@ -355,7 +355,7 @@ def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(labelle
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[0].numpy() + shade).save(path)
     train = ["train", folders["train"], tmp_path / "out", "--method", "finetune", "--steps", 2]
-    given = [*train, "--base", labelled, "--device", "cpu", "--snapshots", "[1, 2]"]
+    given = [*train, "--base", labeled, "--device", "cpu", "--snapshots", "[1, 2]"]
     chosen = [*given, "--validation", folders["validation"], "--features", "pixels:1"]
     text = succeed(*chosen, "--lora-rank", 2)
     assert "Step 2: Fréchet distance" in text
@@ -372,8 +372,8 @@ def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(labelle
 # Refused
 
 
-def test_the_score_of_a_generator_on_its_own_training_images_is_refused(labelled, tmp_path):
-    tuned, _ = tune(labelled, tmp_path, config=config(steps=1))
+def test_the_score_of_a_generator_on_its_own_training_images_is_refused(labeled, tmp_path):
+    tuned, _ = tune(labeled, tmp_path, config=config(steps=1))
     score = frechet_score(Real(), Pixel(size=1), per_class=4)
     with pytest.raises(MismatchError, match="`validation` is what the generator was trained"):
         score(tuned)
@@ -390,15 +390,15 @@ def test_the_score_of_a_generator_on_its_own_training_images_is_refused(labelled
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_work_is_refused_before_any_work(labelled, tmp_path, options, message):
+def test_what_cannot_work_is_refused_before_any_work(labeled, tmp_path, options, message):
     with pytest.raises((ValueError, MismatchError), match=message):
-        tune(labelled, tmp_path / "out", **options)
+        tune(labeled, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_checkpoint_to_start_from_is_not_written_over(labelled):
+def test_the_checkpoint_to_start_from_is_not_written_over(labeled):
     with pytest.raises(ValueError, match="the checkpoint to start from"):
-        tune(labelled, labelled / ".." / labelled.name)
+        tune(labeled, labeled / ".." / labeled.name)
 
 
 def test_a_network_that_needs_more_than_a_prompt_is_refused(prompted, tmp_path):
@@ -412,7 +412,7 @@ def test_a_network_that_needs_more_than_a_prompt_is_refused(prompted, tmp_path):
 
 
 def test_a_model_that_predicts_a_flow_is_refused(tmp_path):
-    write_labelled(tmp_path, _class_name="FlowMatchEulerDiscreteScheduler")
+    write_labeled(tmp_path, _class_name="FlowMatchEulerDiscreteScheduler")
     with pytest.raises(CheckpointError, match="predicts a flow, which we cannot fine-tune"):
         job_of(tmp_path)
 
@@ -436,7 +436,7 @@ def test_a_network_without_attention_takes_no_adapters(tmp_path):
         tune(tmp_path / "base", tmp_path / "out", lora_rank=2)
 
 
-def test_without_peft_the_error_names_the_extra(labelled, tmp_path, monkeypatch):
+def test_without_peft_the_error_names_the_extra(labeled, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"pip install 'synthaug\[lora\]'"):
-        tune(labelled, tmp_path, lora_rank=2)
+        tune(labeled, tmp_path, lora_rank=2)

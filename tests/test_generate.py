@@ -320,18 +320,18 @@ def test_images_a_little_beyond_the_range_and_of_any_float_type_are_stored(tmp_p
 # The record, and a full disk
 
 
-def test_the_cache_records_recipe_source_and_licence(tmp_path):
+def test_the_cache_records_recipe_source_and_license(tmp_path):
     class Source:
         fingerprint = "f00d"
 
         def __len__(self) -> int:
             return 12
 
-    licence = {"generator": "Apache-2.0", "source": "CC0"}
-    cache = fill(Noise(), tmp_path / "a.h5", source=Source(), licence=licence)
+    license = {"generator": "Apache-2.0", "source": "CC0"}
+    cache = fill(Noise(), tmp_path / "a.h5", source=Source(), license=license)
     assert cache.manifest["recipe"] == Noise().recipe()
     assert cache.manifest["source"] == {"fingerprint": "f00d", "images": 12}
-    assert cache.manifest["licence"] == licence
+    assert cache.manifest["license"] == license
     assert cache.identity == {
         "plan_digest": plan_of().digest,
         "weights": {"net": "ab12"},

@@ -61,15 +61,15 @@ def test_a_report_holds_what_the_mathematics_says_of_every_set(cache):
     report = score(cache, train, holdout=holdout, components=3, estimator="oas", k=4)
     x, y = extract(PIXELS, train.read(np.arange(60))), train.labels
     gaussians = density.ClassGaussians.fit(x, y, components=3, estimator="oas")
-    neighbourhood = density.Neighbourhood(x, 4)
+    neighborhood = density.Neighborhood(x, 4)
     done = np.flatnonzero(cache.done)
     drawn = extract(PIXELS, cache.read(done))
     np.testing.assert_array_equal(report.train.hardness, gaussians.leave_one_out(x, y))
-    np.testing.assert_array_equal(report.train.outlier_factor, neighbourhood.scores()[1])
+    np.testing.assert_array_equal(report.train.outlier_factor, neighborhood.scores()[1])
     np.testing.assert_allclose(
         report.hardness[done], gaussians.hardness(drawn, cache.labels[done]), rtol=1e-9
     )
-    distance, factor = neighbourhood.scores(drawn)
+    distance, factor = neighborhood.scores(drawn)
     np.testing.assert_array_equal(report.synthetic.average_distance[done], distance)
     np.testing.assert_array_equal(report.synthetic.outlier_factor[done], factor)
     assert np.flatnonzero(np.isnan(report.hardness)).tolist() == [20, 41]

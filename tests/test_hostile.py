@@ -490,10 +490,10 @@ def test_classes_that_differ_in_their_unicode_form_alone_are_one_class(tmp_path:
         cache_of(tmp_path / "c.h5", ("\u00e9", "e\u0301"))
 
 
-def test_a_licence_is_one_line_of_words_in_the_card(tmp_path: Path) -> None:
+def test_a_license_is_one_line_of_words_in_the_card(tmp_path: Path) -> None:
     nasty = "MIT\n---\n# Real photographs\n<img src=x onerror=alert(1)> [click](javascript:x) `"
-    licence = {"generator": nasty, "source": nasty}
-    cache = cache_of(tmp_path / "c.h5", licence=licence)
+    license = {"generator": nasty, "source": nasty}
+    cache = cache_of(tmp_path / "c.h5", license=license)
     card = (export(cache, tmp_path / "out", format="huggingface") / "README.md").read_text()
     assert "\n# Real" not in card
     assert card.count("\n---\n") == 1

@@ -97,8 +97,8 @@ def test_checks_that_make_no_sense_are_refused(cache, real, tmp_path):
     for rule, message in rules:
         with pytest.raises(ValueError, match=message):
             check_labels(cache, real, **rule)
-    other = LabeledImages(*dark_and_light(4), ("light", "grey"))
-    with pytest.raises(MismatchError, match="only the real images have 'grey'"):
+    other = LabeledImages(*dark_and_light(4), ("light", "gray"))
+    with pytest.raises(MismatchError, match="only the real images have 'gray'"):
         check_labels(cache, other, threshold=0.5)
     check = check_labels(
         cache, real, percentile=5, config=ClassifierConfig(steps=1), seeds=(0,), progress=False

@@ -286,7 +286,7 @@ def test_images_reach_the_network_in_one_layout():
 
 
 @pytest.mark.xdist_group("new process")
-def test_a_processor_without_vector_instructions_draws_the_same_images_within_a_grey_level(
+def test_a_processor_without_vector_instructions_draws_the_same_images_within_a_gray_level(
     new_process,
 ):
     drawn, noise = images(model())

@@ -41,7 +41,7 @@ def _fewer_noisy_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Levels(nn.Module):
-    """Mean grey of the image's quarters, and a nonlinear feature more."""
+    """Mean gray of the image's quarters, and a nonlinear feature more."""
 
     def forward(self, images: Tensor) -> Tensor:
         small = nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), 2).flatten(1)
@@ -121,7 +121,7 @@ def test_a_latent_model_is_pushed_in_its_latents(tmp_path):
 
 
 class Pictures(Bright):
-    """Two classes in colour."""
+    """Two classes in color."""
 
     classes = ("fox", "owl")  # type: ignore[assignment]
 

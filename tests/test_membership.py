@@ -184,7 +184,7 @@ def test_only_a_random_split_is_interpretable(few, random_split, said):
 def test_a_record_of_other_training_images_is_named(few):
     train, holdout = halves(few)
     for record, named in ((train, False), (holdout, True)):
-        model = Restorer(hashed, labelled={"fingerprint": record.fingerprint, "images": 1})
+        model = Restorer(hashed, labeled={"fingerprint": record.fingerprint, "images": 1})
         report = synthaug.membership(model, train, holdout, random_split=True)
         assert any("names other training images" in reason for reason in report.reasons) == named
     subset = Subset(train, range(len(train)))  # has no fingerprint: nothing is known

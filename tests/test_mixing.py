@@ -470,7 +470,7 @@ def test_soft_labels_go_through_cutmix_and_the_loss_as_their_mixtures(real, betw
         torch.testing.assert_close(mixtures.sum(1), torch.ones(60))
         share = (mixtures - labels.roll(1, 0)) / (labels - labels.roll(1, 0))
         share = share[share.isfinite()]
-        assert share.std() < 1e-3  # every label is the same mixture of its own and its neighbour's
+        assert share.std() < 1e-3  # every label is the same mixture of its own and its neighbor's
 
 
 @pytest.mark.parametrize("kind", ["tensor", "float64", "array"])

@@ -43,7 +43,7 @@ def test_equal_seeds_have_equal_streams_in_any_integer_type():
 
 
 def test_torch_keeps_a_generators_state_as_we_write_it():
-    # `manual_seed` is Knuth's initialisation from the low 32 bits; numpy's plain seed is the same.
+    # `manual_seed` is Knuth's initialization from the low 32 bits; numpy's plain seed is the same.
     for seed in (0, 5489, 2**32 - 1):
         state = torch.Generator().manual_seed(seed).get_state()
         state_words = state[24 : 24 + 8 * 624].numpy().view(np.uint64)
@@ -102,8 +102,8 @@ def test_a_counter_makes_any_choice_without_those_before_it():
     assert all(tuple(counter_rng(*key).integers(2**63, size=3)) == draws[key] for key in keys)
 
 
-def test_neighbouring_counters_do_not_share_their_draws():
-    # A counter that advanced where the draws advance would repeat its neighbour, a few words later.
+def test_neighboring_counters_do_not_share_their_draws():
+    # A counter that advanced where the draws advance would repeat its neighbor, a few words later.
     for place in range(3):
         counters = [[*[1] * place, i] for i in range(20)]
         draws = np.stack([counter_rng(0, *c).integers(2**63, size=1000) for c in counters])

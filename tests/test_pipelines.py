@@ -31,7 +31,7 @@ def real_images(n: int = 4, size: int = 8) -> LabeledImages:
 
 
 def largest_difference(images: Any, others: Any) -> int:
-    """In grey levels."""
+    """In gray levels."""
     pixels = [to_pixels(one).int() for one in (images, others)]
     return int((pixels[0] - pixels[1]).abs().max())
 

@@ -52,7 +52,7 @@ def test_a_subset_gives_its_own_images(stable_diffusion):
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"), [((1, 8), "channels"), ((3, 7), "multiple of 2")], ids=["grey", "odd"]
+    ("shape", "message"), [((1, 8), "channels"), ((3, 7), "multiple of 2")], ids=["gray", "odd"]
 )
 def test_images_that_do_not_fit_are_refused(stable_diffusion, shape, message):
     path, _ = stable_diffusion

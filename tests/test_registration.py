@@ -38,7 +38,7 @@ CHANGES = {
     "stretched": lambda x: mapped(x, [[0.85, 0], [0, 1]], (0, 0)),
     "enlarged": lambda x: mapped(x, [[0.8, 0], [0, 0.8]], (0.1, -0.1)),
     "moved": lambda x: mapped(x, [[1, 0], [0, 1]], (0.2, -0.15)),
-    "grey": lambda x: x.mean(1, keepdim=True).expand_as(x),
+    "gray": lambda x: x.mean(1, keepdim=True).expand_as(x),
     "other colors": lambda x: x[:, [1, 2, 0]] * 0.8 + 0.1,
     "lit from one side": lambda x: x * 0.7 * RAMP,
     "partly covered": lambda x: torch.where(
@@ -73,7 +73,7 @@ def test_images_of_one_color_resemble_nothing() -> None:
 
 
 @pytest.mark.parametrize(("c", "size"), [(1, 8), (3, 16), (1, 28)])
-def test_small_and_grey_images_are_registered_too(c: int, size: int) -> None:
+def test_small_and_gray_images_are_registered_too(c: int, size: int) -> None:
     originals = scenes(6, c=c, size=size)
     own = register(turned(originals, 5), originals)
     other = register(turned(originals, 5), originals.roll(1, 0))

@@ -90,11 +90,11 @@ def test_a_batch_that_processes_cannot_split_is_refused_in_all_of_them(two_ranks
 
 
 SMALL: dict[str, Any] = {"channels": 8, "num_layers": 1, "horizontal_flip": True}
-LABELLED: dict[str, Any] = {**SMALL, "prediction_type": "epsilon", "label_dropout": 0.3}
+LABELED: dict[str, Any] = {**SMALL, "prediction_type": "epsilon", "label_dropout": 0.3}
 
 
 def stage(augmentation: str) -> StageFitJob:
-    return cascade_job(augmentation, Real(10), **LABELLED)
+    return cascade_job(augmentation, Real(10), **LABELED)
 
 
 def cold() -> ColdFitJob:
@@ -108,7 +108,7 @@ def tokens() -> TokenFitJob:
 
 
 JOBS: dict[str, Callable[[], Any]] = {
-    "labels": lambda: FitJob(Real(10), None, LabeledConfig(**LABELLED)),
+    "labels": lambda: FitJob(Real(10), None, LabeledConfig(**LABELED)),
     "stage with noise": lambda: stage("gaussian"),
     "stage with blur": lambda: stage("blur"),
     "tokens": tokens,

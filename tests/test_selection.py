@@ -21,7 +21,7 @@ CONFIG = ClassifierConfig(steps=2, batch_size=4, device="cpu")
 
 
 class Level:
-    """One feature: the mean grey level."""
+    """One feature: the mean gray level."""
 
     name = "level"
 

@@ -35,7 +35,7 @@ from synthaug import (
 )
 from synthaug._support.torch_state import lasting_tensors, shared, shared_counter, torch_defaults
 from synthaug.degradations import Animorphosis, Blur
-from synthaug.density import ClassGaussians, Neighbourhood
+from synthaug.density import ClassGaussians, Neighborhood
 from synthaug.evaluation import AffineAugment, Arm, ClassifierConfig, CutMix
 from synthaug.evaluation._classifiers import build_classifier
 from synthaug.images import LabeledImages
@@ -240,8 +240,8 @@ def degraded(folder: Path) -> Found:
     found: Found = {}
     others = Animorphosis(others=real(channels=3, size=16), num_levels=8)
     for i, degradation in enumerate([others, *(d for d in ALL if type(d) is not Animorphosis)]):
-        realisation = degradation.realise(streams([1]), (3, 16, 16))
-        found[f"{i} {degradation}"] = [degradation(images, s, realisation) for s in (1, 3)]
+        realization = degradation.realize(streams([1]), (3, 16, 16))
+        found[f"{i} {degradation}"] = [degradation(images, s, realization) for s in (1, 3)]
     return found
 
 
@@ -373,7 +373,7 @@ def numbers(folder: Path) -> Found:
     return {
         "hardness": gaussians.all_hardness(x),
         "of a tensor": gaussians.hardness(torch.from_numpy(x), torch.from_numpy(y)),
-        "neighbours": Neighbourhood(x, 5).scores(),
+        "neighbors": Neighborhood(x, 5).scores(),
         "features": [features.named(name)(pixels) for name in extractors],
         "distances": [
             metrics.frechet_distance(x, x[::-1] + 1),

@@ -734,7 +734,7 @@ def test_the_learning_rate_reaches_its_peak_in_short_and_in_long_runs(steps, war
     assert TrainingConfig(steps=steps).learning_rate_at(steps - 1) == peak
 
 
-def test_the_optimiser_uses_the_learning_rate_of_each_step(tmp_path):
+def test_the_optimizer_uses_the_learning_rate_of_each_step(tmp_path):
     # The gradient has one sign and one size: Adam's first steps move by the learning rate.
     moved = []
 

@@ -154,7 +154,7 @@ def test_the_smallest_and_the_largest_key_are_found(cache, key):
     assert variants.rows_of(key).tolist() == variants.rows[:2].tolist()
 
 
-def test_neighbouring_keys_are_told_apart(cache):
+def test_neighboring_keys_are_told_apart(cache):
     variants = Variants(cache, None, "keep")
     variants.keys = np.array([2**62, 2**62 + 1], np.uint64)  # equal as float64
     found = [variants.rows_of(2**62 + i).tolist() for i in range(3)]

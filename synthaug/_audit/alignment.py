@@ -1,11 +1,11 @@
 """How alike two images are when one may be mirrored, shifted, cropped, brighter or blurred.
 
-Nearest neighbours propose a few training images for every query; here each proposal is laid over
+Nearest neighbors propose a few training images for every query; here each proposal is laid over
 the query in all ways that a copy may have been moved. A window of the query is brought to mean 0
-and norm 1 and correlated with every window of the training image of the same size, normalised the
-same way: the normalised cross-correlation r of Lewis 1995, "Fast Normalized Cross-Correlation",
+and norm 1 and correlated with every window of the training image of the same size, normalized the
+same way: the normalized cross-correlation r of Lewis 1995, "Fast Normalized Cross-Correlation",
 with Fourier transforms for the correlation and running sums for the norms. The distance is
-sqrt(2 - 2 r), which is the Euclidean distance of the two normalised windows. Both images are
+sqrt(2 - 2 r), which is the Euclidean distance of the two normalized windows. Both images are
 smoothed a little first, since a copy is most easily lost in its finest detail.
 
 What no shift and no scaling undoes is tried on the training image: it is also shown blurred, with
@@ -36,18 +36,18 @@ SCALES = (0.9, 0.8)
 """A copy may show this share of its original, enlarged."""
 
 _CLIPPED = 212
-"""Highest grey level that stays below 255 in an image made brighter by 1.2."""
+"""Highest gray level that stays below 255 in an image made brighter by 1.2."""
 
 _ROWS = 32
 """Queries compared at a time: few enough for the caches of a processor."""
 
 _SMALLEST_NORM = 1e-3
-"""Windows with less structure than this, in units of 255 grey levels, are of one colour."""
+"""Windows with less structure than this, in units of 255 gray levels, are of one color."""
 
 
 @dataclass(frozen=True)
 class _Template:
-    """Normalised windows of the queries, ready to be slid over training images."""
+    """Normalized windows of the queries, ready to be slid over training images."""
 
     windows: Tensor
     """float32 (n, C, h, w)."""
@@ -97,7 +97,7 @@ class Aligner:
         """What is left of an image, uint8 (1, C, H, W), without a training image laid over it.
 
         Returns:
-            uint8 (C, h, w), the window that fits best: mid-grey (128) where both are equal once
+            uint8 (C, h, w), the window that fits best: mid-gray (128) where both are equal once
             the training image has the brightness and contrast of the window.
         """
         right = torch.zeros(1, dtype=torch.int64, device="cpu")
@@ -235,7 +235,7 @@ def _templates(images: Tensor, versions: int) -> list[_Template]:
 
 
 def _inverse_norms(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """1 / norm of every window of the images about its own mean; 0 for windows of one colour."""
+    """1 / norm of every window of the images about its own mean; 0 for windows of one color."""
 
     def sums(values: Tensor) -> Tensor:
         total = F.pad(values.double().cumsum(1).cumsum(2), (1, 0, 1, 0))

@@ -86,8 +86,8 @@ def report_of(
         scores=places.spread(rows.scores),
         distances=places.spread(rows.distances),
         decided_by=places.spread(pick.statistic, -1),
-        neighbours=places.spread(T.rows[pick.neighbours], -1),
-        neighbour_flipped=places.spread(pick.flipped, False),
+        neighbors=places.spread(T.rows[pick.neighbors], -1),
+        neighbor_flipped=places.spread(pick.flipped, False),
         rmse=places.spread(np.concatenate([rmse_of(S, T, pick), withdrawn.rmse])),
         near_equal=places.spread(rows.near_equal, False),
         group=places.spread(group[: len(rows.twins)], -1),
@@ -130,7 +130,7 @@ def _accepted(sets: AuditSets, judgment: Judgment) -> tuple[Acceptance, ...]:
     S, T = sets.S, sets.T
     withheld: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for i in np.flatnonzero(judgment.tier[: len(S)] > CLEAR).tolist():
-        neighbor = int(judgment.pick.neighbours[i])
+        neighbor = int(judgment.pick.neighbors[i])
         digests = key_text(S.keys[i]), key_text(T.keys[neighbor])
         withheld[digests].append((int(S.rows[i]), int(T.rows[neighbor])))
     notes = read_notes(notes_path(S.cache or S.source))

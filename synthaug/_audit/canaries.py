@@ -1,10 +1,10 @@
 """Canaries: marked training images, which say how often an image must repeat until it comes back.
 
 Kowalczuk et al. 2025, "SolidMark: Evaluating Image Memorization in Generative Models"
-(https://arxiv.org/abs/2503.00592), marks images with a border of a random grey level; Carlini et
+(https://arxiv.org/abs/2503.00592), marks images with a border of a random gray level; Carlini et
 al. 2019, "The Secret Sharer", repeats random secrets and counts the repetitions. Both together:
 
-Pairs of real images of one class are chosen. Both images of a pair get a border of random grey
+Pairs of real images of one class are chosen. Both images of a pair get a border of random gray
 levels, each its own: the key, which says nothing of the label. A coin decides which of the two is
 trained on, in place of its original and as often as the dose says; the other one is the control.
 Neither it nor any original of a pair is trained on. So whatever the generator draws, if it did not
@@ -85,7 +85,7 @@ class Canary:
     label: int
     """Its class."""
     key: list[int]
-    """Grey level of each cell of the border, 0 to 255."""
+    """Gray level of each cell of the border, 0 to 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,9 +285,9 @@ def mark(pixels: Pixels, keys: Sequence[Sequence[int]]) -> Pixels:
 
 
 def borders(pixels: Pixels) -> Features:
-    """Mean grey level of each cell of the images' borders, float64 (n, K)."""
+    """Mean gray level of each cell of the images' borders, float64 (n, K)."""
     border = _border(pixels.shape[1:])
-    grey = pixels.double().mean(1).numpy()[:, border >= 0]
+    gray = pixels.double().mean(1).numpy()[:, border >= 0]
     cells = np.eye(int(border.max()) + 1)[border[border >= 0]]
-    found: Features = grey @ (cells / cells.sum(0))
+    found: Features = gray @ (cells / cells.sum(0))
     return found

@@ -131,7 +131,7 @@ class CanaryReport(VerdictReport):
             heading("What came back, by number of repetitions"),
             self._curve(),
             self._table(),
-            "A pair is two images of one class, each with a border of random grey levels of its "
+            "A pair is two images of one class, each with a border of random gray levels of its "
             "own. A coin decided which one was trained on, so often as the table says; the other "
             "is its control. Closer: pairs of which the trained border resembles a synthetic image "
             "more than the control's does, half of them by chance.",

@@ -104,7 +104,7 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
         counter.set_description(f"audit, {num_copies:,} planted copies")
         planted, *isolated = matcher.ask(
             matcher.compare(joined([made for _, made in copies])),
-            *(matcher.isolation(m.neighbours[:, 0]) for m in (rows, null) if m is not None),
+            *(matcher.isolation(m.neighbors[:, 0]) for m in (rows, null) if m is not None),
         )
         return AuditComparison(
             matcher=matcher,

@@ -169,7 +169,7 @@ class AuditPool:
 
         m, k = len(self.rows.twins), len(self.dropped)
         places = np.flatnonzero(self.resembling)
-        neighbors = np.concatenate([self.rows.neighbours[:, -1], self.null.neighbours[:, -1]])
+        neighbors = np.concatenate([self.rows.neighbors[:, -1], self.null.neighbors[:, -1]])
         twins = np.concatenate([self.rows.twins, self.null.twins])
         matched = np.concatenate([np.where(twins >= 0, twins, neighbors)[places], self.dropped])
         often = np.zeros(m, bool)
@@ -254,7 +254,7 @@ def contest_of(
         return None
     # Ranks among the rows themselves: nothing here knows which matches are training images.
     ranks = rankdata(pooled.scores[rows], method="min", axis=0)
-    matches = pooled.neighbours[rows, ranks.argmin(axis=1)]
+    matches = pooled.neighbors[rows, ranks.argmin(axis=1)]
     place = np.full(len(pooled.twins), -1, np.int64)
     place[rows] = np.arange(len(rows))
     links = place[links]

@@ -45,7 +45,7 @@ def descriptive(
         ),
         (
             f"ratio below {CARLINI_RATIO}",
-            "images at less than half the distance of their next neighbours (Carlini et al. 2023)",
+            "images at less than half the distance of their next neighbors (Carlini et al. 2023)",
             [float((m.scores[:, 0] < CARLINI_RATIO).mean()) for m in sets],
         ),
         (

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from synthaug._types import Indices, Pixels
 
 NEAR_RMSE = 2.0
-"""Up to this root mean square difference, in grey levels of 0 to 255, two images are equal but for
+"""Up to this root mean square difference, in gray levels of 0 to 255, two images are equal but for
 rounding and mild compression: nobody sees a difference, and none is meant."""
 
 _SPARSE = 4

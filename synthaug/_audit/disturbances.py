@@ -125,8 +125,8 @@ def vector_disturbances(usual: float) -> list[Disturbance]:
 
     return [
         Disturbance("unchanged", True, lambda vectors, seed: vectors),
-        Disturbance("moved by 0.1 of the distance to a neighbour", True, noisy(0.1)),
-        Disturbance("moved by 0.3 of the distance to a neighbour", False, noisy(0.3)),
+        Disturbance("moved by 0.1 of the distance to a neighbor", True, noisy(0.1)),
+        Disturbance("moved by 0.3 of the distance to a neighbor", False, noisy(0.3)),
     ]
 
 

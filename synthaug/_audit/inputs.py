@@ -289,7 +289,7 @@ def _hdf5_features(path: str) -> tuple[Features, None] | None:
 
 
 def _channels_first(array: NDArray[Any]) -> NDArray[Any]:
-    """Images of a file as (n, C, H, W): many files have the channels last, or none for grey."""
+    """Images of a file as (n, C, H, W): many files have the channels last, or none for gray."""
     if array.dtype != np.uint8:
         return array
     if array.ndim == 3:

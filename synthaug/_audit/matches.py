@@ -10,7 +10,7 @@ from synthaug._types import Indices
 
 NEAR_ALIGNED, ALONE = 0.03, 0.2
 """Up to this aligned distance, a correlation of 0.9995, and with all other proposals at least five
-times as far away, an image is a training image moved, recoloured or compressed. Of 8,000 fresh
+times as far away, an image is a training image moved, recolored or compressed. Of 8,000 fresh
 CIFAR-100 images two are, both taken from a training image, and the next is at 0.041; of 597 digits
 none is, the next at 0.056. Without the second condition smooth gradients would be copies too."""
 
@@ -31,7 +31,7 @@ class Matches:
     distances to the other proposals."""
     distances: NDArray[np.float64]
     """d_1 of each space, and of the aligned distances, (n, s)."""
-    neighbours: Indices
+    neighbors: Indices
     """The training image that each statistic is about, (n, s)."""
     flipped: NDArray[np.bool_]
     """Whether it is the mirrored image that comes so close, (n, s)."""
@@ -106,7 +106,7 @@ def matches(
     """
     scores = [_quotient(space.D[:, 0], space.D[:, 1:].mean(axis=1)) for space in near]
     distances = [space.D[:, 0] for space in near]
-    neighbours = [space.ids[:, 0] for space in near]
+    neighbors = [space.ids[:, 0] for space in near]
     flipped = [space.flipped[:, 0] for space in near]
     every = np.arange(len(twins))
     for i, proposals in enumerate(aligned):
@@ -120,7 +120,7 @@ def matches(
             twin_flipped = np.where(copied, flip, twin_flipped)
         scores.append(score)
         distances.append(nearest)
-        neighbours.append(candidate)
+        neighbors.append(candidate)
         flipped.append(flip)
     resembling = twins >= 0
     if aligned:
@@ -128,7 +128,7 @@ def matches(
     return Matches(
         scores=np.stack(scores, axis=1),
         distances=np.stack(distances, axis=1),
-        neighbours=np.stack(neighbours, axis=1),
+        neighbors=np.stack(neighbors, axis=1),
         flipped=np.stack(flipped, axis=1),
         usual=near[0].D[:, 1:].mean(axis=1),
         twins=twins,

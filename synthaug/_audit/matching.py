@@ -3,7 +3,7 @@
 Several spaces propose training images. The given ones also judge, by the ratio of their distances,
 and so do three distances to what all of them propose: under the best alignment (`alignment`), and,
 to the best proposals, where images fit best (`partial`) and registered (`registration`). Each
-judgement is a *statistic*, small if suspicious; which values are too small is for the hold-out to
+judgment is a *statistic*, small if suspicious; which values are too small is for the hold-out to
 say.
 
 Where no images are given but their features, these are the only space, and nothing is aligned.
@@ -49,10 +49,10 @@ _CHUNK = 4096
 """Images of a set searched at a time: bounds the memory, and is enough for FAISS to be fast."""
 
 _CHECKED = 5
-"""Nearest neighbours in each space whose pixels are compared one by one."""
+"""Nearest neighbors in each space whose pixels are compared one by one."""
 
 _PROPOSED_BY_HALVES = 2
-"""Nearest neighbours of each half that are compared in part."""
+"""Nearest neighbors of each half that are compared in part."""
 
 _REGISTERED = 2
 """Best aligned proposals that are registered, besides the nearest of each space."""
@@ -118,7 +118,7 @@ class Matcher:
         crew: Crew | None = None,
         tick: Callable[[int], object] = lambda count: None,
     ) -> None:
-        # Repeated training images would make a copy of one look ordinary: its second neighbour
+        # Repeated training images would make a copy of one look ordinary: its second neighbor
         # would be as close as its first. So each image is searched once.
         self._contents = Contents(keys(train)) if contents is None else contents
         self.distinct = self._contents.distinct

@@ -40,9 +40,9 @@ class KeptScores:
     """Of each statistic, (n,)."""
     distances: tuple[NDArray[np.float64], ...]
     """Of each statistic, (n,)."""
-    neighbour: NDArray[np.int64]
+    neighbor: NDArray[np.int64]
     """Row number of the training image that each came closest to, (n,)."""
-    neighbour_flipped: NDArray[np.bool_]
+    neighbor_flipped: NDArray[np.bool_]
     """Whether it was the mirrored one, (n,)."""
     rmse: NDArray[np.float64]
     """Difference to it, (n,)."""

@@ -19,7 +19,7 @@ _SHOWN_SIDE = 96
 class Pick:
     """The one training image to name for each of n images.
 
-    Its twin if it has one, else the neighbour by the statistic in which the image ranks lowest
+    Its twin if it has one, else the neighbor by the statistic in which the image ranks lowest
     among the hold-out; without a hold-out by the first statistic.
     """
 
@@ -35,7 +35,7 @@ class Pick:
         self.statistic = ranks.argmin(axis=1)
         chosen = np.arange(n), self.statistic
         twin = matches.twins >= 0
-        self.neighbours = np.where(twin, matches.twins, matches.neighbours[chosen])
+        self.neighbors = np.where(twin, matches.twins, matches.neighbors[chosen])
         self.flipped = np.where(twin, matches.twin_flipped, matches.flipped[chosen])
 
 
@@ -47,20 +47,20 @@ def rmse_of(images: AuditSet, T: AuditSet, pick: Pick) -> NDArray[np.float64]:
     if not isinstance(images.samples, Tensor):
         return np.full(len(images), np.nan)
     n = len(images)
-    return rmse(images.pixels, T.pixels, pick.neighbours[:n], pick.flipped[:n])
+    return rmse(images.pixels, T.pixels, pick.neighbors[:n], pick.flipped[:n])
 
 
 def pair_of(
     i: int, images: AuditSet, T: AuditSet, matches: Matches, pick: Pick, matcher: Matcher
 ) -> dict[str, JSON]:
     """What a report shows of image `i` and of the training image named for it."""
-    row, neighbour = int(images.rows[i]), int(pick.neighbours[i])
+    row, neighbor = int(images.rows[i]), int(pick.neighbors[i])
     flipped, statistic = bool(pick.flipped[i]), int(pick.statistic[i])
     pair: dict[str, JSON] = {
         "row": row,
         "class": _class_name(images, int(images.labels[i])),
-        "train_row": int(T.rows[neighbour]),
-        "train_class": _class_name(T, int(T.labels[neighbour])),
+        "train_row": int(T.rows[neighbor]),
+        "train_class": _class_name(T, int(T.labels[neighbor])),
         "flipped": flipped,
         "statistic": matcher.statistics[statistic],
         "score": float(matches.scores[i, statistic]),
@@ -70,24 +70,24 @@ def pair_of(
         "train_image": None,
         "difference": None,
         "digest": key_text(images.keys[i]),
-        "train_digest": key_text(T.keys[neighbour]),
+        "train_digest": key_text(T.keys[neighbor]),
     }
     if not isinstance(images.samples, Tensor):
         return pair
-    image, counterpart = images.pixels[i : i + 1], T.pixels[neighbour]
-    difference = rmse(image, T.pixels, pick.neighbours[[i]], pick.flipped[[i]])
+    image, counterpart = images.pixels[i : i + 1], T.pixels[neighbor]
+    difference = rmse(image, T.pixels, pick.neighbors[[i]], pick.flipped[[i]])
     return pair | {
         "rmse": float(difference[0]),
         "image": _shown(image[0]),
         # Mirrored for the eye, so that both images show the same side.
         "train_image": _shown(counterpart.flip(-1) if flipped else counterpart),
-        "difference": _shown(matcher.difference(image, neighbour)),
+        "difference": _shown(matcher.difference(image, neighbor)),
     }
 
 
 def counterpart(H: AuditSet, best: Matches, j: int, statistic: int) -> dict[str, JSON]:
     """The hold-out image closest to a shown one, by the statistic that its pair is shown for."""
-    row = int(best.neighbours[j, statistic])
+    row = int(best.neighbors[j, statistic])
     image = H.pixels[row] if isinstance(H.samples, Tensor) else None
     if image is not None and best.flipped[j, statistic]:
         image = image.flip(-1)

@@ -47,8 +47,8 @@ _STEPS = 2
 """With more steps more strangers fit: some half of a stranger fits somewhere too."""
 
 _SMALLEST_ERROR, _SMALLEST_CONTRAST = 1e-5, 4e-4
-"""Added to squared errors and variances of cells, of values in [0, 1]: less than a grey level, and
-less contrast than a standard deviation of 5 grey levels, say nothing."""
+"""Added to squared errors and variances of cells, of values in [0, 1]: less than a gray level, and
+less contrast than a standard deviation of 5 gray levels, say nothing."""
 
 
 _EXCHANGES = "12457801346712457803584736142547426442"

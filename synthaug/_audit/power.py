@@ -213,7 +213,7 @@ def share_found(pick: Pick, T: AuditSet, originals: Indices) -> float:
 
     Training images may repeat: any of equal ones is the original.
     """
-    content, wanted = (keys(take(T.samples, rows)) for rows in (pick.neighbours, originals))
+    content, wanted = (keys(take(T.samples, rows)) for rows in (pick.neighbors, originals))
     return float((content == wanted).mean())
 
 

@@ -1,18 +1,18 @@
-"""How alike two images are once one is turned, stretched and recoloured to fit the other.
+"""How alike two images are once one is turned, stretched and recolored to fit the other.
 
 The window correlation of `alignment` finds images that were shifted or cropped. Here the reference
 is laid over the query by any affine map, found by Gauss-Newton steps on the difference of both
 images (Lucas and Kanade 1981, "An iterative image registration technique"; composed as in Baker and
 Matthews 2004, "Lucas-Kanade 20 years on"). In every step the colors of the reference are fitted
 too: each channel of the query is the best mixture of all its channels, of a constant, and of its
-lightness rising from left to right and from top to bottom. So a copy may have other colors, be grey
+lightness rising from left to right and from top to bottom. So a copy may have other colors, be gray
 or be lit from one side. Pixels that fit far worse than most count less, since a part of a copy may
 be covered.
 
 The steps start small and blurred from five maps: as it is, turned to both sides, larger and
 smaller. The best of these is followed at full size.
 
-On CIFAR-100, half of the copies that were turned by 3 to 15 degrees, stretched, grey or of other
+On CIFAR-100, half of the copies that were turned by 3 to 15 degrees, stretched, gray or of other
 colors come closer than all of 1,200 held-out images; where windows are only correlated, 1 to 3 % of
 4,000 held-out images come closer than they do.
 """
@@ -46,7 +46,7 @@ _OUTLYING = 2.0
 weights."""
 
 _SMALLEST_ERROR = 0.01
-"""Differences up to this, in units of 255 grey levels, are never outlying."""
+"""Differences up to this, in units of 255 gray levels, are never outlying."""
 
 _LEAST_VARIANCE = 1e-6
 """Images with less variance are of one color, and resemble nothing."""

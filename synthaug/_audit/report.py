@@ -45,8 +45,8 @@ _ROWS = {
     "q_value": "q_values",
     "q_decoy": "q_decoy",
     "decided_by": "decided_by",
-    "neighbour": "neighbours",
-    "neighbour_flipped": "neighbour_flipped",
+    "neighbor": "neighbors",
+    "neighbor_flipped": "neighbor_flipped",
     "rmse": "rmse",
     "near_equal": "near_equal",
     "group": "group",
@@ -65,8 +65,8 @@ _SPREAD = (*_ROWS.values(), *_SCORES)
 _MISSING = {
     "tier": NOT_JUDGED,
     "decided_by": -1,
-    "neighbours": -1,
-    "neighbour_flipped": False,
+    "neighbors": -1,
+    "neighbor_flipped": False,
     "near_equal": False,
     "group": -1,
     "labels": -1,
@@ -141,12 +141,12 @@ class AuditReport(VerdictReport):
     """Distance to the nearest training image by each statistic, (N, s)."""
     decided_by: NDArray[np.int64]
     """The statistic in which the row ranks lowest among the hold-out; -1 if not judged."""
-    neighbours: NDArray[np.int64]
+    neighbors: NDArray[np.int64]
     """Index of the training image that the row comes closest to; -1 if not judged."""
-    neighbour_flipped: NDArray[np.bool_]
+    neighbor_flipped: NDArray[np.bool_]
     """Whether it is the mirrored row that comes so close."""
     rmse: NDArray[np.float64]
-    """Root mean square difference to that training image, in grey levels of 0 to 255; NaN if only
+    """Root mean square difference to that training image, in gray levels of 0 to 255; NaN if only
     features were given."""
     near_equal: NDArray[np.bool_]
     """Whether a training image has equal or nearly equal pixels."""
@@ -331,7 +331,7 @@ class AuditReport(VerdictReport):
             train_rows: Indices of training images, int (n,).
         """
         rows, withheld = whole_numbers(train_rows, "train_rows"), self.withheld
-        return withheld[np.isin(self.at("neighbours", withheld), rows)]
+        return withheld[np.isin(self.at("neighbors", withheld), rows)]
 
     @property
     def passed(self) -> NDArray[np.bool_]:

@@ -68,14 +68,14 @@ def audit(
             `train` are test images: any other real ones.
         features: The space in which distances are taken, or several, each an extractor or a name
             that `features.named` knows; `features.Pixel(16)` by default. Equal and nearly equal
-            pixels, and images that were shifted, cropped or recoloured, are looked for in any case.
+            pixels, and images that were shifted, cropped or recolored, are looked for in any case.
         fdr: False discovery rate: the share of flagged rows, on average, that may be no copies,
             and the chance to flag anything at all if nothing is copied. Both hold if synthetic
             images that are no copies come as close to training images as held-out ones do.
-        k: Neighbours that the score looks at. By default 50, or the root of the number of training
+        k: Neighbors that the score looks at. By default 50, or the root of the number of training
             images if that is less.
         index: "exact"; or for very many training images "ivf", "hnsw", "sq", "pq" or "ivfpq", which
-            may miss neighbours, and say how many they found; "auto" is ivf from a million images
+            may miss neighbors, and say how many they found; "auto" is ivf from a million images
             on.
         extraction: How features are computed, where they are kept, and whether the actors of a Ray
             cluster compute and search them, exactly. It changes no result.

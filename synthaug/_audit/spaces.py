@@ -33,7 +33,7 @@ PROPOSERS_OF_HALVES: tuple[tuple[Extractor, Rectangle], ...] = tuple(
 compared with those of training images."""
 
 PROPOSED = 10
-"""Nearest neighbours in each space of `PROPOSERS` that are aligned."""
+"""Nearest neighbors in each space of `PROPOSERS` that are aligned."""
 
 _AT_ONCE = 4096
 

@@ -110,16 +110,16 @@ def withdrawn_of(sets: AuditSets, index: str, num_statistics: int) -> Withdrawn:
         return np.array([[values[i] for values in vars(usable[r])[name]] for r, i in places])
 
     scores, near_equal = table("scores"), column("near_equal")
-    neighbour = np.searchsorted(T.rows, column("neighbour"))
-    flipped = column("neighbour_flipped")
+    neighbor = np.searchsorted(T.rows, column("neighbor"))
+    flipped = column("neighbor_flipped")
     resembling = near_equal | (scores[:, -1] <= ALIKE) if sets.are_images else near_equal
     matches = Matches(
         scores=scores,
         distances=table("distances"),
-        neighbours=np.repeat(neighbour[:, None], num_statistics, axis=1),
+        neighbors=np.repeat(neighbor[:, None], num_statistics, axis=1),
         flipped=np.repeat(flipped[:, None], num_statistics, axis=1),
         usual=np.full(len(ranked), np.nan),
-        twins=np.where(near_equal, neighbour, -1),
+        twins=np.where(near_equal, neighbor, -1),
         twin_flipped=flipped & near_equal,
         resembling=resembling,
     )
@@ -131,7 +131,7 @@ def _none(num_statistics: int) -> Withdrawn:
     none = Matches(
         scores=table,
         distances=table,
-        neighbours=table.astype(np.int64),
+        neighbors=table.astype(np.int64),
         flipped=flags,
         usual=table[:, 0],
         twins=np.zeros(0, np.int64),
@@ -191,8 +191,8 @@ def kept_scores(report: Any, plan: Plan, rows: Indices) -> KeptScores:
         seed=plan.at("seed", rows),
         scores=tuple(report.at("scores", rows).T),
         distances=tuple(report.at("distances", rows).T),
-        neighbour=report.at("neighbours", rows),
-        neighbour_flipped=report.at("neighbour_flipped", rows),
+        neighbor=report.at("neighbors", rows),
+        neighbor_flipped=report.at("neighbor_flipped", rows),
         rmse=report.at("rmse", rows),
         near_equal=report.at("near_equal", rows),
         group=group,

@@ -11,7 +11,7 @@
     attribute         of the root group
     format            "synthaug-cache"
     format_version    2
-    manifest          JSON: recipe, weights, source data, classes, versions, licence, "synthetic"
+    manifest          JSON: recipe, weights, source data, classes, versions, license, "synthetic"
     manifest_digest   32 hexadecimal digits of blake2b over the text of `manifest`
     plan_digest       `Plan.digest` of the rows
 

@@ -105,8 +105,8 @@ def export(
         raise ValueError(f"`format` must be one of {known}, got {format!r}.")
     chosen = _chosen(cache, rows)
     target = Path(out).absolute()
-    if not cache.manifest["licence"].get("generator"):
-        logger.warning("%s does not say under which licence its images may be used.", cache.path)
+    if not cache.manifest["license"].get("generator"):
+        logger.warning("%s does not say under which license its images may be used.", cache.path)
     if format == "hdf5":
         if rows is not None:
             raise ValueError(
@@ -245,11 +245,11 @@ def _huggingface(cache: SynthCache, folder: Path, rows: Indices, advance: Advanc
 
 def _card(cache: SynthCache, rows: Indices) -> str:
     """The data set card."""
-    licence = cache.manifest["licence"]
+    license = cache.manifest["license"]
     # A JSON string is a YAML string, unless characters beyond 16 bits are escaped in it.
-    name = printable_line(str(licence.get("generator") or "unknown"))
+    name = printable_line(str(license.get("generator") or "unknown"))
     name = json.dumps(name, ensure_ascii=False)
-    generator, source = (_words(licence.get(key) or "unknown") for key in ("generator", "source"))
+    generator, source = (_words(license.get(key) or "unknown") for key in ("generator", "source"))
     limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
     size = next((name for limit, name in limits if len(rows) < limit), "1M<n<10M")
     counts = np.bincount(cache.labels_of(rows), minlength=len(cache.classes))
@@ -287,7 +287,7 @@ question for an audit; this card does not answer it.
 |---|---|
 {table}
 
-Licence of the generator: {generator}. Licence of the real images it learned from: {source}.
+License of the generator: {generator}. License of the real images it learned from: {source}.
 
 Labels are the folders in sorted order. `provenance.jsonl` says of every image what it was made
 from, `manifest.json` how all of them were made:

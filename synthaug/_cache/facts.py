@@ -53,7 +53,7 @@ def info_text(cache: SynthCache) -> str:
     """`info` for a terminal."""
     facts = info(cache)
     manifest = facts["manifest"]
-    recipe, licence, source = manifest["recipe"], manifest["licence"], manifest["source"]
+    recipe, license, source = manifest["recipe"], manifest["license"], manifest["source"]
     shown = {printable_line(name): counts for name, counts in facts["classes"].items()}
     width = max(map(len, (*shown, "class")))
     table = [f"    {'class':{width}}  {'done':>9} {'pending':>9} {'withdrawn':>9}"]
@@ -65,8 +65,8 @@ def info_text(cache: SynthCache) -> str:
         **_named_values("Setting", recipe.get("settings")),
         **_named_values("Weights", recipe.get("weights")),
         "Real data": _real_data(source),
-        "Licence of the generator": _named(licence, "generator"),
-        "Licence of the real data": _named(licence, "source"),
+        "License of the generator": _named(license, "generator"),
+        "License of the real data": _named(license, "source"),
         "Made with": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
         "Plan": facts["identity"]["plan_digest"],
         "Size": f"{facts['bytes'] / 1e6:,.1f} MB",
@@ -120,8 +120,8 @@ def _real_data(source: Any) -> str:
     return str(source)
 
 
-def _named(licence: Any, key: str) -> str:
-    value = licence.get(key) if isinstance(licence, dict) else None
+def _named(license: Any, key: str) -> str:
+    value = license.get(key) if isinstance(license, dict) else None
     return str(value) if value else "not recorded"
 
 

@@ -119,7 +119,7 @@ def complete_manifest(plan: Plan, manifest: Mapping[str, Any]) -> dict[str, Any]
     defaults = {
         "recipe": {},
         "source": None,
-        "licence": {"generator": None, "source": None},
+        "license": {"generator": None, "source": None},
         "versions": versions,
     }
     full = {**defaults, **manifest, **own}
@@ -254,7 +254,7 @@ class ChosenRows:
 
 
 def runs(rows: Indices) -> Iterator[tuple[int, int]]:
-    """Where each run of neighbours among ascending rows starts and stops."""
+    """Where each run of neighbors among ascending rows starts and stops."""
     if len(rows):
         ends = np.flatnonzero(np.diff(rows) != 1) + 1
         yield from pairwise([0, *ends.tolist(), len(rows)])

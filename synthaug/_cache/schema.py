@@ -45,7 +45,7 @@ _ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum
 _SINCE_2 = {"tombstones": "dataset"}
 _TEXTS = ("format", "manifest", "manifest_digest", "plan_digest")
 _MANIFEST = {"classes": list, "settings": dict, "value_range": list} | {
-    name: dict for name in ("recipe", "licence", "versions")
+    name: dict for name in ("recipe", "license", "versions")
 }
 _PROBED = 2**30  # bytes; a sparse file can declare a larger plan than it holds
 _MAX_CHUNK = 64 * 2**20  # bytes, unpacked whole for a single value

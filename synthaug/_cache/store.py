@@ -160,7 +160,7 @@ class SynthCache(Dataset[Any]):
             plan: One row per image.
             image_shape: (C, H, W); C is 1 or 3.
             manifest: JSON. "recipe" is the synthesizer's recipe with its "weights", "source"
-                describes the real data, "licence" holds those of "generator" and "source". Classes,
+                describes the real data, "license" holds those of "generator" and "source". Classes,
                 settings, value range and library versions are added.
 
         Raises:
@@ -404,7 +404,7 @@ class SynthCache(Dataset[Any]):
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """How the images were made: recipe, weights, source data, classes, versions, licence."""
+        """How the images were made: recipe, weights, source data, classes, versions, license."""
         return self._contents.manifest
 
     @property
@@ -513,7 +513,7 @@ class SynthCache(Dataset[Any]):
             "state": State(int(self.state_of([index])[0])).name.lower(),
             "recipe": self.manifest["recipe"],
             "source_data": self.manifest["source"],
-            "licence": self.manifest["licence"],
+            "license": self.manifest["license"],
             "synthetic": True,
         }
 
@@ -670,7 +670,7 @@ class SynthCache(Dataset[Any]):
         *,
         fsync: Fsync = "never",
     ) -> None:
-        """Writes `values` at ascending `rows` of one data set: one call per run of neighbours."""
+        """Writes `values` at ascending `rows` of one data set: one call per run of neighbors."""
         region = self._contents.regions[name]
         assert region.offset is not None
         if not len(rows):  # nothing to order on the disk either

@@ -188,7 +188,7 @@ def import_images(
     out: PathLike,
     *,
     name: str = "unknown",
-    licence: dict[str, str | None] | None = None,
+    license: dict[str, str | None] | None = None,
     forgotten: Iterable[PathLike] = (),
     command: str | None = None,
     progress: bool = False,
@@ -206,14 +206,14 @@ def import_images(
         source: A map-style data set, or a specification such as "folder:PATH" (class folders).
         out: The new cache. Run again after a kill, it continues.
         name: What made the images, for the record.
-        licence: `{"generator": ..., "source": ...}`, for the record.
+        license: `{"generator": ..., "source": ...}`, for the record.
         forgotten: Caches whose tombstones to honor: images with the same pixels as one that was
             erased there become withdrawn rows.
         command: The command line that asked for it, for the record.
         progress: Show a bar.
 
     Raises:
-        DataError: `source` cannot be read as labelled images of one shape.
+        DataError: `source` cannot be read as labeled images of one shape.
         CacheError: `out` exists with other images, is filled by another job, or cannot be written.
     """
     images = ImageSource.open(source, "`source`")
@@ -236,7 +236,7 @@ def import_images(
             image_shape=images.image_shape,
             manifest={
                 "recipe": {"synthesizer": "imported", "settings": plan.settings, "name": name},
-                "licence": {"generator": None, "source": None, **(licence or {})},
+                "license": {"generator": None, "source": None, **(license or {})},
                 "command": command,
             },
         )

@@ -23,8 +23,8 @@ class AuditOptions:
         features: Where distances are taken: pixels, spectrum, torchscript:FILE, torchvision:NAME or
             timm:NAME; several with commas between them.
         fdr: False discovery rate among the flagged images.
-        k: Neighbours that an image's distance is compared with; 50 or fewer by default.
-        index: How neighbours are searched; all but exact may miss some, and say the share found.
+        k: Neighbors that an image's distance is compared with; 50 or fewer by default.
+        index: How neighbors are searched; all but exact may miss some, and say the share found.
         engine: local works in this process, ray on the actors of a cluster.
         max_pairs: Pairs of images shown in the report.
         deduplicate: Set hold-out images aside that are training images, instead of refusing.

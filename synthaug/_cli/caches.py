@@ -6,7 +6,7 @@ from typing import Literal
 from synthaug._cli.arguments import contents, names, next_audit, next_line, verdicts
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
-from synthaug._cli.options import FileOptions, ImageOptions, LicenceOptions
+from synthaug._cli.options import FileOptions, ImageOptions, LicenseOptions
 from synthaug._printable import amount
 
 IMPORT = defaults("_cache.tools:import_images")
@@ -123,7 +123,7 @@ def import_(
     out: str,
     conform: ImageOptions,
     files: FileOptions,
-    licences: LicenceOptions,
+    licenses: LicenseOptions,
     *,
     name: str = IMPORT.name,
     forgotten: str | list[str] | None = None,
@@ -134,11 +134,11 @@ def import_(
     synthaug cache import folder:their-images theirs.h5 --name "Stable Diffusion 2.1"
 
     Args:
-        source: Labelled images, for example folder:PATH.
+        source: Labeled images, for example folder:PATH.
         out: The new cache; it can be audited and mixed like any other.
         conform: What the images are brought to.
         files: For data sets.
-        licences: For the record.
+        licenses: For the record.
         name: What made the images, for the record.
         forgotten: Caches, with commas between them: images that were erased there are left out.
     """
@@ -148,7 +148,7 @@ def import_(
         conform.load(source, files),
         out,
         name=name,
-        licence=licences.record(),
+        license=licenses.record(),
         forgotten=names(forgotten or ()),
         command=call.line,
         progress=True,

@@ -18,7 +18,7 @@ def demo(
     Args:
         out: Directory to write; run again to resume, or with another --per-class to keep the
             generator.
-        per_class: Labelled images per class, from 2 on.
+        per_class: Labeled images per class, from 2 on.
         seed: Seed of the split, the models and the plan.
     """
     from synthaug._demo import DemoSettings

@@ -160,7 +160,7 @@ def evaluate(
     synthaug evaluate folder:cifar10/train cifar10.h5 folder:cifar10/test --audit audit.json
 
     Args:
-        real: Labelled training images. All real images are brought to the cache's image size and
+        real: Labeled training images. All real images are brought to the cache's image size and
             channels.
         synthetic: The cache.
         test: Test images; used once per run, at the end.
@@ -281,7 +281,7 @@ def evaluate_labels(
 
     Args:
         synthetic: The cache.
-        real: Labelled training images. They are brought to the cache's image size and channels.
+        real: Labeled training images. They are brought to the cache's image size and channels.
         classifiers: What is trained.
         files: For folders.
         threshold: Withholds images whose class has a lower probability.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from synthaug._cli.arguments import contents, next_audit
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults, drawing_options, row_parameters, settings
-from synthaug._cli.options import FileOptions, LicenceOptions, NetworkOptions, RayOptions
+from synthaug._cli.options import FileOptions, LicenseOptions, NetworkOptions, RayOptions
 from synthaug.synthesizers._registry import METHODS
 from synthaug.synthesizers._sampler import split_sampler
 
@@ -442,7 +442,7 @@ def generate(
     options: PlanOptions,
     work: WorkOptions,
     ray: RayOptions,
-    licences: LicenceOptions,
+    licenses: LicenseOptions,
     *,
     call: Call,
 ) -> Result:
@@ -457,7 +457,7 @@ def generate(
         options: What to draw.
         work: How it is done.
         ray: How to spread over a cluster.
-        licences: For the record.
+        licenses: For the record.
     """
     from synthaug._cache import State, contact_sheet
     from synthaug._generate import generate as fill
@@ -479,7 +479,7 @@ def generate(
         engine=engine,
         shard=work.shard,
         source=source,
-        licence=licences.record(),
+        license=licenses.record(),
         command=call.having(precision=options.precision).line,
         wait=work.wait,
     )

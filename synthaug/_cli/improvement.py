@@ -97,7 +97,7 @@ def improve(
     synthaug improve folder:photos improved --minutes 60
 
     Args:
-        data: Labelled training images.
+        data: Labeled training images.
         out: Folder for all that is made, and the report: OUT/improve.html and OUT/improve.json.
         splits: What is chosen and tested by.
         recipes: Where synthetic images come from.

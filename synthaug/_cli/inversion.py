@@ -46,7 +46,7 @@ def invert(
     Args:
         checkpoint: From `train --condition tokens`; or a Stable Diffusion directory, or
             hub:OWNER/NAME.
-        data: Labelled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits. They are brought
+        data: Labeled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits. They are brought
             to the image size and channels of the checkpoint.
         out: Directory to write; `generate` draws variants from it.
         learning: How.

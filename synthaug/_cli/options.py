@@ -72,8 +72,8 @@ class ImageOptions:
     """Images of data sets. A cache has its own size and channels.
 
     Args:
-        image_size: Resize the shorter side to it and cut out the centre.
-        channels: 1 converts to grey, 3 to RGB.
+        image_size: Resize the shorter side to it and cut out the center.
+        channels: 1 converts to gray, 3 to RGB.
     """
 
     image_size: int | None = None
@@ -149,20 +149,20 @@ class ExtractorOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LicenceOptions:
-    """Licences, for the record.
+class LicenseOptions:
+    """Licenses, for the record.
 
     Args:
-        generator_licence: Licence of the generator.
-        source_licence: Licence of the data it was trained on.
+        generator_license: License of the generator.
+        source_license: License of the data it was trained on.
     """
 
-    generator_licence: str | None = None
-    source_licence: str | None = None
+    generator_license: str | None = None
+    source_license: str | None = None
 
     def record(self) -> dict[str, str | None]:
-        """The licences, as a cache keeps them."""
-        return {"generator": self.generator_licence, "source": self.source_licence}
+        """The licenses, as a cache keeps them."""
+        return {"generator": self.generator_license, "source": self.source_license}
 
 
 @dataclass(frozen=True, kw_only=True)

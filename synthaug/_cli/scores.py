@@ -22,7 +22,7 @@ class ScoringOptions:
     Args:
         features: What is measured in: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
             spectrum. Those of a classifier or a self-supervised network mean most.
-        holdout: Labelled real images that are not among the others: what synthetic ones compare
+        holdout: Labeled real images that are not among the others: what synthetic ones compare
             with.
     """
 
@@ -83,7 +83,7 @@ class DensityOptions(ScoringOptions):
         structure: One covariance per class, one for all, or variances alone.
         estimator: Of covariances; empirical needs more images of a class than dimensions.
         components: Projects the features on so many principal components first.
-        k: Neighbours of AvgkNN and LOF.
+        k: Neighbors of AvgkNN and LOF.
     """
 
     structure: Literal["full", "tied", "diagonal"] = DENSITY.structure
@@ -109,7 +109,7 @@ def evaluate_density(
 
     Args:
         synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
-        train: Labelled real images, to which the Gaussians are fitted. All real images are brought
+        train: Labeled real images, to which the Gaussians are fitted. All real images are brought
             to the cache's image size and channels.
         options: What is measured.
         conform: For data sets.
@@ -132,7 +132,7 @@ class QualityOptions(ScoringOptions):
     Args:
         classifier: torchscript:FILE, a classifier that returns logits, for the inception score.
         images: Images of each set; by default as many as all of them have.
-        k: Neighbours of precision, recall, density and coverage.
+        k: Neighbors of precision, recall, density and coverage.
         force: Take the Fréchet distance of fewer images than twice the features.
         seed: Of the choice of the images.
     """
@@ -161,7 +161,7 @@ def evaluate_quality(
 
     Args:
         synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
-        real: Labelled real images, the reference. They are brought to the cache's image size and
+        real: Labeled real images, the reference. They are brought to the cache's image size and
             channels. Without --holdout they are divided into two halves, to show what real images
             get.
         options: What is measured.

@@ -68,7 +68,7 @@ class ClassifierOptions:
 
     Args:
         model: small-cnn, resnet20, a torchvision model, or timm:NAME.
-        steps: Optimiser steps of every classifier.
+        steps: Optimizer steps of every classifier.
         horizontal_flip: Mirror half of the training images.
     """
 

@@ -46,13 +46,13 @@ class TrainingRequest:
     @property
     def guided_network(self) -> dict[str, Any]:
         """Arguments of every fit of a new denoiser that is told classes."""
-        options, spec = self.options, self.options.unlabelled
+        options, spec = self.options, self.options.unlabeled
         shape = self.real.image_shape
         return {
             **self.network,
             "prediction_type": options.prediction_type,
             "label_dropout": options.label_dropout,
-            "unlabelled": None if spec is None else options.shaped(spec, shape),
+            "unlabeled": None if spec is None else options.shaped(spec, shape),
         }
 
 
@@ -111,7 +111,7 @@ def _cold(job: TrainingRequest) -> Trained:
         job.real,
         job.out,
         degradation=degradations.named(name, **settings),
-        colour_components=job.options.colour_components,
+        color_components=job.options.color_components,
         **job.network,
     )
     return Trained(
@@ -196,7 +196,7 @@ def _drawn(
 
 
 _NEW = (parts.NewNetworkOptions, parts.MirrorOptions)
-_GUIDED = (*_NEW, parts.PredictionOptions, parts.DropoutOptions, parts.UnlabelledOptions)
+_GUIDED = (*_NEW, parts.PredictionOptions, parts.DropoutOptions, parts.UnlabeledOptions)
 METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[Any, ...]]] = {
     "--condition labels": (_labels, (*_GUIDED, parts.CanaryOptions)),
     "--condition tokens": (_tokens, (*_NEW, parts.PredictionOptions, parts.TokenOptions)),
@@ -257,7 +257,7 @@ def train(
     synthaug train folder:cifar10/train runs/hard --method hardness --base runs/cifar10
 
     Args:
-        data: Labelled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
+        data: Labeled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
         out: Directory to write; it becomes a checkpoint in diffusers layout.
         options: How.
         method: diffusion learns to remove noise, cold (cold diffusion) to undo --degradation,
@@ -443,7 +443,7 @@ def _check(kind: str, foreign: list[str], options: TrainOptions, call: Call) -> 
 
 
 def _config(options: TrainOptions, kind: str) -> TrainingConfig:
-    """How to optimise; the default learning rate depends on what is trained."""
+    """How to optimize; the default learning rate depends on what is trained."""
     rate = options.learning_rate
     if rate is None:
         tuned = kind == "--method finetune"

@@ -84,14 +84,14 @@ class DropoutOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnlabelledOptions:
+class UnlabeledOptions:
     """Images without labels (--method diffusion with --condition labels, upsample).
 
     Args:
-        unlabelled: Further images, which train the unconditional branch.
+        unlabeled: Further images, which train the unconditional branch.
     """
 
-    unlabelled: str | None = FIT.unlabelled
+    unlabeled: str | None = FIT.unlabeled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +148,13 @@ class ColdOptions:
         degradation: What it undoes: blur, inpainting, super-resolution, snow, decolorization,
             animorphosis or noise.
         degradation_settings: Those that differ from its defaults, for example '{"num_levels": 20}'.
-        colour_components: Gaussians in the mixture of colours that cold generation starts from.
+        color_components: Gaussians in the mixture of colors that cold generation starts from.
         others: The images of another set that animorphosis turns images into.
     """
 
     degradation: str = "blur"
     degradation_settings: dict[str, Any] | None = None
-    colour_components: int = RestorerConfig.colour_components
+    color_components: int = RestorerConfig.color_components
     others: str | None = None
 
 
@@ -208,7 +208,7 @@ PARTS = (
     NewNetworkOptions,
     PredictionOptions,
     DropoutOptions,
-    UnlabelledOptions,
+    UnlabeledOptions,
     CanaryOptions,
     BaseOptions,
     TokenOptions,

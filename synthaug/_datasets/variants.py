@@ -57,7 +57,7 @@ class Variants:
             )
         keys = cache.plan.at("source_key", rows)
         order = np.argsort(keys, kind="stable")
-        self.keys, self.rows = keys[order], rows[order]  # variants of one image are neighbours
+        self.keys, self.rows = keys[order], rows[order]  # variants of one image are neighbors
         self._missed = 0
         self._patience = self._misses_beyond_chance()
 

@@ -40,7 +40,7 @@ def generate(
     engine: Literal["local", "torchrun", "ray"] | RayEngine = "local",
     shard: str | None = None,
     source: Any = None,
-    licence: dict[str, str | None] | None = None,
+    license: dict[str, str | None] | None = None,
     command: str | None = None,
     wait: bool = False,
     progress: bool = True,
@@ -61,7 +61,7 @@ def generate(
             of a Ray cluster, and makes up for actors and nodes that are lost.
         shard: "1/3", "2/3" or "3/3": draw this share alone, as one task of a job array.
         source: The real data set that was used, for the record; its `fingerprint` is stored.
-        licence: `{"generator": ..., "source": ...}`, stored and shown with the cache.
+        license: `{"generator": ..., "source": ...}`, stored and shown with the cache.
         command: The command line that asked for it, for the record.
         wait: If another job fills the cache, wait until it has ended.
         progress: Show a bar with rate and time left.
@@ -95,7 +95,7 @@ def generate(
         if engine == "ray":
             engine = RayEngine()
         parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
-        cache = open_cache(synthesizer, plan, path, source=source, licence=licence, command=command)
+        cache = open_cache(synthesizer, plan, path, source=source, license=license, command=command)
         mend(cache)
         pending = cache.rows_in(State.PENDING)
         shape = "x".join(map(str, cache.image_shape))
@@ -179,7 +179,7 @@ def open_cache(
     path: str | os.PathLike[str],
     *,
     source: Any = None,
-    licence: dict[str, str | None] | None = None,
+    license: dict[str, str | None] | None = None,
     command: str | None = None,
 ) -> SynthCache:
     """The cache that `generate` fills, laid out or continued; arguments and errors as there."""
@@ -198,8 +198,8 @@ def open_cache(
     real = None if source is None else ImageSource(source, "`source`")
     if real is not None and real.fingerprint is not None:
         manifest["source"] = real.record
-    if licence is not None:
-        manifest["licence"] = licence
+    if license is not None:
+        manifest["license"] = license
     if command is not None:
         manifest["command"] = command
     existed = os.path.exists(path)

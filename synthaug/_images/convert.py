@@ -28,9 +28,9 @@ Transform = Callable[[Any], Any]
 _MODES = {"L": 1, "RGB": 3}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _BRIGHT = 16
-"""Beyond any value of an image that was normalised, and soon reached from 0 to 255."""
+"""Beyond any value of an image that was normalized, and soon reached from 0 to 255."""
 _SLACK = 1e-4
-"""Resizing and bfloat16 overshoot [0, 1] a little; normalised images do so by far more."""
+"""Resizing and bfloat16 overshoot [0, 1] a little; normalized images do so by far more."""
 
 
 def describe(image: Any) -> str:
@@ -99,7 +99,7 @@ def _levels(chw: Tensor, image: Any) -> Tensor:
     if chw.dtype == torch.uint8:
         return chw
     advice = (
-        "Normalise after the images of both kinds came together: take `Normalize` off this data "
+        "Normalize after the images of both kinds came together: take `Normalize` off this data "
         "set, and give it where the images are used."
     )
     check_unit_range(chw, image, advice)

@@ -207,7 +207,7 @@ def _check_headers(
             )
         if conform.channels is None and other_mode != mode:
             raise MismatchError(
-                f"Some images are grey and some are coloured: {path} has mode {mode}, {other} has "
+                f"Some images are gray and some are colored: {path} has mode {mode}, {other} has "
                 f"mode {other_mode}. Convert them when loading, with `channels=3` or "
                 "`channels=1`."
             )

@@ -30,7 +30,7 @@ from synthaug.errors import DataError
 
 
 class LabeledImages(AbstractLabeledDataset):
-    """Labelled images of one size, as a map-style data set.
+    """Labeled images of one size, as a map-style data set.
 
         train = load_dataset("folder:cifar10/train")
         train[0]                    # (PIL image of mode L or RGB, class index), then the transforms
@@ -170,7 +170,7 @@ def load_dataset(
     skip_bad: bool = False,
     progress: bool | None = None,
 ) -> LabeledImages:
-    """Loads labelled images, and finds what is wrong with them before any long work starts.
+    """Loads labeled images, and finds what is wrong with them before any long work starts.
 
         load_dataset("folder:cifar10/train")                     # one folder per class
         load_dataset("folder:cifar10", split="train")            # the same
@@ -193,8 +193,8 @@ def load_dataset(
         split: The same as `:SPLIT`. `torchvision`: "train", "test" or what the class knows; without
             it the class's default. `digits`: "train", the first half, or "test", the second; the
             scans come writer by writer, so the two share one writer at most. `folder`: a subfolder.
-        image_size: Resizes the shorter side to it (bicubic, antialiased) and cuts out the centre.
-        channels: 1 converts to grey, 3 to RGB. Without it nothing is converted.
+        image_size: Resizes the shorter side to it (bicubic, antialiased) and cuts out the center.
+        channels: 1 converts to gray, 3 to RGB. Without it nothing is converted.
         image_shape: (C, H, W), in place of these two: for example that of a cache or a checkpoint.
             Images that have it already stay as they are.
         classes: The class names in the order that is wanted. Without it, what the source says. If
@@ -265,5 +265,5 @@ def _checked_shape(
         check_whole(1, image_size=side)
     check_whole(1, channels=channels)
     if channels not in (None, 1, 3):
-        raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
+        raise ValueError(f"`channels` must be 1 (gray) or 3 (RGB), got {channels}.")
     return size, channels

@@ -208,7 +208,7 @@ def label_sample(dataset: Any, rows: Indices, key: Any) -> dict[int, int]:
         item = dataset[i]
         try:
             sample[i] = operator.index(label_of(field(item, "label") if key is None else item[key]))
-        except (TypeError, LookupError):  # what is no labelled image is refused where it is used
+        except (TypeError, LookupError):  # what is no labeled image is refused where it is used
             continue
     log.info(
         "Compared the labels of %d of %d items of %s with those that it lists.",

@@ -291,7 +291,7 @@ class ImageSource:
             are class probabilities.
 
         Raises:
-            DataError: If an item is no labelled image.
+            DataError: If an item is no labeled image.
             MismatchError: If the images have different shapes.
         """
         numbers = row_numbers(rows, len(self), "rows").tolist()

@@ -89,11 +89,11 @@ class Conform:
             )
         if self.channels is None and image.mode not in ("L", "RGB"):
             what = {"P": "a palette", "1": "two levels", "CMYK": "printing inks"}.get(
-                image.mode, "an alpha channel" if _has_alpha(image) else "an unusual colour space"
+                image.mode, "an alpha channel" if _has_alpha(image) else "an unusual color space"
             )
             return (
                 f"has mode {image.mode} ({what}). Convert all images when loading, with "
-                "`channels=3` to RGB or with `channels=1` to grey."
+                "`channels=3` to RGB or with `channels=1` to gray."
             )
         return None
 

@@ -136,7 +136,7 @@ class Plan:
             source_keys: Content digest of every real image, uint64, indexed by source.
             parameters: Further columns. A single value is used in every row. The values of a
                 sequence are used in turn: within each class, or with sources within the rows of
-                each source, the first rows of neighbouring sources beginning with different values.
+                each source, the first rows of neighboring sources beginning with different values.
                 An `InTurnByClass` gives each class numbers of its own.
             rows: Which rows to make, a slice without a step.
 

@@ -1,7 +1,7 @@
 """Building blocks of our HTML reports: a page, and text, tables and images inside it.
 
 Everything is one file without scripts, and a content security policy forbids loading anything, so
-a report opens from disk, offline, and can be mailed. Colours follow the viewer's light or dark
+a report opens from disk, offline, and can be mailed. Colors follow the viewer's light or dark
 setting. All text handed to these functions is escaped.
 """
 

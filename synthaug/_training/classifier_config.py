@@ -26,7 +26,7 @@ class ClassifierConfig:
 
     Args:
         model: small-cnn, resnet20, resnet18 and all other torchvision classifiers, or timm:NAME.
-        steps: Optimiser steps of every classifier.
+        steps: Optimizer steps of every classifier.
         batch_size: Images per step.
         learning_rate: Peak learning rate of SGD with Nesterov's momentum.
         weight_decay: L2 penalty; by default 0.5 / (learning rate * steps), but 0.05 at most, so

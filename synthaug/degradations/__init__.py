@@ -1,7 +1,7 @@
 """Degradations of images in levels, for cold diffusion (Bansal et al. 2022).
 
     degradations.Blur(num_levels=50)            # kernels composed; one pass for any level
-    degradations.Inpainting()                   # a hole that grows, to grey or to one colour
+    degradations.Inpainting()                   # a hole that grows, to gray or to one color
     degradations.SuperResolution(num_levels=3)  # size / 2 per level
     degradations.Snow()                         # after ImageNet-C
     degradations.Decolorization()
@@ -9,7 +9,7 @@
     degradations.GaussianNoise()                # the "hot" case
     degradations.Custom(name="fade", num_levels=20, function=fade)
 
-Each is a pure function `D(x, s, realisation)` of images in [-1, 1], levels s from 0 to T, and what
+Each is a pure function `D(x, s, realization)` of images in [-1, 1], levels s from 0 to T, and what
 was drawn for each image. Batched, each image at its own level; on any device.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from synthaug.degradations._base import AbstractDegradation, Custom, Realisation
+from synthaug.degradations._base import AbstractDegradation, Custom, Realization
 from synthaug.degradations._linear import Blur, Decolorization, SuperResolution
 from synthaug.degradations._random import Animorphosis, GaussianNoise, Inpainting, Snow
 from synthaug.errors import CheckpointError
@@ -30,7 +30,7 @@ __all__ = [
     "Decolorization",
     "GaussianNoise",
     "Inpainting",
-    "Realisation",
+    "Realization",
     "Snow",
     "SuperResolution",
     "from_config",

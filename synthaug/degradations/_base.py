@@ -1,4 +1,4 @@
-"""What every degradation is: D(x, s, realisation), a pure function."""
+"""What every degradation is: D(x, s, realization), a pure function."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -14,13 +14,13 @@ from synthaug._support.arguments import check_at_least, check_fields
 from synthaug._support.torch_state import torch_defaults
 from synthaug._types import JSON, Images, ImageShape
 
-Realisation: TypeAlias = Mapping[str, Tensor]
-"""What a random degradation drew for each image (mask centre, snow layer, ...): every tensor has
+Realization: TypeAlias = Mapping[str, Tensor]
+"""What a random degradation drew for each image (mask center, snow layer, ...): every tensor has
 one row per image. Empty for a deterministic one. It is drawn once and held for a whole trajectory:
 with a fresh draw at every level even a perfect restorer would not get back to the image."""
 
-Leaves: TypeAlias = Literal["nothing", "colour", "image"]
-"""What the last level leaves of the image: nothing (the realisation alone decides), one colour for
+Leaves: TypeAlias = Literal["nothing", "color", "image"]
+"""What the last level leaves of the image: nothing (the realization alone decides), one color for
 the whole image, or more than that."""
 
 
@@ -28,8 +28,8 @@ class AbstractDegradation(abc.ABC):
     """Degrades images gradually, from level 0 (the image) to level `num_levels` (T).
 
         blur = degradations.Blur(num_levels=50)
-        realisation = blur.realise(generators, (3, 32, 32))
-        x_s = blur(x, 20, realisation)
+        realization = blur.realize(generators, (3, 32, 32))
+        x_s = blur(x, 20, realization)
 
     Subclasses are final and frozen; they implement `_degrade`. For one of your own see `Custom`.
     """
@@ -42,7 +42,7 @@ class AbstractDegradation(abc.ABC):
         check_at_least(1, num_levels=self.num_levels)
 
     def __call__(
-        self, x: Images, s: int | Tensor, realisation: Realisation | None = None
+        self, x: Images, s: int | Tensor, realization: Realization | None = None
     ) -> Images:
         """D(x, s): the images at level s. D(x, 0) is x itself, to the bit.
 
@@ -52,10 +52,10 @@ class AbstractDegradation(abc.ABC):
         Args:
             x: Images, floating point (n, C, H, W) in [-1, 1], on any device.
             s: Level of all images, or of each, int64 (n,), in [0, num_levels].
-            realisation: From `realise`; on the device of `x`.
+            realization: From `realize`; on the device of `x`.
 
         Raises:
-            ValueError: For a level out of range, a realisation that lacks something, or images that
+            ValueError: For a level out of range, a realization that lacks something, or images that
                 this cannot degrade.
         """
         levels = s if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.int64, device="cpu")
@@ -75,19 +75,19 @@ class AbstractDegradation(abc.ABC):
         with _without_autocast(x.device.type):
             images = x if x.dtype == torch.float64 else x.float()
             try:
-                degraded = self._degrade(images, levels, realisation or {})
+                degraded = self._degrade(images, levels, realization or {})
             except KeyError as missing:
                 raise ValueError(
-                    f"`realisation` lacks {missing}. Draw it with `realise`, and pass the same one "
+                    f"`realization` lacks {missing}. Draw it with `realize`, and pass the same one "
                     "at every level."
                 ) from missing
         return torch.where(levels.view(-1, 1, 1, 1) == 0, images, degraded)
 
     @abc.abstractmethod
-    def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
+    def _degrade(self, x: Images, s: Tensor, realization: Realization) -> Images:
         """D(x, s) for s of shape (n,), or (1,) where all images share a level, on x's device."""
 
-    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
+    def realize(self, generators: Streams, image_shape: ImageShape) -> Realization:
         """Draws what is random, for one trajectory per generator; on the CPU.
 
         Args:
@@ -121,25 +121,25 @@ class Custom(AbstractDegradation):
     name: str
     """Identifies it in checkpoints and recipes. Change it whenever the function changes."""
     num_levels: int
-    function: Callable[[Images, Tensor, Realisation], Images]
-    """`function(x, s, realisation)`: D(x, s) for images (n, C, H, W) in [-1, 1] and levels s of
+    function: Callable[[Images, Tensor, Realization], Images]
+    """`function(x, s, realization)`: D(x, s) for images (n, C, H, W) in [-1, 1] and levels s of
     shape (n, 1, 1, 1) or (1, 1, 1, 1), int64. A pure function, without clipping. Level 0 need not
     be handled."""
-    realisation: Callable[[torch.Generator, ImageShape], Realisation] | None = None
-    """`realisation(generator, image_shape)`: what is random for one image, without a row axis."""
+    realization: Callable[[torch.Generator, ImageShape], Realization] | None = None
+    """`realization(generator, image_shape)`: what is random for one image, without a row axis."""
     remains: Leaves = "image"
     """What the last level leaves."""
 
-    def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
+    def _degrade(self, x: Images, s: Tensor, realization: Realization) -> Images:
         with torch_defaults():  # `s / 20` is a tensor of the default dtype
-            return self.function(x, s.view(-1, 1, 1, 1), realisation)
+            return self.function(x, s.view(-1, 1, 1, 1), realization)
 
-    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
+    def realize(self, generators: Streams, image_shape: ImageShape) -> Realization:
         """Draws image by image."""
-        if self.realisation is None:
+        if self.realization is None:
             return {}
         with torch_defaults():
-            drawn = [self.realisation(generator, image_shape) for generator in generators]
+            drawn = [self.realization(generator, image_shape) for generator in generators]
         return {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
 
     def leaves(self, image_shape: ImageShape) -> Leaves:

@@ -1,4 +1,4 @@
-"""Degradations that are linear in the image: blur, loss of resolution, loss of colour.
+"""Degradations that are linear in the image: blur, loss of resolution, loss of color.
 
 The first two act on rows and columns alike and apart, D(x, s) = A_s x B_s^T with one small matrix
 per level and axis. All steps up to level s are multiplied into A_s once, so any level costs the
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from synthaug._support.arguments import check_choice, check_positive
 from synthaug._types import Images, ImageShape
-from synthaug.degradations._base import AbstractDegradation, Leaves, Realisation
+from synthaug.degradations._base import AbstractDegradation, Leaves, Realization
 
 
 class AbstractSeparable(AbstractDegradation):
@@ -36,8 +36,8 @@ class AbstractSeparable(AbstractDegradation):
             table.append(product)
         return torch.stack(table)
 
-    def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
-        del realisation
+    def _degrade(self, x: Images, s: Tensor, realization: Realization) -> Images:
+        del realization
         columns = _matrices(self, x.shape[-1], x.dtype, x.device)[s]
         rows = _matrices(self, x.shape[-2], x.dtype, x.device)[s]
         return _along_last(_along_last(x, columns).mT, rows).mT
@@ -139,9 +139,9 @@ class Blur(AbstractSeparable):
         return table
 
     def leaves(self, image_shape: ImageShape) -> Leaves:
-        """One colour, if the last level is the exact mean."""
+        """One color, if the last level is the exact mean."""
         del image_shape
-        return "colour" if self.exact_mean else "image"
+        return "color" if self.exact_mean else "image"
 
 
 @final
@@ -172,22 +172,22 @@ class SuperResolution(AbstractSeparable):
         return torch.stack(steps)
 
     def leaves(self, image_shape: ImageShape) -> Leaves:
-        """One colour, if the last level is a single pixel."""
-        return "colour" if max(image_shape[1:]) == 2**self.num_levels else "image"
+        """One color, if the last level is a single pixel."""
+        return "color" if max(image_shape[1:]) == 2**self.num_levels else "image"
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Decolorization(AbstractDegradation):
-    """Loss of colour: level s keeps 1 - s / T of each pixel's difference to the mean of its
-    channels. The last level is grey. For images of three channels."""
+    """Loss of color: level s keeps 1 - s / T of each pixel's difference to the mean of its
+    channels. The last level is gray. For images of three channels."""
 
     num_levels: int = 20
 
-    def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
-        del realisation
+    def _degrade(self, x: Images, s: Tensor, realization: Realization) -> Images:
+        del realization
         if x.shape[1] != 3:
-            raise ValueError(f"Images of {x.shape[1]} channels have no colour to lose.")
-        grey = x.mean(1, keepdim=True)
+            raise ValueError(f"Images of {x.shape[1]} channels have no color to lose.")
+        gray = x.mean(1, keepdim=True)
         kept = 1 - s.view(-1, 1, 1, 1).to(x.dtype) / self.num_levels
-        return grey + kept * (x - grey)
+        return gray + kept * (x - gray)

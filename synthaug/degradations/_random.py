@@ -15,7 +15,7 @@ from synthaug._noise import Streams, rand, randint, randn
 from synthaug._pixels import to_images
 from synthaug._support.arguments import check_at_least, check_choice, check_positive
 from synthaug._types import JSON, Images, ImageShape
-from synthaug.degradations._base import AbstractDegradation, Leaves, Realisation
+from synthaug.degradations._base import AbstractDegradation, Leaves, Realization
 
 
 @final
@@ -25,9 +25,9 @@ class Inpainting(AbstractDegradation):
 
         a_s(r) = prod_{i < s} 1 - exp(-r^2 / (2 b_i^2)),    b_i = std_step * (i + initial_std)
 
-    at distance r from the centre, whose pixel is lost at level 1. The defaults are those of the
-    paper for CIFAR-10; it generates with 750 levels, `std_step=0.05`, `centre="middle"`,
-    `fill="colour"`.
+    at distance r from the center, whose pixel is lost at level 1. The defaults are those of the
+    paper for CIFAR-10; it generates with 750 levels, `std_step=0.05`, `center="middle"`,
+    `fill="color"`.
     """
 
     num_levels: int = 50
@@ -35,57 +35,57 @@ class Inpainting(AbstractDegradation):
     """Growth of the mask's standard deviation per level, in pixels."""
     initial_std: float = 1.0
     """Standard deviation of the first mask, in units of `std_step`."""
-    centre: Literal["random", "middle"] = "random"
+    center: Literal["random", "middle"] = "random"
     """Any pixel, drawn uniformly; or always pixel ((H - 1) // 2, (W - 1) // 2)."""
-    fill: Literal["grey", "colour"] = "grey"
-    """What u is: 0, the middle grey of [-1, 1]; or one colour for the whole image, each channel
-    drawn uniformly from [-0.5, 0.5]. With a colour the last level is exactly u, so that images can
+    fill: Literal["gray", "color"] = "gray"
+    """What u is: 0, the middle gray of [-1, 1]; or one color for the whole image, each channel
+    drawn uniformly from [-0.5, 0.5]. With a color the last level is exactly u, so that images can
     be generated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(std_step=self.std_step, initial_std=self.initial_std)
-        check_choice(("random", "middle"), centre=self.centre)
-        check_choice(("grey", "colour"), fill=self.fill)
+        check_choice(("random", "middle"), center=self.center)
+        check_choice(("gray", "color"), fill=self.fill)
 
-    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
-        """`centre`, int64 (n, 2), and `colour`, float32 (n, C)."""
+    def realize(self, generators: Streams, image_shape: ImageShape) -> Realization:
+        """`center`, int64 (n, 2), and `color`, float32 (n, C)."""
         c, height, width = image_shape
         drawn: dict[str, Tensor] = {}
-        if self.centre == "random":
-            drawn["centre"] = torch.stack([randint(generators, n) for n in (height, width)], 1)
-        if self.fill == "colour":
-            drawn["colour"] = rand(generators, (c,)) - 0.5
+        if self.center == "random":
+            drawn["center"] = torch.stack([randint(generators, n) for n in (height, width)], 1)
+        if self.fill == "color":
+            drawn["color"] = rand(generators, (c,)) - 0.5
         return drawn
 
     def leaves(self, image_shape: ImageShape) -> Leaves:
-        """Nothing, where a colour takes the image's place."""
+        """Nothing, where a color takes the image's place."""
         del image_shape
-        return "nothing" if self.fill == "colour" else "image"
+        return "nothing" if self.fill == "color" else "image"
 
-    def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
+    def _degrade(self, x: Images, s: Tensor, realization: Realization) -> Images:
         height, width = x.shape[-2:]
         y, x_axis = (
             torch.arange(side, device=x.device, dtype=torch.int64) for side in (height, width)
         )
-        if self.centre == "random":
-            centre = realisation["centre"]
+        if self.center == "random":
+            center = realization["center"]
         else:
             middle = [[(height - 1) // 2, (width - 1) // 2]]
-            centre = torch.tensor(middle, device=x.device, dtype=torch.int64)
-        row, column = centre.T[:, :, None]
+            center = torch.tensor(middle, device=x.device, dtype=torch.int64)
+        row, column = center.T[:, :, None]
         squared = ((y - row) ** 2)[:, :, None] + ((x_axis - column) ** 2)[:, None, :]
         largest = (height - 1) ** 2 + (width - 1) ** 2
         kept = _kept(self, largest, x.dtype, x.device)[s[:, None, None], squared][:, None]
-        if self.fill == "grey":
+        if self.fill == "gray":
             return kept * x
-        return kept * x + (1 - kept) * realisation["colour"].to(x.dtype)[:, :, None, None]
+        return kept * x + (1 - kept) * realization["color"].to(x.dtype)[:, :, None, None]
 
 
 @lru_cache(maxsize=8)
 def _kept(inpainting: Inpainting, largest: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """a_s by level and squared distance, (T + 1, largest + 1): distances of pixels are roots of
-    whole numbers, so this is the whole product for any centre."""
+    whole numbers, so this is the whole product for any center."""
     with torch.inference_mode(False):
         squared = torch.arange(largest + 1, dtype=torch.float64, device="cpu")
         steps = torch.arange(inpainting.num_levels, dtype=torch.float64, device="cpu")
@@ -93,7 +93,7 @@ def _kept(inpainting: Inpainting, largest: int, dtype: torch.dtype, device: torc
         masks = 1 - torch.exp(-squared / (2 * std[:, None] ** 2))
         clean = torch.ones(1, largest + 1, dtype=torch.float64, device="cpu")
         table = torch.cat([clean, masks.cumprod(0)])
-        if inpainting.fill == "colour":
+        if inpainting.fill == "color":
             table[-1] = 0
         return table.to(device=device, dtype=dtype)
 
@@ -134,7 +134,7 @@ class Snow(AbstractDegradation):
         )
         check_at_least(1, zoom=self.zoom)
 
-    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
+    def realize(self, generators: Streams, image_shape: ImageShape) -> Realization:
         """`field`, float32 (n, 1, H, W), and `vertical`, bool (n,): along which axis it falls."""
         _, height, width = image_shape
         coarse = [1, math.ceil(height / self.zoom), math.ceil(width / self.zoom)]
@@ -147,24 +147,24 @@ class Snow(AbstractDegradation):
         share = (s.double() - 1) / max(1, self.num_levels - 1)
         return ends[0] + share * (ends[1] - ends[0])
 
-    def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
-        flakes = realisation["field"].to(x.dtype)
+    def _degrade(self, x: Images, s: Tensor, realization: Realization) -> Images:
+        flakes = realization["field"].to(x.dtype)
         threshold = self.at(self.threshold, s).to(x.dtype).view(-1, 1, 1, 1)
         layer = torch.where(flakes > threshold, flakes, 0).clamp(0, 1)
         across, down = (_motion(self, side, x.dtype, x.device)[s] for side in x.shape[:-3:-1])
         layer = torch.where(
-            realisation["vertical"].view(-1, 1, 1, 1),
+            realization["vertical"].view(-1, 1, 1, 1),
             down[:, None] @ layer,
             layer @ across[:, None].mT,
         )
         unit = (x + 1) / 2  # the recipe is written for [0, 1]
         if self.whiten:
             share = self.at(self.brightness, s).to(x.dtype).view(-1, 1, 1, 1)
-            grey = unit
+            gray = unit
             if x.shape[1] == 3:
                 weights = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device)
-                grey = (unit * weights.view(3, 1, 1)).sum(1, keepdim=True)
-            unit = share * unit + (1 - share) * torch.maximum(unit, 1.5 * grey + 0.5)
+                gray = (unit * weights.view(3, 1, 1)).sum(1, keepdim=True)
+            unit = share * unit + (1 - share) * torch.maximum(unit, 1.5 * gray + 0.5)
         return (unit + layer + layer.flip(-1, -2)).clamp(0, 1) * 2 - 1
 
 
@@ -187,12 +187,12 @@ def _motion(snow: Snow, size: int, dtype: torch.dtype, device: torch.device) -> 
 class AbstractMixing(AbstractDegradation):
     """D(x, s) = sqrt(a_s) x + sqrt(1 - a_s) y on the cosine schedule, which ends at y itself."""
 
-    def _degrade(self, x: Images, s: Tensor, realisation: Realisation) -> Images:
+    def _degrade(self, x: Images, s: Tensor, realization: Realization) -> Images:
         share = (s.to(x.dtype) / self.num_levels + 0.008) / 1.008
         first = math.cos(0.008 / 1.008 * math.pi / 2)
         signal = (torch.cos(share * math.pi / 2) / first).clamp(0, 1)
         signal = torch.where(s == self.num_levels, 0, signal).view(-1, 1, 1, 1)
-        return signal * x + (1 - signal**2).sqrt() * realisation["other"].to(x.dtype)
+        return signal * x + (1 - signal**2).sqrt() * realization["other"].to(x.dtype)
 
     def leaves(self, image_shape: ImageShape) -> Leaves:
         """Nothing: the last level is the other image, or the noise."""
@@ -207,7 +207,7 @@ class GaussianNoise(AbstractMixing):
 
     num_levels: int = 200
 
-    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
+    def realize(self, generators: Streams, image_shape: ImageShape) -> Realization:
         """`other`, float32 (n, C, H, W): standard normal noise."""
         return {"other": randn(generators, image_shape)}
 
@@ -230,7 +230,7 @@ class Animorphosis(AbstractMixing):
         if not len(self.others):
             raise ValueError("`others` holds no images.")
 
-    def realise(self, generators: Streams, image_shape: ImageShape) -> Realisation:
+    def realize(self, generators: Streams, image_shape: ImageShape) -> Realization:
         """`other`, float32 (n, C, H, W): images of the other set."""
         pixels = self._images.pixels(randint(generators, len(self.others)).numpy())
         if tuple(pixels.shape[1:]) != tuple(image_shape):

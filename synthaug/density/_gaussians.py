@@ -51,7 +51,7 @@ class ClassGaussians:
     """Images that each class was fitted to, int64 (C,)."""
     structure: Structure
     estimator: Estimator
-    centre: Tensor | None = None
+    center: Tensor | None = None
     """Mean of all features, (d,), if they are projected."""
     components: Tensor | None = None
     """Principal components, (k, d), if they are projected."""
@@ -92,10 +92,10 @@ class ClassGaussians:
         C = int(y.max()) + 1 if num_classes is None else num_classes
         if y.max() >= C:
             raise ValueError(f"`labels` holds {y.max()}, but `num_classes` is {C}.")
-        centre = axes = None
+        center = axes = None
         if components is not None:
-            centre, axes = _principal(x, components)
-            x = (x - centre) @ axes.T
+            center, axes = _principal(x, components)
+            x = (x - center) @ axes.T
         counts = np.bincount(y, minlength=C)
         check_counts(counts, x.shape[1], structure, estimator)
         means = np.stack([x[y == c].mean(axis=0) for c in range(C)])
@@ -121,7 +121,7 @@ class ClassGaussians:
             counts=_tensor(counts.astype(np.int64)),
             structure=structure,
             estimator=estimator,
-            centre=None if centre is None else _tensor(centre),
+            center=None if center is None else _tensor(center),
             components=None if axes is None else _tensor(axes),
         )
 
@@ -280,9 +280,9 @@ class ClassGaussians:
         return cast(Any, result if isinstance(features, Tensor) else result.numpy())
 
     def _projected(self, x: Tensor) -> Tensor:
-        if self.components is None or self.centre is None:
+        if self.components is None or self.center is None:
             return x
-        return (x - self.centre) @ self.components.T
+        return (x - self.center) @ self.components.T
 
     def _hardness(self, x: Tensor, classes: slice) -> Tensor:
         """(n, k) to (n, c): under the Gaussians of some of the classes."""

@@ -20,18 +20,18 @@ _LEAST = 1e-10
 Doubles = NDArray[np.float64]
 
 
-class NeighbourScores(NamedTuple):
+class NeighborScores(NamedTuple):
     """One value per image; both are larger where real images are rare."""
 
     average_distance: Doubles
     """AvgkNN: mean Euclidean distance to the k nearest real images, float64 (n,)."""
     outlier_factor: Doubles
-    """LOF: about 1 among real images, more where neighbours lie denser, float64 (n,). Minus
+    """LOF: about 1 among real images, more where neighbors lie denser, float64 (n,). Minus
     `score_samples` of scikit-learn's `LocalOutlierFactor`."""
 
 
 @final
-class Neighbourhood:
+class Neighborhood:
     """Real images in a feature space, to compare others with, or one another.
 
     The search is exact, over float32 features; distances are float64. Where several real images are
@@ -39,7 +39,7 @@ class Neighbourhood:
 
     Args:
         reference: Floating point (n, d), finite.
-        k: Neighbours of an image, from 1 to n - 1; the paper has 5.
+        k: Neighbors of an image, from 1 to n - 1; the paper has 5.
 
     Raises:
         ValueError: For another shape, or a value that is not finite, or `k` out of range.
@@ -54,7 +54,7 @@ class Neighbourhood:
         self._reference = reference
         self._index = Index(reference)
 
-    def scores(self, queries: Features | None = None) -> NeighbourScores:
+    def scores(self, queries: Features | None = None) -> NeighborScores:
         """Both scores, from one search.
 
         Args:
@@ -65,7 +65,7 @@ class Neighbourhood:
         D, ids = self.nearest(queries)
         reference_density = self._reachability(*self._among_references)
         density = reference_density if queries is None else self._reachability(D, ids)
-        return NeighbourScores(D.mean(axis=1), reference_density[ids].mean(axis=1) / density)
+        return NeighborScores(D.mean(axis=1), reference_density[ids].mean(axis=1) / density)
 
     def nearest(self, queries: Features | None = None) -> tuple[Doubles, NDArray[np.int64]]:
         """Distances to the k nearest reference images, ascending, and their row numbers, (n, k)."""
@@ -81,7 +81,7 @@ class Neighbourhood:
             return self._index.search(queries, self.k)
 
     def _reachability(self, D: Doubles, ids: NDArray[np.int64]) -> Doubles:
-        """Local reachability density of images with neighbours `ids` at distances `D`, (n,)."""
+        """Local reachability density of images with neighbors `ids` at distances `D`, (n,)."""
         k_distance = self._among_references[0][:, -1]
         density: Doubles = 1 / (np.maximum(D, k_distance[ids]).mean(axis=1) + _LEAST)
         return density
@@ -99,13 +99,13 @@ class Neighbourhood:
 def average_knn_distance(
     reference: Features, queries: Features | None = None, *, k: int = 5
 ) -> Doubles:
-    """AvgkNN of `queries`, or of the reference images among one another; see `Neighbourhood`."""
-    distances: Doubles = Neighbourhood(reference, k).nearest(queries)[0].mean(axis=1)
+    """AvgkNN of `queries`, or of the reference images among one another; see `Neighborhood`."""
+    distances: Doubles = Neighborhood(reference, k).nearest(queries)[0].mean(axis=1)
     return distances
 
 
 def local_outlier_factor(
     reference: Features, queries: Features | None = None, *, k: int = 5
 ) -> Doubles:
-    """LOF of `queries`, or of the reference images among one another; see `Neighbourhood`."""
-    return Neighbourhood(reference, k).scores(queries).outlier_factor
+    """LOF of `queries`, or of the reference images among one another; see `Neighborhood`."""
+    return Neighborhood(reference, k).scores(queries).outlier_factor

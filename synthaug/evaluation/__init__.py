@@ -1,11 +1,11 @@
 """Do the synthetic images help? The same classifier, trained on every arm for equal steps.
 
-At a given seed all arms share the initial weights, the number of optimiser steps and images, the
+At a given seed all arms share the initial weights, the number of optimizer steps and images, the
 learning rates, and the random streams of order and augmentation; only the images differ. A
 validation set, if there is one, chooses the step whose weights are tested. The test set is used
 once per run, after that choice.
 
-Optimiser: SGD with Nesterov's momentum, weight decay, linear warm-up and half a cosine, the usual
+Optimizer: SGD with Nesterov's momentum, weight decay, linear warm-up and half a cosine, the usual
 recipe for convolutional networks. Training on synthetic images alone and testing on real ones gives
 the classification accuracy score (CAS) of Ravuri and Vinyals 2019. https://arxiv.org/abs/1905.10887
 """

@@ -125,7 +125,7 @@ def scaling_arms(
         arms = scaling_arms(real, cache, audit=report, ratios=[0, 1, 2, 3, 5, 10])
         table = synthaug.evaluate(arms, test=test, config=ClassifierConfig(steps=10_000))
 
-    `evaluate` trains all arms for equal optimiser steps, so a larger arm is seen fewer times. Every
+    `evaluate` trains all arms for equal optimizer steps, so a larger arm is seen fewer times. Every
     arm has as many synthetic images of each class as of any other, within one image, and holds all
     those of the smaller arms.
 

@@ -82,7 +82,7 @@ class AffineAugment:
     max_shift: float = 0.5
     """Largest shift in pixels, in each direction."""
     max_rotation: float = 10.0
-    """Largest turn about the centre, in degrees, either way."""
+    """Largest turn about the center, in degrees, either way."""
     max_scale: float = 0.1
     """Largest change of size: 0.1 makes images 10 % larger or smaller at most."""
     horizontal_flip: bool = False
@@ -121,7 +121,7 @@ class CutMix:
     """Part of each image comes from another image of the batch, and so does that part of its label.
 
     Yun et al. 2019, https://arxiv.org/abs/1905.04899: the share kept is drawn from
-    Beta(alpha, alpha), once per image; a rectangle of the rest's area, its centre uniform, is cut
+    Beta(alpha, alpha), once per image; a rectangle of the rest's area, its center uniform, is cut
     at the border.
 
     CutMix(first=StandardAugment(padding=4, horizontal_flip=True))
@@ -150,9 +150,9 @@ class CutMix:
         side = (1 - kept).sqrt()
         sides = []
         for length in (height, width):
-            centre = _uniform(n) * length
-            low = (centre - side * length / 2).round().clamp(0, length)[:, None]
-            high = (centre + side * length / 2).round().clamp(0, length)[:, None]
+            center = _uniform(n) * length
+            low = (center - side * length / 2).round().clamp(0, length)[:, None]
+            high = (center + side * length / 2).round().clamp(0, length)[:, None]
             at = torch.arange(length, dtype=torch.int64, device="cpu")
             sides.append((at >= low) & (at < high))
         cut = sides[0][:, :, None] & sides[1][:, None, :]
@@ -287,7 +287,7 @@ def apply_augment(augment: Augment, pixels: Pixels) -> Pixels:
     if result.dtype != torch.uint8 or result.shape != pixels.shape:
         raise ValueError(
             f"`augment` made {result.dtype} {tuple(result.shape)} out of uint8 "
-            f"{tuple(pixels.shape)}; it must keep both. Leave conversion to float, normalisation "
+            f"{tuple(pixels.shape)}; it must keep both. Leave conversion to float, normalization "
             "and resizing out of it."
         )
     return result

@@ -63,7 +63,7 @@ class CifarResNet(nn.Module):
     Args:
         blocks: Blocks of two convolutions in each of the three stages: n in the paper.
         num_classes: Number of logits.
-        in_channels: 1 for grey, 3 for RGB images.
+        in_channels: 1 for gray, 3 for RGB images.
     """
 
     def __init__(self, blocks: int, num_classes: int, in_channels: int = 3) -> None:
@@ -140,7 +140,7 @@ def build_classifier(
 ) -> nn.Module:
     """Builds a classifier with fresh weights, drawn from torch's global random stream.
 
-    torchvision's models get random weights. Grey images are shown to them as three equal channels.
+    torchvision's models get random weights. Gray images are shown to them as three equal channels.
     Their ResNets see images below 64 pixels through a 3x3 convolution of stride 1 without pooling,
     as is usual on CIFAR; the original stem would reduce 32 pixels to 8 before the first block.
     Vision transformers get a grid of patches for the images' size.
@@ -191,7 +191,7 @@ def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int])
         network.conv1 = _conv3x3(3, network.conv1.out_channels)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
-    return network if image_shape[0] == 3 else nn.Sequential(_GreyToRGB(), network)
+    return network if image_shape[0] == 3 else nn.Sequential(_GrayToRGB(), network)
 
 
 def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -208,7 +208,7 @@ def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.
 
 
 @final
-class _GreyToRGB(nn.Module):
+class _GrayToRGB(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.expand(-1, 3, -1, -1)
 

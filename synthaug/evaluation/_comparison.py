@@ -1,4 +1,4 @@
-"""Labelled sets of images that are compared with one another: what all of them must agree in."""
+"""Labeled sets of images that are compared with one another: what all of them must agree in."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -68,7 +68,7 @@ def _degraded(kind: str, pixels: Pixels, severity: int, seed: int, block: int) -
         counter_rng(seed, 1, block).integers(2**63, size=len(pixels), dtype=np.uint64)
     )
     shape = pixels.shape[1], pixels.shape[2], pixels.shape[3]
-    drawn = degradation.realise(generators, shape)
+    drawn = degradation.realize(generators, shape)
     return to_pixels(degradation(to_images(pixels), level, drawn))
 
 

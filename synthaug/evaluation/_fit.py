@@ -38,11 +38,11 @@ class FitSettings:
     """How weights change: the same for all arms. A `ClassifierConfig` with a value for each `None`.
 
     What counts of the weight decay is the product of rate, decay and steps. The 5e-4 that is usual
-    for 50,000 steps loses 2.5 points at 300 steps on few labelled digits, against 0.02 to 0.05.
+    for 50,000 steps loses 2.5 points at 300 steps on few labeled digits, against 0.02 to 0.05.
     """
 
     steps: int
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: int
     """Images per step."""
     learning_rate: float
@@ -54,7 +54,7 @@ class FitSettings:
     eval_every: int
     """Steps between two points of the curves, and between two looks at the validation set."""
     precision: Resolved
-    """bfloat16 runs the network under autocast; weights and optimiser stay in float32."""
+    """bfloat16 runs the network under autocast; weights and optimizer stay in float32."""
     adversarial: AdversarialConfig | None = None
     """Trains on attacked images; `None` on images as they are."""
 

@@ -23,7 +23,7 @@ from synthaug._support.html import (
 )
 from synthaug._support.report import Report
 from synthaug._types import JSON, Indices, Labels
-from synthaug.density import ClassGaussians, Estimator, Neighbourhood, Structure
+from synthaug.density import ClassGaussians, Estimator, Neighborhood, Structure
 from synthaug.errors import AuditError
 from synthaug.evaluation._comparison import Comparison, features_of
 from synthaug.features import ExtractionConfig, Extractor, describe
@@ -263,16 +263,16 @@ def score_hardness(
     held-out images that synthetic ones compare with.
 
     Args:
-        synthetic: A `SynthCache`, of which the rows that are done are scored, or another labelled
+        synthetic: A `SynthCache`, of which the rows that are done are scored, or another labeled
             data set.
-        train: Labelled real images, to which the Gaussians are fitted and among which neighbours
+        train: Labeled real images, to which the Gaussians are fitted and among which neighbors
             are searched; at least four of every class by default.
         features: Extractor, as for `synthaug.audit`.
-        holdout: Labelled real images that are not among `train`.
+        holdout: Labeled real images that are not among `train`.
         structure: See `density.ClassGaussians.fit`.
         estimator: Likewise.
-        components: Likewise. Neighbours are searched among the whole features.
-        k: Neighbours of AvgkNN and of the outlier factor.
+        components: Likewise. Neighbors are searched among the whole features.
+        k: Neighbors of AvgkNN and of the outlier factor.
         batch_size: Images per call of the extractor.
         features_dir: Folder in which features of networks are kept for later calls.
         progress: Show bars.
@@ -294,7 +294,7 @@ def score_hardness(
         estimator=estimator,
         components=components,
     )
-    neighborhood = Neighbourhood(vectors["train"], k)
+    neighborhood = Neighborhood(vectors["train"], k)
     scores = {}
     for name, x in vectors.items():
         y = labels[name][rows[name]]

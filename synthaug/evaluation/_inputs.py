@@ -54,7 +54,7 @@ class Batches:
 
         Raises:
             ValueError: For a mixture whose length changes from epoch to epoch.
-            DataError: If there is no image, or an item is no labelled image.
+            DataError: If there is no image, or an item is no labeled image.
             MismatchError: If the classes differ.
         """
         if len(source) == 0:
@@ -86,7 +86,7 @@ class Batches:
         with soft labels float32 (n, num_classes).
 
         Raises:
-            DataError: If an item is no labelled image.
+            DataError: If an item is no labeled image.
             MismatchError: If the images have another shape than the first one.
         """
         if self._memory is not None:

@@ -162,7 +162,7 @@ def check_labels(
 
     Args:
         cache: A `SynthCache`; its rows that are done are judged.
-        real: Labelled real images that name the same classes, in any order. Those that the
+        real: Labeled real images that name the same classes, in any order. Those that the
             classifiers of your task are trained on: never test images.
         threshold: Probability in (0, 1).
         percentile: In (0, 100).

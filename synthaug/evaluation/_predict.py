@@ -38,7 +38,7 @@ def class_probabilities(
     They are trained as those of `evaluate` are by default, on all of `train`.
 
     Args:
-        train: Labelled images that name their classes.
+        train: Labeled images that name their classes.
         pixels: The images to judge, uint8 (n, C, H, W).
         seeds: One classifier each.
         config: Network and training of the classifiers; by default `ClassifierConfig()`. Precision
@@ -69,7 +69,7 @@ def trained_classifier(
     """A classifier trained as those of `evaluate` are by default, in evaluation mode.
 
     Args:
-        train: Labelled images that name their classes.
+        train: Labeled images that name their classes.
         seed: Of initial weights, order and augmentation.
         config: Network and training; by default `ClassifierConfig()`. Precision "auto" means
             float32 on every device.

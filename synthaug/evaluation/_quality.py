@@ -106,7 +106,7 @@ class QualityReport(Report):
     classifier: dict[str, JSON] | None
     """The same of the classifier of the inception score."""
     settings: dict[str, JSON]
-    """Neighbours, seed, whether a low-rank distance was forced."""
+    """Neighbors, seed, whether a low-rank distance was forced."""
 
     def rows(self) -> list[list[str]]:
         """The table as text, header first."""
@@ -200,16 +200,16 @@ def score_quality(
     share no image, and one of them is the reference.
 
     Args:
-        synthetic: A `SynthCache`, of which the rows that are done are scored, or another labelled
+        synthetic: A `SynthCache`, of which the rows that are done are scored, or another labeled
             data set.
-        real: Labelled real images, the reference. Distances to the generator's own training images
+        real: Labeled real images, the reference. Distances to the generator's own training images
             reward copies; the report says if it was trained on them.
         features: Extractor, as for `synthaug.audit`. Take that of a classifier or a self-supervised
             network.
-        holdout: Labelled real images that are not among `real`.
+        holdout: Labeled real images that are not among `real`.
         classifier: Extractor that returns the logits of a classifier, for the inception score.
         images: Images of each set; by default as many as all of them have.
-        k: Neighbours of precision, recall, density and coverage.
+        k: Neighbors of precision, recall, density and coverage.
         force: Take the Fréchet distance of fewer images than twice the features.
         seed: Of the choice of the images.
         batch_size: Images per call of an extractor.
@@ -217,7 +217,7 @@ def score_quality(
         progress: Show bars.
 
     Raises:
-        ValueError: For fewer images than twice the features, unless `force`, or than neighbours.
+        ValueError: For fewer images than twice the features, unless `force`, or than neighbors.
         MismatchError: If classes or image shapes differ.
         ImportError: Without torchmetrics.
     """
@@ -260,7 +260,7 @@ class Measure:
     """How sets of features are compared."""
 
     k: int = 5
-    """Neighbours of precision, recall, density and coverage."""
+    """Neighbors of precision, recall, density and coverage."""
     force: bool = False
     """Take the Fréchet distance of fewer images than twice the features."""
     seed: int = 0

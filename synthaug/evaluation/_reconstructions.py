@@ -39,13 +39,13 @@ def reconstructions(
     the autoencoder loses is lost in all of them.
 
     Args:
-        real: Labelled images, a map-style data set; without random or normalising transforms if it
+        real: Labeled images, a map-style data set; without random or normalizing transforms if it
             is not one of `load_dataset`.
         checkpoint: A diffusers directory with a `vae` (Stable Diffusion's, say), or the directory
             of an `AutoencoderKL` alone; or `hub:OWNER/NAME`.
         classes: Class names, if `real` does not know them.
         batch_size: Images that go through the network together. On one device in float32 it changes
-            no image by more than a grey level.
+            no image by more than a gray level.
         device: By default the GPU if there is one.
         progress: Show a bar with rate and time left.
 

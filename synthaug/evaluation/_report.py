@@ -19,7 +19,7 @@ from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._gains import Correctness, Difference
 
 _PER_CHART = 6  # more lines cannot be told apart
-_STEP = "optimiser step"
+_STEP = "optimizer step"
 
 ROBUST = "robust"
 """The result under attack, among the others of a run."""
@@ -41,7 +41,7 @@ class Run:
     seed: int
     """Decides the initial weights, the order of the images and the augmentation."""
     steps: int
-    """Optimiser steps."""
+    """Optimizer steps."""
     selected_step: int
     """Step whose weights were tested: the best one on the validation set, else the last one."""
     test_accuracy: float
@@ -93,7 +93,7 @@ class Run:
 @final
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport(Report):
-    """Test accuracies of classifiers trained on different arms for equal optimiser steps.
+    """Test accuracies of classifiers trained on different arms for equal optimizer steps.
 
         print(report.table())
         report.accuracies("real")               # float64 (seeds,)
@@ -114,7 +114,7 @@ class EvaluationReport(Report):
     classes: list[str]
     """Class names."""
     settings: dict[str, JSON]
-    """What all arms shared: model, optimiser, steps, number of test images, versions."""
+    """What all arms shared: model, optimizer, steps, number of test images, versions."""
     arms: dict[str, dict[str, JSON]]
     """For each arm its number of `images`, how they were augmented (`augment`), and what an audit
     said about its synthetic ones (`synthetic`)."""
@@ -302,7 +302,7 @@ class EvaluationReport(Report):
         over = "over seeds and test images" if images else "seed by seed"
         return (
             f"Accuracy on {self.settings.get('test_images', 'the')} test images after {steps} "
-            "optimiser steps: mean ± sample standard deviation over n seeds. Gain: mean ± standard "
+            "optimizer steps: mean ± sample standard deviation over n seeds. Gain: mean ± standard "
             f"error of the differences {over}. Seen: different images in all batches, mean "
             f"over seeds.{self._attack()}"
         )

@@ -7,7 +7,7 @@ Notation (code -> paper): `alpha`, `beta` -> the two strengths; `step.sigma` -> 
 
     x_{t-1} ~ N(mu + alpha sigma_t g_1 + beta sigma_t g_2, sigma_t^2),  g = gradient / |gradient|
 
-The paper's normalisation |.| and factor could not be consulted, so the unit of alpha and beta is a
+The paper's normalization |.| and factor could not be consulted, so the unit of alpha and beta is a
 choice here, and exact: see `Unit`.
 """
 

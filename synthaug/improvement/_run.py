@@ -67,7 +67,7 @@ def improve(
     something to confirm. "Use none" is an ordinary answer.
 
     Args:
-        train: Labelled training images that name their classes, any map-style data set, or what
+        train: Labeled training images that name their classes, any map-style data set, or what
             `load_dataset` reads, such as "folder:photos".
         output_dir: Folder for splits, generator, caches, audits, finished classifiers, and the
             report (`improve.html`, `improve.json`). Called again with the same arguments, only what

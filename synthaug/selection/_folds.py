@@ -22,7 +22,7 @@ from synthaug.features import Pixel, extract
 _LEAST = 2
 """Images of every class that a classifier learns from."""
 _SAME = 4.0
-"""Images are near-duplicates if their small versions differ by so many grey levels (RMS)."""
+"""Images are near-duplicates if their small versions differ by so many gray levels (RMS)."""
 _NEIGHBORS = 8
 
 

@@ -32,7 +32,7 @@ class SweepConfig:
     seeds: int | Sequence[int] = 3
     """Classifiers of each setting, as for `evaluate`."""
     k: int = 5
-    """Neighbours of precision and recall."""
+    """Neighbors of precision and recall."""
     force: bool = False
     """Take the Fréchet distance of fewer images than twice the features."""
     allow_overlap: bool = False

@@ -79,16 +79,16 @@ def sweep(
     The first stage draws images in every setting of the grid, and takes the one with the smallest
     Fréchet distance to the validation images. The second varies guidance alone, on the Fréchet
     distance, the inception score and the CAS: the accuracy of classifiers that are trained on the
-    synthetic images alone, for equal optimiser steps. All of it looks at the validation split only,
+    synthetic images alone, for equal optimizer steps. All of it looks at the validation split only,
     so a test split stays unused.
 
     Args:
         synthesizer: A `ClassConditional`, a `Cascade` (whose models share the sampler's settings),
             or another one with the settings and row parameters that are varied.
-        real: Labelled real images that it was trained on. The classifier of the inception score
+        real: Labeled real images that it was trained on. The classifier of the inception score
             learns from most of them, at least half of each class; the others show what real images
             get.
-        validation: Labelled real images that neither generator nor test has.
+        validation: Labeled real images that neither generator nor test has.
         output_dir: Folder that keeps the images, the numbers and the classifiers of every setting.
             Called again, only what is missing is made, whatever was added to the grid; a kill loses
             no image that was drawn.

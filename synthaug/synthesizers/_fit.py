@@ -22,38 +22,38 @@ class FitJob(fit_job.AbstractFitJob[nn.Module]):
     """Everything that `ClassConditional.fit` was asked for, checked before any work starts.
 
     Args:
-        real: Labelled images.
-        unlabelled: Further images, or `None`.
+        real: Labeled images.
+        unlabeled: Further images, or `None`.
         network: What is trained.
 
     Raises:
         DataError: For images or labels that cannot be trained on.
     """
 
-    def __init__(self, real: Any, unlabelled: Any, network: LabeledConfig) -> None:
+    def __init__(self, real: Any, unlabeled: Any, network: LabeledConfig) -> None:
         self.real = ImageSource.open(real, "`real`")
-        self.unlabelled: ImageSource | None = None
+        self.unlabeled: ImageSource | None = None
         self.classes, self.labels = self.real.named_classes(), self.real.labels
         self.image_shape = self.real.image_shape
         fit_job.check_labels(self.labels, self.classes)
-        if unlabelled is not None:
-            self.unlabelled = ImageSource.open(unlabelled, "`unlabelled`")
-            if self.unlabelled.image_shape != self.image_shape:
+        if unlabeled is not None:
+            self.unlabeled = ImageSource.open(unlabeled, "`unlabeled`")
+            if self.unlabeled.image_shape != self.image_shape:
                 raise MismatchError(
-                    f"`unlabelled` holds images of shape {self.unlabelled.image_shape}, "
+                    f"`unlabeled` holds images of shape {self.unlabeled.image_shape}, "
                     f"`real` of {self.image_shape}."
                 )
         self.network = network
         self.scheduler_config = fit_job.diffusion_config(network.prediction_type)
-        self.unconditional_branch = network.label_dropout > 0 or unlabelled is not None
-        sources = {"labelled": self.real, "unlabelled": self.unlabelled}
+        self.unconditional_branch = network.label_dropout > 0 or unlabeled is not None
+        sources = {"labeled": self.real, "unlabeled": self.unlabeled}
         self.trained_on: dict[str, Any] = {
             name: source.record for name, source in sources.items() if source is not None
         }
         self._scheduler = make_scheduler(None, self.scheduler_config)
-        extra = 0 if unlabelled is None else len(unlabelled)
+        extra = 0 if unlabeled is None else len(unlabeled)
         null = np.full(extra, len(self.classes))
-        parts = [s.dataset for s in (self.real, self.unlabelled) if s is not None]
+        parts = [s.dataset for s in (self.real, self.unlabeled) if s is not None]
         self._images = ImageSource.open(ConcatDataset(parts)) if parts[1:] else self.real
         self._all_labels = torch.from_numpy(np.concatenate([self.labels, null]))
         self.num_examples = len(self._all_labels)

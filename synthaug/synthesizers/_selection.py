@@ -24,7 +24,7 @@ class Selection:
     """The snapshots of a run with their scores; made by `select_snapshot`."""
 
     step: int
-    """Optimiser steps of the best one; of several equal ones the first."""
+    """Optimizer steps of the best one; of several equal ones the first."""
     path: Path
     """Its directory."""
     scores: dict[int, float]
@@ -105,7 +105,7 @@ def frechet_score(
     fingerprint = source.fingerprint
 
     def score(synthesizer: Any) -> float:
-        trained = (synthesizer.trained_on or {}).get("labelled", {})
+        trained = (synthesizer.trained_on or {}).get("labeled", {})
         if fingerprint is not None and trained.get("fingerprint") == fingerprint:
             raise MismatchError(
                 "`validation` is what the generator was trained on, so copies would score best. "

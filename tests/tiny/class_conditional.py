@@ -13,7 +13,7 @@ NAMES = ("ant", "bee", "cat", "dog")
 
 
 class Real:
-    """Eight grey images of 8x8 pixels, two of each class."""
+    """Eight gray images of 8x8 pixels, two of each class."""
 
     classes = NAMES
     image_shape = (1, 8, 8)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from synthaug.degradations import Blur, Inpainting
 from synthaug.synthesizers import ColdDiffusion
-from synthaug.synthesizers.cold._colors import ColourMixture
+from synthaug.synthesizers.cold._colors import ColorMixture
 from tests.checkpoints import tiny_unet
 
 NAMES = ("ant", "bee")
@@ -46,14 +46,14 @@ def tiny(**settings: Any) -> ColdDiffusion:
 
 
 def generator(**settings: Any) -> ColdDiffusion:
-    """One that generates, from colours around 0.1, -0.2 and 0.3."""
-    colours = ColourMixture(
+    """One that generates, from colors around 0.1, -0.2 and 0.3."""
+    colors = ColorMixture(
         weights=np.ones(1),
         means=np.array([[0.1, -0.2, 0.3]]),
         covariances=0.01 * np.eye(3)[None] + 0.005,
     )
     blur = Blur(num_levels=6, kernel_size=5, padding="circular", exact_mean=True)
-    return tiny(**{"degradation": blur, "colours": colours, "classes": ("image",), **settings})
+    return tiny(**{"degradation": blur, "colors": colors, "classes": ("image",), **settings})
 
 
 def inpainter(channels: int = 3, network: Any = None) -> ColdDiffusion:

@@ -20,7 +20,7 @@ SHAPE = (1, 8, 8)
 
 
 class Bright:
-    """Noisy images in four levels of grey, which are their classes."""
+    """Noisy images in four levels of gray, which are their classes."""
 
     classes = NAMES
     image_shape = SHAPE

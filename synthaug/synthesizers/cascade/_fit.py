@@ -82,9 +82,9 @@ class StageFitJob(FitJob):
     """
 
     def __init__(
-        self, real: Any, unlabelled: Any, config: StageConfig, network: LabeledConfig
+        self, real: Any, unlabeled: Any, config: StageConfig, network: LabeledConfig
     ) -> None:
-        super().__init__(real, unlabelled, network)
+        super().__init__(real, unlabeled, network)
         self.config = config
         (_, *high), low = self.image_shape, config.low_size
         if isinstance(low, int):  # of the shorter side

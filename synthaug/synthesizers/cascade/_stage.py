@@ -89,14 +89,14 @@ class CascadeStage:
         if self.level_embedding is not None:
             settle_layout(self.level_embedding)
         self.model.check_sampler(self.sampler)
-        inner, colours = self.model.denoiser, self.model.image_shape[0]
+        inner, colors = self.model.denoiser, self.model.image_shape[0]
         known = inner.kind in ("UNet2DModel", "UNet2DConditionModel")
         extra = inner.in_channels - self.model.latent_shape[0]
-        if not known or extra != colours:
+        if not known or extra != colors:
             raise CheckpointError(
                 f"The network is a {inner.kind} with {inner.in_channels} input channels. A stage "
                 f"needs a UNet2DModel or UNet2DConditionModel with {self.model.latent_shape[0]} + "
-                f"{colours}: those of x_t and of the low-resolution image."
+                f"{colors}: those of x_t and of the low-resolution image."
             )
         if not all(1 <= low < high for low, high in zip(self.low_size, self.size, strict=True)):
             raise ValueError(

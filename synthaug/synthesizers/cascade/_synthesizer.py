@@ -442,7 +442,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         output_dir: str | Path,
         stage: StageConfig,
         *,
-        unlabelled: Any = None,
+        unlabeled: Any = None,
         config: TrainingConfig | None = None,
         progress: bool = True,
         **network: Any,
@@ -457,8 +457,8 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
             real: Has `read(indices)`, `targets`, `classes` and `image_shape`.
             output_dir: Becomes a diffusers directory; updated at every checkpoint.
             stage: What it enlarges, and what the smaller copies go through.
-            unlabelled: Further images of the same shape; they train the unconditional branch only.
-            config: How to optimise.
+            unlabeled: Further images of the same shape; they train the unconditional branch only.
+            config: How to optimize.
             progress: Show a bar.
             network: As for `ClassConditional.fit`.
 
@@ -468,5 +468,5 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
             DivergedError: If loss or weights stop being finite.
             CheckpointError: If a checkpoint cannot be read or written.
         """
-        job = StageFitJob(real, unlabelled, stage, LabeledConfig(**network))
+        job = StageFitJob(real, unlabeled, stage, LabeledConfig(**network))
         return job.fit(output_dir, config, job.stage, progress=progress)

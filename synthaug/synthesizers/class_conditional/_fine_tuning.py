@@ -50,7 +50,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
 
     Args:
         checkpoint: A directory in diffusers layout, or "hub:OWNER/NAME".
-        real: Labelled images.
+        real: Labeled images.
         config: What is adapted.
         learning_rate: Peak learning rate of all weights but a table with rows of new classes.
         device: Where to train.
@@ -96,7 +96,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
             if not set(self.classes) <= set(known):
                 self.table_factor = max(1.0, config.class_learning_rate / learning_rate)
         self.trained_on: dict[str, Any] = {
-            "labelled": self.real.record,
+            "labeled": self.real.record,
             "base": {"weights": self._base_weights, **(base.trained_on or {})},
         }
         self.base = replace(
@@ -151,7 +151,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
             "synthesizer": "ClassConditional",
             "base": self._base_weights,
             "scheduler": dict(self.base.scheduler_config),
-            "data": self.trained_on["labelled"]["fingerprint"] or self.num_examples,
+            "data": self.trained_on["labeled"]["fingerprint"] or self.num_examples,
             "classes": list(self.classes),
             "image_shape": list(self.base.image_shape),
             "label_dropout": self.config.label_dropout,

@@ -234,14 +234,14 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         real: Any,
         output_dir: str | Path,
         *,
-        unlabelled: Any = None,
+        unlabeled: Any = None,
         config: TrainingConfig | None = None,
         progress: bool = True,
         **network: Any,
     ) -> tuple["ClassConditional", TrainingResult]:
-        """Trains a pixel-space `UNet2DModel` on labelled images, and saves it in `output_dir`.
+        """Trains a pixel-space `UNet2DModel` on labeled images, and saves it in `output_dir`.
 
-        Minimises the mean squared error of the prediction at uniformly drawn timesteps (stratified
+        Minimizes the mean squared error of the prediction at uniformly drawn timesteps (stratified
         over the batch), on a cosine noise schedule of 1,000 steps. With probability `label_dropout`
         the label is replaced by the null label, which trains the unconditional branch. Run again
         with the same arguments it resumes.
@@ -249,14 +249,14 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         Args:
             real: Labeled images, any map-style data set that names its classes.
             output_dir: Becomes a diffusers directory; updated at every checkpoint.
-            unlabelled: Further images of the same shape; they train the unconditional branch only.
-            config: How to optimise.
+            unlabeled: Further images of the same shape; they train the unconditional branch only.
+            config: How to optimize.
             progress: Show a bar.
             network: `channels` of the first level (the next ones have 2 and 4 times as many),
                 `num_layers` (residual blocks per level), `prediction_type` ("v_prediction",
                 "epsilon", "sample", or "flow": rectified flow at logit-normal timesteps),
                 `horizontal_flip` (mirror half of the images), and
-                `label_dropout`, the probability of the null label: at 0, and without `unlabelled`,
+                `label_dropout`, the probability of the null label: at 0, and without `unlabeled`,
                 the model has no unconditional branch, so it cannot be guided.
 
         Raises:
@@ -266,7 +266,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             DivergedError: If loss or weights stop being finite.
             CheckpointError: If a checkpoint cannot be read or written.
         """
-        job = FitJob(real, unlabelled, LabeledConfig(**network))
+        job = FitJob(real, unlabeled, LabeledConfig(**network))
         return job.fit(output_dir, config, lambda net: cls(model=job.model(net)), progress=progress)
 
     @classmethod
@@ -295,7 +295,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
                 words make the best prompts (Azizi et al. 2023).
             output_dir: Becomes a diffusers directory, as of `fit`; not that of the checkpoint.
             adaptation: What is adapted: adapters or all weights, prompts, size and mirroring.
-            config: How to optimise; by default at a learning rate of 1e-5, or 1e-4 with adapters.
+            config: How to optimize; by default at a learning rate of 1e-5, or 1e-4 with adapters.
             snapshots: Steps after which the model is also kept in `snapshots`; see
                 `synthesizers.select_snapshot`.
             progress: Show a bar.

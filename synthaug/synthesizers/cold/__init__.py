@@ -17,8 +17,8 @@ class ColdSettings:
         output: Image that is kept: that of the recursion, as in the paper, unless the checkpoint
             says otherwise, or the network's last prediction, as its published evaluation takes.
         num_steps: Restoration steps at most; by default every level is visited.
-        symmetry_noise: Standard deviation, in [-1, 1], of the noise on the colours that images are
-            generated from. An image of one colour is symmetric, and stays too much so without.
+        symmetry_noise: Standard deviation, in [-1, 1], of the noise on the colors that images are
+            generated from. An image of one color is symmetric, and stays too much so without.
     """
 
     algorithm: Literal["improved", "naive", "direct"] = "improved"

@@ -1,4 +1,4 @@
-"""Where generation starts if the last level leaves one colour: a Gaussian mixture of colours."""
+"""Where generation starts if the last level leaves one color: a Gaussian mixture of colors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from synthaug._types import JSON
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ColourMixture:
-    """Gaussians with full covariance, fitted to one colour per training image, in [-1, 1]."""
+class ColorMixture:
+    """Gaussians with full covariance, fitted to one color per training image, in [-1, 1]."""
 
     weights: NDArray[np.float64]
     """(k,), of sum 1."""
@@ -26,45 +26,45 @@ class ColourMixture:
     """(k, C, C)."""
 
     @classmethod
-    def fit(cls, colours: NDArray[np.float64], components: int, *, seed: int) -> "ColourMixture":
-        """scikit-learn's expectation maximisation.
+    def fit(cls, colors: NDArray[np.float64], components: int, *, seed: int) -> "ColorMixture":
+        """scikit-learn's expectation maximization.
 
         Args:
-            colours: (n, C).
+            colors: (n, C).
             components: Number of Gaussians; the paper takes 1.
-            seed: Of its initialisation.
+            seed: Of its initialization.
 
         Raises:
             ValueError: If there are fewer images than components.
         """
         from sklearn.mixture import GaussianMixture
 
-        if not 1 <= components <= len(colours):
+        if not 1 <= components <= len(colors):
             raise ValueError(
-                f"`colour_components` must be in [1, {len(colours)}], the number of images; got "
+                f"`color_components` must be in [1, {len(colors)}], the number of images; got "
                 f"{components}."
             )
-        found = GaussianMixture(components, covariance_type="full", random_state=seed).fit(colours)
+        found = GaussianMixture(components, covariance_type="full", random_state=seed).fit(colors)
         return cls(weights=found.weights_, means=found.means_, covariances=found.covariances_)
 
     def sample(self, generators: Streams) -> Tensor:
-        """One colour per stream, float32 (n, C)."""
+        """One color per stream, float32 (n, C)."""
         factors = np.linalg.cholesky(self.covariances)
         bounds = np.cumsum(self.weights)[:-1]
-        colours = []
+        colors = []
         for generator in generators:
             draw = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")
             k = int(np.searchsorted(bounds, float(draw), side="right"))
             size = self.means.shape[1]
             z = torch.randn(size, dtype=torch.float64, generator=generator, device="cpu")
-            colours.append(torch.from_numpy(self.means[k] + factors[k] @ z.numpy()))
-        return torch.stack(colours).float()
+            colors.append(torch.from_numpy(self.means[k] + factors[k] @ z.numpy()))
+        return torch.stack(colors).float()
 
     def config(self) -> dict[str, JSON]:
         """As JSON."""
         return {name: values.tolist() for name, values in vars(self).items()}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "ColourMixture":
+    def from_config(cls, config: Mapping[str, Any]) -> "ColorMixture":
         """What `config` described."""
         return cls(**{name: np.asarray(value, np.float64) for name, value in config.items()})

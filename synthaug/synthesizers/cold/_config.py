@@ -12,10 +12,10 @@ from synthaug._training.network_config import NetworkConfig
 class RestorerConfig(NetworkConfig):
     """A network that learns to restore, and where images can be generated from."""
 
-    colour_components: int = 1
-    """Gaussians in the mixture of colours that generation starts from, for a degradation whose
-    last level leaves one colour."""
+    color_components: int = 1
+    """Gaussians in the mixture of colors that generation starts from, for a degradation whose
+    last level leaves one color."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, colour_components=self.colour_components)
+        check_at_least(1, color_components=self.color_components)

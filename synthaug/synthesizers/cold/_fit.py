@@ -17,7 +17,7 @@ from synthaug._types import Indices
 from synthaug.degradations import AbstractDegradation
 from synthaug.denoisers import build_unet
 from synthaug.errors import DataError
-from synthaug.synthesizers.cold._colors import ColourMixture
+from synthaug.synthesizers.cold._colors import ColorMixture
 from synthaug.synthesizers.cold._config import RestorerConfig
 
 
@@ -28,11 +28,11 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         real: Images.
         degradation: What to learn to undo.
         network: What is trained.
-        seed: Of the fit of the colours.
+        seed: Of the fit of the colors.
 
     Raises:
         DataError: If there are no images.
-        ValueError: For images that cannot be degraded so, or too few for the colours.
+        ValueError: For images that cannot be degraded so, or too few for the colors.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         self.classes = self.real.classes or ("image",)
         self.network = network
         self.last_levels(np.arange(1))  # refuses images that it cannot degrade
-        self.colours: ColourMixture | None = None
-        if degradation.leaves(self.image_shape) == "colour":
+        self.colors: ColorMixture | None = None
+        if degradation.leaves(self.image_shape) == "color":
             blocks = (np.arange(i, min(i + 1024, len(real))) for i in range(0, len(real), 1024))
-            colours = np.concatenate([self.last_levels(b).mean((2, 3)).numpy() for b in blocks])
-            self.colours = ColourMixture.fit(colours, network.colour_components, seed=seed)
+            colors = np.concatenate([self.last_levels(b).mean((2, 3)).numpy() for b in blocks])
+            self.colors = ColorMixture.fit(colors, network.color_components, seed=seed)
 
     def last_levels(self, indices: Indices) -> Tensor:
         """D(x, T) of some images, float64 (n, C, H, W)."""
         x = to_images(self.real.pixels(indices), torch.float64)
-        realisation = self.degradation.realise(streams(indices.tolist()), self.image_shape)
-        return self.degradation(x, self.degradation.num_levels, realisation)
+        realization = self.degradation.realize(streams(indices.tolist()), self.image_shape)
+        return self.degradation(x, self.degradation.num_levels, realization)
 
     def _build(self) -> nn.Module:
         network: nn.Module = build_unet(
@@ -85,8 +85,8 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
             x = half_mirrored(x)
         s = 1 + stratified(len(x), T)
         size, own = own_rows(len(x))
-        drawn = self.degradation.realise([torch.default_generator] * size, self.image_shape)
-        realisation = {name: value[own].to(device) for name, value in drawn.items()}
-        x_s = settled(self.degradation(x, s, realisation))
+        drawn = self.degradation.realize([torch.default_generator] * size, self.image_shape)
+        realization = {name: value[own].to(device) for name, value in drawn.items()}
+        x_s = settled(self.degradation(x, s, realization))
         x_hat = module(x_s, (s - 1).to(device), return_dict=False)[0]
         return F.l1_loss(x_hat.float(), x)

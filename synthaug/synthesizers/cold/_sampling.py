@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from synthaug._types import Images
-from synthaug.degradations import AbstractDegradation, Realisation
+from synthaug.degradations import AbstractDegradation, Realization
 
 Restorer: TypeAlias = Callable[[Images, Tensor], Images]
 """`R(x_s, s)`: the clean images that it sees in images at levels s, int64 (n,), all at least 1."""
@@ -43,7 +43,7 @@ def restore(
     degradation: AbstractDegradation,
     x: Images,
     s: Tensor,
-    realisation: Realisation,
+    realization: Realization,
     *,
     algorithm: Algorithm = "improved",
     num_steps: int | None = None,
@@ -63,7 +63,7 @@ def restore(
         degradation: D.
         x: x_s, floating point (n, C, H, W).
         s: Level of each image, int64 (n,), on the CPU. Images at level 0 stay as they are.
-        realisation: Of D, on the device of `x`; it is the same at all levels.
+        realization: Of D, on the device of `x`; it is the same at all levels.
         algorithm: "improved", "naive" or "direct".
         num_steps: Restorer evaluations per image at most; `None` visits every level.
     """
@@ -75,7 +75,7 @@ def restore(
         chosen = slice(None) if (now > 0).all() else now.nonzero()[:, 0]
         at, to = now[chosen], then[chosen]
         rows = chosen if isinstance(chosen, slice) else chosen.to(x.device)
-        held = {name: value[rows] for name, value in realisation.items()}
+        held = {name: value[rows] for name, value in realization.items()}
         x_s = x[rows]
         x_hat = restorer(x_s, at)
         if algorithm == "improved":

@@ -30,14 +30,14 @@ from synthaug._training.loop import TrainingResult
 from synthaug._training.parts import load_frozen, read_index
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
-from synthaug.degradations import AbstractDegradation, Realisation, from_config
+from synthaug.degradations import AbstractDegradation, Realization, from_config
 from synthaug.denoisers import Denoiser
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer
 from synthaug.synthesizers._losses import LossGrid
 from synthaug.synthesizers._parameters import raise_problems
 from synthaug.synthesizers.cold import METHOD, ColdSettings
-from synthaug.synthesizers.cold._colors import ColourMixture
+from synthaug.synthesizers.cold._colors import ColorMixture
 from synthaug.synthesizers.cold._config import RestorerConfig
 from synthaug.synthesizers.cold._fit import ColdFitJob
 from synthaug.synthesizers.cold._sampling import (
@@ -61,7 +61,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
 
     A restored view keeps its label; `severity` s / T in (0, 1] is the row parameter that says how
     much of the image is taken away and invented anew. Without sources, images are generated from
-    level T, if the degradation leaves nothing or one colour there. Its settings are those of
+    level T, if the degradation leaves nothing or one color there. Its settings are those of
     `synthesizers.ColdSettings`.
     """
 
@@ -75,8 +75,8 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
     """(C, H, W)."""
     classes: tuple[str, ...] = ("image",)
     """Names of the classes of the source images; R does not know them."""
-    colours: ColourMixture | None = None
-    """Where generation starts, if the last level leaves one colour."""
+    colors: ColorMixture | None = None
+    """Where generation starts, if the last level leaves one color."""
     real: ImageSource | None = field(default=None, repr=False)
     """Where `source` indices point to; see `with_sources`."""
 
@@ -116,14 +116,14 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
 
     @torch.no_grad()
     def restore(
-        self, x_s: Images, s: int | Tensor, realisation: Realisation | None = None
+        self, x_s: Images, s: int | Tensor, realization: Realization | None = None
     ) -> Restored:
         """Restores images that are at levels s, with this synthesizer's settings.
 
         Args:
             x_s: Degraded images (n, C, H, W), on the network's device; not clipped, not rounded.
             s: Level of all, or of each, int64 (n,).
-            realisation: What they were degraded with, on the same device.
+            realization: What they were degraded with, on the same device.
 
         Returns:
             Both images that the recursion leaves, not clipped.
@@ -134,7 +134,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
             self.degradation,
             x_s,
             levels,
-            realisation or {},
+            realization or {},
             algorithm=self.algorithm,
             num_steps=self.num_steps,
         )
@@ -162,9 +162,9 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
                 f"shape {self.image_shape}."
             )
         s = self.levels(severity)
-        realisation = self._realise(streams(seeds))
-        x_s = self.degradation(images.to(self.device, torch.float32), s, realisation)
-        return self._result(self.restore(x_s, s, realisation))
+        realization = self._realize(streams(seeds))
+        x_s = self.degradation(images.to(self.device, torch.float32), s, realization)
+        return self._result(self.restore(x_s, s, realization))
 
     @torch.inference_mode()
     def restoration_losses(
@@ -175,7 +175,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         losses = []
         for severity, seed in zip(grid.times.tolist(), grid.noise_seeds, strict=True):
             s = self.levels(np.full(len(x), severity))
-            degraded = self.degradation(x, s, self._realise(streams([seed] * len(x))))
+            degraded = self.degradation(x, s, self._realize(streams([seed] * len(x))))
             errors = (self.predict(degraded, s) - x).double().abs()
             losses.append(errors.flatten(1).mean(1).cpu())
         return torch.stack(losses, 1).numpy()
@@ -185,8 +185,8 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         s = np.rint(np.asarray(severity, np.float64) * self.degradation.num_levels)
         return torch.from_numpy(np.maximum(1, s).astype(np.int64))
 
-    def _realise(self, generators: Streams) -> Realisation:
-        drawn = self.degradation.realise(generators, self.image_shape)
+    def _realize(self, generators: Streams) -> Realization:
+        drawn = self.degradation.realize(generators, self.image_shape)
         return {name: value.to(self.device) for name, value in drawn.items()}
 
     def _result(self, restoration: Restored) -> Images:
@@ -208,32 +208,32 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         fresh = np.flatnonzero(rows["source"] < 0)
         sourced = np.flatnonzero(rows["source"] >= 0)
         generators = streams(rows["seed"])
-        realisation = self._realise(generators)
+        realization = self._realize(generators)
         x = torch.zeros(len(rows), *self.image_shape, dtype=torch.float32, device="cpu")
         if len(sourced):
             x[torch.from_numpy(sourced)] = to_images(self._source_pixels(rows[sourced]))
         s = self._levels_of(rows)
-        x_s = self.degradation(x.to(self.device), s, realisation)
+        x_s = self.degradation(x.to(self.device), s, realization)
         if len(fresh):
             raise_problems(self._generation_problems())
             start = x_s[fresh]  # D(0, T): all there is to know where the level leaves nothing
             own = [generators[i] for i in fresh]
-            if self.colours is not None:
-                start = self.colours.sample(own)[:, :, None, None].to(self.device)
+            if self.colors is not None:
+                start = self.colors.sample(own)[:, :, None, None].to(self.device)
             noise = randn(own, self.image_shape).to(self.device)
             x_s[fresh] = start + self.symmetry_noise * noise
-        return self._result(self.restore(x_s, s, realisation)).cpu()
+        return self._result(self.restore(x_s, s, realization)).cpu()
 
     def _levels_of(self, rows: Plan) -> Tensor:
         return self.levels(np.where(rows["source"] < 0, 1.0, rows.get("severity", 1.0)))
 
     def _generation_problems(self) -> Iterator[str]:
         leaves = self.degradation.leaves(self.image_shape)
-        if leaves == "image" or (leaves == "colour") != (self.colours is not None):
+        if leaves == "image" or (leaves == "color") != (self.colors is not None):
             yield (
                 f"Images cannot be generated from the last level of {self.degradation}: it "
                 "depends on the image. Start from real images (`with_sources`), or train with a "
-                "degradation that leaves one colour (`Blur(exact_mean=True)`) or nothing."
+                "degradation that leaves one color (`Blur(exact_mean=True)`) or nothing."
             )
 
     def _plan_problems(self, columns: Mapping[str, Any]) -> Iterator[str]:
@@ -264,8 +264,8 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
             "image_shape": list(self.image_shape),
         }
         weights: dict[str, JSON] = {"network": self._digest}
-        if self.colours is not None:
-            weights["colours"] = settings_digest(self.colours.config())
+        if self.colors is not None:
+            weights["colors"] = settings_digest(self.colors.config())
         return {"synthesizer": METHOD.name, "settings": settings, "weights": weights}
 
     @cached_property
@@ -287,7 +287,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
             "synthesizer": METHOD.name,
             **METHOD.settings_of(self),
             "degradation": self.degradation.config(),
-            "colours": None if self.colours is None else self.colours.config(),
+            "colors": None if self.colors is None else self.colors.config(),
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
         }
@@ -340,7 +340,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
             )
         try:
             saved = own["degradation"]
-            colours = None if own["colours"] is None else ColourMixture.from_config(own["colours"])
+            colors = None if own["colors"] is None else ColorMixture.from_config(own["colors"])
             shape: Any = tuple(own["image_shape"])
             names = own["classes"] if classes is None else classes
         except (KeyError, TypeError, ValueError) as error:
@@ -357,7 +357,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
             degradation=degradation,
             image_shape=shape,
             classes=tuple(map(str, names)),
-            colours=colours,
+            colors=colors,
             **chosen,
         )
 
@@ -376,7 +376,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
     ) -> tuple["ColdDiffusion", TrainingResult]:
         """Trains a restorer, and saves it in `output_dir`.
 
-        Minimises the mean of |R(D(x, s), s) - x| at uniformly drawn levels s >= 1 (stratified over
+        Minimizes the mean of |R(D(x, s), s) - x| at uniformly drawn levels s >= 1 (stratified over
         the batch). Labels are not used. Run again with the same arguments it resumes.
 
         Args:
@@ -384,11 +384,11 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
             output_dir: Becomes a diffusers directory; updated at every checkpoint.
             degradation: What to learn to undo. Images are degraded in floating point, in training
                 as later; they are never rounded to 256 levels in between.
-            config: How to optimise.
+            config: How to optimize.
             progress: Show a bar.
             network: `channels`, `num_layers` and `horizontal_flip`, as for `ClassConditional.fit`,
-                and `colour_components`, the Gaussians in the mixture of colours that generation
-                starts from, for a degradation whose last level leaves one colour.
+                and `color_components`, the Gaussians in the mixture of colors that generation
+                starts from, for a degradation whose last level leaves one color.
 
         Raises:
             DataError: If there are no images, or they cannot be halved often enough.
@@ -403,7 +403,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
                 degradation=degradation,
                 image_shape=job.image_shape,
                 classes=job.classes,
-                colours=job.colours,
+                colors=job.colors,
             )
 
         config = config or TrainingConfig()

@@ -30,7 +30,7 @@ class TokenConfig:
     """Width of a token."""
     token_noise: float = 0.2
     """Standard deviation of the noise on the tokens in training. More of it makes the tokens say
-    less about an image, and their neighbourhood smoother."""
+    less about an image, and their neighborhood smoother."""
     token_dropout: float = 0.1
     """Probability of null tokens, which train the unconditional branch."""
 
@@ -51,7 +51,7 @@ class InversionConfig:
     snapshots: tuple[int, ...] = ()
     """Further numbers of updates after which the embeddings are kept, such as 30,60."""
     batch_size: int = 64
-    """Images per optimiser step. Does not change the embeddings."""
+    """Images per optimizer step. Does not change the embeddings."""
     learning_rate: float = 0.1
     """Of Adam, for the first update; embeddings have an RMS of about 1. The paper has 0.03 without
     `decay`, for 3,000 to 4,000 updates."""

@@ -521,7 +521,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         Args:
             images: Has `read(indices)` and `image_shape`; best many, and like those to invert.
             output_dir: Becomes a diffusers directory, the encoder beside the network.
-            config: How to optimise.
+            config: How to optimize.
             tokens: Number, width and noise of the tokens.
             progress: Show a bar.
             network: `channels`, `num_layers`, `prediction_type` and `horizontal_flip`, as for

@@ -375,7 +375,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
             output_dir: `from_pretrained` loads it.
             synthetic: Images that the base drew, for the discriminator: a cache, or anything with
                 `read`, `image_shape` and a length. They are drawn now by default.
-            config: How to optimise.
+            config: How to optimize.
             dtype: Dtype of the base's network, if `base` is a directory. "auto" is float32 here, as
                 it is of a base that was loaded so: the networks start from its weights.
             progress: Show bars.
