@@ -1,4 +1,4 @@
-"""What the inversion benchmarks share: nested subsets, drawing, arms, a way to plot."""
+"""Holds what the inversion benchmarks share: nested subsets, drawing, arms, a way to plot."""
 
 import argparse
 import json

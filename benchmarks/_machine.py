@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its numbers."""
+"""Holds what every benchmark writes beside its numbers."""
 
 import json
 import os

@@ -319,7 +319,7 @@ KINDS = (
     Kind("red and blue swapped", swapped_channels, colors=True),
     Kind("sharpened", sharpened, {"radius": 1, "percent": 150}),
     Kind("motion blur", motion_blur, {"length": 4}),
-    Kind("gray noise, sigma 16", gray_noise, {"sigma": 16}),
+    Kind("grey noise, sigma 16", gray_noise, {"sigma": 16}),  # codespell:ignore grey
     Kind("salt and pepper", salt_and_pepper, {"share": 0.06}),
     Kind("dithered to 6 colors", dithered, {"colors": 6}),
     Kind("pixelated", pixelated, {"block": 2}),

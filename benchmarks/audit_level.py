@@ -159,7 +159,7 @@ SCENARIOS = (
 
 
 def natural_twins(images: Images, train: Images, *, photos: bool) -> NDArray[np.bool_]:
-    """Which images are a training image, mirrored or not, but for what nobody sees, (n,)."""
+    """Says which images equal a training image, but for what nobody sees, (n,)."""
     pixels, real = (torch.from_numpy(x).flatten(1).float() for x in (images, train))
     mirrored = torch.from_numpy(images[..., ::-1].copy()).flatten(1).float()
     twins = torch.zeros(len(images), dtype=torch.bool)
@@ -200,7 +200,7 @@ def _loaded(spec: str) -> tuple[Images, NDArray[np.int64]]:
 
 
 def audited(scenario: Scenario, number: int, args: Any) -> dict[str, Any]:
-    """What the audit says of a division, and what of that counts."""
+    """Returns what the audit says of a division, and what of that counts."""
     division = divided(scenario, number, args)
     start = time.perf_counter()
     report = audit(

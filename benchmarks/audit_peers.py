@@ -30,7 +30,7 @@ class Peers:
 
     Args:
         train: uint8 (n, C, H, W).
-        holdout: As `train`.
+        holdout: Same as `train`.
     """
 
     def __init__(self, train: Any, holdout: Any) -> None:

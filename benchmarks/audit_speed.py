@@ -65,7 +65,7 @@ def ways(xb: np.ndarray, xq: np.ndarray) -> dict[str, Callable[[], Any]]:
 
 
 def imagededup(xb: np.ndarray, xq: np.ndarray) -> tuple[str, Callable[[], Any] | None, float]:
-    """What it is, the function, and the pairs that it compares, as a share of ours.
+    """Returns the name, the function, and the pairs that it compares, as a share of ours.
 
     It only compares a set with itself, by cosine similarity, and keeps all similarities: so it gets
     a fifth of both sets.

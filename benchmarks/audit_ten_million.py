@@ -58,7 +58,7 @@ def features(path: Path, rows: int, dim: int, seed: int) -> Any:
 
 
 def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
-    """What it returns, with its seconds and its largest memory."""
+    """Returns the result of a call, with its seconds and its largest memory."""
     if Path("/proc/self/clear_refs").exists():  # forgets what earlier phases held
         Path("/proc/self/clear_refs").write_text("5")
     wall, cpu = time.perf_counter(), time.process_time()
@@ -83,7 +83,7 @@ def copies(train: Any, fresh: Any, rng: np.random.Generator) -> tuple[Any, Any]:
 def extrapolate(
     result: dict[str, Any], rows: int, indexed: int, dim: int, lists: int
 ) -> dict[str, Any]:
-    """What a billion rows take on one core like this one, and the formulas behind it."""
+    """Returns what a billion rows take on one core like this one, and the formulas behind it."""
     exact, approximate = result["exact"], result["ivfpq"]
     per_query = exact["processor_seconds_per_query"] * BILLION / rows
     index_bytes = BILLION * (64 + 8) + lists * dim * 4

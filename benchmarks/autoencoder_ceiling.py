@@ -1,4 +1,4 @@
-"""What an autoencoder costs a classifier before any generator: trained on decoded images.
+"""Measures what an autoencoder costs a classifier before any generator: trained on decoded images.
 
     python benchmarks/autoencoder_ceiling.py --pretrain folder:cifar100-half/train \
         --train folder:cifar10/train --test folder:cifar10/test

@@ -1,4 +1,4 @@
-"""What `cold_tables.py` measured, to look at: a column per test image.
+"""Shows what `cold_tables.py` measured: a column per test image.
 
     python benchmarks/cold_pictures.py --test folder:cifar10/test --runs runs/cold --only blur snow
 

@@ -1,4 +1,4 @@
-"""What cold diffusion costs beside a straightforward implementation, in one run.
+"""Measures what cold diffusion costs beside a straightforward implementation, in one run.
 
     python benchmarks/cold_speed.py                     # 32 pixels, the blur of the paper for CIFAR
     python benchmarks/cold_speed.py --batch 4 --levels 10 --rounds 2 --width 8     # seconds

@@ -88,12 +88,12 @@ class Judge:
             print(f"Few images: {len(pixels)} for {self.features.shape[1]} features.", flush=True)
 
     def frechet(self, images: Tensor) -> float:
-        """Of any images, float (n, C, H, W) in [-1, 1]."""
+        """Returns the distance of any images, float (n, C, H, W) in [-1, 1]."""
         found = extract(self.extractor, to_pixels(images))
         return frechet_distance(found, np.asarray(self.features), force=True)
 
     def compare(self, images: Tensor) -> dict[str, float]:
-        """Of restored test images, in their order."""
+        """Returns the scores of restored test images, in their order."""
         a, b = (images.clamp(-1, 1) + 1) / 2, self.pixels.float() / 255
         return {
             "frechet": self.frechet(images),

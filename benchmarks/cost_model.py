@@ -1,4 +1,4 @@
-"""What is predicted from a few images, what it then takes, and a plan larger than the memory.
+"""Compares predicted costs with real ones, and makes a plan larger than the memory.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/cost_model.py
 

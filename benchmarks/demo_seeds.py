@@ -1,4 +1,5 @@
-"""What `synthaug demo` gains: the whole of it with several seeds, at 3 and at 10 labels per class.
+"""Holds what `synthaug demo` gains: the whole of it with several seeds, at 3 and at 10 labels per
+class.
 
     python benchmarks/demo_seeds.py
 

@@ -60,14 +60,14 @@ class Timed:
         self.trace = trace
 
     def draw(self, rows: synthaug.Plan) -> torch.Tensor:
-        """As the model."""
+        """Does what the model does."""
         started = time.time(), time.process_time()
         images = self.model.draw(rows)
         note(self.trace, [*started, time.time(), time.process_time(), len(rows)])
         return images
 
     def recipe(self) -> dict[str, Any]:
-        """As the model."""
+        """Does what the model does."""
         return self.model.recipe()
 
 

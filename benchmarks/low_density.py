@@ -1,4 +1,5 @@
-"""What steering to low density does: hardness, realism, labels, cost against rejection, accuracy.
+"""Holds what steering to low density does: hardness, realism, labels, cost against rejection,
+accuracy.
 
     synthaug train folder:cifar10/train runs/hard --method hardness --base runs/cifar10
     python benchmarks/low_density.py runs/hard --data folder:cifar10/train \
@@ -135,7 +136,7 @@ class Scores:
         }
 
     def table(self, scored: Mapping[str, Any]) -> dict[str, float]:
-        """What the scores say of a pool of images."""
+        """Returns what the scores say of a pool of images."""
         found = {
             "images": len(scored["hardness"]),
             "hardness_mean": float(scored["hardness"].mean()),

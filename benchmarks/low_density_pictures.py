@@ -1,4 +1,4 @@
-"""What `low_density.py` drew, to look at: a row per class, a group of columns per setting.
+"""Shows what `low_density.py` drew: a row per class, a group of columns per setting.
 
     python benchmarks/low_density_pictures.py --work runs/low_density --settings 0-0 1-0 0.5-2
 

@@ -31,7 +31,7 @@ ARMS = {
 
 def show(axes: Axes, pixels: Tensor, columns: int) -> None:
     axes.imshow(grid(pixels, columns=columns, scale=4, padding=3), cmap="gray")
-    axes.set_anchor("N")
+    axes.set_anchor("NW")
     axes.axis("off")
 
 
@@ -47,13 +47,16 @@ rows = [r for c in range(10) for r in np.flatnonzero(cache.labels == c)[:10]]
 results = json.loads((Path(__file__).parent / "results/demo.json").read_text())
 arms = results["summary"]["3 labels per class"]["arms"]
 
-figure = Figure(figsize=(11.5, 4.3), layout=ConstrainedLayoutEngine(wspace=0.06))
+figure = Figure(figsize=(11.5, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06))
 titles = (
-    ("1  You have few labels", "3 images of each digit"),
-    ("2  synthaug draws more", f"{len(cache)} variants, audited for copies"),
-    ("3  Your classifier learns from both", "test accuracy, mean of three seeds (dots)"),
+    ("1  You have", "3 labeled images\nof each digit"),
+    (
+        "2  synthaug draws",
+        f"{len(cache)} variants of them and of unlabeled ones,\naudited for copies",
+    ),
+    ("3  Your classifier learns from all", "accuracy on test images:\nmean of three seeds (dots)"),
 )
-parts = figure.subplots(1, 3, width_ratios=[0.34, 1, 1.25])
+parts = figure.subplots(1, 3, width_ratios=[0.5, 1.06, 1.15])
 show(parts[0], real.read(range(len(real))), DemoSettings().per_class)
 show(parts[1], cache.read(rows), 10)
 bars = parts[2]
@@ -71,8 +74,10 @@ bars.set_yticks([])
 bars.set_xticks([80, 90, 100], ["80 %", "90 %", "100 %"], color=SOFT)
 bars.spines[["top", "right", "left"]].set_visible(False)
 for part, (title, subtitle) in zip(parts, titles, strict=True):
-    part.set_title(f"{title}\n", fontsize=13, color=INK, weight="bold", loc="left")
-    part.text(0, 1.02, subtitle, transform=part.transAxes, fontsize=10.5, color=SOFT)
+    left = -0.42 if part is bars else 0  # over the names of the bars
+    place = {"transform": part.transAxes, "va": "bottom"}
+    part.text(left, 1.13, title, fontsize=13, color=INK, weight="bold", **place)
+    part.text(left, 1.02, subtitle, fontsize=10, color=SOFT, **place)
 options.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.out, dpi=110, facecolor="white")
 

@@ -1,4 +1,4 @@
-"""What becomes of a job on Ray when parts of the cluster are lost.
+"""Tests what becomes of a job on Ray when parts of the cluster are lost.
 
     python benchmarks/ray_faults.py
 

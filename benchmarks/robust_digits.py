@@ -37,7 +37,7 @@ BASELINE = "real, affine"
 
 
 def labeled_part(half: LabeledImages, per_class: int, seed: int) -> LabeledImages:
-    """As many images of every class, chosen anew for each seed."""
+    """Takes as many images of every class, chosen anew for each seed."""
     order = counter_rng(seed, 0).permutation(len(half))
     chosen = [order[half.labels[order] == c][:per_class] for c in range(len(half.classes))]
     return half.subset(np.sort(np.concatenate(chosen)))

@@ -1,4 +1,4 @@
-"""What our denoising loop costs beside bare network calls and beside the diffusers pipeline.
+"""Measures our denoising loop beside bare network calls and beside the diffusers pipeline.
 
     python benchmarks/sampling.py                                   # cost of the loop
     python benchmarks/sampling.py --checkpoint runs/cifar10 --data folder:cifar10/test \

@@ -58,13 +58,13 @@ class Split:
 
     @property
     def seen(self) -> Indices:
-        """What the generator learns from, ascending: the same for any number of labels."""
+        """Returns what the generator learns from, ascending: the same for any number of labels."""
         return np.sort(np.concatenate([self.labeled, self.pool]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """What the demo does."""
+    """Describes what the demo does."""
 
     per_class: int = 3
     """Labeled images per class."""

@@ -102,7 +102,9 @@ class Index:
         return len(self._xb)
 
     def search(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """As the function `search`; an approximate index may miss a neighbor for a farther one."""
+        """Works like the function `search`; an approximate index may miss a neighbor for a farther
+        one.
+        """
         xq = np.ascontiguousarray(xq, np.float32)
         if self._faiss is None:
             return self._exact(xq, k)
@@ -149,7 +151,7 @@ class Database:
 
     Args:
         xb: float16 or float32 (n, d); of a memory map only what is looked at is in memory.
-        rows: As in `Index`.
+        rows: Same as in `Index`.
     """
 
     def __init__(self, xb: Features, rows: Indices | None = None) -> None:
@@ -172,7 +174,7 @@ class Database:
             release(self._xb)
 
     def distances(self, xq: Features, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        """As the function `distances`."""
+        """Works like the function `distances`."""
         D = distances(self, xq, candidates)
         release(self._xb)
         return D

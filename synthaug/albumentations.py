@@ -47,7 +47,9 @@ _CANNOT_FOLLOW = frozenset(
 
 
 class _OnImages(ImageOnlyTransform):
-    """What both transforms share: draws of their own, images alone, and descriptions by path."""
+    """Describes what both transforms share: draws of their own, images alone, and descriptions by
+    path.
+    """
 
     def should_apply(self, force_apply: bool = False) -> bool:
         """Draws whether to change."""

@@ -112,7 +112,9 @@ class Denoiser:
 
 @runtime_checkable
 class AnyDenoiser(Protocol):
-    """What samplers and guidance terms call: a `Denoiser`, or one with conditions of its own."""
+    """Describes what samplers and guidance terms call: a `Denoiser`, or one with conditions of its
+    own.
+    """
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +131,8 @@ class GuidanceTerm(Protocol):
     """Something that adds to a denoiser's prediction. Terms compose by addition."""
 
     def __call__(self, x: Images, t: Tensor, prediction: Images) -> Images | float:
-        """What to add to `prediction` for noisy images `x` at timestep `t`; row i depends on row i
+        """Returns what to add to `prediction` for noisy images `x` at timestep `t`; row i depends
+        on row i
         alone."""
         ...
 
@@ -173,7 +176,7 @@ class ClassifierFreeGuidance:
 def small_unet_config(
     image_shape: tuple[int, ...], channels: int, num_layers: int, *, least_levels: int = 1
 ) -> dict[str, Any]:
-    """What the configs of our networks for small images have in common.
+    """Returns what the configs of our networks for small images have in common.
 
     Levels down to 4 pixels (8 for images above 16), but no fewer than `least_levels`. The width is
     `channels` on the first level, twice that on the second, four times that from the third on.

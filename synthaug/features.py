@@ -60,7 +60,9 @@ class Extractor(Protocol):
 
 
 def describe(extractor: Extractor) -> dict[str, JSON]:
-    """What identifies an extractor in a report: its name and the digest of its weights, if any."""
+    """Returns what identifies an extractor in a report: its name and the digest of its weights, if
+    any.
+    """
     # An extractor of the user's own need not have weights.
     return {"name": extractor.name, "weights": getattr(extractor, "weights", None)}
 
@@ -276,7 +278,8 @@ def classifier(
     preprocess: Callable[[Tensor], Tensor] | None = None,
     device: str | torch.device = "cpu",
 ) -> TorchModule:
-    """What the last linear layer of a classifier sees: features of what the classes differ in.
+    """Returns what the last linear layer of a classifier sees: features of what the classes differ
+    in.
 
     A classifier trained on the audited training images may be used; it sees these somewhat better
     than others, which is what the hold-out's own numbers beside it are for.

@@ -92,7 +92,7 @@ def kernel_distance(
         real: Floating point (m, d).
         subsets: How many.
         subset_size: Images in each; by default 1,000, or half the smaller set if that is less.
-        seed: Of the subsets.
+        seed: Seed of the subsets.
 
     Returns:
         Mean and standard deviation over the subsets.
@@ -125,7 +125,7 @@ def inception_score(logits: Features, *, splits: int = 10, seed: int = 0) -> tup
     Args:
         logits: Floating point (n, classes).
         splits: Parts, each with a score of its own, at least 2; their sizes differ by 1 at most.
-        seed: Of the parts.
+        seed: Seed of the parts.
 
     Returns:
         Mean and standard deviation over the parts.

@@ -95,7 +95,8 @@ class Push(Protocol):
     """
 
     def __call__(self, x: Images, step: Step, prediction: Images) -> Images | float:
-        """What to add to x_{t-1} for the noisy images `x` = x_t before the step, and what the
+        """Returns what to add to x_{t-1} for the noisy images `x` = x_t before the step, and what
+        the
         network predicts for them with all guidance terms; row i depends on row i alone."""
         ...
 
@@ -252,7 +253,7 @@ def check_timesteps(scheduler: Any, eta: float) -> None:
 
     Args:
         scheduler: Its timesteps are set.
-        eta: As of the steps.
+        eta: Eta of the steps.
 
     Raises:
         ValueError: For timesteps beyond the training grid or none between two, as some ways to
@@ -310,12 +311,12 @@ def check_pushable(scheduler: Any) -> None:
 
 
 def steps_of(scheduler: Any, timesteps: Tensor, eta: float, until: float = 1.0) -> list[Step]:
-    """What each step does to signal and noise.
+    """Returns what each step does to signal and noise.
 
     Args:
         scheduler: One that `check_pushable` accepts, its timesteps set.
-        timesteps: Those that are visited, descending.
-        eta: Of DDIM; ancestral schedulers have 1 whatever it is.
+        timesteps: The timesteps that are visited, descending.
+        eta: Eta of DDIM; ancestral schedulers have 1 whatever it is.
         until: Signal level that the last step arrives at.
     """
     signals = [float(scheduler.alphas_cumprod[int(t)]) for t in timesteps]

@@ -61,7 +61,7 @@ class Acceptance:
 
     @property
     def sentence(self) -> str:
-        """What a report says of it."""
+        """Returns what a report says of it."""
         n, when = len(self.pairs), self.created[:10]
         if not n:
             return (

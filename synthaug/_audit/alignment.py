@@ -94,7 +94,8 @@ class Aligner:
         return np.concatenate([d for d, _ in parts]), np.concatenate([f for _, f in parts])
 
     def difference(self, image: Pixels, row: int) -> Pixels:
-        """What is left of an image, uint8 (1, C, H, W), without a training image laid over it.
+        """Returns the rest of an image, uint8 (1, C, H, W), without a training image laid over
+        it.
 
         Returns:
             uint8 (C, h, w), the window that fits best: mid-gray (128) where both are equal once

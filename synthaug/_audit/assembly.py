@@ -126,7 +126,7 @@ def _settings(
 
 
 def _accepted(sets: AuditSets, judgment: Judgment) -> tuple[Acceptance, ...]:
-    """What was accepted in earlier reports, as far as it is withheld and unchanged."""
+    """Returns what was accepted in earlier reports, as far as it is withheld and unchanged."""
     S, T = sets.S, sets.T
     withheld: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for i in np.flatnonzero(judgment.tier[: len(S)] > CLEAR).tolist():

@@ -34,8 +34,8 @@ def closeness(
     Which images are held out plays no part, so that held-out and other images stay exchangeable.
 
     Args:
-        scores: Of all images, float64 (n, s), one column per kind of score.
-        unit: Of each score, (s,); by default that of these images.
+        scores: Scores of all images, float64 (n, s), one column per kind of score.
+        unit: Unit of each score, (s,); by default that of these images.
         power: The larger it is, the more the lowest score decides alone.
 
     Returns:

@@ -50,7 +50,7 @@ _CELLS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryConfig:
-    """Which images are marked, and how often they are trained on."""
+    """Says which images are marked, and how often they are trained on."""
 
     pairs: int = 5
     """Pairs of canaries for each dose."""
@@ -90,7 +90,7 @@ class Canary:
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryPlan:
-    """Which images of a data set are marked, and how.
+    """Says which images of a data set are marked, and how.
 
     plan = CanaryPlan.load("runs/marked")      # reads runs/marked/canaries.json
     plan.save("runs/marked")

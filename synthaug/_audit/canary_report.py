@@ -1,4 +1,6 @@
-"""What came back of canaries: the share of the keys by number of repetitions, and its report."""
+"""Holds what came back of canaries: the share of the keys by number of repetitions, and its
+report.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class DoseResult:
-    """What became of the pairs of one dose."""
+    """Describes what became of the pairs of one dose."""
 
     dose: int
     """How often the trained image of each pair was trained on."""
@@ -49,7 +51,7 @@ class DoseResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CanaryReport(VerdictReport):
-    """What came back of canaries; made by `synthaug.memorization.came_back`.
+    """Describes what came back of canaries; made by `synthaug.memorization.came_back`.
 
         report.verdict, report.reasons
         report.by_dose                     # share that came back, by number of repetitions
@@ -100,7 +102,7 @@ class CanaryReport(VerdictReport):
 
     @property
     def returned(self) -> NDArray[np.bool_]:
-        """Which keys came back."""
+        """Says which keys came back."""
         return self.similarity >= self.threshold
 
     def _table(self) -> list[list[str]]:

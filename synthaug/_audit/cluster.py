@@ -37,7 +37,7 @@ class Hand:
         self.extractors: list[Extractor] = ray.cloudpickle.loads(parcel)
 
     def features(self, number: int, pixels: NDArray[np.uint8]) -> Features:
-        """Those of a batch of images, uint8 (n, C, H, W)."""
+        """Extracts the features of a batch of images, uint8 (n, C, H, W)."""
         return self.extractors[number](torch.from_numpy(np.array(pixels)))
 
     def search(
@@ -88,7 +88,7 @@ class Shards:
         return self._length
 
     def search(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """As `Index.search`."""
+        """Works like `Index.search`."""
         queries = self._crew.pool.ray.put(float32(xq))
         nearest = self._crew.map(
             self._shards, lambda hand, shard: hand.search.remote(shard[1], shard[0], queries, k)
@@ -126,7 +126,7 @@ class Crew:
         batch_size: int,
         features_dir: Path | None = None,
     ) -> Features:
-        """As `features.extract`; networks run on the actors, in the same batches."""
+        """Works like `features.extract`; networks run on the actors, in the same batches."""
         if extractor not in self._extractors:  # computed sooner than sent
             return extract(extractor, pixels, batch_size=batch_size, features_dir=features_dir)
         spread = _Spread(self, extractor, self._extractors.index(extractor), batch_size)
@@ -134,7 +134,7 @@ class Crew:
         return extract(spread, pixels, batch_size=size, features_dir=features_dir)
 
     def map(self, items: Sequence[Any], call: Callable[[Any, Any], Any]) -> list[Any]:
-        """What `call` gives for each item, in order; errors as `ActorPool.map`."""
+        """Returns what `call` gives for each item, in order; errors as `ActorPool.map`."""
         return self.pool.map(items, call, tries=self._tries)
 
 
@@ -160,7 +160,7 @@ def crew_of(engine: str | RayEngine, extractors: Sequence[Extractor]) -> Iterato
 
     Raises:
         ValueError: An extractor cannot be pickled.
-        ImportError, EngineError: As `RayEngine`.
+        ImportError, EngineError: Under the same conditions as `RayEngine`.
     """
     if engine == "local":
         yield None

@@ -1,4 +1,4 @@
-"""What follows from the comparisons: p-values, tests of the whole set, a shift, and tiers."""
+"""Holds what follows from the comparisons: p-values, tests of the whole set, a shift, and tiers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,12 +63,12 @@ class AuditPool:
 
     @property
     def is_synthetic(self) -> Flags:
-        """Which images are synthetic, (m + n,)."""
+        """Says which images are synthetic, (m + n,)."""
         return np.arange(len(self.group)) < len(self.rows.twins)
 
     @cached_property
     def resembling(self) -> Flags:
-        """Which images resemble a training image as near-duplicates do, (m + n,)."""
+        """Says which images resemble a training image as near-duplicates do, (m + n,)."""
         return np.concatenate([self.rows.resembling, self.null.resembling])
 
     @cached_property
@@ -195,8 +195,8 @@ def pooled(
     """Puts synthetic and held-out images together.
 
     Args:
-        rows: Of the synthetic images.
-        null: Of the held-out images.
+        rows: Rows of the synthetic images.
+        null: Null of the held-out images.
         links: Pairs of images that belong together, the synthetic ones first, int64 (l, 2).
         strata: Class of each, the synthetic ones first, int64 (m + n,).
         dropped: Training images to which others were equal that were set aside, int64 (k,).
@@ -272,7 +272,7 @@ def contest_of(
 
 
 def summary(competition: Competition) -> dict[str, JSON]:
-    """What a report says of the contest."""
+    """Returns what a report says of the contest."""
     return {
         "clusters": competition.num_clusters,
         "targets": competition.targets,
@@ -311,7 +311,7 @@ def shift_of(synthetic: Matches, null: Matches | None, p: NDArray[np.float64]) -
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """What the hold-out says of every row and of all rows together."""
+    """Describes what the hold-out says of every row and of all rows together."""
 
     p: NDArray[np.float64]
     """p-values of the rows, (m,)."""

@@ -20,7 +20,8 @@ _AT_ONCE = 4096
 def near_rmse(
     pixels: Pixels, train: Pixels, rows: Indices, flipped: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """As `rmse`, but infinite where some of the pixels alone differ by more than `NEAR_RMSE`.
+    """Returns the `rmse`, but infinity where some of the pixels alone differ by more than
+    `NEAR_RMSE`.
 
     The squares of some differences are no more than those of all, and few images pass.
     """

@@ -66,7 +66,7 @@ class Discrimination:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """What is recognized where few others are taken for members."""
+    """Describes what is recognized where few others are taken for members."""
 
     false_positives: int
     """Other images above the threshold, which is set so that these are at most 1 %."""
@@ -132,7 +132,7 @@ def auc_interval(scores: Doubles, member: Flags, group: Indices) -> tuple[float,
 
 
 def _share_below(sorted_values: Doubles, values: Doubles) -> Doubles:
-    """Which share of some values is below each of others; equal ones count by half."""
+    """Says which share of some values is below each of others; equal ones count by half."""
     left = np.searchsorted(sorted_values, values, "left")
     return (left + np.searchsorted(sorted_values, values, "right")) / (2 * len(sorted_values))
 
@@ -157,7 +157,9 @@ def permutation_p_value(scores: Doubles, division: Division, *, seed: int) -> fl
 
 
 def operating_point(scores: Doubles, member: Flags, rate: float = 0.01) -> OperatingPoint | None:
-    """What is recognized at a false positive rate; `None` where there are too few others for it."""
+    """Returns what is recognized at a false positive rate; `None` where there are too few others
+    for it.
+    """
     others, threshold = scores[~member], threshold_at(scores[~member], rate)
     if threshold is None:
         return None

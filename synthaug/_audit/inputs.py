@@ -1,4 +1,6 @@
-"""What an audit compares: caches, data sets, images, features, brought to one form and checked."""
+"""Holds what an audit compares: caches, data sets, images, features, brought to one form and
+checked.
+"""
 
 import hashlib
 import os
@@ -33,7 +35,9 @@ _CHUNK = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSet:
-    """What an audit has read of one of its arguments: images or features, and their keys."""
+    """Describes what an audit has read of one of its arguments: images or features, and their
+    keys.
+    """
 
     name: str
     """The argument they came from: `synthetic`, `train` or `holdout`."""
@@ -183,10 +187,10 @@ def key_text(key: bytes) -> str:
 
 
 class Contents:
-    """Which different images a set holds: 32 bytes per image, so that there may be very many.
+    """Knows which different images a set holds: 32 bytes per image, so that there may be very many.
 
     Args:
-        keys: Of the images.
+        keys: Keys of the images.
     """
 
     distinct: Indices

@@ -34,7 +34,7 @@ from synthaug._types import JSON, Indices
 
 @dataclass(frozen=True, kw_only=True)
 class Judgment:
-    """What follows from a comparison, for every judged row and as a whole."""
+    """Describes what follows from a comparison, for every judged row and as a whole."""
 
     tier: NDArray[np.int8]
     p: NDArray[np.float64]
@@ -199,7 +199,7 @@ def _power(
     tested: Calibrated | None,
     settings: AuditSettings,
 ) -> tuple[Power, ...]:
-    """What becomes of the planted copies, kind by kind."""
+    """Returns what becomes of the planted copies, kind by kind."""
     pool, T, power = comparison.pool, sets.T, []
     planting = None
     if pool is not None and tested is not None:
@@ -238,7 +238,7 @@ def _fewest_copies(
 def _set_test(
     tested: Calibrated | None, contest: tuple[Indices, Competition] | None
 ) -> dict[str, JSON]:
-    """What a report says of the tests of all rows together."""
+    """Returns what a report says of the tests of all rows together."""
     if tested is None:
         return {}
     tests = {name: test.excess for name, test in tested.tests.items()}

@@ -167,7 +167,7 @@ class Matcher:
         }
 
     def difference(self, pixels: Pixels, row: int) -> Pixels:
-        """As `Aligner.difference`."""
+        """Works like `Aligner.difference`."""
         assert self._aligner is not None
         return self._aligner.difference(pixels, row)
 
@@ -350,7 +350,7 @@ class Matcher:
         return [aligned, self._fit_in_part(samples, near, registered), registered]
 
     def _proposed(self, near: Sequence[Near]) -> Indices:
-        """What is aligned of what was found in each space, (n, K)."""
+        """Returns what is aligned of what was found in each space, (n, K)."""
         spaces = near[: self._of_images]
         return without_repeats(np.hstack([space.ids[:, :PROPOSED] for space in spaces]))
 

@@ -364,7 +364,7 @@ def _by_class(
 
 
 def _identity(synthesizer: AbstractSynthesizer) -> dict[str, JSON]:
-    """What a report says of the model."""
+    """Returns what a report says of the model."""
     recipe = synthesizer.recipe()
     return {name: recipe[name] for name in ("synthesizer", "weights") if name in recipe}
 

@@ -41,7 +41,7 @@ class ClassMembership:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MembershipReport(VerdictReport):
-    """What a membership test found; made by `synthaug.membership`.
+    """Describes what a membership test found; made by `synthaug.membership`.
 
         report.verdict, report.reasons     # "pass", "fail" or "not interpretable", and why
         report.told.auc, report.told.interval, report.p_value
@@ -228,7 +228,7 @@ def judge(
         told: How well losses tell the sets apart.
         reference: How well a classifier does that never saw the model.
         point: What is recognized at 1 % false positives.
-        p_value: Of both tests of the losses together.
+        p_value: The p-value of both tests of the losses together.
         level: At which it rejects.
         random_split: What the caller says of the sets.
         other_images: Whether the model's record names other training images than `train`.

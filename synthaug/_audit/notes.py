@@ -1,4 +1,5 @@
-"""What audits know of images and keep beside them, in FILE.audit.json, for the audits to come.
+"""Holds what audits know of images and keep beside them, in FILE.audit.json, for the audits to
+come.
 
 That are the scores of rows that were withdrawn from a cache, whose images are erased: without them
 the next audit could not rank what was drawn. And the pairs that a person found harmless, which
@@ -28,7 +29,7 @@ _PATIENCE = 60.0  # seconds: nobody writes for longer
 
 @dataclass(frozen=True, kw_only=True)
 class KeptScores:
-    """What an audit measured of n rows that were withdrawn."""
+    """Describes what an audit measured of n rows that were withdrawn."""
 
     basis: dict[str, JSON]
     """What the scores rest on. Only with images that have the same basis can they be ranked."""
@@ -58,7 +59,7 @@ class KeptScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:
-    """What is kept beside audited images."""
+    """Describes what is kept beside audited images."""
 
     withdrawn: tuple[KeptScores, ...] = ()
     accepted: tuple[Acceptance, ...] = ()
@@ -122,7 +123,7 @@ def add_notes(images: Any, notes: Notes) -> None:
     """Adds to the notes beside images. Processes that do so at once take turns.
 
     Args:
-        images: As in `notes_path`.
+        images: Same as in `notes_path`.
         notes: What is new.
 
     Raises:

@@ -169,7 +169,9 @@ def _picture(pair: Mapping[str, JSON], key: str) -> str | None:
 
 
 def _acceptable(pair: Mapping[str, JSON]) -> str:
-    """What the file of accepted pairs says of a pair; "" for one that cannot be accepted."""
+    """Returns what the file of accepted pairs says of a pair; "" for one that cannot be
+    accepted.
+    """
     digests = [pair.get(name) for name in ("digest", "train_digest")]
     if not pair.get("tier") or not all(_DIGEST.fullmatch(str(digest)) for digest in digests):
         return ""

@@ -40,7 +40,7 @@ the rows if that is more; of few rows never more than the largest share."""
 
 
 def power_without_holdout(kind: Disturbance, planted: Matches, found: float) -> Power:
-    """What becomes of planted copies where only equal pixels are looked for."""
+    """Returns what becomes of planted copies where only equal pixels are looked for."""
     share = float(planted.near_equal.mean())
     seen = 1 if share >= SURE else None
     return Power(
@@ -76,13 +76,13 @@ class Planting:
         ]
 
     def power(self, kind: Disturbance, planted: Matches, found: float, number: int) -> Power:
-        """What becomes of copies of one kind.
+        """Returns what becomes of copies of one kind.
 
         Args:
             kind: How they were changed.
             planted: How close they come to the training images.
             found: Share of them whose nearest training image is the original.
-            number: Of the kind, for the draws.
+            number: Number of the kind, for the draws.
         """
         members = [np.ones(len(planted.twins), bool), ~planted.resembling]
         values = [test.of(planted, m) for test, m in zip(self._tests, members, strict=True)]

@@ -21,7 +21,7 @@ class Rectangle:
 
     @property
     def suffix(self) -> str:
-        """What to add to the name of a space; nothing for whole images."""
+        """Returns what to add to the name of a space; nothing for whole images."""
         return "" if self == WHOLE else f", {self.name}"
 
     def of(self, pixels: Pixels) -> Pixels:

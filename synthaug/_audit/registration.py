@@ -112,7 +112,7 @@ def follow(
 
     Args:
         queries: float64 (n, C, h, w) in [0, 1].
-        references: As many, of the same shape.
+        references: The same number of images, of the same shape.
         maps: To start from, (n, 2, 3).
         steps: How many are taken.
         weigh: Which pixels count how much after the first step; all the same by default.
@@ -179,7 +179,7 @@ def _recolored(both: Tensor, channels: int, weight: Tensor) -> tuple[Tensor, Ten
         both: The basis and then the queries, (n, K + C, h w). The last row of the basis is one, so
             that its sums are those of weights and of queries.
         channels: C.
-        weight: Of the pixels, (n, h w).
+        weight: Weight of the pixels, (n, h w).
     """
     k = both.shape[1] - channels
     sums = (both * weight[:, None]) @ both.transpose(1, 2)

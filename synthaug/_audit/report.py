@@ -79,7 +79,7 @@ _MAX_ROWS = 2**31
 @spreading(*_SPREAD)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AuditReport(VerdictReport):
-    """What an audit found; made by `synthaug.audit`.
+    """Describes what an audit found; made by `synthaug.audit`.
 
         report.verdict, report.reasons     # "pass", "fail" or "inconclusive", and why
         report.flagged                     # row numbers that are too close to a training image
@@ -225,7 +225,7 @@ class AuditReport(VerdictReport):
 
     @property
     def _may_be_served(self) -> NDArray[np.bool_]:
-        """Which of the judged rows are clear, or given free."""
+        """Says which of the judged rows are clear, or given free."""
         free = [row for acceptance in self.accepted if acceptance.serve for row in acceptance.rows]
         return (self.of_judged("tier") == CLEAR) | np.isin(self.judged, free)
 

@@ -6,7 +6,7 @@ Way = Literal["distances", "membership", "canaries"]
 
 
 class Scope(NamedTuple):
-    """What one way asks, and how far its answer reaches."""
+    """Describes what one way asks, and how far its answer reaches."""
 
     question: str
     how: str

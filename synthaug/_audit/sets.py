@@ -30,7 +30,7 @@ class AuditSets:
     """Neighbors that a score looks at."""
 
     def facts(self, index: str) -> dict[str, JSON]:
-        """What a report says of the sets and of how they are compared: what scores rest on.
+        """Returns what a report says of the sets and of how they are compared: what scores rest on.
 
         Args:
             index: How neighbors are searched.

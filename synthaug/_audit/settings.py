@@ -1,4 +1,4 @@
-"""What an audit was asked for, checked before any image is read."""
+"""Holds what an audit was asked for, checked before any image is read."""
 
 import platform
 import shlex
@@ -73,7 +73,7 @@ class AuditSettings:
         return k
 
     def command(self, k: int, sets: Sequence[AuditSet]) -> str:
-        """What reproduces the audit: a line for the shell if everything has a name there.
+        """Returns what reproduces the audit: a line for the shell if everything has a name there.
 
         Args:
             k: Neighbors that the score looks at.

@@ -17,7 +17,7 @@ class Spread:
     """An array with a value for every row, made when it is asked for: most have none.
 
     Args:
-        values: Of the rows that have one, (n, ...).
+        values: Values of the rows that have one, (n, ...).
         rows: Their numbers, ascending, (n,).
         total: Rows in all.
         missing: The value of all others.

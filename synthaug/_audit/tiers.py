@@ -1,4 +1,6 @@
-"""What an audit says: a verdict on all rows, the tier of each, and what it would have noticed."""
+"""Holds what an audit says: a verdict on all rows, the tier of each, and what it would have
+noticed.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +18,7 @@ FLAGGED = (EXACT, CALIBRATED, COMPETED)
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """What became of planted copies of one kind."""
+    """Describes what became of planted copies of one kind."""
 
     kind: str
     """How the copies differ from their originals."""

@@ -1,4 +1,4 @@
-"""What the numbers amount to: the verdict, and the sentences that explain it.
+"""Holds what the numbers amount to: the verdict, and the sentences that explain it.
 
 A verdict of "pass" is a statement about what the audit could have seen, so it needs three things:
 no row flagged, no sign of copies among all rows together, and planted copies that were noticed. It
@@ -54,7 +54,9 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What an audit found: numbers of rows, and how the synthetic images lie as a whole."""
+    """Describes what an audit found: numbers of rows, and how the synthetic images lie as a
+    whole.
+    """
 
     exact: int
     """Rows with equal or nearly equal pixels, for which the hold-out gives no reason."""
@@ -112,7 +114,7 @@ def judge(
         power: What became of the planted copies.
         missing: Classes of synthetic images that are not held out.
         fdr: False discovery rate.
-        level: Of the tests of all rows together.
+        level: Level of the tests of all rows together.
 
     Returns:
         The verdict, and sentences of which the first one alone suffices.

@@ -1,4 +1,6 @@
-"""What the reports of all three ways to ask whether training images are kept have in common."""
+"""Holds what the reports of all three ways to ask whether training images are kept have in
+common.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +52,7 @@ class VerdictReport(Report):
 
     @property
     def title(self) -> str:
-        """What the verdict means, in a few words."""
+        """Returns what the verdict means, in a few words."""
         return f"{self._TITLE}: {self._MEANINGS[self.verdict]}"
 
     def _said(self) -> list[Part]:

@@ -36,7 +36,7 @@ _BASIS = (
 def _basis(
     settings: Mapping[str, JSON], identity: Mapping[str, JSON], made_by: Mapping[str, JSON]
 ) -> dict[str, JSON]:
-    """What scores rest on: settings, weights, and the version that computed them."""
+    """Returns what scores rest on: settings, weights, and the version that computed them."""
     basis = {name: settings[name] for name in _BASIS}
     return {**basis, "weights": identity.get("weights"), "synthaug": made_by.get("synthaug")}
 
@@ -174,11 +174,11 @@ def with_withdrawn(links: Indices, S: AuditSet, withdrawn: Withdrawn) -> Indices
 
 
 def kept_scores(report: Any, plan: Plan, rows: Indices) -> KeptScores:
-    """What a report says of some rows, for `withdrawn_of`.
+    """Returns what a report says of some rows, for `withdrawn_of`.
 
     Args:
         report: An `AuditReport`.
-        plan: Of its cache.
+        plan: Plan of its cache.
         rows: Row numbers.
     """
     group = report.at("group", rows)

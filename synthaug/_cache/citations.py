@@ -18,7 +18,7 @@ from synthaug.synthesizers._registry import METHODS
 
 @dataclass(frozen=True)
 class _Facts:
-    """What a recipe and a plan say, without their nesting."""
+    """Describes what a recipe and a plan say, without their nesting."""
 
     methods: tuple[Method, ...]
     """Those of the synthesizers that are named."""
@@ -115,7 +115,7 @@ _RULES: list[tuple[Callable[[_Facts], bool], Paper]] = [
 
 
 class Cache(Protocol):
-    """What is asked of a cache."""
+    """Describes what is asked of a cache."""
 
     @property
     def manifest(self) -> Mapping[str, Any]:

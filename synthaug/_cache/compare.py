@@ -1,4 +1,4 @@
-"""What two caches differ in, value by value."""
+"""Finds what two caches differ in, value by value."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +58,9 @@ def listed(rows: Any) -> str:
 
 
 def _binding(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a manifest decides the images; the rest may change between two runs of a job."""
+    """Returns what of a manifest decides the images; the rest may change between two runs of a
+    job.
+    """
     source = manifest["source"]
     if isinstance(source, Mapping) and "fingerprint" in source:  # a folder may be moved
         source = {"fingerprint": source["fingerprint"]}

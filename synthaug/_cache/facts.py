@@ -17,7 +17,7 @@ from synthaug._support.arguments import check_whole
 
 
 def info(cache: SynthCache) -> dict[str, Any]:
-    """What a cache holds and how it was made, as JSON.
+    """Returns what a cache holds and how it was made, as JSON.
 
     Returns:
         "path", "bytes", "image_shape", "rows", "states" (rows per state), "classes" (per class the
@@ -126,7 +126,7 @@ def _named(license: Any, key: str) -> str:
 
 
 def _named_values(what: str, values: Any) -> dict[str, Any]:
-    """What a recipe says, which only we write as names and values."""
+    """Returns what a recipe says, which only we write as names and values."""
     if isinstance(values, dict):
         return {f"{what} {name}": value for name, value in values.items()}
     return {} if values is None else {what: values}

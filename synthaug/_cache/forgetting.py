@@ -41,7 +41,7 @@ _ALWAYS = (
 
 
 class Forgotten(dict[Path, int]):
-    """Of each place how many images made from the sources were found there and are erased now."""
+    """Counts, by place, the images made from the sources that were found and are erased."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,7 +42,9 @@ _LIBRARIES = ("synthaug", "torch", "diffusers", "numpy", "h5py")
 
 
 class State(IntEnum):
-    """What a row of a cache is. PENDING becomes DONE when it is written; both become WITHDRAWN."""
+    """Names the states of a row. PENDING becomes DONE when it is written; both become
+    WITHDRAWN.
+    """
 
     PENDING = 0
     """Not generated yet."""
@@ -75,7 +77,7 @@ def data_sets(
         rows: N.
         image_shape: (C, H, W).
         parameters: dtype of each plan column other than `label`.
-        version: Of the format.
+        version: Version of the format.
     """
     # One for the image of each row, and one for each real image that a row may derive from.
     tombstones = rows * (1 + sum(name.endswith("_key") for name in parameters))

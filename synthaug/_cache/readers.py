@@ -56,7 +56,7 @@ class Reader(Protocol):
         ...
 
     def intact(self, rows: Indices) -> NDArray[np.bool_]:
-        """Which of `rows` match their checksum."""
+        """Says which of `rows` match their checksum."""
         ...
 
     def recorded(self, fd: int, rows: Indices) -> NDArray[np.uint32]:

@@ -79,7 +79,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class CacheContents:
-    """What a cache file holds besides pixels, states and checksums."""
+    """Describes what a cache file holds besides pixels, states and checksums."""
 
     path: Path
     file_id: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Which synthetic images may be served: those that are done, and that the audit passed.
+"""Says which synthetic images may be served: those that are done, and that the audit passed.
 
 Shared by everything that hands synthetic images to a training loop. What an audit did not clear is
 said aloud, once per process and cache: images that may be copies are never served silently.
@@ -28,7 +28,7 @@ _warned: set[str] = set()
 
 @runtime_checkable
 class SyntheticImages(Protocol):
-    """What serving needs of a cache."""
+    """Describes what serving needs of a cache."""
 
     @property
     def labels(self) -> Labels:
@@ -42,7 +42,7 @@ class SyntheticImages(Protocol):
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """Which rows can be read, bool (N,)."""
+        """Says which rows can be read, bool (N,)."""
         ...
 
     @property
@@ -52,7 +52,7 @@ class SyntheticImages(Protocol):
 
     @property
     def identity(self) -> dict[str, JSON]:
-        """What a report about these images names."""
+        """Returns what a report about these images names."""
         ...
 
     def read(self, indices: ArrayLike) -> Pixels:
@@ -75,13 +75,13 @@ class Traced(Protocol):
     """Images of which each says where it comes from."""
 
     def provenance(self, row: int) -> dict[str, Any]:
-        """What is known of the image of one row."""
+        """Returns what is known of the image of one row."""
         ...
 
 
 @runtime_checkable
 class Verdicts(Protocol):
-    """What serving needs of an audit's report."""
+    """Describes what serving needs of an audit's report."""
 
     @property
     def identity(self) -> dict[str, JSON]:
@@ -90,18 +90,18 @@ class Verdicts(Protocol):
 
     @property
     def passed(self) -> NDArray[np.bool_]:
-        """Which rows may be served, bool (N,)."""
+        """Says which rows may be served, bool (N,)."""
         ...
 
     @property
     def verdict(self) -> str:
-        """What the audit ended with: "pass", "fail" or "inconclusive"."""
+        """Returns what the audit ended with: "pass", "fail" or "inconclusive"."""
         ...
 
 
 @runtime_checkable
 class Scored(Protocol):
-    """What serving needs of a report that scores images."""
+    """Describes what serving needs of a report that scores images."""
 
     @property
     def identity(self) -> dict[str, JSON]:
@@ -115,14 +115,14 @@ class Scored(Protocol):
 
     @property
     def score_name(self) -> str:
-        """What it scores, for people."""
+        """Returns what it scores, for people."""
         ...
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Servable:
-    """Which rows of a cache may be served, and what an audit said about them."""
+    """Says which rows of a cache may be served, and what an audit said about them."""
 
     mask: NDArray[np.bool_]
     """Rows that are done and passed, bool (N,)."""
@@ -141,7 +141,7 @@ class Servable:
 
 
 def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servable:
-    """Which rows may be served.
+    """Says which rows may be served.
 
     Logs a warning if there was no audit, or if it did not end with a pass.
 
@@ -261,7 +261,7 @@ def passed_too(report: Verdicts, identity: dict[str, JSON], name: str) -> NDArra
 
     Args:
         report: The audit.
-        identity: Of the images that were judged otherwise.
+        identity: Identity of the images that were judged otherwise.
         name: That judgment, for a message: "label check".
 
     Raises:
@@ -284,7 +284,7 @@ def check_identity(
 
     Args:
         synthetic: A cache.
-        report: Of these images, if all is well.
+        report: Report of these images, if all is well.
         name: What a message calls it, at the head of a sentence.
         remedy: What it says is to be done.
 

@@ -1,4 +1,4 @@
-"""What a cache shows of itself: text, and a few of its images in a notebook."""
+"""Holds what a cache shows of itself: text, and a few of its images in a notebook."""
 
 from collections.abc import Mapping
 from pathlib import Path

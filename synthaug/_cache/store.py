@@ -186,7 +186,7 @@ class SynthCache(Dataset[Any]):
         Raises:
             MismatchError: The file belongs to another plan, recipe, source data or image
                 shape. Lists the first differences with both values. Library versions may differ.
-            CacheError: As `create` and `SynthCache`.
+            CacheError: Under the same conditions as `create` and `SynthCache`.
         """
         refuse_remote(path)
         target = Path(path).absolute()
@@ -494,12 +494,12 @@ class SynthCache(Dataset[Any]):
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """Which rows can be read now, bool (N,)."""
+        """Says which rows can be read now, bool (N,)."""
         return self._mask(State.DONE)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What an audit report must match: plan digest, weights digests, number of rows."""
+        """Returns what an audit report must match: plan digest, weights digests, number of rows."""
         weights = self.manifest["recipe"].get("weights", {})
         return {"plan_digest": self.plan_digest, "weights": weights, "rows": len(self)}
 

@@ -34,7 +34,7 @@ class AbstractStoredRows(AbstractRows):
         path: The file.
         file_id: Device and inode.
         size: Bytes of the file.
-        dtypes: Of every column.
+        dtypes: Dtypes of every column.
         length: Rows.
     """
 

@@ -1,4 +1,4 @@
-"""What filling a cache asks of a synthesizer, and what it may say about itself besides."""
+"""Holds what filling a cache asks of a synthesizer, and what it may say about itself besides."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -27,7 +27,9 @@ class Synthesizer(Protocol):
 
 @dataclass(frozen=True)
 class Declared:
-    """What a synthesizer says about itself beyond `Synthesizer`; `None` where it says nothing."""
+    """Describes what a synthesizer says about itself beyond `Synthesizer`; `None` where it says
+    nothing.
+    """
 
     classes: tuple[str, ...] | None
     """Names of the classes that it draws."""
@@ -65,7 +67,8 @@ def as_recorded(synthesizer: Any, recipe: Mapping[str, Any]) -> Any:
 
 
 def texts_of(row: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """What the numbers of a row stand for: its prompts, as `{"texts": {"prompt": "a cat"}}`.
+    """Returns what the numbers of a row stand for: its prompts, as `{"texts": {"prompt": "a
+    cat"}}`.
 
     Args:
         row: A row of a plan.

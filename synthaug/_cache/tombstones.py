@@ -1,4 +1,4 @@
-"""What a cache has forgotten, and how that is recognized in another place.
+"""Holds what a cache has forgotten, and how that is recognized in another place.
 
 A tombstone is a content key (`_pixels.digest`): of a real image that was forgotten, or of a
 synthetic image that was erased. What has such a key, or derives from an image that has it, is
@@ -31,5 +31,5 @@ def source_keys_of(plan: Plan) -> NDArray[np.uint64]:
 
 
 def content_keys(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Of every image, uint8 (n, C, H, W) -> uint64 (n,)."""
+    """Hashes every image, uint8 (n, C, H, W) -> uint64 (n,)."""
     return np.array([digest(image) for image in torch.from_numpy(images)], np.uint64)

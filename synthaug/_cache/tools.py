@@ -176,7 +176,7 @@ def copy_rows(
 
 
 def _read_done(cache: SynthCache, rows: Indices) -> tuple[Indices, Pixels]:
-    """Those of `rows` that are done, and their pixels: some may be withdrawn meanwhile."""
+    """Returns the `rows` that are done, and their pixels: some may be withdrawn meanwhile."""
     while True:
         rows = rows[cache.state_of(rows) == State.DONE]
         with suppress(CachePendingError):

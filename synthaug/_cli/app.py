@@ -247,7 +247,7 @@ class _Announcement:
         self._module = module
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """What Python asks every finder before it loads a module."""
+        """Returns what Python asks every finder before it loads a module."""
         del path, target
         if name == self._module:
             print(f"synthaug: loading {name} ...", file=sys.stderr, flush=True)

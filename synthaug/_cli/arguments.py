@@ -1,4 +1,4 @@
-"""What several commands do with their arguments."""
+"""Holds what several commands do with their arguments."""
 
 import json
 import shlex
@@ -35,7 +35,7 @@ def next_audit(cache: str, train: str | None = None) -> str:
 def verdicts(
     cache: Any, *, audit: str | None, labels: str | None = None, selection: str | None = None
 ) -> Any:
-    """Which images of a cache may be served, by the files that were written about it.
+    """Says which images of a cache may be served, by the files that were written about it.
 
     Args:
         cache: The cache.

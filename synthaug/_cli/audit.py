@@ -126,7 +126,8 @@ def audit(
 
 
 def _next(report: Any, call: Call, out: str) -> str:
-    """What to do with judged images: mix those that the audit lets through, if they are a cache.
+    """Returns what to do with judged images: mix those that the audit lets through, if they are a
+    cache.
 
     After an inconclusive audit they are looked at before anything else is done with them.
     """

@@ -1,4 +1,4 @@
-"""What a command is called with, and what it answers."""
+"""Holds what a command is called with, and what it answers."""
 
 import json
 import shlex
@@ -61,7 +61,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a command found or made."""
+    """Describes what a command found or made."""
 
     record: Mapping[str, Any]
     """JSON for programs (`--json`); docs/command_line.md lists its keys."""

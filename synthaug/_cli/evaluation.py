@@ -209,7 +209,7 @@ def evaluate(
 
 
 def _decided(table: Any) -> str:
-    """Which arm a user would take, in one sentence."""
+    """Says which arm a user would take, in one sentence."""
     gains = {name: table.difference(name) for name in table.arm_names if name != table.baseline}
     best = max(gains, key=lambda name: gains[name].mean, default=None)
     if best is None or gains[best].mean <= 0:

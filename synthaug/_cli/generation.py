@@ -77,7 +77,7 @@ class PipelineOptions:
             '{"image": "edges"}' for a ControlNet. Known are source, edges and box.
         row_by_row: Call the pipeline for each image alone: where its images depend on the others
             of a call.
-        arguments: Of every call of the pipeline, such as '{"height": 512}'.
+        arguments: Arguments of every call of the pipeline, such as '{"height": 512}'.
         variant: Weights of this name where there are any, such as fp16.
         lora: A .safetensors file with low-rank adapters, which are merged into the weights.
         offload: Keep the networks in the memory of the CPU, and move each to the GPU while it
@@ -128,7 +128,7 @@ class SeedOptions:
     seed: int = PLAN.seed
 
     def given(self, *options: str) -> dict[str, Any]:
-        """Those of these options that were given; `none` as the value None."""
+        """Returns the options that were given; `none` as the value None."""
         stated = {name: vars(self)[name] for name in options if vars(self)[name] is not None}
         return {name: None if value == "none" else value for name, value in stated.items()}
 
@@ -191,7 +191,7 @@ if TYPE_CHECKING:
         NetworkOptions,
         SeedOptions,
     ):
-        """What is always there; the other options are those that synthesizers declare."""
+        """Describes what is always there; the other options are those that synthesizers declare."""
 
 else:
     PlanOptions = make_dataclass(

@@ -26,7 +26,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
-    """What is tried.
+    """The candidates.
 
     Args:
         checkpoint: Generators that are trained already: directories in diffusers layout, or

@@ -114,7 +114,7 @@ class ExtractorOptions:
     device: str | None = None
 
     def extractor(self, name: str | None, option: str = "--features") -> Any:
-        """What `--features`, or another option, names."""
+        """Returns what `--features`, or another option, names."""
         from synthaug._support.devices import choose_device
         from synthaug.features import NAMES, named
 
@@ -170,8 +170,8 @@ class RayOptions:
     """On a Ray cluster, with --engine ray.
 
     Args:
-        ray_address: Of a running cluster; by default RAY_ADDRESS, else one that runs on this
-            machine, else a new one on this machine.
+        ray_address: Address of a running cluster; by default RAY_ADDRESS, else one that runs on
+            this machine, else a new one on this machine.
         actors: Number of actors; by default as many as there is room for.
         num_cpus: Processors of each actor; by default one.
         num_gpus: GPUs of each actor, such as 0.5; by default one if the cluster has GPUs.

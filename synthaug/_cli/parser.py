@@ -93,7 +93,9 @@ def _fields(kind: Any) -> Iterator[Argument]:
 
 @cache
 def texts(documented: Any) -> dict[str, str]:
-    """What a docstring says of arguments, or of fields, which may have docstrings of their own."""
+    """Returns what a docstring says of arguments, or of fields, which may have docstrings of their
+    own.
+    """
     from docstring_parser import parse_from_object
 
     own = {
@@ -186,7 +188,9 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
-        """What the words give, by name; unknown options are refused with the nearest known one."""
+        """Returns what the words give, by name; unknown options are refused with the nearest known
+        one.
+        """
         given, unknown = self.parse_known_args(words)
         if not unknown:
             return vars(given)
@@ -340,18 +344,18 @@ def _choices(kind: Any) -> list[Any]:
 
 
 def metavar(kind: Any, name: str) -> str:
-    """What stands for a value on a help page: `FLOAT,...` where several may be given."""
+    """Returns what stands for a value on a help page: `FLOAT,...` where several may be given."""
     shown = [form for form, _ in _forms(kind, name.rpartition("_")[2].upper())]
     return "|".join(form for form in dict.fromkeys(shown) if f"{form},..." not in shown)
 
 
 def described(kind: Any) -> str:
-    """What a value must be, for a message: "a number or several numbers ..."."""
+    """Returns what a value must be, for a message: "a number or several numbers ..."."""
     return " or ".join(text for _, text in _forms(kind))
 
 
 def _forms(kind: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """What stands for each type of a union on a help page, and in a message."""
+    """Returns what stands for each type of a union on a help page, and in a message."""
     for one in _choices(kind):
         origin, inner = get_origin(one), [*map(str, get_args(one))]
         if origin is Literal:

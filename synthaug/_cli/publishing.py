@@ -1,4 +1,4 @@
-"""What commands do with a report."""
+"""Holds what commands do with a report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,6 +44,8 @@ def published(
 def published_verdict(
     report: Any, call: Call, out: str, record: Mapping[str, Any], **how: Any
 ) -> Result:
-    """As `published`, for a `VerdictReport`: its verdict is told first, and is the exit code."""
+    """Works like `published`, for a `VerdictReport`: its verdict is told first, and is the exit
+    code.
+    """
     told = {"verdict": report.verdict, "reasons": list(report.reasons), **record}
     return published(report, call, out, told, code=report.exit_code, **how)

@@ -17,7 +17,7 @@ QUALITY = defaults("evaluation._quality:score_quality")
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """What is compared.
+    """Images and features.
 
     Args:
         features: What is measured in: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
@@ -81,7 +81,7 @@ class DensityOptions(ScoringOptions):
 
     Args:
         structure: One covariance per class, one for all, or variances alone.
-        estimator: Of covariances; empirical needs more images of a class than dimensions.
+        estimator: Estimator of covariances; empirical needs more images of a class than dimensions.
         components: Projects the features on so many principal components first.
         k: Neighbors of AvgkNN and LOF.
     """
@@ -134,7 +134,7 @@ class QualityOptions(ScoringOptions):
         images: Images of each set; by default as many as all of them have.
         k: Neighbors of precision, recall, density and coverage.
         force: Take the Fréchet distance of fewer images than twice the features.
-        seed: Of the choice of the images.
+        seed: Seed of the choice of the images.
     """
 
     classifier: str | None = QUALITY.classifier

@@ -31,7 +31,7 @@ class RuleOptions:
         trust_torchscript: Run torchscript:FILE, a program that can read and write your files.
         runs: How often the classifiers of label and useful are trained.
         folds: Parts of the real images; no classifier judges an image whose source it learned from.
-        seed: Of classifiers and lots.
+        seed: Seed of classifiers and lots.
     """
 
     keep: int | float = SELECT.keep

@@ -34,7 +34,7 @@ def split(
         files: For the folder.
         test: Share of the images of every class that goes to OUT/test.
         link: Make symbolic links in place of copies.
-        seed: Of the choice.
+        seed: Seed of the choice.
     """
     import numpy as np
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     SearchOptions: TypeAlias = Any
 
     class GridOptions:
-        """What synthesizers declare."""
+        """Describes what synthesizers declare."""
 
 else:
     SearchOptions = config_options("The comparison", SweepConfig, without=("classifiers",))
@@ -47,8 +47,8 @@ class ChoiceOptions:
         guidance: Guidance scales of the second stage; low ones by default.
         validation: Images to choose by: neither training images nor test images.
         test: Test images, only to see that they share no image with the validation split.
-        features: Of the Fréchet distance: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
-            spectrum; by default those of a classifier trained on REAL.
+        features: Features of the Fréchet distance: torchscript:FILE, torchvision:NAME, timm:NAME,
+            pixels or spectrum; by default those of a classifier trained on REAL.
         trust_torchscript: Run torchscript:FILE, a program that can read and write your files.
         out: Writes OUT.html, OUT.json and OUT.png, and keeps everything it made in the directory
             OUT.

@@ -58,7 +58,7 @@ class TrainingRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a training made, and what to say about it."""
+    """Describes what a training made, and what to say about it."""
 
     model: Any
     result: Any
@@ -301,7 +301,7 @@ def train(
 
 
 def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> Result:
-    """What was trained is recorded, shown and, if snapshots are scored, chosen from."""
+    """Returns what was trained is recorded, shown and, if snapshots are scored, chosen from."""
     from accelerate import PartialState
 
     from synthaug._training.checkpoints import record_command

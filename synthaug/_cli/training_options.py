@@ -1,4 +1,6 @@
-"""What a training can be asked for, in parts: each is for one method, or shared by several."""
+"""Holds what a training can be asked for, in parts: each is for one method, or shared by
+several.
+"""
 
 from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -147,7 +149,8 @@ class ColdOptions:
     Args:
         degradation: What it undoes: blur, inpainting, super-resolution, snow, decolorization,
             animorphosis or noise.
-        degradation_settings: Those that differ from its defaults, for example '{"num_levels": 20}'.
+        degradation_settings: Settings that differ from its defaults, for example
+            '{"num_levels": 20}'.
         color_components: Gaussians in the mixture of colors that cold generation starts from.
         others: The images of another set that animorphosis turns images into.
     """

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a job is this process's own."""
+    """Says which part of a job is this process's own."""
 
     index: int
     """From 0."""

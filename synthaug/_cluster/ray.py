@@ -36,8 +36,8 @@ class RayEngine:
         synthaug.generate(synthesizer, plan, "cifar.h5", engine=RayEngine(num_gpus=0.5))
 
     Args:
-        address: Of a running cluster. By default that of RAY_ADDRESS, else one that runs on this
-            machine, else a new one on this machine alone, which ends with the job.
+        address: Address of a running cluster. By default that of RAY_ADDRESS, else one that runs
+            on this machine, else a new one on this machine alone, which ends with the job.
         actors: Number of actors; by default as many as the cluster has room for.
         num_cpus: Processors of each actor.
         num_gpus: GPUs of each actor; a fraction lets several share one. By default 1 if the cluster
@@ -85,7 +85,7 @@ def cluster(address: str | None = None) -> Iterator[tuple[Any, bool]]:
     A connection that was there before is used and kept.
 
     Args:
-        address: As in `RayEngine`.
+        address: Same as in `RayEngine`.
 
     Raises:
         ImportError: Ray is not installed.
@@ -158,7 +158,7 @@ def capacity(ray: Any, needs: Mapping[str, float]) -> int:
 
 
 def room(ray: Any, needs: Mapping[str, float]) -> str:
-    """What an actor needs, and what there is."""
+    """Returns what an actor needs, and what there is."""
     there, free = ray.cluster_resources(), ray.available_resources()
     resources = ", ".join(
         f"{n:g} {name} (the cluster has {there.get(name, 0):g}, free {free.get(name, 0):g})"
@@ -293,15 +293,17 @@ class ActorPool:
     def map(
         self, items: Sequence[T], call: Callable[[Any, T], Any], *, tries: int = 3
     ) -> list[Any]:
-        """What the calls return, in the order of their items; those of lost actors are repeated.
+        """Returns what the calls return, in the order of their items; those of lost actors are
+        repeated.
 
         Args:
             items: What to do.
-            call: As in `run`.
+            call: See `run`.
             tries: How many actors an item may lose.
 
         Raises:
-            EngineError: As `run`, and for an item that has lost that many.
+            EngineError: Under the same conditions as `run`, and for an item that has lost that
+                many.
             Exception: What a call raised.
         """
         queue, losses, values = deque(range(len(items))), Counter[int](), dict[int, Any]()

@@ -72,7 +72,7 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]], BatchSampler):
             batch_size: Images per batch.
             synthetic_per_batch: How many of them are synthetic, in [0, batch_size); or a function
                 of the epoch, such as `mixing.Linear(0, 64, epochs=10)`, which is rounded.
-            seed: Of the order.
+            seed: Seed of the order.
             drop_last: Leaves a shorter last batch away, and so the real images in it.
             num_replicas: Processes that share an epoch.
             rank: Which of them this is.

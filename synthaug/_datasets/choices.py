@@ -1,4 +1,4 @@
-"""Which synthetic image, if any, each index gives in an epoch.
+"""Says which synthetic image, if any, each index gives in an epoch.
 
 The choices of a whole epoch are drawn at once into a table, by each process for itself, the first
 time it sees the epoch; the table is a pure function of the arguments and the epoch. So it does not
@@ -40,11 +40,11 @@ class Choices:
         """Sorts both sides by class.
 
         Args:
-            labels: Of the real images.
+            labels: Labels of the real images.
             rows: Rows of the cache that are served, of each class, ascending.
             shares: Probability of a replacement, or number of appended images, by class and epoch.
             draw: How to draw within a class.
-            seed: Of all draws.
+            seed: Seed of all draws.
             mode: "replace" or "append".
         """
         self._labels, self._shares, self._draw = labels, shares, draw

@@ -76,7 +76,7 @@ class Drawing:
         """Images, uint8 (C, H, W), drawn if need be. Do not write to them.
 
         Args:
-            rows: Of the plan, possibly repeated.
+            rows: Rows of the plan, possibly repeated.
             ahead: Have the thread go on with what will be wanted.
 
         Raises:

@@ -176,7 +176,7 @@ def row_weights(
     Args:
         weights: One number, a report, or one number per row, float (N,).
         synthetic: The cache.
-        rows: Those that may be served.
+        rows: The rows that may be served.
 
     Raises:
         ValueError: For a weight that is not in [0, 1], or another number of rows.

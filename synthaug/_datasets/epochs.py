@@ -1,4 +1,4 @@
-"""What data sets with epochs share: a counter that workers see, and views of their labels."""
+"""Holds what data sets with epochs share: a counter that workers see, and views of their labels."""
 
 from abc import abstractmethod
 from typing import Any, SupportsIndex

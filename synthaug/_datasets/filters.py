@@ -1,4 +1,4 @@
-"""Which of the synthetic images that may be served are served: by scores, one per row."""
+"""Says which of the synthetic images that may be served are served: by scores, one per row."""
 
 import math
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ class Filter(Protocol):
     """A rule that says which rows of a cache are served."""
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
-        """Which of `rows` stay, bool (n,)."""
+        """Says which of `rows` stay, bool (n,)."""
         ...
 
 
 @dataclass(frozen=True)
 class _ByThreshold:
-    """What `AtLeast` and `AtMost` share."""
+    """Describes what `AtLeast` and `AtMost` share."""
 
     _SIDE: ClassVar[str]
 
@@ -59,7 +59,7 @@ class AtLeast(_ByThreshold):
     _SIDE = "at least"
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
-        """Which of `rows` stay, bool (n,)."""
+        """Says which of `rows` stay, bool (n,)."""
         return scores_of(self.scores, synthetic, rows) >= self.threshold
 
 
@@ -70,13 +70,13 @@ class AtMost(_ByThreshold):
     _SIDE = "at most"
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
-        """Which of `rows` stay, bool (n,)."""
+        """Says which of `rows` stay, bool (n,)."""
         return scores_of(self.scores, synthetic, rows) <= self.threshold
 
 
 @dataclass(frozen=True)
 class _ByRank:
-    """What `Highest` and `Lowest` share."""
+    """Describes what `Highest` and `Lowest` share."""
 
     _SIGN: ClassVar[int]
 
@@ -90,7 +90,7 @@ class _ByRank:
         check_within("(0, 1]", share=self.share)
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
-        """Which of `rows` stay, bool (n,)."""
+        """Says which of `rows` stay, bool (n,)."""
         labels = labels_of(synthetic, rows)
         scores = self._SIGN * scores_of(self.scores, synthetic, rows)
         return _top(scores, rows, labels, self.share)
@@ -102,7 +102,7 @@ class _ByRank:
 
 @final
 class Highest(_ByRank):
-    """Of each class the rows with the highest scores.
+    """Keeps the rows with the highest scores of each class.
 
     Highest(hardness, 0.2)         # a `HardnessReport`: of each class its hardest fifth
     """
@@ -112,7 +112,7 @@ class Highest(_ByRank):
 
 @final
 class Lowest(_ByRank):
-    """Of each class the rows with the lowest scores; arguments as `Highest`."""
+    """Keeps the rows with the lowest scores of each class; arguments as `Highest`."""
 
     _SIGN = -1
 
@@ -120,12 +120,12 @@ class Lowest(_ByRank):
 def filtered(
     synthetic: SyntheticImages, rows: Indices, filters: Sequence[Any]
 ) -> tuple[Indices, list[str]]:
-    """What a chain of filters leaves, each applied to what those before it left.
+    """Returns what a chain of filters leaves, each applied to what those before it left.
 
     Args:
         synthetic: The cache.
-        rows: Those that may be served.
-        filters: Of the classes above, reports with `passed`, or masks, bool (N,).
+        rows: The rows that may be served.
+        filters: Filters of the classes above, reports with `passed`, or masks, bool (N,).
 
     Returns:
         The rows that are left, and a line about each filter.
@@ -191,7 +191,7 @@ def scores_of(source: Scores, synthetic: SyntheticImages, rows: Indices) -> NDAr
 
 
 def named(source: Scores) -> str:
-    """What a report scores, for people."""
+    """Returns what a report scores, for people."""
     return source.score_name if isinstance(source, Scored) else "score"
 
 

@@ -141,7 +141,7 @@ class Shares:
         return present & [callable(value) or float(value) > 0 for value in self._values]
 
     def quota(self, epoch: int) -> Labels:
-        """As a ratio: synthetic images of every class in an epoch, int64 (num_classes,).
+        """Returns the synthetic images of every class in an epoch, int64 (num_classes,).
 
         The total is rounded once; classes are within one image of their exact numbers.
         """
@@ -157,7 +157,7 @@ class Shares:
         return _shown(self._share)
 
     def recipe(self) -> JSON:
-        """What tells these shares from others."""
+        """Returns what tells these shares from others."""
         if isinstance(self._share, Mapping):
             return {str(name): _written(value) for name, value in self._share.items()}
         return _written(self._share)
@@ -165,7 +165,7 @@ class Shares:
 
 @final
 class Filled:
-    """What fills every class up, the same in every epoch."""
+    """Describes what fills every class up, the same in every epoch."""
 
     scheduled = False
 
@@ -212,7 +212,7 @@ class Filled:
         return repr(self._balance)
 
     def recipe(self) -> JSON:
-        """What tells it from others."""
+        """Returns what tells it from others."""
         return repr(self._balance)
 
 

@@ -1,4 +1,4 @@
-"""What the labels of items look like: class indices, or vectors of class probabilities."""
+"""Holds what the labels of items look like: class indices, or vectors of class probabilities."""
 
 import hashlib
 from typing import Any, final
@@ -32,7 +32,7 @@ class ItemLabels:
             soft_labels: True for those of the plan, False for none, or float (N, num_classes).
             real: The real items. If their labels are vectors, all labels are vectors.
             synthetic: The cache.
-            rows: Those that may be served.
+            rows: The rows that may be served.
             weights: What vectors of every row are multiplied by, float64 (N,).
 
         Raises:

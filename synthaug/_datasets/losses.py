@@ -1,4 +1,4 @@
-"""Which losses are the weighted loss where class probabilities are scaled by a weight."""
+"""Says which losses are the weighted loss where class probabilities are scaled by a weight."""
 
 from torch import nn
 from torch.nn import functional as F

@@ -231,7 +231,9 @@ class MixedDataset(AbstractEpochDataset):
         return rows.copy() if indices is None else rows[row_numbers(indices, len(rows))]
 
     def recipe(self) -> dict[str, JSON]:
-        """What decides, besides the images themselves and the epoch, which of them are served."""
+        """Returns what decides, besides the images themselves and the epoch, which of them are
+        served.
+        """
         recipe: dict[str, JSON] = {
             "mode": self.mode,
             "share": self._shares.recipe(),

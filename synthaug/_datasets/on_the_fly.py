@@ -243,12 +243,12 @@ class OnTheFlyDataset(AbstractEpochDataset):
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """Which items can be read, bool (size,): all of them."""
+        """Says which items can be read, bool (size,): all of them."""
         return np.ones(len(self), bool)
 
     @property
     def identity(self) -> dict[str, JSON]:
-        """What tells these images from others; no audit's report is about them."""
+        """Returns what tells these images from others; no audit's report is about them."""
         return {
             "plan_digest": self._drawing.plan.digest,
             "weights": self.synthesizer.recipe().get("weights", {}),

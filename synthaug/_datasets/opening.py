@@ -24,7 +24,7 @@ _opened: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 @runtime_checkable
 class _Opened(Protocol):
-    """What knows the path that it was opened from."""
+    """Describes what knows the path that it was opened from."""
 
     path: StrPath
 

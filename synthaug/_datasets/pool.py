@@ -1,4 +1,6 @@
-"""Which rows of a plan an epoch serves: a pure function of the plan, the seed and the epoch."""
+"""Says which rows of a plan an epoch serves: a pure function of the plan, the seed and the
+epoch.
+"""
 
 from collections.abc import Sequence
 from typing import final

@@ -33,7 +33,8 @@ class RealItems:
             appended: Whether synthetic items stand alone, and not in the place of a real one.
 
         Raises:
-            TypeError, ValueError, DataError, MismatchError: As `MixedDataset`.
+            TypeError, ValueError, DataError, MismatchError: Under the same conditions as
+                `MixedDataset`.
         """
         if isinstance(real, str | os.PathLike):  # only its owner knows the shape it is to have
             raise TypeError(

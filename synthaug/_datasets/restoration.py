@@ -19,7 +19,7 @@ from synthaug.synthesizers import ClassConditional
 
 @runtime_checkable
 class ColdRestorer(Protocol):
-    """What `ColdDiffusion` offers to the transforms."""
+    """Describes what `ColdDiffusion` offers to the transforms."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -132,8 +132,8 @@ class Restoration:
             image: One image of any type that `pixels_of` accepts, or a batch: a tensor
                 (n, C, H, W), uint8 or floating point in [0, 1].
             chosen: Which images of the batch; [0] for a single image.
-            severity: Of each of those.
-            seeds: Of each of those.
+            severity: Severity of each of those.
+            seeds: Seeds of each of those.
 
         Raises:
             TypeError: For any other type.

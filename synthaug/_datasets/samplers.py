@@ -38,7 +38,7 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
 
     @abstractmethod
     def _size(self) -> int:
-        """What a state must agree in, besides the seed and the number of ranks."""
+        """Returns what a state must agree in, besides the seed and the number of ranks."""
 
     @property
     def epoch(self) -> int:
@@ -150,7 +150,7 @@ class SeededSampler(AbstractSeededSampler[int]):
 
         Args:
             dataset: What is sampled, a `MixedDataset` or any other.
-            seed: Of the order.
+            seed: Seed of the order.
             shuffle: `False` gives the items in their order.
             num_replicas: Processes that share an epoch.
             rank: Which of them this is.

@@ -28,7 +28,8 @@ _WHOLE_BATCHES = 2
 
 
 def pack(synthesizer: Synthesizer, engine: RayEngine) -> bytes:
-    """What takes a synthesizer to an actor: `engine.load`, or the synthesizer itself, pickled.
+    """Returns what takes a synthesizer to an actor: `engine.load`, or the synthesizer itself,
+    pickled.
 
     Raises:
         ImportError: Ray is not installed.
@@ -123,7 +124,7 @@ class Task:
         self.rest = len(self.pending())
 
     def pending(self) -> Indices:
-        """What is still to be drawn: the truth is in the files, whatever actors said."""
+        """Returns what is still to be drawn: the truth is in the files, whatever actors said."""
         return np.setdiff1d(parts.left(self.part, self.whole), self.given_up)
 
     def progress(self, rest: int) -> int:

@@ -1,4 +1,4 @@
-"""What drawing many images will cost, from a rate that is measured on a few."""
+"""Estimates what drawing many images will cost, from a rate that is measured on a few."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from synthaug._support.arguments import check_positive
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a job will cost.
+    """Describes what a job will cost.
 
     Times assume that a device draws as fast as the one that was measured, and that each draws as
     many images as the others, one after the other.
@@ -112,7 +112,8 @@ def evaluations_per_second(
     Args:
         synthesizer: Where and as it will draw.
         plan: Rows are taken evenly from all of it, for they may have different settings.
-        batch_size: Of the job: small batches waste a large device. Batches begin with one row and
+        batch_size: Batch size of the job: small batches waste a large device. Batches begin with
+            one row and
             double, as far as there is time, so that slow devices are not asked for whole ones.
         seconds: How long to draw, after a row that warms up; one more at least.
     """

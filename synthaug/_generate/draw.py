@@ -48,7 +48,7 @@ def fill(
 
     Raises:
         MemoryError, torch.OutOfMemoryError: There is not enough memory for one row.
-        ValueError, DivergedError: As `checked_draw`.
+        ValueError, DivergedError: Under the same conditions as `checked_draw`.
     """
     start, end = 0, time.monotonic() + seconds
     while start < len(rows) and (not start or time.monotonic() < end):
@@ -108,14 +108,14 @@ def checked_draw(synthesizer: Synthesizer, rows: Plan, shape: tuple[int, ...] | 
 
     Args:
         synthesizer: Has `draw(rows)`.
-        rows: Of a plan.
+        rows: Rows of a plan.
         shape: (C, H, W) that is expected, if it is known.
 
     Returns:
         On the CPU.
 
     Raises:
-        ValueError, DivergedError: As `generate`.
+        ValueError, DivergedError: Under the same conditions as `generate`.
     """
     images = synthesizer.draw(rows)
     name = type(synthesizer).__name__

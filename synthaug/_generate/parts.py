@@ -135,7 +135,7 @@ def draw_part(
 
     Raises:
         CacheError: Another process writes to the part.
-        ValueError, DivergedError, MemoryError: As `fill`.
+        ValueError, DivergedError, MemoryError: Under the same conditions as `fill`.
     """
     with claimed(part.path, patience=_PATIENCE) as mine:
         if not mine:

@@ -154,7 +154,7 @@ def as_begun(
     This changes what `from_pretrained` chose for the device (`dtype="auto"`), and nothing else.
 
     Raises:
-        TypeError, ValueError: As `check_plan`.
+        TypeError, ValueError: Under the same conditions as `check_plan`.
         MismatchError: If the plan cannot be made for the other precision.
     """
     check_plan(synthesizer, plan)

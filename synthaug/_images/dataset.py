@@ -1,4 +1,6 @@
-"""What our own data sets share: the names that others read from torchvision's, items, a summary."""
+"""Holds what our own data sets share: the names that others read from torchvision's, items, a
+summary.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence

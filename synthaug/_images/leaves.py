@@ -152,7 +152,7 @@ def _is_known(leaf: Any, listed: dict[str, Labels]) -> bool:
 
 
 def _one_list(leaf: Any, listed: dict[str, Labels]) -> Labels:
-    """What all lists of labels say.
+    """Returns what all lists of labels say.
 
     Raises:
         DataError: If two disagree: items are made of one of them, and users read the other.

@@ -1,4 +1,4 @@
-"""What `load_dataset` is asked for, and checks of the labels and classes that it gives."""
+"""Holds what `load_dataset` is asked for, and checks of the labels and classes that it gives."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What `load_dataset` is asked for."""
+    """Describes what `load_dataset` is asked for."""
 
     where: str
     """A path, or the name of a data set with its options."""

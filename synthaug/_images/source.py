@@ -336,7 +336,7 @@ class ImageSource:
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """Which rows can be read, bool (N,): of a cache those that are generated."""
+        """Says which rows can be read, bool (N,): of a cache those that are generated."""
         if self._places is None:
             return _done(self.dataset)
         done = np.ones(len(self), bool)
@@ -395,7 +395,8 @@ class ImageSource:
         return Epochs(self.leaves)
 
     def synthetic_rows(self, rows: Indices) -> Indices:
-        """What tells the synthetic images among some items apart, int64 (n,), -1 for real ones.
+        """Returns what tells the synthetic images among some items apart, int64 (n,), -1 for real
+        ones.
 
         A mixture says it itself, for its epoch. Of others, a cache is synthetic: it alone has a
         plan.
@@ -411,7 +412,9 @@ class ImageSource:
         return synthetic
 
     def recipes(self) -> list[dict[str, JSON]]:
-        """What decides which synthetic images each mixture inside has, besides the epoch."""
+        """Returns what decides which synthetic images each mixture inside has, besides the
+        epoch.
+        """
         mixtures = (leaf for leaf in self.leaves if hasattr(leaf, "synthetic_rows"))
         return [mixture.recipe() for mixture in mixtures if hasattr(mixture, "recipe")]
 
@@ -431,7 +434,7 @@ class ImageSource:
 
     @property
     def fingerprint(self) -> str | None:
-        """What the data set itself says its images are identified by."""
+        """Returns what the data set itself says its images are identified by."""
         fingerprint = getattr(self.dataset, "fingerprint", None)
         return fingerprint if isinstance(fingerprint, str) else None
 
@@ -449,19 +452,21 @@ class ImageSource:
 
     @property
     def identity(self) -> dict[str, JSON]:
-        """What reports name: the identity of a cache, the fingerprint of another data set."""
+        """Returns what reports name: the identity of a cache, the fingerprint of another data
+        set.
+        """
         identity = getattr(self.dataset, "identity", None)
         return identity if isinstance(identity, dict) else {"fingerprint": self.fingerprint}
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What a cache says of how its images were made; empty for other data sets."""
+        """Returns what a cache says of how its images were made; empty for other data sets."""
         manifest: dict[str, Any] = getattr(self.dataset, "manifest", {})
         return manifest
 
     @property
     def title(self) -> str:
-        """What the data set calls itself, for people."""
+        """Returns what the data set calls itself, for people."""
         return str(getattr(self.dataset, "name", None) or type(self.dataset).__name__)
 
     @property
@@ -487,7 +492,7 @@ class ImageSource:
                 yield leaf, mask, inner
 
     def _inside(self, n: int, rows: Indices) -> tuple[Any, Indices]:
-        """Which of `rows` lie in leaf number n, and what their rows are there."""
+        """Says which of `rows` lie in leaf number n, and what their rows are there."""
         if self._places is None:
             return slice(None), rows
         numbers, inner = self._places
@@ -524,7 +529,8 @@ class Epochs:
 
 
 def recorded(record: Any, name: str) -> set[str]:
-    """What a record of training images names so, such as "fingerprint", at any depth: that of a
+    """Returns what a record of training images names so, such as "fingerprint", at any depth: that
+    of a
     cascade has one for each model."""
     if not isinstance(record, Mapping):
         return set()
@@ -568,7 +574,7 @@ def _untransformed(dataset: Any, rows: Indices) -> Iterator[Tensor]:
 
 
 def _done(leaf: Any) -> NDArray[np.bool_]:
-    """Which images of a data set can be read, bool (N,)."""
+    """Says which images of a data set can be read, bool (N,)."""
     return np.asarray(getattr(leaf, "done", np.ones(len(leaf), bool)))
 
 

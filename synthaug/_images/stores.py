@@ -64,7 +64,7 @@ class Conform:
 
     @classmethod
     def to(cls, image_shape: tuple[int, ...]) -> "Conform":
-        """What brings images to a shape (C, H, W).
+        """Returns what brings images to a shape (C, H, W).
 
         Raises:
             ValueError: For a shape that images cannot have.

@@ -229,7 +229,9 @@ class Seeded(AbstractRows):
 def row_digests(
     columns: Mapping[str, NDArray[Any]], parameters: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Which combination of parameters each row has, (n,), and a digest for each combination."""
+    """Says which combination of parameters each row has, (n,), and a digest for each
+    combination.
+    """
     if not parameters:
         digest = settings_digest({"settings": dict(settings), "row": {}})
         return np.zeros(len(columns["label"]), np.int64), [digest]

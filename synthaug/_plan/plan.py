@@ -188,10 +188,10 @@ class Plan:
 
         Args:
             parameters: Further columns, laid out as in `build`.
-            settings: Those of the wrapping synthesizer.
+            settings: The settings of the wrapping synthesizer.
 
         Raises:
-            ValueError: As `build`.
+            ValueError: Under the same conditions as `build`.
         """
         columns = dict(self.columns)
         turn = np.empty(len(self), np.int64)

@@ -144,7 +144,7 @@ def check_within(interval: str, remedy: str = "", /, **values: float | None) -> 
     """Refuses values outside of an interval with a ValueError.
 
     Args:
-        interval: As in mathematics, "[0, 1)" for 0 <= value < 1.
+        interval: An interval as in mathematics, "[0, 1)" for 0 <= value < 1.
         remedy: A sentence.
         values: By the names of the arguments.
     """
@@ -173,7 +173,7 @@ def check_type(kind: Any, remedy: str, /, **values: Any) -> None:
     """Refuses values of another type with a TypeError.
 
     Args:
-        kind: As `isinstance` takes it.
+        kind: A type or a tuple of types, for `isinstance`.
         remedy: What is expected, a noun phrase that may go on with how to make one: "a Plan:
             `synthesizer.plan(...)`".
         values: By the names of the arguments.

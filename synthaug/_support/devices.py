@@ -1,4 +1,4 @@
-"""Which device to run on."""
+"""Says which device to run on."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""What two jobs differ in, value by value: for the message that refuses to mix them."""
+"""Finds what two jobs differ in, value by value: for the message that refuses to mix them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which libraries are there: those of an extra may be missing."""
+"""Says which libraries are there: those of an extra may be missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

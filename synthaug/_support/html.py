@@ -151,7 +151,7 @@ def facts(groups: Mapping[str, Mapping[str, Any] | None]) -> Markup:
 
 
 def notebook(heading: str, *parts: Part) -> str:
-    """What a notebook shows of an object: a line in bold, then text, tables and thumbnails.
+    """Returns what a notebook shows of an object: a line in bold, then text, tables and thumbnails.
 
     Without styles of its own, since it lands in the middle of somebody else's page. Text is
     escaped.

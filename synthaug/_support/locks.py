@@ -104,7 +104,7 @@ def _take(lock: Path, shared: bool) -> int | None:
 
 
 def _without_lock(lock: Path, shared: bool, error: OSError) -> int | None:
-    """What `_take` answers where the system refuses to lock: it goes by the note."""
+    """Returns what `_take` answers where the system refuses to lock: it goes by the note."""
     note = _note(lock)
     if note is not None and not shared and not _has_ended(note):
         return None
@@ -153,7 +153,7 @@ def _own_note() -> dict[str, Any]:
 
 
 def _note(lock: Path) -> dict[str, Any] | None:
-    """What stands in the file; `None` if that is no note."""
+    """Returns what stands in the file; `None` if that is no note."""
     try:
         note = parse_json(read_text(lock))
     except (OSError, ValueError):

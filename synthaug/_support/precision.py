@@ -1,4 +1,5 @@
-"""Which precision networks run in: what a device has in hardware, and what a run was begun with.
+"""Says which precision networks run in: what a device has in hardware, and what a run was begun
+with.
 
 "auto" is resolved before anything is written, so recipes, settings of runs and caches say "float32"
 or "bfloat16".
@@ -56,7 +57,7 @@ def has_bfloat16(device: "torch.device") -> bool:
 
 
 def fastest_precision(device: "torch.device") -> Resolved:
-    """What "auto" means on a device where nothing was begun yet."""
+    """Returns what "auto" means on a device where nothing was begun yet."""
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 

@@ -39,11 +39,11 @@ def bar(
     Args:
         total: What there is to do, in units.
         desc: Names the job.
-        unit: Of what there are `total`, in the singular: "image".
+        unit: Unit of what there are `total`, in the singular: "image".
         initial: How many were done by an earlier run.
         progress: False shows nothing. `None` means True.
         delay: Seconds before a bar appears.
-        smoothing: Of a bar's rate: 0 is the mean over the job, 1 the last moment.
+        smoothing: Smoothing of a bar's rate: 0 is the mean over the job, 1 the last moment.
 
     Raises:
         ValueError: If the environment variables hold something else than is listed above.

@@ -151,7 +151,7 @@ class Report(ABC):
 
         Args:
             path: File to write; an existing one is replaced.
-            shared: As in `to_html`.
+            shared: Same as in `to_html`.
         """
         record: dict[str, Any] = {"format": self._FORMAT}
         if self._FORMAT_VERSION is not None:

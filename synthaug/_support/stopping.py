@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """What SIGTERM raises in a command: it stops as if Ctrl-C had been pressed."""
+    """Ends a command on SIGTERM, as if Ctrl-C had been pressed."""
 
 
 def terminate(*_: object) -> NoReturn:

@@ -57,7 +57,7 @@ def state_digest(module: nn.Module) -> str:
 
 
 def _traces(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What changes if a tensor is replaced or changed in place.
+    """Returns what changes if a tensor is replaced or changed in place.
 
     Torch counts changes in place, but not those of `tensor.data`, as adapters are merged: so a few
     values of every tensor count too.
@@ -291,7 +291,7 @@ def check_same_run(path: Path, stored: Mapping[str, Any], settings: Mapping[str,
 
 
 def run_record(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a directory keeps of the run that it belongs to."""
+    """Returns what a directory keeps of the run that it belongs to."""
     plain = json.loads(canonical_json(settings))
     return {"digest": settings_digest(settings), "settings": plain}
 
@@ -316,7 +316,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_record(folder: Path, name: str = "synthaug.json") -> dict[str, Any]:
-    """What we wrote beside the parts of a checkpoint; empty if it is not one of ours."""
+    """Returns what we wrote beside the parts of a checkpoint; empty if it is not one of ours."""
     return read_json(folder / name) if (folder / name).exists() else {}
 
 
@@ -362,8 +362,8 @@ def resolve(
 
     Args:
         path: Where the checkpoint is.
-        variant: Of a model of the hub, which weights are fetched.
-        parts: Of a model of the hub, which parts are fetched; `None` for all.
+        variant: Variant of a model of the hub, which weights are fetched.
+        parts: Parts of a model of the hub, which parts are fetched; `None` for all.
     """
     if isinstance(path, str) and path.startswith("hub:"):
         return hub.download(path.removeprefix("hub:"), variant=variant, parts=parts)

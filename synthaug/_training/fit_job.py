@@ -1,4 +1,6 @@
-"""What the trainings of all our generators share: the run, settings, and one denoising loss."""
+"""Holds what the trainings of all our generators share: the run, settings, and one denoising
+loss.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -29,7 +31,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Saved(Protocol):
-    """What a trained module becomes: a synthesizer, or a part of one."""
+    """Describes what a trained module becomes: a synthesizer, or a part of one."""
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes the directory."""
@@ -47,11 +49,11 @@ class AbstractFitJob(ABC, Generic[Module]):
 
     @abstractmethod
     def _build(self) -> Module:
-        """What is trained, with random weights from torch's global generator."""
+        """Returns what is trained, with random weights from torch's global generator."""
 
     @abstractmethod
     def _identity(self, module: Module) -> dict[str, Any]:
-        """What tells this run from others, besides the `TrainingConfig`, as JSON."""
+        """Returns what tells this run from others, besides the `TrainingConfig`, as JSON."""
 
     @abstractmethod
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
@@ -217,7 +219,7 @@ def denoising_loss(
 
 
 def denoising_target(scheduler: Any, x0: Images, noise: Images, t: Tensor) -> Images:
-    """What the network is to predict, by the scheduler's `prediction_type`.
+    """Returns what the network is to predict, by the scheduler's `prediction_type`.
 
     Raises:
         ValueError: For a type that we do not know.

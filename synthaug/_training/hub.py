@@ -101,7 +101,7 @@ def download_records(name: str) -> Path:
     """The folder of a model of the hub, with its `RECORDS` alone.
 
     Raises:
-        CheckpointError: As `download`.
+        CheckpointError: Under the same conditions as `download`.
     """
     return _snapshot(name, RECORDS)
 

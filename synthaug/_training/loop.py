@@ -51,7 +51,7 @@ precision bfloat16 it runs under autocast, so it should end in float32: `predict
 
 @dataclass
 class TrainingResult:
-    """What a run left behind."""
+    """Describes what a run left behind."""
 
     step: int
     """Optimizer steps taken in all."""
@@ -109,7 +109,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> I
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """What to train, and what its caller does meanwhile."""
+    """Describes what to train, and what its caller does meanwhile."""
 
     module: nn.Module
     """The network, in float32, on any device. Weights that do not require a gradient are left

@@ -1,4 +1,4 @@
-"""What is trained from scratch, with the defaults that all our trainings share."""
+"""Holds what is trained from scratch, with the defaults that all our trainings share."""
 
 from dataclasses import dataclass
 

@@ -41,7 +41,7 @@ def sealed(folder: Path) -> Iterator[Path]:
 
 
 def newest_whole(folder: Path, read: Callable[[Path], Read], remedy: str) -> Read | None:
-    """What `read` makes of the last whole checkpoint; `None` if there is none.
+    """Returns what `read` makes of the last whole checkpoint; `None` if there is none.
 
     A damaged one is set aside, with a warning, and the one before it is read.
 

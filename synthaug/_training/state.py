@@ -1,4 +1,4 @@
-"""What changes in a training run, and its checkpoint: written whole, or not at all."""
+"""Holds what changes in a training run, and its checkpoint: written whole, or not at all."""
 
 import logging
 import math
@@ -206,7 +206,9 @@ def _count(record: Mapping[str, Any], name: str) -> int:
 
 
 def _saved_state(output_dir: Path) -> dict[str, Any] | None:
-    """What the last checkpoint of a run says about itself, if there is one that can be read."""
+    """Returns what the last checkpoint of a run says about itself, if there is one that can be
+    read.
+    """
     for place in recovery.kept_in(output_dir / "checkpoint"):
         try:
             state = checkpoints.read_json(place / "state.json")

@@ -54,7 +54,7 @@ def named(name: str, **settings: Any) -> AbstractDegradation:
 
     Args:
         name: The short name.
-        settings: Those that differ from the defaults; animorphosis needs `others`.
+        settings: The settings that differ from the defaults; animorphosis needs `others`.
 
     Raises:
         ValueError: For a name or a setting that is not known.
@@ -75,7 +75,7 @@ def named(name: str, **settings: Any) -> AbstractDegradation:
 
 
 def from_config(config: Mapping[str, Any]) -> AbstractDegradation:
-    """What `config()` described.
+    """Builds what `config()` described.
 
     Raises:
         CheckpointError: If it cannot be made from its description: one of your own, one that needs

@@ -1,4 +1,4 @@
-"""What every degradation is: D(x, s, realization), a pure function."""
+"""Holds what every degradation is: D(x, s, realization), a pure function."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -98,7 +98,9 @@ class AbstractDegradation(abc.ABC):
         return {}
 
     def leaves(self, image_shape: ImageShape) -> Leaves:
-        """What level T leaves of an image. Images can be generated where that is not "image"."""
+        """Returns what level T leaves of an image. Images can be generated where that is not
+        "image".
+        """
         del image_shape
         return "image"
 
@@ -143,7 +145,7 @@ class Custom(AbstractDegradation):
         return {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
 
     def leaves(self, image_shape: ImageShape) -> Leaves:
-        """As `remains` says."""
+        """Returns what `remains` says."""
         del image_shape
         return self.remains
 

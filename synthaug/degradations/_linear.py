@@ -132,7 +132,7 @@ class Blur(AbstractSeparable):
         return steps.scatter_add(2, source.expand(self.num_levels, -1, -1), weights)
 
     def matrices(self, size: int) -> Tensor:
-        """As for all, with the last one replaced by the mean on request."""
+        """Returns the matrices of all levels, the last one replaced by the mean on request."""
         table = super().matrices(size)
         if self.exact_mean:
             table[-1] = 1 / size
@@ -157,7 +157,7 @@ class SuperResolution(AbstractSeparable):
     num_levels: int = 3
 
     def step_matrices(self, size: int) -> Tensor:
-        """What torch's `interpolate` does to each pixel alone."""
+        """Returns what torch's `interpolate` does to each pixel alone."""
         if size % 2**self.num_levels:
             raise ValueError(
                 f"Images of {size} pixels cannot be halved {self.num_levels} times. Use fewer "

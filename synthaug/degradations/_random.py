@@ -21,8 +21,9 @@ from synthaug.degradations._base import AbstractDegradation, Leaves, Realization
 @final
 @dataclass(frozen=True, kw_only=True)
 class Inpainting(AbstractDegradation):
-    """A hole that grows: level s multiplies s Gaussian masks, D(x, s) = a_s x + (1 - a_s) u with
+    """Loses a hole that grows: level s multiplies s Gaussian masks.
 
+        D(x, s) = a_s x + (1 - a_s) u
         a_s(r) = prod_{i < s} 1 - exp(-r^2 / (2 b_i^2)),    b_i = std_step * (i + initial_std)
 
     at distance r from the center, whose pixel is lost at level 1. The defaults are those of the

@@ -163,7 +163,7 @@ class ClassGaussians:
         return self._apply(of_label, features)
 
     def all_hardness(self, features: Vectors) -> Vectors:
-        """As `hardness`, under the Gaussian of every class: (n, C)."""
+        """Returns the `hardness` under the Gaussian of every class: (n, C)."""
 
         def of_every_class(x: Tensor, g: "ClassGaussians") -> Tensor:
             step = max(1, CHUNK_VALUES // max(1, x.numel()))
@@ -237,7 +237,7 @@ class ClassGaussians:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "ClassGaussians":
-        """What `state` returned, again.
+        """Rebuilds the object from what `state` returned.
 
         Raises:
             ValueError: If it is something else.

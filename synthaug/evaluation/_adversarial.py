@@ -130,7 +130,9 @@ class AdversarialConfig:
         labels: Tensor,
         steps: int,
     ) -> Tensor:
-        """Which images are right at all places that one attack comes through, its end included."""
+        """Says which images are right at all places that one attack comes through, its end
+        included.
+        """
         right = torch.ones_like(labels, dtype=torch.bool)
 
         def loss(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is compared: a data set and how its images are augmented."""
+"""Holds what is compared: a data set and how its images are augmented."""
 
 import math
 import warnings
@@ -105,7 +105,8 @@ def augmentation_arms(
 
     Args:
         real: The real training images.
-        names: As `evaluate` has them: "randaugment", "trivialaugment", "cutmix", "mixup", "affine".
+        names: Names of augmentations: "randaugment", "trivialaugment", "cutmix", "mixup",
+            "affine".
 
     Returns:
         Arms for `evaluate`, such as "real, cutmix".

@@ -186,7 +186,7 @@ class MixUp:
         return self.mix(pixels)[0]
 
     def mix(self, pixels: Pixels) -> tuple[Pixels, Tensor, Tensor]:
-        """As `CutMix.mix`: mixed images, the partner of each, and its own share."""
+        """Returns mixed images, the partner of each, and its own share."""
         if self.first is not None:
             pixels = apply_augment(self.first, pixels)
         partner, kept = _partners(len(pixels), self.alpha)

@@ -1,4 +1,4 @@
-"""What a classifier says of some images while it learns from others."""
+"""Holds what a classifier says of some images while it learns from others."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +35,7 @@ def learning_curves(
         train: Labeled images that name their classes.
         pixels: The images to look at, uint8 (n, C, H, W).
         looks: How often, at about equal distances; the last look is at the end.
-        seed: Of initial weights, order and augmentation.
+        seed: Seed of initial weights, order and augmentation.
         config: Network and training.
         advance: Called with the number of steps made.
 

@@ -83,7 +83,7 @@ class FitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """What was seen while a classifier was trained."""
+    """Describes what was seen while a classifier was trained."""
 
     loss: list[tuple[int, float]]
     """(step, mean training loss since the point before)."""
@@ -239,7 +239,9 @@ def _attacked(
     adversarial: AdversarialConfig,
     settings: FitSettings,
 ) -> Tensor:
-    """What an attack makes of the pixels of a training step, as the network takes images."""
+    """Returns what an attack makes of the pixels of a training step, as the network takes
+    images.
+    """
 
     def loss(x: Tensor) -> Tensor:
         with autocast(pixels.device, settings):

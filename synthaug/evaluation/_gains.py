@@ -1,4 +1,4 @@
-"""What a classifier got right, image by image, and the gain of one training over another."""
+"""Holds what a classifier got right, image by image, and the gain of one training over another."""
 
 import math
 from collections.abc import Sequence
@@ -123,7 +123,7 @@ class Difference:
 
     @classmethod
     def _from(cls, gains: NDArray[np.float64], images: NDArray[np.float64]) -> "Difference":
-        """Of gains by seed and of mean gains by image, none if these are not known."""
+        """Computes it from gains by seed, and by image if these are known."""
         parts = [_squared_error(gains), _squared_error(images) if len(images) else 0.0]
         seed_error = None if math.isnan(parts[0]) else math.sqrt(parts[0])
         known = len(images) > 1
@@ -155,7 +155,7 @@ def _by_image(pairs: Sequence[tuple[Correctness, Correctness]]) -> NDArray[np.fl
 
 
 def _squared_error(values: NDArray[np.float64]) -> float:
-    """Of their mean; NaN for a single value."""
+    """Returns the standard error of their mean; NaN for a single value."""
     return float(values.var(ddof=1)) / len(values) if len(values) > 1 else math.nan
 
 

@@ -59,7 +59,7 @@ class HardnessScores:
 
     @property
     def scored(self) -> NDArray[np.bool_]:
-        """Which rows have an image, bool (n,)."""
+        """Says which rows have an image, bool (n,)."""
         return np.isfinite(self.hardness)
 
     @property
@@ -115,7 +115,7 @@ class HardnessReport(Report):
 
     @property
     def hardness(self) -> Doubles:
-        """Of every row of the cache, float64 (N,); NaN for rows that were not done."""
+        """Returns the hardness of every row, float64 (N,); NaN for rows that were not done."""
         return self.synthetic.hardness
 
     @property
@@ -270,8 +270,9 @@ def score_hardness(
         features: Extractor, as for `synthaug.audit`.
         holdout: Labeled real images that are not among `train`.
         structure: See `density.ClassGaussians.fit`.
-        estimator: Likewise.
-        components: Likewise. Neighbors are searched among the whole features.
+        estimator: Estimator of the covariances, `ledoit_wolf`, `oas` or `empirical`.
+        components: Number of principal components, or `None`. Neighbors are searched among the
+            whole features.
         k: Neighbors of AvgkNN and of the outlier factor.
         batch_size: Images per call of the extractor.
         features_dir: Folder in which features of networks are kept for later calls.

@@ -50,7 +50,7 @@ class Batches:
             source: The images.
             classes: Class names in the order in which labels are counted.
             device: Where images in memory are held.
-            absent: Those of them that the test set has no image of, so that nobody needs them.
+            absent: The classes that the test set has no image of, so that nobody needs them.
 
         Raises:
             ValueError: For a mixture whose length changes from epoch to epoch.
@@ -152,7 +152,9 @@ class Batches:
 @final
 @dataclass(frozen=True)
 class ArmImages:
-    """What the batches of an arm are made of: a data set, and one with a share of each batch."""
+    """Describes what the batches of an arm are made of: a data set, and one with a share of each
+    batch.
+    """
 
     base: Batches
     added: Batches | None = None
@@ -179,7 +181,7 @@ class ArmImages:
         return math.floor(self.share * batch_size + 0.5)
 
     def fingerprint(self) -> JSON:
-        """What tells the images of this arm from those of others."""
+        """Returns what tells the images of this arm from those of others."""
         if self.added is None:
             return fingerprint(self.base)
         return [*map(fingerprint, self.parts), self.share, self.augment_added]

@@ -1,4 +1,4 @@
-"""What classifiers trained on some images say of others."""
+"""Holds what classifiers trained on some images say of others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -70,7 +70,7 @@ def trained_classifier(
 
     Args:
         train: Labeled images that name their classes.
-        seed: Of initial weights, order and augmentation.
+        seed: Seed of initial weights, order and augmentation.
         config: Network and training; by default `ClassifierConfig()`. Precision "auto" means
             float32 on every device.
         progress: Show a bar.
@@ -111,7 +111,7 @@ def fitted_classifier(
     Args:
         images: Training images.
         config: Network and training.
-        seed: Of initial weights, order and augmentation.
+        seed: Seed of initial weights, order and augmentation.
         advance: Called now and then with the network and the number of steps made.
     """
     device = choose_device(config.device)

@@ -211,7 +211,7 @@ def score_quality(
         images: Images of each set; by default as many as all of them have.
         k: Neighbors of precision, recall, density and coverage.
         force: Take the Fréchet distance of fewer images than twice the features.
-        seed: Of the choice of the images.
+        seed: Seed of the choice of the images.
         batch_size: Images per call of an extractor.
         features_dir: Folder in which features of networks are kept for later calls.
         progress: Show bars.
@@ -313,7 +313,7 @@ class Measure:
 
 
 def _reference(sources: Mapping[str, ImageSource]) -> dict[str, JSON]:
-    """What a report says of the images that all others are compared with."""
+    """Returns what a report says of the images that all others are compared with."""
     real, seen = (
         sources["real"],
         recorded(sources["synthetic"].manifest.get("trained_on"), "fingerprint"),
@@ -324,7 +324,7 @@ def _reference(sources: Mapping[str, ImageSource]) -> dict[str, JSON]:
 
 
 def _equal_parts(rows: Mapping[str, Indices], images: int | None, seed: int) -> dict[str, Indices]:
-    """As many random rows of synthetic, reference and other real images."""
+    """Takes as many random rows of synthetic, reference and other real images."""
     order = {
         name: readable[np.argsort(counter_rng(seed, i).random(len(readable)), kind="stable")]
         for i, (name, readable) in enumerate(rows.items())

@@ -1,4 +1,4 @@
-"""What an evaluation found: one record per run, and what the runs say together."""
+"""Holds what an evaluation found: one record per run, and what the runs say together."""
 
 import os
 import textwrap

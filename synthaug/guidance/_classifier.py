@@ -128,7 +128,7 @@ class ClassifierGuidance:
         return hashed.hexdigest()
 
     def settings(self) -> dict[str, JSON]:
-        """What determines images besides the weights, for a recipe."""
+        """Returns what determines images besides the weights, for a recipe."""
         return {
             "criterion": self.criterion_name,
             "scale": float(self.scale),
@@ -198,7 +198,7 @@ class ClassifierGuidance:
         ]
 
     def criterion_of(self, output: Any, labels: Tensor) -> Tensor:
-        """What is raised, (n,), for outputs of the model and labels as it counts them."""
+        """Returns what is raised, (n,), for outputs of the model and labels as it counts them."""
         device = output.device if isinstance(output, Tensor) else labels.device
         rule = self.criterion if callable(self.criterion) else CRITERIA[self.criterion]
         return rule(output, labels.to(device))
@@ -229,7 +229,7 @@ class ClassifierGuidance:
         """The gradient of the summed criterion, in the shape of `by`; call it where grad is on.
 
         Args:
-            labels: As the classifier counts classes, int64 (n,).
+            labels: Classes as the classifier counts them, int64 (n,).
             images: Clean images float32 (n, C, H, W) in [-1, 1] that depend on `by`.
             by: What to differentiate by.
 
@@ -269,7 +269,7 @@ class ClassifierPush:
     """Clean images of what is denoised: the decoder of a latent model."""
 
     def __call__(self, x: Images, step: Step, prediction: Images) -> Images:
-        """What to add to x_{t-1}."""
+        """Returns what to add to x_{t-1}."""
         guidance, through = self.guidance, self.guidance.through_denoiser
         if not guidance.scale or not step.signal:  # pure noise shows no image yet
             return torch.zeros_like(x)

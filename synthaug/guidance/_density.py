@@ -45,7 +45,7 @@ class HardnessModel(Protocol):
 
     @property
     def evaluations(self) -> int:
-        """What a gradient costs, in evaluations of the denoiser."""
+        """Returns what a gradient costs, in evaluations of the denoiser."""
         ...
 
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
@@ -125,7 +125,7 @@ class HardnessPush:
     """Of `strength`."""
 
     def __call__(self, x: Images, step: Step, prediction: Images | None = None) -> Images:
-        """What to add to x_{t-1}, zero for rows with strength 0."""
+        """Returns what to add to x_{t-1}, zero for rows with strength 0."""
         push = torch.zeros_like(x)
         rows = self.strength.nonzero()[:, 0].to(x.device)
         if not len(rows):

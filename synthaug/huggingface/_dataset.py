@@ -44,7 +44,7 @@ class MixedDataset(Dataset[dict[str, Any]]):
 
         Raises:
             TypeError: If `real` is something else, or for columns of other types.
-            ValueError, SynthaugError: As `synthaug.MixedDataset`.
+            ValueError, SynthaugError: Under the same conditions as `synthaug.MixedDataset`.
         """
         if not is_table(real):
             raise TypeError(

@@ -1,4 +1,4 @@
-"""Which synthetic images help this classifier, if any? What `synthaug improve` does.
+"""Finds which synthetic images help a classifier, if any: what `synthaug improve` does.
 
 from synthaug import improvement
 

@@ -176,7 +176,7 @@ class YourClassifier:
 
 
 class _UserError(Exception):
-    """What the user's function did wrong."""
+    """Reports what the user's function did wrong."""
 
 
 def _predicted(answers: Any, count: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""What a search will take, from what one step of everything takes here."""
+"""Estimates what a search will take, from what one step of everything takes here."""
 
 import math
 import tempfile
@@ -49,7 +49,7 @@ class Estimate:
             taken: Recipes and shares that are tried.
             config: How.
             real: Training images.
-            least: As if the cheapest recipe were tried alone.
+            least: Cost if the cheapest recipe were tried alone.
         """
         names = {name for name, _ in taken} or {min(self.images, key=lambda n: self.images[n])}
         drawn = config.images_per_round * real

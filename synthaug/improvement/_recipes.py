@@ -1,4 +1,4 @@
-"""What may help: where synthetic images come from, and the rows that are drawn of them."""
+"""Holds what may help: where synthetic images come from, and the rows that are drawn of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,7 +117,7 @@ class RecipeImages:
         return self.folder / f"{Path(cache.path).stem}-{cache.plan.digest[:8]}.audit.json"
 
     def audited(self, cache: SynthCache) -> AuditReport:
-        """Which of the images may be served; an audit that was made is not made again."""
+        """Says which of the images may be served; an audit that was made is not made again."""
         path = self.audit_path(cache)
         if path.exists():
             return AuditReport.from_json(path)

@@ -1,4 +1,6 @@
-"""What a search found: a verdict, the table of what was tried, the curve, the lines to paste."""
+"""Holds what a search found: a verdict, the table of what was tried, the curve, the lines to
+paste.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,7 +73,7 @@ class Round:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ImproveReport(Report):
-    """What `improve` found.
+    """Describes what `improve` found.
 
     print(report)
     report.verdict      # "use", "none" or "cannot tell"
@@ -127,13 +129,13 @@ class ImproveReport(Report):
         )
 
     def table(self) -> list[list[str]]:
-        """What was tried, header first."""
+        """Returns what was tried, header first."""
         header = ["recipe", "seeds", "accuracy %", f"gain over {self.rival or 'the rival'}"]
         rivals = [[name, "", f"{100 * mean:.2f}", ""] for name, mean in self.rivals.items()]
         return [header, *rivals, *(one.cells() for one in self.candidates)]
 
     def curve(self) -> list[list[str]]:
-        """What every round brought, header first."""
+        """Returns what every round brought, header first."""
         header = ["images drawn", "served", "audit", "accuracy %", "gain", "kept"]
         return [
             header,

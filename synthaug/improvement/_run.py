@@ -288,7 +288,7 @@ class Search:
 
     @cached_property
     def estimate(self) -> Estimate:
-        """What one step of everything costs here; measured once, and kept."""
+        """Returns what one step of everything costs here; measured once, and kept."""
         own = self._seconds_of_own if self.own_fit else None
         path = self.folder / "cost.json"
         sets = self.splits
@@ -305,7 +305,7 @@ class Search:
         return affordable(wanted, self.estimate, self.config, len(self.splits.train))
 
     def planned(self) -> ImproveReport:
-        """What would be done, and what it would cost."""
+        """Returns what would be done, and what it would cost."""
         taken, left = self.candidates
         return self._report(
             verdict="planned",
@@ -496,7 +496,7 @@ class Search:
 
     @property
     def result(self) -> str | None:
-        """Which result of a run decides: `None` is accuracy."""
+        """Says which result of a run decides: `None` is accuracy."""
         return None if self.config.adversarial is None else ROBUST
 
     def _confirm(

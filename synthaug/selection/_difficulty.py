@@ -243,7 +243,7 @@ def difficulty(
             time were first defined; it needs half of the trainings of 2.
         config: Network and training of the classifiers; by default `ClassifierConfig()`.
         looks: How often images are judged during a training, at least 2.
-        seed: Of the first run.
+        seed: Seed of the first run.
         progress: Show a bar.
 
     Raises:

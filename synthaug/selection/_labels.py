@@ -60,7 +60,7 @@ def teacher_labels(
         runs: How often classifiers are trained, with other seeds.
         folds: Parts that the real images are divided into; 1 lets classifiers judge images that
             stem from those they learned from.
-        seed: Of the first run.
+        seed: Seed of the first run.
         config: Network and training of the classifiers; by default `ClassifierConfig()`.
         progress: Show a bar.
 
@@ -99,7 +99,9 @@ def teacher_labels(
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PseudoLabels:
-    """What classifiers guess of images without labels, made by `selection.pseudo_label`."""
+    """Describes what classifiers guess of images without labels, made by
+    `selection.pseudo_label`.
+    """
 
     images: LabeledImages
     """The images whose guess is believed, with it for a label."""
@@ -138,7 +140,7 @@ def pseudo_label(
         runs: How often classifiers are trained, with other seeds; their probabilities are averaged.
         folds: Parts that the labeled images are divided into; 1 trains on all of them, for few
             labels and a pool that holds none of them.
-        seed: Of the first run.
+        seed: Seed of the first run.
         config: Network and training of the classifiers; by default `ClassifierConfig()`.
         progress: Show a bar.
 

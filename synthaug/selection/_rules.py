@@ -93,11 +93,11 @@ class Rule(Protocol):
     """Says which of the images of one class stay."""
 
     def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:
-        """Which images stay, bool (m,).
+        """Says which images stay, bool (m,).
 
         Args:
             candidates: All images.
-            chosen: Those of the class that earlier rules left, int64 (m,), ascending.
+            chosen: Rows of the class that earlier rules left, int64 (m,), ascending.
             label: The class.
             target: How many are wanted in the end; rules that only refuse leave it alone.
         """
@@ -214,7 +214,8 @@ class Covering:
 @final
 @dataclass(frozen=True, kw_only=True)
 class LikeReal:
-    """As many images as are wanted, whose distribution is nearest to that of the real ones of their
+    """Chooses as many images as are wanted, whose distribution is nearest to that of the real ones
+    of their
     class: greedy maximum mean discrepancy (kernel herding) with a Gaussian kernel."""
 
     def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:

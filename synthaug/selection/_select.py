@@ -29,7 +29,7 @@ _KEPT, _NOT_DONE = -1, -2
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSelection(Report):
-    """Which synthetic images are worth training on, made by `selection.select`.
+    """Says which synthetic images are worth training on, made by `selection.select`.
 
         chosen = select(cache, real, keep=0.5)
         mixed = MixedDataset(real, cache, audit=report, fraction=0.5, filters=[chosen])
@@ -173,9 +173,9 @@ def select(
         features: Extractor in whose space distances are; by default the last layer of a classifier
             trained on `real`.
         runs: How often the classifiers of "label" and "useful" are trained.
-        folds: As of `difficulty`.
+        folds: Number of folds, as for `difficulty`.
         config: Network and training of the classifiers; by default `ClassifierConfig()`.
-        seed: Of classifiers and lots.
+        seed: Seed of classifiers and lots.
         progress: Show bars.
 
     Raises:
@@ -221,7 +221,7 @@ def select(
 @final
 @dataclass(frozen=True, kw_only=True)
 class SelectionPlan:
-    """What a selection starts from; nothing is computed yet."""
+    """Describes what a selection starts from; nothing is computed yet."""
 
     candidates: Candidates
     names: list[str]
@@ -299,7 +299,7 @@ def _checked_names(keep: float | int, rules: Sequence[str | Rule]) -> list[str]:
 def _kept(
     candidates: Candidates, rule: Rule | None, own: Indices, label: int, target: int
 ) -> NDArray[np.bool_]:
-    """Which images of a class a rule leaves; `None` draws lots."""
+    """Says which images of a class a rule leaves; `None` draws lots."""
     if rule is None:
         lots = counter_rng(candidates.judges.seed, label, len(own)).random(len(own))
         return np.argsort(np.argsort(lots, kind="stable"), kind="stable") < target

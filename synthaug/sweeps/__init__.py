@@ -1,4 +1,4 @@
-"""Which sampling parameters make the best training images? What `synthaug sweep` does.
+"""Finds which sampling parameters make the best training images: what `synthaug sweep` does.
 
 from synthaug import sweeps
 

@@ -1,4 +1,4 @@
-"""What a sweep found: a table, the chosen setting, a plot."""
+"""Holds what a sweep found: a table, the chosen setting, a plot."""
 
 import os
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class SweepRow:
 
     @property
     def frechet_distance(self) -> float:
-        """What the first stage chooses by."""
+        """Returns what the first stage chooses by."""
         assert self.scores.frechet_distance is not None
         return self.scores.frechet_distance
 
@@ -141,7 +141,7 @@ class SweepReport(Report):
         return text
 
     def verdict(self) -> str:
-        """What was chosen, and on what."""
+        """Returns what was chosen, and on what."""
         chosen = ", ".join(f"{name} {value}" for name, value in self.chosen.items())
         compared = (
             "which shares no image with the test split"

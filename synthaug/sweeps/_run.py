@@ -154,7 +154,7 @@ def sweep(
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What all settings share, and the folder that keeps what is done."""
+    """Describes what all settings share, and the folder that keeps what is done."""
 
     synthesizer: Any
     folder: Path
@@ -191,7 +191,7 @@ class _Work:
         return min(drawn, len(self.validation), len(self.held_out))
 
     def _named(self, stage: str) -> str:
-        """What a stage compares, with whatever limits its number of images."""
+        """Returns what a stage compares, with whatever limits its number of images."""
         limits = {
             "`validation`": len(self.validation),
             "half of each class of `real`, which the classifier does not learn from": len(
@@ -235,7 +235,9 @@ class _Work:
         return self.features or classifier(network, name=name, device=device), judge
 
     def facts(self, dim: int, *, compared_with_test: bool) -> dict[str, dict[str, Any]]:
-        """What the report says of the images and networks by which settings were compared."""
+        """Returns what the report says of the images and networks by which settings were
+        compared.
+        """
         distance, judge = map(describe, self.spaces)
         config = self.config.classifiers
         return {
@@ -368,8 +370,8 @@ class _Work:
         Args:
             images: Whose rows.
             n: How many, or fewer if there are no more.
-            stream: Of random numbers.
-            rows: Those to choose from; all by default.
+            stream: Stream of random numbers.
+            rows: The rows to choose from; all by default.
             most: How many of each class at most.
         """
         rows = images.done_rows("scored") if rows is None else rows

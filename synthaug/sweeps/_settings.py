@@ -1,4 +1,4 @@
-"""What is tried: settings of the sampler and parameters of a plan, in all combinations."""
+"""Holds what is tried: settings of the sampler and parameters of a plan, in all combinations."""
 
 import itertools
 import re

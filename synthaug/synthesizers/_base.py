@@ -1,4 +1,4 @@
-"""What every synthesizer is: rows in, images out."""
+"""Holds what every synthesizer is: rows in, images out."""
 
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -258,7 +258,7 @@ class AbstractSynthesizer(abc.ABC):
         return given
 
     def _plan_problems(self, columns: Mapping[str, Any]) -> Iterable[str]:
-        """What else speaks against a plan with these columns, one message each."""
+        """Returns what else speaks against a plan with these columns, one message each."""
         del columns
         return ()
 

@@ -1,4 +1,4 @@
-"""What the synthesizers that sample one diffusion model have in common."""
+"""Holds what the synthesizers that sample one diffusion model have in common."""
 
 import abc
 from collections.abc import Sequence
@@ -33,7 +33,8 @@ def check_guidable(
     follow.
 
     Raises:
-        ValueError, MismatchError: As `ClassifierGuidance.check_fits` and `check_pushable`.
+        ValueError, MismatchError: Under the same conditions as `ClassifierGuidance.check_fits` and
+            `check_pushable`.
     """
     if guidance is not None:
         guidance.check_fits(model.image_shape, classes)
@@ -118,6 +119,8 @@ class AbstractDiffusionSynthesizer(AbstractSynthesizer):
         return diffusion_losses(self.model, self.model.encode(pixels), condition, grid)
 
     def _described(self, pixels: Pixels, labels: Labels) -> Tensor | None:
-        """What training told the network about such real images: conditions, one per image."""
+        """Returns what training told the network about such real images: conditions, one per
+        image.
+        """
         del pixels
         return self.model.known_conditions(labels)

@@ -1,4 +1,4 @@
-"""Which synthesizer a checkpoint is for."""
+"""Says which synthesizer a checkpoint is for."""
 
 import inspect
 from collections.abc import Sequence

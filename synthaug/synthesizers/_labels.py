@@ -1,4 +1,4 @@
-"""Which row of a network's table of labels belongs to which class name."""
+"""Says which row of a network's table of labels belongs to which class name."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -96,7 +96,7 @@ def keep_classes(network: Any, rows: Sequence[int]) -> None:
 
     Args:
         network: `DiTTransformer2DModel`; changed in place.
-        rows: Of the classes to keep.
+        rows: Rows of the classes to keep.
     """
     null = int(network.config.num_embeds_ada_norm)
     for part in label_embeddings(network):

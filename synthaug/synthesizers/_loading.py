@@ -1,4 +1,4 @@
-"""Which files of a diffusers pipeline are loaded, for Python and the command line alike."""
+"""Says which files of a diffusers pipeline are loaded, for Python and the command line alike."""
 
 from dataclasses import dataclass
 from typing import final
@@ -9,7 +9,7 @@ from synthaug._support.arguments import check_fields
 @final
 @dataclass(frozen=True, kw_only=True)
 class LoadingConfig:
-    """Which files of a pipeline are loaded, and where its networks wait.
+    """Says which files of a pipeline are loaded, and where its networks wait.
 
     Raises:
         ValueError: For a value of another kind.

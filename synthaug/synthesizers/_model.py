@@ -208,7 +208,7 @@ class DiffusionModel:
         return self.num_conditions is not None and self.unconditional_branch
 
     def guidance_problems(self, scales: ArrayLike) -> list[str]:
-        """What is wrong with these guidance scales for this model: one message, or none."""
+        """Returns what is wrong with these guidance scales for this model: one message, or none."""
         values = np.atleast_1d(np.asarray(scales, float))
         if self.can_be_guided or (values == 1).all():
             return []
@@ -231,7 +231,8 @@ class DiffusionModel:
         raise_problems(self.guidance_problems(scales))
 
     def conditions(self, labels: Tensor) -> Tensor | None:
-        """What the network takes for these classes: indices int64 (n,), token sequences float32
+        """Returns what the network takes for these classes: indices int64 (n,), token sequences
+        float32
         (n, k, d), or nothing."""
         if self.class_embeddings is not None:
             return self.class_embeddings.to(self.device)[labels]
@@ -305,7 +306,7 @@ class DiffusionModel:
         condition: Any,
         denoiser: AnyDenoiser | None = None,
     ) -> list[Push]:
-        """What a classifier pushes these rows by: one `Push`, or none.
+        """Returns what a classifier pushes these rows by: one `Push`, or none.
 
         Args:
             guidance: How the classifier guides, if any does.
@@ -373,7 +374,7 @@ class DiffusionModel:
         check_timesteps(scheduler, sampler.eta)
 
     def settings(self, sampler: SamplerConfig) -> dict[str, JSON]:
-        """What determines an image besides weights and row, for a recipe."""
+        """Returns what determines an image besides weights and row, for a recipe."""
         settings: dict[str, JSON] = {
             **checkpoints.scheduler_settings(self.scheduler(sampler)),
             "num_inference_steps": sampler.num_inference_steps,
@@ -440,7 +441,7 @@ class DiffusionModel:
 
     @property
     def _shift(self) -> float | Tensor:
-        """What is taken from the autoencoder's latents: a number, or one per channel."""
+        """Returns what is taken from the autoencoder's latents: a number, or one per channel."""
         config = self.vae.config
         if config.get("latents_mean") is not None:
             return self._per_channel(config.latents_mean)
@@ -448,7 +449,9 @@ class DiffusionModel:
 
     @property
     def _factor(self) -> float | Tensor:
-        """What the autoencoder's latents are multiplied by: a number, or one per channel."""
+        """Returns what the autoencoder's latents are multiplied by: a number, or one per
+        channel.
+        """
         config = self.vae.config
         if config.get("latents_std") is not None:
             return config.scaling_factor / self._per_channel(config.latents_std)
@@ -480,7 +483,7 @@ class DiffusionModel:
 
         Args:
             path: The directory; parts in it are replaced whole.
-            settings: Of the synthesizer; `from_pretrained` gives them back.
+            settings: Settings of the synthesizer; `from_pretrained` gives them back.
 
         Raises:
             CheckpointError: If the disk is full or not writable. What was there before stays.

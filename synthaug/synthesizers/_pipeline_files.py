@@ -32,7 +32,7 @@ def load_pipeline(
     """The pipeline that a diffusers directory is for, without progress bars.
 
     Raises:
-        CheckpointError: As `FromPipeline.from_pretrained`.
+        CheckpointError: Under the same conditions as `FromPipeline.from_pretrained`.
         ValueError: For offloading without a GPU.
     """
     import diffusers

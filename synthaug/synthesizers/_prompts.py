@@ -61,7 +61,8 @@ class PromptTable:
 
     @property
     def record(self) -> JSON:
-        """What the settings of a recipe hold: the texts, or their digest if rows choose among them.
+        """Returns what the settings of a recipe hold: the texts, or their digest if rows choose
+        among them.
 
         Settings are hashed again for each combination of row parameters, so they must be short.
         """

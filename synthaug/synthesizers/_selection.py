@@ -1,4 +1,4 @@
-"""Which snapshot of a training to use: the one that is best on images kept for this choice."""
+"""Says which snapshot of a training to use: the one that is best on images kept for this choice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,10 +45,10 @@ def select_snapshot(
         synthesizer = synthaug.ClassConditional.from_pretrained(best.path)
 
     Args:
-        output_dir: Of a training with `snapshots`.
+        output_dir: Directory of a training with `snapshots`.
         score: For example `frechet_score(...)`, or the accuracy of a classifier that is trained on
             the images (CAS). It must look at images that are neither training nor test images.
-        higher_is_better: As an accuracy is; a distance is not.
+        higher_is_better: Whether a higher score is better, as for an accuracy.
         arguments: For loading, such as `device` and `sampler`.
 
     Raises:
@@ -90,10 +90,10 @@ def frechet_score(
             length.
         features: Extractor, as for `synthaug.evaluation.score_quality`.
         per_class: Images to draw of each class.
-        seed: Of the plan; every snapshot draws from the same noise.
+        seed: Seed of the plan; every snapshot draws from the same noise.
         batch_size: Images per batch; does not change them.
         force: Go on with fewer images than twice the features.
-        parameters: Of the rows, such as `guidance_scale`.
+        parameters: Parameters of the rows, such as `guidance_scale`.
 
     Raises:
         ValueError: For too few images, before any is drawn.

@@ -594,7 +594,7 @@ def _whole(value: float) -> float:
 
 
 def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
-    """What a call takes by name.
+    """Returns what a call takes by name.
 
     Raises:
         ValueError: If it cannot be called with a generator per image.

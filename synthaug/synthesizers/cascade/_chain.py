@@ -73,7 +73,8 @@ def run_chain(
 
 
 def downsample(x: Images, size: tuple[int, int]) -> Images:
-    """What a data set of smaller images would hold, up to rounding: bicubic, antialiased, in the
+    """Returns what a data set of smaller images would hold, up to rounding: bicubic, antialiased,
+    in the
     256 levels of a pixel; float32 (n, C, *size) in [-1, 1]."""
     small = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
     return ((small + 1) * 127.5).round() / 127.5 - 1
@@ -91,7 +92,7 @@ def upsample(low: Images, size: tuple[int, int], mode: str = "bilinear") -> Imag
 @final
 @dataclass(frozen=True, eq=False)
 class StageCondition:
-    """What a stage's network sees besides x_t and t; row i belongs to image i."""
+    """Describes what a stage's network sees besides x_t and t; row i belongs to image i."""
 
     low: Tensor
     """Low-resolution images, enlarged: (n, C, H, W)."""

@@ -232,7 +232,7 @@ class CascadeStage:
     # -- identity and files ----------------------------------------------------------------------
 
     def settings(self) -> dict[str, JSON]:
-        """What determines its images besides weights and row, for a recipe."""
+        """Returns what determines its images besides weights and row, for a recipe."""
         found = self.model.settings(self.sampler) | {"low_size": list(self.low_size)}
         if self.signals is not None:
             assert self.low_res_scheduler_config is not None
@@ -316,7 +316,7 @@ class CascadeStage:
             dtype: Dtype of the network: "auto" is bfloat16 on a device that has it in hardware, and
                 else float32.
             device: Where to run; a GPU if there is one by default.
-            sampler: As for `ClassConditional.from_pretrained`.
+            sampler: Same as for `ClassConditional.from_pretrained`.
             noise_conditioning_level: In place of the one that was saved.
 
         Raises:

@@ -168,7 +168,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         return found or None
 
     def with_settings(self, **settings: Any) -> "Cascade":
-        """As the base's; settings of the sampler reach all models."""
+        """Changes settings of the base; those of the sampler reach all models."""
         changes, rest = split_sampler(settings)
         base: Any = self.base
         sampled = replace(
@@ -185,7 +185,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         return parameter if len(self.stages) == 1 else f"{parameter}_{k}"
 
     def available_parameters(self) -> tuple[RowParameter, ...]:
-        """Those of the base and of each stage, with the levels that the stage was trained with."""
+        """Returns the parameters of the base and of each stage, with the levels of its training."""
         found = [METHOD.row_parameters[0]]
         for k, stage in enumerate(self.stages, 1):
             found.append(replace(STAGE_GUIDANCE_SCALE, name=self._name(_GUIDANCE, k)))
@@ -287,7 +287,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         return images
 
     def _guide(self, labels: Tensor, condition: Any, denoiser: AnyDenoiser) -> Sequence[Push]:
-        """What pushes the sampler of the last stage."""
+        """Returns what pushes the sampler of the last stage."""
         guided, guidance = self.stages[-1].model, self.classifier_guidance
         return guided.guided_by(guidance, labels, self.classes, condition, denoiser)
 
@@ -460,7 +460,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
             unlabeled: Further images of the same shape; they train the unconditional branch only.
             config: How to optimize.
             progress: Show a bar.
-            network: As for `ClassConditional.fit`.
+            network: Same as for `ClassConditional.fit`.
 
         Raises:
             DataError: For images or labels that cannot be trained on.

@@ -32,7 +32,7 @@ class ColorMixture:
         Args:
             colors: (n, C).
             components: Number of Gaussians; the paper takes 1.
-            seed: Of its initialization.
+            seed: Seed of its initialization.
 
         Raises:
             ValueError: If there are fewer images than components.
@@ -61,10 +61,10 @@ class ColorMixture:
         return torch.stack(colors).float()
 
     def config(self) -> dict[str, JSON]:
-        """As JSON."""
+        """Returns the mixture as JSON."""
         return {name: values.tolist() for name, values in vars(self).items()}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ColorMixture":
-        """What `config` described."""
+        """Builds what `config` described."""
         return cls(**{name: np.asarray(value, np.float64) for name, value in config.items()})

@@ -28,7 +28,7 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         real: Images.
         degradation: What to learn to undo.
         network: What is trained.
-        seed: Of the fit of the colors.
+        seed: Seed of the fit of the colors.
 
     Raises:
         DataError: If there are no images.

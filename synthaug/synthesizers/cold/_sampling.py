@@ -63,7 +63,7 @@ def restore(
         degradation: D.
         x: x_s, floating point (n, C, H, W).
         s: Level of each image, int64 (n,), on the CPU. Images at level 0 stay as they are.
-        realization: Of D, on the device of `x`; it is the same at all levels.
+        realization: Realization of D, on the device of `x`; it is the same at all levels.
         algorithm: "improved", "naive" or "direct".
         num_steps: Restorer evaluations per image at most; `None` visits every level.
     """

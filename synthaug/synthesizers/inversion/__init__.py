@@ -10,7 +10,7 @@ from synthaug.synthesizers._sampler import GUIDANCE_SCALE
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InversionSettings:
-    """What the images of `DiffusionInversion` depend on besides sampler and rows.
+    """Describes what the images of `DiffusionInversion` depend on besides sampler and rows.
 
     Args:
         unconditional: What guidance pushes away from: the mean of all embeddings, of the class or

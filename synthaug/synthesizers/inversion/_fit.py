@@ -54,7 +54,7 @@ _WAIT = 1.0  # seconds between two looks at blocks that other processes are lear
 
 @dataclass(frozen=True)
 class InversionCost:
-    """What learning embeddings will cost."""
+    """Describes what learning embeddings will cost."""
 
     images: int
     token_shape: tuple[int, int]
@@ -89,7 +89,7 @@ class InversionCost:
 
 @dataclass
 class InversionResult:
-    """What a run left behind."""
+    """Describes what a run left behind."""
 
     loss_curve: list[tuple[int, float]] = field(default_factory=list, repr=False)
     """(update, mean loss of that update over all images)."""
@@ -114,7 +114,7 @@ class Block:
     """Updates that every embedding has received."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds."""
+        """Returns what a checkpoint holds."""
         names = ("embeddings", "exp_avg", "exp_avg_sq")
         return {name: vars(self)[name] for name in names}
 
@@ -195,7 +195,7 @@ class InversionJob:
 
     @lasting_tensors()
     def cost(self, *, measure: bool = False) -> InversionCost:
-        """What `run` will cost; measured on one batch if asked."""
+        """Returns what `run` will cost; measured on one batch if asked."""
         seconds = None
         if measure:
             n = min(self.config.batch_size, len(self.labels))

@@ -141,7 +141,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
     def cost(
         self, real: Any, config: InversionConfig | None = None, *, measure: bool = False
     ) -> InversionCost:
-        """What `fit` will cost: passes, storage and, if measured on one batch, time."""
+        """Returns what `fit` will cost: passes, storage and, if measured on one batch, time."""
         return self._job(real, config).cost(measure=measure)
 
     def fit(
@@ -231,7 +231,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
     # -- plans -----------------------------------------------------------------------------------
 
     def available_parameters(self) -> tuple[RowParameter, ...]:
-        """As the base's, with the snapshots that there are."""
+        """Returns the base's parameters, with the snapshots that there are."""
         table = self._learned
         return tuple(
             replace(p, default=table.last, choices=tuple(table.snapshots))
@@ -251,7 +251,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         return RowSources(table.labels, by_class, table.keys)
 
     def _lay_out(self, columns: Mapping[str, Any], quota: Mapping[str, Any], seed: int) -> Plan:
-        """As the base's; rows that interpolate have a partner."""
+        """Returns the base's conditions; rows that interpolate have a partner."""
         plan = super()._lay_out(columns, quota, seed)
         return with_partners(plan, self._learned, cross_class="cross_class" in columns)
 
@@ -456,7 +456,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
             dtype: Dtype of the network; embeddings are float32 always. "auto" is bfloat16 on a
                 device that has it in hardware, and else float32; `fit` goes on as it was begun.
             device: Where to run; a GPU if there is one by default.
-            sampler: As for `ClassConditional.from_pretrained`.
+            sampler: Same as for `ClassConditional.from_pretrained`.
             settings: `unconditional`, `group_size`, `spherical`, `relative_noise`.
 
         Raises:
@@ -530,7 +530,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         Raises:
             DataError: For images whose size cannot be halved often enough.
             ValueError: For a setting out of range.
-            DivergedError, CheckpointError: As `ClassConditional.fit`.
+            DivergedError, CheckpointError: Under the same conditions as `ClassConditional.fit`.
         """
         tokens = tokens or TokenConfig()
         job = TokenFitJob(images, tokens, DenoiserConfig(**network))

@@ -121,7 +121,9 @@ def build_token_unet(
 
 @final
 class TokenModel(nn.Module):
-    """What is trained together: network, encoder, and the tokens of the unconditional branch."""
+    """Describes what is trained together: network, encoder, and the tokens of the unconditional
+    branch.
+    """
 
     def __init__(self, network: nn.Module, encoder: TokenEncoder) -> None:
         super().__init__()

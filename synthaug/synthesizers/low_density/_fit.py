@@ -43,7 +43,7 @@ _PER_CLASS = 100
 
 
 class Guides(nn.Module):
-    """What is trained together: a classifier and a discriminator of noisy images."""
+    """Describes what is trained together: a classifier and a discriminator of noisy images."""
 
     def __init__(self, hardness: NoisyEncoder, realism: NoisyEncoder) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
             return torch.rand(2, size, dtype=torch.float32, device="cpu")
 
         def of_ours(drawn: Tensor) -> Tensor:
-            """What was drawn for the examples of this process, the real ones first."""
+            """Returns what was drawn for the examples of this process, the real ones first."""
             return drawn[:, own].flatten(0, 1)
 
         pixels = torch.cat([self.real.pixels(indices), self._read_synthetic(chosen)])
@@ -218,7 +218,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
 
     @torch.no_grad()
     def _encode(self, pixels: Pixels) -> Images:
-        """What the generator denoises, on the CPU."""
+        """Returns what the generator denoises, on the CPU."""
         if self.model.vae is None:
             return to_images(pixels)
         return self.model.encode(pixels).cpu()

@@ -32,7 +32,7 @@ class NoisyEncoder(nn.Module):
     """The first half of a `UNet2DModel`, averaged over the image: features of noisy images.
 
     Args:
-        config: Of the `UNet2DModel`, without class conditions.
+        config: Configuration of the `UNet2DModel`, without class conditions.
         num_outputs: Classes that it is trained to tell apart.
         embedding_dim: Length of the features.
     """

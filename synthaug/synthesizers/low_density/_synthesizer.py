@@ -139,7 +139,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
         return replace(self, base=self.base.with_sources(real, labels))
 
     def with_settings(self, **settings: Any) -> "LowDensity":
-        """As the base's; all but `temperature` and `unit` are settings of what is steered."""
+        """Changes settings: `temperature` and `unit` here, all others of the base."""
         own = {s.name: settings.pop(s.name) for s in METHOD.settings if s.name in settings}
         return replace(self, base=self.base.with_settings(**settings), **own)
 
@@ -195,12 +195,12 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
         """One image per row, float32 (n, C, H, W) in [-1, 1].
 
         Raises:
-            ValueError, DataError: As the base.
+            ValueError, DataError: Under the same conditions as the base.
         """
         return self.base.draw(rows, guide=self._pushes)
 
     def _pushes(self, rows: Plan, condition: Tensor | None) -> Sequence[Push]:
-        """Of these rows; none that would push nothing."""
+        """Returns the pushes of these rows; none that would push nothing."""
         labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
         found = []
         for name, model, leave in (
