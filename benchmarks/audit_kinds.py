@@ -384,7 +384,7 @@ def main() -> None:
         print(f"{kind.name:36}{median:8.1f}   {low:.1f} to {high:.1f}", flush=True)
     page = sheet(kinds, originals[: args.shown], max(1, 64 // originals.shape[-1]))
     page.quantize(128).save(RESULTS / "audit_kinds.png", optimize=True)
-    print(write("audit_kinds", {"settings": vars(args), "grey levels from original": measured}))
+    print(write("audit_kinds", {"settings": vars(args), "gray levels from original": measured}))
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def _store(url: str) -> tuple[Any, str]:
 
 
 def _identity(store: Any, name: str) -> dict[str, Any]:
-    """What tells this version of an object from another: its size and the store's own mark."""
+    """Returns the mark of this version of an object: its size and the store's own mark."""
     store.invalidate_cache()
     facts = store.info(name)
     if facts.get("type") == "directory" or facts.get("size") is None:
@@ -191,7 +191,7 @@ def _record_path(path: Path) -> Path:
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:
-    """What was written about a copy that is whole; `None` if there is none, or not all of it."""
+    """Returns the note about a whole copy; `None` if there is none, or not all of it."""
     try:
         record = json.loads(_record_path(path).read_text())
         whole = path.stat().st_size == record["object"]["size"]
