@@ -41,15 +41,17 @@ if hasattr(ImageOnlyTransform, "sample_parameters") or not albumentations.__vers
 
 __all__ = ["ColdRestore", "DenoiseOnce", "Fit", "SyntheticVariant"]
 
-_CANNOT_FOLLOW = frozenset(
-    ("bboxes", "keypoints", "mask", "mask3d", "masks", "masks3d", "volume", "volumes")
-)
+_OTHER_INPUTS = frozenset(("mask3d", "masks3d", "volume", "volumes"))
+_CANNOT_FOLLOW = _OTHER_INPUTS | {"bboxes", "keypoints", "mask", "masks"}
 
 
 class _OnImages(ImageOnlyTransform):
     """Describes what both transforms share: draws of their own, images alone, and descriptions by
     path.
     """
+
+    _refused = _CANNOT_FOLLOW
+    _way_out = ""
 
     def should_apply(self, force_apply: bool = False) -> bool:
         """Draws whether to change."""
@@ -60,10 +62,10 @@ class _OnImages(ImageOnlyTransform):
     ) -> dict[str, Any]:
         """Draws nothing; refuses boxes, masks, key points and volumes, which would not fit."""
         del params
-        for name in sorted(name for name in _CANNOT_FOLLOW if data.get(name) is not None):
+        for name in sorted(name for name in self._refused if data.get(name) is not None):
             raise TypeError(
                 f"`{name}` cannot follow an image into a synthetic variant. Use this transform for "
-                "classification only."
+                f"classification only{self._way_out}."
             )
         return {}
 
@@ -228,6 +230,8 @@ class SyntheticVariant(_OnImages):
     workers and epochs differ, and `torch.manual_seed` before the first epoch fixes them all.
     """
 
+    _way_out = ", or give `min_edge_agreement`"
+
     def __init__(
         self,
         cache: Any,
@@ -235,12 +239,18 @@ class SyntheticVariant(_OnImages):
         audit: Verdicts | StrPath | None,
         p: float = 0.5,
         on_missing: Literal["keep", "raise"] = "keep",
+        min_edge_agreement: float | None = None,
     ) -> None:
         """Takes the arguments of `synthaug.transforms.SyntheticVariant`, with the same errors."""
         check_fraction(p=p)
         super().__init__(p=p)
         self.on_missing = on_missing
-        self._variants = Variants(open_cache(cache), open_report(audit), on_missing)
+        self.min_edge_agreement = min_edge_agreement
+        if min_edge_agreement is not None:
+            self._refused = _OTHER_INPUTS
+        self._variants = Variants(
+            open_cache(cache), open_report(audit), on_missing, min_edge_agreement
+        )
         self._describe(cache=cache, audit=audit)
 
     def get_params(self) -> dict[str, Any]:

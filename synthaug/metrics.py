@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 from torch import Tensor, nn
 
+from synthaug._images.edges import edge_agreement
 from synthaug._neighbors import checked_features, distances
 from synthaug._support.arguments import check_between, check_whole
 from synthaug._support.extras import from_extra
@@ -262,6 +263,7 @@ def _pair(synthetic: Features, real: Features) -> tuple[Features, Features]:
 __all__ = [
     "ManifoldScores",
     "check_rank",
+    "edge_agreement",
     "frechet_distance",
     "inception_score",
     "kernel_distance",

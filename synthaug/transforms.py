@@ -21,7 +21,7 @@ from synthaug._cache.serving import (
 from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_one_step, open_report
 from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
-from synthaug._images.annotations import annotations_of
+from synthaug._images.annotations import annotation_class, annotations_of
 from synthaug._images.calls import called
 from synthaug._images.convert import Transform, check_unit_range, describe, like, pixels_of, wrapped
 from synthaug._images.stores import Conform, conformed
@@ -57,13 +57,20 @@ class _ImagesOnly(v2.Transform):
         self._check_annotations(inputs)
         return super().forward(*inputs)
 
+    _way_out = ""
+
     def _check_annotations(self, inputs: tuple[Any, ...]) -> None:
-        names = annotations_of(inputs)
+        names = [name for name in annotations_of(inputs) if self._refuses(name)]
         if names:
             raise TypeError(
                 f"{', '.join(names)} cannot follow an image into a synthetic one. Use "
-                f"`{type(self).__name__}` for classification only, and leave them out of samples."
+                f"`{type(self).__name__}` for classification only, and leave them out of samples"
+                f"{self._way_out}."
             )
+
+    def _refuses(self, annotation: str) -> bool:
+        del annotation
+        return True
 
 
 class _Restoring(_ImagesOnly):
@@ -448,8 +455,13 @@ class SyntheticVariant(_ImagesOnly):
     sample share the draw. Randomness comes from torch's global generator, as everywhere in
     torchvision, so it differs between workers and epochs.
 
+    Masks, boxes and key points of a sample are refused, unless `min_edge_agreement` says which
+    variants still fit them; then they are kept as they are.
+
     A batch transform of this kind does not exist: apply it to single images.
     """
+
+    _way_out = ", or give `min_edge_agreement`"
 
     def __init__(
         self,
@@ -458,6 +470,7 @@ class SyntheticVariant(_ImagesOnly):
         audit: Verdicts | StrPath | None,
         p: float = 0.5,
         on_missing: Literal["keep", "raise"] = "keep",
+        min_edge_agreement: float | None = None,
     ) -> None:
         """Finds the variants that may be served.
 
@@ -468,9 +481,12 @@ class SyntheticVariant(_ImagesOnly):
             p: Probability of a change, in [0, 1].
             on_missing: What becomes of an image without a variant: "keep" leaves it unchanged,
                 "raise" raises a `DataError`.
+            min_edge_agreement: Serve only variants whose edges lie where those of the image do, by
+                `synthaug.metrics.edge_agreement`, in (0, 1]; 0.8 is a good start. An image whose
+                variants all moved has none. Samples may then have masks, boxes and key points.
 
         Raises:
-            ValueError: For other values of `p` or `on_missing`.
+            ValueError: For other values of `p`, `on_missing` or `min_edge_agreement`.
             MismatchError: If the report judges another cache.
             DataError: If no row that may be served has a source image.
         """
@@ -478,7 +494,13 @@ class SyntheticVariant(_ImagesOnly):
         check_fraction(p=p)
         self.p = p
         self.on_missing = on_missing
-        self._variants = Variants(open_cache(cache), open_report(audit), on_missing)
+        self.min_edge_agreement = min_edge_agreement
+        self._variants = Variants(
+            open_cache(cache), open_report(audit), on_missing, min_edge_agreement
+        )
+
+    def _refuses(self, annotation: str) -> bool:
+        return self.min_edge_agreement is None or annotation.endswith("Video")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draws whether to change, and which variant, once per sample."""
@@ -488,6 +510,8 @@ class SyntheticVariant(_ImagesOnly):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Replaces one image, if it was drawn and has variants."""
+        if annotation_class(inpt) is not None:  # fits the variant as it fits the image
+            return inpt
         self._variants.check_size(inpt)
         if not params["apply"]:
             return inpt

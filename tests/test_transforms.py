@@ -2,9 +2,11 @@
 
 import logging
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,13 @@ from torchvision import tv_tensors
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from synthaug import load_dataset
+from synthaug import SynthCache, albumentations, load_dataset
 from synthaug._cache import serving as _serving
 from synthaug._datasets.variants import Variants
 from synthaug._images.convert import like
 from synthaug.errors import DataError, MismatchError
 from synthaug.images import LabeledImages
+from synthaug.metrics import edge_agreement
 from synthaug.transforms import Fit, SyntheticVariant
 from tests.variants import CLASSES, make_cache, real_images, row_of, rows_from
 
@@ -242,3 +245,77 @@ def test_what_it_cannot_do_is_refused(real, cache, tmp_path):
 def test_it_prints_its_settings(cache):
     text = repr(SyntheticVariant(cache, audit=None, p=0.25))
     assert text == "SyntheticVariant(p=0.25, on_missing=keep)"
+
+
+def outlined(left: int) -> torch.Tensor:
+    """A bright square on gray, whose left side is at a column."""
+    pixels = torch.full((1, 3, 16, 16), 60, dtype=torch.uint8)
+    pixels[:, :, 4:11, left : left + 7] = 200
+    return pixels
+
+
+def test_edge_agreement_is_about_places_and_not_about_levels() -> None:
+    image = outlined(3)
+    noisy = (image + 10 * torch.randn(image.shape, generator=torch.manual_seed(0))).to(torch.uint8)
+    flat = torch.full_like(image, 9)
+    others = torch.cat([image, 255 - image, noisy, outlined(5), outlined(9), flat])
+    same, inverted, noise, near, far, none = edge_agreement(image.expand_as(others), others)
+    assert same == pytest.approx(1) == inverted
+    assert same > noise > 0.9 > 0.8 > near > far
+    assert none == 0
+    assert edge_agreement(flat, flat + 1) == 1
+    with pytest.raises(ValueError, match=r"`others` has the shape \(1, 3, 4, 4\)"):
+        edge_agreement(image, torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+@pytest.fixture
+def outlines(tmp_path: Path) -> tuple[LabeledImages, SynthCache]:
+    """Two squares. Of the first, one variant has its edges and two moved; of the second all did."""
+    real = LabeledImages(torch.cat([outlined(3), outlined(8)]), [0, 1], CLASSES)
+    cache = make_cache(tmp_path, real, sources=([0], [1]))
+    rows, other = rows_from(cache, 0), rows_from(cache, 1)
+    cache.write(rows, torch.cat([outlined(9)] * (len(rows) - 1) + [255 - outlined(3)]))
+    cache.write(other, torch.cat([outlined(2)] * len(other)))
+    return real, cache
+
+
+def test_masks_and_boxes_stay_beside_variants_whose_edges_agree(
+    outlines: tuple[LabeledImages, SynthCache],
+) -> None:
+    real, cache = outlines
+    image, mask = real[0][0], tv_tensors.Mask(torch.ones(16, 16, dtype=torch.uint8))
+    boxes = tv_tensors.BoundingBoxes([[3, 4, 10, 11]], format="XYXY", canvas_size=(16, 16))
+    with pytest.raises(TypeError, match=r"a Mask.* or give `min_edge_agreement`"):
+        SyntheticVariant(cache, audit=None, p=1.0)(image, mask)
+    variant = SyntheticVariant(cache, audit=None, p=1.0, min_edge_agreement=0.8)
+    for _ in range(8):
+        shown, kept, same, label = variant(image, mask, boxes, 1)
+        assert np.array_equal(np.asarray(shown), 255 - np.asarray(image))
+        assert kept is mask
+        assert same is boxes
+        assert label == 1
+    other = real[1][0]
+    assert variant(other, mask)[0] is other  # all of its variants moved
+    strict = SyntheticVariant(cache, audit=None, p=1.0, min_edge_agreement=0.8, on_missing="raise")
+    with pytest.raises(DataError, match=r"no variant whose edges agree .* 0\.8\. Draw variants of"):
+        strict(real[1][0])
+    with pytest.raises(TypeError, match="a Video"):
+        variant(image, tv_tensors.Video(torch.zeros(2, 3, 16, 16)))
+    with pytest.raises(ValueError, match=r"`min_edge_agreement` must be in \(0, 1\]"):
+        SyntheticVariant(cache, audit=None, min_edge_agreement=0)
+
+
+def test_albumentations_keeps_masks_beside_variants_whose_edges_agree(
+    outlines: tuple[LabeledImages, SynthCache],
+) -> None:
+    real, cache = outlines
+    image, mask = np.asarray(real[0][0]), np.ones((16, 16), np.uint8)
+    with pytest.raises(TypeError, match=r"`mask` cannot.* or give `min_edge_agreement`"):
+        albumentations.SyntheticVariant(cache, audit=None, p=1.0)(image=image, mask=mask)
+    variant = albumentations.SyntheticVariant(cache.path, audit=None, p=1.0, min_edge_agreement=0.8)
+    shown = variant(image=image, mask=mask)
+    assert np.array_equal(shown["image"], 255 - image)
+    assert np.array_equal(shown["mask"], mask)
+    assert A.from_dict(A.to_dict(A.Compose([variant]))).transforms[0].min_edge_agreement == 0.8
+    with pytest.raises(TypeError, match="`volume` cannot"):
+        variant(image=image, volume=np.zeros((2, 16, 16), np.uint8))

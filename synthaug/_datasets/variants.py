@@ -5,12 +5,14 @@ import math
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._cache.serving import servable
 from synthaug._images.convert import size_of
+from synthaug._images.edges import edge_agreement
 from synthaug._pixels import digest
-from synthaug._support.arguments import check_choice
+from synthaug._support.arguments import check_choice, check_within
 from synthaug._types import Indices
 from synthaug.errors import DataError, MismatchError
 
@@ -32,21 +34,31 @@ class Variants:
     Of a plan's row, `source_key` is the digest of the pixels that it started from.
     """
 
-    def __init__(self, cache: Any, audit: Any, on_missing: Literal["keep", "raise"]) -> None:
+    def __init__(
+        self,
+        cache: Any,
+        audit: Any,
+        on_missing: Literal["keep", "raise"],
+        min_edge_agreement: float | None = None,
+    ) -> None:
         """Finds the variants that may be served.
 
         Args:
             cache: A `SynthCache`.
             audit: A report about it, or `None`.
             on_missing: "keep" or "raise", for an image without a variant.
+            min_edge_agreement: Variants whose edges agree less with their source do not count.
 
         Raises:
-            ValueError: For another value of `on_missing`.
+            ValueError: For another value of `on_missing` or of `min_edge_agreement`.
             MismatchError: If the report judges another cache.
             DataError: If no row may be served that was made from a real image.
         """
         check_choice(("keep", "raise"), on_missing=on_missing)
+        check_within("(0, 1]", min_edge_agreement=min_edge_agreement)
         self.cache, self.on_missing = cache, on_missing
+        self.min_edge_agreement = min_edge_agreement
+        self._agreements: dict[int, float] = {}
         rows = np.flatnonzero(servable(cache, audit).mask)
         rows = rows[cache.plan.at("source", rows) >= 0]
         if len(rows) == 0:
@@ -91,12 +103,25 @@ class Variants:
         if tuple(pixels.shape) != self.cache.image_shape:
             raise self._other_size(tuple(pixels.shape))
         rows = self.rows_of(digest(pixels))
+        moved = len(rows)
+        if self.min_edge_agreement is not None:
+            rows = rows[self._agreeing(pixels, rows)]
+        moved -= len(rows)
         if len(rows) == 0:
-            self._note_missing(pixels)
+            self._note_missing(pixels, moved)
             return None
         self._missed = -1
         variant: Tensor = self.cache.read([rows[int(choice * len(rows))]])[0]
         return variant
+
+    def _agreeing(self, pixels: Tensor, rows: Indices) -> NDArray[np.bool_]:
+        """Finds the variants that have their edges where the image has them."""
+        new = [row for row in rows.tolist() if row not in self._agreements]
+        if new:
+            variants = self.cache.read(new)
+            agreement = edge_agreement(pixels.expand_as(variants), variants)
+            self._agreements.update(zip(new, agreement.tolist(), strict=True))
+        return np.array([self._agreements[row] for row in rows.tolist()]) >= self.min_edge_agreement
 
     def check_size(self, image: Any) -> None:
         """Refuses an image of another size than the variants, which none can be exchanged for.
@@ -114,14 +139,17 @@ class Variants:
             f"{_ADVICE}"
         )
 
-    def _note_missing(self, pixels: Tensor) -> None:
+    def _note_missing(self, pixels: Tensor, moved: int) -> None:
+        """Raises, or counts an image without a variant; of `moved` ones the edges do not agree."""
+        lacks, advice = "variant in the cache", _ADVICE
+        if moved:
+            lacks = f"variant whose edges agree with its own by {self.min_edge_agreement}"
+            advice = "Draw variants of less strength, or lower `min_edge_agreement`."
         if self.on_missing == "raise":
             raise DataError(
-                f"An image with the digest {digest(pixels):016x} has no variant in the cache. "
-                + _ADVICE
+                f"An image with the digest {digest(pixels):016x} has no {lacks}. {advice}"
             )
         if self._missed >= 0:  # none was found yet
             self._missed += 1
             if self._missed == self._patience:
-                text = "None of %d images has a variant in the cache. %s"
-                log.warning(text, self._patience, _ADVICE)
+                log.warning("None of %d images has a %s. %s", self._patience, lacks, advice)

@@ -50,13 +50,13 @@ def _annotations(
     elif isinstance(value, tuple | list):
         for position, part in enumerate(value):
             yield from _annotations(part, known, size, f"position {position}")
-    elif (kind := _annotation_class(value)) is not None:
+    elif (kind := annotation_class(value)) is not None:
         yield f"{name}: a {kind}"
     elif size is not None and size_of(value) == size:
         yield name
 
 
-def _annotation_class(value: Any) -> str | None:
+def annotation_class(value: Any) -> str | None:
     """The class of a `tv_tensors` object that is no image; `None` for others."""
     if not isinstance(value, Tensor) or type(value) is Tensor:
         return None
