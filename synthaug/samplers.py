@@ -5,8 +5,10 @@ the bookkeeping that makes an image a pure function of its row: each row's initi
 later draw come from that row's stream, and a scheduler's state never outlives a batch.
 """
 
+import copy
 import inspect
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
@@ -202,7 +204,7 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
         overrides = {"algorithm_type": "dpmsolver++", "solver_order": 2}
     if log_variance_mix is None:
         try:
-            return cls.from_config(config, **overrides)
+            return _made(cls, config, **overrides)
         except Exception as error:  # diffusers raises whatever the values provoke
             raise CheckpointError(
                 f"diffusers' {kind} cannot be made from the scheduler's config "
@@ -214,9 +216,29 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
             f"`log_variance_mix` = {log_variance_mix:g} has no effect with {kind}. Use the "
             "scheduler 'ddpm', or leave it out."
         )
-    scheduler = cls.from_config(config, variance_type="learned_range")
+    scheduler = _made(cls, config, variance_type="learned_range")
     scheduler.register_to_config(log_variance_mix=float(log_variance_mix))
     return scheduler
+
+
+_SCHEDULERS_MADE: dict[bytes, Any] = {}
+_MOST_SCHEDULERS = 32
+
+
+def _made(cls: Any, config: Mapping[str, Any], **changes: Any) -> Any:
+    """A fresh scheduler of a class of diffusers: a copy, if such a one was made before.
+
+    Each batch needs one, and the schedule of a thousand timesteps is computed in Python, for some
+    classes in a second.
+    """
+    key = pickle.dumps((cls.__name__, dict(config), changes))
+    scheduler = _SCHEDULERS_MADE.get(key)
+    if scheduler is None:
+        scheduler = cls.from_config(config, **changes)
+        if len(_SCHEDULERS_MADE) >= _MOST_SCHEDULERS:
+            _SCHEDULERS_MADE.clear()
+        _SCHEDULERS_MADE[key] = scheduler
+    return copy.deepcopy(scheduler)
 
 
 def step_arguments(scheduler: Any, generators: Streams, eta: float) -> dict[str, Any]:

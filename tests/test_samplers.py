@@ -112,6 +112,15 @@ def test_our_loop_equals_the_diffusers_pipelines():
         torch.testing.assert_close(ours, torch.from_numpy(theirs), atol=2e-5, rtol=0)
 
 
+def test_a_scheduler_is_fresh_although_such_a_one_was_made_before():
+    used = make_scheduler("ddim", cosine_config())
+    used.set_timesteps(3)
+    used.alphas_cumprod.zero_()
+    fresh = make_scheduler("ddim", cosine_config())
+    assert fresh.num_inference_steps is None
+    assert fresh.alphas_cumprod.min() > 0
+
+
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver++"])
 def test_a_row_is_the_same_alone_in_a_batch_and_in_another_order(name):
     denoiser = Denoiser(tiny_unet())
