@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from synthaug.evaluation import ClassifierConfig, EvaluationReport
+from synthaug.evaluation import AdversarialConfig, ClassifierConfig, EvaluationReport
 from synthaug.evaluation import evaluate as run
 
 FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
+WEAK = AdversarialConfig(epsilon=0.1, steps=2, test_steps=2, restarts=1)
 FIELDS = {field.name for field in fields(ClassifierConfig)}
 
 

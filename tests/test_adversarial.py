@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from synthaug import MixedDataset, load_dataset
+from synthaug import MixedDataset
 from synthaug._images.source import ImageSource
 from synthaug.errors import MismatchError
 from synthaug.evaluation import AdversarialConfig, Arm, CutMix, EvaluationReport
@@ -20,21 +20,9 @@ from synthaug.evaluation._adversarial import MovingAverage, ascend
 from synthaug.evaluation._fit import FitSettings, fit, robust, seed_initial_weights
 from synthaug.evaluation._inputs import ArmImages, Batches
 from synthaug.images import LabeledImages
-from tests.classifiers import FAST, evaluate, linear
+from tests.classifiers import FAST, WEAK, evaluate, linear
 from tests.command_line import fail, succeed
 from tests.mixtures import make_cache, real_images
-
-WEAK = AdversarialConfig(epsilon=0.1, steps=2, test_steps=2, restarts=1)
-
-
-@pytest.fixture(scope="module")
-def digits() -> LabeledImages:
-    return load_dataset("digits", split="train")
-
-
-@pytest.fixture(scope="module")
-def train(digits: LabeledImages) -> LabeledImages:
-    return digits.subset(np.arange(60))
 
 
 @pytest.fixture(scope="module")

@@ -7,25 +7,12 @@ import pytest
 import torch
 
 from synthaug import evaluate as evaluate_configured
-from synthaug import load_dataset
 from synthaug.errors import MismatchError
-from synthaug.evaluation import AdversarialConfig, ClassifierConfig, EvaluationReport, corruptions
+from synthaug.evaluation import ClassifierConfig, EvaluationReport, corruptions
 from synthaug.evaluation._corruptions import CORRUPTIONS
 from synthaug.evaluation._gains import calibration_error
 from synthaug.images import LabeledImages
-from tests.classifiers import FAST, evaluate, linear
-
-WEAK = AdversarialConfig(epsilon=0.1, steps=2, test_steps=2, restarts=1)
-
-
-@pytest.fixture(scope="module")
-def digits() -> LabeledImages:
-    return load_dataset("digits", split="train")
-
-
-@pytest.fixture(scope="module")
-def train(digits: LabeledImages) -> LabeledImages:
-    return digits.subset(np.arange(60))
+from tests.classifiers import FAST, WEAK, evaluate, linear
 
 
 @pytest.fixture(scope="module")

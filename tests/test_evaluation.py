@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
-from synthaug import MixedDataset, Plan, SynthCache, load_dataset
+from synthaug import MixedDataset, Plan, SynthCache
 from synthaug._images.source import ImageSource
 from synthaug._plan import balanced_quota
 from synthaug.errors import DataError, DivergedError, MismatchError
@@ -39,11 +39,6 @@ from tests.classifiers import configured, evaluate
 from tests.command_line import succeed
 
 FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def digits() -> LabeledImages:
-    return load_dataset("digits", split="train")
 
 
 @pytest.fixture

@@ -116,6 +116,20 @@ def text_parts(path: Path, **unet: Any) -> dict[str, Any]:
 
 
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+ONE_LAYER: dict[str, Any] = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
+"""Of every transformer."""
+LATENTS: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "sample_size": 4}
+"""Of transformers for `tiny_autoencoder` and `flow_autoencoder`."""
+
+
+def unchecked(kind: str, path: Path, scheduler: Any = None, **unet: Any) -> Any:
+    """Writes a pipeline of diffusers with the parts of Stable Diffusion, some of them others."""
+    import diffusers
+
+    parts = text_parts(path, **unet)
+    if scheduler is not None:
+        parts["scheduler"] = scheduler
+    return saved(getattr(diffusers, kind)(**parts, **UNCHECKED), path)
 
 
 # -- networks that predict noise or velocity -------------------------------------------------------
@@ -130,22 +144,18 @@ def stable_diffusion_2(path: Path) -> Any:
 
 
 def sd_turbo(path: Path) -> Any:
-    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+    from diffusers import EulerDiscreteScheduler
 
-    parts = text_parts(path)
-    config = parts["scheduler"].config
+    config = stable_diffusion_scheduler().config
     scheduler = EulerDiscreteScheduler.from_config(config, timestep_spacing="trailing")
-    return saved(StableDiffusionPipeline(**{**parts, "scheduler": scheduler}, **UNCHECKED), path)
+    return unchecked("StableDiffusionPipeline", path, scheduler)
 
 
 def zero_terminal_snr(path: Path) -> Any:
-    from diffusers import StableDiffusionPipeline
-
-    parts = text_parts(path)
     scheduler = stable_diffusion_scheduler(
         rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
     )
-    return saved(StableDiffusionPipeline(**{**parts, "scheduler": scheduler}, **UNCHECKED), path)
+    return unchecked("StableDiffusionPipeline", path, scheduler)
 
 
 def sdxl(path: Path) -> Any:
@@ -166,11 +176,7 @@ def sdxl(path: Path) -> Any:
 
 
 def inpainting(path: Path) -> Any:
-    from diffusers import StableDiffusionInpaintPipeline
-
-    return saved(
-        StableDiffusionInpaintPipeline(**text_parts(path, in_channels=9), **UNCHECKED), path
-    )
+    return unchecked("StableDiffusionInpaintPipeline", path, in_channels=9)
 
 
 def upscaler(path: Path) -> Any:
@@ -206,9 +212,7 @@ def pixart(path: Path) -> Any:
     )
 
     transformer = PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=1,
+        **ONE_LAYER,
         cross_attention_dim=16,
         caption_channels=16,
         sample_size=4,
@@ -290,12 +294,10 @@ def superresolution(path: Path) -> Any:
 
 
 def latent_consistency(path: Path) -> Any:
-    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+    from diffusers import LCMScheduler
 
-    parts = text_parts(path, time_cond_proj_dim=8)
-    scheduler = LCMScheduler.from_config(parts["scheduler"].config)
-    pipeline = LatentConsistencyModelPipeline(**{**parts, "scheduler": scheduler}, **UNCHECKED)
-    return saved(pipeline, path)
+    scheduler = LCMScheduler.from_config(stable_diffusion_scheduler().config)
+    return unchecked("LatentConsistencyModelPipeline", path, scheduler, time_cond_proj_dim=8)
 
 
 def consistency(path: Path) -> Any:
@@ -313,13 +315,9 @@ def stable_diffusion_3(path: Path) -> Any:
     from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
     transformer = SD3Transformer2DModel(
-        sample_size=4,
+        **ONE_LAYER,
+        **LATENTS,
         patch_size=1,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
         joint_attention_dim=32,
         caption_projection_dim=16,
         pooled_projection_dim=32,
@@ -343,12 +341,10 @@ def flux(path: Path) -> Any:
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
+        **ONE_LAYER,
         patch_size=1,
         in_channels=16,
-        num_layers=1,
         num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
         joint_attention_dim=16,
         pooled_projection_dim=16,
         axes_dims_rope=(2, 2, 4),
@@ -370,16 +366,12 @@ def sana(path: Path) -> Any:
     from transformers import Gemma2Config, Gemma2Model
 
     transformer = SanaTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=8,
+        **ONE_LAYER,
+        **LATENTS,
         num_cross_attention_heads=2,
         cross_attention_head_dim=8,
         cross_attention_dim=16,
         caption_channels=16,
-        sample_size=4,
     )
     vae = AutoencoderDC(
         latent_channels=4,
@@ -413,17 +405,13 @@ def cogview4(path: Path) -> Any:
     from transformers import GlmConfig, GlmModel
 
     transformer = CogView4Transformer2DModel(
+        **ONE_LAYER,
+        **LATENTS,
         patch_size=1,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
         text_embed_dim=16,
         time_embed_dim=8,
         condition_dim=4,
         pos_embed_max_size=8,
-        sample_size=4,
         rope_axes_dim=(4, 4),
     )
     pipeline = CogView4Pipeline(

@@ -1,6 +1,7 @@
 """Augmentation of whole batches, each image with its own draw."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final, get_args
@@ -115,9 +116,42 @@ class AffineAugment:
         return levels.round().clamp(0, 255).to(torch.uint8)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mixture(ABC):
+    """Mixes each image with another one of its batch, by a share that Beta(alpha, alpha) draws."""
+
+    first: Augment | None = None
+    """What happens to the images before."""
+    alpha: float = 1.0
+    """1 draws the share uniformly, as both papers do on CIFAR-10."""
+
+    def __post_init__(self) -> None:
+        check_positive(alpha=self.alpha)
+        check_finite(0, alpha=self.alpha)
+
+    def __call__(self, pixels: Pixels) -> Pixels:
+        """The images alone; training also needs what `mix` says about labels."""
+        return self.mix(pixels)[0]
+
+    def mix(self, pixels: Pixels) -> tuple[Pixels, Tensor, Tensor]:
+        """Returns mixed images, the partner of each, int64 (n,), and the share of its own that each
+        image keeps, float32 (n,). It draws on the CPU, so that all devices see the same images."""
+        if self.first is not None:
+            pixels = apply_augment(self.first, pixels)
+        partner = torch.randperm(len(pixels), dtype=torch.int64, device="cpu")
+        shape = torch.tensor(self.alpha, dtype=torch.float32, device="cpu")
+        kept = torch.distributions.Beta(shape, shape).sample((len(pixels),))
+        mixed, own = self._mixed(pixels, pixels[partner], kept)
+        return mixed, partner.to(pixels.device), own.to(pixels.device)
+
+    @abstractmethod
+    def _mixed(self, pixels: Pixels, others: Pixels, kept: Tensor) -> tuple[Pixels, Tensor]:
+        """Returns images that keep about such shares, (n,), and the shares that they kept."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class CutMix:
+class CutMix(Mixture):
     """Part of each image comes from another image of the batch, and so does that part of its label.
 
     Yun et al. 2019, https://arxiv.org/abs/1905.04899: the share kept is drawn from
@@ -127,43 +161,23 @@ class CutMix:
     CutMix(first=StandardAugment(padding=4, horizontal_flip=True))
     """
 
-    first: Augment | None = None
-    """What happens to the images before."""
-    alpha: float = 1.0
-    """1 draws the share uniformly."""
-
-    def __post_init__(self) -> None:
-        check_positive(alpha=self.alpha)
-        check_finite(0, alpha=self.alpha)
-
-    def __call__(self, pixels: Pixels) -> Pixels:
-        """The images alone; training also needs what `mix` says about labels."""
-        return self.mix(pixels)[0]
-
-    def mix(self, pixels: Pixels) -> tuple[Pixels, Tensor, Tensor]:
-        """Mixed images, the partner of each, int64 (n,), and the share of its own that each image
-        keeps, float32 (n,). Draws on the CPU, so that all devices see the same images."""
-        if self.first is not None:
-            pixels = apply_augment(self.first, pixels)
-        n, _, height, width = pixels.shape
-        partner, kept = _partners(n, self.alpha)
+    def _mixed(self, pixels: Pixels, others: Pixels, kept: Tensor) -> tuple[Pixels, Tensor]:
         side = (1 - kept).sqrt()
         sides = []
-        for length in (height, width):
-            center = _uniform(n) * length
+        for length in pixels.shape[2:]:
+            center = _uniform(len(pixels)) * length
             low = (center - side * length / 2).round().clamp(0, length)[:, None]
             high = (center + side * length / 2).round().clamp(0, length)[:, None]
             at = torch.arange(length, dtype=torch.int64, device="cpu")
             sides.append((at >= low) & (at < high))
         cut = sides[0][:, :, None] & sides[1][:, None, :]
-        mixed = torch.where(cut[:, None].to(pixels.device), pixels[partner], pixels)
-        own = 1 - cut.float().mean((1, 2))  # the share after cutting at the border
-        return mixed, partner.to(pixels.device), own.to(pixels.device)
+        mixed = torch.where(cut[:, None].to(pixels.device), others, pixels)
+        return mixed, 1 - cut.float().mean((1, 2))  # the share after cutting at the border
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class MixUp:
+class MixUp(Mixture):
     """Each image is a weighted mean with another image of the batch, and so is its label.
 
     Zhang et al. 2018, https://arxiv.org/abs/1710.09412: the weight is drawn from
@@ -172,28 +186,9 @@ class MixUp:
     MixUp(first=StandardAugment(padding=4, horizontal_flip=True))
     """
 
-    first: Augment | None = None
-    """What happens to the images before."""
-    alpha: float = 1.0
-    """1 draws the weight uniformly, as the paper does on CIFAR-10."""
-
-    def __post_init__(self) -> None:
-        check_positive(alpha=self.alpha)
-        check_finite(0, alpha=self.alpha)
-
-    def __call__(self, pixels: Pixels) -> Pixels:
-        """The images alone; training also needs what `mix` says about labels."""
-        return self.mix(pixels)[0]
-
-    def mix(self, pixels: Pixels) -> tuple[Pixels, Tensor, Tensor]:
-        """Returns mixed images, the partner of each, and its own share."""
-        if self.first is not None:
-            pixels = apply_augment(self.first, pixels)
-        partner, kept = _partners(len(pixels), self.alpha)
-        partner, kept = partner.to(pixels.device), kept.to(pixels.device)
-        levels = pixels.float()
-        mixed = torch.lerp(levels[partner], levels, kept[:, None, None, None])
-        return mixed.round().to(torch.uint8), partner, kept
+    def _mixed(self, pixels: Pixels, others: Pixels, kept: Tensor) -> tuple[Pixels, Tensor]:
+        weight = kept.to(pixels.device)[:, None, None, None]
+        return torch.lerp(others.float(), pixels.float(), weight).round().to(torch.uint8), kept
 
 
 @final
@@ -212,13 +207,6 @@ class Chain:
         for step in self.steps:
             pixels = apply_augment(step, pixels)
         return pixels
-
-
-def _partners(n: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """For each image another one to mix with, int64, and the share that it keeps; on the CPU."""
-    partner = torch.randperm(n, dtype=torch.int64, device="cpu")
-    shape = torch.tensor(alpha, dtype=torch.float32, device="cpu")
-    return partner, torch.distributions.Beta(shape, shape).sample((n,))
 
 
 def _check_fill(fill: int) -> None:

@@ -20,7 +20,7 @@ from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._types import Indices, Labels
 from synthaug.errors import DivergedError
 from synthaug.evaluation._adversarial import AdversarialConfig, MovingAverage
-from synthaug.evaluation._augment import Augment, CutMix, MixUp, apply_augment
+from synthaug.evaluation._augment import Augment, Mixture, apply_augment
 from synthaug.evaluation._inputs import ArmImages, Batches
 
 MOMENTUM = 0.9
@@ -274,7 +274,7 @@ def _step_images(
     _seed_torch(seed, step, _AUGMENT, device)
     count = images.augmented_part(batch_size)
     plain = pixels[count:]
-    if not isinstance(augment, CutMix | MixUp):
+    if not isinstance(augment, Mixture):
         shown = torch.cat([apply_augment(augment, pixels[:count]), plain])
         return shown, lambda logits: F.cross_entropy(logits, labels)
     mixed, partner, share = augment.mix(pixels[:count])
