@@ -17,10 +17,10 @@ if len(sys.argv) > 1:
     target = Path(sys.argv[4])
 else:
     digits = synthaug.load_dataset("digits")
-    train, holdout = digits.subset(range(900)), digits.subset(range(900, 1600))
-    pixels = digits.read(range(1600, 1797))
+    train, holdout = digits.subset(range(400)), digits.subset(range(400, 800))
+    pixels = digits.read(range(800, 860))
     pixels[0] = train.read([7])[0].flip(-1)
-    synthetic = synthaug.images.LabeledImages(pixels, digits.labels[1600:], digits.classes)
+    synthetic = synthaug.images.LabeledImages(pixels, digits.labels[800:860], digits.classes)
     target = Path(mkdtemp()) / "audit.html"
 
 report = synthaug.audit(synthetic, train, holdout=holdout)

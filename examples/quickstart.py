@@ -16,7 +16,7 @@ import synthaug
 out = Path(mkdtemp())
 half = synthaug.load_dataset("digits:train")
 test = synthaug.load_dataset("digits:test")
-real, holdout = half.subset(range(600)), half.subset(range(600, len(half)))
+real, holdout = half.subset(range(400)), half.subset(range(400, 600))
 
 # A generator, a plan, a cache.
 synthesizer, _ = synthaug.ClassConditional.fit(

@@ -30,6 +30,10 @@ for _name, _option, _size in (
     if hasattr(_libc := ctypes.CDLL(None), "mallopt"):
         _libc.mallopt(_option, _size)
 
+# Processes that tests start find compiled what was imported before, which takes them seconds less.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 _hook = install_import_hook([f"synthaug.{name}" for name in CHECKED], "beartype.beartype")
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would ask the network otherwise
@@ -53,6 +57,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="append to FILE what each test costs in processor seconds, with its fixtures and the "
         "processes that it waits for; the slowest are shown by `sort -rn FILE | head -50`",
     )
+
+
+FORKING = ("test_cache_faults", "test_cache_races", "test_damaged", "test_mix_synthetic")
+"""Files that fork this process, which is cheap as long as it is small: they come first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # of pytest-xdist: files in our order
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `pytest -n 2 --dist loadgroup` one worker runs a file, whose tests share fixtures."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in FORKING)
 
 
 def pytest_collection_finish() -> None:
@@ -104,18 +124,36 @@ def few_steps() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def short_audits() -> Iterator[None]:
-    """Audits plant 5 copies of each kind, not 50, and repeat their tests 4 times with them, not 20.
-
-    For tests that are about other things than what an audit sees.
-    """
-    from synthaug._audit import power
+    """Audits see less: see `tests/audits.py`."""
+    from tests.audits import shorten
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("synthaug._audit.") and hasattr(module, "PLANTED"):
-                patch.setattr(module, "PLANTED", 5)
-        patch.setattr(power, "_DRAWS", 4)
+        shorten(patch)
         yield
+
+
+@pytest.fixture(scope="module")
+def compared_once() -> Iterator[None]:
+    """Two images are compared once in however many audits they are: see `tests/audits.py`."""
+    from tests.audits import compare_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        compare_once(patch)
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits() -> Any:
+    """The half of scikit-learn's digits that the data set calls its training images."""
+    from synthaug import load_dataset
+
+    return load_dataset("digits", split="train")
+
+
+@pytest.fixture(scope="session")
+def train(digits: Any) -> Any:
+    """Sixty of them; files whose subject needs others have a fixture of their own."""
+    return digits.subset(range(60))
 
 
 @pytest.fixture(scope="session")

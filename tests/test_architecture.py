@@ -64,10 +64,11 @@ METHODS = {"cascade", "class_conditional", "cold", "inversion", "low_density"}
 
 
 INSIDES = {  # the rooms into which a test, or what several tests share, may look; at most three
+    "audits": {"_audit"},
     "called_by_commands": {"_demo", "_training", "synthesizers"},
     "checkpoints": {"synthesizers"},
     "command_line": {"_cli"},
-    "conftest": {"_audit", "_datasets", "_support"},
+    "conftest": {"_datasets", "_support"},
     "new_process": {"_cli"},
     "reports": {"_support", "evaluation"},
     "test_adversarial": {"_images", "evaluation"},
@@ -156,6 +157,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "tiny/fine_tuning": {"synthesizers"},
     "tiny/inversions": {"synthesizers"},
     "tiny/low_density": {"synthesizers"},
+    "tiny/networks": {"_training", "improvement"},
 }
 
 

@@ -5,9 +5,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Iterator
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, mannwhitneyu, norm
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,8 +20,6 @@ from torch.utils.data import Dataset
 import synthaug._audit
 from synthaug import AuditReport, audit, features
 from synthaug._audit import matches as _matches
-from synthaug._audit import matching as _matching
-from synthaug._audit import registration
 from synthaug._audit.alignment import Aligner
 from synthaug._audit.calibration import TAIL, closeness, conformal_p_values, q_values
 from synthaug._audit.decisions import ROWS_SHARE
@@ -42,6 +37,8 @@ from synthaug._audit.verdict_report import told
 from synthaug._neighbors import INDEXES, Index, merge, search, threads
 from synthaug._support import progress
 from synthaug.errors import AuditError, DataError
+
+pytestmark = pytest.mark.usefixtures("compared_once")
 
 COUNTS = Counts(
     synthetic_rows=100,
@@ -111,45 +108,6 @@ def quiet(*args: Any, **kwargs: Any) -> AuditReport:
         return whole(*args, **{"max_pairs": 5, **kwargs})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compared_once() -> Iterator[None]:
-    """Aligns and registers the same images once, though they are in many of the audits here.
-
-    These take most of an audit's time. Tests of both have their own files.
-    """
-    aligned: dict[bytes, Any] = {}
-    registered: dict[bytes, Tensor] = {}
-
-    def distances(aligner: Aligner, pixels: Tensor, candidates: NDArray[np.int64]) -> Any:
-        key = digest(aligner._train, pixels, torch.from_numpy(candidates))
-        if key not in aligned:
-            aligned[key] = align(aligner, pixels, candidates)
-        return tuple(part.copy() for part in aligned[key])
-
-    def register(queries: Tensor, references: Tensor) -> Tensor:
-        keys = [digest(*pair) for pair in zip(queries, references, strict=True)]
-        new = [i for i, key in enumerate(keys) if key not in registered]
-        if new:
-            found = registration.register(queries[new], references[new])
-            registered.update(zip([keys[i] for i in new], found, strict=True))
-        return torch.stack([registered[key] for key in keys])
-
-    align = Aligner._distances
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Aligner, "_distances", distances)
-        patch.setattr(_matching, "register", register)
-        yield
-
-
-def digest(*tensors: Tensor) -> bytes:
-    """Of shapes, dtypes and values."""
-    found = blake2b()
-    for tensor in tensors:
-        found.update(repr((tensor.shape, tensor.dtype)).encode())
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.digest()
-
-
 @pytest.fixture(scope="module")
 def train() -> Tensor:
     return fields(200, seed=1)
@@ -176,7 +134,7 @@ def with_copies(fresh: Tensor, train: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def failed(with_copies: Tensor, train: Tensor, holdout: Tensor) -> AuditReport:
-    return whole(with_copies, train, holdout=holdout)
+    return quiet(with_copies, train, holdout=holdout, max_pairs=50)
 
 
 @pytest.fixture(scope="module")

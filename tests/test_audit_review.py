@@ -45,6 +45,9 @@ def audited(cache: Any, **options: Any) -> AuditReport:
     return audit(cache, TRAIN, holdout=HOLDOUT, progress=False, max_pairs=9, **options)
 
 
+pytestmark = pytest.mark.usefixtures("compared_once")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_planted() -> Iterator[None]:
     """Two planted copies of two kinds: what becomes of them is not asked here."""

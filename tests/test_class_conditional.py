@@ -426,7 +426,7 @@ def test_training_lowers_the_loss_and_learns_the_classes(tmp_path):
         real, tmp_path, config=config, channels=8, progress=False
     )
     assert result.loss_curve[-1][1] < 0.25 * result.loss_curve[0][1]
-    synthesizer = replace(synthesizer, sampler=SamplerConfig(num_inference_steps=50))
+    synthesizer = replace(synthesizer, sampler=SamplerConfig(num_inference_steps=20))
     plan = synthesizer.plan(per_class=4, guidance_scale=1.0)
     drawn = to_pixels(synthesizer.draw(plan)).float().mean((1, 2, 3)).view(4, 4).mean(1)
     assert (drawn - grays.float()).abs().max() < 20

@@ -35,6 +35,7 @@ from synthaug.synthesizers import _base
 from tests.checkpoints import write_stable_diffusion
 from tests.command_line import run
 from tests.tiny.low_density import few_noisy_images
+from tests.tiny.networks import of_8_channels
 
 pytestmark = [
     pytest.mark.xdist_group("docs"),  # pages share a world
@@ -228,7 +229,8 @@ def small(patch: pytest.MonkeyPatch) -> None:
     shortened(sweeps, "sweep", grid=grid, guidance=[1.0])
     shortened(sweeps.SweepConfig, "__init__", per_class=8, force=True, seeds=1)
     few: dict[str, Any] = {"rounds": 1, "screening_seeds": 2, "final_seeds": 2, "shares": (0.5,)}
-    shortened(improvement.ImproveConfig, "__init__", images_per_round=0.5, **few)
+    shortened(improvement.ImproveConfig, "__init__", images_per_round=0.5, channels=8, **few)
+    of_8_channels(patch)
     few_noisy_images(patch, per_level=40)
     patch.setattr(
         _base,

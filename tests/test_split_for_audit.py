@@ -62,6 +62,7 @@ def test_every_image_is_held_out_about_as_often(monkeypatch: pytest.MonkeyPatch)
     assert np.abs(counts - 30).max() < 5 * (60 * 0.25) ** 0.5
 
 
+@pytest.mark.usefixtures("short_audits")
 def test_a_split_can_be_audited_with() -> None:
     pixels = fields(300)
     train, holdout = split_for_audit(pixels, holdout=0.5, progress=False)

@@ -51,11 +51,11 @@ def images(n: int, seed: int) -> TensorDataset:
 
 
 def test_the_audit_opens_training_images_at_the_door():
-    train = images(40, seed=0)
+    train = images(20, seed=0)
     seen = modules_that_hold(
         train,
         lambda: synthaug.audit(
-            images(20, seed=1), train, holdout=images(30, seed=2), features=Pixel(4), progress=False
+            images(4, seed=1), train, holdout=images(4, seed=2), features=Pixel(4), progress=False
         ),
     )
     assert "_audit/run.py" in seen

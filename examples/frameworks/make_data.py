@@ -14,7 +14,7 @@ import synthaug
 from synthaug import caches
 
 digits = synthaug.load_dataset("digits")
-parts = {"data/train": range(128), "generated": range(128, 448), "data/val": range(448, 848)}
+parts = {"data/train": range(64), "generated": range(64, 144), "data/val": range(144, 244)}
 for folder, indices in parts.items():
     for i in indices:
         image, label = digits[i]
