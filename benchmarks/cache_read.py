@@ -65,7 +65,11 @@ def filled_cache(folder: Path, images: np.ndarray) -> SynthCache:
     quota = np.bincount(labels, minlength=len(CLASSES))
     plan = Plan.build(quota, classes=CLASSES, settings={}, seed=0)
     cache = SynthCache.create(
-        folder / "cache.h5", plan, image_shape=images.shape[1:], manifest={"recipe": {}}
+        folder / "cache.h5",
+        plan,
+        image_shape=images.shape[1:],
+        manifest={"recipe": {}},
+        encoding="raw",
     )
     cache.write(range(len(images)), torch.from_numpy(images), fsync="never")
     return cache

@@ -40,7 +40,9 @@ def ways(folder: Path, images: np.ndarray) -> dict[str, Callable[[], float]]:
         return run
 
     def ours(fsync: Literal["never", "batch"]) -> None:
-        cache = SynthCache.create(path, plan, image_shape=images.shape[1:], manifest={"recipe": {}})
+        cache = SynthCache.create(
+            path, plan, image_shape=images.shape[1:], manifest={"recipe": {}}, encoding="raw"
+        )
         for start in starts:
             rows = range(start, min(start + BATCH, len(images)))
             cache.write(rows, tensor[start : start + BATCH], fsync=fsync)

@@ -263,7 +263,7 @@ _DAMAGES = (_flip, _flip, _cut, _overwrite, _swap, _splice, _remove)
 # What is damaged
 
 
-def _cache(folder: Path) -> Subject:
+def _cache(folder: Path, encoding: str = "raw") -> Subject:
     import torch
 
     from synthaug import Plan, SynthCache
@@ -273,7 +273,9 @@ def _cache(folder: Path) -> Subject:
         [6, 6], classes=("a", "b"), settings={}, seed=0, parameters={"strength": [0.5, 1.0]}
     )
     manifest = {"recipe": {"synthesizer": "Noise", "settings": {}, "weights": {"unet": "ab"}}}
-    made = SynthCache.create(folder / "c.h5", plan, image_shape=(3, 8, 8), manifest=manifest)
+    made = SynthCache.create(
+        folder / "c.h5", plan, image_shape=(3, 8, 8), manifest=manifest, encoding=encoding
+    )
     made.write(range(11), torch.from_numpy(pixels[:11]))
     made.withdraw([4])
 
@@ -539,6 +541,7 @@ LAYOUTS: Mapping[str, Callable[[Path], Callable[[Path], Any]]] = {
 SUBJECTS: Mapping[str, Callable[[Path], Subject]] = {
     "cache": _cache,
     "compressed cache": _packed,
+    "encoded cache": lambda folder: _cache(folder, "png"),
     "plan": _plan,
     "HDF5 images": _hdf5,
     "image files": _images,

@@ -85,6 +85,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_canaries": {"_audit", "_images", "_pixels"},
     "test_cascade": {"synthesizers"},
     "test_cite": {"_cache"},
+    "test_encoded_caches": {"_cache", "_generate", "_support"},
     "test_class_lists": {"_images", "_plan", "evaluation"},
     "test_class_order": {"_images", "evaluation"},
     "test_classifiers": {"evaluation"},

@@ -177,9 +177,9 @@ def other_format(file: h5py.File, folder: Path) -> None:
     file.attrs["format"] = np.bytes_(b"synthaug-cachE")
 
 
-@attack("format version 3")
+@attack("format version 4")
 def later_version(file: h5py.File, folder: Path) -> None:
-    file.attrs["format_version"] = 3
+    file.attrs["format_version"] = 4
 
 
 @attack("lacks a format_version")

@@ -15,6 +15,9 @@
     manifest_digest   32 hexadecimal digits of blake2b over the text of `manifest`
     plan_digest       `Plan.digest` of the rows
 
+That is version 2. Where images are encoded (version 3), files of images and an index of them take
+the place of `images`; see `encoded_rows`.
+
 Every data set is contiguous and allocated at creation. After that no HDF5 metadata ever changes:
 rows are written in place at their file offsets, image first, then checksum, then state. So a
 process killed at any instant leaves a valid file in which every row is done and intact, or pending.

@@ -24,6 +24,11 @@ def shape_differences(stored: Sequence[int], given: Sequence[int]) -> Difference
     return differences("image_shape", tuple(stored), tuple(given))
 
 
+def encoding_differences(stored: str, given: str) -> Differences:
+    """Where two encodings differ."""
+    return differences("encoding", stored, given)
+
+
 def plan_differences(stored: Plan, given: Plan) -> Differences:
     """Where two plans differ, by column."""
     if len(stored) != len(given):
@@ -64,4 +69,6 @@ def _binding(manifest: Mapping[str, Any]) -> dict[str, Any]:
     source = manifest["source"]
     if isinstance(source, Mapping) and "fingerprint" in source:  # a folder may be moved
         source = {"fingerprint": source["fingerprint"]}
-    return {**{k: manifest[k] for k in ("recipe", "classes", "settings")}, "source": source}
+    decided = {k: manifest[k] for k in ("recipe", "classes", "settings")}
+    # Only an encoding with losses is named there. One of a file of images says what was lost.
+    return {**decided, "source": source, "lossy encoding": manifest.get("encoding")}

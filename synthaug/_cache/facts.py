@@ -20,8 +20,9 @@ def info(cache: SynthCache) -> dict[str, Any]:
     """Returns what a cache holds and how it was made, as JSON.
 
     Returns:
-        "path", "bytes", "image_shape", "rows", "states" (rows per state), "classes" (per class the
-        rows per state), "identity", "manifest", and "plan_columns" with the range of each column.
+        "path", "bytes", "image_shape", "encoding", "rows", "states" (rows per state), "classes"
+        (per class the rows per state), "identity", "manifest", and "plan_columns" with the range of
+        each column.
     """
     by_class = np.zeros((len(cache.classes), len(State)), np.int64)
     for start, labels in cache.plan.pieces("label"):
@@ -40,6 +41,7 @@ def info(cache: SynthCache) -> dict[str, Any]:
         "path": str(cache.path),
         "bytes": os.stat(cache.path).st_size,
         "image_shape": list(cache.image_shape),
+        "encoding": cache.encoding,
         "rows": len(cache),
         "states": counts(by_class.sum(axis=0)),
         "classes": {name: counts(row) for name, row in zip(cache.classes, by_class, strict=True)},
@@ -68,6 +70,7 @@ def info_text(cache: SynthCache) -> str:
         "License of the generator": _named(license, "generator"),
         "License of the real data": _named(license, "source"),
         "Made with": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
+        "Stored as": facts["encoding"],
         "Plan": facts["identity"]["plan_digest"],
         "Size": f"{facts['bytes'] / 1e6:,.1f} MB",
     }

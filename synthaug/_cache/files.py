@@ -184,34 +184,41 @@ def check_room(size: int, path: Path) -> None:
         raise _no_room(size, path, "there are fewer", free)
 
 
-def _no_room(size: int, path: Path, reason: str, free: int) -> CacheError:
+def _no_room(size: int, path: Path, reason: str, free: int, *, begun: bool = False) -> CacheError:
+    kept = "Rows that are done stay; run again to continue." if begun else "Nothing was written."
     return CacheError(
         f"{path} needs {size:,} bytes, and the system refused them ({reason}); {free:,} bytes are "
         f"free in {path.parent}. Free some space, choose another folder, or plan fewer images. "
-        "Nothing was written."
+        f"{kept}"
     )
 
 
-def reserve(fd: int, size: int, path: Path) -> None:
+def reserve(fd: int, size: int, path: Path, *, present: int = 0) -> None:
     """Claims `size` bytes of disk, so that a full disk is met now and not halfway.
+
+    Args:
+        fd: The open file.
+        size: Of the whole file.
+        path: Where it will be, or is.
+        present: Bytes of it that it has already; only those after them are claimed.
 
     Raises:
         CacheError: The disk is full, or the file would exceed a limit; says how much was needed.
     """
     try:
         try:
-            allocated = system.allocate(fd, size)
+            allocated = system.allocate(fd, size - present, start=present)
         except OSError as error:
             if error.errno in _NO_SPACE:
                 raise
             allocated = False
         if not allocated:
             # macOS lacks the call, some file systems refuse it: there, zeros claim the space.
-            for start in range(0, size, len(_ZEROS)):
+            for start in range(present, size, len(_ZEROS)):
                 pwrite(fd, memoryview(_ZEROS)[: size - start], start)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free
-        raise _no_room(size, path, str(error.strerror), free) from error
+        raise _no_room(size, path, str(error.strerror), free, begun=present > 0) from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Layout of a cache file, format version 2, and how a new one comes into being."""
+"""Layout of a cache file, format versions 2 and 3, and how a new one comes into being."""
 
 import hashlib
 import io
@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from synthaug._cache.encodings import Encoding, check_installed
 from synthaug._cache.files import AbstractHDF5Target, check_room, new_file, pwrite, reserve
 from synthaug._cache.stored_rows import data_set_of
 from synthaug._plan import Plan
@@ -23,8 +24,9 @@ from synthaug._types import Indices
 
 FORMAT = "synthaug-cache"
 FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, FORMAT_VERSION)
-"""Version 1 has no tombstones."""
+ENCODED_VERSION = 3
+READABLE_VERSIONS = (1, FORMAT_VERSION, ENCODED_VERSION)
+"""Version 1 has no tombstones. Version 3 holds files of images where version 2 holds pixels."""
 
 MAX_ROWS = 2**31
 MAX_COLUMNS = 256
@@ -33,6 +35,8 @@ MAX_MANIFEST = 64 * 2**20  # bytes
 PAGE = 4096
 """Where data sets start: numbers lie aligned in memory, large rows on whole pages."""
 
+_LARGEST_STEP = 64 * 2**20
+"""Bytes by which the part of a cache that holds encoded images becomes longer, at most."""
 BLOCK = 16 * 2**20
 """Bytes of images that are read, copied or erased at once."""
 SPAN = 2**20
@@ -70,6 +74,7 @@ def data_sets(
     image_shape: tuple[int, ...],
     parameters: Mapping[str, np.dtype[Any]],
     version: int = FORMAT_VERSION,
+    encoded: int | None = None,
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     """Name, dtype and shape of every data set that a cache of `rows` rows has; no others exist.
 
@@ -78,29 +83,49 @@ def data_sets(
         image_shape: (C, H, W).
         parameters: dtype of each plan column other than `label`.
         version: Version of the format.
+        encoded: Bytes for encoded images, in a file of version 3; usually those of a new file.
     """
     # One for the image of each row, and one for each real image that a row may derive from.
     tombstones = rows * (1 + sum(name.endswith("_key") for name in parameters))
+    images: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+    images, last = {"images": (np.dtype("u1"), (rows, *image_shape))}, {}
+    if version == ENCODED_VERSION:
+        images = {"index": (np.dtype("<u8"), (rows, 2)), "used": (np.dtype("<u8"), (1,))}
+        size = growth_step(rows, image_shape) if encoded is None else encoded
+        last = {"encoded": (np.dtype("u1"), (size,))}
     return {
-        "images": (np.dtype("u1"), (rows, *image_shape)),
+        **images,
         "labels": (np.dtype("<i8"), (rows,)),
         "state": (np.dtype("u1"), (rows,)),
         "checksum": (np.dtype("<u4"), (rows,)),
         **{f"plan/{name}": (d.newbyteorder("<"), (rows,)) for name, d in parameters.items()},
         **({"tombstones": (np.dtype("<u8"), (tombstones,))} if version > 1 else {}),
+        **last,
     }
 
 
+def growth_step(rows: int, image_shape: Sequence[int]) -> int:
+    """By how many bytes the part for encoded images becomes longer: whole pages, a small share of
+    what the images take raw."""
+    share = rows * int(np.prod(image_shape)) // 64
+    return PAGE * max(1, min(share, _LARGEST_STEP) // PAGE)
+
+
 def data_sets_of(
-    plan: Plan, image_shape: tuple[int, ...]
+    plan: Plan, image_shape: tuple[int, ...], version: int = FORMAT_VERSION
 ) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """`data_sets` of the cache of a plan."""
+    """`data_sets` of a new cache of a plan."""
     dtypes = {name: plan.rows.dtypes[name] for name in plan.columns if name != "label"}
-    return data_sets(len(plan), image_shape, dtypes)
+    return data_sets(len(plan), image_shape, dtypes, version)
 
 
-def complete_manifest(plan: Plan, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def complete_manifest(
+    plan: Plan, manifest: Mapping[str, Any], encoding: Encoding
+) -> dict[str, Any]:
     """`manifest` with all that every cache says about itself.
+
+    An encoding with losses decides the images too, so it is named there. One without does not:
+    a raw and a losslessly encoded cache of the same images have the same manifest.
 
     Raises:
         ValueError: `manifest` is no JSON, or contradicts what the cache itself records.
@@ -111,6 +136,7 @@ def complete_manifest(plan: Plan, manifest: Mapping[str, Any]) -> dict[str, Any]
         "settings": dict(plan.settings),
         "synthetic": True,
         "value_range": [0, 255],
+        **({"encoding": str(encoding)} if encoding.lossy else {}),
     }
     for name, value in own.items():
         if name in manifest and manifest[name] != value:
@@ -139,7 +165,12 @@ def text_digest(text: str) -> str:
 
 
 def create(
-    path: Path, plan: Plan, *, image_shape: tuple[int, ...], manifest: Mapping[str, Any]
+    path: Path,
+    plan: Plan,
+    *,
+    image_shape: tuple[int, ...],
+    manifest: Mapping[str, Any],
+    encoding: Encoding,
 ) -> None:
     """Lays out a cache in which every row is pending.
 
@@ -154,15 +185,17 @@ def create(
         CacheError: `path` exists, or the disk is full.
     """
     check_arguments(plan, image_shape)
-    text = json.dumps(complete_manifest(plan, manifest), sort_keys=True)
+    check_installed(encoding)
+    text = json.dumps(complete_manifest(plan, manifest, encoding), sort_keys=True)
     if len(text) > MAX_MANIFEST:
         raise ValueError(
             f"`manifest`, with the classes and settings of the plan, is {len(text):,} bytes of "
             f"JSON; a cache holds {MAX_MANIFEST:,}. Leave out what is not needed to make the "
             "images again."
         )
-    sets = data_sets_of(plan, image_shape)
-    structure, offsets = _structure(sets, text, "0" * 32)  # every digest has as many digits
+    facts = None if encoding.raw else (str(encoding), image_shape)
+    sets = data_sets_of(plan, image_shape, FORMAT_VERSION if encoding.raw else ENCODED_VERSION)
+    structure, offsets = _structure(sets, text, "0" * 32, facts)  # digests have as many digits
     check_room(structure.size, path)
     with new_file(path) as fd:
         reserve(fd, structure.size, path)
@@ -172,18 +205,25 @@ def create(
             place = offsets[data_set_of(name)] + start * values.itemsize
             pwrite(fd, little_endian.view(np.uint8).data, place)
 
-        structure, _ = _structure(sets, text, plan.visited(store))
+        structure, _ = _structure(sets, text, plan.visited(store), facts)
         for start, piece in structure.pieces:
             pwrite(fd, piece, start)
 
 
 def _structure(
-    sets: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], manifest: str, plan_digest: str
+    sets: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]],
+    manifest: str,
+    plan_digest: str,
+    encoded: tuple[str, tuple[int, ...]] | None,
 ) -> tuple["_Structure", dict[str, int]]:
     """The metadata of a cache, and the places of its data sets."""
     structure = _Structure()
-    with new_hdf5(structure, manifest, plan_digest, alignment=PAGE) as file:
-        offsets = _allocate(file, sets)
+    with new_hdf5(structure, manifest, plan_digest, alignment=PAGE, encoded=encoded) as file:
+        offsets = _allocate(file, {name: sets[name] for name in sets if name != "encoded"})
+        if encoded is not None:
+            file.flush()  # what HDF5 has put off comes before the data set that becomes longer
+            offsets |= _allocate(file, {"encoded": sets["encoded"]})
+    assert encoded is None or offsets["encoded"] + sets["encoded"][1][0] == structure.size
     return structure, offsets
 
 
@@ -276,9 +316,16 @@ def valid_shape(image_shape: tuple[int, ...]) -> bool:
 
 @contextmanager
 def new_hdf5(
-    target: io.RawIOBase, manifest: str, plan_digest: str, *, alignment: int = 1
+    target: io.RawIOBase,
+    manifest: str,
+    plan_digest: str,
+    *,
+    alignment: int = 1,
+    encoded: tuple[str, tuple[int, ...]] | None = None,
 ) -> Iterator[h5py.File]:
     """A new HDF5 file in `target` with the attributes of a cache and the empty group "plan".
+
+    `encoded` is the encoding of the images and their shape (C, H, W), in a file of version 3.
 
     Since version 1.10 HDF5 protects its metadata with checksums, so damage there is noticed too.
     """
@@ -290,10 +337,16 @@ def new_hdf5(
         alignment_threshold=1,
         alignment_interval=alignment,
     ) as file:
-        for name, text in {**attributes, "manifest_digest": text_digest(manifest)}.items():
+        attributes["manifest_digest"] = text_digest(manifest)
+        version = FORMAT_VERSION
+        if encoded is not None:
+            version = ENCODED_VERSION
+            attributes["encoding"] = encoded[0]
+            file.attrs.create("image_shape", encoded[1], dtype="<i8")
+        for name, text in attributes.items():
             data = text.encode()
             file.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", len(data)))
-        file.attrs.create("format_version", FORMAT_VERSION, dtype="<i8")
+        file.attrs.create("format_version", version, dtype="<i8")
         file.create_group("plan")
         yield file
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from synthaug._cache.files import pread_into
+from synthaug._cache.files import pread_into, pwrite
 from synthaug._cache.format import checksums, runs
 from synthaug._cache.schema import CacheContents, Region, open_stream
 from synthaug._cache.stored_rows import close
@@ -22,7 +22,7 @@ from synthaug.errors import CacheError
 
 _RESIDENT = 64 * 2**20
 """Bytes of images above which the workers of a loader read instead of mapping."""
-_MAPPED = ("images", "labels", "state", "checksum")
+_MAPPED = ("images", "index", "labels", "state", "checksum")
 _TOMBSTONES = 2**16
 """How many are read at once: there are places for many more than there are."""
 
@@ -33,6 +33,8 @@ class Reader(Protocol):
     contents: CacheContents
     served: NDArray[np.uint8]
     """1 for rows whose pixels this process has checked."""
+    faults: dict[int, str]
+    """Why a row is no image, where it could not even be decoded."""
     sequential: bool
     """Whether rows come one after the other, as in copying. They are then read, not mapped: pages
     that were mapped count as memory of the process."""
@@ -63,14 +65,13 @@ class Reader(Protocol):
         """Recorded checksum of `rows`, ascending, as the medium has it."""
         ...
 
+    def stored(self, fd: int, rows: Indices) -> NDArray[np.uint8]:
+        """Pixels of `rows`, ascending, as the medium has them; zeros for what does not decode."""
+        ...
+
     def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
         """CRC-32C of what the medium holds in `rows`, ascending."""
         ...
-
-
-def open_reader(contents: CacheContents) -> Reader:
-    """The fastest way to read this file."""
-    return Mapped(contents) if contents.plain else Unpacked(contents)
 
 
 class Mapped:
@@ -89,9 +90,11 @@ class Mapped:
         except OSError as error:
             raise CacheError(f"Cannot map {contents.path}: {error.strerror}.") from error
         contents.check_same(self._fd)
-        self._mapped = {name: self._array(name) for name in _MAPPED}
+        self._mapped = {name: self._array(name) for name in _MAPPED if name in contents.regions}
+        self.faults: dict[int, str] = {}
         self.sequential = False
-        self._size, self._image_bytes = contents.size, self._mapped["images"].nbytes
+        self._size = contents.size
+        self._image_bytes = self._mapped["images"].nbytes if "images" in self._mapped else 0
         self.served = np.zeros(len(self._mapped["state"]), np.uint8)
 
     def _array(self, name: str) -> NDArray[Any]:
@@ -171,8 +174,11 @@ class Mapped:
         # Not through the mapping: there, an unreadable medium would be a signal.
         return read_runs(fd, self.contents.regions["checksum"], rows)
 
+    def stored(self, fd: int, rows: Indices) -> NDArray[np.uint8]:
+        return read_runs(fd, self.contents.regions["images"], rows)
+
     def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
-        return checksums(read_runs(fd, self.contents.regions["images"], rows))
+        return checksums(self.stored(fd, rows))
 
 
 def read_runs(fd: int, region: Region, rows: Indices) -> NDArray[Any]:
@@ -185,6 +191,14 @@ def read_runs(fd: int, region: Region, rows: Indices) -> NDArray[Any]:
     return values
 
 
+def write_runs(fd: int, region: Region, rows: Indices, values: NDArray[Any]) -> None:
+    """Writes `values` at ascending rows of one data set: one call per run of neighbors."""
+    assert region.offset is not None
+    for start, stop in runs(rows):
+        block = np.ascontiguousarray(values[start:stop], region.dtype).view(np.uint8)
+        pwrite(fd, block.data, region.offset + int(rows[start]) * region.row_bytes)
+
+
 class Unpacked:
     """Reads chunked or compressed copies through HDF5, row by row: many times slower."""
 
@@ -192,6 +206,7 @@ class Unpacked:
         self.contents = contents
         self._owner = 0
         file = self._open()
+        self.faults: dict[int, str] = {}
         self._columns = {name: file[name][()] for name in ("state", "checksum")}
         self.served = np.zeros(len(self._columns["state"]), np.uint8)
         self.sequential = True
@@ -242,6 +257,9 @@ class Unpacked:
         del fd  # HDF5 has its own
         return self.column("checksum", rows)
 
-    def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
+    def stored(self, fd: int, rows: Indices) -> NDArray[np.uint8]:
         del fd
-        return checksums(self.gather(rows))
+        return self.gather(rows)
+
+    def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
+        return checksums(self.stored(fd, rows))

@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from synthaug._cache.encodings import Encoding
 from synthaug._cache.files import check_same
 from synthaug._cache.format import (
+    ENCODED_VERSION,
     FORMAT,
-    FORMAT_VERSION,
     MAX_COLUMNS,
     MAX_MANIFEST,
     MAX_ROWS,
@@ -43,6 +45,8 @@ _ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum
     "plan": "group"
 }
 _SINCE_2 = {"tombstones": "dataset"}
+_ENCODED = {name: "dataset" for name in ("index", "used", "encoded")}
+"""What version 3 has in the place of "images"."""
 _TEXTS = ("format", "manifest", "manifest_digest", "plan_digest")
 _MANIFEST = {"classes": list, "settings": dict, "value_range": list} | {
     name: dict for name in ("recipe", "license", "versions")
@@ -53,6 +57,8 @@ _MAX_RATIO = 256  # declared over stored bytes of a compressed plan, whose seeds
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32} | {
     h5py.h5z.FILTER_LZF
 }
+_WRITING = 0.02
+"""Seconds in which a writer has long written the few hundred bytes of HDF5's structure."""
 _RESTORE = "Restore it from a copy, or generate it again."
 _IMPORT = "If the images are yours, `synthaug cache import` makes a cache of them."
 
@@ -94,6 +100,9 @@ class CacheContents:
     manifest: dict[str, Any]
     manifest_digest: str
     regions: dict[str, Region]
+    encoding: Encoding
+    encoded_header: int
+    """Where HDF5 keeps how long "encoded" is; 0 if the images are raw."""
 
     @property
     def tombstone_places(self) -> int:
@@ -104,6 +113,11 @@ class CacheContents:
     def check_same(self, fd: int) -> None:
         """Refuses an open file that took the place of ours since, or that was cut short."""
         check_same(self.path, self.file_id, self.size, fd)
+
+    @property
+    def raw(self) -> bool:
+        """Whether pixels lie in the file as they are, so that nothing need be unpacked."""
+        return self.plain and self.encoding.raw
 
     @property
     def plain(self) -> bool:
@@ -125,6 +139,17 @@ def inspect(path: Path) -> CacheContents:
         CacheError: The file is missing, unreadable or no cache; its plan, manifest or states are
             damaged; or it has a structure that we refuse to read.
     """
+    try:
+        return _opened(path)
+    except CacheError as error:
+        if isinstance(error.__cause__, OSError | RuntimeError) and path.exists():
+            # A writer may just be making the file longer: what is half written now is whole soon.
+            time.sleep(_WRITING)
+            return _opened(path)
+        raise
+
+
+def _opened(path: Path) -> CacheContents:
     with open_stream(path) as stream:
         try:
             with h5py.File(stream, "r") as file:
@@ -162,12 +187,19 @@ def open_stream(path: Path) -> io.FileIO:
 def _inspect(path: Path, file: h5py.File, fd: int) -> CacheContents:
     info = os.fstat(fd)
     version, texts = _root_attributes(file)
+    encoded = version == ENCODED_VERSION
     manifest = _manifest(texts["manifest"])
     if text_digest(texts["manifest"]) != texts["manifest_digest"]:
         raise _Refused("the manifest is not the one that was written")
-    sets = dict(_data_sets(file, _ROOT if version == 1 else _ROOT | _SINCE_2))
+    root = {**_ROOT, **(_SINCE_2 if version > 1 else {}), **(_ENCODED if encoded else {})}
+    if encoded:
+        del root["images"]
+    sets = dict(_data_sets(file, root))
     regions = {name: _region(name, dataset) for name, dataset in sets.items()}
-    image_shape = _check_shapes(regions, version)
+    image_shape = _check_shapes(regions, version, _declared_shape(file) if encoded else None)
+    encoding = _encoding(texts.get("encoding", "raw"), image_shape)
+    if encoding.raw == encoded:
+        raise _Refused("'encoding' does not fit the format version")
     _check_extent(regions, info.st_size, fd)
     plan = _plan(_rows(path, info, regions), manifest)
     if plan.digest != texts["plan_digest"]:
@@ -190,7 +222,24 @@ def _inspect(path: Path, file: h5py.File, fd: int) -> CacheContents:
         manifest=manifest,
         manifest_digest=texts["manifest_digest"],
         regions=regions,
+        encoding=encoding,
+        encoded_header=h5py.h5o.get_info(file.id, b"encoded").addr if encoded else 0,
     )
+
+
+def _declared_shape(file: h5py.File) -> tuple[int, ...]:
+    """(C, H, W) of encoded images, of which no data set has the shape."""
+    attribute = file.attrs.get_id("image_shape")
+    if attribute.shape != (3,) or attribute.dtype != np.dtype("<i8"):
+        raise _Refused("attribute 'image_shape' is not (C, H, W)")
+    return tuple(int(side) for side in file.attrs["image_shape"])
+
+
+def _encoding(text: str, image_shape: tuple[int, ...]) -> Encoding:
+    try:
+        return Encoding.chosen(text, image_shape)
+    except ValueError:
+        raise _Refused(f"the encoding {text!r} is not known") from None
 
 
 def _root_attributes(file: h5py.File) -> tuple[int, dict[str, str]]:
@@ -207,14 +256,17 @@ def _root_attributes(file: h5py.File) -> tuple[int, dict[str, str]]:
     number = int(file.attrs["format_version"])
     if number not in READABLE_VERSIONS:
         raise _Refused(
-            f"format version {number}, this synthaug reads the versions 1 and {FORMAT_VERSION}",
+            f"format version {number}, this synthaug reads the versions 1 to "
+            f"{max(READABLE_VERSIONS)}",
             "Install the synthaug that wrote it, or generate the cache again.",
         )
+    more = {"encoding"} if number == ENCODED_VERSION else set()
+    expected |= {*more, "image_shape"} if more else set()
     if names != expected:
         odd = min(names ^ expected)
         fault = "is missing" if odd in expected else "is not part of a cache"
         raise _Refused(f"attribute {odd!r} {fault}")
-    return number, {name: _text(file, name) for name in _TEXTS}
+    return number, {name: _text(file, name) for name in {*_TEXTS, *more}}
 
 
 def _text(file: h5py.File, name: str) -> str:
@@ -245,6 +297,8 @@ def _manifest(text: str) -> dict[str, Any]:
     classes = manifest["classes"]
     if not classes or not all(isinstance(c, str) for c in classes):
         raise _Refused("'classes' in the manifest are not names")
+    if not isinstance(manifest.get("encoding", ""), str):
+        raise _Refused("'encoding' in the manifest is not a name")
     if manifest["value_range"] != [0, 255]:
         raise _Refused("'value_range' is not [0, 255] in the manifest")
     return manifest
@@ -315,8 +369,14 @@ def _region(name: str, dataset: h5py.Dataset) -> Region:
     return Region(offset=offset, dtype=dataset.dtype, shape=dataset.shape)
 
 
-def _check_shapes(regions: dict[str, Region], version: int) -> tuple[int, int, int]:
-    shape = regions["images"].shape
+def _check_shapes(
+    regions: dict[str, Region], version: int, declared: tuple[int, ...] | None
+) -> tuple[int, int, int]:
+    """The shape of the images, (C, H, W): that of their data set, or the one that is declared."""
+    if declared is None:
+        shape = regions["images"].shape
+    else:
+        shape = (*regions["labels"].shape[:1], *declared)
     if len(shape) != 4 or shape[0] > MAX_ROWS or not valid_shape(shape[1:]):
         raise _Refused(f"'images' has the shape {shape}, not (N, C, H, W)")
     parameters = {}
@@ -325,7 +385,9 @@ def _check_shapes(regions: dict[str, Region], version: int) -> tuple[int, int, i
             parameters[name.removeprefix("plan/")] = region.dtype
             if region.dtype not in (np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f8")):
                 raise _Refused(f"{name!r} has dtype {region.dtype}")
-    for name, (dtype, expected) in data_sets(shape[0], shape[1:], parameters, version).items():
+    encoded = None if declared is None else regions["encoded"].shape[0]
+    sets = data_sets(shape[0], shape[1:], parameters, version, encoded)
+    for name, (dtype, expected) in sets.items():
         if regions[name].dtype != dtype or regions[name].shape != expected:
             raise _Refused(
                 f"{name!r} is {regions[name].dtype} {regions[name].shape}, expected {dtype} "
@@ -345,7 +407,12 @@ def _check_extent(regions: dict[str, Region], size: int, fd: int) -> None:
         if offset < end:
             raise _Refused(f"{name!r} overlaps another data set")
         end = stop
-    unread = "images", "tombstones"  # at opening
+    encoded = regions.get("encoded")
+    if encoded is not None and (
+        len(placed) != len(regions) or (encoded.offset or 0) + encoded.nbytes != end
+    ):
+        raise _Refused("'encoded' is not at the end of a file without chunks", _IMPORT)
+    unread = "images", "tombstones", "encoded", "index"  # at opening
     plan = sum(region.nbytes for name, region in regions.items() if name not in unread)
     seed = regions["plan/seed"]
     # Seeds are hashes, which leave no hole in a file, and to read a hole takes time.

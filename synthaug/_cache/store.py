@@ -16,23 +16,24 @@ from synthaug import _pixels
 from synthaug._cache import format as _format
 from synthaug._cache import show as _show
 from synthaug._cache.compare import (
+    encoding_differences,
     listed,
     manifest_differences,
     plan_differences,
     recipe_differences,
     shape_differences,
 )
-from synthaug._cache.files import pwrite
+from synthaug._cache.encoded_rows import Encoded, open_reader
+from synthaug._cache.encodings import Encoding
 from synthaug._cache.format import (
     ChosenRows,
     State,
     blocks,
     checksums,
     erased_checksum,
-    runs,
     spans,
 )
-from synthaug._cache.readers import Reader, open_reader, read_runs
+from synthaug._cache.readers import Reader, read_runs, write_runs
 from synthaug._cache.remote import fetched, is_remote, refuse_remote
 from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.synthesizer import Synthesizer, as_recorded, texts_of
@@ -150,10 +151,12 @@ class SynthCache(Dataset[Any]):
         *,
         image_shape: Sequence[int],
         manifest: Mapping[str, Any],
+        encoding: str | None = None,
     ) -> "SynthCache":
         """Lays out a new cache with every row of `plan` pending, and opens it.
 
-        The whole file is reserved on the disk, and appears at `path` only when it is complete.
+        The whole file is reserved on the disk, and appears at `path` only when it is complete. Of
+        encoded images the bytes are not known before; space for them is reserved in steps.
 
         Args:
             path: A file that does not exist yet.
@@ -162,6 +165,8 @@ class SynthCache(Dataset[Any]):
             manifest: JSON. "recipe" is the synthesizer's recipe with its "weights", "source"
                 describes the real data, "license" holds those of "generator" and "source". Classes,
                 settings, value range and library versions are added.
+            encoding: "raw" pixels, lossless "png" or "webp", or "jpeg:95" with another quality if
+                you like, which loses some detail. By default raw up to 128 pixels, "webp" above.
 
         Raises:
             ValueError: An argument cannot be stored.
@@ -169,7 +174,13 @@ class SynthCache(Dataset[Any]):
         """
         refuse_remote(path)
         shape = tuple(int(side) for side in image_shape)
-        _format.create(Path(path).absolute(), plan, image_shape=shape, manifest=manifest)
+        _format.create(
+            Path(path).absolute(),
+            plan,
+            image_shape=shape,
+            manifest=manifest,
+            encoding=Encoding.chosen(encoding, shape),
+        )
         return cls(path)
 
     @classmethod
@@ -180,22 +191,27 @@ class SynthCache(Dataset[Any]):
         *,
         image_shape: Sequence[int],
         manifest: Mapping[str, Any],
+        encoding: str | None = None,
     ) -> "SynthCache":
         """Opens a cache to continue it, or creates it; arguments as `create`.
 
         Raises:
-            MismatchError: The file belongs to another plan, recipe, source data or image
-                shape. Lists the first differences with both values. Library versions may differ.
+            MismatchError: The file belongs to another plan, recipe, source data, image shape or
+                encoding. Lists the first differences with both values. Library versions may differ.
             CacheError: Under the same conditions as `create` and `SynthCache`.
         """
         refuse_remote(path)
         target = Path(path).absolute()
         if not target.exists():
-            return cls.create(path, plan, image_shape=image_shape, manifest=manifest)
+            return cls.create(
+                path, plan, image_shape=image_shape, manifest=manifest, encoding=encoding
+            )
         remove_orphans(target)
         cache = cls(path)
-        given = _format.complete_manifest(plan, manifest)
+        wanted = Encoding.chosen(encoding or cache.encoding, cache.image_shape)
+        given = _format.complete_manifest(plan, manifest, wanted)
         differences = {
+            **encoding_differences(cache.encoding, str(wanted)),
             **manifest_differences(cache.manifest, given),
             **plan_differences(cache.plan, plan),
             **shape_differences(cache.image_shape, image_shape),
@@ -254,7 +270,7 @@ class SynthCache(Dataset[Any]):
         if (reader.column("state", rows) != State.DONE).any():
             raise self._not_done(rows)
         new = reader.served[rows] == 0
-        if self.check_rows or not reader.contents.plain:
+        if self.check_rows or not reader.contents.raw:
             differs = np.zeros(len(rows), bool)
             differs[new] = checksums(pixels[new]) != reader.column("checksum", rows[new])
             reader.served[rows[new & ~differs]] = 1
@@ -281,9 +297,11 @@ class SynthCache(Dataset[Any]):
         return np.array([self._substitutes.get(row, row) for row in rows.tolist()], np.int64)
 
     def _corrupt(self, bad: Indices) -> CacheError:
+        fault = self._open().faults.get(int(bad[0]))
         return CacheError(
-            f"{self.path}: the pixels of {listed(bad)} are not those that were written. Restore "
-            "the file from a copy, or generate again, which redraws just these rows."
+            f"{self.path}: the pixels of {listed(bad)} are not those that were written"
+            + (f" ({fault}). " if fault else ". ")
+            + "Restore the file from a copy, or generate again, which redraws just these rows."
         )
 
     def _not_done(self, rows: Indices) -> CachePendingError:
@@ -413,6 +431,11 @@ class SynthCache(Dataset[Any]):
         return self._contents.image_shape
 
     @property
+    def encoding(self) -> str:
+        """How the images are stored: "raw", "png", "webp" or "jpeg:95"."""
+        return str(self._contents.encoding)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.plan.classes
@@ -499,9 +522,19 @@ class SynthCache(Dataset[Any]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Returns what an audit report must match: plan digest, weights digests, number of rows."""
+        """Returns what an audit report must match: plan digest, weights digests, number of rows,
+        and an encoding with losses."""
         weights = self.manifest["recipe"].get("weights", {})
-        return {"plan_digest": self.plan_digest, "weights": weights, "rows": len(self)}
+        return {
+            "plan_digest": self.plan_digest,
+            "weights": weights,
+            "rows": len(self),
+            **self._losses(),
+        }
+
+    def _losses(self) -> dict[str, Any]:
+        """The encoding with losses that the images went through, if they did."""
+        return {name: self.manifest[name] for name in ("encoding",) if name in self.manifest}
 
     def provenance(self, index: int) -> dict[str, Any]:
         """Where image `index` comes from: its row of the plan, its class, and the recipe."""
@@ -514,6 +547,7 @@ class SynthCache(Dataset[Any]):
             "recipe": self.manifest["recipe"],
             "source_data": self.manifest["source"],
             "license": self.manifest["license"],
+            **self._losses(),
             "synthetic": True,
         }
 
@@ -554,8 +588,49 @@ class SynthCache(Dataset[Any]):
             )
         if fsync not in ("never", "batch"):
             raise ValueError(f"`fsync` must be 'never' or 'batch', got {fsync!r}.")
+        images, encoding = pixels.detach().cpu().numpy(), self._contents.encoding
+        files = None if encoding.raw else encoding.encoded(images)
+        if encoding.lossy and files is not None:
+            images = encoding.decoded(files, self.image_shape)
+        self._commit(numbers, images, files, fsync, on_withdrawn)
+
+    def copy_rows(self, other: "SynthCache", rows: Indices, start: int) -> None:
+        """Copies rows of another cache, from our row `start` on, as they are stored there.
+
+        Files are not decoded and encoded again if both caches have one encoding, which with losses
+        would change the images. Rows that were withdrawn here are left out.
+
+        Args:
+            other: Of the same image shape.
+            rows: Row numbers that are done there, int64, ascending.
+            start: Where its row 0 goes.
+
+        Raises:
+            CachePendingError: A row is not done there, or was withdrawn meanwhile.
+            CacheError: As `read` and `write`.
+        """
+        images = other.read(rows)
+        reader = other._open()
+        if other.encoding != self.encoding or not isinstance(reader, Encoded):
+            self.write(rows + start, images, on_withdrawn="skip")
+            return
+        files = reader.files(rows)
+        if (other.state_of(rows) != State.DONE).any():
+            raise other._not_done(rows)
+        self._commit(self._to_write(rows + start), images.numpy(), files, "batch", "skip")
+
+    def _commit(
+        self,
+        numbers: Indices,
+        images: NDArray[np.uint8],
+        files: list[bytes] | None,
+        fsync: Fsync,
+        on_withdrawn: OnWithdrawn,
+    ) -> None:
+        """Writes images, or their files if the cache has such, in order, and marks them as done."""
         order = np.argsort(numbers)
-        numbers, images = numbers[order], pixels.detach().cpu().numpy()[order]
+        numbers, images = numbers[order], images[order]
+        stored = images if files is None else np.array(files, object)[order]
         with self._writing() as fd:
             state = self._get(fd, "state", numbers)
             gone = state == State.WITHDRAWN
@@ -565,12 +640,28 @@ class SynthCache(Dataset[Any]):
                         f"{self.path}: {listed(numbers[gone])} cannot be written: withdrawn."
                     )
                 numbers, images, state = numbers[~gone], images[~gone], state[~gone]
+                stored = stored[~gone]
             again = numbers[state == State.DONE]
             self._open().served[again] = 0
             self._put(fd, "state", again, State.PENDING, fsync=fsync)
-            self._put(fd, "images", numbers, images)
+            self._store(fd, numbers, stored, fsync)
             self._put(fd, "checksum", numbers, checksums(images), fsync=fsync)
             self._put(fd, "state", numbers, State.DONE, fsync=fsync)
+
+    def _store(self, fd: int, rows: Indices, stored: NDArray[Any], fsync: Fsync) -> None:
+        reader = self._open()
+        if isinstance(reader, Encoded):
+            reader.appending.store(fd, rows, stored.tolist(), sync=fsync == "batch")
+        else:
+            self._put(fd, "images", rows, stored)
+
+    def _erase(self, fd: int, rows: Indices) -> None:
+        reader = self._open()
+        if isinstance(reader, Encoded):
+            reader.appending.erase(fd, rows)
+        else:
+            zeros = np.zeros((len(rows), *self.image_shape), np.uint8)
+            self._put(fd, "images", rows, zeros, fsync="batch")
 
     def invalidate(self, rows: ArrayLike | Sequence[int]) -> None:
         """Makes done rows pending again, so that they are drawn anew; others stay as they are."""
@@ -603,11 +694,11 @@ class SynthCache(Dataset[Any]):
             self._bury(fd, np.asarray(forgotten, np.uint64))
             self._put(fd, "state", numbers, State.WITHDRAWN, fsync="batch")
             for block in blocks(numbers, self.image_shape):
-                images = self._get(fd, "images", block)
+                images = self._open().stored(fd, block)
                 intact = checksums(images) == self._get(fd, "checksum", block)
                 there = intact & images.any(axis=(1, 2, 3))  # neither pending nor erased already
                 self._bury(fd, content_keys(images[there]))
-                self._put(fd, "images", block, np.zeros_like(images), fsync="batch")
+                self._erase(fd, block)
             self._put(fd, "checksum", numbers, erased_checksum(self.image_shape), fsync="batch")
 
     def _bury(self, fd: int, keys: NDArray[np.uint64]) -> None:
@@ -672,14 +763,11 @@ class SynthCache(Dataset[Any]):
     ) -> None:
         """Writes `values` at ascending `rows` of one data set: one call per run of neighbors."""
         region = self._contents.regions[name]
-        assert region.offset is not None
         if not len(rows):  # nothing to order on the disk either
             return
         if isinstance(values, int):
             values = np.full(len(rows), values, region.dtype)
-        for start, stop in runs(rows):
-            block = np.ascontiguousarray(values[start:stop], region.dtype).view(np.uint8)
-            pwrite(fd, block.data, region.offset + int(rows[start]) * region.row_bytes)
+        write_runs(fd, region, rows, values)
         if fsync == "batch":
             sync_file(fd)
 

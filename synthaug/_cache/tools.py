@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthaug._cache.compare import listed, manifest_differences, shape_differences
+from synthaug._cache.encodings import Encoding
 from synthaug._cache.files import filling
 from synthaug._cache.format import State, blocks
 from synthaug._cache.store import SynthCache
@@ -25,7 +26,7 @@ from synthaug._plan import Plan
 from synthaug._support.differences import described
 from synthaug._support.progress import bar
 from synthaug._support.stopping import kept_at_stop
-from synthaug._types import Indices, Pixels
+from synthaug._types import Indices
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
 _OWN = ("classes", "settings", "synthetic", "value_range", "command")
@@ -39,7 +40,13 @@ PathLike = str | os.PathLike[str]
 logger = logging.getLogger("synthaug")
 
 
-def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -> SynthCache:
+def merge(
+    paths: Sequence[PathLike],
+    out: PathLike,
+    *,
+    encoding: str | None = None,
+    progress: bool = False,
+) -> SynthCache:
     """Copies several caches of one job into one; every image is checked on the way.
 
         merge(["part-0.h5", "part-1.h5"], "cifar.h5")
@@ -52,10 +59,13 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
     Args:
         paths: Caches of equal recipe, classes, source data and image shape.
         out: The new cache.
+        encoding: How it stores the images: "raw", "png", "webp" or "jpeg:95". By default as the
+            caches do, which must then agree.
         progress: Show a bar.
 
     Raises:
-        ValueError: `paths` is empty, or a file is named twice.
+        ValueError: `paths` is empty, a file is named twice, or images that lost detail already
+            would lose more by another `encoding`.
         MismatchError: The caches differ in what decides the images, or hold the same row.
         CacheError: An image is not the one that was written; `out` then lacks it.
         CacheError: A file cannot be read or written, or another job fills `out`.
@@ -73,14 +83,15 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
         warnings.simplefilter("ignore")
         caches = [SynthCache(path) for path in paths]
     first = caches[0]
+    stored = _encoding_for(caches, encoding)
     for cache in caches[1:]:
-        _check_mergeable(first, cache)
+        _check_mergeable(first, cache, stored)
     plan = Plan.joined([cache.plan for cache in caches])
     _check_distinct(caches, plan)
     manifest = {k: v for k, v in first.manifest.items() if k not in _OWN}
     with filling(out), kept_at_stop(lambda: _copied(out)):
         merged = SynthCache.open_for_writing(
-            out, plan, image_shape=first.image_shape, manifest=manifest
+            out, plan, image_shape=first.image_shape, manifest=manifest, encoding=str(stored)
         )
         with bar(len(plan), "merge", "row", progress=progress) as shown:
             start = 0
@@ -97,9 +108,39 @@ def merge(paths: Sequence[PathLike], out: PathLike, *, progress: bool = False) -
     return merged
 
 
-def _check_mergeable(first: SynthCache, other: SynthCache) -> None:
+def _encoding_for(caches: Sequence[SynthCache], encoding: str | None) -> Encoding:
+    """The encoding of a merged cache.
+
+    Raises:
+        MismatchError: The caches have several, and none was chosen.
+        ValueError: Images would lose detail twice.
+    """
+    first = caches[0]
+    for other in caches[1:]:
+        if encoding is None and other.encoding != first.encoding:
+            raise MismatchError(
+                f"{first.path} stores its images as {first.encoding}, {other.path} as "
+                f"{other.encoding}. Choose one for the merged cache: `encoding={first.encoding!r}`."
+            )
+    chosen = Encoding.chosen(encoding or first.encoding, first.image_shape)
+    for cache in caches:
+        lost = cache.manifest.get("encoding")
+        if chosen.lossy and cache.encoding != str(chosen) and lost is not None:
+            raise ValueError(
+                f"`encoding={str(chosen)!r}`: the images of {cache.path} lost detail as {lost} and "
+                "would lose more. Choose 'webp', 'png' or 'raw'."
+            )
+    return chosen
+
+
+def _check_mergeable(first: SynthCache, other: SynthCache, encoding: Encoding) -> None:
+    ours, theirs = (
+        # What all images go through now is no difference.
+        {**cache.manifest, **({"encoding": str(encoding)} if encoding.lossy else {})}
+        for cache in (first, other)
+    )
     differences = {
-        **manifest_differences(first.manifest, other.manifest),
+        **manifest_differences(ours, theirs),
         **shape_differences(first.image_shape, other.image_shape),
     }
     columns = set(first.plan.columns) ^ set(other.plan.columns)
@@ -164,9 +205,7 @@ def copy_rows(
     advance(len(cache) - len(done))
     for rows in blocks(done, cache.image_shape):
         present = merged.state_of(rows + start)
-        left, pixels = _read_done(cache, rows[present == State.PENDING])
-        if len(left):
-            merged.write(left + start, pixels, on_withdrawn="skip")
+        _copy_done(cache, merged, rows[present == State.PENDING], start)
         advance(len(rows))
     withdrawn = [np.empty(0, np.int64)]
     for rows in blocks(cache.rows_in(State.WITHDRAWN), cache.image_shape):
@@ -175,12 +214,12 @@ def copy_rows(
     merged.withdraw(np.concatenate(withdrawn), forgotten=cache.tombstones)
 
 
-def _read_done(cache: SynthCache, rows: Indices) -> tuple[Indices, Pixels]:
-    """Returns the `rows` that are done, and their pixels: some may be withdrawn meanwhile."""
-    while True:
-        rows = rows[cache.state_of(rows) == State.DONE]
+def _copy_done(cache: SynthCache, merged: SynthCache, rows: Indices, start: int) -> None:
+    """Copies the `rows` that are done: some may be withdrawn meanwhile."""
+    while len(rows := rows[cache.state_of(rows) == State.DONE]):
         with suppress(CachePendingError):
-            return rows, cache.read(rows)
+            merged.copy_rows(cache, rows, start)
+            return
 
 
 def import_images(
@@ -190,6 +229,7 @@ def import_images(
     name: str = "unknown",
     license: dict[str, str | None] | None = None,
     forgotten: Iterable[PathLike] = (),
+    encoding: str | None = None,
     command: str | None = None,
     progress: bool = False,
 ) -> SynthCache:
@@ -209,6 +249,7 @@ def import_images(
         license: `{"generator": ..., "source": ...}`, for the record.
         forgotten: Caches whose tombstones to honor: images with the same pixels as one that was
             erased there become withdrawn rows.
+        encoding: How the cache stores them, as for `SynthCache.create`.
         command: The command line that asked for it, for the record.
         progress: Show a bar.
 
@@ -239,6 +280,7 @@ def import_images(
                 "license": {"generator": None, "source": None, **(license or {})},
                 "command": command,
             },
+            encoding=encoding,
         )
         tombstones = [cache.tombstones, *(SynthCache(path).tombstones for path in forgotten)]
         gone = np.flatnonzero(np.isin(keys, np.concatenate(tombstones)))

@@ -6,7 +6,7 @@ from typing import Literal
 from synthaug._cli.arguments import contents, names, next_audit, next_line, verdicts
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
-from synthaug._cli.options import FileOptions, ImageOptions, LicenseOptions
+from synthaug._cli.options import FileOptions, ImageOptions, LicenseOptions, StorageOptions
 from synthaug._printable import amount
 
 IMPORT = defaults("_cache.tools:import_images")
@@ -61,7 +61,7 @@ def verify(cache: str) -> Result:
     return Result(record=record, text=f"Every row is intact.\n{next_audit(cache)}")
 
 
-def merge(out: str, caches: list[str]) -> Result:
+def merge(out: str, caches: list[str], storage: StorageOptions) -> Result:
     """Copy several caches of one recipe into one, each image checked.
 
     synthaug cache merge all.h5 first.h5 second.h5
@@ -69,11 +69,12 @@ def merge(out: str, caches: list[str]) -> Result:
     Args:
         out: The new cache.
         caches: The caches to copy.
+        storage: Of the new cache.
     """
     from synthaug._audit.notes import carry_accepted
     from synthaug._cache import merge as run
 
-    merged = run(caches, out, progress=True)
+    merged = run(caches, out, encoding=storage.encoding, progress=True)
     pairs = carry_accepted(caches, out)
     told = f"Carried over: {amount(pairs, 'pair')} accepted as harmless. " if pairs else ""
     told += "Reports of the parts do not hold for the whole: audit it."
@@ -123,6 +124,7 @@ def import_(
     out: str,
     conform: ImageOptions,
     files: FileOptions,
+    storage: StorageOptions,
     licenses: LicenseOptions,
     *,
     name: str = IMPORT.name,
@@ -138,6 +140,7 @@ def import_(
         out: The new cache; it can be audited and mixed like any other.
         conform: What the images are brought to.
         files: For data sets.
+        storage: Of the new cache.
         licenses: For the record.
         name: What made the images, for the record.
         forgotten: Caches, with commas between them: images that were erased there are left out.
@@ -150,6 +153,7 @@ def import_(
         name=name,
         license=licenses.record(),
         forgotten=names(forgotten or ()),
+        encoding=storage.encoding,
         command=call.line,
         progress=True,
     )

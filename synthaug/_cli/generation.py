@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from synthaug._cli.arguments import contents, next_audit
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults, drawing_options, row_parameters, settings
-from synthaug._cli.options import FileOptions, LicenseOptions, NetworkOptions, RayOptions
+from synthaug._cli.options import (
+    FileOptions,
+    LicenseOptions,
+    NetworkOptions,
+    RayOptions,
+    StorageOptions,
+)
 from synthaug.synthesizers._registry import METHODS
 from synthaug.synthesizers._sampler import split_sampler
 
@@ -442,6 +448,7 @@ def generate(
     options: PlanOptions,
     work: WorkOptions,
     ray: RayOptions,
+    storage: StorageOptions,
     licenses: LicenseOptions,
     *,
     call: Call,
@@ -457,6 +464,7 @@ def generate(
         options: What to draw.
         work: How it is done.
         ray: How to spread over a cluster.
+        storage: Of the images.
         licenses: For the record.
     """
     from synthaug._cache import State, contact_sheet
@@ -481,6 +489,7 @@ def generate(
         source=source,
         license=licenses.record(),
         command=call.having(precision=options.precision).line,
+        encoding=storage.encoding,
         wait=work.wait,
     )
     picture, others = None, (cache.state == State.PENDING).any()

@@ -166,6 +166,19 @@ class LicenseOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StorageOptions:
+    """How the cache stores images.
+
+    Args:
+        encoding: raw, png, webp (without losses), or jpeg:95 with any quality, which loses some
+            detail. By default as the caches that there are; for new images raw up to 128 pixels,
+            webp above.
+    """
+
+    encoding: str | None = defaults("_generate.run:generate").encoding
+
+
+@dataclass(frozen=True, kw_only=True)
 class RayOptions:
     """On a Ray cluster, with --engine ray.
 

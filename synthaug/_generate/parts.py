@@ -80,7 +80,13 @@ def lay_out(part: Part, whole: SynthCache) -> None:
             if name not in ("classes", "settings", "synthetic", "value_range")  # those of the plan
         }
         rows = whole.plan[part.start : part.stop]
-        SynthCache.create(part.path, rows, image_shape=whole.image_shape, manifest=recorded)
+        SynthCache.create(
+            part.path,
+            rows,
+            image_shape=whole.image_shape,
+            manifest=recorded,
+            encoding=whole.encoding,
+        )
 
 
 def left(part: Part, whole: SynthCache) -> Indices:

@@ -9,6 +9,7 @@ import os
 from typing import Any, Literal
 
 from synthaug._cache import State, SynthCache
+from synthaug._cache.encodings import Encoding
 from synthaug._cache.files import filling, parts_folder
 from synthaug._cache.remote import refuse_remote
 from synthaug._cache.synthesizer import Declared, Synthesizer, as_recorded
@@ -42,6 +43,7 @@ def generate(
     source: Any = None,
     license: dict[str, str | None] | None = None,
     command: str | None = None,
+    encoding: str | None = None,
     wait: bool = False,
     progress: bool = True,
 ) -> SynthCache:
@@ -63,6 +65,9 @@ def generate(
         source: The real data set that was used, for the record; its `fingerprint` is stored.
         license: `{"generator": ..., "source": ...}`, stored and shown with the cache.
         command: The command line that asked for it, for the record.
+        encoding: How the cache stores the images: "raw" pixels, lossless "png" or "webp", or
+            "jpeg:95" with any quality, which loses some detail. By default that of the cache that
+            is continued; of a new one raw up to 128 pixels, "webp" above.
         wait: If another job fills the cache, wait until it has ended.
         progress: Show a bar with rate and time left.
 
@@ -84,6 +89,8 @@ def generate(
     """
     check_whole(1, batch_size=batch_size)
     refuse_remote(path)
+    if encoding is not None:
+        Encoding.parse(encoding)
     share = _share(engine, shard)
     check_plan(synthesizer, plan)
     with (
@@ -95,7 +102,15 @@ def generate(
         if engine == "ray":
             engine = RayEngine()
         parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
-        cache = open_cache(synthesizer, plan, path, source=source, license=license, command=command)
+        cache = open_cache(
+            synthesizer,
+            plan,
+            path,
+            source=source,
+            license=license,
+            command=command,
+            encoding=encoding,
+        )
         mend(cache)
         pending = cache.rows_in(State.PENDING)
         shape = "x".join(map(str, cache.image_shape))
@@ -181,6 +196,7 @@ def open_cache(
     source: Any = None,
     license: dict[str, str | None] | None = None,
     command: str | None = None,
+    encoding: str | None = None,
 ) -> SynthCache:
     """The cache that `generate` fills, laid out or continued; arguments and errors as there."""
     check_plan(synthesizer, plan)
@@ -203,10 +219,10 @@ def open_cache(
     if command is not None:
         manifest["command"] = command
     existed = os.path.exists(path)
+    stored: dict[str, Any] = {"image_shape": shape, "manifest": manifest, "encoding": encoding}
     try:
-        return SynthCache.open_for_writing(path, plan, image_shape=shape, manifest=manifest)
+        return SynthCache.open_for_writing(path, plan, **stored)
     except (CacheError, MismatchError):
         if existed or not os.path.exists(path):
             raise
-        # Another rank was faster.
-        return SynthCache.open_for_writing(path, plan, image_shape=shape, manifest=manifest)
+        return SynthCache.open_for_writing(path, plan, **stored)  # another rank was faster

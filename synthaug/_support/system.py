@@ -136,13 +136,20 @@ def read_at(fd: int, buffer: memoryview, offset: int) -> int:
     return len(data)
 
 
-def allocate(fd: int, size: int) -> bool:
-    """Claims bytes of disk for a file; false where that cannot be asked for.
+def allocate(fd: int, size: int, *, start: int = 0) -> bool:
+    """Claims bytes of disk for a file, from a place on; false where that cannot be asked for.
 
     Raises:
         OSError: The disk is full, or the file system refuses it.
     """
     if "posix_fallocate" not in vars(os):
         return False
-    os.posix_fallocate(fd, 0, size)
+    os.posix_fallocate(fd, start, size)
     return True
+
+
+def usable_processors() -> int:
+    """How many processors this process may use."""
+    if "sched_getaffinity" in vars(os):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
