@@ -94,7 +94,7 @@ def bare(folder: Path, images: np.ndarray, files: list[bytes], encoding: str) ->
 @way("synthaug")
 def ours(folder: Path, images: np.ndarray, files: list[bytes], encoding: str) -> tuple[Read, int]:
     plan = Plan.build([len(images)], classes=("a",), settings={}, seed=0)
-    manifest = {"recipe": {}}
+    manifest: dict[str, Any] = {"recipe": {}}
     cache = SynthCache.create(
         folder / "c.h5", plan, image_shape=images.shape[1:], manifest=manifest, encoding=encoding
     )
@@ -182,7 +182,9 @@ def measured(size: int, encoding: str, folder: Path, rounds: int) -> dict[str, A
         files.append(buffer.getvalue())
     expected = stacked([decoded(file) for file in files])
     batches = np.random.default_rng(1).integers(0, len(images), (rounds + 1, BATCH))
-    runs, sizes, missing = {}, {}, []
+    runs: dict[str, Callable[[], float]] = {}
+    sizes: dict[str, int] = {}
+    missing: list[str] = []
     clock: dict[str, list[float]] = {}
     for name, build in WAYS.items():
         place = folder / f"{size}-{encoding.replace(':', '-')}-{len(runs) + len(missing)}"

@@ -19,11 +19,13 @@ from synthaug._cache import (
     merge,
 )
 from synthaug._cache.citations import cite
+from synthaug._cache.licenses import LICENSES, license_of
 from synthaug._cache.remote import upload
 from synthaug._cluster import RayEngine
 from synthaug._generate.cost import estimate_cost, evaluations_per_second
 
 __all__ = [
+    "LICENSES",
     "Forgotten",
     "RayEngine",
     "check_sources",
@@ -35,6 +37,7 @@ __all__ = [
     "forget",
     "import_images",
     "info",
+    "license_of",
     "merge",
     "upload",
 ]

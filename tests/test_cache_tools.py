@@ -25,7 +25,16 @@ from torchvision.datasets import ImageFolder
 
 from synthaug import Plan, SynthCache
 from synthaug._cache import info_text
-from synthaug.caches import check_sources, contact_sheet, export, forget, import_images, info, merge
+from synthaug.caches import (
+    check_sources,
+    contact_sheet,
+    export,
+    forget,
+    import_images,
+    info,
+    license_of,
+    merge,
+)
 from synthaug.errors import CacheError, MismatchError
 from synthaug.evaluation import digests
 from synthaug.images import LabeledImages
@@ -212,11 +221,53 @@ def test_the_hugging_face_directory_has_a_card_and_labels(
     out = export(cache, tmp_path / "out", format="huggingface")
     card = (out / "README.md").read_text()
     assert card.startswith("---\n")
-    for line in ("- synthetic", "- machine-generated", "- n<1K", "| ox | 4 |", "MIT"):
+    lines_of_card = ("- synthetic", "- machine-generated", "- n<1K", "| ox | 4 |", 'name: "MIT"')
+    for line in (*lines_of_card, "was not looked into when they were exported"):
         assert line in card
+    assert "non-commercial" not in card
     records = [json.loads(line) for line in lines(out / "provenance.jsonl")]
     assert all((out / record["file_name"]).exists() for record in records)
     assert [record["label"] for record in records] == cache.labels.tolist()
+
+
+class Report:
+    """An audit that withheld the first row."""
+
+    verdict = "pass"
+    smallest_effect = 3
+
+    def __init__(self, cache: SynthCache) -> None:
+        self.identity = cache.identity
+        self.passed = np.arange(len(cache)) > 0
+
+
+@pytest.mark.filterwarnings("ignore:::mlcroissant")
+@pytest.mark.parametrize("form", ["folder", "webdataset", "huggingface"])
+def test_a_croissant_file_is_valid_and_says_verdict_and_terms(
+    tmp_path: Path, plan: Plan, pixels: torch.Tensor, form: Any
+) -> None:
+    license = {"generator": license_of("hub:facebook/dit-xl-2-256"), "source": "CC0"}
+    cache = SynthCache.create(
+        tmp_path / "nc.h5", plan, image_shape=SHAPE, manifest={**MANIFEST, "license": license}
+    )
+    cache.write(range(len(plan)), pixels)
+    out = export(cache, tmp_path / "out", format=form, audit=Report(cache))
+    described = json.loads((out / "croissant.json").read_text())
+    assert described["license"] == "cc-by-nc-4.0"
+    assert "The fewest copies that it would have noticed are 3." in described["description"]
+    assert "for non-commercial use too" in described["usageInfo"]
+    assert described["description"].startswith("11 images")
+    if form == "huggingface":
+        card = (out / "README.md").read_text()
+        assert "\n- non-commercial\n" in card
+        assert 'ended with "pass"' in card
+    croissant = pytest.importorskip("mlcroissant", reason="the extra `frameworks`")
+    data = croissant.Dataset(jsonld=out / "croissant.json")
+    assert not data.metadata.ctx.issues.errors
+    records = list(data.records("records"))
+    assert len(records) == 11
+    if form != "webdataset":
+        assert {record["records/row"] for record in records} == set(range(1, 12))
 
 
 @pytest.mark.filterwarnings(COMPRESSED)

@@ -1,5 +1,6 @@
 """Forgetting: it reaches every place that it is told of, says what it does not, and lasts."""
 
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -102,6 +103,9 @@ def test_exports_lose_images_and_records_of_what_is_forgotten(
     out = export(cache, tmp_path / "out", format=form)
     untouched = export(cache, tmp_path / "untouched", format=form)
 
+    def croissant(path: Path) -> Any:
+        return json.loads(path.read_text())["distribution"]
+
     def content(folder: Path) -> dict[str, bytes]:
         found = {}
         for path in sorted(folder.rglob("*")):
@@ -113,6 +117,12 @@ def test_exports_lose_images_and_records_of_what_is_forgotten(
                         found[member.name] = file.read()
             elif path.suffix == ".jsonl":
                 found |= {line: b"" for line in path.read_text().splitlines()}
+            elif path.name == "croissant.json":
+                digests = {one["@id"]: one.get("sha256") for one in croissant(path)}
+                assert all(
+                    digests[one.name] == hashlib.sha256(one.read_bytes()).hexdigest()
+                    for one in (*folder.glob("*.jsonl"), *folder.glob("*.tar"))
+                )
             elif path.is_file():
                 found[str(path.relative_to(folder))] = path.read_bytes()
         return found

@@ -196,7 +196,7 @@ class Appending:
             yield span.start, entries
 
     def _own(self, fd: int, rows: Indices, entries: Entries) -> NDArray[np.bool_]:
-        """Which of `entries` name bytes of the file that no other row has."""
+        """Tells which of `entries` name bytes of the file that no other row has."""
         if not entries.any():
             return np.zeros(len(rows), bool)
         inside = np.zeros(len(rows), bool)

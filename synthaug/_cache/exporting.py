@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import os
-import re
 import tarfile
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -19,8 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import PngImagePlugin
 
+from synthaug._cache.cards import Facts, card, croissant
 from synthaug._cache.files import Patient, new_file, new_folder
 from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5
+from synthaug._cache.serving import servable
 from synthaug._cache.store import SynthCache
 from synthaug._cache.stored_rows import data_set_of
 from synthaug._cache.synthesizer import texts_of
@@ -50,7 +51,7 @@ _XMP = (
     '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
 
-_OWN_FILES = ("manifest.json", "provenance.jsonl")
+_OWN_FILES = ("croissant.json", "manifest.json", "provenance.jsonl")
 """What an export writes beside the class folders."""
 _RESERVED = {"con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
@@ -67,6 +68,7 @@ def export(
     *,
     format: ExportFormat,
     rows: ArrayLike | None = None,
+    audit: Any = None,
     progress: bool = False,
 ) -> Path:
     """Writes images of a cache in a form that others read.
@@ -79,11 +81,13 @@ def export(
         cache: A cache; images are checked on the way.
         out: A folder, or for "hdf5" a file, that does not exist yet.
         format: "folder": one folder per class with PNG files, as torchvision's `ImageFolder` reads,
-            `provenance.jsonl` and `manifest.json`. "webdataset": tar files of `.png`, `.cls`
-            and `.json`. "huggingface": a data set directory with a card, for
+            `provenance.jsonl`, `manifest.json` and `croissant.json`. "webdataset": tar files of
+            `.png`, `.cls` and `.json`. "huggingface": a data set directory with a card, for
             `datasets.load_dataset(out)`. "hdf5": a compressed copy of the whole cache, which
             `SynthCache` reads, slowly.
         rows: Row numbers to write, or a mask, bool (N,); by default all that are done.
+        audit: An audit's report about the cache. Rows that it withheld are left out, and card and
+            `croissant.json` say its verdict, and the fewest copies that it would have noticed.
         progress: Show a bar.
 
     Returns:
@@ -92,6 +96,7 @@ def export(
     Raises:
         ValueError: Nothing to write, a row that is not done, or a class name that cannot be the
             name of a folder.
+        MismatchError: `audit` is about another cache.
         CacheError: An image is not the one that was written.
         CacheError: `out` exists or cannot be written.
     """
@@ -103,6 +108,13 @@ def export(
     if format != "hdf5" and format not in writers:
         known = ", ".join(repr(name) for name in [*writers, "hdf5"])
         raise ValueError(f"`format` must be one of {known}, got {format!r}.")
+    if audit is not None:
+        passed = servable(cache, audit).mask
+        if rows is not None:
+            asked = np.zeros(len(cache), bool)
+            asked[_chosen(cache, rows)] = True
+            passed &= asked
+        rows = passed
     chosen = _chosen(cache, rows)
     target = Path(out).absolute()
     if not cache.manifest["license"].get("generator"):
@@ -121,6 +133,11 @@ def export(
             with new_folder(target) as folder:
                 writers[format](cache, folder, chosen, shown.update)
                 (folder / "manifest.json").write_text(_manifest(cache), encoding="utf-8")
+                facts = Facts(cache, chosen, audit)
+                described = croissant(facts, folder)
+                (folder / "croissant.json").write_text(described, encoding="utf-8")
+                if format == "huggingface":
+                    (folder / "README.md").write_text(card(facts), encoding="utf-8")
     return target
 
 
@@ -242,67 +259,6 @@ def _webdataset(cache: SynthCache, folder: Path, rows: Indices, advance: Advance
 def _huggingface(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
     (folder / "train").mkdir()
     _class_folders(cache, folder, folder / "train", rows, advance)
-    (folder / "README.md").write_text(_card(cache, rows), encoding="utf-8")
-
-
-def _card(cache: SynthCache, rows: Indices) -> str:
-    """The data set card."""
-    license = cache.manifest["license"]
-    # A JSON string is a YAML string, unless characters beyond 16 bits are escaped in it.
-    name = printable_line(str(license.get("generator") or "unknown"))
-    name = json.dumps(name, ensure_ascii=False)
-    generator, source = (_words(license.get(key) or "unknown") for key in ("generator", "source"))
-    limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
-    size = next((name for limit, name in limits if len(rows) < limit), "1M<n<10M")
-    counts = np.bincount(cache.labels_of(rows), minlength=len(cache.classes))
-    table = "\n".join(
-        f"| {_words(name)} | {count:,} |" for name, count in zip(cache.classes, counts, strict=True)
-    )
-    recipe = json.dumps(cache.manifest["recipe"], indent=2)
-    return f"""---
-license: other
-license_name: {name}
-task_categories:
-- image-classification
-annotations_creators:
-- machine-generated
-size_categories:
-- {size}
-tags:
-- synthetic
-- synthaug
-configs:
-- config_name: default
-  drop_labels: false
-  data_files:
-  - split: train
-    path: train/**
----
-
-# Synthetic images
-
-{len(rows):,} images, all of them made by a trained model: none is a photograph, and each says so
-in its XMP metadata (`trainedAlgorithmicMedia`). Whether they copy their training images is a
-question for an audit; this card does not answer it.
-
-| class | images |
-|---|---|
-{table}
-
-License of the generator: {generator}. License of the real images it learned from: {source}.
-
-Labels are the folders in sorted order. `provenance.jsonl` says of every image what it was made
-from, `manifest.json` how all of them were made:
-
-```json
-{recipe}
-```
-"""
-
-
-def _words(text: Any) -> str:
-    """Text of a cache's file as one line of Markdown that says just that, with no markup in it."""
-    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", printable_line(str(text)))
 
 
 def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:

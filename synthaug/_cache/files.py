@@ -198,7 +198,7 @@ def reserve(fd: int, size: int, path: Path, *, present: int = 0) -> None:
 
     Args:
         fd: The open file.
-        size: Of the whole file.
+        size: Bytes of the whole file.
         path: Where it will be, or is.
         present: Bytes of it that it has already; only those after them are claimed.
 

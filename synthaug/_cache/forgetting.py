@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synthaug._cache.cards import refresh_croissant
 from synthaug._cache.files import parts_folder
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import rows_from_sources, source_keys_of
@@ -163,8 +164,10 @@ def _forget_in_folder(folder: Path, keys: NDArray[np.uint64], found: Forgotten) 
         tars = sorted(folder.glob("*.tar"))
         if (folder / "provenance.jsonl").exists():
             found[folder] = _from_records(folder, wanted)
+            refresh_croissant(folder)
         elif tars:
             found[folder] = sum(_from_tar(path, wanted) for path in tars)
+            refresh_croissant(folder)
         elif features:
             for path in features:
                 path.unlink()

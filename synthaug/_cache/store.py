@@ -601,13 +601,13 @@ class SynthCache(Dataset[Any]):
         would change the images. Rows that were withdrawn here are left out.
 
         Args:
-            other: Of the same image shape.
+            other: A cache of the same image shape.
             rows: Row numbers that are done there, int64, ascending.
             start: Where its row 0 goes.
 
         Raises:
             CachePendingError: A row is not done there, or was withdrawn meanwhile.
-            CacheError: As `read` and `write`.
+            CacheError: Under the same conditions as `read` and `write`.
         """
         images = other.read(rows)
         reader = other._open()

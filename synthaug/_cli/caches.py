@@ -69,7 +69,7 @@ def merge(out: str, caches: list[str], storage: StorageOptions) -> Result:
     Args:
         out: The new cache.
         caches: The caches to copy.
-        storage: Of the new cache.
+        storage: How the new cache stores images.
     """
     from synthaug._audit.notes import carry_accepted
     from synthaug._cache import merge as run
@@ -98,20 +98,22 @@ def export(
         out: A folder, or for hdf5 a file, that does not exist yet.
         format: folder has one folder of PNG files per class, webdataset tar files, huggingface a
             data set directory with a card, and hdf5 a compressed copy of the whole cache.
-        audit: JSON report of the cache; images that it did not pass are left out.
+        audit: JSON report of the cache; images that it did not pass are left out, and the export
+            says its verdict.
         selection: JSON that select wrote about the cache; what it did not keep is left out.
     """
     import numpy as np
 
+    from synthaug._audit import AuditReport
     from synthaug._cache import SynthCache
     from synthaug._cache import export as run
     from synthaug._cache.serving import servable
 
     opened = SynthCache(cache)
-    rows, report = None, verdicts(opened, audit=audit, selection=selection)
-    if report is not None:
-        rows = np.flatnonzero(servable(opened, report).mask)
-    run(opened, out, format=format, rows=rows, progress=True)
+    kept = verdicts(opened, audit=audit, selection=selection)
+    rows = None if kept is None else np.flatnonzero(servable(opened, kept).mask)
+    report = None if audit is None else AuditReport.from_json(audit)
+    run(opened, out, format=format, rows=rows, audit=report, progress=True)
     images = int(opened.done.sum()) if rows is None else len(rows)
     record = {"out": out, "format": format, "images": images}
     return Result(
@@ -140,7 +142,7 @@ def import_(
         out: The new cache; it can be audited and mixed like any other.
         conform: What the images are brought to.
         files: For data sets.
-        storage: Of the new cache.
+        storage: How the new cache stores images.
         licenses: For the record.
         name: What made the images, for the record.
         forgotten: Caches, with commas between them: images that were erased there are left out.

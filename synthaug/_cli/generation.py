@@ -464,7 +464,7 @@ def generate(
         options: What to draw.
         work: How it is done.
         ray: How to spread over a cluster.
-        storage: Of the images.
+        storage: How the cache stores images.
         licenses: For the record.
     """
     from synthaug._cache import State, contact_sheet
@@ -487,7 +487,7 @@ def generate(
         engine=engine,
         shard=work.shard,
         source=source,
-        license=licenses.record(),
+        license=licenses.record(checkpoint),
         command=call.having(precision=options.precision).line,
         encoding=storage.encoding,
         wait=work.wait,

@@ -153,16 +153,19 @@ class LicenseOptions:
     """Licenses, for the record.
 
     Args:
-        generator_license: License of the generator.
+        generator_license: License of the generator; that of a checkpoint of the hub may be known.
         source_license: License of the data it was trained on.
     """
 
     generator_license: str | None = None
     source_license: str | None = None
 
-    def record(self) -> dict[str, str | None]:
-        """The licenses, as a cache keeps them."""
-        return {"generator": self.generator_license, "source": self.source_license}
+    def record(self, checkpoint: str = "") -> dict[str, str | None]:
+        """The licenses, as a cache keeps them; the generator's of its checkpoint if it is known."""
+        from synthaug._cache.licenses import license_of
+
+        generator = self.generator_license or license_of(checkpoint)
+        return {"generator": generator, "source": self.source_license}
 
 
 @dataclass(frozen=True, kw_only=True)
