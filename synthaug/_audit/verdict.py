@@ -2,7 +2,7 @@
 
 A verdict of "pass" is a statement about what the audit could have seen, so it needs three things:
 no row flagged, no sign of copies among all rows together, and planted copies that were noticed. It
-speaks of the rows that are not withheld, and never says that data are private or anonymous.
+covers the rows that are not withheld, and never says that data are private or anonymous.
 """
 
 import math
@@ -135,7 +135,7 @@ def judge(
             *doubts,
         ]
     elif doubts:
-        nothing = f"Nothing was flagged among {m:,} images, but copies might have gone unseen."
+        nothing = f"No copies were found among {m:,} images, but the audit could have missed some."
         reasons = [nothing, *doubts]
     else:
         verdict, reasons = "pass", _no_copies(findings, m, power)
@@ -162,13 +162,13 @@ def _copies(findings: Findings, num_judged: int, fdr: float) -> list[str]:
     reasons = [_withheld(" ".join(told), many)]
     if findings.decisive and findings.shifted:
         reasons.append(
-            f"Of those found by competition, on average {fdr:.0%} may match a training image by "
-            "chance, whatever the synthetic images look like."
+            f"On average, at most {fdr:.0%} of the images found by competition match a training "
+            "image by chance, whatever the synthetic images look like."
         )
     elif findings.decisive:
         reasons.append(
-            "If synthetic images were drawn like the held-out ones, an audit of images that copy "
-            f"nothing would flag any in at most {fdr:.0%} of all cases."
+            "If the generator copied nothing and its images were like the held-out ones, at most "
+            f"{fdr:.0%} of audits would flag any image."
         )
     return reasons
 
@@ -203,22 +203,22 @@ def _rows_to_look_at(findings: Findings, counts: Counts, level: float) -> list[s
     if findings.exact and not findings.copied:
         reasons += [
             _withheld(_equal(findings, counts.synthetic_judged), findings.exact),
-            f"Real images may repeat, too. With {amount(counts.holdout, 'held-out image')} this "
-            "number could be chance. Look at the pairs: they are shown first.",
+            f"Real images repeat, too: with {amount(counts.holdout, 'held-out image')}, this "
+            "number could be chance. Look at the pairs, which are shown first.",
         ]
     if findings.excess is not None:
         count, depth, expected = findings.excess
         among = (
-            f"Of the {depth:,} groups of images that come closest to a real one, {count:,} match a "
-            f"training image and not a held-out one, where {expected:.1f} are expected"
+            f"Among the {depth:,} groups of images that are closest to a real image, {count:,} "
+            f"match a training image rather than a held-out one; {expected:.1f} are expected"
             if findings.contested
-            else f"Of the {depth:,} real and synthetic images closest to a training image, "
-            f"{count:,} are synthetic, where {expected:.1f} are expected"
+            else f"Among the {depth:,} real and synthetic images that are closest to a training "
+            f"image, {count:,} are synthetic; {expected:.1f} are expected"
         )
         rows = f"the {amount(findings.named, 'row')} besides those flagged" * bool(findings.named)
         reasons.append(
-            f"{among}. Images that copy nothing show such an excess in at most {level:.0%} of all "
-            "audits. So some of them are likely to be copies, though it cannot be said which."
+            f"{among}. Without copies, at most {level:.0%} of audits find so many. So some of "
+            "these images are probably copies, but the audit cannot say which."
             + (f" Look at {rows}. They are withheld, and shown first." if rows else "")
         )
     return reasons
@@ -230,13 +230,12 @@ def _number_of_copies(findings: Findings) -> list[str]:
         return []
     are = "is a copy" if findings.fewest_copies == 1 else "are copies"
     few = findings.fewest_copies < findings.exact
-    others = " What the others are, the pairs show." if few else ""
+    others = " The pairs show what the others are." if few else ""
     return [
-        f"{'By the hold-out alone: ' if few else ''}Of the "
-        f"{amount(findings.withheld, 'row')} that {'is' if findings.withheld == 1 else 'are'} "
-        f"withheld, at least {findings.fewest_copies:,} {are}, with a confidence of "
-        f"{CONFIDENCE:.0%}, if synthetic images that copy nothing come as close to training images "
-        f"as held-out ones do.{others}"
+        f"{'By the hold-out alone, at' if few else 'At'} least {findings.fewest_copies:,} of the "
+        f"{amount(findings.withheld, 'withheld row')} {are} (confidence {CONFIDENCE:.0%}). This "
+        "assumes that synthetic images that copy nothing come as close to training images as "
+        f"held-out ones do.{others}"
     ]
 
 
@@ -244,7 +243,7 @@ def _no_copies(findings: Findings, num_judged: int, power: Sequence[Power]) -> l
     """Says which copies would have been noticed, and which might not."""
     served = num_judged - findings.alike
     seen, *unseen = _power(power, num_judged)
-    return [f"No sign of copies among {served:,} images, at this power: {seen}", *unseen]
+    return [f"No sign of copies among {served:,} images. Power: {seen}", *unseen]
 
 
 def _power(power: Sequence[Power], num_judged: int) -> list[str]:
@@ -255,18 +254,18 @@ def _power(power: Sequence[Power], num_judged: int) -> list[str]:
     worst = max(required, key=lambda p: p.noticed or math.inf)
     if worst.noticed is None:
         seen = (
-            f"not even {worst.planted:,} copies of the kind '{worst.kind}' would have been "
-            f"noticed in {SURE:.0%} of all cases."
+            f"this audit cannot reliably detect copies of kind '{worst.kind}': with "
+            f"{worst.planted:,} planted, fewer than {SURE:.0%} of trials noticed them."
         )
     else:
+        copies = "1 copy" if worst.noticed == 1 else f"{worst.noticed:,} copies or more"
         seen = (
-            f"{worst.noticed:,} {'copy' if worst.noticed == 1 else 'copies'} of training "
-            f"images would have been noticed in {SURE:.0%} of all cases, even of the required kind "
-            f"that is hardest to see ({worst.kind})."
+            f"this audit detects {copies} of training images in at least {SURE:.0%} of trials, "
+            f"even of the required kind that is hardest to detect ({worst.kind})."
         )
     most = visible(num_judged)
     unseen = [p.kind for p in power if not p.required and (p.noticed is None or p.noticed > most)]
-    changed = f"Copies changed more than that may go unseen: {', '.join(unseen)}."
+    changed = f"It may miss copies that are changed more: {', '.join(unseen)}."
     return [seen, changed] if unseen else [seen]
 
 
@@ -279,15 +278,15 @@ def _notes(findings: Findings, counts: Counts) -> list[str]:
             f"{findings.alike:,} of {counts.synthetic_judged:,} images resemble a training image "
             "as near-duplicates do"
             + (f", as {share:.1%} of the held-out real images do" if counts.holdout else "")
-            + ". This verdict does not speak of them: they are withheld."
+            + ". They are withheld, and this verdict does not cover them."
         )
     resolution = counts.resolution or 1
     if not findings.fewest_copies and resolution > counts.synthetic_judged:
         notes.append("This hold-out is too small to flag images one by one.")
     elif not findings.fewest_copies and resolution > 1:
         notes.append(
-            f"With this hold-out, this audit cannot flag fewer than {counts.resolution:,} images "
-            "one by one; fewer are noticed all together."
+            "With this hold-out, the audit can flag images one by one only if there are at least "
+            f"{counts.resolution:,}; fewer are noticed only as a group."
         )
     if counts.holdout_near_equal:
         notes.append(
@@ -297,13 +296,13 @@ def _notes(findings: Findings, counts: Counts) -> list[str]:
     if counts.withdrawn:
         notes.append(
             f"{counts.withdrawn:,} of the {counts.synthetic_judged:,} images were withdrawn after "
-            "an earlier audit. They are ranked by the scores that were kept: the verdict speaks of "
-            "all that was drawn."
+            "an earlier audit. Their kept scores are ranked as well, so the verdict covers all "
+            "that was generated."
         )
     if counts.forgotten:
         notes.append(
             f"{counts.forgotten:,} of {counts.synthetic_rows:,} rows were made of real images that "
-            "were forgotten. They are erased, and this verdict does not speak of them."
+            "were forgotten. They are erased, and this verdict does not cover them."
         )
     missing = counts.synthetic_rows - counts.synthetic_judged
     missing -= counts.withdrawn_unranked + counts.forgotten
@@ -326,38 +325,39 @@ def _doubts(
     if not counts.holdout:
         return [
             *_unranked(findings, counts),
-            "Without a hold-out nothing says how close real images come by chance. So only equal "
-            "and nearly equal pixels were looked for. Give a hold-out: real images from the same "
-            "source that the generator has never seen.",
+            "Without a hold-out, the audit cannot know how close real images come by chance. So it "
+            "looked only for equal and nearly equal pixels. Give a hold-out: real images from the "
+            "same source that the generator has never seen.",
         ]
     doubts = _unranked(findings, counts)
     if missing:
         doubts.append(_without_holdout(missing))
     if findings.leaning:
         doubts.append(
-            "The synthetic images lean to the training images: these are their closest real images "
-            "more often than their number and a few copies explain. Look at the pairs."
+            "The closest real image of a synthetic one is a training image, not a held-out one, "
+            "more often than chance and a few copies explain. Look at the pairs."
         )
     m = counts.synthetic_judged
     limit = visible(m)
     weak = [p for p in required if p.noticed is None or p.noticed > limit]
     if weak:
-        needed = [
-            f"'{p.kind}' ({p.planted:,} are not enough)"
+        kinds = [
+            f"of kind '{p.kind}' not even if there are {p.planted:,}"
             if p.noticed is None
-            else f"'{p.kind}' ({p.noticed:,} are needed)"
+            else f"of kind '{p.kind}' only if there are at least {p.noticed:,}"
             for p in weak
         ]
         doubts.append(
-            f"To pass, the audit must notice {amount(limit, 'copy')} of every required kind. Of "
-            f"these it does not: {', '.join(needed)}."
+            f"This audit can detect copies {', '.join(kinds)}. To pass, it must detect "
+            f"{limit:,} of every required kind."
         )
     together = chance_of_all_closest(limit, m, counts.holdout_distinct)
     blind = (counts.resolution or m) > limit and together > levels(level)["rest"]
     if blind:
         doubts.append(
-            f"With so few held-out images it could be chance if {amount(limit, 'copy')} came "
-            "closer than all other images. To pass, the audit must be able to tell."
+            f"With so few held-out images, it could be chance if {amount(limit, 'copy')} came "
+            "closer than all other images. To pass, the audit must be able to tell copies from "
+            "chance."
         )
     if weak or blind:
         doubts.append(
@@ -368,9 +368,9 @@ def _doubts(
     if findings.shifted and (counts.competition_resolution or m) > limit:
         doubts.append(
             "The synthetic images as a whole are closer to training images than real ones are. So "
-            "competition decides. With so many training and hold-out images it finds copies from "
-            f"{counts.competition_resolution or m:,} clusters on. To pass, it must find "
-            f"{limit:,}. Hold out more images."
+            "competition decides. With these numbers of training and hold-out images, it can "
+            f"detect copies only if they form at least {counts.competition_resolution or m:,} "
+            f"clusters. To pass, it must detect {limit:,}. Hold out more images."
         )
     return doubts
 
@@ -395,7 +395,7 @@ def chance_of_all_closest(num_copies: int, num_rows: int, num_holdout: int) -> f
 
 
 def _unranked(findings: Findings, counts: Counts) -> list[str]:
-    """Says which withdrawn rows the verdict does not speak of, and what to do about them."""
+    """Says which withdrawn rows the verdict does not cover, and what to do about them."""
     if counts.withdrawn_unranked:
         why = (
             "their scores were kept by an audit with other images, settings or another version"
