@@ -19,6 +19,7 @@ from torch import Tensor
 from synthaug._noise import Streams, randn
 from synthaug._printable import shortened
 from synthaug._support.arguments import check_fields, check_fraction, check_within
+from synthaug._support.devices import sent
 from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
 from synthaug._types import Images
@@ -439,7 +440,7 @@ def step_to(
     if mix is not None:  # it does not move the mean
         variance = (1 - a_t / until) ** mix * variance ** (1 - mix)
     if variance:
-        x = x + variance**0.5 * randn(generators, x.shape[1:]).to(x.device)
+        x = x + variance**0.5 * sent(randn(generators, x.shape[1:]), x.device)
     return x
 
 
@@ -525,7 +526,7 @@ def sample(
     arguments = step_arguments(scheduler, generators, eta)
     if pushes:
         check_pushable(scheduler)
-    noise = randn(generators, shape).to(denoiser.device)
+    noise = sent(randn(generators, shape), denoiser.device)
     timesteps, x = trajectory.start(scheduler, noise)
     steps = steps_of(scheduler, timesteps, eta, until) if pushes else []
     mix = scheduler.config.get("log_variance_mix")

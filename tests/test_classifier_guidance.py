@@ -1,5 +1,6 @@
 """Guidance by a classifier of clean images: exact where the answer is known."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_a_step_raises_the_criterion_of_the_predicted_image(criterion):
             found.append(guidance.criterion_of(sharp(images), labels).detach())
             return torch.zeros_like(by)
 
-        probe = ClassifierPush(**{**vars(push), "guidance": Probe(kept)})
+        probe = replace(push, guidance=Probe(kept))
         probe(by.detach(), step, x)
         return found[0]
 

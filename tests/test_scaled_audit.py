@@ -1,6 +1,7 @@
 """An audit over several processes, and over files of features, equals that in memory."""
 
 import json
+import sys
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from synthaug import audit
-from synthaug._audit.cluster import Crew, Hand
+from synthaug._audit.cluster import Crew, Hand, crew_of
 from synthaug._neighbors import Index, nearest_first
 from synthaug.caches import RayEngine
 from synthaug.features import ExtractionConfig, TorchModule
+from tests.fake_ray import Actor, FakeRay
 
 pytestmark = pytest.mark.usefixtures("short_audits")
 
@@ -162,3 +164,21 @@ def test_over_ray_the_search_is_exact_and_other_engines_are_unknown():
         ExtractionConfig(engine=unknown)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         ExtractionConfig(batch_size=0)
+
+
+@pytest.mark.parametrize(("place", "gpus"), [("cpu", 0), ("cuda", 1)])
+def test_actors_reserve_a_gpu_if_features_are_computed_on_one(monkeypatch, place, gpus):
+    ray, options = FakeRay(), []
+    ray.resources = {"CPU": 3, "GPU": 2}
+
+    def remote(kind: Any) -> Any:
+        made = SimpleNamespace(remote=lambda: Actor(kind()))
+        return SimpleNamespace(options=lambda **chosen: options.append(chosen) or made)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    network = TorchModule(torch.nn.Flatten(), name="flat")
+    network.device = torch.device(place)
+    with crew_of(RayEngine(), [network]):
+        pass
+    assert [chosen["num_gpus"] for chosen in options] == [gpus]

@@ -21,7 +21,7 @@ from synthaug._cluster import ActorPool, RayEngine, actor_pool, pickled
 from synthaug._neighbors import Index, float32, nearest_first, threads
 from synthaug._types import Features, Indices, Pixels
 from synthaug.errors import EngineError
-from synthaug.features import Extractor, describe, extract
+from synthaug.features import Extractor, TorchModule, describe, extract
 
 _SHARD_VALUES = 64_000_000
 """Numbers in a shard: 256 MB in float32. What an actor has in memory at a time."""
@@ -172,7 +172,10 @@ def crew_of(engine: str | RayEngine, extractors: Sequence[Extractor]) -> Iterato
     parcel = pickled(
         networks, name="`features`", remedy="Compute them first, or leave `engine` out."
     )
-    with actor_pool(engine, Hand, parcel) as pool:
+    # Foreign extractors need not say where they compute, and an actor's search runs on the CPU
+    # unless its FAISS has GPUs: `num_gpus` asks for one.
+    on_gpu = any(isinstance(e, TorchModule) and e.device.type != "cpu" for e in networks)
+    with actor_pool(engine, Hand, parcel, on_gpu=on_gpu) as pool:
         yield Crew(pool, networks, engine.tries)
 
 

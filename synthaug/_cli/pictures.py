@@ -69,7 +69,7 @@ def restored(cold: Any, real: Any, path: Path, images: int = 8) -> None:
     drawn = cold.degradation.realize(streams(chosen.tolist()), cold.image_shape)
     realization = {name: value.to(cold.device) for name, value in drawn.items()}
     T = cold.degradation.num_levels
-    x_T = cold.degradation(to_images(pixels).to(cold.device), T, realization)
+    x_T = cold.degradation(to_images(pixels.to(cold.device)), T, realization)
     restored = cold.restore(x_T, T, realization).x0
     sheet = torch.cat([pixels, to_pixels(x_T).cpu(), to_pixels(restored).cpu()])
     write_picture(path, grid(sheet, columns=len(chosen), scale=max(1, 32 // pixels.shape[-1])))

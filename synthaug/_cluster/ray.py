@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from synthaug._support.arguments import check_at_least, check_fields
 from synthaug._support.extras import from_extra
+from synthaug._support.memory import is_device_lost
 from synthaug.errors import EngineError
 
 logger = logging.getLogger("synthaug")
@@ -41,7 +42,7 @@ class RayEngine:
         actors: Number of actors; by default as many as the cluster has room for.
         num_cpus: Processors of each actor.
         num_gpus: GPUs of each actor; a fraction lets several share one. By default 1 if the cluster
-            has GPUs.
+            has GPUs; for an audit only if its features are computed on one.
         load: Makes the synthesizer in each actor, for one that cannot be pickled, or should take
             another device there: `lambda: ClassConditional.from_pretrained("runs/cifar")`.
         tries: How often a row may end its actor, drawn alone, before it is given up.
@@ -59,11 +60,11 @@ class RayEngine:
         check_at_least(1, actors=self.actors, tries=self.tries)
         check_at_least(0, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
 
-    def needs(self, ray: Any) -> dict[str, float]:
-        """Resources of one actor, in Ray's names."""
+    def needs(self, ray: Any, *, on_gpu: bool = True) -> dict[str, float]:
+        """Resources of one actor, in Ray's names; without a GPU if it would not use it."""
         gpus = self.num_gpus
         if gpus is None:
-            gpus = 1 if ray.cluster_resources().get("GPU") else 0
+            gpus = 1 if on_gpu and ray.cluster_resources().get("GPU") else 0
         return {name: n for name, n in (("CPU", self.num_cpus), ("GPU", gpus)) if n}
 
 
@@ -191,7 +192,11 @@ class Outcome(Generic[T]):
 
 @contextmanager
 def actor_pool(
-    engine: RayEngine, kind: type, *arguments: Any, most: int | None = None
+    engine: RayEngine,
+    kind: type,
+    *arguments: Any,
+    most: int | None = None,
+    on_gpu: bool = True,
 ) -> Iterator["ActorPool"]:
     """Joins a cluster and opens a pool of actors there.
 
@@ -200,13 +205,14 @@ def actor_pool(
         kind: Class of the actors. It has a method `load`, which is called first.
         arguments: Arguments of `load`; shipped to each node once.
         most: More actors than this would have nothing to do.
+        on_gpu: Whether an actor computes on a GPU where the cluster has some.
 
     Raises:
         ImportError: Ray is not installed.
         EngineError: No cluster answers at the engine's address.
     """
     with cluster(engine.address) as (ray, started_here):
-        needs = engine.needs(ray)
+        needs = engine.needs(ray, on_gpu=on_gpu)
         size = engine.actors or max(1, capacity(ray, needs))
         options = {"num_cpus": engine.num_cpus, "num_gpus": needs.get("GPU", 0)}
         pool = ActorPool(
@@ -333,6 +339,9 @@ class ActorPool:
             value, error = self.ray.get(ref), None
         except self.ray.exceptions.RayTaskError as raised:  # by the code in the actor
             value, error = None, raised.cause if isinstance(raised.cause, Exception) else raised
+            if is_device_lost(error):  # whatever it is given next would fail
+                self._kill(worker)
+                return Outcome(item, worker, error=error, died=True)
         except self.ray.exceptions.RayError as lost:
             self._kill(worker)  # out of reach is not dead: two must not do the same
             return Outcome(item, worker, error=lost, died=True)

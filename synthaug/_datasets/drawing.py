@@ -19,6 +19,7 @@ from synthaug._cache.synthesizer import Declared
 from synthaug._generate import Synthesizer, checked_draw
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan
+from synthaug._support.memory import is_out_of_memory
 from synthaug._types import Indices, Pixels
 
 log = logging.getLogger(__name__)
@@ -174,18 +175,18 @@ class Drawing:
         try:
             with torch.no_grad():
                 images = checked_draw(self.synthesizer, self.plan[rows], shape)
-        except (MemoryError, torch.OutOfMemoryError):  # training takes some of it too
-            if len(rows) == 1:
-                raise
-            half = self.batch_size = len(rows) // 2
-            log.warning("Out of memory: going on with batches of %d.", half)
-            return torch.cat([self._draw(rows[:half]), self._draw(rows[half:])])
-        except RuntimeError as error:
+        except Exception as error:
             if forked and "forked subprocess" in str(error):  # a network that we did not find
                 raise RuntimeError(_IN_A_WORKER.format(name=name, device="cuda")) from error
-            raise
-        self.count += len(rows)
-        return to_pixels(images)
+            if len(rows) == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            self.count += len(rows)
+            return to_pixels(images)
+        # Training takes some of the memory too. Out here what the failed batch held is freed.
+        half = self.batch_size = len(rows) // 2
+        log.warning("Out of memory: going on with batches of %d.", half)
+        return torch.cat([self._draw(rows[:half]), self._draw(rows[half:])])
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("synthesizer", "plan", "cache", "batch_size", "_order")

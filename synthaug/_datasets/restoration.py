@@ -12,6 +12,7 @@ from synthaug._images.convert import check_unit_range, describe, like, pixels_of
 from synthaug._noise import randn, streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._support.arguments import check_type
+from synthaug._support.devices import sent
 from synthaug._types import Images
 from synthaug.samplers import denoised_estimate
 from synthaug.synthesizers import ClassConditional
@@ -83,7 +84,7 @@ class OneStep:
         """
         model, steps = self._model, len(self._signals)
         clean = images if model.vae is None else model.encode(to_pixels(images))
-        noise = randn(streams(seeds), model.latent_shape).to(self.device)
+        noise = sent(randn(streams(seeds), model.latent_shape), self.device)
         shares = torch.from_numpy(np.asarray(severity, np.float64).reshape(-1))
         t = (shares * steps).round().long().clamp(1, steps) - 1
         signal = self._signals[t].to(self.device, torch.float32)[:, None, None, None]
@@ -152,7 +153,7 @@ class Restoration:
                 f"Got {describe(image)}; the checkpoint restores images of shape "
                 f"{tuple(self.cold.image_shape)}. Resize them first."
             )
-        rows = torch.as_tensor(chosen, dtype=torch.int64, device=x.device)
+        rows = sent(torch.as_tensor(chosen, dtype=torch.int64, device="cpu"), x.device)
         views = self.cold.degrade_and_restore(x[rows], severity=severity, seeds=seeds)
         if not isinstance(image, Tensor):
             return _alike(views[0].cpu(), image)

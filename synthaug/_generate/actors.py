@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from synthaug._cache import State, SynthCache
 from synthaug._cache.files import parts_folder
@@ -17,6 +16,7 @@ from synthaug._cluster import Outcome, RayEngine, actor_pool, pickled
 from synthaug._generate import parts
 from synthaug._generate.parts import Part
 from synthaug._plan import canonical_json
+from synthaug._support.memory import is_out_of_memory
 from synthaug._support.progress import bar
 from synthaug._types import Indices
 from synthaug.errors import CacheError, EngineError
@@ -219,7 +219,7 @@ def _learned(outcome: Outcome[Task], tries: int) -> int:
         outcome.worker.speed = speed or outcome.worker.speed  # 0 if nothing was missing
         task.checked = True
         return int(rest)
-    if not (outcome.died or isinstance(outcome.error, MemoryError | torch.OutOfMemoryError)):
+    if not (outcome.died or is_out_of_memory(outcome.error)):
         raise outcome.error
     task.lost(tries)
     return len(task.pending())

@@ -15,6 +15,7 @@ from synthaug._cache.synthesizer import Declared, Synthesizer
 from synthaug._pixels import to_pixels
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.arguments import check_type
+from synthaug._support.memory import is_out_of_memory
 from synthaug._types import Images, Indices
 from synthaug.errors import DivergedError
 
@@ -47,7 +48,7 @@ def fill(
         Number of rows that were drawn in that time, and the batch size that memory has allowed.
 
     Raises:
-        MemoryError, torch.OutOfMemoryError: There is not enough memory for one row.
+        Exception: What `draw` raised; if memory did not suffice, for one row alone.
         ValueError, DivergedError: Under the same conditions as `checked_draw`.
     """
     start, end = 0, time.monotonic() + seconds
@@ -57,8 +58,8 @@ def fill(
         if len(batch):
             try:
                 images = checked_draw(synthesizer, cache.plan[batch], cache.image_shape)
-            except (MemoryError, torch.OutOfMemoryError):
-                if len(batch) == 1:
+            except Exception as error:
+                if len(batch) == 1 or not is_out_of_memory(error):
                     raise
                 batch_size = len(batch) // 2
                 logger.warning("Out of memory: going on with batches of %d.", batch_size)

@@ -49,6 +49,8 @@ def has_bfloat16(device: "torch.device") -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "xpu":
+        return torch.xpu.is_bf16_supported()
     if device.type != "cpu":
         return False
     # Private functions of torch, which other versions may not have.

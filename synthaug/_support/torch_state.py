@@ -9,8 +9,9 @@ import logging
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,11 +55,13 @@ def torch_defaults() -> Iterator[None]:
 
 def _leave_other_threads() -> None:
     """In a forked process: threads that were inside do not exist here, and will not leave."""
-    global _lock, _inside, _forked
-    _lock, _forked = threading.Lock(), True
+    global _lock, _inside, _forked, _arithmetic, _multiplying
+    _lock, _arithmetic, _forked = threading.Lock(), threading.Lock(), True
     if _inside:
         torch.set_default_dtype(_callers_dtype)
-    _inside = 0
+    if _multiplying and _undo_arithmetic is not None:
+        _undo_arithmetic()
+    _inside = _multiplying = 0
 
 
 if "register_at_fork" in vars(os):  # elsewhere nothing forks
@@ -76,6 +79,66 @@ def one_thread_after_fork() -> None:
             '`multiprocessing.get_context("spawn")`.'
         )
         torch.set_num_threads(1)
+
+
+_arithmetic = threading.Lock()
+_multiplying = 0
+_undo_arithmetic: Callable[[], None] | None = None
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """A context, or a decorator, in which float32 is multiplied as float32, not as TF32 or less.
+
+    Convolutions on recent NVIDIA GPUs round to the 10 bits of TF32 unless told otherwise, and a
+    caller may allow the same for all products (`torch.set_float32_matmul_precision`). These
+    settings belong to the process: threads that are inside at the same time share them, and the
+    last one out gives the caller's back.
+    """
+    global _multiplying, _undo_arithmetic
+    with _arithmetic:
+        if not _multiplying:
+            _undo_arithmetic = _set_full_precision()
+        _multiplying += 1
+    try:
+        yield
+    finally:
+        with _arithmetic:
+            _multiplying = max(0, _multiplying - 1)
+            if not _multiplying and _undo_arithmetic is not None:
+                _undo_arithmetic()
+
+
+def _set_full_precision() -> Callable[[], None]:
+    """Sets what `full_precision` promises; returns what undoes it."""
+    backends = torch.backends
+    try:
+        convolutions, products = backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has used torch's newer settings, which know single parts
+        mkldnn: Any = backends.mkldnn
+        newer: Any = backends.cudnn
+        parts: Any = newer.conv, newer.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.matmul
+        before = [(part, part.fp32_precision) for part in parts]
+        for part, _ in before:
+            part.fp32_precision = "ieee"
+
+        def undo_newer() -> None:
+            for part, precision in before:
+                part.fp32_precision = precision
+
+        return undo_newer
+
+    def undo() -> None:  # what was so already is not touched
+        if convolutions:
+            backends.cudnn.allow_tf32 = True
+        if products != "highest":
+            torch.set_float32_matmul_precision(products)
+
+    if convolutions:
+        backends.cudnn.allow_tf32 = False
+    if products != "highest":
+        torch.set_float32_matmul_precision("highest")
+    return undo
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from synthaug._support.differences import described, differences
 from synthaug._support.digests import tensor_digest
 from synthaug._support.extras import installed_version
 from synthaug._support.files import sync_file, write_text
+from synthaug._support.memory import is_out_of_memory
 from synthaug._support.names import class_names
 from synthaug._support.precision import Resolved, in_precision
 from synthaug._support.reading import check_regular, parse_json, read_text
@@ -138,9 +139,11 @@ def loading(load: Callable[P, Loaded]) -> Callable[P, Loaded]:
         _check_arguments(**kwargs)
         try:
             return load(*args, **kwargs)
-        except (SynthaugError, ImportError, MemoryError, torch.OutOfMemoryError):
+        except (SynthaugError, ImportError):
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             path = kwargs.get("path", next(iter(args[1:]), None))  # after the class
             mappings = (value for value in kwargs.values() if isinstance(value, Mapping))
             stated = {name for name, value in kwargs.items() if value is not None}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._support.arguments import check_choice
+from synthaug._support.devices import sent
 from synthaug._support.layout import settled
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.loop import (
@@ -165,7 +166,7 @@ def diffusion_config(prediction_type: str) -> dict[str, Any]:
 def half_mirrored(x: Images) -> Images:
     """The images, each of them mirrored with probability 1/2."""
     mirrored = chosen_rows(len(x), 0.5)
-    return torch.where(mirrored.to(x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+    return torch.where(sent(mirrored, x.device).view(-1, 1, 1, 1), x.flip(-1), x)
 
 
 def stratified(n: int, levels: int) -> Tensor:
@@ -205,13 +206,13 @@ def denoising_loss(
     Uniform timesteps; for the flow logit-normal ones (Esser et al. 2024), most of them between.
     """
     if predicts_flow({"_class_name": type(scheduler).__name__}):
-        share = _logit_normal(len(x0)).to(x0.device)
-        noise = batch_noise(x0.shape).to(x0.device)
+        share = sent(_logit_normal(len(x0)), x0.device)
+        noise = sent(batch_noise(x0.shape), x0.device)
         x_t = settled(add_flow_noise(x0, noise, share.view(-1, 1, 1, 1)))
         flow = predict(x_t, share * scheduler.config.num_train_timesteps)
         return nn.functional.mse_loss(flow.float(), noise - x0)
-    t = stratified(len(x0), scheduler.config.num_train_timesteps).to(x0.device)
-    noise = batch_noise(x0.shape).to(x0.device)
+    t = sent(stratified(len(x0), scheduler.config.num_train_timesteps), x0.device)
+    noise = sent(batch_noise(x0.shape), x0.device)
     x_t = settled(scheduler.add_noise(x0, noise, t))
     prediction = predict(x_t, t)
     target = denoising_target(scheduler, x0, noise, t)

@@ -220,13 +220,23 @@ class _Run:
         self.settings = self.config.binding(task.identity)
         self._resume()
         module = torch.compile(task.module) if config.compile else task.module
-        self._runner = self.accelerator.prepare(module)
-        self.state.optimizer = self.accelerator.prepare(optimizer)
+        self._runner = self._distributed(module)
         self._autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
         )
         if self.main and self.state.step in task.checkpoint_steps:
             self._report()
+
+    def _distributed(self, module: nn.Module) -> nn.Module:
+        """The module, its gradients averaged over all processes.
+
+        Accelerate's `prepare` would also obey what `accelerate launch` has in the environment:
+        another precision, gradients over several steps, compilation. The config says these things.
+        """
+        if self.processes == 1:
+            return module
+        devices = None if self.device.type == "cpu" else [self.device]
+        return nn.parallel.DistributedDataParallel(module, device_ids=devices)
 
     def _choose_precision(self, config: TrainingConfig) -> Resolved:
         from accelerate.utils import broadcast_object_list
@@ -318,8 +328,8 @@ class _Run:
             loss = self.task.loss(
                 self._runner, indices[self.rank * local : (self.rank + 1) * local]
             )
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(trained, config.max_grad_norm)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.state.ema.step(trained)
@@ -403,9 +413,18 @@ def _optimizer(task: TrainingTask, config: TrainingConfig) -> torch.optim.Optimi
     )
 
 
-def own_randomness(device: torch.device) -> Any:
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
     """A context that leaves torch's global generators as it found them."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+    if device.type == "mps":  # of which torch's context does not know
+        state = torch.mps.get_rng_state()
+        with torch.random.fork_rng([]):
+            yield
+        torch.mps.set_rng_state(state)
+        return
+    others = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(others, device_type=device.type if others else "cuda"):
+        yield
 
 
 def _forget_later_lines(log: Path, step: int) -> None:

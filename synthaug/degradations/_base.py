@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synthaug._noise import Streams
 from synthaug._support.arguments import check_at_least, check_fields
+from synthaug._support.devices import sent
 from synthaug._support.torch_state import torch_defaults
 from synthaug._types import JSON, Images, ImageShape
 
@@ -71,7 +72,7 @@ class AbstractDegradation(abc.ABC):
                 raise ValueError(f"`s` must be in [0, {self.num_levels}], got {int(bad)}.")
             if levels.ndim and levels.numel() and (levels == levels[0]).all():
                 levels = levels[0]
-        levels = levels.reshape(-1).to(x.device)
+        levels = sent(levels.reshape(-1), x.device)
         with _without_autocast(x.device.type):
             images = x if x.dtype == torch.float64 else x.float()
             try:

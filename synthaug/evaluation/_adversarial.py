@@ -21,6 +21,7 @@ from synthaug._support.arguments import (
     check_positive,
     check_within,
 )
+from synthaug._support.devices import sent
 
 Loss: TypeAlias = Callable[[Tensor], Tensor]
 """Images float32 (n, C, H, W) in [0, 1] => a loss that adds up over the images, a scalar."""
@@ -169,7 +170,7 @@ def ascend(
 def _within_box(images: Tensor, epsilon: float) -> Tensor:
     """A random place within `epsilon` of every image; drawn on the CPU, alike for all devices."""
     change = torch.rand(images.shape, dtype=torch.float32, device="cpu").mul(2).sub(1)
-    return (images + epsilon * change.to(images.device)).clamp(0, 1)
+    return (images + epsilon * sent(change, images.device)).clamp(0, 1)
 
 
 @final

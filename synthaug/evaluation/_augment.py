@@ -18,6 +18,7 @@ from synthaug._support.arguments import (
     check_positive,
     check_within,
 )
+from synthaug._support.devices import sent
 from synthaug._types import Pixels
 
 Augment: TypeAlias = Callable[[Tensor], Tensor]
@@ -56,15 +57,14 @@ class StandardAugment:
     def __call__(self, pixels: Pixels) -> Pixels:
         """Draws anew for every image, on the CPU, so that all devices see the same images."""
         n, _, height, width = pixels.shape
-        top, left = torch.randint(
-            0, 2 * self.padding + 1, (2, n), dtype=torch.int64, device="cpu"
-        ).to(pixels.device)
+        drawn = torch.randint(0, 2 * self.padding + 1, (2, n), dtype=torch.int64, device="cpu")
+        top, left = sent(drawn, pixels.device)
         padded = F.pad(pixels, [self.padding] * 4, value=self.fill)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # views, nothing is copied yet
         shifted = windows[torch.arange(n, device=pixels.device, dtype=torch.int64), :, top, left]
         if not self.horizontal_flip:
             return shifted
-        mirrored = (_uniform(n) < 0.5).to(pixels.device)
+        mirrored = sent(_uniform(n) < 0.5, pixels.device)
         return torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
 
 
@@ -111,7 +111,9 @@ class AffineAugment:
         to_source[:, :, :2] /= (1 + resize * self.max_scale)[:, None, None]
         if self.horizontal_flip:
             to_source[:, :, 0] *= torch.where(_uniform(n) < 0.5, -1, 1)[:, None]
-        grid = F.affine_grid(to_source.to(pixels.device), list(pixels.shape), align_corners=False)
+        grid = F.affine_grid(
+            sent(to_source, pixels.device), list(pixels.shape), align_corners=False
+        )
         levels = F.grid_sample(pixels.float() - self.fill, grid, align_corners=False) + self.fill
         return levels.round().clamp(0, 255).to(torch.uint8)
 
@@ -141,8 +143,9 @@ class Mixture(ABC):
         partner = torch.randperm(len(pixels), dtype=torch.int64, device="cpu")
         shape = torch.tensor(self.alpha, dtype=torch.float32, device="cpu")
         kept = torch.distributions.Beta(shape, shape).sample((len(pixels),))
+        partner = sent(partner, pixels.device)
         mixed, own = self._mixed(pixels, pixels[partner], kept)
-        return mixed, partner.to(pixels.device), own.to(pixels.device)
+        return mixed, partner, sent(own, pixels.device)
 
     @abstractmethod
     def _mixed(self, pixels: Pixels, others: Pixels, kept: Tensor) -> tuple[Pixels, Tensor]:
@@ -171,7 +174,7 @@ class CutMix(Mixture):
             at = torch.arange(length, dtype=torch.int64, device="cpu")
             sides.append((at >= low) & (at < high))
         cut = sides[0][:, :, None] & sides[1][:, None, :]
-        mixed = torch.where(cut[:, None].to(pixels.device), others, pixels)
+        mixed = torch.where(sent(cut[:, None], pixels.device), others, pixels)
         return mixed, 1 - cut.float().mean((1, 2))  # the share after cutting at the border
 
 
@@ -187,7 +190,7 @@ class MixUp(Mixture):
     """
 
     def _mixed(self, pixels: Pixels, others: Pixels, kept: Tensor) -> tuple[Pixels, Tensor]:
-        weight = kept.to(pixels.device)[:, None, None, None]
+        weight = sent(kept, pixels.device)[:, None, None, None]
         return torch.lerp(others.float(), pixels.float(), weight).round().to(torch.uint8), kept
 
 

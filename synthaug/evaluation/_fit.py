@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from synthaug._noise import counter_rng
 from synthaug._pixels import to_images
+from synthaug._support.devices import sent
 from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import ClassifierConfig
@@ -130,8 +131,8 @@ def _gather(
     width = max(part.shape[1] if part.ndim == 2 else 0 for part in labels)
     if width:  # class probabilities, at least in one part
         labels = [F.one_hot(y, width).float() if y.ndim == 1 else y for y in labels]
-    pixels = torch.cat([pixels.to(device) for pixels, _ in parts])
-    return pixels, torch.cat([y.to(device) for y in labels])
+    pixels = torch.cat([sent(pixels, device) for pixels, _ in parts])
+    return pixels, torch.cat([sent(y, device) for y in labels])
 
 
 def _seed_torch(seed: int, step: int, stream: int, device: torch.device) -> None:
@@ -343,8 +344,8 @@ def judged(
     for start in range(0, len(images), _TEST_BATCH):
         pixels, labels = images.batch(0, np.arange(start, min(start + _TEST_BATCH, len(images))))
         with autocast(device, settings):
-            logits = network(to_images(pixels.to(device)))
-        hits.append((logits.argmax(dim=1) == labels.to(device)).cpu())
+            logits = network(to_images(sent(pixels, device)))
+        hits.append((logits.argmax(dim=1) == sent(labels, device)).cpu())
         truth.append(labels.cpu())
         confidence.append(logits.float().softmax(dim=1).amax(dim=1).cpu())
     network.train()
@@ -384,7 +385,7 @@ def robust(
     for start in range(0, len(images), _TEST_BATCH):
         pixels, labels = images.batch(0, np.arange(start, min(start + _TEST_BATCH, len(images))))
         _seed_torch(seed, start, _TEST_ATTACK, device)
-        clean, truth = pixels.to(device).float() / 255, labels.to(device)
+        clean, truth = sent(pixels, device).float() / 255, sent(labels, device)
         hits.append(adversarial.withstood(logits, clean, truth, testing=testing).cpu())
     network.train()
     return torch.cat(hits).numpy()

@@ -23,6 +23,7 @@ from torch import Tensor
 from synthaug._images.leaves import numbered_classes
 from synthaug._images.source import ImageSource
 from synthaug._plan import canonical_json
+from synthaug._support.devices import sent
 from synthaug._types import JSON, Indices, Labels
 from synthaug.errors import DataError, MismatchError, SynthaugError
 
@@ -92,7 +93,7 @@ class Batches:
         if self._memory is not None:
             self._note(indices)
             pixels, labels = self._memory
-            rows = torch.from_numpy(indices).to(pixels.device)
+            rows = sent(torch.from_numpy(indices), pixels.device)
             return pixels[rows], labels[rows]
         self._epochs.set(epoch)
         if self.source.gives_pixels:  # without a detour over PIL

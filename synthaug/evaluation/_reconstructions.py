@@ -12,7 +12,7 @@ from synthaug._images.labeled import LabeledImages
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images, to_pixels
 from synthaug._support.arguments import check_whole
-from synthaug._support.devices import choose_device
+from synthaug._support.devices import choose_device, sent
 from synthaug._support.layout import settle_layout
 from synthaug._support.progress import bar
 from synthaug._training.checkpoints import read_json, resolve
@@ -71,7 +71,7 @@ def reconstructions(
     shown = bar(len(source), "reconstruct", "image", progress=progress)
     with torch.inference_mode(), shown:
         for pixels in source.blocks(batch_size):
-            images = to_images(pixels).to(place)
+            images = to_images(sent(pixels, place))
             encoded = vae.encode(images)
             # An autoencoder gives a distribution, or, as a VQ model does, the latents themselves.
             drawn = hasattr(encoded, "latent_dist")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._support.arguments import check_choice, check_fields, check_type
+from synthaug._support.devices import Placed
 from synthaug._support.digests import tensor_digest
 from synthaug._types import JSON, Images, ImageShape
 from synthaug.denoisers import AnyDenoiser
@@ -284,10 +285,15 @@ class ClassifierPush:
             x0 = denoised_estimate(predicted, by, step.signal, self.prediction_type)
             if not through:
                 by = x0 = x0.detach().requires_grad_()
-            gradient = guidance.gradient(self.labels, self.decode(x0), by)
+            (labels,) = self._labels.on(x.device)
+            gradient = guidance.gradient(labels, self.decode(x0), by)
         if not through:
             gradient = gradient / step.signal**0.5
         return scaled(gradient, guidance.scale, guidance.unit, step)
+
+    @cached_property
+    def _labels(self) -> Placed:
+        return Placed(self.labels)
 
     def evaluations(self) -> Tensor:
         """Three per row and step through the denoiser, as backwards is twice the work."""

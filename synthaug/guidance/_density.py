@@ -12,11 +12,13 @@ choice here, and exact: see `Unit`.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from synthaug._support.devices import Placed
 from synthaug._types import Images
 from synthaug.samplers import Step
 
@@ -127,7 +129,7 @@ class HardnessPush:
     def __call__(self, x: Images, step: Step, prediction: Images | None = None) -> Images:
         """Returns what to add to x_{t-1}, zero for rows with strength 0."""
         push = torch.zeros_like(x)
-        rows = self.strength.nonzero()[:, 0].to(x.device)
+        rows, labels, strength = self._pushed.on(x.device)
         if not len(rows):
             return push
         # Samplers run in inference mode, whose tensors cannot take part in a gradient.
@@ -141,14 +143,19 @@ class HardnessPush:
                     "hardness has no gradient. Compute it without numpy, `detach` and "
                     "`inference_mode`."
                 )
-            odds = log_odds(hardness, self.labels.to(x.device)[rows], self.temperature)
+            odds = log_odds(hardness, labels, self.temperature)
             (gradient,) = torch.autograd.grad(odds.sum(), x_t)
         if self.unit == "score":
             slope = odds.detach().sigmoid().to(x).view(-1, 1, 1, 1)  # of the loss by the odds
             gradient = slope * gradient
-        strength = self.strength.to(x)[rows].view(-1, 1, 1, 1)
-        push[rows] = scaled(gradient, strength, self.unit, step)
+        push[rows] = scaled(gradient, strength.to(x), self.unit, step)
         return push
+
+    @cached_property
+    def _pushed(self) -> Placed:
+        """The rows that are pushed, int64 (m,), their labels, and strengths (m, 1, 1, 1)."""
+        rows = self.strength.cpu().nonzero()[:, 0]
+        return Placed(rows, self.labels.cpu()[rows], self.strength.cpu()[rows].view(-1, 1, 1, 1))
 
     def evaluations(self) -> Tensor:
         """One gradient per row and step, none for rows with strength 0."""

@@ -9,6 +9,7 @@ from torch.utils.data import ConcatDataset
 
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
+from synthaug._support.devices import sent
 from synthaug._training import fit_job
 from synthaug._training.network_config import LabeledConfig
 from synthaug._types import Images, Indices, Pixels
@@ -108,12 +109,12 @@ class FitJob(fit_job.AbstractFitJob[nn.Module]):
     def _loss(self, network: nn.Module, indices: Indices) -> Tensor:
         """`denoising_loss`, with some of the labels hidden."""
         device = next(network.parameters()).device
-        x0 = to_images(self._read(indices)).to(device)
+        x0 = to_images(sent(self._read(indices), device))
         if self.network.horizontal_flip:
             x0 = fit_job.half_mirrored(x0)
         hidden = fit_job.chosen_rows(len(x0), self.network.label_dropout)
         y = self._all_labels[torch.from_numpy(indices)]
-        y = torch.where(hidden, len(self.classes), y).to(device)
+        y = sent(torch.where(hidden, len(self.classes), y), device)
         return fit_job.denoising_loss(
             self._scheduler, x0, lambda x_t, t: self._predict(network, x_t, t, y, x0)
         )

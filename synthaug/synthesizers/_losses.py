@@ -10,6 +10,7 @@ from torch import Tensor
 
 from synthaug._noise import counter_rng, randn, stream
 from synthaug._support.arguments import check_fields, check_whole
+from synthaug._support.devices import sent
 from synthaug._training.fit_job import check_prediction_type, denoising_target
 from synthaug._types import Images
 from synthaug.denoisers import AnyDenoiser
@@ -73,7 +74,7 @@ def diffusion_losses(
     losses = []
     for time, seed in zip(grid.times.tolist(), grid.noise_seeds, strict=True):
         t = torch.full((len(x0),), int(time * steps), dtype=torch.int64, device=x0.device)
-        noise = randn([stream(seed)], x0.shape[1:]).to(x0.device).expand_as(x0)
+        noise = sent(randn([stream(seed)], x0.shape[1:]), x0.device).expand_as(x0)
         prediction = (denoiser or model.denoiser)(scheduler.add_noise(x0, noise, t), t, condition)
         losses.append(_mean_square(prediction - denoising_target(scheduler, x0, noise, t)))
     return torch.stack(losses, 1).numpy()
@@ -86,7 +87,7 @@ def _flow_losses(
     losses = []
     for time, seed in zip(grid.times.tolist(), grid.noise_seeds, strict=True):
         t = torch.full((len(x0),), time * steps, dtype=torch.float32, device=x0.device)
-        noise = randn([stream(seed)], x0.shape[1:]).to(x0.device).expand_as(x0)
+        noise = sent(randn([stream(seed)], x0.shape[1:]), x0.device).expand_as(x0)
         flow = denoiser(add_flow_noise(x0, noise, time), t, condition)
         losses.append(_mean_square(flow - (noise - x0)))
     return torch.stack(losses, 1).numpy()
@@ -94,4 +95,4 @@ def _flow_losses(
 
 def _mean_square(errors: Tensor) -> Tensor:
     """The mean square of each image's errors, float64 (n,), on the CPU."""
-    return errors.double().square().flatten(1).mean(1).cpu()
+    return errors.cpu().double().square().flatten(1).mean(1)  # not all devices have float64

@@ -20,7 +20,7 @@ from synthaug._noise import Streams
 from synthaug._pixels import to_images
 from synthaug._printable import shortened
 from synthaug._support.arguments import check_whole
-from synthaug._support.devices import choose_device
+from synthaug._support.devices import choose_device, sent
 from synthaug._support.digests import tensor_digest
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
@@ -35,7 +35,7 @@ from synthaug._training.parts import (
     read_index,
 )
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
-from synthaug.denoisers import OWN_PIPELINE, AnyDenoiser, ClassifierFreeGuidance, Denoiser
+from synthaug.denoisers import OWN_PIPELINE, AnyDenoiser, Denoiser, GuidanceTerm, guided
 from synthaug.errors import CheckpointError
 from synthaug.guidance import ClassifierGuidance, ClassifierPush
 from synthaug.samplers import (
@@ -235,8 +235,9 @@ class DiffusionModel:
         float32
         (n, k, d), or nothing."""
         if self.class_embeddings is not None:
-            return self.class_embeddings.to(self.device)[labels]
-        return labels.to(self.device) if self.denoiser.takes_labels else None
+            table = self.class_embeddings  # its rows are copied, not all of it
+            return sent(table[labels.to(table.device)], self.device)
+        return sent(labels, self.device) if self.denoiser.takes_labels else None
 
     def known_conditions(self, labels: Labels) -> Tensor | None:
         """`conditions` of classes int64 (n,), and of -1, an unknown class, the null condition.
@@ -283,9 +284,9 @@ class DiffusionModel:
             course: Where the `Trajectory` starts and stops: `sources`, `strength`, `until`.
         """
         denoiser = denoiser or self.denoiser
-        terms = []
+        terms: list[GuidanceTerm] = []
         if (guidance_scale != 1).any():
-            terms.append(ClassifierFreeGuidance(denoiser, guidance_scale, null()))
+            denoiser, terms = guided(denoiser, guidance_scale, condition, null())
         steps = sampler.num_inference_steps
         return sample(
             denoiser,
@@ -419,7 +420,7 @@ class DiffusionModel:
 
         A pixel-space model has no deviation.
         """
-        images = to_images(pixels).to(self.device)
+        images = to_images(sent(pixels, self.device))
         if self.vae is None:
             return images, None
         encoded = self.vae.encode(images.to(self.vae.dtype))
@@ -458,7 +459,8 @@ class DiffusionModel:
         return config.scaling_factor
 
     def _per_channel(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
+        channels = torch.tensor(values, dtype=torch.float32, device="cpu")
+        return sent(channels.view(-1, 1, 1), self.device)
 
     # -- identity and files ----------------------------------------------------------------------
 

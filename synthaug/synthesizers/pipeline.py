@@ -16,7 +16,7 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._plan import REQUIRED, Plan, canonical_json
 from synthaug._support.precision import Precision
-from synthaug._support.torch_state import torch_defaults
+from synthaug._support.torch_state import full_precision, torch_defaults
 from synthaug._training.checkpoints import loading, scheduler_settings, state_digest
 from synthaug._types import JSON, Images, ImageShape
 from synthaug.errors import DataError
@@ -435,6 +435,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
 
     # -- images ----------------------------------------------------------------------------------
 
+    @full_precision()
     def draw(self, rows: Plan) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
 

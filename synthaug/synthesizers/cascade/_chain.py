@@ -108,6 +108,11 @@ class StageCondition:
         assert low is not None
         return StageCondition(low, levels, classes)
 
+    def joined(self, other: "StageCondition") -> "StageCondition":
+        """These conditions, and behind them others."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return StageCondition(*(None if a is None else torch.cat([a, b]) for a, b in pairs))
+
 
 class LevelEmbedding(nn.Module):
     """The noise level s as a vector to add to that of the timestep: sinusoids, then two layers."""

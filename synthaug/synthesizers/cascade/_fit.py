@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthaug._support.devices import sent
 from synthaug._support.layout import settled
 from synthaug._training.fit_job import batch_noise, chosen_rows
 from synthaug._training.loop import own_rows
@@ -71,7 +72,7 @@ def blur_some(
     size, own = own_rows(len(z))
     std = low + (high - low) * torch.rand(size, dtype=torch.float32, device="cpu")[own]
     return torch.where(
-        chosen.view(-1, 1, 1, 1).to(z.device), gaussian_blur(z, std.to(z.device), padding), z
+        sent(chosen.view(-1, 1, 1, 1), z.device), gaussian_blur(z, sent(std, z.device), padding), z
     )
 
 
@@ -154,9 +155,9 @@ class StageFitJob(FitJob):
         size, own = own_rows(len(z))
         highest = self.config.max_noise_level
         s = torch.randint(0, highest + 1, (size,), dtype=torch.int64, device="cpu")[own]
-        signal = self._signals[s].view(-1, 1, 1, 1).to(z.device)
-        noise = batch_noise(z.shape).to(z.device)
-        return signal.sqrt() * z + (1 - signal).sqrt() * noise, s.to(z.device)
+        signal = sent(self._signals[s].view(-1, 1, 1, 1), z.device)
+        noise = sent(batch_noise(z.shape), z.device)
+        return signal.sqrt() * z + (1 - signal).sqrt() * noise, sent(s, z.device)
 
     def _predict(self, network: nn.Module, x_t: Images, t: Tensor, y: Tensor, x0: Images) -> Tensor:
         z_s, s = self.condition(x0)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from synthaug._noise import Streams, randn
 from synthaug._support.arguments import check_choice, check_fields
+from synthaug._support.devices import sent
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._support.torch_state import lasting_tensors
@@ -172,7 +173,7 @@ class CascadeStage:
         if self.signals is None:
             return low
         signal = self.signals[levels].view(-1, 1, 1, 1).to(low.device)
-        noise = randn(generators, low.shape[1:]).to(low.device)
+        noise = sent(randn(generators, low.shape[1:]), low.device)
         return signal.sqrt() * low + (1 - signal).sqrt() * noise
 
     def draw(
@@ -198,8 +199,8 @@ class CascadeStage:
             guide: What pushes the sampler.
         """
         device = self.model.device
-        enlarged = upsample(low.to(device), self.model.latent_shape[1:], self.upsampling)
-        s = None if self.signals is None else levels.to(device)
+        enlarged = upsample(sent(low, device), self.model.latent_shape[1:], self.upsampling)
+        s = None if self.signals is None else sent(levels, device)
         return run_chain(
             self,
             labels,

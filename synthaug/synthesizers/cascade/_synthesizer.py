@@ -24,6 +24,7 @@ from synthaug._noise import streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import Plan, row_seed
 from synthaug._support.precision import Precision, Resolved
+from synthaug._support.torch_state import full_precision
 from synthaug._training.checkpoints import loading, read_record, resolve, write_json, writing
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
@@ -241,6 +242,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         return rows.get(self._guidance_name(k), 1.0)
 
     @torch.inference_mode()
+    @full_precision()
     def draw(self, rows: Plan) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
 

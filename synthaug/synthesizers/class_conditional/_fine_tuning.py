@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng
+from synthaug._support.devices import sent
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints, fit_job
 from synthaug._training.loop import own_randomness
@@ -133,7 +134,9 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
     # -- the run ---------------------------------------------------------------------------------
 
     def _build(self) -> nn.Module:
-        network = self.base.network
+        network: Any = self.base.network
+        if self.config.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
         if self.config.lora_rank is None:
             return network.requires_grad_(True)
         peft = _peft()
@@ -168,7 +171,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
         x0 = self._inputs(indices)
         hidden = fit_job.chosen_rows(len(x0), self.config.label_dropout)
         y = torch.where(hidden, len(self.classes), torch.from_numpy(self.labels[indices]))
-        y = y.to(x0.device)
+        y = sent(y, x0.device)
         condition = y
         if self._embeddings is not None:
             self._embeddings = self._embeddings.to(y.device)  # where this process trains
@@ -192,8 +195,10 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
             mean, std = self._encode(indices, mirrored)
         else:
             rows = torch.from_numpy(indices) + self.num_examples * mirrored
-            mean, std = (part[rows].to(self.base.device) for part in self._posteriors)
-        return mean if std is None else mean + std * fit_job.batch_noise(mean.shape).to(mean.device)
+            mean, std = (sent(part[rows], self.base.device) for part in self._posteriors)
+        if std is None:
+            return mean
+        return mean + std * sent(fit_job.batch_noise(mean.shape), mean.device)
 
     @cached_property
     def _posteriors(self) -> tuple[Tensor, Tensor] | None:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._plan import Plan
+from synthaug._support.devices import sent
 from synthaug._support.precision import Precision
+from synthaug._support.torch_state import full_precision
 from synthaug._training.checkpoints import loading
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
@@ -86,6 +88,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
     # -- sampling --------------------------------------------------------------------------------
 
     @torch.inference_mode()
+    @full_precision()
     def draw(self, rows: Plan, *, guide: Guide | None = None) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
 
@@ -99,15 +102,14 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         """
         self.check_classes(rows)
         latents = torch.empty(
-            len(rows), *self.model.latent_shape, dtype=torch.float32, device="cpu"
+            len(rows), *self.model.latent_shape, dtype=torch.float32, device=self.model.device
         )
         strengths = np.where(rows["source"] < 0, -1.0, rows.get("strength", 1.0))
         for strength in np.unique(strengths):  # rows that share a start share a batch
             chosen = np.flatnonzero(strengths == strength)
-            latents[torch.from_numpy(chosen)] = self._sample(
-                rows[chosen], float(strength), guide
-            ).cpu()
-        return self.model.decode(latents.to(self.model.device)).cpu()
+            there = sent(torch.from_numpy(chosen), latents.device)
+            latents[there] = self._sample(rows[chosen], float(strength), guide)
+        return self.model.decode(latents).cpu()
 
     def _sample(self, rows: Plan, strength: float, guide: Guide | None) -> Tensor:
         labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from synthaug._images.source import ImageSource
 from synthaug._noise import streams
 from synthaug._pixels import to_images
+from synthaug._support.devices import sent
 from synthaug._support.layout import settled
 from synthaug._training.fit_job import AbstractFitJob, half_mirrored, stratified
 from synthaug._training.loop import own_rows
@@ -80,13 +81,13 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         """Mean of |R(D(x, s), s) - x|, at levels stratified over 1 ... T in the batch."""
         device = next(module.parameters()).device
         T = self.degradation.num_levels
-        x = to_images(self.real.pixels(indices)).to(device)
+        x = to_images(sent(self.real.pixels(indices), device))
         if self.network.horizontal_flip:
             x = half_mirrored(x)
         s = 1 + stratified(len(x), T)
         size, own = own_rows(len(x))
         drawn = self.degradation.realize([torch.default_generator] * size, self.image_shape)
-        realization = {name: value[own].to(device) for name, value in drawn.items()}
+        realization = {name: sent(value[own], device) for name, value in drawn.items()}
         x_s = settled(self.degradation(x, s, realization))
-        x_hat = module(x_s, (s - 1).to(device), return_dict=False)[0]
+        x_hat = module(x_s, sent(s - 1, device), return_dict=False)[0]
         return F.l1_loss(x_hat.float(), x)

@@ -21,10 +21,10 @@ from synthaug._noise import Streams, randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan, settings_digest
 from synthaug._support.arguments import check_at_least, check_fields, check_within
-from synthaug._support.devices import choose_device
+from synthaug._support.devices import choose_device, sent
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
-from synthaug._support.torch_state import lasting_tensors
+from synthaug._support.torch_state import full_precision, lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.parts import load_frozen, read_index
@@ -171,13 +171,13 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         self, pixels: Pixels, labels: Labels, grid: LossGrid
     ) -> NDArray[np.float64]:
         """See `AbstractSynthesizer.restoration_losses`: the mean of |R(D(x, s), s) - x|."""
-        x = to_images(pixels).to(self.device)
+        x = to_images(sent(pixels, self.device))
         losses = []
         for severity, seed in zip(grid.times.tolist(), grid.noise_seeds, strict=True):
             s = self.levels(np.full(len(x), severity))
             degraded = self.degradation(x, s, self._realize(streams([seed] * len(x))))
-            errors = (self.predict(degraded, s) - x).double().abs()
-            losses.append(errors.flatten(1).mean(1).cpu())
+            errors = (self.predict(degraded, s) - x).cpu()  # not all devices have float64
+            losses.append(errors.double().abs().flatten(1).mean(1))
         return torch.stack(losses, 1).numpy()
 
     def levels(self, severity: ArrayLike | Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
 
     def _realize(self, generators: Streams) -> Realization:
         drawn = self.degradation.realize(generators, self.image_shape)
-        return {name: value.to(self.device) for name, value in drawn.items()}
+        return {name: sent(value, self.device) for name, value in drawn.items()}
 
     def _result(self, restoration: Restored) -> Images:
         chosen = restoration.x0 if self.output == "recursion" else restoration.prediction
@@ -196,6 +196,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
     # -- plans -----------------------------------------------------------------------------------
 
     @torch.inference_mode()
+    @full_precision()
     def draw(self, rows: Plan) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
 
@@ -213,15 +214,16 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         if len(sourced):
             x[torch.from_numpy(sourced)] = to_images(self._source_pixels(rows[sourced]))
         s = self._levels_of(rows)
-        x_s = self.degradation(x.to(self.device), s, realization)
+        x_s = self.degradation(sent(x, self.device), s, realization)
         if len(fresh):
             raise_problems(self._generation_problems())
-            start = x_s[fresh]  # D(0, T): all there is to know where the level leaves nothing
+            there = sent(torch.from_numpy(fresh), self.device)
+            start = x_s[there]  # D(0, T): all there is to know where the level leaves nothing
             own = [generators[i] for i in fresh]
             if self.colors is not None:
-                start = self.colors.sample(own)[:, :, None, None].to(self.device)
-            noise = randn(own, self.image_shape).to(self.device)
-            x_s[fresh] = start + self.symmetry_noise * noise
+                start = sent(self.colors.sample(own)[:, :, None, None], self.device)
+            noise = sent(randn(own, self.image_shape), self.device)
+            x_s[there] = start + self.symmetry_noise * noise
         return self._result(self.restore(x_s, s, realization)).cpu()
 
     def _levels_of(self, rows: Plan) -> Tensor:

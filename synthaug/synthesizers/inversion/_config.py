@@ -69,6 +69,9 @@ class InversionConfig:
     as many blocks."""
     compile: bool = False
     """Compile the network: slow first step, then faster ones."""
+    gradient_checkpointing: bool = False
+    """Keep less of every step in memory, and compute it again on the way back: for large images. A
+    step takes about a third longer."""
     seed: int = 0
     """Seeds all noise."""
     checkpoint_seconds: float = 120.0
@@ -98,6 +101,6 @@ class InversionConfig:
 
     def binding(self, extra: Any) -> dict[str, Any]:
         """Identifies a run: all that changes its files."""
-        free = ("checkpoint_seconds", "compile")
+        free = ("checkpoint_seconds", "compile", "gradient_checkpointing")
         kept = {k: v for k, v in asdict(self).items() if k not in free}
         return {"config": kept, "extra": extra}

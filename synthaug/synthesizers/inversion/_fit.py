@@ -30,8 +30,10 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng, randn, stream, streams
 from synthaug._pixels import digest
 from synthaug._plan import bytes_text, canonical_json
+from synthaug._support.devices import sent
 from synthaug._support.files import check_folder
 from synthaug._support.locks import claimed
+from synthaug._support.memory import ShrinkingBatches
 from synthaug._support.precision import Resolved
 from synthaug._support.stopping import StopRequest, kept_at_stop, stop_requests
 from synthaug._support.torch_state import lasting_tensors
@@ -112,6 +114,8 @@ class Block:
     exp_avg_sq: Tensor
     update: int = 0
     """Updates that every embedding has received."""
+    batches: ShrinkingBatches | None = None
+    """What memory has allowed so far."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns what a checkpoint holds."""
@@ -141,17 +145,17 @@ def run_pass(
     generator = stream(int(counter_rng(config.seed, 4, u).integers(2**63)))
     shape = block.mean.shape[1:]
     draw, noise = (
-        torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device)
+        sent(torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu"), device)
         for _ in range(2)
     )
     steps = scheduler.config.num_train_timesteps
-    t_all = torch.from_numpy(timesteps_of(block.keys, u, steps)).to(device)
+    t_all = sent(torch.from_numpy(timesteps_of(block.keys, u, steps)), device)
     beta1, beta2 = _BETAS
     rate = config.learning_rate_at(u) / (1 - beta1 ** (u + 1))
     correction = math.sqrt(1 - beta2 ** (u + 1))
     total = torch.zeros((), device=device, dtype=torch.float32)
-    for start in range(0, len(block.keys), config.batch_size):
-        rows = slice(start, start + config.batch_size)
+
+    def learn(rows: slice) -> None:
         z = block.mean[rows]
         if block.std is not None:
             z = z + block.std[rows] * draw
@@ -167,7 +171,10 @@ def run_pass(
         m.lerp_(gradient, 1 - beta1)
         v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         block.embeddings[rows].addcdiv_(m, (v.sqrt() / correction).add_(_EPSILON), value=-rate)
-        total += loss.detach()
+        total.add_(loss.detach())
+
+    block.batches = block.batches or ShrinkingBatches(config.batch_size)
+    block.batches.run(len(block.keys), learn)
     block.update += 1
     return total, len(block.keys)
 
@@ -243,11 +250,18 @@ class InversionJob:
                 (output_dir / name).mkdir(parents=True, exist_ok=True)
             _claim(output_dir / "run.json", self.config.binding(identity))
         denoiser = self.model.denoiser
+        network: Any = self.model.network
+        if self.config.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
         if self.config.compile:
-            compiled: Any = torch.compile(self.model.network)
+            compiled: Any = torch.compile(network)
             denoiser = Denoiser(compiled)
-        with kept_at_stop(lambda: self._progress(output_dir)):
-            self._learn_all(denoiser, output_dir, report)
+        try:
+            with kept_at_stop(lambda: self._progress(output_dir)):
+                self._learn_all(denoiser, output_dir, report)
+        finally:
+            if self.config.gradient_checkpointing:
+                network.disable_gradient_checkpointing()
         return EmbeddingTable.load(folder, self.classes)
 
     def _learn_all(
@@ -332,15 +346,20 @@ class InversionJob:
     @torch.no_grad()
     def _block(self, rows: NDArray[np.int64]) -> Block:
         """Encodes the images, once, and gives them their first embeddings."""
-        keys, means, stds, first = [], [], [], []
-        for start in range(0, len(rows), self.config.batch_size):
-            part = rows[start : start + self.config.batch_size]
+        keys: list[int] = []
+        means, stds, first = [], [], []
+
+        def encode(chosen: slice) -> None:
+            part = rows[chosen]
             pixels = self.real.pixels(part)
-            keys += [digest(image) for image in pixels]
+            own = [digest(image) for image in pixels]
             mean, std = self.model.posterior(pixels)
+            first.append(self._first(mean, part, own))
             means.append(mean)
             stds.append(std)
-            first.append(self._first(mean, part, keys[-len(part) :]))
+            keys.extend(own)
+
+        ShrinkingBatches(self.config.batch_size).run(len(rows), encode)
         embeddings = torch.cat(first).to(self.model.device, torch.float32)
         return Block(
             keys=np.array(keys, np.uint64),

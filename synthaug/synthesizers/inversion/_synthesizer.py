@@ -30,9 +30,11 @@ from synthaug._noise import Streams, randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
 from synthaug._support.arguments import check_at_least, check_fields
+from synthaug._support.devices import sent
 from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, resolve_precision
 from synthaug._support.progress import bar
+from synthaug._support.torch_state import full_precision
 from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import DenoiserConfig
@@ -265,6 +267,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
     # -- stage 2 ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
+    @full_precision()
     def draw(self, rows: Plan, *, guide: Guide | None = None) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
 
@@ -279,14 +282,14 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         self.check_classes(rows)
         device = self.model.device
         generators = streams(rows["seed"])
-        condition = self.conditions(rows, generators).to(device)
+        condition = sent(self.conditions(rows, generators), device)
         labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
         latents = self.model.sample(
             self.sampler,
             condition,
             generators,
             guidance_scale=torch.tensor(rows["guidance_scale"], dtype=torch.float32, device="cpu"),
-            null=lambda: self.unconditional_tokens(rows).to(device),
+            null=lambda: sent(self.unconditional_tokens(rows), device),
             pushes=[
                 *([] if guide is None else guide(rows, condition)),
                 *self.model.guided_by(self.classifier_guidance, labels, self.classes, condition),
@@ -372,7 +375,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         null tokens. What was learned about single images, the embeddings, is not looked at."""
         if self.encoder is None:
             return self.model.null_conditions(len(labels))
-        return self.encoder(to_images(pixels).to(self.model.device))
+        return self.encoder(to_images(sent(pixels, self.model.device)))
 
     # -- identity and files ----------------------------------------------------------------------
 

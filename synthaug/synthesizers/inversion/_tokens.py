@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
+from synthaug._support.devices import sent
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints, fit_job
 from synthaug._training.network_config import DenoiserConfig
@@ -174,12 +175,12 @@ class TokenFitJob(fit_job.AbstractFitJob[TokenModel]):
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
         """`denoising_loss`, with noise on the tokens, and without any for some images."""
         device = next(module.parameters()).device
-        x0 = to_images(self.images.pixels(indices)).to(device)
+        x0 = to_images(sent(self.images.pixels(indices), device))
         if self.network.horizontal_flip:
             x0 = fit_job.half_mirrored(x0)
-        dropped = fit_job.chosen_rows(len(x0), self.tokens.token_dropout).to(device)
+        dropped = sent(fit_job.chosen_rows(len(x0), self.tokens.token_dropout), device)
         shape = (len(x0), self.tokens.num_tokens, self.tokens.token_width)
-        perturbation = self.tokens.token_noise * fit_job.batch_noise(shape).to(device)
+        perturbation = self.tokens.token_noise * sent(fit_job.batch_noise(shape), device)
         return fit_job.denoising_loss(
             self._scheduler, x0, lambda x_t, t: module(x_t, t, x0, perturbation, dropped)
         )

@@ -14,6 +14,7 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng, stream
 from synthaug._pixels import to_images, to_pixels
 from synthaug._plan import settings_digest
+from synthaug._support.devices import sent
 from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
 from synthaug._support.stopping import kept_at_stop
@@ -208,11 +209,11 @@ class HardnessFitJob(AbstractFitJob[Guides]):
         t = (strata * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
         x0 = self._encode(pixels)
         noise = of_ours(torch.randn(2, size, *x0.shape[1:], dtype=torch.float32, device="cpu"))
-        x_t = self._scheduler.add_noise(x0, noise, t).to(device)
-        classes, realism = module(x_t, t.to(device), n)
-        labels = self._labels[torch.from_numpy(indices)].to(device)
+        x_t = sent(self._scheduler.add_noise(x0, noise, t), device)
+        classes, realism = module(x_t, sent(t, device), n)
+        labels = sent(self._labels[torch.from_numpy(indices)], device)
         kinds = torch.tensor([REAL, SYNTHETIC], dtype=torch.int64, device="cpu")
-        kinds = kinds.repeat_interleave(n).to(device)
+        kinds = sent(kinds.repeat_interleave(n), device)
         cross_entropy = nn.functional.cross_entropy
         return cross_entropy(classes.float(), labels) + cross_entropy(realism.float(), kinds)
 

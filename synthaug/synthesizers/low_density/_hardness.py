@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.devices import timesteps_of
 from synthaug._support.digests import tensor_digest
 from synthaug._support.layout import settle_layout, settled
 from synthaug._support.torch_state import lasting_tensors
@@ -120,7 +121,7 @@ class NoiseAware:
 
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
         """float32 (n, C); see `guidance.HardnessModel`."""
-        features = self.network.embed(x, t.to(x.device).expand(len(x)))
+        features = self.network.embed(x, timesteps_of(t, x))
         part = int(t) * len(self.gaussians) // self.num_train_timesteps
         return self.gaussians[part].all_hardness(features)
 
