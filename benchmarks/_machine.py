@@ -6,7 +6,7 @@ import platform
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,18 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit,
         "versions": {
-            name: version(name)
+            name: _version(name)
             for name in ("synthaug", "torch", "torchvision", "diffusers", "numpy")
         },
     }
+
+
+def _version(package: str) -> str | None:
+    """Of an installed package; `None` for one that is missing or runs from its source."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def interleave(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

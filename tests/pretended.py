@@ -53,8 +53,11 @@ class OnGPU(Tensor):
     """A tensor that says it is on `cuda:0`; its numbers are in `on_cpu`, on the CPU."""
 
     on_cpu: Tensor
-    is_cuda, is_cpu, is_meta = True, False, False  # type: ignore[assignment]
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    is_cuda, is_cpu, is_meta = True, False, False
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
+    __torch_dispatch__: Any = classmethod(
+        lambda cls, func, types, args=(), kwargs=None: _run(func, args, kwargs or {})
+    )
 
     @staticmethod
     def __new__(cls, real: Tensor, requires_grad: bool = False) -> "OnGPU":
@@ -78,10 +81,6 @@ class OnGPU(Tensor):
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
 
 
 class _Mode(TorchDispatchMode):

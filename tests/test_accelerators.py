@@ -1,6 +1,9 @@
 """Accelerators that are not here: which one is chosen, what it lacks, and what survives."""
 
 import contextlib
+import importlib
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -224,3 +227,30 @@ def test_an_actor_whose_device_is_lost_is_replaced():
         found = pool.map([1, 2, 3], lambda actor, number: actor.negate.remote(number))
     assert found == [-1, -2, -3]
     assert len(made) == 2
+
+
+def test_the_gpu_script_goes_on_and_says_what_it_skipped(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    gpu = importlib.import_module("gpu")
+    runs = []
+
+    def failing(place: Any) -> dict[str, Any]:
+        runs.append(place)
+        raise ValueError("no")
+
+    def without(place: Any) -> dict[str, Any]:
+        raise ModuleNotFoundError("No module named 'diffusers'", name="diffusers")
+
+    monkeypatch.setattr(
+        gpu, "PARTS", {"search": gpu.search, "waits": gpu.waits, "a": failing, "b": without}
+    )
+    place = gpu.Place(torch.device("cpu"), tiny=True, ends=0.0)
+    path = tmp_path / "gpu.json"
+    for _ in range(2):
+        assert gpu.run(place, list(gpu.PARTS), path, again=False) == 1
+    parts = json.loads(path.read_text())["parts"]
+    assert parts["search"]["same_nearest"] == 1
+    assert "needs a CUDA device" in parts["waits"]["why"]
+    assert parts["b"]["why"] == "diffusers is not installed"
+    assert parts["a"]["error"] == "ValueError: no"
+    assert len(runs) == 2  # what failed is run again

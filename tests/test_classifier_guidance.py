@@ -1,7 +1,7 @@
 """Guidance by a classifier of clean images: exact where the answer is known."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -147,7 +147,7 @@ def test_a_step_raises_the_criterion_of_the_predicted_image(criterion):
             found.append(guidance.criterion_of(sharp(images), labels).detach())
             return torch.zeros_like(by)
 
-        probe = replace(push, guidance=Probe(kept))
+        probe: Any = replace(cast(ClassifierPush, push), guidance=cast(Any, Probe(kept)))
         probe(by.detach(), step, x)
         return found[0]
 

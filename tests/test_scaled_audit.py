@@ -172,8 +172,11 @@ def test_actors_reserve_a_gpu_if_features_are_computed_on_one(monkeypatch, place
     ray.resources = {"CPU": 3, "GPU": 2}
 
     def remote(kind: Any) -> Any:
-        made = SimpleNamespace(remote=lambda: Actor(kind()))
-        return SimpleNamespace(options=lambda **chosen: options.append(chosen) or made)
+        def chosen(**arguments: Any) -> Any:
+            options.append(arguments)
+            return SimpleNamespace(remote=lambda: Actor(kind()))
+
+        return SimpleNamespace(options=chosen)
 
     monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setitem(sys.modules, "ray", ray)

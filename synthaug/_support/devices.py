@@ -20,7 +20,7 @@ def choose_device(name: Any = None) -> Any:
     import torch
 
     try:
-        device = _accelerator() if name is None or name == "auto" else torch.device(name)
+        device: Any = _accelerator() if name is None or name == "auto" else torch.device(name)
         rank = os.environ.get("LOCAL_RANK", "")
         if device.index is None and device.type in ("cuda", "xpu") and rank.isdecimal():
             count = torch.get_device_module(device).device_count()

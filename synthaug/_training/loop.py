@@ -219,7 +219,7 @@ class _Run:
         self.config = replace(config, precision=self.precision)
         self.settings = self.config.binding(task.identity)
         self._resume()
-        module = torch.compile(task.module) if config.compile else task.module
+        module: Any = torch.compile(task.module) if config.compile else task.module
         self._runner = self._distributed(module)
         self._autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"

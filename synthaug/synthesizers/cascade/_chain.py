@@ -110,8 +110,13 @@ class StageCondition:
 
     def joined(self, other: "StageCondition") -> "StageCondition":
         """These conditions, and behind them others."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return StageCondition(*(None if a is None else torch.cat([a, b]) for a, b in pairs))
+
+        def behind(one: Tensor | None, more: Tensor | None) -> Tensor | None:
+            return None if one is None or more is None else torch.cat([one, more])
+
+        low = torch.cat([self.low, other.low])
+        levels, classes = behind(self.levels, other.levels), behind(self.classes, other.classes)
+        return StageCondition(low, levels, classes)
 
 
 class LevelEmbedding(nn.Module):
