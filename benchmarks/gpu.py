@@ -9,7 +9,7 @@ already are not run again, so a run that was killed goes on; `--again` begins an
 package is missing here, or that needs what this device has not, is skipped, and the file says why.
 A part that fails is in the file with its error, and the next one runs; the exit status is then 1.
 
-Gate of `agreement`: images of the device differ from those of the CPU by one grey level at most.
+Gate of `agreement`: images of the device differ from those of the CPU by one gray level at most.
 """
 
 import argparse
@@ -78,7 +78,7 @@ class Place:
 
     @property
     def channels(self) -> int:
-        """Of the first level of our networks."""
+        """Channels of the first level of our networks."""
         return 8 if self.tiny else 64
 
     @property
@@ -171,7 +171,7 @@ def pictures(place: Place, n: int = 64) -> Any:
 
 
 def levels_apart(one: Tensor, other: Tensor) -> dict[str, float]:
-    """How far apart images in [-1, 1] are, in grey levels."""
+    """How far apart images in [-1, 1] are, in gray levels."""
     away = ((one - other) * 127.5).abs()
     return {"most": float(away.max()), "mean": float(away.mean())}
 
@@ -210,7 +210,7 @@ class Convolved:
         return self.network(randn(streams(rows["seed"]), self.image_shape).to(self.device)).cpu()
 
     def recipe(self) -> dict[str, Any]:
-        """What tells its images from others."""
+        """Says what tells its images from others."""
         return {"synthesizer": "Convolved", "settings": {}, "weights": {"network": "seed 0"}}
 
 
@@ -314,7 +314,7 @@ def tf32(place: Place) -> Mapping[str, Any]:
 
 @part
 def precision(place: Place) -> Mapping[str, Any]:
-    """bfloat16 beside float32: images in grey levels, and time."""
+    """bfloat16 beside float32: images in gray levels, and time."""
     from synthaug._support.precision import has_bfloat16
 
     full = conditional(place, place.device)

@@ -234,7 +234,7 @@ def guided(
         denoiser: The network.
         guidance_scale: float32 (n,).
         condition: One condition per row.
-        unconditional: Those of the unconditional branch. Token sequences may be of another length,
+        unconditional: Conditions of the unconditional branch. Token sequences may be of another length,
             and then each branch has a pass of its own.
     """
     guidance = ClassifierFreeGuidance(denoiser, guidance_scale, unconditional)
