@@ -44,7 +44,7 @@ def machine() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """Says the version of an installed package; `None` for one that is missing or runs from its source."""
+    """Says an installed package's version; `None` if it is missing or runs from its source."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -234,8 +234,8 @@ def guided(
         denoiser: The network.
         guidance_scale: float32 (n,).
         condition: One condition per row.
-        unconditional: Conditions of the unconditional branch. Token sequences may be of another length,
-            and then each branch has a pass of its own.
+        unconditional: Conditions of the unconditional branch. Token sequences may have another
+            length, and then each branch has a pass of its own.
     """
     guidance = ClassifierFreeGuidance(denoiser, guidance_scale, unconditional)
     alike = isinstance(condition, Joinable) or (
