@@ -8,6 +8,7 @@
 Every image is compared with its checksum when it is read.
 """
 
+from synthaug._audit.merging import merge
 from synthaug._cache import (
     Forgotten,
     check_sources,
@@ -16,7 +17,6 @@ from synthaug._cache import (
     forget,
     import_images,
     info,
-    merge,
 )
 from synthaug._cache.citations import cite
 from synthaug._cache.licenses import LICENSES, license_of

@@ -29,7 +29,7 @@ from synthaug._cache.facts import contact_sheet, info, info_text
 from synthaug._cache.forgetting import Forgotten, forget
 from synthaug._cache.format import FORMAT, FORMAT_VERSION, State
 from synthaug._cache.store import SynthCache
-from synthaug._cache.tools import check_sources, import_images, merge
+from synthaug._cache.tools import check_sources, import_images, merge_rows
 
 __all__ = [
     "FORMAT",
@@ -44,5 +44,5 @@ __all__ = [
     "import_images",
     "info",
     "info_text",
-    "merge",
+    "merge_rows",
 ]

@@ -71,11 +71,11 @@ def merge(out: str, caches: list[str], storage: StorageOptions) -> Result:
         caches: The caches to copy.
         storage: How the new cache stores images.
     """
-    from synthaug._audit.notes import carry_accepted
-    from synthaug._cache import merge as run
+    from synthaug._audit.merging import merge as run
+    from synthaug._audit.notes import notes_path, read_notes
 
     merged = run(caches, out, encoding=storage.encoding, progress=True)
-    pairs = carry_accepted(caches, out)
+    pairs = sum(len(accepted.pairs) for accepted in read_notes(notes_path(out)).accepted)
     told = f"Carried over: {amount(pairs, 'pair')} accepted as harmless. " if pairs else ""
     told += "Reports of the parts do not hold for the whole: audit it."
     return Result(record=contents(merged), text=f"{merged}\n{told}\n{next_audit(out)}")

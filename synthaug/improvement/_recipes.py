@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from synthaug._audit import AuditReport, audit
-from synthaug._cache import State, SynthCache, merge
+from synthaug._cache import State, SynthCache, merge_rows
 from synthaug._generate import generate
 from synthaug._images.source import ImageSource
 from synthaug._plan import Plan
@@ -97,7 +97,7 @@ class RecipeImages:
         path = self.folder / f"rounds-{len(parts)}.h5"
         whole = SynthCache(path) if path.exists() else None
         if whole is None or (whole.state == State.PENDING).any():
-            whole = merge([part.path for part in parts], path, progress=self._progress)
+            whole = merge_rows([part.path for part in parts], path, progress=self._progress)
         # What an earlier audit withheld is not served because a later one has more rows to judge.
         before = self.cache(counts[:-1])
         whole.withdraw(np.flatnonzero(~self.audited(before).passed))
