@@ -112,6 +112,9 @@ def dot_chart(groups: Mapping[str, ArrayLike], *, x_label: str) -> Markup:
         if len(v) > 1
     }
     everything = [*(v for (v,) in values.values()), *spreads.values()]
+    low, high = _limits(everything)
+    margin = 0.04 * (high - low)  # so that no dot touches a name or the edge
+    everything.append(np.array([low - margin, high + margin]))
     chart = _Chart(everything, [], x_label, "", left=_NAME_WIDTH, height=height)
     for row, (name, (v,)) in enumerate(values.items()):
         y = _TOP + _ROW_HEIGHT * row + _ROW_HEIGHT // 2

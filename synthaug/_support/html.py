@@ -44,6 +44,7 @@ th, td { padding: .28em .9em .28em 0; text-align: right; border-bottom: 1px soli
 th { font-weight: 600; color: var(--muted); font-size: .86rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td.text, th.text { text-align: left; }
+td:not(:first-child):not(.text) { white-space: nowrap; }
 figure { margin: .8em 0; }
 svg { display: block; width: 100%; max-width: 640px; height: auto; }
 svg text { fill: var(--muted); font-size: 13px; }

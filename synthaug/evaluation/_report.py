@@ -300,8 +300,10 @@ class EvaluationReport(Report):
         steps = ", ".join(str(n) for n in sorted({run.steps for run in self.runs}))
         images = any(run.correct for run in self.runs)
         over = "over seeds and test images" if images else "seed by seed"
+        tested = self.settings.get("test_images")
+        number = f"{tested:,}" if isinstance(tested, int) else "the"
         return (
-            f"Accuracy on {self.settings.get('test_images', 'the')} test images after {steps} "
+            f"Accuracy on {number} test images after {steps} "
             "optimizer steps: mean ± sample standard deviation over n seeds. Gain: mean ± standard "
             f"error of the differences {over}. Seen: different images in all batches, mean "
             f"over seeds.{self._attack()}"
