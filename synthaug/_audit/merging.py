@@ -18,11 +18,12 @@ def merge(
 
         merge(["part-0.h5", "part-1.h5"], "cifar.h5")
 
-    Rows are appended in the order of `paths`: if those are slices of one plan in their order, the
-    result has that plan's digest. Rows pending or withdrawn stay so, and what one of the caches has
-    forgotten is withdrawn in all of them. Pairs that a reviewer accepted as harmless beside one of
-    them are accepted beside the new one; reports of the parts do not hold for it. Of a single, compressed copy, or of a cache of an earlier
-    format version, it makes a plain one of today. Killed and run again, it continues.
+    Rows are appended in the order of `paths`: if those are slices of one plan in their order,
+    the result has that plan's digest. Rows pending or withdrawn stay so, and what one of the
+    caches has forgotten is withdrawn in all of them. Pairs that a reviewer accepted as harmless
+    beside one of them are accepted beside the new one; reports of the parts do not hold for it.
+    Of a single, compressed copy, or of a cache of an earlier format version, it makes a plain
+    one of today. Killed and run again, it continues.
 
     Args:
         paths: Caches of equal recipe, classes, source data and image shape.

@@ -47,7 +47,7 @@ def merge_rows(
     encoding: str | None = None,
     progress: bool = False,
 ) -> SynthCache:
-    """Copies the rows of several caches into one, as `synthaug.caches.merge` says, without notes."""
+    """Copies the rows of several caches into one; `synthaug.caches.merge` says how."""
     if not paths:
         raise ValueError("`paths` names no cache.")
     resolved = [Path(path).resolve() for path in paths]
