@@ -29,7 +29,7 @@ from PIL import Image
 from synthaug import Plan, SynthCache
 
 BATCH = 16
-IMAGES = {256: 96, 512: 32}
+IMAGES = {256: 48, 512: 24}
 ENCODINGS = {
     "png": ("PNG", {}),
     "webp": ("WEBP", {"lossless": True, "quality": 0, "method": 0}),

@@ -44,6 +44,9 @@ class Encoded(Mapped):
         check_installed(contents.encoding)
         super().__init__(contents)
         self.appending = Appending(contents)
+        # Noise takes a little more as a file than its raw pixels do.
+        self._most = 2 * int(np.prod(contents.image_shape)) + 2**16
+        """Bytes of the largest file that a row may have."""
 
     def gather(self, rows: Indices) -> NDArray[np.uint8]:
         numbers = rows % len(self.served)
@@ -63,16 +66,18 @@ class Encoded(Mapped):
             UndecodableError: The index names bytes that the file does not have.
         """
         with self._readable():
-            return [bytes(self._file(self._fd, e)) for e in self._values("index", rows)]
+            end = self._end(self._fd)
+            return [bytes(self._file(self._fd, e, end)) for e in self._values("index", rows)]
 
     def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
-        entries = read_runs(fd, self.contents.regions["index"], rows)
+        entries, end = read_runs(fd, self.contents.regions["index"], rows), self._end(fd)
         pixels, faults = self._decoded(fd, entries)
         stored = checksums(pixels)
         for place in faults:
             # Zeros are what a withdrawn row must hold; anything else that is no image never fits.
             entry = entries[place]
-            if entry.any() and not (self._inside(fd, entry) and not self._file(fd, entry).any()):
+            inside = self._inside(entry, end)
+            if entry.any() and (not inside or self._file(fd, entry, end).any()):
                 stored[place] = erased_checksum(self.contents.image_shape) ^ 0xFFFFFFFF
         return stored
 
@@ -83,11 +88,11 @@ class Encoded(Mapped):
         """Images, zeros where there is none, and why there is none by place."""
         contents = self.contents
         pixels = np.empty((len(entries), *contents.image_shape), np.uint8)
-        faults = {}
+        faults, end = {}, self._end(fd)
 
         def decode(place: int) -> None:
             try:
-                data = self._file(fd, entries[place])
+                data = self._file(fd, entries[place], end)
                 contents.encoding.decode_into(data, pixels[place])
             except UndecodableError as error:
                 pixels[place] = 0
@@ -96,19 +101,21 @@ class Encoded(Mapped):
         on_threads(decode, range(len(entries)))
         return pixels, faults
 
-    def _inside(self, fd: int, entry: Entries) -> bool:
+    def _end(self, fd: int) -> int:
+        """Bytes that the file has for encoded images now."""
+        return os.fstat(fd).st_size - self._offset
+
+    def _inside(self, entry: Entries, end: int) -> bool:
         """Whether the index names bytes that the file has."""
         start, length = map(int, entry)
-        return 0 < length <= most_bytes(self.contents) and (
-            self._offset + start + length <= os.fstat(fd).st_size
-        )
+        return 0 < length <= self._most and start + length <= end
 
-    def _file(self, fd: int, entry: Entries) -> NDArray[np.uint8]:
+    def _file(self, fd: int, entry: Entries, end: int) -> NDArray[np.uint8]:
         start, length = map(int, entry)
-        if not self._inside(fd, entry):
+        if not self._inside(entry, end):
             raise UndecodableError(
                 f"the index names {length:,} bytes from {start:,} on, which the file does not have"
-                if length <= most_bytes(self.contents)
+                if length <= self._most
                 else f"the index names {length:,} bytes, too many for one image"
             )
         data = np.empty(length, np.uint8)
@@ -120,11 +127,6 @@ class Encoded(Mapped):
         offset = self.contents.regions["encoded"].offset
         assert offset is not None
         return offset
-
-
-def most_bytes(contents: CacheContents) -> int:
-    """The largest file that a row may have: noise takes a little more than its raw pixels."""
-    return 2 * int(np.prod(contents.image_shape)) + 2**16
 
 
 class Appending:

@@ -266,5 +266,12 @@ def on_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> 
     threads = min(threads, _MOST_THREADS, len(waiting))
     if threads <= 1:
         return [function(item) for item in waiting]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, waiting))
+
+    def share(number: int) -> list[_Result]:
+        return [function(item) for item in waiting[number::threads]]
+
+    # A share for each, one of them for this thread: handing over single images takes longer.
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(share, number) for number in range(1, threads)]
+        shares = [share(0), *(other.result() for other in others)]
+    return [shares[place % threads][place // threads] for place in range(len(waiting))]
