@@ -198,7 +198,7 @@ def test_a_merged_cache_has_the_accepted_pairs_of_its_parts(
         ({"rows": []}, "names no row"),
         ({"reviewer": " "}, "`reviewer` is empty"),
         ({"reason": ""}, "`reason` is empty"),
-        ({"beside": "digits"}, "is no cache, file or folder"),
+        ({"beside": "digits"}, "is not a cache, file or folder"),
     ],
 )
 def test_only_withheld_pairs_are_accepted_and_only_with_a_name_and_a_reason(

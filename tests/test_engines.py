@@ -400,7 +400,7 @@ def test_all_rows_are_drawn_but_those_that_end_every_actor_and_the_job_can_go_on
 @pytest.mark.parametrize(
     ("changes", "cpus", "message"),
     [
-        ({}, 0, r"No actor finds a place. Each needs 1 CPU \(the cluster has 0, free 0\)"),
+        ({}, 0, r"Ray cannot schedule an actor. Each needs 1 CPU \(the cluster has 0, free 0\)"),
         ({"load": lambda: Shaped(other=1)}, 3, "made another synthesizer than the one given"),
         ({"load": lambda: int("x")}, 3, "could not load the synthesizer: ValueError: invalid"),
         ({"load": kill}, 3, "5 actors died one after the other before they were ready"),

@@ -138,7 +138,7 @@ class CanaryPlan:
         except (OSError, *DAMAGE) as error:
             raise DataError(f"{path} is damaged ({error}). {remedy}") from error
         if (name, version, recorded_digest) != (_FORMAT, 1, plan.digest):
-            raise DataError(f"{path} is no plan of canaries, or was changed. {remedy}")
+            raise DataError(f"{path} is not a plan of canaries, or was changed. {remedy}")
         return plan
 
 

@@ -133,7 +133,7 @@ def add_notes(images: Any, notes: Notes) -> None:
     path = notes_path(images)
     if path is None:
         raise ValueError(
-            f"{images} is no cache, file or folder, so that nothing can be kept beside it."
+            f"{images} is not a cache, file or folder, so nothing can be kept beside it."
         )
     try:
         with claimed(path, patience=_PATIENCE) as mine:

@@ -275,7 +275,7 @@ class ActorPool:
             call: Starts the work on an item: `lambda actor, item: actor.work.remote(item)`.
 
         Raises:
-            EngineError: No actor finds a place, or each one dies before it is ready.
+            EngineError: If Ray cannot schedule an actor, or each one dies before it is ready.
             Exception: What `load` raised in an actor.
         """
         while queue or len(self._calls) > self._loading:
@@ -372,8 +372,8 @@ class ActorPool:
         waited = now - self._waits_since
         if waited > self.patience and not capacity(self.ray, self.needs):
             raise EngineError(
-                f"No actor finds a place. {room(self.ray, self.needs)} No node is large enough: "
-                "ask for less, or add one."
+                f"Ray cannot schedule an actor. {room(self.ray, self.needs)} No node is large "
+                "enough. Request fewer resources, or add a node."
             )
         if now - self._warned > _REMIND:
             self._warned = now

@@ -81,7 +81,7 @@ class Shares:
             name: Name of the argument, "fraction" or "ratio".
 
         Raises:
-            TypeError: For something that is no share.
+            TypeError: If it is neither a number, a dict nor a share.
             ValueError: For a value out of range or an unknown class.
         """
         self._share, self._labels, self._classes, self._name = share, labels, classes, name

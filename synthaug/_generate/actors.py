@@ -171,7 +171,7 @@ def draw_on_ray(
         progress: Show a bar.
 
     Raises:
-        EngineError: No actor finds a place or gets ready; or rows ended every actor that drew them.
+        EngineError: If no actor gets ready, or rows ended every actor that drew them.
             All other rows are kept.
         Exception: What `draw` raised. Rows already done are kept.
     """

@@ -74,7 +74,7 @@ def check_plan(synthesizer: Synthesizer, plan: Plan) -> None:
     """Refuses a plan that was made with other settings or classes than the synthesizer's.
 
     Raises:
-        TypeError: For what is no synthesizer, or no plan.
+        TypeError: If `synthesizer` or `plan` has the wrong type.
         ValueError: Naming what differs.
     """
     check_type(Synthesizer, "one with `draw(rows)` and `recipe()`", synthesizer=synthesizer)

@@ -76,7 +76,7 @@ def generate(
         others draw, rows stay pending until the last of them has put all shares together.
 
     Raises:
-        TypeError: For what is no synthesizer, or no plan.
+        TypeError: If `synthesizer` or `plan` has the wrong type.
         ValueError: If the plan is empty or was made with other settings or classes, `draw` returns
             something that is not images in [-1, 1], or images of a pipeline depend on more than
             their row.

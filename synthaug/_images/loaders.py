@@ -158,7 +158,7 @@ def own_data_set(file: Any, name: str) -> Any:
         raise DataError(f"{where} is a link, which we do not follow. {remedy}")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
-        raise DataError(f"{where} is no data set. {remedy}")
+        raise DataError(f"{where} is not a data set. {remedy}")
     # Images are read row by row, so they may be far larger than a file that has a few of them.
     size = None if name == "images" else os.stat(file.filename).st_size
     fault = storage_fault(dataset, size=size, largest_chunk=_LARGEST_CHUNK)
