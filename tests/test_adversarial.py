@@ -357,7 +357,7 @@ def test_robust_accuracy_is_in_table_page_frame_and_file(
     report = evaluate(arms, output_dir=tmp_path / "kept", **options)
     header, _, *lines = report.table().splitlines()
     assert header.split()[2:8] == ["accuracy", "%", "gain", "over", "a", "robust"]
-    assert len(lines[1].split("±")) == 5
+    assert len(lines[1].split("±")) == 6
     gain = report.difference("b", result="robust")
     assert gain.mean == report.mean("b", "robust") - report.mean("a", "robust") == 0
     text = " ".join(report.table().split())
@@ -389,7 +389,8 @@ def test_the_command_line_trains_under_attack(tmp_path: Path) -> None:
     options = "--adversarial 0.1 --attack-steps 1 --test-steps 1 --restarts 1 --ema-decay 0"
     shared = f"--steps 2 --seeds 1 --device cpu --out {out} --allow-overlap".split()
     line = ["evaluate", "digits:train", cache.path, "digits:test", *shared]
-    printed = succeed(*line, *options.split(), "--share", "0.5", "--json")
+    rare = "--share 0.5 --balance balanced,logit-adjustment --class-sizes 3,90"
+    printed = succeed(*line, *options.split(), *rare.split(), "--json")
     assert '"robust"' in printed
     report = EvaluationReport.from_json(out.with_suffix(".json"))
     assert report.results == ["robust"]
@@ -401,6 +402,17 @@ def test_the_command_line_trains_under_attack(tmp_path: Path) -> None:
         1,
         0,
     ]
+    facts = {name: report.arms[name].get("rare classes") for name in report.arm_names[4:]}
+    assert facts == {
+        f"{images}, {way}": fact
+        for images in ("real", "real + synthetic")
+        for way, fact in (
+            ("balanced", "drawn as often as others"),
+            ("logit-adjustment", "1 times the logarithm of class shares in the loss"),
+        )
+    }
+    assert report.class_sizes == (3, 90)
+    assert report.groups.keys() == {"all", "many", "medium"}
     assert any("0.5 of each batch" in note for note in report.synthetic_notes())
     assert "`--share` is for the mixed arm" in fail(
         2, *line, "--share", "0.5", "--ratios", "0,0.01"

@@ -122,6 +122,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_forgetting": {"_cache"},
     "test_frameworks": {"_images"},
     "test_gains": {"_cli", "evaluation"},
+    "test_long_tail": {"_images", "evaluation"},
     "test_hardness": {"_datasets", "evaluation"},
     "test_html": {"_support"},
     "test_improve": {"_cache", "_images", "improvement"},

@@ -115,10 +115,11 @@ def test_whatever_changes_the_images_changes_the_recipe(change):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({}, "exactly one of `per_class`, `ratio` and `counts`; got none"),
+        ({}, "exactly one of `per_class`, `ratio`, `counts` and `fill_to`; got none"),
         ({"per_class": 1, "ratio": 1.0}, "got per_class and ratio"),
         ({"per_class": 0}, "`per_class` must be at least 1"),
         ({"ratio": 1.0}, "`ratio` needs `labels`"),
+        ({"fill_to": "largest"}, "`fill_to` needs `labels`"),
         ({"counts": {"cow": 1}}, "`counts` names 'cow', which is not a class"),
         ({"per_class": 1, "strength": 0.5}, "`strength` needs `with_sources`"),
         ({"per_class": 1, "guidance": 2.0}, "Unknown row parameter 'guidance'"),

@@ -69,10 +69,10 @@ DIFFERENT = {
 }
 """Why a default differs between the shell and what it calls, by option and name there."""
 SHELL_ONLY = {
-    "accept", "allow_overlap", "arguments", "audit", "augmentations", "autoencoder", "cache",
-    "classifier", "condition", "degradation_settings", "device", "dry_run", "estimate", "features",
-    "features_dir", "fraction", "generator_license", "generator_steps", "labels", "link",
-    "method", "others", "out", "padding",
+    "accept", "allow_overlap", "arguments", "audit", "augmentations", "autoencoder", "balance",
+    "cache", "classifier", "condition", "degradation_settings", "device", "dry_run", "estimate",
+    "features", "features_dir", "fraction", "generator_license", "generator_steps", "labels",
+    "link", "method", "others", "out", "padding",
     "ratios", "seed", "selection", "sheet", "source", "source_license", "trial",
     "trust_torchscript", "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),

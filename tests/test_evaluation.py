@@ -1142,10 +1142,10 @@ def test_a_single_seed_has_no_spread(report: EvaluationReport) -> None:
 def test_the_table_reads_like_this(report: EvaluationReport) -> None:
     assert report.table().split("\n\n")[0] == "\n".join(
         [
-            "arm    n    accuracy %  gain over real  real seen  synthetic seen",
-            "-----------------------------------------------------------------",
-            "real   3  81.00 ± 2.65                         20               0",
-            "mixed  3  86.00 ± 1.00    +5.00 ± 1.15         20           1,234",
+            "arm    n    accuracy %  gain over real    balanced %  real seen  synthetic seen",
+            "-------------------------------------------------------------------------------",
+            "real   3  81.00 ± 2.65                  81.00 ± 2.65         20               0",
+            "mixed  3  86.00 ± 1.00    +5.00 ± 1.15  86.00 ± 1.00         20           1,234",
         ]
     )
     assert str(report) == report.table()

@@ -16,6 +16,7 @@ from synthaug._plan import (
     balanced_quota,
     bytes_text,
     canonical_json,
+    filling_quota,
     given_quota,
     matching_quota,
     row_seed,
@@ -82,6 +83,17 @@ def test_a_matching_quota_has_the_exact_total_and_is_within_one_image_of_each_ex
         assert quota.sum() == math.floor(ratio * 500 + 0.5)
         exact = np.bincount(labels, minlength=num_classes) * ratio
         assert (np.abs(quota - exact) < 1).all()
+
+
+def test_a_filling_quota_is_what_each_class_lacks():
+    labels = [0] * 5 + [2] * 2
+    assert filling_quota(labels, 3, fill_to="largest").tolist() == [0, 5, 3]
+    assert filling_quota(labels, 3, fill_to=3).tolist() == [0, 3, 1]
+    with pytest.raises(ValueError, match="leaves nothing to draw: the smallest class has 1 images"):
+        filling_quota([0, 1, 1], 2, fill_to=1)
+    for wrong in ("smallest", 0, 2.5, True):
+        with pytest.raises(ValueError, match="`fill_to` must be"):
+            filling_quota(labels, 3, fill_to=wrong)  # type: ignore[arg-type]
 
 
 def test_a_matching_quota_gives_the_remainder_to_the_largest_fractions():

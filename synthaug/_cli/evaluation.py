@@ -33,6 +33,9 @@ class ArmOptions:
             real images stay.
         augmentations: Adds arms of real images alone under stronger augmentations, such as
             randaugment,trivialaugment,cutmix,mixup.
+        balance: Adds arms that count rare classes more, of real images, and with --share of both:
+            balanced (all classes equally often), effective-number (weights of the loss),
+            logit-adjustment (logits shifted by class shares).
         ratios: Compares amounts instead (0,1,2,3): the real images with so many synthetic ones per
             real one, as many of every class.
     """
@@ -44,6 +47,7 @@ class ArmOptions:
     fraction: float = 0.5
     share: float | None = None
     augmentations: str | list[str] | None = None
+    balance: str | list[str] | None = None
     ratios: float | list[float] | None = None
 
     def build(self, images: Any, cache: Any, augment: Any, device: str | None) -> dict[str, Any]:
@@ -52,6 +56,7 @@ class ArmOptions:
         from synthaug.evaluation import (
             Arm,
             augmentation_arms,
+            balanced_arms,
             reconstructions,
             scaling_arms,
             standard_arms,
@@ -74,6 +79,12 @@ class ArmOptions:
         if self.augmentations is not None:
             strong: Any = names(self.augmentations)
             arms |= augmentation_arms(images, strong)
+        if self.balance is not None:
+            ways: Any = names(self.balance)
+            arms |= balanced_arms(images, ways, augment=augment)
+            if self.share is not None:
+                both = {"synthetic": synthetic, "share": self.share}
+                arms |= balanced_arms(images, ways, augment=augment, **both)
         if self.autoencoder is not None:
             arms["real, decoded"] = reconstructions(images, self.autoencoder, device=device)
         return arms
@@ -130,6 +141,8 @@ class RunOptions:
         padding: Largest random shift in pixels; by default an eighth of the side, and below 16
             pixels a side small shifts and turns between the pixels.
         allow_overlap: Go on if the splits share images; the report counts them.
+        class_sizes: Classes with fewer training images than the first number are few, with more
+            than the second many; accuracies are told by such groups if there are several.
     """
 
     seeds: int = EVALUATION.seeds
@@ -140,6 +153,7 @@ class RunOptions:
     )
     padding: int | None = None
     allow_overlap: bool = EVALUATION.allow_overlap
+    class_sizes: tuple[int, int] = EVALUATION.class_sizes
 
 
 def evaluate(
@@ -197,6 +211,7 @@ def evaluate(
         baseline="real, augmented" if arms.ratios is None else None,
         adversarial=attack.config(),
         allow_overlap=runs.allow_overlap,
+        class_sizes=runs.class_sizes,
         output_dir=out,
     )
     call = call.having(precision=table.settings["precision"])

@@ -37,11 +37,13 @@ class AmountOptions:
         ratio: Images per image of --source, or per image that was inverted, with their class
             proportions.
         counts: Images of each class by name, for example '{"cat": 500, "dog": 200}'.
+        fill_to: What each class of --source lacks of this number, or of the largest class.
     """
 
     per_class: int | None = PLAN.per_class
     ratio: float | None = PLAN.ratio
     counts: dict[str, int] | None = PLAN.counts
+    fill_to: int | Literal["largest"] | None = PLAN.fill_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class VariantOptions:
 
     Args:
         source: Data set of real images: to start from with --strength or --severity, and to count
-            for --ratio. They are brought to the checkpoint's image size and channels.
+            for --ratio and --fill-to. They are brought to the checkpoint's image size and channels.
         others: For animorphosis: the images of another set that it was trained with.
     """
 
@@ -277,11 +279,14 @@ def _ours(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
             synthesizer = synthesizer.with_sources(source)
     elif row:
         raise ValueError(f"`--{next(iter(row))}` needs `--source`, the real images to start from.")
-    elif (
-        options.given("per_class", "ratio", "counts").keys() == {"ratio"}
-        and not synthesizer.has_sources
-    ):
-        raise ValueError("`--ratio` needs `--source`, the real images that it is a multiple of.")
+    elif not synthesizer.has_sources:
+        amounts = options.given("per_class", "ratio", "counts", "fill_to").keys()
+        if amounts == {"ratio"}:
+            raise ValueError(
+                "`--ratio` needs `--source`, the real images that it is a multiple of."
+            )
+        if amounts == {"fill_to"}:
+            raise ValueError("`--fill-to` needs `--source`, the real images that it adds to.")
     return options.guided(synthesizer, options.device), source
 
 
@@ -359,6 +364,7 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any, str]
         per_class=options.per_class,
         ratio=options.ratio,
         counts=options.counts,
+        fill_to=options.fill_to,
         seed=options.seed,
         **options.given(*(p.name for p in row_parameters())),
     )

@@ -4,6 +4,7 @@ from synthaug._plan.layout import InTurnByClass, row_seed
 from synthaug._plan.plan import Plan, check_values
 from synthaug._plan.quota import (
     balanced_quota,
+    filling_quota,
     given_quota,
     largest_remainders,
     matching_quota,
@@ -22,6 +23,7 @@ __all__ = [
     "bytes_text",
     "canonical_json",
     "check_values",
+    "filling_quota",
     "given_quota",
     "largest_remainders",
     "matching_quota",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from synthaug._support.arguments import check_at_least, check_number
+from synthaug._support.arguments import check_at_least, check_choice, check_number, check_whole
 from synthaug._support.names import class_name
 from synthaug._support.rows import whole_numbers
 from synthaug._types import Labels
@@ -42,6 +42,34 @@ def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labe
     check_labels(indices, num_classes)
     exact = np.bincount(indices, minlength=num_classes) * ratio
     return largest_remainders(exact, rounded_multiple(ratio, len(indices)))
+
+
+def filling_quota(labels: ArrayLike, num_classes: int, *, fill_to: int | str) -> Labels:
+    """What each class lacks of a number of images, int64 (num_classes,).
+
+    Args:
+        labels: Labels of the real images, int (n,).
+        num_classes: How many classes there are.
+        fill_to: The number, or "largest" for that of the largest class.
+
+    Raises:
+        ValueError: If no class lacks any.
+    """
+    indices = whole_numbers(labels, "labels")
+    check_labels(indices, num_classes)
+    sizes = np.bincount(indices, minlength=num_classes)
+    if isinstance(fill_to, str):
+        check_choice(("largest",), "Or give a whole number.", fill_to=fill_to)
+    else:
+        check_whole(1, fill_to=fill_to)
+    goal = int(sizes.max()) if isinstance(fill_to, str) else int(fill_to)
+    quota: Labels = (goal - sizes).clip(min=0)
+    if not quota.any():
+        raise ValueError(
+            f"`fill_to`={fill_to!r} leaves nothing to draw: the smallest class has {sizes.min()} "
+            "images. Give a larger number, or `per_class`."
+        )
+    return quota
 
 
 def check_labels(labels: Labels, num_classes: int) -> None:

@@ -16,6 +16,7 @@ from synthaug.evaluation._arms import (
     CAS,
     Arm,
     augmentation_arms,
+    balanced_arms,
     scaling_arms,
     standard_arms,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "Run",
     "StandardAugment",
     "augmentation_arms",
+    "balanced_arms",
     "check_labels",
     "check_overlap",
     "class_gaussians",

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
@@ -18,7 +18,7 @@ from synthaug._cache.serving import (
 )
 from synthaug._images.source import ImageSource
 from synthaug._plan import rounded_multiple
-from synthaug._support.arguments import check_within
+from synthaug._support.arguments import check_choice, check_finite, check_positive, check_within
 from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
@@ -29,6 +29,9 @@ CAS = "synthetic only (CAS)"
 
 STRONG: tuple[AugmentName, ...] = ("randaugment", "trivialaugment", "cutmix", "mixup")
 """The strongest standard augmentations."""
+
+BalanceName: TypeAlias = Literal["balanced", "effective-number", "logit-adjustment"]
+"""Ways to count rare classes more, by name."""
 
 _MOST = 3
 """Synthetic images per real one up to which Azizi et al. 2023 saw gains at 256 pixels."""
@@ -62,6 +65,16 @@ class Arm:
     """Share of `synthetic` in every batch, in (0, 1), rounded to whole images."""
     augment_synthetic: bool = True
     """Whether images of `synthetic` are augmented too."""
+    balanced: bool = False
+    """Whether every class is equally often among the images of `dataset` in the batches."""
+    effective_number: float | None = None
+    """Weighs losses of images of `dataset` by class: by (1 - beta) / (1 - beta^n) of a class of n
+    images, for this beta in [0, 1), scaled so that the mean over the images is 1 (Cui et al. 2019,
+    https://arxiv.org/abs/1901.05555). 0 weighs all alike, close to 1 inversely to n."""
+    logit_adjustment: float | None = None
+    """Adds so many times the logarithm of its class's share of `dataset` to each logit in the loss
+    of images of `dataset`; tests are without it (Menon et al. 2021,
+    https://arxiv.org/abs/2007.07314). 1 aims at the balanced accuracy."""
 
     def __post_init__(self) -> None:
         if (self.synthetic is None) != (self.share is None):
@@ -70,6 +83,25 @@ class Arm:
                 "a mixture, leave both out."
             )
         check_within("(0, 1)", share=self.share)
+        check_within("[0, 1)", effective_number=self.effective_number)
+        check_positive(logit_adjustment=self.logit_adjustment)
+        check_finite(0, logit_adjustment=self.logit_adjustment)
+        given = self.counts_rare_classes_more
+        if len(given) > 1:
+            raise ValueError(
+                f"`{given[0]}` and `{given[1]}` of an arm would both make up for rare classes. "
+                "Choose one."
+            )
+
+    @property
+    def counts_rare_classes_more(self) -> list[str]:
+        """The ways in which it does, by their names."""
+        ways = {
+            "balanced": self.balanced or None,
+            "effective_number": self.effective_number,
+            "logit_adjustment": self.logit_adjustment,
+        }
+        return [name for name, value in ways.items() if value is not None]
 
 
 def standard_arms(
@@ -112,6 +144,47 @@ def augmentation_arms(
         Arms for `evaluate`, such as "real, cutmix".
     """
     return {f"real, {name}": Arm(real, augment=name) for name in names}
+
+
+def balanced_arms(
+    real: Dataset[Any],
+    names: Sequence[BalanceName] = get_args(BalanceName),
+    *,
+    augment: Augment | AugmentName | None = "standard",
+    synthetic: Dataset[Any] | None = None,
+    share: float | None = None,
+) -> dict[str, Dataset[Any] | Arm]:
+    """Arms that count rare classes more: what synthetic images for rare classes must beat.
+
+    Args:
+        real: The real training images.
+        names: "balanced" draws all classes equally often, "effective-number" weighs the loss
+            (beta 0.9999), "logit-adjustment" shifts the logits in the loss (once the logarithm of
+            class shares). `Arm` has the numbers to choose.
+        augment: Of all these arms.
+        synthetic: Synthetic images that these arms add, as of an `Arm`.
+        share: Their share of every batch.
+
+    Returns:
+        Arms for `evaluate`, such as "real, balanced", or "real + synthetic, balanced".
+
+    Raises:
+        ValueError: For an unknown name.
+    """
+    ways: dict[str, dict[str, Any]] = {
+        "balanced": {"balanced": True},
+        "effective-number": {"effective_number": 0.9999},
+        "logit-adjustment": {"logit_adjustment": 1.0},
+    }
+    for name in names:
+        check_choice(ways, names=name)
+    images = "real" if synthetic is None else "real + synthetic"
+    return {
+        f"{images}, {name}": Arm(
+            real, augment=augment, synthetic=synthetic, share=share, **ways[name]
+        )
+        for name in names
+    }
 
 
 def scaling_arms(

@@ -22,7 +22,7 @@ from synthaug._images.source import Epochs
 from synthaug._noise import checked_seed
 from synthaug._plan import settings_digest
 from synthaug._printable import printable_line
-from synthaug._support.arguments import check_type
+from synthaug._support.arguments import check_type, check_whole
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.precision import Resolved, fastest_precision, resolve_precision
@@ -68,6 +68,7 @@ def evaluate(
     baseline: str | None = None,
     adversarial: AdversarialConfig | None = None,
     allow_overlap: bool = False,
+    class_sizes: tuple[int, int] = (20, 100),
     output_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
@@ -96,6 +97,9 @@ def evaluate(
             report then has their robust accuracy beside the clean one.
         allow_overlap: Go on if `test` or `validation` share images with an arm or each other. The
             report says how many.
+        class_sizes: Classes with fewer training images than the first number are few, with more
+            than the second many: the report has the mean accuracy of each group, if there is more
+            than one.
         output_dir: Folder that keeps every finished run. Called again with the same data and
             settings, only runs that are missing are made.
         progress: Show one bar over all steps of all runs.
@@ -118,6 +122,9 @@ def evaluate(
         check_type(AdversarialConfig, "an AdversarialConfig", adversarial=adversarial)
     checked_arms = _checked_arms(arms, augment, config)
     seed_list = _checked_seeds(seeds)
+    low, high = class_sizes
+    check_whole(1, class_sizes=low)
+    check_whole(low, "First the smaller number.", class_sizes=high)
     baseline = next(iter(checked_arms)) if baseline is None else baseline
     if baseline not in checked_arms:
         raise ValueError(f"`baseline` {baseline!r} is not an arm. Arms: {', '.join(checked_arms)}.")
@@ -150,6 +157,8 @@ def evaluate(
         arms=job.arm_facts(),
         baseline=baseline,
         test_labels=inputs.test.labels().tolist(),
+        train_counts=job.class_counts(baseline),
+        class_sizes=(low, high),
     )
 
 
@@ -261,6 +270,7 @@ class Job:
             correct=tested.correct,
             others=others,
             calibration_error=tested.calibration_error,
+            auc=tested.auc,
         )
 
     def _tested(self, network: nn.Module, seed: int) -> tuple[Correctness, dict[str, Correctness]]:
@@ -268,8 +278,8 @@ class Job:
         classes, test = len(self.inputs.classes), self.inputs.test
 
         def result(images: Batches) -> Correctness:
-            hits, labels, confidence = judged(network, images, self.settings)
-            return Correctness.of(hits, labels, classes, confidence)
+            hits, labels, confidence, scores = judged(network, images, self.settings)
+            return Correctness.of(hits, labels, classes, confidence, scores)
 
         others = {}
         if self.adversarial is not None:
@@ -306,7 +316,15 @@ class Job:
                 "augment": name_of(augment),
                 "synthetic": synthetic,
             }
+            rare = self.images[name].rare_facts
+            if rare:
+                facts[name]["rare classes"] = rare
         return facts
+
+    def class_counts(self, arm: str) -> list[int]:
+        """Images of every class in the data set of an arm."""
+        with self._leaving_no_trace():
+            return self.images[arm].base.class_counts.tolist()
 
     @cached_property
     def augmented_samples(self) -> dict[str, str]:
@@ -453,10 +471,11 @@ def _augment_of(arm: Arm, image_shape: tuple[int, int, int], flip: bool) -> Augm
 
 
 def _images_of(arm: Arm, name: str, inputs: Inputs, config: ClassifierConfig) -> ArmImages:
+    rare: dict[str, Any] = {way: vars(arm)[way] for way in arm.counts_rare_classes_more}
     if arm.share is None:
-        return ArmImages(inputs.arms[name])
+        return ArmImages(inputs.arms[name], **rare)
     images = ArmImages(
-        inputs.arms[name], inputs.added[name], float(arm.share), arm.augment_synthetic
+        inputs.arms[name], inputs.added[name], float(arm.share), arm.augment_synthetic, **rare
     )
     if min(count for _, count in images.divided(config.batch_size)) < 1:
         raise ValueError(

@@ -1,10 +1,10 @@
 """Training one classifier: a step is a pure function of (seed, step), the same for every arm."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ _CHECK_EVERY = 10
 """Steps between looks at the loss: each look makes a GPU wait."""
 # Streams of one seed.
 _ORDER, _INITIAL, _READ, _AUGMENT, _NETWORK, _ADDED_ORDER, _ATTACK, _TEST_ATTACK = range(8)
+_CLASSES, _WITHIN = 8, 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,31 @@ def batch_order(
         position += len(indices)
 
 
+def balanced_order(
+    by_class: Sequence[Indices], batch_size: int, *, seed: int, step: int
+) -> Iterator[tuple[int, Indices]]:
+    """As `batch_order`, with all classes equally often: a pure function of its arguments.
+
+    Classes come in turn, all of them once before any comes again, in an order that is drawn anew
+    each time; the images of a class are a stream of permutations.
+    """
+    size = sum(map(len, by_class))
+    chosen: dict[int, list[int]] = {}
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        turn, place = divmod(position, len(by_class))
+        c = int(_permutation(len(by_class), seed, turn, _CLASSES)[place])
+        again, row = divmod(turn, len(by_class[c]))
+        order = _class_permutation(len(by_class[c]), seed, again, c)
+        chosen.setdefault(position // size, []).append(int(by_class[c][order[row]]))
+    for epoch, rows in chosen.items():
+        yield epoch, np.array(rows, np.int64)
+
+
+@lru_cache(maxsize=4096)
+def _class_permutation(size: int, seed: int, again: int, c: int) -> NDArray[np.int64]:
+    return np.argsort(counter_rng(seed, again, _WITHIN, c).random(size), kind="stable")
+
+
 @lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
     # By sorting uniform numbers: numpy may change `permutation` between versions.
@@ -122,11 +148,12 @@ def _gather(
 ) -> tuple[Tensor, Tensor]:
     """The images of a step: the arm's own, then those that it adds."""
     sources = zip(images.divided(batch_size), (_ORDER, _ADDED_ORDER), strict=False)
-    parts = [
-        part.batch(epoch, indices)
-        for (part, count), stream in sources
-        for epoch, indices in batch_order(len(part), count, seed=seed, step=step, stream=stream)
-    ]
+    parts = []
+    for (part, count), stream in sources:
+        order = batch_order(len(part), count, seed=seed, step=step, stream=stream)
+        if images.balanced and stream == _ORDER:
+            order = balanced_order(images.rows_by_class, count, seed=seed, step=step)
+        parts += [part.batch(epoch, indices) for epoch, indices in order]
     labels = [labels for _, labels in parts]
     width = max(part.shape[1] if part.ndim == 2 else 0 for part in labels)
     if width:  # class probabilities, at least in one part
@@ -270,24 +297,65 @@ def _step_images(
     """The augmented pixels of a step, and the loss as a function of their logits."""
     _seed_torch(seed, step, _READ, device)
     pixels, labels = _gather(images, batch_size, seed, step, device)
+    losses = _LossByClass.of(images, batch_size, len(pixels), device)
     if augment is None:
-        return pixels, lambda logits: F.cross_entropy(logits, labels)
+        return pixels, lambda logits: losses.mean(logits, labels)
     _seed_torch(seed, step, _AUGMENT, device)
     count = images.augmented_part(batch_size)
     plain = pixels[count:]
     if not isinstance(augment, Mixture):
         shown = torch.cat([apply_augment(augment, pixels[:count]), plain])
-        return shown, lambda logits: F.cross_entropy(logits, labels)
+        return shown, lambda logits: losses.mean(logits, labels)
     mixed, partner, share = augment.mix(pixels[:count])
     rest = torch.arange(count, len(pixels), dtype=torch.int64, device=device)
     share = torch.cat([share, torch.ones(len(rest), dtype=torch.float32, device=device)])
     partner = torch.cat([partner, rest])
 
     def loss(logits: Tensor) -> Tensor:
-        losses = partial(F.cross_entropy, logits, reduction="none")
-        return (share * losses(labels) + (1 - share) * losses(labels[partner])).mean()
+        first, second = losses.by_row(logits, labels), losses.by_row(logits, labels[partner])
+        return (share * first + (1 - share) * second).mean()
 
     return torch.cat([mixed, plain]), loss
+
+
+@dataclass(frozen=True)
+class _LossByClass:
+    """The loss of a batch, whose first rows may have weights and shifted logits by their class."""
+
+    images: ArmImages
+    own: Tensor
+    """Which rows are the arm's own, bool (n,)."""
+
+    @classmethod
+    def of(
+        cls, images: ArmImages, batch_size: int, rows: int, device: torch.device
+    ) -> "_LossByClass":
+        """Of a step; the rows of the arm's own data set come first."""
+        count = images.divided(batch_size)[0][1]
+        return cls(images, torch.arange(rows, device=device, dtype=torch.int64) < count)
+
+    def mean(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of all rows, a scalar."""
+        if self.images.class_weights is None:
+            return F.cross_entropy(self._shifted(logits), labels)
+        return self.by_row(logits, labels).mean()
+
+    def by_row(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of every row, (n,)."""
+        values = F.cross_entropy(self._shifted(logits), labels, reduction="none")
+        weights = self.images.class_weights
+        if weights is None:
+            return values
+        by_class = torch.from_numpy(weights).to(values.device)
+        rated = by_class[labels] if labels.ndim == 1 else labels @ by_class
+        return torch.where(self.own, rated * values, values)
+
+    def _shifted(self, logits: Tensor) -> Tensor:
+        offsets = self.images.logit_offsets
+        if offsets is None:
+            return logits
+        shifted = logits + torch.from_numpy(offsets).to(logits.device)
+        return torch.where(self.own[:, None], shifted, logits)
 
 
 class _Losses:
@@ -335,12 +403,13 @@ class _Losses:
 @torch.inference_mode()
 def judged(
     network: nn.Module, images: Batches, settings: FitSettings
-) -> tuple[NDArray[np.bool_], Labels, NDArray[np.float32]]:
-    """For every image whether it is classified correctly, bool (n,), its label, int64 (n,), and the
-    probability of the class that the network decides for, float32 (n,)."""
+) -> tuple[NDArray[np.bool_], Labels, NDArray[np.float32], NDArray[np.float32]]:
+    """For every image whether it is classified correctly, bool (n,), its label, int64 (n,), the
+    probability of the class that the network decides for, float32 (n,), and by how much the logit
+    of the last class is above that of the first, float32 (n,)."""
     device = device_of(network)
     network.eval()
-    hits, truth, confidence = [], [], []
+    hits, truth, confidence, scores = [], [], [], []
     for start in range(0, len(images), _TEST_BATCH):
         pixels, labels = images.batch(0, np.arange(start, min(start + _TEST_BATCH, len(images))))
         with autocast(device, settings):
@@ -348,8 +417,14 @@ def judged(
         hits.append((logits.argmax(dim=1) == sent(labels, device)).cpu())
         truth.append(labels.cpu())
         confidence.append(logits.float().softmax(dim=1).amax(dim=1).cpu())
+        scores.append((logits[:, -1].float() - logits[:, 0].float()).cpu())
     network.train()
-    return torch.cat(hits).numpy(), torch.cat(truth).numpy(), torch.cat(confidence).numpy()
+    return (
+        torch.cat(hits).numpy(),
+        torch.cat(truth).numpy(),
+        torch.cat(confidence).numpy(),
+        torch.cat(scores).numpy(),
+    )
 
 
 def correct(

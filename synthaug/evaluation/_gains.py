@@ -1,7 +1,7 @@
 """Holds what a classifier got right, image by image, and the gain of one training over another."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -28,6 +28,21 @@ class Correctness:
     calibration_error: float | None = None
     """Expected calibration error: how far confidence and accuracy are apart, in [0, 1]; `None` for
     attacked images."""
+    auc: float | None = None
+    """Of two classes: area under the receiver operating characteristic, in [0, 1]: how often an
+    image of the second class is given more of it than one of the first. `None` for other numbers of
+    classes, attacked images, and sets of one class."""
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the accuracies of all classes with images, in [0, 1]."""
+        return self.over_classes(range(len(self.class_accuracies)))
+
+    def over_classes(self, classes: Iterable[int]) -> float:
+        """Mean of the accuracies of some classes, in [0, 1]; NaN if none of them has images."""
+        values = [self.class_accuracies[c] for c in classes]
+        tested = [value for value in values if value is not None]
+        return float(np.mean(tested)) if tested else math.nan
 
     @classmethod
     def of(
@@ -36,6 +51,7 @@ class Correctness:
         labels: Labels,
         num_classes: int,
         confidence: NDArray[np.float32] | None = None,
+        scores: NDArray[np.float32] | None = None,
     ) -> "Correctness":
         """Sums up what was decided.
 
@@ -44,6 +60,7 @@ class Correctness:
             labels: Classes of the images, int64 (n,).
             num_classes: How many classes there are.
             confidence: Probability of the class that was decided for, float32 (n,).
+            scores: Of two classes, what grows with the probability of the second, float32 (n,).
         """
         by_class = [hits[labels == c] for c in range(num_classes)]
         return cls(
@@ -51,7 +68,23 @@ class Correctness:
             class_accuracies=[float(h.mean()) if len(h) else None for h in by_class],
             correct="".join(map(str, hits.astype(int).tolist())),
             calibration_error=None if confidence is None else calibration_error(hits, confidence),
+            auc=None if scores is None or num_classes != 2 else area_under_curve(scores, labels),
         )
+
+
+def area_under_curve(scores: NDArray[np.float32], labels: Labels) -> float | None:
+    """How often an image of class 1 scores above one of class 0, ties by half; `None` if one of the
+    classes is missing, or scores are not finite.
+
+    Args:
+        scores: float (n,).
+        labels: 0 or 1, int64 (n,).
+    """
+    from sklearn.metrics import roc_auc_score
+
+    if len(np.unique(labels)) < 2 or not np.isfinite(scores).all():
+        return None
+    return float(roc_auc_score(labels, scores))
 
 
 def calibration_error(hits: NDArray[np.bool_], confidence: NDArray[np.float32]) -> float:
@@ -110,16 +143,31 @@ class Difference:
         return cls._from(np.mean(by_set, axis=0), np.mean(images, axis=0))
 
     @classmethod
-    def of_class(
-        cls, pairs: Sequence[tuple[Correctness, Correctness]], c: int, rows: NDArray[np.bool_]
+    def of_classes(
+        cls,
+        pairs: Sequence[tuple[Correctness, Correctness]],
+        classes: Sequence[int],
+        labels: Labels,
     ) -> "Difference":
-        """The same for the images of one class, which are those of the mask."""
-        both = [(ours.class_accuracies[c], theirs.class_accuracies[c]) for ours, theirs in pairs]
-        gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
-        if not gains:
-            raise ValueError(f"Class {c} has no test image.")
+        """The same for the mean accuracy of some classes; `labels` are those of the images, int64
+        (n,), empty if they are not known.
+
+        Raises:
+            ValueError: If none of the classes has a test image.
+        """
+        gains = [
+            ours.over_classes(classes) - theirs.over_classes(classes) for ours, theirs in pairs
+        ]
+        if any(map(math.isnan, gains)):
+            raise ValueError(f"Class {classes[0]} has no test image.")
         images = _by_image(pairs)
-        return cls._from(np.array(gains), images[rows] if len(images) == len(rows) else images)
+        if len(images) != len(labels):
+            return cls._from(np.array(gains), images)
+        rows = np.isin(labels, np.asarray(classes))
+        counts = np.bincount(labels[rows])
+        # Weights whose mean is 1, so that every class counts alike however many images it has.
+        weights = rows.sum() / (np.count_nonzero(counts) * counts[labels[rows]])
+        return cls._from(np.array(gains), weights * images[rows])
 
     @classmethod
     def _from(cls, gains: NDArray[np.float64], images: NDArray[np.float64]) -> "Difference":

@@ -128,6 +128,15 @@ class Batches:
         return self._table[self.source.labels]
 
     @cached_property
+    def class_counts(self) -> Labels:
+        """Images of every class, int64 (num_classes,); of class probabilities the likeliest."""
+        if self._memory is not None:
+            labels = self.labels()
+        else:
+            labels = self._table[self.source.class_indices()]
+        return np.bincount(labels, minlength=self._num_classes)
+
+    @cached_property
     def contents(self) -> NDArray[np.uint64]:
         """Content digests of all images, before transforms, uint64 (n,)."""
         with naming(self.source.name):
@@ -163,6 +172,12 @@ class ArmImages:
     """Of `added` in every batch, rounded to whole images."""
     augment_added: bool = True
     """Whether images of `added` are augmented too."""
+    balanced: bool = False
+    """Whether all classes of `base` are drawn equally often."""
+    effective_number: float | None = None
+    """The beta of class weights of `base`."""
+    logit_adjustment: float | None = None
+    """How many times the logarithm of class shares of `base` is added to its logits."""
 
     @property
     def parts(self) -> list[Batches]:
@@ -178,14 +193,56 @@ class ArmImages:
         """How many images at the head of a batch are augmented."""
         return batch_size if self.augment_added else batch_size - self._count(batch_size)
 
+    @property
+    def rare_facts(self) -> str:
+        """How rare classes count more, for people; "" if they do not."""
+        if self.balanced:
+            return "drawn as often as others"
+        if self.effective_number is not None:
+            return f"weighted by effective numbers, beta {self.effective_number:g}"
+        if self.logit_adjustment is not None:
+            return f"{self.logit_adjustment:g} times the logarithm of class shares in the loss"
+        return ""
+
+    @cached_property
+    def rows_by_class(self) -> list[Indices]:
+        """The images of `base` of every class that has any."""
+        labels = self.base.labels()
+        return [np.flatnonzero(labels == c) for c in np.unique(labels)]
+
+    @cached_property
+    def class_weights(self) -> NDArray[np.float32] | None:
+        """Weights of the losses of `base` by class, float32 (num_classes,), with a mean of 1 over
+        its images; `None` for none."""
+        if self.effective_number is None:
+            return None
+        counts = self.base.class_counts.clip(min=1).astype(np.float64)
+        # (1 - beta) / (1 - beta^n) without the loss of digits where beta is close to 1.
+        beta = self.effective_number
+        inverse = 1 / -np.expm1(counts * np.log(beta)) if beta else np.ones(len(counts))
+        mean = (inverse * self.base.class_counts).sum() / self.base.class_counts.sum()
+        return (inverse / mean).astype(np.float32)
+
+    @cached_property
+    def logit_offsets(self) -> NDArray[np.float32] | None:
+        """What is added to the logits of `base` in the loss, float32 (num_classes,); `None` for
+        nothing. A class without images counts as one with a single image."""
+        if self.logit_adjustment is None:
+            return None
+        counts = self.base.class_counts.clip(min=1)
+        shares = self.logit_adjustment * np.log(counts / counts.sum())
+        return shares.astype(np.float32)
+
     def _count(self, batch_size: int) -> int:
         return math.floor(self.share * batch_size + 0.5)
 
     def fingerprint(self) -> JSON:
         """Returns what tells the images of this arm from those of others."""
+        rare = [self.balanced, self.effective_number, self.logit_adjustment]
+        way: list[JSON] = [] if rare == [False, None, None] else [*rare]
         if self.added is None:
-            return fingerprint(self.base)
-        return [*map(fingerprint, self.parts), self.share, self.augment_added]
+            return [fingerprint(self.base), *way] if way else fingerprint(self.base)
+        return [*map(fingerprint, self.parts), self.share, self.augment_added, *way]
 
     def forget_seen(self) -> None:
         """Starts the count of `seen` anew."""

@@ -2,8 +2,9 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
@@ -70,6 +71,8 @@ class Run:
     on further test sets."""
     calibration_error: float | None = None
     """Expected calibration error on the test images, in [0, 1]."""
+    auc: float | None = None
+    """Of two classes: area under the receiver operating characteristic on the test images."""
 
     def tested(self, name: str | None = None) -> Correctness:
         """The result on the test images, or the further one of that name.
@@ -83,6 +86,7 @@ class Run:
                 class_accuracies=self.class_accuracies,
                 correct=self.correct,
                 calibration_error=self.calibration_error,
+                auc=self.auc,
             )
         if name not in self.others:
             known = ", ".join(map(repr, self.others)) or "none"
@@ -116,12 +120,17 @@ class EvaluationReport(Report):
     settings: dict[str, JSON]
     """What all arms shared: model, optimizer, steps, number of test images, versions."""
     arms: dict[str, dict[str, JSON]]
-    """For each arm its number of `images`, how they were augmented (`augment`), and what an audit
-    said about its synthetic ones (`synthetic`)."""
+    """For each arm its number of `images`, how they were augmented (`augment`), what an audit said
+    about its synthetic ones (`synthetic`), and how `rare classes` count more, if they do."""
     runs: list[Run]
     """All runs, arm by arm."""
     test_labels: list[int] = field(default_factory=list)
     """The class of every test image."""
+    train_counts: list[int] = field(default_factory=list)
+    """Training images of every class in the baseline; empty if they are not known."""
+    class_sizes: tuple[int, int] = (20, 100)
+    """Classes with fewer training images than the first number are few, with more than the second
+    many, the others medium."""
 
     @property
     def arm_names(self) -> list[str]:
@@ -171,18 +180,64 @@ class EvaluationReport(Report):
     def class_accuracies(self, arm: str, result: str | None = None) -> NDArray[np.float64]:
         """Accuracies by class, one row per seed, float64 (seeds, classes) in [0, 1].
 
-        NaN for classes without test images. Their mean over classes is the balanced accuracy, their
-        minimum that of the worst class:
-
-            by_class = report.class_accuracies("real")
-            np.nanmean(by_class, axis=1), np.nanmin(by_class, axis=1)
-            np.nanmean(by_class[:, counts < 100], axis=1)       # few training images
+        NaN for classes without test images. See `group_accuracies` for means over some of them.
 
         Args:
             arm: Name of the arm.
             result: One of `results`; by default the test images.
         """
         return np.array([run.tested(result).class_accuracies for run in self.of(arm)], np.float64)
+
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """Groups of classes by name: "all", and by their number of training images "many", "medium"
+        and "few", if the classes are not all of one group. Classes without test images are left
+        out."""
+        tested = self.runs[0].class_accuracies if self.runs else []
+        classes = [c for c, accuracy in enumerate(tested) if accuracy is not None]
+        low, high = self.class_sizes
+        groups: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
+        for c in classes if self.train_counts else ():
+            n = self.train_counts[c]
+            groups["many" if n > high else "few" if n < low else "medium"].append(c)
+        groups = {name: members for name, members in groups.items() if members}
+        return {"all": classes, **(groups if len(groups) > 1 else {})}
+
+    def group_accuracies(
+        self, arm: str, group: str = "all", result: str | None = None
+    ) -> NDArray[np.float64]:
+        """Mean accuracy of some classes, one per seed, float64 (seeds,) in [0, 1].
+
+            report.group_accuracies("real")             # balanced accuracy
+            report.group_accuracies("real", "few")
+            report.group_accuracies("real", "worst")    # of the class with the lowest mean
+
+        Args:
+            arm: Name of the arm.
+            group: One of `groups`, or "worst": the class of which the arm has the lowest accuracy,
+                averaged over seeds.
+            result: One of `results`; by default the test images.
+
+        Raises:
+            ValueError: If there is no such arm, group or result.
+        """
+        members = [self.worst_class(arm, result)] if group == "worst" else self._members(group)
+        return np.array([run.tested(result).over_classes(members) for run in self.of(arm)])
+
+    def worst_class(self, arm: str, result: str | None = None) -> int:
+        """The class of which an arm has the lowest accuracy, averaged over seeds."""
+        return int(np.nanargmin(self.class_accuracies(arm, result).mean(axis=0)))
+
+    def aucs(self, arm: str, result: str | None = None) -> NDArray[np.float64]:
+        """Areas under the receiver operating characteristic, one per seed, float64 (seeds,); NaN
+        for other numbers of classes than two."""
+        return np.array([run.tested(result).auc for run in self.of(arm)], np.float64)
+
+    def _members(self, group: str) -> list[int]:
+        if group not in self.groups:
+            known = ", ".join(map(repr, [*self.groups, "worst"]))
+            raise ValueError(f"`group` {group!r} is unknown. Groups of classes here: {known}.")
+        return self.groups[group]
 
     def mean(self, arm: str, result: Which = None) -> float:
         """Mean test accuracy over the seeds."""
@@ -203,6 +258,7 @@ class EvaluationReport(Report):
         *,
         result: Which = None,
         class_name: str | None = None,
+        group: str | None = None,
     ) -> Difference:
         """The arm's gain over the baseline, paired by seed and by test image.
 
@@ -216,6 +272,8 @@ class EvaluationReport(Report):
             result: One of `results`, or several, whose mean counts; by default the accuracy on the
                 test images.
             class_name: Counts images of this class only, of a single result.
+            group: Counts the mean accuracy of one of `groups` of classes, of a single result: "all"
+                is the gain in balanced accuracy.
 
         Raises:
             ValueError: If the two arms have no seed in common, or the class has no test image.
@@ -228,13 +286,16 @@ class EvaluationReport(Report):
             [(ours.tested(name), theirs.tested(name)) for ours, theirs in pairs]
             for name in _names(result)
         ]
-        if class_name is None:
+        if class_name is None and group is None:
             return Difference.of(*sets)
-        if class_name not in self.classes:
+        if class_name is None:
+            members = self._members(str(group))
+        elif class_name not in self.classes:
             raise ValueError(f"`class_name` {class_name!r} is unknown. See the report's `classes`.")
-        c = self.classes.index(class_name)
+        else:
+            members = [self.classes.index(class_name)]
         labels = self.test_labels if result in (None, ROBUST) else []  # of other sets not known
-        return Difference.of_class(sets[0], c, np.array(labels, np.int64) == c)
+        return Difference.of_classes(sets[0], members, np.array(labels, np.int64))
 
     def losing_classes(self, arm: str, *, result: Which = None) -> dict[str, Difference]:
         """The classes that an arm loses accuracy in, beyond chance, with their negative gains.
@@ -278,8 +339,21 @@ class EvaluationReport(Report):
         """The table as text, header first: a row per arm, accuracies in percent."""
         gain = f"gain over {self.baseline}"
         others = [title for name, _ in self._shown()[1:] for title in (f"{name} %", "gain")]
-        header = ["arm", "n", "accuracy %", gain, *others, "real seen", "synthetic seen"]
+        classes = ["AUC %" if name == "AUC" else f"{name} %" for name in self._by_group()]
+        header = ["arm", "n", "accuracy %", gain, *others, *classes, "real seen", "synthetic seen"]
         return [header, *(self._row(arm) for arm in self.arm_names)]
+
+    def _by_group(self) -> dict[str, Callable[[str], NDArray[np.float64]]]:
+        """Further columns about classes: title, and the values of an arm, one per seed."""
+        columns: dict[str, Callable[[str], NDArray[np.float64]]] = {}
+        for group in self.groups:
+            title = "balanced" if group == "all" else group
+            columns[title] = partial(self.group_accuracies, group=group)
+        if len(columns) > 1:
+            columns["worst class"] = partial(self.group_accuracies, group="worst")
+        if self.runs and self.runs[0].auc is not None:
+            columns["AUC"] = self.aucs
+        return columns
 
     def table(self) -> str:
         """A text table, in percent: mean ± standard deviation, and gain ± its standard error."""
@@ -306,7 +380,17 @@ class EvaluationReport(Report):
             f"Accuracy on {number} test images after {steps} "
             "optimizer steps: mean ± sample standard deviation over n seeds. Gain: mean ± standard "
             f"error of the differences {over}. Seen: different images in all batches, mean "
-            f"over seeds.{self._attack()}"
+            f"over seeds. Balanced: mean over classes.{self._groups_text()}{self._attack()}"
+        )
+
+    def _groups_text(self) -> str:
+        """Says what groups of classes are."""
+        if len(self.groups) < 2:
+            return ""
+        low, high = self.class_sizes
+        return (
+            f" Many, medium and few: mean over classes with more than {high}, {low} to {high}, and "
+            f"fewer than {low} training images. Worst class: the one with the lowest mean."
         )
 
     def _attack(self) -> str:
@@ -341,6 +425,7 @@ class EvaluationReport(Report):
             arm,
             str(len(runs)),
             *measured,
+            *(percent(values(arm)) for values in self._by_group().values()),
             f"{np.mean([run.unique_real for run in runs]):,.0f}",
             f"{np.mean([run.unique_synthetic for run in runs]):,.0f}",
         ]
@@ -356,6 +441,9 @@ class EvaluationReport(Report):
         curves = {"class_accuracies", "loss_curve", "validation_curve", "correct", "others"}
         names = [field.name for field in fields(Run) if field.name not in curves]
         columns = {name: [vars(run)[name] for run in self.runs] for name in names}
+        groups = {"balanced" if name == "all" else name: c for name, c in self.groups.items()}
+        for name, members in groups.items():
+            columns[f"{name} accuracy"] = [run.tested().over_classes(members) for run in self.runs]
         for result in (None, *self.results):
             tested = [run.tested(result) for run in self.runs]
             kind = "accuracy" if result is None else f"{result} accuracy"
@@ -368,13 +456,26 @@ class EvaluationReport(Report):
     def _record(self) -> dict[str, Any]:
         """Returns the contents of the JSON file; runs without what they do not have."""
         runs = [
-            {name: value for name, value in vars(run).items() if value not in ("", {})}
+            {
+                name: value
+                for name, value in vars(run).items()
+                if value not in ("", {}) and not (name == "auc" and value is None)
+            }
             for run in self.runs
         ]
-        record = {**super()._record(), "runs": runs}
+        by_group = {
+            arm: {title: float(values(arm).mean()) for title, values in self._by_group().items()}
+            for arm in self.arm_names
+        }
+        record = {**super()._record(), "runs": runs, "by_class_size": by_group}
         if not self.test_labels:
             del record["test_labels"]
         return record
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any]) -> "EvaluationReport":
+        record.pop("by_class_size", None)  # follows from the runs
+        return super()._from_record(record)
 
     def _sections(self) -> list[Part]:
         """Returns table, charts, and accuracy by class."""
@@ -407,7 +508,8 @@ class EvaluationReport(Report):
         arms = []
         for name, arm in self.arms.items():
             seconds = np.mean([run.seconds for run in self.of(name)])
-            arms.append([name, arm["images"], f"{seconds:,.1f}", arm["augment"]])
+            rare = f"; rare classes {arm['rare classes']}" if "rare classes" in arm else ""
+            arms.append([name, arm["images"], f"{seconds:,.1f}", f"{arm['augment']}{rare}"])
         header = ["arm", "images", "seconds per run", "augmentation"]
         return blocks(super().html_sections(), table(header, arms, text_columns=1))
 

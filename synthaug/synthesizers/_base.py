@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar, final
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,7 @@ from synthaug._noise import streams as streams
 from synthaug._plan import (
     Plan,
     balanced_quota,
+    filling_quota,
     given_quota,
     largest_remainders,
     matching_quota,
@@ -196,6 +197,7 @@ class AbstractSynthesizer(abc.ABC):
         per_class: int | None = None,
         ratio: float | None = None,
         counts: Mapping[str, int] | None = None,
+        fill_to: int | Literal["largest"] | None = None,
         seed: int = 0,
         source_weights: ArrayLike | None = None,
         **parameters: float | Sequence[float],
@@ -203,15 +205,18 @@ class AbstractSynthesizer(abc.ABC):
         """Lays out the rows to draw.
 
         Give exactly one quota: `per_class` (balanced), `ratio` (as many per real image, with the
-        class proportions of `labels`), or `counts` (class name -> number). With sources, the rows
-        of each class start from its real images in turn.
+        class proportions of `labels`), `counts` (class name -> number), or `fill_to` (what each
+        class lacks of a number). With sources, the rows of each class start from its real images in
+        turn.
 
         Args:
-            labels: Labels of the real images, int (n,); needed for `ratio`, and by default those of
-                the sources.
+            labels: Labels of the real images, int (n,); needed for `ratio` and `fill_to`, and by
+                default those of the sources.
             per_class: Images of every class.
             ratio: Images per real image.
             counts: Images of each class by name.
+            fill_to: Real and new images of every class together, or "largest": as many as the
+                largest class of the real images has. Classes with more get none.
             seed: Base seed; each row's own seed is hashed from it.
             source_weights: A weight for every real image that rows start from, float (N,) and at
                 least 0: images of a class are used in proportion, and those of weight 0 not at all.
@@ -222,7 +227,13 @@ class AbstractSynthesizer(abc.ABC):
             ValueError: For no quota, two quotas, or an unknown class; for all unknown parameters
                 and all values out of range at once.
         """
-        quota = {"labels": labels, "per_class": per_class, "ratio": ratio, "counts": counts}
+        quota = {
+            "labels": labels,
+            "per_class": per_class,
+            "ratio": ratio,
+            "counts": counts,
+            "fill_to": fill_to,
+        }
         if source_weights is not None:
             quota["source_weights"] = source_weights
         return self._lay_out(self._checked_parameters(parameters), quota, seed)
@@ -295,29 +306,33 @@ class AbstractSynthesizer(abc.ABC):
         per_class: int | None = None,
         ratio: float | None = None,
         counts: Mapping[str, int] | None = None,
+        fill_to: int | Literal["largest"] | None = None,
     ) -> NDArray[np.int64]:
-        """Images per class, int64 (num_classes,), from exactly one of the three ways to say it."""
+        """Images per class, int64 (num_classes,), from exactly one of the four ways to say it."""
         if not self.classes:
             raise ValueError(
                 f"{type(self).__name__} does not name its classes; set `classes`, or use "
                 "`Plan.build`."
             )
-        quotas = {"per_class": per_class, "ratio": ratio, "counts": counts}
+        quotas = {"per_class": per_class, "ratio": ratio, "counts": counts, "fill_to": fill_to}
         given = [name for name, value in quotas.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
-                "Give exactly one of `per_class`, `ratio` and `counts`; got "
+                "Give exactly one of `per_class`, `ratio`, `counts` and `fill_to`; got "
                 f"{' and '.join(given) or 'none'}."
             )
         if per_class is not None:
             return balanced_quota(len(self.classes), per_class=per_class)
         if counts is not None:
             return given_quota(counts, self.classes)
-        if labels is None or ratio is None:
+        if labels is None:
             raise ValueError(
-                "`ratio` needs `labels`, those of the real images (`--source` on the command line)."
+                f"`{given[0]}` needs `labels`, those of the real images (`--source` on the command "
+                "line)."
             )
-        return matching_quota(labels, len(self.classes), ratio=ratio)
+        if fill_to is not None:
+            return filling_quota(labels, len(self.classes), fill_to=fill_to)
+        return matching_quota(labels, len(self.classes), ratio=quotas["ratio"])
 
 
 def _weighted(
