@@ -229,6 +229,7 @@ def small(patch: pytest.MonkeyPatch) -> None:
     shortened(sweeps, "sweep", grid=grid, guidance=[1.0])
     shortened(sweeps.SweepConfig, "__init__", per_class=8, force=True, seeds=1)
     few: dict[str, Any] = {"rounds": 1, "screening_seeds": 2, "final_seeds": 2, "shares": (0.5,)}
+    few |= {"targets": ("random",), "augmentations": ()}
     shortened(improvement.ImproveConfig, "__init__", images_per_round=0.5, channels=8, **few)
     of_8_channels(patch)
     few_noisy_images(patch, per_level=40)

@@ -16,9 +16,10 @@ from synthaug._images.source import ImageSource
 from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation import AdversarialConfig, EvaluationReport, Run
 from synthaug.images import LabeledImages
-from synthaug.improvement import Gain, ImproveConfig, ImproveReport, Recipe, Round
+from synthaug.improvement import Gain, ImproveConfig, ImproveReport, Recipe, Round, _cost
 from synthaug.improvement._cost import Estimate, affordable, runs
 from synthaug.improvement._recipes import RecipeImages
+from synthaug.selection import Difficulty, ImageSelection
 from synthaug.synthesizers import AbstractSynthesizer, streams
 from tests.command_line import check_answer, fail, succeed
 from tests.images import randn, to_images, to_pil
@@ -71,8 +72,11 @@ def linear(num_classes: int, image_shape: Any) -> nn.Module:
 
 
 AUDITED = RecipeImages.audited
+OF_AUDIT = _cost._of_audit
 QUICK = ImproveConfig(
     shares=(0.5,),
+    targets=("random",),
+    augmentations=(),
     images_per_round=10,
     rounds=2,
     final_seeds=4,
@@ -99,6 +103,7 @@ def passing_audits() -> Iterator[None]:
         patch.setattr(
             RecipeImages, "audited", lambda _, cache: report_on(cache, np.arange(len(cache)) > 0)
         )
+        patch.setattr(_cost, "_of_audit", lambda *_: (2.0, 0.01))
         yield
 
 
@@ -205,13 +210,147 @@ def test_a_budget_too_small_for_one_recipe_is_refused_before_any_training(tmp_pa
 
 def test_recipes_that_do_not_fit_are_named(tmp_path):
     config = replace(QUICK, shares=(0.5, 0.3))
-    estimate = Estimate(classifier=60.0, generator=0.0, images={"a": 0.0})
+    estimate = Estimate(
+        classifier=60.0,
+        generator=0.0,
+        images={"a": 0.0, "b": 0.0},
+        classifiers={"a": 0, "b": 3},
+        audit=5.0,
+        audited_image=0.1,
+        rivals=2,
+    )
     wanted = [("a", 0.5), ("a", 0.3)]
     minutes = estimate.total(wanted[:1], config, 100) / 60
     taken, left = affordable(wanted, estimate, replace(config, minutes=minutes), 100)
     assert (taken, left) == (wanted[:1], wanted[1:])
     # 2 rivals and 1 recipe on 2 seeds, then 2 arms to 4 seeds, a round, and the confirmation
-    assert runs(1, config) == 4 + 2 * 2 + 2 * 2 + 4 + 8
+    assert runs(1, config, 2) == 4 + 2 * 2 + 2 * 2 + 4 + 8
+    # 100 training and 20 validation images, and 10 synthetic ones per real one in each of 2 rounds
+    audits = 5 + 0.1 * (1000 + 120) + 5 + 0.1 * (2000 + 120)
+    total = estimate.total(wanted[:1], config, 100, 20)
+    assert total == pytest.approx(60 * runs(1, config, 2) + audits)
+    judged = estimate.total([("b", 0.5)], config, 100, 20)
+    assert judged == pytest.approx(total + 2 * 3 * 60)
+
+
+def test_the_time_of_an_audit_is_measured_on_real_images(monkeypatch, caplog):
+    clock = [0.0]
+
+    def audited(synthetic: Any, train: Any, *, holdout: Any, **_: Any) -> None:
+        clock[0] += 3 + 0.5 * sum(map(len, (synthetic, train, holdout)))
+
+    monkeypatch.setattr(_cost, "audit", audited)
+    monkeypatch.setattr(_cost.time, "perf_counter", lambda: clock[0])
+    sets = ImageSource.open(real(200, 0)), ImageSource.open(real(300, 1))
+    assert OF_AUDIT(*sets) == pytest.approx((3.0, 0.5))
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise DataError("Too few images.")
+
+    monkeypatch.setattr(_cost, "audit", refused)
+    assert OF_AUDIT(*sets) == (0.0, 0.0)
+    assert "was not measured: Too few images." in caplog.text
+
+
+def test_difficult_classes_and_selected_images_are_tried_beside_all_rivals(tmp_path, monkeypatch):
+    train = real(24, 0).subset([*range(12), *range(13, 24, 2)])  # 6 dark, 12 light
+    config = replace(
+        QUICK,
+        shares=(0.5, 0.3),
+        targets=("random", "difficult", "selected"),
+        augmentations=("mixup",),
+        rounds=1,
+        final_seeds=2,
+        images_per_round=2,
+        classifiers=replace(QUICK.classifiers, steps=4),
+    )
+    recipes, where = {"true": Levels()}, {"validation": VALIDATION, "test": TEST}
+    report = improve(train, tmp_path, recipes=recipes, config=config, progress=False, **where)
+    assert [*report.rivals] == [
+        *("real, augmented", "real, as it is", "real, mixup"),
+        *("real, balanced", "real, logit-adjustment"),
+    ]
+    assert sorted((one.recipe, one.share) for one in report.candidates) == [
+        ("true", 0.3),
+        ("true", 0.5),
+        ("true, difficult classes first", 0.5),
+        ("true, selected", 0.5),
+    ]
+    caches = {
+        target: synthaug.SynthCache(tmp_path / f"recipe-1{target}" / "round-1.h5")
+        for target in ("", "-difficult", "-selected")
+    }
+    counts = {target: np.bincount(cache.labels).tolist() for target, cache in caches.items()}
+    assert counts[""] == [12, 24]
+    assert counts["-selected"] == [24, 48]
+    hard = Difficulty.from_json(tmp_path / "recipe-1-difficult" / "difficulty.json")
+    loss = [hard.loss[hard.labels == c].mean() for c in (0, 1)]
+    dark = 36 * (6 / 18 + loss[0] / sum(loss)) / 2
+    assert counts["-difficult"] == [round(dark), 36 - round(dark)]
+    (path,) = (tmp_path / "recipe-1-selected").glob("*.selection.json")
+    chosen = ImageSelection.from_json(path)
+    assert (chosen.counts["kept"] <= [12, 24]).all()
+    assert (chosen.counts["kept"] > 0).all()
+
+    pool = RecipeImages(
+        "true", Recipe(Levels()), ImageSource.open(train), VALIDATION, tmp_path / "recipe-1", config
+    ).targeting("selected")
+    monkeypatch.setattr("synthaug.improvement._recipes.select", None)  # nothing is selected anew
+    served = pool.served(caches["-selected"])
+    assert served == (chosen.passed & (np.arange(72) > 0)).sum()
+    best = replace(report.rounds[0], selection=str(path))
+    lines = report.changed(verdict="use", rounds=[best]).lines()
+    assert f"filters=[synthaug.selection.ImageSelection.from_json({str(path)!r})]" in lines
+
+
+def test_rules_that_would_empty_a_class_or_cannot_be_asked_are_made_fewer(tmp_path, monkeypatch):
+    asked = []
+
+    def selected(cache: Any, real: Any, *, rules: Any, **_: Any) -> Any:
+        asked.append(rules)
+        if len(asked) == 1:
+            raise DataError("All images of class 'dark' are near-duplicates.")
+        taken = np.zeros(len(cache), np.int64) - 1
+        taken[np.asarray(cache.labels) == 0] = -1 if len(asked) == 3 else 0
+        return ImageSelection(
+            identity=cache.identity,
+            classes=CLASSES,
+            labels=np.asarray(cache.labels),
+            rules=("label", "number"),
+            taken_by=taken,
+            settings={},
+            pictures={},
+        )
+
+    monkeypatch.setattr("synthaug.improvement._recipes.select", selected)
+    pool = RecipeImages(
+        "true", Recipe(Levels()), ImageSource.open(real(8, 0)), TEST, tmp_path / "recipe-1", QUICK
+    ).targeting("selected")
+    cache = pool.cache([{"dark": 2, "light": 2}])
+    (chosen,) = pool.filters(cache)
+    assert asked == [("label", "support", "distinct", "k-center"), ("distinct", "k-center"), ()]
+    assert chosen.passed.all()
+
+
+def test_targets_that_need_more_images_of_a_class_are_named(tmp_path):
+    few = real(8, 0).subset([0, 1, 2, 3, 4, 5, 7])  # 3 dark
+    config = replace(QUICK, targets=("random", "difficult", "selected"))
+    report = improve(
+        few,
+        tmp_path,
+        validation=VALIDATION,
+        test=TEST,
+        recipes={"true": Levels()},
+        config=config,
+        dry_run=True,
+        progress=False,
+    )
+    assert [one.recipe for one in report.candidates] == ["true"]
+    assert "Not tried: difficult and selected, for which every class needs 4" in report.reasons[0]
+    assert "audits included" in report.reasons[0]
+    for wrong in ({"targets": ("hard",)}, {"targets": ()}, {"augmentations": ("shear",)}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
+            replace(QUICK, **wrong)
 
 
 def test_another_search_does_not_share_the_folder(tmp_path):
@@ -358,10 +497,11 @@ def test_a_search_from_the_command_line(tmp_path):
     line = ["improve", train, str(tmp_path / "out"), "--validation", validation, "--test", test]
     line += ["--cache", str(tmp_path / "cache.h5"), "--channels", "1", "--device", "cpu"]
     line += ["--steps", "2", "--rounds", "1", "--final-seeds", "2", "--shares", "0.5"]
+    line += ["--targets", "random", "--augmentations", "mixup"]
     assert "Next: synthaug improve" in succeed(*line, "--dry-run")
     assert "Report: " in succeed(*line)
     report = ImproveReport.from_json(tmp_path / "out" / "improve.json")
     assert report.chosen == str(tmp_path / "cache.h5")
     assert str(report.settings["command"]).startswith("synthaug improve ")
     check_answer(*line)
-    assert "`--shares` must be in (0, 1], got 1.5" in fail(2, *line[:-2], "--shares", "1.5")
+    assert "`--shares` must be in (0, 1], got 1.5" in fail(2, *line, "--shares", "1.5")

@@ -95,7 +95,7 @@ def test_a_page_is_whole_loads_nothing_and_takes_names_as_text(kind, made, tmp_p
     ("kind", "columns", "first"),
     [
         ("AuditReport", 17, {"tier": 1, "label": 0, "rmse": 0.0}),
-        ("EvaluationReport", 12, {"arm": NASTY, "test_accuracy": 0.875, "accuracy, a": None}),
+        ("EvaluationReport", 14, {"arm": NASTY, "test_accuracy": 0.875, "accuracy, a": None}),
         ("HardnessReport", 4, {"class": NASTY, "hardness": 1.0}),
         ("LabelCheck", 4, {"class": NASTY, "score": 0.125, "withheld": True, "passed": False}),
         ("MembershipReport", 6, {"set": "train", "row": 0, "class": NASTY}),

@@ -463,10 +463,10 @@ class EvaluationReport(Report):
             }
             for run in self.runs
         ]
-        by_group = {
-            arm: {title: float(values(arm).mean()) for title, values in self._by_group().items()}
-            for arm in self.arm_names
-        }
+        by_group: dict[str, dict[str, float | None]] = {}
+        for arm in self.arm_names:
+            means = {name: float(values(arm).mean()) for name, values in self._by_group().items()}
+            by_group[arm] = {n: None if np.isnan(mean) else mean for n, mean in means.items()}
         record = {**super()._record(), "runs": runs, "by_class_size": by_group}
         if not self.test_labels:
             del record["test_labels"]

@@ -5,6 +5,7 @@ from typing import Any, final
 
 from synthaug._support.arguments import (
     check_at_least,
+    check_choice,
     check_distinct,
     check_fields,
     check_positive,
@@ -13,6 +14,11 @@ from synthaug._support.arguments import (
 )
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._training.training_config import TrainingConfig
+
+TARGETS = ("random", "difficult", "selected")
+"""What images of a recipe are drawn and kept."""
+AUGMENTATIONS = ("affine", "randaugment", "trivialaugment", "cutmix", "mixup")
+"""Augmentations of `evaluation` besides the standard one, which is a rival in any case."""
 
 
 def _generator() -> TrainingConfig:
@@ -35,6 +41,12 @@ class ImproveConfig:
     are not tried, and the report names them."""
     shares: tuple[float, ...] = (0.5, 0.3, 0.7)
     """Shares of synthetic images that are tried, the most promising one first."""
+    targets: tuple[str, ...] = ("random", "difficult", "selected")
+    """What images of each recipe are drawn and kept: "random" draws classes in their proportions,
+    "difficult" more of classes that classifiers find hard, "selected" twice as many, of which the
+    better half is kept. The first one is tried at all shares, the others at the first share."""
+    augmentations: tuple[str, ...] = ("trivialaugment", "randaugment", "mixup", "cutmix")
+    """Stronger augmentations of real images alone, which are rivals too."""
     images_per_round: float = 2.0
     """Synthetic images, per real training image, that every round draws."""
     rounds: int = 3
@@ -74,6 +86,12 @@ class ImproveConfig:
         check_within("(0, 0.5)", set_aside=self.set_aside)
         check_some("share", shares=self.shares)
         check_distinct(shares=self.shares)
+        check_some("target", targets=self.targets)
+        check_distinct(targets=self.targets, augmentations=self.augmentations)
+        for target in self.targets:
+            check_choice(TARGETS, targets=target)
+        for name in self.augmentations:
+            check_choice(AUGMENTATIONS, augmentations=name)
         for share in self.shares:
             check_within("(0, 1]", "0 is the rival in any case.", shares=share)
         if self.final_seeds < self.screening_seeds:

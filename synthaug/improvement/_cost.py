@@ -1,5 +1,6 @@
 """Estimates what a search will take, from what one step of everything takes here."""
 
+import logging
 import math
 import tempfile
 import time
@@ -8,38 +9,54 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Subset
+
+from synthaug._audit import audit
 from synthaug._images.source import ImageSource
 from synthaug._support.files import write_text
 from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
 from synthaug._training.training_config import TrainingConfig
-from synthaug.errors import DataError
+from synthaug.errors import DataError, SynthaugError
 from synthaug.evaluation import Arm, evaluate
 from synthaug.improvement._config import ImproveConfig
-from synthaug.improvement._recipes import SAMPLER, TRAINED, RecipeImages
+from synthaug.improvement._recipes import SAMPLER, RecipeImages
 from synthaug.synthesizers import ClassConditional
+
+logger = logging.getLogger("synthaug")
 
 _FEW, _MORE = 2, 17
 """Steps of two short trainings, whose difference is the cost of steps alone."""
 _BATCH, _SECONDS = 64, 10.0
+_AUDITED = 50, 400
+"""Images of each set of two audits, whose difference is the cost of images alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Seconds, measured on this machine before the search. Audits are not in it."""
+    """Seconds, measured on this machine before the search."""
 
     classifier: float
     """To train and test one classifier."""
     generator: float
     """To train the generator; 0 if there is none to train."""
     images: dict[str, float]
-    """To draw one image of each recipe; 0 for images that are there."""
+    """To draw what one image of each recipe and target needs; 0 for images that are there."""
+    classifiers: dict[str, int]
+    """How many judge the images of a round, for each recipe and target."""
+    audit: float
+    """To audit any images."""
+    audited_image: float
+    """For each real or synthetic image of an audit more."""
+    rivals: int
+    """Arms without a generator."""
 
     def total(
         self,
         taken: Sequence[tuple[str, float]],
         config: ImproveConfig,
         real: int,
+        held: int = 0,
         *,
         least: bool = False,
     ) -> float:
@@ -49,20 +66,33 @@ class Estimate:
             taken: Recipes and shares that are tried.
             config: How.
             real: Training images.
+            held: Validation images, which audits compare with too.
             least: Cost if the cheapest recipe were tried alone.
         """
         names = {name for name, _ in taken} or {min(self.images, key=lambda n: self.images[n])}
         drawn = config.images_per_round * real
-        later = max(self.images[name] for name in names) * drawn * (config.rounds - 1)
-        first = sum(self.images[name] for name in names) * drawn
-        trained = self.generator if TRAINED in names else 0.0
+        dearest = max(names, key=lambda n: self._of_round(n, drawn, drawn + real + held))
+        later = sum(
+            self._of_round(dearest, drawn, number * drawn + real + held)
+            for number in range(2, config.rounds + 1)
+        )
+        first = sum(self._of_round(name, drawn, drawn + real + held) for name in names)
         tried = 1 if least else max(1, len(taken))
-        return trained + first + later + runs(tried, config) * self.classifier
+        return self.generator + first + later + runs(tried, config, self.rivals) * self.classifier
+
+    def _of_round(self, name: str, drawn: float, audited: float) -> float:
+        """Seconds to draw, audit and choose the images of a round."""
+        return (
+            self.images[name] * drawn
+            + self.classifiers[name] * self.classifier
+            + self.audit
+            + self.audited_image * audited
+        )
 
 
-def runs(tried: int, config: ImproveConfig) -> int:
-    """Classifiers that a search trains at most, with so many recipes and shares."""
-    count, seeds, done = 2 * config.screening_seeds, config.screening_seeds, 0
+def runs(tried: int, config: ImproveConfig, rivals: int) -> int:
+    """Classifiers that a search trains at most, with so many recipes and shares, and rivals."""
+    count, seeds, done = rivals * config.screening_seeds, config.screening_seeds, 0
     alive = tried
     while True:
         count += (alive + 1) * (seeds - done)
@@ -74,12 +104,16 @@ def runs(tried: int, config: ImproveConfig) -> int:
 
 
 def affordable(
-    wanted: Sequence[tuple[str, float]], estimate: Estimate, config: ImproveConfig, real: int
+    wanted: Sequence[tuple[str, float]],
+    estimate: Estimate,
+    config: ImproveConfig,
+    real: int,
+    held: int = 0,
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     """The first combinations that fit into the budget together, and the others."""
     taken: list[tuple[str, float]] = []
     for one in wanted:
-        if estimate.total([*taken, one], config, real) <= 60 * config.minutes:
+        if estimate.total([*taken, one], config, real, held) <= 60 * config.minutes:
             taken.append(one)
     return taken, [one for one in wanted if one not in taken]
 
@@ -91,6 +125,7 @@ def measure(
     validation: ImageSource,
     config: ImproveConfig,
     own: Callable[[], float] | None,
+    rivals: int,
 ) -> Estimate:
     """Measures what one step of everything costs, or reads what was measured before.
 
@@ -101,6 +136,7 @@ def measure(
         validation: Images to test on.
         config: How recipes are tried.
         own: Trains the user's classifier and returns the seconds; `None` means ours.
+        rivals: Arms without a generator.
     """
     if path.exists():
         try:
@@ -109,14 +145,27 @@ def measure(
             raise DataError(f"{path} is damaged: {error!r}. Delete it and run again.") from error
     classifier = _of_classifier(real, validation, config) if own is None else own()
     generator, images = 0.0, {}
+    of_recipe: dict[int, float] = {}  # targets share their recipe
     for name, pool in pools.items():
-        if not pool.drawn:
-            images[name] = 0.0
-        elif pool.given is None:
-            generator, images[name] = _of_training(real, config)
-        else:
-            images[name] = _per_image(pool.given.source, pool.given.parameters)
-    estimate = Estimate(classifier=classifier, generator=generator, images=images)
+        key = id(pool.given)
+        if key not in of_recipe:
+            if not pool.drawn:
+                of_recipe[key] = 0.0
+            elif pool.given is None:
+                generator, of_recipe[key] = _of_training(real, config)
+            else:
+                of_recipe[key] = _per_image(pool.given.source, pool.given.parameters)
+        images[name] = of_recipe[key] * pool.overdrawn
+    fixed, each = _of_audit(real, validation)
+    estimate = Estimate(
+        classifier=classifier,
+        generator=generator,
+        images=images,
+        classifiers={name: pool.classifiers for name, pool in pools.items()},
+        audit=fixed,
+        audited_image=each,
+        rivals=rivals,
+    )
     write_text(path, encode(estimate, indent=1))
     return estimate
 
@@ -154,6 +203,30 @@ def _of_classifier(real: ImageSource, validation: ImageSource, config: ImproveCo
         )
 
     return _extrapolated(train, config.classifiers.steps)
+
+
+def _of_audit(real: ImageSource, validation: ImageSource) -> tuple[float, float]:
+    """Seconds of any audit, and of each of its images: of two audits of few real images, half of
+    which stand in for synthetic ones, after one that warms up."""
+    measured = []
+    for few in (_AUDITED[0], *_AUDITED):
+        stand_ins, train, holdout = _part(real, few, 1), _part(real, few), _part(validation, few)
+        started = time.perf_counter()
+        try:
+            audit(stand_ins, train, holdout=holdout, deduplicate=True, progress=False)
+        except SynthaugError as error:
+            logger.warning("How long audits take was not measured: %s", error)
+            return 0.0, 0.0
+        seconds = time.perf_counter() - started
+        measured.append((len(stand_ins) + len(train) + len(holdout), seconds))
+    _, (few, first), (more, second) = measured
+    each = max(0.0, second - first) / (more - few) if more > few else second / max(1, more)
+    return max(0.0, second - each * more), each
+
+
+def _part(source: ImageSource, count: int, start: int = 0) -> Subset[Any]:
+    """Every other image of a set from one on, at most so many."""
+    return Subset(source.dataset, list(range(start, len(source), 2))[:count])
 
 
 def _extrapolated(train: Callable[[int], object], steps: int) -> float:

@@ -1,5 +1,6 @@
 """Holds what may help: where synthetic images come from, and the rows that are drawn of them."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,19 +11,28 @@ import numpy as np
 
 from synthaug._audit import AuditReport, audit
 from synthaug._cache import State, SynthCache, merge_rows
+from synthaug._cache.serving import servable
 from synthaug._generate import generate
 from synthaug._images.source import ImageSource
 from synthaug._plan import Plan
 from synthaug._plan.quota import largest_remainders
 from synthaug._support.arguments import check_type
+from synthaug.errors import DataError
 from synthaug.improvement._config import ImproveConfig
+from synthaug.selection import Difficulty, ImageSelection, difficulty, select
 from synthaug.synthesizers import AbstractSynthesizer, ClassConditional
 from synthaug.synthesizers._sampler import SamplerConfig
+
+logger = logging.getLogger("synthaug")
 
 TRAINED = "class-conditional"
 """Name of the recipe whose generator is trained here."""
 SAMPLER = SamplerConfig(scheduler="dpmsolver++", num_inference_steps=15)
 """How it is sampled."""
+LEAST_OF_CLASS = 4
+"""Real images of a class below which no classifier judges images that it has not learned from."""
+_OVERDRAWN = 2
+_TITLES = {"difficult": "difficult classes first", "selected": "selected"}
 
 
 @final
@@ -62,14 +72,33 @@ class RecipeImages:
         progress: bool = False,
     ) -> None:
         self.name = name
+        self.target = "random"
+        """What is drawn and kept, of `config.targets`."""
         self.real, self._holdout = real, holdout
         self.folder, self._config, self._progress = folder, config, progress
         self.given = recipe
         """`None`: a generator is to be trained."""
+        self._base: RecipeImages | None = None
+
+    def targeting(self, target: str) -> "RecipeImages":
+        """The same recipe, of which other images are drawn or kept."""
+        other = RecipeImages(
+            f"{self.name}, {_TITLES[target]}",
+            self.given,
+            self.real,
+            self._holdout,
+            self.folder.with_name(f"{self.folder.name}-{target}"),
+            self._config,
+            self._progress,
+        )
+        other.target, other._base = target, self
+        return other
 
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe; a generator that is to be trained is trained now."""
+        if self._base is not None:
+            return self._base.recipe
         if self.given is not None:
             return self.given
         synthesizer, _ = ClassConditional.fit(
@@ -134,9 +163,97 @@ class RecipeImages:
         report.to_html(path.with_suffix(".html"))
         return report
 
+    @property
+    def overdrawn(self) -> int:
+        """How many images are drawn for each that is wanted."""
+        return _OVERDRAWN if self.target == "selected" and self.drawn else 1
+
+    @property
+    def classifiers(self) -> int:
+        """How many are trained before the images of a round are there."""
+        return {"difficult": 2, "selected": 3}.get(self.target, 0)
+
+    def selection_path(self, cache: SynthCache) -> Path:
+        """Where the selection of a cache is kept."""
+        return self.audit_path(cache).with_suffix("").with_suffix(".selection.json")
+
+    def filters(self, cache: SynthCache) -> list[ImageSelection]:
+        """What else decides which images are served, beside the audit; it is made once.
+
+        No class is left without images: where rules would do so, or cannot be asked, they are made
+        fewer.
+        """
+        if self.target != "selected":
+            return []
+        path = self.selection_path(cache)
+        if path.exists():
+            return [ImageSelection.from_json(path)]
+        passed = servable(cache, self.audited(cache)).mask
+        labels = np.asarray(cache.labels)
+        for rules in (("label", "support", "distinct", "k-center"), ("distinct", "k-center"), ()):
+            try:
+                chosen = select(
+                    cache,
+                    self.real.dataset,
+                    keep=1 / _OVERDRAWN if rules else 1.0,
+                    rules=rules,
+                    config=self._config.classifiers,
+                    seed=self._config.seed,
+                    progress=self._progress,
+                )
+            except DataError as error:
+                logger.warning("%s The rules are made fewer.", error)
+                continue
+            lost = set(labels[passed].tolist()) - set(labels[passed & chosen.passed].tolist())
+            if not lost:
+                break
+            names = ", ".join(cache.classes[c] for c in sorted(lost))
+            logger.warning(
+                "The rules %s leave no image of %s. They are made fewer.", ", ".join(rules), names
+            )
+        chosen.to_json(path)
+        chosen.to_html(path.with_suffix(".html"))
+        return [chosen]
+
+    def served(self, cache: SynthCache) -> int:
+        """How many of the images are served."""
+        mask = servable(cache, self.audited(cache)).mask
+        for chosen in self.filters(cache):
+            mask = mask & chosen.passed
+        return int(mask.sum())
+
     def first_counts(self) -> dict[str, int]:
-        """Images of every class for the first round, in the proportions of the real ones."""
-        return self._counts(np.bincount(self.real.labels, minlength=len(self._classes)))
+        """Images of every class for the first round: in the proportions of the real ones, or more
+        of classes that are difficult."""
+        if self.target != "difficult":
+            return self._counts(np.bincount(self.real.labels, minlength=len(self._classes)))
+        return self.targeted_counts(self._difficulty())
+
+    def _difficulty(self) -> dict[str, float]:
+        """Mean loss of every class, by classifiers that have not learned from its images."""
+        path = self.folder / "difficulty.json"
+        if path.exists():
+            hard = Difficulty.from_json(path)
+        else:
+            try:
+                hard = difficulty(
+                    self.real.dataset,
+                    runs=1,
+                    config=self._config.classifiers,
+                    seed=self._config.seed,
+                    progress=self._progress,
+                )
+            except DataError as error:
+                logger.warning("%s Classes are drawn in their proportions.", error)
+                return {}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            hard.to_json(path)
+            hard.to_html(path.with_suffix(".html"))
+        labels = hard.labels
+        return {
+            self._classes[c]: float(hard.loss[labels == c].mean())
+            for c in np.unique(labels).tolist()
+        }
 
     def targeted_counts(self, errors: Mapping[str, float]) -> dict[str, int]:
         """The same number of images, more of them for classes with more errors.
@@ -145,13 +262,14 @@ class RecipeImages:
         out.
 
         Args:
-            errors: Error rate by class name; a class that is missing has the mean of the others.
+            errors: Error rate, or mean loss, by class name; a class that is missing has the mean of
+                the others.
         """
         present = np.bincount(self.real.labels, minlength=len(self._classes)).astype(np.float64)
         mean = float(np.mean(list(errors.values()))) if errors else 0.0
         weights = np.array([errors.get(name, mean) for name in self._classes]) * (present > 0)
         if not weights.sum():
-            return self.first_counts()
+            return self._counts(present)
         return self._counts(present / present.sum() + weights / weights.sum())
 
     @cached_property
@@ -159,7 +277,7 @@ class RecipeImages:
         return self.real.named_classes()
 
     def _counts(self, weights: Any) -> dict[str, int]:
-        total = max(1, round(self._config.images_per_round * len(self.real)))
+        total = max(1, round(self._config.images_per_round * len(self.real))) * self.overdrawn
         exact = total * np.asarray(weights, np.float64) / np.sum(weights)
         counts = largest_remainders(exact, total)
         return {name: int(n) for name, n in zip(self._classes, counts, strict=True) if n}

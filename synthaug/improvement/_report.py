@@ -68,6 +68,8 @@ class Round:
     """Verdict of their audit."""
     audit_report: str
     """Path of its report, which says what may be served."""
+    selection: str = ""
+    """Path of the selection, which says what else is left out; "" for none."""
 
 
 @final
@@ -121,10 +123,12 @@ class ImproveReport(Report):
         if self.verdict != "use":
             return ""
         best = [one for one in self.rounds if one.kept][-1]
+        read = f"synthaug.selection.ImageSelection.from_json({best.selection!r})"
+        filters = f", filters=[{read}]" if best.selection else ""
         return (
             f"cache = synthaug.SynthCache({best.cache!r})\n"
             f"mixed = synthaug.MixedDataset(train, cache, audit={best.audit_report!r}, "
-            f"fraction={self.share:g})\n"
+            f"fraction={self.share:g}{filters})\n"
             "loader = DataLoader(mixed, batch_size=128, shuffle=True)"
         )
 

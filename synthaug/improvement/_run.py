@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,21 @@ from synthaug._support.rows import rows_by_class
 from synthaug._training.classifier_config import name_of
 from synthaug._types import JSON, Indices, Labels
 from synthaug.errors import DataError, MismatchError
-from synthaug.evaluation import Arm, EvaluationReport
+from synthaug.evaluation import Arm, EvaluationReport, augmentation_arms, balanced_arms
 from synthaug.evaluation._report import ROBUST
 from synthaug.improvement._config import ImproveConfig
 from synthaug.improvement._contest import Contest, Fit, OurClassifier, YourClassifier
 from synthaug.improvement._cost import Estimate, affordable, measure
 from synthaug.improvement._gains import Gain
-from synthaug.improvement._recipes import TRAINED, Recipe, RecipeImages
+from synthaug.improvement._recipes import LEAST_OF_CLASS, TRAINED, Recipe, RecipeImages
 from synthaug.improvement._report import Candidate, ImproveReport, Round
 
 logger = logging.getLogger("synthaug")
 
 LEAST = 20
 """Validation or test images below which nothing is tried."""
+IMBALANCED = 2.0
+"""Size of the largest class by that of the smallest from which rivals count rare classes more."""
 WORTHWHILE = 0.02
 """A gain that would matter: where it cannot be excluded the answer is "cannot tell"."""
 PLAIN, STANDARD = "real, as it is", "real, augmented"
@@ -218,8 +220,9 @@ class Search:
                 name: one if isinstance(one, Recipe) else Recipe(one)
                 for name, one in recipes.items()
             }
-        pools = {
-            name: RecipeImages(
+        pools: dict[str, RecipeImages] = {}
+        for number, (name, recipe) in enumerate(given.items()):
+            pool = RecipeImages(
                 name,
                 recipe,
                 splits.train,
@@ -228,8 +231,9 @@ class Search:
                 config,
                 progress,
             )
-            for number, (name, recipe) in enumerate(given.items())
-        }
+            for target in _targets(pool, config):
+                one = pool if target == "random" else pool.targeting(target)
+                pools[one.name] = one
         where = folder / "classifiers"
         contest: Contest = (
             OurClassifier(
@@ -292,7 +296,8 @@ class Search:
         own = self._seconds_of_own if self.own_fit else None
         path = self.folder / "cost.json"
         sets = self.splits
-        return measure(path, self.pools, sets.train, sets.validation, self.config, own)
+        rivals = len(self._rivals())
+        return measure(path, self.pools, sets.train, sets.validation, self.config, own, rivals)
 
     def _seconds_of_own(self) -> float:
         """Seconds that the user's classifier takes, from runs that are needed in any case."""
@@ -301,8 +306,16 @@ class Search:
     @cached_property
     def candidates(self) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
         """Recipes and shares that fit into the budget, and those that do not."""
-        wanted = [(name, share) for share in self.config.shares for name in self.pools]
-        return affordable(wanted, self.estimate, self.config, len(self.splits.train))
+        first, *others = self.config.shares
+        wanted = [(name, first) for name in self.pools]
+        usual = [name for name, pool in self.pools.items() if pool.target == self._usual(pool)]
+        wanted += [(name, share) for share in others for name in usual]
+        sets = self.splits
+        return affordable(wanted, self.estimate, self.config, len(sets.train), len(sets.validation))
+
+    def _usual(self, pool: RecipeImages) -> str:
+        """The target at which a recipe is tried at all shares."""
+        return _targets(pool, self.config)[0]
 
     def planned(self) -> ImproveReport:
         """Returns what would be done, and what it would cost."""
@@ -316,15 +329,28 @@ class Search:
     def _plan_text(
         self, taken: Sequence[tuple[str, float]], left: Sequence[tuple[str, float]]
     ) -> str:
-        cost = self.estimate.total(taken, self.config, len(self.splits.train))
+        cost = self._seconds(taken)
         text = (
             f"{len(taken)} of {len(taken) + len(left)} combinations of recipe and share fit into "
-            f"{self.config.minutes:g} minutes; they take about {cost / 60:.1f}."
+            f"{self.config.minutes:g} minutes; they take about {cost / 60:.1f}, audits included."
         )
+        judged = {"difficult", "selected"} & {*self.config.targets}
+        if judged and not _can_judge(self.splits.train):
+            text += (
+                f" Not tried: {' and '.join(sorted(judged))}, for which every class needs "
+                f"{LEAST_OF_CLASS} training images."
+            )
         if left:
             names = ", ".join(f"{name} at {share:g}" for name, share in left)
             text += f" Not tried for lack of time: {names}."
         return text
+
+    def _seconds(self, taken: Sequence[tuple[str, float]], *, least: bool = False) -> float:
+        """What these recipes and shares take, as it is estimated."""
+        sets = self.splits
+        return self.estimate.total(
+            taken, self.config, len(sets.train), len(sets.validation), least=least
+        )
 
     # The search
 
@@ -333,7 +359,7 @@ class Search:
         started = time.perf_counter()
         taken, left = self.candidates
         if not taken:
-            needed = self.estimate.total([], self.config, len(self.splits.train), least=True)
+            needed = self._seconds([], least=True)
             raise ValueError(
                 f"`minutes` is {self.config.minutes:g}, and one recipe takes about "
                 f"{needed / 60:.1f} minutes. Give more time, or fewer steps of the generator or of "
@@ -381,12 +407,23 @@ class Search:
         real = self.splits.train.dataset
         if self.own_fit:
             return {PLAIN: Arm(real)}
-        return {STANDARD: Arm(real, augment="standard"), PLAIN: Arm(real)}
+        names: Any = self.config.augmentations
+        arms: dict[str, Any] = {
+            STANDARD: Arm(real, augment="standard"),
+            PLAIN: Arm(real),
+            **augmentation_arms(real, names),
+        }
+        counts = np.bincount(self.splits.train.labels)
+        counts = counts[counts > 0]
+        if counts.max() >= IMBALANCED * counts.min():
+            arms |= balanced_arms(real, ["balanced", "logit-adjustment"])
+        return arms
 
     def _mixed(self, share: float, pool: RecipeImages, cache: SynthCache, rival: Arm) -> Arm:
         """Real images, of which a share is replaced by images that the audit passed.
 
-        They are augmented as the rival's, so that synthetic images are all that differs.
+        They are augmented as the rival's, and rare classes count as there, so that synthetic images
+        are all that differs.
         """
         mixed = MixedDataset(
             self.splits.train.dataset,
@@ -394,8 +431,9 @@ class Search:
             audit=pool.audited(cache),
             fraction=share,
             seed=self.config.seed,
+            filters=pool.filters(cache),
         )
-        return Arm(mixed, augment=rival.augment)
+        return replace(rival, dataset=mixed)
 
     def _screened_rivals(self) -> dict[str, float]:
         """Mean accuracies of the arms without synthetic images."""
@@ -473,13 +511,14 @@ class Search:
             rounds.append(
                 Round(
                     images=len(cache),
-                    served=_served(pool, cache),
+                    served=pool.served(cache),
                     accuracy=report.mean(arm, self.result),
                     gain=gain,
                     kept=worth,
                     cache=str(cache.path),
                     audit=pool.audited(cache).verdict,
                     audit_report=str(pool.audit_path(cache)),
+                    selection=str(pool.selection_path(cache)) if pool.filters(cache) else "",
                 )
             )
             if worth:
@@ -533,10 +572,26 @@ class Search:
                 "seed": self.config.seed,
                 "seconds of a classifier": round(cost.classifier, 2),
                 "seconds of the generator": round(cost.generator, 1),
+                "seconds of an audit": round(cost.audit, 1),
+                "seconds of an image of an audit": round(cost.audited_image, 5),
                 **{f"seconds of an image, {k}": round(v, 4) for k, v in cost.images.items()},
             },
             **found,
         )
+
+
+def _can_judge(real: ImageSource) -> bool:
+    """Whether classifiers can judge training images that they have not learned from."""
+    counts = np.bincount(real.labels, minlength=len(real.named_classes()))
+    return bool(counts.min() >= LEAST_OF_CLASS)
+
+
+def _targets(pool: RecipeImages, config: ImproveConfig) -> list[str]:
+    """The targets that can be tried for a recipe: of images that are there, none is drawn."""
+    possible = {"random"}
+    if _can_judge(pool.real):
+        possible |= {"difficult", "selected"} if pool.drawn else {"selected"}
+    return [target for target in config.targets if target in possible] or ["random"]
 
 
 def _arm(name: str, share: float) -> str:
@@ -561,13 +616,6 @@ def _error_between(
     runs = [run for run in after.of(arm) if run.seed in old]
     added = [run.tested(result).accuracy - old[run.seed] for run in runs]
     return float(np.std(added, ddof=1) / np.sqrt(len(added))) if len(added) > 1 else math.inf
-
-
-def _served(pool: RecipeImages, cache: SynthCache) -> int:
-    """Images of the cache that its audit passed."""
-    from synthaug._cache.serving import servable
-
-    return int(servable(cache, pool.audited(cache)).mask.sum())
 
 
 def _no_gain(name: str, share: float, rival: str, gain: Gain, tried: int, wide: bool) -> str:
