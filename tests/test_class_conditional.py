@@ -11,7 +11,13 @@ import torch
 from synthaug import Plan, TrainingConfig, generate
 from synthaug.denoisers import build_unet
 from synthaug.errors import CheckpointError, DataError, MismatchError
-from synthaug.synthesizers import ClassConditional, SamplerConfig, streams
+from synthaug.synthesizers import (
+    PUBLISHED,
+    ClassConditional,
+    SamplerConfig,
+    published,
+    streams,
+)
 from tests.checkpoints import (
     Counting,
     cosine_config,
@@ -129,6 +135,29 @@ def test_whatever_changes_the_images_changes_the_recipe(change):
 def test_a_plan_that_makes_no_sense_is_refused(parameters, message):
     with pytest.raises(ValueError, match=message):
         tiny().plan(**parameters)
+
+
+def test_published_recipes_are_plans_with_the_numbers_of_the_papers():
+    recipe = published("da-fusion")
+    with pytest.raises(ValueError, match=r"'da-fusion' starts from real images. .*with_sources"):
+        recipe.plan(tiny())
+    plan = recipe.plan(tiny().with_sources(Real()), seed=3, guidance_scale=1.5)
+    assert len(plan) == 10 * len(Real())
+    assert set(plan["strength"]) == {0.5}
+    assert set(plan["guidance_scale"]) == {1.5}  # what is stated counts more
+    azizi = published("azizi")
+    with pytest.raises(ValueError, match="exactly one of `per_class`"):
+        azizi.plan(tiny())
+    slow = azizi.prepared(tiny())
+    assert azizi.plan(slow, per_class=2, seed=0)["guidance_scale"].tolist() == [1.25] * 8
+    assert slow.sampler == SamplerConfig(
+        scheduler="ddpm", num_inference_steps=1000, log_variance_mix=0.0
+    )
+    for one in PUBLISHED.values():
+        assert f"https://arxiv.org/abs/{one.paper.arxiv}" in str(one)
+        assert "Differs: " in str(one)
+    with pytest.raises(ValueError, match="must be one of 'real-guidance', 'da-fusion', 'azizi', "):
+        published("diff-mix")
 
 
 def test_settings_that_make_no_sense_are_refused():

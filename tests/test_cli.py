@@ -280,6 +280,20 @@ def test_a_checkpoint_with_a_mix_of_its_own_takes_another_scheduler_and_no_mix(w
     assert len({digest(*options) for options in choices}) == 3
 
 
+def test_a_published_recipe_gives_options_that_were_not_stated(work):
+    source = f"folder:{work / 'train'}"
+    line = ["plan", work / "run", "--recipe", "real-guidance", "--guidance-scale", 2, *DRAW]
+    text = succeed(*line, "--source", source, "--fill-to", 14)
+    assert "6 rows, 3 classes, parameters: " in text  # 12 of each class are there
+    assert "He et al. 2023. Is Synthetic Data from Generative Models Ready" in text
+    assert "--recipe real-guidance" in text.splitlines()[-1]
+    assert "360 rows" in succeed(*line, "--source", source)
+    assert "`--strength` needs `--source`" in fail(2, *line)
+    message = fail(2, "plan", work / "run", "--recipe", "diff-mix")
+    assert message.startswith("`--recipe` must be one of 'real-guidance', 'da-fusion', 'azizi', ")
+    assert "`--fill-to` needs `--source`" in fail(2, "plan", work / "run", "--fill-to", "largest")
+
+
 def test_variants_of_real_images_start_from_the_source(work):
     path = work / "variants.h5"
     source = f"folder:{work / 'train'}"

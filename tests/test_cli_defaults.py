@@ -73,7 +73,7 @@ SHELL_ONLY = {
     "cache", "classifier", "condition", "degradation_settings", "device", "dry_run", "estimate",
     "features", "features_dir", "fraction", "generator_license", "generator_steps", "labels",
     "link", "method", "others", "out", "padding",
-    "ratios", "seed", "selection", "sheet", "source", "source_license", "trial",
+    "ratios", "recipe", "seed", "selection", "sheet", "source", "source_license", "trial",
     "trust_torchscript", "validation",
     *(one.name for one in row_parameters()), *(one.name for one in settings()),
 }  # fmt: skip

@@ -240,7 +240,7 @@ def test_the_time_of_an_audit_is_measured_on_real_images(monkeypatch, caplog):
         clock[0] += 3 + 0.5 * sum(map(len, (synthetic, train, holdout)))
 
     monkeypatch.setattr(_cost, "audit", audited)
-    monkeypatch.setattr(_cost.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     sets = ImageSource.open(real(200, 0)), ImageSource.open(real(300, 1))
     assert OF_AUDIT(*sets) == pytest.approx((3.0, 0.5))
 
@@ -264,8 +264,15 @@ def test_difficult_classes_and_selected_images_are_tried_beside_all_rivals(tmp_p
         images_per_round=2,
         classifiers=replace(QUICK.classifiers, steps=4),
     )
-    recipes, where = {"true": Levels()}, {"validation": VALIDATION, "test": TEST}
-    report = improve(train, tmp_path, recipes=recipes, config=config, progress=False, **where)
+    report = improve(
+        train,
+        tmp_path,
+        validation=VALIDATION,
+        test=TEST,
+        recipes={"true": Levels()},
+        config=config,
+        progress=False,
+    )
     assert [*report.rivals] == [
         *("real, augmented", "real, as it is", "real, mixup"),
         *("real, balanced", "real, logit-adjustment"),

@@ -213,7 +213,7 @@ def test_two_classes_have_an_area_under_the_curve(tmp_path) -> None:
     def bright(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
         network = linear(num_classes, image_shape)
         with torch.no_grad():
-            network[1].weight[1] = 9.0
+            next(network.parameters())[1] = 9.0
         return network
 
     pixels = torch.arange(0, 240, 20).to(torch.uint8)[:, None, None, None].expand(12, 1, 4, 4)

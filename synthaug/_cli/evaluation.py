@@ -83,7 +83,7 @@ class ArmOptions:
             ways: Any = names(self.balance)
             arms |= balanced_arms(images, ways, augment=augment)
             if self.share is not None:
-                both = {"synthetic": synthetic, "share": self.share}
+                both: Any = {"synthetic": synthetic, "share": self.share}
                 arms |= balanced_arms(images, ways, augment=augment, **both)
         if self.autoencoder is not None:
             arms["real, decoded"] = reconstructions(images, self.autoencoder, device=device)

@@ -17,6 +17,7 @@ from synthaug._cli.options import (
     RayOptions,
     StorageOptions,
 )
+from synthaug.synthesizers._published import published
 from synthaug.synthesizers._registry import METHODS
 from synthaug.synthesizers._sampler import split_sampler
 
@@ -38,12 +39,16 @@ class AmountOptions:
             proportions.
         counts: Images of each class by name, for example '{"cat": 500, "dog": 200}'.
         fill_to: What each class of --source lacks of this number, or of the largest class.
+        recipe: A published way to draw training images, with the numbers of its paper:
+            real-guidance, da-fusion, azizi or diffusion-inversion. Options that are given count
+            more.
     """
 
     per_class: int | None = PLAN.per_class
     ratio: float | None = PLAN.ratio
     counts: dict[str, int] | None = PLAN.counts
     fill_to: int | Literal["largest"] | None = PLAN.fill_to
+    recipe: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +226,17 @@ else:
     )
 
 
+def _expanded(options: PlanOptions) -> PlanOptions:
+    """The options with the numbers of `--recipe`, where no others were given."""
+    if options.recipe is None:
+        return options
+    recipe = published(options.recipe)
+    amounts = options.given("per_class", "ratio", "counts", "fill_to")
+    numbers = {**({} if amounts else recipe.quota), **recipe.parameters, **recipe.settings}
+    missing = {name: value for name, value in numbers.items() if vars(options)[name] is None}
+    return replace(options, **missing)
+
+
 def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, str]:
     """The synthesizer, the data set of `--source`, and what draws, with the reason."""
     from synthaug.denoisers import OWN_PIPELINE
@@ -368,6 +384,8 @@ def _prepare(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, Any, str]
         seed=options.seed,
         **options.given(*(p.name for p in row_parameters())),
     )
+    if options.recipe is not None:
+        drawn_by = f"{drawn_by}\n{published(options.recipe)}"
     return synthesizer, plan, source, drawn_by
 
 
@@ -395,7 +413,7 @@ def plan(
     from synthaug._plan import REQUIRED
     from synthaug._printable import printable_line
 
-    synthesizer, rows, _, drawn_by = _prepare(checkpoint, options)
+    synthesizer, rows, _, drawn_by = _prepare(checkpoint, _expanded(options))
     rate = None
     if estimate:
         rate = evaluations_per_second(synthesizer, rows, batch_size=batch_size)
@@ -480,7 +498,7 @@ def generate(
     sheet = str(Path(out).with_suffix(".png"))
     picture_format(sheet)
     check_outputs(out, sheet)
-    options = _decided(out, options)
+    options = _expanded(_decided(out, options))
     engine = ray.engine(work.engine, partial(_load_there, os.getcwd(), checkpoint, options))
     if work.engine == "ray":  # the actors draw: here nothing should take a GPU
         options = replace(options, device="cpu")

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from synthaug.synthesizers._parameters import Method as Method
     from synthaug.synthesizers._parameters import RowParameter as RowParameter
     from synthaug.synthesizers._parameters import Setting as Setting
+    from synthaug.synthesizers._published import PUBLISHED as PUBLISHED
+    from synthaug.synthesizers._published import PublishedRecipe as PublishedRecipe
+    from synthaug.synthesizers._published import published as published
     from synthaug.synthesizers._registry import METHODS as METHODS
     from synthaug.synthesizers._registry import register as register
     from synthaug.synthesizers._sampler import SamplerConfig as SamplerConfig
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "METHODS": "_registry",
+    "PUBLISHED": "_published",
     "AbstractSynthesizer": "_base",
     "Cascade": "cascade._synthesizer",
     "CascadeSettings": "cascade",
@@ -64,6 +68,7 @@ _HOME = {
     "LowDensity": "low_density._synthesizer",
     "Method": "_parameters",
     "Paper": "_papers",
+    "PublishedRecipe": "_published",
     "RowParameter": "_parameters",
     "SamplerConfig": "_sampler",
     "Selection": "_selection",
@@ -72,6 +77,7 @@ _HOME = {
     "SteeringSettings": "low_density",
     "TokenConfig": "inversion._config",
     "frechet_score": "_selection",
+    "published": "_published",
     "register": "_registry",
     "select_snapshot": "_selection",
     "soft_labels": "inversion._variant_plan",
@@ -80,6 +86,7 @@ _HOME = {
 
 __all__ = [  # written out: documentation and type checkers read it without running anything
     "METHODS",
+    "PUBLISHED",
     "AbstractSynthesizer",
     "Cascade",
     "CascadeSettings",
@@ -99,6 +106,7 @@ __all__ = [  # written out: documentation and type checkers read it without runn
     "LowDensity",
     "Method",
     "Paper",
+    "PublishedRecipe",
     "RowParameter",
     "SamplerConfig",
     "Selection",
@@ -107,6 +115,7 @@ __all__ = [  # written out: documentation and type checkers read it without runn
     "SteeringSettings",
     "TokenConfig",
     "frechet_score",
+    "published",
     "register",
     "select_snapshot",
     "soft_labels",

@@ -332,7 +332,8 @@ class AbstractSynthesizer(abc.ABC):
             )
         if fill_to is not None:
             return filling_quota(labels, len(self.classes), fill_to=fill_to)
-        return matching_quota(labels, len(self.classes), ratio=quotas["ratio"])
+        assert ratio is not None  # one of the four is given
+        return matching_quota(labels, len(self.classes), ratio=ratio)
 
 
 def _weighted(
