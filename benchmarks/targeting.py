@@ -1,4 +1,4 @@
-"""Which images are worth drawing: accuracy over the number of synthetic images, on a long tail.
+"""Measures accuracy over the number of synthetic images on a long tail: which are worth drawing?
 
     python benchmarks/targeting.py --data digits --seeds 0 1 2 3 4 --numbers 100 300 1000
     python benchmarks/targeting.py --tiny --out /tmp/targeting.json      # only that it runs

@@ -161,7 +161,7 @@ def balanced_arms(
         names: "balanced" draws all classes equally often, "effective-number" weighs the loss
             (beta 0.9999), "logit-adjustment" shifts the logits in the loss (once the logarithm of
             class shares). `Arm` has the numbers to choose.
-        augment: Of all these arms.
+        augment: The augmentation of all these arms.
         synthetic: Synthetic images that these arms add, as of an `Arm`.
         share: Their share of every batch.
 

@@ -115,7 +115,7 @@ def batch_order(
 def balanced_order(
     by_class: Sequence[Indices], batch_size: int, *, seed: int, step: int
 ) -> Iterator[tuple[int, Indices]]:
-    """As `batch_order`, with all classes equally often: a pure function of its arguments.
+    """Returns what `batch_order` does, with all classes equally often, a pure function as well.
 
     Classes come in turn, all of them once before any comes again, in an order that is drawn anew
     each time; the images of a class are a stream of permutations.
@@ -330,18 +330,18 @@ class _LossByClass:
     def of(
         cls, images: ArmImages, batch_size: int, rows: int, device: torch.device
     ) -> "_LossByClass":
-        """Of a step; the rows of the arm's own data set come first."""
+        """Makes that of a step, in which the rows of the arm's own data set come first."""
         count = images.divided(batch_size)[0][1]
         return cls(images, torch.arange(rows, device=device, dtype=torch.int64) < count)
 
     def mean(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of all rows, a scalar."""
+        """Returns the mean loss of all rows, a scalar."""
         if self.images.class_weights is None:
             return F.cross_entropy(self._shifted(logits), labels)
         return self.by_row(logits, labels).mean()
 
     def by_row(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of every row, (n,)."""
+        """Returns the loss of every row, (n,)."""
         values = F.cross_entropy(self._shifted(logits), labels, reduction="none")
         weights = self.images.class_weights
         if weights is None:

@@ -60,7 +60,8 @@ class Correctness:
             labels: Classes of the images, int64 (n,).
             num_classes: How many classes there are.
             confidence: Probability of the class that was decided for, float32 (n,).
-            scores: Of two classes, what grows with the probability of the second, float32 (n,).
+            scores: Numbers that grow with the probability of the second of two classes, float32
+                (n,).
         """
         by_class = [hits[labels == c] for c in range(num_classes)]
         return cls(

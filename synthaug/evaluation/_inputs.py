@@ -225,8 +225,8 @@ class ArmImages:
 
     @cached_property
     def logit_offsets(self) -> NDArray[np.float32] | None:
-        """What is added to the logits of `base` in the loss, float32 (num_classes,); `None` for
-        nothing. A class without images counts as one with a single image."""
+        """Returns what is added to the logits of `base` in the loss, float32 (num_classes,); `None`
+        for nothing. A class without images counts as one with a single image."""
         if self.logit_adjustment is None:
             return None
         counts = self.base.class_counts.clip(min=1)

@@ -178,7 +178,7 @@ class RecipeImages:
         return self.audit_path(cache).with_suffix("").with_suffix(".selection.json")
 
     def filters(self, cache: SynthCache) -> list[ImageSelection]:
-        """What else decides which images are served, beside the audit; it is made once.
+        """Returns what else decides which images are served, beside the audit; it is made once.
 
         No class is left without images: where rules would do so, or cannot be asked, they are made
         fewer.

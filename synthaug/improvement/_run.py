@@ -346,7 +346,7 @@ class Search:
         return text
 
     def _seconds(self, taken: Sequence[tuple[str, float]], *, least: bool = False) -> float:
-        """What these recipes and shares take, as it is estimated."""
+        """Estimates what these recipes and shares take."""
         sets = self.splits
         return self.estimate.total(
             taken, self.config, len(sets.train), len(sets.validation), least=least

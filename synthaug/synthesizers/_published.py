@@ -49,7 +49,7 @@ class PublishedRecipe:
 
         Args:
             synthesizer: One that is prepared, with sources if images start from real ones.
-            labels: As of the synthesizer's `plan`.
+            labels: The labels of real images that the synthesizer's `plan` takes.
             changes: Its other arguments; they count more than the recipe's.
 
         Raises:
