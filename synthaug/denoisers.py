@@ -160,6 +160,10 @@ class ClassifierFreeGuidance:
     """float32 (n,): every row has its own."""
     unconditional: Any
     """Conditions of the unconditional branch: class indices (n,) or tokens (n, k, d)."""
+    rescale: float = 0.0
+    """phi in [0, 1], how far the guided prediction is brought to the standard deviation of the
+    conditional one: guidance makes it larger, and images too bright and too dark (Lin et al. 2023,
+    section 3.4, https://arxiv.org/abs/2305.08891)."""
 
     def __call__(self, x: Images, t: Tensor, prediction: Images) -> Images:
         """The term for the rows with a guidance scale other than 1, zero for the others."""
@@ -172,7 +176,12 @@ class ClassifierFreeGuidance:
         """The term for all rows, from the unconditional predictions of those that are guided."""
         rows, weight = self._guided.on(prediction.device)
         term = torch.zeros_like(prediction)
-        term[rows] = weight * (prediction[rows] - unconditional)
+        added = weight * (prediction[rows] - unconditional)
+        if self.rescale:
+            guided = prediction[rows] + added
+            ratio = _deviation(prediction[rows]) / _deviation(guided)
+            added = added + self.rescale * (ratio - 1) * guided
+        term[rows] = added
         return term
 
     @cached_property
@@ -226,7 +235,12 @@ class GuidedDenoiser:
 
 
 def guided(
-    denoiser: AnyDenoiser, guidance_scale: Tensor, condition: Any, unconditional: Any
+    denoiser: AnyDenoiser,
+    guidance_scale: Tensor,
+    condition: Any,
+    unconditional: Any,
+    *,
+    rescale: float = 0.0,
 ) -> tuple[AnyDenoiser, list[GuidanceTerm]]:
     """A denoiser and the terms that guide it: in one pass on an accelerator, where conditions fit.
 
@@ -236,14 +250,20 @@ def guided(
         condition: One condition per row.
         unconditional: Conditions of the unconditional branch. Token sequences may have another
             length, and then each branch has a pass of its own.
+        rescale: Share of the way back to the contrast without guidance, in [0, 1].
     """
-    guidance = ClassifierFreeGuidance(denoiser, guidance_scale, unconditional)
+    guidance = ClassifierFreeGuidance(denoiser, guidance_scale, unconditional, rescale)
     alike = isinstance(condition, Joinable) or (
         isinstance(condition, Tensor) and condition.shape[1:] == unconditional.shape[1:]
     )
     if denoiser.device.type != "cpu" and alike:
         return GuidedDenoiser(guidance), []
     return denoiser, [guidance]
+
+
+def _deviation(images: Images) -> Tensor:
+    """Returns the standard deviation of all values of each image, (n, 1, 1, 1)."""
+    return images.std((1, 2, 3), keepdim=True)
 
 
 def small_unet_config(

@@ -25,6 +25,7 @@ from tests.checkpoints import (
     tiny_unet,
     write_stable_diffusion,
 )
+from tests.command_line import succeed
 from tests.images import to_images, to_pixels
 from tests.tiny.class_conditional import NAMES, Real, tiny
 
@@ -288,7 +289,10 @@ def test_a_foreign_network_with_a_null_class_can_be_guided(saved, names, guided)
     loaded = ClassConditional.from_pretrained(saved, classes=names, null_class=guided)
     assert loaded.can_be_guided == guided
     assert len(loaded.plan(per_class=1)) == len(names)
-    if not guided:
+    line = ["plan", saved, "--classes", ",".join(names), "--per-class", 1, "--guidance-scale", 2]
+    if guided:
+        assert "guidance_scale" in succeed(*line, "--null-class", "--device", "cpu")
+    else:
         with pytest.raises(ValueError, match="was not trained without labels"):
             loaded.plan(per_class=1, guidance_scale=2.0)
 

@@ -13,6 +13,7 @@ from synthaug.synthesizers import SamplerConfig, streams
 from tests.checkpoints import Counting, cosine_config, tiny_unet
 from tests.exact_denoisers import EPSILON, ExactDenoiser, GaussianDenoiser
 from tests.images import randn
+from tests.tiny.class_conditional import tiny
 
 
 def draw(denoiser: Any, name: str, n: int = 6, steps: int = 50, **arguments: Any) -> Tensor:
@@ -157,6 +158,30 @@ def test_every_draw_of_a_row_is_bit_equal_whatever_the_batch(name):
     together = draw(denoiser, name, seeds=range(5), steps=20)
     alone = torch.cat([draw(denoiser, name, seeds=[s], steps=20) for s in range(5)])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
+def test_guided_predictions_are_rescaled_as_diffusers_rescales_them(phi):
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    conditional, unconditional = torch.randn(2, 3, 2, 4, 4).unbind(0)
+    scale = torch.tensor([1.0, 3.0, 7.5])
+
+    class Unconditional:
+        device = torch.device("cpu")
+
+        def __call__(self, x: Tensor, t: Tensor, condition: Any) -> Tensor:
+            return unconditional[condition]
+
+    term = ClassifierFreeGuidance(Unconditional(), scale, torch.arange(3), rescale=phi)
+    found = conditional + term(conditional, torch.tensor(1), conditional)
+    guided = unconditional + scale.view(-1, 1, 1, 1) * (conditional - unconditional)
+    wanted = rescale_noise_cfg(guided, conditional, guidance_rescale=phi)
+    torch.testing.assert_close(found, wanted)
+    with pytest.raises(ValueError, match=r"`guidance_rescale` must be in \[0, 1\], got 2"):
+        SamplerConfig(guidance_rescale=2)
+    with pytest.raises(ValueError, match=r"`guidance_rescale` = 0\.7 has no effect"):
+        tiny(tiny_unet(num_classes=None), guidance_rescale=0.7)
 
 
 def guided(

@@ -134,10 +134,13 @@ class SeedOptions:
 
     Args:
         image_size: Height and width, if not the checkpoint's own.
+        null_class: The last class of the network is the null class of guidance, and has no name in
+            --classes.
         seed: Base seed.
     """
 
     image_size: int | None = None
+    null_class: bool = False
     seed: int = PLAN.seed
 
     def given(self, *options: str) -> dict[str, Any]:
@@ -277,6 +280,8 @@ def _ours(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     if METHODS[name].has_sampler:
         sampler, changes = split_sampler(changes)
         changes |= {"sampler": sampler} if sampler else {}
+    if options.null_class:
+        changes["null_class"] = True
     if options.others is not None:
         changes["degradation"] = _animorphosis(checkpoint, options.others, options)
     synthesizer: Any = load_checkpoint(checkpoint, **options.loading(), **changes)
@@ -313,6 +318,8 @@ def _pipeline(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     arguments = {**options.given(*(one.name for one in settings())), **options.loading_pipeline()}
     if options.others is not None:
         raise ValueError("`others` is for animorphosis; a pipeline knows none. Leave it out.")
+    if options.null_class:
+        raise ValueError("`null_class` is for our own loop, not for a pipeline. Leave it out.")
     synthesizer = FromPipeline.from_pretrained(
         checkpoint,
         **options.loading(),

@@ -120,6 +120,17 @@ def check_parts(path: Path, index: Mapping[str, Any]) -> None:
             )
 
 
+def part_folder(path: Path, index: Mapping[str, Any], name: str) -> Path:
+    """Returns the folder of a part: that of its name, or the checkpoint's own.
+
+    The oldest models of the hub, a network and its scheduler, have both configs and the weights
+    beside `model_index.json`.
+    """
+    parts = {key for key, value in index.items() if isinstance(value, list) and any(value)}
+    at_the_root = parts <= {"unet", "scheduler"} and (path / "config.json").is_file()
+    return path if at_the_root and not (path / name).is_dir() else path / name
+
+
 def part_class(path: Path, index: Mapping[str, Any], name: str) -> str:
     """The class name of a part, from a closed list.
 
@@ -238,7 +249,7 @@ def load_part(
     """Loads one part by its class name, from a closed list; its folder has its name, or another."""
     import diffusers
 
-    place = path / (name if folder is None else folder)
+    place = part_folder(path, index, name) if folder is None else path / folder
     restore(place)
     kind = part_class(path, index, name)
     config = read_config(place)

@@ -37,7 +37,7 @@ def rows_of_classes(
                 f"The network in {path} knows {count:,} classes, but `classes` has {len(names):,} "
                 "names, and the checkpoint does not say which is which. Name all of them in the "
                 "order of its labels. If the last one is the null class of classifier-free "
-                "guidance, leave out its name and pass `null_class=True` in Python."
+                "guidance, leave out its name and pass `null_class=True` (`--null-class`)."
             )
         return list(range(count))
     labels = _label_names(path, id2label, count)

@@ -32,6 +32,7 @@ from synthaug._training.parts import (
     embed_prompts,
     load_autoencoder,
     load_frozen,
+    part_folder,
     read_index,
 )
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
@@ -286,7 +287,8 @@ class DiffusionModel:
         denoiser = denoiser or self.denoiser
         terms: list[GuidanceTerm] = []
         if (guidance_scale != 1).any():
-            denoiser, terms = guided(denoiser, guidance_scale, condition, null())
+            rescale = sampler.guidance_rescale
+            denoiser, terms = guided(denoiser, guidance_scale, condition, null(), rescale=rescale)
         steps = sampler.num_inference_steps
         return sample(
             denoiser,
@@ -356,6 +358,11 @@ class DiffusionModel:
         """
         steps = sampler.num_inference_steps
         check_whole(1, num_inference_steps=steps)
+        if sampler.guidance_rescale and not self.can_be_guided:
+            raise ValueError(
+                f"`guidance_rescale` = {sampler.guidance_rescale:g} has no effect: this checkpoint "
+                "has no unconditional branch to be guided by. Leave it out."
+            )
         scheduler = self.scheduler(sampler)
         trained = scheduler.config.num_train_timesteps
         if steps > trained:
@@ -383,6 +390,8 @@ class DiffusionModel:
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
             "image_shape": list(self.image_shape),
         }
+        if sampler.guidance_rescale:
+            settings["guidance_rescale"] = sampler.guidance_rescale
         if self.prompts is not None:
             settings["prompts"] = list(self.prompts)
         if canaries := recorded(self.trained_on, "canaries"):
@@ -549,8 +558,9 @@ class DiffusionModel:
         path = checkpoints.resolve(path)
         index = read_index(path)
         own = checkpoints.read_record(path)
-        scheduler_config = checkpoints.read_json(path / "scheduler" / "scheduler_config.json")
         check_parts(path, index)
+        folder = part_folder(path, index, "scheduler")
+        scheduler_config = checkpoints.read_json(folder / "scheduler_config.json")
         check_trained_for(scheduler_config)
         network = load_frozen(path, index, dtype, target)
         vae = load_autoencoder(path, index)
