@@ -1532,6 +1532,18 @@ def files() -> Lines:
     )
 
 
+@block
+def support_matrix() -> Lines:
+    """Says what can be done with each generator, and by what."""
+    families = read("support_matrix")["families"]
+    ways = list(next(iter(families.values())))
+    rows = [
+        [family.replace("_", " "), *(answers[way].get("by", "no") for way in ways)]
+        for family, answers in families.items()
+    ]
+    return table(["generator", *ways], rows)
+
+
 def pages() -> list[Path]:
     """Returns every page that may hold a block."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
