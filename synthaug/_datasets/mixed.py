@@ -305,7 +305,20 @@ class MixedDataset(AbstractEpochDataset):
     # Items
 
     def __len__(self) -> int:
+        if self.mode == "replace":
+            return len(self._items.labels)
         return len(self._items.labels) + int(self.appended(self.epoch).sum())
+
+    def __getitem__(self, index: int) -> Any:
+        every = self._rows()
+        place = row_number(index, len(every))
+        row = every.item(place)
+        if self._log is not None or (row >= 0 and self._items.has_extras):
+            return self.__getitems__([place])[0]
+        if row < 0:
+            return self._item(items_of(self._items.raw, [place])[0])
+        (made,) = self._synthetic(np.array([place]), every[place : place + 1])
+        return self._item(self._items.example, made)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """A whole batch: each side is asked once. `DataLoader` and `Subset` call it."""
@@ -318,7 +331,7 @@ class MixedDataset(AbstractEpochDataset):
         made = rows >= 0
         real = self._items
         raw = iter(items_of(real.raw, where[~made | real.has_extras].tolist()))
-        synthetic = self._synthetic(rows[made]) if made.any() else iter(())
+        synthetic = self._synthetic(where[made], rows[made]) if made.any() else iter(())
         return [
             self._item(next(raw))
             if row < 0
@@ -326,9 +339,13 @@ class MixedDataset(AbstractEpochDataset):
             for row in rows.tolist()
         ]
 
-    def _synthetic(self, rows: Indices) -> Iterator[tuple[Any, Any]]:
-        """Images and labels of rows of the cache, of the types of the items of `real`."""
-        labels = self._labels_of(rows).tolist()
+    def _synthetic(self, where: Indices, rows: Indices) -> Iterator[tuple[Any, Any]]:
+        """Images and labels of rows of the cache, of the types of the items of `real`.
+
+        What takes the place of a real image has its class, so the cache need not be asked.
+        """
+        replacing = self.mode == "replace"
+        labels = (self._items.labels[where] if replacing else self._labels_of(rows)).tolist()
         for row, label, pixels in zip(
             rows.tolist(), labels, self.synthetic.read(rows), strict=True
         ):

@@ -40,7 +40,10 @@ def row_number(row: Any, count: int, name: str = "index") -> int:
         TypeError: For anything but a whole number, such as a slice; `True` is none.
         IndexError: For a row that there is not, which ends a `for` loop.
     """
-    if isinstance(row, bool | np.bool_) or not isinstance(row, SupportsIndex):
+    # The usual kind comes first: to ask for a protocol takes longer than to read an image.
+    if type(row) is not int and (
+        isinstance(row, bool | np.bool_) or not isinstance(row, SupportsIndex)
+    ):
         raise TypeError(f"`{name}` is {row!r}, expected a whole number.")
     number = index(row)
     if not -count <= number < count:
