@@ -119,6 +119,7 @@ def test_gray_images_and_the_usual_encoding() -> None:
         assert (encoding.decoded(encoding.encoded(gray), (1, 9, 7)) == gray).all()
     assert str(Encoding.chosen(None, (3, 128, 128))) == "raw"
     assert str(Encoding.chosen(None, (1, 8, 129))) == "webp"
+    assert str(Encoding.chosen(None, (3, 8, 2**14))) == "raw"  # more than WebP can hold
     for text in ("jpeg", "jpeg:0", "jpeg:101", "avif", ""):
         with pytest.raises(ValueError, match="`encoding` must be"):
             Encoding.parse(text)

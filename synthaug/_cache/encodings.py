@@ -76,7 +76,9 @@ class Encoding:
             ValueError: `text` is no encoding, or one that cannot hold such images.
         """
         if text is None:
-            return cls("raw" if max(image_shape[1:]) <= RAW_UP_TO else LOSSLESS)
+            _, height, width = image_shape
+            fits = max(height, width) <= _MAX_WEBP_SIDE and height * width <= _MAX_PIXELS
+            return cls(LOSSLESS if fits and max(height, width) > RAW_UP_TO else "raw")
         encoding = cls.parse(text)
         if not encoding.raw and image_shape[1] * image_shape[2] > _MAX_PIXELS:
             raise ValueError(
