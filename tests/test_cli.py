@@ -397,7 +397,7 @@ def test_labels_are_checked_images_selected_and_an_autoencoder_has_an_arm(work, 
     assert f"{15 - served.sum()} withheld" in (work / "ceiling.json").read_text()
     export = ("cache", "export", cache, work / "chosen", "--format", "folder")
     assert succeed(*export, *by).startswith("12 images")
-    other = work / "one.h5"
+    other = work / "single.h5"
     succeed("generate", work / "run", other, "--per-class", 1, *DRAW)
     message = fail(2, "cache", "export", other, work / "one", *export[4:], *by)
     assert message.startswith(f"{work / 'chosen.json'} judges another cache:\n")
@@ -708,7 +708,10 @@ def test_a_result_as_json_has_the_documented_keys_and_nothing_beside_it(work, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--per-class", 2, "--ratio", 1], "one of `--per-class`, `--ratio` and `--counts`"),
+        (
+            ["--per-class", 2, "--ratio", 1],
+            "one of `--per-class`, `--ratio`, `--counts` and `--fill-to`",
+        ),
         ([], "exactly one of"),
         (["--per-class", 0], "`--per-class` must be at least 1, got 0"),
         (["--counts", '{"cow": 1}'], "names 'cow', which is not a class"),
