@@ -91,6 +91,8 @@ COMMON = {
     "evaluate quality": "features holdout classifier images image_size device out config",
     "sweep": "scheduler num_inference_steps guidance_scale guidance validation features select "
     "per_class seeds model steps out config",
+    "cache import": "name forgotten image_size channels skip_bad encoding generator_license "
+    "source_license config",
 }
 """The options on the short help page of a command that has too many; `--help-all` shows all."""
 LEADING = {"-v", "--verbose", "-q", "--quiet", "--json"}
