@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from synthaug._images.source import ImageSource
 from synthaug.errors import DataError
@@ -89,6 +90,22 @@ def test_balanced_batches_have_all_classes_equally_often_and_every_image_of_one(
     assert rows(range(9), 4, seed=1) != drawn
 
 
+def test_classes_are_drawn_equally_often_where_labels_are_vectors() -> None:
+    class Soft(Dataset[Any]):
+        classes = ("a", "b", "c")
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            c = [0, 0, 0, 1, 2, 2][index]
+            return torch.zeros(1, 4, 4, dtype=torch.uint8), torch.eye(3)[c] * 0.8 + 0.2 / 3
+
+    images = Batches(ImageSource.open(Soft()), Soft.classes, torch.device("cpu"))
+    by_class = ArmImages(images, balanced=True).rows_by_class
+    assert [rows.tolist() for rows in by_class] == [[0, 1, 2], [3], [4, 5]]
+
+
 def test_weights_and_offsets_are_those_of_the_papers_and_of_the_own_rows_alone() -> None:
     real = balanced(6, 3).subset([0, 1, 2, 3, 4, 6, 9, 12])  # 5, 2 and 1 of each class
     torch.manual_seed(0)
@@ -136,6 +153,8 @@ def test_arms_that_count_rare_classes_twice_or_wrongly_are_refused(way, message)
         Arm(balanced(2), **way)
     with pytest.raises(ValueError, match="`names` must be one of 'balanced', 'effective-number'"):
         balanced_arms(balanced(2), ["focal"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="`balanced` is a str, expected True or False"):
+        Arm(balanced(2), balanced="no")  # type: ignore[arg-type]
 
 
 # Groups of classes
@@ -172,7 +191,7 @@ def test_groups_of_classes_are_in_table_frame_and_file(report, tmp_path) -> None
     assert list(saved) == ["balanced", "many", "medium", "few", "worst class"]
     assert EvaluationReport.from_json(path) == report
     assert "rare classes drawn as often as others" in report.html_sections()
-    with pytest.raises(ValueError, match=r"`group` 'tail' is unknown.*'all', 'many'.*'worst'"):
+    with pytest.raises(ValueError, match=r"`group` 'tail' is no fixed group.*'all', 'many'"):
         report.group_accuracies("real", "tail")
 
 
@@ -190,11 +209,17 @@ def test_a_gain_in_balanced_accuracy_counts_every_class_alike(report) -> None:
     assert gain.image_error == pytest.approx(images)
     few = report.difference("real, balanced", group="few")
     assert few == report.difference("real, balanced", class_name="c")
+    with pytest.raises(ValueError, match="`class_name` and `group` exclude each other"):
+        report.difference("real, balanced", class_name="c", group="few")
+    with pytest.raises(ValueError, match="`group` 'worst' is no fixed group of classes"):
+        report.difference("real, balanced", group="worst")
 
 
 def test_sizes_of_classes_come_in_order(report) -> None:
     with pytest.raises(ValueError, match=r"`class_sizes` must be at least 9, got 3\. First"):
         evaluate({"a": balanced(4)}, test=balanced(4), class_sizes=(9, 3))
+    with pytest.raises(ValueError, match=r"`class_sizes` must be two whole numbers, got \(9,\)"):
+        evaluate({"a": balanced(4)}, test=balanced(4), class_sizes=(9,))
 
 
 # Two classes

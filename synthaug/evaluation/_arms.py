@@ -18,7 +18,13 @@ from synthaug._cache.serving import (
 )
 from synthaug._images.source import ImageSource
 from synthaug._plan import rounded_multiple
-from synthaug._support.arguments import check_choice, check_finite, check_positive, check_within
+from synthaug._support.arguments import (
+    check_choice,
+    check_finite,
+    check_positive,
+    check_type,
+    check_within,
+)
 from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
@@ -83,6 +89,7 @@ class Arm:
                 "a mixture, leave both out."
             )
         check_within("(0, 1)", share=self.share)
+        check_type(bool, "True or False", balanced=self.balanced)
         check_within("[0, 1)", effective_number=self.effective_number)
         check_positive(logit_adjustment=self.logit_adjustment)
         check_finite(0, logit_adjustment=self.logit_adjustment)

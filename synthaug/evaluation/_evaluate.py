@@ -122,9 +122,7 @@ def evaluate(
         check_type(AdversarialConfig, "an AdversarialConfig", adversarial=adversarial)
     checked_arms = _checked_arms(arms, augment, config)
     seed_list = _checked_seeds(seeds)
-    low, high = class_sizes
-    check_whole(1, class_sizes=low)
-    check_whole(low, "First the smaller number.", class_sizes=high)
+    low, high = _checked_sizes(class_sizes)
     baseline = next(iter(checked_arms)) if baseline is None else baseline
     if baseline not in checked_arms:
         raise ValueError(f"`baseline` {baseline!r} is not an arm. Arms: {', '.join(checked_arms)}.")
@@ -450,6 +448,17 @@ def _checked_tests(test: Any, adversarial: Any) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"`test` has a set called {ROBUST!r}, as the result under attack is.")
     (_, first), *others = test.items()
     return first, dict(others)
+
+
+def _checked_sizes(class_sizes: Sequence[int]) -> tuple[int, int]:
+    """The two numbers that part few, medium and many images."""
+    check_type(Sequence, "two whole numbers, such as (20, 100)", class_sizes=class_sizes)
+    if len(class_sizes) != 2:
+        raise ValueError(f"`class_sizes` must be two whole numbers, got {class_sizes!r}.")
+    low, high = class_sizes
+    check_whole(1, class_sizes=low)
+    check_whole(low, "First the smaller number.", class_sizes=high)
+    return low, high
 
 
 def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:

@@ -130,11 +130,14 @@ class Batches:
     @cached_property
     def class_counts(self) -> Labels:
         """Images of every class, int64 (num_classes,); of class probabilities the likeliest."""
+        return np.bincount(self.class_indices, minlength=self._num_classes)
+
+    @cached_property
+    def class_indices(self) -> Labels:
+        """The class of every image as `labels` has it; of class probabilities the likeliest."""
         if self._memory is not None:
-            labels = self.labels()
-        else:
-            labels = self._table[self.source.class_indices()]
-        return np.bincount(labels, minlength=self._num_classes)
+            return self.labels()
+        return self._table[self.source.class_indices()]
 
     @cached_property
     def contents(self) -> NDArray[np.uint64]:
@@ -207,7 +210,7 @@ class ArmImages:
     @cached_property
     def rows_by_class(self) -> list[Indices]:
         """The images of `base` of every class that has any."""
-        labels = self.base.labels()
+        labels = self.base.class_indices
         return [np.flatnonzero(labels == c) for c in np.unique(labels)]
 
     @cached_property

@@ -235,8 +235,11 @@ class EvaluationReport(Report):
 
     def _members(self, group: str) -> list[int]:
         if group not in self.groups:
-            known = ", ".join(map(repr, [*self.groups, "worst"]))
-            raise ValueError(f"`group` {group!r} is unknown. Groups of classes here: {known}.")
+            known = ", ".join(map(repr, self.groups))
+            raise ValueError(
+                f"`group` {group!r} is no fixed group of classes. Groups here: {known}. "
+                '`group_accuracies` also knows "worst", which each arm has of its own.'
+            )
         return self.groups[group]
 
     def mean(self, arm: str, result: Which = None) -> float:
@@ -276,8 +279,11 @@ class EvaluationReport(Report):
                 is the gain in balanced accuracy.
 
         Raises:
-            ValueError: If the two arms have no seed in common, or the class has no test image.
+            ValueError: If the two arms have no seed in common, or the class has no test image;
+                for a class and a group at once, or one of them with several results.
         """
+        if class_name is not None and group is not None:
+            raise ValueError("`class_name` and `group` exclude each other. Give one of them.")
         base = {run.seed: run for run in self.of(baseline or self.baseline)}
         pairs = [(run, base[run.seed]) for run in self.of(arm) if run.seed in base]
         if not pairs:
@@ -288,6 +294,11 @@ class EvaluationReport(Report):
         ]
         if class_name is None and group is None:
             return Difference.of(*sets)
+        if len(sets) > 1:
+            raise ValueError(
+                f"`result` has {len(sets)} names, and the gain of some classes is that of a single "
+                "result. Give one of them."
+            )
         if class_name is None:
             members = self._members(str(group))
         elif class_name not in self.classes:
