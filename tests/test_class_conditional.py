@@ -272,6 +272,8 @@ def test_the_classes_of_a_model_of_ours_have_the_names_that_it_was_trained_with(
     assert ClassConditional.from_pretrained(saved, classes=NAMES).classes == NAMES
     with pytest.raises(ValueError, match="trained on the classes ant, bee, cat, dog, in this ord"):
         ClassConditional.from_pretrained(saved, classes=["cat", "dog"])
+    with pytest.raises(ValueError, match="`null_class` has no effect"):
+        ClassConditional.from_pretrained(saved, null_class=True)
 
 
 def test_a_foreign_network_has_a_null_class_only_if_one_is_declared(saved):

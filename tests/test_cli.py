@@ -289,6 +289,8 @@ def test_a_published_recipe_gives_options_that_were_not_stated(work):
     assert "--recipe real-guidance" in text.splitlines()[-1]
     assert "360 rows" in succeed(*line, "--source", source)
     assert "`--strength` needs `--source`" in fail(2, *line)
+    other = ["--recipe", "azizi", "--scheduler", "ddim", "--per-class", 1]  # no variance to mix
+    assert "guidance_scale" in succeed("plan", work / "run", *other, *DRAW)
     message = fail(2, "plan", work / "run", "--recipe", "diff-mix")
     assert message.startswith("`--recipe` must be one of 'real-guidance', 'da-fusion', 'azizi', ")
     assert "`--fill-to` needs `--source`" in fail(2, "plan", work / "run", "--fill-to", "largest")

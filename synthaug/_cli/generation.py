@@ -230,12 +230,19 @@ else:
 
 
 def _expanded(options: PlanOptions) -> PlanOptions:
-    """The options with the numbers of `--recipe`, where no others were given."""
+    """The options with the numbers of `--recipe`, where no others were given, or make them void."""
     if options.recipe is None:
         return options
     recipe = published(options.recipe)
     amounts = options.given("per_class", "ratio", "counts", "fill_to")
     numbers = {**({} if amounts else recipe.quota), **recipe.parameters, **recipe.settings}
+    if vars(options)["scheduler"] is not None:
+        from synthaug.samplers import SCHEDULERS
+
+        name = vars(options)["scheduler"]
+        for setting in settings():
+            if setting.scheduler and SCHEDULERS.get(name, name) != SCHEDULERS[setting.scheduler]:
+                numbers.pop(setting.name, None)
     missing = {name: value for name, value in numbers.items() if vars(options)[name] is None}
     return replace(options, **missing)
 

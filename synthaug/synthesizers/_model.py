@@ -587,6 +587,11 @@ class DiffusionModel:
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
         has_table = Denoiser(network).config.get("num_class_embeds") is not None
+        if null_class and (saved_names or not has_table):
+            raise ValueError(
+                "`null_class` has no effect: it is for a `UNet2DModel` with a table of classes "
+                "that was not trained by us. Leave it out."
+            )
         branch = null_class or embeddings is not None or not has_table
         model = cls(
             network=network,
