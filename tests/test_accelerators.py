@@ -220,6 +220,18 @@ def test_draws_multiply_in_float32_and_leave_the_callers_settings(reduced, monke
     assert arithmetic() == (True, "high")
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch before 2.9")
+def test_a_caller_who_allows_tf32_on_a_gpu_alone_still_does_so_afterwards(reduced):
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    backends: Any = torch.backends
+    parts = backends.cuda.matmul, backends.mkldnn.matmul
+    before = [part.fp32_precision for part in parts]
+    with full_precision():
+        assert arithmetic() == (False, "highest")
+    assert [part.fp32_precision for part in parts] == before
+
+
 def test_an_actor_whose_device_is_lost_is_replaced():
     made = []
 

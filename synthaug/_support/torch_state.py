@@ -111,13 +111,12 @@ def full_precision() -> Iterator[None]:
 
 def _set_full_precision() -> Callable[[], None]:
     """Sets what `full_precision` promises; returns what undoes it."""
-    backends = torch.backends
+    backends: Any = torch.backends
     try:
         convolutions, products = backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     except RuntimeError:  # the caller has used torch's newer settings, which know single parts
-        mkldnn: Any = backends.mkldnn
-        newer: Any = backends.cudnn
-        parts: Any = newer.conv, newer.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.matmul
+        cudnn, mkldnn = backends.cudnn, backends.mkldnn
+        parts = cudnn.conv, cudnn.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.matmul
         before = [(part, part.fp32_precision) for part in parts]
         for part, _ in before:
             part.fp32_precision = "ieee"
@@ -128,11 +127,19 @@ def _set_full_precision() -> Callable[[], None]:
 
         return undo_newer
 
+    try:
+        matmuls = backends.cuda.matmul, backends.mkldnn.matmul
+        single = [(part, part.fp32_precision) for part in matmuls]
+    except AttributeError:  # an older torch, in which they have one setting
+        single = []
+
     def undo() -> None:  # what was so already is not touched
         if convolutions:
             backends.cudnn.allow_tf32 = True
         if products != "highest":
             torch.set_float32_matmul_precision(products)
+            for part, precision in single:  # `cuda.matmul.allow_tf32` had set one of them alone
+                part.fp32_precision = precision
 
     if convolutions:
         backends.cudnn.allow_tf32 = False
