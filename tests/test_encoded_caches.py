@@ -3,7 +3,10 @@
 import errno
 import io
 import os
+import struct
 import threading
+import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from synthaug import Plan, SynthCache
-from synthaug._cache import encoded_rows, encodings, growing, readers
-from synthaug._cache.encodings import Encoding
+from synthaug._cache import encoded_rows, encodings, growing, readers, schema
+from synthaug._cache.encodings import Encoding, UndecodableError
 from synthaug._cache.files import pwrite
 from synthaug._generate import generate
 from synthaug._support import system
@@ -116,7 +119,9 @@ def test_gray_images_and_the_usual_encoding() -> None:
     gray = waves((1, 9, 7), 3).numpy()
     for name in ("png", "webp"):
         encoding = Encoding.parse(name)
-        assert (encoding.decoded(encoding.encoded(gray), (1, 9, 7)) == gray).all()
+        with warnings.catch_warnings():  # a decoder that warns must not look like damage
+            warnings.simplefilter("error")
+            assert (encoding.decoded(encoding.encoded(gray), (1, 9, 7)) == gray).all()
     assert str(Encoding.chosen(None, (3, 128, 128))) == "raw"
     assert str(Encoding.chosen(None, (1, 8, 129))) == "webp"
     assert str(Encoding.chosen(None, (3, 8, 2**14))) == "raw"  # more than WebP can hold
@@ -125,6 +130,37 @@ def test_gray_images_and_the_usual_encoding() -> None:
             Encoding.parse(text)
     with pytest.raises(ValueError, match="Use 'png'"):
         Encoding.chosen("webp", (3, 8, 2**14))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_of_two_headers_the_second_claims_nothing(bits: int) -> None:
+    encoding = Encoding.parse("png")
+    (file,) = encoding.encoded(PIXELS[:1, :1].numpy())
+    claim = b"IHDR" + struct.pack(">IIBBBBB", 16 if bits == 16 else 9000, 16, bits, 0, 0, 0, 0)
+    second = struct.pack(">I", 13) + claim + struct.pack(">I", zlib.crc32(claim))
+    with pytest.raises(UndecodableError, match="a second header says"):
+        encoding.decoded([file[:33] + second + file[33:]], (1, 16, 16))
+
+
+def test_a_cache_opens_while_a_writer_makes_it_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = create(tmp_path / "c.h5", "png")
+    step, inspected = 0, schema._root_attributes
+
+    def growing_meanwhile(file: h5py.File) -> Any:
+        nonlocal step
+        if step < ROWS:
+            rows = np.arange(step, step + 8)
+            before = writer.path.stat().st_size
+            writer.write(rows, PIXELS[rows], fsync="never")
+            assert writer.path.stat().st_size > before
+            step += 8
+        return inspected(file)
+
+    monkeypatch.setattr(schema, "_root_attributes", growing_meanwhile)
+    monkeypatch.setattr(schema, "_WRITING", 0)
+    assert torch.equal(SynthCache(writer.path).read(range(ROWS)), PIXELS)
 
 
 class Killed(BaseException):
@@ -232,9 +268,9 @@ def test_a_damaged_row_is_one_error_and_is_drawn_anew_without_harm_to_others(
     header, decode, channels = encodings._FORMATS["png"]
     decoded = []
 
-    def noticed(data: Any) -> Any:
+    def noticed(data: Any, shape: Any) -> Any:
         decoded.append(bytes(data))
-        return decode(data)
+        return decode(data, shape)
 
     monkeypatch.setitem(encodings._FORMATS, "png", (header, noticed, channels))
     with pytest.raises(CacheError, match=rf"row 7 .*{fault}"):
@@ -272,13 +308,31 @@ def test_what_is_withdrawn_is_gone_from_the_file_wherever_its_index_points(
     reader = cache._open()
     assert isinstance(reader, encoded_rows.Encoded)
     files = reader.files(np.arange(ROWS))
+
+    def gone() -> list[int]:
+        stored = cache.path.read_bytes()
+        return [row for row in range(ROWS) if files[row] not in stored]
+
     cache.write([3], PIXELS[9:10])  # a file of another length: the one before is erased
     set_index(cache.path, 5, (0, 90))
     SynthCache(cache.path).withdraw([4, 5])
-    stored = cache.path.read_bytes()
-    assert [row for row in range(ROWS) if files[row] not in stored] == [3, 4, 5]
+    assert gone() == [3, 4, 5]
+    set_index(cache.path, 6, (2**40, 90))
+    SynthCache(cache.path).write([6], PIXELS[:1])  # what cannot be found is erased as well
+    assert gone() == [3, 4, 5, 6]
+    set_index(cache.path, 7, (0, 0))
+    SynthCache(cache.path).withdraw([7])
+    assert gone() == [3, 4, 5, 6, 7]
+    with h5py.File(cache.path) as file:
+        entry = file["index"][10]
+    set_index(cache.path, 8, entry)  # but only row 10 has its image there
+    SynthCache(cache.path).withdraw([10])
+    assert gone() == [3, 4, 5, 6, 7, 8, 10]
+    assert cache.verify().tolist() == [8]
+    SynthCache(cache.path).write([8], PIXELS[8:9])
+    assert gone() == [3, 4, 5, 6, 7, 10]
     assert not len(cache.verify())
-    rest = np.delete(np.arange(ROWS), [3, 4, 5])
+    rest = np.delete(np.arange(ROWS), gone())
     assert torch.equal(SynthCache(cache.path).read(rest), PIXELS[rest])
     overwrite(cache.path, 4, b"rest")
     assert cache.verify().tolist() == [4]

@@ -117,6 +117,19 @@ def test_processes_that_come_at_once_fetch_once(
     assert fetched == [stored]
     elsewhere = SynthCache(stored, local_dir=tmp_path / "elsewhere")
     assert elsewhere.path.parent == tmp_path / "elsewhere"
+    # A name may be long, and a signature stays out of it.
+    signed = f"memory://bucket/{'漢' * 200}.h5?X-Amz-Signature={'a' * 300}"
+    caches.upload(elsewhere.path, signed)
+    name = SynthCache(signed).path.name
+    assert name.endswith("漢.h5")
+
+    def no_answer(self: MemoryFileSystem, path: str) -> Any:
+        raise FileNotFoundError(path) from ConnectionRefusedError()  # as over HTTP
+
+    monkeypatch.setattr(MemoryFileSystem, "info", no_answer)
+    assert SynthCache(stored).path.exists()
+    with pytest.raises(CacheError, match="cannot be reached"):
+        SynthCache(stored, local_dir=tmp_path / "third")
 
 
 def test_a_copy_that_does_not_end_leaves_nothing(
@@ -147,6 +160,17 @@ def test_a_copy_that_does_not_end_leaves_nothing(
         with pytest.raises(CacheError, match="10 bytes are free"):
             SynthCache(stored)
     assert copies(tmp_path / "copies") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match=r"Cannot copy .* another folder with `local_dir`"):
+        SynthCache(stored, local_dir=tmp_path / "file")
+
+    def read_only(path: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "whole_file", read_only)
+        with pytest.raises(CacheError, match=r"Permission denied\. .* another folder"):
+            SynthCache(stored)
 
     # A copy without its note, or cut short, as a kill between two steps leaves it, is made anew.
     path = SynthCache(stored).path
@@ -171,6 +195,8 @@ def test_a_copy_is_not_written_and_urls_are_not_filled(stored: str, tmp_path: Pa
     with pytest.raises(CacheError, match=r"memory://.* Give a local path"):
         generate(synthesizer, plan_of(), "memory://bucket/new.h5", progress=False)
     assert synthesizer.drawn == []
+    with pytest.raises(CacheError, match=r"memory://.* Give a local path"):
+        caches.export(cache, "memory://bucket/out", format="folder")
     with pytest.raises(CacheError, match=r"`url` is 'images\.h5', expected one such as"):
         caches.upload(cache.path, "images.h5")
     (tmp_path / "no.h5").write_bytes(b"no cache")

@@ -10,7 +10,7 @@ and erased when the row is withdrawn.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ class Encoded(Mapped):
     def __init__(self, contents: CacheContents) -> None:
         check_installed(contents.encoding)
         super().__init__(contents)
-        self.appending = Appending(contents)
+        self.appending = Appending(contents, self._intact_on_medium)
         # Noise takes a little more as a file than its raw pixels do.
         self._most = 2 * int(np.prod(contents.image_shape)) + 2**16
         """Bytes of the largest file that a row may have."""
@@ -83,6 +83,10 @@ class Encoded(Mapped):
 
     def stored(self, fd: int, rows: Indices) -> NDArray[np.uint8]:
         return self._decoded(fd, read_runs(fd, self.contents.regions["index"], rows))[0]
+
+    def _intact_on_medium(self, fd: int, rows: Indices) -> NDArray[np.bool_]:
+        """Says which of ascending rows match their checksum."""
+        return self.stored_checksums(fd, rows) == self.recorded(fd, rows)
 
     def _decoded(self, fd: int, entries: Entries) -> tuple[NDArray[np.uint8], dict[int, str]]:
         """Images, zeros where there is none, and why there is none by place."""
@@ -132,8 +136,12 @@ class Encoded(Mapped):
 class Appending:
     """Gives rows places in the index, and writes their files. Its user holds the cache's lock."""
 
-    def __init__(self, contents: CacheContents) -> None:
+    def __init__(
+        self, contents: CacheContents, intact: Callable[[int, Indices], NDArray[np.bool_]]
+    ) -> None:
         self._contents = contents
+        self._intact = intact
+        """Says which rows of an open file match their checksum."""
         self._counted = False
 
     def store(self, fd: int, rows: Indices, files: list[bytes], *, sync: bool) -> None:
@@ -150,6 +158,7 @@ class Appending:
         own = self._own(fd, rows, entries)
         moved = ~own | (entries[:, 1] != lengths)
         self._zero(fd, entries[own & moved], sync=sync)
+        self._erase_lost(fd, rows, entries, own)
         end = self._end(fd)
         places = end + np.cumsum(lengths[moved]) - lengths[moved]
         new_end = int(end + lengths[moved].sum())
@@ -165,18 +174,26 @@ class Appending:
             pwrite(fd, file, offset + start)
 
     def erase(self, fd: int, rows: Indices) -> None:
-        """Overwrites the files of ascending rows with zeros.
-
-        Where the index of a row is damaged, its file may lie anywhere: then all bytes are erased
-        that no other row has.
-        """
+        """Overwrites the files of ascending rows with zeros."""
         entries = read_runs(fd, self._contents.regions["index"], rows)
         own = self._own(fd, rows, entries)
         self._zero(fd, entries[own], sync=True)
-        lost = rows[~own & entries.any(axis=1)]
+        lost = self._erase_lost(fd, rows, entries, own)
+        write_runs(fd, self._contents.regions["index"], lost, np.zeros((len(lost), 2), "<u8"))
+
+    def _erase_lost(
+        self, fd: int, rows: Indices, entries: Entries, own: NDArray[np.bool_]
+    ) -> Indices:
+        """Erases the files of those rows whose index is damaged, and returns the rows.
+
+        Such a file may lie anywhere, so all bytes are erased that no other row has.
+        """
+        recorded = read_runs(fd, self._contents.regions["checksum"], rows)
+        written = (recorded != 0) & (recorded != erased_checksum(self._contents.image_shape))
+        lost = rows[~own & (written | entries.any(axis=1))]
         if len(lost):
             self._zero(fd, self._nobodys(fd, lost), sync=True)
-            write_runs(fd, self._contents.regions["index"], lost, np.zeros((len(lost), 2), "<u8"))
+        return lost
 
     def _end(self, fd: int) -> int:
         """Where the next file goes. Counted anew by each process, for a kill may have come between
@@ -215,10 +232,21 @@ class Appending:
         return inside & (overlapping == 1)  # itself
 
     def _nobodys(self, fd: int, rows: Indices) -> Entries:
-        """The bytes that are given away to none but `rows`, as entries."""
-        taken = [np.zeros((1, 2), np.uint64)]
+        """The bytes that are given away to none but `rows`, as entries.
+
+        A row whose index leads into a file of `rows` has bytes there only if they are its image:
+        otherwise it is that index which is damaged.
+        """
+        taken, lost = [np.zeros((1, 2), np.uint64)], [np.empty((0, 2), np.uint64)]
+        for first, entries in self._entries(fd):
+            lost.append(entries[rows[(rows >= first) & (rows < first + len(entries))] - first])
         for first, entries in self._entries(fd):
             entries[rows[(rows >= first) & (rows < first + len(entries))] - first] = 0
+            overlapping = np.zeros(len(entries), bool)
+            for start, length in np.concatenate(lost):
+                overlapping |= (entries[:, 0] < start + length) & (entries.sum(axis=1) > start)
+            rivals = np.flatnonzero(overlapping)
+            entries[rivals[~self._intact(fd, rivals + first)]] = 0
             taken.append(entries[entries[:, 1] > 0])
         begins, ends = np.concatenate(taken).T
         order = np.argsort(begins, kind="stable")

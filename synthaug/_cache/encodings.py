@@ -18,10 +18,10 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
-import torchvision.io
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import get_worker_info
+from torchvision.io import ImageReadMode  # also makes its operators known to torch
 
 from synthaug._pixels import to_pil
 from synthaug._support.system import usable_processors
@@ -154,7 +154,7 @@ class Encoding:
                 f"{width:,} and {stored[0]}"
             )
         try:
-            decoded = decode(data)
+            decoded = decode(data, stored)
         except Exception as error:  # what Pillow raises for damaged files is not documented
             reason = str(error).partition("\n")[0]
             raise UndecodableError(f"it does not decode: {reason}") from None
@@ -197,26 +197,35 @@ def _jpeg_header(data: NDArray[np.uint8]) -> tuple[int, int, int]:
         at += 2 + length
 
 
-def _by_pillow(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _by_pillow(data: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data.data), formats=("PNG", "JPEG", "WEBP")) as picture:
+        # Of several headers in a file it obeys the last one. No pixel has been decoded yet.
+        if (picture.mode, picture.size) != ("L" if shape[0] == 1 else "RGB", shape[:0:-1]):
+            raise ValueError(f"a second header says {picture.size} pixels, {picture.mode}")
         pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # HWC => CHW
 
 
-def _by_torchvision(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = torchvision.io.decode_webp(torch.from_numpy(data)).numpy()
+def _by_torchvision(data: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    del shape  # it knows the one header that we have read
+    # Not by its function in Python: that warns of its end each time, and where warnings are errors
+    # every image would look damaged.
+    decode = torch.ops.image.decode_webp
+    pixels: NDArray[np.uint8] = decode(
+        torch.from_numpy(data), ImageReadMode.UNCHANGED.value
+    ).numpy()
     return pixels
 
 
-def _decode_webp(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return _webp_decoder()(data)
+def _decode_webp(data: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    return _webp_decoder()(data, shape)
 
 
 @cache
-def _webp_decoder() -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
+def _webp_decoder() -> "_Decoder":
     """Torchvision's, unless it was built without."""
     try:
-        _by_torchvision(np.frombuffer(bytearray(_file_of_one("webp")), np.uint8))
+        _by_torchvision(np.frombuffer(bytearray(_file_of_one("webp")), np.uint8), (3, 1, 1))
     except (AttributeError, RuntimeError):
         return _by_pillow
     return _by_torchvision
@@ -244,11 +253,9 @@ def check_installed(encoding: Encoding) -> None:
             ) from error
 
 
-_Format = tuple[
-    Callable[[NDArray[np.uint8]], tuple[int, int, int]],
-    Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
-    int | None,
-]
+_Decoder = Callable[[NDArray[np.uint8], tuple[int, int, int]], NDArray[np.uint8]]
+"""Takes a file and the shape that its header says, and returns the image, (C, H, W)."""
+_Format = tuple[Callable[[NDArray[np.uint8]], tuple[int, int, int]], _Decoder, int | None]
 _FORMATS: dict[str, _Format] = {
     "png": (_png_header, _by_pillow, None),
     "webp": (_webp_header, _decode_webp, 3),

@@ -21,6 +21,7 @@ from PIL import PngImagePlugin
 from synthaug._cache.cards import Facts, card, croissant
 from synthaug._cache.files import Patient, new_file, new_folder
 from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5
+from synthaug._cache.remote import refuse_remote
 from synthaug._cache.serving import servable
 from synthaug._cache.store import SynthCache
 from synthaug._cache.stored_rows import data_set_of
@@ -98,7 +99,7 @@ def export(
             name of a folder.
         MismatchError: `audit` is about another cache.
         CacheError: An image is not the one that was written.
-        CacheError: `out` exists or cannot be written.
+        CacheError: `out` exists, cannot be written, or is a URL.
     """
     writers: dict[str, Callable[[SynthCache, Path, Indices, Advance], None]] = {
         "folder": _folder,
@@ -108,6 +109,7 @@ def export(
     if format != "hdf5" and format not in writers:
         known = ", ".join(repr(name) for name in [*writers, "hdf5"])
         raise ValueError(f"`format` must be one of {known}, got {format!r}.")
+    refuse_remote(out)
     if audit is not None:
         passed = servable(cache, audit).mask
         if rows is not None:

@@ -23,6 +23,8 @@ logger = logging.getLogger("synthaug")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]+://")
 _BLOCK = 8 * 2**20
 _HOME = "SYNTHAUG_REMOTE_DIR"
+_NAME = 40
+"""Characters of an object's name that the name of its copy has."""
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -38,8 +40,8 @@ def refuse_remote(path: str | os.PathLike[str]) -> None:
     """
     if is_remote(path):
         raise CacheError(
-            f"{path} is a URL, and a cache is filled on a local disk, where a kill loses nothing. "
-            "Give a local path, and put the finished file into the store with "
+            f"{path} is a URL, and files are written on a local disk, where a kill loses nothing. "
+            "Give a local path, and put what is finished into the store, a cache with "
             "`synthaug.caches.upload`."
         )
 
@@ -62,14 +64,17 @@ def fetched(url: str, local_dir: str | os.PathLike[str] | None = None) -> Path:
     """
     path = _place(url, local_dir)
     store, name = _store(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_stored(url, path, error) from error
     with claimed(path, patience=math.inf):
         known = _recorded(path)
         try:
             found = _identity(store, name)
-        except FileNotFoundError as error:
-            raise CacheError(f"{url} does not exist. Check the name of the object.") from error
         except Exception as error:  # each kind of store has errors of its own
+            if isinstance(error, FileNotFoundError) and not _is_network_fault(error.__cause__):
+                raise CacheError(f"{url} does not exist. Check the name of the object.") from error
             if known is None:
                 raise _unreachable(url, error) from error
             logger.warning(
@@ -121,7 +126,9 @@ def _place(url: str, local_dir: str | os.PathLike[str] | None) -> Path:
     """Where the copy of a URL belongs: copies of equal names do not meet."""
     default = os.environ.get(_HOME) or "~/.cache/synthaug/remote"
     folder = Path(local_dir if local_dir is not None else default).expanduser().absolute()
-    name = re.sub(r"[^\w.\-]", "_", url.rstrip("/").rpartition("/")[2]) or "cache.h5"
+    # Without a query, which may be a signature; and systems limit the bytes of a name.
+    plain = re.split(r"[?#]", url)[0].rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^\w.\-]", "_", plain)[-_NAME:] or "cache.h5"
     return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
 
 
@@ -175,11 +182,9 @@ def _copy(url: str, store: Any, name: str, path: Path, found: dict[str, Any]) ->
     except CacheError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CacheError(
-                f"Cannot copy {url} to {path}: {error.strerror}. Free {size:,} bytes, or choose "
-                "another folder with `local_dir`."
-            ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or str(error.filename).startswith(str(path.parent)):
+            raise _not_stored(url, path, error, f"Free {size:,} bytes, or choose") from error
         raise _unreachable(url, error) from error
     except Exception as error:  # each kind of store has errors of its own
         raise _unreachable(url, error) from error
@@ -198,6 +203,17 @@ def _recorded(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if whole and isinstance(record.get("fetched"), str) else None
+
+
+def _is_network_fault(error: BaseException | None) -> bool:
+    """Whether it is why an object was not found: over HTTP fsspec says so of every fault."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+
+
+def _not_stored(url: str, path: Path, error: OSError, remedy: str = "Choose") -> CacheError:
+    return CacheError(
+        f"Cannot copy {url} to {path}: {error.strerror}. {remedy} another folder with `local_dir`."
+    )
 
 
 def _unreachable(url: str, error: Exception) -> CacheError:

@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FL
 }
 _WRITING = 0.02
 """Seconds in which a writer has long written the few hundred bytes of HDF5's structure."""
+_TRIES = 20
+"""To open a file while a writer makes it longer again and again."""
 _RESTORE = "Restore it from a copy, or generate it again."
 _IMPORT = "If the images are yours, `synthaug cache import` makes a cache of them."
 
@@ -139,14 +142,25 @@ def inspect(path: Path) -> CacheContents:
         CacheError: The file is missing, unreadable or no cache; its plan, manifest or states are
             damaged; or it has a structure that we refuse to read.
     """
-    try:
-        return _opened(path)
-    except CacheError as error:
-        if isinstance(error.__cause__, OSError | RuntimeError) and path.exists():
-            # A writer may just be making the file longer: what is half written now is whole soon.
-            time.sleep(_WRITING)
+    before = None
+    for _ in range(_TRIES):
+        before, last = _superblock(path), before
+        try:
             return _opened(path)
-        raise
+        except CacheError as error:
+            # A writer may just be making the file longer: what is half written now is whole soon.
+            growing = isinstance(error.__cause__, OSError | RuntimeError | KeyError)
+            if not growing or before == last or not path.exists():
+                raise
+        time.sleep(_WRITING)
+    return _opened(path)
+
+
+def _superblock(path: Path) -> bytes:
+    """The bytes by which HDF5 knows the length of the file."""
+    with suppress(OSError), open_stream(path) as stream:
+        return stream.read(48)
+    return b""
 
 
 def _opened(path: Path) -> CacheContents:
@@ -185,7 +199,6 @@ def open_stream(path: Path) -> io.FileIO:
 
 
 def _inspect(path: Path, file: h5py.File, fd: int) -> CacheContents:
-    info = os.fstat(fd)
     version, texts = _root_attributes(file)
     encoded = version == ENCODED_VERSION
     manifest = _manifest(texts["manifest"])
@@ -196,6 +209,7 @@ def _inspect(path: Path, file: h5py.File, fd: int) -> CacheContents:
         del root["images"]
     sets = dict(_data_sets(file, root))
     regions = {name: _region(name, dataset) for name, dataset in sets.items()}
+    info = os.fstat(fd)  # after the lengths were read, which a writer may just be changing
     image_shape = _check_shapes(regions, version, _declared_shape(file) if encoded else None)
     encoding = _encoding(texts.get("encoding", "raw"), image_shape)
     if encoding.raw == encoded:
