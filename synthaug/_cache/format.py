@@ -241,6 +241,15 @@ def check_arguments(plan: Plan, image_shape: tuple[int, ...]) -> None:
             raise ValueError(
                 f"Column {name!r} cannot be stored: use 1 to 64 printable characters, without '/'."
             )
+    check_shape(image_shape)
+
+
+def check_shape(image_shape: tuple[int, ...]) -> None:
+    """Refuses a shape that images of a cache cannot have.
+
+    Raises:
+        ValueError: It is not (C, H, W) within the limits.
+    """
     if not valid_shape(image_shape):
         raise ValueError(
             f"`image_shape` must be (C, H, W) with C 1 or 3 and sides of 1 to {MAX_SIDE:,} pixels, "

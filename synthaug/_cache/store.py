@@ -174,6 +174,7 @@ class SynthCache(Dataset[Any]):
         """
         refuse_remote(path)
         shape = tuple(int(side) for side in image_shape)
+        _format.check_shape(shape)
         _format.create(
             Path(path).absolute(),
             plan,
