@@ -64,7 +64,7 @@ NOTHING = Findings(
     calibrated=0,
     competed=0,
     alike=0,
-    named=0,
+    named=(),
     excess=None,
     contested=False,
     shifted=False,
@@ -838,8 +838,8 @@ def test_a_pass_needs_sight_of_25_copies_or_2_percent_but_never_of_more_than_a_q
         ({"competed": 9}, "pass"),
         ({"shifted": True}, "pass"),
         ({"alike": 7}, "pass"),
-        ({"named": 4, "excess": (4, 5, 1.0)}, "inconclusive"),
-        ({"named": 4, "excess": (4, 5, 1.0), "calibrated": 9}, "fail"),
+        ({"named": (2, 5, 70), "excess": (4, 5, 1.0)}, "inconclusive"),
+        ({"named": (2, 5, 70), "excess": (4, 5, 1.0), "calibrated": 9}, "fail"),
     ],
 )
 def test_a_shift_decides_which_evidence_counts(change: dict[str, Any], verdict: str) -> None:
@@ -851,8 +851,17 @@ def test_a_shift_decides_which_evidence_counts(change: dict[str, Any], verdict: 
         assert "among 93 images" in reasons[0]
         assert "7 of 100 images resemble a training image" in reasons[1]
     if change.get("named"):
-        assert "Look at the 4 rows" in " ".join(reasons)
+        look = "Look at rows 2, 5, 70. They are withheld, and shown first."
+        if change.get("calibrated"):  # the page shows flagged rows before them
+            look = (
+                "Beside the flagged rows, look at rows 2, 5, 70. They are withheld, and shown aft"
+            )
+        assert look in " ".join(reasons)
     assert "detects 3 copies or more of training images" in " ".join(reasons), "its power"
+    assert "of trials, of each required kind." in " ".join(reasons), "none is the hardest"
+    harder = [seen(), seen("hard", noticed=4)]
+    told_of = judge(findings, COUNTS, power=harder, missing=(), fdr=0.05, level=0.01)[1]
+    assert "even of the required kind that is hardest to detect (hard)." in " ".join(told_of)
     assert "only if there are at least 4; fewer" in " ".join(reasons)
 
 
@@ -1579,7 +1588,7 @@ def test_the_page_shows_verdict_pairs_power_and_limits_in_this_order(
     text = html(failed, tmp_path)
     place = 0
     for part in (
-        "Images too close to training images</h1>",
+        "<h1>Audit: fail. Images too close to training images</h1>",
         "20 of 120 images equal a training image pixel by pixel",
         "What was compared",
         "The closest pairs",
@@ -1652,5 +1661,5 @@ def test_reports_without_hold_out_classes_or_pairs_have_a_page_too(
     fresh: Tensor, train: Tensor, tmp_path: Path
 ) -> None:
     text = html(quiet(fresh, train, max_pairs=0), tmp_path)
-    assert "Inconclusive" in text
+    assert "<h1>Audit: inconclusive. Look at the pairs" in text
     assert "By class" not in text

@@ -340,7 +340,11 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     copies = run("audit", f"folder:{work / 'train'}", *audit[2:-1], work / "copies")
     assert copies.code == 1
     assert copies.out.startswith("36 of 36 images equal a training image pixel by pixel. They are")
-    assert f"Look at {work / 'copies'}.html first. Next: synthaug cache import" in copies.out
+    last = copies.out.splitlines()[-1]
+    assert last.startswith(
+        f"Look at {work / 'copies'}.html first. Then remove the 36 withheld images"
+    )
+    assert last.endswith(f"from folder:{work / 'train'}: {work / 'copies'}.json lists them.")
 
     out = work / "evaluation"
     text = succeed(

@@ -67,8 +67,8 @@ class CanaryReport(VerdictReport):
     _REMEDY = "Check the name, or look for the canaries again."
     _TITLE = "Canaries"
     _MEANINGS: ClassVar[dict[str, str]] = {
-        "pass": "no more trained keys came back than untrained ones",
-        "fail": "keys came back",
+        "pass": "No more trained keys came back than untrained ones",
+        "fail": "Keys came back",
     }
     _WAY = "canaries"
 

@@ -71,6 +71,7 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
     power = _power(sets, comparison, tested, settings)
     counts = _counts(sets, comparison, tested, fdr)
     bound = _fewest_copies(tested, pool, tier > CLEAR, shifted)
+    judged = np.concatenate([S.rows, comparison.withdrawn.rows])
     findings = Findings(
         exact=int((tier == EXACT).sum()),
         identical=_identical(sets, comparison, tier == EXACT),
@@ -78,7 +79,7 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
         calibrated=int((q <= fdr).sum()),
         competed=int((q_decoy <= fdr).sum()),
         alike=int((tier == ALIKE).sum()),
-        named=int((tier == NAMED).sum()),
+        named=tuple(judged[tier == NAMED].tolist()),
         excess=None if excess is None else (excess.count, excess.depth, excess.expected),
         contested=excess is not None and contest is not None and excess is contest[1].excess,
         shifted=shifted,

@@ -57,9 +57,9 @@ class MembershipReport(VerdictReport):
     _REMEDY = "Check the name, or test again."
     _TITLE = "Membership"
     _MEANINGS: ClassVar[dict[str, str]] = {
-        "pass": "the model does not tell its training images apart",
-        "fail": "the model tells its training images apart",
-        "not interpretable": "not interpretable",
+        "pass": "The model does not tell its training images apart",
+        "fail": "The model tells its training images apart",
+        "not interpretable": "Look at the reasons below",
     }
     _WAY = "membership"
     _LOOKED_AT = "tested"

@@ -100,7 +100,7 @@ class AuditReport(VerdictReport):
     _MEANINGS: ClassVar[dict[str, str]] = {
         "pass": "No copies found, at the power below",
         "fail": "Images too close to training images",
-        "inconclusive": "Inconclusive: look at the pairs, or give more images",
+        "inconclusive": "Look at the pairs, or give more images",
     }
     _WAY = "distances"
     SCRIPT = page.SCRIPT

@@ -17,6 +17,9 @@ from synthaug._audit.power import SURE, visible
 from synthaug._audit.tiers import Power, Verdict
 from synthaug._printable import amount
 
+_NAMED = 20
+"""Rows that a sentence names at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
@@ -71,8 +74,8 @@ class Findings:
     """Rows found by target-decoy competition."""
     alike: int
     """Rows that are withheld as like a training image as near-duplicates are, and not flagged."""
-    named: int
-    """Rows that a test of all rows together names, and that are not flagged."""
+    named: tuple[int, ...]
+    """Numbers of the rows that a test of all rows together names, and that are not flagged."""
     excess: tuple[int, int, float] | None
     """How many synthetic images are among how many of the closest, and how many were expected, by
     the test that rejects; `None` if none does."""
@@ -215,13 +218,27 @@ def _rows_to_look_at(findings: Findings, counts: Counts, level: float) -> list[s
             else f"Among the {depth:,} real and synthetic images that are closest to a training "
             f"image, {count:,} are synthetic; {expected:.1f} are expected"
         )
-        rows = f"the {amount(findings.named, 'row')} besides those flagged" * bool(findings.named)
         reasons.append(
             f"{among}. Without copies, at most {level:.0%} of audits find so many. So some of "
-            "these images are probably copies, but the audit cannot say which."
-            + (f" Look at {rows}. They are withheld, and shown first." if rows else "")
+            "these images are probably copies, but the audit cannot say which." + _named(findings)
         )
     return reasons
+
+
+def _named(findings: Findings) -> str:
+    """Says which rows a test of all rows together names, and where the report shows them."""
+    if not findings.named:
+        return ""
+    rows = ", ".join(map(str, findings.named[:_NAMED]))
+    if len(findings.named) > _NAMED:
+        rows += f" and {len(findings.named) - _NAMED:,} more"
+    which = f"{'row' if len(findings.named) == 1 else 'rows'} {rows}"
+    theirs = "It is" if len(findings.named) == 1 else "They are"
+    if findings.exact or findings.calibrated or (findings.shifted and findings.competed):
+        return (
+            f" Beside the flagged rows, look at {which}. {theirs} withheld, and shown after them."
+        )
+    return f" Look at {which}. {theirs} withheld, and shown first."
 
 
 def _number_of_copies(findings: Findings) -> list[str]:
@@ -261,7 +278,11 @@ def _power(power: Sequence[Power], num_judged: int) -> list[str]:
         copies = "1 copy" if worst.noticed == 1 else f"{worst.noticed:,} copies or more"
         seen = (
             f"this audit detects {copies} of training images in at least {SURE:.0%} of trials, "
-            f"even of the required kind that is hardest to detect ({worst.kind})."
+            + (
+                "of each required kind."
+                if all(p.noticed == worst.noticed for p in required)
+                else f"even of the required kind that is hardest to detect ({worst.kind})."
+            )
         )
     most = visible(num_judged)
     unseen = [p.kind for p in power if not p.required and (p.noticed is None or p.noticed > most)]

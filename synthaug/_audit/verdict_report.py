@@ -52,8 +52,8 @@ class VerdictReport(Report):
 
     @property
     def title(self) -> str:
-        """Returns what the verdict means, in a few words."""
-        return f"{self._TITLE}: {self._MEANINGS[self.verdict]}"
+        """Returns the verdict, and what it means, in a few words."""
+        return f"{self._TITLE}: {self.verdict}. {self._MEANINGS[self.verdict]}"
 
     def _said(self) -> list[Part]:
         """Returns the verdict and its reasons as text."""

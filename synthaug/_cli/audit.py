@@ -8,6 +8,7 @@ from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
 from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions, RayOptions
 from synthaug._cli.publishing import published_verdict
+from synthaug._printable import amount
 
 FILES = (".npy", ".npz", ".hdf5")
 """Of images or features, which `synthaug.audit` reads itself; a .h5 file is a cache."""
@@ -142,6 +143,9 @@ def _next(report: Any, call: Call, out: str) -> str:
     look = f"Look at {page} first. " * (report.verdict != "pass")
     if synthetic.endswith(".h5"):
         return look + next_line("evaluate", train, synthetic, "TEST", "--audit", f"{out}.json")
+    if ":" in synthetic and report.verdict == "fail":
+        remove = amount(len(report.withheld), "withheld image")
+        return f"{look}Then remove the {remove} from {synthetic}: {out}.json lists them."
     if ":" in synthetic:
         return look + next_line("cache", "import", synthetic, "CACHE.h5")
     return f"{look}Next: look up the flagged rows in the report, and leave them out."
