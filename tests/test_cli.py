@@ -380,7 +380,7 @@ def test_labels_are_checked_images_selected_and_an_autoencoder_has_an_arm(work, 
     vae.save_pretrained(work / "vae")
     once = ("--steps", 1, "--seeds", 1, "--device", "cpu", "--out")
     check_answer("evaluate labels", cache, train, "--percentile", 50, *once, work / "labels")
-    assert "Training 1 classifier on the real images, 1 step each." in caplog.text
+    assert "To train on the real images: 1 classifier, 1 step each." in caplog.text
     withheld = json.loads((work / "labels.json").read_text())["withheld"]
     assert len(withheld) == 3 * (5 // 2)  # of every class half, rounded down
     select = ("select", cache, "--real", train, "--keep", 4, "--features", "pixels:2")
@@ -920,7 +920,7 @@ def test_an_option_of_another_method_is_refused_even_if_it_is_the_default(tmp_pa
     assert "`--label-dropout` has no meaning with --method cold" in fail(2, *given)
 
 
-def test_the_images_of_a_trial_are_small_unless_a_size_is_stated(tmp_path, monkeypatch):
+def test_the_images_of_a_trial_are_small_unless_a_size_is_stated(tmp_path, monkeypatch, caplog):
     for i in range(2):
         (tmp_path / "data" / "ab"[i]).mkdir(parents=True)
         Image.new("RGB", (40, 60), (i, 0, 0)).save(tmp_path / "data" / "ab"[i] / "0.png")
@@ -935,8 +935,10 @@ def test_the_images_of_a_trial_are_small_unless_a_size_is_stated(tmp_path, monke
     )
     given = ["train", f"folder:{tmp_path / 'data'}", tmp_path / "run", "--trial"]
     fail(2, *given)
+    assert "as given" not in caplog.text
     fail(2, *given, "--image-size", 32)
     assert shapes == [(3, 24, 16), (3, 32, 32)]
+    assert "It uses `--image-size` as given, which is more than a trial needs" in caplog.text
 
 
 def test_the_version_is_printed():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -512,3 +513,14 @@ def test_a_search_from_the_command_line(tmp_path):
     assert str(report.settings["command"]).startswith("synthaug improve ")
     check_answer(*line)
     assert "`--shares` must be in (0, 1], got 1.5" in fail(2, *line, "--shares", "1.5")
+
+
+def test_what_is_stopped_while_times_are_measured_is_not_said_to_be_saved(monkeypatch):
+    def stopped(real: Any, folder: str, **options: Any) -> Any:
+        raise KeyboardInterrupt(f"Step 2 is saved in {folder}.")
+
+    monkeypatch.setattr(synthaug.ClassConditional, "fit", stopped)
+    real: Any = SimpleNamespace(dataset=None)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        _cost._of_training(real, ImproveConfig())
+    assert stop.value.args == (_cost._MEASURING,)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from synthaug import TrainingConfig
 from synthaug._support.files import whole_file
 from synthaug._support.stopping import Terminated, terminate
-from synthaug._training.checkpoints import load_tensors, loading, write_tensors
+from synthaug._training import checkpoints
+from synthaug._training.checkpoints import load_tensors, loading, reading, write_tensors
 from synthaug._training.loop import Loss, TrainingResult, TrainingTask, batch_indices, train
 from synthaug._training.recovery import sealed
 from synthaug._training.trackers import log_picture
@@ -877,3 +878,14 @@ def test_what_is_no_fault_of_a_checkpoint_is_not_said_to_be(tmp_path):
     anything: Any = load
     with pytest.raises(TypeError, match="too many positional"):
         anything(object, tmp_path, "more")
+
+
+def test_a_missing_package_is_named_and_not_taken_for_damage(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
+    for name, kind, message in (
+        ("transformers", ImportError, r"needs transformers\. .* 'synthaug\[text\]'"),
+        ("transformers.models.nothing", ImportError, "needs transformers"),
+        ("nothing", CheckpointError, r"cannot be read \(ModuleNotFoundError: .* Copy it again"),
+    ):
+        with pytest.raises(kind, match=message), reading(Path("ckpt"), "Copy it again."):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)

@@ -271,7 +271,7 @@ def announce(images: Any, classifiers: ClassifierConfig, seeds: int) -> None:
         each = max(0.0, seconds(1 + _TIMED) - start) / _TIMED
         duration = f", {time_text(each * steps)}"
     logging.getLogger("synthaug").warning(
-        "Training %s on the real images, %s each%s.",
+        "To train on the real images: %s, %s each%s.",
         amount(seeds, "classifier"),
         amount(classifiers.steps, "step"),
         duration,

@@ -390,6 +390,16 @@ def _tell_trial(real: Any, out: str, options: TrainOptions) -> None:
         options.width,
         out,
     )
+    large = {
+        "--steps": options.steps > TrainingConfig.trial().steps,
+        "--image-size": max(real.image_shape) > _SMALL,
+    }
+    if stated := [option for option, too_large in large.items() if too_large]:
+        logging.getLogger("synthaug").warning(
+            "It uses %s as given, which is more than a trial needs: leave it out to be done in "
+            "minutes.",
+            " and ".join(f"`{option}`" for option in stated),
+        )
 
 
 def _begins_anew(kind: str) -> bool:

@@ -74,6 +74,16 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 @contextmanager
+def nothing_kept(text: str) -> Iterator[None]:
+    """Puts a sentence in the place of what inner jobs say is kept: their folder is temporary."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = (text,)
+        raise
+
+
+@contextmanager
 def kept_at_stop(describe: Callable[[], str]) -> Iterator[None]:
     """Adds what is kept to a KeyboardInterrupt that leaves the block.
 

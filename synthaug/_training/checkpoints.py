@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
@@ -115,8 +116,24 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
         yield
     except SynthaugError:
         raise
+    except ImportError as error:
+        raise _lacking(path, error, remedy) from error
     except Exception as error:  # the libraries that read it raise whatever the bytes provoke
         raise CheckpointError(f"{path} cannot be read ({_cause(error)}). {remedy}") from error
+
+
+_EXTRAS = {"transformers": "text", "peft": "lora"}
+"""Packages that networks in a checkpoint may need, and the extras that install them."""
+
+
+def _lacking(path: Path, error: ImportError, remedy: str) -> Exception:
+    """Says what to install, or that the checkpoint is damaged: it may name what does not exist."""
+    for package, extra in _EXTRAS.items():
+        if (error.name or "").partition(".")[0] == package and find_spec(package) is None:
+            return ImportError(
+                f"{path} needs {package}. Install it with `pip install 'synthaug[{extra}]'`."
+            )
+    return CheckpointError(f"{path} cannot be read ({_cause(error)}). {remedy}")
 
 
 def _cause(error: Exception) -> str:

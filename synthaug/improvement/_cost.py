@@ -16,6 +16,7 @@ from synthaug._images.source import ImageSource
 from synthaug._support.files import write_text
 from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
+from synthaug._support.stopping import nothing_kept
 from synthaug._training.training_config import TrainingConfig
 from synthaug.errors import DataError, SynthaugError
 from synthaug.evaluation import Arm, evaluate
@@ -170,12 +171,15 @@ def measure(
     return estimate
 
 
+_MEASURING = "The time of a training was being measured, and nothing of that is kept."
+
+
 def _of_training(real: ImageSource, config: ImproveConfig) -> tuple[float, float]:
     """Seconds of the whole training of a generator, and of one of its images."""
     made: list[Any] = []
 
     def train(steps: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, nothing_kept(_MEASURING):
             short: TrainingConfig = replace(
                 config.generator, steps=steps, decay_steps=0, warmup_steps=0
             )
