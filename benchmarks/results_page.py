@@ -117,6 +117,9 @@ def helped() -> Lines:
     tuned = read("fine_tuning_first")["accuracies"]
     rare = {k: v["hard"] for k, v in read("low_density_digits")["accuracy"].items()}
     gain = robust["diffusion, 0.3"]["robust, gain over real, affine"]
+    denoised = read("denoise_once")["summary"]
+    once = denoised["trivialaugment, denoised once, t 0.1 to 0.5"]
+    lost = once["corrupted, gain over trivialaugment"]
 
     def compared(name: str, old: Sequence[float], new: Sequence[float], verdict: str) -> list[str]:
         return [name, percent(old), percent(new), points(new, old), verdict]
@@ -159,6 +162,13 @@ def helped() -> Lines:
                 percent(robust["diffusion, 0.3"]["robust"]["values"]),
                 f"{100 * gain['mean']:+.1f} ± {100 * gain['standard_error']:.1f}",
                 "not shown",
+            ],
+            [
+                "Digits, TrivialAugment and then DenoiseOnce: accuracy under corruptions",
+                percent(denoised["trivialaugment"]["corrupted"]["values"]),
+                percent(once["corrupted"]["values"]),
+                f"{100 * lost['mean']:+.1f} ± {100 * lost['standard_error']:.1f}",
+                "harms",
             ],
             compared(
                 "Digits, fine-tuned against trained from nothing: synthetic images alone",
@@ -1049,13 +1059,17 @@ def robust(file: str, shares: Sequence[float]) -> Lines:
         )
         return f"{middle:+.1f} ± {error:.1f} ({low:+.1f} to {high:+.1f})"
 
-    names = {"real, affine": "none: real images, affine augmentation"}
+    names = {
+        "real, affine": "none: real images, affine augmentation",
+        "real, not augmented": "none: real images as they are",
+    }
     for kind, text in (
         ("Gaussians", "Gaussians"),
         ("diffusion", "diffusion"),
         ("diffusion, augmented", "diffusion, augmented too"),
     ):
         names |= {f"{kind}, {share}": f"{text}, {share}" for share in shares}
+    names["further real digits, 0.5"] = "419 further real digits with their labels, 0.5"
     return table(
         [
             "share of each batch",
@@ -1073,6 +1087,43 @@ def robust(file: str, shares: Sequence[float]) -> Lines:
                 gain(summary[arm], f"Gaussians, {arm.rpartition(', ')[2]}"),
             ]
             for arm, text in names.items()
+            if arm in summary
+        ],
+    )
+
+
+@block
+def denoise_once() -> Lines:
+    summary = read("denoise_once")["summary"]
+
+    def gain(arm: str, other: str) -> str:
+        row = summary[arm].get(f"corrupted, gain over {other}")
+        if row is None:
+            return ""
+        middle, error, low, high = (
+            100 * row[key] for key in ("mean", "standard_error", "low", "high")
+        )
+        return f"{middle:+.1f} ± {error:.1f} ({low:+.1f} to {high:+.1f})"
+
+    return table(
+        [
+            "augmentation",
+            "clean, %",
+            "corrupted, %",
+            "calibration error",
+            "gain over the same without denoising",
+            "gain over TrivialAugment",
+        ],
+        [
+            [
+                arm,
+                percent(row["clean"]["values"]),
+                percent(row["corrupted"]["values"]),
+                f"{row['calibration_error']['mean']:.3f}",
+                gain(arm, arm.partition(", denoised")[0]) if "denoised" in arm else "",
+                gain(arm, "trivialaugment"),
+            ]
+            for arm, row in summary.items()
         ],
     )
 

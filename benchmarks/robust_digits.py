@@ -1,12 +1,15 @@
 """Generated images under adversarial training: a share of each batch, on few labeled digits.
 
     python benchmarks/robust_digits.py --seeds 0 1 2 3 4 --shares 0.3 0.5 0.7
+    python benchmarks/robust_digits.py --train folder:mnist/train --test folder:mnist/test \
+        --image-size 16 --per-class 100 --test-images 5000 --steps 1200 --epsilon 0.2 --shares 0.5
 
 A seed is another choice of 300 labeled digits, another generator trained on them alone, other draws
 and other classifiers. All arms make equally many optimizer steps of equally large batches under the
-same attack, and are tested on digits of other writers, clean and attacked. Arms: real images with
-affine augmentation; and with a share of each batch from class-wise Gaussians, or from the
-generator, both as they are; and from the generator, augmented as real images are.
+same attack, and are tested on digits of other writers, clean and attacked. Arms: real images as
+they are, and with affine augmentation; and with a share of each batch from class-wise Gaussians, or
+from the generator, both as they are; and from the generator, augmented as real images are. The
+ceiling of them: further real digits with their true labels, which no generator has seen.
 
 Kept by seed and arm in --work: run again after a kill, it goes on where it was. Writes --out anew
 after each seed.
@@ -20,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from _machine import RESULTS, machine
+from numpy.typing import NDArray
 
 from synthaug import ClassConditional, SynthCache, TrainingConfig, evaluate, generate, load_dataset
 from synthaug._noise import counter_rng
@@ -34,20 +38,25 @@ from synthaug.evaluation import (
 from synthaug.images import LabeledImages
 
 BASELINE = "real, affine"
+CEILING = "further real digits"
 
 
 def labeled_part(half: LabeledImages, per_class: int, seed: int) -> LabeledImages:
     """Takes as many images of every class, chosen anew for each seed."""
+    return half.subset(labeled_rows(half, per_class, seed))
+
+
+def labeled_rows(half: LabeledImages, per_class: int, seed: int) -> NDArray[np.int64]:
+    """Chooses their rows."""
     order = counter_rng(seed, 0).permutation(len(half))
     chosen = [order[half.labels[order] == c][:per_class] for c in range(len(half.classes))]
-    return half.subset(np.sort(np.concatenate(chosen)))
+    return np.sort(np.concatenate(chosen))
 
 
-def drawn(real: LabeledImages, folder: Path, seed: int, options: argparse.Namespace) -> SynthCache:
-    """Images of a generator that has seen `real` only."""
-    path = folder / "synthetic.h5"
-    if path.exists() and SynthCache(path).done.all():
-        return SynthCache(path)
+def train_generator(
+    real: LabeledImages, folder: Path, seed: int, options: argparse.Namespace
+) -> ClassConditional:
+    """A generator that has seen `real` only; goes on where a killed run was."""
     steps = options.generator_steps
     config = TrainingConfig(
         steps=steps,
@@ -62,16 +71,32 @@ def drawn(real: LabeledImages, folder: Path, seed: int, options: argparse.Namesp
     model, _ = ClassConditional.fit(
         real, folder / "generator", channels=options.width, config=config
     )
+    return model
+
+
+def drawn(real: LabeledImages, folder: Path, seed: int, options: argparse.Namespace) -> SynthCache:
+    """Images of a generator that has seen `real` only."""
+    path = folder / "synthetic.h5"
+    if path.exists() and SynthCache(path).done.all():
+        return SynthCache(path)
+    model = train_generator(real, folder, seed, options)
     model = model.with_settings(scheduler="dpmsolver++", num_inference_steps=15)
     plan = model.plan(per_class=options.synthetic_per_class, guidance_scale=1.0, seed=seed)
     return generate(model, plan, path, batch_size=256)
 
 
 def arms_of(
-    real: LabeledImages, gaussians: LabeledImages, cache: SynthCache, shares: list[float]
+    real: LabeledImages,
+    gaussians: LabeledImages,
+    cache: SynthCache,
+    further: LabeledImages,
+    shares: list[float],
 ) -> dict[str, Any]:
     affine: Any = AffineAugment()
-    arms: dict[str, Any] = {BASELINE: Arm(real, augment=affine)}
+    arms: dict[str, Any] = {
+        BASELINE: Arm(real, augment=affine),
+        "real, not augmented": Arm(real),
+    }
     kinds: dict[str, tuple[Any, bool]] = {
         "Gaussians": (gaussians, False),
         "diffusion": (cache, False),
@@ -86,17 +111,23 @@ def arms_of(
                 share=share,
                 augment_synthetic=augmented,
             )
+    arms[f"{CEILING}, 0.5"] = Arm(real, augment=affine, synthetic=further, share=0.5)
     return arms
 
 
 def one_seed(seed: int, options: argparse.Namespace) -> EvaluationReport:
     folder = options.work / f"seed-{seed}"
-    real = labeled_part(load_dataset(f"{options.data}:train"), options.per_class, seed)
+    half = load_dataset(options.train, image_size=options.image_size)
+    test = load_dataset(options.test, image_size=options.image_size)
+    if options.test_images is not None:
+        test = labeled_part(test, options.test_images // len(test.classes), seed=0)
+    rows = labeled_rows(half, options.per_class, seed)
+    real, further = half.subset(rows), half.subset(np.setdiff1d(np.arange(len(half)), rows))
     cache = drawn(real, folder, seed, options)
     gaussians = class_gaussians(real, per_class=options.synthetic_per_class, seed=seed)
     return evaluate(
-        arms_of(real, gaussians, cache, options.shares),
-        test=load_dataset(f"{options.data}:test"),
+        arms_of(real, gaussians, cache, further, options.shares),
+        test=test,
         seeds=[seed],
         config=ClassifierConfig(
             steps=options.steps, batch_size=64, device="cpu", precision="float32"
@@ -138,7 +169,10 @@ def summed_up(report: EvaluationReport) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="digits", help="what ':train' and ':test' are added to")
+    parser.add_argument("--train", default="digits:train", help="`load_dataset` takes it")
+    parser.add_argument("--test", default="digits:test")
+    parser.add_argument("--image-size", type=int, help="for folders")
+    parser.add_argument("--test-images", type=int, help="as many of every class; default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.5, 0.7])
     parser.add_argument("--per-class", type=int, default=30, help="labeled images")
@@ -162,7 +196,13 @@ def main() -> None:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         result = {
             "machine": machine(),
-            "settings": {**settings, "classifiers": whole.settings},
+            "settings": {
+                **settings,
+                "seeds": options.seeds[: len(reports)],
+                "work": "runs/robust_digits",
+                "out": f"benchmarks/results/{options.out.name}",
+                "classifiers": whole.settings,
+            },
             "summary": summed_up(whole),
             "runs": [
                 {
