@@ -344,7 +344,23 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     assert last.startswith(
         f"Look at {work / 'copies'}.html first. Then remove the 36 withheld images"
     )
-    assert last.endswith(f"from folder:{work / 'train'}: {work / 'copies'}.json lists them.")
+    assert last.endswith(
+        f"from folder:{work / 'train'}: their files are `withheld_files` in {work / 'copies'}.json."
+    )
+    named = json.loads((work / "copies.json").read_text())
+    files = sorted(
+        path.relative_to(work / "train").as_posix() for path in (work / "train").glob("*/*")
+    )
+    assert [entry["file"] for entry in named["withheld_files"]] == files
+    assert [entry["train_file"] for entry in named["withheld_files"]] == files
+    assert sorted(pair["file"] for pair in named["pairs"]) == files
+    assert all(pair["file"] == pair["train_file"] for pair in named["pairs"])
+    page = (work / "copies.html").read_text()
+    assert all(page.count(f"<code>{file}</code>") >= 4 for file in files), "pairs and list"
+    failed = AuditReport.from_json(work / "copies.json")
+    for write in (failed.to_json, failed.to_html):
+        redacted = write(work / "redacted", redact=True).read_text()
+        assert not any(file in redacted for file in files)
 
     out = work / "evaluation"
     text = succeed(

@@ -15,7 +15,7 @@ from torchvision import datasets
 from torchvision.datasets import VisionDataset
 from torchvision.transforms import v2
 
-from synthaug import MixedDataset, OnTheFlyDataset, Plan, SynthCache
+from synthaug import MixedDataset, OnTheFlyDataset, Plan, SynthCache, load_dataset
 from synthaug._images.fields import Fields
 from synthaug._images.source import Epochs, ImageSource
 from synthaug._pixels import digest
@@ -288,6 +288,17 @@ def test_epochs_reach_every_data_set_that_has_them_and_are_given_back(tmp_path):
         assert (mixed.epoch, live.epoch) == (7, 7)
     assert (mixed.epoch, live.epoch) == (3, 0)
     assert Epochs([]).current is None
+
+
+def test_files_are_named_relative_to_the_folder_that_was_given_and_printably(tmp_path):
+    for name in ("a.png", "b\n\x1b.png"):
+        (tmp_path / "train" / "cat").mkdir(parents=True, exist_ok=True)
+        to_pil(torch.zeros(1, 8, 8, dtype=torch.uint8)).save(tmp_path / "train" / "cat" / name)
+    images = load_dataset(f"folder:{tmp_path}", split="train")
+    parts = [Subset(images, [1, 0]), LabeledImages(images.read([0]), [0], ["cat"])]
+    source = ImageSource.open(ConcatDataset(parts))
+    assert source.file_names([2, 1, 0]) == [None, "train/cat/a.png", r"train/cat/b\n\x1b.png"]
+    assert ImageSource.open(images).file_names([0]) == ["train/cat/a.png"]
 
 
 def test_other_labels_take_the_place_of_those_of_the_data_set():

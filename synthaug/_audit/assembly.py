@@ -17,7 +17,7 @@ from synthaug._audit.sets import AuditSets
 from synthaug._audit.settings import AuditSettings, environment
 from synthaug._audit.spread import Places
 from synthaug._audit.tiers import ALIKE, CLEAR, EXACT, NOT_JUDGED
-from synthaug._types import JSON
+from synthaug._types import JSON, Indices
 
 _HOLDOUT_PAIRS = 5
 
@@ -106,6 +106,22 @@ def report_of(
         environment=environment(),
         pairs=tuple(pairs),
         holdout_pairs=tuple(holdout_pairs),
+        withheld_files=_withheld_files(sets, np.concatenate([S.rows, withdrawn.rows]), judgment),
+    )
+
+
+def _withheld_files(
+    sets: AuditSets, rows: Indices, judgment: Judgment
+) -> tuple[dict[str, JSON], ...]:
+    """The rows that are withheld and their training images by file, if there are files."""
+    withheld = judgment.tier > CLEAR
+    rows, train_rows = rows[withheld], sets.T.rows[judgment.pick.neighbors[withheld]]
+    files, train_files = sets.S.images.file_names(rows), sets.T.images.file_names(train_rows)
+    columns = zip(rows.tolist(), files, train_rows.tolist(), train_files, strict=True)
+    return tuple(
+        {"row": row, "file": file, "train_row": train_row, "train_file": train_file}
+        for row, file, train_row, train_file in sorted(columns)
+        if file is not None or train_file is not None
     )
 
 

@@ -55,6 +55,9 @@ _COUNTED = {
 }
 """Tiers of which the table of classes has the counts."""
 
+_LISTED = 500
+"""Withheld images whose files the page names at most."""
+
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
@@ -68,8 +71,16 @@ def sections(report: Any) -> Markup:
         charts=_charts(report),
         per_class=_by_class(report),
         scope=scope_sentence("distances"),
+        withheld_files=_withheld_files(report),
+        listed=_LISTED,
     )
     return Markup(text)
+
+
+def _withheld_files(report: Any) -> list[Mapping[str, JSON]]:
+    """The files of the rows that are withheld still, after what reviewers gave free."""
+    withheld = set(report.withheld.tolist())
+    return [names for names in report.withheld_files if names["row"] in withheld]
 
 
 @cache

@@ -59,8 +59,10 @@ def pair_of(
     pair: dict[str, JSON] = {
         "row": row,
         "class": _class_name(images, int(images.labels[i])),
+        "file": images.images.file_names([row])[0],
         "train_row": int(T.rows[neighbor]),
         "train_class": _class_name(T, int(T.labels[neighbor])),
+        "train_file": T.images.file_names(T.rows[[neighbor]])[0],
         "flipped": flipped,
         "statistic": matcher.statistics[statistic],
         "score": float(matches.scores[i, statistic]),

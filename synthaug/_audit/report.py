@@ -39,6 +39,9 @@ _REAL = ("image", "train_image", "difference", "holdout_image")
 
 _DIGESTS = ("digest", "train_digest")
 
+_FILES = ("file", "train_file")
+"""Names of files, in which there may be names of people."""
+
 _ROWS = {
     "tier": "tier",
     "p_value": "p_values",
@@ -190,6 +193,10 @@ class AuditReport(VerdictReport):
     difference once aligned, and the closest hold-out image, as PNG in `data:` addresses."""
     holdout_pairs: tuple[dict[str, JSON], ...]
     """The closest pairs of hold-out and training images, for scale."""
+    withheld_files: tuple[dict[str, JSON], ...]
+    """For each row with a tier above 0: `row`, `file`, `train_row` and `train_file`, the files
+    relative to the folders that were given, `None` where there is none; empty if there are none at
+    all. Pairs name the files as well. A redacted report names none."""
 
     def __len__(self) -> int:
         return len(vars(self)["tier"])
@@ -405,8 +412,8 @@ class AuditReport(VerdictReport):
 
         Args:
             path: File to write; an existing one is replaced.
-            redact: For a report that leaves the house: real images are left out, and flagged
-                synthetic ones, which look like real ones.
+            redact: For a report that leaves the house: real images are left out, flagged
+                synthetic ones, which look like real ones, and names of files.
             shared: Let others on this machine read it.
         """
         report = self._redacted() if redact else self
@@ -502,7 +509,7 @@ class AuditReport(VerdictReport):
     def _redacted(self) -> "AuditReport":
         def withheld(pair: dict[str, JSON]) -> dict[str, JSON]:
             # Who has an image could tell by its digest that it was among these.
-            return pair | {key: None for key in (*_REAL, *_DIGESTS) if key in pair}
+            return pair | {key: None for key in (*_REAL, *_DIGESTS, *_FILES) if key in pair}
 
         def without_digests(acceptance: Acceptance) -> Acceptance:
             pairs = (replace(pair, image="", train_image="") for pair in acceptance.pairs)
@@ -515,6 +522,7 @@ class AuditReport(VerdictReport):
                 for pair in self.pairs
             ),
             holdout_pairs=tuple(withheld(pair) for pair in self.holdout_pairs),
+            withheld_files=(),
         )
 
 

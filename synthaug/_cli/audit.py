@@ -31,7 +31,7 @@ class AuditOptions:
         deduplicate: Set hold-out images aside that are training images, instead of refusing.
         accept: File of pairs that a person found harmless, as the report's page writes it; it is
             kept beside the synthetic images, and changes no verdict.
-        redact: Leave real images, and flagged ones, out of the report.
+        redact: Leave real images, flagged ones, and names of files out of the report.
         shared: Let others on this machine read the report; it shows real images.
         seed: For the planted copies.
     """
@@ -145,7 +145,10 @@ def _next(report: Any, call: Call, out: str) -> str:
         return look + next_line("evaluate", train, synthetic, "TEST", "--audit", f"{out}.json")
     if ":" in synthetic and report.verdict == "fail":
         remove = amount(len(report.withheld), "withheld image")
-        return f"{look}Then remove the {remove} from {synthetic}: {out}.json lists them."
+        listed = f"{out}.json has their rows"
+        if not call.arguments["redact"] and any(names["file"] for names in report.withheld_files):
+            listed = f"their files are `withheld_files` in {out}.json"
+        return f"{look}Then remove the {remove} from {synthetic}: {listed}."
     if ":" in synthetic:
         return look + next_line("cache", "import", synthetic, "CACHE.h5")
     return f"{look}Next: look up the flagged rows in the report, and leave them out."

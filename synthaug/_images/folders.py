@@ -55,7 +55,8 @@ def load_folder(asked: ImageRequest) -> Loaded:
     kept, shape = _check_headers(paths, asked)
     paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
     check_labeled_images(labels, order, str(root), asked)
-    return Files(paths, asked.conform, shape), np.array(labels), order
+    folder = str(Path(asked.where).expanduser())
+    return Files(paths, asked.conform, shape, folder), np.array(labels), order
 
 
 def _tell_left_out(others: Sequence[str], advice: str, skipped: Sequence[str]) -> None:

@@ -101,7 +101,7 @@ class LabeledImages(AbstractLabeledDataset):
         if self._files is None:
             return None
         paths = [self._files.paths[row] for row in self._rows.tolist()]
-        return Files(paths, self._files.conform, self._files.shape)
+        return Files(paths, self._files.conform, self._files.shape, self._files.folder)
 
     @property
     def fingerprint(self) -> str:
@@ -236,7 +236,8 @@ def load_dataset(
             asked.usable(named, len(files.paths))
             rows = np.setdiff1d(rows, list(problems))
             labels, pixels = labels[rows], pixels[rows]
-            files = Files([files.paths[row] for row in rows.tolist()], conform, files.shape)
+            paths = [files.paths[row] for row in rows.tolist()]
+            files = Files(paths, conform, files.shape, files.folder)
             check_labeled_images(labels, names, where, asked)
         store = Memory(pixels)
     loaded = LabeledImages(

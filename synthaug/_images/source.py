@@ -278,6 +278,21 @@ class ImageSource:
                 pixels[place] = torch.from_numpy(files.decode(i, partial(change, place=place)))
         return pixels
 
+    def file_names(self, rows: ArrayLike) -> list[str | None]:
+        """The files of some images, relative to the folder that was given, printable; `None` where
+        there is none that `load_dataset` read.
+
+        Args:
+            rows: Which images, int (n,).
+        """
+        rows = np.asarray(rows, np.int64)
+        names = np.full(len(rows), None, object)
+        for leaf, mask, local in self._by_leaf(rows):
+            files = leaf.subset(local).files if isinstance(leaf, LabeledImages) else None
+            if files is not None:
+                names[mask] = files.names
+        return names.tolist()
+
     def blocks(self, size: int = _BLOCK) -> Iterator[Pixels]:
         """All images in order, uint8 (n, C, H, W), n at most `size`."""
         for start in range(0, len(self), size):

@@ -23,6 +23,7 @@ from torch import Tensor
 from synthaug._images.convert import pixels_of, wrapped
 from synthaug._images.fields import Adapter, field
 from synthaug._pixels import to_pil
+from synthaug._printable import printable_line
 from synthaug._support.progress import bar
 from synthaug._support.reading import open_regular
 from synthaug._support.torch_state import lasting_tensors
@@ -228,11 +229,17 @@ class Files:
     """Image files of one shape, decoded when read."""
 
     def __init__(
-        self, paths: Sequence[str], conform: "Conform", shape: tuple[int, int, int]
+        self, paths: Sequence[str], conform: "Conform", shape: tuple[int, int, int], folder: str
     ) -> None:
         self.paths = [os.path.abspath(path) for path in paths]  # whatever the folder is later
+        self.folder = os.path.abspath(folder)
         self.conform = conform
         self.shape = shape
+
+    @property
+    def names(self) -> list[str]:
+        """The files as a report names them: relative to the folder that was given, printable."""
+        return [printable_line(os.path.relpath(path, self.folder)) for path in self.paths]
 
     def read(
         self, rows: NDArray[np.int64], problems: MutableMapping[int, Problem] | None = None
