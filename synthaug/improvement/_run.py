@@ -179,6 +179,36 @@ def _divided(
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
+def _pools(
+    recipes: Mapping[str, Recipe | Any] | None,
+    splits: Splits,
+    folder: Path,
+    config: ImproveConfig,
+    progress: bool,
+) -> dict[str, RecipeImages]:
+    """Makes the images of all candidates by name: of each recipe for each of its targets."""
+    given: dict[str, Recipe | None] = {TRAINED: None}
+    if recipes is not None:
+        given = {
+            name: one if isinstance(one, Recipe) else Recipe(one) for name, one in recipes.items()
+        }
+    pools: dict[str, RecipeImages] = {}
+    for number, (name, recipe) in enumerate(given.items()):
+        pool = RecipeImages(
+            name,
+            recipe,
+            splits.train,
+            splits.validation.dataset,
+            folder / f"recipe-{number + 1}",
+            config,
+            progress,
+        )
+        for target in _targets(pool, config):
+            one = pool if target == "random" else pool.targeting(target)
+            pools[one.name] = one
+    return pools
+
+
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """One search, with everything that its steps share."""
@@ -214,26 +244,7 @@ class Search:
                 "Leave one of the two out; your own training may attack its images itself."
             )
         splits = Splits.open(train, validation, test, config, progress)
-        given: dict[str, Recipe | None] = {TRAINED: None}
-        if recipes is not None:
-            given = {
-                name: one if isinstance(one, Recipe) else Recipe(one)
-                for name, one in recipes.items()
-            }
-        pools: dict[str, RecipeImages] = {}
-        for number, (name, recipe) in enumerate(given.items()):
-            pool = RecipeImages(
-                name,
-                recipe,
-                splits.train,
-                splits.validation.dataset,
-                folder / f"recipe-{number + 1}",
-                config,
-                progress,
-            )
-            for target in _targets(pool, config):
-                one = pool if target == "random" else pool.targeting(target)
-                pools[one.name] = one
+        pools = _pools(recipes, splits, folder, config, progress)
         where = folder / "classifiers"
         contest: Contest = (
             OurClassifier(

@@ -571,18 +571,9 @@ class DiffusionModel:
         _check_names(path, own, classes, names)
         if names != saved_names and Denoiser(network).takes_labels:
             _settle_classes(path, index, network, names, saved_names, null_class)
-        embeddings, prompts = None, None
-        if (path / _EMBEDDINGS).exists():
-            embeddings, prompts = _saved_embeddings(path, own, names)
-        elif index.get("text_encoder"):
-            words = (prompt_template.format(name.replace("_", " ")) for name in names)
-            prompts = (*words, negative_prompt)
-            embeddings = embed_prompts(path, index, prompts)
-        elif Denoiser(network).kind == "UNet2DConditionModel":
-            raise CheckpointError(
-                f"The network in {path} attends to token sequences, but there is neither a text "
-                f"encoder nor a {_EMBEDDINGS} beside it."
-            )
+        embeddings, prompts = _embeddings(
+            path, own, index, names, Denoiser(network), (prompt_template, negative_prompt)
+        )
         shape: Any = saved_shape or default_shape(network, vae)
         if image_size is not None:
             shape = (shape[0], image_size, image_size)
@@ -646,6 +637,33 @@ def _check_names(
         if list(names) == own.get("classes"):
             raise CheckpointError(f"The list of classes in {path / _FILE} {fault} Copy it again.")
         raise ValueError(f"`classes` {fault}")
+
+
+def _embeddings(
+    path: Path,
+    own: Mapping[str, Any],
+    index: Mapping[str, Any],
+    names: tuple[str, ...],
+    denoiser: Denoiser,
+    prompting: tuple[str, str],
+) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Reads what a network attends to, or computes it from the prompts of the classes.
+
+    Returns:
+        Embeddings, and the prompts that they are of; `None` for what there is not.
+    """
+    if (path / _EMBEDDINGS).exists():
+        return _saved_embeddings(path, own, names)
+    if index.get("text_encoder"):
+        template, negative = prompting
+        prompts = (*(template.format(name.replace("_", " ")) for name in names), negative)
+        return embed_prompts(path, index, prompts), prompts
+    if denoiser.kind == "UNet2DConditionModel":
+        raise CheckpointError(
+            f"The network in {path} attends to token sequences, but there is neither a text "
+            f"encoder nor a {_EMBEDDINGS} beside it."
+        )
+    return None, None
 
 
 def _saved_embeddings(
