@@ -849,7 +849,8 @@ def test_a_shift_decides_which_evidence_counts(change: dict[str, Any], verdict: 
     assert len(reasons) >= 1
     if change.get("alike"):
         assert "among 93 images" in reasons[0]
-        assert "7 of 100 images resemble a training image" in reasons[1]
+        assert "7 of 100 images (7.0%) resemble a training image" in reasons[1]
+        assert "of the held-out real images, 0.0% do" in reasons[1]
     if change.get("named"):
         look = "Look at rows 2, 5, 70. They are withheld, and shown first."
         if change.get("calibrated"):  # the page shows flagged rows before them

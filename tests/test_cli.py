@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -27,7 +28,8 @@ from synthaug import AuditReport, SynthCache, TrainingConfig
 from synthaug._audit.matching import Matcher
 from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
 from synthaug._cli import app as _main
-from synthaug._cli.call import Result
+from synthaug._cli.audit import _next as next_step
+from synthaug._cli.call import Call, Result
 from synthaug._cli.training import METHODS as TRAININGS
 from synthaug._cli.training import _warn_of_few_steps
 from synthaug.errors import CacheError
@@ -983,3 +985,14 @@ def test_messages_name_the_option_that_helps(code, line, message, tmp_path, monk
     outcome = run(*line.split())
     assert outcome.code == code
     assert message in outcome.err
+
+
+def test_a_folder_whose_audit_passes_with_images_withheld_is_not_imported_as_it_is():
+    call = Call("audit", {"synthetic": "folder:syn", "train": "t", "redact": False})
+    report = SimpleNamespace(verdict="pass", withheld=[3], withheld_files=[{"file": "a.png"}])
+    line = next_step(report, call, "audit")
+    assert line == (
+        "Look at audit.html first. Then remove the 1 withheld image from folder:syn: their files "
+        "are `withheld_files` in audit.json."
+    )
+    assert "cache import" in next_step(SimpleNamespace(verdict="pass", withheld=[]), call, "audit")

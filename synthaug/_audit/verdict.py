@@ -296,10 +296,11 @@ def _notes(findings: Findings, counts: Counts) -> list[str]:
     if findings.alike:
         share = counts.holdout_resembling / counts.holdout if counts.holdout else 0
         notes.append(
-            f"{findings.alike:,} of {counts.synthetic_judged:,} images resemble a training image "
-            "as near-duplicates do"
-            + (f", as {share:.1%} of the held-out real images do" if counts.holdout else "")
-            + ". They are withheld, and this verdict does not cover them."
+            f"{findings.alike:,} of {counts.synthetic_judged:,} images "
+            f"({findings.alike / counts.synthetic_judged:.1%}) resemble a training image as "
+            "near-duplicates do"
+            + (f"; of the held-out real images, {share:.1%} do" if counts.holdout else "")
+            + ". They are withheld, and this verdict does not cover them: look at their pairs."
         )
     resolution = counts.resolution or 1
     if not findings.fewest_copies and resolution > counts.synthetic_judged:

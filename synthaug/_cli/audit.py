@@ -140,10 +140,10 @@ def _next(report: Any, call: Call, out: str) -> str:
             return f"Next: {call.brief.having(holdout=more).line}"
         look = f"Look at the pairs in {page}, which can save those that are harmless. "
         return f"{look}Next: {call.brief.having(accept='ACCEPTED.json').line}"
-    look = f"Look at {page} first. " * (report.verdict != "pass")
+    look = f"Look at {page} first. " * (report.verdict != "pass" or len(report.withheld) > 0)
     if synthetic.endswith(".h5"):
         return look + next_line("evaluate", train, synthetic, "TEST", "--audit", f"{out}.json")
-    if ":" in synthetic and report.verdict == "fail":
+    if ":" in synthetic and len(report.withheld):
         remove = amount(len(report.withheld), "withheld image")
         listed = f"{out}.json has their rows"
         if not call.arguments["redact"] and any(names["file"] for names in report.withheld_files):
