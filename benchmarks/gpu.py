@@ -424,10 +424,7 @@ def resumed(place: Place) -> Mapping[str, Any]:
 def _some_done(path: Path) -> bool:
     from synthaug import SynthCache
 
-    try:
-        return bool(SynthCache(path).done.any())
-    except Exception:  # not laid out yet
-        return False
+    return path.exists() and bool(SynthCache(path).done.any())  # it appears when it is laid out
 
 
 @part

@@ -54,9 +54,9 @@ def labeled_rows(half: LabeledImages, per_class: int, seed: int) -> NDArray[np.i
 
 
 def train_generator(
-    real: LabeledImages, folder: Path, seed: int, options: argparse.Namespace
+    real: LabeledImages, folder: Path, seed: int, options: argparse.Namespace, device: str = "cpu"
 ) -> ClassConditional:
-    """A generator that has seen `real` only; goes on where a killed run was."""
+    """Trains a generator that has seen `real` only; goes on where a killed run was."""
     steps = options.generator_steps
     config = TrainingConfig(
         steps=steps,
@@ -66,7 +66,7 @@ def train_generator(
         ema_decay=0.998,
         checkpoint_seconds=60,
         seed=seed,
-        device="cpu",
+        device=device,
     )
     model, _ = ClassConditional.fit(
         real, folder / "generator", channels=options.width, config=config

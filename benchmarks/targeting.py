@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 from _machine import RESULTS, machine
+from robust_digits import train_generator
 from torch.utils.data import Subset
 
-from synthaug import ClassConditional, SynthCache, TrainingConfig, evaluate, generate, load_dataset
+from synthaug import SynthCache, evaluate, generate, load_dataset
 from synthaug.evaluation import (
     Arm,
     ClassifierConfig,
@@ -74,20 +75,7 @@ def tail_of(seed: int, options: argparse.Namespace) -> Any:
 
 def generator(real: Any, folder: Path, seed: int, options: argparse.Namespace) -> Any:
     """A generator that has seen `real` only."""
-    steps = options.generator_steps
-    config = TrainingConfig(
-        steps=steps,
-        batch_size=64,
-        learning_rate=1e-3,
-        decay_steps=steps // 3,
-        ema_decay=0.998,
-        checkpoint_seconds=60,
-        seed=seed,
-        device=options.device,
-    )
-    model, _ = ClassConditional.fit(
-        real, folder / "generator", channels=options.width, config=config
-    )
+    model = train_generator(real, folder, seed, options, options.device)
     return model.with_settings(scheduler="dpmsolver++", num_inference_steps=options.inference_steps)
 
 
