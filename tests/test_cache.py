@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from synthaug import Plan, SynthCache
 from synthaug._cache import readers as _readers
+from synthaug._cache.writing import Writer
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 from tests.images import to_images
 
@@ -246,13 +247,13 @@ def test_a_withdrawn_row_leaves_no_trace_in_the_file_and_cannot_be_written(
 def test_an_erasure_that_was_cut_short_is_found_and_completed(
     cache: SynthCache, plan: Plan, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut_short(self: SynthCache, fd: Any, name: str, *args: Any, **kwargs: Any) -> None:
+    def cut_short(self: Writer, fd: Any, name: str, *args: Any, **kwargs: Any) -> None:
         if name == "images":
             raise KeyboardInterrupt
         put(self, fd, name, *args, **kwargs)
 
-    put = SynthCache._put
-    monkeypatch.setattr(SynthCache, "_put", cut_short)
+    put = Writer._put
+    monkeypatch.setattr(Writer, "_put", cut_short)
     with pytest.raises(KeyboardInterrupt):
         cache.withdraw([7])
     monkeypatch.undo()
@@ -428,13 +429,13 @@ def test_verifying_gives_the_same_rows_however_many_threads_read(cache: SynthCac
 def test_rewriting_a_done_row_makes_it_pending_first(
     cache: SynthCache, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut_short(self: SynthCache, fd: Any, name: str, *args: Any, **kwargs: Any) -> None:
+    def cut_short(self: Writer, fd: Any, name: str, *args: Any, **kwargs: Any) -> None:
         if name == "checksum":
             raise KeyboardInterrupt
         put(self, fd, name, *args, **kwargs)
 
-    put = SynthCache._put
-    monkeypatch.setattr(SynthCache, "_put", cut_short)
+    put = Writer._put
+    monkeypatch.setattr(Writer, "_put", cut_short)
     with pytest.raises(KeyboardInterrupt):
         cache.write([7, 8], pixels[:2])
     assert cache.state[6:10].tolist() == [1, 0, 0, 1]

@@ -19,6 +19,7 @@ import torch
 
 from synthaug import OnTheFlyDataset, Plan, SynthCache, load_dataset
 from synthaug._cache import State
+from synthaug._cache.writing import Writer
 from synthaug.caches import export, forget, import_images, merge
 from synthaug.errors import CacheError
 from tests.drawing import SHAPE, Killed, Shaped, fill
@@ -224,14 +225,14 @@ def test_an_image_that_was_erased_does_not_come_back_as_an_import(
 def test_forgetting_that_was_killed_is_completed_by_the_next_job(
     cache: SynthCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = SynthCache._put
+    put = Writer._put
 
-    def cut_short(self: SynthCache, fd: Any, name: str, *args: Any, **kwargs: Any) -> None:
+    def cut_short(self: Writer, fd: Any, name: str, *args: Any, **kwargs: Any) -> None:
         if name == "state":
             raise KeyboardInterrupt
         put(self, fd, name, *args, **kwargs)
 
-    monkeypatch.setattr(SynthCache, "_put", cut_short)
+    monkeypatch.setattr(Writer, "_put", cut_short)
     with pytest.raises(KeyboardInterrupt):
         forget([cache.path], [104])
     monkeypatch.undo()

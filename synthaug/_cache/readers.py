@@ -263,3 +263,25 @@ class Unpacked:
 
     def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
         return checksums(self.stored(fd, rows))
+
+
+@contextmanager
+def descriptor(contents: CacheContents, flags: int) -> Iterator[int]:
+    """The open file of a cache, for one call.
+
+    Raises:
+        CacheError: In place of any system error inside.
+    """
+    doing = "read" if flags == os.O_RDONLY else "write"
+    try:
+        fd = os.open(contents.path, flags | system.OURS)
+        try:
+            contents.check_same(fd)
+            yield fd
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise CacheError(
+            f"Cannot {doing} {contents.path}: {error.strerror}. Every row is either done and "
+            "intact or still pending: repair the cause, then run again to continue."
+        ) from error

@@ -1,16 +1,14 @@
-"""`SynthCache`: a cache file as a map-style data set, and the only writer of its rows."""
+"""`SynthCache`: a cache file as a map-style data set, which also takes new rows."""
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset
 
 from synthaug import _pixels
 from synthaug._cache import format as _format
@@ -23,41 +21,33 @@ from synthaug._cache.compare import (
     recipe_differences,
     shape_differences,
 )
-from synthaug._cache.encoded_rows import Encoded, open_reader
+from synthaug._cache.corrupt_rows import Substitutes, corrupt, redrawn
+from synthaug._cache.encoded_rows import Encoded
 from synthaug._cache.encodings import Encoding
-from synthaug._cache.format import (
-    ChosenRows,
-    State,
-    blocks,
-    checksums,
-    erased_checksum,
-    spans,
-)
-from synthaug._cache.readers import Reader, read_runs, write_runs
+from synthaug._cache.format import State, blocks, checksums, erased_checksum
+from synthaug._cache.opened import OpenedCache
+from synthaug._cache.readers import Reader, descriptor
 from synthaug._cache.remote import fetched, is_remote, refuse_remote
-from synthaug._cache.schema import CacheContents, inspect
-from synthaug._cache.synthesizer import Synthesizer, as_recorded, texts_of
-from synthaug._cache.tombstones import content_keys, rows_from_sources
+from synthaug._cache.synthesizer import Synthesizer, as_recorded
+from synthaug._cache.tombstones import rows_from_sources
 from synthaug._cache.verify import verify
+from synthaug._cache.writing import Fsync, OnWithdrawn, Writer
 from synthaug._images.calls import called
 from synthaug._plan import Plan, canonical_json
-from synthaug._support import system
 from synthaug._support.arguments import check_whole
 from synthaug._support.differences import described
-from synthaug._support.files import remove_orphans, sync_file
+from synthaug._support.files import remove_orphans
 from synthaug._support.rows import row_numbers
-from synthaug._types import Indices, Labels, Pixels
+from synthaug._types import Indices, Pixels
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
 OutputType = Literal["pil", "pt", "np"]
-Fsync = Literal["never", "batch"]
 OnCorrupt = Literal["raise", "regenerate", "skip"]
-OnWithdrawn = Literal["raise", "skip"]
 
 _THUMBNAILS = 24
 
 
-class SynthCache(Dataset[Any]):
+class SynthCache(OpenedCache):
     """The synthetic images of one plan, in one file.
 
         cache = SynthCache("cifar.h5")
@@ -121,17 +111,16 @@ class SynthCache(Dataset[Any]):
                 "`on_corrupt='regenerate'` would change a copy only. Copy the file to this machine "
                 "and open it by its path."
             )
-        self.path = Path(path).absolute() if self.url is None else fetched(self.url, local_dir)
+        super().__init__(
+            Path(path).absolute() if self.url is None else fetched(self.url, local_dir)
+        )
         self.transform = transform
         self.target_transform = target_transform
         self.output_type = output_type
         self.check_rows = check_rows
         self.on_corrupt = on_corrupt
         self.synthesizer = synthesizer
-        self._substitutes: dict[int, int] = {}
-        self._labels: Labels | None = None
-        self._reader: Reader | None = open_reader(inspect(self.path))
-        self._digests = self._contents.plan_digest, self._contents.manifest_digest
+        self._substitutes = Substitutes()
         if synthesizer is not None:
             self.synthesizer = as_recorded(synthesizer, self.manifest["recipe"])
             self._check_recipe(self.synthesizer)
@@ -228,9 +217,6 @@ class SynthCache(Dataset[Any]):
 
     # Reading
 
-    def __len__(self) -> int:
-        return len(self.plan)
-
     def read(self, indices: ArrayLike | torch.Tensor | Sequence[int]) -> Pixels:
         """Gathers rows in one indexing call.
 
@@ -290,20 +276,16 @@ class SynthCache(Dataset[Any]):
     def _repaired(self, reader: Reader, rows: Indices, bad: Indices) -> Indices:
         """The rows to serve for `rows`, of which `bad` are corrupt, as `on_corrupt` says."""
         if self.on_corrupt == "raise":
-            raise self._corrupt(bad)
-        if self.on_corrupt == "regenerate":
-            self._regenerate(bad)
+            raise corrupt(reader, bad)
+        if self.synthesizer is not None:
+            images = redrawn(self, self.synthesizer, bad)
+            self.write(bad, _pixels.to_pixels(images), on_withdrawn="skip")
+            warnings.warn(
+                f"{self.path}: redrew {listed(bad)}, whose bytes were corrupt.", stacklevel=2
+            )
             return rows
-        self._find_substitutes(reader, bad)
-        return np.array([self._substitutes.get(row, row) for row in rows.tolist()], np.int64)
-
-    def _corrupt(self, bad: Indices) -> CacheError:
-        fault = self._open().faults.get(int(bad[0]))
-        return CacheError(
-            f"{self.path}: the pixels of {listed(bad)} are not those that were written"
-            + (f" ({fault}). " if fault else ". ")
-            + "Restore the file from a copy, or generate again, which redraws just these rows."
-        )
+        self._substitutes.find(self, reader, bad)
+        return self._substitutes.put(rows)
 
     def _not_done(self, rows: Indices) -> CachePendingError:
         rows = np.unique(rows % len(self))
@@ -342,46 +324,7 @@ class SynthCache(Dataset[Any]):
     @property
     def skipped(self) -> Indices:
         """Rows that this process found corrupt and skipped, int64, ascending."""
-        return np.array(sorted(self._substitutes), np.int64)
-
-    def _find_substitutes(self, reader: Reader, bad: Indices) -> None:
-        for row in bad.tolist():
-            if row in self._substitutes:
-                continue
-            for candidate in self._others_of_class(row):
-                if reader.intact(np.array([candidate])).all():
-                    break
-            else:
-                raise self._corrupt(np.array([row]))
-            reader.served[candidate] = 1
-            self._substitutes[row] = candidate
-            warnings.warn(
-                f"{self.path}: row {row} is corrupt and was skipped; row {candidate} of the same "
-                f"class takes its place. {len(self._substitutes)} skipped so far.",
-                stacklevel=2,
-            )
-
-    def _others_of_class(self, row: int) -> Iterator[int]:
-        """Done rows of the class of `row`, first those behind it, then those before."""
-        label = self.plan.at("label", [row])[0]
-        after, before = (slice(row + 1, len(self)), slice(0, row))
-        for side in (after, before):
-            for span in spans(side.stop - side.start):
-                piece = slice(side.start + span.start, side.start + span.stop)
-                same = self.plan.at("label", piece) == label
-                same &= self.state_of(piece) == State.DONE
-                yield from (np.flatnonzero(same) + piece.start).tolist()
-
-    def _regenerate(self, bad: Indices) -> None:
-        assert self.synthesizer is not None
-        images = self.synthesizer.draw(self.plan[bad])
-        if tuple(images.shape) != (len(bad), *self.image_shape) or not images.isfinite().all():
-            raise CacheError(
-                f"{self.path}: {listed(bad)} could not be drawn anew: `draw` returned "
-                f"{tuple(images.shape)}, finite: {bool(images.isfinite().all())}."
-            )
-        self.write(bad, _pixels.to_pixels(images), on_withdrawn="skip")
-        warnings.warn(f"{self.path}: redrew {listed(bad)}, whose bytes were corrupt.", stacklevel=2)
+        return self._substitutes.skipped
 
     def _check_recipe(self, synthesizer: Synthesizer) -> None:
         given, stored = synthesizer.recipe(), self.manifest["recipe"]
@@ -406,151 +349,8 @@ class SynthCache(Dataset[Any]):
             CacheError: The file cannot be read to its end.
         """
         check_whole(1, workers=workers)
-        with self._descriptor(os.O_RDONLY) as fd:
+        with descriptor(self._contents, os.O_RDONLY) as fd:
             return verify(self._open(), fd, workers=workers, progress=progress)
-
-    # What the file says about itself
-
-    @property
-    def plan(self) -> Plan:
-        """The plan that the cache was made for."""
-        return self._contents.plan
-
-    @property
-    def plan_digest(self) -> str:
-        """`plan.digest`."""
-        return self._contents.plan_digest
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """How the images were made: recipe, weights, source data, classes, versions, license."""
-        return self._contents.manifest
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self._contents.image_shape
-
-    @property
-    def encoding(self) -> str:
-        """How the images are stored: "raw", "png", "webp" or "jpeg:95"."""
-        return str(self._contents.encoding)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.plan.classes
-
-    @property
-    def class_to_idx(self) -> dict[str, int]:
-        """Class index of each name."""
-        return {name: index for index, name in enumerate(self.classes)}
-
-    @property
-    def labels(self) -> Labels:
-        """Class index of each row, int64 (N,), also of rows that are not done.
-
-        They are read, and kept, when they are first asked for; `labels_of` reads some of them.
-        """
-        if self._labels is None:
-            self._labels = self.plan["label"]
-        return self._labels
-
-    def labels_of(self, rows: ArrayLike | Sequence[int] | slice) -> Labels:
-        """Class index of some rows, int64 (n,), also of rows that are not done. Of a cache of
-        millions of rows it reads no others."""
-        return self.plan.at("label", rows)
-
-    @property
-    def targets(self) -> Labels:
-        """`labels`, under the name that torchvision uses."""
-        return self.labels
-
-    @property
-    def state(self) -> NDArray[np.uint8]:
-        """State of each row now, uint8 (N,): 0 pending, 1 done, 2 withdrawn. A copy."""
-        return self._open().column("state")
-
-    def state_of(self, rows: ArrayLike | Sequence[int] | slice) -> NDArray[np.uint8]:
-        """State of some rows now, uint8 (n,); of few rows faster than `state`."""
-        chosen = rows if isinstance(rows, slice) else row_numbers(rows, len(self), "rows")
-        states: NDArray[np.uint8] = self._open().column("state", chosen)
-        return states
-
-    def rows_in(self, state: State) -> ChosenRows:
-        """The rows that are in a state now, which take a byte for each row of the cache."""
-        return ChosenRows(self._mask(state))
-
-    def counts(self) -> dict[State, int]:
-        """How many rows are in each state now."""
-        counts = np.zeros(len(State), np.int64)
-        for span in spans(len(self)):
-            counts += np.bincount(self.state_of(span), minlength=len(State))
-        return {state: int(counts[state]) for state in State}
-
-    def _mask(self, state: State) -> NDArray[np.bool_]:
-        mask = np.empty(len(self), bool)
-        for span in spans(len(self)):
-            np.equal(self.state_of(span), state, out=mask[span])
-        return mask
-
-    @property
-    def checksums(self) -> NDArray[np.uint32]:
-        """Recorded CRC-32C of each row, uint32 (N,); 0 for rows that were never written. A copy."""
-        return self._open().column("checksum")
-
-    @property
-    def tombstones(self) -> NDArray[np.uint64]:
-        """Content keys of the real images that were forgotten here, and of the images that were
-        erased, uint64 (k,). Merges, imports and resumed jobs leave out what has or derives from
-        them."""
-        return self._open().tombstones()
-
-    @property
-    def keeps_tombstones(self) -> bool:
-        """Whether the file has a place for them: not in format version 1."""
-        return self._contents.tombstone_places > 0
-
-    @property
-    def writable(self) -> bool:
-        """Whether its rows can be written: not in compressed copies."""
-        return self._contents.plain
-
-    @property
-    def done(self) -> NDArray[np.bool_]:
-        """Says which rows can be read now, bool (N,)."""
-        return self._mask(State.DONE)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Returns what an audit report must match: plan digest, weights digests, number of rows,
-        and an encoding with losses."""
-        weights = self.manifest["recipe"].get("weights", {})
-        return {
-            "plan_digest": self.plan_digest,
-            "weights": weights,
-            "rows": len(self),
-            **self._losses(),
-        }
-
-    def _losses(self) -> dict[str, Any]:
-        """The encoding with losses that the images went through, if they did."""
-        return {name: self.manifest[name] for name in ("encoding",) if name in self.manifest}
-
-    def provenance(self, index: int) -> dict[str, Any]:
-        """Where image `index` comes from: its row of the plan, its class, and the recipe."""
-        row = self.plan.row(index)
-        return {
-            **row,
-            "class": self.classes[int(row["label"])],
-            **texts_of(row, self.manifest["recipe"]),
-            "state": State(int(self.state_of([index])[0])).name.lower(),
-            "recipe": self.manifest["recipe"],
-            "source_data": self.manifest["source"],
-            "license": self.manifest["license"],
-            **self._losses(),
-            "synthetic": True,
-        }
 
     # Writing
 
@@ -593,7 +393,7 @@ class SynthCache(Dataset[Any]):
         files = None if encoding.raw else encoding.encoded(images)
         if encoding.lossy and files is not None:
             images = encoding.decoded(files, self.image_shape)
-        self._commit(numbers, images, files, fsync, on_withdrawn)
+        self._writer.commit(numbers, images, files, fsync=fsync, on_withdrawn=on_withdrawn)
 
     def copy_rows(self, other: "SynthCache", rows: Indices, start: int) -> None:
         """Copies rows of another cache, from our row `start` on, as they are stored there.
@@ -618,59 +418,13 @@ class SynthCache(Dataset[Any]):
         files = reader.files(rows)
         if (other.state_of(rows) != State.DONE).any():
             raise other._not_done(rows)
-        self._commit(self._to_write(rows + start), images.numpy(), files, "batch", "skip")
-
-    def _commit(
-        self,
-        numbers: Indices,
-        images: NDArray[np.uint8],
-        files: list[bytes] | None,
-        fsync: Fsync,
-        on_withdrawn: OnWithdrawn,
-    ) -> None:
-        """Writes images, or their files if the cache has such, in order, and marks them as done."""
-        order = np.argsort(numbers)
-        numbers, images = numbers[order], images[order]
-        stored = images if files is None else np.array(files, object)[order]
-        with self._writing() as fd:
-            state = self._get(fd, "state", numbers)
-            gone = state == State.WITHDRAWN
-            if gone.any():
-                if on_withdrawn == "raise":
-                    raise ValueError(
-                        f"{self.path}: {listed(numbers[gone])} cannot be written: withdrawn."
-                    )
-                numbers, images, state = numbers[~gone], images[~gone], state[~gone]
-                stored = stored[~gone]
-            again = numbers[state == State.DONE]
-            self._open().served[again] = 0
-            self._put(fd, "state", again, State.PENDING, fsync=fsync)
-            self._store(fd, numbers, stored, fsync)
-            self._put(fd, "checksum", numbers, checksums(images), fsync=fsync)
-            self._put(fd, "state", numbers, State.DONE, fsync=fsync)
-
-    def _store(self, fd: int, rows: Indices, stored: NDArray[Any], fsync: Fsync) -> None:
-        reader = self._open()
-        if isinstance(reader, Encoded):
-            reader.appending.store(fd, rows, stored.tolist(), sync=fsync == "batch")
-        else:
-            self._put(fd, "images", rows, stored)
-
-    def _erase(self, fd: int, rows: Indices) -> None:
-        reader = self._open()
-        if isinstance(reader, Encoded):
-            reader.appending.erase(fd, rows)
-        else:
-            zeros = np.zeros((len(rows), *self.image_shape), np.uint8)
-            self._put(fd, "images", rows, zeros, fsync="batch")
+        self._writer.commit(
+            self._to_write(rows + start), images.numpy(), files, fsync="batch", on_withdrawn="skip"
+        )
 
     def invalidate(self, rows: ArrayLike | Sequence[int]) -> None:
         """Makes done rows pending again, so that they are drawn anew; others stay as they are."""
-        numbers = np.sort(self._to_write(rows))
-        with self._writing() as fd:
-            numbers = numbers[self._get(fd, "state", numbers) == State.DONE]
-            self._open().served[numbers] = 0
-            self._put(fd, "state", numbers, State.PENDING, fsync="batch")
+        self._writer.invalidate(np.sort(self._to_write(rows)))
 
     def withdraw(self, rows: ArrayLike | Sequence[int], *, forgotten: ArrayLike = ()) -> None:
         """Takes rows back for good: never served again, pixels zeroed, not drawn by a resumed job.
@@ -689,34 +443,7 @@ class SynthCache(Dataset[Any]):
         Raises:
             CacheError: The system refused to write.
         """
-        numbers = np.sort(self._to_write(rows))
-        self._open().served[numbers] = 0
-        with self._writing() as fd:
-            self._bury(fd, np.asarray(forgotten, np.uint64))
-            self._put(fd, "state", numbers, State.WITHDRAWN, fsync="batch")
-            for block in blocks(numbers, self.image_shape):
-                images = self._open().stored(fd, block)
-                intact = checksums(images) == self._get(fd, "checksum", block)
-                there = intact & images.any(axis=(1, 2, 3))  # neither pending nor erased already
-                self._bury(fd, content_keys(images[there]))
-                self._erase(fd, block)
-            self._put(fd, "checksum", numbers, erased_checksum(self.image_shape), fsync="batch")
-
-    def _bury(self, fd: int, keys: NDArray[np.uint64]) -> None:
-        """Adds to the tombstones those keys that are not there yet."""
-        if not self.keeps_tombstones or not len(keys):
-            return
-        stored = self.tombstones
-        new = np.setdiff1d(keys, np.append(stored, np.uint64(0)))
-        room = self._contents.tombstone_places - len(stored)
-        if len(new) > room:
-            warnings.warn(
-                f"{self.path} has room for {room:,} of {len(new):,} tombstones: name the others "
-                "again when you merge or import.",
-                stacklevel=3,
-            )
-        places = np.arange(len(stored), len(stored) + min(room, len(new)))
-        self._put(fd, "tombstones", places, new[:room], fsync="batch")
+        self._writer.withdraw(np.sort(self._to_write(rows)), np.asarray(forgotten, np.uint64))
 
     def _finish_withdrawals(self) -> None:
         """Completes what a kill cut short, and withdraws what derives from forgotten images."""
@@ -733,6 +460,10 @@ class SynthCache(Dataset[Any]):
             rows = np.union1d(rows, derived[self.state_of(derived) != State.WITHDRAWN])
         if len(rows):
             self.withdraw(rows)
+
+    @property
+    def _writer(self) -> Writer:
+        return Writer(self._open())
 
     def _to_write(self, rows: ArrayLike | Sequence[int]) -> Indices:
         if self.url is not None:
@@ -752,76 +483,6 @@ class SynthCache(Dataset[Any]):
         if len(np.unique(numbers)) != len(numbers):
             raise ValueError("`rows` names a row more than once.")
         return numbers
-
-    def _put(
-        self,
-        fd: int,
-        name: str,
-        rows: Indices,
-        values: NDArray[Any] | int,
-        *,
-        fsync: Fsync = "never",
-    ) -> None:
-        """Writes `values` at ascending `rows` of one data set: one call per run of neighbors."""
-        region = self._contents.regions[name]
-        if not len(rows):  # nothing to order on the disk either
-            return
-        if isinstance(values, int):
-            values = np.full(len(rows), values, region.dtype)
-        write_runs(fd, region, rows, values)
-        if fsync == "batch":
-            sync_file(fd)
-
-    def _get(self, fd: int, name: str, rows: Indices) -> NDArray[Any]:
-        return read_runs(fd, self._contents.regions[name], rows)
-
-    @contextmanager
-    def _writing(self) -> Iterator[int]:
-        """The open file, while nobody else writes to it: writers of all processes take turns."""
-        with self._descriptor(os.O_RDWR) as fd:
-            with suppress(OSError):  # a file system without locks: there, nothing guards
-                system.lock(fd)
-            try:
-                yield fd
-            finally:
-                with suppress(OSError):
-                    system.unlock(fd)  # also for what was forked meanwhile
-
-    @contextmanager
-    def _descriptor(self, flags: int) -> Iterator[int]:
-        """The open file, for one call. System errors inside become a `CacheError`."""
-        doing = "read" if flags == os.O_RDONLY else "write"
-        try:
-            fd = os.open(self.path, flags | system.OURS)
-            try:
-                self._contents.check_same(fd)
-                yield fd
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise CacheError(
-                f"Cannot {doing} {self.path}: {error.strerror}. Every row is either done and "
-                "intact or still pending: repair the cause, then run again to continue."
-            ) from error
-
-    # One reader per process
-
-    @property
-    def _contents(self) -> CacheContents:
-        return self._open().contents
-
-    def _open(self) -> Reader:
-        if self._reader is None:  # unpickled in another process
-            contents = inspect(self.path)
-            if (contents.plan_digest, contents.manifest_digest) != self._digests:
-                raise MismatchError(
-                    f"{self.path} is another cache than the one that was pickled. Open it again."
-                )
-            self._reader = open_reader(contents)
-        return self._reader
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None, "_labels": None}
 
     # Display
 
