@@ -65,10 +65,12 @@ FORKING = ("test_cache_faults", "test_cache_races", "test_damaged", "test_mix_sy
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # of pytest-xdist: files in our order
+    if config.getoption("dist", None) == "load":  # what `pytest -n 2` means without `--dist`
+        config.option.dist = "loadgroup"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n 2 --dist loadgroup` one worker runs a file, whose tests share fixtures."""
+    """With `pytest -n 2` one worker runs a file, whose tests share fixtures."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

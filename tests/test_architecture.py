@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import synthaug
+from synthaug._cli import CACHE_COMMANDS, COMMANDS
 
 ROOT = Path(synthaug.__file__).parent
 TESTS = Path(__file__).parent
@@ -74,6 +75,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_accelerators": {"_cluster", "_support", "synthesizers"},
     "test_adversarial": {"_images", "evaluation"},
     "test_alignment": {"_audit"},
+    "test_architecture": {"_cli"},
     "test_arguments": {"_support"},
     "test_audit": {"_audit", "_neighbors", "_support"},
     "test_audit_review": {"_audit", "_plan"},
@@ -348,6 +350,35 @@ def test_an_import_that_points_the_wrong_way_would_be_seen(tmp_path, monkeypatch
 def test_a_circle_would_be_seen():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def parts_of(module: str) -> list[tuple[str, ast.FunctionDef]]:
+    """The functions of a module, each with its own name or that of its class, for `__init__` and
+    class methods the way in."""
+    tree = ast.parse((ROOT / module).read_text())
+    named = [(node.name, node) for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        methods = (node for node in owner.body if isinstance(node, ast.FunctionDef))
+        named += [(owner.name, method) for method in methods]
+    return named
+
+
+def test_only_front_doors_have_more_than_eight_parameters_and_none_more_than_twelve():
+    """They are public functions and classes, and the commands of the shell."""
+    values = [getattr(synthaug, name) for name in synthaug.__all__]
+    doors = {name for value in values for name in getattr(value, "__all__", ())}
+    doors |= {*synthaug.__all__}
+    commands = {(c.__module__, c.__name__) for c in {**COMMANDS, **CACHE_COMMANDS}.values()}
+    wide = 0
+    for module in modules():
+        for name, function in parts_of(module):
+            arguments = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+            count = len([a for a in arguments if a.arg not in ("self", "cls")])
+            place = ".".join(("synthaug", *dotted(module)))
+            wide += count > 8
+            assert count <= 8 or name in doors or (place, name) in commands, f"{place}.{name}"
+            assert count <= 12, f"{place}.{name}"
+    assert wide >= 15  # or they are not found
 
 
 def test_no_two_public_classes_have_one_name():

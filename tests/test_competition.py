@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from synthaug._audit.competition import Competition, compete
+from synthaug._audit.competition import Competition, Entrants, compete
 
 NO_LINKS = np.zeros((0, 2), np.int64)
 
@@ -39,10 +39,12 @@ def simulate(
         start = members.start
         links += [[start, start + j] for j in range(1, 30)]
     return compete(
-        ranks,
-        matches,
-        matches < targets,
-        np.array(links, np.int64).reshape(-1, 2),
+        Entrants(
+            ranks=ranks,
+            matches=matches,
+            is_target=matches < targets,
+            links=np.array(links, np.int64).reshape(-1, 2),
+        ),
         num_targets=targets,
         num_decoys=decoys,
         fdr=0.1,
@@ -55,10 +57,7 @@ def test_q_values_count_decoys_among_the_closest_matches() -> None:
     ranks = np.array([1.0, 2, 3, 4, 5, 6])
     is_target = np.array([True, True, False, True, True, False])
     result = compete(
-        ranks,
-        np.arange(6),
-        is_target,
-        NO_LINKS,
+        Entrants(ranks=ranks, matches=np.arange(6), is_target=is_target, links=NO_LINKS),
         num_targets=10,
         num_decoys=10,
         fdr=0.1,
@@ -74,10 +73,12 @@ def test_q_values_count_decoys_among_the_closest_matches() -> None:
 
 def test_unequal_numbers_of_targets_and_decoys_are_allowed_for() -> None:
     result = compete(
-        np.arange(50.0),
-        np.arange(50),
-        np.ones(50, bool),
-        NO_LINKS,
+        Entrants(
+            ranks=np.arange(50.0),
+            matches=np.arange(50),
+            is_target=np.ones(50, bool),
+            links=NO_LINKS,
+        ),
         num_targets=50,
         num_decoys=10,
         fdr=0.1,
@@ -91,10 +92,12 @@ def test_unequal_numbers_of_targets_and_decoys_are_allowed_for() -> None:
 def test_a_cluster_is_represented_by_its_closest_member() -> None:
     links = np.array([[0, 1], [3, 4]])
     result = compete(
-        np.array([3.0, 1, 2, 5, 4]),
-        np.array([0, 1, 1, 2, 3]),
-        np.array([True] * 5),
-        links,
+        Entrants(
+            ranks=np.array([3.0, 1, 2, 5, 4]),
+            matches=np.array([0, 1, 1, 2, 3]),
+            is_target=np.array([True] * 5),
+            links=links,
+        ),
         num_targets=4,
         num_decoys=4,
         fdr=0.5,

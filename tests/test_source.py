@@ -16,8 +16,9 @@ from torchvision.datasets import VisionDataset
 from torchvision.transforms import v2
 
 from synthaug import MixedDataset, OnTheFlyDataset, Plan, SynthCache, load_dataset
+from synthaug._images.epochs import Epochs
 from synthaug._images.fields import Fields
-from synthaug._images.source import Epochs, ImageSource
+from synthaug._images.source import ImageSource
 from synthaug._pixels import digest
 from synthaug.errors import DataError, MismatchError
 from synthaug.images import LabeledImages

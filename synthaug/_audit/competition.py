@@ -76,26 +76,28 @@ class Competition:
         return self.targets / self.num_clusters
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entrants:
+    """The n synthetic images that compete."""
+
+    ranks: NDArray[np.float64]
+    """How close each comes to its match, (n,), small is close. Must not depend on whether the match
+    is a target."""
+    matches: NDArray[np.int64]
+    """The real image that each matches, (n,)."""
+    is_target: Flags
+    """Whether that is a training image, (n,)."""
+    links: NDArray[np.int64]
+    """Pairs of them that belong together, (l, 2)."""
+
+
 def compete(
-    ranks: NDArray[np.float64],
-    matches: NDArray[np.int64],
-    is_target: Flags,
-    links: NDArray[np.int64],
-    *,
-    num_targets: int,
-    num_decoys: int,
-    fdr: float,
-    level: float,
-    seed: int,
+    entrants: Entrants, *, num_targets: int, num_decoys: int, fdr: float, level: float, seed: int
 ) -> Competition:
     """Lets targets and decoys compete.
 
     Args:
-        ranks: How close each synthetic image comes to its match, (n,), small is close. Must not
-            depend on whether the match is a target.
-        matches: The real image that each matches, (n,).
-        is_target: Whether that is a training image, (n,).
-        links: Pairs of synthetic images that belong together, (l, 2).
+        entrants: The synthetic images and their matches.
         num_targets: Training images.
         num_decoys: Hold-out images.
         fdr: False discovery rate, for the resolution.
@@ -104,7 +106,8 @@ def compete(
     """
     from scipy.stats import binomtest
 
-    clusters = _clusters(matches, links)
+    ranks, is_target = entrants.ranks, entrants.is_target
+    clusters = _clusters(entrants.matches, entrants.links)
     order = np.lexsort((np.arange(len(ranks)), ranks))
     # The first image of each cluster, in order of closeness, represents it.
     _, first = np.unique(clusters[order], return_index=True)

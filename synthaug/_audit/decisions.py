@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp, norm, rankdata
 
 from synthaug._audit.calibration import closeness, conformal_p_values, q_values, units
-from synthaug._audit.competition import Competition, compete, components
+from synthaug._audit.competition import Competition, Entrants, compete, components
 from synthaug._audit.inputs import AuditSet
 from synthaug._audit.matches import Matches
 from synthaug._audit.precedence import Flags, Precedence, precedence
@@ -258,11 +258,14 @@ def contest_of(
     place = np.full(len(pooled.twins), -1, np.int64)
     place[rows] = np.arange(len(rows))
     links = place[links]
+    entrants = Entrants(
+        ranks=ranks.min(axis=1),
+        matches=matches,
+        is_target=matches < first_holdout,
+        links=links[(links >= 0).all(axis=1)],
+    )
     return rows, compete(
-        ranks.min(axis=1),
-        matches,
-        matches < first_holdout,
-        links[(links >= 0).all(axis=1)],
+        entrants,
         num_targets=num_train,
         num_decoys=num_pooled - num_train,
         fdr=fdr,

@@ -7,7 +7,6 @@ once, when a source is opened; what it finds below them are leaves, which know t
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, final
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 
 from synthaug._images.convert import is_probabilities, label_of, pixels_of
+from synthaug._images.epochs import Epochs
 from synthaug._images.fields import Adapter, Fields, field
 from synthaug._images.labeled import LabeledImages, load_dataset
 from synthaug._images.leaves import (
@@ -513,34 +513,6 @@ class ImageSource:
         numbers, inner = self._places
         mask = numbers[rows] == n
         return mask, inner[rows[mask]]
-
-
-@final
-class Epochs:
-    """The epochs of those data sets that have them."""
-
-    def __init__(self, leaves: Iterable[Any]) -> None:
-        self._datasets = [leaf for leaf in leaves if hasattr(leaf, "set_epoch")]
-
-    def set(self, epoch: int) -> None:
-        """Changes all of them."""
-        for dataset in self._datasets:
-            dataset.set_epoch(epoch)
-
-    @property
-    def current(self) -> int | None:
-        """The epoch of the first that says its own; `None` if none does."""
-        return next((int(d.epoch) for d in self._datasets if hasattr(d, "epoch")), None)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Gives the data sets back in the epochs that they were in."""
-        before = [(d, d.epoch) for d in self._datasets if hasattr(d, "epoch")]
-        try:
-            yield
-        finally:
-            for dataset, epoch in before:
-                dataset.set_epoch(epoch)
 
 
 def recorded(record: Any, name: str) -> set[str]:

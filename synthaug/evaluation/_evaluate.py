@@ -18,7 +18,7 @@ import torchvision
 from torch import nn
 from torch.utils.data import Dataset
 
-from synthaug._images.source import Epochs
+from synthaug._images.epochs import Epochs
 from synthaug._noise import checked_seed
 from synthaug._plan import settings_digest
 from synthaug._printable import printable_line

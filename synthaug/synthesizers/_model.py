@@ -29,7 +29,6 @@ from synthaug._training import checkpoints
 from synthaug._training.parts import (
     check_parts,
     default_shape,
-    embed_prompts,
     load_autoencoder,
     load_frozen,
     part_folder,
@@ -49,12 +48,16 @@ from synthaug.samplers import (
     step_arguments,
     timesteps_until,
 )
-from synthaug.synthesizers._labels import keep_classes, rows_of_classes
+from synthaug.synthesizers import _autoencoder
+from synthaug.synthesizers._class_names import (
+    EMBEDDINGS,
+    SETTINGS,
+    check_names,
+    embeddings_of,
+    settle_classes,
+)
 from synthaug.synthesizers._parameters import raise_problems
 from synthaug.synthesizers._sampler import SamplerConfig
-
-_FILE = "synthaug.json"
-_EMBEDDINGS = "class_embeddings.safetensors"
 
 
 @final
@@ -407,14 +410,7 @@ class DiffusionModel:
         """
         if self.vae is None:
             return self.image_shape
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        _, height, width = self.image_shape
-        if height % factor or width % factor:
-            raise ValueError(
-                f"Image size {height} x {width} must be a multiple of {factor}, the autoencoder's "
-                "downsampling factor."
-            )
-        return self.vae.config.latent_channels, height // factor, width // factor
+        return _autoencoder.latent_shape(self.vae, self.image_shape)
 
     def encode(self, pixels: Pixels) -> Images:
         """Real images uint8 (n, C, H, W) as the network's inputs, float32 (n, *latent_shape).
@@ -432,44 +428,13 @@ class DiffusionModel:
         images = to_images(sent(pixels, self.device))
         if self.vae is None:
             return images, None
-        encoded = self.vae.encode(images.to(self.vae.dtype))
-        shift, factor = self._shift, self._factor
-        if "latents" in encoded:  # a VQModel's, which have no distribution
-            latents = (encoded.latents.float() - shift) * factor
-            return latents, torch.zeros_like(latents)
-        found = encoded.latent_dist
-        return (found.mean.float() - shift) * factor, found.std.float() * factor
+        return _autoencoder.posterior(self.vae, images)
 
     def decode(self, latents: Tensor) -> Images:
         """Images float32 (n, C, H, W) in [-1, 1] of what the network denoised."""
         if self.vae is None:
             return latents.clamp(-1, 1)
-        latents = latents / self._factor + self._shift
-        # One image at a time: the decoder's activations are the largest in the whole pipeline.
-        images = [self.vae.decode(z[None].to(self.vae.dtype)).sample.float() for z in latents]
-        return torch.cat(images).clamp(-1, 1)
-
-    @property
-    def _shift(self) -> float | Tensor:
-        """Returns what is taken from the autoencoder's latents: a number, or one per channel."""
-        config = self.vae.config
-        if config.get("latents_mean") is not None:
-            return self._per_channel(config.latents_mean)
-        return config.get("shift_factor") or 0.0
-
-    @property
-    def _factor(self) -> float | Tensor:
-        """Returns what the autoencoder's latents are multiplied by: a number, or one per
-        channel.
-        """
-        config = self.vae.config
-        if config.get("latents_std") is not None:
-            return config.scaling_factor / self._per_channel(config.latents_std)
-        return config.scaling_factor
-
-    def _per_channel(self, values: Sequence[float]) -> Tensor:
-        channels = torch.tensor(values, dtype=torch.float32, device="cpu")
-        return sent(channels.view(-1, 1, 1), self.device)
+        return _autoencoder.decode(self.vae, latents).clamp(-1, 1)
 
     # -- identity and files ----------------------------------------------------------------------
 
@@ -518,7 +483,7 @@ class DiffusionModel:
                 self.vae.save_pretrained(new, safe_serialization=True)
         if self.class_embeddings is not None:
             table = {"class_embeddings": self.class_embeddings}
-            checkpoints.save_tensors(path / _EMBEDDINGS, table)
+            checkpoints.save_tensors(path / EMBEDDINGS, table)
         own = {
             **settings,
             "classes": list(self.classes),
@@ -527,7 +492,7 @@ class DiffusionModel:
             "unconditional_branch": self.unconditional_branch,
             "trained_on": None if self.trained_on is None else dict(self.trained_on),
         }
-        checkpoints.write_json(path / _FILE, own)
+        checkpoints.write_json(path / SETTINGS, own)
         plain = folder == "unet" and self.vae is None
         checkpoints.write_index(path, "DDPMPipeline" if plain else "DiffusionPipeline", parts)
 
@@ -564,14 +529,14 @@ class DiffusionModel:
         check_trained_for(scheduler_config)
         network = load_frozen(path, index, dtype, target)
         vae = load_autoencoder(path, index)
-        with checkpoints.reading(path / _FILE, "Save the checkpoint again."):
+        with checkpoints.reading(path / SETTINGS, "Save the checkpoint again."):
             saved_names = tuple(map(str, own.get("classes", ())))
             saved_shape = tuple(map(int, own.get("image_shape") or ()))
         names = saved_names if classes is None else tuple(map(str, classes))
-        _check_names(path, own, classes, names)
+        check_names(path, own, classes, names)
         if names != saved_names and Denoiser(network).takes_labels:
-            _settle_classes(path, index, network, names, saved_names, null_class)
-        embeddings, prompts = _embeddings(
+            settle_classes(path, index, network, names, saved_names, null_class)
+        embeddings, prompts = embeddings_of(
             path, own, index, names, Denoiser(network), (prompt_template, negative_prompt)
         )
         shape: Any = saved_shape or default_shape(network, vae)
@@ -597,85 +562,3 @@ class DiffusionModel:
             trained_on=own.get("trained_on"),
         )
         return model, own
-
-
-def _settle_classes(
-    path: Path,
-    index: Mapping[str, Any],
-    network: Any,
-    names: tuple[str, ...],
-    saved: tuple[str, ...],
-    null_class: bool,
-) -> None:
-    """Makes label c of a network that looks labels up mean `names[c]`; no names leave it alone."""
-    if saved and names != saved:
-        raise ValueError(
-            f"{path} was trained on the classes {', '.join(saved)}, in this order. Leave `classes` "
-            "out."
-        )
-    if not names:
-        return
-    if Denoiser(network).kind == "UNet2DModel":
-        rows_of_classes(path, None, names, int(network.config.num_class_embeds) - null_class)
-        return
-    count = int(network.config.num_embeds_ada_norm)
-    rows = rows_of_classes(path, index.get("id2label"), names, count)
-    if rows != list(range(count)):
-        keep_classes(network, rows)
-
-
-def _check_names(
-    path: Path, own: Mapping[str, Any], given: Sequence[str] | None, names: tuple[str, ...]
-) -> None:
-    if given is None and "classes" not in own:  # a model of ours may have been trained without any
-        raise ValueError(
-            f"{path} does not name its classes. Pass `classes`, in the order of its labels (or as "
-            "prompts)."
-        )
-    if len(set(names)) != len(names):
-        fault = f"holds a name twice: {', '.join(names)}."
-        if list(names) == own.get("classes"):
-            raise CheckpointError(f"The list of classes in {path / _FILE} {fault} Copy it again.")
-        raise ValueError(f"`classes` {fault}")
-
-
-def _embeddings(
-    path: Path,
-    own: Mapping[str, Any],
-    index: Mapping[str, Any],
-    names: tuple[str, ...],
-    denoiser: Denoiser,
-    prompting: tuple[str, str],
-) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Reads what a network attends to, or computes it from the prompts of the classes.
-
-    Returns:
-        Embeddings, and the prompts that they are of; `None` for what there is not.
-    """
-    if (path / _EMBEDDINGS).exists():
-        return _saved_embeddings(path, own, names)
-    if index.get("text_encoder"):
-        template, negative = prompting
-        prompts = (*(template.format(name.replace("_", " ")) for name in names), negative)
-        return embed_prompts(path, index, prompts), prompts
-    if denoiser.kind == "UNet2DConditionModel":
-        raise CheckpointError(
-            f"The network in {path} attends to token sequences, but there is neither a text "
-            f"encoder nor a {_EMBEDDINGS} beside it."
-        )
-    return None, None
-
-
-def _saved_embeddings(
-    path: Path, own: Mapping[str, Any], names: tuple[str, ...]
-) -> tuple[Tensor, tuple[str, ...] | None]:
-    saved = tuple(own.get("classes", ()))
-    if names != saved:
-        raise ValueError(
-            f"{path} holds embeddings of the classes {', '.join(saved)}, and no text encoder for "
-            "others. Leave `classes` out, or load the checkpoint that they were computed from."
-        )
-    prompts = own.get("prompts")
-    with checkpoints.reading(path / _EMBEDDINGS, "Save the checkpoint again."):
-        table = checkpoints.load_tensors(path / _EMBEDDINGS)["class_embeddings"]
-    return table, None if prompts is None else tuple(prompts)

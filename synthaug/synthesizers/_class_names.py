@@ -1,0 +1,106 @@
+"""Holds the names of the classes that labels of a loaded network mean, and its texts of them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from synthaug._training import checkpoints
+from synthaug._training.parts import embed_prompts
+from synthaug.denoisers import Denoiser
+from synthaug.errors import CheckpointError
+from synthaug.synthesizers._labels import keep_classes, rows_of_classes
+
+SETTINGS = "synthaug.json"
+EMBEDDINGS = "class_embeddings.safetensors"
+
+
+def settle_classes(
+    path: Path,
+    index: Mapping[str, Any],
+    network: Any,
+    names: tuple[str, ...],
+    saved: tuple[str, ...],
+    null_class: bool,
+) -> None:
+    """Makes label c of a network that looks labels up mean `names[c]`; no names leave it alone."""
+    if saved and names != saved:
+        raise ValueError(
+            f"{path} was trained on the classes {', '.join(saved)}, in this order. Leave `classes` "
+            "out."
+        )
+    if not names:
+        return
+    if Denoiser(network).kind == "UNet2DModel":
+        rows_of_classes(path, None, names, int(network.config.num_class_embeds) - null_class)
+        return
+    count = int(network.config.num_embeds_ada_norm)
+    rows = rows_of_classes(path, index.get("id2label"), names, count)
+    if rows != list(range(count)):
+        keep_classes(network, rows)
+
+
+def check_names(
+    path: Path, own: Mapping[str, Any], given: Sequence[str] | None, names: tuple[str, ...]
+) -> None:
+    """Refuses a checkpoint without class names, or names that are not different.
+
+    Raises:
+        ValueError: `classes` is missing, or holds a name twice.
+        CheckpointError: The names of the checkpoint are not different.
+    """
+    if given is None and "classes" not in own:  # a model of ours may have been trained without any
+        raise ValueError(
+            f"{path} does not name its classes. Pass `classes`, in the order of its labels (or as "
+            "prompts)."
+        )
+    if len(set(names)) != len(names):
+        fault = f"holds a name twice: {', '.join(names)}."
+        if list(names) == own.get("classes"):
+            raise CheckpointError(
+                f"The list of classes in {path / SETTINGS} {fault} Copy it again."
+            )
+        raise ValueError(f"`classes` {fault}")
+
+
+def embeddings_of(
+    path: Path,
+    own: Mapping[str, Any],
+    index: Mapping[str, Any],
+    names: tuple[str, ...],
+    denoiser: Denoiser,
+    prompting: tuple[str, str],
+) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Reads what a network attends to, or computes it from the prompts of the classes.
+
+    Returns:
+        Embeddings, and the prompts that they are of; `None` for what there is not.
+    """
+    if (path / EMBEDDINGS).exists():
+        return _saved_embeddings(path, own, names)
+    if index.get("text_encoder"):
+        template, negative = prompting
+        prompts = (*(template.format(name.replace("_", " ")) for name in names), negative)
+        return embed_prompts(path, index, prompts), prompts
+    if denoiser.kind == "UNet2DConditionModel":
+        raise CheckpointError(
+            f"The network in {path} attends to token sequences, but there is neither a text "
+            f"encoder nor a {EMBEDDINGS} beside it."
+        )
+    return None, None
+
+
+def _saved_embeddings(
+    path: Path, own: Mapping[str, Any], names: tuple[str, ...]
+) -> tuple[Tensor, tuple[str, ...] | None]:
+    saved = tuple(own.get("classes", ()))
+    if names != saved:
+        raise ValueError(
+            f"{path} holds embeddings of the classes {', '.join(saved)}, and no text encoder for "
+            "others. Leave `classes` out, or load the checkpoint that they were computed from."
+        )
+    prompts = own.get("prompts")
+    with checkpoints.reading(path / EMBEDDINGS, "Save the checkpoint again."):
+        table = checkpoints.load_tensors(path / EMBEDDINGS)["class_embeddings"]
+    return table, None if prompts is None else tuple(prompts)
