@@ -33,7 +33,8 @@ from synthaug.evaluation._long_tail import long_tail
 from synthaug.evaluation._predict import class_probabilities, trained_classifier
 from synthaug.evaluation._quality import QualityReport, score_quality
 from synthaug.evaluation._reconstructions import reconstructions
-from synthaug.evaluation._report import EvaluationReport, Run
+from synthaug.evaluation._report import EvaluationReport
+from synthaug.evaluation._runs import Run
 
 __all__ = [
     "CAS",

@@ -49,7 +49,8 @@ from synthaug.evaluation._fit import (
 )
 from synthaug.evaluation._gains import Correctness
 from synthaug.evaluation._inputs import ArmImages, Batches, Inputs, check_overlap, fingerprint
-from synthaug.evaluation._report import ROBUST, EvaluationReport, Run
+from synthaug.evaluation._report import ROBUST, EvaluationReport
+from synthaug.evaluation._runs import Run
 
 logger = logging.getLogger("synthaug")
 
