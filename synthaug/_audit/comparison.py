@@ -149,7 +149,7 @@ def _pool(
     reach = GROUP_REACH * np.concatenate([rows.usual, null.usual])
     both = joined([S.samples, H.samples])
     links = linked(both, sets.extractors[0], reach, settings.extraction)
-    strata = strata_of(S, H, withdrawn.rows)[0]
+    strata = strata_of(S, H, withdrawn.rows, sets.overlap_labels)[0]
     ranked = concatenated([rows, withdrawn.matches])
     return pooled(ranked, null, with_withdrawn(links, S, withdrawn), strata, sets.overlap)
 

@@ -5,14 +5,14 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp, norm, rankdata
+from scipy.stats import hypergeom, ks_2samp, norm, rankdata
 
 from synthaug._audit.calibration import closeness, conformal_p_values, q_values, units
 from synthaug._audit.competition import Competition, Entrants, compete, components
 from synthaug._audit.inputs import AuditSet
 from synthaug._audit.matches import Matches
 from synthaug._audit.precedence import Flags, Precedence, precedence
-from synthaug._types import JSON, Indices
+from synthaug._types import JSON, Indices, Labels
 
 GROUP_REACH = 0.4
 """Images belong together if they are closer to each other than this share of the distance that
@@ -43,7 +43,22 @@ LEVEL = 0.01
 
 def levels(level: float) -> dict[str, float]:
     """How the level of the tests of the whole set is shared among them, by name."""
-    return {"all": 0.3 * level, "rest": 0.3 * level, "contest": 0.2 * level, "lean": 0.2 * level}
+    shares = {"all": 0.2, "rest": 0.3, "alike": 0.1, "contest": 0.2, "lean": 0.2}
+    return {name: share * level for name, share in shares.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareTest:
+    """Compares how many synthetic and held-out images are of one kind, as groups."""
+
+    p_value: float
+    """Chance of so many synthetic ones; 1 if there are none."""
+    total: int
+    """Images of the kind."""
+    count: int
+    """Synthetic ones among them."""
+    expected: float
+    """How many chance explains."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +75,8 @@ class AuditPool:
     """Number of the group of images that resemble each other, int64 (m + n,)."""
     dropped: Indices
     """Training images to which held-out images were equal that were set aside, int64 (k,)."""
+    dropped_strata: Indices
+    """Class of each of these held-out images, int64 (k,)."""
 
     @property
     def is_synthetic(self) -> Flags:
@@ -140,24 +157,46 @@ class AuditPool:
         )
         return Precedence(excess=test.excess, rows=chosen[test.rows], ranking=chosen[test.ranking])
 
-    def exact_p_value(self, counted: Flags) -> float:
-        """Chance that as many synthetic images have equal or nearly equal pixels as a training one.
+    def share_test(self, counted: Flags, null: Flags) -> ShareTest:
+        """Asks whether more synthetic than held-out images are of a kind.
+
+        If synthetic and held-out images are exchangeable within a class, the number of synthetic
+        ones among those is hypergeometric in every class. Held-out images that were set aside as
+        equal to training images count among both.
 
         Args:
-            counted: The synthetic images of these that count, (m,). Groups of images count once.
+            counted: The synthetic images that are, (m,). Groups of images count once.
+            null: The held-out images that are, (n,).
         """
-        from scipy.stats import hypergeom
+        m, k = len(self.rows.twins), len(self.dropped)
+        synthetic = np.arange(len(self.group) + k) < m
+        some = np.concatenate([counted, null, np.ones(k, bool)])
+        # Equal training images were met by equal held-out ones: these are one group.
+        twins = len(self.group) + np.unique(self.dropped, return_inverse=True)[1]
+        group = np.concatenate([self.group, twins])
+        strata = np.concatenate([self.strata, self.dropped_strata])
+        number = np.unique(strata, return_inverse=True)[1]
 
-        m = len(self.rows.twins)
-        exact = np.concatenate([counted, self.null.near_equal])
-        (some, others), (synthetic, held_out) = (
-            [len(np.unique(part)) for part in (self.group[:m][keep[:m]], self.group[m:][keep[m:]])]
-            for keep in (exact, np.ones(len(exact), bool))
+        def groups(keep: Flags) -> Indices:
+            """How many there are of each class, (c,)."""
+            pairs = np.unique(np.stack([number[keep], group[keep]]), axis=1)
+            return np.bincount(pairs[0], minlength=number.max() + 1)
+
+        ours, theirs = (groups(some & side) for side in (synthetic, ~synthetic))
+        sizes = [groups(side) for side in (synthetic, ~synthetic)]
+        chance, expected = np.ones(1), 0.0
+        for c in np.flatnonzero(ours + theirs):
+            total, everything = ours[c] + theirs[c], sizes[0][c] + sizes[1][c]
+            of_class = hypergeom.pmf(np.arange(total + 1), everything, sizes[0][c], total)
+            chance = np.convolve(chance, of_class)
+            expected += total * sizes[0][c] / everything
+        found = int(ours.sum())
+        return ShareTest(
+            p_value=float(min(1.0, chance[found:].sum())) if found else 1.0,
+            total=found + int(theirs.sum()),
+            count=found,
+            expected=float(expected),
         )
-        dropped = len(np.unique(self.dropped))
-        everything = synthetic + held_out + dropped
-        chance = hypergeom.sf(some - 1, everything, synthetic, some + others + dropped)
-        return float(chance) if some else 1.0
 
     def as_often(self) -> Flags:
         """Synthetic images whose training image held-out images resemble as often, (m,).
@@ -165,8 +204,6 @@ class AuditPool:
         That is so for blank frames, for example. Training images count as one if images that belong
         together resemble them.
         """
-        from scipy.stats import hypergeom
-
         m, k = len(self.rows.twins), len(self.dropped)
         places = np.flatnonzero(self.resembling)
         neighbors = np.concatenate([self.rows.neighbors[:, -1], self.null.neighbors[:, -1]])
@@ -198,19 +235,24 @@ def pooled(
         rows: Rows of the synthetic images.
         null: Null of the held-out images.
         links: Pairs of images that belong together, the synthetic ones first, int64 (l, 2).
-        strata: Class of each, the synthetic ones first, int64 (m + n,).
-        dropped: Training images to which others were equal that were set aside, int64 (k,).
+        strata: Class of each, the synthetic ones first, and behind them of the held-out images that
+            were set aside, int64 (m + n + k,).
+        dropped: Training images to which these were equal, int64 (k,).
     """
+    size = len(strata) - len(dropped)
     return AuditPool(
         rows=rows,
         null=null,
-        strata=strata,
-        group=components(links[:, 0], links[:, 1], len(strata)),
+        strata=strata[:size],
+        group=components(links[:, 0], links[:, 1], size),
         dropped=dropped,
+        dropped_strata=strata[size:],
     )
 
 
-def strata_of(S: AuditSet, H: AuditSet, withdrawn: Indices) -> tuple[Indices, tuple[str, ...]]:
+def strata_of(
+    S: AuditSet, H: AuditSet, withdrawn: Indices, set_aside: Labels
+) -> tuple[Indices, tuple[str, ...]]:
     """The class of each synthetic and held-out image, and synthetic classes that are not held out.
 
     Classes are the same if they have the same name. Where any label is unknown, or a synthetic
@@ -220,8 +262,10 @@ def strata_of(S: AuditSet, H: AuditSet, withdrawn: Indices) -> tuple[Indices, tu
         S: The synthetic images.
         H: The held-out images.
         withdrawn: Rows of the synthetic images that are ranked behind the others, int64 (w,).
+        set_aside: Labels of the held-out images that are not in `H`, since they are training
+            images, int64 (k,). Their classes stand behind the others.
     """
-    labels = [S.labels_with(withdrawn), H.labels]
+    labels = [S.labels_with(withdrawn), np.concatenate([H.labels, set_aside])]
     one = np.zeros(sum(map(len, labels)), np.int64)
     if any((own < 0).any() for own in labels):
         return one, ()
@@ -229,7 +273,7 @@ def strata_of(S: AuditSet, H: AuditSet, withdrawn: Indices) -> tuple[Indices, tu
         place = {name: i for i, name in enumerate(S.classes)}
         number = [place.get(name, len(place) + i) for i, name in enumerate(H.classes)]
         labels[1] = np.array(number)[labels[1]]
-    missing = np.setdiff1d(labels[0], labels[1]).tolist()
+    missing = np.setdiff1d(labels[0], labels[1][: len(H)]).tolist()
     names = tuple(S.classes[c] if c < len(S.classes) else str(c) for c in missing)
     return (one if missing else np.concatenate(labels)), names
 

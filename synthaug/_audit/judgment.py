@@ -15,6 +15,7 @@ from synthaug._audit.decisions import (
     LEVEL,
     AuditPool,
     Calibrated,
+    ShareTest,
     calibrated,
     levels,
     shift_of,
@@ -67,7 +68,11 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
     shift = shift_of(rows, null, p)
     shifted = bool(shift.get("shifted"))
     excess, named = _named(tested, contest, shifted)
-    tier = _tiers(rows, pool, q <= fdr, (q_decoy <= fdr) & shifted, named)
+    often = np.zeros(len(rows.twins), bool) if pool is None else pool.as_often()
+    tier = _tiers(rows, often, q <= fdr, (q_decoy <= fdr) & shifted, named)
+    alike = None
+    if pool is not None:
+        alike = pool.share_test(rows.resembling & ~often, pool.null.resembling)
     power = _power(sets, comparison, tested, settings)
     counts = _counts(sets, comparison, tested, fdr)
     bound = _fewest_copies(tested, pool, tier > CLEAR, shifted)
@@ -79,6 +84,7 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
         calibrated=int((q <= fdr).sum()),
         competed=int((q_decoy <= fdr).sum()),
         alike=int((tier == ALIKE).sum()),
+        alike_p=1.0 if alike is None or shifted else alike.p_value,
         named=tuple(judged[tier == NAMED].tolist()),
         excess=None if excess is None else (excess.count, excess.depth, excess.expected),
         contested=excess is not None and contest is not None and excess is contest[1].excess,
@@ -87,7 +93,9 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
         withheld=int((tier > CLEAR).sum()),
         fewest_copies=bound,
     )
-    missing = () if H is None else strata_of(S, H, comparison.withdrawn.rows)[1]
+    missing: tuple[str, ...] = ()
+    if H is not None:
+        missing = strata_of(S, H, comparison.withdrawn.rows, sets.overlap_labels)[1]
     verdict, reasons = judge(findings, counts, power=power, missing=missing, fdr=fdr, level=LEVEL)
     return Judgment(
         tier=tier,
@@ -96,7 +104,7 @@ def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSet
         q_decoy=q_decoy,
         pick=Pick(rows, null, sets.T),
         shift=shift,
-        set_test=_set_test(tested, contest),
+        set_test=_set_test(tested, contest, alike),
         fewest_copies={}
         if bound is None
         else {"confidence": CONFIDENCE, "rows": findings.withheld, "copies": bound},
@@ -170,18 +178,17 @@ def _copied(exact: NDArray[np.bool_], pool: AuditPool | None, fdr: float) -> boo
     """Whether rows with equal pixels are copies; without a hold-out nothing else explains them."""
     if pool is None:
         return bool(exact.any())
-    return pool.exact_p_value(exact) <= EXACT_SHARE * fdr
+    return pool.share_test(exact, pool.null.near_equal).p_value <= EXACT_SHARE * fdr
 
 
 def _tiers(
     rows: Matches,
-    pool: AuditPool | None,
+    often: NDArray[np.bool_],
     calibrated: NDArray[np.bool_],
     competed: NDArray[np.bool_],
     named: Indices,
 ) -> NDArray[np.int8]:
     """The tier of each row, the strongest reason first."""
-    often = np.zeros(len(rows.twins), bool) if pool is None else pool.as_often()
     is_named = np.isin(np.arange(len(rows.twins)), named)
     reasons = [
         (rows.near_equal & ~often, EXACT),
@@ -237,21 +244,25 @@ def _fewest_copies(
 
 
 def _set_test(
-    tested: Calibrated | None, contest: tuple[Indices, Competition] | None
+    tested: Calibrated | None,
+    contest: tuple[Indices, Competition] | None,
+    alike: ShareTest | None,
 ) -> dict[str, JSON]:
     """Returns what a report says of the tests of all rows together."""
-    if tested is None:
+    if tested is None or alike is None:
         return {}
-    tests = {name: test.excess for name, test in tested.tests.items()}
+    excesses = {name: test.excess for name, test in tested.tests.items()}
     if contest is not None:
-        tests["contest"] = contest[1].excess
+        excesses["contest"] = contest[1].excess
+    tests = {name: (e.p_value, e.depth, e.count, e.expected) for name, e in excesses.items()}
+    tests["alike"] = alike.p_value, alike.total, alike.count, alike.expected
     return {
         name: {
             "level": levels(LEVEL)[name],
-            "p_value": test.p_value,
-            "closest": test.depth,
-            "count": test.count,
-            "expected": test.expected,
+            "p_value": p_value,
+            "closest": closest,
+            "count": count,
+            "expected": expected,
         }
-        for name, test in tests.items()
+        for name, (p_value, closest, count, expected) in tests.items()
     }

@@ -34,9 +34,12 @@ _DRAWS = 20
 _LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 
 
-_SMALLEST_COUNT, _SMALLEST_SHARE, _LARGEST_SHARE = 25, 0.02, 0.25
+_SMALLEST_COUNT, _SMALLEST_SHARE, _LARGEST_SHARE = 25, 0.02, 0.1
 """An audit may say "pass" only if it would have noticed so many copies, or the smallest share of
 the rows if that is more; of few rows never more than the largest share."""
+
+_LARGEST_PLANTED_SHARE = 0.25
+"""Of few rows, up to this share is replaced by copies, to find how many could be flagged."""
 
 
 def power_without_holdout(kind: Disturbance, planted: Matches, found: float) -> Power:
@@ -86,7 +89,8 @@ class Planting:
         """
         members = [np.ones(len(planted.twins), bool), ~planted.resembling]
         values = [test.of(planted, m) for test, m in zip(self._tests, members, strict=True)]
-        largest = visible(self._m)
+        few = math.ceil(_LARGEST_PLANTED_SHARE * self._m)
+        largest = max(visible(self._m), min(_SMALLEST_COUNT, few))
         ladder = [count for count in _LADDER if count < largest] + [largest]
 
         @cache

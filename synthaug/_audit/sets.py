@@ -7,7 +7,7 @@ from torch import Tensor
 
 from synthaug._audit.inputs import AuditSet, Contents, check_comparable
 from synthaug._audit.settings import AuditSettings, FeaturesAsGiven
-from synthaug._types import JSON, Indices
+from synthaug._types import JSON, Indices, Labels
 from synthaug.features import Extractor, describe
 
 
@@ -24,7 +24,9 @@ class AuditSets:
     distinct: Contents
     """The different training images."""
     overlap: Indices
-    """Training images to which hold-out images were equal that were set aside."""
+    """Training images to which hold-out images were equal that were set aside, int64 (k,)."""
+    overlap_labels: Labels
+    """Labels of these hold-out images, int64 (k,)."""
     extractors: list[Extractor]
     k: int
     """Neighbors that a score looks at."""
@@ -58,22 +60,25 @@ def sets_of(S: AuditSet, T: AuditSet, H: AuditSet | None, settings: AuditSetting
     if not are_images and settings.features is not None:
         raise ValueError("`features` cannot be computed, since features are given and no images.")
     distinct = Contents(T.keys)
-    overlap = np.zeros(0, np.int64)
+    overlap = overlap_labels = np.zeros(0, np.int64)
     if H is not None:
-        H, overlap = _without_overlap(H, distinct, settings.deduplicate)
+        H, overlap, overlap_labels = _without_overlap(H, distinct, settings.deduplicate)
     return AuditSets(
         S=S,
         T=T,
         H=H,
         distinct=distinct,
         overlap=overlap,
+        overlap_labels=overlap_labels,
         extractors=settings.extractors if are_images else [FeaturesAsGiven()],
         k=settings.neighbors(len(distinct)),
     )
 
 
-def _without_overlap(H: AuditSet, known: Contents, deduplicate: bool) -> tuple[AuditSet, Indices]:
-    """Sets hold-out images aside that are training images, and says which training images."""
+def _without_overlap(
+    H: AuditSet, known: Contents, deduplicate: bool
+) -> tuple[AuditSet, Indices, Labels]:
+    """Sets hold-out images aside that are training images, and says which, and of which class."""
     equal = known.find(H.keys)
     overlapping = equal >= 0
     count = int(overlapping.sum())
@@ -85,4 +90,5 @@ def _without_overlap(H: AuditSet, known: Contents, deduplicate: bool) -> tuple[A
         )
     if count == len(H):
         raise ValueError("All images in `holdout` are also in `train`: nothing is held out.")
-    return (H.select(~overlapping) if count else H), equal[overlapping]
+    kept = H.select(~overlapping) if count else H
+    return kept, equal[overlapping], H.labels[overlapping]

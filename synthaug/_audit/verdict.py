@@ -74,6 +74,9 @@ class Findings:
     """Rows found by target-decoy competition."""
     alike: int
     """Rows that are withheld as like a training image as near-duplicates are, and not flagged."""
+    alike_p: float
+    """Chance that so many of all rows resemble a training image as near-duplicates do; 1 where the
+    hold-out does not decide."""
     named: tuple[int, ...]
     """Numbers of the rows that a test of all rows together names, and that are not flagged."""
     excess: tuple[int, int, float] | None
@@ -142,13 +145,13 @@ def judge(
         reasons = [nothing, *doubts]
     else:
         verdict, reasons = "pass", _no_copies(findings, m, power)
-        return verdict, [*reasons, *_notes(findings, counts)]
+        return verdict, [*reasons, *_notes(findings, counts, level)]
     # The planted copies come on top of what the tests have found: that helps them reject.
     found = findings.excess is not None or findings.calibrated or findings.exact
     name = "Power, beside what was found" if found else "Power"
     said = [f"{name}: {text}" if i == 0 else text for i, text in enumerate(_power(power, m))]
     reasons += [*_number_of_copies(findings), *said]
-    return verdict, [*reasons, *_notes(findings, counts)]
+    return verdict, [*reasons, *_notes(findings, counts, level)]
 
 
 def _copies(findings: Findings, num_judged: int, fdr: float) -> list[str]:
@@ -222,7 +225,26 @@ def _rows_to_look_at(findings: Findings, counts: Counts, level: float) -> list[s
             f"{among}. Without copies, at most {level:.0%} of audits find so many. So some of "
             "these images are probably copies, but the audit cannot say which." + _named(findings)
         )
+    if findings.alike and findings.alike_p <= levels(level)["alike"]:
+        reasons.append(
+            f"{_alike(findings, counts)}. Without copies, at most {level:.0%} of audits find so "
+            "many more. So some of these images are probably copies. They are withheld: look at "
+            "their pairs."
+        )
     return reasons
+
+
+def _alike(findings: Findings, counts: Counts) -> str:
+    """Says how many images resemble a training image, and how many held-out ones do."""
+    told = (
+        f"{findings.alike:,} of {counts.synthetic_judged:,} images "
+        f"({findings.alike / counts.synthetic_judged:.1%}) resemble a training image as "
+        "near-duplicates do"
+    )
+    if not counts.holdout:
+        return told
+    share = counts.holdout_resembling / counts.holdout
+    return f"{told}; of the held-out real images, {share:.1%} do"
 
 
 def _named(findings: Findings) -> str:
@@ -290,17 +312,14 @@ def _power(power: Sequence[Power], num_judged: int) -> list[str]:
     return [seen, changed] if unseen else [seen]
 
 
-def _notes(findings: Findings, counts: Counts) -> list[str]:
+def _notes(findings: Findings, counts: Counts, level: float) -> list[str]:
     """Says what else a reader of any verdict should know."""
     notes = []
-    if findings.alike:
-        share = counts.holdout_resembling / counts.holdout if counts.holdout else 0
+    if findings.alike and findings.alike_p > levels(level)["alike"]:
+        chance = "" if findings.alike_p >= 0.1 else f" (p = {findings.alike_p:.2g})"
         notes.append(
-            f"{findings.alike:,} of {counts.synthetic_judged:,} images "
-            f"({findings.alike / counts.synthetic_judged:.1%}) resemble a training image as "
-            "near-duplicates do"
-            + (f"; of the held-out real images, {share:.1%} do" if counts.holdout else "")
-            + ". They are withheld, and this verdict does not cover them: look at their pairs."
+            f"{_alike(findings, counts)}{chance}. They are withheld, and this verdict does not "
+            "cover them: look at their pairs."
         )
     resolution = counts.resolution or 1
     if not findings.fewest_copies and resolution > counts.synthetic_judged:
