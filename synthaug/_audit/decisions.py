@@ -43,7 +43,7 @@ LEVEL = 0.01
 
 def levels(level: float) -> dict[str, float]:
     """How the level of the tests of the whole set is shared among them, by name."""
-    shares = {"all": 0.2, "rest": 0.3, "alike": 0.1, "contest": 0.2, "lean": 0.2}
+    shares = {"all": 0.25, "rest": 0.3, "alike": 0.05, "contest": 0.2, "lean": 0.2}
     return {name: share * level for name, share in shares.items()}
 
 
