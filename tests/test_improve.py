@@ -216,6 +216,7 @@ def test_recipes_that_do_not_fit_are_named(tmp_path):
         generator=0.0,
         images={"a": 0.0, "b": 0.0},
         classifiers={"a": 0, "b": 3},
+        overdrawn={"a": 1, "b": 2},
         audit=5.0,
         audited_image=0.1,
         rivals=2,
@@ -226,19 +227,20 @@ def test_recipes_that_do_not_fit_are_named(tmp_path):
     assert (taken, left) == (wanted[:1], wanted[1:])
     # 2 rivals and 1 recipe on 2 seeds, then 2 arms to 4 seeds, a round, and the confirmation
     assert runs(1, config, 2) == 4 + 2 * 2 + 2 * 2 + 4 + 8
-    # 100 training and 20 validation images, and 10 synthetic ones per real one in each of 2 rounds
-    audits = 5 + 0.1 * (1000 + 120) + 5 + 0.1 * (2000 + 120)
+    # 20 validation images, and 10 synthetic ones per each of 100 real ones in each of 2 rounds
+    audits = 5 + 0.1 * (1000 + 20) + 5 + 0.1 * (2000 + 20)
     total = estimate.total(wanted[:1], config, 100, 20)
     assert total == pytest.approx(60 * runs(1, config, 2) + audits)
     judged = estimate.total([("b", 0.5)], config, 100, 20)
-    assert judged == pytest.approx(total + 2 * 3 * 60)
+    # 3 classifiers in each round, and twice as many images in its audit
+    assert judged == pytest.approx(total + 2 * 3 * 60 + 0.1 * (1000 + 2000))
 
 
 def test_the_time_of_an_audit_is_measured_on_real_images(monkeypatch, caplog):
     clock = [0.0]
 
     def audited(synthetic: Any, train: Any, *, holdout: Any, **_: Any) -> None:
-        clock[0] += 3 + 0.5 * sum(map(len, (synthetic, train, holdout)))
+        clock[0] += 3 + 0.5 * len(synthetic) + 0.5 * len(holdout)
 
     monkeypatch.setattr(_cost, "audit", audited)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])

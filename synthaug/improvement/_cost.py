@@ -45,10 +45,12 @@ class Estimate:
     """To draw what one image of each recipe and target needs; 0 for images that are there."""
     classifiers: dict[str, int]
     """How many judge the images of a round, for each recipe and target."""
+    overdrawn: dict[str, int]
+    """How many images are drawn and audited for each that is wanted."""
     audit: float
     """To audit any images."""
     audited_image: float
-    """For each real or synthetic image of an audit more."""
+    """For each synthetic or held-out image of an audit more: training images cost little."""
     rivals: int
     """Arms without a generator."""
 
@@ -67,22 +69,22 @@ class Estimate:
             taken: Recipes and shares that are tried.
             config: How.
             real: Training images.
-            held: Validation images, which audits compare with too.
+            held: Validation images, which audits compare with training images too.
             least: Cost if the cheapest recipe were tried alone.
         """
         names = {name for name, _ in taken} or {min(self.images, key=lambda n: self.images[n])}
         drawn = config.images_per_round * real
-        dearest = max(names, key=lambda n: self._of_round(n, drawn, drawn + real + held))
+        dearest = max(names, key=lambda name: self._of_round(name, 1, drawn, held))
         later = sum(
-            self._of_round(dearest, drawn, number * drawn + real + held)
-            for number in range(2, config.rounds + 1)
+            self._of_round(dearest, number, drawn, held) for number in range(2, config.rounds + 1)
         )
-        first = sum(self._of_round(name, drawn, drawn + real + held) for name in names)
+        first = sum(self._of_round(name, 1, drawn, held) for name in names)
         tried = 1 if least else max(1, len(taken))
         return self.generator + first + later + runs(tried, config, self.rivals) * self.classifier
 
-    def _of_round(self, name: str, drawn: float, audited: float) -> float:
-        """Seconds to draw, audit and choose the images of a round."""
+    def _of_round(self, name: str, number: int, drawn: float, held: int) -> float:
+        """Seconds to draw and choose the images of a round, and to audit those of all so far."""
+        audited = self.overdrawn[name] * number * drawn + held
         return (
             self.images[name] * drawn
             + self.classifiers[name] * self.classifier
@@ -163,6 +165,7 @@ def measure(
         generator=generator,
         images=images,
         classifiers={name: pool.classifiers for name, pool in pools.items()},
+        overdrawn={name: pool.overdrawn for name, pool in pools.items()},
         audit=fixed,
         audited_image=each,
         rivals=rivals,
@@ -210,8 +213,8 @@ def _of_classifier(real: ImageSource, validation: ImageSource, config: ImproveCo
 
 
 def _of_audit(real: ImageSource, validation: ImageSource) -> tuple[float, float]:
-    """Seconds of any audit, and of each of its images: of two audits of few real images, half of
-    which stand in for synthetic ones, after one that warms up."""
+    """Seconds of any audit, and of each synthetic or held-out image: of two audits of few real
+    images, some of which stand in for synthetic ones, after one that warms up."""
     measured = []
     for few in (_AUDITED[0], *_AUDITED):
         stand_ins, train, holdout = _part(real, few, 1), _part(real, few), _part(validation, few)
@@ -222,7 +225,7 @@ def _of_audit(real: ImageSource, validation: ImageSource) -> tuple[float, float]
             logger.warning("How long audits take was not measured: %s", error)
             return 0.0, 0.0
         seconds = time.perf_counter() - started
-        measured.append((len(stand_ins) + len(train) + len(holdout), seconds))
+        measured.append((len(stand_ins) + len(holdout), seconds))
     _, (few, first), (more, second) = measured
     each = max(0.0, second - first) / (more - few) if more > few else second / max(1, more)
     return max(0.0, second - each * more), each
