@@ -370,7 +370,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
             tokens[torch.from_numpy(chosen)] = table.snapshots[snapshot][at[chosen]]
         return tokens
 
-    def _described(self, pixels: Pixels, labels: Labels) -> Tensor | None:
+    def _described(self, pixels: Pixels, labels: Labels) -> Any:
         """Tokens of the images themselves, as the encoder of a generator of ours makes them; else
         null tokens. What was learned about single images, the embeddings, is not looked at."""
         if self.encoder is None:
@@ -554,7 +554,10 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
 
 
 def _has_text_encoder(path: str | Path) -> bool:
-    return bool(read_index(checkpoints.resolve(path)).get("text_encoder"))
+    folder = checkpoints.resolve(path)
+    if "adapts" in checkpoints.read_record(folder):  # with embeddings in place of the encoder
+        return False
+    return bool(read_index(folder).get("text_encoder"))
 
 
 def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -> None:
