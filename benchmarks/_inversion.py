@@ -1,4 +1,4 @@
-"""Holds what the inversion benchmarks share: nested subsets, drawing, arms, a way to plot."""
+"""Shared parts of the inversion benchmarks: nested subsets, drawing, arms, a way to plot."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Holds what every benchmark writes beside its numbers."""
+"""Facts about the machine that every benchmark writes beside its numbers."""
 
 import json
 import os

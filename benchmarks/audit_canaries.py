@@ -136,7 +136,7 @@ def marked(real: Any, plan: CanaryPlan, trained: bool) -> Any:
 
 
 def pooled(models: list[dict[str, Any]], dose: int) -> dict[str, Any]:
-    """Returns what became of the pairs of one dose, of all models together."""
+    """Returns the results of the pairs of one dose, of all models together."""
     row: dict[str, Any] = {"dose": dose}
     for way in (*WAYS, "control"):
         hits = np.concatenate([model[way][model["dose"] == dose] for model in models])
@@ -147,9 +147,7 @@ def pooled(models: list[dict[str, Any]], dose: int) -> dict[str, Any]:
 
 
 def draw(by_dose: list[dict[str, Any]]) -> Path:
-    """Returns what each way finds of the images that were trained on, by the number of
-    repetitions.
-    """
+    """Plots the share of trained images that each test finds, by the number of repetitions."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.2, 4.2))

@@ -100,7 +100,7 @@ def without_twins(images: NDArray[np.uint8], args: Any) -> NDArray[np.uint8]:
 
 
 def audited(part: Part, synthetic: NDArray[np.uint8], count: int, args: Any) -> dict[str, Any]:
-    """Returns what the audit says of these images, of which the first `count` are copies."""
+    """Returns the audit's results for these images, of which the first `count` are copies."""
     start = time.perf_counter()
     report = audit(
         synthetic,
@@ -193,7 +193,7 @@ def _kinds(args: Any, real: Any) -> tuple[list[Kind], list[Any]]:
 
 
 def summed_up(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns what was noticed, flagged and claimed, kind by kind."""
+    """Returns the shares noticed, flagged and claimed, kind by kind."""
     honest = [line for line in lines if line["kind"] == HONEST]
     result: dict[str, Any] = {
         "audits": len(lines),

@@ -159,7 +159,7 @@ SCENARIOS = (
 
 
 def natural_twins(images: Images, train: Images, *, photos: bool) -> NDArray[np.bool_]:
-    """Says which images equal a training image, but for what nobody sees, (n,)."""
+    """Returns a mask of the images that equal a training image, but for invisible changes, (n,)."""
     pixels, real = (torch.from_numpy(x).flatten(1).float() for x in (images, train))
     mirrored = torch.from_numpy(images[..., ::-1].copy()).flatten(1).float()
     twins = torch.zeros(len(images), dtype=torch.bool)
@@ -200,7 +200,7 @@ def _loaded(spec: str) -> tuple[Images, NDArray[np.int64]]:
 
 
 def audited(scenario: Scenario, number: int, args: Any) -> dict[str, Any]:
-    """Returns what the audit says of a division, and what of that counts."""
+    """Returns the audit's results for a division that count here."""
     division = divided(scenario, number, args)
     start = time.perf_counter()
     report = audit(

@@ -84,9 +84,7 @@ def audits(args: Any, done: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
 def audited(
     pool: NDArray[np.uint8], unseen: NDArray[np.uint8], rng: Any, args: Any
 ) -> dict[str, Any]:
-    """Returns what the audit says of some generated images, with images that no generator has
-    seen.
-    """
+    """Audits some generated images, with images that no generator has seen."""
     real = unseen[rng.permutation(len(unseen))]
     train, holdout = real[: len(real) * 3 // 5], real[len(real) * 3 // 5 :]
     synthetic = pool[rng.choice(len(pool), args.synthetic, replace=False)]

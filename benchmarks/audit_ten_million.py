@@ -83,7 +83,7 @@ def copies(train: Any, fresh: Any, rng: np.random.Generator) -> tuple[Any, Any]:
 def extrapolate(
     result: dict[str, Any], rows: int, indexed: int, dim: int, lists: int
 ) -> dict[str, Any]:
-    """Returns what a billion rows take on one core like this one, and the formulas behind it."""
+    """Returns the cost of a billion rows on one core like this one, and the formulas behind it."""
     exact, approximate = result["exact"], result["ivfpq"]
     per_query = exact["processor_seconds_per_query"] * BILLION / rows
     index_bytes = BILLION * (64 + 8) + lists * dim * 4

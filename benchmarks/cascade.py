@@ -149,7 +149,7 @@ def arms(models: dict[str, Any], levels: list[int]) -> dict[str, tuple[Any, dict
 
 
 def enlarged(stage: CascadeStage, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Returns what a stage draws of small copies of real images, uint8 (n, C, H, W)."""
+    """Returns the images that a stage draws of small copies of real ones, uint8 (n, C, H, W)."""
     drawn = []
     for rows in torch.arange(len(pixels)).split(100):
         low = stage.shrink(to_images(pixels[rows]))

@@ -210,7 +210,7 @@ class Convolved:
         return self.network(randn(streams(rows["seed"]), self.image_shape).to(self.device)).cpu()
 
     def recipe(self) -> dict[str, Any]:
-        """Says what tells its images from others."""
+        """Returns the identity of its images."""
         return {"synthesizer": "Convolved", "settings": {}, "weights": {"network": "seed 0"}}
 
 

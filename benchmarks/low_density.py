@@ -1,5 +1,4 @@
-"""Holds what steering to low density does: hardness, realism, labels, cost against rejection,
-accuracy.
+"""Measures steering to low density: hardness, realism, labels, cost against rejection, accuracy.
 
     synthaug train folder:cifar10/train runs/hard --method hardness --base runs/cifar10
     python benchmarks/low_density.py runs/hard --data folder:cifar10/train \
@@ -136,7 +135,7 @@ class Scores:
         }
 
     def table(self, scored: Mapping[str, Any]) -> dict[str, float]:
-        """Returns what the scores say of a pool of images."""
+        """Returns the scores of a pool of images."""
         found = {
             "images": len(scored["hardness"]),
             "hardness_mean": float(scored["hardness"].mean()),

@@ -37,7 +37,7 @@ class Paced:
 
     Args:
         trace: A folder; each process adds the seeds that it draws to a file of its own.
-        fault: What goes wrong, by name.
+        fault: The faults to inject, by name.
         row_seconds: Time for one row.
     """
 
@@ -78,7 +78,7 @@ class Paced:
         return False
 
     def recipe(self) -> dict[str, Any]:
-        """Says what determines an image besides its row."""
+        """Returns the settings that determine an image besides its row."""
         return {"synthesizer": "Paced", "settings": {"version": 1}}
 
 

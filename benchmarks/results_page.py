@@ -1585,7 +1585,7 @@ def files() -> Lines:
 
 @block
 def support_matrix() -> Lines:
-    """Says what can be done with each generator, and by what."""
+    """Tabulates the tasks that each generator can do, and by what means."""
     families = read("support_matrix")["families"]
     ways = list(next(iter(families.values())))
     rows = [

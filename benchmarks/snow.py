@@ -76,7 +76,7 @@ def theirs(images: NDArray[np.uint8], severity: int) -> NDArray[np.uint8]:
 
 
 def statistics(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> dict[str, float]:
-    """Returns what snow does to images, in gray levels."""
+    """Measures the effect of snow on images, in gray levels."""
     clean, snowed = before.astype(float), after.astype(float)
     contrast = snowed.std((1, 2, 3)) / clean.std((1, 2, 3))
     return {

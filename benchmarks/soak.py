@@ -129,7 +129,7 @@ def suite(soak: str, count: int) -> int:
 
 
 def stored() -> dict[str, Any]:
-    """Returns what earlier calls found."""
+    """Returns the findings of earlier calls."""
     path = RESULTS / "soak.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return {name: value for name, value in found.items() if name != "machine"}

@@ -147,12 +147,12 @@ class Trial:
 
 
 def name_of(synthesizer: Any) -> str:
-    """Says what draws: our own loop, or the pipeline."""
+    """Names the drawing part: our own loop, or the pipeline."""
     return OURS.get(type(synthesizer).__name__, "our loop")
 
 
 def answer(attempt: Callable[[], str], path: Path) -> dict[str, str]:
-    """Says what did it, or why it is refused; `path` is left out of the reason."""
+    """Tells the means that worked, or the reason of a refusal, without `path`."""
     try:
         return {"by": attempt()}
     except REFUSALS as error:

@@ -58,13 +58,13 @@ class Split:
 
     @property
     def seen(self) -> Indices:
-        """Returns what the generator learns from, ascending: the same for any number of labels."""
+        """Images that the generator learns from, ascending: the same for any number of labels."""
         return np.sort(np.concatenate([self.labeled, self.pool]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """Describes what the demo does."""
+    """Settings of the demo."""
 
     per_class: int = 3
     """Labeled images per class."""
@@ -278,7 +278,7 @@ def demo(
     Args:
         out: Directory to write: the generator in it, and all else in `N-per-class`.
         seed: Seed of the split, the models and the plan.
-        settings: What to do; the defaults take less than five minutes on two cores.
+        settings: Settings of the demo; the defaults take less than five minutes on two cores.
         progress: Show bars.
 
     Returns:
@@ -343,7 +343,7 @@ def _introduction(
     settings: DemoSettings,
     minutes: float,
 ) -> str:
-    """Says what was done."""
+    """Returns the introduction of the page."""
     return (
         f"{len(real)} labeled images, {settings.per_class} of each digit, are all the labels "
         "there are. A small diffusion model learned from all training images, without labels. "

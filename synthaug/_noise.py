@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthaug._support.arguments import check_not_negative
+
 Streams: TypeAlias = Sequence[torch.Generator]
 """One stream of random numbers per row."""
 
@@ -81,7 +83,9 @@ def checked_seed(seed: Any) -> int:
 
     Raises:
         TypeError: For anything but a whole number; `None` is not "another one each time" here.
+        ValueError: For a negative one.
     """
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise TypeError(f"`seed` is {seed!r}, expected a whole number.")
+    check_not_negative(seed=int(seed))
     return int(seed)

@@ -46,9 +46,7 @@ _CANNOT_FOLLOW = _OTHER_INPUTS | {"bboxes", "keypoints", "mask", "masks"}
 
 
 class _OnImages(ImageOnlyTransform):
-    """Describes what both transforms share: draws of their own, images alone, and descriptions by
-    path.
-    """
+    """Base of both transforms: own random draws, images alone, and descriptions by path."""
 
     _refused = _CANNOT_FOLLOW
     _way_out = ""
@@ -254,7 +252,7 @@ class SyntheticVariant(_OnImages):
         self._describe(cache=cache, audit=audit)
 
     def get_params(self) -> dict[str, Any]:
-        """Draws which variant."""
+        """Draws the number of the variant."""
         return {"choice": self._uniform()}
 
     def apply(self, img: Any, choice: float, **params: Any) -> Any:

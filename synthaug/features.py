@@ -60,7 +60,7 @@ class Extractor(Protocol):
 
 
 def describe(extractor: Extractor) -> dict[str, JSON]:
-    """Returns what identifies an extractor in a report: its name and the digest of its weights, if
+    """Returns the identity of an extractor for a report: its name and the digest of its weights, if
     any.
     """
     # An extractor of the user's own need not have weights.
@@ -278,8 +278,8 @@ def classifier(
     preprocess: Callable[[Tensor], Tensor] | None = None,
     device: str | torch.device = "cpu",
 ) -> TorchModule:
-    """Returns what the last linear layer of a classifier sees: features of what the classes differ
-    in.
+    """Returns an extractor of the inputs of a classifier's last linear layer: features of what the
+    classes differ in.
 
     A classifier trained on the audited training images may be used; it sees these somewhat better
     than others, which is what the hold-out's own numbers beside it are for.
@@ -445,7 +445,7 @@ def extract(
     """Runs `extractor` over all images, `batch_size` at a time.
 
     Args:
-        extractor: What to run.
+        extractor: The extractor to run.
         pixels: uint8 (n, C, H, W), n at least 1.
         batch_size: Images per call.
         progress: Shows a bar with the rate and the time left.

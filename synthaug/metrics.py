@@ -106,6 +106,7 @@ def kernel_distance(
     fewest = min(len(synthetic), len(real))
     size = min(1000, fewest // 2) if subset_size is None else subset_size
     check_whole(1, subsets=subsets)
+    check_whole(0, seed=seed)
     check_whole(0, subset_size=size)
     check_between(2, fewest, ", the size of the smaller set", subset_size=size)
     with _quiet(seed):
@@ -135,7 +136,7 @@ def inception_score(logits: Features, *, splits: int = 10, seed: int = 0) -> tup
         ValueError: For fewer images than parts.
     """
     logits = checked_features(logits, "logits", np.float64)
-    check_whole(0, splits=splits)
+    check_whole(0, splits=splits, seed=seed)
     check_between(2, len(logits), " images", splits=splits)
     with _quiet(seed):
         order = torch.randperm(len(logits), dtype=torch.int64, device="cpu").numpy()

@@ -85,7 +85,7 @@ class _Restoring(_ImagesOnly):
         self._restoration, self.p = restoration, p
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draws which images to change, how much, and their seeds; once per sample or batch."""
+        """Draws the images to change, by how much, and their seeds; once per sample or batch."""
         sizes = {len(x) for x in flat_inputs if isinstance(x, torch.Tensor) and x.ndim == 4}
         if len(sizes) > 1:
             raise ValueError(f"Batches of different size came together: {sorted(sizes)}.")
@@ -243,8 +243,8 @@ class MixSynthetic(_ImagesOnly):
             audit: A report about it, or its path; images that it did not pass are not served.
                 `None` skips the audit, with a warning.
             fraction: Share of every batch that is replaced, in [0, 1].
-            transform: What the real images went through: gets one synthetic image, of PIL, and
-                returns a tensor (C, H, W) as they are in the batch.
+            transform: Transform of the real images: gets one synthetic image, of PIL, and returns a
+                tensor (C, H, W) as they are in the batch.
             classes: Names that the labels stand for, in their order, to be matched with those of
                 `synthetic` by name: `train.classes`. Without it labels are taken to be counted as
                 in `synthetic`.
@@ -304,7 +304,7 @@ class MixSynthetic(_ImagesOnly):
             raise TypeError(f"Got PIL images: {_EXPECTED}")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draws which images of a batch are replaced, and by which rows.
+        """Draws the images of a batch to replace, and the rows that replace them.
 
         Args:
             flat_inputs: The labels, and then the images.
@@ -479,8 +479,8 @@ class SyntheticVariant(_ImagesOnly):
             audit: A report about it, or its path; variants that it did not pass are not served.
                 `None` skips the audit, with a warning.
             p: Probability of a change, in [0, 1].
-            on_missing: What becomes of an image without a variant: "keep" leaves it unchanged,
-                "raise" raises a `DataError`.
+            on_missing: Treatment of an image without a variant: "keep" leaves it unchanged, "raise"
+                raises a `DataError`.
             min_edge_agreement: Serve only variants whose edges lie where those of the image do, by
                 `synthaug.metrics.edge_agreement`, in (0, 1]; 0.8 is a good start. An image whose
                 variants all moved has none. Samples may then have masks, boxes and key points.

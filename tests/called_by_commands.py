@@ -18,7 +18,7 @@ from synthaug._training.network_config import LabeledConfig
 from synthaug.synthesizers.cold._config import RestorerConfig
 from synthaug.synthesizers.low_density._config import GuideConfig
 
-__all__ = ["PYTHON", "DemoSettings"]
+__all__ = ["PYTHON", "PYTHON_NAMES", "DemoSettings"]
 
 LOADING = (
     synthesizers.ClassConditional.from_pretrained,
@@ -126,3 +126,15 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
     "cache forget": (caches.forget, synthaug.load_dataset),
 }
 """What each command calls."""
+PYTHON_NAMES = {
+    "precision": "dtype",
+    "width": "channels",
+    "ray_address": "address",
+    "attack_steps": "steps",
+    "canaries": "pairs",
+    "canary_doses": "doses",
+    "canary_seed": "seed",
+    "classifier_scale": "scale",
+    "test": "holdout",
+}
+"""Options that have another name in Python, or in some of it."""

@@ -434,8 +434,15 @@ def test_private_names_would_be_seen_however_a_test_comes_by_them():
 # Docstrings are sentences, not fragments that lean on something before them
 
 
-FRAGMENT = re.compile(r"(What|Which|Of|As|Those|Likewise)\b")
-ENTRY = re.compile(r"^ +[\w*`]+(?:, [\w*`]+)*: ((?:Of|As|Those|Likewise)\b.*)$", re.MULTILINE)
+FRAGMENT = re.compile(
+    r"(What|Which|Whose|That|Of|As|Those|Likewise)\b"
+    r"|(Holds|Says|Describes|Returns|Tells|Gives|Knows|Refuses) (what|which|whose)\b"
+)
+ENTRY = re.compile(
+    r"^ +[\w*`]+(?:, [\w*`]+)*: "
+    r"((?:(?:What|Which|Whose|That|Of|As|Those|Likewise)\b|How\.$).*)$",
+    re.MULTILINE,
+)
 """An argument or an error in a docstring that is explained by a fragment."""
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -465,3 +472,5 @@ def test_first_lines_and_entries_are_no_fragments(folder):
 def test_fragments_are_found():
     text = "What a row is.\n\nArgs:\n    seed: Of the plan.\n    rows: Rows of the plan.\n"
     assert faults(text) == ["What a row is.", "Of the plan."]
+    text = "Holds what rows share.\n\nArgs:\n    it: What to draw.\n    n: How.\n    m: How many.\n"
+    assert faults(text) == ["Holds what rows share.", "What to draw.", "How."]

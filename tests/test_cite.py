@@ -90,7 +90,20 @@ def test_every_entry_of_a_bibliography_is_complete_and_named_once():
 def test_the_command_prints_text_or_bibtex(tmp_path):
     cache = make_cache(tmp_path, real_images())
     for option, start in ([], "The synthesizer 'test'"), (["--bibtex"], "@software{synthaug,"):
-        assert succeed("cite", cache.path, *option).startswith(start)
+        text = succeed("cite", cache.path, *option)
+        assert text.startswith(start)
+        assert text.splitlines()[-1].removeprefix("% ").startswith("Next: synthaug cite ")
+
+
+def test_the_paper_of_a_recipe_is_cited_first():
+    recipe = {"synthesizer": "ClassConditional", "settings": {}}
+    cache = cached(recipe)
+    assert "trabucco2024effective" not in keys(cache)
+    cache.manifest["command"] = "synthaug generate a 'b c.h5' --recipe da-fusion --ratio 1"
+    assert papers(cache)[0].key == "trabucco2024effective"
+    for strange in (3, "synthaug --recipe 'da-fusion"):
+        cache.manifest["command"] = strange
+        assert "trabucco2024effective" not in keys(cache)
 
 
 def test_the_citation_file_names_the_version_that_the_package_has():

@@ -26,6 +26,7 @@ from synthaug._cli import app as _main
 from synthaug._cli.app import COMMON
 from synthaug._cli.call import Call, Result
 from synthaug._cli.generation import PlanOptions
+from synthaug._cli.idle import _IDLE, refuse_idle
 from synthaug._cli.options import ExtractorOptions
 from synthaug._cli.parser import SHARED, arguments
 from synthaug._cli.training import EVERY as EVERY_TRAINING
@@ -152,6 +153,43 @@ def test_a_switch_can_be_turned_off_again(given, tmp_path):
 )
 def test_a_mistake_is_named_with_what_was_meant(line, message):
     assert refusal(*line.split()).startswith(message)
+
+
+IDLE = [
+    ("evaluate r s.h5 t --attack-steps 3", "--attack-steps", "without `--adversarial`"),
+    ("improve d o --ema-decay 0.5", "--ema-decay", "without `--adversarial`"),
+    ("evaluate r s.h5 t --fraction 0.2 --share 0.3", "--fraction", "with `--share` or"),
+    ("improve d o --width 8 --cache c.h5", "--width", "with `--checkpoint` or `--cache`"),
+    ("improve d o --classes a,b", "--classes", "without `--checkpoint`"),
+    ("train d o --canary-seed 3", "--canary-seed", "without `--canaries`"),
+    ("plan run --devices 3", "--devices", "without `--estimate`"),
+    ("invert c d o --start prompt --start-std 1", "--start-std", "with `--start encoder` or"),
+    ("select c.h5 --real d --rules none --features pixels", "--features", "with these"),
+    ("select c.h5 --real d --rules mmd --features pixels --folds 3", "--folds", "with these"),
+    ("select c.h5 --real d --rules label --features pixels", "--features", "with these"),
+    ("audit c.h5 d --deduplicate", "--deduplicate", "without `--holdout`"),
+    ("generate r c.h5 --trust-torchscript", "--trust-torchscript", "without a network given"),
+]
+
+
+@pytest.mark.parametrize(("line", "option", "why"), IDLE)
+def test_an_option_without_effect_is_refused_unless_it_is_at_its_default(line, option, why):
+    request = _main.understand(line.split())
+    usual = {one.name: one.default for one in arguments(request.function)}
+    with pytest.raises(ValueError, match=f"`{option}` has no effect {re.escape(why)}"):
+        refuse_idle(request.call, usual)
+    name = option[2:].replace("-", "_")
+    refuse_idle(request.call.having(**{name: usual[name]}), usual)
+
+
+def test_the_command_line_refuses_options_without_effect():
+    assert "`--deduplicate` has no effect" in fail(2, "audit", "c.h5", "d", "--deduplicate")
+
+
+def test_options_without_effect_are_options_of_their_commands():
+    for one in _IDLE:
+        for command in one.commands:
+            assert {*one.options} <= {argument.name for argument in arguments(EVERY[command])}
 
 
 def test_what_goes_by_position_may_stand_between_options(given):

@@ -12,21 +12,9 @@ from synthaug._cli.parser import Argument, arguments
 from synthaug._cli.training import METHODS as TRAININGS
 from synthaug._cli.training import _config
 from synthaug._cli.training_options import TrainOptions
-from tests.called_by_commands import PYTHON, DemoSettings
+from tests.called_by_commands import PYTHON, PYTHON_NAMES, DemoSettings
 
 EVERY = {**COMMANDS, **{f"cache {name}": f for name, f in CACHE_COMMANDS.items()}}
-PYTHON_NAMES = {
-    "precision": "dtype",
-    "width": "channels",
-    "ray_address": "address",
-    "attack_steps": "steps",
-    "canaries": "pairs",
-    "canary_doses": "doses",
-    "canary_seed": "seed",
-    "classifier_scale": "scale",
-    "test": "holdout",
-}
-"""Options that have another name there, or in some of it."""
 IMAGES_NOT_NETWORK = "`--channels` is of the images; the width of a network is `--width`"
 OF_TRAINING = "`--steps` is of the training, `--attack-steps` of the attack"
 SAID_BY_THE_COMMAND = "required in Python; the command has a message of its own if it is missing"

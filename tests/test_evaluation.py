@@ -37,6 +37,7 @@ from synthaug.images import LabeledImages
 from synthaug.mixing import ItemFormat
 from tests.classifiers import configured, evaluate
 from tests.command_line import succeed
+from tests.trackers import Noted
 
 FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
 
@@ -1034,12 +1035,12 @@ def test_probabilities_are_those_of_classifiers_trained_as_an_evaluation_trains_
 ) -> None:
     monkeypatch.setenv("SYNTHAUG_PROGRESS", "bar")
     mixed_up = np.random.default_rng(0).permutation(500)
-    few, others = digits.subset(mixed_up[:150]), digits.subset(mixed_up[150:300])
-    arguments: dict[str, Any] = {"seeds": [3, 4], "steps": 40, "device": "cpu"}
-    found = class_probabilities(few, others.read(range(150)), **configured(**arguments))
-    assert "80/80" in capsys.readouterr().err
-    assert found.shape == (150, 10)
-    assert found.sum(axis=1) == pytest.approx(np.ones(150), abs=1e-5)
+    few, others = digits.subset(mixed_up[:150]), digits.subset(mixed_up[150:])
+    arguments: dict[str, Any] = {"seeds": [3, 4], "steps": 60, "device": "cpu"}
+    found = class_probabilities(few, others.read(range(350)), **configured(**arguments))
+    assert "120/120" in capsys.readouterr().err
+    assert found.shape == (350, 10)
+    assert found.sum(axis=1) == pytest.approx(np.ones(350), abs=1e-5)
     ensemble = float((found.argmax(axis=1) == others.labels).mean())
     single = evaluate({"a": few}, test=others, progress=False, **arguments).mean("a")
     assert single - 0.02 < ensemble < single + 0.15
@@ -1121,6 +1122,23 @@ def test_spread_is_the_sample_standard_deviation_and_gain_is_paired(
     assert gain.standard_error == pytest.approx(math.sqrt((0 + 0.02**2 + 0.02**2) / 2 / 3))
     assert gain.n == 3
     assert report.difference("real", "mixed").mean == pytest.approx(-0.05)
+
+
+def test_a_tracker_gets_the_curves_and_accuracies_of_all_runs_step_by_step(
+    report: EvaluationReport, tmp_path: Path
+) -> None:
+    tracker = Noted()
+    replace(report, runs=report.runs[2:4]).to_tracker(tracker, tmp_path)
+    steps = [step for step, _ in tracker.lines]
+    assert steps == sorted({*steps})
+    last = tracker.lines[-1][1]
+    assert last["real/seed 2/test accuracy"] == 0.79
+    assert last["mixed/seed 0/test accuracy"] == 0.85
+    assert {"real/seed 2/loss", "mixed/seed 0/loss"} <= {
+        name for _, values in tracker.lines for name in values
+    }
+    assert tracker.settings == {"steps": 10, "test_images": 50}
+    assert tracker.finished == 1
 
 
 def test_pairs_are_matched_by_seed_and_not_by_place(report: EvaluationReport) -> None:

@@ -96,7 +96,7 @@ def test_successive_draws_of_a_row_differ():
 
 
 def test_a_counter_makes_any_choice_without_those_before_it():
-    keys = [(s, *c) for s in (0, 1, -1, 2**100) for c in ((), (1,), (0, 1), (1, 2, 3), (3, 2, 1))]
+    keys = [(s, *c) for s in (0, 1, 7, 2**100) for c in ((), (1,), (0, 1), (1, 2, 3), (3, 2, 1))]
     draws = {key: tuple(counter_rng(*key).integers(2**63, size=3)) for key in keys}
     assert len(set(draws.values())) == len(keys)
     assert all(tuple(counter_rng(*key).integers(2**63, size=3)) == draws[key] for key in keys)
@@ -110,6 +110,8 @@ def test_neighboring_counters_do_not_share_their_draws():
         assert len(np.unique(draws)) == draws.size
 
 
-def test_a_counter_has_at_most_three_words():
+def test_a_counter_takes_no_negative_seed_and_at_most_three_words():
+    with pytest.raises(ValueError, match="`seed` must not be negative, got -1"):
+        counter_rng(-1)
     with pytest.raises(ValueError, match="holds 4 values"):
         counter_rng(0, 1, 2, 3, 4)

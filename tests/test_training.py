@@ -15,7 +15,6 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from accelerate.tracking import GeneralTracker
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -30,6 +29,7 @@ from synthaug._training.loop import Loss, TrainingResult, TrainingTask, batch_in
 from synthaug._training.recovery import sealed
 from synthaug._training.trackers import log_picture
 from synthaug.errors import CheckpointError, DivergedError, MismatchError, SynthaugError
+from tests.trackers import Noted
 
 NUM_EXAMPLES = 10
 EVERY_STEP: dict[str, Any] = {"checkpoint_seconds": 0.0}
@@ -113,33 +113,6 @@ def assert_equal(a: Any, b: Any) -> None:
 
 
 # Trackers
-
-
-class Noted(GeneralTracker):
-    """A tracker that keeps what it is told."""
-
-    name = "noted"
-    requires_logging_directory = False
-    tracker = None
-
-    def __init__(self) -> None:
-        super().__init__(_blank=True)
-        self.settings: dict[str, Any] = {}
-        self.lines: list[tuple[int, dict[str, Any]]] = []
-        self.pictures: list[tuple[int, tuple[int, ...]]] = []
-        self.finished = 0
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        self.settings = values
-
-    def log(self, values: dict[str, Any], step: int, **_: Any) -> None:
-        self.lines.append((step, values))
-
-    def log_images(self, values: dict[str, Any], step: int, **_: Any) -> None:
-        self.pictures.append((step, values["samples"].shape))
-
-    def finish(self) -> None:
-        self.finished += 1
 
 
 def test_a_tracker_is_told_what_the_log_says_and_goes_on_with_the_steps(tmp_path):

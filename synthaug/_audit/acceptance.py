@@ -61,7 +61,7 @@ class Acceptance:
 
     @property
     def sentence(self) -> str:
-        """Returns what a report says of it."""
+        """The sentence about it in a report."""
         n, when = len(self.pairs), self.created[:10]
         if not n:
             return (

@@ -142,7 +142,7 @@ def _settings(
 
 
 def _accepted(sets: AuditSets, judgment: Judgment) -> tuple[Acceptance, ...]:
-    """Returns what was accepted in earlier reports, as far as it is withheld and unchanged."""
+    """Returns acceptances of earlier reports whose rows are still withheld and unchanged."""
     S, T = sets.S, sets.T
     withheld: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for i in np.flatnonzero(judgment.tier[: len(S)] > CLEAR).tolist():

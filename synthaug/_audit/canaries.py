@@ -50,7 +50,7 @@ _CELLS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryConfig:
-    """Says which images are marked, and how often they are trained on."""
+    """Configuration of canaries: the images to mark, and how often each is trained on."""
 
     pairs: int = 5
     """Pairs of canaries for each dose."""
@@ -90,7 +90,7 @@ class Canary:
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryPlan:
-    """Says which images of a data set are marked, and how.
+    """The marked images of a data set, their marks and their doses.
 
     plan = CanaryPlan.load("runs/marked")      # reads runs/marked/canaries.json
     plan.save("runs/marked")
@@ -121,7 +121,7 @@ class CanaryPlan:
 
     @classmethod
     def load(cls, folder: str | Path) -> "CanaryPlan":
-        """Reads what `save` wrote.
+        """Reads a plan that `save` wrote.
 
         Raises:
             DataError: If the folder has no such file, or it was changed.

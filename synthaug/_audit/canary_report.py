@@ -1,6 +1,4 @@
-"""Holds what came back of canaries: the share of the keys by number of repetitions, and its
-report.
-"""
+"""The report on canaries: the share of keys that came back, by number of repetitions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class DoseResult:
-    """Describes what became of the pairs of one dose."""
+    """Result for the pairs of one dose."""
 
     dose: int
     """How often the trained image of each pair was trained on."""
@@ -51,7 +49,7 @@ class DoseResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CanaryReport(VerdictReport):
-    """Describes what came back of canaries; made by `synthaug.memorization.came_back`.
+    """Report on the canaries that came back; made by `synthaug.memorization.came_back`.
 
         report.verdict, report.reasons
         report.by_dose                     # share that came back, by number of repetitions
@@ -102,7 +100,7 @@ class CanaryReport(VerdictReport):
 
     @property
     def returned(self) -> NDArray[np.bool_]:
-        """Says which keys came back."""
+        """Mask of the keys that came back."""
         return self.similarity >= self.threshold
 
     def _table(self) -> list[list[str]]:

@@ -107,7 +107,7 @@ class Crew:
 
     Args:
         pool: Actors of the class `Hand`.
-        extractors: What they loaded, in order.
+        extractors: The extractors they loaded, in order.
         tries: How many actors a piece of work may end before it is given up.
     """
 
@@ -134,7 +134,9 @@ class Crew:
         return extract(spread, pixels, batch_size=size, features_dir=features_dir)
 
     def map(self, items: Sequence[Any], call: Callable[[Any, Any], Any]) -> list[Any]:
-        """Returns what `call` gives for each item, in order; errors as `ActorPool.map`."""
+        """Returns the result of `call` for each item, in order; errors are those of
+        `ActorPool.map`.
+        """
         return self.pool.map(items, call, tries=self._tries)
 
 

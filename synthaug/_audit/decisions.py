@@ -1,4 +1,4 @@
-"""Holds what follows from the comparisons: p-values, tests of the whole set, a shift, and tiers."""
+"""Statistics of an audit: p-values, tests of the whole set, a shift, and tiers."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,12 +80,12 @@ class AuditPool:
 
     @property
     def is_synthetic(self) -> Flags:
-        """Says which images are synthetic, (m + n,)."""
+        """Mask of the synthetic images, (m + n,)."""
         return np.arange(len(self.group)) < len(self.rows.twins)
 
     @cached_property
     def resembling(self) -> Flags:
-        """Says which images resemble a training image as near-duplicates do, (m + n,)."""
+        """Mask of the images that resemble a training image as near-duplicates do, (m + n,)."""
         return np.concatenate([self.rows.resembling, self.null.resembling])
 
     @cached_property
@@ -115,7 +115,8 @@ class AuditPool:
         """p-values of the synthetic images among `keep`, (m,); NaN for others.
 
         Args:
-            keep: Which images take part, (m + n,), chosen alike among synthetic and held-out ones.
+            keep: Mask of the images that take part, (m + n,), chosen alike among synthetic and
+                held-out ones.
         """
         p = np.full(len(self.rows.twins), np.nan)
         tested = np.flatnonzero(keep & self.is_synthetic)
@@ -319,7 +320,7 @@ def contest_of(
 
 
 def summary(competition: Competition) -> dict[str, JSON]:
-    """Returns what a report says of the contest."""
+    """Returns the competition's entries for the report."""
     return {
         "clusters": competition.num_clusters,
         "targets": competition.targets,
@@ -358,7 +359,7 @@ def shift_of(synthetic: Matches, null: Matches | None, p: NDArray[np.float64]) -
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """Describes what the hold-out says of every row and of all rows together."""
+    """Scores of all rows, calibrated on the held-out images."""
 
     p: NDArray[np.float64]
     """p-values of the rows, (m,)."""

@@ -66,7 +66,7 @@ class Discrimination:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """Describes what is recognized where few others are taken for members."""
+    """The share of members recognized at a given false positive rate."""
 
     false_positives: int
     """Other images above the threshold, which is set so that these are at most 1 %."""
@@ -132,7 +132,7 @@ def auc_interval(scores: Doubles, member: Flags, group: Indices) -> tuple[float,
 
 
 def _share_below(sorted_values: Doubles, values: Doubles) -> Doubles:
-    """Says which share of some values is below each of others; equal ones count by half."""
+    """Returns the share of some values that is below each of others; ties count half."""
     left = np.searchsorted(sorted_values, values, "left")
     return (left + np.searchsorted(sorted_values, values, "right")) / (2 * len(sorted_values))
 
@@ -157,8 +157,8 @@ def permutation_p_value(scores: Doubles, division: Division, *, seed: int) -> fl
 
 
 def operating_point(scores: Doubles, member: Flags, rate: float = 0.01) -> OperatingPoint | None:
-    """Returns what is recognized at a false positive rate; `None` where there are too few others
-    for it.
+    """Returns the operating point at a false positive rate; `None` if there are too few
+    non-members.
     """
     others, threshold = scores[~member], threshold_at(scores[~member], rate)
     if threshold is None:

@@ -131,7 +131,7 @@ def vector_disturbances(usual: float) -> list[Disturbance]:
 
 
 def _as_file(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Image:
-    """Returns what a file of this kind holds of an image."""
+    """Returns the image as it comes out of a file of this format."""
     buffer, mode = io.BytesIO(), "L" if image.mode == "L" else "RGB"
     image.convert(mode).save(buffer, kind, quality=round(rng.uniform(50, 90)))
     return Image.open(buffer).convert(mode)

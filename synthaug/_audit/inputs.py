@@ -1,6 +1,4 @@
-"""Holds what an audit compares: caches, data sets, images, features, brought to one form and
-checked.
-"""
+"""The inputs of an audit, brought to one form and checked: caches, data sets, images, features."""
 
 import hashlib
 import os
@@ -35,9 +33,7 @@ _CHUNK = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSet:
-    """Describes what an audit has read of one of its arguments: images or features, and their
-    keys.
-    """
+    """One input of an audit: its images or features, and their keys."""
 
     name: str
     """The argument they came from: `synthetic`, `train` or `holdout`."""
@@ -95,7 +91,7 @@ class AuditSet:
 
 
 def read_set(given: Any, name: str, *, progress: bool) -> AuditSet:
-    """Reads what was given as argument `name`.
+    """Reads the argument called `name`.
 
     Args:
         given: uint8 tensor or array (n, C, H, W); a floating-point array (n, d) of features; a
@@ -187,7 +183,7 @@ def key_text(key: bytes) -> str:
 
 
 class Contents:
-    """Knows which different images a set holds: 32 bytes per image, so that there may be very many.
+    """The distinct images of a set: 32 bytes per image, so that there may be very many.
 
     Args:
         keys: Keys of the images.

@@ -35,7 +35,7 @@ from synthaug._types import JSON, Indices
 
 @dataclass(frozen=True, kw_only=True)
 class Judgment:
-    """Describes what follows from a comparison, for every judged row and as a whole."""
+    """The outcome of a comparison, for every judged row and for all rows together."""
 
     tier: NDArray[np.int8]
     p: NDArray[np.float64]
@@ -207,7 +207,7 @@ def _power(
     tested: Calibrated | None,
     settings: AuditSettings,
 ) -> tuple[Power, ...]:
-    """Returns what becomes of the planted copies, kind by kind."""
+    """Returns the power for planted copies, kind by kind."""
     pool, T, power = comparison.pool, sets.T, []
     planting = None
     if pool is not None and tested is not None:
@@ -248,7 +248,7 @@ def _set_test(
     contest: tuple[Indices, Competition] | None,
     alike: ShareTest | None,
 ) -> dict[str, JSON]:
-    """Returns what a report says of the tests of all rows together."""
+    """Returns the results of the tests of all rows together for the report."""
     if tested is None or alike is None:
         return {}
     excesses = {name: test.excess for name, test in tested.tests.items()}

@@ -228,7 +228,7 @@ class Matcher:
 
         Args:
             decoys: Holds the others, none of them equal to a training image.
-            samples: What to compare.
+            samples: The images to compare.
 
         Returns:
             A question whose answer is two `Matches`: that of `compare`; and what it would be were
@@ -350,7 +350,7 @@ class Matcher:
         return [aligned, self._fit_in_part(samples, near, registered), registered]
 
     def _proposed(self, near: Sequence[Near]) -> Indices:
-        """Returns what is aligned of what was found in each space, (n, K)."""
+        """Returns the training images to align with, out of the matches of each space, (n, K)."""
         spaces = near[: self._of_images]
         return without_repeats(np.hstack([space.ids[:, :PROPOSED] for space in spaces]))
 
@@ -366,7 +366,7 @@ class Matcher:
 
         Args:
             samples: The images.
-            near: What was found in each space.
+            near: The matches in each space.
             aligned: All proposals. Rows beyond the training images are those of `decoys`.
             decoys: Other real images.
             known: The first columns of the result as far as they were registered before.

@@ -108,6 +108,7 @@ def membership(
     check_type(AbstractSynthesizer, "a synthesizer of synthaug", synthesizer=synthesizer)
     check_within("(0, 1)", level=level)
     check_whole(1, batch_size=batch_size)
+    check_whole(0, seed=seed)
     grid = grid or LossGrid()
     sets = _read(synthesizer, train, holdout, progress=progress)
     pixels = torch.cat([one.pixels for one in sets])
@@ -244,7 +245,7 @@ def guesses(
     Args:
         pixels: All images, uint8 (n, C, H, W).
         labels: Their classes, int64 (n,).
-        division: Which of them are members, and which belong together.
+        division: The division into members and others, and groups that belong together.
         seed: Seed of the folds.
     """
     from sklearn.decomposition import PCA
@@ -364,7 +365,7 @@ def _by_class(
 
 
 def _identity(synthesizer: AbstractSynthesizer) -> dict[str, JSON]:
-    """Returns what a report says of the model."""
+    """Returns the model's identity for the report."""
     recipe = synthesizer.recipe()
     return {name: recipe[name] for name in ("synthesizer", "weights") if name in recipe}
 

@@ -41,7 +41,7 @@ class ClassMembership:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MembershipReport(VerdictReport):
-    """Describes what a membership test found; made by `synthaug.membership`.
+    """Report of a membership test; made by `synthaug.membership`.
 
         report.verdict, report.reasons     # "pass", "fail" or "not interpretable", and why
         report.told.auc, report.told.interval, report.p_value
@@ -227,10 +227,10 @@ def judge(
     Args:
         told: How well losses tell the sets apart.
         reference: How well a classifier does that never saw the model.
-        point: What is recognized at 1 % false positives.
+        point: The operating point at 1 % false positives.
         p_value: The p-value of both tests of the losses together.
         level: At which it rejects.
-        random_split: What the caller says of the sets.
+        random_split: The caller's statement about the sets.
         other_images: Whether the model's record names other training images than `train`.
     """
     if random_split is not True:

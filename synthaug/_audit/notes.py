@@ -1,5 +1,4 @@
-"""Holds what audits know of images and keep beside them, in FILE.audit.json, for the audits to
-come.
+"""Notes that audits keep beside images, in FILE.audit.json, for later audits.
 
 That are the scores of rows that were withdrawn from a cache, whose images are erased: without them
 the next audit could not rank what was drawn. And the pairs that a person found harmless, which
@@ -29,7 +28,7 @@ _PATIENCE = 60.0  # seconds: nobody writes for longer
 
 @dataclass(frozen=True, kw_only=True)
 class KeptScores:
-    """Describes what an audit measured of n rows that were withdrawn."""
+    """Scores that an audit measured for n rows that were withdrawn later."""
 
     basis: dict[str, JSON]
     """What the scores rest on. Only with images that have the same basis can they be ranked."""
@@ -59,7 +58,7 @@ class KeptScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:
-    """Describes what is kept beside audited images."""
+    """The notes kept beside audited images."""
 
     withdrawn: tuple[KeptScores, ...] = ()
     accepted: tuple[Acceptance, ...] = ()
@@ -124,7 +123,7 @@ def add_notes(images: Any, notes: Notes) -> None:
 
     Args:
         images: Same as in `notes_path`.
-        notes: What is new.
+        notes: The new notes.
 
     Raises:
         ValueError: The images have no place.

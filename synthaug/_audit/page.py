@@ -180,9 +180,7 @@ def _picture(pair: Mapping[str, JSON], key: str) -> str | None:
 
 
 def _acceptable(pair: Mapping[str, JSON]) -> str:
-    """Returns what the file of accepted pairs says of a pair; "" for one that cannot be
-    accepted.
-    """
+    """Returns the pair's entry for the file of accepted pairs; "" if it cannot be accepted."""
     digests = [pair.get(name) for name in ("digest", "train_digest")]
     if not pair.get("tier") or not all(_DIGEST.fullmatch(str(digest)) for digest in digests):
         return ""

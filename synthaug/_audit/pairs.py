@@ -53,7 +53,7 @@ def rmse_of(images: AuditSet, T: AuditSet, pick: Pick) -> NDArray[np.float64]:
 def pair_of(
     i: int, images: AuditSet, T: AuditSet, matches: Matches, pick: Pick, matcher: Matcher
 ) -> dict[str, JSON]:
-    """Returns what a report shows of image `i` and of the training image named for it."""
+    """Returns the report's entry for image `i` and its nearest training image."""
     row, neighbor = int(images.rows[i]), int(pick.neighbors[i])
     flipped, statistic = bool(pick.flipped[i]), int(pick.statistic[i])
     pair: dict[str, JSON] = {

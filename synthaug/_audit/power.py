@@ -43,7 +43,7 @@ _LARGEST_PLANTED_SHARE = 0.25
 
 
 def power_without_holdout(kind: Disturbance, planted: Matches, found: float) -> Power:
-    """Returns what becomes of planted copies where only equal pixels are looked for."""
+    """Returns the power for planted copies if only equal pixels are looked for."""
     share = float(planted.near_equal.mean())
     seen = 1 if share >= SURE else None
     return Power(
@@ -64,7 +64,7 @@ class Planting:
 
     Args:
         pool: The images of the audit.
-        calibrated: What its tests found.
+        calibrated: The results of its tests.
         fdr: False discovery rate of the rows.
         seed: For the draws.
     """
@@ -79,7 +79,7 @@ class Planting:
         ]
 
     def power(self, kind: Disturbance, planted: Matches, found: float, number: int) -> Power:
-        """Returns what becomes of copies of one kind.
+        """Returns the power for copies of one kind.
 
         Args:
             kind: How they were changed.

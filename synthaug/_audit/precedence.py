@@ -82,7 +82,7 @@ def precedence(
     Args:
         closeness: How close each image comes to training, small is close, float64 (N,). May depend
             on all images, but not on which of them are synthetic.
-        is_synthetic: Which images are, (N,).
+        is_synthetic: Mask of the synthetic images, (N,).
         group: Number of the group of images that resemble each other, int64 (N,), found without
             regard to `is_synthetic`.
         strata: Class of each image, int64 (N,); all alike if unknown.

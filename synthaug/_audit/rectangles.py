@@ -21,7 +21,7 @@ class Rectangle:
 
     @property
     def suffix(self) -> str:
-        """Returns what to add to the name of a space; nothing for whole images."""
+        """The suffix of a space's name; empty for whole images."""
         return "" if self == WHOLE else f", {self.name}"
 
     def of(self, pixels: Pixels) -> Pixels:

@@ -115,7 +115,7 @@ def follow(
         references: The same number of images, of the same shape.
         maps: To start from, (n, 2, 3).
         steps: How many are taken.
-        weigh: Which pixels count how much after the first step; all the same by default.
+        weigh: Weights of the pixels after the first step; all equal by default.
         settling: How often they are weighed before the first step.
         least_cover: Share of a query that its reference must cover.
     """

@@ -82,7 +82,7 @@ _MAX_ROWS = 2**31
 @spreading(*_SPREAD)
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AuditReport(VerdictReport):
-    """Describes what an audit found; made by `synthaug.audit`.
+    """Report of an audit; made by `synthaug.audit`.
 
         report.verdict, report.reasons     # "pass", "fail" or "inconclusive", and why
         report.flagged                     # row numbers that are too close to a training image
@@ -232,7 +232,7 @@ class AuditReport(VerdictReport):
 
     @property
     def _may_be_served(self) -> NDArray[np.bool_]:
-        """Says which of the judged rows are clear, or given free."""
+        """Mask of the judged rows that are clear or were released."""
         free = [row for acceptance in self.accepted if acceptance.serve for row in acceptance.rows]
         return (self.of_judged("tier") == CLEAR) | np.isin(self.judged, free)
 
@@ -479,7 +479,7 @@ class AuditReport(VerdictReport):
         return cls(**values)
 
     def _check(self) -> None:
-        """Refuses what no audit has found.
+        """Refuses a report that no audit can have made.
 
         Raises:
             ValueError: If the parts of the report do not fit each other.

@@ -6,7 +6,7 @@ Way = Literal["distances", "membership", "canaries"]
 
 
 class Scope(NamedTuple):
-    """Describes what one way asks, and how far its answer reaches."""
+    """The question that one test asks, and the reach of its answer."""
 
     question: str
     how: str

@@ -32,7 +32,7 @@ class AuditSets:
     """Neighbors that a score looks at."""
 
     def facts(self, index: str) -> dict[str, JSON]:
-        """Returns what a report says of the sets and of how they are compared: what scores rest on.
+        """Returns the report's facts about the sets and their comparison, on which scores depend.
 
         Args:
             index: How neighbors are searched.

@@ -1,4 +1,4 @@
-"""Holds what an audit was asked for, checked before any image is read."""
+"""The settings of an audit, checked before any image is read."""
 
 import platform
 import shlex
@@ -73,7 +73,8 @@ class AuditSettings:
         return k
 
     def command(self, k: int, sets: Sequence[AuditSet]) -> str:
-        """Returns what reproduces the audit: a line for the shell if everything has a name there.
+        """Returns a command that reproduces the audit, for the shell if everything has a name
+        there.
 
         Args:
             k: Neighbors that the score looks at.

@@ -72,7 +72,7 @@ class Places:
 
         Args:
             values: One for each ranked row.
-            missing: What stands in the others.
+            missing: Value for all other places.
         """
         kept = Spread(values[self.order], self.rows, self.total, missing)
         return kept.dense() if self.keeps_all else kept

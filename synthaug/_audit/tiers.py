@@ -1,6 +1,4 @@
-"""Holds what an audit says: a verdict on all rows, the tier of each, and what it would have
-noticed.
-"""
+"""The conclusions of an audit: a verdict, the tier of each row, and the copies it can detect."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +16,7 @@ FLAGGED = (EXACT, CALIBRATED, COMPETED)
 
 @dataclass(frozen=True, kw_only=True)
 class Power:
-    """Describes what became of planted copies of one kind."""
+    """Power for planted copies of one kind."""
 
     kind: str
     """How the copies differ from their originals."""

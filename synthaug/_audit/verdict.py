@@ -1,4 +1,4 @@
-"""Holds what the numbers amount to: the verdict, and the sentences that explain it.
+"""The verdict of an audit, and the sentences that explain it.
 
 A verdict of "pass" is a statement about what the audit could have seen, so it needs three things:
 no row flagged, no sign of copies among all rows together, and planted copies that were noticed. It
@@ -57,9 +57,7 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Describes what an audit found: numbers of rows, and how the synthetic images lie as a
-    whole.
-    """
+    """Findings of an audit: numbers of rows, and where the synthetic images lie as a whole."""
 
     exact: int
     """Rows with equal or nearly equal pixels, for which the hold-out gives no reason."""
@@ -117,7 +115,7 @@ def judge(
     Args:
         findings: How many rows were flagged, and why.
         counts: How many images were seen.
-        power: What became of the planted copies.
+        power: The power for planted copies.
         missing: Classes of synthetic images that are not held out.
         fdr: False discovery rate.
         level: Level of the tests of all rows together.
@@ -204,7 +202,7 @@ def _withheld(told: str, count: int) -> str:
 
 
 def _rows_to_look_at(findings: Findings, counts: Counts, level: float) -> list[str]:
-    """Says which rows a person must look at, and why."""
+    """Returns sentences about the rows that a person must look at."""
     reasons = []
     if findings.exact and not findings.copied:
         reasons += [
@@ -248,7 +246,7 @@ def _alike(findings: Findings, counts: Counts) -> str:
 
 
 def _named(findings: Findings) -> str:
-    """Says which rows a test of all rows together names, and where the report shows them."""
+    """Returns a sentence about the rows that a test of all rows together names."""
     if not findings.named:
         return ""
     rows = ", ".join(map(str, findings.named[:_NAMED]))
@@ -279,7 +277,7 @@ def _number_of_copies(findings: Findings) -> list[str]:
 
 
 def _no_copies(findings: Findings, num_judged: int, power: Sequence[Power]) -> list[str]:
-    """Says which copies would have been noticed, and which might not."""
+    """Returns sentences about the copies that would have been noticed, and those that might not."""
     served = num_judged - findings.alike
     seen, *unseen = _power(power, num_judged)
     return [f"No sign of copies among {served:,} images. Power: {seen}", *unseen]
@@ -313,7 +311,7 @@ def _power(power: Sequence[Power], num_judged: int) -> list[str]:
 
 
 def _notes(findings: Findings, counts: Counts, level: float) -> list[str]:
-    """Says what else a reader of any verdict should know."""
+    """Returns notes for the reader of any verdict."""
     notes = []
     if findings.alike and findings.alike_p > levels(level)["alike"]:
         chance = "" if findings.alike_p >= 0.1 else f" (p = {findings.alike_p:.2g})"
@@ -436,7 +434,7 @@ def chance_of_all_closest(num_copies: int, num_rows: int, num_holdout: int) -> f
 
 
 def _unranked(findings: Findings, counts: Counts) -> list[str]:
-    """Says which withdrawn rows the verdict does not cover, and what to do about them."""
+    """Returns sentences about withdrawn rows that the verdict does not cover, and their remedy."""
     if counts.withdrawn_unranked:
         why = (
             "their scores were kept by an audit with other images, settings or another version"

@@ -1,6 +1,4 @@
-"""Holds what the reports of all three ways to ask whether training images are kept have in
-common.
-"""
+"""The common base of the three reports on kept training images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from synthaug.errors import AuditError
 
 
 def told(verdict: str, reasons: Sequence[str]) -> str:
-    """Returns what was found, then the verdict and why, a line for each reason.
+    """Returns the findings, then the verdict and its reasons, a line for each.
 
     >>> print(told("pass", ["No sign of copies.", "The hold-out is large.", "That is all."]))
     No sign of copies.
@@ -65,7 +63,7 @@ class VerdictReport(Report):
         return box.format(self.verdict.replace(" ", "-"), blocks(*self.reasons))
 
     def _scope(self) -> list[Part]:
-        """Returns what a pass means and does not mean, beside the other ways to ask."""
+        """Returns a section on what a pass means, beside the other tests."""
         header, *rows = scope_table(self._WAY)
         return [
             heading("What was looked at, and what was not"),

@@ -36,7 +36,7 @@ _BASIS = (
 def _basis(
     settings: Mapping[str, JSON], identity: Mapping[str, JSON], made_by: Mapping[str, JSON]
 ) -> dict[str, JSON]:
-    """Returns what scores rest on: settings, weights, and the version that computed them."""
+    """Returns the settings, weights and version that the scores depend on."""
     basis = {name: settings[name] for name in _BASIS}
     return {**basis, "weights": identity.get("weights"), "synthaug": made_by.get("synthaug")}
 
@@ -70,7 +70,7 @@ def withdrawn_of(sets: AuditSets, index: str, num_statistics: int) -> Withdrawn:
         num_statistics: How many statistics there are.
 
     Raises:
-        AuditError: What was kept beside the cache cannot be read.
+        AuditError: If the notes beside the cache cannot be read.
     """
     S, T, cache = sets.S, sets.T, sets.S.cache
     if cache is None:
@@ -174,7 +174,7 @@ def with_withdrawn(links: Indices, S: AuditSet, withdrawn: Withdrawn) -> Indices
 
 
 def kept_scores(report: Any, plan: Plan, rows: Indices) -> KeptScores:
-    """Returns what a report says of some rows, for `withdrawn_of`.
+    """Returns the scores of some rows in a report, for `withdrawn_of`.
 
     Args:
         report: An `AuditReport`.

@@ -89,7 +89,7 @@ class Facts:
 
     @property
     def about(self) -> str:
-        """Says what the images are."""
+        """A sentence about the images."""
         return (
             f"{len(self.rows):,} images, all of them made by a trained model: none is a "
             "photograph, and each says so in its XMP metadata (`trainedAlgorithmicMedia`)."
@@ -97,7 +97,7 @@ class Facts:
 
     @property
     def copies(self) -> str:
-        """Says what is known about copies of training images."""
+        """A paragraph about copies of training images."""
         if self.audit is None:
             return (
                 "Whether they copy images that the model learned from was not looked into when "
@@ -122,7 +122,7 @@ class Facts:
 
     @property
     def terms(self) -> str:
-        """Says what follows from the licenses."""
+        """A paragraph about the licenses."""
         license = self.cache.manifest["license"]
         limited = [_PARTS[name] for name in noncommercial_parts(license)]
         if limited:

@@ -1,11 +1,13 @@
 """The papers behind the images of a cache: whom to thank, as text and as BibTeX.
 
-What is known comes from the recipe and the plan alone, so it is about the images as they were
-drawn: a cache without guidance does not cite guidance.
+What is known comes from the recipe, the plan and the option `--recipe` of the command, so it is
+about the images as they were drawn: a cache without guidance does not cite guidance.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,12 +15,13 @@ import numpy as np
 from synthaug._plan import Plan
 from synthaug.synthesizers._papers import Paper, bibtex_entry
 from synthaug.synthesizers._parameters import Method, RowParameter
+from synthaug.synthesizers._published import PUBLISHED
 from synthaug.synthesizers._registry import METHODS
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """Describes what a recipe and a plan say, without their nesting."""
+    """The facts of a recipe and a plan, without nesting."""
 
     methods: tuple[Method, ...]
     """Those of the synthesizers that are named."""
@@ -115,7 +118,7 @@ _RULES: list[tuple[Callable[[_Facts], bool], Paper]] = [
 
 
 class Cache(Protocol):
-    """Describes what is asked of a cache."""
+    """Interface of the caches that can be cited."""
 
     @property
     def manifest(self) -> Mapping[str, Any]:
@@ -145,7 +148,9 @@ def papers(cache: Cache) -> list[Paper]:
         weights=frozenset(weights if isinstance(weights, dict) else ()),
         plan=cache.plan,
     )
-    cited = [paper for method in facts.methods for paper in method.papers]
+    published = PUBLISHED.get(_option(cache.manifest.get("command"), "--recipe"))
+    cited = [] if published is None else [published.paper]
+    cited += [paper for method in facts.methods for paper in method.papers]
     cited += [paper for applies, paper in _RULES if applies(facts)]
     for parameter in (p for method in facts.methods for p in method.row_parameters):
         if parameter.paper is not None and facts.used(parameter):
@@ -181,6 +186,15 @@ def _pairs(settings: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(settings, list):
         for value in settings:
             yield from _pairs(value)
+
+
+def _option(command: Any, option: str) -> str:
+    """The value of an option in the command line that made a cache; "" if it has none."""
+    try:
+        words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:  # of a stranger's file
+        words = []
+    return next((value for name, value in pairwise(words) if name == option), "")
 
 
 def _version(manifest: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Finds what two caches differ in, value by value."""
+"""Compares two caches, value by value."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,9 +63,7 @@ def listed(rows: Any) -> str:
 
 
 def _binding(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what of a manifest decides the images; the rest may change between two runs of a
-    job.
-    """
+    """Returns the entries of a manifest that decide the images; others may change between runs."""
     source = manifest["source"]
     if isinstance(source, Mapping) and "fingerprint" in source:  # a folder may be moved
         source = {"fingerprint": source["fingerprint"]}

@@ -85,7 +85,7 @@ class Encoded(Mapped):
         return self._decoded(fd, read_runs(fd, self.contents.regions["index"], rows))[0]
 
     def _intact_on_medium(self, fd: int, rows: Indices) -> NDArray[np.bool_]:
-        """Says which of ascending rows match their checksum."""
+        """Returns a mask of the ascending rows that match their checksum."""
         return self.stored_checksums(fd, rows) == self.recorded(fd, rows)
 
     def _decoded(self, fd: int, entries: Entries) -> tuple[NDArray[np.uint8], dict[int, str]]:
@@ -215,7 +215,7 @@ class Appending:
             yield span.start, entries
 
     def _own(self, fd: int, rows: Indices, entries: Entries) -> NDArray[np.bool_]:
-        """Tells which of `entries` name bytes of the file that no other row has."""
+        """Returns a mask of the `entries` whose bytes no other row shares."""
         if not entries.any():
             return np.zeros(len(rows), bool)
         inside = np.zeros(len(rows), bool)

@@ -211,9 +211,7 @@ def _images(cache: SynthCache, rows: Indices, advance: Advance) -> Iterator[tupl
 
 
 def _record(cache: SynthCache, row: int) -> dict[str, Any]:
-    """Returns what one image was made from; the recipe, equal for all, stands in
-    `manifest.json`.
-    """
+    """Returns the origin of one image; the recipe, equal for all, is in `manifest.json`."""
     values: dict[str, Any] = {**cache.plan.row(row), "row": row}
     texts = texts_of(values, cache.manifest["recipe"])
     for name in _HASHES & values.keys():

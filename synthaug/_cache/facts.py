@@ -17,7 +17,7 @@ from synthaug._support.arguments import check_whole
 
 
 def info(cache: SynthCache) -> dict[str, Any]:
-    """Returns what a cache holds and how it was made, as JSON.
+    """Returns the contents and the origin of a cache as JSON.
 
     Returns:
         "path", "bytes", "image_shape", "encoding", "rows", "states" (rows per state), "classes"
@@ -129,7 +129,7 @@ def _named(license: Any, key: str) -> str:
 
 
 def _named_values(what: str, values: Any) -> dict[str, Any]:
-    """Returns what a recipe says, which only we write as names and values."""
+    """Returns the settings in a recipe, if we wrote it, as names and values."""
     if isinstance(values, dict):
         return {f"{what} {name}": value for name, value in values.items()}
     return {} if values is None else {what: values}

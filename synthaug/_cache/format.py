@@ -228,7 +228,7 @@ def _structure(
 
 
 def check_arguments(plan: Plan, image_shape: tuple[int, ...]) -> None:
-    """Refuses what a cache cannot hold, before anything is written."""
+    """Refuses rows that a cache cannot hold, before anything is written."""
     if not 1 <= len(plan) <= MAX_ROWS:
         raise ValueError(
             f"`plan` has {len(plan):,} rows, a cache holds 1 to {MAX_ROWS:,}. Make several caches: "

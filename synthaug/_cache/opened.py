@@ -164,13 +164,14 @@ class OpenedCache(Dataset[Any]):
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """Says which rows can be read now, bool (N,)."""
+        """Mask of the rows that can be read now, bool (N,)."""
         return self._mask(State.DONE)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Returns what an audit report must match: plan digest, weights digests, number of rows,
-        and an encoding with losses."""
+        """The identity that an audit report must match: plan digest, weights digests, number of
+        rows, and an encoding with losses.
+        """
         weights = self.manifest["recipe"].get("weights", {})
         return {
             "plan_digest": self.plan_digest,

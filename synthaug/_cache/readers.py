@@ -58,7 +58,7 @@ class Reader(Protocol):
         ...
 
     def intact(self, rows: Indices) -> NDArray[np.bool_]:
-        """Says which of `rows` match their checksum."""
+        """Returns a mask of the `rows` that match their checksum."""
         ...
 
     def recorded(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
@@ -159,7 +159,7 @@ class Mapped:
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """Says which file it is that cannot be read."""
+        """Names the file in errors about reading it."""
         try:
             yield
         except OSError as error:

@@ -53,7 +53,7 @@ def fetched(url: str, local_dir: str | os.PathLike[str] | None = None) -> Path:
     is still the same. Processes that come at once take turns, so one of them fetches.
 
     Args:
-        url: What fsspec opens: "s3://bucket/cifar.h5", "gs://...", "hf://datasets/...".
+        url: A URL that fsspec opens: "s3://bucket/cifar.h5", "gs://...", "hf://datasets/...".
         local_dir: Folder of the copies. By default the environment variable SYNTHAUG_REMOTE_DIR, or
             `~/.cache/synthaug/remote`.
 

@@ -88,7 +88,7 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class CacheContents:
-    """Describes what a cache file holds besides pixels, states and checksums."""
+    """Contents of a cache file besides pixels, states and checksums."""
 
     path: Path
     file_id: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Says which synthetic images may be served: those that are done, and that the audit passed.
+"""Selects the synthetic images that may be served: those that are done and passed the audit.
 
 Shared by everything that hands synthetic images to a training loop. What an audit did not clear is
 said aloud, once per process and cache: images that may be copies are never served silently.
@@ -28,7 +28,7 @@ _warned: set[str] = set()
 
 @runtime_checkable
 class SyntheticImages(Protocol):
-    """Describes what serving needs of a cache."""
+    """Interface of caches whose images are served."""
 
     @property
     def labels(self) -> Labels:
@@ -42,7 +42,7 @@ class SyntheticImages(Protocol):
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """Says which rows can be read, bool (N,)."""
+        """Mask of the rows that can be read, bool (N,)."""
         ...
 
     @property
@@ -52,7 +52,7 @@ class SyntheticImages(Protocol):
 
     @property
     def identity(self) -> dict[str, JSON]:
-        """Returns what a report about these images names."""
+        """The identity that reports about these images refer to."""
         ...
 
     def read(self, indices: ArrayLike) -> Pixels:
@@ -75,13 +75,13 @@ class Traced(Protocol):
     """Images of which each says where it comes from."""
 
     def provenance(self, row: int) -> dict[str, Any]:
-        """Returns what is known of the image of one row."""
+        """Returns the provenance of one row's image."""
         ...
 
 
 @runtime_checkable
 class Verdicts(Protocol):
-    """Describes what serving needs of an audit's report."""
+    """Interface of audit reports that decide which images are served."""
 
     @property
     def identity(self) -> dict[str, JSON]:
@@ -90,18 +90,18 @@ class Verdicts(Protocol):
 
     @property
     def passed(self) -> NDArray[np.bool_]:
-        """Says which rows may be served, bool (N,)."""
+        """Mask of the rows that may be served, bool (N,)."""
         ...
 
     @property
     def verdict(self) -> str:
-        """Returns what the audit ended with: "pass", "fail" or "inconclusive"."""
+        """The verdict of the audit: "pass", "fail" or "inconclusive"."""
         ...
 
 
 @runtime_checkable
 class Scored(Protocol):
-    """Describes what serving needs of a report that scores images."""
+    """Interface of reports with a score per image."""
 
     @property
     def identity(self) -> dict[str, JSON]:
@@ -115,14 +115,14 @@ class Scored(Protocol):
 
     @property
     def score_name(self) -> str:
-        """Returns what it scores, for people."""
+        """The name of the score, for people."""
         ...
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Servable:
-    """Says which rows of a cache may be served, and what an audit said about them."""
+    """The rows of a cache that may be served, and the result of their audit."""
 
     mask: NDArray[np.bool_]
     """Rows that are done and passed, bool (N,)."""
@@ -141,7 +141,7 @@ class Servable:
 
 
 def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servable:
-    """Says which rows may be served.
+    """Returns the rows that may be served.
 
     Logs a warning if there was no audit, or if it did not end with a pass.
 
@@ -262,7 +262,7 @@ def passed_too(report: Verdicts, identity: dict[str, JSON], name: str) -> NDArra
     Args:
         report: The audit.
         identity: Identity of the images that were judged otherwise.
-        name: That judgment, for a message: "label check".
+        name: Name of the judgment in messages: "label check".
 
     Raises:
         MismatchError: For a report about another cache.
@@ -285,8 +285,8 @@ def check_identity(
     Args:
         synthetic: A cache.
         report: Report of these images, if all is well.
-        name: What a message calls it, at the head of a sentence.
-        remedy: What it says is to be done.
+        name: Its name at the head of a sentence, in messages.
+        remedy: The remedy that a message names.
 
     Raises:
         MismatchError: Naming what differs.

@@ -1,4 +1,4 @@
-"""Holds what a cache shows of itself: text, and a few of its images in a notebook."""
+"""Displays a cache: as text, and with a few of its images in a notebook."""
 
 from collections.abc import Mapping
 from pathlib import Path

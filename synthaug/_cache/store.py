@@ -68,12 +68,12 @@ class SynthCache(OpenedCache):
             SYNTHAUG_REMOTE_DIR, or `~/.cache/synthaug/remote`.
         transform: Applied to the image.
         target_transform: Applied to the label.
-        output_type: What `cache[i]` returns as image: "pil" a PIL image of mode L or RGB, "pt" a
+        output_type: Type of the image in `cache[i]`: "pil" a PIL image of mode L or RGB, "pt" a
             uint8 tensor (C, H, W), "np" a uint8 array (H, W, C).
         check_rows: Compare a row with its checksum on first serve. `False` leaves that to `verify`.
-        on_corrupt: What to do with a row whose bytes are wrong. "raise" an error; "regenerate"
-            draws it anew with `synthesizer` and stores it; "skip" serves the next intact image of
-            the same class in its place, warns, and counts it in `skipped`.
+        on_corrupt: Treatment of a row whose bytes are wrong. "raise" an error; "regenerate" draws
+            it anew with `synthesizer` and stores it; "skip" serves the next intact image of the
+            same class in its place, warns, and counts it in `skipped`.
         synthesizer: The one that made the cache, for `on_corrupt="regenerate"`.
 
     Raises:
@@ -373,8 +373,8 @@ class SynthCache(OpenedCache):
             pixels: uint8 (len(rows), C, H, W).
             fsync: "batch" orders the steps on the disk too, so that a row is also intact after a
                 power failure. "never" leaves that to the system, and the checksums to find out.
-            on_withdrawn: What to do about rows that were withdrawn, which nothing brings back:
-                "raise", and write none; or "skip" them.
+            on_withdrawn: Treatment of rows that were withdrawn, which nothing brings back: "raise",
+                and write none; or "skip" them.
 
         Raises:
             ValueError: Wrong shape, dtype or row numbers, or a row was withdrawn.

@@ -1,4 +1,4 @@
-"""Holds what filling a cache asks of a synthesizer, and what it may say about itself besides."""
+"""The interface of synthesizers that fill caches, and what else they may declare."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -27,9 +27,7 @@ class Synthesizer(Protocol):
 
 @dataclass(frozen=True)
 class Declared:
-    """Describes what a synthesizer says about itself beyond `Synthesizer`; `None` where it says
-    nothing.
-    """
+    """Declarations of a synthesizer beyond `Synthesizer`; `None` where there is none."""
 
     classes: tuple[str, ...] | None
     """Names of the classes that it draws."""
@@ -67,7 +65,7 @@ def as_recorded(synthesizer: Any, recipe: Mapping[str, Any]) -> Any:
 
 
 def texts_of(row: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Returns what the numbers of a row stand for: its prompts, as `{"texts": {"prompt": "a
+    """Returns the texts that the numbers of a row stand for, such as `{"texts": {"prompt": "a
     cat"}}`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Holds what a cache has forgotten, and how that is recognized in another place.
+"""Records of forgotten images, and how to recognize them elsewhere.
 
 A tombstone is a content key (`_pixels.digest`): of a real image that was forgotten, or of a
 synthetic image that was erased. What has such a key, or derives from an image that has it, is

@@ -223,7 +223,7 @@ def import_images(
     Args:
         source: A map-style data set, or a specification such as "folder:PATH" (class folders).
         out: The new cache. Run again after a kill, it continues.
-        name: What made the images, for the record.
+        name: Name of the generator, for the record.
         license: `{"generator": ..., "source": ...}`, for the record.
         forgotten: Caches whose tombstones to honor: images with the same pixels as one that was
             erased there become withdrawn rows.

@@ -49,7 +49,7 @@ class Writer:
             images: uint8 (n, C, H, W).
             files: The same images as the cache encodes them; `None` if it stores pixels.
             fsync: "batch" orders the steps on the disk too.
-            on_withdrawn: What to do about rows that were withdrawn.
+            on_withdrawn: Treatment of rows that were withdrawn.
 
         Raises:
             ValueError: A row was withdrawn.

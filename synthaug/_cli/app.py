@@ -29,10 +29,12 @@ from synthaug._cli.cite import cite
 from synthaug._cli.demo import demo
 from synthaug._cli.evaluation import evaluate, evaluate_labels
 from synthaug._cli.generation import generate, plan
+from synthaug._cli.idle import refuse_idle
 from synthaug._cli.improvement import improve
 from synthaug._cli.inversion import invert
 from synthaug._cli.memorization import evaluate_canaries, evaluate_membership
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
+from synthaug._cli.parser import option as as_option
 from synthaug._cli.scores import evaluate_density, evaluate_quality
 from synthaug._cli.selection import select
 from synthaug._cli.splitting import split
@@ -172,6 +174,11 @@ def _refuse_command(
     parser.error(f"there is no command {rest[0]!r}.{meant(rest[0], names)} {commands}")
 
 
+_PYTHON = {"dtype": "precision", "with_sources": "source"}
+"""Options of every command by the names that Python has for them; see `spoken_of` for those that
+only some calls have."""
+
+
 def _as_options(message: str, options: Set[str]) -> str:
     """A message that names arguments as in Python, with the options that they are in the shell.
 
@@ -181,10 +188,10 @@ def _as_options(message: str, options: Set[str]) -> str:
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1], (found[2] or "").strip("'\"")
-        name = {"dtype": "precision", "with_sources": "source"}.get(name, name)
+        name = _PYTHON.get(name, name)
         if name not in options:
             return found[0]
-        text = "--" + name.replace("_", "-")
+        text = as_option(name)
         if value == "None":
             return f"no `{text}`"
         return f"`{text}`" if value in ("", "True") else f"`{text} {value}`"
@@ -207,19 +214,23 @@ _QUIET = {"SYNTHAUG_PROGRESS": "off", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """What hides our progress bars, and those of transformers and the hub."""
 
 
-class _Printable(logging.Formatter):
-    """Names in messages may come from a stranger's file."""
+class _AsOptions(logging.Formatter):
+    """Writes arguments as options; names in messages may come from a stranger's file."""
+
+    def __init__(self, options: Set[str]) -> None:
+        super().__init__("synthaug: %(message)s")
+        self._options = options
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(_as_options(super().format(record), self._options))
 
 
 @contextlib.contextmanager
-def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
+def _heard(options: Set[str], *, verbose: bool, quiet: bool) -> Iterator[None]:
     """Log and warnings as single lines on standard error; no progress if it is to be quiet."""
     logger = logging.getLogger("synthaug")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Printable("synthaug: %(message)s"))
+    handler.setFormatter(_AsOptions(options))
     level, before = logger.level, {name: os.environ.get(name) for name in _QUIET}
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose and not quiet else logging.WARNING)
@@ -229,7 +240,7 @@ def _heard(*, verbose: bool, quiet: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             # One line, without the place in the code.
             warnings.showwarning = lambda message, *_: print(
-                printable(f"synthaug: {message}"), file=sys.stderr
+                printable(f"synthaug: {_as_options(str(message), options)}"), file=sys.stderr
             )
             yield
     finally:
@@ -249,7 +260,7 @@ class _Announcement:
         self._module = module
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Returns what Python asks every finder before it loads a module."""
+        """Announces the module, and finds nothing; Python calls this on every finder."""
         del path, target
         if name == self._module:
             print(f"synthaug: loading {name} ...", file=sys.stderr, flush=True)
@@ -307,11 +318,12 @@ def main(words: Sequence[str] | None = None) -> None:
     output = sys.stderr if shared["json"] else sys.stdout
     with _exit_codes(request):
         with (
-            _heard(verbose=shared["verbose"], quiet=shared["quiet"]),
+            _heard(_options(request.function), verbose=shared["verbose"], quiet=shared["quiet"]),
             _announced("torch", quiet=shared["quiet"]),
             contextlib.redirect_stdout(output),
         ):
             logging.getLogger("synthaug").info("%s", call.line)
+            refuse_idle(call, {one.name: one.default for one in arguments(request.function)})
             result = request.function(**bound(request.function, call))
         _answer(result, call, as_json=shared["json"])
     sys.exit(result.code)

@@ -1,9 +1,39 @@
-"""Holds what several commands do with their arguments."""
+"""Helpers for the arguments of several commands."""
 
 import json
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from synthaug.errors import SynthaugError
+
+_NAMED = r"`(\w+)(?=[=`])"
+"""An argument in a message: `per_class`, or `per_class=3`."""
+
+
+@contextmanager
+def spoken_of(**options: str) -> Iterator[None]:
+    """Names in errors the options that gave arguments of other names.
+
+        with spoken_of(names="balance"):
+            balanced_arms(real, ways)  # an error about `names` becomes one about `balance`
+
+    `main` then writes `--balance`. Arguments and options of one name need none of this.
+
+    Args:
+        options: The option's name, for the name of the argument in Python.
+    """
+    try:
+        yield
+    except (SynthaugError, ValueError, TypeError, ImportError) as error:
+        if len(error.args) == 1 and isinstance(error.args[0], str):
+            text = re.sub(
+                _NAMED, lambda named: f"`{options.get(named[1], named[1])}", error.args[0]
+            )
+            error.args = (text,)
+        raise
 
 
 def names(given: str | Sequence[str]) -> list[str]:
@@ -35,13 +65,13 @@ def next_audit(cache: str, train: str | None = None) -> str:
 def verdicts(
     cache: Any, *, audit: str | None, labels: str | None = None, selection: str | None = None
 ) -> Any:
-    """Says which images of a cache may be served, by the files that were written about it.
+    """Returns the verdicts on a cache from the files that were written about it.
 
     Args:
         cache: The cache.
         audit: An audit's report.
-        labels: What `evaluate labels` wrote.
-        selection: What `select` wrote.
+        labels: The file that `evaluate labels` wrote.
+        selection: The file that `select` wrote.
 
     Returns:
         A report that joins them, or `None` if there is none.

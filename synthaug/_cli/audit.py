@@ -71,7 +71,7 @@ def audit(
             of images or features.
         train: The images that the generator was trained on. They are brought to the cache's image
             size and channels.
-        options: What is compared, and how.
+        options: Settings of the comparison.
         conform: For data sets.
         files: For folders.
         networks: Where features are computed and kept.
@@ -127,8 +127,7 @@ def audit(
 
 
 def _next(report: Any, call: Call, out: str) -> str:
-    """Returns what to do with judged images: mix those that the audit lets through, if they are a
-    cache.
+    """Returns the next step: mix the images that passed, if they are a cache.
 
     After an inconclusive audit they are looked at before anything else is done with them.
     """

@@ -140,11 +140,11 @@ def import_(
     Args:
         source: Labeled images, for example folder:PATH.
         out: The new cache; it can be audited and mixed like any other.
-        conform: What the images are brought to.
+        conform: Size and channels to bring the images to.
         files: For data sets.
         storage: How the new cache stores images.
         licenses: For the record.
-        name: What made the images, for the record.
+        name: Name of the generator, for the record.
         forgotten: Caches, with commas between them: images that were erased there are left out.
     """
     from synthaug._cache import import_images

@@ -1,4 +1,4 @@
-"""Holds what a command is called with, and what it answers."""
+"""A command with its arguments, and its result."""
 
 import json
 import shlex
@@ -61,7 +61,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Describes what a command found or made."""
+    """Result of a command."""
 
     record: Mapping[str, Any]
     """JSON for programs (`--json`); docs/command_line.md lists its keys."""

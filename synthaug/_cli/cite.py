@@ -17,6 +17,7 @@ def cite(cache: str, *, bibtex: bool = False) -> Result:
     from synthaug._cache.citations import cite as cited
 
     text = cited(SynthCache(cache), bibtex=bibtex)
-    # Entries go into a file of their own, where a line to run would be in the way.
-    line = "" if bibtex else f"\n{next_line('cite', cache, '--bibtex')}"
-    return Result(record={"cache": cache, "text": text}, text=f"{text.rstrip()}{line}")
+    line = next_line("cite", cache, "--bibtex")
+    if bibtex:  # a comment, so that all of it can go into a file
+        line = f"\n% {line} >> references.bib"
+    return Result(record={"cache": cache, "text": text}, text=f"{text.rstrip()}\n{line}")

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from synthaug._cli.arguments import names, next_line, verdicts
+from synthaug._cli.arguments import names, next_line, spoken_of, verdicts
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
-from synthaug._cli.options import EVALUATION, FileOptions
+from synthaug._cli.options import EVALUATION, FileOptions, Tracker
 from synthaug._cli.publishing import published
 from synthaug._printable import amount
+from synthaug._support.arguments import check_whole
 from synthaug._training.classifier_config import ClassifierConfig
 
 LABELS = defaults("evaluation._label_check:check_labels")
@@ -78,13 +79,15 @@ class ArmOptions:
             arms = {**scaling_arms(images, cache, audit=report, ratios=ratios)}
         if self.augmentations is not None:
             strong: Any = names(self.augmentations)
-            arms |= augmentation_arms(images, strong)
+            with spoken_of(names="augmentations"):
+                arms |= augmentation_arms(images, strong)
         if self.balance is not None:
             ways: Any = names(self.balance)
-            arms |= balanced_arms(images, ways, augment=augment)
-            if self.share is not None:
-                both: Any = {"synthetic": synthetic, "share": self.share}
-                arms |= balanced_arms(images, ways, augment=augment, **both)
+            with spoken_of(names="balance"):
+                arms |= balanced_arms(images, ways, augment=augment)
+                if self.share is not None:
+                    both: Any = {"synthetic": synthetic, "share": self.share}
+                    arms |= balanced_arms(images, ways, augment=augment, **both)
         if self.autoencoder is not None:
             arms["real, decoded"] = reconstructions(images, self.autoencoder, device=device)
         return arms
@@ -123,9 +126,10 @@ class AdversarialOptions:
         if self.adversarial is None:
             return None
         values = {name: value for name, value in vars(self).items() if name != "adversarial"}
-        return AdversarialConfig(
-            epsilon=self.adversarial, steps=values.pop("attack_steps"), **values
-        )
+        with spoken_of(epsilon="adversarial", steps="attack_steps"):
+            return AdversarialConfig(
+                epsilon=self.adversarial, steps=values.pop("attack_steps"), **values
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,8 @@ class RunOptions:
         padding: Largest random shift in pixels; by default an eighth of the side, and below 16
             pixels a side small shifts and turns between the pixels.
         allow_overlap: Go on if the splits share images; the report counts them.
+        log_with: Also sends the curves of all runs to a tracker at the end, tensorboard into the
+            directory OUT.
         class_sizes: Classes with fewer training images than the first number are few, with more
             than the second many; accuracies are told by such groups if there are several.
     """
@@ -154,6 +160,11 @@ class RunOptions:
     padding: int | None = None
     allow_overlap: bool = EVALUATION.allow_overlap
     class_sizes: tuple[int, int] = EVALUATION.class_sizes
+    log_with: Tracker | None = None
+
+    def __post_init__(self) -> None:
+        check_whole(1, seeds=self.seeds)
+        check_whole(0, seed=self.seed)
 
 
 def evaluate(
@@ -178,8 +189,8 @@ def evaluate(
             channels.
         synthetic: The cache.
         test: Test images; used once per run, at the end.
-        arms: What is compared.
-        classifiers: What is trained.
+        arms: The arms to compare.
+        classifiers: Settings of the classifiers.
         attack: Whether under attack.
         runs: How often.
         files: For folders.
@@ -187,10 +198,12 @@ def evaluate(
     """
     from synthaug._cache import SynthCache
     from synthaug._support.files import check_outputs
+    from synthaug._training.trackers import check_tracker
     from synthaug.evaluation import StandardAugment
     from synthaug.evaluation import evaluate as run
 
     check_outputs(f"{out}.html", f"{out}.json")
+    check_tracker(runs.log_with)
     cache = SynthCache(synthetic)
     shape = cache.image_shape
     images = files.shaped(real, shape)
@@ -214,17 +227,33 @@ def evaluate(
         class_sizes=runs.class_sizes,
         output_dir=out,
     )
+    if runs.log_with is not None:
+        table.to_tracker(runs.log_with, out)
     call = call.having(precision=table.settings["precision"])
     record = {
         "baseline": table.baseline,
         "arms": {name: _arm(table, name) for name in table.arm_names},
     }
-    text = f"{table.table()}\n{_decided(table)}"
+    decided = _decided(table) if classifiers.steps >= _FEW_STEPS else _too_short(classifiers.steps)
+    text = f"{table.table()}\n{decided}"
     return published(table, call, out, record, text=text, next=next_line("cite", synthetic))
 
 
+_FEW_STEPS = 100
+"""A classifier that takes fewer optimizer steps has not learned enough to be compared."""
+
+
+def _too_short(steps: int) -> str:
+    """Says that nothing was decided."""
+    return (
+        f"{amount(steps, 'optimizer step')} of each classifier are too few to compare arms: these "
+        f"numbers say that the command works, and nothing else. The default is "
+        f"{ClassifierConfig.steps:,} `steps`."
+    )
+
+
 def _decided(table: Any) -> str:
-    """Says which arm a user would take, in one sentence."""
+    """Returns a sentence about the arm to use."""
     gains = {name: table.difference(name) for name in table.arm_names if name != table.baseline}
     best = max(gains, key=lambda name: gains[name].mean, default=None)
     if best is None or gains[best].mean <= 0:
@@ -255,7 +284,7 @@ _TIMED = 4
 
 
 def announce(images: Any, classifiers: ClassifierConfig, seeds: int) -> None:
-    """Says what is trained, and about how long that takes, before it starts."""
+    """Logs the trainings ahead and about how long they take."""
     from synthaug._plan import time_text
     from synthaug.evaluation import trained_classifier
 
@@ -297,7 +326,7 @@ def evaluate_labels(
     Args:
         synthetic: The cache.
         real: Labeled training images. They are brought to the cache's image size and channels.
-        classifiers: What is trained.
+        classifiers: Settings of the classifiers.
         files: For folders.
         threshold: Withholds images whose class has a lower probability.
         percentile: Withholds this share of the images of each class instead, in percent: those
@@ -310,6 +339,7 @@ def evaluate_labels(
     from synthaug.evaluation._label_check import check_labels
 
     check_outputs(f"{out}.json")
+    check_whole(1, seeds=seeds)
     cache = SynthCache(synthetic)
     images = files.shaped(real, cache.image_shape, cache.classes)
     announce(images, classifiers, seeds)

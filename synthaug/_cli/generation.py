@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from synthaug._cli.arguments import contents, next_audit
+from synthaug._cli.arguments import contents, next_audit, spoken_of
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults, drawing_options, row_parameters, settings
 from synthaug._cli.options import (
@@ -38,7 +38,8 @@ class AmountOptions:
         ratio: Images per image of --source, or per image that was inverted, with their class
             proportions.
         counts: Images of each class by name, for example '{"cat": 500, "dog": 200}'.
-        fill_to: What each class of --source lacks of this number, or of the largest class.
+        fill_to: Draw the images that each class of --source lacks to reach this number, or the
+            largest class.
         recipe: A published way to draw training images, with the numbers of its paper:
             real-guidance, da-fusion, azizi or diffusion-inversion. Options that are given count
             more.
@@ -156,8 +157,8 @@ class GuidanceOptions:
     Args:
         classifier: torchscript:FILE, a classifier of clean images in [-1, 1] that returns logits in
             the order of the checkpoint's classes.
-        criterion: What is raised: the entropy of its probabilities, the loss of the image's own
-            label, or the margin by which another class is ahead.
+        criterion: The quantity to raise: the entropy of its probabilities, the loss of the image's
+            own label, or the margin by which another class is ahead.
         classifier_scale: Length of a push in units of the noise of each step.
         through_denoiser: Take the gradient through the generator's network, for three evaluations
             a step; without it is cheaper and less exact.
@@ -186,13 +187,15 @@ class GuidanceOptions:
         if kind != "torchscript" or not path:
             raise ValueError(f"`classifier` is {self.classifier!r}, expected torchscript:FILE.")
         trusted, place = self.trust_torchscript, choose_device(device)
-        guidance = ClassifierGuidance(
-            load_torchscript(Path(path), trusted=trusted, device=place).eval(),
-            criterion=self.criterion,
-            scale=self.classifier_scale,
-            through_denoiser=self.through_denoiser,
-        )
-        return synthesizer.with_settings(classifier_guidance=guidance)
+        with spoken_of(scale="classifier_scale"):
+            guidance = ClassifierGuidance(
+                load_torchscript(Path(path), trusted=trusted, device=place).eval(),
+                criterion=self.criterion,
+                scale=self.classifier_scale,
+                through_denoiser=self.through_denoiser,
+            )
+        with spoken_of(model="classifier"):
+            return synthesizer.with_settings(classifier_guidance=guidance)
 
 
 if TYPE_CHECKING:
@@ -207,7 +210,7 @@ if TYPE_CHECKING:
         NetworkOptions,
         SeedOptions,
     ):
-        """Describes what is always there; the other options are those that synthesizers declare."""
+        """Options of every plan; synthesizers declare the others."""
 
 else:
     PlanOptions = make_dataclass(
@@ -305,6 +308,8 @@ def _ours(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
         always = all(p.needs_sources for p in METHODS[name].row_parameters)
         if row or always:
             synthesizer = synthesizer.with_sources(source)
+        else:
+            _check_counted(options)
     elif row:
         raise ValueError(f"`--{next(iter(row))}` needs `--source`, the real images to start from.")
     elif not synthesizer.has_sources:
@@ -349,7 +354,18 @@ def _pipeline(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     source = options.shaped(options.source, shape, classes=synthesizer.classes)
     if started:
         synthesizer = synthesizer.with_sources(source)
+    else:
+        _check_counted(options)
     return options.guided(synthesizer, options.device), source
+
+
+def _check_counted(options: PlanOptions) -> None:
+    """Refuses real images that nothing starts from, and that are not counted either."""
+    if not options.given("ratio", "fill_to"):
+        raise ValueError(
+            "`--source` has no effect: no image starts from a real one without `--strength`, and "
+            "only `--ratio` and `--fill-to` count real images. Give one of these, or leave it out."
+        )
 
 
 def _animorphosis(checkpoint: str, others: str, files: FileOptions) -> Any:
@@ -418,9 +434,9 @@ def plan(
 
     Args:
         checkpoint: Directory in diffusers layout, or hub:OWNER/NAME.
-        options: What to draw.
+        options: The images to draw.
         estimate: Draw for a few seconds to measure the time.
-        devices: That will draw at the same time, each like the one here.
+        devices: Number of devices that draw in parallel, each like the one here.
         batch_size: Images per batch.
     """
     from synthaug._generate.cost import estimate_cost, evaluations_per_second
@@ -499,7 +515,7 @@ def generate(
     Args:
         checkpoint: Directory in diffusers layout, trained by us or not; or hub:OWNER/NAME.
         out: The cache, an HDF5 file. Samples of it are shown in a picture of that name with .png.
-        options: What to draw.
+        options: The images to draw.
         work: How it is done.
         ray: How to spread over a cluster.
         storage: How the cache stores images.

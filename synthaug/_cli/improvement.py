@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from synthaug._cli.arguments import names, next_line
+from synthaug._cli.arguments import names, next_line, spoken_of
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import config_options, configured, defaults
 from synthaug._cli.evaluation import AdversarialOptions
@@ -99,12 +99,12 @@ def improve(
     Args:
         data: Labeled training images.
         out: Folder for all that is made, and the report: OUT/improve.html and OUT/improve.json.
-        splits: What is chosen and tested by.
+        splits: Images to choose by and to test on.
         recipes: Where synthetic images come from.
         search: How recipes are tried.
-        classifiers: What is trained on images.
+        classifiers: Settings of the classifiers.
         attack: Adversarial training; the accuracy under attack then decides.
-        network: What draws the images.
+        network: The generator's network.
         images: Their shape.
         files: For folders.
         dry_run: Measure what one step costs, say what would be done, and stop.
@@ -112,18 +112,22 @@ def improve(
     from synthaug.improvement._run import improve as run
 
     real = images.load(data, files)
+    with spoken_of(steps="generator_steps"):
+        generator = replace(
+            ImproveConfig().generator,
+            steps=recipes.generator_steps,
+            decay_steps=max(0, recipes.generator_steps // 3),
+            precision=network.precision,
+            device=network.device,
+        )
+    if recipes.width < 1:  # whose name in Python is `channels`, which is another option here
+        raise ValueError(f"`width` must be at least 1, got {recipes.width}.")
     config = configured(
         ImproveConfig,
         search,
         channels=recipes.width,
         adversarial=attack.config(),
-        generator=replace(
-            ImproveConfig().generator,
-            steps=recipes.generator_steps,
-            decay_steps=recipes.generator_steps // 3,
-            precision=network.precision,
-            device=network.device,
-        ),
+        generator=generator,
         classifiers=ClassifierConfig(**vars(classifiers), device=network.device),
     )
     report = run(

@@ -2,14 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from synthaug._cli import pictures as _pictures
 from synthaug._cli.call import Call, Result
-from synthaug._cli.options import LOADING, FileOptions
+from synthaug._cli.declared import config_options, configured
+from synthaug._cli.options import LOADING, FileOptions, Tracker
 from synthaug._support.precision import Precision
 from synthaug._support.stopping import kept_at_stop
 from synthaug.synthesizers.inversion._config import InversionConfig
+
+if TYPE_CHECKING:
+    LearningOptions: TypeAlias = Any
+else:
+    LearningOptions = config_options(
+        "Learning",
+        InversionConfig,
+        log_with=(Tracker | None, None, "Also sends loss and speed to a tracker."),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +42,7 @@ def invert(
     checkpoint: str,
     data: str,
     out: str,
-    learning: InversionConfig,
+    learning: LearningOptions,
     generator: GeneratorOptions,
     files: FileOptions,
     *,
@@ -49,8 +59,8 @@ def invert(
         data: Labeled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits. They are brought
             to the image size and channels of the checkpoint.
         out: Directory to write; `generate` draws variants from it.
-        learning: How.
-        generator: What is inverted.
+        learning: How embeddings are learned.
+        generator: The generator to invert.
         files: For data sets.
         estimate: Only print what it will cost.
     """
@@ -67,14 +77,15 @@ def invert(
         device=generator.device,
     )
     real = files.shaped(data, inversion.image_shape)
-    cost = inversion.cost(real, learning, measure=estimate)
+    config = configured(InversionConfig, learning)
+    cost = inversion.cost(real, config, measure=estimate)
     record: dict[str, Any] = {"checkpoint": None, "loss": None, "picture": None}
     record |= {"images": len(real), "bytes": cost.bytes, "seconds": cost.seconds}
     if estimate:
         again = call.brief.without(["estimate"]).line
         return Result(record=record, text=f"{cost}\nNext: {again}")
     print(cost, flush=True)
-    inverted, result = inversion.fit(real, out, config=learning)
+    inverted, result = inversion.fit(real, out, config=config)
     used = str(inverted.model.denoiser.dtype).removeprefix("torch.")
     record_command(out, call.having(precision=used).line)
     picture = Path(out) / "variants.png"

@@ -56,7 +56,7 @@ def evaluate_membership(
         train: The images that it was trained on, or a random part of them. All images are brought
             to the generator's image size and channels.
         holdout: Images that it never saw, set aside at random before it was trained.
-        options: What is asked.
+        options: Settings of the test.
         networks: How the generator is loaded.
         files: For folders.
         out: Writes OUT.html and OUT.json.
@@ -110,7 +110,7 @@ def evaluate_canaries(
     synthaug evaluate canaries marked.h5 runs/marked
 
     Args:
-        synthetic: What the model drew: a cache (FILE.h5), or a data set such as folder:PATH.
+        synthetic: Images that the model drew: a cache (FILE.h5), or a data set such as folder:PATH.
         run: Directory of the training, which has the plan of its canaries.
         conform: For data sets.
         files: For folders.

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from synthaug._cli.declared import defaults
 from synthaug._support.precision import Precision
 
 LOADING = defaults("synthesizers.class_conditional._synthesizer:ClassConditional.from_pretrained")
+Tracker: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
 EVALUATION = defaults("evaluation._evaluate:evaluate")
 READING = defaults("_images.labeled:load_dataset")
 
@@ -114,7 +115,7 @@ class ExtractorOptions:
     device: str | None = None
 
     def extractor(self, name: str | None, option: str = "--features") -> Any:
-        """Returns what `--features`, or another option, names."""
+        """Returns the extractor that `--features`, or another option, names."""
         from synthaug._support.devices import choose_device
         from synthaug.features import NAMES, named
 

@@ -93,9 +93,7 @@ def _fields(kind: Any) -> Iterator[Argument]:
 
 @cache
 def texts(documented: Any) -> dict[str, str]:
-    """Returns what a docstring says of arguments, or of fields, which may have docstrings of their
-    own.
-    """
+    """Returns texts about arguments, or fields, out of a docstring or the docstrings of fields."""
     from docstring_parser import parse_from_object
 
     own = {
@@ -188,9 +186,7 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
-        """Returns what the words give, by name; unknown options are refused with the nearest known
-        one.
-        """
+        """Parses words into values by name; refuses unknown options with the nearest known one."""
         given, unknown = self.parse_known_args(words)
         if not unknown:
             return vars(given)
@@ -264,7 +260,7 @@ def values(
     Args:
         parser: The command's, which refuses what does not fit.
         function: The command.
-        given: What the command line gives.
+        given: The values on the command line.
     """
     known = {argument.name: argument for argument in arguments(function)}
     file = given.get("config")
@@ -344,18 +340,18 @@ def _choices(kind: Any) -> list[Any]:
 
 
 def metavar(kind: Any, name: str) -> str:
-    """Returns what stands for a value on a help page: `FLOAT,...` where several may be given."""
+    """Returns the placeholder of a value on a help page: `FLOAT,...` where several may be given."""
     shown = [form for form, _ in _forms(kind, name.rpartition("_")[2].upper())]
     return "|".join(form for form in dict.fromkeys(shown) if f"{form},..." not in shown)
 
 
 def described(kind: Any) -> str:
-    """Returns what a value must be, for a message: "a number or several numbers ..."."""
+    """Returns a description of the values of a type: "a number or several numbers ..."."""
     return " or ".join(text for _, text in _forms(kind))
 
 
 def _forms(kind: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Returns what stands for each type of a union on a help page, and in a message."""
+    """Yields the placeholder and the description of each type of a union."""
     for one in _choices(kind):
         origin, inner = get_origin(one), [*map(str, get_args(one))]
         if origin is Literal:

@@ -1,4 +1,4 @@
-"""Holds what commands do with a report."""
+"""Writes the report of a command."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +23,9 @@ def published(
         report: Any `Report` with `settings`.
         call: The command.
         out: Files to write, without their endings.
-        record: What programs are told besides the names of the files.
-        text: What people are told before them; by default the report.
-        next: What they are told after them: the line to run now.
+        record: Further facts for programs besides the names of the files.
+        text: Text for people, before those names; by default the report.
+        next: The line to run now, after them.
         code: Exit code.
         redaction: Arguments of `to_html` and `to_json`.
     """

@@ -20,8 +20,8 @@ class ScoringOptions:
     """Images and features.
 
     Args:
-        features: What is measured in: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
-            spectrum. Those of a classifier or a self-supervised network mean most.
+        features: Space of the measurements: torchscript:FILE, torchvision:NAME, timm:NAME, pixels
+            or spectrum. Those of a classifier or a self-supervised network mean most.
         holdout: Labeled real images that are not among the others: what synthetic ones compare
             with.
     """
@@ -46,7 +46,7 @@ def _scored(
     Args:
         run: Compares them.
         compared: A cache or a data set; and real images, brought to its shape and classes.
-        options: What they are compared by; those of a command alone are settings of `run`.
+        options: Settings of the comparison; those of a command alone are settings of `run`.
         conform: For data sets.
         files: For folders.
         networks: Where features are computed and kept.
@@ -111,7 +111,7 @@ def evaluate_density(
         synthetic: A cache (FILE.h5), or a data set such as folder:PATH.
         train: Labeled real images, to which the Gaussians are fitted. All real images are brought
             to the cache's image size and channels.
-        options: What is measured.
+        options: Settings of the measurement.
         conform: For data sets.
         files: For folders.
         networks: Where features are computed and kept.
@@ -164,7 +164,7 @@ def evaluate_quality(
         real: Labeled real images, the reference. They are brought to the cache's image size and
             channels. Without --holdout they are divided into two halves, to show what real images
             get.
-        options: What is measured.
+        options: Settings of the measurement.
         conform: For data sets.
         files: For folders.
         networks: Where features are computed and kept.

@@ -25,9 +25,8 @@ class RuleOptions:
             enough to real images), useful (neither the easiest nor the hardest), distinct
             (near-duplicates go), k-center, facility-location (cover the class), mmd (like the real
             images). none draws all by lot.
-        features: What distances are measured in: torchscript:FILE, torchvision:NAME, timm:NAME,
-            pixels or spectrum; by default the last layer of a classifier trained on the real
-            images.
+        features: Space of the distances: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
+            spectrum; by default the last layer of a classifier trained on the real images.
         trust_torchscript: Run torchscript:FILE, a program that can read and write your files.
         runs: How often the classifiers of label and useful are trained.
         folds: Parts of the real images; no classifier judges an image whose source it learned from.
@@ -72,8 +71,9 @@ def select(
 
     Args:
         cache: The cache that was drawn.
-        choice: What is kept.
-        classifiers: What is trained on real images, to judge synthetic ones.
+        choice: The images to keep.
+        classifiers: Settings of the classifiers, which learn from real images and judge synthetic
+            ones.
         files: For folders.
         real: Labeled training images, never test images. They are brought to the cache's image
             size and channels.

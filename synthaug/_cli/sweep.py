@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     SearchOptions: TypeAlias = Any
 
     class GridOptions:
-        """Describes what synthesizers declare."""
+        """Options that synthesizers declare."""
 
 else:
     SearchOptions = config_options("The comparison", SweepConfig, without=("classifiers",))
@@ -96,11 +96,11 @@ def sweep(
     Args:
         checkpoint: Directory in diffusers layout, or hub:OWNER/NAME.
         real: The images that it was trained on. All real images are brought to its image size.
-        grid: What is varied.
-        choice: What decides.
+        grid: The settings to try.
+        choice: How one of them is chosen.
         search: How it is compared.
-        classifiers: What is trained on images.
-        network: What draws the images.
+        classifiers: Settings of the classifiers.
+        network: The generator's network.
         files: For folders.
     """
     from synthaug._support.files import check_outputs

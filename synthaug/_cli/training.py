@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,8 @@ from synthaug._cli.declared import configured, trainings
 from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions
 from synthaug._cli.training_options import TrainOptions
 from synthaug._printable import amount
-from synthaug._support.files import check_folder
+from synthaug._support.files import check_folder, write_text
+from synthaug._support.reading import read_text
 from synthaug._support.stopping import kept_at_stop
 from synthaug._training.training_config import TrainingConfig
 from synthaug.synthesizers.cascade._config import StageConfig
@@ -58,7 +60,7 @@ class TrainingRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Describes what a training made, and what to say about it."""
+    """A finished training, and what to print about it."""
 
     model: Any
     result: Any
@@ -259,24 +261,26 @@ def train(
     Args:
         data: Labeled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
         out: Directory to write; it becomes a checkpoint in diffusers layout.
-        options: How.
+        options: How it is trained.
         method: diffusion learns to remove noise, cold (cold diffusion) to undo --degradation,
             upsample (a stage for synthaug cascade) to draw what --low-size leaves out, hardness to
             steer the generator --base to rare images of each class, finetune to draw the classes of
             the data with the pretrained model --base.
-        condition: What diffusion is told about an image: its label, or tokens of an encoder that is
-            learned along with it, for synthaug invert.
+        condition: The input of diffusion besides the noisy image: its label, or tokens of an
+            encoder that is learned along with it, for synthaug invert.
         trial: Train a small network on small images, in OUT-trial, to see whether shapes come: a
             minute or two of a processor. What is stated stays; warm-up and decay are shortened as
-            the steps are. For networks that begin anew.
+            the steps are. A trial with other options goes to OUT-trial-2. For networks that begin
+            anew.
     """
     kind = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
     run, taken = METHODS.get(kind, (partial(_registered, method=method), ()))
     foreign = _foreign(taken)
     _check(kind, foreign, options, call)
-    full = call.brief.without(["trial"]).line
+    full = _full_job(call)
     if trial:
-        options, out = _trial(kind, options, call), f"{out.rstrip('/')}-trial"
+        options = _trial(kind, options, call)
+        out = _trial_folder(out, call.brief.line)
     check_folder(out)
     real = options.load(data, options)
     if trial and options.image_size is None:
@@ -301,7 +305,7 @@ def train(
 
 
 def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> Result:
-    """Returns what was trained is recorded, shown and, if snapshots are scored, chosen from."""
+    """Records and shows what was trained, and chooses among snapshots if they are scored."""
     from accelerate import PartialState
 
     from synthaug._training.checkpoints import record_command
@@ -346,6 +350,8 @@ def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> R
 _TRIAL = ("steps", "batch_size", "learning_rate", "width")
 _SCHEDULE = ("warmup_steps", "decay_steps")
 """Parts of the steps, which a trial shortens as it does the steps."""
+_TRIAL_LINE = "trial.txt"
+"""Keeps the command of a trial in its folder, so that another one goes elsewhere."""
 _SMALL = 24
 """Longer side of the images of a trial, where they are larger."""
 
@@ -369,6 +375,37 @@ def _trial(kind: str, options: TrainOptions, call: Call) -> TrainOptions:
         parts_of_steps = {name: vars(options)[name] for name in _SCHEDULE}
         changed |= {name: round(scale * n) for name, n in parts_of_steps.items() if n is not None}
     return replace(options, **changed)
+
+
+def _full_job(call: Call) -> str:
+    """The line of the real job: that of a trial, without values that are small for its sake."""
+    usual: dict[str, Any] = {"steps": TrainingConfig.steps, "batch_size": TrainingConfig.batch_size}
+    usual["width"] = TrainOptions.width
+    small = {name for name, value in usual.items() if call.arguments[name] < value}
+    if "steps" in small:
+        small |= {*_SCHEDULE}
+    return call.brief.without({"trial", *small}).line
+
+
+def _trial_folder(out: str, line: str) -> str:
+    """The folder of a trial: that of the same command before, or else one that is free."""
+    from synthaug._cache.files import new_folder
+    from synthaug.errors import CacheError
+
+    stem = Path(f"{out.rstrip('/')}-trial")
+    check_folder(stem)
+    for number in count(1):
+        folder = stem if number == 1 else Path(f"{stem}-{number}")
+        try:
+            with new_folder(folder) as new:  # it appears with the line in it
+                write_text(new / _TRIAL_LINE, line)
+        except CacheError:
+            if not folder.exists():
+                raise
+        begun = folder / _TRIAL_LINE
+        if begun.exists() and read_text(begun) == line:
+            break
+    return str(folder)
 
 
 def _small(real: Any, data: str, options: TrainOptions) -> Any:

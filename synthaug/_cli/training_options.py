@@ -1,12 +1,11 @@
-"""Holds what a training can be asked for, in parts: each is for one method, or shared by
-several.
-"""
+"""Options of trainings, in parts: each is for one method, or shared by several."""
 
 from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from synthaug._cli.arguments import spoken_of
 from synthaug._cli.declared import config_options, defaults
-from synthaug._cli.options import FileOptions, ImageOptions
+from synthaug._cli.options import FileOptions, ImageOptions, Tracker
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
 from synthaug.synthesizers.cascade._config import StageConfig
@@ -32,7 +31,7 @@ OptimizerOptions = config_options(
         f"{_RATES[0]:g}, or {_RATES[1]:g} with --lora-rank.",
     ),
     log_with=(
-        Literal["tensorboard", "wandb", "mlflow"] | None,
+        Tracker | None,
         None,
         "Also sends loss, learning rate, images per second and the sheet of samples to a tracker.",
     ),
@@ -68,7 +67,7 @@ class PredictionOptions:
     """A new denoiser (--method diffusion, upsample).
 
     Args:
-        prediction_type: What it predicts.
+        prediction_type: Target of its prediction.
     """
 
     prediction_type: Literal["v_prediction", "epsilon", "sample", "flow"] = DENOISER.prediction_type
@@ -131,10 +130,11 @@ class CanaryOptions:
             return real
         from synthaug._audit.canaries import CanaryConfig, plant
 
-        config = CanaryConfig(
-            pairs=self.canaries, doses=tuple(self.canary_doses), seed=self.canary_seed
-        )
-        return plant(real, config)
+        with spoken_of(pairs="canaries", doses="canary_doses", seed="canary_seed"):
+            config = CanaryConfig(
+                pairs=self.canaries, doses=tuple(self.canary_doses), seed=self.canary_seed
+            )
+            return plant(real, config)
 
 
 TokenOptions = config_options(
@@ -147,8 +147,8 @@ class ColdOptions:
     """Cold diffusion (--method cold).
 
     Args:
-        degradation: What it undoes: blur, inpainting, super-resolution, snow, decolorization,
-            animorphosis or noise.
+        degradation: The degradation to undo: blur, inpainting, super-resolution, snow,
+            decolorization, animorphosis or noise.
         degradation_settings: Settings that differ from its defaults, for example
             '{"num_levels": 20}'.
         color_components: Gaussians in the mixture of colors that cold generation starts from.
@@ -192,7 +192,7 @@ class SnapshotOptions:
         snapshots: Steps after which the model is also kept in snapshots, for example 500,1000.
         validation: Images, neither training nor test images, on which the best snapshot is chosen,
             by the Fréchet distance.
-        features: What that is measured in: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
+        features: Space of that distance: torchscript:FILE, torchvision:NAME, timm:NAME, pixels or
             spectrum.
         trust_torchscript: Run torchscript:FILE, a program that can read and write your files.
     """

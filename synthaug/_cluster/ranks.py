@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Share:
-    """Says which part of a job is this process's own."""
+    """This process's part of a job."""
 
     index: int
     """From 0."""

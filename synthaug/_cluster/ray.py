@@ -131,9 +131,9 @@ def pickled(value: Any, *, name: str, remedy: str) -> bytes:
     """Pickles what actors load, classes and functions of the user's script included.
 
     Args:
-        value: What actors load.
+        value: The object that actors load.
         name: Names it in the error message.
-        remedy: What to do if it cannot be pickled, for the error message.
+        remedy: Remedy in the error message if it cannot be pickled.
 
     Raises:
         ImportError: Ray is not installed.
@@ -159,7 +159,7 @@ def capacity(ray: Any, needs: Mapping[str, float]) -> int:
 
 
 def room(ray: Any, needs: Mapping[str, float]) -> str:
-    """Returns what an actor needs, and what there is."""
+    """Returns a sentence about the resources that an actor needs, and those there are."""
     there, free = ray.cluster_resources(), ray.available_resources()
     resources = ", ".join(
         f"{n:g} {name} (the cluster has {there.get(name, 0):g}, free {free.get(name, 0):g})"
@@ -271,12 +271,12 @@ class ActorPool:
         Items that are put into the queue meanwhile are done too.
 
         Args:
-            queue: What to do, in order.
+            queue: The items to work on, in order.
             call: Starts the work on an item: `lambda actor, item: actor.work.remote(item)`.
 
         Raises:
             EngineError: If Ray cannot schedule an actor, or each one dies before it is ready.
-            Exception: What `load` raised in an actor.
+            Exception: Any error that `load` raised in an actor.
         """
         while queue or len(self._calls) > self._loading:
             while queue and self._idle:
@@ -299,18 +299,18 @@ class ActorPool:
     def map(
         self, items: Sequence[T], call: Callable[[Any, T], Any], *, tries: int = 3
     ) -> list[Any]:
-        """Returns what the calls return, in the order of their items; those of lost actors are
+        """Returns the results of the calls, in the order of their items; calls of lost actors are
         repeated.
 
         Args:
-            items: What to do.
+            items: The items to work on.
             call: See `run`.
             tries: How many actors an item may lose.
 
         Raises:
             EngineError: Under the same conditions as `run`, and for an item that has lost that
                 many.
-            Exception: What a call raised.
+            Exception: Any error that a call raised.
         """
         queue, losses, values = deque(range(len(items))), Counter[int](), dict[int, Any]()
         for outcome in self.run(queue, lambda actor, number: call(actor, items[number])):

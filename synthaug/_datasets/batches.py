@@ -43,7 +43,7 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]], BatchSampler):
     """
 
     def __new__(cls, mixed: Any = None, *args: Any, **arguments: Any) -> "MixedBatchSampler":
-        """Refuses what Lightning makes of one that it did not see being made."""
+        """Refuses the sampler that Lightning makes of one that it did not see being made."""
         del args, arguments
         if isinstance(mixed, Sampler):
             raise TypeError(
@@ -75,7 +75,7 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]], BatchSampler):
             seed: Seed of the order.
             drop_last: Leaves a shorter last batch away, and so the real images in it.
             num_replicas: Processes that share an epoch.
-            rank: Which of them this is.
+            rank: Number of this process among them.
             sampler: Says both, in place of them: what Lightning injects.
 
         Raises:

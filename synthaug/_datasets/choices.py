@@ -1,4 +1,4 @@
-"""Says which synthetic image, if any, each index gives in an epoch.
+"""Chooses the synthetic image, if any, that each index gives in an epoch.
 
 The choices of a whole epoch are drawn at once into a table, by each process for itself, the first
 time it sees the epoch; the table is a pure function of the arguments and the epoch. So it does not

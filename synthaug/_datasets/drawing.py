@@ -66,7 +66,7 @@ class Drawing:
     # What the process that trains calls
 
     def follow(self, order: list[int]) -> None:
-        """Says which rows will be wanted, in order of urgency. All others are dropped."""
+        """Sets the rows to draw, the most urgent first, and drops all others."""
         self._check_process()
         with self._lock:
             self._order, self._kept = order, frozenset(order)

@@ -53,7 +53,7 @@ class _Decks(Draw):
 
     Args:
         deal: Puts the rows of a class into a random order.
-        scores: What the rows are sorted by before they are dealt; their numbers by default.
+        scores: Scores to sort the rows by before they are dealt; their numbers by default.
         served: Probability with which every row that is drawn is served.
     """
 

@@ -1,4 +1,4 @@
-"""Holds what data sets with epochs share: a counter that workers see, and views of their labels."""
+"""The common parts of data sets with epochs: a counter that workers see, and views of labels."""
 
 from abc import abstractmethod
 from typing import Any, SupportsIndex

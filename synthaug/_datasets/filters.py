@@ -1,4 +1,4 @@
-"""Says which of the synthetic images that may be served are served: by scores, one per row."""
+"""Filters of the images that may be served, by scores, one per row."""
 
 import math
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ class Filter(Protocol):
     """A rule that says which rows of a cache are served."""
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
-        """Says which of `rows` stay, bool (n,)."""
+        """Returns a mask of the `rows` to keep, bool (n,)."""
         ...
 
 
 @dataclass(frozen=True)
 class _ByThreshold:
-    """Describes what `AtLeast` and `AtMost` share."""
+    """Base of `AtLeast` and `AtMost`."""
 
     _SIDE: ClassVar[str]
 
@@ -59,7 +59,7 @@ class AtLeast(_ByThreshold):
     _SIDE = "at least"
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
-        """Says which of `rows` stay, bool (n,)."""
+        """Returns a mask of the `rows` to keep, bool (n,)."""
         return scores_of(self.scores, synthetic, rows) >= self.threshold
 
 
@@ -70,13 +70,13 @@ class AtMost(_ByThreshold):
     _SIDE = "at most"
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
-        """Says which of `rows` stay, bool (n,)."""
+        """Returns a mask of the `rows` to keep, bool (n,)."""
         return scores_of(self.scores, synthetic, rows) <= self.threshold
 
 
 @dataclass(frozen=True)
 class _ByRank:
-    """Describes what `Highest` and `Lowest` share."""
+    """Base of `Highest` and `Lowest`."""
 
     _SIGN: ClassVar[int]
 
@@ -90,7 +90,7 @@ class _ByRank:
         check_within("(0, 1]", share=self.share)
 
     def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
-        """Says which of `rows` stay, bool (n,)."""
+        """Returns a mask of the `rows` to keep, bool (n,)."""
         labels = labels_of(synthetic, rows)
         scores = self._SIGN * scores_of(self.scores, synthetic, rows)
         return _top(scores, rows, labels, self.share)
@@ -120,7 +120,7 @@ class Lowest(_ByRank):
 def filtered(
     synthetic: SyntheticImages, rows: Indices, filters: Sequence[Any]
 ) -> tuple[Indices, list[str]]:
-    """Returns what a chain of filters leaves, each applied to what those before it left.
+    """Applies a chain of filters, each to the rows that those before it kept.
 
     Args:
         synthetic: The cache.
@@ -191,7 +191,7 @@ def scores_of(source: Scores, synthetic: SyntheticImages, rows: Indices) -> NDAr
 
 
 def named(source: Scores) -> str:
-    """Returns what a report scores, for people."""
+    """Returns the name of the score in a report, for people."""
     return source.score_name if isinstance(source, Scored) else "score"
 
 

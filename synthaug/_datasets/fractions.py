@@ -72,7 +72,7 @@ class Shares:
     """`fraction` or `ratio` of every class in every epoch."""
 
     def __init__(self, share: Share, labels: Labels, classes: Sequence[str], name: str) -> None:
-        """Checks what does not depend on the epoch, and epoch 0.
+        """Checks the arguments, and the shares of epoch 0.
 
         Args:
             share: The argument of the mixture.
@@ -157,7 +157,7 @@ class Shares:
         return _shown(self._share)
 
     def recipe(self) -> JSON:
-        """Returns what tells these shares from others."""
+        """Returns the identity of these shares."""
         if isinstance(self._share, Mapping):
             return {str(name): _written(value) for name, value in self._share.items()}
         return _written(self._share)
@@ -165,14 +165,14 @@ class Shares:
 
 @final
 class Filled:
-    """Describes what fills every class up, the same in every epoch."""
+    """Synthetic images that fill every class up, the same in every epoch."""
 
     scheduled = False
 
     def __init__(
         self, balance: Balance, labels: Labels, available: Labels, classes: Sequence[str]
     ) -> None:
-        """Counts what is missing.
+        """Counts the images that are missing.
 
         Args:
             balance: How far to fill.
@@ -212,7 +212,7 @@ class Filled:
         return repr(self._balance)
 
     def recipe(self) -> JSON:
-        """Returns what tells it from others."""
+        """Returns its identity."""
         return repr(self._balance)
 
 

@@ -1,4 +1,4 @@
-"""Holds what the labels of items look like: class indices, or vectors of class probabilities."""
+"""Forms of labels: class indices, or vectors of class probabilities."""
 
 import hashlib
 from typing import Any, final
@@ -33,7 +33,7 @@ class ItemLabels:
             real: The real items. If their labels are vectors, all labels are vectors.
             synthetic: The cache.
             rows: The rows that may be served.
-            weights: What vectors of every row are multiplied by, float64 (N,).
+            weights: Factors of the vectors of all rows, float64 (N,).
 
         Raises:
             ValueError: If a row that may be served has no class probabilities.

@@ -66,7 +66,7 @@ class ServedLog:
 
 
 def read_log(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """Reads what `MixedDataset.log_served` had written.
+    """Reads a log that `MixedDataset.log_served` wrote.
 
         log = synthaug.mixing.read_log("served.csv")
         log[(log["epoch"] == 3) & (log["row"] >= 0)]     # the synthetic images of epoch 3

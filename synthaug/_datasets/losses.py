@@ -1,4 +1,4 @@
-"""Says which losses are the weighted loss where class probabilities are scaled by a weight."""
+"""Recognizes losses that weigh an image if its class probabilities are scaled by a weight."""
 
 from torch import nn
 from torch.nn import functional as F
@@ -16,7 +16,7 @@ def check_loss(loss: object, *, label_smoothing: float = 0.0) -> None:
 
     Args:
         loss: `torch.nn.CrossEntropyLoss(...)` or `torch.nn.functional.cross_entropy`.
-        label_smoothing: What the loss is called with, for the function.
+        label_smoothing: Label smoothing of the loss, for the function.
 
     Raises:
         ValueError: For a loss that smooths labels.

@@ -110,8 +110,8 @@ class MixedDataset(AbstractEpochDataset):
             ratio: For "append": synthetic images per real image, at least 0, in the same forms; or
                 `mixing.Balance()` to fill classes up to one size. If it changes with the epoch, so
                 does `len(mixed)`.
-            filters: Which of the images that may be served are served: `mixing.AtLeast`, `AtMost`,
-                `Highest`, `Lowest`, masks, bool (N,), or reports; one after the other.
+            filters: Filters of the images that may be served: `mixing.AtLeast`, `AtMost`,
+                `Highest`, `Lowest`, masks, bool (N,), or reports; applied one after the other.
             draw: `mixing.Weighted`, `mixing.Stratified` or `mixing.WeightedDraws`; `None` draws
                 every image equally often.
             items: `mixing.ItemFormat(...)`: where items of `real` have what, names of its classes,
@@ -231,9 +231,7 @@ class MixedDataset(AbstractEpochDataset):
         return rows.copy() if indices is None else rows[row_numbers(indices, len(rows))]
 
     def recipe(self) -> dict[str, JSON]:
-        """Returns what decides, besides the images themselves and the epoch, which of them are
-        served.
-        """
+        """Returns the settings that decide, for given images and epoch, which images are served."""
         recipe: dict[str, JSON] = {
             "mode": self.mode,
             "share": self._shares.recipe(),

@@ -101,8 +101,8 @@ class OnTheFlyDataset(AbstractEpochDataset):
             seed: Seed of the choices.
             transform: Applied to the image.
             target_transform: Applied to the label.
-            output_type: What `live[i]` has as image, as in `SynthCache`: "pil" a PIL image of mode
-                L or RGB, "pt" a uint8 tensor (C, H, W), "np" a uint8 array (H, W, C).
+            output_type: Type of the image in `live[i]`, as in `SynthCache`: "pil" a PIL image of
+                mode L or RGB, "pt" a uint8 tensor (C, H, W), "np" a uint8 array (H, W, C).
 
         Raises:
             ValueError: For wrong arguments, or a plan made with other settings or classes.
@@ -243,12 +243,12 @@ class OnTheFlyDataset(AbstractEpochDataset):
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """Says which items can be read, bool (size,): all of them."""
+        """Mask of the items that can be read, bool (size,): all of them."""
         return np.ones(len(self), bool)
 
     @property
     def identity(self) -> dict[str, JSON]:
-        """Returns what tells these images from others; no audit's report is about them."""
+        """The identity of these images; no audit report is about them."""
         return {
             "plan_digest": self._drawing.plan.digest,
             "weights": self.synthesizer.recipe().get("weights", {}),

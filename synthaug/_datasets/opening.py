@@ -24,7 +24,7 @@ _opened: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 @runtime_checkable
 class _Opened(Protocol):
-    """Describes what knows the path that it was opened from."""
+    """Interface of objects that know the path they were opened from."""
 
     path: StrPath
 

@@ -1,6 +1,4 @@
-"""Says which rows of a plan an epoch serves: a pure function of the plan, the seed and the
-epoch.
-"""
+"""Chooses the rows of a plan for an epoch: a pure function of the plan, the seed and the epoch."""
 
 from collections.abc import Sequence
 from typing import final

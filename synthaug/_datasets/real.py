@@ -28,7 +28,7 @@ class RealItems:
 
         Args:
             real: The data set.
-            items: What it does not say itself.
+            items: Properties that it does not state itself.
             synthetic: The cache.
             appended: Whether synthetic items stand alone, and not in the place of a real one.
 
@@ -133,7 +133,7 @@ class RealItems:
             raise type(error)(f"Item 0 of `real` cannot be mixed. {error}") from error
 
     def _check_annotations(self) -> None:
-        """Refuses what belongs to the places in the real image."""
+        """Refuses items with annotations of places in the real image."""
         names = annotations_of(self.example, self.image, self.label)
         if names:
             raise TypeError(

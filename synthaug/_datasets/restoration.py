@@ -20,7 +20,7 @@ from synthaug.synthesizers import ClassConditional
 
 @runtime_checkable
 class ColdRestorer(Protocol):
-    """Describes what `ColdDiffusion` offers to the transforms."""
+    """Interface of `ColdDiffusion` for the transforms."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -48,7 +48,7 @@ class OneStep:
         """Looks at the schedule.
 
         Args:
-            synthesizer: Whose network is used.
+            synthesizer: The synthesizer whose network restores.
 
         Raises:
             ValueError: If the network always needs a class.
@@ -132,7 +132,7 @@ class Restoration:
         Args:
             image: One image of any type that `pixels_of` accepts, or a batch: a tensor
                 (n, C, H, W), uint8 or floating point in [0, 1].
-            chosen: Which images of the batch; [0] for a single image.
+            chosen: Positions in the batch; [0] for a single image.
             severity: Severity of each of those.
             seeds: Seeds of each of those.
 

@@ -38,7 +38,7 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
 
     @abstractmethod
     def _size(self) -> int:
-        """Returns what a state must agree in, besides the seed and the number of ranks."""
+        """Returns the size that a state must have, besides the seed and the number of ranks."""
 
     @property
     def epoch(self) -> int:
@@ -149,11 +149,11 @@ class SeededSampler(AbstractSeededSampler[int]):
         """Finds the data sets with epochs inside.
 
         Args:
-            dataset: What is sampled, a `MixedDataset` or any other.
+            dataset: The data set to sample, a `MixedDataset` or any other.
             seed: Seed of the order.
             shuffle: `False` gives the items in their order.
             num_replicas: Processes that share an epoch.
-            rank: Which of them this is.
+            rank: Number of this process among them.
             drop_last: If the items cannot be divided equally, leaves some away instead of giving
                 some twice.
 

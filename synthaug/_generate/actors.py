@@ -28,8 +28,7 @@ _WHOLE_BATCHES = 2
 
 
 def pack(synthesizer: Synthesizer, engine: RayEngine) -> bytes:
-    """Returns what takes a synthesizer to an actor: `engine.load`, or the synthesizer itself,
-    pickled.
+    """Returns the bytes that carry a synthesizer to an actor: `engine.load`, or itself, pickled.
 
     Raises:
         ImportError: Ray is not installed.
@@ -124,7 +123,7 @@ class Task:
         self.rest = len(self.pending())
 
     def pending(self) -> Indices:
-        """Returns what is still to be drawn: the truth is in the files, whatever actors said."""
+        """Returns the rows still to be drawn, as the files show, whatever actors reported."""
         return np.setdiff1d(parts.left(self.part, self.whole), self.given_up)
 
     def progress(self, rest: int) -> int:
@@ -173,7 +172,7 @@ def draw_on_ray(
     Raises:
         EngineError: If no actor gets ready, or rows ended every actor that drew them.
             All other rows are kept.
-        Exception: What `draw` raised. Rows already done are kept.
+        Exception: Any error that `draw` raised. Rows already done are kept.
     """
     every = parts.parts_of(whole.path, len(whole))
     for part in every:  # all before the first image: a full disk is met now

@@ -14,7 +14,7 @@ from synthaug._support.arguments import check_positive
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Describes what a job will cost.
+    """Estimated cost of a job.
 
     Times assume that a device draws as fast as the one that was measured, and that each draws as
     many images as the others, one after the other.
@@ -77,7 +77,7 @@ def estimate_cost(
         evaluations_per_image: Network evaluations: about the steps, twice that with guidance. The
             mean of `synthesizer.evaluations(plan)`.
         evaluations_per_second: Rate of one device, at the batch size of the job.
-        devices: That draw at the same time.
+        devices: Number of devices that draw in parallel.
         parameters: Columns of the plan besides those that every plan has.
         startup_seconds: Until a process draws its first image: libraries, weights, compilation.
 

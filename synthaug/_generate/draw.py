@@ -48,7 +48,7 @@ def fill(
         Number of rows that were drawn in that time, and the batch size that memory has allowed.
 
     Raises:
-        Exception: What `draw` raised; if memory did not suffice, for one row alone.
+        Exception: Any error that `draw` raised; if memory did not suffice, for one row alone.
         ValueError, DivergedError: Under the same conditions as `checked_draw`.
     """
     start, end = 0, time.monotonic() + seconds

@@ -23,7 +23,7 @@ def draw_share(
     Args:
         synthesizer: Has the recipe of the cache.
         whole: The cache.
-        share: Which parts are this process's own.
+        share: The parts of this process.
         batch_size: Rows per call of `draw`.
         progress: Show a bar, over the rows of the share.
     """

@@ -1,4 +1,4 @@
-"""Holds what belongs to the places in an image, and would be wrong beside another one."""
+"""Finds annotations of places in an image, which would be wrong beside another image."""
 
 from collections.abc import Iterator
 from types import NoneType
@@ -19,7 +19,7 @@ _NAMES = frozenset(
 
 
 def annotations_of(item: Any, image: Any = None, label: Any = None) -> list[str]:
-    """Returns what in an item belongs to the places in its image: boxes, masks, key points, depth.
+    """Returns the annotations of places in an item's image: boxes, masks, key points, depth.
 
     They are known by the names of dicts, by the classes of `tv_tensors`, and by having the height
     and the width of the image.

@@ -100,7 +100,7 @@ def form_of(dataset: Any, row: int, placeholders: Sequence[Placeholder], get: An
 
     Args:
         dataset: With placeholders.
-        row: Which item is read.
+        row: Number of the item.
         placeholders: In the places of its transforms.
         get: Item => (image, label).
 

@@ -1,6 +1,4 @@
-"""Holds what our own data sets share: the names that others read from torchvision's, items, a
-summary.
-"""
+"""The base of our data sets: the names of torchvision's, items, and a summary."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence

@@ -55,7 +55,7 @@ def key_among(names: Iterable[str], name: str) -> str:
 
 
 class Adapter(Protocol):
-    """Describes what a class of your own needs, for items of another structure."""
+    """Interface of your own class for items of another structure."""
 
     def get(self, item: Any) -> tuple[Any, Any]:
         """The image and the label of an item of the data set."""

@@ -60,7 +60,7 @@ def labels_at(leaf: Any, rows: Indices | None, key: Any = None) -> Labels:
 
     Args:
         leaf: The data set.
-        rows: Which images; all if `None`.
+        rows: Images by number; all if `None`.
         key: Where items have their label, if not in a usual place. Lists of labels may then be
             about another field, and are not asked.
 
@@ -152,7 +152,7 @@ def _is_known(leaf: Any, listed: dict[str, Labels]) -> bool:
 
 
 def _one_list(leaf: Any, listed: dict[str, Labels]) -> Labels:
-    """Returns what all lists of labels say.
+    """Returns the labels that all lists agree on.
 
     Raises:
         DataError: If two disagree: items are made of one of them, and users read the other.

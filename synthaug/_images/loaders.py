@@ -1,4 +1,4 @@
-"""Holds what `load_dataset` reads: class folders, torchvision's data sets, HDF5 files, digits.
+"""Loaders of `load_dataset`: class folders, torchvision's data sets, HDF5 files, digits.
 
 Each loader returns (store, labels, class names), and raises `DataError` for
 whatever it can find wrong without decoding.
@@ -207,7 +207,7 @@ LOADERS: dict[str, Callable[[ImageRequest], Loaded]] = {
 
 
 def spec_of(path: os.PathLike[str]) -> str:
-    """Returns what a path alone stands for: a folder or an HDF5 file."""
+    """Returns the full name of a path alone: a folder or an HDF5 file."""
     return f"{'hdf5' if os.path.isfile(path) else 'folder'}:{os.fspath(path)}"
 
 

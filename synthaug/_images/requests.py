@@ -1,4 +1,4 @@
-"""Holds what `load_dataset` is asked for, and checks of the labels and classes that it gives."""
+"""Requests to `load_dataset`, and checks of the labels and classes in them."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """Describes what `load_dataset` is asked for."""
+    """Arguments of `load_dataset`."""
 
     where: str
     """A path, or the name of a data set with its options."""

@@ -79,7 +79,7 @@ class ImageSource:
                 cache or a mixture; what `load_dataset` reads, such as "folder:PATH"; pixels without
                 labels, uint8 (n, C, H, W); a pair (images, labels) of arrays or tensors; or an
                 `ImageSource`.
-            name: What messages call it.
+            name: Its name in messages.
             fields: Where items have their image and their label, if not in the usual places.
 
         Raises:
@@ -230,7 +230,7 @@ class ImageSource:
         """Some images, gathered.
 
         Args:
-            rows: Which images, int (n,) or a mask, bool (N,); all of them if `None`.
+            rows: Images by number, int (n,) or a mask, bool (N,); all of them if `None`.
             progress: Shows a bar if it takes more than two seconds; `None`: on a terminal only.
 
         Returns:
@@ -261,7 +261,7 @@ class ImageSource:
         """Some images as they would be had their files been changed before they were read.
 
         Args:
-            rows: Which images, int (n,).
+            rows: Images by number, int (n,).
             change: Called with the whole image of a file, and its `place` among `rows`; returns
                 what the file is to hold instead.
 
@@ -283,7 +283,7 @@ class ImageSource:
         there is none that `load_dataset` read.
 
         Args:
-            rows: Which images, int (n,).
+            rows: Images by number, int (n,).
         """
         rows = np.asarray(rows, np.int64)
         names = np.full(len(rows), None, object)
@@ -351,7 +351,7 @@ class ImageSource:
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """Says which rows can be read, bool (N,): of a cache those that are generated."""
+        """Mask of the rows that can be read, bool (N,): of a cache those that are generated."""
         if self._places is None:
             return _done(self.dataset)
         done = np.ones(len(self), bool)
@@ -410,8 +410,8 @@ class ImageSource:
         return Epochs(self.leaves)
 
     def synthetic_rows(self, rows: Indices) -> Indices:
-        """Returns what tells the synthetic images among some items apart, int64 (n,), -1 for real
-        ones.
+        """Returns numbers that tell synthetic images among some items apart, int64 (n,), -1 for
+        real ones.
 
         A mixture says it itself, for its epoch. Of others, a cache is synthetic: it alone has a
         plan.
@@ -427,7 +427,7 @@ class ImageSource:
         return synthetic
 
     def recipes(self) -> list[dict[str, JSON]]:
-        """Returns what decides which synthetic images each mixture inside has, besides the
+        """Returns the recipes of all mixtures inside, which decide their synthetic images in an
         epoch.
         """
         mixtures = (leaf for leaf in self.leaves if hasattr(leaf, "synthetic_rows"))
@@ -449,7 +449,7 @@ class ImageSource:
 
     @property
     def fingerprint(self) -> str | None:
-        """Returns what the data set itself says its images are identified by."""
+        """The fingerprint that the data set itself gives for its images."""
         fingerprint = getattr(self.dataset, "fingerprint", None)
         return fingerprint if isinstance(fingerprint, str) else None
 
@@ -467,21 +467,19 @@ class ImageSource:
 
     @property
     def identity(self) -> dict[str, JSON]:
-        """Returns what reports name: the identity of a cache, the fingerprint of another data
-        set.
-        """
+        """The identity in reports: that of a cache, or the fingerprint of another data set."""
         identity = getattr(self.dataset, "identity", None)
         return identity if isinstance(identity, dict) else {"fingerprint": self.fingerprint}
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Returns what a cache says of how its images were made; empty for other data sets."""
+        """Manifest of a cache, which tells how its images were made; empty for other data sets."""
         manifest: dict[str, Any] = getattr(self.dataset, "manifest", {})
         return manifest
 
     @property
     def title(self) -> str:
-        """Returns what the data set calls itself, for people."""
+        """The name of the data set, for people."""
         return str(getattr(self.dataset, "name", None) or type(self.dataset).__name__)
 
     @property
@@ -507,7 +505,7 @@ class ImageSource:
                 yield leaf, mask, inner
 
     def _inside(self, n: int, rows: Indices) -> tuple[Any, Indices]:
-        """Says which of `rows` lie in leaf number n, and what their rows are there."""
+        """Returns the positions of the `rows` in leaf number n, and their rows there."""
         if self._places is None:
             return slice(None), rows
         numbers, inner = self._places
@@ -516,9 +514,9 @@ class ImageSource:
 
 
 def recorded(record: Any, name: str) -> set[str]:
-    """Returns what a record of training images names so, such as "fingerprint", at any depth: that
-    of a
-    cascade has one for each model."""
+    """Returns the values of a name, such as "fingerprint", in a record of training images, at any
+    depth: a cascade has one for each model.
+    """
     if not isinstance(record, Mapping):
         return set()
     value = record.get(name)
@@ -561,7 +559,7 @@ def _untransformed(dataset: Any, rows: Indices) -> Iterator[Tensor]:
 
 
 def _done(leaf: Any) -> NDArray[np.bool_]:
-    """Says which images of a data set can be read, bool (N,)."""
+    """Returns a mask of the images of a data set that can be read, bool (N,)."""
     return np.asarray(getattr(leaf, "done", np.ones(len(leaf), bool)))
 
 

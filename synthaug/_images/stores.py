@@ -65,7 +65,7 @@ class Conform:
 
     @classmethod
     def to(cls, image_shape: tuple[int, ...]) -> "Conform":
-        """Returns what brings images to a shape (C, H, W).
+        """Returns the conversion of images to a shape (C, H, W).
 
         Raises:
             ValueError: For a shape that images cannot have.
@@ -261,8 +261,8 @@ class Files:
         """One image, uint8 (C, H, W).
 
         Args:
-            row: Which one.
-            change: What to do with the whole image before it is resized and converted.
+            row: Its number.
+            change: A change of the whole image before it is resized and converted.
         """
         path = self.paths[row]
         try:

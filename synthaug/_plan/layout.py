@@ -229,7 +229,7 @@ class Seeded(AbstractRows):
 def row_digests(
     columns: Mapping[str, NDArray[Any]], parameters: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Says which combination of parameters each row has, (n,), and a digest for each
+    """Returns the number of each row's combination of parameters, (n,), and a digest of each
     combination.
     """
     if not parameters:

@@ -129,7 +129,7 @@ class Plan:
         Args:
             quota: Images per class, int (num_classes,).
             classes: Names of the classes.
-            settings: What all rows share and the images depend on.
+            settings: Settings that all rows share and the images depend on.
             seed: Base seed.
             sources: Per class the indices of the real images to start from, used in turn until the
                 quota is filled; `None` starts every row from noise.
@@ -138,7 +138,7 @@ class Plan:
                 sequence are used in turn: within each class, or with sources within the rows of
                 each source, the first rows of neighboring sources beginning with different values.
                 An `InTurnByClass` gives each class numbers of its own.
-            rows: Which rows to make, a slice without a step.
+            rows: The rows to make, a slice without a step.
 
         Raises:
             TypeError: For a seed or a quota that is no whole number.
@@ -359,7 +359,7 @@ def _kept(columns: Mapping[str, NDArray[Any]], num_classes: int) -> dict[str, ND
 
 
 def check_values(name: str, values: NDArray[Any], num_classes: int) -> None:
-    """Refuses what no column of a plan may hold.
+    """Refuses values that no column of a plan may hold.
 
     Raises:
         ValueError: A label is none of the classes, or a value is not finite.

@@ -45,7 +45,7 @@ def matching_quota(labels: ArrayLike, num_classes: int, *, ratio: float) -> Labe
 
 
 def filling_quota(labels: ArrayLike, num_classes: int, *, fill_to: int | str) -> Labels:
-    """Returns what each class lacks of a number of images, int64 (num_classes,).
+    """Returns the images that each class lacks to reach a number, int64 (num_classes,).
 
     Args:
         labels: Labels of the real images, int (n,).

@@ -65,7 +65,7 @@ class AbstractRows(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Returns what all columns would take in memory."""
+        """The size of all columns in memory."""
         return len(self) * sum(dtype.itemsize for dtype in self.dtypes.values())
 
     def pieces(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -24,7 +24,7 @@ def check_at_least(least: float, remedy: str = "", /, **values: float | None) ->
 
 
 def check_whole(least: float, remedy: str = "", /, **values: Any) -> None:
-    """Refuses what is not a whole number from a bound on with a ValueError; `True` is none."""
+    """Refuses anything but a whole number from a bound on with a ValueError; also `True`."""
     for name, value in values.items():
         if value is not None and not _is_whole(value):
             raise _unfit(name, "a whole number", repr(value), remedy)
@@ -42,7 +42,8 @@ def check_fields(config: Any, /) -> None:
 
     A float would be cut where a count is meant, `True` is 1 to Python, and the text "no" is true.
     NaN is refused, too: it passes every comparison that is written the wrong way round. A field
-    that declares a tuple of numbers takes any sequence of them, which becomes that tuple.
+    that declares a tuple of numbers takes any sequence of them, which becomes that tuple. A `seed`
+    must not be negative.
 
     Raises:
         ValueError: Naming the field.
@@ -62,6 +63,8 @@ def check_fields(config: Any, /) -> None:
                 raise _unfit(name, wanted, repr(value), "")
         elif all(k in (str, NoneType) for k in kinds) and not isinstance(value, str):
             raise _unfit(name, "a text", repr(value), "")
+        if name == "seed":
+            check_not_negative(seed=value)
 
 
 def _numbers_of(name: str, value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -174,7 +177,7 @@ def check_type(kind: Any, remedy: str, /, **values: Any) -> None:
 
     Args:
         kind: A type or a tuple of types, for `isinstance`.
-        remedy: What is expected, a noun phrase that may go on with how to make one: "a Plan:
+        remedy: The expected value, a noun phrase that may go on with how to make one: "a Plan:
             `synthesizer.plan(...)`".
         values: By the names of the arguments.
     """

@@ -50,8 +50,8 @@ def histogram(
 
     Args:
         series: Finite values by name, at least one value each, at most six series.
-        x_label: What the values are, with their unit.
-        y_label: What the height is.
+        x_label: Label of the values, with their unit.
+        y_label: Label of the height.
         bins: Number of bins.
     """
     values = {name: v for name, (v,) in _arrays({k: [v] for k, v in series.items()}).items()}
@@ -70,8 +70,8 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> Markup:
 
     Args:
         lines: At most six, each with at least one point.
-        x_label: What x is, with its unit.
-        y_label: What y is, with its unit.
+        x_label: Label of x, with its unit.
+        y_label: Label of y, with its unit.
     """
     parts = _arrays(
         {o.name: [v for v in (o.x, o.y, o.low, o.high) if v is not None] for o in lines}
@@ -102,7 +102,7 @@ def dot_chart(groups: Mapping[str, ArrayLike], *, x_label: str) -> Markup:
 
     Args:
         groups: Finite values by name, at least one each.
-        x_label: What the values are, with their unit.
+        x_label: Label of the values, with their unit.
     """
     values = _arrays({name: [v] for name, v in groups.items()}, limit=None)
     height = _TOP + _ROW_HEIGHT * len(values) + _BOTTOM

@@ -1,4 +1,4 @@
-"""Says which device to run on, and brings tensors there."""
+"""Chooses the device to run on, and brings tensors there."""
 
 import os
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Finds what two jobs differ in, value by value: for the message that refuses to mix them."""
+"""Lists the differences of two jobs, value by value, for the message that refuses to mix them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Says which libraries are there: those of an extra may be missing."""
+"""Finds out which optional libraries are installed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

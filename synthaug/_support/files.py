@@ -204,7 +204,7 @@ def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False
 
     Args:
         path: File to write; its folder is made if it is missing.
-        text: What to write, as UTF-8.
+        text: Text to write, as UTF-8.
         private: For its owner only, where others could see real images in it.
     """
     path = Path(path)

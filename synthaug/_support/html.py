@@ -152,7 +152,8 @@ def facts(groups: Mapping[str, Mapping[str, Any] | None]) -> Markup:
 
 
 def notebook(heading: str, *parts: Part) -> str:
-    """Returns what a notebook shows of an object: a line in bold, then text, tables and thumbnails.
+    """Returns the HTML of an object in a notebook: a line in bold, then text, tables and
+    thumbnails.
 
     Without styles of its own, since it lands in the middle of somebody else's page. Text is
     escaped.

@@ -32,7 +32,7 @@ def claimed(
     says that nothing guards.
 
     Args:
-        path: What is claimed; it need not exist.
+        path: The path to claim; it need not exist.
         shared: Share the claim with others that do so too.
         patience: Seconds to wait for the claim; `math.inf` waits for ever.
     """
@@ -104,7 +104,7 @@ def _take(lock: Path, shared: bool) -> int | None:
 
 
 def _without_lock(lock: Path, shared: bool, error: OSError) -> int | None:
-    """Returns what `_take` answers where the system refuses to lock: it goes by the note."""
+    """Returns the answer of `_take` where the system refuses to lock: it goes by the note."""
     note = _note(lock)
     if note is not None and not shared and not _has_ended(note):
         return None
@@ -153,7 +153,7 @@ def _own_note() -> dict[str, Any]:
 
 
 def _note(lock: Path) -> dict[str, Any] | None:
-    """Returns what stands in the file; `None` if that is no note."""
+    """Returns the note in the file; `None` if there is none."""
     try:
         note = parse_json(read_text(lock))
     except (OSError, ValueError):

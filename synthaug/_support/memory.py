@@ -65,7 +65,7 @@ class ShrinkingBatches:
         """Does `work` for `count` rows; if it runs out of memory it must have changed nothing.
 
         Raises:
-            Exception: What `work` raised, if memory does not hold one row.
+            Exception: Any error that `work` raised, if memory does not hold one row.
         """
         start = 0
         while start < count:

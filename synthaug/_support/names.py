@@ -9,7 +9,7 @@ import numpy as np
 
 @runtime_checkable
 class _Array(Protocol):
-    """Describes what numpy reads as an array: its own, and tensors."""
+    """Interface of objects that numpy reads as arrays: its own, and tensors."""
 
     def __array__(self) -> Any: ...
 

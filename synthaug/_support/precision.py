@@ -1,5 +1,4 @@
-"""Says which precision networks run in: what a device has in hardware, and what a run was begun
-with.
+"""Chooses the precision of networks: that of the device's hardware, or of a run that goes on.
 
 "auto" is resolved before anything is written, so recipes, settings of runs and caches say "float32"
 or "bfloat16".
@@ -34,7 +33,7 @@ _loaders: WeakKeyDictionary[Any, Callable[[Any], Any]] = WeakKeyDictionary()
 
 
 def check_precision(precision: object) -> None:
-    """Refuses what is no precision.
+    """Refuses an unknown precision.
 
     Raises:
         ValueError: Listing those that there are.
@@ -59,7 +58,7 @@ def has_bfloat16(device: "torch.device") -> bool:
 
 
 def fastest_precision(device: "torch.device") -> Resolved:
-    """Returns what "auto" means on a device where nothing was begun yet."""
+    """Returns the precision that "auto" means on a device, for a new run."""
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
@@ -69,7 +68,7 @@ def resolve_precision(precision: str, device: "torch.device", *, begun: object =
     Args:
         precision: "auto", "float32" or "bfloat16".
         device: Where the network runs.
-        begun: What was recorded by the run that goes on, which "auto" keeps on every machine.
+        begun: Precision that the run recorded, which "auto" keeps on every machine.
 
     Raises:
         ValueError: For any other precision.

@@ -37,7 +37,7 @@ def bar(
     """Progress of one job, to be used in a `with` statement.
 
     Args:
-        total: What there is to do, in units.
+        total: Size of the job, in units.
         desc: Names the job.
         unit: Unit of what there are `total`, in the singular: "image".
         initial: How many were done by an earlier run.
@@ -112,7 +112,7 @@ class Lines:
         self.postfix = "".join(f", {name} {value}" for name, value in values.items())
 
     def set_description(self, desc: str) -> None:
-        """Names what is being done from here on."""
+        """Names the job from here on."""
         self.desc = desc
 
     def __enter__(self) -> "Lines":

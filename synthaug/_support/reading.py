@@ -101,7 +101,7 @@ def parse_json(text: str, *, parse_constant: Callable[[str], Any] | None = None)
     """Parses JSON that is not nested more deeply than is sensible.
 
     Args:
-        text: What to parse.
+        text: Text to parse.
         parse_constant: Called for NaN and infinities, as `json.loads` does.
 
     Raises:

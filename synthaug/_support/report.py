@@ -67,14 +67,14 @@ class Report(ABC):
 
     @abstractmethod
     def _summary(self) -> list[Part]:
-        """Returns what a reader needs first: tables, header first, and sentences."""
+        """Returns the summary for a reader: tables, header first, and sentences."""
 
     @abstractmethod
     def _columns(self) -> Mapping[str, Any]:
         """Returns the columns of `to_frame`, of equal length, by name."""
 
     def _sections(self) -> list[Part]:
-        """Returns what the page shows before it says how the report was made."""
+        """Returns the sections of the page before those on how the report was made."""
         return self._summary()
 
     def _made_with(self) -> Mapping[str, Mapping[str, Any] | None]:
@@ -91,7 +91,7 @@ class Report(ABC):
         return self._TITLE
 
     def _pictures(self) -> list[Part]:
-        """Returns what a notebook shows below the summary."""
+        """Returns the pictures for a notebook, below the summary."""
         return []
 
     def _fields(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def state_digest(module: nn.Module) -> str:
 
 
 def _traces(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Returns what changes if a tensor is replaced or changed in place.
+    """Returns values that change if a tensor is replaced or changed in place.
 
     Torch counts changes in place, but not those of `tensor.data`, as adapters are merged: so a few
     values of every tensor count too.
@@ -127,7 +127,7 @@ _EXTRAS = {"transformers": "text", "peft": "lora"}
 
 
 def _lacking(path: Path, error: ImportError, remedy: str) -> Exception:
-    """Says what to install, or that the checkpoint is damaged: it may name what does not exist."""
+    """Returns an error that says what to install, or that the checkpoint is damaged."""
     for package, extra in _EXTRAS.items():
         if (error.name or "").partition(".")[0] == package and find_spec(package) is None:
             return ImportError(
@@ -198,16 +198,16 @@ def _check_arguments(
 
 def scheduler_settings(scheduler: Any) -> dict[str, JSON]:
     """Kind and config of a diffusers scheduler, for a recipe."""
-    config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
-    return {"scheduler": type(scheduler).__name__, "scheduler_config": plain_config(config)}
-
-
-def plain_config(config: Mapping[str, Any]) -> Any:
-    """A scheduler's config as JSON: tuples become lists, and -inf (a limit that is off) text."""
-    finite = {
-        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in config.items()
+    # Through text and back: tuples become lists, and -inf (a limit that is off) a string.
+    config = {
+        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
+        for k, v in scheduler.config.items()
+        if not k.startswith("_")
     }
-    return json.loads(json.dumps(finite, default=list))
+    return {
+        "scheduler": type(scheduler).__name__,
+        "scheduler_config": json.loads(json.dumps(config, default=list)),
+    }
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -292,7 +292,7 @@ def check_same_run(path: Path, stored: Mapping[str, Any], settings: Mapping[str,
     """Refuses to go on with another run than the one that was begun.
 
     Args:
-        path: What holds the run.
+        path: The directory of the run.
         stored: `run_record` of the one that was begun.
         settings: All that decides the result of this one.
 
@@ -311,7 +311,7 @@ def check_same_run(path: Path, stored: Mapping[str, Any], settings: Mapping[str,
 
 
 def run_record(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a directory keeps of the run that it belongs to."""
+    """Returns the record of a run for its directory."""
     plain = json.loads(canonical_json(settings))
     return {"digest": settings_digest(settings), "settings": plain}
 
@@ -336,7 +336,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_record(folder: Path, name: str = "synthaug.json") -> dict[str, Any]:
-    """Returns what we wrote beside the parts of a checkpoint; empty if it is not one of ours."""
+    """Returns our record beside the parts of a checkpoint; empty if it is not one of ours."""
     return read_json(folder / name) if (folder / name).exists() else {}
 
 
@@ -352,7 +352,7 @@ def changed_part(
 
     Args:
         record: Digests in `weights`, and the network's `dtype`.
-        dtype: That of the network.
+        dtype: Dtype of the network.
         weights: Digests of the parts that there are.
     """
     for name, digest in record["weights"].items():
@@ -376,7 +376,7 @@ def resolve(
     path: str | Path,
     *,
     variant: str | None = None,
-    parts: Collection[str] | None = (*hub.OUR_PARTS, *hub.MORE_ENCODERS),
+    parts: Collection[str] | None = hub.OUR_PARTS,
 ) -> Path:
     """A local directory, or `hub:OWNER/NAME`: only what says so is looked for on the hub.
 

@@ -80,6 +80,6 @@ class ClassifierConfig:
 
 
 def name_of(function: object) -> str:
-    """Returns what a user's function or module is called, the same in every process."""
+    """Returns the name of a user's function or module, the same in every process."""
     # Not every callable has a name of its own: a module or a `functools.partial` has none.
     return getattr(function, "__qualname__", None) or repr(function)

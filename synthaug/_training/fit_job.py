@@ -1,6 +1,4 @@
-"""Holds what the trainings of all our generators share: the run, settings, and one denoising
-loss.
-"""
+"""The common base of all trainings of our generators: the run, settings, and one denoising loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -26,13 +24,13 @@ from synthaug._training.network_config import FLOW, PREDICTION_TYPES
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images, Indices, Labels
 from synthaug.errors import DataError
-from synthaug.samplers import add_flow_noise, shifted, steps_flow
+from synthaug.samplers import add_flow_noise, predicts_flow
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class Saved(Protocol):
-    """Describes what a trained module becomes: a synthesizer, or a part of one."""
+    """Interface of the result of a training: a synthesizer, or a part of one."""
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes the directory."""
@@ -50,11 +48,11 @@ class AbstractFitJob(ABC, Generic[Module]):
 
     @abstractmethod
     def _build(self) -> Module:
-        """Returns what is trained, with random weights from torch's global generator."""
+        """Returns the module to train, with random weights from torch's global generator."""
 
     @abstractmethod
     def _identity(self, module: Module) -> dict[str, Any]:
-        """Returns what tells this run from others, besides the `TrainingConfig`, as JSON."""
+        """Returns the identity of this run, besides the `TrainingConfig`, as JSON."""
 
     @abstractmethod
     def _loss(self, module: nn.Module, indices: Indices) -> Tensor:
@@ -182,11 +180,7 @@ def stratified(n: int, levels: int) -> Tensor:
 def _logit_normal(n: int) -> Tensor:
     """Numbers in (0, 1) whose logits are standard normal, evenly spread over a batch of n."""
     grid = 2**20
-    return as_logit_normal((stratified(n, grid) + 0.5) / grid)
-
-
-def as_logit_normal(uniform: Tensor) -> Tensor:
-    """Numbers whose logits are standard normal, for uniform ones in (0, 1): float32."""
+    uniform = (stratified(n, grid) + 0.5) / grid
     return torch.special.ndtri(uniform.double()).sigmoid().float()
 
 
@@ -207,11 +201,10 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of `predict(x_t, t)`, at timesteps stratified over the batch.
 
-    Uniform timesteps; for the flow logit-normal ones (Esser et al. 2024), most of them between,
-    shifted as the scheduler shifts those that it draws at.
+    Uniform timesteps; for the flow logit-normal ones (Esser et al. 2024), most of them between.
     """
-    if steps_flow(scheduler):
-        share = sent(shifted(_logit_normal(len(x0)), scheduler), x0.device)
+    if predicts_flow({"_class_name": type(scheduler).__name__}):
+        share = sent(_logit_normal(len(x0)), x0.device)
         noise = sent(batch_noise(x0.shape), x0.device)
         x_t = settled(add_flow_noise(x0, noise, share.view(-1, 1, 1, 1)))
         flow = predict(x_t, share * scheduler.config.num_train_timesteps)
@@ -225,14 +218,12 @@ def denoising_loss(
 
 
 def denoising_target(scheduler: Any, x0: Images, noise: Images, t: Tensor) -> Images:
-    """Returns what the network is to predict, by the scheduler's `prediction_type`.
+    """Returns the target of the network, by the scheduler's `prediction_type`.
 
     Raises:
         ValueError: For a type that we do not know.
     """
     check_prediction_type(scheduler)
-    if steps_flow(scheduler):
-        return noise - x0
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise
@@ -248,6 +239,4 @@ def check_prediction_type(scheduler: Any) -> None:
     Raises:
         ValueError: For such a type.
     """
-    if steps_flow(scheduler):
-        return
     check_choice(PREDICTION_TYPES, prediction_type=scheduler.config.prediction_type)

@@ -11,8 +11,6 @@ from synthaug.errors import CheckpointError
 INDEX = "model_index.json"
 RECORDS = (INDEX, "synthaug.json", "inversion.json")
 """What says which kind of checkpoint a directory is."""
-MORE_ENCODERS = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3")
-"""Parts that embed prompts beside the first ones, in models with several text encoders."""
 OUR_PARTS = (
     "unet",
     "transformer",
@@ -55,7 +53,7 @@ def needed_files(
 
     Args:
         files: Paths of all files.
-        index: What `model_index.json` holds.
+        index: Contents of `model_index.json`.
         variant: The variant of the weights, such as fp16.
         parts: The parts that are loaded; by default all that the index names.
     """

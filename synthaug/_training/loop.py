@@ -51,7 +51,7 @@ precision bfloat16 it runs under autocast, so it should end in float32: `predict
 
 @dataclass
 class TrainingResult:
-    """Describes what a run left behind."""
+    """Result of a training run."""
 
     step: int
     """Optimizer steps taken in all."""
@@ -109,7 +109,7 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> I
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """Describes what to train, and what its caller does meanwhile."""
+    """A module to train, its loss, and the caller's hooks."""
 
     module: nn.Module
     """The network, in float32, on any device. Weights that do not require a gradient are left
@@ -139,7 +139,7 @@ def train(
     """Optimizes the task's module, and leaves its moving average in it.
 
     Args:
-        task: What to train.
+        task: The task to train.
         config: How to optimize.
         output_dir: Checkpoints go to `checkpoint/` in it, the one before the last to
             `checkpoint-previous/`; the log to `train.jsonl`.
@@ -171,7 +171,7 @@ def _train(
     with (
         own_randomness(run.device),
         _among(run.rank, run.processes),
-        tracking(run.accelerator, run.config, output_dir),
+        tracking(run.accelerator, run.config.log_with, vars(run.config), output_dir),
         bar(
             steps,
             "train",

@@ -1,4 +1,4 @@
-"""Holds what is trained from scratch, with the defaults that all our trainings share."""
+"""Configurations of new networks, with the defaults that all our trainings share."""
 
 from dataclasses import dataclass
 

@@ -41,7 +41,7 @@ def sealed(folder: Path) -> Iterator[Path]:
 
 
 def newest_whole(folder: Path, read: Callable[[Path], Read], remedy: str) -> Read | None:
-    """Returns what `read` makes of the last whole checkpoint; `None` if there is none.
+    """Reads the last whole checkpoint with `read`; returns `None` if there is none.
 
     A damaged one is set aside, with a warning, and the one before it is read.
 
@@ -49,7 +49,7 @@ def newest_whole(folder: Path, read: Callable[[Path], Read], remedy: str) -> Rea
         folder: Where `sealed` wrote.
         read: Reads a directory whose files have their digests. If it raises, that is damage too; it
             is then called with the one before, and must replace all that it has read.
-        remedy: What to do if none can be read.
+        remedy: Remedy in the message if none can be read.
 
     Raises:
         CheckpointError: If there are some, and all of them are damaged.

@@ -1,4 +1,4 @@
-"""Holds what changes in a training run, and its checkpoint: written whole, or not at all."""
+"""The state of a training run, and its checkpoint: written whole, or not at all."""
 
 import logging
 import math
@@ -183,7 +183,7 @@ class TrainingState:
         return self.output_dir / "checkpoint"
 
     def _last_checkpoint(self) -> str:
-        """Says which checkpoint there is, for an error message."""
+        """Returns a sentence about the checkpoint that there is, for an error message."""
         state = _saved_state(self.output_dir)
         if state is not None:
             step = state["step"]
@@ -206,9 +206,7 @@ def _count(record: Mapping[str, Any], name: str) -> int:
 
 
 def _saved_state(output_dir: Path) -> dict[str, Any] | None:
-    """Returns what the last checkpoint of a run says about itself, if there is one that can be
-    read.
-    """
+    """Returns the record of the last checkpoint of a run, if one can be read."""
     for place in recovery.kept_in(output_dir / "checkpoint"):
         try:
             state = checkpoints.read_json(place / "state.json")

@@ -1,10 +1,12 @@
 """Experiment trackers (TensorBoard, Weights & Biases, MLflow), by way of accelerate's."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -12,10 +14,12 @@ from synthaug._support.arguments import check_choice
 from synthaug._training.training_config import TRACKERS, TrainingConfig
 
 _PROJECT, _TAG = "synthaug", "synthaug.run"
+Log: TypeAlias = Callable[[Mapping[str, float], int], None]
+"""Sends values by name, and the step that they belong to."""
 
 
 def check_tracker(log_with: Any) -> None:
-    """Refuses what is no tracker, or one whose library is missing, before any work.
+    """Refuses an unknown tracker, or one whose library is missing, before any work.
 
     Raises:
         ValueError: For another name.
@@ -34,18 +38,25 @@ def check_tracker(log_with: Any) -> None:
 
 
 @contextmanager
-def tracking(accelerator: Any, config: TrainingConfig, output_dir: Path) -> Iterator[Any]:
-    """Begins what an accelerator was told to log with, and ends it, however the run ends."""
-    if config.log_with is not None:
-        settings: dict[str, Any] | None = {
-            name: _plain(value) for name, value in vars(config).items()
-        }
+def tracking(
+    accelerator: Any, log_with: Any, facts: Mapping[str, Any], output_dir: Path
+) -> Iterator[Any]:
+    """Begins what an accelerator was told to log with, and ends it, however the run ends.
+
+    Args:
+        accelerator: Has the trackers.
+        log_with: The accelerator's `log_with`; `None` does nothing.
+        facts: Settings of the run, which trackers show.
+        output_dir: The folder that is one run.
+    """
+    if log_with is not None:
+        settings: dict[str, Any] | None = {name: _plain(value) for name, value in facts.items()}
         # One directory is one run, so what is resumed goes on where its curve stopped.
         run = hashlib.blake2b(str(output_dir.resolve()).encode(), digest_size=8).hexdigest()
         resumed: dict[str, dict[str, Any]] = {
             "wandb": {"id": run, "resume": "allow", "dir": str(output_dir)}
         }
-        if config.log_with == "mlflow":
+        if log_with == "mlflow":
             known = _mlflow_run(run)
             resumed["mlflow"] = {"run_id": known, "tags": {_TAG: run}}
             settings = settings if known is None else None  # it refuses what changed, as the steps
@@ -53,8 +64,45 @@ def tracking(accelerator: Any, config: TrainingConfig, output_dir: Path) -> Iter
     try:
         yield accelerator
     finally:  # not `end_training`, which would part the processes as well
-        for tracker in accelerator.trackers if config.log_with is not None else ():
+        for tracker in accelerator.trackers if log_with is not None else ():
             tracker.finish()
+
+
+@contextmanager
+def logging_to(
+    log_with: Any, facts: Mapping[str, Any], folder: str | os.PathLike[str]
+) -> Iterator[Log]:
+    """A function that sends values to a tracker, for jobs of one process.
+
+    Args:
+        log_with: A name, a `GeneralTracker`, or `None` to send nothing.
+        facts: Settings of the job, which trackers show.
+        folder: The folder that is one run; TensorBoard writes into it.
+
+    Raises:
+        ValueError: For another name, or in one of several processes.
+        ImportError: If the library of the tracker is not installed.
+    """
+    check_tracker(log_with)
+    if log_with is None:
+        yield lambda values, step: None
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("`log_with` is for a job of one process. Leave it out.")
+    from accelerate import Accelerator
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        log_with=log_with, project_dir=os.fspath(folder), device_placement=False
+    )
+
+    def log(values: Mapping[str, float], step: int) -> None:
+        # MLflow takes no other characters in a name.
+        named = {re.sub(r"[^\w. /-]", "", name): value for name, value in values.items()}
+        accelerator.log(named, step=step)
+
+    with tracking(accelerator, log_with, facts, Path(folder)):
+        yield log
 
 
 def log_picture(config: TrainingConfig, output_dir: str, path: Path, step: int) -> None:
@@ -74,7 +122,7 @@ def log_picture(config: TrainingConfig, output_dir: str, path: Path, step: int) 
     accelerator = Accelerator(
         log_with=config.log_with, project_dir=output_dir, device_placement=False
     )
-    with tracking(accelerator, config, Path(output_dir)):
+    with tracking(accelerator, config.log_with, vars(config), Path(output_dir)):
         for tracker in accelerator.trackers:
             # TensorBoard's alone would take the colors for the first axis.
             how = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}

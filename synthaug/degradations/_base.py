@@ -1,4 +1,4 @@
-"""Holds what every degradation is: D(x, s, realization), a pure function."""
+"""The base of all degradations: D(x, s, realization), a pure function."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ class AbstractDegradation(abc.ABC):
         """D(x, s) for s of shape (n,), or (1,) where all images share a level, on x's device."""
 
     def realize(self, generators: Streams, image_shape: ImageShape) -> Realization:
-        """Draws what is random, for one trajectory per generator; on the CPU.
+        """Draws the random part, for one trajectory per generator; on the CPU.
 
         Args:
             generators: One stream per image (`_noise.streams`); row i comes from generator i alone.
@@ -99,7 +99,7 @@ class AbstractDegradation(abc.ABC):
         return {}
 
     def leaves(self, image_shape: ImageShape) -> Leaves:
-        """Returns what level T leaves of an image. Images can be generated where that is not
+        """Returns the remains of an image at level T. Images can be generated unless that is
         "image".
         """
         del image_shape
@@ -146,7 +146,7 @@ class Custom(AbstractDegradation):
         return {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
 
     def leaves(self, image_shape: ImageShape) -> Leaves:
-        """Returns what `remains` says."""
+        """Returns the value of `remains`."""
         del image_shape
         return self.remains
 

@@ -157,7 +157,7 @@ class SuperResolution(AbstractSeparable):
     num_levels: int = 3
 
     def step_matrices(self, size: int) -> Tensor:
-        """Returns what torch's `interpolate` does to each pixel alone."""
+        """Returns the effect of torch's `interpolate` on each pixel alone."""
         if size % 2**self.num_levels:
             raise ValueError(
                 f"Images of {size} pixels cannot be halved {self.num_levels} times. Use fewer "

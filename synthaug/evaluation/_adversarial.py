@@ -84,9 +84,9 @@ class AdversarialConfig:
         """Attacks the images of a training step; leaves the network as it was, in training mode.
 
         Args:
-            network: What is attacked, in training mode.
+            network: The network to attack, in training mode.
             images: Float32 (n, C, H, W) in [0, 1].
-            loss: What is to rise.
+            loss: The loss to raise.
         """
         size = _REACH * self.epsilon / self.steps if self.step_size is None else self.step_size
         if self.attack_mode == "eval":
@@ -103,11 +103,12 @@ class AdversarialConfig:
     def withstood(
         self, logits: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *, testing: bool
     ) -> Tensor:
-        """Tells which images are classified correctly wherever the attack takes them, bool (n,).
+        """Returns a mask of the images that are classified correctly wherever the attack takes
+        them, bool (n,).
 
         Args:
             logits: Images float32 (n, C, H, W) in [0, 1] => logits, row by row.
-            images: What is attacked.
+            images: The images to attack.
             labels: Their classes, int64 (n,).
             testing: The test attack with all its restarts; else that of the training, once.
         """
@@ -131,9 +132,7 @@ class AdversarialConfig:
         labels: Tensor,
         steps: int,
     ) -> Tensor:
-        """Says which images are right at all places that one attack comes through, its end
-        included.
-        """
+        """Returns a mask of the images that are right at all places on the path of one attack."""
         right = torch.ones_like(labels, dtype=torch.bool)
 
         def loss(x: Tensor) -> Tensor:

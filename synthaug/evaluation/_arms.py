@@ -1,4 +1,4 @@
-"""Holds what is compared: a data set and how its images are augmented."""
+"""The arms of an evaluation: a data set each, and how its images are augmented."""
 
 import math
 import warnings
@@ -149,7 +149,12 @@ def augmentation_arms(
 
     Returns:
         Arms for `evaluate`, such as "real, cutmix".
+
+    Raises:
+        ValueError: For an unknown name.
     """
+    for name in names:
+        check_choice(get_args(AugmentName), names=name)
     return {f"real, {name}": Arm(real, augment=name) for name in names}
 
 

@@ -147,7 +147,7 @@ def retrieved(
         pool: Images of the shape of the real ones, with or without labels.
         real: Labeled images that name their classes.
         per_class: Images to take for every class, or as many as resemble it most.
-        features: Whose distances say how alike images are.
+        features: Extractor whose distances say how alike images are.
         features_dir: Folder in which features of networks are kept for later calls.
         progress: Show bars.
 

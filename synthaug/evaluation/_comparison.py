@@ -111,8 +111,8 @@ def features_of(
 
     Args:
         source: The images.
-        rows: Which of them, int64 (n,).
-        extractor: What computes the features.
+        rows: Images by number, int64 (n,).
+        extractor: The extractor of the features.
         name: Names the images on the bar.
         extraction: How features are computed, and where they are kept; in this process.
         progress: Shows a bar.

@@ -15,7 +15,7 @@ from synthaug._images.labeled import LabeledImages
 from synthaug._images.source import ImageSource
 from synthaug._noise import counter_rng, streams
 from synthaug._pixels import to_images, to_pil, to_pixels
-from synthaug._support.arguments import check_choice, check_distinct, check_some
+from synthaug._support.arguments import check_choice, check_distinct, check_some, check_whole
 from synthaug._types import Pixels
 from synthaug.degradations import named
 
@@ -115,6 +115,7 @@ def corruptions(
     check_some("kind", kinds=kinds)
     check_some("severity", severities=severities)
     check_distinct(kinds=kinds, severities=severities)
+    check_whole(0, seed=seed)
     for kind in kinds:
         check_choice(CORRUPTIONS, kinds=kind)
     for severity in severities:

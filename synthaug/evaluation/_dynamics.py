@@ -1,4 +1,4 @@
-"""Holds what a classifier says of some images while it learns from others."""
+"""Records a classifier's predictions for some images while it learns from others."""
 
 from collections.abc import Callable
 from dataclasses import replace

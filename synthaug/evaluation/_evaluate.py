@@ -288,8 +288,8 @@ class Job:
         return result(test), others
 
     def facts(self, seed: int) -> dict[str, JSON]:
-        """Returns what all arms share. Builds a network, so one that cannot be built is found
-        here.
+        """Returns the settings that all arms share. Builds a network, so one that cannot be built
+        is found here.
         """
         with self._leaving_no_trace():
             network = self._build(seed)

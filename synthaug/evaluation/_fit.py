@@ -85,7 +85,7 @@ class FitSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Describes what was seen while a classifier was trained."""
+    """Curves of the training of a classifier."""
 
     loss: list[tuple[int, float]]
     """(step, mean training loss since the point before)."""
@@ -115,7 +115,7 @@ def batch_order(
 def balanced_order(
     by_class: Sequence[Indices], batch_size: int, *, seed: int, step: int
 ) -> Iterator[tuple[int, Indices]]:
-    """Returns what `batch_order` does, with all classes equally often, a pure function as well.
+    """Yields batches as `batch_order` does, with all classes equally often; also a pure function.
 
     Classes come in turn, all of them once before any comes again, in an order that is drawn anew
     each time; the images of a class are a stream of permutations.
@@ -267,9 +267,7 @@ def _attacked(
     adversarial: AdversarialConfig,
     settings: FitSettings,
 ) -> Tensor:
-    """Returns what an attack makes of the pixels of a training step, as the network takes
-    images.
-    """
+    """Returns the attacked pixels of a training step, in the range that the network takes."""
 
     def loss(x: Tensor) -> Tensor:
         with autocast(pixels.device, settings):
@@ -440,7 +438,7 @@ def robust(
     """For every image whether it is classified correctly under attack too, bool (n,).
 
     Args:
-        network: What is attacked, in evaluation mode.
+        network: The network to attack, in evaluation mode.
         images: Its images, and their labels.
         settings: With an attack.
         seed: Decides where the attacks start, the same places whenever it is asked.

@@ -1,4 +1,4 @@
-"""Holds what a classifier got right, image by image, and the gain of one training over another."""
+"""Correctness of a classifier, image by image, and the gain of one training over another."""
 
 import math
 from collections.abc import Iterable, Sequence

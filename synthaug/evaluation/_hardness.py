@@ -59,7 +59,7 @@ class HardnessScores:
 
     @property
     def scored(self) -> NDArray[np.bool_]:
-        """Says which rows have an image, bool (n,)."""
+        """Mask of the rows that have an image, bool (n,)."""
         return np.isfinite(self.hardness)
 
     @property

@@ -165,9 +165,7 @@ class Batches:
 @final
 @dataclass(frozen=True)
 class ArmImages:
-    """Describes what the batches of an arm are made of: a data set, and one with a share of each
-    batch.
-    """
+    """The images in the batches of an arm: a data set, and one with a share of each batch."""
 
     base: Batches
     added: Batches | None = None
@@ -228,8 +226,9 @@ class ArmImages:
 
     @cached_property
     def logit_offsets(self) -> NDArray[np.float32] | None:
-        """Returns what is added to the logits of `base` in the loss, float32 (num_classes,); `None`
-        for nothing. A class without images counts as one with a single image."""
+        """The offsets of the logits of `base` in the loss, float32 (num_classes,); `None` for none.
+        A class without images counts as one with a single image.
+        """
         if self.logit_adjustment is None:
             return None
         counts = self.base.class_counts.clip(min=1)
@@ -240,7 +239,7 @@ class ArmImages:
         return math.floor(self.share * batch_size + 0.5)
 
     def fingerprint(self) -> JSON:
-        """Returns what tells the images of this arm from those of others."""
+        """Returns the identity of the images of this arm."""
         rare = [self.balanced, self.effective_number, self.logit_adjustment]
         way: list[JSON] = [] if rare == [False, None, None] else [*rare]
         if self.added is None:
@@ -350,11 +349,11 @@ class Inputs:
         """Opens every data set; one that several arms share is read once.
 
         Args:
-            arms: What each arm is trained on.
+            arms: Data set of each arm.
             test: The test set, whose order of classes is that of the evaluation.
             validation: Images to choose by, or `None`.
             device: Where images in memory are held.
-            added: What some arms add to their batches.
+            added: Data sets that some arms add to their batches.
             others: Further test sets.
 
         Raises:

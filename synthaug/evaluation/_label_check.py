@@ -27,7 +27,7 @@ from synthaug.evaluation._predict import class_probabilities
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelCheck(Report):
-    """Says which synthetic images classifiers take for their class.
+    """The synthetic images that classifiers take for their class.
 
         check = synthaug.evaluation.check_labels(cache, real, percentile=10)
         mixed = MixedDataset(real, cache, audit=check.with_audit(report), fraction=0.5)

@@ -25,7 +25,7 @@ def long_tail(real: Any, *, imbalance: float = 100.0, seed: int = 0) -> Subset[A
     Args:
         real: Labeled images that name their classes.
         imbalance: Size of the first class by that of the last one, at least 1.
-        seed: Which images of a class are kept; a stronger imbalance keeps some of the same.
+        seed: Seed of the choice of images; a stronger imbalance keeps some of the same.
 
     Returns:
         A subset, its items in the order of `real`.

@@ -1,4 +1,4 @@
-"""Holds what classifiers trained on some images say of others."""
+"""Predictions for some images by classifiers trained on others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -223,6 +223,7 @@ def score_quality(
     """
     sets = Comparison.open(synthetic=synthetic, real=real, holdout=holdout)
     sources = sets.sources
+    check_whole(0, seed=seed)
     measure = Measure(k=k, force=force, seed=seed)
     chosen = _equal_parts(sets.rows, images, seed)
     dim = features(sources["real"].pixels(sets.rows["real"][:1])).shape[1]
@@ -313,7 +314,7 @@ class Measure:
 
 
 def _reference(sources: Mapping[str, ImageSource]) -> dict[str, JSON]:
-    """Returns what a report says of the images that all others are compared with."""
+    """Returns the report's facts about the reference images."""
     real, seen = (
         sources["real"],
         recorded(sources["synthetic"].manifest.get("trained_on"), "fingerprint"),

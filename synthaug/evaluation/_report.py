@@ -1,4 +1,4 @@
-"""Holds what an evaluation found: one record per run, and what the runs say together."""
+"""The report of an evaluation: one record per run, and their comparison."""
 
 import os
 import textwrap
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from synthaug._support.charts import Line, dot_chart, line_chart, save_figure
 from synthaug._support.html import Part, blocks, heading, table
 from synthaug._support.report import Report, percent, text_table
+from synthaug._training.trackers import logging_to
 from synthaug._types import JSON
 from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._gains import Difference
@@ -210,7 +211,7 @@ class EvaluationReport(Report):
 
         Args:
             arm: Name of the arm.
-            baseline: What it is compared with; by default the report's baseline.
+            baseline: Arm to compare with; by default the report's baseline.
             result: One of `results`, or several, whose mean counts; by default the accuracy on the
                 test images.
             class_name: Counts images of this class only, of a single result.
@@ -334,7 +335,7 @@ class EvaluationReport(Report):
         )
 
     def _groups_text(self) -> str:
-        """Says what groups of classes are."""
+        """Explains the groups of classes."""
         if len(self.groups) < 2:
             return ""
         low, high = self.class_sizes
@@ -344,7 +345,7 @@ class EvaluationReport(Report):
         )
 
     def _attack(self) -> str:
-        """Says what "robust" means here."""
+        """Explains what "robust" means here."""
         attack = self.settings.get("adversarial")
         if not isinstance(attack, dict):
             return ""
@@ -512,6 +513,33 @@ class EvaluationReport(Report):
                 cells.append(text)
             rows.append([name, *cells])
         return rows
+
+    def to_tracker(self, log_with: Any, folder: str | os.PathLike[str]) -> None:
+        """Sends the curves of all runs, and their accuracies, to an experiment tracker.
+
+            report.to_tracker("tensorboard", "runs/evaluation")
+
+        Args:
+            log_with: "tensorboard", "wandb" or "mlflow", or a `GeneralTracker` of accelerate.
+            folder: One folder is one run of the tracker; TensorBoard writes into it.
+
+        Raises:
+            ValueError: For another name.
+            ImportError: If its library is not installed.
+        """
+        points: dict[int, dict[str, float]] = {}
+        for run in self.runs:
+            name = f"{run.arm}/seed {run.seed}"
+            for title, curve in (
+                ("loss", run.loss_curve),
+                ("validation accuracy", run.validation_curve),
+                ("test accuracy", [(run.steps, run.test_accuracy)]),
+            ):
+                for step, value in curve:
+                    points.setdefault(step, {})[f"{name}/{title}"] = value
+        with logging_to(log_with, self.settings, folder) as log:
+            for step in sorted(points):  # trackers take no step before the last one
+                log(points[step], step)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Writes a figure, as PNG, SVG or PDF by the name's ending.

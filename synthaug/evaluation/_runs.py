@@ -1,4 +1,4 @@
-"""Holds what one classifier of an evaluation found."""
+"""The result of one classifier of an evaluation."""
 
 from dataclasses import dataclass, field
 from typing import final

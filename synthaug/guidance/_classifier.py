@@ -66,7 +66,7 @@ class ClassifierGuidance:
             outputs and the labels int64 (n,) that returns what is to be raised, (n,): row i depends
             on row i alone.
         scale: Strength, in `unit`. A negative one lowers the criterion.
-        unit: What the scale counts, see `Unit`. With "score" and the gradient through the denoiser,
+        unit: Unit of the scale, see `Unit`. With "score" and the gradient through the denoiser,
             images follow p(x) exp(scale J(x)) as far as J is linear where x0_hat is unsure.
         through_denoiser: Whether the gradient goes through the denoiser, as it is defined: a step
             costs three evaluations of the network more. Without, x0_hat moves as much as x_t for
@@ -129,7 +129,7 @@ class ClassifierGuidance:
         return hashed.hexdigest()
 
     def settings(self) -> dict[str, JSON]:
-        """Returns what determines images besides the weights, for a recipe."""
+        """Returns the settings that determine images besides the weights, for a recipe."""
         return {
             "criterion": self.criterion_name,
             "scale": float(self.scale),
@@ -199,7 +199,9 @@ class ClassifierGuidance:
         ]
 
     def criterion_of(self, output: Any, labels: Tensor) -> Tensor:
-        """Returns what is raised, (n,), for outputs of the model and labels as it counts them."""
+        """Returns the criterion to raise, (n,), for outputs of the model and labels as it counts
+        them.
+        """
         device = output.device if isinstance(output, Tensor) else labels.device
         rule = self.criterion if callable(self.criterion) else CRITERIA[self.criterion]
         return rule(output, labels.to(device))
@@ -232,7 +234,7 @@ class ClassifierGuidance:
         Args:
             labels: Classes as the classifier counts them, int64 (n,).
             images: Clean images float32 (n, C, H, W) in [-1, 1] that depend on `by`.
-            by: What to differentiate by.
+            by: Variable to differentiate by.
 
         Raises:
             ValueError: If the criterion does not depend on the images.
@@ -270,7 +272,7 @@ class ClassifierPush:
     """Clean images of what is denoised: the decoder of a latent model."""
 
     def __call__(self, x: Images, step: Step, prediction: Images) -> Images:
-        """Returns what to add to x_{t-1}."""
+        """Returns the term to add to x_{t-1}."""
         guidance, through = self.guidance, self.guidance.through_denoiser
         if not guidance.scale or not step.signal:  # pure noise shows no image yet
             return torch.zeros_like(x)

@@ -47,7 +47,7 @@ class HardnessModel(Protocol):
 
     @property
     def evaluations(self) -> int:
-        """Returns what a gradient costs, in evaluations of the denoiser."""
+        """The cost of a gradient, in evaluations of the denoiser."""
         ...
 
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
@@ -127,7 +127,7 @@ class HardnessPush:
     """Of `strength`."""
 
     def __call__(self, x: Images, step: Step, prediction: Images | None = None) -> Images:
-        """Returns what to add to x_{t-1}, zero for rows with strength 0."""
+        """Returns the term to add to x_{t-1}, zero for rows with strength 0."""
         push = torch.zeros_like(x)
         rows, labels, strength = self._pushed.on(x.device)
         if not len(rows):

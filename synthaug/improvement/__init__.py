@@ -1,4 +1,4 @@
-"""Finds which synthetic images help a classifier, if any: what `synthaug improve` does.
+"""Finds the synthetic images that help a classifier, if any: the search of `synthaug improve`.
 
 from synthaug import improvement
 

@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 from synthaug._audit import audit
 from synthaug._images.source import ImageSource
 from synthaug._support.files import write_text
+from synthaug._support.progress import bar
 from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
 from synthaug._support.stopping import nothing_kept
@@ -67,7 +68,7 @@ class Estimate:
 
         Args:
             taken: Recipes and shares that are tried.
-            config: How.
+            config: How recipes are tried.
             real: Training images.
             held: Validation images, which audits compare with training images too.
             least: Cost if the cheapest recipe were tried alone.
@@ -129,6 +130,8 @@ def measure(
     config: ImproveConfig,
     own: Callable[[], float] | None,
     rivals: int,
+    *,
+    progress: bool = True,
 ) -> Estimate:
     """Measures what one step of everything costs, or reads what was measured before.
 
@@ -140,26 +143,35 @@ def measure(
         config: How recipes are tried.
         own: Trains the user's classifier and returns the seconds; `None` means ours.
         rivals: Arms without a generator.
+        progress: Show a bar.
     """
     if path.exists():
         try:
             return decode(Estimate, parse_json(read_text(path)))
         except (OSError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path} is damaged: {error!r}. Delete it and run again.") from error
-    classifier = _of_classifier(real, validation, config) if own is None else own()
-    generator, images = 0.0, {}
-    of_recipe: dict[int, float] = {}  # targets share their recipe
-    for name, pool in pools.items():
-        key = id(pool.given)
-        if key not in of_recipe:
-            if not pool.drawn:
-                of_recipe[key] = 0.0
-            elif pool.given is None:
-                generator, of_recipe[key] = _of_training(real, config)
-            else:
-                of_recipe[key] = _per_image(pool.given.source, pool.given.parameters)
-        images[name] = of_recipe[key] * pool.overdrawn
-    fixed, each = _of_audit(real, validation)
+    logger.warning(
+        "Measuring what one step of everything costs here: classifiers, generators, an audit."
+    )
+    recipes = {id(pool.given) for pool in pools.values()}
+    with bar(2 + len(recipes), "measure costs", "part", progress=progress) as shown:
+        classifier = _of_classifier(real, validation, config) if own is None else own()
+        shown.update()
+        generator, images = 0.0, {}
+        of_recipe: dict[int, float] = {}  # targets share their recipe
+        for name, pool in pools.items():
+            key = id(pool.given)
+            if key not in of_recipe:
+                if not pool.drawn:
+                    of_recipe[key] = 0.0
+                elif pool.given is None:
+                    generator, of_recipe[key] = _of_training(real, config)
+                else:
+                    of_recipe[key] = _per_image(pool.given.source, pool.given.parameters)
+                shown.update()
+            images[name] = of_recipe[key] * pool.overdrawn
+        fixed, each = _of_audit(real, validation)
+        shown.update()
     estimate = Estimate(
         classifier=classifier,
         generator=generator,

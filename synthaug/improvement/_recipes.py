@@ -1,4 +1,4 @@
-"""Holds what may help: where synthetic images come from, and the rows that are drawn of them."""
+"""The candidates of a search: sources of synthetic images, and the rows to draw from them."""
 
 import logging
 from collections.abc import Mapping
@@ -146,7 +146,7 @@ class RecipeImages:
         return self.folder / f"{Path(cache.path).stem}-{cache.plan.digest[:8]}.audit.json"
 
     def audited(self, cache: SynthCache) -> AuditReport:
-        """Says which of the images may be served; an audit that was made is not made again."""
+        """Returns an audit of the images; one that was made before is not made again."""
         path = self.audit_path(cache)
         if path.exists():
             return AuditReport.from_json(path)
@@ -178,7 +178,7 @@ class RecipeImages:
         return self.audit_path(cache).with_suffix("").with_suffix(".selection.json")
 
     def filters(self, cache: SynthCache) -> list[ImageSelection]:
-        """Returns what else decides which images are served, beside the audit; it is made once.
+        """Returns the selections that decide, beside the audit, which images are served.
 
         No class is left without images: where rules would do so, or cannot be asked, they are made
         fewer.

@@ -1,6 +1,4 @@
-"""Holds what a search found: a verdict, the table of what was tried, the curve, the lines to
-paste.
-"""
+"""The report of a search: a verdict, a table of the trials, the curve, and lines to paste."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,7 +73,7 @@ class Round:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ImproveReport(Report):
-    """Describes what `improve` found.
+    """Report of `improve`.
 
     print(report)
     report.verdict      # "use", "none" or "cannot tell"
@@ -133,13 +131,13 @@ class ImproveReport(Report):
         )
 
     def table(self) -> list[list[str]]:
-        """Returns what was tried, header first."""
+        """Returns the table of the trials, header first."""
         header = ["recipe", "seeds", "accuracy %", f"gain over {self.rival or 'the rival'}"]
         rivals = [[name, "", f"{100 * mean:.2f}", ""] for name, mean in self.rivals.items()]
         return [header, *rivals, *(one.cells() for one in self.candidates)]
 
     def curve(self) -> list[list[str]]:
-        """Returns what every round brought, header first."""
+        """Returns the results of every round, header first."""
         header = ["images drawn", "served", "audit", "accuracy %", "gain", "kept"]
         return [
             header,

@@ -141,6 +141,8 @@ class Search:
     folder: Path
     own_fit: bool
     """Whether the classifier is the user's."""
+    progress: bool = True
+    """Whether bars are shown."""
 
     @classmethod
     def open(
@@ -184,6 +186,7 @@ class Search:
             config=config,
             folder=folder,
             own_fit=fit is not None,
+            progress=progress,
         )
         search._claim_folder({"fit": None if fit is None else name_of(fit)})
         return search
@@ -224,12 +227,21 @@ class Search:
 
     @cached_property
     def estimate(self) -> Estimate:
-        """Returns what one step of everything costs here; measured once, and kept."""
+        """The cost of one step of everything; measured once, and kept."""
         own = self._seconds_of_own if self.own_fit else None
         path = self.folder / "cost.json"
         sets = self.splits
         rivals = len(self._rivals())
-        return measure(path, self.pools, sets.train, sets.validation, self.config, own, rivals)
+        return measure(
+            path,
+            self.pools,
+            sets.train,
+            sets.validation,
+            self.config,
+            own,
+            rivals,
+            progress=self.progress,
+        )
 
     def _seconds_of_own(self) -> float:
         """Seconds that the user's classifier takes, from runs that are needed in any case."""
@@ -250,7 +262,7 @@ class Search:
         return _targets(pool, self.config)[0]
 
     def planned(self) -> ImproveReport:
-        """Returns what would be done, and what it would cost."""
+        """Returns a report of the plan, with its estimated cost."""
         taken, left = self.candidates
         return self._report(
             verdict="planned",
@@ -467,7 +479,7 @@ class Search:
 
     @property
     def result(self) -> str | None:
-        """Says which result of a run decides: `None` is accuracy."""
+        """The result of a run that decides: `None` is accuracy."""
         return None if self.config.adversarial is None else ROBUST
 
     def _confirm(

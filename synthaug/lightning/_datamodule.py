@@ -48,7 +48,7 @@ class MixedDataModule(LightningDataModule):
         audit: Verdicts | StrPath | None,
         **options: Any,
     ) -> None:
-        """Keeps what is needed; images are mixed when Lightning asks for the train loader.
+        """Stores the arguments; images are mixed when Lightning asks for the train loader.
 
         Args:
             datamodule: Its `train_dataloader` gives one `DataLoader` over a map-style data set.

@@ -1,4 +1,4 @@
-"""Finds which images are worth drawing, keeping and weighing.
+"""Finds the images that are worth drawing, keeping and weighing.
 
 `difficulty` says which real images classifiers find hard: where to draw from. `select` chooses
 among images that were drawn. `teacher_labels` and `pseudo_label` say what classifiers see in images

@@ -102,6 +102,7 @@ class Judges:
 
     def __post_init__(self) -> None:
         check_whole(1, runs=self.runs, folds=self.folds)
+        check_whole(0, seed=self.seed)
 
     def curves(
         self, source: ImageSource, pixels: Pixels, parents: Indices, looks: int

@@ -99,9 +99,7 @@ def teacher_labels(
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PseudoLabels:
-    """Describes what classifiers guess of images without labels, made by
-    `selection.pseudo_label`.
-    """
+    """Guesses of classifiers for images without labels, made by `selection.pseudo_label`."""
 
     images: LabeledImages
     """The images whose guess is believed, with it for a label."""

@@ -90,10 +90,10 @@ class Candidates:
 
 
 class Rule(Protocol):
-    """Says which of the images of one class stay."""
+    """A rule that chooses among the images of one class."""
 
     def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:
-        """Says which images stay, bool (m,).
+        """Returns a mask of the images to keep, bool (m,).
 
         Args:
             candidates: All images.

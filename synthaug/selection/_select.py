@@ -29,7 +29,7 @@ _KEPT, _NOT_DONE = -1, -2
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSelection(Report):
-    """Says which synthetic images are worth training on, made by `selection.select`.
+    """The synthetic images that are worth training on, made by `selection.select`.
 
         chosen = select(cache, real, keep=0.5)
         mixed = MixedDataset(real, cache, audit=report, fraction=0.5, filters=[chosen])
@@ -221,7 +221,7 @@ def select(
 @final
 @dataclass(frozen=True, kw_only=True)
 class SelectionPlan:
-    """Describes what a selection starts from; nothing is computed yet."""
+    """The start of a selection; nothing is computed yet."""
 
     candidates: Candidates
     names: list[str]
@@ -254,7 +254,7 @@ def planned(
     features: Extractor | None,
     judges: Judges,
 ) -> SelectionPlan:
-    """Checks what `select` is called with, and computes nothing yet; arguments as there."""
+    """Checks the arguments of `select`, and computes nothing yet."""
     names = _checked_names(keep, rules)
     made = [RULES[rule]() if isinstance(rule, str) else rule for rule in rules]
     source = ImageSource.open(real, "`real`")
@@ -299,7 +299,7 @@ def _checked_names(keep: float | int, rules: Sequence[str | Rule]) -> list[str]:
 def _kept(
     candidates: Candidates, rule: Rule | None, own: Indices, label: int, target: int
 ) -> NDArray[np.bool_]:
-    """Says which images of a class a rule leaves; `None` draws lots."""
+    """Returns a mask of the images of a class that a rule keeps; `None` draws lots."""
     if rule is None:
         lots = counter_rng(candidates.judges.seed, label, len(own)).random(len(own))
         return np.argsort(np.argsort(lots, kind="stable"), kind="stable") < target

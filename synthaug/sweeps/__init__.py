@@ -1,4 +1,4 @@
-"""Finds which sampling parameters make the best training images: what `synthaug sweep` does.
+"""Finds the sampling parameters that make the best training images: the search of `synthaug sweep`.
 
 from synthaug import sweeps
 

@@ -1,4 +1,4 @@
-"""Holds what a sweep found: a table, the chosen setting, a plot."""
+"""The report of a sweep: a table, the chosen setting, a plot."""
 
 import os
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class SweepRow:
 
     @property
     def frechet_distance(self) -> float:
-        """Returns what the first stage chooses by."""
+        """The Fréchet distance, by which the first stage chooses."""
         assert self.scores.frechet_distance is not None
         return self.scores.frechet_distance
 
@@ -141,7 +141,7 @@ class SweepReport(Report):
         return text
 
     def verdict(self) -> str:
-        """Returns what was chosen, and on what."""
+        """Returns a sentence about the choice and its basis."""
         chosen = ", ".join(f"{name} {value}" for name, value in self.chosen.items())
         compared = (
             "which shares no image with the test split"
@@ -218,7 +218,7 @@ class SweepReport(Report):
         return curves
 
     def _by_guidance(self) -> Curves:
-        """Returns what the second stage measured, against guidance."""
+        """Returns the curves of the second stage, against guidance."""
         rows = sorted(self.fine, key=lambda row: float(row.setting["guidance_scale"]))
         x = [float(row.setting["guidance_scale"]) for row in rows]
         curves = {"Fréchet distance": (x, [row.frechet_distance for row in rows])}

@@ -154,7 +154,7 @@ def sweep(
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """Describes what all settings share, and the folder that keeps what is done."""
+    """The common parts of all settings, and the folder that keeps finished work."""
 
     synthesizer: Any
     folder: Path
@@ -191,7 +191,7 @@ class _Work:
         return min(drawn, len(self.validation), len(self.held_out))
 
     def _named(self, stage: str) -> str:
-        """Returns what a stage compares, with whatever limits its number of images."""
+        """Returns the name of a stage's comparison, with any limit on its number of images."""
         limits = {
             "`validation`": len(self.validation),
             "half of each class of `real`, which the classifier does not learn from": len(
@@ -235,9 +235,7 @@ class _Work:
         return self.features or classifier(network, name=name, device=device), judge
 
     def facts(self, dim: int, *, compared_with_test: bool) -> dict[str, dict[str, Any]]:
-        """Returns what the report says of the images and networks by which settings were
-        compared.
-        """
+        """Returns the report's facts about the images and networks of the comparison."""
         distance, judge = map(describe, self.spaces)
         config = self.config.classifiers
         return {
@@ -368,7 +366,7 @@ class _Work:
         """n random rows, as many of each class as there are, like the images that are drawn.
 
         Args:
-            images: Whose rows.
+            images: The images of the rows.
             n: How many, or fewer if there are no more.
             stream: Stream of random numbers.
             rows: The rows to choose from; all by default.

@@ -1,4 +1,4 @@
-"""Holds what is tried: settings of the sampler and parameters of a plan, in all combinations."""
+"""The settings to try: those of the sampler and parameters of a plan, in all combinations."""
 
 import itertools
 import re

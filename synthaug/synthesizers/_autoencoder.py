@@ -7,24 +7,21 @@ import torch
 from torch import Tensor
 
 from synthaug._support.devices import sent
-from synthaug._training.parts import downsampling
 from synthaug._types import Images, ImageShape
 
 
-def latent_shape(vae: Any, image_shape: ImageShape, patch: int = 1) -> ImageShape:
-    """(C, H, W) of the latents of an image, which a transformer divides into patches of that side.
+def latent_shape(vae: Any, image_shape: ImageShape) -> ImageShape:
+    """(C, H, W) of the latents of an image.
 
     Raises:
-        ValueError: If the autoencoder cannot halve the image size often enough, or the latents have
-            a part of a patch.
+        ValueError: If the autoencoder cannot halve the image size often enough.
     """
-    factor = downsampling(vae)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
     _, height, width = image_shape
-    if height % (factor * patch) or width % (factor * patch):
-        of_patches = f", times {patch}, the side of the network's patches" if patch > 1 else ""
+    if height % factor or width % factor:
         raise ValueError(
-            f"`image_size` {height} x {width} must be a multiple of {factor * patch}, the "
-            f"autoencoder's downsampling factor{of_patches}."
+            f"Image size {height} x {width} must be a multiple of {factor}, the autoencoder's "
+            "downsampling factor."
         )
     return vae.config.latent_channels, height // factor, width // factor
 
@@ -33,10 +30,9 @@ def posterior(vae: Any, images: Images) -> tuple[Images, Images]:
     """Mean and standard deviation of the latents of images in [-1, 1], float32 both."""
     encoded = vae.encode(images.to(vae.dtype))
     shift, factor = _shift_and_factor(vae, images.device)
-    for name in ("latents", "latent"):  # of a VQModel or an AutoencoderDC: no distribution
-        if name in encoded:
-            latents = (encoded[name].float() - shift) * factor
-            return latents, torch.zeros_like(latents)
+    if "latents" in encoded:  # a VQModel's, which have no distribution
+        latents = (encoded.latents.float() - shift) * factor
+        return latents, torch.zeros_like(latents)
     found = encoded.latent_dist
     return (found.mean.float() - shift) * factor, found.std.float() * factor
 
@@ -50,8 +46,7 @@ def decode(vae: Any, latents: Tensor) -> Images:
 
 
 def _shift_and_factor(vae: Any, device: torch.device) -> tuple[float | Tensor, float | Tensor]:
-    """Returns what is taken from latents, and what they are multiplied by then: numbers, or one for
-    each channel."""
+    """Returns the shift and the factor of latents: numbers, or one for each channel."""
     shift, factor = vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
     if vae.config.get("latents_mean") is not None:
         shift = _per_channel(vae.config.latents_mean, device)

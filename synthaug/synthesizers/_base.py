@@ -1,6 +1,7 @@
-"""Holds what every synthesizer is: rows in, images out."""
+"""The base of all synthesizers: rows in, images out."""
 
 import abc
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from synthaug.samplers import Push
 from synthaug.synthesizers._losses import LossGrid
 from synthaug.synthesizers._parameters import RowParameter, known_names, raise_problems
 from synthaug.synthesizers._real import fitting_images, read_sources
-from synthaug.synthesizers._sampler import split_sampler
+from synthaug.synthesizers._sampler import is_rescale_idle, split_sampler
 
 Guide: TypeAlias = Callable[[Plan, Tensor | None], Sequence[Push]]
 """`guide(rows, conditions)`: what pushes the sampler while it draws these rows. Conditions are
@@ -150,7 +151,7 @@ class AbstractSynthesizer(abc.ABC):
     def from_pretrained(
         cls, path: str | Path, *arguments: Any, **settings: Any
     ) -> "AbstractSynthesizer":
-        """Loads what `save_pretrained` wrote; `settings` override the saved ones."""
+        """Loads a directory that `save_pretrained` wrote; `settings` override the saved ones."""
         raise TypeError(f"{cls.__name__} has no weights to load.")
 
     def with_settings(self: Kind, **settings: Any) -> Kind:
@@ -236,7 +237,15 @@ class AbstractSynthesizer(abc.ABC):
         }
         if source_weights is not None:
             quota["source_weights"] = source_weights
-        return self._lay_out(self._checked_parameters(parameters), quota, seed)
+        columns = self._checked_parameters(parameters)
+        rows = self._lay_out(columns, quota, seed)
+        if is_rescale_idle(self.recipe()["settings"], columns):
+            warnings.warn(
+                "`guidance_rescale` has no effect: every image has a `guidance_scale` of 1, which "
+                "is no guidance. Raise the one or leave out the other.",
+                stacklevel=2,
+            )
+        return rows
 
     def _checked_parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The row parameters with their defaults, as columns; all problems in one error."""
@@ -269,7 +278,7 @@ class AbstractSynthesizer(abc.ABC):
         return given
 
     def _plan_problems(self, columns: Mapping[str, Any]) -> Iterable[str]:
-        """Returns what else speaks against a plan with these columns, one message each."""
+        """Returns further problems of a plan with these columns, one message each."""
         del columns
         return ()
 

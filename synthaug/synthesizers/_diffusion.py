@@ -1,4 +1,4 @@
-"""Holds what the synthesizers that sample one diffusion model have in common."""
+"""The common base of synthesizers that sample one diffusion model."""
 
 import abc
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from synthaug._plan import Plan
 from synthaug._support.precision import Resolved
@@ -117,9 +118,7 @@ class AbstractDiffusionSynthesizer(AbstractSynthesizer):
         condition = self._described(pixels, labels)
         return diffusion_losses(self.model, self.model.encode(pixels), condition, grid)
 
-    def _described(self, pixels: Pixels, labels: Labels) -> Any:
-        """Returns what training told the network about such real images: conditions, one per
-        image.
-        """
+    def _described(self, pixels: Pixels, labels: Labels) -> Tensor | None:
+        """Returns the conditions that training gave for such real images, one per image."""
         del pixels
         return self.model.known_conditions(labels)

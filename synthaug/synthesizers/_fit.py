@@ -25,7 +25,7 @@ class FitJob(fit_job.AbstractFitJob[nn.Module]):
     Args:
         real: Labeled images.
         unlabeled: Further images, or `None`.
-        network: What is trained.
+        network: The network to train.
 
     Raises:
         DataError: For images or labels that cannot be trained on.

@@ -1,4 +1,4 @@
-"""Says which row of a network's table of labels belongs to which class name."""
+"""Maps class names to rows of a network's table of labels."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -22,7 +22,7 @@ def rows_of_classes(
 
     Args:
         path: The checkpoint, for error messages.
-        id2label: What `model_index.json` says of the rows' names.
+        id2label: Names of the rows in `model_index.json`.
         names: Class names.
         count: Classes that the network knows, the null class not counted.
 

@@ -1,4 +1,4 @@
-"""Says which files of a diffusers pipeline are loaded, for Python and the command line alike."""
+"""Configures the files of a diffusers pipeline to load, for Python and the command line."""
 
 from dataclasses import dataclass
 from typing import final
@@ -9,7 +9,7 @@ from synthaug._support.arguments import check_fields
 @final
 @dataclass(frozen=True, kw_only=True)
 class LoadingConfig:
-    """Says which files of a pipeline are loaded, and where its networks wait.
+    """The files of a pipeline to load, and where its networks wait.
 
     Raises:
         ValueError: For a value of another kind.

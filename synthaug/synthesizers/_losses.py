@@ -58,7 +58,7 @@ def diffusion_losses(
 
     Args:
         model: The model.
-        x0: What its network denoises, float32 (n, *latent_shape), on its device.
+        x0: Images as its network denoises them, float32 (n, *latent_shape), on its device.
         condition: One condition per image, as `denoiser` takes it.
         grid: k timesteps and noises.
         denoiser: By default the model's network.

@@ -36,24 +36,19 @@ from synthaug._training.parts import (
 )
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.denoisers import OWN_PIPELINE, AnyDenoiser, Denoiser, GuidanceTerm, guided
-from synthaug.denoisers._networks import Prompted
 from synthaug.errors import CheckpointError
 from synthaug.guidance import ClassifierGuidance, ClassifierPush
 from synthaug.samplers import (
     Push,
     Trajectory,
-    adapt_to_size,
     check_timesteps,
     check_trained_for,
     make_scheduler,
-    predicts_flow,
     sample,
-    set_timesteps,
     step_arguments,
     timesteps_until,
 )
 from synthaug.synthesizers import _autoencoder
-from synthaug.synthesizers._adapters import adapted
 from synthaug.synthesizers._class_names import (
     EMBEDDINGS,
     SETTINGS,
@@ -61,7 +56,6 @@ from synthaug.synthesizers._class_names import (
     embeddings_of,
     settle_classes,
 )
-from synthaug.synthesizers._families import family_of
 from synthaug.synthesizers._parameters import raise_problems
 from synthaug.synthesizers._sampler import SamplerConfig
 
@@ -79,19 +73,18 @@ class DiffusionModel:
     """
 
     network: nn.Module = field(repr=False)
-    """One of `denoisers.KINDS`."""
+    """`UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`."""
     scheduler_config: Mapping[str, Any]
     """The checkpoint's scheduler config, with `_class_name`."""
     classes: tuple[str, ...]
     image_shape: ImageShape
     """(C, H, W) of the images, in pixels."""
     vae: Any = field(default=None, repr=False)
-    """`AutoencoderKL` of a latent model, or another one of diffusers."""
-    class_embeddings: Tensor | Prompted | None = field(default=None, repr=False)
+    """`AutoencoderKL` of a latent model."""
+    class_embeddings: Tensor | None = field(default=None, repr=False)
     """Token sequences of the classes, float32 (num_classes + 1, k, d), the last one for the
-    unconditional branch; for networks that attend to tokens. Or `Prompted`, for those that take
-    more of a prompt; or vectors (num_classes + 1, d), for networks that add one to the embedding of
-    the timestep."""
+    unconditional branch; for networks that attend to tokens. Or vectors (num_classes + 1, d), for
+    networks that add one to the embedding of the timestep."""
     prompts: tuple[str, ...] | None = None
     """The prompts that `class_embeddings` were computed from, the last one the negative prompt."""
     unconditional_branch: bool = True
@@ -112,9 +105,6 @@ class DiffusionModel:
         check_trained_for(config)
         self._check_weights()
         self._check_size()
-        if isinstance(self.class_embeddings, Prompted):
-            sized = self.class_embeddings.sized(*self.image_shape[1:])
-            object.__setattr__(self, "class_embeddings", sized)
         known = self.num_conditions
         if known is not None and known - self.unconditional_branch < len(self.classes):
             raise CheckpointError(
@@ -153,8 +143,7 @@ class DiffusionModel:
             CheckpointError: For a stage of a cascade, a network that edits images, or one that is
                 told more than a class or a prompt.
         """
-        config, denoiser = self.denoiser.config, self.denoiser
-        given, said = denoiser.in_channels, denoiser.out_channels
+        config, given = self.denoiser.config, self.denoiser.in_channels
         latents = self.vae is not None
         wanted = int(self.vae.config.latent_channels) if latents else self.image_shape[0]
         if given != wanted:
@@ -164,10 +153,10 @@ class DiffusionModel:
                 "text-to-image or class-conditional model. A stage of a cascade belongs in a "
                 "`Cascade`."
             )
-        if said not in (wanted, 2 * wanted):
+        if config.out_channels not in (wanted, 2 * wanted):
             raise CheckpointError(
-                f"The network takes {wanted} channels and predicts {said}; we know what {wanted}, "
-                f"or {2 * wanted} with a variance, mean. {OWN_PIPELINE}"
+                f"The network takes {wanted} channels and predicts {config.out_channels}; we know "
+                f"what {wanted}, or {2 * wanted} with a variance, mean. {OWN_PIPELINE}"
             )
         told = ["class_embed_type"]
         if self.denoiser.kind == "UNet2DConditionModel":
@@ -223,7 +212,7 @@ class DiffusionModel:
         return self.num_conditions is not None and self.unconditional_branch
 
     def guidance_problems(self, scales: ArrayLike) -> list[str]:
-        """Returns what is wrong with these guidance scales for this model: one message, or none."""
+        """Returns the problem of these guidance scales for this model: one message, or none."""
         values = np.atleast_1d(np.asarray(scales, float))
         if self.can_be_guided or (values == 1).all():
             return []
@@ -245,28 +234,16 @@ class DiffusionModel:
         """
         raise_problems(self.guidance_problems(scales))
 
-    def conditions(self, labels: Tensor) -> Any:
-        """Returns what the network takes for these classes: indices int64 (n,), token sequences
-        float32 (n, k, d), `Prompted`, or nothing."""
+    def conditions(self, labels: Tensor) -> Tensor | None:
+        """Returns the network's inputs for these classes: indices int64 (n,), token sequences
+        float32 (n, k, d), or nothing.
+        """
         if self.class_embeddings is not None:
             table = self.class_embeddings  # its rows are copied, not all of it
-            chosen = table[labels.to(table.device)]
-            if isinstance(chosen, Prompted):
-                return chosen.sent(self.device)
-            return sent(chosen, self.device)
+            return sent(table[labels.to(table.device)], self.device)
         return sent(labels, self.device) if self.denoiser.takes_labels else None
 
-    def attending(self, tokens: Tensor, labels: Tensor) -> Tensor | Prompted:
-        """Conditions that attend to token sequences float32 (n, k, d) in place of their prompts.
-
-        Whatever else the network takes stays that of the prompts of the classes int64 (n,), or of
-        the first of them if there is one table for all images.
-        """
-        conditions = self.conditions(labels) if self.denoiser.takes_prompts else None
-        tokens = sent(tokens, self.device)
-        return conditions.attending(tokens) if isinstance(conditions, Prompted) else tokens
-
-    def known_conditions(self, labels: Labels) -> Any:
+    def known_conditions(self, labels: Labels) -> Tensor | None:
         """`conditions` of classes int64 (n,), and of -1, an unknown class, the null condition.
 
         Raises:
@@ -281,7 +258,7 @@ class DiffusionModel:
         null = (self.num_conditions or 0) - 1
         return self.conditions(torch.from_numpy(np.where(unknown, null, labels)))
 
-    def null_conditions(self, n: int) -> Any:
+    def null_conditions(self, n: int) -> Tensor | None:
         """The unconditional branch's conditions, n times."""
         null = (self.num_conditions or 0) - 1
         return self.conditions(torch.full((n,), null, dtype=torch.int64, device="cpu"))
@@ -306,7 +283,7 @@ class DiffusionModel:
             generators: One stream per row.
             guidance_scale: float32 (n,); 1 is no guidance.
             null: Makes the conditions of the unconditional branch; called if they are needed.
-            denoiser: What to sample from; by default the network.
+            denoiser: Denoiser to sample from; by default the network.
             pushes: Added to what each step arrives at.
             course: Where the `Trajectory` starts and stops: `sources`, `strength`, `until`.
         """
@@ -335,14 +312,14 @@ class DiffusionModel:
         condition: Any,
         denoiser: AnyDenoiser | None = None,
     ) -> list[Push]:
-        """Returns what a classifier pushes these rows by: one `Push`, or none.
+        """Returns the push of a classifier on these rows: one `Push`, or none.
 
         Args:
             guidance: How the classifier guides, if any does.
             labels: Class of every row, int64 (n,).
             classes: Their names.
             condition: One condition per row.
-            denoiser: What is sampled from; by default the network.
+            denoiser: Denoiser that is sampled from; by default the network.
         """
         if guidance is None or not guidance.scale:
             return []
@@ -360,17 +337,7 @@ class DiffusionModel:
 
     def make_scheduler(self, name: str | None, log_variance_mix: float | None = None) -> Any:
         """A fresh scheduler for this network; see `samplers.make_scheduler`."""
-        scheduler = make_scheduler(name, self.scheduler_config, log_variance_mix)
-        if predicts_flow(self.scheduler_config):
-            _, height, width = self.latent_shape
-            patches = height * width // self.denoiser.patch**2
-            even = self.denoiser.kind == "FluxTransformer2DModel"
-            adapt_to_size(scheduler, patches, even=even)
-        return scheduler
-
-    def training_scheduler(self) -> Any:
-        """A fresh scheduler by which images are noised as in training."""
-        return self.make_scheduler(None if predicts_flow(self.scheduler_config) else "ddpm")
+        return make_scheduler(name, self.scheduler_config, log_variance_mix)
 
     def scheduler(self, sampler: SamplerConfig) -> Any:
         """A fresh scheduler for this network, as the sampler's settings say."""
@@ -380,7 +347,7 @@ class DiffusionModel:
         """Network evaluations of a chain from noise to the signal level `until`, in (0, 1]; PNDM
         repeats one timestep."""
         scheduler = self.scheduler(sampler)
-        set_timesteps(scheduler, sampler.num_inference_steps)
+        scheduler.set_timesteps(sampler.num_inference_steps)
         return len(timesteps_until(scheduler, until))
 
     def check_sampler(self, sampler: SamplerConfig) -> None:
@@ -408,7 +375,7 @@ class DiffusionModel:
             )
         step_arguments(scheduler, [], sampler.eta)
         try:
-            set_timesteps(scheduler, steps)
+            scheduler.set_timesteps(steps)
         except Exception as error:  # at some values of its config diffusers looks only now
             raise CheckpointError(
                 f"{type(scheduler).__name__} cannot choose {steps} timesteps by the scheduler's "
@@ -418,7 +385,7 @@ class DiffusionModel:
         check_timesteps(scheduler, sampler.eta)
 
     def settings(self, sampler: SamplerConfig) -> dict[str, JSON]:
-        """Returns what determines an image besides weights and row, for a recipe."""
+        """Returns the settings that determine an image besides weights and row, for a recipe."""
         settings: dict[str, JSON] = {
             **checkpoints.scheduler_settings(self.scheduler(sampler)),
             "num_inference_steps": sampler.num_inference_steps,
@@ -439,13 +406,11 @@ class DiffusionModel:
         """(C, H, W) of what the network denoises.
 
         Raises:
-            ValueError: If the autoencoder cannot halve the image size often enough, or the latents
-                have half a patch of a transformer's.
+            ValueError: If the autoencoder cannot halve the image size often enough.
         """
         if self.vae is None:
             return self.image_shape
-        patch = self.denoiser.patch if self.denoiser.takes_prompts else 1
-        return _autoencoder.latent_shape(self.vae, self.image_shape, patch)
+        return _autoencoder.latent_shape(self.vae, self.image_shape)
 
     def encode(self, pixels: Pixels) -> Images:
         """Real images uint8 (n, C, H, W) as the network's inputs, float32 (n, *latent_shape).
@@ -480,9 +445,7 @@ class DiffusionModel:
         if self.vae is not None:
             weights["vae"] = checkpoints.state_digest(self.vae)
         if self.class_embeddings is not None:
-            table = self.class_embeddings
-            parts = table.tensors() if isinstance(table, Prompted) else {"": table}
-            weights["class_embeddings"] = tensor_digest(parts)
+            weights["class_embeddings"] = tensor_digest({"": self.class_embeddings})
         return weights
 
     def in_precision(self, precision: Resolved) -> "DiffusionModel":
@@ -507,7 +470,7 @@ class DiffusionModel:
             self._save(path, settings)
 
     def _save(self, path: Path, settings: Mapping[str, JSON]) -> None:
-        folder = self.denoiser.part
+        folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
         parts = {folder: self.denoiser.kind, "scheduler": self.scheduler_config["_class_name"]}
         with checkpoints.replaced(path / folder) as new:
             checkpoints.save_network(self.network, new)
@@ -518,32 +481,9 @@ class DiffusionModel:
             parts["vae"] = type(self.vae).__name__
             with checkpoints.replaced(path / "vae") as new:
                 self.vae.save_pretrained(new, safe_serialization=True)
-        self._save_own(path, settings)
-        plain = folder == "unet" and self.vae is None
-        checkpoints.write_index(path, "DDPMPipeline" if plain else "DiffusionPipeline", parts)
-
-    def save_adapted(self, path: str | Path, settings: Mapping[str, JSON]) -> None:
-        """Writes what is beside the weights of network and autoencoder, which stay elsewhere.
-
-        Args:
-            path: The directory, with adapters in `lora`.
-            settings: Settings of the synthesizer, with `adapts`: the `path` of the checkpoint that
-                the adapters belong to, and the digest of its `network`.
-
-        Raises:
-            CheckpointError: If the disk is full or not writable.
-        """
-        path = Path(path)
-        with checkpoints.writing(path, "Free some space and save again."):
-            path.mkdir(parents=True, exist_ok=True)
-            self._save_own(path, settings)
-
-    def _save_own(self, path: Path, settings: Mapping[str, JSON]) -> None:
-        """Writes what diffusers does not know."""
         if self.class_embeddings is not None:
-            table = self.class_embeddings
-            parts = table.tensors() if isinstance(table, Prompted) else {"class_embeddings": table}
-            checkpoints.save_tensors(path / EMBEDDINGS, parts)
+            table = {"class_embeddings": self.class_embeddings}
+            checkpoints.save_tensors(path / EMBEDDINGS, table)
         own = {
             **settings,
             "classes": list(self.classes),
@@ -553,6 +493,8 @@ class DiffusionModel:
             "trained_on": None if self.trained_on is None else dict(self.trained_on),
         }
         checkpoints.write_json(path / SETTINGS, own)
+        plain = folder == "unet" and self.vae is None
+        checkpoints.write_index(path, "DDPMPipeline" if plain else "DiffusionPipeline", parts)
 
     @classmethod
     @lasting_tensors()
@@ -579,16 +521,14 @@ class DiffusionModel:
             raise ValueError(f"`classes` must be a list of names, got the string {classes!r}.")
         target = choose_device(device)
         path = checkpoints.resolve(path)
+        index = read_index(path)
         own = checkpoints.read_record(path)
-        base, change = adapted(path, own, SETTINGS)
-        index = read_index(base)
-        if family_of(index) is None:
-            check_parts(base, index)
-        folder = part_folder(base, index, "scheduler")
+        check_parts(path, index)
+        folder = part_folder(path, index, "scheduler")
         scheduler_config = checkpoints.read_json(folder / "scheduler_config.json")
         check_trained_for(scheduler_config)
-        network = load_frozen(base, index, dtype, target, change)
-        vae = load_autoencoder(base, index)
+        network = load_frozen(path, index, dtype, target)
+        vae = load_autoencoder(path, index)
         with checkpoints.reading(path / SETTINGS, "Save the checkpoint again."):
             saved_names = tuple(map(str, own.get("classes", ())))
             saved_shape = tuple(map(int, own.get("image_shape") or ()))

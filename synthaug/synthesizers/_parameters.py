@@ -1,4 +1,4 @@
-"""Holds what a synthesizer declares: row parameters, settings and papers.
+"""Declarations of synthesizers: row parameters, settings and papers.
 
 `plan()`, `from_pretrained()`, the command line, sweeps, citations and the documentation read the
 declarations, so each name, default, range and explanation exists once. Nothing heavy is imported.
@@ -51,7 +51,7 @@ class RowParameter:
 
     @property
     def requirement(self) -> str:
-        """Returns what a value must be, to follow its name: "must be in (0, 1]"."""
+        """The requirement on a value, to follow its name: "must be in (0, 1]"."""
         if self.type is bool:
             return "must be True or False"
         if self.choices:
@@ -65,7 +65,7 @@ class RowParameter:
         return f"must be {whole}{'at least' if self.low_included else 'above'} {self.low:g}"
 
     def problem(self, value: Any) -> str | None:
-        """Returns what is wrong with a value or with one of several; `None` if nothing is."""
+        """Returns the problem of a value or of one of several; `None` if there is none."""
         import numpy as np
 
         unfit = "SU" if self.type is bool else "SUb"  # numpy reads "2" as 2, and True as 1

@@ -23,7 +23,7 @@ def check_rows(
         draw: Draws rows; those of equal parameters in one call.
         plan: Rows that are to be drawn.
         texts: The prompt of each of them.
-        name: What draws, for error messages.
+        name: Name of the synthesizer in error messages.
         tolerance: Gray levels by which an image may differ in other company, from rounding.
 
     Raises:

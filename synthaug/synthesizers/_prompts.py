@@ -61,8 +61,7 @@ class PromptTable:
 
     @property
     def record(self) -> JSON:
-        """Returns what the settings of a recipe hold: the texts, or their digest if rows choose
-        among them.
+        """The texts for the settings of a recipe, or their digest if rows choose among them.
 
         Settings are hashed again for each combination of row parameters, so they must be short.
         """
@@ -161,8 +160,7 @@ def check_lengths(texts: Sequence[str], tokenizers: Sequence[Any]) -> None:
         if len(tokens) > longest.model_max_length:
             raise ValueError(
                 f"The prompt {shortened(text)!r} has {len(tokens)} tokens, and the text encoder "
-                f"reads {longest.model_max_length}: the end would be cut off. Shorten it, or "
-                "the name in `classes`."
+                f"reads {longest.model_max_length}: the end would be cut off. Shorten it."
             )
 
 

@@ -54,8 +54,8 @@ def check_shape(source: ImageSource, shape: ImageShape, drawn: str, also: str = 
     Args:
         source: The real images.
         shape: The model's (C, H, W).
-        drawn: What to call that, such as "the model draws".
-        also: What else can be done than to load them otherwise.
+        drawn: Name of that shape, such as "the model draws".
+        also: Another remedy than to load them otherwise.
 
     Raises:
         MismatchError: Naming both shapes.

@@ -75,7 +75,7 @@ class SamplerConfig:
         """The sampler of a checkpoint, or the one given in its place.
 
         Args:
-            saved: What the checkpoint says, other names among them; defaults fill the gaps.
+            saved: Settings of the checkpoint, other names among them; defaults fill the gaps.
             given: A whole config, or single settings that replace the saved ones.
 
         Raises:
@@ -102,6 +102,26 @@ def split_sampler(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     names = {setting.name for setting in SAMPLER_SETTINGS}
     sampler = {name: value for name, value in settings.items() if name in names}
     return sampler, {name: value for name, value in settings.items() if name not in names}
+
+
+def is_rescale_idle(settings: Any, columns: Mapping[str, Any]) -> bool:
+    """Whether a recipe rescales guidance that no row of a plan has.
+
+    Args:
+        settings: Settings of a recipe, whose parts may have samplers of their own.
+        columns: Row parameters by name; each stage of a cascade has a guidance scale of its own.
+    """
+    import numpy as np
+
+    scales = [np.ravel(values) for name, values in columns.items() if GUIDANCE_SCALE.name in name]
+    unguided = bool(scales) and all((values == 1).all() for values in scales)
+    return unguided and _rescales(settings)
+
+
+def _rescales(settings: Any) -> bool:
+    if not isinstance(settings, Mapping):
+        return False
+    return bool(settings.get("guidance_rescale")) or any(map(_rescales, settings.values()))
 
 
 SAMPLER_SETTINGS = declared_settings(SamplerConfig)

@@ -1,4 +1,4 @@
-"""Says which snapshot of a training to use: the one that is best on images kept for this choice."""
+"""Chooses the snapshot of a training that is best on images kept for this choice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -573,7 +573,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
             dtype: Dtype of all networks: "auto" is bfloat16 on a device that has it in hardware,
                 and else float32.
             device: Where to run; a GPU if there is one by default.
-            files: Which files are loaded, and where the networks wait.
+            files: The files to load, and where the networks wait.
             settings: Arguments of `FromPipeline`: prompts, images, and those of every call.
 
         Raises:
@@ -595,7 +595,7 @@ def _whole(value: float) -> float:
 
 
 def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
-    """Returns what a call takes by name.
+    """Returns the named parameters of a call.
 
     Raises:
         ValueError: If it cannot be called with a generator per image.

@@ -19,7 +19,7 @@ NOISE_CONDITIONING_LEVEL = RowParameter(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CascadeSettings:
-    """Describes what the images of `Cascade` depend on besides its models and rows.
+    """Settings of `Cascade` that its images depend on, besides its models and rows.
 
     Args:
         truncated: Stop each chain at the noise level of the stage after it, in place of running it

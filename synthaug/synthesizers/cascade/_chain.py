@@ -52,7 +52,7 @@ def run_chain(
         generators: One stream per row.
         until: Signal level to stop at; below 1 for models in pixel space only.
         conditioned: Adds what a stage sees besides the class.
-        guide: What pushes the sampler.
+        guide: Pushes of the sampler.
     """
     model = chain.model
     add: Callable[[Tensor | None], Any] = conditioned or (lambda classes: classes)
@@ -73,9 +73,9 @@ def run_chain(
 
 
 def downsample(x: Images, size: tuple[int, int]) -> Images:
-    """Returns what a data set of smaller images would hold, up to rounding: bicubic, antialiased,
-    in the
-    256 levels of a pixel; float32 (n, C, *size) in [-1, 1]."""
+    """Returns smaller images as a data set would hold them, up to rounding: bicubic, antialiased,
+    in the 256 levels of a pixel; float32 (n, C, *size) in [-1, 1].
+    """
     small = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
     return ((small + 1) * 127.5).round() / 127.5 - 1
 
@@ -92,7 +92,7 @@ def upsample(low: Images, size: tuple[int, int], mode: str = "bilinear") -> Imag
 @final
 @dataclass(frozen=True, eq=False)
 class StageCondition:
-    """Describes what a stage's network sees besides x_t and t; row i belongs to image i."""
+    """Inputs of a stage's network besides x_t and t; row i belongs to image i."""
 
     low: Tensor
     """Low-resolution images, enlarged: (n, C, H, W)."""

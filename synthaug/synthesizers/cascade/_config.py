@@ -1,4 +1,4 @@
-"""Holds what a stage of a cascade is trained for, for Python and the command line alike."""
+"""Configuration of a stage of a cascade, for Python and the command line alike."""
 
 from dataclasses import dataclass
 from typing import Literal, final, get_args
@@ -19,7 +19,7 @@ Upsampling = Literal["bilinear", "bicubic", "nearest"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """Describes what a stage is trained to enlarge.
+    """Configuration of the enlargement that a stage learns.
 
     Raises:
         ValueError: For a value out of range.

@@ -138,7 +138,7 @@ class StageFitJob(FitJob):
         }
 
     def condition(self, x0: Images) -> tuple[Images, Tensor | None]:
-        """Returns what the stage is given of real images: z_s float32 (n, C, h, w), and s int64
+        """Returns the stage's conditions for real images: z_s float32 (n, C, h, w), and s int64
         (n,).
 
         The noise and the levels are draws of their own: not those of x_t.

@@ -196,7 +196,7 @@ class CascadeStage:
             guidance_scale: float32 (n,).
             generators: One stream per row.
             until: Signal level to stop at, for the next stage of a truncated cascade.
-            guide: What pushes the sampler.
+            guide: Pushes of the sampler.
         """
         device = self.model.device
         enlarged = upsample(sent(low, device), self.model.latent_shape[1:], self.upsampling)
@@ -233,7 +233,7 @@ class CascadeStage:
     # -- identity and files ----------------------------------------------------------------------
 
     def settings(self) -> dict[str, JSON]:
-        """Returns what determines its images besides weights and row, for a recipe."""
+        """Returns the settings that determine its images besides weights and row, for a recipe."""
         found = self.model.settings(self.sampler) | {"low_size": list(self.low_size)}
         if self.signals is not None:
             assert self.low_res_scheduler_config is not None

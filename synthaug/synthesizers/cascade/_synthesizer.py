@@ -289,7 +289,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         return images
 
     def _guide(self, labels: Tensor, condition: Any, denoiser: AnyDenoiser) -> Sequence[Push]:
-        """Returns what pushes the sampler of the last stage."""
+        """Returns the pushes for the sampler of the last stage."""
         guided, guidance = self.stages[-1].model, self.classifier_guidance
         return guided.guided_by(guidance, labels, self.classes, condition, denoiser)
 
@@ -388,16 +388,16 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
             Cascade.from_pretrained("runs/base", stages=["runs/8to16", "runs/16to32"])
 
         Args:
-            path: What `save_pretrained` wrote, or "hub:OWNER/NAME"; with `stages`, the base: any
-                checkpoint that `ClassConditional` loads.
+            path: Directory that `save_pretrained` wrote, or "hub:OWNER/NAME"; with `stages`, the
+                base: any checkpoint that `ClassConditional` loads.
             stages: Directories of the stages, from small to large; see `CascadeStage`.
             truncated: By default as saved.
             classes: Class names or prompts, for a base that does not name them.
             dtype: Dtype of all networks: "auto" is bfloat16 on a device that has it in hardware,
                 and else float32.
             device: Where to run; a GPU if there is one by default.
-            sampler: That of the base and all stages, as for `ClassConditional.from_pretrained`.
-            noise_conditioning_level: That of all stages that take one, where a plan does not say.
+            sampler: Sampler of the base and all stages, as for `ClassConditional.from_pretrained`.
+            noise_conditioning_level: Level of all stages that take one, where a plan does not say.
 
         Raises:
             CheckpointError: If there is no such directory, or a part of it is missing or damaged.
@@ -458,7 +458,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         Args:
             real: Has `read(indices)`, `targets`, `classes` and `image_shape`.
             output_dir: Becomes a diffusers directory; updated at every checkpoint.
-            stage: What it enlarges, and what the smaller copies go through.
+            stage: Sizes that it enlarges, and the degradation of the smaller copies.
             unlabeled: Further images of the same shape; they train the unconditional branch only.
             config: How to optimize.
             progress: Show a bar.

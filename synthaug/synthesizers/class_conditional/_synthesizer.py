@@ -94,7 +94,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
 
         Args:
             rows: Rows of a plan about our classes.
-            guide: What pushes the sampler; see `LowDensity`.
+            guide: Pushes of the sampler; see `LowDensity`.
 
         Raises:
             ValueError: If the rows have sources but the synthesizer has not.
@@ -296,7 +296,8 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             real: Labeled images, any map-style data set that names its classes. Names of one or two
                 words make the best prompts (Azizi et al. 2023).
             output_dir: Becomes a diffusers directory, as of `fit`; not that of the checkpoint.
-            adaptation: What is adapted: adapters or all weights, prompts, size and mirroring.
+            adaptation: Settings of the adaptation: adapters or all weights, prompts, size and
+                mirroring.
             config: How to optimize; by default at a learning rate of 1e-5, or 1e-4 with adapters.
             snapshots: Steps after which the model is also kept in `snapshots`; see
                 `synthesizers.select_snapshot`.
@@ -328,7 +329,8 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         cls(model=job.base)  # refuses what cannot draw
 
         def save(network: nn.Module, folder: Path) -> None:
-            job.save(network, folder, {"synthesizer": METHOD.name, **SamplerConfig().record()})
+            cls(model=job.model(network)).save_pretrained(folder)
+            job.save_adapter(network, folder)
 
         network, result = job.run(
             out,

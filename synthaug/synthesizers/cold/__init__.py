@@ -9,7 +9,7 @@ from synthaug.synthesizers._parameters import Method, RowParameter, declared_set
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ColdSettings:
-    """Describes what the images of `ColdDiffusion` depend on besides degradation and rows.
+    """Settings of `ColdDiffusion` that its images depend on, besides degradation and rows.
 
     Args:
         algorithm: Restoration step: Algorithm 2 (improved), Algorithm 1 (naive), or the network

@@ -27,8 +27,8 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
 
     Args:
         real: Images.
-        degradation: What to learn to undo.
-        network: What is trained.
+        degradation: The degradation to undo.
+        network: The network to train.
         seed: Seed of the fit of the colors.
 
     Raises:

@@ -123,7 +123,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         Args:
             x_s: Degraded images (n, C, H, W), on the network's device; not clipped, not rounded.
             s: Level of all, or of each, int64 (n,).
-            realization: What they were degraded with, on the same device.
+            realization: The realization that degraded them, on the same device.
 
         Returns:
             Both images that the recursion leaves, not clipped.
@@ -313,7 +313,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> "ColdDiffusion":
-        """Loads what `save_pretrained` or `fit` wrote.
+        """Loads a directory that `save_pretrained` or `fit` wrote.
 
         Args:
             path: The directory, or "hub:OWNER/NAME".
@@ -384,7 +384,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         Args:
             real: Any map-style data set of images; class names are kept if it has any.
             output_dir: Becomes a diffusers directory; updated at every checkpoint.
-            degradation: What to learn to undo. Images are degraded in floating point, in training
+            degradation: The degradation to undo. Images are degraded in floating point, in training
                 as later; they are never rounded to 256 levels in between.
             config: How to optimize.
             progress: Show a bar.

@@ -10,12 +10,12 @@ from synthaug.synthesizers._sampler import GUIDANCE_SCALE
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InversionSettings:
-    """Describes what the images of `DiffusionInversion` depend on besides sampler and rows.
+    """Settings of `DiffusionInversion` that its images depend on, besides sampler and rows.
 
     Args:
-        unconditional: What guidance pushes away from: the mean of all embeddings, of the class or
-            of a group of group_size images, zeros, or the checkpoint's null tokens (for prompts,
-            the negative prompt); mean unless the checkpoint says otherwise.
+        unconditional: The embedding that guidance pushes away from: the mean of all embeddings, of
+            the class or of a group of group_size images, zeros, or the checkpoint's null tokens
+            (for prompts, the negative prompt); mean unless the checkpoint says otherwise.
         group_size: Images of a group, in the order of the data set, for group_mean.
         spherical: Interpolate along the arc, which keeps the length of the embeddings.
         relative_noise: Whether noise is a fraction of the RMS of all embeddings of the snapshot,

@@ -1,6 +1,6 @@
 """How generators are trained on tokens, and inverted, for Python and the command line alike."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from synthaug._support.arguments import (
@@ -76,6 +76,9 @@ class InversionConfig:
     """Seeds all noise."""
     checkpoint_seconds: float = 120.0
     """Seconds between checkpoints of the block under work."""
+    log_with: Any = None
+    """Also sends the loss to "tensorboard" (into the output directory), "wandb" or "mlflow", or to
+    a `GeneralTracker` of accelerate; for one process. Steps are updates of single images."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -101,6 +104,6 @@ class InversionConfig:
 
     def binding(self, extra: Any) -> dict[str, Any]:
         """Identifies a run: all that changes its files."""
-        free = ("checkpoint_seconds", "compile", "gradient_checkpointing")
-        kept = {k: v for k, v in asdict(self).items() if k not in free}
+        free = ("checkpoint_seconds", "compile", "gradient_checkpointing", "log_with")
+        kept = {k: v for k, v in vars(self).items() if k not in free}
         return {"config": kept, "extra": extra}

@@ -56,7 +56,7 @@ _WAIT = 1.0  # seconds between two looks at blocks that other processes are lear
 
 @dataclass(frozen=True)
 class InversionCost:
-    """Describes what learning embeddings will cost."""
+    """Estimated cost of learning embeddings."""
 
     images: int
     token_shape: tuple[int, int]
@@ -91,7 +91,7 @@ class InversionCost:
 
 @dataclass
 class InversionResult:
-    """Describes what a run left behind."""
+    """Result of an inversion."""
 
     loss_curve: list[tuple[int, float]] = field(default_factory=list, repr=False)
     """(update, mean loss of that update over all images)."""
@@ -118,7 +118,7 @@ class Block:
     """What memory has allowed so far."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns what a checkpoint holds."""
+        """Returns the tensors of a checkpoint."""
         names = ("embeddings", "exp_avg", "exp_avg_sq")
         return {name: vars(self)[name] for name in names}
 
@@ -202,7 +202,7 @@ class InversionJob:
 
     @lasting_tensors()
     def cost(self, *, measure: bool = False) -> InversionCost:
-        """Returns what `run` will cost; measured on one batch if asked."""
+        """Estimates the cost of `run`; measures it on one batch if asked."""
         seconds = None
         if measure:
             n = min(self.config.batch_size, len(self.labels))
@@ -290,7 +290,7 @@ class InversionJob:
                 time.sleep(_WAIT)
 
     def _progress(self, output_dir: Path) -> str:
-        """Says what is saved of the run in a directory; "" if nothing is."""
+        """Returns a sentence about what is saved of the run in a directory; "" if nothing is."""
         size, total = self.config.block_size, len(self.labels)
         blocks = list((output_dir / "embeddings").glob("*.safetensors"))
         images = sum(min(size, total - int(path.stem) * size) for path in blocks)

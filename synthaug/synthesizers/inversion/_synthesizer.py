@@ -39,6 +39,7 @@ from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import DenoiserConfig
 from synthaug._training.parts import read_index
+from synthaug._training.trackers import logging_to
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images, Labels, Pixels
 from synthaug.errors import DataError, MismatchError
@@ -143,7 +144,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
     def cost(
         self, real: Any, config: InversionConfig | None = None, *, measure: bool = False
     ) -> InversionCost:
-        """Returns what `fit` will cost: passes, storage and, if measured on one batch, time."""
+        """Estimates the cost of `fit`: passes, storage and, if measured on one batch, time."""
         return self._job(real, config).cost(measure=measure)
 
     def fit(
@@ -195,17 +196,24 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         losses: dict[int, list[float]] = {}
         started = time.monotonic()
         total = len(job.labels) * job.config.updates
-        with bar(total, "invert", "update", progress=progress) as shown:
-            resumed = 0
+        with (
+            logging_to(job.config.log_with, vars(job.config), output_dir) as log,
+            bar(total, "invert", "update", progress=progress) as shown,
+        ):
+            done = resumed = 0
 
             def report(images: int, update: int, loss: float) -> None:
-                nonlocal resumed
+                nonlocal done, resumed
+                done += images
                 shown.update(images)
                 if math.isnan(loss):
                     resumed += images
                 else:
                     losses.setdefault(update, []).append(loss / images)
                     shown.set_postfix(loss=f"{loss / images:.4f}")
+                    rate = (done - resumed) / max(time.monotonic() - started, 1e-9)
+                    values = {"loss": loss / images, "update": update, "updates_per_second": rate}
+                    log(values, done)
 
             table = job.run(output_dir, identity=identity, report=report)
         learned = replace(self, table=table)
@@ -273,7 +281,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
 
         Args:
             rows: Rows of a plan of ours.
-            guide: What pushes the sampler; see `LowDensity`.
+            guide: Pushes of the sampler; see `LowDensity`.
 
         Raises:
             ValueError: If the rows were made for other classes.
@@ -370,7 +378,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
             tokens[torch.from_numpy(chosen)] = table.snapshots[snapshot][at[chosen]]
         return tokens
 
-    def _described(self, pixels: Pixels, labels: Labels) -> Any:
+    def _described(self, pixels: Pixels, labels: Labels) -> Tensor | None:
         """Tokens of the images themselves, as the encoder of a generator of ours makes them; else
         null tokens. What was learned about single images, the embeddings, is not looked at."""
         if self.encoder is None:
@@ -484,7 +492,8 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
                 "out, or load the generator and invert it anew."
             )
         if not inverted and not _has_text_encoder(path):
-            given["classes"] = None
+            # Its classes mean nothing here, so it need not name them.
+            given["classes"] = None if _names_classes(path) else []
         origin = saved.get("origin") or {"path": checkpoints.lasting_address(path), **given}
         if checkpoint is not None:
             origin = {**origin, "path": str(checkpoint)}
@@ -554,10 +563,12 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
 
 
 def _has_text_encoder(path: str | Path) -> bool:
-    folder = checkpoints.resolve(path)
-    if "adapts" in checkpoints.read_record(folder):  # with embeddings in place of the encoder
-        return False
-    return bool(read_index(folder).get("text_encoder"))
+    return bool(read_index(checkpoints.resolve(path)).get("text_encoder"))
+
+
+def _names_classes(path: str | Path) -> bool:
+    settings = checkpoints.read_record(checkpoints.resolve(path))
+    return settings.get("classes") is not None
 
 
 def _check_weights(model: DiffusionModel, saved: Mapping[str, Any], path: Any) -> None:

@@ -122,7 +122,7 @@ def build_token_unet(
 
 @final
 class TokenModel(nn.Module):
-    """Describes what is trained together: network, encoder, and the tokens of the unconditional
+    """The modules that are trained together: network, encoder, and the tokens of the unconditional
     branch.
     """
 

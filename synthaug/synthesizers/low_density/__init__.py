@@ -9,7 +9,7 @@ from synthaug.synthesizers._parameters import Method, RowParameter, declared_set
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SteeringSettings:
-    """Describes what the images of `LowDensity` depend on besides base and rows.
+    """Settings of `LowDensity` that its images depend on, besides base and rows.
 
     Args:
         temperature: tau of the contrastive loss: the smaller, the more the nearest other class

@@ -44,7 +44,7 @@ _PER_CLASS = 100
 
 
 class Guides(nn.Module):
-    """Describes what is trained together: a classifier and a discriminator of noisy images."""
+    """The modules that are trained together: a classifier and a discriminator of noisy images."""
 
     def __init__(self, hardness: NoisyEncoder, realism: NoisyEncoder) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
             return torch.rand(2, size, dtype=torch.float32, device="cpu")
 
         def of_ours(drawn: Tensor) -> Tensor:
-            """Returns what was drawn for the examples of this process, the real ones first."""
+            """Returns the random draws for the examples of this process, the real ones first."""
             return drawn[:, own].flatten(0, 1)
 
         pixels = torch.cat([self.real.pixels(indices), self._read_synthetic(chosen)])
@@ -219,7 +219,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
 
     @torch.no_grad()
     def _encode(self, pixels: Pixels) -> Images:
-        """Returns what the generator denoises, on the CPU."""
+        """Returns images as the generator denoises them, on the CPU."""
         if self.model.vae is None:
             return to_images(pixels)
         return self.model.encode(pixels).cpu()

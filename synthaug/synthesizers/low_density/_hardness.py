@@ -151,7 +151,7 @@ class NoiseAware:
     @classmethod
     @lasting_tensors()
     def load(cls, folder: Path, device: torch.device) -> "NoiseAware | None":
-        """Reads what `save` wrote, frozen; `None` if there is nothing.
+        """Reads a network that `save` wrote, frozen; returns `None` if there is none.
 
         Raises:
             CheckpointError: If it is damaged.

@@ -295,7 +295,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
         sampler: SamplerConfig | Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> "LowDensity":
-        """Loads what `fit` or `save_pretrained` wrote.
+        """Loads a directory that `fit` or `save_pretrained` wrote.
 
         Args:
             path: The directory.
@@ -304,7 +304,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
             dtype: Dtype of the base's network; the two networks are float32 always. "auto" is
                 bfloat16 on a device that has it in hardware, and else float32.
             device: Where to run; a GPU if there is one by default.
-            sampler: That of the base, as for `ClassConditional.from_pretrained`.
+            sampler: Sampler of the base, as for `ClassConditional.from_pretrained`.
             settings: `temperature` and `unit` in place of those saved, and settings of the base.
 
         Raises:
@@ -370,8 +370,8 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
 
         Args:
             real: Has `read(indices)`, `targets`, `classes` and `image_shape`; those of the base.
-            base: What to steer: a directory, which is named and not copied, or a synthesizer, which
-                is saved with the networks.
+            base: The generator to steer: a directory, which is named and not copied, or a
+                synthesizer, which is saved with the networks.
             output_dir: `from_pretrained` loads it.
             synthetic: Images that the base drew, for the discriminator: a cache, or anything with
                 `read`, `image_shape` and a length. They are drawn now by default.
@@ -471,7 +471,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
 
 
 def _check_base(base: Any) -> None:
-    """Refuses what cannot be steered."""
+    """Refuses a generator that cannot be steered."""
     if not isinstance(base, AbstractDiffusionSynthesizer):
         raise ValueError(
             f"`base` is a {type(base).__name__}, whose sampler cannot be steered. Use a "
