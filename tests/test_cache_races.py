@@ -31,7 +31,7 @@ from tests.drawing import SHAPE, Killed, Shaped, fill, plan_of
 
 FORK = multiprocessing.get_context("fork")
 ROWS = 9
-SEEDS = int(os.environ.get("SYNTHAUG_RACES", "15"))
+SEEDS = int(os.environ.get("SYNTHAUG_RACES", "10"))
 MANIFEST = {"recipe": Shaped().recipe()}
 
 

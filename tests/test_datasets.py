@@ -233,7 +233,7 @@ REPLACE: dict[str, Any] = {"fraction": 0.5}
 APPEND: dict[str, Any] = {"mode": "append", "ratio": 0.7}
 WORKERS = [
     *product([None], [0], [False], [REPLACE, APPEND]),
-    *product(["fork"], [1, 4], [False, True], [REPLACE, APPEND]),
+    *product(["fork"], [3], [False, True], [REPLACE, APPEND]),
     ("forkserver", 2, False, REPLACE),
     ("spawn", 1, True, REPLACE),  # the only one of all tests, as it imports torch anew
 ]

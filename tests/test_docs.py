@@ -32,6 +32,7 @@ import synthaug
 from synthaug import _audit, improvement, sweeps, synthesizers
 from synthaug import evaluation as _evaluation
 from synthaug.synthesizers import _base
+from tests.audits import measure_no_audit
 from tests.checkpoints import write_stable_diffusion
 from tests.command_line import run
 from tests.tiny.low_density import few_noisy_images
@@ -233,6 +234,7 @@ def small(patch: pytest.MonkeyPatch) -> None:
     few: dict[str, Any] = {"rounds": 1, "screening_seeds": 2, "final_seeds": 2, "shares": (0.5,)}
     few |= {"targets": ("random",), "augmentations": ()}
     shortened(improvement.ImproveConfig, "__init__", images_per_round=0.5, channels=8, **few)
+    measure_no_audit(patch)
     of_8_channels(patch)
     few_noisy_images(patch, per_level=40)
     patch.setattr(

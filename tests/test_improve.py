@@ -22,6 +22,7 @@ from synthaug.improvement._cost import Estimate, affordable, runs
 from synthaug.improvement._recipes import RecipeImages
 from synthaug.selection import Difficulty, ImageSelection
 from synthaug.synthesizers import AbstractSynthesizer, streams
+from tests.audits import measure_no_audit
 from tests.command_line import check_answer, fail, succeed
 from tests.images import randn, to_images, to_pil
 from tests.mixtures import report_on
@@ -104,7 +105,7 @@ def passing_audits() -> Iterator[None]:
         patch.setattr(
             RecipeImages, "audited", lambda _, cache: report_on(cache, np.arange(len(cache)) > 0)
         )
-        patch.setattr(_cost, "_of_audit", lambda *_: (2.0, 0.01))
+        measure_no_audit(patch)
         yield
 
 
