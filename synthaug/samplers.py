@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,6 +62,9 @@ _TRAINED_ALIKE = (
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 """Schedulers for networks that predict the flow, noise - image, of (1 - s) image + s noise at the
 timestep s * `num_train_timesteps`."""
+
+_FLOW_SOLVER = SCHEDULERS["dpmsolver++"]
+"""Also for such networks, with `use_flow_sigmas`."""
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
@@ -114,7 +118,72 @@ _MOST_TIMESTEPS = 2**20
 
 def predicts_flow(config: Mapping[str, Any]) -> bool:
     """Whether the network of a checkpoint with this scheduler's config predicts the flow."""
-    return config.get("_class_name") in _FLOW
+    kind = config.get("_class_name")
+    solves = kind == _FLOW_SOLVER and bool(config.get("use_flow_sigmas"))
+    return kind in _FLOW or (solves and config.get("prediction_type") == "flow_prediction")
+
+
+def steps_flow(scheduler: Any) -> bool:
+    """Whether a scheduler takes the steps of a network that predicts the flow."""
+    return type(scheduler).__name__ in _FLOW or bool(scheduler.config.get("use_flow_sigmas"))
+
+
+def flow_shift(scheduler: Any) -> float:
+    """By what a flow's noise shares s become s' = shift s / (1 + (shift - 1) s): more noise for
+    larger images, whose neighboring pixels say the same (Esser et al. 2024, section 5.3.2).
+
+    Raises:
+        ValueError: If it depends on the size of the images, and nobody said it.
+    """
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift" if "shift" in config else "flow_shift", 1.0))
+    if "mu" not in config:
+        raise ValueError(
+            "The scheduler's shift depends on the size of the images (`use_dynamic_shifting`). "
+            "Load the checkpoint by `ClassConditional`, which knows it."
+        )
+    linear = config.get("time_shift_type") == "linear"
+    return float(config.mu if linear else math.exp(config.mu))
+
+
+def shifted(shares: Tensor, scheduler: Any) -> Tensor:
+    """Noise shares in [0, 1] of a flow, as the scheduler shifts them."""
+    shift = flow_shift(scheduler)
+    return shift * shares / (1 + (shift - 1) * shares)
+
+
+def adapt_to_size(scheduler: Any, patches: int, *, even: bool) -> None:
+    """Tells a flow's scheduler what pipelines compute from the size of the images.
+
+    Args:
+        scheduler: A fresh one.
+        patches: Patches of an image, the length of the sequence that the network sees. The shift is
+            exp(mu), where mu is a line through (`base_image_seq_len`, `base_shift`) and
+            (`max_image_seq_len`, `max_shift`).
+        even: Whether the n steps begin at the noise shares 1, 1 - 1/n, ..., 1/n before the shift,
+            as those of FLUX do.
+    """
+    config = scheduler.config
+    if config.get("use_dynamic_shifting"):
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        slope = (high - low) / (last - first)
+        scheduler.register_to_config(mu=low + slope * (patches - first))
+    if even and type(scheduler).__name__ == _FLOW[0]:
+        scheduler.register_to_config(even_shares=True)
+
+
+def set_timesteps(scheduler: Any, steps: int) -> None:
+    """Sets the timesteps of a scheduler, by what `adapt_to_size` has told it."""
+    config = scheduler.config
+    given: dict[str, Any] = {"num_inference_steps": steps}
+    if config.get("use_dynamic_shifting"):
+        flow_shift(scheduler)  # refuses one that nobody told the size
+        given["mu"] = config.mu
+    if config.get("even_shares"):
+        given["sigmas"] = np.linspace(1, 1 / steps, steps).tolist()
+    scheduler.set_timesteps(**given)
 
 
 def check_trained_for(config: Mapping[str, Any]) -> None:
@@ -130,9 +199,7 @@ def check_trained_for(config: Mapping[str, Any]) -> None:
             continuous timesteps; for one that predicts a flow, but whose timesteps its pipeline
             chooses.
     """
-    if predicts_flow(config) and not (
-        config.get("use_dynamic_shifting") or config.get("invert_sigmas")
-    ):
+    if predicts_flow(config) and not config.get("invert_sigmas"):
         return
     kind, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
     name = str(kind)
@@ -158,7 +225,8 @@ def check_trained_for(config: Mapping[str, Any]) -> None:
 def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None = None) -> Any:
     """A fresh diffusers scheduler of the kind `name` for a checkpoint's scheduler config.
 
-    For a network that predicts the flow, "ddim" is Euler's method: the steps are the same.
+    For a network that predicts the flow, "ddim" is Euler's method: the steps are the same. There
+    "dpmsolver++" is the same solver as for others, on the flow's noise shares.
 
     Args:
         name: "ddpm", "ddim" or "dpmsolver++", the class name of a diffusers scheduler for discrete
@@ -178,13 +246,15 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
 
     check_trained_for(config)
     kind = SCHEDULERS.get(name, name) if name is not None else config.get("_class_name")
+    overrides: dict[str, Any] = {}
     if predicts_flow(config):
         kind = _FLOW[0] if name == "ddim" else kind
-        if kind not in _FLOW:
+        if kind not in (*_FLOW, _FLOW_SOLVER):
             raise ValueError(
                 f"`scheduler` is {name!r}, but the checkpoint's network predicts a flow. Use ddim "
-                f"(Euler's method) or diffusers' {' or '.join(_FLOW)}."
+                f"(Euler's method), dpmsolver++ or diffusers' {' or '.join(_FLOW)}."
             )
+        overrides = _converted_flow(str(kind), config)
     elif kind not in _KNOWN:
         origin = "`scheduler`" if name is not None else "The checkpoint's scheduler"
         raise ValueError(
@@ -197,12 +267,13 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
             f"The scheduler's config sets `num_train_timesteps` to {many:,}, more than the "
             f"{_MOST_TIMESTEPS:,} that we allow. Correct scheduler_config.json."
         )
+    if kind != config.get("_class_name"):  # what one kind takes for none, another may not take
+        config = {setting: value for setting, value in config.items() if value is not None}
     cls: Any = getattr(diffusers, kind)  # a lazy module, asked for one of the names above
     if fault := unfit_setting(cls.__init__, config):
         raise CheckpointError(f"In the scheduler's config, {fault}. Correct scheduler_config.json.")
-    overrides: dict[str, Any] = {}
     if kind == "DPMSolverMultistepScheduler" and config.get("_class_name") != kind:
-        overrides = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+        overrides |= {"algorithm_type": "dpmsolver++", "solver_order": 2}
     if log_variance_mix is None:
         try:
             return _made(cls, config, **overrides)
@@ -220,6 +291,17 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
     scheduler = _made(cls, config, variance_type="learned_range")
     scheduler.register_to_config(log_variance_mix=float(log_variance_mix))
     return scheduler
+
+
+def _converted_flow(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a flow's scheduler of another kind than the checkpoint's, which have other
+    names."""
+    if kind == config.get("_class_name"):
+        return {}
+    if kind == _FLOW_SOLVER:
+        changes = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        return {**changes, "flow_shift": config.get("shift", 1.0)}
+    return {"shift": config["flow_shift"]} if "flow_shift" in config else {}
 
 
 _SCHEDULERS_MADE: dict[bytes, Any] = {}
@@ -286,7 +368,7 @@ def check_timesteps(scheduler: Any, eta: float) -> None:
     """
     config, timesteps = scheduler.config, scheduler.timesteps.double().flatten()
     kind, trained = type(scheduler).__name__, config.num_train_timesteps
-    if kind in _FLOW:
+    if steps_flow(scheduler):
         return
     # Solvers of several stages visit a timestep twice.
     idle = bool((timesteps == timesteps[0]).all()) and len(timesteps) > 1
@@ -480,14 +562,16 @@ class Trajectory:
     def start(self, scheduler: Any, noise: Images) -> tuple[Tensor, Images]:
         """The timesteps to visit, and the noisy images at the first of them."""
         with torch_defaults():
-            scheduler.set_timesteps(self.num_inference_steps)
-        flow = type(scheduler).__name__ in _FLOW
+            set_timesteps(scheduler, self.num_inference_steps)
+        flow = steps_flow(scheduler)
         if self.sources is None:
             timesteps = timesteps_until(scheduler, self.until)
             return timesteps, noise if flow else noise * scheduler.init_noise_sigma
         timesteps = timesteps_from(scheduler, self.num_inference_steps, self.strength)
         if flow:
             share = float(timesteps[0]) / scheduler.config.num_train_timesteps
+            if type(scheduler).__name__ == _FLOW_SOLVER:  # its timesteps are rounded
+                share = float(scheduler.sigmas[scheduler.begin_index or 0])
             return timesteps, add_flow_noise(self.sources.to(noise.device), noise, share)
         first = timesteps[:1].expand(len(noise)).to(noise.device)
         return timesteps, scheduler.add_noise(self.sources.to(noise.device), noise, first)
@@ -530,7 +614,7 @@ def sample(
     timesteps, x = trajectory.start(scheduler, noise)
     steps = steps_of(scheduler, timesteps, eta, until) if pushes else []
     mix = scheduler.config.get("log_variance_mix")
-    flow = type(scheduler).__name__ in _FLOW  # its networks take x_t as it is
+    flow = steps_flow(scheduler)  # its networks take x_t as it is
     for i, t in enumerate(timesteps, 1):
         x_in = x if flow else scheduler.scale_model_input(x, t)
         prediction = denoiser(x_in, t, condition)
@@ -558,17 +642,22 @@ __all__ = [
     "Push",
     "Step",
     "Trajectory",
+    "adapt_to_size",
     "add_flow_noise",
     "check_pushable",
     "check_timesteps",
     "check_trained_for",
     "check_until",
     "denoised_estimate",
+    "flow_shift",
     "make_scheduler",
     "predicts_flow",
     "sample",
+    "set_timesteps",
+    "shifted",
     "step_arguments",
     "step_to",
+    "steps_flow",
     "steps_of",
     "timesteps_from",
     "timesteps_until",

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import synthaug
@@ -11,6 +12,7 @@ from synthaug.evaluation import EvaluationReport, HardnessReport, LabelCheck, Qu
 from synthaug.evaluation._hardness import HardnessScores
 from synthaug.evaluation._quality import QualityScores
 from synthaug.sweeps import SweepReport, SweepRow
+from tests.audits import shorten
 
 NASTY = '<script>alert("x")</script>'
 PICTURE = data_uri(Image.new("L", (2, 2)))
@@ -23,7 +25,9 @@ def audited() -> Any:
     names = (NASTY, "dog")
     parts = (digits[:8], digits[8:50], digits[50:])
     sets = [synthaug.images.LabeledImages(p, np.arange(len(p)) % 2, names) for p in parts]
-    return synthaug.audit(sets[0], sets[1], holdout=sets[2], progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        return synthaug.audit(sets[0], sets[1], holdout=sets[2], progress=False)
 
 
 def membership() -> Any:

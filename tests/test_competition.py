@@ -129,9 +129,9 @@ def test_the_share_of_targets_is_tested_at_its_nominal_level() -> None:
 
 
 def test_leaning_needs_more_than_chance_and_a_few_copies() -> None:
-    assert np.mean([simulate(seed).leaning for seed in range(300)]) <= 0.01
-    assert np.mean([simulate(seed, copies=6).leaning for seed in range(300)]) <= 0.01 + 0.02
-    assert np.mean([simulate(seed, copies=150).leaning for seed in range(50)]) > 0.9
+    assert np.mean([simulate(seed).leaning for seed in range(150)]) <= 0.01
+    assert np.mean([simulate(seed, copies=6).leaning for seed in range(150)]) <= 0.01 + 0.02
+    assert np.mean([simulate(seed, copies=150).leaning for seed in range(30)]) > 0.9
 
 
 def test_copies_beyond_the_resolution_are_found_and_few_others() -> None:

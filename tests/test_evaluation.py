@@ -1035,12 +1035,12 @@ def test_probabilities_are_those_of_classifiers_trained_as_an_evaluation_trains_
 ) -> None:
     monkeypatch.setenv("SYNTHAUG_PROGRESS", "bar")
     mixed_up = np.random.default_rng(0).permutation(500)
-    few, others = digits.subset(mixed_up[:150]), digits.subset(mixed_up[150:])
-    arguments: dict[str, Any] = {"seeds": [3, 4], "steps": 60, "device": "cpu"}
-    found = class_probabilities(few, others.read(range(350)), **configured(**arguments))
-    assert "120/120" in capsys.readouterr().err
-    assert found.shape == (350, 10)
-    assert found.sum(axis=1) == pytest.approx(np.ones(350), abs=1e-5)
+    few, others = digits.subset(mixed_up[:150]), digits.subset(mixed_up[150:300])
+    arguments: dict[str, Any] = {"seeds": [3, 4], "steps": 40, "device": "cpu"}
+    found = class_probabilities(few, others.read(range(150)), **configured(**arguments))
+    assert "80/80" in capsys.readouterr().err
+    assert found.shape == (150, 10)
+    assert found.sum(axis=1) == pytest.approx(np.ones(150), abs=1e-5)
     ensemble = float((found.argmax(axis=1) == others.labels).mean())
     single = evaluate({"a": few}, test=others, progress=False, **arguments).mean("a")
     assert single - 0.02 < ensemble < single + 0.15

@@ -32,6 +32,7 @@ from tests.checkpoints import (
     write_stable_diffusion,
 )
 from tests.command_line import fail, succeed
+from tests.images import to_images
 from tests.tiny.fine_tuning import Real, job_of
 
 pytestmark = pytest.mark.usefixtures("few_steps")
@@ -411,10 +412,25 @@ def test_a_network_that_needs_more_than_a_prompt_is_refused(prompted, tmp_path):
         job_of(path, Real(3))
 
 
-def test_a_model_that_predicts_a_flow_is_refused(tmp_path):
+def test_a_model_that_predicts_a_flow_goes_on_with_the_loss_of_flows(tmp_path):
     write_labeled(tmp_path, _class_name="FlowMatchEulerDiscreteScheduler")
-    with pytest.raises(CheckpointError, match="predicts a flow, which we cannot fine-tune"):
-        job_of(tmp_path)
+    job = job_of(tmp_path, label_dropout=0.0)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Silent(nn.Linear):
+        def forward(self, x: Tensor, t: Any = None, class_labels: Any = None) -> Any:
+            seen.append((x, t))
+            return type("Output", (), {"sample": torch.zeros_like(x)})
+
+    torch.manual_seed(0)
+    loss = job._loss(Silent(1, 1), np.zeros(2000, np.int64))
+    x_t, share = seen[0][0], seen[0][1].view(-1, 1, 1, 1) / 1000
+    x0 = to_images(Real().read([0]))
+    noise = (x_t - (1 - share) * x0) / share
+    assert float(loss) == pytest.approx(float((noise - x0).square().mean()), rel=1e-3)
+    logits = share.logit()
+    assert abs(float(logits.mean())) < 0.05
+    assert abs(float(logits.std()) - 1) < 0.05
 
 
 def test_a_network_without_attention_takes_no_adapters(tmp_path):

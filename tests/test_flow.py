@@ -9,7 +9,7 @@ import torch
 
 from synthaug import TrainingConfig
 from synthaug.errors import CheckpointError
-from synthaug.samplers import Trajectory, make_scheduler, sample
+from synthaug.samplers import Trajectory, make_scheduler, sample, set_timesteps, shifted
 from synthaug.synthesizers import (
     ClassConditional,
     DiffusionInversion,
@@ -55,21 +55,32 @@ def test_the_exact_flow_ends_at_the_image(kind, steps):
     torch.testing.assert_close(drawn, image.expand(2, 1, 4, 4), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [EULER, HEUN])
+def solver(**changes: Any) -> Any:
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0, **changes
+    )
+
+
+@pytest.mark.parametrize("kind", [EULER, HEUN, "dpmsolver++", "of the checkpoint"])
 @pytest.mark.parametrize("strength", [None, 0.7])
 def test_the_loop_is_that_of_the_diffusers_scheduler(kind, strength):
-    synthesizer = tiny(scheduler_config=flow_config(kind), scheduler=None, num_inference_steps=5)
+    config, name = flow_config(), kind
+    if kind == "of the checkpoint":
+        config, name = {**solver().config, "_class_name": "DPMSolverMultistepScheduler"}, None
+    synthesizer = tiny(scheduler_config=config, scheduler=name, num_inference_steps=5)
     synthesizer = synthesizer if strength is None else synthesizer.with_sources(Real())
     settings = {} if strength is None else {"strength": strength}
     plan = synthesizer.plan(per_class=1, guidance_scale=2.0, **settings)
-    scheduler = make_scheduler(None, flow_config(kind))
+    scheduler = make_scheduler(None, flow_config(kind)) if "Flow" in kind else solver()
     scheduler.set_timesteps(5)
     noise = torch.stack([torch.randn(1, 8, 8, generator=g) for g in streams(plan["seed"])])
     timesteps, x = scheduler.timesteps, noise
     if strength is not None:
         timesteps = timesteps[2 * scheduler.order :]  # int(5 * 0.7) steps are left
         scheduler.set_begin_index(2 * scheduler.order)
-        share = timesteps[0] / 1000
+        share = scheduler.sigmas[2 * scheduler.order]
         x = share * noise + (1 - share) * to_images(Real().read(plan["source"]))
     labels = torch.tensor(plan["label"])
     network: Any = synthesizer.model.network
@@ -81,6 +92,25 @@ def test_the_loop_is_that_of_the_diffusers_scheduler(kind, strength):
             )
             x = scheduler.step(u + 2.0 * (c - u), t, x).prev_sample
     torch.testing.assert_close(synthesizer.draw(plan), x.clamp(-1, 1), atol=1e-5, rtol=0)
+
+
+def test_a_shift_by_size_is_that_of_diffusers():
+    config = flow_config(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+    synthesizer = tiny(scheduler_config=config, scheduler=None, num_inference_steps=5)
+    mu = 0.5 + (1.15 - 0.5) * (8 * 8 - 256) / (4096 - 256)  # a patch for each pixel
+    scheduler = make_scheduler(None, config)
+    scheduler.set_timesteps(5, mu=mu)
+    ours = synthesizer.model.make_scheduler(None)
+    assert ours.config.mu == pytest.approx(mu)
+    assert shifted(torch.tensor(0.5), ours) == pytest.approx(np.exp(mu) / (np.exp(mu) + 1))
+    set_timesteps(ours, 5)
+    assert torch.equal(ours.sigmas, scheduler.sigmas)
+    solved = synthesizer.model.make_scheduler("dpmsolver++")
+    set_timesteps(solved, 5)
+    expected = solver(use_dynamic_shifting=True, time_shift_type="exponential")
+    expected.set_timesteps(5, mu=mu)
+    assert torch.equal(solved.sigmas, expected.sigmas)
+    assert len(synthesizer.draw(synthesizer.plan(per_class=1))) == 4
 
 
 def test_ddim_is_the_method_of_euler():
@@ -96,7 +126,7 @@ def test_ddim_is_the_method_of_euler():
     ("sampler", "message"),
     [
         ({"scheduler": "ddpm"}, "is 'ddpm', but the checkpoint's network predicts a flow"),
-        ({"scheduler": "dpmsolver++"}, "predicts a flow. Use ddim"),
+        ({"scheduler": "UniPCMultistepScheduler"}, "predicts a flow. Use ddim"),
         ({"eta": 0.5}, "`eta` = 0.5 has no effect with FlowMatchEulerDiscreteScheduler"),
         ({"num_inference_steps": 1001}, "only 1000 timesteps"),
     ],
@@ -108,7 +138,10 @@ def test_what_a_flow_cannot_follow_is_refused(sampler, message):
 
 def test_timesteps_that_a_pipeline_chooses_are_refused():
     with pytest.raises(CheckpointError, match="at timesteps that its pipeline chooses"):
-        tiny(scheduler_config=flow_config(use_dynamic_shifting=True))
+        tiny(scheduler_config=flow_config(invert_sigmas=True))
+    scheduler = make_scheduler(None, flow_config(use_dynamic_shifting=True))
+    with pytest.raises(ValueError, match="shift depends on the size of the images"):
+        set_timesteps(scheduler, 5)
     with pytest.raises(ValueError, match="one of 'v_prediction', 'epsilon', 'sample', got 'flow'"):
         DiffusionInversion.fit_generator(Real(), "unused", prediction_type="flow")
 

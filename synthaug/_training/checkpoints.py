@@ -198,16 +198,16 @@ def _check_arguments(
 
 def scheduler_settings(scheduler: Any) -> dict[str, JSON]:
     """Kind and config of a diffusers scheduler, for a recipe."""
-    # Through text and back: tuples become lists, and -inf (a limit that is off) a string.
-    config = {
-        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
-        for k, v in scheduler.config.items()
-        if not k.startswith("_")
+    config = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    return {"scheduler": type(scheduler).__name__, "scheduler_config": plain_config(config)}
+
+
+def plain_config(config: Mapping[str, Any]) -> Any:
+    """A scheduler's config as JSON: tuples become lists, and -inf (a limit that is off) text."""
+    finite = {
+        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in config.items()
     }
-    return {
-        "scheduler": type(scheduler).__name__,
-        "scheduler_config": json.loads(json.dumps(config, default=list)),
-    }
+    return json.loads(json.dumps(finite, default=list))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -376,7 +376,7 @@ def resolve(
     path: str | Path,
     *,
     variant: str | None = None,
-    parts: Collection[str] | None = hub.OUR_PARTS,
+    parts: Collection[str] | None = (*hub.OUR_PARTS, *hub.MORE_ENCODERS),
 ) -> Path:
     """A local directory, or `hub:OWNER/NAME`: only what says so is looked for on the hub.
 

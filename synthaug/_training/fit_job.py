@@ -24,7 +24,7 @@ from synthaug._training.network_config import FLOW, PREDICTION_TYPES
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images, Indices, Labels
 from synthaug.errors import DataError
-from synthaug.samplers import add_flow_noise, predicts_flow
+from synthaug.samplers import add_flow_noise, shifted, steps_flow
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -180,7 +180,11 @@ def stratified(n: int, levels: int) -> Tensor:
 def _logit_normal(n: int) -> Tensor:
     """Numbers in (0, 1) whose logits are standard normal, evenly spread over a batch of n."""
     grid = 2**20
-    uniform = (stratified(n, grid) + 0.5) / grid
+    return as_logit_normal((stratified(n, grid) + 0.5) / grid)
+
+
+def as_logit_normal(uniform: Tensor) -> Tensor:
+    """Numbers whose logits are standard normal, for uniform ones in (0, 1): float32."""
     return torch.special.ndtri(uniform.double()).sigmoid().float()
 
 
@@ -201,10 +205,11 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of `predict(x_t, t)`, at timesteps stratified over the batch.
 
-    Uniform timesteps; for the flow logit-normal ones (Esser et al. 2024), most of them between.
+    Uniform timesteps; for the flow logit-normal ones (Esser et al. 2024), most of them between,
+    shifted as the scheduler shifts those that it draws at.
     """
-    if predicts_flow({"_class_name": type(scheduler).__name__}):
-        share = sent(_logit_normal(len(x0)), x0.device)
+    if steps_flow(scheduler):
+        share = sent(shifted(_logit_normal(len(x0)), scheduler), x0.device)
         noise = sent(batch_noise(x0.shape), x0.device)
         x_t = settled(add_flow_noise(x0, noise, share.view(-1, 1, 1, 1)))
         flow = predict(x_t, share * scheduler.config.num_train_timesteps)
@@ -224,6 +229,8 @@ def denoising_target(scheduler: Any, x0: Images, noise: Images, t: Tensor) -> Im
         ValueError: For a type that we do not know.
     """
     check_prediction_type(scheduler)
+    if steps_flow(scheduler):
+        return noise - x0
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise
@@ -239,4 +246,6 @@ def check_prediction_type(scheduler: Any) -> None:
     Raises:
         ValueError: For such a type.
     """
+    if steps_flow(scheduler):
+        return
     check_choice(PREDICTION_TYPES, prediction_type=scheduler.config.prediction_type)

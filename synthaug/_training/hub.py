@@ -11,6 +11,8 @@ from synthaug.errors import CheckpointError
 INDEX = "model_index.json"
 RECORDS = (INDEX, "synthaug.json", "inversion.json")
 """What says which kind of checkpoint a directory is."""
+MORE_ENCODERS = ("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3")
+"""Parts that embed prompts beside the first ones, in models with several text encoders."""
 OUR_PARTS = (
     "unet",
     "transformer",

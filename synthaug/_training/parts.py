@@ -22,16 +22,18 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import hub
 from synthaug._training.checkpoints import load_tensors, read_json, reading, restore
 from synthaug.denoisers import OWN_PIPELINE
+from synthaug.denoisers._networks import TRANSFORMERS
 from synthaug.errors import CheckpointError
 
 logger = logging.getLogger("synthaug")
 Module = TypeVar("Module", bound=nn.Module)
 
 _LARGEST_SIDE = 2**14  # pixels, as in a cache
+_FLUX_SIZE = 128  # latent pixels of FLUX, whose config does not say them
 _DIFFUSERS_PARTS = {
     "unet": ("UNet2DModel", "UNet2DConditionModel"),
-    "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
-    "vae": ("AutoencoderKL", "VQModel"),
+    "transformer": ("DiTTransformer2DModel", "Transformer2DModel", *TRANSFORMERS),
+    "vae": ("AutoencoderKL", "AutoencoderDC", "VQModel"),
     "vqvae": ("VQModel",),
 }
 _TRANSFORMERS_PARTS = {
@@ -319,13 +321,18 @@ def load_frozen(
     index: Mapping[str, Any],
     dtype: "torch.dtype | Precision",
     device: torch.device,
+    change: Callable[[nn.Module], None] = lambda network: None,
 ) -> nn.Module:
-    """The network of a checkpoint, to draw with; `dtype` as for `load_network`."""
+    """The network of a checkpoint, to draw with; `dtype` as for `load_network`.
+
+    `change` gets it whenever it is loaded, in place.
+    """
     name = "transformer" if "transformer" in index else "unet"
 
     @lasting_tensors()
     def load(dtype: torch.dtype) -> nn.Module:
         network: nn.Module = load_part(path, index, name, dtype)
+        change(network)
         return network.eval().requires_grad_(False).to(device)
 
     return load_network(load, dtype, device)
@@ -402,7 +409,7 @@ def _check_prompts(prompts: Sequence[str], tokens: Sequence[Sequence[int]], long
 
 def default_shape(network: Any, vae: Any) -> tuple[int, int, int]:
     """(C, H, W) in pixels of what the checkpoint was trained on."""
-    size = network.config.sample_size
+    size = network.config.get("sample_size", _FLUX_SIZE)
     height, width = (size, size) if isinstance(size, int) else size
     if max(height, width) > _LARGEST_SIDE:
         raise CheckpointError(
@@ -411,5 +418,18 @@ def default_shape(network: Any, vae: Any) -> tuple[int, int, int]:
         )
     if vae is None:
         return network.config.in_channels, height, width
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    return vae.config.out_channels, height * factor, width * factor
+    factor = downsampling(vae)
+    return vae_channels(vae), height * factor, width * factor
+
+
+def vae_channels(vae: Any) -> int:
+    """Channels of the images that an autoencoder takes."""
+    config = vae.config
+    return int(config.out_channels if "out_channels" in config else config.in_channels)
+
+
+def downsampling(vae: Any) -> int:
+    """By what an autoencoder divides height and width."""
+    config = vae.config
+    levels = config.get("block_out_channels") or config.encoder_block_out_channels
+    return int(2 ** (len(levels) - 1))

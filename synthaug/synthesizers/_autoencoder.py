@@ -7,21 +7,24 @@ import torch
 from torch import Tensor
 
 from synthaug._support.devices import sent
+from synthaug._training.parts import downsampling
 from synthaug._types import Images, ImageShape
 
 
-def latent_shape(vae: Any, image_shape: ImageShape) -> ImageShape:
-    """(C, H, W) of the latents of an image.
+def latent_shape(vae: Any, image_shape: ImageShape, patch: int = 1) -> ImageShape:
+    """(C, H, W) of the latents of an image, which a transformer divides into patches of that side.
 
     Raises:
-        ValueError: If the autoencoder cannot halve the image size often enough.
+        ValueError: If the autoencoder cannot halve the image size often enough, or the latents have
+            a part of a patch.
     """
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = downsampling(vae)
     _, height, width = image_shape
-    if height % factor or width % factor:
+    if height % (factor * patch) or width % (factor * patch):
+        of_patches = f", times {patch}, the side of the network's patches" if patch > 1 else ""
         raise ValueError(
-            f"Image size {height} x {width} must be a multiple of {factor}, the autoencoder's "
-            "downsampling factor."
+            f"`image_size` {height} x {width} must be a multiple of {factor * patch}, the "
+            f"autoencoder's downsampling factor{of_patches}."
         )
     return vae.config.latent_channels, height // factor, width // factor
 
@@ -30,9 +33,10 @@ def posterior(vae: Any, images: Images) -> tuple[Images, Images]:
     """Mean and standard deviation of the latents of images in [-1, 1], float32 both."""
     encoded = vae.encode(images.to(vae.dtype))
     shift, factor = _shift_and_factor(vae, images.device)
-    if "latents" in encoded:  # a VQModel's, which have no distribution
-        latents = (encoded.latents.float() - shift) * factor
-        return latents, torch.zeros_like(latents)
+    for name in ("latents", "latent"):  # of a VQModel or an AutoencoderDC: no distribution
+        if name in encoded:
+            latents = (encoded[name].float() - shift) * factor
+            return latents, torch.zeros_like(latents)
     found = encoded.latent_dist
     return (found.mean.float() - shift) * factor, found.std.float() * factor
 

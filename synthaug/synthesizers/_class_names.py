@@ -6,10 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from synthaug._printable import shortened
 from synthaug._training import checkpoints
 from synthaug._training.parts import embed_prompts
-from synthaug.denoisers import Denoiser
+from synthaug.denoisers import OWN_PIPELINE, Denoiser
+from synthaug.denoisers._networks import Prompted
 from synthaug.errors import CheckpointError
+from synthaug.synthesizers._families import embed, family_of
 from synthaug.synthesizers._labels import keep_classes, rows_of_classes
 
 SETTINGS = "synthaug.json"
@@ -71,8 +74,8 @@ def embeddings_of(
     names: tuple[str, ...],
     denoiser: Denoiser,
     prompting: tuple[str, str],
-) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Reads the embeddings that a network attends to, or computes them from the prompts of the
+) -> tuple[Tensor | Prompted | None, tuple[str, ...] | None]:
+    """Reads the conditions that a network attends to, or computes them from the prompts of the
     classes.
 
     Returns:
@@ -83,8 +86,10 @@ def embeddings_of(
     if index.get("text_encoder"):
         template, negative = prompting
         prompts = (*(template.format(name.replace("_", " ")) for name in names), negative)
+        if denoiser.takes_prompts:
+            return _embedded(path, index, prompts, denoiser), prompts
         return embed_prompts(path, index, prompts), prompts
-    if denoiser.kind == "UNet2DConditionModel":
+    if denoiser.attends:
         raise CheckpointError(
             f"The network in {path} attends to token sequences, but there is neither a text "
             f"encoder nor a {EMBEDDINGS} beside it."
@@ -92,9 +97,26 @@ def embeddings_of(
     return None, None
 
 
+def _embedded(
+    path: Path, index: Mapping[str, Any], prompts: tuple[str, ...], denoiser: Denoiser
+) -> Prompted:
+    """The prompts, the last of them the negative one, as the checkpoint's own pipeline embeds them.
+
+    Raises:
+        CheckpointError: If we do not know the pipeline.
+    """
+    family = family_of(index)
+    if family is None:
+        raise CheckpointError(
+            f"{path} is a {shortened(index.get('_class_name'))}, and we do not know how it embeds "
+            f"prompts. {OWN_PIPELINE}"
+        )
+    return embed(path, family, prompts[:-1], prompts[-1], denoiser.device)
+
+
 def _saved_embeddings(
     path: Path, own: Mapping[str, Any], names: tuple[str, ...]
-) -> tuple[Tensor, tuple[str, ...] | None]:
+) -> tuple[Tensor | Prompted, tuple[str, ...] | None]:
     saved = tuple(own.get("classes", ()))
     if names != saved:
         raise ValueError(
@@ -103,5 +125,5 @@ def _saved_embeddings(
         )
     prompts = own.get("prompts")
     with checkpoints.reading(path / EMBEDDINGS, "Save the checkpoint again."):
-        table = checkpoints.load_tensors(path / EMBEDDINGS)["class_embeddings"]
+        table = Prompted.from_tensors(checkpoints.load_tensors(path / EMBEDDINGS))
     return table, None if prompts is None else tuple(prompts)

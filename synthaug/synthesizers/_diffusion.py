@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from synthaug._plan import Plan
 from synthaug._support.precision import Resolved
@@ -118,7 +117,7 @@ class AbstractDiffusionSynthesizer(AbstractSynthesizer):
         condition = self._described(pixels, labels)
         return diffusion_losses(self.model, self.model.encode(pixels), condition, grid)
 
-    def _described(self, pixels: Pixels, labels: Labels) -> Tensor | None:
+    def _described(self, pixels: Pixels, labels: Labels) -> Any:
         """Returns the conditions that training gave for such real images, one per image."""
         del pixels
         return self.model.known_conditions(labels)

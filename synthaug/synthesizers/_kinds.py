@@ -10,23 +10,12 @@ from synthaug._training.hub import INDEX, download_records
 from synthaug._training.parts import read_index
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._base import AbstractSynthesizer
+from synthaug.synthesizers._families import OUR_PIPELINES
 from synthaug.synthesizers._parameters import check_settings
 from synthaug.synthesizers._registry import METHODS
 
 PIPELINE = "FromPipeline"
 """What draws with a checkpoint that we have no loop of our own for."""
-
-_OUR_PIPELINES = (
-    "DDIMPipeline",
-    "DDPMPipeline",
-    "DiTPipeline",
-    "DiffusionPipeline",
-    "LDMPipeline",
-    "PNDMPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionPipeline",
-)
-"""Pipelines of diffusers whose loop we have."""
 
 
 def kind_of(path: str | Path) -> str:
@@ -44,7 +33,7 @@ def foreign_pipeline(path: str | Path) -> str | None:
     if not (folder / INDEX).is_file():
         return None
     name = read_index(folder).get("_class_name")
-    return None if name is None or name in _OUR_PIPELINES else str(name)
+    return None if name is None or name in OUR_PIPELINES else str(name)
 
 
 def _records(path: str | Path) -> Path:

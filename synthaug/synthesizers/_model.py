@@ -36,19 +36,24 @@ from synthaug._training.parts import (
 )
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.denoisers import OWN_PIPELINE, AnyDenoiser, Denoiser, GuidanceTerm, guided
+from synthaug.denoisers._networks import Prompted
 from synthaug.errors import CheckpointError
 from synthaug.guidance import ClassifierGuidance, ClassifierPush
 from synthaug.samplers import (
     Push,
     Trajectory,
+    adapt_to_size,
     check_timesteps,
     check_trained_for,
     make_scheduler,
+    predicts_flow,
     sample,
+    set_timesteps,
     step_arguments,
     timesteps_until,
 )
 from synthaug.synthesizers import _autoencoder
+from synthaug.synthesizers._adapters import adapted
 from synthaug.synthesizers._class_names import (
     EMBEDDINGS,
     SETTINGS,
@@ -56,6 +61,7 @@ from synthaug.synthesizers._class_names import (
     embeddings_of,
     settle_classes,
 )
+from synthaug.synthesizers._families import family_of
 from synthaug.synthesizers._parameters import raise_problems
 from synthaug.synthesizers._sampler import SamplerConfig
 
@@ -73,18 +79,19 @@ class DiffusionModel:
     """
 
     network: nn.Module = field(repr=False)
-    """`UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`."""
+    """One of `denoisers.KINDS`."""
     scheduler_config: Mapping[str, Any]
     """The checkpoint's scheduler config, with `_class_name`."""
     classes: tuple[str, ...]
     image_shape: ImageShape
     """(C, H, W) of the images, in pixels."""
     vae: Any = field(default=None, repr=False)
-    """`AutoencoderKL` of a latent model."""
-    class_embeddings: Tensor | None = field(default=None, repr=False)
+    """`AutoencoderKL` of a latent model, or another one of diffusers."""
+    class_embeddings: Tensor | Prompted | None = field(default=None, repr=False)
     """Token sequences of the classes, float32 (num_classes + 1, k, d), the last one for the
-    unconditional branch; for networks that attend to tokens. Or vectors (num_classes + 1, d), for
-    networks that add one to the embedding of the timestep."""
+    unconditional branch; for networks that attend to tokens. Or `Prompted`, for those that take
+    more of a prompt; or vectors (num_classes + 1, d), for networks that add one to the embedding of
+    the timestep."""
     prompts: tuple[str, ...] | None = None
     """The prompts that `class_embeddings` were computed from, the last one the negative prompt."""
     unconditional_branch: bool = True
@@ -105,6 +112,9 @@ class DiffusionModel:
         check_trained_for(config)
         self._check_weights()
         self._check_size()
+        if isinstance(self.class_embeddings, Prompted):
+            sized = self.class_embeddings.sized(*self.image_shape[1:])
+            object.__setattr__(self, "class_embeddings", sized)
         known = self.num_conditions
         if known is not None and known - self.unconditional_branch < len(self.classes):
             raise CheckpointError(
@@ -143,7 +153,8 @@ class DiffusionModel:
             CheckpointError: For a stage of a cascade, a network that edits images, or one that is
                 told more than a class or a prompt.
         """
-        config, given = self.denoiser.config, self.denoiser.in_channels
+        config, denoiser = self.denoiser.config, self.denoiser
+        given, said = denoiser.in_channels, denoiser.out_channels
         latents = self.vae is not None
         wanted = int(self.vae.config.latent_channels) if latents else self.image_shape[0]
         if given != wanted:
@@ -153,10 +164,10 @@ class DiffusionModel:
                 "text-to-image or class-conditional model. A stage of a cascade belongs in a "
                 "`Cascade`."
             )
-        if config.out_channels not in (wanted, 2 * wanted):
+        if said not in (wanted, 2 * wanted):
             raise CheckpointError(
-                f"The network takes {wanted} channels and predicts {config.out_channels}; we know "
-                f"what {wanted}, or {2 * wanted} with a variance, mean. {OWN_PIPELINE}"
+                f"The network takes {wanted} channels and predicts {said}; we know what {wanted}, "
+                f"or {2 * wanted} with a variance, mean. {OWN_PIPELINE}"
             )
         told = ["class_embed_type"]
         if self.denoiser.kind == "UNet2DConditionModel":
@@ -234,16 +245,29 @@ class DiffusionModel:
         """
         raise_problems(self.guidance_problems(scales))
 
-    def conditions(self, labels: Tensor) -> Tensor | None:
+    def conditions(self, labels: Tensor) -> Any:
         """Returns the network's inputs for these classes: indices int64 (n,), token sequences
-        float32 (n, k, d), or nothing.
+        float32 (n, k, d), `Prompted`, or nothing.
         """
         if self.class_embeddings is not None:
             table = self.class_embeddings  # its rows are copied, not all of it
-            return sent(table[labels.to(table.device)], self.device)
+            chosen = table[labels.to(table.device)]
+            if isinstance(chosen, Prompted):
+                return chosen.sent(self.device)
+            return sent(chosen, self.device)
         return sent(labels, self.device) if self.denoiser.takes_labels else None
 
-    def known_conditions(self, labels: Labels) -> Tensor | None:
+    def attending(self, tokens: Tensor, labels: Tensor) -> Tensor | Prompted:
+        """Conditions that attend to token sequences float32 (n, k, d) in place of their prompts.
+
+        Whatever else the network takes stays that of the prompts of the classes int64 (n,), or of
+        the first of them if there is one table for all images.
+        """
+        conditions = self.conditions(labels) if self.denoiser.takes_prompts else None
+        tokens = sent(tokens, self.device)
+        return conditions.attending(tokens) if isinstance(conditions, Prompted) else tokens
+
+    def known_conditions(self, labels: Labels) -> Any:
         """`conditions` of classes int64 (n,), and of -1, an unknown class, the null condition.
 
         Raises:
@@ -258,7 +282,7 @@ class DiffusionModel:
         null = (self.num_conditions or 0) - 1
         return self.conditions(torch.from_numpy(np.where(unknown, null, labels)))
 
-    def null_conditions(self, n: int) -> Tensor | None:
+    def null_conditions(self, n: int) -> Any:
         """The unconditional branch's conditions, n times."""
         null = (self.num_conditions or 0) - 1
         return self.conditions(torch.full((n,), null, dtype=torch.int64, device="cpu"))
@@ -337,7 +361,17 @@ class DiffusionModel:
 
     def make_scheduler(self, name: str | None, log_variance_mix: float | None = None) -> Any:
         """A fresh scheduler for this network; see `samplers.make_scheduler`."""
-        return make_scheduler(name, self.scheduler_config, log_variance_mix)
+        scheduler = make_scheduler(name, self.scheduler_config, log_variance_mix)
+        if predicts_flow(self.scheduler_config):
+            _, height, width = self.latent_shape
+            patches = height * width // self.denoiser.patch**2
+            even = self.denoiser.kind == "FluxTransformer2DModel"
+            adapt_to_size(scheduler, patches, even=even)
+        return scheduler
+
+    def training_scheduler(self) -> Any:
+        """A fresh scheduler by which images are noised as in training."""
+        return self.make_scheduler(None if predicts_flow(self.scheduler_config) else "ddpm")
 
     def scheduler(self, sampler: SamplerConfig) -> Any:
         """A fresh scheduler for this network, as the sampler's settings say."""
@@ -347,7 +381,7 @@ class DiffusionModel:
         """Network evaluations of a chain from noise to the signal level `until`, in (0, 1]; PNDM
         repeats one timestep."""
         scheduler = self.scheduler(sampler)
-        scheduler.set_timesteps(sampler.num_inference_steps)
+        set_timesteps(scheduler, sampler.num_inference_steps)
         return len(timesteps_until(scheduler, until))
 
     def check_sampler(self, sampler: SamplerConfig) -> None:
@@ -375,7 +409,7 @@ class DiffusionModel:
             )
         step_arguments(scheduler, [], sampler.eta)
         try:
-            scheduler.set_timesteps(steps)
+            set_timesteps(scheduler, steps)
         except Exception as error:  # at some values of its config diffusers looks only now
             raise CheckpointError(
                 f"{type(scheduler).__name__} cannot choose {steps} timesteps by the scheduler's "
@@ -406,11 +440,13 @@ class DiffusionModel:
         """(C, H, W) of what the network denoises.
 
         Raises:
-            ValueError: If the autoencoder cannot halve the image size often enough.
+            ValueError: If the autoencoder cannot halve the image size often enough, or the latents
+                have half a patch of a transformer's.
         """
         if self.vae is None:
             return self.image_shape
-        return _autoencoder.latent_shape(self.vae, self.image_shape)
+        patch = self.denoiser.patch if self.denoiser.takes_prompts else 1
+        return _autoencoder.latent_shape(self.vae, self.image_shape, patch)
 
     def encode(self, pixels: Pixels) -> Images:
         """Real images uint8 (n, C, H, W) as the network's inputs, float32 (n, *latent_shape).
@@ -445,7 +481,9 @@ class DiffusionModel:
         if self.vae is not None:
             weights["vae"] = checkpoints.state_digest(self.vae)
         if self.class_embeddings is not None:
-            weights["class_embeddings"] = tensor_digest({"": self.class_embeddings})
+            table = self.class_embeddings
+            parts = table.tensors() if isinstance(table, Prompted) else {"": table}
+            weights["class_embeddings"] = tensor_digest(parts)
         return weights
 
     def in_precision(self, precision: Resolved) -> "DiffusionModel":
@@ -470,7 +508,7 @@ class DiffusionModel:
             self._save(path, settings)
 
     def _save(self, path: Path, settings: Mapping[str, JSON]) -> None:
-        folder = "transformer" if self.denoiser.kind == "DiTTransformer2DModel" else "unet"
+        folder = self.denoiser.part
         parts = {folder: self.denoiser.kind, "scheduler": self.scheduler_config["_class_name"]}
         with checkpoints.replaced(path / folder) as new:
             checkpoints.save_network(self.network, new)
@@ -481,9 +519,32 @@ class DiffusionModel:
             parts["vae"] = type(self.vae).__name__
             with checkpoints.replaced(path / "vae") as new:
                 self.vae.save_pretrained(new, safe_serialization=True)
+        self._save_own(path, settings)
+        plain = folder == "unet" and self.vae is None
+        checkpoints.write_index(path, "DDPMPipeline" if plain else "DiffusionPipeline", parts)
+
+    def save_adapted(self, path: str | Path, settings: Mapping[str, JSON]) -> None:
+        """Writes what is beside the weights of network and autoencoder, which stay elsewhere.
+
+        Args:
+            path: The directory, with adapters in `lora`.
+            settings: Settings of the synthesizer, with `adapts`: the `path` of the checkpoint that
+                the adapters belong to, and the digest of its `network`.
+
+        Raises:
+            CheckpointError: If the disk is full or not writable.
+        """
+        path = Path(path)
+        with checkpoints.writing(path, "Free some space and save again."):
+            path.mkdir(parents=True, exist_ok=True)
+            self._save_own(path, settings)
+
+    def _save_own(self, path: Path, settings: Mapping[str, JSON]) -> None:
+        """Writes what diffusers does not know."""
         if self.class_embeddings is not None:
-            table = {"class_embeddings": self.class_embeddings}
-            checkpoints.save_tensors(path / EMBEDDINGS, table)
+            table = self.class_embeddings
+            parts = table.tensors() if isinstance(table, Prompted) else {"class_embeddings": table}
+            checkpoints.save_tensors(path / EMBEDDINGS, parts)
         own = {
             **settings,
             "classes": list(self.classes),
@@ -493,8 +554,6 @@ class DiffusionModel:
             "trained_on": None if self.trained_on is None else dict(self.trained_on),
         }
         checkpoints.write_json(path / SETTINGS, own)
-        plain = folder == "unet" and self.vae is None
-        checkpoints.write_index(path, "DDPMPipeline" if plain else "DiffusionPipeline", parts)
 
     @classmethod
     @lasting_tensors()
@@ -521,14 +580,16 @@ class DiffusionModel:
             raise ValueError(f"`classes` must be a list of names, got the string {classes!r}.")
         target = choose_device(device)
         path = checkpoints.resolve(path)
-        index = read_index(path)
         own = checkpoints.read_record(path)
-        check_parts(path, index)
-        folder = part_folder(path, index, "scheduler")
+        base, change = adapted(path, own, SETTINGS)
+        index = read_index(base)
+        if family_of(index) is None:
+            check_parts(base, index)
+        folder = part_folder(base, index, "scheduler")
         scheduler_config = checkpoints.read_json(folder / "scheduler_config.json")
         check_trained_for(scheduler_config)
-        network = load_frozen(path, index, dtype, target)
-        vae = load_autoencoder(path, index)
+        network = load_frozen(base, index, dtype, target, change)
+        vae = load_autoencoder(base, index)
         with checkpoints.reading(path / SETTINGS, "Save the checkpoint again."):
             saved_names = tuple(map(str, own.get("classes", ())))
             saved_shape = tuple(map(int, own.get("image_shape") or ()))

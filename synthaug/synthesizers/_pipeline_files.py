@@ -12,10 +12,11 @@ from synthaug._support.extras import from_extra
 from synthaug._support.precision import Precision, resolve_precision
 from synthaug._support.reading import check_regular_below
 from synthaug._support.torch_state import torch_defaults
-from synthaug._training.checkpoints import reading, resolve, state_digest
+from synthaug._training.checkpoints import load_tensors, reading, resolve, state_digest
 from synthaug._training.hub import variants
 from synthaug._training.parts import code_free_json, read_index
 from synthaug.errors import CheckpointError
+from synthaug.synthesizers._adapters import add_adapters
 from synthaug.synthesizers._loading import LoadingConfig
 
 _CONFIGS = ("*config.json", "*config_*.json")
@@ -28,8 +29,11 @@ def load_pipeline(
     *,
     dtype: "torch.dtype | Precision",
     device: "str | torch.device | None",
+    **instead: None,
 ) -> Any:
     """The pipeline that a diffusers directory is for, without progress bars.
+
+    Parts that are given as `None` are left out.
 
     Raises:
         CheckpointError: Under the same conditions as `FromPipeline.from_pretrained`.
@@ -59,6 +63,7 @@ def load_pipeline(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            **instead,
         )
     pipeline.set_progress_bar_config(disable=True)
     if files.lora is not None:
@@ -97,11 +102,16 @@ def _merge(pipeline: Any, file: Path) -> None:
     """
     with from_extra("peft", "Adapters of low rank need peft", "lora"):
         import peft
+        from diffusers.loaders.lora_base import LoraBaseMixin
 
         del peft  # diffusers asks for it later, without naming the extra
     if file.suffix != ".safetensors" or not file.is_file():
         raise CheckpointError(f"`lora` is {file}, expected a .safetensors file that exists.")
     with reading(file, "Is it for another model, or damaged?"), torch_defaults():
+        if not isinstance(pipeline, LoraBaseMixin):  # as those of PixArt
+            part = "transformer" if "transformer" in pipeline.components else "unet"
+            add_adapters(pipeline.components[part], load_tensors(file), part)
+            return
         pipeline.load_lora_weights(file.parent, weight_name=file.name, local_files_only=True)
         if not pipeline.get_list_adapters():
             raise LookupError(f"it has no adapter for a part of {type(pipeline).__name__}")

@@ -160,7 +160,8 @@ def check_lengths(texts: Sequence[str], tokenizers: Sequence[Any]) -> None:
         if len(tokens) > longest.model_max_length:
             raise ValueError(
                 f"The prompt {shortened(text)!r} has {len(tokens)} tokens, and the text encoder "
-                f"reads {longest.model_max_length}: the end would be cut off. Shorten it."
+                f"reads {longest.model_max_length}: the end would be cut off. Shorten it, or "
+                "the name in `classes`."
             )
 
 

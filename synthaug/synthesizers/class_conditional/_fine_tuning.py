@@ -5,7 +5,7 @@ Hu et al. 2022 (LoRA: W + B A in place of W, where A and B alone are trained).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -23,9 +23,11 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints, fit_job
 from synthaug._training.loop import own_randomness
 from synthaug._training.parts import part_class, read_index
-from synthaug._types import Images, Indices
+from synthaug._types import JSON, Images, Indices
+from synthaug.denoisers._networks import TRANSFORMERS
 from synthaug.errors import CheckpointError
-from synthaug.samplers import predicts_flow
+from synthaug.synthesizers._adapters import ADAPTED, peft_library, save_adapters
+from synthaug.synthesizers._families import check_known
 from synthaug.synthesizers._labels import label_embeddings
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._real import check_shape
@@ -33,17 +35,11 @@ from synthaug.synthesizers.class_conditional._config import FineTuningConfig
 
 logger = logging.getLogger("synthaug")
 
-_ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
-"""What adapters are put on: the projections of every attention layer."""
-
 _TABLES = ("class_embedding.weight", "embedding_table.weight")
 """Names of the tables in which networks look labels up."""
 
 _KEPT_BYTES = 2**31
 """Latents of the training images are kept up to this size, else they are encoded at each use."""
-
-_ADAPTER = "pytorch_lora_weights.safetensors"
-"""What `load_lora_weights` of a diffusers pipeline looks for."""
 
 
 class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
@@ -77,17 +73,23 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
         device: str | None,
     ) -> None:
         if config.lora_rank is not None:
-            _peft()
+            peft_library()
+        path = checkpoints.resolve(checkpoint)
+        own = checkpoints.read_record(path)
+        if "adapts" in own:
+            raise CheckpointError(
+                f"{path} holds adapters alone. Fine-tune what they belong to, "
+                f"{own['adapts']['path']}, with all images."
+            )
+        check_known(checkpoint, read_index(path), "fine-tune")
         self.real = ImageSource.open(real, "`real`")
         self.classes, self.labels = self.real.named_classes(), self.real.labels
         fit_job.check_labels(self.labels, self.classes)
         self.config = config
         self.num_examples = len(self.labels)
-        path = checkpoints.resolve(checkpoint)
-        own = checkpoints.read_record(path)
         known = tuple(map(str, own.get("classes", ())))
         base = self._load_base(path, known, device)
-        self._scheduler = base.make_scheduler("ddpm")
+        self._scheduler = base.training_scheduler()
         fit_job.check_prediction_type(self._scheduler)
         self._base_weights = dict(base.weights)  # before the table of classes is changed
         pretrained_branch = base.can_be_guided
@@ -106,7 +108,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
             unconditional_branch=pretrained_branch or config.label_dropout > 0,
             trained_on=self.trained_on,
         )
-        self._embeddings = self.base.class_embeddings
+        self._origin = checkpoints.lasting_address(checkpoint)
 
     def _load_base(self, path: Path, known: tuple[str, ...], device: str | None) -> DiffusionModel:
         """The pretrained model, if it can be trained on the images; `known` are its classes."""
@@ -124,11 +126,6 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
         _check_network(base, path, adapters=self.config.lora_rank is not None)
         also = ", or give another `image_size`"
         check_shape(self.real, base.image_shape, "the checkpoint draws", also)
-        if predicts_flow(base.scheduler_config):
-            raise CheckpointError(
-                f"The network in {path} predicts a flow, which we cannot fine-tune. Train one from "
-                "the start: `ClassConditional.fit` with `prediction_type='flow'`."
-            )
         return base
 
     # -- the run ---------------------------------------------------------------------------------
@@ -139,9 +136,9 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
             network.enable_gradient_checkpointing()
         if self.config.lora_rank is None:
             return network.requires_grad_(True)
-        peft = _peft()
+        peft = peft_library()
         config = peft.LoraConfig(
-            r=self.config.lora_rank, lora_alpha=self.config.lora_rank, target_modules=list(_ADAPTED)
+            r=self.config.lora_rank, lora_alpha=self.config.lora_rank, target_modules=list(ADAPTED)
         )
         peft.inject_adapter_in_model(config, network)  # freezes all other weights
         for table in class_tables(network):
@@ -153,7 +150,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
         return {
             "synthesizer": "ClassConditional",
             "base": self._base_weights,
-            "scheduler": dict(self.base.scheduler_config),
+            "scheduler": checkpoints.plain_config(self.base.scheduler_config),
             "data": self.trained_on["labeled"]["fingerprint"] or self.num_examples,
             "classes": list(self.classes),
             "image_shape": list(self.base.image_shape),
@@ -171,11 +168,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
         x0 = self._inputs(indices)
         hidden = fit_job.chosen_rows(len(x0), self.config.label_dropout)
         y = torch.where(hidden, len(self.classes), torch.from_numpy(self.labels[indices]))
-        y = sent(y, x0.device)
-        condition = y
-        if self._embeddings is not None:
-            self._embeddings = self._embeddings.to(y.device)  # where this process trains
-            condition = self._embeddings[y]
+        condition = self.base.conditions(y)
         denoiser = copy(self.base.denoiser)
         denoiser.network = module  # compiled or distributed, perhaps
         return fit_job.denoising_loss(
@@ -236,29 +229,35 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
         adapted = self.config.lora_rank is not None
         return replace(self.base, network=merged(network) if adapted else network)
 
-    def save_adapter(self, network: nn.Module, path: Path) -> None:
-        """Writes the adapters of a model with prompts as diffusers' pipelines load them.
+    def save(self, network: nn.Module, path: Path, settings: Mapping[str, JSON]) -> None:
+        """Writes the weights trained so far, as `DiffusionModel.from_pretrained` loads them.
 
-        Of a model with a table of classes they would be of no use without it.
+        Adapters of a model with prompts are also in `lora`, as diffusers' pipelines load them. (Of
+        a model with a table of classes they would be of no use without it.) Beside those of a
+        transformer or of Stable Diffusion XL the weights that did not change are not written.
+
+        Args:
+            network: What is trained.
+            path: The directory; parts in it are replaced whole.
+            settings: Settings of the synthesizer.
 
         Raises:
             CheckpointError: If the disk is full or not writable.
         """
-        if self.config.lora_rank is None or self._embeddings is None:
-            return
-        weights = _peft().get_peft_model_state_dict(network)
-        named = {f"unet.{k}": v for k, v in weights.items()}
-        with (
-            checkpoints.writing(path, "Free some space and run again."),
-            checkpoints.replaced(path / "lora") as new,
-        ):
-            checkpoints.save_tensors(new / _ADAPTER, named)
+        adapted = self.config.lora_rank is not None and self.base.denoiser.attends
+        if adapted:
+            save_adapters(network, self.base.denoiser.part, path / "lora")
+        if adapted and self.base.denoiser.takes_prompts:
+            adapts = {"path": self._origin, "network": self._base_weights["network"]}
+            self.base.save_adapted(path, {**settings, "adapts": adapts})
+        else:
+            self.model(network).save_pretrained(path, settings)
 
 
 @lasting_tensors()
 def merged(network: Any) -> nn.Module:
     """A copy without adapters: W + B A in their place. What is trained stays as it is."""
-    peft = _peft()
+    peft = peft_library()
     weights = {
         name.replace(".base_layer.", "."): weight.detach().clone()
         for name, weight in network.state_dict().items()
@@ -350,25 +349,15 @@ def _table(
 def _takes_labels(path: Path) -> bool:
     """Whether the network looks labels up, or would if it took any; else it attends to tokens."""
     index = read_index(path)
-    if "unet" not in index:
-        return True
-    return part_class(path, index, "unet") != "UNet2DConditionModel"
+    name = "unet" if "unet" in index else "transformer"
+    kinds = ("UNet2DConditionModel", *TRANSFORMERS)
+    return name in index and part_class(path, index, name) not in kinds
 
 
 def _check_network(base: DiffusionModel, path: Path, *, adapters: bool) -> None:
     base.check_complete()
-    if adapters and not any(name.endswith(_ADAPTED) for name, _ in base.network.named_modules()):
+    if adapters and not any(name.endswith(ADAPTED) for name, _ in base.network.named_modules()):
         raise CheckpointError(
             f"The network in {path} has no attention layer to put adapters on. Train all weights: "
             "leave `lora_rank` out."
         )
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise ImportError(
-            "Low-rank adapters need peft. Install it with `pip install 'synthaug[lora]'`."
-        ) from None
-    return peft

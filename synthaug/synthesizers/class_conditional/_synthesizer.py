@@ -329,8 +329,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         cls(model=job.base)  # refuses what cannot draw
 
         def save(network: nn.Module, folder: Path) -> None:
-            cls(model=job.model(network)).save_pretrained(folder)
-            job.save_adapter(network, folder)
+            job.save(network, folder, {"synthesizer": METHOD.name, **SamplerConfig().record()})
 
         network, result = job.run(
             out,

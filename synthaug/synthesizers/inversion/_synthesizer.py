@@ -378,7 +378,7 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
             tokens[torch.from_numpy(chosen)] = table.snapshots[snapshot][at[chosen]]
         return tokens
 
-    def _described(self, pixels: Pixels, labels: Labels) -> Tensor | None:
+    def _described(self, pixels: Pixels, labels: Labels) -> Any:
         """Tokens of the images themselves, as the encoder of a generator of ours makes them; else
         null tokens. What was learned about single images, the embeddings, is not looked at."""
         if self.encoder is None:
@@ -563,7 +563,10 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
 
 
 def _has_text_encoder(path: str | Path) -> bool:
-    return bool(read_index(checkpoints.resolve(path)).get("text_encoder"))
+    folder = checkpoints.resolve(path)
+    if "adapts" in checkpoints.read_record(folder):  # with embeddings in place of the encoder
+        return False
+    return bool(read_index(folder).get("text_encoder"))
 
 
 def _names_classes(path: str | Path) -> bool:

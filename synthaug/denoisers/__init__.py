@@ -18,6 +18,7 @@ from synthaug._support.layout import settled
 from synthaug._support.memory import is_device_lost, is_out_of_memory
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import Images
+from synthaug.denoisers._networks import CALLS, TRANSFORMERS, Prompted, cast
 from synthaug.errors import CheckpointError, MismatchError
 
 OWN_PIPELINE = (
@@ -28,6 +29,9 @@ OWN_PIPELINE = (
 
 _NEVER_GIVEN = ("addition_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 """Settings of a `UNet2DConditionModel` that takes more than image, timestep, tokens and class."""
+
+KINDS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", *TRANSFORMERS)
+"""Class names of the networks that a `Denoiser` calls."""
 
 
 def uncompiled(network: nn.Module) -> Any:
@@ -40,9 +44,10 @@ class Denoiser:
     """Calls a diffusers network in its own dtype and memory format.
 
     Args:
-        network: `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel`. The first and the
-            third take class indices int64 (n,) as condition, the second takes token sequences
-            (n, k, d). A network may have been wrapped by `torch.compile`.
+        network: One of `KINDS`. `UNet2DModel` and `DiTTransformer2DModel` take class indices int64
+            (n,) as condition, `UNet2DConditionModel` takes token sequences (n, k, d), that of
+            Stable Diffusion XL and other transformers take `Prompted`. A network may have been
+            wrapped by `torch.compile`.
 
     Raises:
         CheckpointError: For any other network, or one that needs inputs that samplers never give.
@@ -51,24 +56,38 @@ class Denoiser:
     def __init__(self, network: nn.Module) -> None:
         inner = uncompiled(network)
         self.kind = type(inner).__name__
-        if self.kind not in ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"):
+        if self.kind not in KINDS:
             raise CheckpointError(
-                f"Cannot denoise with a {self.kind}. Known networks: UNet2DModel, "
-                "UNet2DConditionModel, DiTTransformer2DModel."
+                f"Cannot denoise with a {self.kind}. Known networks: {', '.join(KINDS)}."
             )
         self.network = network
         self.config: Any = inner.config
+        sdxl = self.config.get("addition_embed_type") == "text_time"
         for name in _NEVER_GIVEN if self.kind == "UNet2DConditionModel" else ():
-            if self.config.get(name) not in (None, "text_proj"):
+            if self.config.get(name) not in (None, "text_proj", "text_time"):
                 raise CheckpointError(
                     f"The network's config sets `{name}` to {self.config[name]!r}: it needs more "
-                    f"than an image, a timestep and a prompt, as those of SDXL and of latent "
-                    f"consistency models do. {OWN_PIPELINE}"
+                    f"than an image, a timestep and a prompt, as those of latent consistency "
+                    f"models do. {OWN_PIPELINE}"
                 )
-        self.in_channels = int(self.config.in_channels)
+        self.takes_prompts = sdxl or self.kind in TRANSFORMERS
+        """Whether conditions are `Prompted`."""
+        self.attends = self.takes_prompts or self.kind == "UNet2DConditionModel"
+        """Whether the network attends to token sequences."""
+        packed = 4 if self.kind == "FluxTransformer2DModel" else 1  # its channels are of patches
+        self.in_channels = int(self.config.in_channels) // packed
+        out_channels = self.config.out_channels
+        self.out_channels = int(out_channels or self.config.in_channels) // packed
+        self.patch = 2 if packed > 1 else int(self.config.get("patch_size") or 1)
+        """Height and width of the patches that images are divided into, in latent pixels."""
         self.takes_labels = self.kind == "DiTTransformer2DModel" or (
             self.kind == "UNet2DModel" and self.config.num_class_embeds is not None
         )
+
+    @property
+    def part(self) -> str:
+        """The name that pipelines have for the network: unet or transformer."""
+        return "unet" if self.kind.startswith("UNet") else "transformer"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,15 +99,20 @@ class Denoiser:
         """Device of the weights."""
         return next(self.network.parameters()).device
 
-    def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Images:
+    def __call__(self, x: Images, t: Tensor, condition: Any) -> Images:
         """The network's prediction, float32 (n, C, H, W), for noisy images `x` at timestep `t`.
 
         Args:
             x: Noisy images or latents (n, C, H, W).
             t: Timestep on the training grid, a scalar or (n,).
-            condition: Class indices (n,), token sequences (n, k, d), or `None` for a network that
-                takes no condition.
+            condition: Class indices (n,), token sequences (n, k, d), n `Prompted`, or `None` for a
+                network that takes no condition.
         """
+        if self.takes_prompts:
+            if not isinstance(condition, Prompted):
+                raise ValueError("`condition` must be `Prompted`: the network takes more of them.")
+            said = CALLS[self.kind](self.config, self.evaluate, x, t, condition)
+            return said[:, : self.in_channels]
         inputs: dict[str, Any] = {"class_labels": condition} if self.takes_labels else {}
         if self.kind == "UNet2DConditionModel":
             if condition is None:
@@ -100,8 +124,12 @@ class Denoiser:
     def evaluate(self, x: Images, t: Tensor, **inputs: Any) -> Images:
         """All that the network says, float32 (n, c, H, W), for inputs as diffusers names them."""
         x = settled(x.to(self.dtype))
+        inputs = dict(cast(inputs, self.dtype))
         try:
-            output: Tensor = self.network(x, timesteps_of(t, x), **inputs).sample
+            if self.takes_prompts:  # transformers differ in the place of their timestep
+                output: Tensor = self.network(x, timestep=timesteps_of(t, x), **inputs).sample
+            else:
+                output = self.network(x, timesteps_of(t, x), **inputs).sample
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if is_out_of_memory(error) or is_device_lost(error):  # no fault of the checkpoint
                 raise
@@ -228,6 +256,8 @@ class GuidedDenoiser:
         without = guidance.unconditional[rows]
         if isinstance(condition, Tensor):
             together = torch.cat([condition, without])
+        elif isinstance(condition, Prompted):
+            together = without.behind(condition)
         else:
             together = condition.joined(without)
         predictions = guidance.denoiser(torch.cat([x, x[rows]]), t, together)
@@ -254,7 +284,7 @@ def guided(
     """
     guidance = ClassifierFreeGuidance(denoiser, guidance_scale, unconditional, rescale)
     alike = isinstance(condition, Joinable) or (
-        isinstance(condition, Tensor) and condition.shape[1:] == unconditional.shape[1:]
+        isinstance(condition, Tensor | Prompted) and condition.shape[1:] == unconditional.shape[1:]
     )
     if denoiser.device.type != "cpu" and alike:
         return GuidedDenoiser(guidance), []
@@ -337,6 +367,7 @@ def build_unet(
 
 
 __all__ = [
+    "KINDS",
     "OWN_PIPELINE",
     "AnyDenoiser",
     "ClassifierFreeGuidance",

@@ -1,0 +1,223 @@
+"""Models with several text encoders, in our own loop: drawn, fine-tuned and inverted.
+
+Tiny and random: these tests show that the mathematics is that of each family, not how good images
+are.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from synthaug import ClassConditional, TrainingConfig
+from synthaug.errors import CheckpointError, MismatchError
+from synthaug.images import LabeledImages
+from synthaug.synthesizers import FineTuningConfig, FromPipeline, LoadingConfig, LossGrid, streams
+
+FAMILIES = ("sdxl", "stable_diffusion_3", "flux", "pixart", "sana")
+CLASSES = ("a", "b")
+SEEDS = np.arange(2, dtype=np.uint64)
+
+
+def size_of(checkpoint: Any) -> int:
+    return int(checkpoint.arguments["height"])
+
+
+def real_images(size: int) -> LabeledImages:
+    """A left half that is white, and a right one."""
+    pixels = torch.full((2, 3, size, size), 20, dtype=torch.uint8)
+    pixels[0, :, :, : size // 2] = pixels[1, :, :, size // 2 :] = 230
+    return LabeledImages(pixels, np.arange(2), CLASSES)
+
+
+def loaded(checkpoint: Any, **arguments: Any) -> ClassConditional:
+    """In our loop, by the scheduler that the checkpoint ships."""
+    usual = {"classes": CLASSES, "image_size": size_of(checkpoint), "device": "cpu"}
+    sampler = {"scheduler": None, **checkpoint.arguments}
+    sampler = {name: sampler[name] for name in ("scheduler", "num_inference_steps")}
+    return ClassConditional.from_pretrained(
+        checkpoint.path, **{**usual, "sampler": sampler, **arguments}
+    )
+
+
+def by_pipeline(pipeline: Any, arguments: Any, guidance_scale: float = 1.0) -> Tensor:
+    """An image of each class from the streams of two seeds, in [-1, 1]."""
+    scale = {"guidance_scale": guidance_scale}
+    if type(pipeline).__name__ == "FluxPipeline":
+        scale = {"true_cfg_scale": guidance_scale, "guidance_scale": 1.0}
+        if guidance_scale > 1:
+            arguments = {**arguments, "negative_prompt": ["", ""]}
+    made = pipeline(
+        prompt=list(CLASSES), generator=streams(SEEDS), output_type="np", **scale, **arguments
+    )
+    return torch.from_numpy(made.images).permute(0, 3, 1, 2) * 2 - 1
+
+
+def by_us(synthesizer: ClassConditional, guidance_scale: float = 1.0) -> Tensor:
+    """The same images by our loop."""
+    plan = synthesizer.plan(per_class=1, guidance_scale=guidance_scale)
+    return synthesizer.draw(replace(plan, columns={**plan.columns, "seed": SEEDS}))
+
+
+def gray_levels(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max()) * 127.5
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned family, and what it was before."""
+
+    checkpoint: Any
+    before: ClassConditional
+    after: ClassConditional
+    folder: Path
+
+    @property
+    def adapters(self) -> Path:
+        return self.folder / "lora" / "pytorch_lora_weights.safetensors"
+
+
+def tune(checkpoint: Any, folder: Path, steps: int = 12) -> ClassConditional:
+    size = size_of(checkpoint)
+    config = TrainingConfig(
+        steps=steps, batch_size=2, learning_rate=0.03, warmup_steps=0, ema_decay=0.0, device="cpu"
+    )
+    adaptation = FineTuningConfig(lora_rank=2, image_size=size, label_dropout=0.0)
+    after, _ = ClassConditional.fine_tune(
+        checkpoint.path,
+        real_images(size),
+        folder,
+        adaptation=adaptation,
+        config=config,
+        progress=False,
+    )
+    steps = checkpoint.arguments["num_inference_steps"]
+    return after.with_settings(scheduler=None, num_inference_steps=steps)
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_checkpoint, tmp_path_factory) -> Callable[[str], Tuned]:
+    done: dict[str, Tuned] = {}
+
+    def tuned(family: str) -> Tuned:
+        if family not in done:
+            checkpoint = tiny_checkpoint(family)
+            folder = tmp_path_factory.mktemp(family)
+            after = tune(checkpoint, folder)
+            done[family] = Tuned(checkpoint, loaded(checkpoint), after, folder)
+        return done[family]
+
+    return tuned
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_our_loop_draws_what_the_pipeline_draws(tiny_checkpoint, family):
+    checkpoint = tiny_checkpoint(family)
+    expected = by_pipeline(checkpoint.pipeline, checkpoint.arguments, 2.0)
+    drawn = by_us(loaded(checkpoint), 2.0)
+    assert gray_levels(drawn, expected) < 0.1
+    unguided = by_us(loaded(checkpoint))
+    assert gray_levels(drawn, unguided) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_falls_and_adapted_weights_alone_change(tuned, family):
+    one = tuned(family)
+    real = real_images(size_of(one.checkpoint))
+    before, after = (
+        model.restoration_losses(real.read([0, 1]), real.labels, LossGrid(levels=4, draws=2))
+        for model in (one.before, one.after)
+    )
+    assert after.mean() < 0.99 * before.mean()
+    weights = one.after.model.network.state_dict()
+    for name, weight in one.before.model.network.state_dict().items():
+        adapted = ".to_" in name or ("add_" in name and "proj" in name)
+        assert torch.equal(weights[name], weight) or (adapted and name.endswith(".weight")), name
+    for part in ("vae", "class_embeddings"):
+        assert one.before.model.weights[part] == one.after.model.weights[part]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_saved_adapters_draw_the_same_images_in_our_loop_and_in_the_pipeline(tuned, family):
+    one = tuned(family)
+    drawn = by_us(one.after)
+    assert not (one.folder / one.after.model.denoiser.part).exists()  # a pipeline has gigabytes
+    again = ClassConditional.from_pretrained(
+        one.folder, device="cpu", sampler={"scheduler": None, "num_inference_steps": 2}
+    )
+    assert torch.equal(by_us(again), drawn)
+    assert again.recipe() == one.after.recipe()
+    pipeline = FromPipeline.from_pretrained(
+        one.checkpoint.path,
+        classes=CLASSES,
+        device="cpu",
+        files=LoadingConfig(lora=str(one.adapters)),
+    ).pipeline
+    assert gray_levels(by_pipeline(pipeline, one.checkpoint.arguments), drawn) < 0.1
+    assert gray_levels(by_us(one.before), drawn) > 1
+
+
+@pytest.mark.parametrize("family", ["sdxl", "stable_diffusion_3", "flux", "sana"])
+def test_diffusers_loads_the_adapters_by_itself(tuned, family):
+    from diffusers import DiffusionPipeline
+
+    one = tuned(family)
+    pipeline = DiffusionPipeline.from_pretrained(one.checkpoint.path)
+    pipeline.load_lora_weights(one.folder / "lora")
+    drawn = by_pipeline(pipeline, one.checkpoint.arguments)
+    assert gray_levels(drawn, by_us(one.after)) < 0.1
+
+
+def test_a_row_is_drawn_alone_as_in_company(tuned):
+    after = tuned("flux").after
+    plan = after.plan(per_class=2, guidance_scale=[1.0, 2.0], seed=3)
+    drawn = after.draw(plan)
+    for row in (0, len(plan) - 1):
+        torch.testing.assert_close(after.draw(plan[[row]])[0], drawn[row], atol=1e-4, rtol=0)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_adapters(tuned, tmp_path):
+    one = tuned("stable_diffusion_3")
+    tune(one.checkpoint, tmp_path, steps=5)
+    tune(one.checkpoint, tmp_path)
+    assert (tmp_path / "lora" / one.adapters.name).read_bytes() == one.adapters.read_bytes()
+
+
+def test_adapters_of_weights_that_changed_are_refused(tuned, tmp_path):
+    one = tuned("stable_diffusion_3")
+    folder = shutil.copytree(one.folder, tmp_path / "moved")
+    record = folder / "synthaug.json"
+    record.write_text(record.read_text().replace(one.before.model.weights["network"], "0" * 32))
+    with pytest.raises(MismatchError, match=r"is not the one that the adapters in .* were trained"):
+        ClassConditional.from_pretrained(folder, device="cpu")
+    with pytest.raises(CheckpointError, match=r"holds adapters alone. Fine-tune what they belong"):
+        ClassConditional.fine_tune(one.folder, real_images(8), tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", ["cogview4", "latent_consistency"])
+def test_a_family_that_cannot_be_fine_tuned_is_refused_with_those_that_can(
+    tiny_checkpoint, tmp_path, family
+):
+    match = r"we cannot fine-tune. We can those of .*StableDiffusionXLPipeline, .*SanaPipeline"
+    with pytest.raises(CheckpointError, match=match):
+        ClassConditional.fine_tune(tiny_checkpoint(family).path, object(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["abcdefghijklmnopqrst"]}, "the end would be cut off"),
+        ({"prompt_template": "x"}, "of two classes are the same to the text encoders"),
+        ({"image_size": 6}, "must be a multiple of 4.*times 2, the side of the network's patches"),
+    ],
+)
+def test_what_does_not_fit_a_family_is_refused(tiny_checkpoint, changes, message):
+    with pytest.raises(ValueError, match=message):
+        loaded(tiny_checkpoint("flux"), **changes)
