@@ -47,7 +47,7 @@ def save_adapters(network: Any, part: str, folder: Path) -> None:
 
     Args:
         network: One with adapters.
-        part: What the pipeline calls it, unet or transformer.
+        part: Name of the part in the pipeline, unet or transformer.
         folder: Gets the file `ADAPTER_FILE`.
 
     Raises:
@@ -68,8 +68,8 @@ def add_adapters(network: nn.Module, tensors: Mapping[str, Tensor], part: str) -
 
     Args:
         network: Changed in place.
-        tensors: What `save_adapters` wrote: A and B of each adapted layer.
-        part: What the pipeline calls the network.
+        tensors: Tensors that `save_adapters` wrote: A and B of each adapted layer.
+        part: Name of the network in the pipeline.
 
     Raises:
         LookupError: If a layer is missing, or there is none for this part.
@@ -93,7 +93,7 @@ def adapted(
 
     Args:
         path: The checkpoint.
-        own: What we wrote beside its parts.
+        own: Our record beside its parts.
         record: The name of the file with it.
 
     Raises:

@@ -58,8 +58,8 @@ def check_known(path: str | Path, index: Mapping[str, Any], what: str) -> None:
 
     Args:
         path: The checkpoint, for the error message.
-        index: What `model_index.json` holds.
-        what: What is wanted of it, such as "fine-tune".
+        index: Contents of `model_index.json`.
+        what: The task that needs it, such as "fine-tune".
 
     Raises:
         CheckpointError: Naming the pipelines that are known.

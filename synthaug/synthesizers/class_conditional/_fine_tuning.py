@@ -237,7 +237,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
         transformer or of Stable Diffusion XL the weights that did not change are not written.
 
         Args:
-            network: What is trained.
+            network: The network to train.
             path: The directory; parts in it are replaced whole.
             settings: Settings of the synthesizer.
 
