@@ -19,6 +19,7 @@ from synthaug._cache import (
     info,
 )
 from synthaug._cache.citations import cite
+from synthaug._cache.credentials import ContentCredentials
 from synthaug._cache.licenses import LICENSES, license_of
 from synthaug._cache.remote import upload
 from synthaug._cluster import RayEngine
@@ -26,6 +27,7 @@ from synthaug._generate.cost import estimate_cost, evaluations_per_second
 
 __all__ = [
     "LICENSES",
+    "ContentCredentials",
     "Forgotten",
     "RayEngine",
     "check_sources",

@@ -121,7 +121,7 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
     "cache info": (),
     "cache verify": (),
     "cache merge": (caches.merge,),
-    "cache export": (caches.export,),
+    "cache export": (caches.export, caches.ContentCredentials),
     "cache import": (caches.import_images, synthaug.load_dataset),
     "cache forget": (caches.forget, synthaug.load_dataset),
 }
@@ -136,5 +136,6 @@ PYTHON_NAMES = {
     "canary_seed": "seed",
     "classifier_scale": "scale",
     "test": "holdout",
+    "key_algorithm": "algorithm",
 }
 """Options that have another name in Python, or in some of it."""

@@ -100,6 +100,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_competition": {"_audit"},
     "test_other_systems": {"_cache", "_support"},
     "test_corruptions": {"evaluation"},
+    "test_credentials": {"_cache"},
     "test_denoise_once": {"_noise", "synthesizers"},
     "test_own_data_sets": {"_images"},
     "test_partial": {"_audit"},

@@ -33,6 +33,7 @@ from synthaug import _audit, improvement, sweeps, synthesizers
 from synthaug import evaluation as _evaluation
 from synthaug.synthesizers import _base
 from tests.audits import measure_no_audit
+from tests.certificates import write_certificates
 from tests.checkpoints import write_stable_diffusion
 from tests.command_line import run
 from tests.tiny.low_density import few_noisy_images
@@ -196,6 +197,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = synthaug.audit(cache, real, holdout=test, progress=False)
     for name in ("audit.json", "variants.json"):
         report.to_json(folder / name)
+    write_certificates(folder)
     return folder
 
 

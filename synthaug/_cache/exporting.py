@@ -11,6 +11,7 @@ import os
 import tarfile
 import unicodedata
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import PngImagePlugin
 
 from synthaug._cache.cards import Facts, card, croissant
+from synthaug._cache.credentials import MADE_BY_MODEL, ContentCredentials
 from synthaug._cache.files import Patient, new_file, new_folder
 from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5
 from synthaug._cache.remote import refuse_remote
@@ -36,6 +38,8 @@ ExportFormat = Literal["folder", "webdataset", "huggingface", "hdf5"]
 
 Advance = Callable[[int], object]
 """Moves a progress bar."""
+PNGs = Iterator[tuple[int, bytes]]
+"""Row numbers and PNG files."""
 
 _PER_TAR = 10_000  # images
 _HASHES = {"seed", "source_key", "partner_key"}
@@ -47,8 +51,7 @@ _XMP = (
     '<rdf:Description rdf:about="" '
     'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
     'xmlns:xmp="http://ns.adobe.com/xap/1.0/" '
-    'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/'
-    'trainedAlgorithmicMedia" xmp:CreatorTool="synthaug"/>'
+    f'Iptc4xmpExt:DigitalSourceType="{MADE_BY_MODEL}" xmp:CreatorTool="synthaug"/>'
     '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
 
@@ -70,6 +73,7 @@ def export(
     format: ExportFormat,
     rows: ArrayLike | None = None,
     audit: Any = None,
+    credentials: ContentCredentials | None = None,
     progress: bool = False,
 ) -> Path:
     """Writes images of a cache in a form that others read.
@@ -89,19 +93,21 @@ def export(
         rows: Row numbers to write, or a mask, bool (N,); by default all that are done.
         audit: An audit's report about the cache. Rows that it withheld are left out, and card and
             `croissant.json` say its verdict, and the fewest copies that it would have noticed.
+        credentials: Signs every PNG; by default they carry metadata without a signature.
         progress: Show a bar.
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: Nothing to write, a row that is not done, or a class name that cannot be the
-            name of a folder.
+        ValueError: Nothing to write, a row that is not done, a class name that cannot be the
+            name of a folder, or credentials for a form without PNG files.
+        DataError: The credentials sign nothing.
         MismatchError: `audit` is about another cache.
         CacheError: An image is not the one that was written.
         CacheError: `out` exists, cannot be written, or is a URL.
     """
-    writers: dict[str, Callable[[SynthCache, Path, Indices, Advance], None]] = {
+    writers: dict[str, Callable[[SynthCache, Path, PNGs], None]] = {
         "folder": _folder,
         "webdataset": _webdataset,
         "huggingface": _huggingface,
@@ -126,14 +132,20 @@ def export(
             raise ValueError(
                 "`format='hdf5'` copies every row. To leave some out, use another format."
             )
+        if credentials is not None:
+            raise ValueError(
+                "`credentials` sign PNG files, and `format='hdf5'` writes none. Use another format."
+            )
     elif format != "webdataset":
         _check_folder_names(tuple(cache.classes[i] for i in np.unique(cache.labels[chosen])))
+    if credentials is not None:
+        credentials.check()
     with bar(len(chosen), "export", "image", progress=progress) as shown:
         if format == "hdf5":
             _compressed(cache, target, shown.update)
         else:
             with new_folder(target) as folder:
-                writers[format](cache, folder, chosen, shown.update)
+                writers[format](cache, folder, _pngs(cache, chosen, credentials, shown.update))
                 (folder / "manifest.json").write_text(_manifest(cache), encoding="utf-8")
                 facts = Facts(cache, chosen, audit)
                 described = croissant(facts, folder)
@@ -202,11 +214,16 @@ def _png(image: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _images(cache: SynthCache, rows: Indices, advance: Advance) -> Iterator[tuple[int, bytes]]:
-    """Row numbers and PNG files."""
+def _pngs(
+    cache: SynthCache, rows: Indices, credentials: ContentCredentials | None, advance: Advance
+) -> PNGs:
     for block in blocks(rows, cache.image_shape):
         for row, image in zip(block.tolist(), cache.read(block), strict=True):
-            yield row, _png(image)
+            png = _png(image)
+            if credentials is not None:
+                made_from = {"row": row, "plan": cache.plan_digest}
+                png = credentials.sign(png, f"{row:08d}.png", made_from)
+            yield row, png
             advance(1)
 
 
@@ -223,28 +240,27 @@ def _manifest(cache: SynthCache) -> str:
     return json.dumps({**cache.manifest, "identity": cache.identity}, indent=2)
 
 
-def _folder(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
-    _class_folders(cache, folder, folder, rows, advance)
+def _folder(cache: SynthCache, folder: Path, images: PNGs) -> None:
+    _class_folders(cache, folder, folder, images)
 
 
-def _class_folders(
-    cache: SynthCache, folder: Path, images: Path, rows: Indices, advance: Advance
-) -> None:
-    """PNG files below `images`, and `provenance.jsonl` in `folder`."""
+def _class_folders(cache: SynthCache, folder: Path, below: Path, images: PNGs) -> None:
+    """PNG files in class folders `below`, and `provenance.jsonl` in `folder`."""
     with (folder / "provenance.jsonl").open("w", encoding="utf-8") as records:
-        for row, png in _images(cache, rows, advance):
+        for row, png in images:
             record = _record(cache, row)
-            path = images / cache.classes[record["label"]] / f"{row:08d}.png"
+            path = below / cache.classes[record["label"]] / f"{row:08d}.png"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(png)
             name = path.relative_to(folder).as_posix()
             print(json.dumps({"file_name": name, **record}), file=records)
 
 
-def _webdataset(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
-    for number, start in enumerate(range(0, len(rows), _PER_TAR)):
+def _webdataset(cache: SynthCache, folder: Path, images: PNGs) -> None:
+    number = 0
+    while some := list(islice(images, 1)):
         with tarfile.open(folder / f"{number:06d}.tar", "w") as archive:
-            for row, png in _images(cache, rows[start : start + _PER_TAR], advance):
+            for row, png in chain(some, islice(images, _PER_TAR - 1)):
                 record = _record(cache, row)
                 for suffix, data in (
                     ("png", png),
@@ -254,11 +270,12 @@ def _webdataset(cache: SynthCache, folder: Path, rows: Indices, advance: Advance
                     member = tarfile.TarInfo(f"{row:08d}.{suffix}")  # time 0: equal files
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
+        number += 1
 
 
-def _huggingface(cache: SynthCache, folder: Path, rows: Indices, advance: Advance) -> None:
+def _huggingface(cache: SynthCache, folder: Path, images: PNGs) -> None:
     (folder / "train").mkdir()
-    _class_folders(cache, folder, folder / "train", rows, advance)
+    _class_folders(cache, folder, folder / "train", images)
 
 
 def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:

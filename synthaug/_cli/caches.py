@@ -6,7 +6,13 @@ from typing import Literal
 from synthaug._cli.arguments import contents, names, next_audit, next_line, verdicts
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
-from synthaug._cli.options import FileOptions, ImageOptions, LicenseOptions, StorageOptions
+from synthaug._cli.options import (
+    FileOptions,
+    ImageOptions,
+    LicenseOptions,
+    SigningOptions,
+    StorageOptions,
+)
 from synthaug._printable import amount
 
 IMPORT = defaults("_cache.tools:import_images")
@@ -84,6 +90,7 @@ def merge(out: str, caches: list[str], storage: StorageOptions) -> Result:
 def export(
     cache: str,
     out: str,
+    signing: SigningOptions,
     *,
     format: Literal["folder", "webdataset", "huggingface", "hdf5"],
     audit: str | None = None,
@@ -96,6 +103,7 @@ def export(
     Args:
         cache: The HDF5 file.
         out: A folder, or for hdf5 a file, that does not exist yet.
+        signing: For content credentials.
         format: folder has one folder of PNG files per class, webdataset tar files, huggingface a
             data set directory with a card, and hdf5 a compressed copy of the whole cache.
         audit: JSON report of the cache; images that it did not pass are left out, and the export
@@ -109,11 +117,20 @@ def export(
     from synthaug._cache import export as run
     from synthaug._cache.serving import servable
 
+    credentials = signing.credentials()
     opened = SynthCache(cache)
     kept = verdicts(opened, audit=audit, selection=selection)
     rows = None if kept is None else np.flatnonzero(servable(opened, kept).mask)
     report = None if audit is None else AuditReport.from_json(audit)
-    run(opened, out, format=format, rows=rows, audit=report, progress=True)
+    run(
+        opened,
+        out,
+        format=format,
+        rows=rows,
+        audit=report,
+        credentials=credentials,
+        progress=True,
+    )
     images = int(opened.done.sum()) if rows is None else len(rows)
     record = {"out": out, "format": format, "images": images}
     return Result(

@@ -12,6 +12,7 @@ LOADING = defaults("synthesizers.class_conditional._synthesizer:ClassConditional
 Tracker: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
 EVALUATION = defaults("evaluation._evaluate:evaluate")
 READING = defaults("_images.labeled:load_dataset")
+SIGNING = defaults("_cache.credentials:ContentCredentials")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,41 @@ class LicenseOptions:
 
         generator = self.generator_license or license_of(checkpoint)
         return {"generator": generator, "source": self.source_license}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigningOptions:
+    """Who signs exported images; needs the extra "c2pa".
+
+    Args:
+        certificates: PEM file of the signer's certificate, and behind it of those that vouch for
+            it.
+        private_key: PEM file of its key, without a password.
+        key_algorithm: es256, es384 or es512 for elliptic curves, ps256, ps384 or ps512 for RSA, or
+            ed25519.
+        timestamp_url: Time stamp server, asked over the network for every image.
+    """
+
+    certificates: str | None = None
+    private_key: str | None = None
+    key_algorithm: str = SIGNING.algorithm
+    timestamp_url: str | None = SIGNING.timestamp_url
+
+    def credentials(self) -> Any:
+        """The `ContentCredentials` to sign with; `None` where no certificate is given."""
+        from synthaug._cache.credentials import ContentCredentials
+
+        if self.certificates is None or self.private_key is None:
+            if self != SigningOptions():
+                raise ValueError("To sign images, give both --certificates and --private-key.")
+            return None
+        algorithm: Any = self.key_algorithm
+        return ContentCredentials(
+            self.certificates,
+            self.private_key,
+            algorithm=algorithm,
+            timestamp_url=self.timestamp_url,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
