@@ -262,10 +262,21 @@ class Logits:
         return np.stack([1 - level, level], axis=1).astype(np.float32)
 
 
-def names(page: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def models(world: Path) -> dict[str, Any]:
+    """The generator, restorer and encoder that pages name."""
+    restorer = world / "runs/restorer"
+    return {
+        "synthesizer": synthaug.ClassConditional.from_pretrained(world / "runs/cifar10"),
+        "cold": synthaug.ColdDiffusion.from_pretrained(restorer, num_steps=2),
+        "encoder": synthaug.features.named(f"torchscript:{world}/encoder.pt", trusted=True),
+    }
+
+
+def names(page: str, models: dict[str, Any]) -> dict[str, Any]:
     """What readers have at hand by the time they see a block."""
     rng = np.random.default_rng(0)
-    generator = synthaug.ClassConditional.from_pretrained("runs/cifar10")
+    generator = models["synthesizer"]
     steered = {"base": generator, "encoder": Encoder()} if "low_density" in page else {}
     return {
         "synthaug": synthaug,
@@ -282,16 +293,14 @@ def names(page: str) -> dict[str, Any]:
         "train": synthaug.load_dataset("folder:cifar10/train"),
         "test": synthaug.load_dataset("folder:cifar10/test"),
         "validation": synthaug.load_dataset("folder:cifar10/validation"),
-        "synthesizer": generator,
-        "cold": synthaug.ColdDiffusion.from_pretrained("runs/restorer", num_steps=2),
         "images": torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
-        "encoder": synthaug.features.named("torchscript:encoder.pt", trusted=True),
         "logits": Logits(),
         "audit": synthaug.AuditReport.from_json("audit.json"),
         "features": rng.normal(size=(24, 4)),
         "labels": np.arange(24) % 2,
         "others": rng.normal(size=(6, 4)),
         "other_labels": np.arange(6) % 2,
+        **models,
         **steered,
     }
 
@@ -338,7 +347,7 @@ def test_pages_that_are_run_elsewhere_are(page):
 @pytest.mark.filterwarnings("ignore")  # of toy sizes
 @pytest.mark.usefixtures("short_audits")
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)])
-def test_the_code_of_a_page_runs(page, world, tmp_path, monkeypatch):
+def test_the_code_of_a_page_runs(page, world, models, tmp_path, monkeypatch):
     small(monkeypatch)
     # Guides say the same in both languages; README and tutorials go from one to the other.
     places = dict.fromkeys(("python", "sh"), tmp_path / "both")
@@ -347,7 +356,7 @@ def test_the_code_of_a_page_runs(page, world, tmp_path, monkeypatch):
     for folder in set(places.values()):
         shutil.copytree(world, folder, symlinks=True)
     monkeypatch.chdir(places["python"])
-    known = names(page)
+    known = names(page, models)
     made: dict[str, set[str]] = {language: set() for language in places}
     for block in blocks(page):
         if block.why is not None or block.language not in places:

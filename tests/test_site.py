@@ -58,7 +58,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_MKDOCS_2_WARNING", "1")
         patch.chdir(ROOT)
-        build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder)))
+        config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder))
+        # To break long signatures, the builder starts a formatter for each of them.
+        options = config.plugins["mkdocstrings"].config["handlers"]["python"]["options"]
+        options["line_length"] = 10_000
+        build(config)
     logging.getLogger("mkdocs").handlers.clear()
     return {path: Page(path) for path in folder.rglob("*.html")}
 
