@@ -28,7 +28,8 @@ import torch
 import synthaug
 from synthaug.errors import SynthaugError
 from synthaug.images import LabeledImages
-from synthaug.synthesizers import FromPipeline, InversionConfig
+from synthaug.synthesizers import FineTuningConfig, FromPipeline, InversionConfig
+from synthaug.synthesizers._kinds import kind_of
 
 WAYS = {
     "loaded": "load",
@@ -63,14 +64,19 @@ class Trial:
     def __init__(self, family: str, checkpoint: Any, folder: Path) -> None:
         self.path, self.arguments, self.folder = checkpoint.path, dict(checkpoint.arguments), folder
         self.classes = NAMES.get(family, ["a", "b"])
-        self.real = real_images(self.classes, self.arguments.get("height", 8))
+        self.size = self.arguments.get("height")
+        self.real = real_images(self.classes, self.size or 8)
 
     def load(self) -> Any:
         """By our own loop where there is one, else by the pipeline."""
         steps = {"num_inference_steps": 2}
         try:
             return synthaug.ClassConditional.from_pretrained(
-                self.path, classes=self.classes, device="cpu", sampler=steps
+                self.path,
+                classes=self.classes,
+                image_size=self.size,
+                device="cpu",
+                sampler=steps,
             )
         except REFUSALS as refusal:
             try:
@@ -95,10 +101,16 @@ class Trial:
         return self._drawn(synthesizer, synthesizer.plan(ratio=1, strength=0.5, seed=0))
 
     def tune(self) -> str:
-        """One step, and an image by what came of it."""
+        """One step, of adapters where prompts are attended to, and an image by what came of it."""
         config = synthaug.TrainingConfig(steps=1, batch_size=2, warmup_steps=0, device="cpu")
+        rank = None if self.size is None else 2
         tuned, _ = synthaug.ClassConditional.fine_tune(
-            self.path, self.real, self.folder / "tuned", config=config, progress=False
+            self.path,
+            self.real,
+            self.folder / "tuned",
+            adaptation=FineTuningConfig(lora_rank=rank, image_size=self.size),
+            config=config,
+            progress=False,
         )
         tuned = tuned.with_settings(num_inference_steps=2)
         return self._drawn(tuned, tuned.plan(per_class=1, seed=0))
@@ -106,7 +118,7 @@ class Trial:
     def invert(self) -> str:
         """One update for each image, and a variant of each."""
         loaded = synthaug.DiffusionInversion.from_pretrained(
-            self.path, classes=self.classes, device="cpu"
+            self.path, classes=self.classes, image_size=self.size, device="cpu"
         )
         config = InversionConfig(updates=1, batch_size=2)
         learned, _ = loaded.fit(self.real, self.folder / "learned", config=config, progress=False)
@@ -128,7 +140,7 @@ class Trial:
         arguments = {k: v for k, v in self.arguments.items() if k != "num_inference_steps"}
         line = ["generate", str(self.path), str(self.folder / "c.h5"), "--per-class", "1"]
         line += ["--classes", ",".join(self.classes), "--num-inference-steps", "2", "--quiet"]
-        if arguments and name_of(self.load()) == "pipeline":
+        if arguments and kind_of(self.path) == "FromPipeline":
             line += ["--arguments", json.dumps(arguments)]
         printed, errors = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):

@@ -77,11 +77,28 @@ class Step:
     t: Tensor
     """Scalar, on the training grid."""
     signal: float
-    """alpha-bar at `t`: x_t = sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) noise."""
+    """alpha-bar at `t`: x_t = scale (sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) noise)."""
     next_signal: float
     """alpha-bar where the step arrives; 1 for a clean image."""
     eta: float
     """0 for a deterministic step, 1 for an ancestral one."""
+    scale: float = 1.0
+    """1 but for a flow: x_t = (1 - s) x_0 + s noise has a smaller one."""
+    next_scale: float = 1.0
+    """The same where the step arrives."""
+
+    @classmethod
+    def of_flow(cls, t: Tensor, share: float, next_share: float) -> "Step":
+        """A step from one noise share to another: sqrt(alpha-bar) is to sqrt(1 - alpha-bar) as
+        1 - s is to s."""
+        scale, next_scale = (math.hypot(1 - s, s) for s in (share, next_share))
+        signal, after = ((1 - share) / scale) ** 2, ((1 - next_share) / next_scale) ** 2
+        return cls(t, signal, after, 0.0, scale, next_scale)
+
+    @property
+    def clean_share(self) -> float:
+        """The share of the clean image in x_t, by which a gradient in x_0 is one in x_t."""
+        return self.scale * math.sqrt(self.signal)
 
     @property
     def sigma(self) -> float:
@@ -91,7 +108,21 @@ class Step:
         between the same timesteps.
         """
         ratio = (1 - self.next_signal) / (1 - self.signal)
-        return math.sqrt(max(0.0, ratio * (1 - self.signal / self.next_signal)))
+        return self.next_scale * math.sqrt(max(0.0, ratio * (1 - self.signal / self.next_signal)))
+
+    @property
+    def score_weight(self) -> float:
+        """By what a change of the score of x_t moves where the step arrives.
+
+        For a flow exactly, since its first steps multiply the share of the image; else, and from
+        pure noise, in the limit of small steps.
+        """
+        if self.scale == self.next_scale or not self.signal:
+            return (1 + self.eta**2) / 2 * self.sigma**2 * self.scale / self.next_scale
+        noise = self.scale * math.sqrt(1 - self.signal)
+        next_noise = self.next_scale * math.sqrt(1 - self.next_signal)
+        next_clean = self.next_scale * math.sqrt(self.next_signal)
+        return (next_clean * noise / self.clean_share - next_noise) * noise
 
 
 @runtime_checkable
@@ -404,12 +435,7 @@ def check_pushable(scheduler: Any) -> None:
             another scale: those not in `SCHEDULERS`.
     """
     kind = type(scheduler).__name__
-    if kind in _FLOW:
-        raise ValueError(
-            "The network predicts a flow, and only steps of networks that predict noise, velocity "
-            "or images can be pushed. Leave the guidance out."
-        )
-    if kind not in SCHEDULERS.values():
+    if kind not in (*SCHEDULERS.values(), _FLOW[0]):
         raise ValueError(
             f"`scheduler` is {kind}, whose steps cannot be pushed. Use {', '.join(SCHEDULERS)}."
         )
@@ -424,6 +450,10 @@ def steps_of(scheduler: Any, timesteps: Tensor, eta: float, until: float = 1.0) 
         eta: Eta of DDIM; ancestral schedulers have 1 whatever it is.
         until: Signal level that the last step arrives at.
     """
+    if steps_flow(scheduler):
+        first = scheduler.begin_index or 0
+        shares = scheduler.sigmas[first : first + len(timesteps) + 1].tolist()
+        return [Step.of_flow(*of) for of in zip(timesteps, shares, shares[1:], strict=False)]
     signals = [float(scheduler.alphas_cumprod[int(t)]) for t in timesteps]
     if type(scheduler).__name__ == SCHEDULERS["ddpm"]:
         eta = 1.0
@@ -451,7 +481,7 @@ def check_until(scheduler: Any) -> None:
         ValueError: For other schedulers than those of `SCHEDULERS`, and for dynamic thresholding.
     """
     kind, thresholding = type(scheduler).__name__, scheduler.config.get("thresholding")
-    if kind not in SCHEDULERS.values() or thresholding:
+    if kind not in SCHEDULERS.values() or thresholding or steps_flow(scheduler):
         raise ValueError(
             f"A chain cannot be stopped halfway with {kind}"
             f"{' and thresholding' if thresholding else ''}. Use the scheduler "
@@ -476,7 +506,8 @@ def denoised_estimate(
         prediction: Prediction of the network for `x`.
         x: Noisy images x_t.
         signal: alpha-bar at t, one or (n, 1, 1, 1).
-        prediction_type: "epsilon", "v_prediction" or "sample".
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow". Of a flow `signal` is what
+            it would be if x had a variance of 1, see `Step.of_flow`.
 
     Raises:
         ValueError: For another type.
@@ -488,8 +519,10 @@ def denoised_estimate(
         return a * x - b * prediction
     if prediction_type == "sample":
         return prediction
+    if prediction_type == "flow":  # x - s v, where s : (1 - s) = b : a
+        return x - b / (a + b) * prediction
     raise ValueError(
-        f"`prediction_type` must be v_prediction, epsilon or sample, got {prediction_type!r}."
+        f"`prediction_type` must be v_prediction, epsilon, sample or flow, got {prediction_type!r}."
     )
 
 
@@ -524,6 +557,24 @@ def step_to(
     if variance:
         x = x + variance**0.5 * sent(randn(generators, x.shape[1:]), x.device)
     return x
+
+
+def noised(scheduler: Any, x0: Images, noise: Images, t: Tensor) -> Images:
+    """x_t at the timesteps `t`, (n,), of a scheduler of any kind that we know."""
+    if steps_flow(scheduler):
+        share = t / scheduler.config.num_train_timesteps
+        return add_flow_noise(x0, noise, share.view(-1, *[1] * (x0.ndim - 1)))
+    x_t: Images = scheduler.add_noise(x0, noise, t)
+    return x_t
+
+
+def clean_estimate(scheduler: Any, prediction: Images, x: Images, t: Tensor) -> Images:
+    """`denoised_estimate` at a timestep of a scheduler, a scalar."""
+    if steps_flow(scheduler):
+        signal = Step.of_flow(t, float(t) / scheduler.config.num_train_timesteps, 0.0).signal
+        return denoised_estimate(prediction, x, signal, "flow")
+    signal = float(scheduler.alphas_cumprod[int(t)])
+    return denoised_estimate(prediction, x, signal, scheduler.config.prediction_type)
 
 
 def add_flow_noise(x0: Images, noise: Images, share: Tensor | float) -> Images:
@@ -648,9 +699,11 @@ __all__ = [
     "check_timesteps",
     "check_trained_for",
     "check_until",
+    "clean_estimate",
     "denoised_estimate",
     "flow_shift",
     "make_scheduler",
+    "noised",
     "predicts_flow",
     "sample",
     "set_timesteps",

@@ -27,6 +27,24 @@ class ExactDenoiser:
         return ((x - a.sqrt() * mean) / (1 - a).sqrt()).float()
 
 
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.0}
+
+
+class GaussianFlow:
+    """The optimal flow for independent values of N(0, std^2)."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, std: float) -> None:
+        self.std = std
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        s = float(t) / 1000
+        variance = (1 - s) ** 2 * self.std**2 + s**2
+        # E[noise | x] - E[x_0 | x]
+        return (x.double() * (s - (1 - s) * self.std**2) / variance).float()
+
+
 class GaussianDenoiser(ExactDenoiser):
     """The optimal noise prediction for independent values of N(0, std^2)."""
 

@@ -15,7 +15,7 @@ from synthaug.samplers import Step, Trajectory, make_scheduler, sample
 from synthaug.synthesizers import ClassConditional, FromPipeline, LowDensity, streams
 from tests.checkpoints import tiny_unet, write_stable_diffusion
 from tests.command_line import fail, succeed
-from tests.exact_denoisers import EPSILON, GaussianDenoiser
+from tests.exact_denoisers import EPSILON, FLOW, GaussianDenoiser, GaussianFlow
 from tests.images import to_pixels
 from tests.tiny import cascades
 from tests.tiny import inversions as inversion
@@ -46,23 +46,25 @@ def brightness(output: Tensor, labels: Tensor) -> Tensor:
     return output.flatten(1).sum(1)
 
 
-def toy(**settings: Any) -> ClassifierPush:
+def toy(flow: bool = False, **settings: Any) -> ClassifierPush:
     return ClassifierPush(
         guidance=ClassifierGuidance(nn.Flatten().eval(), criterion=brightness, **settings),
         labels=torch.zeros(400, dtype=torch.int64),
-        denoiser=GaussianDenoiser(STD),
+        denoiser=GaussianFlow(STD) if flow else GaussianDenoiser(STD),
         condition=None,
-        prediction_type="epsilon",
+        prediction_type="flow" if flow else "epsilon",
     )
 
 
-@pytest.mark.parametrize(("name", "eta"), SAMPLERS)
-def test_a_gaussian_is_tilted_by_exp_of_scale_times_the_criterion(name, eta):
-    push = toy(scale=0.8, unit="score")
+@pytest.mark.parametrize(
+    ("name", "eta", "config"), [*((*one, EPSILON) for one in SAMPLERS), ("ddim", 0.0, FLOW)]
+)
+def test_a_gaussian_is_tilted_by_exp_of_scale_times_the_criterion(name, eta, config):
+    push = toy(config is FLOW, scale=0.8, unit="score")
     with torch.inference_mode():
         images = sample(
             push.denoiser,
-            make_scheduler(name, EPSILON),
+            make_scheduler(name, config),
             None,
             Trajectory(num_inference_steps=150, eta=eta),
             shape=(1, 4, 4),

@@ -18,7 +18,16 @@ from torch import Tensor
 from synthaug import ClassConditional, TrainingConfig
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.images import LabeledImages
-from synthaug.synthesizers import FineTuningConfig, FromPipeline, LoadingConfig, LossGrid, streams
+from synthaug.samplers import clean_estimate, noised
+from synthaug.synthesizers import (
+    DiffusionInversion,
+    FineTuningConfig,
+    FromPipeline,
+    InversionConfig,
+    LoadingConfig,
+    LossGrid,
+    streams,
+)
 
 FAMILIES = ("sdxl", "stable_diffusion_3", "flux", "pixart", "sana")
 CLASSES = ("a", "b")
@@ -198,6 +207,47 @@ def test_adapters_of_weights_that_changed_are_refused(tuned, tmp_path):
         ClassConditional.from_pretrained(folder, device="cpu")
     with pytest.raises(CheckpointError, match=r"holds adapters alone. Fine-tune what they belong"):
         ClassConditional.fine_tune(one.folder, real_images(8), tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_embedding_predicts_an_image_that_is_nearer_its_source_than_the_prompts(
+    tiny_checkpoint, tmp_path, family
+):
+    """From its noised source, at the size that is asked for; at the start they are the prompt's.
+
+    Random networks do not denoise, so a whole chain ends nowhere near an image.
+    """
+    checkpoint = tiny_checkpoint(family)
+    size = size_of(checkpoint)
+    real = real_images(size)
+    generator = DiffusionInversion.from_pretrained(
+        checkpoint.path, classes=CLASSES, image_size=size, device="cpu"
+    )
+    prompts = generator.model.conditions(torch.from_numpy(real.labels))
+    config = InversionConfig(
+        updates=24, snapshots=(0,), learning_rate=0.3, num_tokens=prompts.shape[1]
+    )
+    inverted, _ = generator.fit(real, tmp_path / "inverted", config=config, progress=False)
+    assert inverted.table is not None
+    model, labels = inverted.model, torch.from_numpy(real.labels)
+    scheduler, x0 = model.training_scheduler(), model.encode(real.read([0, 1]))
+    distances = dict.fromkeys(inverted.table.snapshots, 0.0)
+    for update, tokens in inverted.table.snapshots.items():
+        condition = model.attending(tokens, labels)
+        for noise in torch.randn(8, *x0.shape, generator=torch.Generator().manual_seed(0)):
+            t = torch.tensor(600)
+            x_t = noised(scheduler, x0, noise, t.expand(2))
+            with torch.no_grad():
+                predicted = clean_estimate(scheduler, model.denoiser(x_t, t, condition), x_t, t)
+            distances[update] += float((predicted - x0).square().mean())
+    assert distances[24] < 0.995 * distances[0]
+    first = model.attending(inverted.table.snapshots[0], labels)
+    for name, part in prompts.tensors().items():
+        assert torch.equal(first.tensors()[name], part), name
+        assert torch.equal(condition.tensors()[name], part) == (name != "class_embeddings")
+    plan = inverted.plan(ratio=1, interpolation=0.0, guidance_scale=2.0, seed=1)
+    again = DiffusionInversion.from_pretrained(tmp_path / "inverted", device="cpu")
+    assert torch.equal(again.draw(plan[[1]]), inverted.draw(plan[[1]]))
 
 
 @pytest.mark.parametrize("family", ["cogview4", "latent_consistency"])

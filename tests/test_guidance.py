@@ -11,7 +11,7 @@ from synthaug.guidance import HardnessPush, Unit, log_odds, unit_rms
 from synthaug.samplers import Step, Trajectory, make_scheduler, sample, steps_of
 from synthaug.synthesizers import streams
 from tests.checkpoints import cosine_config
-from tests.exact_denoisers import EPSILON, GaussianDenoiser
+from tests.exact_denoisers import EPSILON, FLOW, GaussianDenoiser, GaussianFlow
 
 SAMPLERS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpmsolver++", 0.0)]
 STD = 0.5
@@ -47,7 +47,7 @@ def towards_more(x: Tensor, t: Tensor) -> Tensor:
 
 
 def draw(name: str, eta: float, n: int, steps: int, pushes: Any = (), config: Any = None) -> Tensor:
-    denoiser: Any = GaussianDenoiser(STD)
+    denoiser: Any = GaussianFlow(STD) if config is FLOW else GaussianDenoiser(STD)
     with torch.inference_mode():
         return sample(
             denoiser,
@@ -202,21 +202,30 @@ def test_pushes_of_constant_direction_shift_a_gaussian_by_what_they_add_up_to(na
     torch.testing.assert_close(shift, torch.full_like(shift, expected), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "eta"), SAMPLERS)
-def test_with_the_score_as_unit_a_gaussian_becomes_its_exact_posterior(name, eta):
+FLOWS = [("ddim", 0.0, FLOW), ("dpmsolver++", 0.0, FLOW)]
+
+
+@pytest.mark.parametrize(
+    ("name", "eta", "config"), [*((*one, EPSILON) for one in SAMPLERS), *FLOWS]
+)
+def test_with_the_score_as_unit_a_gaussian_becomes_its_exact_posterior(name, eta, config):
     """Prior N(0, s^2), likelihood exp(-(x_0 - m)^2 / 2 v), both known at every noise level."""
     m, v = 0.6, 0.3
     signals = make_scheduler("ddpm", EPSILON).alphas_cumprod.double()
 
+    def signals_of(t: int) -> tuple[Tensor, Tensor]:
+        return signals[t].sqrt(), (1 - signals[t]).sqrt()
+
     def odds(x: Tensor, t: Tensor) -> Tensor:
-        a = signals[int(t)]
-        gain = a.sqrt() * STD**2 / (a * STD**2 + 1 - a)  # x_0 given x_t: its mean per x_t,
-        left = STD**2 * (1 - a) / (a * STD**2 + 1 - a)  # and its variance
+        share = t.double() / 1000
+        a, b = (1 - share, share) if config is FLOW else signals_of(int(t))
+        gain = a * STD**2 / (a**2 * STD**2 + b**2)  # x_0 given x_t: its mean per x_t,
+        left = STD**2 * b**2 / (a**2 * STD**2 + b**2)  # and its variance
         loss = (gain * x - m).square().flatten(1).sum(1) / (2 * (v + left))
         # As the push weighs log-odds by sigmoid: softplus(odds) = LARGE - loss for large odds.
         return (1e3 - loss).float()
 
-    images = draw(name, eta, 300, 200, [push(TwoClasses(odds), 300, 1.0, "score")])
+    images = draw(name, eta, 300, 200, [push(TwoClasses(odds), 300, 1.0, "score")], config)
     variance = 1 / (1 / STD**2 + 1 / v)
     assert float(images.mean()) == pytest.approx(variance * m / v, abs=0.03)
     assert float(images.var()) == pytest.approx(variance, rel=0.05)

@@ -267,7 +267,7 @@ class ClassifierPush:
     condition: Any
     """The denoiser's conditions, one per row."""
     prediction_type: str
-    """What the denoiser predicts: "epsilon", "v_prediction" or "sample"."""
+    """What the denoiser predicts: "epsilon", "v_prediction", "sample" or "flow"."""
     decode: Callable[[Images], Images] = lambda x0: x0
     """Clean images of what is denoised: the decoder of a latent model."""
 
@@ -290,7 +290,7 @@ class ClassifierPush:
             (labels,) = self._labels.on(x.device)
             gradient = guidance.gradient(labels, self.decode(x0), by)
         if not through:
-            gradient = gradient / step.signal**0.5
+            gradient = gradient / step.clean_share
         return scaled(gradient, guidance.scale, guidance.unit, step)
 
     @cached_property

@@ -99,8 +99,7 @@ def unit_rms(gradient: Tensor) -> Tensor:
 def scaled(gradient: Images, strength: Tensor | float, unit: Unit, step: Step) -> Images:
     """The push along a gradient, float32 (n, c, h, w), whose strength counts in a unit."""
     if unit == "score":
-        share = (1 + step.eta**2) / 2  # the score's weight in a step that is less random
-        return strength * share * step.sigma**2 * gradient
+        return strength * step.score_weight * gradient
     size = 1.0 if unit == "rms" else gradient[0].numel() ** -0.5
     return strength * size * step.sigma * unit_rms(gradient)
 

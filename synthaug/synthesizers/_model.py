@@ -257,11 +257,10 @@ class DiffusionModel:
             return sent(chosen, self.device)
         return sent(labels, self.device) if self.denoiser.takes_labels else None
 
-    def attending(self, tokens: Tensor, labels: Tensor) -> Tensor | Prompted:
+    def attending(self, tokens: Tensor, labels: Tensor) -> Any:
         """Conditions that attend to token sequences float32 (n, k, d) in place of their prompts.
 
-        Whatever else the network takes stays that of the prompts of the classes int64 (n,), or of
-        the first of them if there is one table for all images.
+        Whatever else the network takes stays that of the prompts of the classes int64 (n,).
         """
         conditions = self.conditions(labels) if self.denoiser.takes_prompts else None
         tokens = sent(tokens, self.device)
@@ -347,12 +346,14 @@ class DiffusionModel:
         """
         if guidance is None or not guidance.scale:
             return []
+        flow = predicts_flow(self.scheduler_config)
+        kind = "flow" if flow else self.scheduler_config.get("prediction_type", "epsilon")
         push = ClassifierPush(
             guidance=guidance,
             labels=guidance.numbered(labels, classes),
             denoiser=denoiser or self.denoiser,
             condition=condition,
-            prediction_type=self.scheduler_config.get("prediction_type", "epsilon"),
+            prediction_type=kind,
             decode=self.decode,
         )
         return [push]

@@ -38,10 +38,12 @@ from synthaug._support.precision import Resolved
 from synthaug._support.stopping import StopRequest, kept_at_stop, stop_requests
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints, recovery
-from synthaug._training.fit_job import check_prediction_type, denoising_target
+from synthaug._training.fit_job import as_logit_normal, check_prediction_type, denoising_target
 from synthaug._types import Images
 from synthaug.denoisers import Denoiser
+from synthaug.denoisers._networks import Prompted
 from synthaug.errors import CheckpointError, DivergedError
+from synthaug.samplers import noised, shifted, steps_flow
 from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers.inversion._config import InversionConfig, Start
 from synthaug.synthesizers.inversion._embeddings import EmbeddingTable
@@ -112,10 +114,17 @@ class Block:
     """float32 (n, k, d)."""
     exp_avg: Tensor
     exp_avg_sq: Tensor
+    prompts: Prompted | None = None
+    """Prompts of the images' classes, if the network takes more of a prompt than tokens: what the
+    embeddings do not say stays theirs."""
     update: int = 0
     """Updates that every embedding has received."""
     batches: ShrinkingBatches | None = None
     """What memory has allowed so far."""
+
+    def conditions(self, rows: slice, embeddings: Tensor) -> Any:
+        """The denoiser's conditions for some images with these embeddings."""
+        return embeddings if self.prompts is None else self.prompts[rows].attending(embeddings)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors of a checkpoint."""
@@ -129,8 +138,26 @@ def timesteps_of(keys: NDArray[np.uint64], update: int, num_timesteps: int) -> N
     Multiples of the golden ratio cover [0, 1) evenly however many are taken, so every image sees
     all noise levels after a few updates.
     """
+    return np.floor(_phases(keys, update) * num_timesteps).astype(np.int64)
+
+
+def _phases(keys: NDArray[np.uint64], update: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1), one for each image at one update."""
     start = (keys >> np.uint64(11)) * 2.0**-53
-    return np.floor((start + update * _GOLDEN) % 1.0 * num_timesteps).astype(np.int64)
+    phases: NDArray[np.float64] = (start + update * _GOLDEN) % 1.0
+    return phases
+
+
+def _levels(scheduler: Any, block: Block) -> Tensor:
+    """The timestep of every image at the block's update, (n,).
+
+    For the flow they are logit-normal and shifted, as in `fit_job.denoising_loss`.
+    """
+    steps, device = scheduler.config.num_train_timesteps, block.mean.device
+    if not steps_flow(scheduler):
+        return sent(torch.from_numpy(timesteps_of(block.keys, block.update, steps)), device)
+    phases = torch.from_numpy(_phases(block.keys, block.update)).clamp(1e-6, 1 - 1e-6)
+    return sent(shifted(as_logit_normal(phases), scheduler) * steps, device)
 
 
 def run_pass(
@@ -148,8 +175,7 @@ def run_pass(
         sent(torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu"), device)
         for _ in range(2)
     )
-    steps = scheduler.config.num_train_timesteps
-    t_all = sent(torch.from_numpy(timesteps_of(block.keys, u, steps)), device)
+    t_all = _levels(scheduler, block)
     beta1, beta2 = _BETAS
     rate = config.learning_rate_at(u) / (1 - beta1 ** (u + 1))
     correction = math.sqrt(1 - beta2 ** (u + 1))
@@ -163,7 +189,8 @@ def run_pass(
         c = block.embeddings[rows].detach().requires_grad_()
         target = denoising_target(scheduler, z, eps, t)
         with torch.enable_grad():
-            prediction = denoiser(scheduler.add_noise(z, eps, t), t, c)
+            x_t = noised(scheduler, z, eps, t)
+            prediction = denoiser(x_t, t, block.conditions(rows, c))
             # Summed over images: the gradient of one does not depend on how many others there are.
             loss = (prediction - target).square().flatten(1).mean(1).sum()
         (gradient,) = torch.autograd.grad(loss, c)
@@ -197,7 +224,7 @@ class InversionJob:
         self.real = ImageSource.open(real, "`real`")
         self.classes, self.labels = self.real.named_classes(), self.real.labels
         self.start, self.token_shape = _start(model, encoder, self.classes, config)
-        self.scheduler = model.make_scheduler("ddpm")
+        self.scheduler = model.training_scheduler()
         check_prediction_type(self.scheduler)
 
     @lasting_tensors()
@@ -361,7 +388,11 @@ class InversionJob:
 
         ShrinkingBatches(self.config.batch_size).run(len(rows), encode)
         embeddings = torch.cat(first).to(self.model.device, torch.float32)
+        prompts = None
+        if self.model.denoiser.takes_prompts:
+            prompts = self.model.conditions(torch.from_numpy(self.labels[rows]))
         return Block(
+            prompts=prompts,
             keys=np.array(keys, np.uint64),
             mean=torch.cat(means),
             std=None if stds[0] is None else torch.cat(stds),  # type: ignore[arg-type]
@@ -378,7 +409,7 @@ class InversionJob:
             return tokens
         if self.start == "prompt":
             prompts = self.model.conditions(torch.from_numpy(self.labels[rows]))
-            assert prompts is not None
+            prompts = prompts.tokens if isinstance(prompts, Prompted) else prompts
             repeats = prompts[:, -1:].expand(-1, max(0, k - prompts.shape[1]), -1)
             return torch.cat([prompts, repeats], 1)[:, :k].clone()
         seeds = [int(counter_rng(self.config.seed, 5, key).integers(2**63)) for key in keys]
@@ -392,12 +423,16 @@ def _start(
     config: InversionConfig,
 ) -> tuple[Start, tuple[int, int]]:
     """Where embeddings start, and their shape."""
-    if model.denoiser.kind != "UNet2DConditionModel":
+    denoiser = model.denoiser
+    if not denoiser.attends:
         raise CheckpointError(
-            f"The checkpoint's network is a {model.denoiser.kind}, which attends to no tokens. "
+            f"The checkpoint's network is a {denoiser.kind}, which attends to no tokens. "
             "Train one with `synthaug train --condition tokens`, or take Stable Diffusion."
         )
-    width = int(model.denoiser.config.cross_attention_dim)
+    prompts = model.class_embeddings
+    of_prompts = isinstance(prompts, Prompted)
+    config_width = denoiser.config.get("cross_attention_dim")
+    width = int(prompts.shape[-1] if isinstance(prompts, Prompted) else config_width)
     prompted = model.prompts is not None
     start = config.start or ("encoder" if encoder else "prompt" if prompted else "noise")
     if start == "encoder":
@@ -409,14 +444,13 @@ def _start(
                 f"{encoder.shape[0]}. Leave it out, or use `start='noise'`."
             )
         return start, encoder.shape
-    if start == "prompt":
-        if not prompted:
-            raise ValueError("`start` is 'prompt', but the checkpoint has no text encoder.")
-        if model.classes != classes:
-            raise ValueError(
-                f"The checkpoint's prompts are about the classes {', '.join(model.classes)}, the "
-                f"real images have {', '.join(classes)}. Load it with `classes=real.classes`."
-            )
+    if start == "prompt" and not prompted:
+        raise ValueError("`start` is 'prompt', but the checkpoint has no text encoder.")
+    if (start == "prompt" or of_prompts) and model.classes != classes:
+        raise ValueError(
+            f"The checkpoint's prompts are about the classes {', '.join(model.classes)}, the real "
+            f"images have {', '.join(classes)}. Load it with `classes=real.classes`."
+        )
     return start, (config.num_tokens or (encoder.shape[0] if encoder else 5), width)
 
 

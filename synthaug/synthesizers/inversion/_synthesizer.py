@@ -42,6 +42,7 @@ from synthaug._training.parts import read_index
 from synthaug._training.trackers import logging_to
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images, Labels, Pixels
+from synthaug.denoisers._networks import Prompted
 from synthaug.errors import DataError, MismatchError
 from synthaug.guidance import ClassifierGuidance
 from synthaug.synthesizers._base import Guide, RowSources
@@ -288,16 +289,15 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
             DataError: If a source or partner is not among the images that were learned.
         """
         self.check_classes(rows)
-        device = self.model.device
         generators = streams(rows["seed"])
-        condition = sent(self.conditions(rows, generators), device)
         labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
+        condition = self.model.attending(self.conditions(rows, generators), labels)
         latents = self.model.sample(
             self.sampler,
             condition,
             generators,
             guidance_scale=torch.tensor(rows["guidance_scale"], dtype=torch.float32, device="cpu"),
-            null=lambda: sent(self.unconditional_tokens(rows), device),
+            null=lambda: self._unconditional(rows, labels),
             pushes=[
                 *([] if guide is None else guide(rows, condition)),
                 *self.model.guided_by(self.classifier_guidance, labels, self.classes, condition),
@@ -324,12 +324,18 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         eta = randn(generators, table.token_shape)
         return tokens + torch.tensor(scale, dtype=torch.float32, device="cpu").view(-1, 1, 1) * eta
 
+    def _unconditional(self, rows: Plan, labels: Tensor) -> Any:
+        """The unconditional branch's conditions: what is no token stays that of the class."""
+        if self.unconditional == "null":
+            return self.model.null_conditions(len(rows))
+        return self.model.attending(self.unconditional_tokens(rows), labels)
+
     def unconditional_tokens(self, rows: Plan) -> Tensor:
         """The token sequences of the unconditional branch, float32 (n, k, d)."""
         if self.unconditional == "null":
             null = self.model.null_conditions(len(rows))
-            assert null is not None
-            return null
+            tokens: Tensor = null.tokens if isinstance(null, Prompted) else null
+            return tokens
         if self.unconditional == "zero":
             shape = (len(rows), *self._learned.token_shape)
             return torch.zeros(shape, dtype=torch.float32, device="cpu")
@@ -392,7 +398,8 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
         settings = {**self.model.settings(self.sampler), **METHOD.settings_of(self)}
         settings.pop("prompts", None)  # what reaches the images are embeddings
         weights = dict(self.model.weights)
-        if self.unconditional != "null":  # no part of it reaches the images
+        if self.unconditional != "null" and not self.model.denoiser.takes_prompts:
+            # No part of it reaches the images.
             weights.pop("class_embeddings", None)
         recipe = {
             "synthesizer": METHOD.name,

@@ -26,6 +26,7 @@ from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images, Indices, Pixels
 from synthaug.density import ClassGaussians
 from synthaug.errors import DataError, MismatchError
+from synthaug.samplers import noised
 from synthaug.synthesizers._diffusion import AbstractDiffusionSynthesizer
 from synthaug.synthesizers._real import fitting_images
 from synthaug.synthesizers.low_density._config import GuideConfig
@@ -97,7 +98,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
             self.synthetic_rows: NDArray[np.int64] = np.flatnonzero(self.synthetic.done)
             if not len(self.synthetic_rows):
                 raise DataError("`synthetic` holds no image. Generate some first.")
-        self._scheduler = self.model.make_scheduler("ddpm")
+        self._scheduler = self.model.training_scheduler()
         self._labels = torch.from_numpy(self.real.labels)
         self.num_examples = len(self._labels)
         self._encoder_config = NoisyEncoder.config_for(self.model.denoiser, self.model.latent_shape)
@@ -209,7 +210,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
         t = (strata * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1)
         x0 = self._encode(pixels)
         noise = of_ours(torch.randn(2, size, *x0.shape[1:], dtype=torch.float32, device="cpu"))
-        x_t = sent(self._scheduler.add_noise(x0, noise, t), device)
+        x_t = sent(noised(self._scheduler, x0, noise, t), device)
         classes, realism = module(x_t, sent(t, device), n)
         labels = sent(self._labels[torch.from_numpy(indices)], device)
         kinds = torch.tensor([REAL, SYNTHETIC], dtype=torch.int64, device="cpu")
@@ -262,7 +263,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
                 low, high, (len(x0),), generator=generator, dtype=torch.int64, device="cpu"
             )
             noise = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu")
-            x_t = self._scheduler.add_noise(x0, noise, t)
+            x_t = noised(self._scheduler, x0, noise, t)
             parts = zip(x_t.split(_BLOCK), t.split(_BLOCK), strict=True)
             embedded = [network.embed(x.to(device), s.to(device)).cpu() for x, s in parts]
             features = torch.cat(embedded).numpy()

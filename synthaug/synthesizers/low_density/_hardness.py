@@ -22,7 +22,7 @@ from synthaug._training.parts import load_module, read_config
 from synthaug._types import Images, ImageShape
 from synthaug.denoisers import Denoiser, build_unet, uncompiled
 from synthaug.density import ClassGaussians
-from synthaug.samplers import denoised_estimate
+from synthaug.samplers import clean_estimate
 from synthaug.synthesizers._model import DiffusionModel
 
 _PLAIN_BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"}
@@ -123,6 +123,7 @@ class NoiseAware:
         """float32 (n, C); see `guidance.HardnessModel`."""
         features = self.network.embed(x, timesteps_of(t, x))
         part = int(t) * len(self.gaussians) // self.num_train_timesteps
+        part = min(part, len(self.gaussians) - 1)  # a flow begins at the end of the last range
         return self.gaussians[part].all_hardness(features)
 
     @property
@@ -199,9 +200,7 @@ class OnEstimate:
     def __call__(self, x: Images, t: Tensor, condition: Tensor | None) -> Tensor:
         """float32 (n, C); see `guidance.HardnessModel`."""
         prediction = self.model.denoiser(x, t, condition)
-        scheduler = self.model.make_scheduler("ddpm")
-        signal = float(scheduler.alphas_cumprod[int(t)])
-        x0 = denoised_estimate(prediction, x, signal, scheduler.config.prediction_type)
+        x0 = clean_estimate(self.model.training_scheduler(), prediction, x, t)
         return self.gaussians.all_hardness(self.features(self.model.decode(x0)))
 
     @cached_property
