@@ -365,15 +365,46 @@ def test_images_that_cannot_be_made_are_refused(images, error, message, tiny_che
         FromPipeline(pipeline, CLASSES, image_inputs=images).with_sources(real_images())
 
 
-def test_a_control_net_says_how_its_image_is_made():
-    class TinyControlNetPipeline:
-        """Its first image is the control."""
+def test_a_control_net_draws_by_the_outlines_of_each_source(tiny_checkpoint, tmp_path):
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
-        def __call__(self, prompt: Any, image: Any, generator: Any = None, output_type: Any = None):
-            return None
-
-    synthesizer = FromPipeline(TinyControlNetPipeline(), CLASSES)
+    parts = tiny_checkpoint("stable_diffusion").pipeline.components
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = ControlNetModel.from_unet(
+            parts["unet"], conditioning_embedding_out_channels=(8, 8), load_weights_from_unet=True
+        )
+        for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+            torch.nn.init.normal_(block.weight)  # which are zero before training
+        torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight)
+    StableDiffusionControlNetPipeline(
+        **{**parts, "controlnet": net.eval(), "requires_safety_checker": False}
+    ).save_pretrained(tmp_path / "control")
+    arguments: Any = {"num_inference_steps": 2, "classes": CLASSES, "device": "cpu"}
+    plain = FromPipeline.from_pretrained(tmp_path / "control", **arguments)
+    real = real_images()
     with pytest.raises(
         TypeError, match=r"control what is drawn.* `image_inputs={'image': 'edges'}`"
     ):
-        synthesizer.with_sources(real_images())
+        plain.with_sources(real)
+    by_edges = plain.with_settings(image_inputs={"image": "edges"}).with_sources(real)
+    rows = by_edges.plan(per_class=1, seed=0)
+    images = by_edges.draw(rows)
+    for i in range(2):
+        outlines = made_from(
+            real.read([int(rows["source"][i])]), rows["seed"][i : i + 1], {"image": "edges"}
+        )
+        expected = by_pipeline(
+            plain.pipeline,
+            rows[i : i + 1],
+            [CLASSES[rows["label"][i]]],
+            num_inference_steps=2,
+            height=8,
+            width=8,
+            **outlines,
+        )
+        assert largest_difference(images[i : i + 1], expected) <= 1
+    by_itself = plain.with_settings(image_inputs={"image": "source"}).with_sources(real)
+    assert largest_difference(by_itself.draw(rows), images) > 1
+    again = FromPipeline.from_pretrained(tmp_path / "control", **arguments)
+    assert again.recipe() == plain.recipe()

@@ -17,7 +17,7 @@ from synthaug.images import LabeledImages
 from synthaug.sweeps import SweepReport, _run, sweep
 from synthaug.sweeps._config import SweepConfig
 from synthaug.sweeps._settings import Trial, combinations
-from synthaug.synthesizers import AbstractSynthesizer, SamplerConfig, streams
+from synthaug.synthesizers import AbstractSynthesizer, FromPipeline, SamplerConfig, streams
 from tests.command_line import check_answer, fail, succeed
 from tests.images import randn, to_images, to_pil
 from tests.tiny.cascades import tiny_cascade
@@ -303,3 +303,18 @@ def test_a_sweep_from_the_command_line(tmp_path, capsys):
     assert str(report.settings["command"]).startswith("synthaug sweep ")
     check_answer(*arguments)
     assert "`--validation` is missing" in fail(2, "sweep", tmp_path / "model", train)
+
+
+def test_prompts_are_swept_beside_the_arguments_of_a_pipeline(tiny_checkpoint):
+    synthesizer = FromPipeline(tiny_checkpoint("stable_diffusion").pipeline, ("a", "b"))
+    texts = ["{}", ["the {}", "x" * 3 + " {}"]]
+    grid = combinations({"prompts": texts, "guidance_scale": [1.0, 2.0]})
+    trials = [Trial.of(synthesizer, one, per_class=2, seed=0) for one in grid]
+    assert [trial.synthesizer.prompts for trial in trials[1:3]] == [
+        ("a", "b"),
+        ("the a", "xxx a", "the b", "xxx b"),
+    ]
+    assert [set(trial.plan["guidance_scale"]) for trial in trials] == [{1.0}, {2.0}] * 2
+    assert len({trial.stem for trial in trials}) == 4
+    long = Trial.of(synthesizer, {"prompts": [f"{i} {{}}" for i in range(60)]}, per_class=1, seed=0)
+    assert len(long.stem) < 130

@@ -95,8 +95,8 @@ def sweep(
         test: The split that results will be reported on: looked at only to see that it shares no
             image with `validation`.
         grid: Values of settings (those of `SamplerConfig` and the synthesizer's own) and of row
-            parameters, such as `guidance_scale` and `noise_conditioning_level`. By default 30
-            settings.
+            parameters, such as `guidance_scale` and `noise_conditioning_level`; of `FromPipeline`
+            also `prompts`, `attributes` and `negative_prompt`. By default 30 settings.
         guidance: Values of `guidance_scale` in the second stage; by default from 1 to 2. An empty
             list leaves the second stage out.
         features: Extractor of the Fréchet distance; by default the last layer of a classifier

@@ -11,6 +11,7 @@ from synthaug.samplers import SCHEDULERS
 from synthaug.synthesizers._parameters import Setting as DeclaredSetting
 from synthaug.synthesizers._registry import METHODS
 from synthaug.synthesizers._sampler import GUIDANCE_SCALE, SAMPLER_SETTINGS
+from synthaug.synthesizers.pipeline import FromPipeline
 
 Setting: TypeAlias = dict[str, Any]
 """Names and values of what is varied, such as {"scheduler": "ddim", "guidance_scale": 1.5}."""
@@ -79,6 +80,8 @@ class Trial:
     def of(cls, synthesizer: Any, setting: Setting, *, per_class: int, seed: int) -> "Trial":
         """Raises a ValueError for what the synthesizer or its plan refuses."""
         declared = {one.name for one in (*SAMPLER_SETTINGS, *_settings(synthesizer))}
+        if isinstance(synthesizer, FromPipeline):  # other texts change what a call gets, not a row
+            declared |= {"prompts", "attributes", "negative_prompt"}
         row = {name: value for name, value in setting.items() if name not in declared}
         changes = {name: value for name, value in setting.items() if name in declared}
         if "scheduler" in changes and type(synthesizer).__name__ in METHODS:
@@ -93,7 +96,7 @@ class Trial:
         """Name of its files: readable, and different for different images."""
         shown = "-".join(f"{_SHORT.get(k, k)}{v}" for k, v in self.setting.items())
         key = settings_digest({**self.synthesizer.recipe(), "plan": self.plan.digest})
-        return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', shown)}-{len(self.plan)}-{key[:8]}"
+        return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', shown)[:100]}-{len(self.plan)}-{key[:8]}"
 
     @property
     def evaluations(self) -> float:
