@@ -364,6 +364,9 @@ def test_a_circle_would_be_seen():
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 def parts_of(module: str) -> list[tuple[str, ast.FunctionDef]]:
     """The functions of a module, each with its own name or that of its class, for `__init__` and
     class methods the way in."""
@@ -391,6 +394,23 @@ def test_only_front_doors_have_more_than_eight_parameters_and_none_more_than_twe
             assert count <= 8 or name in doors or (place, name) in commands, f"{place}.{name}"
             assert count <= 12, f"{place}.{name}"
     assert wide >= 15  # or they are not found
+
+
+def length(node: ast.stmt) -> int:
+    """Lines of a statement."""
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    """Its docstring is not counted."""
+    functions = [(m, n) for m in modules() for n in nodes(ROOT / m) if isinstance(n, FUNCTION)]
+    assert len(functions) > 1000
+    for module, function in functions:
+        lines = length(function)
+        if ast.get_docstring(function) is not None:
+            lines -= length(function.body[0])
+        assert lines <= 60, f"{module}: {function.name} has {lines}"
 
 
 def test_no_two_public_classes_have_one_name():

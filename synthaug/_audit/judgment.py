@@ -54,12 +54,8 @@ class Judgment:
 def judgment_of(sets: AuditSets, comparison: AuditComparison, settings: AuditSettings) -> Judgment:
     """Judges every row, measures how much the audit sees, and reaches a verdict."""
     S, H, fdr = sets.S, sets.H, settings.fdr
-    rows, null, pool, contest = (
-        comparison.rows,
-        comparison.null,
-        comparison.pool,
-        comparison.contest,
-    )
+    rows, null = comparison.rows, comparison.null
+    pool, contest = comparison.pool, comparison.contest
     tested = None if pool is None else calibrated(pool, LEVEL, settings.seed)
     nan = np.full(len(rows.twins), np.nan)
     p, q, q_decoy = (nan, nan, nan.copy()) if tested is None else (tested.p, tested.q, nan)

@@ -17,6 +17,8 @@ from synthaug.improvement._config import ImproveConfig
 IMPROVE = defaults("improvement._run:improve")
 
 if TYPE_CHECKING:
+    from synthaug.improvement._report import ImproveReport
+
     SearchOptions: TypeAlias = Any
 else:
     SearchOptions = config_options(
@@ -145,13 +147,16 @@ def improve(
         "share": report.share,
         "lines": report.lines(),
     }
-    next = ""
-    if report.verdict == "planned":
-        next = next_line("improve", data, out, "--minutes", f"{config.minutes:g}")
-    elif report.verdict == "use":
-        next = next_line("cite", [one for one in report.rounds if one.kept][-1].cache)
-    elif report.verdict == "none":
-        next = "Next: train on the real images alone."
-    else:
-        next = "Next: give more images with --validation and --test, in another folder OUT."
+    next = _next(report, data, out, config.minutes)
     return published(report, call, str(Path(out) / "improve"), record, next=next)
+
+
+def _next(report: "ImproveReport", data: str, out: str, minutes: float) -> str:
+    """Names the next step after an answer."""
+    if report.verdict == "planned":
+        return next_line("improve", data, out, "--minutes", f"{minutes:g}")
+    if report.verdict == "use":
+        return next_line("cite", [one for one in report.rounds if one.kept][-1].cache)
+    if report.verdict == "none":
+        return "Next: train on the real images alone."
+    return "Next: give more images with --validation and --test, in another folder OUT."
