@@ -1,14 +1,16 @@
 """Kills, damage and interleavings by the thousands: what the suite's tests do, with larger numbers.
 
-    python benchmarks/soak.py files --count 1000          # damaged files per subject
+    python benchmarks/soak.py files --count 10000         # damaged files of all subjects together
     python benchmarks/soak.py kills --count 10            # worlds in which each command is killed
     python benchmarks/soak.py races --count 500           # orders of steps at one cache
     python benchmarks/soak.py cache --count 500           # kills of writers; 20 times the damage
 
-Every damaged file must be used rightly or refused with one clear error; what a killed command
-leaves must be whole, and what it leaves when it has run again equal to that of a run without a
-kill; what was withdrawn must stay so in every order of steps. Counts are totals: run again with a
-larger one, and it goes on after the seeds that are done. Results are in `results/soak.json`.
+Raw and encoded caches (PNG, WebP, JPEG) take part in each. Every damaged file must be used rightly
+or refused with one clear error; what a killed command leaves must be whole, and what it leaves when
+it has run again equal to that of a run without a kill; what was withdrawn must stay so in every
+order of steps. Counts are totals: run again with a larger one, and it goes on after the seeds that
+are done; `--anew` forgets them. Results, with the commits that they are of, are in
+`results/soak.json`.
 """
 
 import argparse
@@ -18,11 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _machine import RESULTS, write
+from _machine import RESULTS, machine, write
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -36,13 +39,16 @@ TESTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("soak", choices=["files", "kills", *TESTS])
-    parser.add_argument("--count", type=int, default=100, help="trials of each, in all")
+    parser.add_argument("--count", type=int, default=100, help="trials of each; files in all")
     parser.add_argument("--only", action="append", help="a subject or a command; all by default")
+    parser.add_argument("--anew", action="store_true", help="forget earlier results of this soak")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after so many")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     if arguments.soak in TESTS:
         sys.exit(suite(arguments.soak, arguments.count))
+    if arguments.anew:
+        write("soak", {name: value for name, value in stored().items() if name != arguments.soak})
     soak = files if arguments.soak == "files" else kills
     faults = soak(arguments.count, arguments.only, end)
     print(f"{faults} faults")
@@ -50,16 +56,18 @@ def main() -> None:
 
 
 def files(count: int, only: list[str] | None, end: float) -> int:
-    """Damaged files of every subject."""
+    """Damaged files, equally many of every subject."""
     from tests import fuzzing, killing
 
+    warnings.simplefilter("ignore")
+    names = only or [*fuzzing.SUBJECTS]
     killing.import_all()  # or each of the processes that are forked off would
 
     def start(name: str, folder: Path) -> Callable[[range], dict[str, Any]]:
         subject = fuzzing.SUBJECTS[name](folder)
         return lambda seeds: vars(fuzzing.trials(subject, folder, seeds))
 
-    return rounds("files", only or [*fuzzing.SUBJECTS], count, start, end)
+    return rounds("files", names, -(-count // len(names)), start, end)
 
 
 def kills(count: int, only: list[str] | None, end: float) -> int:
@@ -85,15 +93,14 @@ def rounds(
     end: float,
 ) -> int:
     """Goes on with each in turn until it has had `count` trials; returns the number of faults."""
-    results = stored()
-    totals = results.setdefault(soak, {})
+    totals, commit = stored().get(soak, {}), machine()["commit"]
     runs: dict[str, Callable[[range], dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as place:
         while left := [name for name in names if totals.get(name, {}).get("seeds", 0) < count]:
             for name in left:
                 if time.monotonic() >= end:
                     return sum(len(total.get("faults", [])) for total in totals.values())
-                total = totals.setdefault(name, {"seeds": 0, "seconds": 0.0})
+                total = totals.setdefault(name, {"seeds": 0, "seconds": 0.0, "commits": []})
                 if name not in runs:
                     folder = Path(place) / f"{len(runs)}"
                     folder.mkdir()
@@ -104,8 +111,9 @@ def rounds(
                 for key, value in runs[name](seeds).items():
                     total[key] = total.get(key, type(value)()) + value
                 total["seeds"] = seeds.stop
+                total["commits"] = [*dict.fromkeys([*total["commits"], commit])]
                 total["seconds"] = round(total["seconds"] + time.monotonic() - began, 1)
-                write("soak", results)
+                write("soak", {**stored(), soak: totals})  # another soak may run beside
                 print(f"{soak}: {name}: {total}", flush=True)
     return sum(len(total.get("faults", [])) for total in totals.values())
 

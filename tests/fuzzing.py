@@ -279,6 +279,9 @@ def _cache(folder: Path, encoding: str = "raw") -> Subject:
     made.write(range(11), torch.from_numpy(pixels[:11]))
     made.withdraw([4])
 
+    if encoding.startswith("jpeg"):  # what it lost is lost
+        pixels[made.done] = made.read(np.flatnonzero(made.done)).numpy()
+
     def use(path: Path) -> None:
         cache = SynthCache(path)
         assert cache.plan_digest == made.plan_digest
@@ -529,6 +532,30 @@ def _inversion(path: Path) -> Callable[[Path], Any]:
     return lambda folder: synthaug.DiffusionInversion.from_pretrained(folder, device="cpu")
 
 
+def _pipeline(path: Path) -> Callable[[Path], Any]:
+    """A layout that diffusers draws with, two text encoders, and an adapter of low rank."""
+    import torch
+    from safetensors.torch import save_file
+
+    from synthaug.synthesizers import FromPipeline, LoadingConfig
+    from tests.tiny_checkpoints import FAMILIES, SMALL
+
+    pipeline = FAMILIES["flux"](path)
+    name, layer = next(
+        (n, m) for n, m in pipeline.transformer.named_modules() if n.endswith("attn.to_q")
+    )
+    down, up = torch.ones(2, layer.in_features), torch.ones(layer.out_features, 2)
+    name = f"transformer.{name}"
+    adapter = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    save_file(adapter, path / "adapter.safetensors")
+    return lambda folder: FromPipeline.from_pretrained(
+        folder,
+        classes=["a", "b"],
+        files=LoadingConfig(lora=str(folder / "adapter.safetensors")),
+        **SMALL,
+    )
+
+
 LAYOUTS: Mapping[str, Callable[[Path], Callable[[Path], Any]]] = {
     "class_conditional": _class_conditional,
     "stable_diffusion": _stable_diffusion,
@@ -536,12 +563,15 @@ LAYOUTS: Mapping[str, Callable[[Path], Callable[[Path], Any]]] = {
     "cascade": _cascade,
     "low_density": _low_density,
     "inversion": _inversion,
+    "pipeline": _pipeline,
 }
 """How checkpoints of each kind are written; what comes back loads one."""
 SUBJECTS: Mapping[str, Callable[[Path], Subject]] = {
     "cache": _cache,
     "compressed cache": _packed,
-    "encoded cache": lambda folder: _cache(folder, "png"),
+    "cache of PNG": lambda folder: _cache(folder, "png"),
+    "cache of WebP": lambda folder: _cache(folder, "webp"),
+    "cache of JPEG": lambda folder: _cache(folder, "jpeg:90"),
     "plan": _plan,
     "HDF5 images": _hdf5,
     "image files": _images,

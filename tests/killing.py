@@ -65,6 +65,17 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         *("select", "c.h5", "--real", SETS[0], "--rules", "label,distinct", "--keep", "1"),
         *("--steps", "2", "--features", "pixels:2", *FLOAT, *REPORT),
     ),
+    "improve": (
+        *("improve", SETS[0], "improved", "--cache", "c.h5", "--validation", SETS[1]),
+        *("--test", SETS[2], "--shares", "0.5", "--targets", "random", "--augmentations", "mixup"),
+        *("--rounds", "1", "--screening-seeds", "2", "--final-seeds", "2", "--steps", "2", *CPU),
+    ),
+    "improve generator": (
+        *("improve", SETS[0], "improved", "--validation", SETS[1], "--test", SETS[2]),
+        *("--shares", "0.5", "--targets", "difficult,selected", "--augmentations", "affine"),
+        *("--rounds", "2", "--screening-seeds", "2", "--final-seeds", "2", "--steps", "2"),
+        *("--generator-steps", "3", "--width", "8", *FLOAT),
+    ),
     "evaluate": ("evaluate", SETS[0], "c.h5", SETS[2], "--batch-size", "8", *ONCE, *REPORT),
     "evaluate labels": (
         *("evaluate", "labels", "c.h5", SETS[0], "--percentile", "50", *ONCE, *REPORT),
@@ -110,7 +121,7 @@ class Kills:
 def world(folder: Path, *, models: bool = True) -> Path:
     """Makes the files that commands start from."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("holdout", 8), ("test", 6)):
+    for split, count in (("train", 12), ("holdout", 8), ("test", 8)):
         for label, name in enumerate(("cat", "dog", "emu")):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):

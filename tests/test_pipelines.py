@@ -160,6 +160,22 @@ def test_a_pipeline_that_names_code_is_refused(
         FromPipeline.from_pretrained(path, classes=CLASSES)
 
 
+def test_a_setting_that_only_a_call_meets_is_an_error_that_names_the_checkpoint(
+    tiny_checkpoint, tmp_path
+):
+    checkpoint = tiny_checkpoint("flux")
+    path = shutil.copytree(checkpoint.path, tmp_path / "flux")
+    config = json.loads((path / "transformer" / "config.json").read_text())
+    config["axes_dims_rope"][0] = 10**40
+    (path / "transformer" / "config.json").write_text(json.dumps(config))
+    broken = FromPipeline.from_pretrained(path, classes=CLASSES, **checkpoint.arguments)
+    with pytest.raises(CheckpointError, match=rf"{path} cannot draw \(OverflowError"):
+        broken.draw(broken.plan(per_class=1))
+    unfit = broken.with_settings(max_sequence_length=10**9)
+    with pytest.raises(ValueError, match="max_sequence_length"):
+        unfit.draw(unfit.plan(per_class=1))
+
+
 def test_pickled_weights_are_refused(tiny_checkpoint, tmp_path):
     path = shutil.copytree(tiny_checkpoint("sdxl").path, tmp_path / "sdxl")
     (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()

@@ -119,7 +119,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except ImportError as error:
         raise _lacking(path, error, remedy) from error
     except Exception as error:  # the libraries that read it raise whatever the bytes provoke
-        raise CheckpointError(f"{path} cannot be read ({_cause(error)}). {remedy}") from error
+        raise CheckpointError(f"{path} cannot be read ({cause_of(error)}). {remedy}") from error
 
 
 _EXTRAS = {"transformers": "text", "peft": "lora"}
@@ -133,10 +133,10 @@ def _lacking(path: Path, error: ImportError, remedy: str) -> Exception:
             return ImportError(
                 f"{path} needs {package}. Install it with `pip install 'synthaug[{extra}]'`."
             )
-    return CheckpointError(f"{path} cannot be read ({_cause(error)}). {remedy}")
+    return CheckpointError(f"{path} cannot be read ({cause_of(error)}). {remedy}")
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """An error in a few words."""
     return shortened(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
@@ -170,7 +170,7 @@ def loading(load: Callable[P, Loaded]) -> Callable[P, Loaded]:
             if path is None or (ours and (stated & about or "Pass `" in str(error))):
                 raise
             raise CheckpointError(
-                f"The checkpoint {path} cannot be used ({_cause(error)}). Copy it again."
+                f"The checkpoint {path} cannot be used ({cause_of(error)}). Copy it again."
             ) from error
 
     return loaded

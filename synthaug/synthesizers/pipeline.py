@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -17,9 +18,9 @@ from synthaug._noise import streams
 from synthaug._plan import REQUIRED, Plan, canonical_json
 from synthaug._support.precision import Precision
 from synthaug._support.torch_state import full_precision, torch_defaults
-from synthaug._training.checkpoints import loading, scheduler_settings, state_digest
+from synthaug._training.checkpoints import cause_of, loading, scheduler_settings, state_digest
 from synthaug._types import JSON, Images, ImageShape
-from synthaug.errors import DataError
+from synthaug.errors import CheckpointError, DataError, SynthaugError
 from synthaug.guidance import ClassifierGuidance
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer
 from synthaug.synthesizers._diffusion import with_guidance
@@ -141,6 +142,8 @@ class FromPipeline(AbstractSourcedSynthesizer):
         self.arguments: dict[str, Any] = dict(arguments)
         self.image_inputs, self.row_by_row = dict(image_inputs or {}), row_by_row
         self.real = None
+        self._files: str | Path | None = None
+        """Where the pipeline was loaded from by us; `None` for one of the user's own."""
         self._text: dict[str, Any] = {
             "prompts": prompts,
             "attributes": attributes,
@@ -291,7 +294,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
             **settings,
         }
         changed = FromPipeline(self.pipeline, self.classes, **stated)
-        changed.real = self.real
+        changed.real, changed._files = self.real, self._files
         return changed
 
     # -- plans -----------------------------------------------------------------------------------
@@ -347,7 +350,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
                 f"{made._name} needs `{open_[0]}` in every call. Say in `image_inputs` how it is "
                 f"made from a real image: by {', '.join(MADE)}."
             )
-        made.real = source
+        made.real, made._files = source, self._files
         return made
 
     def _checked_parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -444,6 +447,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
                 not, or the reverse.
             TypeError: If it has a parameter that the pipeline does not take.
             DataError: If the pipeline's safety checker blackened an image.
+            CheckpointError: If a pipeline that was loaded from files fails.
             MismatchError: If a source image is not the one that the plan was made with.
         """
         self.check_classes(rows)
@@ -485,7 +489,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
         if self.classifier_guidance is not None and self.classifier_guidance.scale:
             labels = torch.tensor(rows["label"], dtype=torch.int64, device="cpu")
             inputs[_CALLBACK] = self.classifier_guidance.callback(labels, self.classes)
-        with torch_defaults():
+        with torch_defaults(), self._blaming_the_files(inputs):
             output = self.pipeline(**inputs)
         # Only pipelines with a safety checker have these in their output.
         verdicts = (getattr(output, name, None) or [False] for name in _VERDICTS)
@@ -498,6 +502,25 @@ class FromPipeline(AbstractSourcedSynthesizer):
             )
         images = torch.from_numpy(np.asarray(output.images, np.float32))
         return images.permute(0, 3, 1, 2) * 2 - 1  # NHWC => NCHW
+
+    @contextmanager
+    def _blaming_the_files(self, inputs: Iterable[str]) -> Iterator[None]:
+        """Names the checkpoint in an error of its pipeline that does not name an input.
+
+        A config may hold values that only a call meets.
+        """
+        try:
+            yield
+        except Exception as error:
+            named = isinstance(error, TypeError | ValueError) and any(
+                name in str(error) for name in inputs
+            )
+            if self._files is None or named or isinstance(error, SynthaugError):
+                raise
+            raise CheckpointError(
+                f"{self._name} of {self._files} cannot draw ({cause_of(error)}). Copy the "
+                "checkpoint again, or correct the arguments of its calls."
+            ) from error
 
     def check_rows(self, plan: Plan) -> None:
         """See `AbstractSynthesizer.check_rows`: draws one row twice alone, and once beside another.
@@ -586,7 +609,9 @@ class FromPipeline(AbstractSourcedSynthesizer):
                 f"{path} does not name its classes. Pass `classes`: they become prompts."
             )
         files = files or LoadingConfig()
-        return cls(load_pipeline(path, files, dtype=dtype, device=device), classes, **settings)
+        made = cls(load_pipeline(path, files, dtype=dtype, device=device), classes, **settings)
+        made._files = path
+        return made
 
 
 def _whole(value: float) -> float:
