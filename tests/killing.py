@@ -55,6 +55,10 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     ),
     "cascade": ("cascade", "joined", "small", "stage"),
     "generate": ("generate", "run", "new.h5", "--per-class", "40", "--batch-size", "8", *DRAW),
+    "generate --encoding": (
+        *("generate", "run", "new.h5", "--per-class", "40", "--batch-size", "8", *DRAW),
+        *("--encoding", "webp"),
+    ),
     "invert": (
         *("invert", "tokens", SETS[1], "inverted", "--updates", "3", "--block-size", "8"),
         *("--checkpoint-seconds", "0", *FLOAT),
@@ -98,9 +102,14 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         *("--num-inference-steps", "2", *ONCE, *REPORT),
     ),
     "cache merge": ("cache", "merge", "new.h5", "c.h5"),
+    "cache merge --encoding": ("cache", "merge", "new.h5", "c.h5", "--encoding", "jpeg:90"),
     "cache export": ("cache", "export", "c.h5", "new", "--format", "folder"),
+    "cache export webdataset": ("cache", "export", "png.h5", "new", "--format", "webdataset"),
+    "cache export huggingface": ("cache", "export", "png.h5", "new", "--format", "huggingface"),
+    "cache export hdf5": ("cache", "export", "png.h5", "copy.h5", "--format", "hdf5"),
     "cache import": ("cache", "import", SETS[0], "new.h5"),
-    "cache forget": ("cache", "forget", SETS[0], "variants.h5", "exported"),
+    "cache import --encoding": ("cache", "import", SETS[0], "new.h5", "--encoding", "png"),
+    "cache forget": ("cache", "forget", SETS[0], "variants.h5", "png.h5", "exported"),
 }
 """Every command that writes, as it is called in a world."""
 CHEAP = ("split", "cache merge", "cache export", "cache import", "cache forget")
@@ -131,6 +140,7 @@ def world(folder: Path, *, models: bool = True) -> Path:
     start = [
         ("cache", "import", SETS[0], "c.h5"),
         ("cache", "import", SETS[0], "variants.h5"),
+        ("cache", "import", SETS[0], "png.h5", "--encoding", "png"),
         ("cache", "export", "variants.h5", "exported", "--format", "folder"),
     ]
     if models:
@@ -321,7 +331,7 @@ def _kept(place: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
-    if path.suffix == ".html":  # with times
+    if path.suffix == ".html" or path.name == "cost.json":  # times
         return "there"
     if path.suffix == ".jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -473,7 +473,9 @@ def test_the_data_set_of_the_sources_is_recognized_and_any_other_is_not(cache: S
 # Showing
 
 
-def test_info_counts_rows_per_class_and_state(cache: SynthCache) -> None:
+def test_info_counts_rows_per_class_and_state(
+    cache: SynthCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache.withdraw([0])
     cache.invalidate([4, 5])
     facts = info(cache)
@@ -485,6 +487,9 @@ def test_info_counts_rows_per_class_and_state(cache: SynthCache) -> None:
     text = info_text(cache)
     for line in ("9 done, 2 pending, 1 withdrawn", "Weights unet: ab12", "generator: MIT"):
         assert line in text
+    assert "more classes" not in text
+    monkeypatch.setattr("synthaug._cache.facts._MOST_LINES", 2)
+    assert info_text(cache).endswith("    1 more classes: see --json")
 
 
 def test_a_contact_sheet_shows_every_class_and_only_done_rows(

@@ -16,11 +16,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from synthaug import OnTheFlyDataset, Plan, SynthCache, load_dataset
 from synthaug._cache import State
 from synthaug._cache.writing import Writer
-from synthaug.caches import export, forget, import_images, merge
+from synthaug.caches import export, forget, import_images, merge, upload
 from synthaug.errors import CacheError
 from tests.drawing import SHAPE, Killed, Shaped, fill
 
@@ -154,7 +155,9 @@ def test_a_record_that_leads_out_of_the_folder_deletes_nothing(
 
 
 @pytest.mark.filterwarnings(COMPRESSED)
-def test_what_it_cannot_reach_is_named(tmp_path: Path, cache: SynthCache) -> None:
+def test_what_it_cannot_reach_is_named(
+    tmp_path: Path, cache: SynthCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import save_file
 
     small = export(cache, tmp_path / "small.h5", format="hdf5")
@@ -163,15 +166,66 @@ def test_what_it_cannot_reach_is_named(tmp_path: Path, cache: SynthCache) -> Non
     run.mkdir()
     tensors = {"keys": torch.tensor([104, 999]), "labels": torch.tensor([0, 1])}
     save_file(tensors, str(inversion / "embeddings" / "00000.safetensors"))
-    found = forget([cache.path, small, inversion, run], [104])
+    monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(tmp_path / "copies"))
+    upload(cache.path, url := "memory://bucket/c.h5")
+    found = forget([url, cache.path, small, inversion, run], [104])
+    MemoryFileSystem.store.clear()
     assert found == {cache.path: 2}
     text = "\n".join(found.beyond)
+    assert f"{url} is in a store, where nothing is erased; 2 of its rows" in text
+    assert f"delete the copies on every machine that opened it, here {tmp_path / 'copies'}" in text
     assert "small.h5 is a compressed copy, which cannot be written; 2 of its rows" in text
     assert "inversion holds embeddings of 1 of these images. Weights, checkpoints and samp" in text
-    assert "run holds no export." in text
+    assert "run holds no export. Weights, checkpoints and samples" in text
     assert f"The weights that drew {cache.path} (Noise, net ab12)" in text
     for word in ("backups and exports", "Reports of audits", "Training jobs that run now"):
         assert word in text
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_caches_in_a_work_folder_and_what_kills_left_are_reached(
+    tmp_path: Path, encoding: str
+) -> None:
+    work = tmp_path / "improved"
+    inner = fill(Shaped(), work / "recipe-1" / "round-1.h5", plan_of(), encoding=encoding)
+    outer = fill(Shaped(), tmp_path / "outer.h5", plan_of())
+    (work / "linked.h5").symlink_to(outer.path)
+    (work / "other.hdf5").write_text("none of ours")
+    remains = [
+        inner.path.with_name(".round-1.h5.12345678.partial"),
+        tmp_path / ".improved.12345678.partial",
+    ]
+    for path in remains:
+        path.write_bytes(inner.path.read_bytes())
+    found = forget([work], [104])
+    assert found == {inner.path: 2}
+    assert (inner.state[made_from(inner, 104)] == State.WITHDRAWN).all()
+    assert outer.done.all()
+    assert not any(path.exists() for path in remains)
+    text = "\n".join(found.beyond)
+    assert f"{work} holds 1 caches, which are done. Weights, checkpoints and samples" in text
+    assert f"delete {work / 'other.hdf5'}" in text
+
+
+@pytest.mark.filterwarnings(COMPRESSED)
+@pytest.mark.parametrize("form", ["folder", "hdf5"])
+def test_an_export_holds_nothing_that_is_forgotten_while_it_is_written(
+    tmp_path: Path, cache: SynthCache, monkeypatch: pytest.MonkeyPatch, form: Any
+) -> None:
+    read = SynthCache.read
+
+    def forgetting(self: SynthCache, rows: Any) -> Any:
+        images = read(self, rows)
+        forget([cache.path], [104])
+        return images
+
+    monkeypatch.setattr(SynthCache, "read", forgetting)
+    out = tmp_path / "out"
+    with pytest.raises(CacheError, match=r"2 rows were withdrawn while .* the first is row 3"):
+        export(cache, out, format=form)
+    assert os.listdir(tmp_path) == ["c.h5"]
+    monkeypatch.undo()
+    export(cache, out, format=form)
 
 
 def test_features_that_were_kept_are_deleted(tmp_path: Path, cache: SynthCache) -> None:

@@ -11,6 +11,7 @@ import os
 import tarfile
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from synthaug._printable import printable_line
 from synthaug._support.progress import bar
 from synthaug._support.rows import row_numbers
 from synthaug._types import Indices
+from synthaug.errors import CacheError
 
 ExportFormat = Literal["folder", "webdataset", "huggingface", "hdf5"]
 
@@ -104,8 +106,8 @@ def export(
             name of a folder, or credentials for a form without PNG files.
         DataError: The credentials sign nothing.
         MismatchError: `audit` is about another cache.
-        CacheError: An image is not the one that was written.
-        CacheError: `out` exists, cannot be written, or is a URL.
+        CacheError: `out` exists, cannot be written, or is a URL; an image is not the one that was
+            written, or was withdrawn while it was exported.
     """
     writers: dict[str, Callable[[SynthCache, Path, PNGs], None]] = {
         "folder": _folder,
@@ -144,7 +146,7 @@ def export(
         if format == "hdf5":
             _compressed(cache, target, shown.update)
         else:
-            with new_folder(target) as folder:
+            with new_folder(target) as folder, _served_to_the_end(cache, chosen):
                 writers[format](cache, folder, _pngs(cache, chosen, credentials, shown.update))
                 (folder / "manifest.json").write_text(_manifest(cache), encoding="utf-8")
                 facts = Facts(cache, chosen, audit)
@@ -153,6 +155,18 @@ def export(
                 if format == "huggingface":
                     (folder / "README.md").write_text(card(facts), encoding="utf-8")
     return target
+
+
+@contextmanager
+def _served_to_the_end(cache: SynthCache, rows: Indices) -> Iterator[None]:
+    """Refuses to finish what holds an image that was withdrawn after it had been read."""
+    yield
+    gone = rows[cache.state_of(rows) != State.DONE]
+    if len(gone):
+        raise CacheError(
+            f"{cache.path}: {len(gone):,} rows were withdrawn while they were exported, the first "
+            f"is row {gone[0]}. Nothing was written: export again, without them."
+        )
 
 
 def _chosen(cache: SynthCache, rows: ArrayLike | None) -> Indices:
@@ -286,7 +300,11 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
     text = json.dumps(cache.manifest, sort_keys=True)
     with new_file(target) as fd:
         stream = Patient(fd)
-        with new_hdf5(stream, text, plan.digest) as file:
+        done = np.flatnonzero(state == State.DONE)
+        with (
+            _served_to_the_end(cache, done),
+            new_hdf5(stream, text, plan.digest) as file,
+        ):
             for name, (dtype, shape) in data_sets_of(plan, cache.image_shape).items():
                 chunk = (1, *shape[1:]) if name == "images" else (min(shape[0], 2**16),)
                 file.create_dataset(
@@ -301,7 +319,7 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
             plan.visited(store)
             file["tombstones"][: len(tombstones)] = tombstones
             images = file["images"]
-            for block in blocks(np.flatnonzero(state == State.DONE), cache.image_shape):
+            for block in blocks(done, cache.image_shape):
                 stream.check()
                 for row, image in zip(block.tolist(), cache.read(block).numpy(), strict=True):
                     images[row] = image

@@ -15,6 +15,9 @@ from synthaug._cache.store import SynthCache
 from synthaug._printable import printable_line
 from synthaug._support.arguments import check_whole
 
+_MOST_LINES = 200
+"""Classes that a terminal is told of, one line each."""
+
 
 def info(cache: SynthCache) -> dict[str, Any]:
     """Returns the contents and the origin of a cache as JSON.
@@ -56,12 +59,15 @@ def info_text(cache: SynthCache) -> str:
     facts = info(cache)
     manifest = facts["manifest"]
     recipe, license, source = manifest["recipe"], manifest["license"], manifest["source"]
-    shown = {printable_line(name): counts for name, counts in facts["classes"].items()}
+    classes = facts["classes"]
+    shown = {printable_line(name): classes[name] for name in [*classes][:_MOST_LINES]}
     width = max(map(len, (*shown, "class")))
     table = [f"    {'class':{width}}  {'done':>9} {'pending':>9} {'withdrawn':>9}"]
     for name, counts in shown.items():
         numbers = " ".join(f"{counts[s.name.lower()]:>9,}" for s in ORDER)
         table.append(f"    {name:{width}}  {numbers}")
+    if (more := len(classes) - _MOST_LINES) > 0:
+        table.append(f"    {more:,} more classes: see --json")
     made = {
         "Synthesizer": recipe.get("synthesizer", "unknown"),
         **_named_values("Setting", recipe.get("settings")),
@@ -106,8 +112,10 @@ def contact_sheet(
     per_class = columns * rows_per_class
     tiles = []
     labels = cache.labels_of(done)
-    for index in np.unique(labels)[:most_classes].tolist():
-        chosen = evenly(done[labels == index], per_class)
+    by_class = done[np.argsort(labels, kind="stable")]
+    ends = np.cumsum(np.unique(labels, return_counts=True)[1])[:most_classes]
+    for rows in np.split(by_class, ends)[: len(ends)]:
+        chosen = evenly(rows, per_class)
         sheet = np.full((per_class, *cache.image_shape), 255, np.uint8)
         sheet[: len(chosen)] = cache.read(chosen).numpy()
         tiles.append(sheet)

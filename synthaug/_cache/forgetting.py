@@ -23,7 +23,7 @@ from synthaug._cache.files import parts_folder
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
-from synthaug._support.files import sync_folder, whole_file, write_text
+from synthaug._support.files import remove_orphans, sync_folder, whole_file, write_text
 from synthaug._support.progress import bar
 from synthaug._support.reading import check_regular, parse_json, read_text
 from synthaug._support.stopping import kept_at_stop
@@ -35,7 +35,7 @@ _NO_RECORD = (AttributeError, KeyError, TypeError, ValueError)
 _FEATURES = re.compile(r"[0-9a-f]{32}\.npy")
 _ALWAYS = (
     "Copies, backups and exports that were not named: name them too, or delete them.",
-    "Reports of audits (HTML) that show the images: delete them.",
+    "Reports of audits and selections (HTML) and sheets (PNG) that show the images: delete them.",
     "Training jobs that run now: one that draws on the fly into a cache named here leaves them out "
     "from its next batch on; start any other anew.",
 )
@@ -62,9 +62,10 @@ def forget(
 
     In a cache, and in the parts of a job that is still being drawn, the pixels are zeroed on the
     disk and the rows are withdrawn for good; from a folder that was exported their files, members
-    and records are deleted. They are found by the column `source_key`, and by every column whose
-    name ends in `_key`, such as that of a partner which was interpolated with. Features that were
-    kept are deleted whole: they do not say of which images they are.
+    and records are deleted; from any other folder, such as that of `improve`, they are erased in
+    every cache that lies in it. They are found by the column `source_key`, and by every column
+    whose name ends in `_key`, such as that of a partner which was interpolated with. Features that
+    were kept are deleted whole: they do not say of which images they are.
 
     The caches keep tombstones: the keys of the sources that they have rows of, and of the erased
     images. Merges leave out
@@ -72,8 +73,8 @@ def forget(
     and `import_images(forgotten=)` knows the erased images by their content.
 
     Args:
-        places: Cache files; folders made by `export`; folders in which features are kept; folders
-            of checkpoints, such as those of inversions.
+        places: Cache files; folders made by `export`; folders in which features are kept; other
+            folders, such as those of inversions and of `improve`.
         sources: The real images, uint8 (n, C, H, W); or their content digests, as the plan has them
             in the column `source_key`.
         progress: Show a bar.
@@ -81,7 +82,8 @@ def forget(
     Returns:
         For each place the number of images derived from the sources, erased now or before (of an
         export now); for each folder of features the number of files. `beyond` lists what was not
-        reached: weights, compressed copies, embeddings, and whatever was not named.
+        reached: weights, compressed copies, objects in a store, embeddings, and whatever was not
+        named.
 
     Raises:
         TypeError: `sources` holds something else, such as floats.
@@ -124,6 +126,13 @@ def _forget_in_cache(cache: SynthCache, keys: NDArray[np.uint64], found: Forgott
             "training data, delete them and train anew."
         )
     rows = rows_from_sources(cache.plan, keys)
+    if cache.url is not None and len(rows):
+        found.beyond.append(
+            f"{cache.url} is in a store, where nothing is erased; {len(rows):,} of its rows were "
+            "made from these images. Forget in the file that was uploaded, upload it again, and "
+            f"delete the copies on every machine that opened it, here {cache.path}."
+        )
+        return
     if not cache.writable and len(rows):
         found.beyond.append(
             f"{cache.path} is a compressed copy, which cannot be written; {len(rows):,} of its "
@@ -136,6 +145,7 @@ def _forget_in_cache(cache: SynthCache, keys: NDArray[np.uint64], found: Forgott
             f"{cache.path} is of format version 1, which keeps no tombstones: later merges and "
             "imports do not know what it forgot. `merge` makes a file of version 2 of it."
         )
+    remove_orphans(cache.path)  # what a kill left of it may hold the images
     found[cache.path] = _withdraw(cache, keys)
     # The whole first: whoever lays out a part later sees there what is withdrawn.
     for path in sorted(parts_folder(cache.path).glob("*.h5")):
@@ -160,6 +170,7 @@ def _withdraw(cache: SynthCache, keys: NDArray[np.uint64]) -> int:
 def _forget_in_folder(folder: Path, keys: NDArray[np.uint64], found: Forgotten) -> None:
     wanted = set(keys.tolist())
     try:
+        remove_orphans(folder)  # what a kill left of an export may hold the images
         features = [path for path in folder.iterdir() if _FEATURES.fullmatch(path.name)]
         tars = sorted(folder.glob("*.tar"))
         if (folder / "provenance.jsonl").exists():
@@ -173,19 +184,37 @@ def _forget_in_folder(folder: Path, keys: NDArray[np.uint64], found: Forgotten) 
                 path.unlink()
             found[folder] = len(features)
         else:
-            learned = sum(_learned(path, keys) for path in folder.glob("embeddings/*.safetensors"))
-            what = f"embeddings of {learned:,} of these images" if learned else "no export"
-            found.beyond.append(
-                f"{folder} holds {what}. Weights, checkpoints and samples of training cannot be "
-                "made to forget: if these images were among the training data, delete the folder "
-                "and train anew without them."
-            )
+            _forget_below(folder, keys, found)
         sync_folder(folder)
     except (OSError, tarfile.TarError, *_NO_RECORD) as error:
         raise CacheError(
             f"Cannot forget in {folder}: {error}. Repair the cause and forget again, or delete the "
             "folder."
         ) from error
+
+
+def _forget_below(folder: Path, keys: NDArray[np.uint64], found: Forgotten) -> None:
+    """Erases from the caches in a folder of other files, and names what cannot be erased."""
+    caches = 0
+    for path in sorted((*folder.rglob("*.h5"), *folder.rglob("*.hdf5"))):
+        # Links may lead out of the folder, which may be a stranger's. Parts go with their whole.
+        if path.is_symlink() or path.name[0] == "." or path.parent.suffix == ".parts":
+            continue
+        try:
+            cache = SynthCache(path)
+        except CacheError as error:
+            found.beyond.append(f"{error} If it holds something of the images, delete {path}.")
+            continue
+        _forget_in_cache(cache, keys, found)
+        caches += 1
+    learned = sum(_learned(path, keys) for path in folder.glob("embeddings/*.safetensors"))
+    held = [f"embeddings of {learned:,} of these images"] * bool(learned)
+    held += [f"{caches:,} caches, which are done"] * bool(caches)
+    found.beyond.append(
+        f"{folder} holds {' and '.join(held) or 'no export'}. Weights, checkpoints and samples of "
+        "training, and reports, cannot be made to forget: if these images were among the training "
+        "data, delete the folder and start anew without them."
+    )
 
 
 def derived(record: Mapping[str, Any], keys: set[int]) -> bool:
