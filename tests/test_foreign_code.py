@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import synthaug
@@ -28,8 +29,10 @@ from synthaug.synthesizers import (
     ClassConditional,
     ColdDiffusion,
     DiffusionInversion,
+    FromPipeline,
     LowDensity,
 )
+from synthaug.synthesizers._pipeline_files import check_adapter
 from tests.checkpoints import (
     cosine_config,
     tiny_dit,
@@ -44,6 +47,7 @@ from tests.tiny.cold import tiny as tiny_cold
 from tests.tiny.inversions import Real, generator
 from tests.tiny.inversions import fitted as inverted
 from tests.tiny.low_density import steered
+from tests.tiny_checkpoints import FAMILIES
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -154,6 +158,11 @@ def token_generator(path: Path) -> Callable[[Path], Any]:
     return partial(DiffusionInversion.from_pretrained, device="cpu")
 
 
+def pipeline(path: Path) -> Callable[[Path], Any]:
+    FAMILIES["pixart"](path)
+    return partial(FromPipeline.from_pretrained, classes=NAMES, device="cpu")
+
+
 LAYOUTS = {
     stable_diffusion: "**/*",
     autoencoder: "vae/*",
@@ -165,6 +174,7 @@ LAYOUTS = {
     cascade: ("*", "stage_1/**/*"),  # the base is a `class_conditional`
     low_density: "*/*",
     token_generator: "*",
+    pipeline: "text_encoder/*",
 }
 """Which files of each are payloads: those that others have too are tried once."""
 
@@ -211,6 +221,13 @@ def test_no_file_of_a_checkpoint_runs_code(layout, files, tmp_path, marker):
     found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     tried_files = [path for path in found if path.is_file()]
     surround(folder, marker)
+    if layout is pipeline:  # other libraries read it, so pickles and adapters are refused
+        assert "holds an adapter" in str(tried(load, folder))
+        for adapter in folder.rglob("adapter_config.json"):
+            adapter.unlink()
+        assert "holds pickled weights" in str(tried(load, folder))
+        for pickled in (*folder.rglob("*.bin"), *folder.rglob("*.pt")):
+            pickled.unlink()
     assert tried(load, folder) is None  # nothing of that is looked at
     assert tried_files
     for path in tried_files:
@@ -283,7 +300,7 @@ def test_a_missing_part_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, part
 
 
 def test_a_text_encoder_without_some_weights_is_refused(tmp_path):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     load = stable_diffusion(tmp_path)
     path = tmp_path / "text_encoder" / "model.safetensors"
@@ -318,10 +335,50 @@ def test_embeddings_and_checkpoints_of_an_inversion_are_no_pickles(tmp_path, mar
     inverted(tmp_path / "out", Real())
     for path in (tmp_path / "out" / "embeddings").iterdir():
         path.write_bytes(pickle.dumps(Payload(marker)))
+    load = partial(
+        DiffusionInversion.from_pretrained,
+        tmp_path / "out",
+        checkpoint=tmp_path / "generator",
+        device="cpu",
+    )
     with pytest.raises(CheckpointError, match="Learn them anew"):
-        DiffusionInversion.from_pretrained(
-            tmp_path / "out", checkpoint=tmp_path / "generator", device="cpu"
-        )
+        load()
+    record = json.loads((tmp_path / "out" / "inversion.json").read_text())
+    write_json(tmp_path / "out" / "inversion.json", {**record, "classes": ["ant", True]})
+    with pytest.raises(CheckpointError, match=r"inversion\.json is damaged: `classes` is"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("megatron_core", "evil"),
+        ("auto_mapping", {"base_model_class": "Evil", "parent_library": "evil"}),
+        ("r", 10**9),
+        ("rank_pattern", {"((.*)*)*x": 2}),
+        ("target_modules", "((.*)*)*x"),
+        ("init_lora_weights", "pissa"),
+    ],
+)
+def test_the_config_of_an_adapter_imports_allocates_and_matches_nothing(
+    tmp_path, marker, setting, value
+):
+    pytest.importorskip("peft")
+    weights = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(4, 2)}
+    plain = {"r": 2, "lora_alpha": 4, "target_modules": ["a"], "peft_type": "LORA"}
+    plain |= {"init_lora_weights": "gaussian", "rank_pattern": {"a.b": 2}}
+    for changes in ({}, {setting: value}):
+        config = {f"unet.{name}": value for name, value in {**plain, **changes}.items()}
+        metadata = {"lora_adapter_metadata": json.dumps(config)}
+        save_file(weights, tmp_path / "a.safetensors", metadata)
+        if changes:
+            with pytest.raises(CheckpointError, match=rf"a\.safetensors sets `{setting}` to"):
+                check_adapter(tmp_path / "a.safetensors")
+        else:
+            check_adapter(tmp_path / "a.safetensors")
+    save_file({"((.*)*)*x.lora_A.weight": torch.ones(2, 4)}, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match="weights of a layer"):
+        check_adapter(tmp_path / "b.safetensors")
 
 
 # TorchScript

@@ -360,7 +360,8 @@ def test_a_config_of_another_size_than_its_weights_is_refused_before_it_is_built
 
 OWN_VALUES: list[tuple[str, str, Any, str]] = [
     ("synthaug.json", "classes", ["a", "a"], "synthaug.json holds a name twice"),
-    ("synthaug.json", "image_shape", [3, 8], "cannot be used"),
+    ("synthaug.json", "image_shape", [3, 8], "expected \\(C, H, W\\)"),
+    ("synthaug.json", "image_shape", [3, 8, 1e308], "expected \\(C, H, W\\)"),
     ("scheduler/scheduler_config.json", "timestep_spacing", "x", "scheduler_config.json"),
     ("model_index.json", "unet", ["diffusers", "a" * 5000], r"the unet is a{500} \.\.\."),
 ]

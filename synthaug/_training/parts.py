@@ -407,6 +407,21 @@ def _check_prompts(prompts: Sequence[str], tokens: Sequence[Sequence[int]], long
         seen[tuple(row)] = prompt
 
 
+def recorded_shape(record: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """(C, H, W) that a file of ours says; `None` if it does not.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    shape = record.get("image_shape")
+    if not shape:
+        return None
+    sides = tuple(shape)
+    if len(sides) != 3 or not all(type(n) is int and 0 < n <= _LARGEST_SIDE for n in sides):
+        raise ValueError(f"`image_shape` is {shortened(shape)}, expected (C, H, W)")
+    return sides
+
+
 def default_shape(network: Any, vae: Any) -> tuple[int, int, int]:
     """(C, H, W) in pixels of what the checkpoint was trained on."""
     size = network.config.get("sample_size", _FLUX_SIZE)

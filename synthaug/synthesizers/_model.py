@@ -33,6 +33,7 @@ from synthaug._training.parts import (
     load_frozen,
     part_folder,
     read_index,
+    recorded_shape,
 )
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.denoisers import OWN_PIPELINE, AnyDenoiser, Denoiser, GuidanceTerm, guided
@@ -593,7 +594,7 @@ class DiffusionModel:
         vae = load_autoencoder(base, index)
         with checkpoints.reading(path / SETTINGS, "Save the checkpoint again."):
             saved_names = tuple(map(str, own.get("classes", ())))
-            saved_shape = tuple(map(int, own.get("image_shape") or ()))
+            saved_shape = recorded_shape(own)
         names = saved_names if classes is None else tuple(map(str, classes))
         check_names(path, own, classes, names)
         if names != saved_names and Denoiser(network).takes_labels:

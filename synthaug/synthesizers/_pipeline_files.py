@@ -1,5 +1,7 @@
 """Diffusers pipelines from files. As with our own parts, nothing in a checkpoint is executed."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,10 +9,11 @@ from typing import Any
 
 import torch
 
+from synthaug._printable import printable_line, shortened
 from synthaug._support.devices import choose_device
 from synthaug._support.extras import from_extra
 from synthaug._support.precision import Precision, resolve_precision
-from synthaug._support.reading import check_regular_below
+from synthaug._support.reading import check_regular_below, parse_json
 from synthaug._support.torch_state import torch_defaults
 from synthaug._training.checkpoints import load_tensors, reading, resolve, state_digest
 from synthaug._training.hub import variants
@@ -97,7 +100,8 @@ def _merge(pipeline: Any, file: Path) -> None:
     """Adds low-rank adapters to the weights of a pipeline.
 
     Raises:
-        CheckpointError: If the file is none of safetensors, or not for this pipeline.
+        CheckpointError: If the file is none of safetensors, not for this pipeline, or configured
+            to do more than to add low-rank weights.
         ImportError: Without peft.
     """
     with from_extra("peft", "Adapters of low rank need peft", "lora"):
@@ -108,6 +112,7 @@ def _merge(pipeline: Any, file: Path) -> None:
     if file.suffix != ".safetensors" or not file.is_file():
         raise CheckpointError(f"`lora` is {file}, expected a .safetensors file that exists.")
     with reading(file, "Is it for another model, or damaged?"), torch_defaults():
+        check_adapter(file)
         if not isinstance(pipeline, LoraBaseMixin):  # as those of PixArt
             part = "transformer" if "transformer" in pipeline.components else "unet"
             add_adapters(pipeline.components[part], load_tensors(file), part)
@@ -119,6 +124,60 @@ def _merge(pipeline: Any, file: Path) -> None:
         pipeline.unload_lora_weights()
 
 
+_LAYER = re.compile(r"[\w.\-]+")
+"""What names of layers are made of. peft takes them for patterns, and one of a stranger's may have
+no end of matching."""
+_NUMBERS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+"""Settings of an adapter that are numbers, for all layers or by the name of a layer."""
+_LISTS = ("target_modules", "exclude_modules")
+"""Settings that are names of layers."""
+_FREE = (
+    *("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_bias"),
+    *("lora_dropout", "peft_version", "revision", "task_type", "use_dora", "use_rslora"),
+)
+"""Settings that may have any value."""
+
+
+def check_adapter(file: Path) -> None:
+    """Refuses an adapter whose config would have peft import something, allocate more than its
+    weights take, or match without end.
+
+    Raises:
+        CheckpointError: Naming the setting.
+    """
+    import peft
+    from safetensors import safe_open
+
+    with safe_open(str(file), "pt") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in list(opened.keys())}
+        text = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
+    largest = max((side for shape in shapes.values() for side in shape), default=0)
+    usual = json.loads(json.dumps(peft.LoraConfig().to_dict(), default=list))
+
+    def fits(name: str, value: Any) -> bool:
+        if name in _NUMBERS:
+            numbers = value if isinstance(value, dict) else {"all": value}
+            return all(map(_LAYER.fullmatch, numbers)) and all(
+                isinstance(number, int | float) and ("alpha" in name or 0 < number <= largest)
+                for number in numbers.values()
+            )
+        if name in _LISTS:
+            listed = isinstance(value, list) and all(_LAYER.fullmatch(str(one)) for one in value)
+            return value is None or listed
+        if name == "init_lora_weights":  # they are replaced by those of the file
+            return value in (True, False, "gaussian")
+        return name in _FREE or value in (None, usual.get(name))
+
+    settings = [(place.rpartition(".")[2], value) for place, value in parse_json(text).items()]
+    unfit = [f"`{n}` to {v!r}" for n, v in settings if not fits(n, v)]
+    unfit += [f"weights of a layer {name!r}" for name in shapes if not _LAYER.fullmatch(name)]
+    if unfit:
+        raise CheckpointError(
+            f"{file} sets {printable_line(shortened(unfit[0]))}, which we do not use for an "
+            "adapter. Take one of plain low-rank weights."
+        )
+
+
 def check_files(folder: Path, index: Mapping[str, Any], variant: str | None) -> None:
     """Looks at all that diffusers would load, before it does.
 
@@ -128,8 +187,8 @@ def check_files(folder: Path, index: Mapping[str, Any], variant: str | None) -> 
         variant: The variant of weights that is asked for.
 
     Raises:
-        CheckpointError: If a part is of another library or names code of its own, or there are
-            weights, but none that are asked for in safetensors files.
+        CheckpointError: If a part is of another library, names code of its own or has an adapter
+            beside it, or there are weights, but none that are asked for in safetensors files.
     """
     import diffusers
 
@@ -147,6 +206,11 @@ def check_files(folder: Path, index: Mapping[str, Any], variant: str | None) -> 
                 "transformers."
             )
         place = folder / name if (folder / name).is_dir() else folder
+        if (place / "adapter_config.json").exists():  # names a base, which may be anywhere
+            raise CheckpointError(
+                f"{place} holds an adapter, which transformers would load unasked. Delete "
+                "adapter_config.json there, and give the adapter's file as `lora`."
+            )
         for config in sorted({path for kinds in _CONFIGS for path in place.glob(kinds)}):
             code_free_json(config)
         _check_weights(place, variant)

@@ -27,7 +27,7 @@ from synthaug._support.precision import Precision, Resolved, in_precision
 from synthaug._support.torch_state import full_precision, lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
-from synthaug._training.parts import load_frozen, read_index
+from synthaug._training.parts import load_frozen, read_index, recorded_shape
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
 from synthaug.degradations import AbstractDegradation, Realization, from_config
@@ -343,7 +343,9 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         try:
             saved = own["degradation"]
             colors = None if own["colors"] is None else ColorMixture.from_config(own["colors"])
-            shape: Any = tuple(own["image_shape"])
+            shape: Any = recorded_shape(own)
+            if shape is None:
+                raise KeyError("image_shape")
             names = own["classes"] if classes is None else classes
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path / _FILE} is damaged: {error!r}.") from None

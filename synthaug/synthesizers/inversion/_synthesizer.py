@@ -29,6 +29,7 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import Streams, randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan
+from synthaug._printable import shortened
 from synthaug._support.arguments import check_at_least, check_fields
 from synthaug._support.devices import sent
 from synthaug._support.layout import settle_layout
@@ -43,7 +44,7 @@ from synthaug._training.trackers import logging_to
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images, Labels, Pixels
 from synthaug.denoisers._networks import Prompted
-from synthaug.errors import DataError, MismatchError
+from synthaug.errors import CheckpointError, DataError, MismatchError
 from synthaug.guidance import ClassifierGuidance
 from synthaug.synthesizers._base import Guide, RowSources
 from synthaug.synthesizers._diffusion import (
@@ -509,7 +510,13 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
             _check_weights(model, saved, origin["path"])
         table = None
         if inverted:
-            table = EmbeddingTable.load(folder / "embeddings", saved["classes"])
+            names = saved["classes"]
+            if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+                raise CheckpointError(
+                    f"{folder / _FILE} is damaged: `classes` is {shortened(names)}, expected a "
+                    "list of names. Copy the checkpoint again."
+                )
+            table = EmbeddingTable.load(folder / "embeddings", names)
         return cls(
             model=model,
             table=table,
