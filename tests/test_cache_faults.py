@@ -137,6 +137,10 @@ def test_a_kill_while_creating_leaves_a_whole_cache_or_none(tmp_path: Path) -> N
     path.unlink(missing_ok=True)
     create(path)
     assert os.listdir(tmp_path) == ["c.h5"]  # what the kills left behind is gone
+    os.link(path, tmp_path / ".c.h5.12345678.partial")  # killed just after it had its name
+    with pytest.raises(CacheError, match="exists already"):
+        create(path)
+    assert os.listdir(tmp_path) == ["c.h5"]
 
 
 def test_a_partial_file_in_use_is_not_taken_for_an_orphan(tmp_path: Path) -> None:

@@ -249,9 +249,9 @@ def new_file(path: Path) -> Iterator[int]:
 @contextmanager
 def _appearing(path: Path) -> Iterator[None]:
     """Checks that `path` is free, and makes its new name last once the block has ended."""
+    remove_orphans(path)  # also where the kill came just after the file had its name
     if os.path.lexists(path):
         raise _exists(path)
-    remove_orphans(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
