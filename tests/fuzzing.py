@@ -548,11 +548,12 @@ def _pipeline(path: Path) -> Callable[[Path], Any]:
     name = f"transformer.{name}"
     adapter = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
     save_file(adapter, path / "adapter.safetensors")
+    small: dict[str, Any] = {**SMALL}
     return lambda folder: FromPipeline.from_pretrained(
         folder,
         classes=["a", "b"],
         files=LoadingConfig(lora=str(folder / "adapter.safetensors")),
-        **SMALL,
+        **small,
     )
 
 
