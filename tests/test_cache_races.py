@@ -23,7 +23,6 @@ from synthaug import Plan, SynthCache
 from synthaug._cache import State
 from synthaug._cache.tools import copy_rows
 from synthaug._generate.draw import fill as fill_rows
-from synthaug._pixels import to_pixels
 from synthaug._support.locks import claimed, owner_of
 from synthaug.caches import forget, import_images, merge
 from synthaug.errors import CacheError
@@ -133,7 +132,7 @@ class Raw:
         self.path, self.regions = cache.path, cache._contents.regions
         self._files: list[list[bytes]] = []
         if not cache._contents.encoding.raw:
-            drawn = to_pixels(Shaped().draw(cache.plan))
+            drawn = ((Shaped().draw(cache.plan) + 1) * 127.5).round().to(torch.uint8)
             for images in (drawn, even(7 + np.arange(len(drawn)))):
                 self._files.append(cache._contents.encoding.encoded(images.numpy()))
 

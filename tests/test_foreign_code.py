@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import nn
 
 import synthaug
@@ -32,7 +31,6 @@ from synthaug.synthesizers import (
     FromPipeline,
     LowDensity,
 )
-from synthaug.synthesizers._pipeline_files import check_adapter
 from tests.checkpoints import (
     cosine_config,
     tiny_dit,
@@ -300,7 +298,7 @@ def test_a_missing_part_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, part
 
 
 def test_a_text_encoder_without_some_weights_is_refused(tmp_path):
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, save_file
 
     load = stable_diffusion(tmp_path)
     path = tmp_path / "text_encoder" / "model.safetensors"
@@ -347,38 +345,6 @@ def test_embeddings_and_checkpoints_of_an_inversion_are_no_pickles(tmp_path, mar
     write_json(tmp_path / "out" / "inversion.json", {**record, "classes": ["ant", True]})
     with pytest.raises(CheckpointError, match=r"inversion\.json is damaged: `classes` is"):
         load()
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("megatron_core", "evil"),
-        ("auto_mapping", {"base_model_class": "Evil", "parent_library": "evil"}),
-        ("r", 10**9),
-        ("rank_pattern", {"((.*)*)*x": 2}),
-        ("target_modules", "((.*)*)*x"),
-        ("init_lora_weights", "pissa"),
-    ],
-)
-def test_the_config_of_an_adapter_imports_allocates_and_matches_nothing(
-    tmp_path, marker, setting, value
-):
-    pytest.importorskip("peft")
-    weights = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(4, 2)}
-    plain = {"r": 2, "lora_alpha": 4, "target_modules": ["a"], "peft_type": "LORA"}
-    plain |= {"init_lora_weights": "gaussian", "rank_pattern": {"a.b": 2}}
-    for changes in ({}, {setting: value}):
-        config = {f"unet.{name}": value for name, value in {**plain, **changes}.items()}
-        metadata = {"lora_adapter_metadata": json.dumps(config)}
-        save_file(weights, tmp_path / "a.safetensors", metadata)
-        if changes:
-            with pytest.raises(CheckpointError, match=rf"a\.safetensors sets `{setting}` to"):
-                check_adapter(tmp_path / "a.safetensors")
-        else:
-            check_adapter(tmp_path / "a.safetensors")
-    save_file({"((.*)*)*x.lora_A.weight": torch.ones(2, 4)}, tmp_path / "b.safetensors")
-    with pytest.raises(CheckpointError, match="weights of a layer"):
-        check_adapter(tmp_path / "b.safetensors")
 
 
 # TorchScript

@@ -16,6 +16,7 @@ from synthaug._pixels import to_pixels
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers import FromPipeline, LoadingConfig, streams
 from synthaug.synthesizers._kinds import load
+from synthaug.synthesizers._pipeline_files import check_adapter
 from synthaug.synthesizers._pipeline_images import MADE, made_from
 from tests.command_line import fail, succeed
 
@@ -213,6 +214,38 @@ def test_adapters_are_merged_into_the_weights(tiny_checkpoint, tmp_path):
             FromPipeline.from_pretrained(
                 path, classes=CLASSES, files=LoadingConfig(lora=str(tmp_path / file))
             )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("megatron_core", "evil"),
+        ("auto_mapping", {"base_model_class": "Evil", "parent_library": "evil"}),
+        ("r", 10**9),
+        ("rank_pattern", {"((.*)*)*x": 2}),
+        ("target_modules", "((.*)*)*x"),
+        ("init_lora_weights", "pissa"),
+    ],
+)
+def test_the_config_of_an_adapter_imports_allocates_and_matches_nothing(tmp_path, setting, value):
+    pytest.importorskip("peft")
+    from safetensors.torch import save_file
+
+    weights = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(4, 2)}
+    plain = {"r": 2, "lora_alpha": 4, "target_modules": ["a"], "peft_type": "LORA"}
+    plain |= {"init_lora_weights": "gaussian", "rank_pattern": {"a.b": 2}}
+    for changes in ({}, {setting: value}):
+        config = {f"unet.{name}": value for name, value in {**plain, **changes}.items()}
+        metadata = {"lora_adapter_metadata": json.dumps(config)}
+        save_file(weights, tmp_path / "a.safetensors", metadata)
+        if changes:
+            with pytest.raises(CheckpointError, match=rf"a\.safetensors sets `{setting}` to"):
+                check_adapter(tmp_path / "a.safetensors")
+        else:
+            check_adapter(tmp_path / "a.safetensors")
+    save_file({"((.*)*)*x.lora_A.weight": torch.ones(2, 4)}, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match="weights of a layer"):
+        check_adapter(tmp_path / "b.safetensors")
 
 
 def test_offloading_needs_a_gpu(tiny_checkpoint):

@@ -125,8 +125,7 @@ def _merge(pipeline: Any, file: Path) -> None:
 
 
 _LAYER = re.compile(r"[\w.\-]+")
-"""What names of layers are made of. peft takes them for patterns, and one of a stranger's may have
-no end of matching."""
+"""Names of layers. peft takes them for patterns, and matching a stranger's may have no end."""
 _NUMBERS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
 """Settings of an adapter that are numbers, for all layers or by the name of a layer."""
 _LISTS = ("target_modules", "exclude_modules")
