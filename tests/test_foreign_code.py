@@ -266,7 +266,11 @@ def test_a_tokenizer_with_code_of_its_own_is_refused_and_nobody_is_asked(tmp_pat
         ),
         ("unet", ["diffusers", "Evil"], "the unet is Evil; we load"),
         ("unet", "Evil", "the unet is Evil; we load"),
-        ("vae", ["diffusers", ["AutoencoderKL"]], "we load AutoencoderKL or VQModel of diffusers"),
+        (
+            "vae",
+            ["diffusers", ["AutoencoderKL"]],
+            "we load AutoencoderKL or AutoencoderDC or VQModel",
+        ),
         ("text_encoder", ["transformers", "T5EncoderModel"], "T5EncoderModel; we load CLIPText"),
         ("tokenizer", ["evil", "CLIPTokenizer"], "we load CLIPTokenizer or CLIPTokenizerFast"),
     ],
