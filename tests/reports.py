@@ -1,5 +1,7 @@
 """One small report of every kind, with a class or an arm whose name is code."""
 
+import re
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -156,3 +158,32 @@ REPORTS = {
     "SweepReport": swept,
 }
 """How a report of every kind is made, by the name of its class."""
+
+
+class Marks(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def of(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def check_accessible(text: str) -> None:
+    """What a page owes to people who see no screen, or use no pointer."""
+    marks = Marks(text)
+    assert marks.of("html")[0]["lang"] == "en"
+    assert next(tag for tag, _ in marks.tags if re.fullmatch("h[1-6]", tag)) == "h1"
+    assert all(image.get("alt") for image in marks.of("img"))
+    assert all(chart["role"] == "img" and chart["aria-label"] for chart in marks.of("svg"))
+    assert all(cell.get("scope") in ("row", "col") for cell in marks.of("th"))
+    wide = [one for one in marks.of("div") if one.get("class") == "wide"]
+    assert len(wide) == len(marks.of("table"))
+    assert all(one["tabindex"] == "0" and one["role"] == "region" for one in wide)
+    assert all(str(one["aria-label"]).startswith("Table: ") for one in wide)

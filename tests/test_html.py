@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -8,7 +9,16 @@ from markupsafe import Markup
 from PIL import Image
 
 from synthaug._support.charts import Line, dot_chart, histogram, line_chart, ticks
-from synthaug._support.html import CONTENT_SECURITY_POLICY, data_uri, page
+from synthaug._support.html import (
+    CONTENT_SECURITY_POLICY,
+    MOST_ROWS,
+    blocks,
+    data_uri,
+    heading,
+    page,
+    table,
+)
+from tests.reports import check_accessible
 
 NASTY = '<script>alert("x")</script>'
 
@@ -162,3 +172,49 @@ def test_a_long_name_is_cut_at_its_end_where_a_pointer_shows_all_of_it(
     assert title is not None
     assert (title.text, title.tail) == (name, shown)
     assert float(text.attrib["x"]) >= sum(13 * (1.0 if c == "W" else 0.5) for c in shown[:-1])
+
+
+# For keys, screen readers, and large reports
+
+
+def test_tables_and_charts_say_what_they_are_without_a_screen():
+    chart = dot_chart({"real": [1, 2], "mixed": [3]}, x_label="accuracy in percent")
+    assert 'aria-label="Means of accuracy in percent: real 1.5, mixed 3"' in chart
+    curve = line_chart(
+        [Line(name=name, x=[0, 1], y=[0, 1]) for name in "ab"], x_label="step", y_label="loss"
+    )
+    assert 'aria-label="Chart of loss against step: a, b"' in curve
+    body = blocks(
+        Markup("<h1>Part</h1>"), heading("Part"), [["arm", "n"], ["<real>", "3"]], chart, curve
+    )
+    text = page("Title", body)
+    check_accessible(text)
+    assert "<th scope=row>&lt;real&gt;</th><td>3</td>" in text
+
+
+def test_a_long_table_shows_a_thousand_rows_and_counts_the_others():
+    text = table(["class", "n"], [[f"class {i}", i] for i in range(MOST_ROWS + 234)])
+    assert text.count("<tr>") == 1 + MOST_ROWS
+    assert "234 more rows are in the JSON file." in text
+    assert "more rows" not in table(["class"], [[i] for i in range(MOST_ROWS)])
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_text_and_lines_stand_out_from_their_background_in_light_and_dark():
+    text = page("Title", blocks("text"))
+    schemes = re.findall(r":root \{ (.*?) \}", text, re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        color = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
+        for name, needed in {
+            **dict.fromkeys(("ink", "muted", "good", "bad", "open"), 4.5),
+            **dict.fromkeys((f"s{i}" for i in range(1, 7)), 3.0),  # lines and dots
+        }.items():
+            for ground in ("page", "card"):
+                high, low = sorted((luminance(color[name]), luminance(color[ground])))[::-1]
+                assert (high + 0.05) / (low + 0.05) >= needed, (name, ground)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from synthaug._support.report import Report, decode, encode, text_table
 from synthaug._types import JSON, Labels
 from synthaug.errors import AuditError, DataError
-from tests.reports import NASTY, REPORTS
+from tests.reports import NASTY, REPORTS, check_accessible
 
 WITH_ROWS = ("AuditReport", "HardnessReport", "LabelCheck", "MembershipReport")
 ERRORS = dict.fromkeys(WITH_ROWS, AuditError)
@@ -84,6 +84,7 @@ def test_a_file_that_is_no_such_report_is_refused_with_its_name_and_a_remedy(kin
 def test_a_page_is_whole_loads_nothing_and_takes_names_as_text(kind, made, tmp_path):
     report = made[kind]
     text = report.to_html(tmp_path / "new" / "report.html").read_text()
+    check_accessible(text)
     assert text.count("<h1>") == 1
     assert report.title in text
     assert str(report.html_sections()) in text

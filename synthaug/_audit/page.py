@@ -56,7 +56,7 @@ _COUNTED = {
 """Tiers of which the table of classes has the counts."""
 
 _LISTED = 500
-"""Withheld images whose files the page names at most."""
+"""Withheld images whose files the page names at most, and classes that it tabulates."""
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
@@ -123,20 +123,23 @@ def _by_class(report: Any) -> list[dict[str, Any]]:
     """A line per class that has judged rows; nothing if classes are unknown."""
     lines = []
     labels, tier, scores, p_values = map(report.of_judged, ("labels", "tier", "scores", "p_values"))
-    for label in np.unique(labels).tolist():
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    for label, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
         if label < 0:
             return []
-        rows = labels == label
         p = p_values[rows]
         lines.append(
             {
                 "name": report.classes[label] if report.classes else str(label),
-                "rows": int(rows.sum()),
+                "rows": len(rows),
                 **{name: int((tier[rows] == t).sum()) for name, t in _COUNTED.items()},
                 "median": float(np.median(scores[rows, 0])),
                 "lowest_p": float(np.nanmin(p)) if np.isfinite(p).any() else None,
             }
         )
+    if len(lines) > _LISTED:  # then the page shows the first ones only
+        lines.sort(key=lambda line: -sum(line[name] for name in _COUNTED))
     return lines
 
 

@@ -128,6 +128,8 @@ def dot_chart(groups: Mapping[str, ArrayLike], *, x_label: str) -> Markup:
             chart.line(low, high, y, y, 'stroke="var(--s1)" stroke-width="6" stroke-opacity=".3"')
         chart.line(mean, mean, y - 9, y + 9, 'stroke="var(--s1)" stroke-width="2.5"')
         chart.dots(chart.x(v), np.full(len(v), y), 'r="3.2" fill="var(--s2)"')
+    means = ", ".join(f"{name} {v.mean():.4g}" for name, (v,) in values.items())
+    chart.label = f"Means of {x_label}: {means}"
     return chart.markup([])
 
 
@@ -190,7 +192,7 @@ class _Chart:
         height: int = _HEIGHT,
     ) -> None:
         self.left, self.height, self.bottom = left, height, height - _BOTTOM
-        self.label = f"{y_label or 'values'} against {x_label}"
+        self.label = f"Chart of {y_label} against {x_label}" if y_label else f"Chart of {x_label}"
         self.shapes: list[str] = []
         right, middle = _WIDTH - _RIGHT, 'text-anchor="middle"'
         self.x_limits = _limits(x)
@@ -244,13 +246,18 @@ class _Chart:
     def markup(self, names: Sequence[str]) -> Markup:
         """Returns the drawing, below a legend if there are two names or more."""
         legend = "".join(
-            f'<li><i class="s{i}"></i>{escape(name)}</li>' for i, name in enumerate(names, 1)
+            f'<li><i class="s{i}" aria-hidden="true"></i>{escape(name)}</li>'
+            for i, name in enumerate(names, 1)
         )
         return Markup(
             (f'<ul class="legend">{legend}</ul>' if len(names) > 1 else "")
             + f'<svg viewBox="0 0 {_WIDTH} {self.height}" role="img" '
-            f'aria-label="{escape(self.label)}">{"".join(self.shapes)}</svg>'
+            f'aria-label="{escape(self._described(names))}">{"".join(self.shapes)}</svg>'
         )
+
+    def _described(self, names: Sequence[str]) -> str:
+        """The chart in words, for screen readers."""
+        return f"{self.label}: {', '.join(names)}" if names else self.label
 
     def _path(self, x: Doubles, y: Doubles) -> str:
         points = zip(self.x(x).tolist(), self.y(y).tolist(), strict=True)

@@ -43,6 +43,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { padding: .28em .9em .28em 0; text-align: right; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--muted); font-size: .86rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
+tbody th { font-weight: 400; color: var(--ink); font-size: inherit; }
+:focus-visible { outline: 2px solid var(--s1); outline-offset: 2px; }
 td.text, th.text { text-align: left; }
 td:not(:first-child):not(.text) { white-space: nowrap; }
 figure { margin: .8em 0; }
@@ -162,19 +164,34 @@ def notebook(heading: str, *parts: Part) -> str:
     return printable(text)
 
 
+MOST_ROWS = 1000
+"""Rows of a table on a page; with more, pages take long to open. Files have all of them."""
+
+
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]], *, text_columns: int = 0) -> Markup:
-    """A table of numbers; so many columns at its right end are text."""
+    """A table of numbers; so many columns at its right end are text.
 
-    def line(cells: Sequence[Any], tag: str) -> Markup:
+    The first column names the rows, also to screen readers. Keys can scroll a table that is wider
+    than the screen. Rows after the first thousand are counted only.
+    """
+
+    def line(cells: Sequence[Any], first: str, tag: str) -> Markup:
         left = len(cells) - text_columns
-        return Markup("<tr>{}</tr>").format(
-            Markup("").join(
-                Markup(f"<{tag}{' class=text' if i >= left else ''}>{escape(cell)}</{tag}>")
-                for i, cell in enumerate(cells)
-            )
-        )
+        marked = []
+        for i, cell in enumerate(cells):
+            opening = (first if i == 0 else tag) + (" class=text" if i >= left else "")
+            marked.append(Markup(f"<{opening}>{escape(cell)}</{opening.split()[0]}>"))
+        return Markup("<tr>{}</tr>").format(Markup("").join(marked))
 
-    body = Markup("\n").join(line(row, "td") for row in rows)
-    return Markup('<div class="wide"><table>\n{}\n{}\n</table></div>').format(
-        line(header, "th"), body
+    body = Markup("\n").join(line(row, "th scope=row", "td") for row in rows[:MOST_ROWS])
+    left_out = len(rows) - MOST_ROWS
+    more = f"<p><small>{left_out:,} more rows are in the JSON file.</small></p>" * (left_out > 0)
+    return Markup(
+        '<div class="wide" role="region" tabindex="0" aria-label="Table: {}"><table>\n'
+        "<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table></div>{}"
+    ).format(
+        ", ".join(str(cell) for cell in header if cell),
+        line(header, "th scope=col", "th scope=col"),
+        body,
+        Markup(more),
     )

@@ -216,7 +216,7 @@ class HardnessReport(Report):
         row = int(str(picture["row"]))
         name, image = self.classes[self.synthetic.labels[row]], checked_uri(picture["image"])
         return Markup(
-            '<figure><img src="{}" alt=""><figcaption>{}, row {}: {:.4g}</figcaption></figure>'
+            '<figure><img src="{}" alt="image"><figcaption>{}, row {}: {:.4g}</figcaption></figure>'
         ).format(image, name, row, self.hardness[row])
 
     def _by_class(self) -> list[list[str]]:
