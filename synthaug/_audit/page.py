@@ -121,7 +121,7 @@ def _charts(report: Any) -> list[tuple[str, Markup]]:
 
 def _by_class(report: Any) -> list[dict[str, Any]]:
     """A line per class that has judged rows; nothing if classes are unknown."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     labels, tier, scores, p_values = map(report.of_judged, ("labels", "tier", "scores", "p_values"))
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
