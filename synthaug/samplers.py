@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
-from synthaug._printable import shortened
+from synthaug._printable import printable_line, shortened
 from synthaug._support.arguments import check_fields, check_fraction, check_within
 from synthaug._support.devices import sent
 from synthaug._support.signatures import unfit_setting
@@ -65,6 +65,9 @@ timestep s * `num_train_timesteps`."""
 
 _FLOW_SOLVER = SCHEDULERS["dpmsolver++"]
 """Also for such networks, with `use_flow_sigmas`."""
+
+SCHEDULER_NAMES = (*SCHEDULERS, *_KNOWN, *_FLOW)
+"""Names that a sampler's `scheduler` may have."""
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
@@ -298,6 +301,13 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
             f"The scheduler's config sets `num_train_timesteps` to {many:,}, more than the "
             f"{_MOST_TIMESTEPS:,} that we allow. Correct scheduler_config.json."
         )
+    largest = float(np.finfo(np.float32).max)
+    for setting, value in config.items():
+        if isinstance(value, float) and largest < abs(value) < math.inf:  # met while rows are drawn
+            raise CheckpointError(
+                f"The scheduler's config sets `{printable_line(setting)}` to {value:g}, which "
+                "float32 cannot hold. Correct scheduler_config.json."
+            )
     if kind != config.get("_class_name"):  # what one kind takes for none, another may not take
         config = {setting: value for setting, value in config.items() if value is not None}
     cls: Any = getattr(diffusers, kind)  # a lazy module, asked for one of the names above

@@ -362,7 +362,9 @@ OWN_VALUES: list[tuple[str, str, Any, str]] = [
     ("synthaug.json", "classes", ["a", "a"], "synthaug.json holds a name twice"),
     ("synthaug.json", "image_shape", [3, 8], "expected \\(C, H, W\\)"),
     ("synthaug.json", "image_shape", [3, 8, 1e308], "expected \\(C, H, W\\)"),
+    ("synthaug.json", "scheduler", "\ud800", r"`scheduler` is '\\ud800', which we do not know"),
     ("scheduler/scheduler_config.json", "timestep_spacing", "x", "scheduler_config.json"),
+    ("scheduler/scheduler_config.json", "clip_sample_range", 1e308, "float32 cannot hold"),
     ("model_index.json", "unet", ["diffusers", "a" * 5000], r"the unet is a{500} \.\.\."),
 ]
 

@@ -86,10 +86,14 @@ class SamplerConfig:
             return given
         if given is not None:
             check_type(Mapping, "a SamplerConfig, or some of its settings as a dict", sampler=given)
+        from synthaug.samplers import SCHEDULER_NAMES
+
         names = [f.name for f in fields(cls)]
         check_settings(given or (), SAMPLER_SETTINGS, ())
         try:
             config = cls(**{k: saved[k] for k in names if k in saved})
+            if config.scheduler not in (None, *SCHEDULER_NAMES):
+                raise ValueError(f"`scheduler` is {config.scheduler!r}, which we do not know.")
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"The sampler in synthaug.json: {error} Save it again."
