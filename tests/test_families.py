@@ -135,6 +135,20 @@ def test_our_loop_draws_what_the_pipeline_draws(tiny_checkpoint, family):
     assert gray_levels(drawn, unguided) > 1
 
 
+def test_the_default_sampler_clips_no_latents_unless_the_checkpoint_says_so(tiny_checkpoint):
+    from diffusers import DDIMScheduler, DiffusionPipeline
+
+    checkpoint = tiny_checkpoint("pixart")  # its solver does not know `clip_sample`
+    pipeline = DiffusionPipeline.from_pretrained(checkpoint.path)
+    config = {k: v for k, v in pipeline.scheduler.config.items() if v is not None}
+    pipeline.scheduler = DDIMScheduler.from_config(
+        config, clip_sample=False, timestep_spacing="linspace"
+    )
+    expected = by_pipeline(pipeline, {**checkpoint.arguments, "num_inference_steps": 4})
+    drawn = by_us(loaded(checkpoint, sampler={"num_inference_steps": 4}))
+    assert gray_levels(drawn, expected) < 0.1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_falls_and_adapted_weights_alone_change(tuned, family):
     one = tuned(family)

@@ -364,6 +364,9 @@ class DiffusionModel:
     def make_scheduler(self, name: str | None, log_variance_mix: float | None = None) -> Any:
         """A fresh scheduler for this network; see `samplers.make_scheduler`."""
         scheduler = make_scheduler(name, self.scheduler_config, log_variance_mix)
+        clips = "clip_sample" in scheduler.config and "clip_sample" not in self.scheduler_config
+        if clips and self.vae is not None:  # diffusers' default is True, which is for pixels
+            scheduler.register_to_config(clip_sample=False)
         if predicts_flow(self.scheduler_config):
             _, height, width = self.latent_shape
             patches = height * width // self.denoiser.patch**2
