@@ -28,7 +28,7 @@ from synthaug._training.checkpoints import load_tensors, loading, reading, write
 from synthaug._training.loop import Loss, TrainingResult, TrainingTask, batch_indices, train
 from synthaug._training.recovery import sealed
 from synthaug._training.trackers import log_picture
-from synthaug.errors import CheckpointError, DivergedError, MismatchError, SynthaugError
+from synthaug.errors import CheckpointError, DataError, DivergedError, MismatchError, SynthaugError
 from tests.trackers import Noted
 
 NUM_EXAMPLES = 10
@@ -131,6 +131,16 @@ def test_a_tracker_is_told_what_the_log_says_and_goes_on_with_the_steps(tmp_path
         assert values["learning_rate"] == line["learning_rate"]
         assert values["images_per_second"] > 0
     assert tracker.finished == 2
+
+
+def test_a_tracker_that_cannot_begin_is_one_clear_error_before_any_step(tmp_path):
+    class Unreachable(Noted):
+        def store_init_configuration(self, values):
+            raise RuntimeError("No route to host.")
+
+    with pytest.raises(DataError, match=r"`log_with` is 'Unreachable'.* No route to host. Set it"):
+        run(tmp_path, log_with=Unreachable())
+    assert not (tmp_path / "train.jsonl").exists()
 
 
 def test_a_tracker_that_takes_images_gets_the_sheet_of_samples(tmp_path):

@@ -14,6 +14,9 @@ from synthaug._cli.publishing import published
 from synthaug._printable import amount
 from synthaug._support.arguments import check_whole
 from synthaug._training.classifier_config import ClassifierConfig
+from synthaug.errors import DataError
+
+logger = logging.getLogger("synthaug")
 
 LABELS = defaults("evaluation._label_check:check_labels")
 ATTACK = defaults("evaluation._adversarial:AdversarialConfig")
@@ -228,7 +231,10 @@ def evaluate(
         output_dir=out,
     )
     if runs.log_with is not None:
-        table.to_tracker(runs.log_with, out)
+        try:
+            table.to_tracker(runs.log_with, out)
+        except DataError as error:  # what was measured is told all the same
+            logger.warning("%s", error)
     call = call.having(precision=table.settings["precision"])
     record = {
         "baseline": table.baseline,

@@ -12,6 +12,7 @@ import numpy as np
 
 from synthaug._support.arguments import check_choice
 from synthaug._training.training_config import TRACKERS, TrainingConfig
+from synthaug.errors import DataError
 
 _PROJECT, _TAG = "synthaug", "synthaug.run"
 Log: TypeAlias = Callable[[Mapping[str, float], int], None]
@@ -48,6 +49,9 @@ def tracking(
         log_with: The accelerator's `log_with`; `None` does nothing.
         facts: Settings of the run, which trackers show.
         output_dir: The folder that is one run.
+
+    Raises:
+        DataError: If the tracker cannot begin: no network, no login, a store that it does not take.
     """
     if log_with is not None:
         settings: dict[str, Any] | None = {name: _plain(value) for name, value in facts.items()}
@@ -56,11 +60,19 @@ def tracking(
         resumed: dict[str, dict[str, Any]] = {
             "wandb": {"id": run, "resume": "allow", "dir": str(output_dir)}
         }
-        if log_with == "mlflow":
-            known = _mlflow_run(run)
-            resumed["mlflow"] = {"run_id": known, "tags": {_TAG: run}}
-            settings = settings if known is None else None  # it refuses what changed, as the steps
-        accelerator.init_trackers(_PROJECT, settings, resumed)
+        try:
+            if log_with == "mlflow":
+                known = _mlflow_run(run)
+                resumed["mlflow"] = {"run_id": known, "tags": {_TAG: run}}
+                if known is not None:
+                    settings = None  # it refuses what changed, as the steps
+            accelerator.init_trackers(_PROJECT, settings, resumed)
+        except Exception as error:  # each library has errors of its own
+            name = log_with if isinstance(log_with, str) else type(log_with).__name__
+            raise DataError(
+                f"`log_with` is {name!r}, and this tracker cannot begin: {error} Set it up as its "
+                "documentation says, or leave it out."
+            ) from error
     try:
         yield accelerator
     finally:  # not `end_training`, which would part the processes as well
