@@ -275,13 +275,21 @@ def test_a_family_that_cannot_be_fine_tuned_is_refused_with_those_that_can(
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("family", "changes", "message"),
     [
-        ({"classes": ["abcdefghijklmnopqrst"]}, "the end would be cut off"),
-        ({"prompt_template": "x"}, "of two classes are the same to the text encoders"),
-        ({"image_size": 6}, "must be a multiple of 4.*times 2, the side of the network's patches"),
+        ("flux", {"classes": ["abcdefghijklmnopqrst"]}, "reads 16: the end would be cut off"),
+        ("sana", {"classes": ["a" * 299]}, "has 300 tokens, and the text encoder reads 299"),
+        ("flux", {"prompt_template": "x"}, "of two classes are the same to the text encoders"),
+        ("flux", {"image_size": 6}, "a multiple of 4.*times 2, the side of the network's patches"),
     ],
 )
-def test_what_does_not_fit_a_family_is_refused(tiny_checkpoint, changes, message):
+def test_what_does_not_fit_a_family_is_refused(tiny_checkpoint, family, changes, message):
     with pytest.raises(ValueError, match=message):
-        loaded(tiny_checkpoint("flux"), **changes)
+        loaded(tiny_checkpoint(family), **changes)
+
+
+def test_the_last_letter_of_the_longest_prompt_is_read(tiny_checkpoint):
+    drawing = loaded(tiny_checkpoint("sana"), classes=["a" * 298, "a" * 297 + "b"])
+    assert len(drawing.classes) == 2  # else the same to the text encoder, and refused
+    with pytest.raises(ValueError, match="has 11 tokens, and the text encoder reads 9"):
+        FromPipeline(tiny_checkpoint("sana").pipeline, classes=["a" * 10], max_sequence_length=10)

@@ -97,7 +97,8 @@ def embed(
     )
     parts: Mapping[str, Any] = pipeline.components
     tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer") and part]
-    check_lengths([*prompts, negative], tokenizers)
+    call = inspect.signature(type(pipeline).__call__).parameters
+    check_lengths([*prompts, negative], tokenizers, {name: call[name].default for name in call})
     batches = [prompts[i : i + _TOGETHER] for i in range(0, len(prompts), _TOGETHER)]
     embedded = [_embed(pipeline, family, batch, negative) for batch in batches]
     whole = embedded[0][0]

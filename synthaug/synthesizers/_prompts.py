@@ -147,8 +147,16 @@ def check_distinct_prompts(table: PromptTable) -> None:
                 )
 
 
-def check_lengths(texts: Sequence[str], tokenizers: Sequence[Any]) -> None:
+def check_lengths(
+    texts: Sequence[str], tokenizers: Sequence[Any], called: Mapping[str, Any]
+) -> None:
     """Refuses prompts whose ends no text encoder would read.
+
+    Args:
+        texts: The prompts.
+        tokenizers: One for each text encoder of a pipeline.
+        called: Arguments of the pipeline's call with their values. Some pipelines pass
+            `max_sequence_length` tokens on, whatever their tokenizers know.
 
     Raises:
         ValueError: Naming one.
@@ -156,12 +164,14 @@ def check_lengths(texts: Sequence[str], tokenizers: Sequence[Any]) -> None:
     if not tokenizers:
         return
     longest = max(tokenizers, key=lambda tokenizer: int(tokenizer.model_max_length))
+    most, passed = int(longest.model_max_length), called.get("max_sequence_length")
+    if isinstance(passed, int):  # Sana's keeps one token of its instruction
+        most = min(most, passed - bool(called.get("complex_human_instruction")))
     for text, tokens in zip(texts, longest(list(texts), verbose=False)["input_ids"], strict=True):
-        if len(tokens) > longest.model_max_length:
+        if len(tokens) > most:
             raise ValueError(
                 f"The prompt {shortened(text)!r} has {len(tokens)} tokens, and the text encoder "
-                f"reads {longest.model_max_length}: the end would be cut off. Shorten it, or "
-                "the name in `classes`."
+                f"reads {most}: the end would be cut off. Shorten it, or the name in `classes`."
             )
 
 

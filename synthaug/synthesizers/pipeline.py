@@ -200,8 +200,9 @@ class FromPipeline(AbstractSourcedSynthesizer):
                 negative, self.classes, shared_as="negative_prompt"
             )
         tokenizers = [part for name, part in self._parts.items() if name.startswith("tokenizer")]
+        called = {name: p.default for name, p in self._accepted.items()} | self.arguments
         for table in tables.values():
-            check_lengths(table.texts, [part for part in tokenizers if part is not None])
+            check_lengths(table.texts, [part for part in tokenizers if part is not None], called)
         return tables
 
     def _rows_of_labels(self) -> NDArray[np.int64] | None:
