@@ -280,6 +280,7 @@ def test_a_family_that_cannot_be_fine_tuned_is_refused_with_those_that_can(
         ("flux", {"classes": ["abcdefghijklmnopqrst"]}, "reads 16: the end would be cut off"),
         ("sana", {"classes": ["a" * 299]}, "has 300 tokens, and the text encoder reads 299"),
         ("flux", {"prompt_template": "x"}, "of two classes are the same to the text encoders"),
+        ("stable_diffusion_3", {"image_size": 18}, "`image_size` is 18, .* images up to 16 x 16"),
         ("flux", {"image_size": 6}, "a multiple of 4.*times 2, the side of the network's patches"),
     ],
 )

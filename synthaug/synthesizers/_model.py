@@ -181,7 +181,8 @@ class DiffusionModel:
                 )
 
     def _check_size(self) -> None:
-        """A `UNet2DModel` joins halves to what they were before, so each must be even."""
+        """A `UNet2DModel` joins halves to what they were before, so each must be even; the network
+        of SD3 has a table of places."""
         _, height, width = self.image_shape
         if min(height, width) < 1:
             raise ValueError(f"`image_size` must be at least 1, got {min(height, width)}.")
@@ -192,6 +193,15 @@ class DiffusionModel:
                 raise ValueError(
                     f"`image_size` gives the network {height} x {width}, which must be a multiple "
                     f"of {factor}."
+                )
+        places = self.denoiser.config.get("pos_embed_max_size")
+        if places is not None:
+            pixels, latents = max(self.image_shape[1:]), max(self.latent_shape[1:])
+            largest = int(places) * self.denoiser.patch * pixels // latents
+            if pixels > largest:
+                raise ValueError(
+                    f"`image_size` is {pixels}, and the network knows places of images up to "
+                    f"{largest} x {largest} (`pos_embed_max_size`). Take a smaller one."
                 )
 
     # -- conditions ------------------------------------------------------------------------------
