@@ -89,6 +89,8 @@ class Step:
     """1 but for a flow: x_t = (1 - s) x_0 + s noise has a smaller one."""
     next_scale: float = 1.0
     """The same where the step arrives."""
+    flow: bool = False
+    """Whether it is a step of a flow."""
 
     @classmethod
     def of_flow(cls, t: Tensor, share: float, next_share: float) -> "Step":
@@ -96,7 +98,7 @@ class Step:
         1 - s is to s."""
         scale, next_scale = (math.hypot(1 - s, s) for s in (share, next_share))
         signal, after = ((1 - share) / scale) ** 2, ((1 - next_share) / next_scale) ** 2
-        return cls(t, signal, after, 0.0, scale, next_scale)
+        return cls(t, signal, after, 0.0, scale, next_scale, flow=True)
 
     @property
     def clean_share(self) -> float:
@@ -120,7 +122,7 @@ class Step:
         For a flow exactly, since its first steps multiply the share of the image; else, and from
         pure noise, in the limit of small steps.
         """
-        if self.scale == self.next_scale or not self.signal:
+        if not self.flow or not self.signal:
             return (1 + self.eta**2) / 2 * self.sigma**2 * self.scale / self.next_scale
         noise = self.scale * math.sqrt(1 - self.signal)
         next_noise = self.next_scale * math.sqrt(1 - self.next_signal)

@@ -9,7 +9,7 @@ import torch
 
 from synthaug import TrainingConfig
 from synthaug.errors import CheckpointError
-from synthaug.samplers import Trajectory, make_scheduler, sample, set_timesteps, shifted
+from synthaug.samplers import Step, Trajectory, make_scheduler, sample, set_timesteps, shifted
 from synthaug.synthesizers import (
     ClassConditional,
     DiffusionInversion,
@@ -111,6 +111,12 @@ def test_a_shift_by_size_is_that_of_diffusers():
     expected.set_timesteps(5, mu=mu)
     assert torch.equal(solved.sigmas, expected.sigmas)
     assert len(synthesizer.draw(synthesizer.plan(per_class=1))) == 4
+
+
+@pytest.mark.parametrize(("share", "after"), [(0.7, 0.3), (0.7, 0.31), (0.75, 0.25)])
+def test_a_score_moves_a_step_of_a_flow_by_its_shares(share, after):
+    step = Step.of_flow(torch.tensor(1000 * share), share, after)
+    assert step.score_weight == pytest.approx(share * (share - after) / (1 - share))
 
 
 def test_ddim_is_the_method_of_euler():
