@@ -290,6 +290,7 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
                 f"`scheduler` is {name!r}, but the checkpoint's network predicts a flow. Use ddim "
                 f"(Euler's method), dpmsolver++ or diffusers' {' or '.join(_FLOW)}."
             )
+        _check_shift(str(kind), config)
         overrides = _converted_flow(str(kind), config)
     elif kind not in _KNOWN:
         origin = "`scheduler`" if name is not None else "The checkpoint's scheduler"
@@ -334,6 +335,21 @@ def make_scheduler(name: str | None, config: Any, log_variance_mix: float | None
     scheduler = _made(cls, config, variance_type="learned_range")
     scheduler.register_to_config(log_variance_mix=float(log_variance_mix))
     return scheduler
+
+
+def _check_shift(kind: str, config: Mapping[str, Any]) -> None:
+    """Refuses a scheduler that cannot shift a flow by the size of the images as its config says."""
+    linear = config.get("time_shift_type") == "linear"
+    if not config.get("use_dynamic_shifting") or kind == _FLOW[0]:
+        return
+    if kind == _FLOW_SOLVER and not linear:
+        return
+    way = "linearly (`time_shift_type`) " if linear else ""
+    raise ValueError(
+        f"`scheduler` is {kind}, which cannot shift the timesteps {way}by the size of the images, "
+        "as the checkpoint's config has it (`use_dynamic_shifting`). Use ddim (Euler's method)"
+        f"{'' if linear else ' or dpmsolver++'}."
+    )
 
 
 def _converted_flow(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:

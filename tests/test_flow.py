@@ -142,6 +142,24 @@ def test_what_a_flow_cannot_follow_is_refused(sampler, message):
         tiny(scheduler_config=flow_config(), **sampler)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "kind", "message"),
+    [
+        (HEUN, "exponential", r"is FlowMatchHeun.*Use ddim \(Euler's method\) or dpmsolver\+\+\."),
+        (
+            HEUN,
+            "linear",
+            r"linearly \(`time_shift_type`\) by the .*\. Use ddim \(Euler's method\)\.",
+        ),
+        ("dpmsolver++", "linear", r"is DPMSolverMulti.*\. Use ddim \(Euler's method\)\."),
+    ],
+)
+def test_a_shift_by_size_that_a_scheduler_does_not_know_is_refused(scheduler, kind, message):
+    config = flow_config(use_dynamic_shifting=True, time_shift_type=kind)
+    with pytest.raises(ValueError, match=message):
+        tiny(scheduler_config=config, scheduler=scheduler)
+
+
 def test_timesteps_that_a_pipeline_chooses_are_refused():
     with pytest.raises(CheckpointError, match="at timesteps that its pipeline chooses"):
         tiny(scheduler_config=flow_config(invert_sigmas=True))
