@@ -15,6 +15,7 @@ from synthaug._images.labeled import LabeledImages
 from synthaug._pixels import to_pixels
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers import FromPipeline, LoadingConfig, streams
+from synthaug.synthesizers._adapters import adapter_settings, add_adapters
 from synthaug.synthesizers._kinds import load
 from synthaug.synthesizers._pipeline_files import check_adapter
 from synthaug.synthesizers._pipeline_images import MADE, made_from
@@ -214,6 +215,47 @@ def test_adapters_are_merged_into_the_weights(tiny_checkpoint, tmp_path):
             FromPipeline.from_pretrained(
                 path, classes=CLASSES, files=LoadingConfig(lora=str(tmp_path / file))
             )
+
+
+A, B = "transformer.a.to_q.lora_A.weight", "transformer.a.to_q.lora_B.weight"
+ALPHA = {"transformer.a.to_q.alpha": torch.tensor(16.0)}
+
+
+@pytest.mark.parametrize(
+    ("more", "settings", "expected"),
+    [
+        ({}, {}, 1.0),
+        (ALPHA, {}, 4.0),
+        ({}, {"lora_alpha": 2}, 0.5),
+        (ALPHA, {"lora_alpha": 16, "use_rslora": True}, 8.0),
+        ({}, {"lora_alpha": 2, "alpha_pattern": {"o_q": 4, "to_q": 8}}, 2.0),
+        (ALPHA, {"lora_alpha": 2}, r"a\.to_q has the alphas 2.0 and 16.0"),
+        ({}, {"use_dora": True}, "sets `use_dora`"),
+        ({"transformer.a.to_q.lora_magnitude_vector": torch.ones(3)}, {}, "lora_magnitude_vector"),
+        ({"text_encoder.q.lora_A.weight": torch.ones(4, 3)}, {}, r"has text_encoder\.q\.lora_A"),
+        ({"transformer.a.to_k.lora_B.weight": torch.ones(3, 4)}, {}, r"a\.to_k\.lora_B"),
+    ],
+)
+def test_adapters_that_we_merge_have_their_alpha_and_nothing_of_them_is_left_out(
+    tmp_path, more, settings, expected
+):
+    """As for PixArt, whose pipeline cannot load adapters."""
+    from safetensors.torch import save_file
+
+    weights = {A: torch.full((4, 3), 0.5), B: torch.full((3, 4), 0.5), **more}
+    said = json.dumps({f"transformer.{name}": value for name, value in settings.items()})
+    file = tmp_path / "a.safetensors"
+    save_file(weights, file, {"lora_adapter_metadata": said})
+    network: Any = torch.nn.ModuleDict({"a": torch.nn.ModuleDict({"to_q": torch.nn.Linear(3, 3)})})
+    before = network["a"]["to_q"].weight.clone()
+    arguments = weights, adapter_settings(file)
+    if isinstance(expected, str):
+        with pytest.raises((LookupError, ValueError), match=expected):
+            add_adapters(network, *arguments, "transformer")
+        return
+    add_adapters(network, *arguments, "transformer")
+    change = network["a"]["to_q"].weight - before
+    torch.testing.assert_close(change, torch.full_like(change, expected))
 
 
 @pytest.mark.parametrize(

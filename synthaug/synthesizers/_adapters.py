@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synthaug._support.reading import parse_json
 from synthaug._training import checkpoints
 from synthaug.denoisers import Denoiser
 from synthaug.errors import MismatchError
@@ -24,7 +25,7 @@ a layer attends to tokens and image at once."""
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 """What `load_lora_weights` of a diffusers pipeline looks for."""
 
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_DOWN, _UP, _ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 
 
 def peft_library() -> Any:
@@ -62,28 +63,69 @@ def save_adapters(network: Any, part: str, folder: Path) -> None:
         checkpoints.save_tensors(new / ADAPTER_FILE, named)
 
 
+def adapter_settings(file: Path) -> dict[str, Any]:
+    """What a file of adapters says of them, by the name of the part, a dot and that of the setting;
+    empty if nothing."""
+    from safetensors import safe_open
+
+    with safe_open(str(file), "pt") as opened:
+        text = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
+    settings: dict[str, Any] = parse_json(text)
+    return settings
+
+
 @torch.no_grad()
-def add_adapters(network: nn.Module, tensors: Mapping[str, Tensor], part: str) -> None:
-    """Adds adapters to the weights of a network that has none.
+def add_adapters(
+    network: nn.Module, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], part: str
+) -> None:
+    """Adds adapters to the weights of a network that has none: alpha / r B A to each.
 
     Args:
         network: Changed in place.
-        tensors: Tensors that `save_adapters` wrote: A and B of each adapted layer.
+        tensors: A and B of each adapted layer, of rank r, and perhaps its `alpha`.
+        settings: `adapter_settings` of the same file, which may say alpha. By default it is r.
         part: Name of the network in the pipeline.
 
     Raises:
-        LookupError: If a layer is missing, or there is none for this part.
+        LookupError: If a layer is missing, there is none for this part, or the file has more than
+            that, which would be left out.
         RuntimeError: If the shapes differ.
+        ValueError: If alpha is said twice, and not alike.
     """
-    layers = dict(network.named_modules())
-    names = [name for name in tensors if name.startswith(f"{part}.") and name.endswith(_DOWN)]
+    layers, start = dict(network.named_modules()), f"{part}."
+    names = [name for name in tensors if name.startswith(start) and name.endswith(_DOWN)]
     if not names:
         raise LookupError(f"it has no adapter for a {part}")
-    for name in names:
-        layer: Any = layers[name.removeprefix(f"{part}.").removesuffix(_DOWN)]
-        up = tensors[name.removesuffix(_DOWN) + _UP].to(layer.weight.device, torch.float32)
-        down = tensors[name].to(layer.weight.device, torch.float32)
-        layer.weight += (up @ down).to(layer.weight.dtype)
+    stems = [name.removesuffix(_DOWN) for name in names]
+    used = {stem + ending for stem in stems for ending in (_DOWN, _UP, _ALPHA)}
+    if more := sorted(name for name in tensors if name not in used):
+        raise LookupError(f"it has {more[0]}, which is no low-rank weight of the {part}")
+    if more := sorted(name for name in settings if not name.startswith(start)):
+        raise LookupError(f"it sets {more[0]}, which is not of the {part}")
+    said = {name.removeprefix(start): value for name, value in settings.items()}
+    if said.get("use_dora"):
+        raise LookupError("it sets `use_dora`, and has no magnitudes")
+    for stem in stems:
+        name = stem.removeprefix(start)
+        layer: Any = layers[name]
+        where = layer.weight.device
+        up, down = (tensors[stem + ending].to(where, torch.float32) for ending in (_UP, _DOWN))
+        change = up.flatten(1) @ down.flatten(1) * _scale(said, name, len(down), tensors, stem)
+        layer.weight += change.view_as(layer.weight).to(layer.weight.dtype)
+
+
+def _scale(
+    said: Mapping[str, Any], layer: str, rank: int, tensors: Mapping[str, Tensor], stem: str
+) -> float:
+    """alpha / r of a layer, or alpha / sqrt(r) if the file says so, as in peft."""
+    alphas = {float(tensors[stem + _ALPHA])} if stem + _ALPHA in tensors else set()
+    if "lora_alpha" in said:
+        patterns = (said.get("alpha_pattern") or {}).items()
+        ours = [value for key, value in patterns if f".{layer}".endswith(f".{key}")]
+        alphas.add(float((ours or [said["lora_alpha"]])[0]))
+    if len(alphas) > 1:
+        raise ValueError(f"{stem} has the alphas {' and '.join(map(str, sorted(alphas)))}")
+    return (alphas or {float(rank)}).pop() / (rank**0.5 if said.get("use_rslora") else rank)
 
 
 def adapted(
@@ -114,6 +156,7 @@ def adapted(
                 f"trained with. Copy it again, or set `path` in {path / record} to where it is."
             )
         with checkpoints.reading(file, "Train the adapters anew."):
-            add_adapters(network, checkpoints.load_tensors(file), Denoiser(network).part)
+            tensors, settings = checkpoints.load_tensors(file), adapter_settings(file)
+            add_adapters(network, tensors, settings, Denoiser(network).part)
 
     return checkpoints.resolve(adapts["path"]), change

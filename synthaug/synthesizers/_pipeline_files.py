@@ -13,13 +13,13 @@ from synthaug._printable import printable_line, shortened
 from synthaug._support.devices import choose_device
 from synthaug._support.extras import from_extra
 from synthaug._support.precision import Precision, resolve_precision
-from synthaug._support.reading import check_regular_below, parse_json
+from synthaug._support.reading import check_regular_below
 from synthaug._support.torch_state import torch_defaults
 from synthaug._training.checkpoints import load_tensors, reading, resolve, state_digest
 from synthaug._training.hub import variants
 from synthaug._training.parts import code_free_json, read_index
 from synthaug.errors import CheckpointError
-from synthaug.synthesizers._adapters import add_adapters
+from synthaug.synthesizers._adapters import adapter_settings, add_adapters
 from synthaug.synthesizers._loading import LoadingConfig
 
 _CONFIGS = ("*config.json", "*config_*.json")
@@ -115,7 +115,8 @@ def _merge(pipeline: Any, file: Path) -> None:
         check_adapter(file)
         if not isinstance(pipeline, LoraBaseMixin):  # as those of PixArt
             part = "transformer" if "transformer" in pipeline.components else "unet"
-            add_adapters(pipeline.components[part], load_tensors(file), part)
+            tensors, settings = load_tensors(file), adapter_settings(file)
+            add_adapters(pipeline.components[part], tensors, settings, part)
             return
         pipeline.load_lora_weights(file.parent, weight_name=file.name, local_files_only=True)
         if not pipeline.get_list_adapters():
@@ -149,7 +150,6 @@ def check_adapter(file: Path) -> None:
 
     with safe_open(str(file), "pt") as opened:
         shapes = {name: opened.get_slice(name).get_shape() for name in list(opened.keys())}
-        text = (opened.metadata() or {}).get("lora_adapter_metadata", "{}")
     largest = max((side for shape in shapes.values() for side in shape), default=0)
     usual = json.loads(json.dumps(peft.LoraConfig().to_dict(), default=list))
 
@@ -167,7 +167,9 @@ def check_adapter(file: Path) -> None:
             return value in (True, False, "gaussian")
         return name in _FREE or value in (None, usual.get(name))
 
-    settings = [(place.rpartition(".")[2], value) for place, value in parse_json(text).items()]
+    settings = [
+        (place.rpartition(".")[2], value) for place, value in adapter_settings(file).items()
+    ]
     unfit = [f"`{n}` to {v!r}" for n, v in settings if not fits(n, v)]
     unfit += [f"weights of a layer {name!r}" for name in shapes if not _LAYER.fullmatch(name)]
     if unfit:
