@@ -4,6 +4,7 @@ Tiny and random: these tests show that the mathematics is that of each family, n
 are.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from synthaug import ClassConditional, TrainingConfig
@@ -31,6 +33,7 @@ from synthaug.synthesizers import (
 
 FAMILIES = ("sdxl", "stable_diffusion_3", "flux", "pixart", "sana")
 CLASSES = ("a", "b")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 SEEDS = np.arange(2, dtype=np.uint64)
 
 
@@ -212,15 +215,34 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_adapters(tuned, tmp_path):
     assert (tmp_path / "lora" / one.adapters.name).read_bytes() == one.adapters.read_bytes()
 
 
-def test_adapters_of_weights_that_changed_are_refused(tuned, tmp_path):
+@pytest.mark.parametrize("part", ["network", "vae", "scheduler"])
+def test_adapters_of_a_checkpoint_that_changed_are_refused(tuned, tmp_path, part):
     one = tuned("stable_diffusion_3")
+    base = shutil.copytree(one.checkpoint.path, tmp_path / "base")
     folder = shutil.copytree(one.folder, tmp_path / "moved")
     record = folder / "synthaug.json"
-    record.write_text(record.read_text().replace(one.before.model.weights["network"], "0" * 32))
-    with pytest.raises(MismatchError, match=r"is not the one that the adapters in .* were trained"):
-        ClassConditional.from_pretrained(folder, device="cpu")
+    own = json.loads(record.read_text())
+    record.write_text(json.dumps({**own, "adapts": {**own["adapts"], "path": str(base)}}))
+    bfloat16: dict[str, Any] = {"device": "cpu", "dtype": torch.bfloat16}
+    loaded = ClassConditional.from_pretrained(folder, **bfloat16)
+    assert loaded.model.denoiser.dtype == torch.bfloat16
+    if part == "scheduler":
+        file = base / "scheduler" / "scheduler_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "shift": 2.5}))
+    else:
+        file = base / {"network": "transformer"}.get(part, part) / WEIGHTS
+        weights = load_file(file)
+        save_file({name: weight + 0.3 for name, weight in weights.items()}, file, {"format": "pt"})
+    match = rf"The {part} in .* is not the one that the adapters in .* were trained with"
+    with pytest.raises(MismatchError, match=match):
+        ClassConditional.from_pretrained(folder, **bfloat16)
+
+
+def test_adapters_alone_are_not_fine_tuned(tuned, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds adapters alone. Fine-tune what they belong"):
-        ClassConditional.fine_tune(one.folder, real_images(8), tmp_path / "out")
+        ClassConditional.fine_tune(
+            tuned("stable_diffusion_3").folder, real_images(8), tmp_path / "out"
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -321,18 +321,21 @@ def load_frozen(
     index: Mapping[str, Any],
     dtype: "torch.dtype | Precision",
     device: torch.device,
-    change: Callable[[nn.Module], None] = lambda network: None,
+    change: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
     """The network of a checkpoint, to draw with; `dtype` as for `load_network`.
 
-    `change` gets it whenever it is loaded, in place.
+    `change` gets it in float32 whenever it is loaded, and changes it in place.
     """
     name = "transformer" if "transformer" in index else "unet"
 
     @lasting_tensors()
     def load(dtype: torch.dtype) -> nn.Module:
-        network: nn.Module = load_part(path, index, name, dtype)
-        change(network)
+        first = dtype if change is None else torch.float32
+        network: nn.Module = load_part(path, index, name, first)
+        if change is not None:
+            change(network)
+            network = network.to(dtype)
         return network.eval().requires_grad_(False).to(device)
 
     return load_network(load, dtype, device)

@@ -3,17 +3,19 @@
 Hu et al. 2022: W + B A in place of W, where A and B alone are trained.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from synthaug._printable import shortened
 from synthaug._support.reading import parse_json
 from synthaug._training import checkpoints
 from synthaug.denoisers import Denoiser
-from synthaug.errors import MismatchError
+from synthaug.errors import CheckpointError, MismatchError
 
 ADAPTED = (
     *("to_q", "to_k", "to_v", "to_out.0"),
@@ -64,8 +66,8 @@ def save_adapters(network: Any, part: str, folder: Path) -> None:
 
 
 def adapter_settings(file: Path) -> dict[str, Any]:
-    """What a file of adapters says of them, by the name of the part, a dot and that of the setting;
-    empty if nothing."""
+    """Reads what a file of adapters says of them, by the name of the part, a dot and that of the
+    setting; empty if nothing."""
     from safetensors import safe_open
 
     with safe_open(str(file), "pt") as opened:
@@ -128,35 +130,67 @@ def _scale(
     return (alphas or {float(rank)}).pop() / (rank**0.5 if said.get("use_rslora") else rank)
 
 
-def adapted(
-    path: Path, own: Mapping[str, Any], record: str
-) -> tuple[Path, Callable[[nn.Module], None]]:
-    """Where the weights of a checkpoint are, and what adds its adapters to them, if it has any.
+@final
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters in a directory that has nothing else of a network, and what they belong to."""
 
-    Args:
-        path: The checkpoint.
-        own: Our record beside its parts.
-        record: The name of the file with it.
+    folder: Path
+    record: Path
+    """The file that says so, with a section `adapts`."""
+    path: str
+    """Address of the checkpoint that they belong to."""
+    digests: Mapping[str, str]
+    """Of its `network` in float32, and of its other parts."""
 
-    Raises:
-        CheckpointError: If the weights are not there, or the adapters are damaged.
-        MismatchError: If the weights are not those that the adapters were trained with.
-    """
-    adapts = own.get("adapts")
-    if adapts is None:
-        return path, lambda network: None
-    file = path / "lora" / ADAPTER_FILE
-    checkpoints.restore(file.parent)
+    @classmethod
+    def of(cls, folder: Path, own: Mapping[str, Any], record: str) -> "Adapters | None":
+        """Returns those of a checkpoint, if it has them in place of weights.
 
-    def change(network: Any) -> None:
-        kept = network.dtype == torch.float32  # the digest is of these
-        if kept and checkpoints.state_digest(network) != adapts["network"]:
-            raise MismatchError(
-                f"The network in {adapts['path']} is not the one that the adapters in {path} were "
-                f"trained with. Copy it again, or set `path` in {path / record} to where it is."
+        Args:
+            folder: The checkpoint.
+            own: Our record beside its parts.
+            record: The name of the file with it.
+
+        Raises:
+            CheckpointError: If the record is damaged.
+        """
+        if "adapts" not in own:
+            return None
+        said = own["adapts"]
+        whole = isinstance(said, dict) and all(isinstance(value, str) for value in said.values())
+        if not whole or not {"path", "network"} <= set(said):
+            raise CheckpointError(
+                f"In {folder / record}, `adapts` is {shortened(said)}, expected the `path` of a "
+                "checkpoint and digests of its parts. Train the adapters anew."
             )
+        digests = {name: value for name, value in said.items() if name != "path"}
+        return cls(folder, folder / record, said["path"], digests)
+
+    def check(self, digests: Mapping[str, str]) -> None:
+        """Refuses parts of other digests than the adapters were trained with.
+
+        Raises:
+            MismatchError: Naming the part.
+        """
+        for name, digest in digests.items():
+            if self.digests.get(name, digest) != digest:
+                raise MismatchError(
+                    f"The {name} in {self.path} is not the one that the adapters in {self.folder} "
+                    f"were trained with. Copy it again, or set `path` in {self.record} to where it "
+                    "is."
+                )
+
+    def add_to(self, network: Any) -> None:
+        """Adds them to the weights of a network in float32.
+
+        Raises:
+            CheckpointError: If they are damaged.
+            MismatchError: If the weights are not those that they were trained with.
+        """
+        self.check({"network": checkpoints.state_digest(network)})
+        file = self.folder / "lora" / ADAPTER_FILE
+        checkpoints.restore(file.parent)
         with checkpoints.reading(file, "Train the adapters anew."):
             tensors, settings = checkpoints.load_tensors(file), adapter_settings(file)
             add_adapters(network, tensors, settings, Denoiser(network).part)
-
-    return checkpoints.resolve(adapts["path"]), change

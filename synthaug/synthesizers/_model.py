@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from synthaug._images.source import recorded
 from synthaug._noise import Streams
 from synthaug._pixels import to_images
+from synthaug._plan import settings_digest
 from synthaug._printable import shortened
 from synthaug._support.arguments import check_whole
 from synthaug._support.devices import choose_device, sent
@@ -54,7 +55,7 @@ from synthaug.samplers import (
     timesteps_until,
 )
 from synthaug.synthesizers import _autoencoder
-from synthaug.synthesizers._adapters import adapted
+from synthaug.synthesizers._adapters import Adapters
 from synthaug.synthesizers._class_names import (
     EMBEDDINGS,
     SETTINGS,
@@ -501,6 +502,17 @@ class DiffusionModel:
             weights["class_embeddings"] = tensor_digest(parts)
         return weights
 
+    def digests_beside(self) -> dict[str, str]:
+        """Returns digests of the schedule, and of the autoencoder with its scale."""
+        config = checkpoints.plain_config(self.scheduler_config)
+        digests = {"scheduler": settings_digest(config)}
+        if self.vae is not None:
+            names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+            scale = {name: self.vae.config.get(name) for name in names}
+            weights = checkpoints.state_digest(self.vae)
+            digests["vae"] = settings_digest({"weights": weights, "scale": scale})
+        return digests
+
     def in_precision(self, precision: Resolved) -> "DiffusionModel":
         """The same model, its network in a precision, if its own was chosen automatically."""
         network = in_precision(self.network, precision)
@@ -544,7 +556,7 @@ class DiffusionModel:
         Args:
             path: The directory, with adapters in `lora`.
             settings: Settings of the synthesizer, with `adapts`: the `path` of the checkpoint that
-                the adapters belong to, and the digest of its `network`.
+                the adapters belong to, the digest of its `network`, and `digests_beside`.
 
         Raises:
             CheckpointError: If the disk is full or not writable.
@@ -596,14 +608,13 @@ class DiffusionModel:
         target = choose_device(device)
         path = checkpoints.resolve(path)
         own = checkpoints.read_record(path)
-        base, change = adapted(path, own, SETTINGS)
+        adapters = Adapters.of(path, own, SETTINGS)
+        base = path if adapters is None else checkpoints.resolve(adapters.path)
         index = read_index(base)
         if family_of(index) is None:
             check_parts(base, index)
-        folder = part_folder(base, index, "scheduler")
-        scheduler_config = checkpoints.read_json(folder / "scheduler_config.json")
-        check_trained_for(scheduler_config)
-        network = load_frozen(base, index, dtype, target, change)
+        scheduler_config = _read_scheduler_config(base, index)
+        network = load_frozen(base, index, dtype, target, adapters and adapters.add_to)
         vae = load_autoencoder(base, index)
         with checkpoints.reading(path / SETTINGS, "Save the checkpoint again."):
             saved_names = tuple(map(str, own.get("classes", ())))
@@ -637,4 +648,13 @@ class DiffusionModel:
             or not (has_table or embeddings is not None),
             trained_on=own.get("trained_on"),
         )
+        if adapters is not None:
+            adapters.check(model.digests_beside())
         return model, own
+
+
+def _read_scheduler_config(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    folder = part_folder(path, index, "scheduler")
+    config = checkpoints.read_json(folder / "scheduler_config.json")
+    check_trained_for(config)
+    return config

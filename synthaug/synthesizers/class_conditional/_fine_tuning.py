@@ -26,7 +26,8 @@ from synthaug._training.parts import part_class, read_index
 from synthaug._types import JSON, Images, Indices
 from synthaug.denoisers._networks import TRANSFORMERS
 from synthaug.errors import CheckpointError
-from synthaug.synthesizers._adapters import ADAPTED, peft_library, save_adapters
+from synthaug.synthesizers._adapters import ADAPTED, Adapters, peft_library, save_adapters
+from synthaug.synthesizers._class_names import SETTINGS
 from synthaug.synthesizers._families import check_known
 from synthaug.synthesizers._labels import label_embeddings
 from synthaug.synthesizers._model import DiffusionModel
@@ -76,10 +77,10 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
             peft_library()
         path = checkpoints.resolve(checkpoint)
         own = checkpoints.read_record(path)
-        if "adapts" in own:
+        if (adapters := Adapters.of(path, own, SETTINGS)) is not None:
             raise CheckpointError(
                 f"{path} holds adapters alone. Fine-tune what they belong to, "
-                f"{own['adapts']['path']}, with all images."
+                f"{adapters.path}, with all images."
             )
         check_known(checkpoint, read_index(path), "fine-tune")
         self.real = ImageSource.open(real, "`real`")
@@ -249,6 +250,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
             save_adapters(network, self.base.denoiser.part, path / "lora")
         if adapted and self.base.denoiser.takes_prompts:
             adapts = {"path": self._origin, "network": self._base_weights["network"]}
+            adapts |= self.base.digests_beside()
             self.base.save_adapted(path, {**settings, "adapts": adapts})
         else:
             self.model(network).save_pretrained(path, settings)
