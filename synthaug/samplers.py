@@ -15,6 +15,7 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
@@ -489,14 +490,26 @@ def steps_of(scheduler: Any, timesteps: Tensor, eta: float, until: float = 1.0) 
     return [Step(*of, eta) for of in zip(timesteps, signals, ends, strict=True)]
 
 
+def skipped_steps(
+    num_inference_steps: int, strength: float | NDArray[Any], *, flow: bool
+) -> NDArray[np.int64]:
+    """How many of the first steps a chain leaves out, by the share of them that it takes.
+
+    As in diffusers' image-to-image pipelines: of a flow (SD3, FLUX) the steps that are left out are
+    rounded down, else those that are taken. Unlike there, at least one step is always taken.
+    """
+    taken = np.asarray(num_inference_steps * strength)
+    skipped = num_inference_steps - (taken if flow else np.floor(taken))
+    return np.clip(skipped, 0, num_inference_steps - 1).astype(np.int64)
+
+
 def timesteps_from(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor:
     """The timesteps to visit: all of them for `strength` 1, the last part for less.
 
-    `strength` is the share of the schedule, and its steps are rounded down, as in diffusers'
-    image-to-image pipelines: the source image is noised to the first timestep returned. Unlike
-    there, at least one step is always taken.
+    `strength` is the share of the schedule, rounded as by `skipped_steps`: the source image is
+    noised to the first timestep returned.
     """
-    skipped = num_inference_steps - max(1, int(num_inference_steps * strength))
+    skipped = int(skipped_steps(num_inference_steps, strength, flow=steps_flow(scheduler)))
     if skipped and hasattr(scheduler, "set_begin_index"):  # diffusers' that count their steps
         scheduler.set_begin_index(skipped * scheduler.order)
     return scheduler.timesteps[skipped * scheduler.order :]
@@ -736,6 +749,7 @@ __all__ = [
     "sample",
     "set_timesteps",
     "shifted",
+    "skipped_steps",
     "step_arguments",
     "step_to",
     "steps_flow",

@@ -20,7 +20,7 @@ from torch import Tensor
 from synthaug import ClassConditional, TrainingConfig
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.images import LabeledImages
-from synthaug.samplers import clean_estimate, noised
+from synthaug.samplers import clean_estimate, noised, set_timesteps, timesteps_from
 from synthaug.synthesizers import (
     DiffusionInversion,
     FineTuningConfig,
@@ -150,6 +150,25 @@ def test_the_default_sampler_clips_no_latents_unless_the_checkpoint_says_so(tiny
     expected = by_pipeline(pipeline, {**checkpoint.arguments, "num_inference_steps": 4})
     drawn = by_us(loaded(checkpoint, sampler={"num_inference_steps": 4}))
     assert gray_levels(drawn, expected) < 0.1
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.35])
+def test_variants_take_the_steps_of_the_image_to_image_pipeline(tiny_checkpoint, strength):
+    from diffusers import StableDiffusion3Img2ImgPipeline
+
+    checkpoint = tiny_checkpoint("stable_diffusion_3")
+    parts = checkpoint.pipeline.components
+    scheduler = type(parts["scheduler"]).from_config(parts["scheduler"].config)
+    scheduler.set_timesteps(10)
+    pipeline = StableDiffusion3Img2ImgPipeline(**{**parts, "scheduler": scheduler})
+    theirs, steps = pipeline.get_timesteps(10, strength, "cpu")
+    sampler = {"scheduler": None, "num_inference_steps": 10}
+    synthesizer = loaded(checkpoint, sampler=sampler).with_sources(real_images(8))
+    ours = synthesizer.model.scheduler(synthesizer.sampler)
+    set_timesteps(ours, 10)
+    assert torch.equal(timesteps_from(ours, 10, strength), theirs)
+    plan = synthesizer.plan(per_class=1, strength=strength)
+    assert synthesizer.evaluations(plan).tolist() == [steps, steps]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -78,9 +78,9 @@ def test_the_loop_is_that_of_the_diffusers_scheduler(kind, strength):
     noise = torch.stack([torch.randn(1, 8, 8, generator=g) for g in streams(plan["seed"])])
     timesteps, x = scheduler.timesteps, noise
     if strength is not None:
-        timesteps = timesteps[2 * scheduler.order :]  # int(5 * 0.7) steps are left
-        scheduler.set_begin_index(2 * scheduler.order)
-        share = scheduler.sigmas[2 * scheduler.order]
+        timesteps = timesteps[scheduler.order :]  # int(5 - 5 * 0.7) steps are left out
+        scheduler.set_begin_index(scheduler.order)
+        share = scheduler.sigmas[scheduler.order]
         x = share * noise + (1 - share) * to_images(Real().read(plan["source"]))
     labels = torch.tensor(plan["label"])
     network: Any = synthesizer.model.network
@@ -92,6 +92,7 @@ def test_the_loop_is_that_of_the_diffusers_scheduler(kind, strength):
             )
             x = scheduler.step(u + 2.0 * (c - u), t, x).prev_sample
     torch.testing.assert_close(synthesizer.draw(plan), x.clamp(-1, 1), atol=1e-5, rtol=0)
+    assert (synthesizer.evaluations(plan) == 2 * len(timesteps)).all()
 
 
 def test_a_shift_by_size_is_that_of_diffusers():

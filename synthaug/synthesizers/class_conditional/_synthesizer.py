@@ -30,6 +30,7 @@ from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import JSON, Images
 from synthaug.guidance import ClassifierGuidance
+from synthaug.samplers import predicts_flow, skipped_steps
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer, Guide
 from synthaug.synthesizers._diffusion import (
     AbstractDiffusionSynthesizer,
@@ -135,10 +136,10 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         a classifier cost at all steps but the last."""
         strengths = np.where(rows["source"] < 0, 1.0, rows.get("strength", 1.0))
         guided = rows.get("guidance_scale", 1.0) != 1
-        wanted = self.sampler.num_inference_steps
-        extra = self.model.num_steps(self.sampler) - wanted
-        steps = np.maximum(1, (wanted * strengths).astype(np.int64))  # rounded down
-        steps = steps + extra
+        flow = predicts_flow(self.model.scheduler_config)
+        skipped = skipped_steps(self.sampler.num_inference_steps, strengths, flow=flow)
+        order = int(self.model.scheduler(self.sampler).order)  # some visit a timestep twice
+        steps = self.model.num_steps(self.sampler) - skipped * order
         return steps * (1 + guided) + (steps - 1) * self._guidance_evaluations()
 
     def _plan_problems(self, columns: Mapping[str, Any]) -> Iterator[str]:
