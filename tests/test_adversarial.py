@@ -417,7 +417,7 @@ def test_the_command_line_trains_under_attack(tmp_path: Path) -> None:
     assert "`--share` is for the mixed arm" in fail(
         2, *line, "--share", "0.5", "--ratios", "0,0.01"
     )
-    assert "`--adversarial" not in fail(2, *line, "--adversarial", "2")
+    assert "`--adversarial` must be in (0, 1]" in fail(2, *line, "--adversarial", "2")
 
 
 # Wrong input is found before any training
