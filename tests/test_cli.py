@@ -301,11 +301,15 @@ def test_a_published_recipe_gives_options_that_were_not_stated(work):
 
 def test_variants_of_real_images_start_from_the_source(work):
     path = work / "variants.h5"
-    source = f"folder:{work / 'train'}"
-    succeed(
-        "generate", work / "run", path, "--ratio", 0.5, "--source", source,
-        "--strength", "[0.5, 1]", *DRAW,
-    )  # fmt: skip
+    source, others = (f"folder:{work / name}" for name in ("train", "test"))
+    line = ["generate", work / "run", path, "--ratio", 0.5, *DRAW]
+    text = succeed(*line, "--source", source, "--strength", "[0.5, 1]")
+    assert f"Next: synthaug audit {path} {source} --holdout" in text  # the generator's own images
+    assert "--strength" not in text
+    line[2] = work / "counted.h5"
+    text = succeed(*line, "--source", others)
+    assert "no image starts from one. For variants of them, give `--strength`" in text
+    assert f"Next: synthaug audit {line[2]} TRAIN --holdout" in text
     plan = SynthCache(path).plan
     assert plan.quota.tolist() == [6, 6, 6]
     assert (plan["source"] >= 0).all()

@@ -6,6 +6,7 @@ covers the rows that are not withheld, and never says that data are private or a
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -401,8 +402,8 @@ def _doubts(
     if weak or blind:
         doubts.append(
             f"{counts.holdout_distinct:,} distinct held-out images are few for {m:,} synthetic "
-            "ones, or come as close to training images as such copies do. Hold out more images, or "
-            "audit fewer at a time."
+            "ones, or come as close to training images as such copies do. "
+            + _hold_out(counts, level)
         )
     if findings.shifted and (counts.competition_resolution or m) > limit:
         doubts.append(
@@ -412,6 +413,14 @@ def _doubts(
             f"clusters. To pass, it must detect {limit:,}. Hold out more images."
         )
     return doubts
+
+
+def _hold_out(counts: Counts, level: float) -> str:
+    """Says how many images to hold out so that few copies could be told from chance."""
+    m, found = counts.synthetic_judged, counts.holdout_distinct
+    needed = holdout_needed(m, level)
+    more = f"at least {needed:,} distinct images" if needed > found else "more images"
+    return f"Hold out {more}, or audit fewer at a time."
 
 
 def _without_holdout(missing: Sequence[str]) -> str:
@@ -431,6 +440,24 @@ def chance_of_all_closest(num_copies: int, num_rows: int, num_holdout: int) -> f
     0.3
     """
     return float(hypergeom.pmf(num_copies, num_rows + num_holdout, num_rows, num_copies))
+
+
+def holdout_needed(num_rows: int, level: float) -> int:
+    """Least number of distinct held-out images beside which as many copies as an audit must notice
+    are no chance if they come closest of all.
+
+    >>> holdout_needed(60, 0.01)
+    94
+    """
+    limit, allowed = visible(num_rows), levels(level)["rest"]
+
+    def too_few(num_holdout: int) -> bool:
+        return chance_of_all_closest(limit, num_rows, num_holdout) > allowed
+
+    enough = 1
+    while too_few(enough):
+        enough *= 2
+    return bisect_left(range(enough), True, key=lambda n: not too_few(n))
 
 
 def _unranked(findings: Findings, counts: Counts) -> list[str]:

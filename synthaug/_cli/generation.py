@@ -359,6 +359,24 @@ def _pipeline(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     return options.guided(synthesizer, options.device), source
 
 
+def _started(rows: Any, source: Any) -> str:
+    """Says of counted real images that no image starts from them."""
+    if source is None or bool((rows.at("source", [0]) >= 0).all()):
+        return ""
+    return (
+        "\nThe real images were counted, and no image starts from one. For variants of them, give "
+        "`--strength`, for example 0.5."
+    )
+
+
+def _trained_on(cache: Any, name: str | None, source: Any) -> str | None:
+    """The name of the real images if the generator learned from just these."""
+    from synthaug._images.source import recorded
+
+    known = recorded(cache.manifest.get("trained_on"), "fingerprint")
+    return name if source is not None and source.fingerprint in known else None
+
+
 def _check_counted(options: PlanOptions) -> None:
     """Refuses real images that nothing starts from, and that are not counted either."""
     if not options.given("ratio", "fill_to"):
@@ -553,11 +571,12 @@ def generate(
     return Result(
         record={**contents(cache), "picture": picture},
         text=f"{cache}\n{drawn_by}"
+        + _started(rows, source)
         + (f"\nSamples: {picture}" if picture else "")
         + (
             "\nThis share is drawn. The last process to end puts all together. Next: run the other "
             "shares, if they do not run yet."
             if others
-            else f"\n{next_audit(out, options.source)}"
+            else f"\n{next_audit(out, _trained_on(cache, options.source, source))}"
         ),
     )

@@ -64,8 +64,8 @@ class Variants:
         if len(rows) == 0:
             raise DataError(
                 "No row of the cache that may be served was made from a real image. Use "
-                "`synthaug.MixedDataset`, which mixes by class, or generate from source images "
-                "(`synthaug generate --source`)."
+                "`synthaug.MixedDataset`, which mixes by class, or draw variants of real images "
+                "(`synthaug generate --source DATA --strength 0.5`)."
             )
         keys = cache.plan.at("source_key", rows)
         order = np.argsort(keys, kind="stable")
