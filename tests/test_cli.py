@@ -779,6 +779,16 @@ def test_messages_name_arguments_as_the_command_line_does(message, shown):
     assert _main._as_options(message, _main._options(COMMANDS["audit"])) == shown
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_librarys_warning_keeps_the_names_of_its_own_arguments(capsys):
+    code = "import warnings; warnings.warn('Use `dtype` instead.')"
+    with _main._heard({"precision"}, verbose=False, quiet=False):
+        exec(code, {"__name__": "diffusers.utils"})
+        exec(code, {"__name__": "synthaug.synthesizers"})
+    said = ["synthaug: Use `dtype` instead.", "synthaug: Use `--precision` instead."]
+    assert capsys.readouterr().err.splitlines() == said
+
+
 EVALUATE = "evaluate DATA CACHE DATA --out OUT"
 NAMED_OTHERWISE = {
     "--width 0": "train DATA OUT",

@@ -7,6 +7,7 @@ nobody foresaw, 130 interrupted, 143 asked to end (SIGTERM).
 """
 
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -225,6 +226,16 @@ class _AsOptions(logging.Formatter):
         return printable(_as_options(super().format(record), self._options))
 
 
+def _ours(options: Set[str]) -> Set[str]:
+    """The options that the warning which is shown may name: none if it is a library's, which names
+    arguments of its own."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, "warnings"):
+        frame = frame.f_back
+    ours = frame is not None and str(frame.f_globals.get("__name__")).startswith("synthaug.")
+    return options if ours else set()
+
+
 @contextlib.contextmanager
 def _heard(options: Set[str], *, verbose: bool, quiet: bool) -> Iterator[None]:
     """Log and warnings as single lines on standard error; no progress if it is to be quiet."""
@@ -240,7 +251,8 @@ def _heard(options: Set[str], *, verbose: bool, quiet: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             # One line, without the place in the code.
             warnings.showwarning = lambda message, *_: print(
-                printable(f"synthaug: {_as_options(str(message), options)}"), file=sys.stderr
+                printable(f"synthaug: {_as_options(str(message), _ours(options))}"),
+                file=sys.stderr,
             )
             yield
     finally:
