@@ -257,11 +257,38 @@ def test_adapters_of_a_checkpoint_that_changed_are_refused(tuned, tmp_path, part
         ClassConditional.from_pretrained(folder, **bfloat16)
 
 
-def test_adapters_alone_are_not_fine_tuned(tuned, tmp_path):
+def test_adapters_alone_are_not_fine_tuned_and_no_pipeline(tuned, tmp_path):
+    folder = tuned("stable_diffusion_3").folder
     with pytest.raises(CheckpointError, match=r"holds adapters alone. Fine-tune what they belong"):
-        ClassConditional.fine_tune(
-            tuned("stable_diffusion_3").folder, real_images(8), tmp_path / "out"
-        )
+        ClassConditional.fine_tune(folder, real_images(8), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"by `ClassConditional\.from_pre.*, with `lora` \("):
+        FromPipeline.from_pretrained(folder, classes=CLASSES, device="cpu")
+
+
+@pytest.mark.parametrize("adapts", ["x", {"path": [1], "network": ""}, {"path": "/gone"}])
+def test_a_damaged_record_of_adapters_is_named(tuned, tmp_path, adapts):
+    folder = shutil.copytree(tuned("stable_diffusion_3").folder, tmp_path / "adapters")
+    own = json.loads((folder / "synthaug.json").read_text())
+    (folder / "synthaug.json").write_text(json.dumps({**own, "adapts": adapts}))
+    with pytest.raises(CheckpointError, match=r"In .*synthaug\.json, `adapts` is .*, expected the"):
+        ClassConditional.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("prompt.pooled", None, "lacks the tensor prompt.pooled, which a SD3Transformer"),
+        ("prompt.pooled", torch.ones(2, 1), "prompt.pooled is of 2 prompts, not 3"),
+        ("class_embeddings", None, "KeyError: 'class_embeddings'"),
+    ],
+)
+def test_damaged_embeddings_of_adapters_are_named(tuned, tmp_path, name, part, message):
+    folder = shutil.copytree(tuned("stable_diffusion_3").folder, tmp_path / "adapters")
+    file = folder / "class_embeddings.safetensors"
+    tensors = {**load_file(file), name: part}
+    save_file({name: part for name, part in tensors.items() if part is not None}, file)
+    with pytest.raises(CheckpointError, match=rf"class_embeddings\.safetensors cannot .*{message}"):
+        ClassConditional.from_pretrained(folder, device="cpu")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

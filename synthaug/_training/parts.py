@@ -335,7 +335,7 @@ def load_frozen(
         network: nn.Module = load_part(path, index, name, first)
         if change is not None:
             change(network)
-            network = network.to(dtype)
+            nn.Module.to(network, dtype)  # diffusers' own warns of layers that none of these has
         return network.eval().requires_grad_(False).to(device)
 
     return load_network(load, dtype, device)

@@ -178,6 +178,11 @@ TRANSFORMERS = tuple(name for name in CALLS if "Transformer" in name)
 """Those of them that are no U-Nets."""
 
 
+def part_beside_tokens(kind: str) -> str:
+    """Names the part of a prompt that a network of `CALLS` takes beside the token sequence."""
+    return "mask" if kind in ("PixArtTransformer2DModel", "SanaTransformer2DModel") else "pooled"
+
+
 def cast(inputs: Mapping[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, Any]]:
     """Inputs by name, those with numbers in a dtype; but for places, whose precision counts."""
     for name, value in inputs.items():

@@ -10,7 +10,7 @@ from synthaug._printable import shortened
 from synthaug._training import checkpoints
 from synthaug._training.parts import embed_prompts
 from synthaug.denoisers import OWN_PIPELINE, Denoiser
-from synthaug.denoisers._networks import Prompted
+from synthaug.denoisers._networks import Prompted, part_beside_tokens
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._families import embed, family_of
 from synthaug.synthesizers._labels import keep_classes, rows_of_classes
@@ -81,8 +81,8 @@ def embeddings_of(
     Returns:
         Embeddings, and the prompts that they are of; `None` for what there is not.
     """
-    if (path / EMBEDDINGS).exists():
-        return _saved_embeddings(path, own, names)
+    if (path / EMBEDDINGS).exists() or "adapts" in own:  # where there is no text encoder
+        return _saved_embeddings(path, own, names, denoiser)
     if index.get("text_encoder"):
         template, negative = prompting
         prompts = (*(template.format(name.replace("_", " ")) for name in names), negative)
@@ -115,7 +115,7 @@ def _embedded(
 
 
 def _saved_embeddings(
-    path: Path, own: Mapping[str, Any], names: tuple[str, ...]
+    path: Path, own: Mapping[str, Any], names: tuple[str, ...], denoiser: Denoiser
 ) -> tuple[Tensor | Prompted, tuple[str, ...] | None]:
     saved = tuple(own.get("classes", ()))
     if names != saved:
@@ -126,4 +126,10 @@ def _saved_embeddings(
     prompts = own.get("prompts")
     with checkpoints.reading(path / EMBEDDINGS, "Save the checkpoint again."):
         table = Prompted.from_tensors(checkpoints.load_tensors(path / EMBEDDINGS))
+        others = table.others if isinstance(table, Prompted) else {}
+        if denoiser.takes_prompts and (part := part_beside_tokens(denoiser.kind)) not in others:
+            raise LookupError(f"it lacks the tensor prompt.{part}, which a {denoiser.kind} takes")
+        for name, tensor in others.items():
+            if len(tensor) != len(table):
+                raise ValueError(f"prompt.{name} is of {len(tensor)} prompts, not {len(table)}")
     return table, None if prompts is None else tuple(prompts)

@@ -15,11 +15,11 @@ from synthaug._support.extras import from_extra
 from synthaug._support.precision import Precision, resolve_precision
 from synthaug._support.reading import check_regular_below
 from synthaug._support.torch_state import torch_defaults
-from synthaug._training.checkpoints import load_tensors, reading, resolve, state_digest
-from synthaug._training.hub import variants
+from synthaug._training.checkpoints import load_tensors, read_record, reading, resolve, state_digest
+from synthaug._training.hub import INDEX, variants
 from synthaug._training.parts import code_free_json, read_index
 from synthaug.errors import CheckpointError
-from synthaug.synthesizers._adapters import adapter_settings, add_adapters
+from synthaug.synthesizers._adapters import ADAPTER_FILE, adapter_settings, add_adapters
 from synthaug.synthesizers._loading import LoadingConfig
 
 _CONFIGS = ("*config.json", "*config_*.json")
@@ -51,6 +51,12 @@ def load_pipeline(
             "no GPU here. Pass `offload=False`."
         )
     folder = resolve(path, variant=files.variant, parts=None)
+    if "adapts" in read_record(folder) and not (folder / INDEX).exists():
+        raise CheckpointError(
+            f"{folder} holds adapters alone. Load it by `ClassConditional.from_pretrained`, or the "
+            "checkpoint that they belong to, with `lora` (`--lora`) "
+            f"{folder / 'lora' / ADAPTER_FILE}."
+        )
     index = read_index(folder)
     check_files(folder, index, files.variant)
     kind = dtype
