@@ -1045,6 +1045,7 @@ def test_a_folder_whose_audit_passes_with_images_withheld_is_not_imported_as_it_
     line = next_step(report, call, "audit")
     assert line == (
         "Look at audit.html first. Then remove the 1 withheld image from folder:syn: their files "
-        "are `withheld_files` in audit.json."
+        "are `withheld_files` in audit.json. Keep that report: a later audit of the folder cannot "
+        "know what was removed."
     )
     assert "cache import" in next_step(SimpleNamespace(verdict="pass", withheld=[]), call, "audit")

@@ -205,8 +205,9 @@ def test_without_splits_they_are_set_aside_by_class(tmp_path):
 
 
 def test_a_budget_too_small_for_one_recipe_is_refused_before_any_training(tmp_path):
-    with pytest.raises(ValueError, match=r"`minutes` is 1e-05, and one recipe takes about"):
-        search(tmp_path, config=replace(QUICK, minutes=1e-5))
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=r"`minutes` is 1e-05, and one recipe takes about"):
+            search(tmp_path, config=replace(QUICK, minutes=1e-5), dry_run=dry_run)
     assert not (tmp_path / "classifiers").exists()
 
 

@@ -68,12 +68,15 @@ class Acceptance:
                 f"None of the {self.elsewhere:,} pairs that {self.reviewer} accepted on {when} is "
                 "withheld now with the images that were accepted."
             )
-        rows = ", ".join(map(str, self.rows[:_LISTED]))
+        rows = ", ".join(map(str, self.rows[:_LISTED])) + (", ..." if n > _LISTED else "")
+        named, these, stay = (
+            ("row", "this row", "stays") if n == 1 else ("rows", "these rows", "stay")
+        )
         return (
             f"{n:,} {'pair was' if n == 1 else 'pairs were'} accepted as harmless by "
-            f"{self.reviewer} on {when}, because: {self.reason.rstrip('.')} (rows {rows}"
-            f"{', ...' if n > _LISTED else ''}). That changes neither the verdict nor a p-value; "
-            f"these rows {'may be served' if self.serve else 'stay withheld'}."
+            f"{self.reviewer} on {when}, because: {self.reason.rstrip('.')} ({named} {rows}). "
+            "That changes neither the verdict nor a p-value; "
+            f"{these} {'may be served' if self.serve else f'{stay} withheld'}."
             + (
                 f" {self.elsewhere:,} more that were accepted are not withheld now, or have other "
                 "images."

@@ -180,7 +180,7 @@ def _copies(findings: Findings, num_judged: int, fdr: float) -> list[str]:
 
 def _equal(findings: Findings, num_judged: int) -> str:
     """Says how many images have the pixels of a training image."""
-    nearly = "" if findings.identical == findings.exact else ", or nearly so"
+    nearly = "" if findings.identical == findings.exact else ", or nearly so once aligned"
     verb = "equals" if findings.exact == 1 else "equal"
     return (
         f"{findings.exact:,} of {num_judged:,} images {verb} a training image pixel by "

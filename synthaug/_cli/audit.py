@@ -147,7 +147,10 @@ def _next(report: Any, call: Call, out: str) -> str:
         listed = f"{out}.json has their rows"
         if not call.arguments["redact"] and any(names["file"] for names in report.withheld_files):
             listed = f"their files are `withheld_files` in {out}.json"
-        return f"{look}Then remove the {remove} from {synthetic}: {listed}."
+        return (
+            f"{look}Then remove the {remove} from {synthetic}: {listed}. Keep that report: a later "
+            "audit of the folder cannot know what was removed."
+        )
     if ":" in synthetic:
         return look + next_line("cache", "import", synthetic, "CACHE.h5")
     return f"{look}Next: look up the flagged rows in the report, and leave them out."

@@ -257,13 +257,24 @@ class Search:
         sets = self.splits
         return affordable(wanted, self.estimate, self.config, len(sets.train), len(sets.validation))
 
+    def _affordable(self) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+        """The candidates; refuses a budget that is too small for any of them."""
+        if not self.candidates[0]:
+            needed = self._seconds([], least=True)
+            raise ValueError(
+                f"`minutes` is {self.config.minutes:g}, and one recipe takes about "
+                f"{needed / 60:.1f} minutes, as measured here just now. Give more time, or fewer "
+                "steps of the generator or of the classifiers."
+            )
+        return self.candidates
+
     def _usual(self, pool: RecipeImages) -> str:
         """The target at which a recipe is tried at all shares."""
         return _targets(pool, self.config)[0]
 
     def planned(self) -> ImproveReport:
         """Returns a report of the plan, with its estimated cost."""
-        taken, left = self.candidates
+        taken, left = self._affordable()
         return self._report(
             verdict="planned",
             reasons=[self._plan_text(taken, left)],
@@ -276,7 +287,8 @@ class Search:
         cost = self._seconds(taken)
         text = (
             f"{len(taken)} of {len(taken) + len(left)} combinations of recipe and share fit into "
-            f"{self.config.minutes:g} minutes; they take about {cost / 60:.1f}, audits included."
+            f"{self.config.minutes:g} minutes; they take about {cost / 60:.1f} minutes, audits "
+            "included."
         )
         judged = {"difficult", "selected"} & {*self.config.targets}
         if judged and not _can_judge(self.splits.train):
@@ -301,14 +313,7 @@ class Search:
     def run(self) -> ImproveReport:
         """Does all of it."""
         started = time.perf_counter()
-        taken, left = self.candidates
-        if not taken:
-            needed = self._seconds([], least=True)
-            raise ValueError(
-                f"`minutes` is {self.config.minutes:g}, and one recipe takes about "
-                f"{needed / 60:.1f} minutes. Give more time, or fewer steps of the generator or of "
-                "the classifiers."
-            )
+        taken, left = self._affordable()
         logger.info("%s", self._plan_text(taken, left))
         rivals = self._screened_rivals()
         rival = max(rivals, key=rivals.__getitem__)
