@@ -106,8 +106,9 @@ def test_credentials_that_sign_nothing_are_refused_before_any_work(
     assert "'ed25519'" in refused(chain, key, algorithm="ed25519")
     assert "missing.pem cannot be read" in refused(chain, files / "missing.pem")
     assert "vouch for itself" in refused(files / "authority.pem", key)
+    unknown: Any = "rsa"
     with pytest.raises(ValueError, match="`algorithm` is 'rsa', expected one of es256"):
-        ContentCredentials(chain, key, algorithm="rsa")  # type: ignore[arg-type]
+        ContentCredentials(chain, key, algorithm=unknown)
     signed_by = ContentCredentials(chain, key)
     with pytest.raises(ValueError, match="`credentials` sign PNG files"):
         caches.export(cache, tmp_path / "a.h5", format="hdf5", credentials=signed_by)
