@@ -146,12 +146,18 @@ class RealItems:
     def _check_shape(self, synthetic: SyntheticImages, any_size: bool) -> None:
         """Refuses another number of channels, and another size unless it may differ."""
         ours, (channels, height, width) = pixels_of(self.image).shape, synthetic.image_shape
+        other_size = tuple(ours[1:]) != (height, width) and not any_size
         if ours[0] != channels:
+            size = f" of {height}x{width} (height x width)" if other_size else ""
+            remedy = "Load the real images with `load_dataset(..., image_shape=cache.image_shape)`"
+            if channels in (1, 3):
+                mode = "L" if channels == 1 else "RGB"
+                remedy += f", or open them with `Image.open(path).convert('{mode}')`"
             raise MismatchError(
-                f"Synthetic images have {channels} channels, item 0 of `real` has {ours[0]}: "
-                f"{describe(self.image)}. Load the real images with `channels={channels}`."
+                f"Synthetic images have {channels} {'channel' if channels == 1 else 'channels'}"
+                f"{size}, item 0 of `real` has {ours[0]}: {describe(self.image)}. {remedy}."
             )
-        if tuple(ours[1:]) != (height, width) and not any_size:
+        if other_size:
             raise MismatchError(
                 f"Synthetic images are {height}x{width} (height x width), item 0 of `real` is "
                 f"{ours[1]}x{ours[2]}. Load the real images with the size of the synthetic ones "
