@@ -505,6 +505,18 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
     assert "it is read-only" in fail(2, "generate", "checkpoint", locked / "c.h5")
 
 
+def test_a_split_names_classes_that_cannot_be_tested_and_what_follows(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("many", 8), ("one", 1)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    text = succeed("split", f"folder:{tmp_path / 'photos'}", tmp_path / "parts")
+    assert "Class one: no image to test with" in text
+    assert "give other images of it, or leave it out" in text
+
+
 def test_a_cache_can_be_looked_at_and_verified(work, cache):
     text = succeed("cache", "info", cache)
     assert "Synthesizer: ClassConditional" in text

@@ -128,7 +128,11 @@ def export(
     chosen = _chosen(cache, rows)
     target = Path(out).absolute()
     if not cache.manifest["license"].get("generator"):
-        logger.warning("%s does not say under which license its images may be used.", cache.path)
+        logger.warning(
+            "%s does not record the license of its generator, so nobody knows how its images may "
+            "be used. State it when images are made: `--generator-license`, or `license=`.",
+            cache.path,
+        )
     if format == "hdf5":
         if rows is not None:
             raise ValueError(

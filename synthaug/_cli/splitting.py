@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from synthaug._cli.call import Result
@@ -41,7 +42,7 @@ def split(
     from synthaug._audit import split_for_audit
     from synthaug._cache.files import new_folder
     from synthaug._images.loaders import parse_spec
-    from synthaug._printable import amount, printable_line
+    from synthaug._printable import amount
     from synthaug._support.files import check_folder
     from synthaug._support.progress import bar
 
@@ -78,10 +79,22 @@ def split(
         f"{amount(len(rows), 'image')} to {side} with, near-duplicates together: {Path(out) / side}"
         for side, rows in sides.items()
     ]
-    missing = [printable_line(name) for name, (_, count) in classes.items() if count == 0]
-    if missing:
-        lines.append(f"Nothing to test with, all near-duplicates or one image: {missing}.")
+    lines += _untested([name for name, (_, count) in classes.items() if count == 0])
     trained = shlex.join(["folder:" + str(Path(out) / "train"), f"runs/{target.name}"])
     lines.append(f"Next: synthaug train {trained}")
     record = {**{side: str(Path(out) / side) for side in sides}, "classes": classes}
     return Result(record=record, text="\n".join(lines))
+
+
+def _untested(classes: Sequence[str]) -> list[str]:
+    """Sentences about classes of which there is no image to test with."""
+    if not classes:
+        return []
+    from synthaug._printable import printable_line
+
+    names = ", ".join(map(printable_line, classes))
+    return [
+        f"{'Class' if len(classes) == 1 else 'Classes'} {names}: no image to test with, since all "
+        "are near-duplicates of each other. Neither an audit nor an evaluation can judge such a "
+        "class: give other images of it, or leave it out."
+    ]
