@@ -351,9 +351,8 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     assert last.startswith(
         f"Look at {work / 'copies'}.html first. Then remove the 36 withheld images"
     )
-    assert last.endswith(
-        f"from folder:{work / 'train'}: their files are `withheld_files` in {work / 'copies'}.json."
-    )
+    theirs = f"their files are `withheld_files` in {work / 'copies'}.json."
+    assert f"from folder:{work / 'train'}: {theirs} Keep that report" in last
     named = json.loads((work / "copies.json").read_text())
     files = sorted(
         path.relative_to(work / "train").as_posix() for path in (work / "train").glob("*/*")
