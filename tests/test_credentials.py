@@ -52,6 +52,7 @@ def test_an_export_is_signed_and_its_pixels_are_the_same(
     signed_by = ContentCredentials(files / "chain.pem", files / "key.pem")
     caches.export(cache, tmp_path / "out", format="folder", credentials=signed_by)
     path = tmp_path / "out" / "dog" / "00000002.png"
+    assert path.stat().st_size < 8192
     state, said = read(path.read_bytes(), files / "authority.pem")
     assert state == "Trusted"
     assert said["title"] == path.name

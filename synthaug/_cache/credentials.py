@@ -37,8 +37,8 @@ class ContentCredentials:
         caches.export(cache, "out", format="folder", credentials=signed_by)
 
     Every image then says, under the certificate, that a trained model made it, with which version
-    of synthaug, and its row and plan digest. That makes each file about 3 KB larger, and takes
-    about 10 ms. Signatures are not equal from one export to the next.
+    of synthaug, and its row and plan digest. That makes each file a few KB larger.
+    Signatures are not equal from one export to the next.
 
     Args:
         certificates: PEM file: the signer's certificate first, then those that vouch for it.
