@@ -211,3 +211,19 @@ def ray() -> Iterator[Any]:
             ray.init(**settings)
         yield ray
         ray.shutdown()
+
+
+@pytest.fixture
+def computed_again(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The blocks of networks whose activations were not kept."""
+    import torch
+
+    blocks: list[Any] = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+
+    def counted(block: Any, *inputs: Any, **options: Any) -> Any:
+        blocks.append(block)
+        return checkpoint(block, *inputs, **options)
+
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
+    return blocks

@@ -81,20 +81,6 @@ def test_an_inversion_whose_batch_does_not_fit_learns_the_same_embeddings(monkey
     torch.testing.assert_close(*learned, atol=1e-4, rtol=0)
 
 
-@pytest.fixture
-def computed_again(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The blocks of networks whose activations were not kept."""
-    blocks: list[Any] = []
-    checkpoint = torch.utils.checkpoint.checkpoint
-
-    def counted(block: Any, *inputs: Any, **options: Any) -> Any:
-        blocks.append(block)
-        return checkpoint(block, *inputs, **options)
-
-    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", counted)
-    return blocks
-
-
 def test_checkpointing_gradients_changes_no_embedding(tmp_path, computed_again):
     digests = []
     for on in (False, True):
