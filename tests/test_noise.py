@@ -1,10 +1,12 @@
 """Noise streams: all 64 bits of a seed count, and a row's noise is its own."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
-from synthaug._noise import counter_rng, randn, stream, streams
+from synthaug._noise import _Twister, counter_rng, randn, stream, streams
 
 SEEDS = [0, 1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64 - 1, 0x0123456789ABCDEF]
 
@@ -21,6 +23,21 @@ def test_a_stream_is_the_mersenne_twister_keyed_with_both_halves_of_the_seed(see
     expected = np.random.RandomState(key).randint(0, 2**32, 3000, np.uint32).astype(np.int64)
     expected[::2] &= 0x7FFFFFFF  # torch's `random_` leaves out the sign bit
     np.testing.assert_array_equal(words(stream(seed), 3000), expected)
+
+
+def test_a_numpy_that_lays_its_twister_out_otherwise_is_read_the_slow_way():
+    quick, slow = _Twister(), _Twister()
+    assert quick._memory is not None
+    slow._memory = None
+    for seed in SEEDS:
+        np.testing.assert_array_equal(quick.keyed(seed), slow.keyed(seed))
+
+
+def test_threads_do_not_disturb_each_others_streams():
+    expected = [randn([stream(seed)], (9,)) for seed in SEEDS]
+    with ThreadPoolExecutor(8) as pool:
+        drawn = list(pool.map(lambda seed: randn([stream(seed)], (9,)), SEEDS * 100))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, expected * 100, strict=True))
 
 
 def test_seeds_that_agree_in_the_low_32_bits_have_different_streams():
