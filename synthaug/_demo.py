@@ -131,9 +131,7 @@ def split_digits(labels: Any, settings: DemoSettings, seed: int) -> Split:
         pool.append(rows[a:b])
         holdout.append(rows[b:])
     return Split(
-        labeled=np.concatenate(labeled),
-        holdout=np.concatenate(holdout),
-        pool=np.concatenate(pool),
+        labeled=np.concatenate(labeled), holdout=np.concatenate(holdout), pool=np.concatenate(pool)
     )
 
 

@@ -32,17 +32,10 @@ from torch import Tensor, nn
 
 from synthaug._cluster import RayEngine
 from synthaug._plan import canonical_json
-from synthaug._support.arguments import (
-    check_choice,
-    check_fields,
-    check_some,
-    check_whole,
-)
+from synthaug._support import arguments, reading, torch_state
 from synthaug._support.digests import tensor_digest
 from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
-from synthaug._support.reading import check_regular
-from synthaug._support.torch_state import lasting_tensors
 from synthaug._types import JSON, Features, Pixels
 
 log = logging.getLogger(__name__)
@@ -93,10 +86,10 @@ class ExtractionConfig:
         return None if self.directory is None else Path(self.directory)
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_whole(1, batch_size=self.batch_size)
+        arguments.check_fields(self)
+        arguments.check_whole(1, batch_size=self.batch_size)
         if not isinstance(self.engine, RayEngine):
-            check_choice(("local", "ray"), "Or give a `RayEngine`.", engine=self.engine)
+            arguments.check_choice(("local", "ray"), "Or give a `RayEngine`.", engine=self.engine)
 
 
 @final
@@ -119,7 +112,7 @@ class Pixel:
     """
 
     def __init__(self, size: int = 16, *, standardize: bool = False) -> None:
-        check_whole(1, size=size)
+        arguments.check_whole(1, size=size)
         self.size = size
         self.standardize = standardize
         self.name = f"pixels {size}x{size}" + (", standardized" if standardize else "")
@@ -324,13 +317,9 @@ NAMES = "pixels, pixels:SIZE, spectrum, torchscript:PATH, torchvision:MODEL or t
 """What `named` understands."""
 
 
-@lasting_tensors()
+@torch_state.lasting_tensors()
 def named(
-    name: str,
-    *,
-    pretrained: bool = True,
-    trusted: bool = False,
-    device: str | torch.device = "cpu",
+    name: str, *, pretrained: bool = True, trusted: bool = False, device: str | torch.device = "cpu"
 ) -> "Pixel | Spectrum | TorchModule":
     """An extractor from a name.
 
@@ -461,8 +450,8 @@ def extract(
         TypeError: The extractor does not return a two-dimensional array with a row per image.
         ValueError: No images; a value that is not finite; rows of different length.
     """
-    check_some("image", pixels=pixels)
-    check_whole(1, batch_size=batch_size)
+    arguments.check_some("image", pixels=pixels)
+    arguments.check_whole(1, batch_size=batch_size)
     if features_dir is None or describe(extractor)["weights"] is None:
         return _extracted(extractor, pixels, batch_size, progress)
     hashed = hashlib.blake2b(digest_size=16)
@@ -471,7 +460,7 @@ def extract(
         hashed.update(pixels[start : start + 4096].numpy().tobytes())
     path = Path(features_dir) / f"{hashed.hexdigest()}.npy"
     try:
-        check_regular(path)
+        reading.check_regular(path)
         kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
         if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == len(pixels):
             return kept
@@ -486,11 +475,7 @@ def extract(
 
 
 def _extracted(
-    extractor: Extractor,
-    pixels: Pixels,
-    batch_size: int,
-    progress: bool,
-    path: str | None = None,
+    extractor: Extractor, pixels: Pixels, batch_size: int, progress: bool, path: str | None = None
 ) -> Features:
     """The features in memory, or in the .npy file `path`, so that they need not fit in memory."""
     features: np.ndarray[Any, np.dtype[np.float32]] | None = None

@@ -11,13 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torchvision.transforms import v2
 from torchvision.transforms.v2._utils import _parse_labels_getter
 
-from synthaug._cache.serving import (
-    SyntheticImages,
-    Verdicts,
-    class_table,
-    labels_of,
-    servable,
-)
+from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, labels_of, servable
 from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_one_step, open_report
 from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants

@@ -305,10 +305,7 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
     with new_file(target) as fd:
         stream = Patient(fd)
         done = np.flatnonzero(state == State.DONE)
-        with (
-            _served_to_the_end(cache, done),
-            new_hdf5(stream, text, plan.digest) as file,
-        ):
+        with _served_to_the_end(cache, done), new_hdf5(stream, text, plan.digest) as file:
             for name, (dtype, shape) in data_sets_of(plan, cache.image_shape).items():
                 chunk = (1, *shape[1:]) if name == "images" else (min(shape[0], 2**16),)
                 file.create_dataset(

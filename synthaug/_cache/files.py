@@ -11,15 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from synthaug._support import system
-from synthaug._support.files import (
-    open_temporary,
-    remove_orphans,
-    sync_file,
-    sync_folder,
-    temporary_name,
-)
-from synthaug._support.locks import claimed, owner_of
+from synthaug._support import files, locks, system
 from synthaug.errors import CacheError, MismatchError
 
 _ZEROS = bytes(1 << 20)
@@ -45,11 +37,11 @@ def filling(
     Raises:
         CacheError: Another job fills it; says whose it is.
     """
-    with claimed(path, shared=shared, patience=math.inf if wait else 0) as mine:
+    with locks.claimed(path, shared=shared, patience=math.inf if wait else 0) as mine:
         if not mine:
             raise CacheError(
-                f"{path} is being filled by {owner_of(path)}. Run this again when that job has "
-                "ended; `synthaug generate --wait`, or `wait=True`, waits for it."
+                f"{path} is being filled by {locks.owner_of(path)}. Run this again when that job "
+                "has ended; `synthaug generate --wait`, or `wait=True`, waits for it."
             )
         yield
 
@@ -233,10 +225,10 @@ def new_file(path: Path) -> Iterator[int]:
             written.
     """
     with _appearing(path):
-        fd, temporary = open_temporary(path)
+        fd, temporary = files.open_temporary(path)
         try:
             yield fd
-            sync_file(fd)
+            files.sync_file(fd)
             fd = system.released(fd)
             _publish(temporary, path)
         finally:
@@ -249,13 +241,13 @@ def new_file(path: Path) -> Iterator[int]:
 @contextmanager
 def _appearing(path: Path) -> Iterator[None]:
     """Checks that `path` is free, and makes its new name last once the block has ended."""
-    remove_orphans(path)  # also where the kill came just after the file had its name
+    files.remove_orphans(path)  # also where the kill came just after the file had its name
     if os.path.lexists(path):
         raise _exists(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-        sync_folder(path.parent)
+        files.sync_folder(path.parent)
     except OSError as error:
         raise CacheError(
             f"Cannot create {path}: {error.strerror}. Choose another folder, or make room."
@@ -270,7 +262,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         CacheError: `path` exists, or something cannot be written.
     """
     with _appearing(path):
-        temporary = temporary_name(path)
+        temporary = files.temporary_name(path)
         os.mkdir(temporary)
         fd = -1
         with suppress(OSError):  # a system that opens no folders, or has no locks

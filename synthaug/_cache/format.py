@@ -340,11 +340,7 @@ def new_hdf5(
     """
     attributes = {"format": FORMAT, "manifest": manifest, "plan_digest": plan_digest}
     with h5py.File(
-        target,
-        "w",
-        libver=("v110", "v110"),
-        alignment_threshold=1,
-        alignment_interval=alignment,
+        target, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=alignment
     ) as file:
         attributes["manifest_digest"] = text_digest(manifest)
         version = FORMAT_VERSION

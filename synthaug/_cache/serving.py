@@ -170,9 +170,7 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
     if audit is None:
         found = Servable(done, int(done.sum()), None)
         _warn_once(
-            synthetic,
-            found,
-            "Copies of training images may be among them; an audit looks for them",
+            synthetic, found, "Copies of training images may be among them; an audit looks for them"
         )
         return found
     if not isinstance(audit, Verdicts):

@@ -41,11 +41,7 @@ logger = logging.getLogger("synthaug")
 
 
 def merge_rows(
-    paths: Sequence[PathLike],
-    out: PathLike,
-    *,
-    encoding: str | None = None,
-    progress: bool = False,
+    paths: Sequence[PathLike], out: PathLike, *, encoding: str | None = None, progress: bool = False
 ) -> SynthCache:
     """Copies the rows of several caches into one; `synthaug.caches.merge` says how."""
     if not paths:

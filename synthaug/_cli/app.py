@@ -251,8 +251,7 @@ def _heard(options: Set[str], *, verbose: bool, quiet: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             # One line, without the place in the code.
             warnings.showwarning = lambda message, *_: print(
-                printable(f"synthaug: {_as_options(str(message), _ours(options))}"),
-                file=sys.stderr,
+                printable(f"synthaug: {_as_options(str(message), _ours(options))}"), file=sys.stderr
             )
             yield
     finally:

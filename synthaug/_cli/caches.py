@@ -122,15 +122,7 @@ def export(
     kept = verdicts(opened, audit=audit, selection=selection)
     rows = None if kept is None else np.flatnonzero(servable(opened, kept).mask)
     report = None if audit is None else AuditReport.from_json(audit)
-    run(
-        opened,
-        out,
-        format=format,
-        rows=rows,
-        audit=report,
-        credentials=credentials,
-        progress=True,
-    )
+    run(opened, out, format=format, rows=rows, audit=report, credentials=credentials, progress=True)
     images = int(opened.done.sum()) if rows is None else len(rows)
     record = {"out": out, "format": format, "images": images}
     return Result(

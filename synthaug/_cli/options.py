@@ -60,10 +60,7 @@ class FileOptions:
         return load_dataset(spec, skip_bad=self.skip_bad, upright=self.upright, **how)
 
     def shaped(
-        self,
-        spec: str,
-        image_shape: tuple[int, int, int],
-        classes: Sequence[str] | None = None,
+        self, spec: str, image_shape: tuple[int, int, int], classes: Sequence[str] | None = None
     ) -> Any:
         """A data set, brought to the shape (C, H, W) of what it goes with."""
         return self.opened(spec, image_shape=image_shape, classes=classes)

@@ -131,10 +131,7 @@ def _upsample(job: TrainingRequest) -> Trained:
     from synthaug.synthesizers import Cascade
 
     model, result = Cascade.fit_stage(
-        job.real,
-        job.out,
-        configured(StageConfig, job.options),
-        **job.guided_network,
+        job.real, job.out, configured(StageConfig, job.options), **job.guided_network
     )
     return Trained(
         model=model,
@@ -210,12 +207,7 @@ METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[Any, ...]]]
     ),
     "--method finetune": (
         _finetune,
-        (
-            parts.BaseOptions,
-            parts.FineTuningOptions,
-            parts.SnapshotOptions,
-            parts.CanaryOptions,
-        ),
+        (parts.BaseOptions, parts.FineTuningOptions, parts.SnapshotOptions, parts.CanaryOptions),
     ),
 }
 """What each kind of training does, and the options that it takes besides `EVERY`."""

@@ -192,11 +192,7 @@ class Outcome(Generic[T]):
 
 @contextmanager
 def actor_pool(
-    engine: RayEngine,
-    kind: type,
-    *arguments: Any,
-    most: int | None = None,
-    on_gpu: bool = True,
+    engine: RayEngine, kind: type, *arguments: Any, most: int | None = None, on_gpu: bool = True
 ) -> Iterator["ActorPool"]:
     """Joins a cluster and opens a pool of actors there.
 

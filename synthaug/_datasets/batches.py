@@ -8,13 +8,7 @@ from torch.utils.data import BatchSampler, DistributedSampler, Sampler
 
 from synthaug._datasets.draws import shuffled
 from synthaug._datasets.mixed import MixedDataset
-from synthaug._datasets.samplers import (
-    BATCHES,
-    WITHIN,
-    AbstractSeededSampler,
-    SeededSampler,
-    share,
-)
+from synthaug._datasets.samplers import BATCHES, WITHIN, AbstractSeededSampler, SeededSampler, share
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_type, check_whole
 

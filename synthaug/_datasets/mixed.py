@@ -9,22 +9,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from synthaug._cache.format import spans
-from synthaug._cache.serving import (
-    SyntheticImages,
-    Traced,
-    Verdicts,
-    labels_of,
-    num_rows,
-    servable,
-)
+from synthaug._cache.serving import SyntheticImages, Traced, Verdicts, labels_of, num_rows, servable
 from synthaug._datasets.choices import Choices, Mode
-from synthaug._datasets.draws import (
-    Stratified,
-    Weighted,
-    WeightedDraws,
-    bound_draw,
-    row_weights,
-)
+from synthaug._datasets.draws import Stratified, Weighted, WeightedDraws, bound_draw, row_weights
 from synthaug._datasets.epochs import AbstractEpochDataset
 from synthaug._datasets.filters import filtered
 from synthaug._datasets.fractions import Balance, Filled, Share, Shares, checked_share

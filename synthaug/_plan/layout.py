@@ -9,14 +9,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from synthaug._plan.rows import (
-    DTYPES,
-    REQUIRED,
-    AbstractRows,
-    Selection,
-    column_dtype,
-    numbers,
-)
+from synthaug._plan.rows import DTYPES, REQUIRED, AbstractRows, Selection, column_dtype, numbers
 from synthaug._plan.text import canonical_json, settings_digest
 from synthaug._support.rows import whole_numbers
 from synthaug._types import Indices, Labels
@@ -65,10 +58,7 @@ class Layout(AbstractRows):
     """Rows class by class; a row's columns follow from its number, all but the seed."""
 
     def __init__(
-        self,
-        quota: Labels,
-        sources: "SourcesInTurn | None",
-        parameters: Mapping[str, Parameter],
+        self, quota: Labels, sources: "SourcesInTurn | None", parameters: Mapping[str, Parameter]
     ) -> None:
         """Takes what `Plan.build` was given; arguments as there."""
         self._ends = np.cumsum(quota)

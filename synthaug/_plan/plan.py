@@ -179,10 +179,7 @@ class Plan:
         return Plan.of_rows(seeded, self.classes, settings, self.base_seed)
 
     def with_parameters(
-        self,
-        parameters: Mapping[str, float | Sequence[float]],
-        *,
-        settings: Mapping[str, Any],
+        self, parameters: Mapping[str, float | Sequence[float]], *, settings: Mapping[str, Any]
     ) -> "Plan":
         """The same rows for a synthesizer that wraps the first: other images, so other seeds.
 

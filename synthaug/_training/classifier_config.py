@@ -4,13 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from synthaug._support.arguments import (
-    check_at_least,
-    check_fields,
-    check_finite,
-    check_not_negative,
-    check_positive,
-)
+from synthaug._support import arguments
 from synthaug._support.precision import Precision, check_precision
 
 Builder = Callable[[int, tuple[int, int, int]], Any]
@@ -55,15 +49,17 @@ class ClassifierConfig:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_at_least(1, steps=self.steps, batch_size=self.batch_size, eval_every=self.eval_every)
+        arguments.check_fields(self)
+        arguments.check_at_least(
+            1, steps=self.steps, batch_size=self.batch_size, eval_every=self.eval_every
+        )
         if not 0 <= (self.warmup_steps or 0) <= self.steps:
             raise ValueError(
                 f"`warmup_steps` must be from 0 to `steps`={self.steps}, got {self.warmup_steps}."
             )
-        check_positive(learning_rate=self.learning_rate)
-        check_not_negative(weight_decay=self.weight_decay)
-        check_finite(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        arguments.check_positive(learning_rate=self.learning_rate)
+        arguments.check_not_negative(weight_decay=self.weight_decay)
+        arguments.check_finite(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
         check_precision(self.precision)
 
     @property

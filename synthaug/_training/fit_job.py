@@ -9,17 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synthaug._support.arguments import check_choice
-from synthaug._support.devices import sent
-from synthaug._support.layout import settled
-from synthaug._support.torch_state import lasting_tensors
-from synthaug._training.loop import (
-    TrainingResult,
-    TrainingTask,
-    own_randomness,
-    own_rows,
-    train,
-)
+from synthaug._support import arguments, devices, layout, torch_state
+from synthaug._training.loop import TrainingResult, TrainingTask, own_randomness, own_rows, train
 from synthaug._training.network_config import FLOW, PREDICTION_TYPES
 from synthaug._training.training_config import TrainingConfig
 from synthaug._types import Images, Indices, Labels
@@ -64,7 +55,7 @@ class AbstractFitJob(ABC, Generic[Module]):
         del name
         return 1.0
 
-    @lasting_tensors()
+    @torch_state.lasting_tensors()
     def run(
         self,
         output_dir: str | Path,
@@ -152,7 +143,7 @@ def diffusion_config(prediction_type: str) -> dict[str, Any]:
     """
     if prediction_type == FLOW:
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}
-    check_choice(PREDICTION_TYPES, prediction_type=prediction_type)
+    arguments.check_choice(PREDICTION_TYPES, prediction_type=prediction_type)
     return {
         "_class_name": "DDPMScheduler",
         "beta_schedule": "squaredcos_cap_v2",
@@ -164,7 +155,7 @@ def diffusion_config(prediction_type: str) -> dict[str, Any]:
 def half_mirrored(x: Images) -> Images:
     """The images, each of them mirrored with probability 1/2."""
     mirrored = chosen_rows(len(x), 0.5)
-    return torch.where(sent(mirrored, x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+    return torch.where(devices.sent(mirrored, x.device).view(-1, 1, 1, 1), x.flip(-1), x)
 
 
 def stratified(n: int, levels: int) -> Tensor:
@@ -209,14 +200,14 @@ def denoising_loss(
     shifted as the scheduler shifts those that it draws at.
     """
     if steps_flow(scheduler):
-        share = sent(shifted(_logit_normal(len(x0)), scheduler), x0.device)
-        noise = sent(batch_noise(x0.shape), x0.device)
-        x_t = settled(add_flow_noise(x0, noise, share.view(-1, 1, 1, 1)))
+        share = devices.sent(shifted(_logit_normal(len(x0)), scheduler), x0.device)
+        noise = devices.sent(batch_noise(x0.shape), x0.device)
+        x_t = layout.settled(add_flow_noise(x0, noise, share.view(-1, 1, 1, 1)))
         flow = predict(x_t, share * scheduler.config.num_train_timesteps)
         return nn.functional.mse_loss(flow.float(), noise - x0)
-    t = sent(stratified(len(x0), scheduler.config.num_train_timesteps), x0.device)
-    noise = sent(batch_noise(x0.shape), x0.device)
-    x_t = settled(scheduler.add_noise(x0, noise, t))
+    t = devices.sent(stratified(len(x0), scheduler.config.num_train_timesteps), x0.device)
+    noise = devices.sent(batch_noise(x0.shape), x0.device)
+    x_t = layout.settled(scheduler.add_noise(x0, noise, t))
     prediction = predict(x_t, t)
     target = denoising_target(scheduler, x0, noise, t)
     return nn.functional.mse_loss(prediction.float(), target)
@@ -248,4 +239,4 @@ def check_prediction_type(scheduler: Any) -> None:
     """
     if steps_flow(scheduler):
         return
-    check_choice(PREDICTION_TYPES, prediction_type=scheduler.config.prediction_type)
+    arguments.check_choice(PREDICTION_TYPES, prediction_type=scheduler.config.prediction_type)

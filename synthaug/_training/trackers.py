@@ -149,9 +149,7 @@ def _mlflow_run(run: str) -> str | None:
     import mlflow
 
     runs = mlflow.search_runs(
-        search_all_experiments=True,
-        filter_string=f"tags.`{_TAG}` = '{run}'",
-        output_format="list",
+        search_all_experiments=True, filter_string=f"tags.`{_TAG}` = '{run}'", output_format="list"
     )
     return str(runs[0].info.run_id) if runs else None
 

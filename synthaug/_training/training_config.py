@@ -3,14 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from synthaug._support.arguments import (
-    check_at_least,
-    check_fields,
-    check_finite,
-    check_not_negative,
-    check_positive,
-    check_within,
-)
+from synthaug._support import arguments
 from synthaug._support.precision import Precision, check_precision
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -56,20 +49,20 @@ class TrainingConfig:
     directory), "wandb" or "mlflow", or to a `GeneralTracker` of accelerate."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_at_least(1, steps=self.steps, batch_size=self.batch_size)
-        check_positive(learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
-        check_not_negative(weight_decay=self.weight_decay)
-        check_finite(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
-        check_not_negative(warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
+        arguments.check_fields(self)
+        arguments.check_at_least(1, steps=self.steps, batch_size=self.batch_size)
+        arguments.check_positive(learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
+        arguments.check_not_negative(weight_decay=self.weight_decay)
+        arguments.check_finite(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        arguments.check_not_negative(warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
         for name in ("warmup_steps", "decay_steps"):
             if (vars(self)[name] or 0) > self.steps:
                 raise ValueError(
                     f"`{name}` must be from 0 to `steps`={self.steps}, got {vars(self)[name]}: the "
                     "learning rate would never reach its peak."
                 )
-        check_not_negative(checkpoint_seconds=self.checkpoint_seconds)
-        check_within("[0, 1)", ema_decay=self.ema_decay)
+        arguments.check_not_negative(checkpoint_seconds=self.checkpoint_seconds)
+        arguments.check_within("[0, 1)", ema_decay=self.ema_decay)
         check_precision(self.precision)
 
     @classmethod

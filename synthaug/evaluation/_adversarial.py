@@ -14,14 +14,7 @@ from typing import Literal, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from synthaug._support.arguments import (
-    check_at_least,
-    check_choice,
-    check_fields,
-    check_positive,
-    check_within,
-)
-from synthaug._support.devices import sent
+from synthaug._support import arguments, devices
 
 Loss: TypeAlias = Callable[[Tensor], Tensor]
 """Images float32 (n, C, H, W) in [0, 1] => a loss that adds up over the images, a scalar."""
@@ -71,14 +64,16 @@ class AdversarialConfig:
     ema_decay: float = 0.995
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_within(
+        arguments.check_fields(self)
+        arguments.check_within(
             "(0, 1]", "It is a change of pixels in [0, 1], as 8 / 255.", epsilon=self.epsilon
         )
-        check_positive(step_size=self.step_size)
-        check_at_least(1, steps=self.steps, test_steps=self.test_steps, restarts=self.restarts)
-        check_choice(("eval", "train"), attack_mode=self.attack_mode)
-        check_within("[0, 1)", ema_decay=self.ema_decay)
+        arguments.check_positive(step_size=self.step_size)
+        arguments.check_at_least(
+            1, steps=self.steps, test_steps=self.test_steps, restarts=self.restarts
+        )
+        arguments.check_choice(("eval", "train"), attack_mode=self.attack_mode)
+        arguments.check_within("[0, 1)", ema_decay=self.ema_decay)
 
     def training_images(self, network: nn.Module, images: Tensor, loss: Loss) -> Tensor:
         """Attacks the images of a training step; leaves the network as it was, in training mode.
@@ -169,7 +164,7 @@ def ascend(
 def _within_box(images: Tensor, epsilon: float) -> Tensor:
     """A random place within `epsilon` of every image; drawn on the CPU, alike for all devices."""
     change = torch.rand(images.shape, dtype=torch.float32, device="cpu").mul(2).sub(1)
-    return (images + epsilon * sent(change, images.device)).clamp(0, 1)
+    return (images + epsilon * devices.sent(change, images.device)).clamp(0, 1)
 
 
 @final

@@ -9,22 +9,10 @@ from typing import Any, Literal, TypeAlias, final, get_args
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
-from synthaug._cache.serving import (
-    Servable,
-    Verdicts,
-    class_table,
-    labels_of,
-    servable,
-)
+from synthaug._cache.serving import Servable, Verdicts, class_table, labels_of, servable
 from synthaug._images.source import ImageSource
 from synthaug._plan import rounded_multiple
-from synthaug._support.arguments import (
-    check_choice,
-    check_finite,
-    check_positive,
-    check_type,
-    check_within,
-)
+from synthaug._support import arguments
 from synthaug._support.rows import rows_by_class
 from synthaug._types import Indices, Labels, Pixels
 from synthaug.errors import DataError
@@ -88,11 +76,11 @@ class Arm:
                 f"`synthetic` and `share` of an arm belong together, got `share`={self.share}. For "
                 "a mixture, leave both out."
             )
-        check_within("(0, 1)", share=self.share)
-        check_type(bool, "True or False", balanced=self.balanced)
-        check_within("[0, 1)", effective_number=self.effective_number)
-        check_positive(logit_adjustment=self.logit_adjustment)
-        check_finite(0, logit_adjustment=self.logit_adjustment)
+        arguments.check_within("(0, 1)", share=self.share)
+        arguments.check_type(bool, "True or False", balanced=self.balanced)
+        arguments.check_within("[0, 1)", effective_number=self.effective_number)
+        arguments.check_positive(logit_adjustment=self.logit_adjustment)
+        arguments.check_finite(0, logit_adjustment=self.logit_adjustment)
         given = self.counts_rare_classes_more
         if len(given) > 1:
             raise ValueError(
@@ -112,10 +100,7 @@ class Arm:
 
 
 def standard_arms(
-    real: Dataset[Any],
-    *,
-    mixed: Dataset[Any] | None = None,
-    synthetic: Dataset[Any] | None = None,
+    real: Dataset[Any], *, mixed: Dataset[Any] | None = None, synthetic: Dataset[Any] | None = None
 ) -> dict[str, Dataset[Any] | Arm]:
     """The four arms that answer whether synthetic images help.
 
@@ -154,7 +139,7 @@ def augmentation_arms(
         ValueError: For an unknown name.
     """
     for name in names:
-        check_choice(get_args(AugmentName), names=name)
+        arguments.check_choice(get_args(AugmentName), names=name)
     return {f"real, {name}": Arm(real, augment=name) for name in names}
 
 
@@ -189,7 +174,7 @@ def balanced_arms(
         "logit-adjustment": {"logit_adjustment": 1.0},
     }
     for name in names:
-        check_choice(ways, names=name)
+        arguments.check_choice(ways, names=name)
     images = "real" if synthetic is None else "real + synthetic"
     return {
         f"{images}, {name}": Arm(
@@ -200,11 +185,7 @@ def balanced_arms(
 
 
 def scaling_arms(
-    real: Any,
-    synthetic: Any,
-    *,
-    audit: Verdicts | None,
-    ratios: Sequence[float] = (0, 1, 2, 3),
+    real: Any, synthetic: Any, *, audit: Verdicts | None, ratios: Sequence[float] = (0, 1, 2, 3)
 ) -> dict[str, Dataset[Any]]:
     """Real images with more and more synthetic ones: does more of them help?
 

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from synthaug._support.arguments import (
-    check_between,
-    check_fields,
-    check_finite,
-    check_not_negative,
-    check_positive,
-    check_within,
-)
-from synthaug._support.devices import sent
+from synthaug._support import arguments, devices
 from synthaug._types import Pixels
 
 Augment: TypeAlias = Callable[[Tensor], Tensor]
@@ -50,21 +42,21 @@ class StandardAugment:
     """Level of the pixels that come in at the border, 0 to 255."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_not_negative(padding=self.padding)
+        arguments.check_fields(self)
+        arguments.check_not_negative(padding=self.padding)
         _check_fill(self.fill)
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """Draws anew for every image, on the CPU, so that all devices see the same images."""
         n, _, height, width = pixels.shape
         drawn = torch.randint(0, 2 * self.padding + 1, (2, n), dtype=torch.int64, device="cpu")
-        top, left = sent(drawn, pixels.device)
+        top, left = devices.sent(drawn, pixels.device)
         padded = F.pad(pixels, [self.padding] * 4, value=self.fill)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # views, nothing is copied yet
         shifted = windows[torch.arange(n, device=pixels.device, dtype=torch.int64), :, top, left]
         if not self.horizontal_flip:
             return shifted
-        mirrored = sent(_uniform(n) < 0.5, pixels.device)
+        mirrored = devices.sent(_uniform(n) < 0.5, pixels.device)
         return torch.where(mirrored[:, None, None, None], shifted.flip(-1), shifted)
 
 
@@ -92,10 +84,10 @@ class AffineAugment:
     """Level of what comes in at the border, 0 to 255."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_finite(0, max_shift=self.max_shift)
-        check_between(0, 180, " degrees", max_rotation=self.max_rotation)
-        check_within("[0, 1)", max_scale=self.max_scale)
+        arguments.check_fields(self)
+        arguments.check_finite(0, max_shift=self.max_shift)
+        arguments.check_between(0, 180, " degrees", max_rotation=self.max_rotation)
+        arguments.check_within("[0, 1)", max_scale=self.max_scale)
         _check_fill(self.fill)
 
     def __call__(self, pixels: Pixels) -> Pixels:
@@ -112,7 +104,7 @@ class AffineAugment:
         if self.horizontal_flip:
             to_source[:, :, 0] *= torch.where(_uniform(n) < 0.5, -1, 1)[:, None]
         grid = F.affine_grid(
-            sent(to_source, pixels.device), list(pixels.shape), align_corners=False
+            devices.sent(to_source, pixels.device), list(pixels.shape), align_corners=False
         )
         levels = F.grid_sample(pixels.float() - self.fill, grid, align_corners=False) + self.fill
         return levels.round().clamp(0, 255).to(torch.uint8)
@@ -128,8 +120,8 @@ class Mixture(ABC):
     """1 draws the share uniformly, as both papers do on CIFAR-10."""
 
     def __post_init__(self) -> None:
-        check_positive(alpha=self.alpha)
-        check_finite(0, alpha=self.alpha)
+        arguments.check_positive(alpha=self.alpha)
+        arguments.check_finite(0, alpha=self.alpha)
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """The images alone; training also needs what `mix` says about labels."""
@@ -143,9 +135,9 @@ class Mixture(ABC):
         partner = torch.randperm(len(pixels), dtype=torch.int64, device="cpu")
         shape = torch.tensor(self.alpha, dtype=torch.float32, device="cpu")
         kept = torch.distributions.Beta(shape, shape).sample((len(pixels),))
-        partner = sent(partner, pixels.device)
+        partner = devices.sent(partner, pixels.device)
         mixed, own = self._mixed(pixels, pixels[partner], kept)
-        return mixed, partner, sent(own, pixels.device)
+        return mixed, partner, devices.sent(own, pixels.device)
 
     @abstractmethod
     def _mixed(self, pixels: Pixels, others: Pixels, kept: Tensor) -> tuple[Pixels, Tensor]:
@@ -174,7 +166,7 @@ class CutMix(Mixture):
             at = torch.arange(length, dtype=torch.int64, device="cpu")
             sides.append((at >= low) & (at < high))
         cut = sides[0][:, :, None] & sides[1][:, None, :]
-        mixed = torch.where(sent(cut[:, None], pixels.device), others, pixels)
+        mixed = torch.where(devices.sent(cut[:, None], pixels.device), others, pixels)
         return mixed, 1 - cut.float().mean((1, 2))  # the share after cutting at the border
 
 
@@ -190,7 +182,7 @@ class MixUp(Mixture):
     """
 
     def _mixed(self, pixels: Pixels, others: Pixels, kept: Tensor) -> tuple[Pixels, Tensor]:
-        weight = sent(kept, pixels.device)[:, None, None, None]
+        weight = devices.sent(kept, pixels.device)[:, None, None, None]
         return torch.lerp(others.float(), pixels.float(), weight).round().to(torch.uint8), kept
 
 

@@ -22,15 +22,11 @@ from synthaug._images.epochs import Epochs
 from synthaug._noise import checked_seed
 from synthaug._plan import settings_digest
 from synthaug._printable import printable_line
-from synthaug._support.arguments import check_type, check_whole
-from synthaug._support.devices import choose_device
+from synthaug._support import arguments, devices, reading, stopping, torch_state
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.precision import Resolved, fastest_precision, resolve_precision
 from synthaug._support.progress import bar
-from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
-from synthaug._support.stopping import kept_at_stop
-from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import ClassifierConfig, name_of
 from synthaug._training.loop import own_randomness
 from synthaug._types import JSON
@@ -120,14 +116,14 @@ def evaluate(
     if output_dir is not None:
         check_folder(output_dir)
     if adversarial is not None:
-        check_type(AdversarialConfig, "an AdversarialConfig", adversarial=adversarial)
+        arguments.check_type(AdversarialConfig, "an AdversarialConfig", adversarial=adversarial)
     checked_arms = _checked_arms(arms, augment, config)
     seed_list = _checked_seeds(seeds)
     low, high = _checked_sizes(class_sizes)
     baseline = next(iter(checked_arms)) if baseline is None else baseline
     if baseline not in checked_arms:
         raise ValueError(f"`baseline` {baseline!r} is not an arm. Arms: {', '.join(checked_arms)}.")
-    device = choose_device(config.device)
+    device = devices.choose_device(config.device)
     datasets = {name: arm.dataset for name, arm in checked_arms.items()}
     test, others = _checked_tests(test, adversarial)
     added = {n: arm.synthetic for n, arm in checked_arms.items() if arm.synthetic is not None}
@@ -186,7 +182,7 @@ class Job:
     @cached_property
     def device(self) -> torch.device:
         """Where classifiers are trained."""
-        return choose_device(self.config.device)
+        return devices.choose_device(self.config.device)
 
     def resumed(
         self, seeds: Sequence[int], folder: str | os.PathLike[str] | None
@@ -219,7 +215,7 @@ class Job:
             return f"{done} of {len(order)} classifiers are trained and tested." if done else ""
 
         with (
-            kept_at_stop(kept),
+            stopping.kept_at_stop(kept),
             bar(len(todo) * self.config.steps, "evaluate", "step", progress=progress) as shown,
         ):
             for name, seed in todo:
@@ -229,7 +225,7 @@ class Job:
                     write_text(files[name, seed], encode(runs[name, seed], indent=1))
         return runs
 
-    @lasting_tensors()
+    @torch_state.lasting_tensors()
     def run(self, arm: str, seed: int, *, advance: Callable[[int], object]) -> Run:
         """Trains and tests one classifier; `advance` is called with the number of steps made."""
         started = time.perf_counter()
@@ -453,12 +449,12 @@ def _checked_tests(test: Any, adversarial: Any) -> tuple[Any, dict[str, Any]]:
 
 def _checked_sizes(class_sizes: Sequence[int]) -> tuple[int, int]:
     """The two numbers that part few, medium and many images."""
-    check_type(Sequence, "two whole numbers, such as (20, 100)", class_sizes=class_sizes)
+    arguments.check_type(Sequence, "two whole numbers, such as (20, 100)", class_sizes=class_sizes)
     if len(class_sizes) != 2:
         raise ValueError(f"`class_sizes` must be two whole numbers, got {class_sizes!r}.")
     low, high = class_sizes
-    check_whole(1, class_sizes=low)
-    check_whole(low, "First the smaller number.", class_sizes=high)
+    arguments.check_whole(1, class_sizes=low)
+    arguments.check_whole(low, "First the smaller number.", class_sizes=high)
     return low, high
 
 
@@ -497,7 +493,7 @@ def _images_of(arm: Arm, name: str, inputs: Inputs, config: ClassifierConfig) ->
 
 def _stored(path: Path) -> Run:
     try:
-        return decode(Run, parse_json(read_text(path)))
+        return decode(Run, reading.parse_json(reading.read_text(path)))
     except (OSError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} is not a valid evaluation run: {error!r}. Delete it and run again."

@@ -13,14 +13,7 @@ from synthaug._images.source import ImageSource
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_some
 from synthaug._support.charts import histogram
-from synthaug._support.html import (
-    Part,
-    checked_uri,
-    data_uri,
-    heading,
-    table,
-    thumbnails,
-)
+from synthaug._support.html import Part, checked_uri, data_uri, heading, table, thumbnails
 from synthaug._support.report import Report
 from synthaug._types import JSON, Indices, Labels
 from synthaug.density import ClassGaussians, Estimator, Neighborhood, Structure

@@ -60,11 +60,7 @@ def class_probabilities(
 
 
 def trained_classifier(
-    train: Any,
-    *,
-    seed: int = 0,
-    config: ClassifierConfig | None = None,
-    progress: bool = True,
+    train: Any, *, seed: int = 0, config: ClassifierConfig | None = None, progress: bool = True
 ) -> nn.Module:
     """A classifier trained as those of `evaluate` are by default, in evaluation mode.
 

@@ -7,14 +7,7 @@ images will do.
 """
 
 from synthaug.guidance._classifier import ClassifierGuidance, ClassifierPush, Criterion
-from synthaug.guidance._density import (
-    UNITS,
-    HardnessModel,
-    HardnessPush,
-    Unit,
-    log_odds,
-    unit_rms,
-)
+from synthaug.guidance._density import UNITS, HardnessModel, HardnessPush, Unit, log_odds, unit_rms
 
 __all__ = [
     "UNITS",

@@ -3,15 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from synthaug._support.arguments import (
-    check_at_least,
-    check_choice,
-    check_distinct,
-    check_fields,
-    check_positive,
-    check_some,
-    check_within,
-)
+from synthaug._support import arguments
 from synthaug._training.classifier_config import ClassifierConfig
 from synthaug._training.training_config import TrainingConfig
 
@@ -73,27 +65,27 @@ class ImproveConfig:
     """Of the splits, the generator and the plans."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_positive(minutes=self.minutes, images_per_round=self.images_per_round)
-        check_at_least(1, rounds=self.rounds, channels=self.channels)
-        check_at_least(
+        arguments.check_fields(self)
+        arguments.check_positive(minutes=self.minutes, images_per_round=self.images_per_round)
+        arguments.check_at_least(1, rounds=self.rounds, channels=self.channels)
+        arguments.check_at_least(
             2,
             "A gain needs a spread.",
             screening_seeds=self.screening_seeds,
             final_seeds=self.final_seeds,
         )
-        check_within("(0.5, 1)", confidence=self.confidence)
-        check_within("(0, 0.5)", set_aside=self.set_aside)
-        check_some("share", shares=self.shares)
-        check_distinct(shares=self.shares)
-        check_some("target", targets=self.targets)
-        check_distinct(targets=self.targets, augmentations=self.augmentations)
+        arguments.check_within("(0.5, 1)", confidence=self.confidence)
+        arguments.check_within("(0, 0.5)", set_aside=self.set_aside)
+        arguments.check_some("share", shares=self.shares)
+        arguments.check_distinct(shares=self.shares)
+        arguments.check_some("target", targets=self.targets)
+        arguments.check_distinct(targets=self.targets, augmentations=self.augmentations)
         for target in self.targets:
-            check_choice(TARGETS, targets=target)
+            arguments.check_choice(TARGETS, targets=target)
         for name in self.augmentations:
-            check_choice(AUGMENTATIONS, augmentations=name)
+            arguments.check_choice(AUGMENTATIONS, augmentations=name)
         for share in self.shares:
-            check_within("(0, 1]", "0 is the rival in any case.", shares=share)
+            arguments.check_within("(0, 1]", "0 is the rival in any case.", shares=share)
         if self.final_seeds < self.screening_seeds:
             raise ValueError(
                 f"`final_seeds` must be at least `screening_seeds`={self.screening_seeds}, got "

@@ -269,12 +269,7 @@ def planned(
     share = isinstance(keep, float)
     return SelectionPlan(
         candidates=Candidates(
-            cache=cache,
-            real=source,
-            rows=rows,
-            labels=labels,
-            judges=judges,
-            extractor=features,
+            cache=cache, real=source, rows=rows, labels=labels, judges=judges, extractor=features
         ),
         names=names,
         rules=made,

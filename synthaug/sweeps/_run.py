@@ -43,13 +43,7 @@ from synthaug.features import (
 )
 from synthaug.sweeps._config import SweepConfig
 from synthaug.sweeps._report import SweepReport, SweepRow
-from synthaug.sweeps._settings import (
-    Setting,
-    Trial,
-    combinations,
-    default_grid,
-    default_guidance,
-)
+from synthaug.sweeps._settings import Setting, Trial, combinations, default_grid, default_guidance
 
 logger = logging.getLogger("synthaug")
 

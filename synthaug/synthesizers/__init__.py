@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from synthaug.synthesizers.cascade._config import StageConfig as StageConfig
     from synthaug.synthesizers.cascade._stage import CascadeStage as CascadeStage
     from synthaug.synthesizers.cascade._synthesizer import Cascade as Cascade
-    from synthaug.synthesizers.class_conditional._config import (
-        FineTuningConfig as FineTuningConfig,
-    )
+    from synthaug.synthesizers.class_conditional._config import FineTuningConfig as FineTuningConfig
     from synthaug.synthesizers.class_conditional._synthesizer import (
         ClassConditional as ClassConditional,
     )

@@ -20,12 +20,9 @@ from synthaug._noise import Streams
 from synthaug._pixels import to_images
 from synthaug._plan import settings_digest
 from synthaug._printable import shortened
-from synthaug._support.arguments import check_whole
-from synthaug._support.devices import choose_device, sent
+from synthaug._support import arguments, devices, layout, torch_state
 from synthaug._support.digests import tensor_digest
-from synthaug._support.layout import settle_layout
 from synthaug._support.precision import Precision, Resolved, in_precision
-from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.parts import (
     check_parts,
@@ -108,9 +105,9 @@ class DiffusionModel:
             k: v for k, v in self.scheduler_config.items() if k == "_class_name" or k[0] != "_"
         }
         object.__setattr__(self, "scheduler_config", config)
-        settle_layout(self.network)
+        layout.settle_layout(self.network)
         if self.vae is not None:
-            settle_layout(self.vae)
+            layout.settle_layout(self.vae)
         check_trained_for(config)
         self._check_weights()
         self._check_size()
@@ -266,8 +263,8 @@ class DiffusionModel:
             chosen = table[labels.to(table.device)]
             if isinstance(chosen, Prompted):
                 return chosen.sent(self.device)
-            return sent(chosen, self.device)
-        return sent(labels, self.device) if self.denoiser.takes_labels else None
+            return devices.sent(chosen, self.device)
+        return devices.sent(labels, self.device) if self.denoiser.takes_labels else None
 
     def attending(self, tokens: Tensor, labels: Tensor) -> Any:
         """Conditions that attend to token sequences float32 (n, k, d) in place of their prompts.
@@ -275,7 +272,7 @@ class DiffusionModel:
         Whatever else the network takes stays that of the prompts of the classes int64 (n,).
         """
         conditions = self.conditions(labels) if self.denoiser.takes_prompts else None
-        tokens = sent(tokens, self.device)
+        tokens = devices.sent(tokens, self.device)
         return conditions.attending(tokens) if isinstance(conditions, Prompted) else tokens
 
     def known_conditions(self, labels: Labels) -> Any:
@@ -410,7 +407,7 @@ class DiffusionModel:
             CheckpointError: If the scheduler's config is damaged.
         """
         steps = sampler.num_inference_steps
-        check_whole(1, num_inference_steps=steps)
+        arguments.check_whole(1, num_inference_steps=steps)
         if sampler.guidance_rescale and not self.can_be_guided:
             raise ValueError(
                 f"`guidance_rescale` = {sampler.guidance_rescale:g} has no effect: this checkpoint "
@@ -477,7 +474,7 @@ class DiffusionModel:
 
         A pixel-space model has no deviation.
         """
-        images = to_images(sent(pixels, self.device))
+        images = to_images(devices.sent(pixels, self.device))
         if self.vae is None:
             return images, None
         return _autoencoder.posterior(self.vae, images)
@@ -583,7 +580,7 @@ class DiffusionModel:
         checkpoints.write_json(path / SETTINGS, own)
 
     @classmethod
-    @lasting_tensors()
+    @torch_state.lasting_tensors()
     def from_pretrained(
         cls,
         path: str | Path,
@@ -605,7 +602,7 @@ class DiffusionModel:
         """
         if isinstance(classes, str):
             raise ValueError(f"`classes` must be a list of names, got the string {classes!r}.")
-        target = choose_device(device)
+        target = devices.choose_device(device)
         path = checkpoints.resolve(path)
         own = checkpoints.read_record(path)
         adapters = Adapters.of(path, own, SETTINGS)

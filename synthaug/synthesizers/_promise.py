@@ -7,12 +7,7 @@ from synthaug._types import Images
 
 
 def check_rows(
-    draw: Callable[[Plan], Images],
-    plan: Plan,
-    texts: Sequence[str],
-    *,
-    name: str,
-    tolerance: float,
+    draw: Callable[[Plan], Images], plan: Plan, texts: Sequence[str], *, name: str, tolerance: float
 ) -> None:
     """Draws one row twice alone, and once beside another, and compares.
 

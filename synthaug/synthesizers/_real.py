@@ -13,11 +13,7 @@ from synthaug.errors import MismatchError
 
 
 def fitting_images(
-    real: Any,
-    labels: ArrayLike | None = None,
-    *,
-    classes: tuple[str, ...],
-    image_shape: ImageShape,
+    real: Any, labels: ArrayLike | None = None, *, classes: tuple[str, ...], image_shape: ImageShape
 ) -> ImageSource:
     """Real images that fit a model.
 

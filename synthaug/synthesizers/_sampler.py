@@ -4,13 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, final
 
-from synthaug._support.arguments import (
-    check_at_least,
-    check_fields,
-    check_finite,
-    check_fraction,
-    check_type,
-)
+from synthaug._support import arguments
 from synthaug.errors import CheckpointError
 from synthaug.synthesizers._papers import Paper
 from synthaug.synthesizers._parameters import RowParameter, check_settings, declared_settings
@@ -44,11 +38,11 @@ class SamplerConfig:
     guidance_rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_at_least(1, num_inference_steps=self.num_inference_steps)
-        check_finite(0, eta=self.eta)
-        check_fraction(log_variance_mix=self.log_variance_mix)
-        check_fraction(guidance_rescale=self.guidance_rescale)
+        arguments.check_fields(self)
+        arguments.check_at_least(1, num_inference_steps=self.num_inference_steps)
+        arguments.check_finite(0, eta=self.eta)
+        arguments.check_fraction(log_variance_mix=self.log_variance_mix)
+        arguments.check_fraction(guidance_rescale=self.guidance_rescale)
 
     def changed(self, **settings: Any) -> "SamplerConfig":
         """The same with other settings; what the new scheduler would ignore does not carry over."""
@@ -85,7 +79,9 @@ class SamplerConfig:
         if isinstance(given, SamplerConfig):
             return given
         if given is not None:
-            check_type(Mapping, "a SamplerConfig, or some of its settings as a dict", sampler=given)
+            arguments.check_type(
+                Mapping, "a SamplerConfig, or some of its settings as a dict", sampler=given
+            )
         from synthaug.samplers import SCHEDULER_NAMES
 
         names = [f.name for f in fields(cls)]

@@ -32,11 +32,7 @@ class Selection:
 
 
 def select_snapshot(
-    output_dir: str | Path,
-    score: Score,
-    *,
-    higher_is_better: bool = False,
-    **arguments: Any,
+    output_dir: str | Path, score: Score, *, higher_is_better: bool = False, **arguments: Any
 ) -> Selection:
     """Scores the snapshots of a run, and names the best one.
 

@@ -3,13 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
-from synthaug._support.arguments import (
-    check_choice,
-    check_fields,
-    check_fraction,
-    check_whole,
-    check_within,
-)
+from synthaug._support import arguments
 
 Augmentation = Literal["none", "blur", "gaussian"]
 Padding = Literal["replicate", "reflect", "circular"]
@@ -44,10 +38,10 @@ class StageConfig:
     """How the copies are enlarged before the network sees them."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        arguments.check_fields(self)
         sides = self.low_size if isinstance(self.low_size, tuple | list) else [self.low_size]
         for side in sides:
-            check_whole(1, "Give pixels, or (height, width).", low_size=side)
+            arguments.check_whole(1, "Give pixels, or (height, width).", low_size=side)
         if self.low_size is None or len(sides) not in (1, 2):
             raise ValueError(
                 f"`low_size` must be a whole number of pixels, or (height, width), got "
@@ -59,16 +53,16 @@ class StageConfig:
                 f"`conditioning_augmentation` is {augmentation!r}: both are trained with "
                 "'gaussian'. Choose between them when you sample (`truncated`)."
             )
-        check_choice(get_args(Augmentation), conditioning_augmentation=augmentation)
-        check_choice(get_args(Padding), blur_padding=self.blur_padding)
-        check_choice(get_args(Upsampling), upsampling=self.upsampling)
-        check_fraction(blur_probability=self.blur_probability)
+        arguments.check_choice(get_args(Augmentation), conditioning_augmentation=augmentation)
+        arguments.check_choice(get_args(Padding), blur_padding=self.blur_padding)
+        arguments.check_choice(get_args(Upsampling), upsampling=self.upsampling)
+        arguments.check_fraction(blur_probability=self.blur_probability)
         if not 0 < self.blur_std_range[0] <= self.blur_std_range[1]:
             raise ValueError(
                 f"`blur_std_range` must be two positive numbers, the smaller first, got "
                 f"{self.blur_std_range}."
             )
-        check_within("[1, 1000]", max_noise_level=self.max_noise_level)
+        arguments.check_within("[1, 1000]", max_noise_level=self.max_noise_level)
 
     @property
     def takes_levels(self) -> bool:

@@ -19,11 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
-from synthaug._support.arguments import check_choice, check_fields
-from synthaug._support.devices import sent
-from synthaug._support.layout import settle_layout
+from synthaug._support import arguments, devices, layout, torch_state
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
-from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.parts import IDLE_PARTS, PARTS, read_index
 from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
@@ -84,11 +81,11 @@ class CascadeStage:
     """How it enlarges the smaller images for its network: as in its training."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_choice(get_args(Upsampling), upsampling=self.upsampling)
+        arguments.check_fields(self)
+        arguments.check_choice(get_args(Upsampling), upsampling=self.upsampling)
         object.__setattr__(self, "low_size", tuple(self.low_size))
         if self.level_embedding is not None:
-            settle_layout(self.level_embedding)
+            layout.settle_layout(self.level_embedding)
         self.model.check_sampler(self.sampler)
         inner, colors = self.model.denoiser, self.model.image_shape[0]
         known = inner.kind in ("UNet2DModel", "UNet2DConditionModel")
@@ -173,7 +170,7 @@ class CascadeStage:
         if self.signals is None:
             return low
         signal = self.signals[levels].view(-1, 1, 1, 1).to(low.device)
-        noise = sent(randn(generators, low.shape[1:]), low.device)
+        noise = devices.sent(randn(generators, low.shape[1:]), low.device)
         return signal.sqrt() * low + (1 - signal).sqrt() * noise
 
     def draw(
@@ -199,8 +196,8 @@ class CascadeStage:
             guide: Pushes of the sampler.
         """
         device = self.model.device
-        enlarged = upsample(sent(low, device), self.model.latent_shape[1:], self.upsampling)
-        s = None if self.signals is None else sent(levels, device)
+        enlarged = upsample(devices.sent(low, device), self.model.latent_shape[1:], self.upsampling)
+        s = None if self.signals is None else devices.sent(levels, device)
         return run_chain(
             self,
             labels,
@@ -292,7 +289,7 @@ class CascadeStage:
 
     @classmethod
     @checkpoints.loading
-    @lasting_tensors()
+    @torch_state.lasting_tensors()
     def from_pretrained(
         cls,
         path: str | Path,

@@ -3,13 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from synthaug._support.arguments import (
-    check_at_least,
-    check_fields,
-    check_finite,
-    check_positive,
-    check_within,
-)
+from synthaug._support import arguments
 
 
 @final
@@ -49,8 +43,8 @@ class FineTuningConfig:
         return 1e-5 if self.lora_rank is None else 1e-4
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_within("[0, 1)", label_dropout=self.label_dropout)
-        check_at_least(1, lora_rank=self.lora_rank, image_size=self.image_size)
-        check_positive(class_learning_rate=self.class_learning_rate)
-        check_finite(0, class_learning_rate=self.class_learning_rate)
+        arguments.check_fields(self)
+        arguments.check_within("[0, 1)", label_dropout=self.label_dropout)
+        arguments.check_at_least(1, lora_rank=self.lora_rank, image_size=self.image_size)
+        arguments.check_positive(class_learning_rate=self.class_learning_rate)
+        arguments.check_finite(0, class_learning_rate=self.class_learning_rate)

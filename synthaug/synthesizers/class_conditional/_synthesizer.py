@@ -321,11 +321,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
         if out.resolve() == Path(checkpoint).expanduser().resolve():
             raise ValueError(f"`output_dir` is {checkpoint}, the checkpoint to start from.")
         job = FineTuneJob(
-            checkpoint,
-            real,
-            adaptation,
-            learning_rate=config.learning_rate,
-            device=config.device,
+            checkpoint, real, adaptation, learning_rate=config.learning_rate, device=config.device
         )
         cls(model=job.base)  # refuses what cannot draw
 

@@ -20,11 +20,8 @@ from synthaug._images.source import ImageSource
 from synthaug._noise import Streams, randn, streams
 from synthaug._pixels import to_images
 from synthaug._plan import Plan, settings_digest
-from synthaug._support.arguments import check_at_least, check_fields, check_within
-from synthaug._support.devices import choose_device, sent
-from synthaug._support.layout import settle_layout
+from synthaug._support import arguments, devices, layout, torch_state
 from synthaug._support.precision import Precision, Resolved, in_precision
-from synthaug._support.torch_state import full_precision, lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.parts import load_frozen, read_index, recorded_shape
@@ -40,11 +37,7 @@ from synthaug.synthesizers.cold import METHOD, ColdSettings
 from synthaug.synthesizers.cold._colors import ColorMixture
 from synthaug.synthesizers.cold._config import RestorerConfig
 from synthaug.synthesizers.cold._fit import ColdFitJob
-from synthaug.synthesizers.cold._sampling import (
-    Restored,
-    restore,
-    visited_levels,
-)
+from synthaug.synthesizers.cold._sampling import Restored, restore, visited_levels
 
 _FILE = "synthaug.json"
 
@@ -81,17 +74,17 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
     """Where `source` indices point to; see `with_sources`."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        arguments.check_fields(self)
         METHOD.check_choices(self)
-        check_at_least(1, num_steps=self.num_steps)
-        check_within("[0, 1)", symmetry_noise=self.symmetry_noise)
+        arguments.check_at_least(1, num_steps=self.num_steps)
+        arguments.check_within("[0, 1)", symmetry_noise=self.symmetry_noise)
         if self.denoiser.in_channels != self.image_shape[0] or self.denoiser.takes_labels:
             raise CheckpointError(
                 f"The network takes {self.denoiser.in_channels} channels"
                 f"{' and class labels' if self.denoiser.takes_labels else ''}; a restorer of "
                 f"images of shape {self.image_shape} takes {self.image_shape[0]} and no labels."
             )
-        settle_layout(self.network)
+        layout.settle_layout(self.network)
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -171,7 +164,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         self, pixels: Pixels, labels: Labels, grid: LossGrid
     ) -> NDArray[np.float64]:
         """See `AbstractSynthesizer.restoration_losses`: the mean of |R(D(x, s), s) - x|."""
-        x = to_images(sent(pixels, self.device))
+        x = to_images(devices.sent(pixels, self.device))
         losses = []
         for severity, seed in zip(grid.times.tolist(), grid.noise_seeds, strict=True):
             s = self.levels(np.full(len(x), severity))
@@ -187,7 +180,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
 
     def _realize(self, generators: Streams) -> Realization:
         drawn = self.degradation.realize(generators, self.image_shape)
-        return {name: sent(value, self.device) for name, value in drawn.items()}
+        return {name: devices.sent(value, self.device) for name, value in drawn.items()}
 
     def _result(self, restoration: Restored) -> Images:
         chosen = restoration.x0 if self.output == "recursion" else restoration.prediction
@@ -196,7 +189,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
     # -- plans -----------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    @full_precision()
+    @torch_state.full_precision()
     def draw(self, rows: Plan) -> Images:
         """One image per row, float32 (n, C, H, W) in [-1, 1].
 
@@ -214,15 +207,15 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         if len(sourced):
             x[torch.from_numpy(sourced)] = to_images(self._source_pixels(rows[sourced]))
         s = self._levels_of(rows)
-        x_s = self.degradation(sent(x, self.device), s, realization)
+        x_s = self.degradation(devices.sent(x, self.device), s, realization)
         if len(fresh):
             raise_problems(self._generation_problems())
-            there = sent(torch.from_numpy(fresh), self.device)
+            there = devices.sent(torch.from_numpy(fresh), self.device)
             start = x_s[there]  # D(0, T): all there is to know where the level leaves nothing
             own = [generators[i] for i in fresh]
             if self.colors is not None:
-                start = sent(self.colors.sample(own)[:, :, None, None], self.device)
-            noise = sent(randn(own, self.image_shape), self.device)
+                start = devices.sent(self.colors.sample(own)[:, :, None, None], self.device)
+            noise = devices.sent(randn(own, self.image_shape), self.device)
             x_s[there] = start + self.symmetry_noise * noise
         return self._result(self.restore(x_s, s, realization)).cpu()
 
@@ -302,7 +295,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
 
     @classmethod
     @checkpoints.loading
-    @lasting_tensors()
+    @torch_state.lasting_tensors()
     def from_pretrained(
         cls,
         path: str | Path,
@@ -330,7 +323,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
                 trained with another degradation than the one given.
             ValueError: For an unknown setting, or a device that torch cannot use.
         """
-        target = choose_device(device)
+        target = devices.choose_device(device)
         path = checkpoints.resolve(path)
         index = read_index(path)
         own = checkpoints.read_record(path)

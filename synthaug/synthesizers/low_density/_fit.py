@@ -159,10 +159,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
             whole = len(list(folder.glob(f"{name[:16]}-*.safetensors"))) * _BLOCK
             return f"{min(whole, len(plan)):,} drawn images are kept in {folder}." if whole else ""
 
-        with (
-            kept_at_stop(kept),
-            bar(len(plan), "draw", "image", progress=progress) as shown,
-        ):
+        with kept_at_stop(kept), bar(len(plan), "draw", "image", progress=progress) as shown:
             for i, rows in enumerate(plan.batches(_BLOCK)):
                 path = folder / f"{name[:16]}-{i:05d}.safetensors"
                 if path.exists():
