@@ -2,10 +2,12 @@
 
 import ctypes
 import gc
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
+from functools import cached_property
 from multiprocessing import forkserver, set_forkserver_preload
 from pathlib import Path
 from subprocess import CompletedProcess, run
@@ -65,16 +67,55 @@ FORKING = ("test_cache_faults", "test_cache_races", "test_damaged", "test_mix_sy
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # of pytest-xdist: files in our order
-    if config.getoption("dist", None) == "load":  # what `pytest -n 2` means without `--dist`
-        config.option.dist = "loadgroup"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)  # after pytest-xdist has named the tests
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With `pytest -n 2` one worker runs a file, whose tests share fixtures."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: item.path.stem not in FORKING)
+    if path := getattr(config, "workerinput", {}).get("groups"):
+        marks = {item.nodeid: item.get_closest_marker("xdist_group") for item in items}
+        groups = {name: mark.args[0] for name, mark in marks.items() if mark}
+        Path(path).write_text(json.dumps(groups), encoding="utf-8")
+
+
+GROUPS = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Each worker of pytest-xdist writes to this file in which group a test is."""
+    if GROUPS not in node.config.stash:
+        folder = tempfile.TemporaryDirectory(prefix="groups")
+        node.config.add_cleanup(folder.cleanup)
+        node.config.stash[GROUPS] = os.path.join(folder.name, "groups.json")
+    node.workerinput["groups"] = node.config.stash[GROUPS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What `--dist loadgroup` means, and `pytest -n 2`: one worker runs a group.
+
+    pytest-xdist looks for the group in the name of a test, where from pytest 9.2 on it is not
+    found: tests were scattered, and each worker made the fixtures of every file.
+    """
+    if config.getvalue("dist") not in ("load", "loadgroup"):
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):
+        @cached_property
+        def groups(self) -> dict[str, str]:
+            groups: dict[str, str] = json.loads(Path(config.stash[GROUPS]).read_text("utf-8"))
+            return groups
+
+        def _split_scope(self, nodeid: str) -> str:
+            return self.groups[nodeid]
+
+    return Grouped(config, log)
 
 
 def pytest_collection_finish() -> None:
