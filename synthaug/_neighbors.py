@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from synthaug._support.torch_state import one_thread_after_fork
-from synthaug._types import Features, Indices
+from synthaug._types import Array, Doubles, Features, Indices, Integers, Singles
 
 INDEXES = ("exact", "auto", "ivf", "hnsw", "sq", "pq", "ivfpq")
 """What `Index` can be: brute force; brute force up to `LARGE` rows and ivf beyond; an inverted
@@ -46,9 +45,7 @@ _CHUNK_VALUES = 4_000_000
 """Numbers that re-scoring holds at a time: 32 MB in float64."""
 
 
-def checked_features(
-    features: Any, name: str, dtype: type[np.floating[Any]] = np.float32
-) -> NDArray[Any]:
+def checked_features(features: Any, name: str, dtype: type[np.floating[Any]] = np.float32) -> Array:
     """Features as a contiguous array (n, d) of one dtype.
 
     Raises:
@@ -66,7 +63,7 @@ def checked_features(
     return array
 
 
-def search(xb: Features, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def search(xb: Features, xq: Features, k: int) -> tuple[Doubles, Integers]:
     """The `k` nearest rows of `xb` for every row of `xq`, by Euclidean distance.
 
     Args:
@@ -101,7 +98,7 @@ class Index:
     def __len__(self) -> int:
         return len(self._xb)
 
-    def search(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def search(self, xq: Features, k: int) -> tuple[Doubles, Integers]:
         """Works like the function `search`; an approximate index may miss a neighbor for a farther
         one.
         """
@@ -117,7 +114,7 @@ class Index:
             D[short], ids[short] = self._exact(xq[short], k)
         return D, ids
 
-    def _exact(self, xq: Features, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def _exact(self, xq: Features, k: int) -> tuple[Doubles, Integers]:
         candidates = _retrieved(xq, self._xb, min(k + _SLACK, len(self._xb)))
         return nearest_first(self._xb.distances(xq, candidates), candidates, k)
 
@@ -161,7 +158,7 @@ class Database:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, ids: NDArray[np.int64]) -> Features:
+    def __getitem__(self, ids: Integers) -> Features:
         """Some rows, float32 (..., d)."""
         return float32(self._xb[ids if self._rows is None else self._rows[ids]])
 
@@ -173,7 +170,7 @@ class Database:
             yield start, float32(self._xb[part if self._rows is None else self._rows[part]])
             release(self._xb)
 
-    def distances(self, xq: Features, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
+    def distances(self, xq: Features, candidates: Integers) -> Doubles:
         """Works like the function `distances`."""
         D = distances(self, xq, candidates)
         release(self._xb)
@@ -195,7 +192,7 @@ def release(xb: Features) -> None:
             held.madvise(mmap.MADV_DONTNEED)
 
 
-def _retrieved(xq: Features, xb: Database, k: int) -> NDArray[np.int64]:
+def _retrieved(xq: Features, xb: Database, k: int) -> Integers:
     """Row numbers of about the nearest rows, int64 (m, k), by brute force."""
     best: Any = ()
     for first, block in xb.blocks():
@@ -207,7 +204,7 @@ def _retrieved(xq: Features, xb: Database, k: int) -> NDArray[np.int64]:
     return best[1]
 
 
-def _knn(xq: Features, xb: Features, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _knn(xq: Features, xb: Features, k: int) -> tuple[Singles, Integers]:
     import faiss
 
     # `knn` reads the array where it lies; an `IndexFlatL2` would keep a second copy of it. Not
@@ -254,9 +251,7 @@ def _built(xb: Database, kind: str) -> Any:
     return index
 
 
-def distances(
-    xb: Features | Database, xq: Features, candidates: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def distances(xb: Features | Database, xq: Features, candidates: Integers) -> Doubles:
     """Euclidean distances float64 (m, k) of every query to its own candidates int64 (m, k)."""
     D = np.empty(candidates.shape, np.float64)
     rows = max(1, _CHUNK_VALUES // (candidates.shape[1] * xb.shape[1]))
@@ -267,9 +262,7 @@ def distances(
     return D
 
 
-def merge(
-    D: NDArray[np.float64], ids: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+def merge(D: Doubles, ids: Integers, k: int) -> tuple[Doubles, Integers, Integers]:
     """Joins several result lists of each query into one without repetition.
 
     Args:
@@ -295,9 +288,7 @@ def merge(
     )
 
 
-def nearest_first(
-    D: NDArray[np.float64], ids: NDArray[np.int64], k: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def nearest_first(D: Doubles, ids: Integers, k: int) -> tuple[Doubles, Integers]:
     """The k nearest of the results of each query, ascending; of equally near ones the lower row."""
-    order: NDArray[Any] = np.lexsort((ids, D), axis=-1)[:, :k]
+    order: Array = np.lexsort((ids, D), axis=-1)[:, :k]
     return np.take_along_axis(D, order, 1), np.take_along_axis(ids, order, 1)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._support.arguments import check_not_negative
+from synthaug._types import Unsigned
 
 Streams: TypeAlias = Sequence[torch.Generator]
 """One stream of random numbers per row."""
@@ -48,7 +49,7 @@ class _Twister(threading.local):
         state: NDArray[np.uint32] = self._twister.get_state(legacy=False)["state"]["key"]
         return state
 
-    def keyed(self, seed: int) -> NDArray[np.uint64]:
+    def keyed(self, seed: int) -> Unsigned:
         """The 624 words of a twister that was keyed with 64 bits."""
         self._twister.seed(np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32))
         return (self._state() if self._memory is None else self._memory).astype(np.uint64)
@@ -66,7 +67,7 @@ def stream(seed: int) -> torch.Generator:
     return generator
 
 
-def streams(seeds: Iterable[int] | NDArray[np.uint64]) -> list[torch.Generator]:
+def streams(seeds: Iterable[int] | Unsigned) -> list[torch.Generator]:
     """One stream per seed, in order."""
     return [stream(int(seed)) for seed in seeds]
 

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 Images: TypeAlias = Float[Tensor, "_n c h w"]
@@ -26,6 +27,27 @@ Indices: TypeAlias = Int64[np.ndarray, " _n"]
 
 Features: TypeAlias = Float[np.ndarray, "_n d"]
 """One row per image."""
+
+Doubles: TypeAlias = NDArray[np.float64]
+"""Numbers that are computed with; of any shape, as all arrays below."""
+
+Singles: TypeAlias = NDArray[np.float32]
+"""Numbers that a network made."""
+
+Integers: TypeAlias = NDArray[np.int64]
+"""Whole numbers: counts, or numbers of rows."""
+
+Unsigned: TypeAlias = NDArray[np.uint64]
+"""Digests, seeds and addresses."""
+
+Bytes: TypeAlias = NDArray[np.uint8]
+"""Gray levels, or the bytes of a file."""
+
+Flags: TypeAlias = NDArray[np.bool_]
+"""Masks."""
+
+Array: TypeAlias = NDArray[Any]
+"""Of any dtype."""
 
 JSON: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 """What a recipe, a manifest or a report may hold."""

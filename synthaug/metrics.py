@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from synthaug._neighbors import checked_features, distances
 from synthaug._support.arguments import check_between, check_whole
 from synthaug._support.extras import from_extra
 from synthaug._support.torch_state import torch_defaults
-from synthaug._types import Features
+from synthaug._types import Doubles, Features, Integers
 from synthaug.density import Neighborhood
 
 _PAIRS = 2**22
@@ -190,9 +189,7 @@ def manifold_scores(synthetic: Features, real: Features, *, k: int = 5) -> Manif
     )
 
 
-def _inside(
-    points: Features, centers: Features, radii: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _inside(points: Features, centers: Features, radii: Doubles) -> tuple[Integers, Integers]:
     """How many balls each point lies in, and how many points each ball holds.
 
     Distances are expanded for speed; where that cannot tell which side of the border a point lies

@@ -15,7 +15,6 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
@@ -24,7 +23,7 @@ from synthaug._support.arguments import check_fields, check_fraction, check_with
 from synthaug._support.devices import sent
 from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors, torch_defaults
-from synthaug._types import Images
+from synthaug._types import Array, Images, Integers
 from synthaug.denoisers import OWN_PIPELINE, AnyDenoiser, GuidanceTerm
 from synthaug.errors import CheckpointError
 
@@ -490,9 +489,7 @@ def steps_of(scheduler: Any, timesteps: Tensor, eta: float, until: float = 1.0) 
     return [Step(*of, eta) for of in zip(timesteps, signals, ends, strict=True)]
 
 
-def skipped_steps(
-    num_inference_steps: int, strength: float | NDArray[Any], *, flow: bool
-) -> NDArray[np.int64]:
+def skipped_steps(num_inference_steps: int, strength: float | Array, *, flow: bool) -> Integers:
     """How many of the first steps a chain leaves out, by the share of them that it takes.
 
     As in diffusers' image-to-image pipelines: of a flow (SD3, FLUX) the steps that are left out are

@@ -22,9 +22,9 @@ from synthaug._cache.growing import grow, length_of
 from synthaug._cache.readers import Mapped, Reader, Unpacked, read_runs, write_runs
 from synthaug._cache.schema import CacheContents
 from synthaug._support.files import sync_file
-from synthaug._types import Indices
+from synthaug._types import Bytes, Flags, Indices, Unsigned
 
-Entries = NDArray[np.uint64]
+Entries = Unsigned
 """Of the index, (n, 2): where a file begins, and its bytes."""
 
 _ZEROS = bytes(1 << 20)
@@ -48,7 +48,7 @@ class Encoded(Mapped):
         self._most = 2 * int(np.prod(contents.image_shape)) + 2**16
         """Bytes of the largest file that a row may have."""
 
-    def gather(self, rows: Indices) -> NDArray[np.uint8]:
+    def gather(self, rows: Indices) -> Bytes:
         numbers = rows % len(self.served)
         entries = self._values("index", numbers)
         with self._readable():
@@ -81,14 +81,14 @@ class Encoded(Mapped):
                 stored[place] = erased_checksum(self.contents.image_shape) ^ 0xFFFFFFFF
         return stored
 
-    def stored(self, fd: int, rows: Indices) -> NDArray[np.uint8]:
+    def stored(self, fd: int, rows: Indices) -> Bytes:
         return self._decoded(fd, read_runs(fd, self.contents.regions["index"], rows))[0]
 
-    def _intact_on_medium(self, fd: int, rows: Indices) -> NDArray[np.bool_]:
+    def _intact_on_medium(self, fd: int, rows: Indices) -> Flags:
         """Returns a mask of the ascending rows that match their checksum."""
         return self.stored_checksums(fd, rows) == self.recorded(fd, rows)
 
-    def _decoded(self, fd: int, entries: Entries) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    def _decoded(self, fd: int, entries: Entries) -> tuple[Bytes, dict[int, str]]:
         """Images, zeros where there is none, and why there is none by place."""
         contents = self.contents
         pixels = np.empty((len(entries), *contents.image_shape), np.uint8)
@@ -114,7 +114,7 @@ class Encoded(Mapped):
         start, length = map(int, entry)
         return 0 < length <= self._most and start + length <= end
 
-    def _file(self, fd: int, entry: Entries, end: int) -> NDArray[np.uint8]:
+    def _file(self, fd: int, entry: Entries, end: int) -> Bytes:
         start, length = map(int, entry)
         if not self._inside(entry, end):
             raise UndecodableError(
@@ -136,9 +136,7 @@ class Encoded(Mapped):
 class Appending:
     """Gives rows places in the index, and writes their files. Its user holds the cache's lock."""
 
-    def __init__(
-        self, contents: CacheContents, intact: Callable[[int, Indices], NDArray[np.bool_]]
-    ) -> None:
+    def __init__(self, contents: CacheContents, intact: Callable[[int, Indices], Flags]) -> None:
         self._contents = contents
         self._intact = intact
         """Says which rows of an open file match their checksum."""
@@ -181,9 +179,7 @@ class Appending:
         lost = self._erase_lost(fd, rows, entries, own)
         write_runs(fd, self._contents.regions["index"], lost, np.zeros((len(lost), 2), "<u8"))
 
-    def _erase_lost(
-        self, fd: int, rows: Indices, entries: Entries, own: NDArray[np.bool_]
-    ) -> Indices:
+    def _erase_lost(self, fd: int, rows: Indices, entries: Entries, own: Flags) -> Indices:
         """Erases the files of those rows whose index is damaged, and returns the rows.
 
         Such a file may lie anywhere, so all bytes are erased that no other row has.
@@ -214,7 +210,7 @@ class Appending:
             entries[(starts > size) | (lengths > size) | (starts + lengths > size)] = 0
             yield span.start, entries
 
-    def _own(self, fd: int, rows: Indices, entries: Entries) -> NDArray[np.bool_]:
+    def _own(self, fd: int, rows: Indices, entries: Entries) -> Flags:
         """Returns a mask of the `entries` whose bytes no other row shares."""
         if not entries.any():
             return np.zeros(len(rows), bool)

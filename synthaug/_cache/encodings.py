@@ -18,14 +18,13 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import get_worker_info
 from torchvision.io import ImageReadMode  # also makes its operators known to torch
 
 from synthaug._pixels import to_pil
 from synthaug._support.system import usable_processors
-from synthaug._types import Pixels
+from synthaug._types import Bytes, Pixels
 
 RAW_UP_TO = 128
 """Pixels of a side up to which images are stored raw if nothing else is asked for."""
@@ -105,7 +104,7 @@ class Encoding:
     def __str__(self) -> str:
         return self.kind if self.quality is None else f"{self.kind}:{self.quality}"
 
-    def encoded(self, images: NDArray[np.uint8]) -> list[bytes]:
+    def encoded(self, images: Bytes) -> list[bytes]:
         """Files of images, uint8 (n, C, H, W), with the losses that the encoding has."""
         return on_threads(self._file, torch.from_numpy(images))
 
@@ -123,7 +122,7 @@ class Encoding:
         picture.save(buffer, format=self.kind.upper(), **options)
         return buffer.getvalue()
 
-    def decoded(self, files: Iterable[bytes], shape: Sequence[int]) -> NDArray[np.uint8]:
+    def decoded(self, files: Iterable[bytes], shape: Sequence[int]) -> Bytes:
         """Images of files, uint8 (n, C, H, W).
 
         Raises:
@@ -134,7 +133,7 @@ class Encoding:
         on_threads(lambda item: self.decode_into(*item), zip(data, pixels, strict=True))
         return pixels
 
-    def decode_into(self, data: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
+    def decode_into(self, data: Bytes, image: Bytes) -> None:
         """Decodes a file, uint8 (n,), into an image, uint8 (C, H, W).
 
         Raises:
@@ -163,7 +162,7 @@ class Encoding:
         np.copyto(image, decoded[:channels])
 
 
-def _png_header(data: NDArray[np.uint8]) -> tuple[int, int, int]:
+def _png_header(data: Bytes) -> tuple[int, int, int]:
     """(C, H, W) of a PNG file of 8 bits, not interlaced; other files are a ValueError."""
     start = bytes(data[:29])
     if start[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR":
@@ -172,7 +171,7 @@ def _png_header(data: NDArray[np.uint8]) -> tuple[int, int, int]:
     return {(8, 0, 0, 0, 0): 1, (8, 2, 0, 0, 0): 3}.get(tuple(kind), 0), height, width
 
 
-def _webp_header(data: NDArray[np.uint8]) -> tuple[int, int, int]:
+def _webp_header(data: Bytes) -> tuple[int, int, int]:
     """(C, H, W) of a plain lossless WebP file; others are a ValueError."""
     start = bytes(data[:25])
     if start[:4] != b"RIFF" or start[8:16] != b"WEBPVP8L" or start[20] != 0x2F:
@@ -181,7 +180,7 @@ def _webp_header(data: NDArray[np.uint8]) -> tuple[int, int, int]:
     return 3 + (bits >> 28 & 1), (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
 
 
-def _jpeg_header(data: NDArray[np.uint8]) -> tuple[int, int, int]:
+def _jpeg_header(data: Bytes) -> tuple[int, int, int]:
     """(C, H, W) of a baseline JPEG file of 8 bits; others are a ValueError."""
     if bytes(data[:2]) != b"\xff\xd8":
         raise ValueError
@@ -197,7 +196,7 @@ def _jpeg_header(data: NDArray[np.uint8]) -> tuple[int, int, int]:
         at += 2 + length
 
 
-def _by_pillow(data: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def _by_pillow(data: Bytes, shape: tuple[int, int, int]) -> Bytes:
     with Image.open(io.BytesIO(data.data), formats=("PNG", "JPEG", "WEBP")) as picture:
         # Of several headers in a file it obeys the last one. No pixel has been decoded yet.
         if (picture.mode, picture.size) != ("L" if shape[0] == 1 else "RGB", shape[:0:-1]):
@@ -206,18 +205,16 @@ def _by_pillow(data: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # HWC => CHW
 
 
-def _by_torchvision(data: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def _by_torchvision(data: Bytes, shape: tuple[int, int, int]) -> Bytes:
     del shape  # it knows the one header that we have read
     # Not by its function in Python: that warns of its end each time, and where warnings are errors
     # every image would look damaged.
     decode = torch.ops.image.decode_webp
-    pixels: NDArray[np.uint8] = decode(
-        torch.from_numpy(data), ImageReadMode.UNCHANGED.value
-    ).numpy()
+    pixels: Bytes = decode(torch.from_numpy(data), ImageReadMode.UNCHANGED.value).numpy()
     return pixels
 
 
-def _decode_webp(data: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def _decode_webp(data: Bytes, shape: tuple[int, int, int]) -> Bytes:
     return _webp_decoder()(data, shape)
 
 
@@ -253,9 +250,9 @@ def check_installed(encoding: Encoding) -> None:
             ) from error
 
 
-_Decoder = Callable[[NDArray[np.uint8], tuple[int, int, int]], NDArray[np.uint8]]
+_Decoder = Callable[[Bytes, tuple[int, int, int]], Bytes]
 """Takes a file and the shape that its header says, and returns the image, (C, H, W)."""
-_Format = tuple[Callable[[NDArray[np.uint8]], tuple[int, int, int]], _Decoder, int | None]
+_Format = tuple[Callable[[Bytes], tuple[int, int, int]], _Decoder, int | None]
 _FORMATS: dict[str, _Format] = {
     "png": (_png_header, _by_pillow, None),
     "webp": (_webp_header, _decode_webp, 3),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from PIL import PngImagePlugin
 
 from synthaug._cache.cards import Facts, card, croissant
@@ -33,7 +33,7 @@ from synthaug._pixels import to_pil
 from synthaug._printable import printable_line
 from synthaug._support.progress import bar
 from synthaug._support.rows import row_numbers
-from synthaug._types import Indices
+from synthaug._types import Array, Indices
 from synthaug.errors import CacheError
 
 ExportFormat = Literal["folder", "webdataset", "huggingface", "hdf5"]
@@ -314,7 +314,7 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
                 if name in values:
                     file[name][...] = values[name]
 
-            def store(name: str, start: int, piece: NDArray[Any]) -> None:
+            def store(name: str, start: int, piece: Array) -> None:
                 file[data_set_of(name)][start : start + len(piece)] = piece
 
             plan.visited(store)

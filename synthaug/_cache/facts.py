@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from synthaug import _pixels
@@ -14,6 +13,7 @@ from synthaug._cache.show import ORDER, evenly
 from synthaug._cache.store import SynthCache
 from synthaug._printable import printable_line
 from synthaug._support.arguments import check_whole
+from synthaug._types import Integers
 
 _MOST_LINES = 200
 """Classes that a terminal is told of, one line each."""
@@ -32,7 +32,7 @@ def info(cache: SynthCache) -> dict[str, Any]:
         pairs = labels * len(State) + cache.state_of(slice(start, start + len(labels)))
         by_class += np.bincount(pairs, minlength=by_class.size).reshape(by_class.shape)
 
-    def counts(found: NDArray[np.int64]) -> dict[str, int]:
+    def counts(found: Integers) -> dict[str, int]:
         return {s.name.lower(): int(found[s]) for s in ORDER}
 
     columns = {

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from synthaug._cache.cards import refresh_croissant
 from synthaug._cache.files import parts_folder
@@ -27,7 +26,7 @@ from synthaug._support.files import remove_orphans, sync_folder, whole_file, wri
 from synthaug._support.progress import bar
 from synthaug._support.reading import check_regular, parse_json, read_text
 from synthaug._support.stopping import kept_at_stop
-from synthaug._types import Pixels
+from synthaug._types import Pixels, Unsigned
 from synthaug.errors import CacheError
 
 _NO_RECORD = (AttributeError, KeyError, TypeError, ValueError)
@@ -117,7 +116,7 @@ def forget(
     return found
 
 
-def _forget_in_cache(cache: SynthCache, keys: NDArray[np.uint64], found: Forgotten) -> None:
+def _forget_in_cache(cache: SynthCache, keys: Unsigned, found: Forgotten) -> None:
     recipe = cache.manifest["recipe"]
     for name, value in recipe.get("weights", {}).items():
         found.beyond.append(
@@ -159,7 +158,7 @@ def _forget_in_cache(cache: SynthCache, keys: NDArray[np.uint64], found: Forgott
             found[path] = count
 
 
-def _withdraw(cache: SynthCache, keys: NDArray[np.uint64]) -> int:
+def _withdraw(cache: SynthCache, keys: Unsigned) -> int:
     """Withdraws the rows that derive from the sources, and returns how many there are."""
     rows = rows_from_sources(cache.plan, keys)
     if len(rows):
@@ -167,7 +166,7 @@ def _withdraw(cache: SynthCache, keys: NDArray[np.uint64]) -> int:
     return len(rows)
 
 
-def _forget_in_folder(folder: Path, keys: NDArray[np.uint64], found: Forgotten) -> None:
+def _forget_in_folder(folder: Path, keys: Unsigned, found: Forgotten) -> None:
     wanted = set(keys.tolist())
     try:
         remove_orphans(folder)  # what a kill left of an export may hold the images
@@ -193,7 +192,7 @@ def _forget_in_folder(folder: Path, keys: NDArray[np.uint64], found: Forgotten) 
         ) from error
 
 
-def _forget_below(folder: Path, keys: NDArray[np.uint64], found: Forgotten) -> None:
+def _forget_below(folder: Path, keys: Unsigned, found: Forgotten) -> None:
     """Erases from the caches in a folder of other files, and names what cannot be erased."""
     caches = 0
     for path in sorted((*folder.rglob("*.h5"), *folder.rglob("*.hdf5"))):
@@ -269,7 +268,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
             yield member.name, file.read()
 
 
-def _learned(path: Path, keys: NDArray[np.uint64]) -> int:
+def _learned(path: Path, keys: Unsigned) -> int:
     """How many of the images have an embedding in a file of an inversion."""
     from safetensors import SafetensorError, safe_open
 

@@ -20,7 +20,7 @@ from synthaug._cache.files import AbstractHDF5Target, check_room, new_file, pwri
 from synthaug._cache.stored_rows import data_set_of
 from synthaug._plan import Plan
 from synthaug._support.extras import installed_version
-from synthaug._types import Indices
+from synthaug._types import Array, Bytes, Flags, Indices, Integers
 
 FORMAT = "synthaug-cache"
 FORMAT_VERSION = 2
@@ -58,7 +58,7 @@ class State(IntEnum):
     """Taken back for good: the pixels are zero, and no resumed job draws them again."""
 
 
-def checksums(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
+def checksums(images: Bytes) -> NDArray[np.uint32]:
     """CRC-32C of every image, uint8 (n, ...) -> uint32 (n,)."""
     values = [google_crc32c.value(image.tobytes()) for image in images]
     return np.array(values, np.uint32)
@@ -200,7 +200,7 @@ def create(
     with new_file(path) as fd:
         reserve(fd, structure.size, path)
 
-        def store(name: str, start: int, values: NDArray[Any]) -> None:
+        def store(name: str, start: int, values: Array) -> None:
             little_endian = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
             place = offsets[data_set_of(name)] + start * values.itemsize
             pwrite(fd, little_endian.view(np.uint8).data, place)
@@ -283,11 +283,11 @@ class ChosenRows:
     A slice of it is an array of row numbers, int64.
     """
 
-    def __init__(self, mask: NDArray[np.bool_]) -> None:
+    def __init__(self, mask: Flags) -> None:
         self._mask = mask
         self._found = 0, 0, np.empty(0, np.int64)  # slices mostly come in order
         counts = [0, *(int(np.count_nonzero(mask[span])) for span in spans(len(mask)))]
-        self._begins: NDArray[np.int64] = np.cumsum(counts, dtype=np.int64)
+        self._begins: Integers = np.cumsum(counts, dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._begins[-1])

@@ -15,7 +15,7 @@ from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.synthesizer import texts_of
 from synthaug._plan import Plan
 from synthaug._support.rows import row_numbers
-from synthaug._types import Labels
+from synthaug._types import Bytes, Flags, Labels, Unsigned
 from synthaug.errors import MismatchError
 
 
@@ -113,14 +113,14 @@ class OpenedCache(Dataset[Any]):
         return self.labels
 
     @property
-    def state(self) -> NDArray[np.uint8]:
+    def state(self) -> Bytes:
         """State of each row now, uint8 (N,): 0 pending, 1 done, 2 withdrawn. A copy."""
         return self._open().column("state")
 
-    def state_of(self, rows: ArrayLike | Sequence[int] | slice) -> NDArray[np.uint8]:
+    def state_of(self, rows: ArrayLike | Sequence[int] | slice) -> Bytes:
         """State of some rows now, uint8 (n,); of few rows faster than `state`."""
         chosen = rows if isinstance(rows, slice) else row_numbers(rows, len(self), "rows")
-        states: NDArray[np.uint8] = self._open().column("state", chosen)
+        states: Bytes = self._open().column("state", chosen)
         return states
 
     def rows_in(self, state: State) -> ChosenRows:
@@ -134,7 +134,7 @@ class OpenedCache(Dataset[Any]):
             counts += np.bincount(self.state_of(span), minlength=len(State))
         return {state: int(counts[state]) for state in State}
 
-    def _mask(self, state: State) -> NDArray[np.bool_]:
+    def _mask(self, state: State) -> Flags:
         mask = np.empty(len(self), bool)
         for span in spans(len(self)):
             np.equal(self.state_of(span), state, out=mask[span])
@@ -146,7 +146,7 @@ class OpenedCache(Dataset[Any]):
         return self._open().column("checksum")
 
     @property
-    def tombstones(self) -> NDArray[np.uint64]:
+    def tombstones(self) -> Unsigned:
         """Content keys of the real images that were forgotten here, and of the images that were
         erased, uint64 (k,). Merges, imports and resumed jobs leave out what has or derives from
         them."""
@@ -163,7 +163,7 @@ class OpenedCache(Dataset[Any]):
         return self._contents.plain
 
     @property
-    def done(self) -> NDArray[np.bool_]:
+    def done(self) -> Flags:
         """Mask of the rows that can be read now, bool (N,)."""
         return self._mask(State.DONE)
 

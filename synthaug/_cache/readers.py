@@ -5,7 +5,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import h5py
 import numpy as np
@@ -17,7 +17,7 @@ from synthaug._cache.format import checksums, runs
 from synthaug._cache.schema import CacheContents, Region, open_stream
 from synthaug._cache.stored_rows import close
 from synthaug._support import system
-from synthaug._types import Indices, Labels
+from synthaug._types import Array, Bytes, Flags, Indices, Labels, Unsigned
 from synthaug.errors import CacheError
 
 _RESIDENT = 64 * 2**20
@@ -31,7 +31,7 @@ class Reader(Protocol):
     """The rows of one file, as one process sees them."""
 
     contents: CacheContents
-    served: NDArray[np.uint8]
+    served: Bytes
     """1 for rows whose pixels this process has checked."""
     faults: dict[int, str]
     """Why a row is no image, where it could not even be decoded."""
@@ -41,7 +41,7 @@ class Reader(Protocol):
 
     def column(
         self, name: Literal["state", "checksum"], rows: Indices | slice = slice(None)
-    ) -> NDArray[Any]:
+    ) -> Array:
         """State or recorded checksum of rows, in any order, as they are now."""
         ...
 
@@ -49,15 +49,15 @@ class Reader(Protocol):
         """Class indices of `rows`, int64 (n,), in any order."""
         ...
 
-    def tombstones(self) -> NDArray[np.uint64]:
+    def tombstones(self) -> Unsigned:
         """Content keys of what was forgotten, in the order of the file."""
         ...
 
-    def gather(self, rows: Indices) -> NDArray[np.uint8]:
+    def gather(self, rows: Indices) -> Bytes:
         """Pixels of `rows`, uint8 (n, C, H, W), in any order."""
         ...
 
-    def intact(self, rows: Indices) -> NDArray[np.bool_]:
+    def intact(self, rows: Indices) -> Flags:
         """Returns a mask of the `rows` that match their checksum."""
         ...
 
@@ -65,7 +65,7 @@ class Reader(Protocol):
         """Recorded checksum of `rows`, ascending, as the medium has it."""
         ...
 
-    def stored(self, fd: int, rows: Indices) -> NDArray[np.uint8]:
+    def stored(self, fd: int, rows: Indices) -> Bytes:
         """Pixels of `rows`, ascending, as the medium has them; zeros for what does not decode."""
         ...
 
@@ -97,7 +97,7 @@ class Mapped:
         self._image_bytes = self._mapped["images"].nbytes if "images" in self._mapped else 0
         self.served = np.zeros(len(self._mapped["state"]), np.uint8)
 
-    def _array(self, name: str) -> NDArray[Any]:
+    def _array(self, name: str) -> Array:
         # A plain array: `numpy.memmap` costs time on every index.
         region = self.contents.regions[name]
         assert region.offset is not None
@@ -106,7 +106,7 @@ class Mapped:
 
     def column(
         self, name: Literal["state", "checksum"], rows: Indices | slice = slice(None)
-    ) -> NDArray[Any]:
+    ) -> Array:
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(self.contents.regions[name].shape[0])
             return self._read(name, np.array([start]), length=stop - start)
@@ -115,7 +115,7 @@ class Mapped:
     def labels(self, rows: Indices) -> Labels:
         return self._values("labels", rows)
 
-    def tombstones(self) -> NDArray[np.uint64]:
+    def tombstones(self) -> Unsigned:
         found = np.empty(0, np.uint64)
         total = self.contents.tombstone_places
         while len(found) < total:
@@ -126,10 +126,10 @@ class Mapped:
                 break
         return found
 
-    def gather(self, rows: Indices) -> NDArray[np.uint8]:
+    def gather(self, rows: Indices) -> Bytes:
         return self._values("images", rows)
 
-    def _values(self, name: str, rows: Indices) -> NDArray[Any]:
+    def _values(self, name: str, rows: Indices) -> Array:
         if self.sequential:
             with self._readable():
                 return read_runs(self._fd, self.contents.regions[name], rows)
@@ -140,7 +140,7 @@ class Mapped:
             self.contents.check_same(self._fd)
         return self._mapped[name].take(rows, axis=0)
 
-    def _read(self, name: str, rows: Indices, *, length: int = 1) -> NDArray[Any]:
+    def _read(self, name: str, rows: Indices, *, length: int = 1) -> Array:
         """`_values` without the mapping, for workers; from each of `rows` on `length` rows.
 
         Pages count as memory of every process that maps them, and one random row may map two
@@ -167,21 +167,21 @@ class Mapped:
                 f"Cannot read {self.contents.path}: {error.strerror}. Check the disk."
             ) from error
 
-    def intact(self, rows: Indices) -> NDArray[np.bool_]:
+    def intact(self, rows: Indices) -> Flags:
         return checksums(self.gather(rows)) == self.column("checksum", rows)
 
     def recorded(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
         # Not through the mapping: there, an unreadable medium would be a signal.
         return read_runs(fd, self.contents.regions["checksum"], rows)
 
-    def stored(self, fd: int, rows: Indices) -> NDArray[np.uint8]:
+    def stored(self, fd: int, rows: Indices) -> Bytes:
         return read_runs(fd, self.contents.regions["images"], rows)
 
     def stored_checksums(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
         return checksums(self.stored(fd, rows))
 
 
-def read_runs(fd: int, region: Region, rows: Indices) -> NDArray[Any]:
+def read_runs(fd: int, region: Region, rows: Indices) -> Array:
     """The values at rows of one data set as the file has them now; neighbors in one piece."""
     assert region.offset is not None
     values = np.empty((len(rows), *region.shape[1:]), region.dtype)
@@ -191,7 +191,7 @@ def read_runs(fd: int, region: Region, rows: Indices) -> NDArray[Any]:
     return values
 
 
-def write_runs(fd: int, region: Region, rows: Indices, values: NDArray[Any]) -> None:
+def write_runs(fd: int, region: Region, rows: Indices, values: Array) -> None:
     """Writes `values` at ascending rows of one data set: one call per run of neighbors."""
     assert region.offset is not None
     for start, stop in runs(rows):
@@ -223,20 +223,20 @@ class Unpacked:
 
     def column(
         self, name: Literal["state", "checksum"], rows: Indices | slice = slice(None)
-    ) -> NDArray[Any]:
+    ) -> Array:
         values = self._columns[name]
         return values[rows].copy() if isinstance(rows, slice) else values.take(rows)
 
     def labels(self, rows: Indices) -> Labels:
         return self.contents.plan.at("label", rows)
 
-    def tombstones(self) -> NDArray[np.uint64]:
+    def tombstones(self) -> Unsigned:
         stored = np.empty(0, np.uint64)
         if self.contents.tombstone_places:
             stored = self._open()["tombstones"][()]
         return stored[stored != 0]
 
-    def gather(self, rows: Indices) -> NDArray[np.uint8]:
+    def gather(self, rows: Indices) -> Bytes:
         images = self._open()["images"]
         unique, inverse = np.unique(rows % len(self.served), return_inverse=True)
         pixels = np.empty((len(unique), *self.contents.image_shape), np.uint8)
@@ -250,14 +250,14 @@ class Unpacked:
                 self.served[row] = 0
         return pixels[inverse]
 
-    def intact(self, rows: Indices) -> NDArray[np.bool_]:
+    def intact(self, rows: Indices) -> Flags:
         return checksums(self.gather(rows)) == self.column("checksum", rows)
 
     def recorded(self, fd: int, rows: Indices) -> NDArray[np.uint32]:
         del fd  # HDF5 has its own
         return self.column("checksum", rows)
 
-    def stored(self, fd: int, rows: Indices) -> NDArray[np.uint8]:
+    def stored(self, fd: int, rows: Indices) -> Bytes:
         del fd
         return self.gather(rows)
 

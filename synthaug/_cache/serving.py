@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from synthaug._images.leaves import Labeled
 from synthaug._plan import Plan
 from synthaug._printable import amount
 from synthaug._support.names import class_names
-from synthaug._types import JSON, Indices, Labels, Pixels
+from synthaug._types import JSON, Array, Flags, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class SyntheticImages(Protocol):
         ...
 
     @property
-    def done(self) -> NDArray[np.bool_]:
+    def done(self) -> Flags:
         """Mask of the rows that can be read, bool (N,)."""
         ...
 
@@ -89,7 +89,7 @@ class Verdicts(Protocol):
         ...
 
     @property
-    def passed(self) -> NDArray[np.bool_]:
+    def passed(self) -> Flags:
         """Mask of the rows that may be served, bool (N,)."""
         ...
 
@@ -109,7 +109,7 @@ class Scored(Protocol):
         ...
 
     @property
-    def row_scores(self) -> NDArray[Any]:
+    def row_scores(self) -> Array:
         """The score of every row, float (N,); NaN for rows without one."""
         ...
 
@@ -124,7 +124,7 @@ class Scored(Protocol):
 class Servable:
     """The rows of a cache that may be served, and the result of their audit."""
 
-    mask: NDArray[np.bool_]
+    mask: Flags
     """Rows that are done and passed, bool (N,)."""
     num_done: int
     """Rows that are done."""
@@ -254,7 +254,7 @@ def class_table(synthetic: SyntheticImages, classes: Sequence[str]) -> Labels:
     return np.array([place.get(name, -1) for name in theirs], np.int64)
 
 
-def passed_too(report: Verdicts, identity: dict[str, JSON], name: str) -> NDArray[np.bool_]:
+def passed_too(report: Verdicts, identity: dict[str, JSON], name: str) -> Flags:
     """Rows that an audit passed too, bool (N,), for another judgment of the same images.
 
     Args:

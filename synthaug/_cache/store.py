@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from synthaug import _pixels
 from synthaug._cache import format as _format
@@ -38,7 +38,7 @@ from synthaug._support.arguments import check_whole
 from synthaug._support.differences import described
 from synthaug._support.files import remove_orphans
 from synthaug._support.rows import row_numbers
-from synthaug._types import Indices, Pixels
+from synthaug._types import Bytes, Indices, Pixels
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
 OutputType = Literal["pil", "pt", "np"]
@@ -239,7 +239,7 @@ class SynthCache(OpenedCache):
         fast, and takes no memory; in any order it is slower."""
         self._open().sequential = True
 
-    def _gather(self, rows: Indices) -> NDArray[np.uint8]:
+    def _gather(self, rows: Indices) -> Bytes:
         reader = self._open()
         pixels = reader.gather(rows)
         # Counting bytes is several times faster than comparing and reducing so few elements.
@@ -250,9 +250,7 @@ class SynthCache(OpenedCache):
             raise self._not_done(rows)
         return pixels
 
-    def _first_serve(
-        self, reader: Reader, rows: Indices, pixels: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
+    def _first_serve(self, reader: Reader, rows: Indices, pixels: Bytes) -> Bytes:
         """Checks the rows among `rows` that this process has not served yet."""
         if (reader.column("state", rows) != State.DONE).any():
             raise self._not_done(rows)

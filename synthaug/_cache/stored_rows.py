@@ -10,12 +10,11 @@ from typing import Any, final
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._cache.files import check_same, pread_into
 from synthaug._plan import AbstractRows, Selection
 from synthaug._support import system
-from synthaug._types import Indices
+from synthaug._types import Array, Indices
 from synthaug.errors import CacheError
 
 _NEAR = 2**16
@@ -54,10 +53,10 @@ class AbstractStoredRows(AbstractRows):
         return self._length
 
     @abstractmethod
-    def _span(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def _span(self, name: str, start: int, stop: int) -> Array:
         """A column from row `start` up to `stop`."""
 
-    def read(self, names: Sequence[str], rows: Selection) -> dict[str, NDArray[Any]]:
+    def read(self, names: Sequence[str], rows: Selection) -> dict[str, Array]:
         try:
             if isinstance(rows, range) and rows.step == 1:
                 return {name: self._span(name, rows.start, rows.stop) for name in names}
@@ -106,7 +105,7 @@ class PlainRows(AbstractStoredRows):
             self._fd = fd
         return self._fd
 
-    def _span(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def _span(self, name: str, start: int, stop: int) -> Array:
         dtype = self.dtypes[name]
         values = np.empty(stop - start, dtype.newbyteorder("<"))
         view = values.view(np.uint8).data
@@ -135,7 +134,7 @@ class PackedRows(AbstractStoredRows):
             self._owner = os.getpid()
         return self._file
 
-    def _span(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def _span(self, name: str, start: int, stop: int) -> Array:
         values = self._open()[data_set_of(name)][start:stop]
         return np.asarray(values, self.dtypes[name])
 

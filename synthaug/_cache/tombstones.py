@@ -7,14 +7,13 @@ served no more, wherever it comes from: another cache, an export that is importe
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from synthaug._pixels import digest
 from synthaug._plan import Plan
-from synthaug._types import Indices
+from synthaug._types import Bytes, Indices, Unsigned
 
 
-def rows_from_sources(plan: Plan, source_keys: NDArray[np.uint64]) -> Indices:
+def rows_from_sources(plan: Plan, source_keys: Unsigned) -> Indices:
     """Rows of `plan` that any of these real images went into, int64, ascending."""
     derived = [np.empty(0, np.int64)]
     for name in plan.columns if len(source_keys) else ():
@@ -24,12 +23,12 @@ def rows_from_sources(plan: Plan, source_keys: NDArray[np.uint64]) -> Indices:
     return np.unique(np.concatenate(derived))
 
 
-def source_keys_of(plan: Plan) -> NDArray[np.uint64]:
+def source_keys_of(plan: Plan) -> Unsigned:
     """Content keys of the real images that the rows of `plan` derive from, with repetitions."""
     columns = [column for name, column in plan.columns.items() if name.endswith("_key")]
     return np.concatenate(columns, dtype=np.uint64, casting="unsafe")
 
 
-def content_keys(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def content_keys(images: Bytes) -> Unsigned:
     """Hashes every image, uint8 (n, C, H, W) -> uint64 (n,)."""
     return np.array([digest(image) for image in torch.from_numpy(images)], np.uint64)

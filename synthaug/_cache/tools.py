@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._cache.compare import listed, manifest_differences, shape_differences
 from synthaug._cache.encodings import Encoding
@@ -26,7 +25,7 @@ from synthaug._plan import Plan
 from synthaug._support.differences import described
 from synthaug._support.progress import bar
 from synthaug._support.stopping import kept_at_stop
-from synthaug._types import Indices
+from synthaug._types import Indices, Unsigned
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
 _OWN = ("classes", "settings", "synthetic", "value_range", "command")
@@ -145,7 +144,7 @@ def _check_distinct(caches: Sequence[SynthCache], plan: Plan) -> None:
         )
 
 
-def _repeated(plan: Plan) -> NDArray[np.uint64]:
+def _repeated(plan: Plan) -> Unsigned:
     """The seeds that occur more than once, ascending, each once less than it occurs.
 
     All of many seeds do not fit into memory at once, so they are sorted in shares that are about
@@ -276,7 +275,7 @@ def _copied(path: str | os.PathLike[str]) -> str:
     return f"{done.sum():,} of {len(done):,} images are in {path}." if done.any() else ""
 
 
-def _keys(images: ImageSource, order: Indices) -> NDArray[np.uint64]:
+def _keys(images: ImageSource, order: Indices) -> Unsigned:
     """Content keys of the images in `order`, uint64 (n,)."""
     return np.concatenate(
         [content_keys(images.pixels(rows).numpy()) for rows in blocks(order, images.image_shape)]

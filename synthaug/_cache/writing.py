@@ -4,10 +4,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._cache.compare import listed
 from synthaug._cache.encoded_rows import Encoded
@@ -16,7 +15,7 @@ from synthaug._cache.readers import Reader, descriptor, read_runs, write_runs
 from synthaug._cache.tombstones import content_keys
 from synthaug._support import system
 from synthaug._support.files import sync_file
-from synthaug._types import Indices
+from synthaug._types import Array, Bytes, Indices, Unsigned
 
 Fsync = Literal["never", "batch"]
 OnWithdrawn = Literal["raise", "skip"]
@@ -36,7 +35,7 @@ class Writer:
     def commit(
         self,
         rows: Indices,
-        images: NDArray[np.uint8],
+        images: Bytes,
         files: list[bytes] | None,
         *,
         fsync: Fsync,
@@ -83,7 +82,7 @@ class Writer:
             self._reader.served[rows] = 0
             self._put(fd, "state", rows, State.PENDING, fsync="batch")
 
-    def withdraw(self, rows: Indices, forgotten: NDArray[np.uint64]) -> None:
+    def withdraw(self, rows: Indices, forgotten: Unsigned) -> None:
         """Erases ascending rows for good.
 
         State first, then a tombstone for each image that is there, then pixels, and last, as proof
@@ -102,7 +101,7 @@ class Writer:
                 self._erase(fd, block)
             self._put(fd, "checksum", rows, erased_checksum(shape), fsync="batch")
 
-    def _store(self, fd: int, rows: Indices, stored: NDArray[Any], fsync: Fsync) -> None:
+    def _store(self, fd: int, rows: Indices, stored: Array, fsync: Fsync) -> None:
         if isinstance(self._reader, Encoded):
             self._reader.appending.store(fd, rows, stored.tolist(), sync=fsync == "batch")
         else:
@@ -115,7 +114,7 @@ class Writer:
             zeros = np.zeros((len(rows), *self._contents.image_shape), np.uint8)
             self._put(fd, "images", rows, zeros, fsync="batch")
 
-    def _bury(self, fd: int, keys: NDArray[np.uint64]) -> None:
+    def _bury(self, fd: int, keys: Unsigned) -> None:
         """Adds to the tombstones those keys that are not there yet."""
         if not self._contents.tombstone_places or not len(keys):
             return
@@ -132,13 +131,7 @@ class Writer:
         self._put(fd, "tombstones", places, new[:room], fsync="batch")
 
     def _put(
-        self,
-        fd: int,
-        name: str,
-        rows: Indices,
-        values: NDArray[Any] | int,
-        *,
-        fsync: Fsync = "never",
+        self, fd: int, name: str, rows: Indices, values: Array | int, *, fsync: Fsync = "never"
     ) -> None:
         """Writes `values` at ascending `rows` of one data set: one call per run of neighbors."""
         region = self._contents.regions[name]
@@ -150,7 +143,7 @@ class Writer:
         if fsync == "batch":
             sync_file(fd)
 
-    def _get(self, fd: int, name: str, rows: Indices) -> NDArray[Any]:
+    def _get(self, fd: int, name: str, rows: Indices) -> Array:
         return read_runs(fd, self._contents.regions[name], rows)
 
     @contextmanager

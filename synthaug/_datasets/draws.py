@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, num_rows
 from synthaug._datasets.filters import Scores, named, scores_of
 from synthaug._support.arguments import check_at_least, check_fields, check_type
-from synthaug._types import Indices
+from synthaug._types import Doubles, Indices
 
 Rng = np.random.Generator
 
@@ -20,9 +19,9 @@ Rng = np.random.Generator
 class Draw(ABC):
     """A rule of drawing, made for one cache."""
 
-    weights: NDArray[np.float64] | None = None
+    weights: Doubles | None = None
     """Weight of every row of the cache; `None` if none matter."""
-    served: NDArray[np.float64] | None = None
+    served: Doubles | None = None
     """Probability with which every row that is drawn is served; `None` if all are."""
 
     @abstractmethod
@@ -60,8 +59,8 @@ class _Decks(Draw):
     def __init__(
         self,
         deal: Callable[[Rng, Indices], Indices],
-        scores: NDArray[np.float64] | None = None,
-        served: NDArray[np.float64] | None = None,
+        scores: Doubles | None = None,
+        served: Doubles | None = None,
     ) -> None:
         self._deal, self._scores = deal, scores
         self.weights = self.served = served
@@ -168,9 +167,7 @@ class WeightedDraws:
         return f"equally often, served with probability {share}"
 
 
-def row_weights(
-    weights: Scores | float, synthetic: SyntheticImages, rows: Indices
-) -> NDArray[np.float64]:
+def row_weights(weights: Scores | float, synthetic: SyntheticImages, rows: Indices) -> Doubles:
     """How much every row of a cache counts, float64 (N,); 0 where it is not among `rows`.
 
     Args:
@@ -198,9 +195,9 @@ def row_weights(
 
 @final
 class _ByWeight(Draw):
-    weights: NDArray[np.float64]
+    weights: Doubles
 
-    def __init__(self, weights: NDArray[np.float64]) -> None:
+    def __init__(self, weights: Doubles) -> None:
         self.weights = weights
 
     def arranged(self, rows: Indices) -> Indices:

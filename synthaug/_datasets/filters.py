@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._cache.serving import (
     Scored,
@@ -17,7 +16,7 @@ from synthaug._cache.serving import (
     num_rows,
 )
 from synthaug._support.arguments import check_type, check_within
-from synthaug._types import Indices, Labels
+from synthaug._types import Array, Doubles, Flags, Indices, Labels
 
 Scores = Any
 """A report about the cache (of hardness, label agreement or an audit), or numbers, float (N,)."""
@@ -27,7 +26,7 @@ Scores = Any
 class Filter(Protocol):
     """A rule that says which rows of a cache are served."""
 
-    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
+    def keep(self, synthetic: SyntheticImages, rows: Indices) -> Flags:
         """Returns a mask of the `rows` to keep, bool (n,)."""
         ...
 
@@ -58,7 +57,7 @@ class AtLeast(_ByThreshold):
 
     _SIDE = "at least"
 
-    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
+    def keep(self, synthetic: SyntheticImages, rows: Indices) -> Flags:
         """Returns a mask of the `rows` to keep, bool (n,)."""
         return scores_of(self.scores, synthetic, rows) >= self.threshold
 
@@ -69,7 +68,7 @@ class AtMost(_ByThreshold):
 
     _SIDE = "at most"
 
-    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
+    def keep(self, synthetic: SyntheticImages, rows: Indices) -> Flags:
         """Returns a mask of the `rows` to keep, bool (n,)."""
         return scores_of(self.scores, synthetic, rows) <= self.threshold
 
@@ -89,7 +88,7 @@ class _ByRank:
     def __post_init__(self) -> None:
         check_within("(0, 1]", share=self.share)
 
-    def keep(self, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.bool_]:
+    def keep(self, synthetic: SyntheticImages, rows: Indices) -> Flags:
         """Returns a mask of the `rows` to keep, bool (n,)."""
         labels = labels_of(synthetic, rows)
         scores = self._SIGN * scores_of(self.scores, synthetic, rows)
@@ -147,7 +146,7 @@ def filtered(
     return rows, lines
 
 
-def _mask(rule: Any, synthetic: SyntheticImages, name: str) -> tuple[NDArray[np.bool_], str]:
+def _mask(rule: Any, synthetic: SyntheticImages, name: str) -> tuple[Flags, str]:
     """A mask or the verdicts of a report as a mask, bool (N,), and what it is called in a log."""
     if isinstance(rule, Verdicts):
         check_identity(synthetic, rule, name, "Judge this cache, or leave the filter out.")
@@ -163,13 +162,13 @@ def _mask(rule: Any, synthetic: SyntheticImages, name: str) -> tuple[NDArray[np.
     return mask, title
 
 
-def _check_rows(name: str, values: NDArray[Any], synthetic: SyntheticImages) -> None:
+def _check_rows(name: str, values: Array, synthetic: SyntheticImages) -> None:
     rows = num_rows(synthetic)
     if values.shape != (rows,):
         raise ValueError(f"{name} has shape {values.shape}, the cache has {rows} rows.")
 
 
-def scores_of(source: Scores, synthetic: SyntheticImages, rows: Indices) -> NDArray[np.float64]:
+def scores_of(source: Scores, synthetic: SyntheticImages, rows: Indices) -> Doubles:
     """The scores of some rows, float64 (n,).
 
     Raises:
@@ -195,9 +194,7 @@ def named(source: Scores) -> str:
     return source.score_name if isinstance(source, Scored) else "score"
 
 
-def _top(
-    scores: NDArray[np.float64], rows: Indices, labels: Labels, share: float
-) -> NDArray[np.bool_]:
+def _top(scores: Doubles, rows: Indices, labels: Labels, share: float) -> Flags:
     order = np.lexsort((rows, scores, labels))
     counts = np.bincount(labels)
     kept = np.array([math.ceil(n * share - 1e-9) for n in counts.tolist()], np.int64)

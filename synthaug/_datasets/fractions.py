@@ -9,13 +9,12 @@ from inspect import isroutine
 from typing import Any, TypeAlias, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._datasets.schedules import AbstractSchedule
 from synthaug._plan import largest_remainders, matching_quota
 from synthaug._support.arguments import check_at_least, check_choice, check_fields
 from synthaug._support.names import class_name
-from synthaug._types import JSON, Labels
+from synthaug._types import JSON, Doubles, Flags, Labels
 from synthaug.errors import MismatchError
 
 Schedule: TypeAlias = Callable[[int], float]
@@ -108,7 +107,7 @@ class Shares:
             )
         return int(key) if index else number[name]
 
-    def at(self, epoch: int) -> NDArray[np.float64]:
+    def at(self, epoch: int) -> Doubles:
         """The value of every class in an epoch, float64 (num_classes,)."""
         called: dict[int, Any] = {}  # a schedule for all classes is asked once
         most = 1.0 if self._name == "fraction" else math.inf
@@ -135,7 +134,7 @@ class Shares:
         return np.array(numbers)
 
     @property
-    def possible(self) -> NDArray[np.bool_]:
+    def possible(self) -> Flags:
         """Classes that get synthetic images, or may get some in some epoch, bool (num_classes,)."""
         present = np.bincount(self._labels, minlength=len(self._classes)) > 0
         return present & [callable(value) or float(value) > 0 for value in self._values]
@@ -199,7 +198,7 @@ class Filled:
             )
 
     @property
-    def possible(self) -> NDArray[np.bool_]:
+    def possible(self) -> Flags:
         """Classes that get synthetic images, bool (num_classes,)."""
         return self._quota > 0
 

@@ -5,13 +5,13 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from synthaug._cache.format import spans
 from synthaug._cache.serving import Planned, SyntheticImages, labels_of, num_rows
 from synthaug._datasets.real import RealItems
 from synthaug._images.convert import is_probabilities, label_like, probabilities_like
-from synthaug._types import Indices, Labels
+from synthaug._types import Doubles, Indices, Labels, Singles
 
 
 @final
@@ -24,7 +24,7 @@ class ItemLabels:
         real: RealItems,
         synthetic: SyntheticImages,
         rows: Indices,
-        weights: NDArray[np.float64] | None = None,
+        weights: Doubles | None = None,
     ) -> None:
         """Decides which kind.
 
@@ -59,9 +59,9 @@ class ItemLabels:
             else example
         )
         # Probabilities of many rows and classes are large: those of a plan are made when asked for.
-        self._given: NDArray[np.float32] | None = None
+        self._given: Singles | None = None
         self._partner: Indices | None = None
-        self._share: NDArray[np.float64] | None = None
+        self._share: Doubles | None = None
         if soft_labels is True:
             if isinstance(synthetic, Planned) and "partner_label" in synthetic.plan.columns:
                 partner = synthetic.plan["partner_label"]
@@ -90,7 +90,7 @@ class ItemLabels:
             vector[self._partner[row]] += self._share[row]
         return probabilities_like(self._scaled(row, vector), self._example)
 
-    def _scaled(self, row: int, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _scaled(self, row: int, vector: Singles) -> Singles:
         return vector if self._weights is None else vector * np.float32(self._weights[row])
 
     def of_real(self, label: Any) -> Any:
@@ -114,13 +114,13 @@ class ItemLabels:
                     hashed.update(piece.data)
         return hashed.hexdigest()
 
-    def _one_hot(self, label: int) -> NDArray[np.float32]:
+    def _one_hot(self, label: int) -> Singles:
         vector = np.zeros(self._num_classes, np.float32)
         vector[label] = 1
         return vector
 
 
-def _checked(given: ArrayLike, shape: tuple[int, int], rows: Indices) -> NDArray[np.float32]:
+def _checked(given: ArrayLike, shape: tuple[int, int], rows: Indices) -> Singles:
     values = np.asarray(given, np.float32)
     if values.shape != shape:
         raise ValueError(
@@ -136,9 +136,7 @@ def _checked(given: ArrayLike, shape: tuple[int, int], rows: Indices) -> NDArray
     return values
 
 
-def _check_order(
-    values: NDArray[np.float32], table: Labels, synthetic: SyntheticImages, rows: Indices
-) -> None:
+def _check_order(values: Singles, table: Labels, synthetic: SyntheticImages, rows: Indices) -> None:
     """Refuses columns in the order of the cache, where the real data have another one."""
     theirs = labels_of(synthetic, rows)
     each = np.arange(len(rows))

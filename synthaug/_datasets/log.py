@@ -2,13 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from synthaug._support.reading import check_replaceable, open_regular
+from synthaug._types import Array
 from synthaug.errors import DataError
 
 _COLUMNS = ["run", "epoch", "worker", "batch", "index", "row"]
@@ -65,7 +65,7 @@ class ServedLog:
             raise DataError(f"Cannot write the log {self.path}: {error.strerror}.") from error
 
 
-def read_log(path: str | os.PathLike[str]) -> NDArray[Any]:
+def read_log(path: str | os.PathLike[str]) -> Array:
     """Reads a log that `MixedDataset.log_served` wrote.
 
         log = synthaug.mixing.read_log("served.csv")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from synthaug._cache.format import spans
 from synthaug._cache.serving import SyntheticImages, Traced, Verdicts, labels_of, num_rows, servable
@@ -27,7 +27,7 @@ from synthaug._images.source import ImageSource, items_of
 from synthaug._noise import checked_seed
 from synthaug._support.arguments import check_whole
 from synthaug._support.rows import row_number, row_numbers, rows_by_class
-from synthaug._types import JSON, Indices, Labels, Pixels
+from synthaug._types import JSON, Doubles, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
 
@@ -141,7 +141,7 @@ class MixedDataset(AbstractEpochDataset):
 
     def _lay_out(
         self, name: str, share: Any, filters: Sequence[Any], draw: Any, weights: Any
-    ) -> tuple[Indices, NDArray[np.float64] | None]:
+    ) -> tuple[Indices, Doubles | None]:
         """Decides which rows can be drawn, how often, and in the place of what.
 
         Returns:

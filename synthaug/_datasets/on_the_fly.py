@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from synthaug._cache import State, SynthCache
 from synthaug._cache.serving import between_classes
@@ -28,7 +28,7 @@ from synthaug._pixels import to_pil
 from synthaug._plan import Plan
 from synthaug._support.arguments import check_choice, check_whole
 from synthaug._support.rows import row_numbers
-from synthaug._types import JSON, Indices, Labels, Pixels
+from synthaug._types import JSON, Flags, Indices, Labels, Pixels
 from synthaug.errors import CachePendingError, MismatchError
 
 log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
         return self._pool.labels
 
     @property
-    def done(self) -> NDArray[np.bool_]:
+    def done(self) -> Flags:
         """Mask of the items that can be read, bool (size,): all of them."""
         return np.ones(len(self), bool)
 

@@ -5,7 +5,6 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._cache.serving import servable
@@ -13,7 +12,7 @@ from synthaug._images.convert import size_of
 from synthaug._images.edges import edge_agreement
 from synthaug._pixels import digest
 from synthaug._support.arguments import check_choice, check_within
-from synthaug._types import Indices
+from synthaug._types import Flags, Indices
 from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
@@ -114,7 +113,7 @@ class Variants:
         variant: Tensor = self.cache.read([rows[int(choice * len(rows))]])[0]
         return variant
 
-    def _agreeing(self, pixels: Tensor, rows: Indices) -> NDArray[np.bool_]:
+    def _agreeing(self, pixels: Tensor, rows: Indices) -> Flags:
         """Finds the variants that have their edges where the image has them."""
         new = [row for row in rows.tolist() if row not in self._agreements]
         if new:

@@ -1,13 +1,12 @@
 """The agreement of edges in two images."""
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from synthaug._types import Pixels
+from synthaug._types import Doubles, Pixels
 
 
-def edge_agreement(images: Pixels, others: Pixels) -> NDArray[np.float64]:
+def edge_agreement(images: Pixels, others: Pixels) -> Doubles:
     """How well edges of images lie at the same places: 1 for the same edges, about 0 for unrelated.
 
     The correlation, over the pixels, of the strengths of edges: gray levels, smoothed by a Gaussian
@@ -38,7 +37,7 @@ def edge_agreement(images: Pixels, others: Pixels) -> NDArray[np.float64]:
     return np.where(both_flat, 1.0, agreement.clip(-1, 1))
 
 
-def _edges(images: Tensor) -> NDArray[np.float64]:
+def _edges(images: Tensor) -> Doubles:
     """Strengths of edges less their mean, float64 (n, H * W)."""
     from scipy import ndimage
 
@@ -50,7 +49,7 @@ def _edges(images: Tensor) -> NDArray[np.float64]:
     return np.asarray(strength - strength.mean(axis=1, keepdims=True))
 
 
-def _slope(gray: NDArray[np.float64], along: int, across: int) -> NDArray[np.float64]:
+def _slope(gray: Doubles, along: int, across: int) -> Doubles:
     """Sobel's filter along one axis, smoothed over the other; SciPy's smooths over images too."""
     from scipy.ndimage import correlate1d
 

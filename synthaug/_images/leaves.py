@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch.utils.data import TensorDataset
 
 from synthaug._images.calls import changes
@@ -19,7 +19,7 @@ from synthaug._images.dataset import AbstractLabeledDataset
 from synthaug._images.fields import USUAL_LABELS, field, key_among
 from synthaug._images.stores import Indexed, gather
 from synthaug._support.names import class_names as as_names
-from synthaug._types import Indices, Labels, Pixels
+from synthaug._types import Array, Indices, Labels, Pixels
 from synthaug.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def _label_lists(leaf: Any, key: Any) -> dict[str, Labels]:
     }
 
 
-def _as_array(values: Any) -> NDArray[Any]:
+def _as_array(values: Any) -> Array:
     """Labels of any kind as an array; of vectors of different length one of objects."""
     if not isinstance(values, list | tuple):
         return np.asarray(values)
@@ -131,11 +131,11 @@ def _as_array(values: Any) -> NDArray[Any]:
         return np.empty(len(values), object)
 
 
-def _are_indices(labels: NDArray[Any], count: int) -> bool:
+def _are_indices(labels: Array, count: int) -> bool:
     return labels.shape == (count,) and labels.dtype.kind in "iu"
 
 
-def _indices(leaf: Any, labels: NDArray[Any], count: int) -> Labels:
+def _indices(leaf: Any, labels: Array, count: int) -> Labels:
     if not _are_indices(labels, count):
         raise DataError(
             f"The labels of {type(leaf).__name__} have shape {labels.shape} and dtype "

@@ -36,7 +36,7 @@ from synthaug._images.untransformed import without_transforms
 from synthaug._images.wrappers import flattened, only_selects
 from synthaug._pixels import digest
 from synthaug._support.rows import row_numbers, rows_by_class, whole_numbers
-from synthaug._types import JSON, Indices, Labels, Pixels
+from synthaug._types import JSON, Array, Flags, Indices, Labels, Pixels, Unsigned
 from synthaug.errors import DataError, MismatchError
 
 _BLOCK = 1024
@@ -298,7 +298,7 @@ class ImageSource:
         for start in range(0, len(self), size):
             yield self.pixels(np.arange(start, min(start + size, len(self))))
 
-    def batch(self, rows: Sequence[int] | Indices) -> tuple[Pixels, NDArray[Any]]:
+    def batch(self, rows: Sequence[int] | Indices) -> tuple[Pixels, Array]:
         """Some items after the data set's transforms.
 
         Returns:
@@ -321,11 +321,11 @@ class ImageSource:
         values = np.array(labels)
         return torch.stack(images), values.astype(np.float32 if values.ndim == 2 else np.int64)
 
-    def keys(self) -> NDArray[np.uint64]:
+    def keys(self) -> Unsigned:
         """Content digest of every image as `pixels` gives it, uint64 (N,)."""
         return np.array([digest(image) for block in self.blocks() for image in block], np.uint64)
 
-    def digests(self) -> NDArray[np.uint64]:
+    def digests(self) -> Unsigned:
         """Content digests of all images that can be shown, before transforms, uint64 (n,).
 
         Of a mixture those of both sides, of a cache those of the finished rows. Where a transform
@@ -350,7 +350,7 @@ class ImageSource:
     # What is known of it
 
     @property
-    def done(self) -> NDArray[np.bool_]:
+    def done(self) -> Flags:
         """Mask of the rows that can be read, bool (N,): of a cache those that are generated."""
         if self._places is None:
             return _done(self.dataset)
@@ -558,7 +558,7 @@ def _untransformed(dataset: Any, rows: Indices) -> Iterator[Tensor]:
         yield image
 
 
-def _done(leaf: Any) -> NDArray[np.bool_]:
+def _done(leaf: Any) -> Flags:
     """Returns a mask of the images of a data set that can be read, bool (N,)."""
     return np.asarray(getattr(leaf, "done", np.ones(len(leaf), bool)))
 

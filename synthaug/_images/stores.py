@@ -16,7 +16,6 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from synthaug._printable import printable_line
 from synthaug._support.progress import bar
 from synthaug._support.reading import open_regular
 from synthaug._support.torch_state import lasting_tensors
+from synthaug._types import Bytes, Integers
 from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Store(Protocol):
 
     shape: tuple[int, int, int]
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def read(self, rows: Integers) -> Bytes:
         """uint8 (len(rows), C, H, W)."""
         ...
 
@@ -109,7 +109,7 @@ class Conform:
         lies = self.upright and (orientation(image) or 1) > 4
         return (height, width) if lies else (width, height)
 
-    def __call__(self, image: Image.Image, where: str) -> NDArray[np.uint8]:
+    def __call__(self, image: Image.Image, where: str) -> Bytes:
         reason = self.refuse(image)
         if reason is not None:
             raise MismatchError(f"{where} {reason}")
@@ -221,7 +221,7 @@ class Memory:
         self.pixels = pixels.contiguous()
         self.shape = (int(pixels.shape[1]), int(pixels.shape[2]), int(pixels.shape[3]))
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def read(self, rows: Integers) -> Bytes:
         return self.pixels.numpy()[rows]
 
 
@@ -241,9 +241,7 @@ class Files:
         """The files as a report names them: relative to the folder that was given, printable."""
         return [printable_line(os.path.relpath(path, self.folder)) for path in self.paths]
 
-    def read(
-        self, rows: NDArray[np.int64], problems: MutableMapping[int, Problem] | None = None
-    ) -> NDArray[np.uint8]:
+    def read(self, rows: Integers, problems: MutableMapping[int, Problem] | None = None) -> Bytes:
         """uint8 (len(rows), C, H, W); why a row cannot be read is raised, or put in `problems`."""
         out = np.zeros((len(rows), *self.shape), np.uint8)
         for i, row in enumerate(rows):
@@ -255,9 +253,7 @@ class Files:
                 problems[int(row)] = problem
         return out
 
-    def decode(
-        self, row: int, change: Callable[[Image.Image], Image.Image] | None = None
-    ) -> NDArray[np.uint8]:
+    def decode(self, row: int, change: Callable[[Image.Image], Image.Image] | None = None) -> Bytes:
         """One image, uint8 (C, H, W).
 
         Args:
@@ -291,7 +287,7 @@ class Indexed:
         _warn_if_turned(dataset)
         self.shape = tuple(self._image(first).shape)
 
-    def _image(self, row: int) -> NDArray[np.uint8]:
+    def _image(self, row: int) -> Bytes:
         item = self.dataset[row]
         image = field(item, "image") if self.fields is None else self.fields.get(item)[0]
         where = f"Image {row} of {type(self.dataset).__name__}"
@@ -305,7 +301,7 @@ class Indexed:
             return self.conform(to_pil(torch.from_numpy(array)), where)
         return array
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def read(self, rows: Integers) -> Bytes:
         out = np.empty((len(rows), *self.shape), np.uint8)
         for i, row in enumerate(rows):
             image = self._image(int(row))
@@ -375,7 +371,7 @@ def open_hdf5(path: str) -> Any:
 class HDF5:
     """Images of an HDF5 file. Opened in each process, since a handle must not cross a fork."""
 
-    def __init__(self, path: str, rows: NDArray[np.int64], last: bool, conform: "Conform") -> None:
+    def __init__(self, path: str, rows: Integers, last: bool, conform: "Conform") -> None:
         self.path = os.path.abspath(path)
         self.rows = rows
         self.last = last  # whether the channels are the last axis
@@ -384,7 +380,7 @@ class HDF5:
         self.pid = -1
         self.shape = tuple(self.read(np.zeros(1, np.int64)).shape[1:])
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def read(self, rows: Integers) -> Bytes:
         if not len(rows):
             return np.empty((0, *self.shape), np.uint8)
         if self.pid != os.getpid():
@@ -413,7 +409,7 @@ class HDF5:
 @lasting_tensors()  # threads fill it, and inference mode belongs to one
 def gather(
     store: Any,
-    rows: NDArray[np.int64],
+    rows: Integers,
     progress: bool | None,
     description: str,
     problems: MutableMapping[int, Problem] | None = None,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from synthaug._plan.rows import DTYPES, REQUIRED, AbstractRows, Selection, column_dtype, numbers
 from synthaug._plan.text import canonical_json, settings_digest
 from synthaug._support.rows import whole_numbers
-from synthaug._types import Indices, Labels
+from synthaug._types import Array, Doubles, Indices, Integers, Labels, Unsigned
 
 
 def row_seed(base_seed: int, settings: str, source_key: str, variant: int) -> int:
@@ -30,12 +30,12 @@ class InTurnByClass:
     and prompts both take turns, every prompt meets every scale.
     """
 
-    starts: NDArray[np.int64]
+    starts: Integers
     """Smallest number of every class, (num_classes,)."""
-    counts: NDArray[np.int64]
+    counts: Integers
     """How many numbers every class has, (num_classes,)."""
 
-    def at(self, label: Labels, turn: Indices, cycle: Labels) -> NDArray[np.int64]:
+    def at(self, label: Labels, turn: Indices, cycle: Labels) -> Integers:
         """The numbers of rows, (n,).
 
         Args:
@@ -79,14 +79,14 @@ class Layout(AbstractRows):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, names: Sequence[str], rows: Selection) -> dict[str, NDArray[Any]]:
+    def read(self, names: Sequence[str], rows: Selection) -> dict[str, Array]:
         index = numbers(rows)
         label = np.searchsorted(self._ends, index, side="right")
         if list(names) == ["label"]:
             return {"label": label}
         within = index - self._starts[label]  # position within the class
         variant, turn = within, within
-        columns: dict[str, NDArray[Any]] = {"label": label}
+        columns: dict[str, Array] = {"label": label}
         if self._sources is not None:
             source, key, variant, turn = self._sources.at(label, within)
             columns |= {"source": source, "source_key": key}
@@ -136,9 +136,7 @@ class SourcesInTurn:
         of_class = np.repeat(np.arange(len(pools)), self._sizes)
         self._before, self._copies = _equal_before(of_class, self._key)
 
-    def at(
-        self, label: Labels, within: Indices
-    ) -> tuple[Indices, NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    def at(self, label: Labels, within: Indices) -> tuple[Indices, Unsigned, Integers, Integers]:
         """Source, its key, variant, and turn among the values of parameters, each (n,).
 
         Args:
@@ -154,9 +152,7 @@ class SourcesInTurn:
         return self._source[image], self._key[image], variant, lap + place
 
 
-def _equal_before(
-    of_class: Labels, keys: NDArray[np.uint64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _equal_before(of_class: Labels, keys: Unsigned) -> tuple[Integers, Integers]:
     """For each image how many before it in its class are equal, and how many are in all."""
     order = np.lexsort((keys, of_class))  # stable: equal ones stay in their order
     ordered, ordered_class = keys[order], of_class[order]
@@ -169,7 +165,7 @@ def _equal_before(
     return before, copies
 
 
-def _values_in_turn(name: str, value: float | Sequence[float]) -> NDArray[Any]:
+def _values_in_turn(name: str, value: float | Sequence[float]) -> Array:
     """The values of a parameter, (n,), which rows use in turn.
 
     Raises:
@@ -185,9 +181,7 @@ def _values_in_turn(name: str, value: float | Sequence[float]) -> NDArray[Any]:
     return values.astype(column_dtype(name, values))
 
 
-def in_turn(
-    name: str, value: float | Sequence[float], turn: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def in_turn(name: str, value: float | Sequence[float], turn: Integers) -> Doubles:
     """A parameter's column: row i has value number `turn[i]`, counted round."""
     values = _values_in_turn(name, value)
     return values[turn % len(values)]
@@ -207,7 +201,7 @@ class Seeded(AbstractRows):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, names: Sequence[str], rows: Selection) -> dict[str, NDArray[Any]]:
+    def read(self, names: Sequence[str], rows: Selection) -> dict[str, Array]:
         if "seed" in names:
             columns = self._rows.read([name for name in self.dtypes if name != "seed"], rows)
             columns["seed"] = seeds_of(columns, self._classes, self._settings, self._seed)
@@ -217,8 +211,8 @@ class Seeded(AbstractRows):
 
 
 def row_digests(
-    columns: Mapping[str, NDArray[Any]], parameters: Sequence[str], settings: Mapping[str, Any]
-) -> tuple[NDArray[np.int64], list[str]]:
+    columns: Mapping[str, Array], parameters: Sequence[str], settings: Mapping[str, Any]
+) -> tuple[Integers, list[str]]:
     """Returns the number of each row's combination of parameters, (n,), and a digest of each
     combination.
     """
@@ -233,11 +227,8 @@ def row_digests(
 
 
 def seeds_of(
-    columns: Mapping[str, NDArray[Any]],
-    classes: Sequence[str],
-    settings: Mapping[str, Any],
-    seed: int,
-) -> NDArray[np.uint64]:
+    columns: Mapping[str, Array], classes: Sequence[str], settings: Mapping[str, Any], seed: int
+) -> Unsigned:
     """The `row_seed` of every row; what neighboring rows share is hashed once."""
     kind, digests = row_digests(columns, sorted({*columns} - {*REQUIRED}), settings)
     names = ("label", "source", "source_key", "variant")

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from synthaug._noise import checked_seed
 from synthaug._plan import rows as _rows
@@ -43,7 +43,7 @@ from synthaug._plan.text import canonical_json
 from synthaug._support.arguments import check_distinct, check_whole
 from synthaug._support.names import class_names
 from synthaug._support.rows import row_numbers, whole_numbers
-from synthaug._types import Labels
+from synthaug._types import Array, Labels
 
 _SHOWN = 12  # classes in a notebook
 _COUNTED = 10**6  # different values of a column in a notebook
@@ -65,7 +65,7 @@ class Plan:
     Plans are compared by their `digest`.
     """
 
-    columns: Mapping[str, NDArray[Any]]
+    columns: Mapping[str, Array]
     """Arrays of equal length: those in `REQUIRED`, and the synthesizer's parameters (float64 or
     int64). `source` is the index of the real image that a row starts from, -1 for none;
     `source_key` the content digest of that image, 0 for none."""
@@ -96,7 +96,7 @@ class Plan:
         base_seed: int | None = None,
     ) -> "Plan":
         """A plan of rows that are somewhere else, kept in memory if they are few."""
-        columns: Mapping[str, NDArray[Any]] = Columns(rows)
+        columns: Mapping[str, Array] = Columns(rows)
         if rows.nbytes <= _rows.KEPT:
             columns = rows.read(list(columns), range(len(rows)))
         return cls(columns, tuple(classes), settings, base_seed)
@@ -228,15 +228,15 @@ class Plan:
         columns = {name: column[rows] for name, column in self.columns.items()}
         return replace(self, columns=columns)
 
-    def at(self, name: str, rows: ArrayLike | slice) -> NDArray[Any]:
+    def at(self, name: str, rows: ArrayLike | slice) -> Array:
         """One column at some rows, which are named as in `plan[rows]`."""
         return self.rows.read([name], chosen_rows(rows, len(self)))[name]
 
-    def pieces(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
+    def pieces(self, name: str) -> Iterator[tuple[int, Array]]:
         """A column in order, a few rows at a time, each piece with the number of its first row."""
         return self.rows.pieces(name)
 
-    def get(self, name: str, default: float) -> NDArray[Any]:
+    def get(self, name: str, default: float) -> Array:
         """A column, or `default` in every row if the plan has none of that name."""
         return self.columns.get(name, np.full(len(self), default))
 
@@ -304,7 +304,7 @@ class Plan:
         """32 hexadecimal digits over every column, the class names and the settings."""
         return self.visited(lambda name, start, piece: None)
 
-    def visited(self, visit: Callable[[str, int, NDArray[Any]], object]) -> str:
+    def visited(self, visit: Callable[[str, int, Array], object]) -> str:
         """The digest, after each column was handed to `visit`, a few rows at a time, in order.
 
         Args:
@@ -322,7 +322,7 @@ class Plan:
         return digest
 
 
-def _hashable(piece: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _hashable(piece: Array, dtype: np.dtype[Any]) -> Array:
     """Values of a column as they are hashed, so that 2 and 2.0, or 0.0 and -0.0, are one value."""
     values = piece.astype(dtype, copy=False)
     if piece.dtype.kind == "f":
@@ -335,7 +335,7 @@ def _hashable(piece: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(values)
 
 
-def _kept(columns: Mapping[str, NDArray[Any]], num_classes: int) -> dict[str, NDArray[Any]]:
+def _kept(columns: Mapping[str, Array], num_classes: int) -> dict[str, Array]:
     """Copies of the columns of a plan, in order, that cannot be changed.
 
     Raises:
@@ -355,7 +355,7 @@ def _kept(columns: Mapping[str, NDArray[Any]], num_classes: int) -> dict[str, ND
     return kept
 
 
-def check_values(name: str, values: NDArray[Any], num_classes: int) -> None:
+def check_values(name: str, values: Array, num_classes: int) -> None:
     """Refuses values that no column of a plan may hold.
 
     Raises:

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._support.rows import row_numbers
-from synthaug._types import Indices
+from synthaug._types import Array, Indices
 
 REQUIRED = ("label", "source", "source_key", "variant", "seed")
 """Columns that every plan has; all others are parameters of the synthesizer."""
@@ -39,7 +38,7 @@ def canonical_order(names: Iterable[str]) -> list[str]:
     return [*REQUIRED, *sorted({*names} - {*REQUIRED})]
 
 
-def column_dtype(name: str, values: NDArray[Any]) -> np.dtype[Any]:
+def column_dtype(name: str, values: Array) -> np.dtype[Any]:
     """The dtype that a plan keeps a column in."""
     default = np.dtype(np.float64 if values.dtype.kind == "f" else np.int64)
     return DTYPES.get(name, default)
@@ -60,7 +59,7 @@ class AbstractRows(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, names: Sequence[str], rows: Selection) -> dict[str, NDArray[Any]]:
+    def read(self, names: Sequence[str], rows: Selection) -> dict[str, Array]:
         """Some columns at some rows, each (len(rows),)."""
 
     @property
@@ -68,13 +67,13 @@ class AbstractRows(ABC):
         """The size of all columns in memory."""
         return len(self) * sum(dtype.itemsize for dtype in self.dtypes.values())
 
-    def pieces(self, name: str) -> Iterator[tuple[int, NDArray[Any]]]:
+    def pieces(self, name: str) -> Iterator[tuple[int, Array]]:
         """A column in order, a few rows at a time, each piece with the number of its first row."""
         for start in range(0, len(self), PIECE):
             rows = range(start, min(start + PIECE, len(self)))
             yield start, self.read([name], rows)[name]
 
-    def column(self, name: str) -> NDArray[Any]:
+    def column(self, name: str) -> Array:
         """A whole column in memory."""
         values = np.empty(len(self), self.dtypes[name])
         for start, piece in self.pieces(name):
@@ -83,13 +82,13 @@ class AbstractRows(ABC):
 
 
 @final
-class Columns(Mapping[str, NDArray[Any]]):
+class Columns(Mapping[str, Array]):
     """The columns of a large plan, each made when it is asked for, and as a whole."""
 
     def __init__(self, rows: AbstractRows) -> None:
         self.rows = rows
 
-    def __getitem__(self, name: str) -> NDArray[Any]:
+    def __getitem__(self, name: str) -> Array:
         if name not in self.rows.dtypes:
             raise KeyError(name)
         column = self.rows.column(name)
@@ -110,14 +109,14 @@ class Columns(Mapping[str, NDArray[Any]]):
 class Held(AbstractRows):
     """Rows that are in memory."""
 
-    def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, columns: Mapping[str, Array]) -> None:
         self._columns = columns
         self.dtypes = {name: column.dtype for name, column in columns.items()}
 
     def __len__(self) -> int:
         return len(self._columns["label"])
 
-    def read(self, names: Sequence[str], rows: Selection) -> dict[str, NDArray[Any]]:
+    def read(self, names: Sequence[str], rows: Selection) -> dict[str, Array]:
         neighbors = isinstance(rows, range) and rows.step == 1
         chosen = slice(rows[0], rows[-1] + 1) if neighbors and len(rows) else numbers(rows)
         return {name: self._columns[name][chosen] for name in names}
@@ -134,7 +133,7 @@ class Picked(AbstractRows):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def read(self, names: Sequence[str], rows: Selection) -> dict[str, NDArray[Any]]:
+    def read(self, names: Sequence[str], rows: Selection) -> dict[str, Array]:
         chosen = self._chosen
         if not isinstance(chosen, range):
             return self._rows.read(names, chosen[numbers(rows)])
@@ -159,7 +158,7 @@ class Joined(AbstractRows):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, names: Sequence[str], rows: Selection) -> dict[str, NDArray[Any]]:
+    def read(self, names: Sequence[str], rows: Selection) -> dict[str, Array]:
         at = numbers(rows)
         where = np.searchsorted(self._ends, at, side="right")
         values = {name: np.empty(len(at), self.dtypes[name]) for name in names}

@@ -14,14 +14,14 @@ from unicodedata import east_asian_width
 
 import numpy as np
 from markupsafe import Markup, escape
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from synthaug._types import Doubles
 
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
 _NAME_WIDTH, _ROW_HEIGHT, _FONT_SIZE = 190, 34, 13
 _MAX_SERIES = 6
-
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get
 import numpy as np
 from jaxtyping import AbstractArray
 from markupsafe import Markup
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from synthaug._printable import printable, printable_line, shortened
 from synthaug._support.files import write_text
 from synthaug._support.html import Part, blocks, facts, heading, notebook, page
 from synthaug._support.reading import parse_json, read_text
-from synthaug._types import JSON
+from synthaug._types import JSON, Array
 from synthaug.errors import DataError, SynthaugError
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def decode_fields(kind: Any, record: Any, name: str = "") -> dict[str, Any]:
     return {k: decode(hints.get(k, Any), v, f"{name}.{k}".lstrip(".")) for k, v in items}
 
 
-def decode_array(dtype: DTypeLike, values: Any, name: str) -> NDArray[Any]:
+def decode_array(dtype: DTypeLike, values: Any, name: str) -> Array:
     """Makes an array of a JSON list of numbers, in which null is NaN.
 
     Args:

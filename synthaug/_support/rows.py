@@ -5,12 +5,11 @@ from operator import index
 from typing import Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import NDArray
 
-from synthaug._types import Indices, Labels
+from synthaug._types import Indices, Integers, Labels
 
 
-def row_numbers(rows: Any, count: int, name: str = "indices") -> NDArray[np.int64]:
+def row_numbers(rows: Any, count: int, name: str = "indices") -> Integers:
     """Row numbers of a selection, int64 (n,); whether they exist is left to whoever reads them.
 
     Args:
@@ -51,7 +50,7 @@ def row_number(row: Any, count: int, name: str = "index") -> int:
     return number % count
 
 
-def whole_numbers(values: Any, name: str) -> NDArray[np.int64]:
+def whole_numbers(values: Any, name: str) -> Integers:
     """Row numbers or class indices as int64 (n,).
 
     Raises:

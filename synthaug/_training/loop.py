@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synthaug._noise import counter_rng
@@ -39,7 +38,7 @@ from synthaug._training.checkpoints import reading
 from synthaug._training.state import TrainingState, saved_precision, saved_progress
 from synthaug._training.trackers import check_tracker, tracking
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import Indices
+from synthaug._types import Indices, Integers
 from synthaug.errors import CheckpointError
 
 logger = logging.getLogger("synthaug")
@@ -89,7 +88,7 @@ def _among(rank: int, processes: int) -> Iterator[None]:
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_examples: int) -> NDArray[np.int64]:
+def _permutation(seed: int, epoch: int, num_examples: int) -> Integers:
     return counter_rng(seed, 1, epoch).permutation(num_examples)
 
 

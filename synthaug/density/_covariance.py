@@ -1,14 +1,12 @@
 """Covariances of one class or of all, with and without each of the images they are fitted to."""
 
 import math
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from synthaug._types import Labels
+from synthaug._types import Array, Doubles, Labels
 
-Doubles: TypeAlias = NDArray[np.float64]
 Structure = Literal["full", "tied", "diagonal"]
 Estimator = Literal["ledoit_wolf", "oas", "empirical"]
 STRUCTURES: tuple[Structure, ...] = ("full", "tied", "diagonal")
@@ -30,7 +28,7 @@ def about(means: Doubles, x: Doubles, y: Labels) -> Doubles:
 
 
 def check_counts(
-    counts: NDArray[Any], k: int, structure: Structure, estimator: Estimator, spare: int = 0
+    counts: Array, k: int, structure: Structure, estimator: Estimator, spare: int = 0
 ) -> None:
     """Refuses classes with too few images for a covariance, also after `spare` of them are gone."""
     # Ledoit and Wolf do not shrink the covariance of two images.

@@ -6,19 +6,17 @@ from typing import Any, TypeVar, cast, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._neighbors import checked_features
 from synthaug._support.arguments import check_at_least, check_between, check_choice, check_whole
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._types import Features, Labels
+from synthaug._types import Array, Doubles, Features, Labels
 from synthaug.density._covariance import (
     CHUNK_VALUES,
     ESTIMATORS,
     LOG_2PI,
     STRUCTURES,
-    Doubles,
     Estimator,
     Structure,
     about,
@@ -29,7 +27,7 @@ from synthaug.density._covariance import (
     whitening_of,
 )
 
-Vectors = TypeVar("Vectors", NDArray[Any], Tensor)
+Vectors = TypeVar("Vectors", Array, Tensor)
 
 
 @final
@@ -310,7 +308,7 @@ class ClassGaussians:
             )
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
+def _tensor(array: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 

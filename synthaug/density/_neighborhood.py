@@ -8,16 +8,13 @@ from functools import cached_property
 from typing import NamedTuple, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._neighbors import Index, checked_features, threads
 from synthaug._support.arguments import check_between, check_whole
-from synthaug._types import Features
+from synthaug._types import Doubles, Features, Integers
 
 _LEAST = 1e-10
 """Added to distances that are divided by, as scikit-learn does: duplicates have none."""
-
-Doubles = NDArray[np.float64]
 
 
 class NeighborScores(NamedTuple):
@@ -67,7 +64,7 @@ class Neighborhood:
         density = reference_density if queries is None else self._reachability(D, ids)
         return NeighborScores(D.mean(axis=1), reference_density[ids].mean(axis=1) / density)
 
-    def nearest(self, queries: Features | None = None) -> tuple[Doubles, NDArray[np.int64]]:
+    def nearest(self, queries: Features | None = None) -> tuple[Doubles, Integers]:
         """Distances to the k nearest reference images, ascending, and their row numbers, (n, k)."""
         if queries is None:
             return self._among_references
@@ -80,14 +77,14 @@ class Neighborhood:
         with threads():
             return self._index.search(queries, self.k)
 
-    def _reachability(self, D: Doubles, ids: NDArray[np.int64]) -> Doubles:
+    def _reachability(self, D: Doubles, ids: Integers) -> Doubles:
         """Local reachability density of images with neighbors `ids` at distances `D`, (n,)."""
         k_distance = self._among_references[0][:, -1]
         density: Doubles = 1 / (np.maximum(D, k_distance[ids]).mean(axis=1) + _LEAST)
         return density
 
     @cached_property
-    def _among_references(self) -> tuple[Doubles, NDArray[np.int64]]:
+    def _among_references(self) -> tuple[Doubles, Integers]:
         """Distances and row numbers of the k nearest other reference images, (n, k) each."""
         with threads():
             D, ids = self._index.search(self._reference, self.k + 1)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from synthaug._images.labeled import LabeledImages
 from synthaug._images.source import ImageSource
@@ -14,7 +13,7 @@ from synthaug._neighbors import search
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_positive, check_whole
 from synthaug._support.rows import rows_by_class
-from synthaug._types import Indices, Pixels
+from synthaug._types import Doubles, Indices, Pixels
 from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation._comparison import features_of
 from synthaug.features import ExtractionConfig, Extractor
@@ -197,7 +196,7 @@ def _classes_of(source: ImageSource) -> Iterator[tuple[int, Indices]]:
             yield c, rows
 
 
-def _gaussian(x: NDArray[np.float64], count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _gaussian(x: Doubles, count: int, rng: np.random.Generator) -> Doubles:
     """Draws from a Gaussian that is fitted to rows, float64 (count, d).
 
     With residuals R of n rows the covariance is (1 - s) R^T R / n + s m 1, where m is the mean
@@ -210,11 +209,11 @@ def _gaussian(x: NDArray[np.float64], count: int, rng: np.random.Generator) -> N
     weight, level = _shrinkage(residuals)
     structured = rng.standard_normal((count, n)) @ residuals * np.sqrt((1 - weight) / n)
     white = rng.standard_normal((count, d)) * np.sqrt(weight * level)
-    drawn: NDArray[np.float64] = mean + structured + white
+    drawn: Doubles = mean + structured + white
     return drawn
 
 
-def _shrinkage(residuals: NDArray[np.float64]) -> tuple[float, float]:
+def _shrinkage(residuals: Doubles) -> tuple[float, float]:
     """The weight of the identity by OAS, in [0, 1], and the mean variance."""
     n, d = residuals.shape
     gram = residuals @ residuals.T if n < d else residuals.T @ residuals
@@ -225,6 +224,6 @@ def _shrinkage(residuals: NDArray[np.float64]) -> tuple[float, float]:
     return min(1.0, (square + trace**2) / ((n + 1) * spread)), trace / d
 
 
-def _pixels(levels: NDArray[np.float64], image_shape: tuple[int, int, int]) -> Pixels:
+def _pixels(levels: Doubles, image_shape: tuple[int, int, int]) -> Pixels:
     pixels = torch.from_numpy(levels.round().clip(0, 255).astype(np.uint8))
     return pixels.reshape(-1, *image_shape)

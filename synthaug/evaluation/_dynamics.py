@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_images
 from synthaug._support.devices import choose_device
 from synthaug._training.classifier_config import ClassifierConfig
-from synthaug._types import Features, Pixels
+from synthaug._types import Features, Pixels, Singles
 from synthaug.evaluation._inputs import Batches
 from synthaug.evaluation._predict import fitted_classifier
 
@@ -28,7 +27,7 @@ def learning_curves(
     seed: int,
     config: ClassifierConfig,
     advance: Callable[[int], object] = lambda steps: None,
-) -> NDArray[np.float32]:
+) -> Singles:
     """Trains a classifier as `evaluate` does, and notes now and then what it says of other images.
 
     Args:

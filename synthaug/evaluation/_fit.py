@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +17,7 @@ from synthaug._support.devices import sent
 from synthaug._support.precision import Resolved
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import ClassifierConfig
-from synthaug._types import Indices, Labels
+from synthaug._types import Flags, Indices, Integers, Labels, Singles
 from synthaug.errors import DivergedError
 from synthaug.evaluation._adversarial import AdversarialConfig, MovingAverage
 from synthaug.evaluation._augment import Augment, Mixture, apply_augment
@@ -133,12 +132,12 @@ def balanced_order(
 
 
 @lru_cache(maxsize=4096)
-def _class_permutation(size: int, seed: int, again: int, c: int) -> NDArray[np.int64]:
+def _class_permutation(size: int, seed: int, again: int, c: int) -> Integers:
     return np.argsort(counter_rng(seed, again, _WITHIN, c).random(size), kind="stable")
 
 
 @lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int, stream: int) -> NDArray[np.int64]:
+def _permutation(size: int, seed: int, epoch: int, stream: int) -> Integers:
     # By sorting uniform numbers: numpy may change `permutation` between versions.
     return np.argsort(counter_rng(seed, epoch, stream).random(size), kind="stable")
 
@@ -401,7 +400,7 @@ class _Losses:
 @torch.inference_mode()
 def judged(
     network: nn.Module, images: Batches, settings: FitSettings
-) -> tuple[NDArray[np.bool_], Labels, NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[Flags, Labels, Singles, Singles]:
     """For every image whether it is classified correctly, bool (n,), its label, int64 (n,), the
     probability of the class that the network decides for, float32 (n,), and by how much the logit
     of the last class is above that of the first, float32 (n,)."""
@@ -425,16 +424,14 @@ def judged(
     )
 
 
-def correct(
-    network: nn.Module, images: Batches, settings: FitSettings
-) -> tuple[NDArray[np.bool_], Labels]:
+def correct(network: nn.Module, images: Batches, settings: FitSettings) -> tuple[Flags, Labels]:
     """For every image whether it is classified correctly, bool (n,), and its label, int64 (n,)."""
     return judged(network, images, settings)[:2]
 
 
 def robust(
     network: nn.Module, images: Batches, settings: FitSettings, *, seed: int, testing: bool
-) -> NDArray[np.bool_]:
+) -> Flags:
     """For every image whether it is classified correctly under attack too, bool (n,).
 
     Args:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from synthaug._types import Labels
+from synthaug._types import Doubles, Flags, Labels, Singles
 
 _LEVEL = 0.95
 _BINS = 15
@@ -47,11 +46,11 @@ class Correctness:
     @classmethod
     def of(
         cls,
-        hits: NDArray[np.bool_],
+        hits: Flags,
         labels: Labels,
         num_classes: int,
-        confidence: NDArray[np.float32] | None = None,
-        scores: NDArray[np.float32] | None = None,
+        confidence: Singles | None = None,
+        scores: Singles | None = None,
     ) -> "Correctness":
         """Sums up what was decided.
 
@@ -73,7 +72,7 @@ class Correctness:
         )
 
 
-def area_under_curve(scores: NDArray[np.float32], labels: Labels) -> float | None:
+def area_under_curve(scores: Singles, labels: Labels) -> float | None:
     """How often an image of class 1 scores above one of class 0, ties by half; `None` if one of the
     classes is missing, or scores are not finite.
 
@@ -88,7 +87,7 @@ def area_under_curve(scores: NDArray[np.float32], labels: Labels) -> float | Non
     return float(roc_auc_score(labels, scores))
 
 
-def calibration_error(hits: NDArray[np.bool_], confidence: NDArray[np.float32]) -> float:
+def calibration_error(hits: Flags, confidence: Singles) -> float:
     """Expected calibration error over bins of equal width (Guo et al. 2017).
 
     The distance between mean confidence and accuracy in each of 15 bins of confidence, weighted by
@@ -171,7 +170,7 @@ class Difference:
         return cls._from(np.array(gains), weights * images[rows])
 
     @classmethod
-    def _from(cls, gains: NDArray[np.float64], images: NDArray[np.float64]) -> "Difference":
+    def _from(cls, gains: Doubles, images: Doubles) -> "Difference":
         """Computes it from gains by seed, and by image if these are known."""
         parts = [_squared_error(gains), _squared_error(images) if len(images) else 0.0]
         seed_error = None if math.isnan(parts[0]) else math.sqrt(parts[0])
@@ -191,7 +190,7 @@ class Difference:
         )
 
 
-def _by_image(pairs: Sequence[tuple[Correctness, Correctness]]) -> NDArray[np.float64]:
+def _by_image(pairs: Sequence[tuple[Correctness, Correctness]]) -> Doubles:
     """For every image the mean over seeds of right minus the baseline's right; empty if unknown."""
     if not all(ours.correct and theirs.correct for ours, theirs in pairs):
         return np.zeros(0)
@@ -199,11 +198,11 @@ def _by_image(pairs: Sequence[tuple[Correctness, Correctness]]) -> NDArray[np.fl
         [np.frombuffer(one.correct.encode(), np.uint8).astype(np.float64) for one in pair]
         for pair in pairs
     ]
-    mean: NDArray[np.float64] = np.mean([ours - theirs for ours, theirs in hits], axis=0)
+    mean: Doubles = np.mean([ours - theirs for ours, theirs in hits], axis=0)
     return mean
 
 
-def _squared_error(values: NDArray[np.float64]) -> float:
+def _squared_error(values: Doubles) -> float:
     """Returns the standard error of their mean; NaN for a single value."""
     return float(values.var(ddof=1)) / len(values) if len(values) > 1 else math.nan
 

@@ -7,7 +7,6 @@ from typing import Any, final
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from synthaug._images.source import ImageSource
 from synthaug._pixels import to_pil
@@ -15,13 +14,11 @@ from synthaug._support.arguments import check_some
 from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, data_uri, heading, table, thumbnails
 from synthaug._support.report import Report
-from synthaug._types import JSON, Indices, Labels
+from synthaug._types import JSON, Doubles, Flags, Indices, Labels
 from synthaug.density import ClassGaussians, Estimator, Neighborhood, Structure
 from synthaug.errors import AuditError
 from synthaug.evaluation._comparison import Comparison, features_of
 from synthaug.features import ExtractionConfig, Extractor, describe
-
-Doubles = NDArray[np.float64]
 
 _PICTURES = 24
 _PICTURE_SIDE = 96
@@ -51,7 +48,7 @@ class HardnessScores:
             raise ValueError("The columns of scores differ in length")
 
     @property
-    def scored(self) -> NDArray[np.bool_]:
+    def scored(self) -> Flags:
         """Mask of the rows that have an image, bool (n,)."""
         return np.isfinite(self.hardness)
 

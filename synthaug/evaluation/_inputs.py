@@ -17,14 +17,13 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._images.leaves import numbered_classes
 from synthaug._images.source import ImageSource
 from synthaug._plan import canonical_json
 from synthaug._support.devices import sent
-from synthaug._types import JSON, Indices, Labels
+from synthaug._types import JSON, Array, Indices, Integers, Labels, Singles, Unsigned
 from synthaug.errors import DataError, MismatchError, SynthaugError
 
 MEMORY_LIMIT = 4 << 30
@@ -108,7 +107,7 @@ class Batches:
         self._note(indices)
         return pixels, torch.from_numpy(self._relabeled(values))
 
-    def _relabeled(self, labels: NDArray[Any]) -> NDArray[Any]:
+    def _relabeled(self, labels: Array) -> Array:
         if labels.ndim == 2:  # class probabilities
             probabilities = np.zeros((len(labels), self._num_classes), labels.dtype)
             shared = self._table >= 0
@@ -140,7 +139,7 @@ class Batches:
         return self._table[self.source.class_indices()]
 
     @cached_property
-    def contents(self) -> NDArray[np.uint64]:
+    def contents(self) -> Unsigned:
         """Content digests of all images, before transforms, uint64 (n,)."""
         with naming(self.source.name):
             return self.source.digests()
@@ -212,7 +211,7 @@ class ArmImages:
         return [np.flatnonzero(labels == c) for c in np.unique(labels)]
 
     @cached_property
-    def class_weights(self) -> NDArray[np.float32] | None:
+    def class_weights(self) -> Singles | None:
         """Weights of the losses of `base` by class, float32 (num_classes,), with a mean of 1 over
         its images; `None` for none."""
         if self.effective_number is None:
@@ -225,7 +224,7 @@ class ArmImages:
         return (inverse / mean).astype(np.float32)
 
     @cached_property
-    def logit_offsets(self) -> NDArray[np.float32] | None:
+    def logit_offsets(self) -> Singles | None:
         """The offsets of the logits of `base` in the loss, float32 (num_classes,); `None` for none.
         A class without images counts as one with a single image.
         """
@@ -289,9 +288,7 @@ def fingerprint(images: Batches) -> str:
     return hashed.hexdigest()
 
 
-def _class_table(
-    source: ImageSource, classes: Sequence[str], absent: Set[str]
-) -> NDArray[np.int64]:
+def _class_table(source: ImageSource, classes: Sequence[str], absent: Set[str]) -> Integers:
     """Where each class of a source is in `classes`: matched by name, kept if there are no names.
 
     Classes that have no image need not be equal; they are -1.
@@ -395,7 +392,7 @@ def _further(name: str) -> str:
     return f"`test` {name!r}"
 
 
-def digests(dataset: Any, name: str) -> NDArray[np.uint64]:
+def digests(dataset: Any, name: str) -> Unsigned:
     """Content digests of all images that a data set can show, before transforms, uint64 (n,).
 
     Of a mixture, which has a `.real` and a `.synthetic` data set, of both. Where the transform
@@ -410,9 +407,7 @@ def digests(dataset: Any, name: str) -> NDArray[np.uint64]:
     return source.digests()
 
 
-def check_overlap(
-    contents: Mapping[str, NDArray[np.uint64]], *, allow: bool
-) -> dict[str, dict[str, int]]:
+def check_overlap(contents: Mapping[str, Unsigned], *, allow: bool) -> dict[str, dict[str, int]]:
     """Counts images of `test` and `validation` that another data set holds too, pixel for pixel.
 
     Returns:

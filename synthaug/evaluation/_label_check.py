@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, passed_too
 from synthaug._images.source import ImageSource
@@ -19,7 +18,7 @@ from synthaug._support.charts import histogram
 from synthaug._support.html import Part
 from synthaug._support.report import Report, decode_array
 from synthaug._training.classifier_config import ClassifierConfig
-from synthaug._types import JSON, Features, Labels
+from synthaug._types import JSON, Features, Flags, Labels, Singles
 from synthaug.errors import AuditError
 from synthaug.evaluation._predict import class_probabilities
 
@@ -49,26 +48,26 @@ class LabelCheck(Report):
     classes: tuple[str, ...]
     labels: Labels
     """Class of every row, int64 (N,)."""
-    scores: NDArray[np.float32]
+    scores: Singles
     """Mean probability that the classifiers give to the row's label, float32 (N,); NaN for rows
     that were not done."""
-    withheld: NDArray[np.bool_]
+    withheld: Flags
     """Rows that the check withholds, bool (N,)."""
     settings: dict[str, JSON]
     """How it was decided."""
-    audited: NDArray[np.bool_] | None = None
+    audited: Flags | None = None
     """Rows that an audit passed; see `with_audit`."""
     verdict: str = "inconclusive"
     """Of that audit."""
 
     @property
-    def passed(self) -> NDArray[np.bool_]:
+    def passed(self) -> Flags:
         """Rows that may be served, bool (N,)."""
         passed = ~self.withheld & np.isfinite(self.scores)
         return passed if self.audited is None else passed & self.audited
 
     @property
-    def row_scores(self) -> NDArray[np.float32]:
+    def row_scores(self) -> Singles:
         """The agreement of every row, which filters and weights go by."""
         return self.scores
 
@@ -211,7 +210,7 @@ def check_labels(
 
 def withhold(
     scores: Features, labels: Labels, *, threshold: float | None, percentile: float | None
-) -> NDArray[np.bool_]:
+) -> Flags:
     """The rule of `check_labels`, bool (N,); rows whose score is NaN are not withheld but pending.
 
     A percentile rounds down: of 15 images in a class, 10 percent withhold one.

@@ -10,13 +10,12 @@ from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from synthaug._support.charts import Line, dot_chart, line_chart, save_figure
 from synthaug._support.html import Part, blocks, heading, table
 from synthaug._support.report import Report, percent, text_table
 from synthaug._training.trackers import logging_to
-from synthaug._types import JSON
+from synthaug._types import JSON, Doubles
 from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._gains import Difference
 from synthaug.evaluation._runs import Run
@@ -93,7 +92,7 @@ class EvaluationReport(Report):
         """Names of the results besides the accuracy on the test images, such as "robust"."""
         return list(self.runs[0].others) if self.runs else []
 
-    def accuracies(self, arm: str, result: Which = None) -> NDArray[np.float64]:
+    def accuracies(self, arm: str, result: Which = None) -> Doubles:
         """Test accuracies of an arm, one per seed, float64 (seeds,) in [0, 1].
 
         Args:
@@ -108,7 +107,7 @@ class EvaluationReport(Report):
         by_run = [[run.tested(name).accuracy for name in names] for run in self.of(arm)]
         return np.array(by_run, np.float64).mean(axis=1)
 
-    def calibration_errors(self, arm: str, result: Which = None) -> NDArray[np.float64]:
+    def calibration_errors(self, arm: str, result: Which = None) -> Doubles:
         """Expected calibration errors of an arm, one per seed, float64 (seeds,); as `accuracies`.
 
         Of several results it is their mean; of attacked images, and of reports without, NaN.
@@ -117,7 +116,7 @@ class EvaluationReport(Report):
         by_run = [[run.tested(name).calibration_error for name in names] for run in self.of(arm)]
         return np.array(by_run, np.float64).mean(axis=1)
 
-    def class_accuracies(self, arm: str, result: str | None = None) -> NDArray[np.float64]:
+    def class_accuracies(self, arm: str, result: str | None = None) -> Doubles:
         """Accuracies by class, one row per seed, float64 (seeds, classes) in [0, 1].
 
         NaN for classes without test images. See `group_accuracies` for means over some of them.
@@ -143,9 +142,7 @@ class EvaluationReport(Report):
         groups = {name: members for name, members in groups.items() if members}
         return {"all": classes, **(groups if len(groups) > 1 else {})}
 
-    def group_accuracies(
-        self, arm: str, group: str = "all", result: str | None = None
-    ) -> NDArray[np.float64]:
+    def group_accuracies(self, arm: str, group: str = "all", result: str | None = None) -> Doubles:
         """Mean accuracy of some classes, one per seed, float64 (seeds,) in [0, 1].
 
             report.group_accuracies("real")             # balanced accuracy
@@ -168,7 +165,7 @@ class EvaluationReport(Report):
         """The class of which an arm has the lowest accuracy, averaged over seeds."""
         return int(np.nanargmin(self.class_accuracies(arm, result).mean(axis=0)))
 
-    def aucs(self, arm: str, result: str | None = None) -> NDArray[np.float64]:
+    def aucs(self, arm: str, result: str | None = None) -> Doubles:
         """Areas under the receiver operating characteristic, one per seed, float64 (seeds,); NaN
         for other numbers of classes than two."""
         return np.array([run.tested(result).auc for run in self.of(arm)], np.float64)
@@ -294,9 +291,9 @@ class EvaluationReport(Report):
         header = ["arm", "n", "accuracy %", gain, *others, *classes, "real seen", "synthetic seen"]
         return [header, *(self._row(arm) for arm in self.arm_names)]
 
-    def _by_group(self) -> dict[str, Callable[[str], NDArray[np.float64]]]:
+    def _by_group(self) -> dict[str, Callable[[str], Doubles]]:
         """Further columns about classes: title, and the values of an arm, one per seed."""
-        columns: dict[str, Callable[[str], NDArray[np.float64]]] = {}
+        columns: dict[str, Callable[[str], Doubles]] = {}
         for group in self.groups:
             title = "balanced" if group == "all" else group
             columns[title] = partial(self.group_accuracies, group=group)

@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from synthaug._images.source import ImageSource
@@ -24,7 +23,7 @@ from synthaug._support.progress import bar
 from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
 from synthaug._training.classifier_config import ClassifierConfig, name_of
-from synthaug._types import Labels
+from synthaug._types import Integers, Labels
 from synthaug.errors import DataError
 from synthaug.evaluation import AdversarialConfig, Arm, EvaluationReport, Run, evaluate
 from synthaug.evaluation._inputs import Inputs, check_overlap, fingerprint
@@ -179,7 +178,7 @@ class _UserError(Exception):
     """Reports what the user's function did wrong."""
 
 
-def _predicted(answers: Any, count: int) -> NDArray[np.int64]:
+def _predicted(answers: Any, count: int) -> Integers:
     """Classes, int64 (n,), of classes or scores."""
     values = answers.detach().cpu().numpy() if isinstance(answers, torch.Tensor) else answers
     values = np.asarray(values)

@@ -12,7 +12,6 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 from markupsafe import Markup
-from numpy.typing import NDArray
 from PIL import Image
 
 from synthaug._images.source import ImageSource
@@ -22,10 +21,9 @@ from synthaug._support.charts import histogram
 from synthaug._support.html import Part, checked_uri, data_uri, heading, table
 from synthaug._support.report import Report
 from synthaug._training.classifier_config import ClassifierConfig
-from synthaug._types import JSON, Labels, Pixels
+from synthaug._types import JSON, Doubles, Labels, Pixels, Singles, Unsigned
 from synthaug.selection._folds import Judges
 
-Doubles = NDArray[np.float64]
 Measure = Literal["loss", "learning_time", "el2n", "forgetting"]
 Kind = Literal["easy", "medium", "hard"] | tuple[float, float]
 _MEASURES: dict[Measure, str] = {
@@ -66,7 +64,7 @@ class Difficulty(Report):
     classes: tuple[str, ...]
     labels: Labels
     """Class of every image, int64 (N,)."""
-    keys: NDArray[np.uint64]
+    keys: Unsigned
     """Content digest of every image, by which sources of synthetic images are found."""
     loss: Doubles
     """Mean cross-entropy over the training, float64 (N,)."""
@@ -277,7 +275,7 @@ def difficulty(
     )
 
 
-def _measured(curves: NDArray[np.float32], labels: Labels) -> dict[str, Doubles]:
+def _measured(curves: Singles, labels: Labels) -> dict[str, Doubles]:
     """The measures of one training, each float64 (n,), from probabilities (looks, n, C)."""
     looks, each = len(curves), np.arange(len(labels))
     own = curves[:, each, labels].astype(np.float64)

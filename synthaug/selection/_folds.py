@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Subset
 
 from synthaug._images.source import ImageSource
@@ -14,7 +13,7 @@ from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_whole
 from synthaug._support.progress import bar
 from synthaug._training.classifier_config import ClassifierConfig
-from synthaug._types import Features, Indices, Labels, Pixels
+from synthaug._types import Features, Indices, Labels, Pixels, Singles
 from synthaug.errors import DataError
 from synthaug.evaluation import learning_curves
 from synthaug.features import Pixel, extract
@@ -106,7 +105,7 @@ class Judges:
 
     def curves(
         self, source: ImageSource, pixels: Pixels, parents: Indices, looks: int
-    ) -> Iterator[tuple[Indices, NDArray[np.float32]]]:
+    ) -> Iterator[tuple[Indices, Singles]]:
         """Trains one classifier after the other, and yields what each says of other images.
 
         Args:

@@ -9,21 +9,17 @@ from functools import cached_property
 from typing import Literal, Protocol, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages
 from synthaug._images.source import ImageSource
 from synthaug._neighbors import search
 from synthaug._support.arguments import check_choice, check_fraction, check_within
-from synthaug._types import Features, Indices, Labels
+from synthaug._types import Doubles, Features, Flags, Indices, Labels
 from synthaug.errors import DataError
 from synthaug.evaluation import trained_classifier
 from synthaug.features import Extractor, classifier, extract
 from synthaug.selection._folds import Judges
 from synthaug.selection._labels import parents_of
-
-Doubles = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 @final
@@ -92,7 +88,7 @@ class Candidates:
 class Rule(Protocol):
     """A rule that chooses among the images of one class."""
 
-    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:
+    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Flags:
         """Returns a mask of the images to keep, bool (m,).
 
         Args:
@@ -115,11 +111,11 @@ class Recognized:
     def __post_init__(self) -> None:
         check_within("(0, 1)", threshold=self.threshold)
 
-    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:
+    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Flags:
         """See `Rule`."""
         if self.threshold is not None:
             return candidates.agreement[chosen] >= self.threshold
-        mask: Mask = candidates.probabilities[chosen].argmax(axis=1) == label
+        mask: Flags = candidates.probabilities[chosen].argmax(axis=1) == label
         return mask
 
 
@@ -134,7 +130,7 @@ class Supported:
     def __post_init__(self) -> None:
         check_fraction(quantile=self.quantile)
 
-    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:
+    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Flags:
         """See `Rule`."""
         limit = np.quantile(candidates.real_distances(label), self.quantile)
         D, _ = search(candidates.real_features(label), candidates.features[chosen], 1)
@@ -156,7 +152,7 @@ class Useful:
         if self.low >= self.high:
             raise ValueError(f"`low` is {self.low}, expected less than `high` {self.high}.")
 
-    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:
+    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Flags:
         """See `Rule`."""
         order = np.argsort(-candidates.agreement[chosen], kind="stable")
         ranks = np.empty(len(chosen))
@@ -176,7 +172,7 @@ class Distinct:
     def __post_init__(self) -> None:
         check_fraction(quantile=self.quantile)
 
-    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:
+    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Flags:
         """See `Rule`."""
         limit = np.quantile(candidates.real_distances(label), self.quantile)
         own = candidates.features[chosen]
@@ -201,7 +197,7 @@ class Covering:
     def __post_init__(self) -> None:
         check_choice(("k-center", "facility-location"), method=self.method)
 
-    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:
+    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Flags:
         """See `Rule`."""
         x = candidates.features[chosen].astype(np.float64)
         if len(x) <= target:
@@ -218,7 +214,7 @@ class LikeReal:
     of their
     class: greedy maximum mean discrepancy (kernel herding) with a Gaussian kernel."""
 
-    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Mask:
+    def keep(self, candidates: Candidates, chosen: Indices, label: int, target: int) -> Flags:
         """See `Rule`."""
         x = candidates.features[chosen].astype(np.float64)
         if len(x) <= target:
@@ -241,7 +237,7 @@ def _squared_distances(x: Doubles, y: Doubles) -> Doubles:
     return products.clip(min=0)
 
 
-def _k_center(x: Doubles, target: int) -> Mask:
+def _k_center(x: Doubles, target: int) -> Flags:
     taken = np.zeros(len(x), bool)
     best = int(np.square(x - x.mean(0)).sum(1).argmin())  # the first is the one in the middle
     D = np.full(len(x), np.inf)
@@ -252,7 +248,7 @@ def _k_center(x: Doubles, target: int) -> Mask:
     return taken
 
 
-def _facility_location(x: Doubles, target: int) -> Mask:
+def _facility_location(x: Doubles, target: int) -> Flags:
     D = np.sqrt(_squared_distances(x, x))
     taken, nearest = np.zeros(len(x), bool), np.full(len(x), D.max())
     for _ in range(target):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, passed_too
 from synthaug._images.source import ImageSource
@@ -16,7 +15,7 @@ from synthaug._support.arguments import check_choice, check_whole, check_within
 from synthaug._support.html import Part, data_uri, heading, thumbnails
 from synthaug._support.report import Report, text_table
 from synthaug._training.classifier_config import ClassifierConfig
-from synthaug._types import JSON, Indices, Labels
+from synthaug._types import JSON, Flags, Indices, Labels
 from synthaug.errors import AuditError, MismatchError
 from synthaug.features import Extractor, describe
 from synthaug.selection._folds import Judges, check_folds
@@ -61,7 +60,7 @@ class ImageSelection(Report):
     """How it was decided."""
     pictures: dict[str, tuple[str, ...]]
     """Some images that each rule took and some that are kept, as `data:` addresses."""
-    audited: NDArray[np.bool_] | None = None
+    audited: Flags | None = None
     """Rows that an audit passed, bool (N,); see `with_audit`."""
     verdict: str = "inconclusive"
     """Of that audit."""
@@ -73,7 +72,7 @@ class ImageSelection(Report):
             )
 
     @property
-    def passed(self) -> NDArray[np.bool_]:
+    def passed(self) -> Flags:
         """Rows that are kept, and that an audit passed if there was one, bool (N,)."""
         kept = self.taken_by == _KEPT
         return kept if self.audited is None else kept & self.audited
@@ -293,7 +292,7 @@ def _checked_names(keep: float | int, rules: Sequence[str | Rule]) -> list[str]:
 
 def _kept(
     candidates: Candidates, rule: Rule | None, own: Indices, label: int, target: int
-) -> NDArray[np.bool_]:
+) -> Flags:
     """Returns a mask of the images of a class that a rule keeps; `None` draws lots."""
     if rule is None:
         lots = counter_rng(candidates.judges.seed, label, len(own)).random(len(own))

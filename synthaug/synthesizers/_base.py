@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar, final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from synthaug._images.source import ImageSource
@@ -22,7 +22,7 @@ from synthaug._plan import (
     matching_quota,
 )
 from synthaug._support.precision import Resolved
-from synthaug._types import JSON, Images, Indices, Labels, Pixels
+from synthaug._types import JSON, Doubles, Images, Indices, Integers, Labels, Pixels, Unsigned
 from synthaug.samplers import Push
 from synthaug.synthesizers._losses import LossGrid
 from synthaug.synthesizers._parameters import RowParameter, known_names, raise_problems
@@ -40,7 +40,7 @@ class RowSources(NamedTuple):
     labels: Labels
     by_class: Sequence[Indices]
     """The images of each class."""
-    keys: NDArray[np.uint64]
+    keys: Unsigned
     """Content digest of every image."""
 
 
@@ -95,13 +95,11 @@ class AbstractSynthesizer(abc.ABC):
         """Whether the row parameter `guidance_scale` may differ from 1."""
         return False
 
-    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+    def evaluations(self, rows: Plan) -> Integers:
         """Network evaluations that each row costs, int64 (n,). Zero unless overridden."""
         return np.zeros(len(rows), np.int64)
 
-    def restoration_losses(
-        self, pixels: Pixels, labels: Labels, grid: LossGrid
-    ) -> NDArray[np.float64]:
+    def restoration_losses(self, pixels: Pixels, labels: Labels, grid: LossGrid) -> Doubles:
         """How badly the network restores real images that are made noisy, float64 (n, k).
 
         Training lowers it, most of all for the images that it sees: see `synthaug.membership`. A
@@ -316,7 +314,7 @@ class AbstractSynthesizer(abc.ABC):
         ratio: float | None = None,
         counts: Mapping[str, int] | None = None,
         fill_to: int | Literal["largest"] | None = None,
-    ) -> NDArray[np.int64]:
+    ) -> Integers:
         """Images per class, int64 (num_classes,), from exactly one of the four ways to say it."""
         if not self.classes:
             raise ValueError(

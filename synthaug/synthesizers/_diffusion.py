@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from synthaug._plan import Plan
 from synthaug._support.precision import Resolved
-from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
+from synthaug._types import JSON, Doubles, Images, ImageShape, Labels, Pixels
 from synthaug.guidance import ClassifierGuidance
 from synthaug.samplers import check_pushable
 from synthaug.synthesizers._base import AbstractSynthesizer, Guide
@@ -107,9 +105,7 @@ class AbstractDiffusionSynthesizer(AbstractSynthesizer):
         return changed
 
     @torch.inference_mode()
-    def restoration_losses(
-        self, pixels: Pixels, labels: Labels, grid: LossGrid
-    ) -> NDArray[np.float64]:
+    def restoration_losses(self, pixels: Pixels, labels: Labels, grid: LossGrid) -> Doubles:
         """See `AbstractSynthesizer.restoration_losses`: the mean squared error of the prediction.
 
         In the latents of an autoencoder, if the model has one.

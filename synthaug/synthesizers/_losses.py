@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import counter_rng, randn, stream
 from synthaug._support.arguments import check_fields, check_whole
 from synthaug._support.devices import sent
 from synthaug._training.fit_job import check_prediction_type, denoising_target
-from synthaug._types import Images
+from synthaug._types import Doubles, Images
 from synthaug.denoisers import AnyDenoiser
 from synthaug.samplers import add_flow_noise, predicts_flow
 from synthaug.synthesizers._model import DiffusionModel
@@ -34,7 +33,7 @@ class LossGrid:
         check_whole(1, levels=self.levels, draws=self.draws)
 
     @property
-    def times(self) -> NDArray[np.float64]:
+    def times(self) -> Doubles:
         """Share of the diffusion of each column of losses, in (0, 1), float64 (levels * draws,)."""
         return np.repeat((np.arange(self.levels) + 0.5) / self.levels, self.draws)
 
@@ -53,7 +52,7 @@ def diffusion_losses(
     grid: LossGrid,
     *,
     denoiser: AnyDenoiser | None = None,
-) -> NDArray[np.float64]:
+) -> Doubles:
     """The loss that a diffusion model was trained with, image by image, float64 (n, k).
 
     Args:
@@ -82,7 +81,7 @@ def diffusion_losses(
 
 def _flow_losses(
     model: DiffusionModel, x0: Images, condition: Any, grid: LossGrid, denoiser: AnyDenoiser
-) -> NDArray[np.float64]:
+) -> Doubles:
     steps = model.make_scheduler(None).config.num_train_timesteps
     losses = []
     for time, seed in zip(grid.times.tolist(), grid.noise_seeds, strict=True):

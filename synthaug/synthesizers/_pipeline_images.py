@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from synthaug._noise import rand, streams
-from synthaug._types import Pixels
+from synthaug._types import Pixels, Unsigned
 
 _MASKS = np.uint64(0x6D61736B)
 """Sets the streams of masks apart from those of the noise: "mask" in ASCII."""
@@ -17,12 +16,12 @@ _OUTLINE = 0.1
 """Slope of the brightness from which on a pixel belongs to an outline, per pixel of full range."""
 
 
-def _source(pixels: Pixels, seeds: NDArray[np.uint64]) -> Pixels:
+def _source(pixels: Pixels, seeds: Unsigned) -> Pixels:
     del seeds
     return pixels
 
 
-def _edges(pixels: Pixels, seeds: NDArray[np.uint64]) -> Pixels:
+def _edges(pixels: Pixels, seeds: Unsigned) -> Pixels:
     """White outlines on black, uint8 (n, 1, H, W): where the Sobel slope of the brightness is high.
 
     Sobel and Feldman 1968.
@@ -37,7 +36,7 @@ def _edges(pixels: Pixels, seeds: NDArray[np.uint64]) -> Pixels:
     return steep.to(torch.uint8) * 255
 
 
-def _box(pixels: Pixels, seeds: NDArray[np.uint64]) -> Pixels:
+def _box(pixels: Pixels, seeds: Unsigned) -> Pixels:
     """Masks, uint8 (n, 1, H, W): 255 in a box with a quarter to three quarters of each side."""
     n, _, height, width = pixels.shape
     drawn = rand(streams(seeds ^ _MASKS), (4,))
@@ -49,7 +48,7 @@ def _box(pixels: Pixels, seeds: NDArray[np.uint64]) -> Pixels:
     return masks
 
 
-MADE: Mapping[str, Callable[[Pixels, NDArray[np.uint64]], Pixels]] = {
+MADE: Mapping[str, Callable[[Pixels, Unsigned], Pixels]] = {
     "source": _source,
     "edges": _edges,
     "box": _box,
@@ -57,9 +56,7 @@ MADE: Mapping[str, Callable[[Pixels, NDArray[np.uint64]], Pixels]] = {
 """How an image is made from real images uint8 (n, C, H, W) and the seeds of rows, uint64 (n,)."""
 
 
-def made_from(
-    pixels: Pixels, seeds: NDArray[np.uint64], images: Mapping[str, str]
-) -> dict[str, Any]:
+def made_from(pixels: Pixels, seeds: Unsigned, images: Mapping[str, str]) -> dict[str, Any]:
     """Arguments of a call that are images, one per row and as Pillow's, which all pipelines take.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from synthaug._images.source import ImageSource
@@ -19,7 +19,7 @@ from synthaug._plan import REQUIRED, Plan, canonical_json
 from synthaug._support.precision import Precision
 from synthaug._support.torch_state import full_precision, torch_defaults
 from synthaug._training.checkpoints import cause_of, loading, scheduler_settings, state_digest
-from synthaug._types import JSON, Images, ImageShape
+from synthaug._types import JSON, Array, Images, ImageShape, Integers
 from synthaug.errors import CheckpointError, DataError, SynthaugError
 from synthaug.guidance import ClassifierGuidance
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer
@@ -205,7 +205,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
             check_lengths(table.texts, [part for part in tokenizers if part is not None], called)
         return tables
 
-    def _rows_of_labels(self) -> NDArray[np.int64] | None:
+    def _rows_of_labels(self) -> Integers | None:
         """The label of each class in the pipeline's own order; `None` if it knows no labels.
 
         Raises:
@@ -412,7 +412,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
         own = {name: value for name, value in own.items() if name in self._accepted}
         if {"timesteps", "sigmas"} & {*self.arguments}:
             own.pop("num_inference_steps", None)
-        columns: dict[str, NDArray[Any]] = {name: np.zeros(1, np.int64) for name in REQUIRED}
+        columns: dict[str, Array] = {name: np.zeros(1, np.int64) for name in REQUIRED}
         columns["source"] -= 1
         if self.real is not None:
             columns["label"] = self.real.labels[:1]
@@ -424,10 +424,10 @@ class FromPipeline(AbstractSourcedSynthesizer):
         _, channels, height, width = self._call(rows, own).shape
         return channels, height, width
 
-    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+    def evaluations(self, rows: Plan) -> Integers:
         """Network evaluations per row, as pipelines usually count: twice with guidance."""
 
-        def values(name: str, otherwise: float) -> NDArray[Any]:
+        def values(name: str, otherwise: float) -> Array:
             default = self._accepted[name].default if name in self._accepted else otherwise
             stated = self.arguments.get(name, default)
             usual = stated if isinstance(stated, int | float) else otherwise

@@ -13,9 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import Streams, randn
@@ -23,7 +21,7 @@ from synthaug._support import arguments, devices, layout, torch_state
 from synthaug._support.precision import Precision, Resolved, beside, in_precision
 from synthaug._training import checkpoints
 from synthaug._training.parts import IDLE_PARTS, PARTS, read_index
-from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
+from synthaug._types import JSON, Doubles, Images, ImageShape, Labels, Pixels
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.samplers import make_scheduler
 from synthaug.synthesizers._losses import LossGrid, diffusion_losses
@@ -210,7 +208,7 @@ class CascadeStage:
 
     def restoration_losses(
         self, pixels: Pixels, low: Images, labels: Labels, grid: LossGrid
-    ) -> NDArray[np.float64]:
+    ) -> Doubles:
         """See `AbstractSynthesizer.restoration_losses`.
 
         Args:

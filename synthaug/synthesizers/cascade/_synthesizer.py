@@ -17,7 +17,6 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import streams
@@ -29,7 +28,7 @@ from synthaug._training.checkpoints import loading, read_record, resolve, write_
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
+from synthaug._types import JSON, Doubles, Images, ImageShape, Integers, Labels, Pixels
 from synthaug.denoisers import AnyDenoiser
 from synthaug.errors import CheckpointError
 from synthaug.guidance import ClassifierGuidance
@@ -220,13 +219,13 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
 
     # -- sampling --------------------------------------------------------------------------------
 
-    def _levels(self, rows: Plan, k: int) -> NDArray[np.int64]:
+    def _levels(self, rows: Plan, k: int) -> Integers:
         """Noise levels of stage k, int64 (n,)."""
         levels = rows.get(self._name(_LEVEL, k), 0)
         self.stages[k - 1].check_levels(np.unique(levels).tolist())
         return levels
 
-    def _until(self, rows: Plan, k: int) -> NDArray[np.float64]:
+    def _until(self, rows: Plan, k: int) -> Doubles:
         """Signal levels at which chain k stops, the base being 0; float64 (n,)."""
         if self.truncated and k < len(self.stages):
             signals = self.stages[k].signals
@@ -238,7 +237,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         """The column of the guidance of chain k, the base being 0."""
         return GUIDANCE_SCALE.name if k == 0 else self._name(_GUIDANCE, k)
 
-    def _guidance(self, rows: Plan, k: int) -> NDArray[np.float64]:
+    def _guidance(self, rows: Plan, k: int) -> Doubles:
         return rows.get(self._guidance_name(k), 1.0)
 
     @torch.inference_mode()
@@ -293,7 +292,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         guided, guidance = self.stages[-1].model, self.classifier_guidance
         return guided.guided_by(guidance, labels, self.classes, condition, denoiser)
 
-    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+    def evaluations(self, rows: Plan) -> Integers:
         """Network evaluations per row, of the base and all stages: twice with guidance; and what
         the gradients of a classifier cost at all steps of the last stage but the last."""
         total = np.zeros(len(rows), np.int64)
@@ -305,9 +304,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
         return total + (steps[place] - 1) * evaluations_per_step(self.classifier_guidance)
 
     @torch.inference_mode()
-    def restoration_losses(
-        self, pixels: Pixels, labels: Labels, grid: LossGrid
-    ) -> NDArray[np.float64]:
+    def restoration_losses(self, pixels: Pixels, labels: Labels, grid: LossGrid) -> Doubles:
         """See `AbstractSynthesizer.restoration_losses`: of the base on smaller copies, then of each
         stage beside a smaller copy without noise."""
         copies = [to_images(pixels)]

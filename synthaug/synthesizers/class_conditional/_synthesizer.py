@@ -15,7 +15,6 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synthaug._images.source import ImageSource
@@ -28,7 +27,7 @@ from synthaug._training.checkpoints import loading
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images
+from synthaug._types import JSON, Images, Integers
 from synthaug.guidance import ClassifierGuidance
 from synthaug.samplers import predicts_flow, skipped_steps
 from synthaug.synthesizers._base import AbstractSourcedSynthesizer, Guide
@@ -131,7 +130,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             ],
         )
 
-    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+    def evaluations(self, rows: Plan) -> Integers:
         """Network evaluations per row: steps taken, twice with guidance; and what the gradients of
         a classifier cost at all steps but the last."""
         strengths = np.where(rows["source"] < 0, 1.0, rows.get("strength", 1.0))

@@ -6,11 +6,10 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from synthaug._noise import Streams
-from synthaug._types import JSON
+from synthaug._types import JSON, Doubles
 
 
 @final
@@ -18,15 +17,15 @@ from synthaug._types import JSON
 class ColorMixture:
     """Gaussians with full covariance, fitted to one color per training image, in [-1, 1]."""
 
-    weights: NDArray[np.float64]
+    weights: Doubles
     """(k,), of sum 1."""
-    means: NDArray[np.float64]
+    means: Doubles
     """(k, C)."""
-    covariances: NDArray[np.float64]
+    covariances: Doubles
     """(k, C, C)."""
 
     @classmethod
-    def fit(cls, colors: NDArray[np.float64], components: int, *, seed: int) -> "ColorMixture":
+    def fit(cls, colors: Doubles, components: int, *, seed: int) -> "ColorMixture":
         """scikit-learn's expectation maximization.
 
         Args:

@@ -13,7 +13,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from synthaug._images.source import ImageSource
@@ -26,7 +26,7 @@ from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.parts import load_frozen, read_index, recorded_shape
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
+from synthaug._types import JSON, Doubles, Images, ImageShape, Integers, Labels, Pixels
 from synthaug.degradations import AbstractDegradation, Realization, from_config
 from synthaug.denoisers import Denoiser
 from synthaug.errors import CheckpointError, MismatchError
@@ -160,9 +160,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
         return self._result(self.restore(x_s, s, realization))
 
     @torch.inference_mode()
-    def restoration_losses(
-        self, pixels: Pixels, labels: Labels, grid: LossGrid
-    ) -> NDArray[np.float64]:
+    def restoration_losses(self, pixels: Pixels, labels: Labels, grid: LossGrid) -> Doubles:
         """See `AbstractSynthesizer.restoration_losses`: the mean of |R(D(x, s), s) - x|."""
         x = to_images(devices.sent(pixels, self.device))
         losses = []
@@ -241,7 +239,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
                     "(`classes`)."
                 )
 
-    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+    def evaluations(self, rows: Plan) -> Integers:
         """Network evaluations per row: one per level visited."""
         if self.algorithm == "direct":
             return np.ones(len(rows), np.int64)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from synthaug._images.source import ImageSource
@@ -23,7 +22,7 @@ from synthaug._training.checkpoints import load_tensors, reading, write_tensors,
 from synthaug._training.fit_job import AbstractFitJob
 from synthaug._training.loop import TrainingResult, own_rows
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import Images, Indices, Pixels
+from synthaug._types import Array, Images, Indices, Integers, Pixels
 from synthaug.density import ClassGaussians
 from synthaug.errors import DataError, MismatchError
 from synthaug.samplers import noised
@@ -95,7 +94,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
                     f"`synthetic` holds images of shape {self.synthetic.image_shape}, the "
                     f"generator draws {shape}. Draw them with this generator."
                 )
-            self.synthetic_rows: NDArray[np.int64] = np.flatnonzero(self.synthetic.done)
+            self.synthetic_rows: Integers = np.flatnonzero(self.synthetic.done)
             if not len(self.synthetic_rows):
                 raise DataError("`synthetic` holds no image. Generate some first.")
         self._scheduler = self.model.training_scheduler()
@@ -239,7 +238,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
         hardness = self._noise_aware(module.hardness, x_real, labels, seed, "classes")
         return hardness, self._noise_aware(module.realism, x_both, kinds, seed, "real or synthetic")
 
-    def _some(self, rows: NDArray[Any], count: int, seed: int, key: int) -> NDArray[np.int64]:
+    def _some(self, rows: Array, count: int, seed: int, key: int) -> Integers:
         """`count` of these rows, each as often as the others; every one gets noise of its own."""
         order = counter_rng(seed, 3, key + 1).permutation(rows)
         return np.resize(order, count)
@@ -249,7 +248,7 @@ class HardnessFitJob(AbstractFitJob[Guides]):
         return torch.cat([self._encode(read(rows[i : i + _BLOCK])) for i in blocks])
 
     def _noise_aware(
-        self, network: NoisyEncoder, x0: Images, labels: NDArray[Any], seed: int, name: str
+        self, network: NoisyEncoder, x0: Images, labels: Array, seed: int, name: str
     ) -> NoiseAware:
         steps, device = self.num_train_timesteps, self.model.device
         levels = []

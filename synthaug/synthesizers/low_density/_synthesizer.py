@@ -16,7 +16,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from synthaug._images.source import ImageSource
@@ -28,7 +28,7 @@ from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import checkpoints
 from synthaug._training.loop import TrainingResult
 from synthaug._training.training_config import TrainingConfig
-from synthaug._types import JSON, Images, ImageShape, Labels, Pixels
+from synthaug._types import JSON, Doubles, Images, ImageShape, Integers, Labels, Pixels, Singles
 from synthaug.density import ClassGaussians
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.guidance import HardnessModel, HardnessPush
@@ -103,9 +103,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
         """Whether `guidance_scale` may differ from 1."""
         return self.base.can_be_guided
 
-    def restoration_losses(
-        self, pixels: Pixels, labels: Labels, grid: LossGrid
-    ) -> NDArray[np.float64]:
+    def restoration_losses(self, pixels: Pixels, labels: Labels, grid: LossGrid) -> Doubles:
         """See `AbstractSynthesizer.restoration_losses`: those of the base."""
         return self.base.restoration_losses(pixels, labels, grid)
 
@@ -172,7 +170,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
         rows: Plan = self.base._lay_out(rest, quota, seed)
         return rows.with_parameters(pushes, settings=self._settings)
 
-    def evaluations(self, rows: Plan) -> NDArray[np.int64]:
+    def evaluations(self, rows: Plan) -> Integers:
         """Network evaluations per row: the base's, and what gradients cost.
 
         There is one gradient for alpha and one for beta at every step but the last.
@@ -445,7 +443,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
         features = features.eval().requires_grad_(False).to(base.model.device)
 
         @torch.no_grad()
-        def extracted(images: ImageSource) -> NDArray[np.float32]:
+        def extracted(images: ImageSource) -> Singles:
             blocks = np.array_split(np.arange(len(images)), -(-len(images) // batch_size))
             device = base.model.device
             return np.concatenate(
@@ -455,7 +453,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
                 ]
             )
 
-        def model(found: NDArray[np.float32], labels: NDArray[np.int64]) -> OnEstimate:
+        def model(found: Singles, labels: Integers) -> OnEstimate:
             fitted = ClassGaussians.fit(found, labels, **gaussians)
             fitted = fitted.to(base.model.device, torch.float32)
             return OnEstimate(model=base.model, features=features, gaussians=fitted)
