@@ -3,6 +3,7 @@
 Axis names bind across the arguments of one call, so sets that may differ in size use `_n`.
 """
 
+import os
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,6 +49,9 @@ Flags: TypeAlias = NDArray[np.bool_]
 
 Array: TypeAlias = NDArray[Any]
 """Of any dtype."""
+
+StrPath: TypeAlias = str | os.PathLike[str]
+"""Where a file or a folder is."""
 
 JSON: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 """What a recipe, a manifest or a report may hold."""

@@ -8,7 +8,6 @@ from torch.utils.data import get_worker_info
 
 from synthaug._cache.serving import Verdicts
 from synthaug._datasets.opening import (
-    StrPath,
     open_cache,
     open_cold,
     open_one_step,
@@ -21,6 +20,7 @@ from synthaug._images.convert import like, pixels_of
 from synthaug._images.stores import Conform, conformed
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_fraction
+from synthaug._types import ImageShape, StrPath
 from synthaug.synthesizers import ClassConditional
 
 # Otherwise importing it asks the network for a newer version, and waits for the answer.
@@ -192,7 +192,7 @@ class Fit(_OnImages):
         ])
     """
 
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, image_shape: ImageShape) -> None:
         """Takes the argument of `synthaug.transforms.Fit`, with the same errors."""
         super().__init__(p=1.0)
         self.image_shape = tuple(image_shape)

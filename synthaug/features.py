@@ -17,7 +17,6 @@ what it returns.
 import copy
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from synthaug._support import arguments, reading, torch_state
 from synthaug._support.digests import tensor_digest
 from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
-from synthaug._types import JSON, Features, Pixels
+from synthaug._types import JSON, Features, Pixels, StrPath
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class ExtractionConfig:
     """
 
     batch_size: int = 512
-    directory: str | os.PathLike[str] | None = None
+    directory: StrPath | None = None
     engine: str | RayEngine = "local"
 
     @property
@@ -429,7 +428,7 @@ def extract(
     *,
     batch_size: int = 512,
     progress: bool = False,
-    features_dir: str | os.PathLike[str] | None = None,
+    features_dir: StrPath | None = None,
 ) -> Features:
     """Runs `extractor` over all images, `batch_size` at a time.
 

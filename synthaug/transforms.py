@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2._utils import _parse_labels_getter
 
 from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, labels_of, servable
-from synthaug._datasets.opening import StrPath, open_cache, open_cold, open_one_step, open_report
+from synthaug._datasets.opening import open_cache, open_cold, open_one_step, open_report
 from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
 from synthaug._images.annotations import annotation_class, annotations_of
@@ -23,7 +23,7 @@ from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_fraction
 from synthaug._support.names import class_names
 from synthaug._support.rows import rows_by_class
-from synthaug._types import Indices
+from synthaug._types import ImageShape, Indices, StrPath
 from synthaug.errors import DataError, MismatchError
 from synthaug.synthesizers import ClassConditional
 
@@ -409,7 +409,7 @@ class Fit(v2.Transform):
     point in [0, 1]; the type is kept. Labels pass through.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, image_shape: ImageShape) -> None:
         """Takes the shape of the images to come.
 
         Args:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from synthaug._support.extras import from_extra, installed_version
 from synthaug._support.reading import read_text
+from synthaug._types import StrPath
 from synthaug.errors import DataError
 
 SigningAlgorithm = Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"]
@@ -56,8 +57,8 @@ class ContentCredentials:
             certificate is none for signing. All when images are exported, before any work.
     """
 
-    certificates: str | os.PathLike[str]
-    private_key: str | os.PathLike[str]
+    certificates: StrPath
+    private_key: StrPath
     _: KW_ONLY
     algorithm: SigningAlgorithm = "es256"
     timestamp_url: str | None = None
@@ -162,7 +163,7 @@ class ContentCredentials:
         return c2pa.Context(settings=c2pa.Settings.from_dict(choices))
 
     @staticmethod
-    def _read(path: str | os.PathLike[str]) -> bytes:
+    def _read(path: StrPath) -> bytes:
         try:
             return read_text(Path(path)).encode()
         except (OSError, UnicodeDecodeError) as error:

@@ -24,7 +24,7 @@ from torchvision.io import ImageReadMode  # also makes its operators known to to
 
 from synthaug._pixels import to_pil
 from synthaug._support.system import usable_processors
-from synthaug._types import Bytes, Pixels
+from synthaug._types import Bytes, ImageShape, Pixels
 
 RAW_UP_TO = 128
 """Pixels of a side up to which images are stored raw if nothing else is asked for."""
@@ -162,7 +162,7 @@ class Encoding:
         np.copyto(image, decoded[:channels])
 
 
-def _png_header(data: Bytes) -> tuple[int, int, int]:
+def _png_header(data: Bytes) -> ImageShape:
     """(C, H, W) of a PNG file of 8 bits, not interlaced; other files are a ValueError."""
     start = bytes(data[:29])
     if start[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR":
@@ -171,7 +171,7 @@ def _png_header(data: Bytes) -> tuple[int, int, int]:
     return {(8, 0, 0, 0, 0): 1, (8, 2, 0, 0, 0): 3}.get(tuple(kind), 0), height, width
 
 
-def _webp_header(data: Bytes) -> tuple[int, int, int]:
+def _webp_header(data: Bytes) -> ImageShape:
     """(C, H, W) of a plain lossless WebP file; others are a ValueError."""
     start = bytes(data[:25])
     if start[:4] != b"RIFF" or start[8:16] != b"WEBPVP8L" or start[20] != 0x2F:
@@ -180,7 +180,7 @@ def _webp_header(data: Bytes) -> tuple[int, int, int]:
     return 3 + (bits >> 28 & 1), (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
 
 
-def _jpeg_header(data: Bytes) -> tuple[int, int, int]:
+def _jpeg_header(data: Bytes) -> ImageShape:
     """(C, H, W) of a baseline JPEG file of 8 bits; others are a ValueError."""
     if bytes(data[:2]) != b"\xff\xd8":
         raise ValueError
@@ -196,7 +196,7 @@ def _jpeg_header(data: Bytes) -> tuple[int, int, int]:
         at += 2 + length
 
 
-def _by_pillow(data: Bytes, shape: tuple[int, int, int]) -> Bytes:
+def _by_pillow(data: Bytes, shape: ImageShape) -> Bytes:
     with Image.open(io.BytesIO(data.data), formats=("PNG", "JPEG", "WEBP")) as picture:
         # Of several headers in a file it obeys the last one. No pixel has been decoded yet.
         if (picture.mode, picture.size) != ("L" if shape[0] == 1 else "RGB", shape[:0:-1]):
@@ -205,7 +205,7 @@ def _by_pillow(data: Bytes, shape: tuple[int, int, int]) -> Bytes:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # HWC => CHW
 
 
-def _by_torchvision(data: Bytes, shape: tuple[int, int, int]) -> Bytes:
+def _by_torchvision(data: Bytes, shape: ImageShape) -> Bytes:
     del shape  # it knows the one header that we have read
     # Not by its function in Python: that warns of its end each time, and where warnings are errors
     # every image would look damaged.
@@ -214,7 +214,7 @@ def _by_torchvision(data: Bytes, shape: tuple[int, int, int]) -> Bytes:
     return pixels
 
 
-def _decode_webp(data: Bytes, shape: tuple[int, int, int]) -> Bytes:
+def _decode_webp(data: Bytes, shape: ImageShape) -> Bytes:
     return _webp_decoder()(data, shape)
 
 
@@ -250,9 +250,9 @@ def check_installed(encoding: Encoding) -> None:
             ) from error
 
 
-_Decoder = Callable[[Bytes, tuple[int, int, int]], Bytes]
+_Decoder = Callable[[Bytes, ImageShape], Bytes]
 """Takes a file and the shape that its header says, and returns the image, (C, H, W)."""
-_Format = tuple[Callable[[Bytes], tuple[int, int, int]], _Decoder, int | None]
+_Format = tuple[Callable[[Bytes], ImageShape], _Decoder, int | None]
 _FORMATS: dict[str, _Format] = {
     "png": (_png_header, _by_pillow, None),
     "webp": (_webp_header, _decode_webp, 3),

@@ -7,7 +7,6 @@ Every PNG says in its XMP metadata that a trained algorithm made it (IPTC digita
 import io
 import json
 import logging
-import os
 import tarfile
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from synthaug._pixels import to_pil
 from synthaug._printable import printable_line
 from synthaug._support.progress import bar
 from synthaug._support.rows import row_numbers
-from synthaug._types import Array, Indices
+from synthaug._types import Array, Indices, StrPath
 from synthaug.errors import CacheError
 
 ExportFormat = Literal["folder", "webdataset", "huggingface", "hdf5"]
@@ -70,7 +69,7 @@ logger = logging.getLogger("synthaug")
 
 def export(
     cache: SynthCache,
-    out: str | os.PathLike[str],
+    out: StrPath,
     *,
     format: ExportFormat,
     rows: ArrayLike | None = None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synthaug._support import files, locks, system
+from synthaug._types import StrPath
 from synthaug.errors import CacheError, MismatchError
 
 _ZEROS = bytes(1 << 20)
@@ -24,9 +25,7 @@ def parts_folder(path: Path) -> Path:
 
 
 @contextmanager
-def filling(
-    path: str | os.PathLike[str], *, shared: bool = False, wait: bool = False
-) -> Iterator[None]:
+def filling(path: StrPath, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Makes the block the only job that fills the cache at `path`; readers need no such leave.
 
     Args:

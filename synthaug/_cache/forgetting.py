@@ -26,7 +26,7 @@ from synthaug._support.files import remove_orphans, sync_folder, whole_file, wri
 from synthaug._support.progress import bar
 from synthaug._support.reading import check_regular, parse_json, read_text
 from synthaug._support.stopping import kept_at_stop
-from synthaug._types import Pixels, Unsigned
+from synthaug._types import Pixels, StrPath, Unsigned
 from synthaug.errors import CacheError
 
 _NO_RECORD = (AttributeError, KeyError, TypeError, ValueError)
@@ -50,10 +50,7 @@ class Forgotten(dict[Path, int]):
 
 
 def forget(
-    places: Iterable[str | os.PathLike[str]],
-    sources: Pixels | Iterable[int],
-    *,
-    progress: bool = False,
+    places: Iterable[StrPath], sources: Pixels | Iterable[int], *, progress: bool = False
 ) -> Forgotten:
     """Erases every synthetic image that was derived from certain real images.
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from synthaug._cache.files import pread_into, pwrite
 from synthaug._support.files import sync_file
+from synthaug._types import ImageShape
 
 _SUPERBLOCK = 48
 """Bytes of a superblock of version 2 or 3 whose addresses and lengths take 8 bytes."""
@@ -120,7 +121,7 @@ def checksum(data: bytes) -> int:
     return b  # of the last round
 
 
-def _mixed(a: int, b: int, c: int) -> tuple[int, int, int]:
+def _mixed(a: int, b: int, c: int) -> ImageShape:
     for turn in (4, 6, 8, 16, 19, 4):
         a = _difference(a, c) ^ _turned(c, turn)
         a, b, c = b, _sum(c, b), a

@@ -15,7 +15,7 @@ from synthaug._cache.schema import CacheContents, inspect
 from synthaug._cache.synthesizer import texts_of
 from synthaug._plan import Plan
 from synthaug._support.rows import row_numbers
-from synthaug._types import Bytes, Flags, Labels, Unsigned
+from synthaug._types import Bytes, Flags, ImageShape, Labels, Unsigned
 from synthaug.errors import MismatchError
 
 
@@ -73,7 +73,7 @@ class OpenedCache(Dataset[Any]):
         return self._contents.manifest
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W)."""
         return self._contents.image_shape
 

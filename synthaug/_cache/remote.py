@@ -16,6 +16,7 @@ from synthaug._support.extras import from_extra
 from synthaug._support.files import whole_file, write_text
 from synthaug._support.locks import claimed
 from synthaug._support.progress import bar
+from synthaug._types import StrPath
 from synthaug.errors import CacheError
 
 logger = logging.getLogger("synthaug")
@@ -27,12 +28,12 @@ _NAME = 40
 """Characters of an object's name that the name of its copy has."""
 
 
-def is_remote(path: str | os.PathLike[str]) -> bool:
+def is_remote(path: StrPath) -> bool:
     """Whether a path is a URL of a store, such as "s3://bucket/cifar.h5"."""
     return isinstance(path, str) and _URL.match(path) is not None
 
 
-def refuse_remote(path: str | os.PathLike[str]) -> None:
+def refuse_remote(path: StrPath) -> None:
     """Refuses a URL where a file is written.
 
     Raises:
@@ -46,7 +47,7 @@ def refuse_remote(path: str | os.PathLike[str]) -> None:
         )
 
 
-def fetched(url: str, local_dir: str | os.PathLike[str] | None = None) -> Path:
+def fetched(url: str, local_dir: StrPath | None = None) -> Path:
     """Copies a cache from a store into a local folder, once; returns the path of the copy.
 
     Later calls, of this process or another, find the copy and ask the store only whether the object
@@ -92,7 +93,7 @@ def fetched(url: str, local_dir: str | os.PathLike[str] | None = None) -> Path:
     return path
 
 
-def upload(path: str | os.PathLike[str], url: str) -> None:
+def upload(path: StrPath, url: str) -> None:
     """Copies a cache file into a store, from which `SynthCache(url)` reads it.
 
         synthaug.caches.upload("cifar.h5", "s3://bucket/cifar.h5")
@@ -122,7 +123,7 @@ def upload(path: str | os.PathLike[str], url: str) -> None:
         raise CacheError(f"{url} has {size:,} bytes, {path} {os.path.getsize(path):,}. Try again.")
 
 
-def _place(url: str, local_dir: str | os.PathLike[str] | None) -> Path:
+def _place(url: str, local_dir: StrPath | None) -> Path:
     """Where the copy of a URL belongs: copies of equal names do not meet."""
     default = os.environ.get(_HOME) or "~/.cache/synthaug/remote"
     folder = Path(local_dir if local_dir is not None else default).expanduser().absolute()

@@ -40,6 +40,7 @@ from synthaug._cache.stored_rows import AbstractStoredRows, PackedRows, PlainRow
 from synthaug._plan import REQUIRED, Plan, check_values
 from synthaug._support.reading import parse_json
 from synthaug._support.storage import storage_fault
+from synthaug._types import ImageShape
 from synthaug.errors import CacheError, SynthaugError
 
 _ROOT = {"images": "dataset", "labels": "dataset", "state": "dataset", "checksum": "dataset"} | {
@@ -97,7 +98,7 @@ class CacheContents:
     """Of the format."""
     size: int
     """Bytes of the file, which never change."""
-    image_shape: tuple[int, int, int]
+    image_shape: ImageShape
     plan: Plan
     plan_digest: str
     manifest: dict[str, Any]
@@ -385,7 +386,7 @@ def _region(name: str, dataset: h5py.Dataset) -> Region:
 
 def _check_shapes(
     regions: dict[str, Region], version: int, declared: tuple[int, ...] | None
-) -> tuple[int, int, int]:
+) -> ImageShape:
     """The shape of the images, (C, H, W): that of their data set, or the one that is declared."""
     if declared is None:
         shape = regions["images"].shape

@@ -18,7 +18,7 @@ from synthaug._images.leaves import Labeled
 from synthaug._plan import Plan
 from synthaug._printable import amount
 from synthaug._support.names import class_names
-from synthaug._types import JSON, Array, Flags, Indices, Labels, Pixels
+from synthaug._types import JSON, Array, Flags, ImageShape, Indices, Labels, Pixels
 from synthaug.errors import MismatchError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class SyntheticImages(Protocol):
         ...
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W)."""
         ...
 

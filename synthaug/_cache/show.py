@@ -8,14 +8,12 @@ import numpy as np
 from synthaug._cache.format import ChosenRows, State
 from synthaug._pixels import to_pil
 from synthaug._support.html import blocks, data_uri, preformatted, thumbnails
-from synthaug._types import Indices, Pixels
+from synthaug._types import ImageShape, Indices, Pixels
 
 ORDER = (State.DONE, State.PENDING, State.WITHDRAWN)
 
 
-def text(
-    path: Path, image_shape: tuple[int, int, int], num_classes: int, counts: Mapping[State, int]
-) -> str:
+def text(path: Path, image_shape: ImageShape, num_classes: int, counts: Mapping[State, int]) -> str:
     """Describes a cache, with its rows in each state, as torchvision does a data set."""
     c, h, w = image_shape
     lines = [

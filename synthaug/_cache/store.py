@@ -38,7 +38,7 @@ from synthaug._support.arguments import check_whole
 from synthaug._support.differences import described
 from synthaug._support.files import remove_orphans
 from synthaug._support.rows import row_numbers
-from synthaug._types import Bytes, Indices, Pixels
+from synthaug._types import Bytes, Indices, Pixels, StrPath
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
 OutputType = Literal["pil", "pt", "np"]
@@ -85,9 +85,9 @@ class SynthCache(OpenedCache):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: StrPath,
         *,
-        local_dir: str | os.PathLike[str] | None = None,
+        local_dir: StrPath | None = None,
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
         output_type: OutputType = "pil",
@@ -135,7 +135,7 @@ class SynthCache(OpenedCache):
     @classmethod
     def create(
         cls,
-        path: str | os.PathLike[str],
+        path: StrPath,
         plan: Plan,
         *,
         image_shape: Sequence[int],
@@ -176,7 +176,7 @@ class SynthCache(OpenedCache):
     @classmethod
     def open_for_writing(
         cls,
-        path: str | os.PathLike[str],
+        path: StrPath,
         plan: Plan,
         *,
         image_shape: Sequence[int],

@@ -7,7 +7,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 
 from synthaug._plan import Plan, canonical_json
 from synthaug._support.precision import Resolved, recorded_precision
-from synthaug._types import JSON, Images
+from synthaug._types import JSON, Images, ImageShape
 
 logger = logging.getLogger("synthaug")
 
@@ -31,7 +31,7 @@ class Declared:
 
     classes: tuple[str, ...] | None
     """Names of the classes that it draws."""
-    image_shape: tuple[int, int, int] | None
+    image_shape: ImageShape | None
     """(C, H, W)."""
     trained_on: Mapping[str, JSON] | None
     """The real images that it learned from."""

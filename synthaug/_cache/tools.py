@@ -25,7 +25,7 @@ from synthaug._plan import Plan
 from synthaug._support.differences import described
 from synthaug._support.progress import bar
 from synthaug._support.stopping import kept_at_stop
-from synthaug._types import Indices, Unsigned
+from synthaug._types import Indices, StrPath, Unsigned
 from synthaug.errors import CacheError, CachePendingError, MismatchError
 
 _OWN = ("classes", "settings", "synthetic", "value_range", "command")
@@ -34,13 +34,12 @@ _SORTED = 2**23
 """Seeds that are sorted at once to find equal ones."""
 _SPREADING = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: upper bits vary
 
-PathLike = str | os.PathLike[str]
 
 logger = logging.getLogger("synthaug")
 
 
 def merge_rows(
-    paths: Sequence[PathLike], out: PathLike, *, encoding: str | None = None, progress: bool = False
+    paths: Sequence[StrPath], out: StrPath, *, encoding: str | None = None, progress: bool = False
 ) -> SynthCache:
     """Copies the rows of several caches into one; `synthaug.caches.merge` says how."""
     if not paths:
@@ -197,11 +196,11 @@ def _copy_done(cache: SynthCache, merged: SynthCache, rows: Indices, start: int)
 
 def import_images(
     source: Any,
-    out: PathLike,
+    out: StrPath,
     *,
     name: str = "unknown",
     license: dict[str, str | None] | None = None,
-    forgotten: Iterable[PathLike] = (),
+    forgotten: Iterable[StrPath] = (),
     encoding: str | None = None,
     command: str | None = None,
     progress: bool = False,
@@ -269,7 +268,7 @@ def import_images(
     return cache
 
 
-def _copied(path: str | os.PathLike[str]) -> str:
+def _copied(path: StrPath) -> str:
     """Says how many images an unfinished cache holds; "" if it holds none."""
     done = SynthCache(path).done if os.path.exists(path) else np.zeros(0, bool)
     return f"{done.sum():,} of {len(done):,} images are in {path}." if done.any() else ""

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from synthaug._support.reading import check_replaceable, open_regular
-from synthaug._types import Array
+from synthaug._types import Array, StrPath
 from synthaug.errors import DataError
 
 _COLUMNS = ["run", "epoch", "worker", "batch", "index", "row"]
@@ -25,7 +25,7 @@ class ServedLog:
     is held in memory or kept open.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: StrPath) -> None:
         self.path = Path(path).absolute()
         self._run = self._start()
         self._counted = (-1, -1, 0)  # process, epoch, batches of it so far
@@ -65,7 +65,7 @@ class ServedLog:
             raise DataError(f"Cannot write the log {self.path}: {error.strerror}.") from error
 
 
-def read_log(path: str | os.PathLike[str]) -> Array:
+def read_log(path: StrPath) -> Array:
     """Reads a log that `MixedDataset.log_served` wrote.
 
         log = synthaug.mixing.read_log("served.csv")

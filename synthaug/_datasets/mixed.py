@@ -1,6 +1,5 @@
 """Real and synthetic images in one data set."""
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from synthaug._datasets.fractions import Balance, Filled, Share, Shares, checked
 from synthaug._datasets.items import ItemFormat
 from synthaug._datasets.labels import ItemLabels
 from synthaug._datasets.log import ServedLog
-from synthaug._datasets.opening import StrPath, open_cache, open_report
+from synthaug._datasets.opening import open_cache, open_report
 from synthaug._datasets.real import RealItems
 from synthaug._datasets.show import notebook
 from synthaug._images.calls import apply
@@ -27,7 +26,7 @@ from synthaug._images.source import ImageSource, items_of
 from synthaug._noise import checked_seed
 from synthaug._support.arguments import check_whole
 from synthaug._support.rows import row_number, row_numbers, rows_by_class
-from synthaug._types import JSON, Doubles, Indices, Labels, Pixels
+from synthaug._types import JSON, Doubles, Indices, Labels, Pixels, StrPath
 from synthaug.errors import MismatchError
 
 
@@ -251,7 +250,7 @@ class MixedDataset(AbstractEpochDataset):
         facts = self.synthetic.provenance(row) if isinstance(self.synthetic, Traced) else {}
         return {"synthetic": True, "row": row, **facts}
 
-    def log_served(self, path: str | os.PathLike[str] | None) -> None:
+    def log_served(self, path: StrPath | None) -> None:
         """Writes a line to a file for every item that is loaded from now on, also by workers.
 
         `mixing.read_log` reads it. What a loader loads ahead and does not use is in it too. Call it

@@ -6,7 +6,6 @@ row. *When* they are drawn is left to a thread, and changes neither.
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +27,7 @@ from synthaug._pixels import to_pil
 from synthaug._plan import Plan
 from synthaug._support.arguments import check_choice, check_whole
 from synthaug._support.rows import row_numbers
-from synthaug._types import JSON, Flags, Indices, Labels, Pixels
+from synthaug._types import JSON, Flags, ImageShape, Indices, Labels, Pixels, StrPath
 from synthaug.errors import CachePendingError, MismatchError
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
         reuse: int = 1,
         batch_size: int = 64,
         background: bool = True,
-        cache: str | os.PathLike[str] | SynthCache | None = None,
+        cache: StrPath | SynthCache | None = None,
         seed: int = 0,
         transform: Transform | None = None,
         target_transform: Transform | None = None,
@@ -209,7 +208,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
         return torch.stack(images)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W). If the synthesizer does not say, its first image does, which is drawn."""
         shape = Declared.by(self.synthesizer).image_shape
         if shape is None and self.cache is not None:
@@ -280,7 +279,7 @@ class OnTheFlyDataset(AbstractEpochDataset):
         return facts
 
 
-def _opened(synthesizer: Any, plan: Plan, cache: str | os.PathLike[str] | SynthCache) -> SynthCache:
+def _opened(synthesizer: Any, plan: Plan, cache: StrPath | SynthCache) -> SynthCache:
     path = cache.path if isinstance(cache, SynthCache) else Path(cache)
     if not path.exists():
         open_cache(synthesizer, plan, path)

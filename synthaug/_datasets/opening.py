@@ -8,16 +8,15 @@ and shared by all that hold it now.
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
 from synthaug._cache import SynthCache
 from synthaug._support.arguments import check_type
+from synthaug._types import StrPath
 
 # Other modules are imported where they are needed: who gives an object needs none of them.
 
-StrPath: TypeAlias = str | os.PathLike[str]
-"""A path, as `open` takes it."""
 
 _opened: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 

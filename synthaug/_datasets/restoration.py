@@ -13,7 +13,7 @@ from synthaug._noise import randn, streams
 from synthaug._pixels import to_images, to_pixels
 from synthaug._support.arguments import check_type
 from synthaug._support.devices import sent
-from synthaug._types import Images
+from synthaug._types import Images, ImageShape
 from synthaug.samplers import denoised_estimate
 from synthaug.synthesizers import ClassConditional
 
@@ -23,7 +23,7 @@ class ColdRestorer(Protocol):
     """Interface of `ColdDiffusion` for the transforms."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W)."""
         ...
 
@@ -64,7 +64,7 @@ class OneStep:
         self._prediction_type = str(scheduler.config.prediction_type)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W)."""
         return self._model.image_shape
 

@@ -10,6 +10,7 @@ import numpy as np
 from synthaug._cache.format import data_sets
 from synthaug._plan import REQUIRED, Plan, bytes_text, time_text
 from synthaug._support.arguments import check_positive
+from synthaug._types import ImageShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Cost:
 
 def estimate_cost(
     images: int,
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
     *,
     evaluations_per_image: float = 1,
     evaluations_per_second: float | None = None,

@@ -29,7 +29,7 @@ from synthaug._cache.tools import copy_rows
 from synthaug._generate.draw import fill
 from synthaug._plan import canonical_json
 from synthaug._support.locks import claimed, owner_of
-from synthaug._types import Indices
+from synthaug._types import ImageShape, Indices
 from synthaug.errors import CacheError, MismatchError
 
 logger = logging.getLogger("synthaug")
@@ -132,7 +132,7 @@ def draw_part(
     batch_size: int,
     seconds: float = math.inf,
     drawn: Callable[[int], object] = lambda count: None,
-) -> tuple[int, int, int]:
+) -> ImageShape:
     """Draws those of `rows` that are pending into the file of a part; arguments as in `fill`.
 
     Returns:

@@ -24,6 +24,7 @@ from synthaug._support.arguments import check_choice, check_whole
 from synthaug._support.precision import recorded_precision
 from synthaug._support.progress import bar
 from synthaug._support.stopping import kept_at_stop
+from synthaug._types import StrPath
 from synthaug.errors import CacheError, MismatchError
 
 logger = logging.getLogger("synthaug")
@@ -35,7 +36,7 @@ _TRIED = 1000
 def generate(
     synthesizer: Synthesizer,
     plan: Plan,
-    path: str | os.PathLike[str],
+    path: StrPath,
     *,
     batch_size: int = 64,
     engine: Literal["local", "torchrun", "ray"] | RayEngine = "local",
@@ -134,14 +135,14 @@ def generate(
         return cache
 
 
-def _try_rows(synthesizer: Synthesizer, plan: Plan, path: str | os.PathLike[str]) -> None:
+def _try_rows(synthesizer: Synthesizer, plan: Plan, path: StrPath) -> None:
     """Tries some rows of a job that is about to begin, if the synthesizer draws by foreign code."""
     check = Declared.by(synthesizer).check_rows
     if check is not None and len(plan) and not os.path.exists(path):
         check(plan[:_TRIED])
 
 
-def _drawn_rows(path: str | os.PathLike[str], rows: int) -> str:
+def _drawn_rows(path: StrPath, rows: int) -> str:
     """Says how many rows of the job are drawn; "" if none are."""
     if not os.path.exists(path):
         return ""
@@ -161,9 +162,7 @@ def _share(engine: Any, shard: str | None) -> Share | None:
     return None if shard is None else Share.parse(shard)
 
 
-def as_begun(
-    synthesizer: Synthesizer, plan: Plan, path: str | os.PathLike[str]
-) -> tuple[Synthesizer, Plan]:
+def as_begun(synthesizer: Synthesizer, plan: Plan, path: StrPath) -> tuple[Synthesizer, Plan]:
     """The synthesizer and its plan in the precision of the cache at `path`, if there is one.
 
     This changes what `from_pretrained` chose for the device (`dtype="auto"`), and nothing else.
@@ -191,7 +190,7 @@ def as_begun(
 def open_cache(
     synthesizer: Synthesizer,
     plan: Plan,
-    path: str | os.PathLike[str],
+    path: StrPath,
     *,
     source: Any = None,
     license: dict[str, str | None] | None = None,

@@ -14,6 +14,7 @@ from synthaug._images.stores import Files, Problem, open_image, orientation, unr
 from synthaug._printable import amount
 from synthaug._support.names import class_name
 from synthaug._support.progress import bar
+from synthaug._types import ImageShape
 from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
@@ -159,9 +160,7 @@ def _is_leftover(name: str) -> bool:
     return name.startswith(".") or name in LEFTOVERS
 
 
-def _check_headers(
-    paths: Sequence[str], asked: ImageRequest
-) -> tuple[list[int], tuple[int, int, int]]:
+def _check_headers(paths: Sequence[str], asked: ImageRequest) -> tuple[list[int], ImageShape]:
     """Opens every file without decoding it.
 
     Returns:

@@ -25,7 +25,7 @@ from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_distinct, check_type, check_whole
 from synthaug._support.names import class_names
 from synthaug._support.rows import row_numbers
-from synthaug._types import Labels, Pixels
+from synthaug._types import ImageShape, Labels, Pixels, StrPath
 from synthaug.errors import DataError
 
 
@@ -86,7 +86,7 @@ class LabeledImages(AbstractLabeledDataset):
         """What was wrong with each file that `load_dataset(skip_bad=True)` left out."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W) of every image."""
         return self._store.shape
 
@@ -156,12 +156,12 @@ class LabeledImages(AbstractLabeledDataset):
 
 
 def load_dataset(
-    spec: str | os.PathLike[str],
+    spec: StrPath,
     *,
     split: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: ImageShape | None = None,
     classes: Sequence[str] | None = None,
     transform: Callable[[Any], Any] | None = None,
     target_transform: Callable[[Any], Any] | None = None,
@@ -254,7 +254,7 @@ def load_dataset(
 
 
 def _checked_shape(
-    image_size: int | None, channels: int | None, image_shape: tuple[int, int, int] | None
+    image_size: int | None, channels: int | None, image_shape: ImageShape | None
 ) -> tuple[tuple[int, int] | None, int | None]:
     """The size (H, W) and the number of channels that images are brought to, if any."""
     size = None if image_size is None else (image_size, image_size)

@@ -36,7 +36,7 @@ from synthaug._images.untransformed import without_transforms
 from synthaug._images.wrappers import flattened, only_selects
 from synthaug._pixels import digest
 from synthaug._support.rows import row_numbers, rows_by_class, whole_numbers
-from synthaug._types import JSON, Array, Flags, Indices, Labels, Pixels, Unsigned
+from synthaug._types import JSON, Array, Flags, ImageShape, Indices, Labels, Pixels, Unsigned
 from synthaug.errors import DataError, MismatchError
 
 _BLOCK = 1024
@@ -214,7 +214,7 @@ class ImageSource:
     # Pixels
 
     @cached_property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W) of the images, that of the first one if the data set does not say.
 
         Raises:

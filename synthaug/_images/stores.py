@@ -26,7 +26,7 @@ from synthaug._printable import printable_line
 from synthaug._support.progress import bar
 from synthaug._support.reading import open_regular
 from synthaug._support.torch_state import lasting_tensors
-from synthaug._types import Bytes, Integers
+from synthaug._types import Bytes, ImageShape, Integers
 from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ Problem = DataError | MismatchError
 class Store(Protocol):
     """Where pixels come from: equal shapes, any order."""
 
-    shape: tuple[int, int, int]
+    shape: ImageShape
 
     def read(self, rows: Integers) -> Bytes:
         """uint8 (len(rows), C, H, W)."""
@@ -229,7 +229,7 @@ class Files:
     """Image files of one shape, decoded when read."""
 
     def __init__(
-        self, paths: Sequence[str], conform: "Conform", shape: tuple[int, int, int], folder: str
+        self, paths: Sequence[str], conform: "Conform", shape: ImageShape, folder: str
     ) -> None:
         self.paths = [os.path.abspath(path) for path in paths]  # whatever the folder is later
         self.folder = os.path.abspath(folder)

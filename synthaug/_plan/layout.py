@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from synthaug._plan.rows import DTYPES, REQUIRED, AbstractRows, Selection, column_dtype, numbers
 from synthaug._plan.text import canonical_json, settings_digest
 from synthaug._support.rows import whole_numbers
-from synthaug._types import Array, Doubles, Indices, Integers, Labels, Unsigned
+from synthaug._types import Array, Doubles, ImageShape, Indices, Integers, Labels, Unsigned
 
 
 def row_seed(base_seed: int, settings: str, source_key: str, variant: int) -> int:
@@ -232,7 +232,7 @@ def seeds_of(
     """The `row_seed` of every row; what neighboring rows share is hashed once."""
     kind, digests = row_digests(columns, sorted({*columns} - {*REQUIRED}), settings)
     names = ("label", "source", "source_key", "variant")
-    begun: dict[tuple[int, int, int], Any] = {}
+    begun: dict[ImageShape, Any] = {}
     hashes = []
     for i, label, source, key, variant in zip(
         kind.tolist(), *(columns[name].tolist() for name in names), strict=True

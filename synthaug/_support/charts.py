@@ -5,7 +5,6 @@ instead of 3 to 7), took some hundred times as long, and its colors stay when th
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import ArrayLike
 
-from synthaug._types import Doubles
+from synthaug._types import Doubles, StrPath
 
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
@@ -165,7 +164,7 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [round(i * step, digits) + 0.0 for i in range(first, last + 1)]
 
 
-def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Any, path: StrPath) -> Path:
     """Writes a figure of Matplotlib, as PNG, SVG or PDF by the name's ending.
 
     Args:

@@ -23,7 +23,7 @@ from synthaug._printable import printable, printable_line, shortened
 from synthaug._support.files import write_text
 from synthaug._support.html import Part, blocks, facts, heading, notebook, page
 from synthaug._support.reading import parse_json, read_text
-from synthaug._types import JSON, Array
+from synthaug._types import JSON, Array, StrPath
 from synthaug.errors import DataError, SynthaugError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Report(ABC):
             raise ImportError("`to_frame` needs pandas. Run `pip install pandas`.") from error
         return DataFrame(dict(self._columns()))
 
-    def to_html(self, path: str | os.PathLike[str], *, shared: bool = False) -> Path:
+    def to_html(self, path: StrPath, *, shared: bool = False) -> Path:
         """Writes one self-contained page that opens from disk, offline.
 
         Args:
@@ -146,7 +146,7 @@ class Report(ABC):
         text = page(self.title, body, style=self.STYLE, script=self.SCRIPT)
         return write_text(path, text, private=self._PRIVATE and not shared)
 
-    def to_json(self, path: str | os.PathLike[str], *, shared: bool = False) -> Path:
+    def to_json(self, path: StrPath, *, shared: bool = False) -> Path:
         """Writes the whole report. The file appears at once or not at all.
 
         Args:
@@ -160,7 +160,7 @@ class Report(ABC):
         return write_text(path, text, private=self._PRIVATE and not shared)
 
     @classmethod
-    def from_json(cls: type[R], path: str | os.PathLike[str]) -> R:
+    def from_json(cls: type[R], path: StrPath) -> R:
         """Reads a report that `to_json` wrote.
 
         Raises:
@@ -203,7 +203,7 @@ class Report(ABC):
         self._summary(), self._pictures(), self._columns(), self.html_sections()
 
     @classmethod
-    def _refused(cls, path: str | os.PathLike[str], problem: str) -> SynthaugError:
+    def _refused(cls, path: StrPath, problem: str) -> SynthaugError:
         told = f"{os.fspath(path)} is not {cls._NOUN} ({shortened(problem)}). {cls._REMEDY}"
         return cls._ERROR(told)
 
@@ -281,9 +281,7 @@ DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 """What decoding raises for a file that somebody changed."""
 
 
-def read_as(
-    kind: Any, path: str | os.PathLike[str], format_and_version: tuple[str, int], limit: int
-) -> Any:
+def read_as(kind: Any, path: StrPath, format_and_version: tuple[str, int], limit: int) -> Any:
     """Reads a dataclass that a file holds beside its format and version; see `decode`.
 
     Raises:

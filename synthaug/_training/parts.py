@@ -21,6 +21,7 @@ from synthaug._support.signatures import unfit_setting
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training import hub
 from synthaug._training.checkpoints import load_tensors, read_json, reading, restore
+from synthaug._types import ImageShape
 from synthaug.denoisers import OWN_PIPELINE
 from synthaug.denoisers._networks import TRANSFORMERS
 from synthaug.errors import CheckpointError
@@ -410,7 +411,7 @@ def _check_prompts(prompts: Sequence[str], tokens: Sequence[Sequence[int]], long
         seen[tuple(row)] = prompt
 
 
-def recorded_shape(record: Mapping[str, Any]) -> tuple[int, int, int] | None:
+def recorded_shape(record: Mapping[str, Any]) -> ImageShape | None:
     """(C, H, W) that a file of ours says; `None` if it does not.
 
     Raises:
@@ -425,7 +426,7 @@ def recorded_shape(record: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return sides
 
 
-def default_shape(network: Any, vae: Any) -> tuple[int, int, int]:
+def default_shape(network: Any, vae: Any) -> ImageShape:
     """(C, H, W) in pixels of what the checkpoint was trained on."""
     size = network.config.get("sample_size", _FLUX_SIZE)
     height, width = (size, size) if isinstance(size, int) else size

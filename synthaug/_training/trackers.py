@@ -12,6 +12,7 @@ import numpy as np
 
 from synthaug._support.arguments import check_choice
 from synthaug._training.training_config import TRACKERS, TrainingConfig
+from synthaug._types import StrPath
 from synthaug.errors import DataError
 
 _PROJECT, _TAG = "synthaug", "synthaug.run"
@@ -81,9 +82,7 @@ def tracking(
 
 
 @contextmanager
-def logging_to(
-    log_with: Any, facts: Mapping[str, Any], folder: str | os.PathLike[str]
-) -> Iterator[Log]:
+def logging_to(log_with: Any, facts: Mapping[str, Any], folder: StrPath) -> Iterator[Log]:
     """A function that sends values to a tracker, for jobs of one process.
 
     Args:

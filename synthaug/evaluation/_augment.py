@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synthaug._support import arguments, devices
-from synthaug._types import Pixels
+from synthaug._types import ImageShape, Pixels
 
 Augment: TypeAlias = Callable[[Tensor], Tensor]
 """Pixels uint8 (n, C, H, W) => pixels uint8 (n, C, H, W), random by torch's global stream."""
@@ -214,7 +214,7 @@ def _uniform(*shape: int) -> Tensor:
     return torch.rand(shape, dtype=torch.float32, device="cpu")
 
 
-def standard_augment(image_shape: tuple[int, int, int], *, horizontal_flip: bool) -> Augment:
+def standard_augment(image_shape: ImageShape, *, horizontal_flip: bool) -> Augment:
     """The usual augmentation for images of shape (C, H, W).
 
     Below 16 pixels a side `AffineAugment()`, else `StandardAugment` with shifts by up to 1/8 of the
@@ -226,9 +226,7 @@ def standard_augment(image_shape: tuple[int, int, int], *, horizontal_flip: bool
     return StandardAugment(padding=round(side / 8), horizontal_flip=horizontal_flip)
 
 
-def named_augment(
-    name: Any, image_shape: tuple[int, int, int], *, horizontal_flip: bool
-) -> Augment:
+def named_augment(name: Any, image_shape: ImageShape, *, horizontal_flip: bool) -> Augment:
     """The augmentation of a name for images of shape (C, H, W).
 
     Raises:

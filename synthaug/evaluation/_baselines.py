@@ -13,7 +13,7 @@ from synthaug._neighbors import search
 from synthaug._noise import counter_rng
 from synthaug._support.arguments import check_positive, check_whole
 from synthaug._support.rows import rows_by_class
-from synthaug._types import Doubles, Indices, Pixels
+from synthaug._types import Doubles, ImageShape, Indices, Pixels
 from synthaug.errors import DataError, MismatchError
 from synthaug.evaluation._comparison import features_of
 from synthaug.features import ExtractionConfig, Extractor
@@ -224,6 +224,6 @@ def _shrinkage(residuals: Doubles) -> tuple[float, float]:
     return min(1.0, (square + trace**2) / ((n + 1) * spread)), trace / d
 
 
-def _pixels(levels: Doubles, image_shape: tuple[int, int, int]) -> Pixels:
+def _pixels(levels: Doubles, image_shape: ImageShape) -> Pixels:
     pixels = torch.from_numpy(levels.round().clip(0, 255).astype(np.uint8))
     return pixels.reshape(-1, *image_shape)

@@ -15,6 +15,7 @@ from synthaug._support.arguments import check_whole
 from synthaug._support.extras import from_extra
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import Builder
+from synthaug._types import ImageShape
 from synthaug.features import known_to_timm
 
 _SMALL_IMAGE = 64
@@ -24,7 +25,7 @@ _NO_PLAIN_LOGITS = ("googlenet", "inception_v3")
 """These return more than logits while they are trained."""
 
 
-def small_cnn(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+def small_cnn(num_classes: int, image_shape: ImageShape) -> nn.Module:
     """A plain network for small images and few labels: pairs of convolutions, then a linear layer.
 
     Stages of 32, 64 and 128 channels have two 3x3 convolutions with batch norm and ReLU each, and
@@ -135,9 +136,7 @@ def classifier_names() -> list[str]:
 
 
 @lasting_tensors()
-def build_classifier(
-    model: str | Builder, num_classes: int, image_shape: tuple[int, int, int]
-) -> nn.Module:
+def build_classifier(model: str | Builder, num_classes: int, image_shape: ImageShape) -> nn.Module:
     """Builds a classifier with fresh weights, drawn from torch's global random stream.
 
     torchvision's models get random weights. Gray images are shown to them as three equal channels.
@@ -178,7 +177,7 @@ def build_classifier(
     return network.train()
 
 
-def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+def _torchvision(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     from torchvision import models
 
     _, height, width = image_shape
@@ -194,7 +193,7 @@ def _torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int])
     return network if image_shape[0] == 3 else nn.Sequential(_GrayToRGB(), network)
 
 
-def _timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+def _timm(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     with from_extra("timm", f"`model` 'timm:{name}' needs timm", "timm"):
         import timm
     if not known_to_timm(name):
@@ -214,9 +213,7 @@ class _GrayToRGB(nn.Module):
 
 
 @torch.no_grad()
-def _check_logits(
-    network: nn.Module, name: str, num_classes: int, image_shape: tuple[int, int, int]
-) -> None:
+def _check_logits(network: nn.Module, name: str, num_classes: int, image_shape: ImageShape) -> None:
     """Shows the network two blank images: a wrong shape is found here and not in the first step."""
     network.eval()  # batch norm must not learn from them
     try:
@@ -231,7 +228,7 @@ def _check_logits(
         )
 
 
-def _misfit(name: str, image_shape: tuple[int, int, int], error: Exception) -> ValueError:
+def _misfit(name: str, image_shape: ImageShape, error: Exception) -> ValueError:
     return ValueError(
         f"`model` {name!r} does not take images of shape {image_shape}: {error} "
         "Choose another one, for example 'small-cnn'."

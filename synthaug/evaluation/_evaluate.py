@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from synthaug._support.progress import bar
 from synthaug._support.report import decode, encode
 from synthaug._training.classifier_config import ClassifierConfig, name_of
 from synthaug._training.loop import own_randomness
-from synthaug._types import JSON
+from synthaug._types import JSON, ImageShape, StrPath
 from synthaug.errors import DataError
 from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._arms import Arm
@@ -66,7 +65,7 @@ def evaluate(
     adversarial: AdversarialConfig | None = None,
     allow_overlap: bool = False,
     class_sizes: tuple[int, int] = (20, 100),
-    output_dir: str | os.PathLike[str] | None = None,
+    output_dir: StrPath | None = None,
     progress: bool = True,
 ) -> EvaluationReport:
     """Trains the same classifier on every arm and tests it on real images.
@@ -185,7 +184,7 @@ class Job:
         return devices.choose_device(self.config.device)
 
     def resumed(
-        self, seeds: Sequence[int], folder: str | os.PathLike[str] | None
+        self, seeds: Sequence[int], folder: StrPath | None
     ) -> tuple["Job", dict[tuple[str, int], Path]]:
         """The job in the precision of finished runs, if it may choose one, and its files."""
         job, files, begun = self, self.files(seeds, folder), None
@@ -340,9 +339,7 @@ class Job:
             ).hexdigest()
         return samples
 
-    def files(
-        self, seeds: Sequence[int], folder: str | os.PathLike[str] | None
-    ) -> dict[tuple[str, int], Path]:
+    def files(self, seeds: Sequence[int], folder: StrPath | None) -> dict[tuple[str, int], Path]:
         """Where the run of every arm and seed is kept; none without a folder.
 
         The name ends with a digest of all that the run depends on. Functions are not known by their
@@ -470,7 +467,7 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     return chosen
 
 
-def _augment_of(arm: Arm, image_shape: tuple[int, int, int], flip: bool) -> Augment | None:
+def _augment_of(arm: Arm, image_shape: ImageShape, flip: bool) -> Augment | None:
     if arm.augment is None or callable(arm.augment):
         return arm.augment
     return named_augment(arm.augment, image_shape, horizontal_flip=flip)

@@ -23,7 +23,7 @@ from synthaug._images.leaves import numbered_classes
 from synthaug._images.source import ImageSource
 from synthaug._plan import canonical_json
 from synthaug._support.devices import sent
-from synthaug._types import JSON, Array, Indices, Integers, Labels, Singles, Unsigned
+from synthaug._types import JSON, Array, ImageShape, Indices, Integers, Labels, Singles, Unsigned
 from synthaug.errors import DataError, MismatchError, SynthaugError
 
 MEMORY_LIMIT = 4 << 30
@@ -34,7 +34,7 @@ MEMORY_LIMIT = 4 << 30
 class Batches:
     """A set of images as a trainer reads it, with labels counted in a given order of classes."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: ImageShape
     """(C, H, W), after the transforms of the data set."""
 
     def __init__(

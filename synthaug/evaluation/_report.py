@@ -1,6 +1,5 @@
 """The report of an evaluation: one record per run, and their comparison."""
 
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from synthaug._support.charts import Line, dot_chart, line_chart, save_figure
 from synthaug._support.html import Part, blocks, heading, table
 from synthaug._support.report import Report, percent, text_table
 from synthaug._training.trackers import logging_to
-from synthaug._types import JSON, Doubles
+from synthaug._types import JSON, Doubles, StrPath
 from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._gains import Difference
 from synthaug.evaluation._runs import Run
@@ -511,7 +510,7 @@ class EvaluationReport(Report):
             rows.append([name, *cells])
         return rows
 
-    def to_tracker(self, log_with: Any, folder: str | os.PathLike[str]) -> None:
+    def to_tracker(self, log_with: Any, folder: StrPath) -> None:
         """Sends the curves of all runs, and their accuracies, to an experiment tracker.
 
             report.to_tracker("tensorboard", "runs/evaluation")
@@ -538,7 +537,7 @@ class EvaluationReport(Report):
             for step in sorted(points):  # trackers take no step before the last one
                 log(points[step], step)
 
-    def plot(self, path: str | os.PathLike[str]) -> Path:
+    def plot(self, path: StrPath) -> Path:
         """Writes a figure, as PNG, SVG or PDF by the name's ending.
 
         Accuracies with mean and spread are to the left, curves to the right.

@@ -7,8 +7,8 @@ from torch.utils.data import Dataset
 
 from synthaug._cache.serving import SyntheticImages, Verdicts
 from synthaug._datasets import MixedDataset as Mixed
-from synthaug._datasets.opening import StrPath
 from synthaug._images.leaves import is_table
+from synthaug._types import StrPath
 
 
 @final

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from synthaug._cache.serving import SyntheticImages, Verdicts
 from synthaug._datasets import MixedDataset, SeededSampler
-from synthaug._datasets.opening import StrPath
+from synthaug._types import StrPath
 
 _HOOKS = (
     "prepare_data",

@@ -1,6 +1,5 @@
 """The report of a sweep: a table, the chosen setting, a plot."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from synthaug._support.arguments import check_some
 from synthaug._support.charts import Line, line_chart, save_figure
 from synthaug._support.html import Part, heading
 from synthaug._support.report import Report, percent
-from synthaug._types import JSON
+from synthaug._types import JSON, StrPath
 from synthaug.evaluation._quality import QualityScores
 from synthaug.sweeps._settings import Setting
 
@@ -228,7 +227,7 @@ class SweepReport(Report):
             curves["CAS in percent"] = (x, [100 * float(np.mean(row.cas or [0])) for row in rows])
         return curves
 
-    def plot(self, path: str | os.PathLike[str]) -> Path:
+    def plot(self, path: StrPath) -> Path:
         """Writes a figure, as PNG, SVG or PDF by the name's ending: quality against cost, guidance.
 
         Args:
