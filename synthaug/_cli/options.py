@@ -7,7 +7,6 @@ from typing import Any, Literal, TypeAlias
 
 from synthaug._cli.declared import defaults
 from synthaug._support.precision import Precision
-from synthaug._types import ImageShape
 
 LOADING = defaults("synthesizers.class_conditional._synthesizer:ClassConditional.from_pretrained")
 Tracker: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
@@ -61,7 +60,7 @@ class FileOptions:
         return load_dataset(spec, skip_bad=self.skip_bad, upright=self.upright, **how)
 
     def shaped(
-        self, spec: str, image_shape: ImageShape, classes: Sequence[str] | None = None
+        self, spec: str, image_shape: tuple[int, int, int], classes: Sequence[str] | None = None
     ) -> Any:
         """A data set, brought to the shape (C, H, W) of what it goes with."""
         return self.opened(spec, image_shape=image_shape, classes=classes)

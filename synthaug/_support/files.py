@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from synthaug._support import system
 from synthaug._support.reading import check_replaceable
-from synthaug._types import StrPath
 
 if TYPE_CHECKING:  # heavy, and nothing that checks the options of a command
     from PIL.Image import Image
@@ -25,7 +24,7 @@ logger = logging.getLogger("synthaug")
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, 524)  # 524 is ENOTSUPP, of NFS
 
 
-def check_folder(path: StrPath) -> None:
+def check_folder(path: str | os.PathLike[str]) -> None:
     """Whether a folder can be written to, or made, before work starts whose results go into it.
 
     Raises:
@@ -51,7 +50,7 @@ def _takes_files(folder: Path) -> bool:
     return True
 
 
-def check_outputs(*paths: StrPath) -> None:
+def check_outputs(*paths: str | os.PathLike[str]) -> None:
     """Whether files can be written, before work starts whose results go into them.
 
     Raises:
@@ -79,7 +78,7 @@ def sync_file(fd: int) -> None:
         _tell_unsynced(error.strerror)
 
 
-def sync_folder(folder: StrPath) -> None:
+def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Makes new names in a folder last through a power failure, where that can be asked for.
 
     The files are there and whole either way, so no failure is an error.
@@ -141,7 +140,7 @@ def remove_orphans(path: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: StrPath, *, private: bool = False) -> Iterator[str]:
+def whole_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[str]:
     """Gives the name of a temporary file, which takes the place of `path` when it is complete.
 
     Until it is whole and on disk, an older file stays. What a kill left behind of an earlier call
@@ -177,7 +176,7 @@ def whole_file(path: StrPath, *, private: bool = False) -> Iterator[str]:
         system.close(lock)
 
 
-def picture_format(path: StrPath) -> str:
+def picture_format(path: str | os.PathLike[str]) -> str:
     """The format of a picture by its name, asked before work starts that ends with the picture.
 
     Raises:
@@ -194,13 +193,13 @@ def picture_format(path: StrPath) -> str:
     return name
 
 
-def write_picture(path: StrPath, picture: "Image") -> None:
+def write_picture(path: str | os.PathLike[str], picture: "Image") -> None:
     """Writes a picture in the format that its name says, whole or not at all."""
     with whole_file(path) as temporary:
         picture.save(temporary, format=picture_format(path))
 
 
-def write_text(path: StrPath, text: str, *, private: bool = False) -> Path:
+def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> Path:
     """Writes a text file: until it is whole and on disk, an older one stays.
 
     Args:

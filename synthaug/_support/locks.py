@@ -13,7 +13,6 @@ from typing import Any
 
 from synthaug._support import system
 from synthaug._support.reading import parse_json, read_text
-from synthaug._types import StrPath
 
 logger = logging.getLogger("synthaug")
 
@@ -22,7 +21,9 @@ _NO_LOCK = -1
 
 
 @contextmanager
-def claimed(path: StrPath, *, shared: bool = False, patience: float = 0.0) -> Iterator[bool]:
+def claimed(
+    path: str | os.PathLike[str], *, shared: bool = False, patience: float = 0.0
+) -> Iterator[bool]:
     """Whether nobody else has a claim on `path`; then we hold it while the block runs.
 
     A claim is a lock of the system (`flock`) on the file PATH.lock. It ends with its process,
@@ -51,7 +52,7 @@ def claimed(path: StrPath, *, shared: bool = False, patience: float = 0.0) -> It
         _give_back(lock, fd)
 
 
-def owner_of(path: StrPath) -> str:
+def owner_of(path: str | os.PathLike[str]) -> str:
     """Who has the claim on `path`: "process 123 on node7, since 2026-11-30 09:41:03 UTC"."""
     note = _note(_lock_of(path))
     if note is None:
@@ -62,7 +63,7 @@ def owner_of(path: StrPath) -> str:
     return f"{text} (if that host is gone, delete {_lock_of(path)})"
 
 
-def _lock_of(path: StrPath) -> Path:
+def _lock_of(path: str | os.PathLike[str]) -> Path:
     return Path(f"{os.path.realpath(path)}.lock")
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from synthaug._support import system
-from synthaug._types import StrPath
 
 MAX_JSON = 2**28
 """Bytes of a JSON file that is a record or a config."""
@@ -30,7 +29,7 @@ _KINDS = {
 }
 
 
-def check_regular(path: StrPath) -> None:
+def check_regular(path: str | os.PathLike[str]) -> None:
     """Looks at a name before a library opens it.
 
     Raises:
@@ -39,7 +38,7 @@ def check_regular(path: StrPath) -> None:
     _refuse_others(path, os.stat(path))
 
 
-def check_regular_below(folder: StrPath) -> None:
+def check_regular_below(folder: str | os.PathLike[str]) -> None:
     """Looks at all that lies in a folder, and in those in it, before a library opens some of it.
 
     Raises:
@@ -51,7 +50,7 @@ def check_regular_below(folder: StrPath) -> None:
 
 
 @contextmanager
-def open_regular(path: StrPath) -> Iterator[BinaryIO]:
+def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file to read its bytes, and nothing that only looks like one.
 
     Raises:
@@ -67,7 +66,7 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | system.NO_WAIT)
 
 
-def check_replaceable(path: StrPath) -> None:
+def check_replaceable(path: str | os.PathLike[str]) -> None:
     """Looks at a name before work starts whose result takes its place: a device would be lost.
 
     Raises:
@@ -79,7 +78,7 @@ def check_replaceable(path: StrPath) -> None:
     raise ValueError(f"{os.fspath(path)} is {kind}, expected the name of a file to write.")
 
 
-def read_text(path: StrPath, limit: int = MAX_JSON) -> str:
+def read_text(path: str | os.PathLike[str], limit: int = MAX_JSON) -> str:
     """Reads a text file in UTF-8.
 
     Args:
@@ -130,7 +129,7 @@ def _inside(value: Any) -> Iterable[Any]:
     return [inner for inner in value if isinstance(inner, list | dict)]
 
 
-def _refuse_others(path: StrPath, info: os.stat_result) -> None:
+def _refuse_others(path: str | os.PathLike[str], info: os.stat_result) -> None:
     kind = stat.S_IFMT(info.st_mode)
     if kind == stat.S_IFDIR:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))

@@ -6,9 +6,8 @@ from typing import Any
 
 from synthaug._support import arguments
 from synthaug._support.precision import Precision, check_precision
-from synthaug._types import ImageShape
 
-Builder = Callable[[int, ImageShape], Any]
+Builder = Callable[[int, tuple[int, int, int]], Any]
 """(num_classes, image_shape (C, H, W)) => module: images in [-1, 1] => logits."""
 
 
