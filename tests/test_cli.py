@@ -30,6 +30,7 @@ from synthaug._cli import CACHE_COMMANDS, COMMANDS, build_parser, main
 from synthaug._cli import app as _main
 from synthaug._cli.audit import _next as next_step
 from synthaug._cli.call import Call, Result
+from synthaug._cli.options import FileOptions, ImageOptions
 from synthaug._cli.training import METHODS as TRAININGS
 from synthaug._cli.training import _warn_of_few_steps
 from synthaug.errors import CacheError
@@ -258,6 +259,18 @@ def test_generating_again_changes_nothing_and_the_picture_shows_each_class(work,
     opened = SynthCache(cache)
     assert opened.classes == CLASSES
     assert opened.plan.quota.tolist() == [5, 5, 5]
+
+
+def test_caches_are_drawn_into_a_store_and_read_from_it(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(tmp_path))
+    url = "memory://bucket/cli.h5"
+    text = succeed("generate", work / "run", url, "--per-class", 1, *DRAW)
+    sheet = f"cache info {url} --sheet"
+    assert f"Samples: synthaug {sheet} OUT.png" in text
+    succeed(*sheet.split(), tmp_path / "samples.png")
+    assert (tmp_path / "samples.png").exists()
+    assert ImageOptions().synthetic(url, FileOptions()).url == url
+    assert "Give a local path" in run("cache", "merge", "memory://bucket/all.h5", url).err
 
 
 def test_guidance_of_zero_is_a_value_and_not_the_absence_of_one(work):

@@ -11,14 +11,16 @@ from typing import Any
 import boto3
 import fsspec
 import pytest
+from boto3.s3.transfer import TransferConfig
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from synthaug import SynthCache, caches, generate
 from synthaug._cache import remote
-from synthaug.errors import CacheError
-from tests.drawing import Noise, plan_of
+from synthaug._support.files import check_folder, check_outputs
+from synthaug.errors import CacheError, MismatchError
+from tests.drawing import Killed, Noise, fill, plan_of
 
 URL = "memory://bucket/images.h5"
 
@@ -96,6 +98,86 @@ def test_a_cache_in_an_s3_store_is_read_like_the_file(
     finally:
         os.environ["AWS_ENDPOINT_URL"] = server_address
         fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_a_cache_is_drawn_into_a_store(
+    stored: str, local: SynthCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, folder = "memory://bucket/drawn.h5", tmp_path / "copies"
+    with pytest.raises(Killed):
+        fill(Noise(killed_at=5), url, batch_size=2)
+    assert not fsspec.filesystem("memory").exists("/bucket/drawn.h5")
+    (part,) = folder.glob("unfinished-*.h5")
+
+    def gone(self: MemoryFileSystem, *_: Any, **__: Any) -> None:
+        raise PermissionError("403")
+
+    again = Noise()
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "put_file", gone)
+        with pytest.raises(CacheError, match=f"{url} cannot be reached.* safe in {part}. Run the"):
+            fill(again, url)
+    assert len(again.drawn) < len(local)  # what the kill left was not drawn again
+    last = Noise()
+    with monkeypatch.context() as patch:  # a store that keeps something else
+        patch.setattr(MemoryFileSystem, "put_file", lambda self, path, name: self.touch(name))
+        with pytest.raises(CacheError, match=f"does not hold the bytes of .* safe in {part}"):
+            fill(last, url)
+    with pytest.raises(CacheError, match=f"{url} exists already, and is not {part}"):
+        fill(last, url)
+    fsspec.filesystem("memory").rm("/bucket/drawn.h5")
+    cache = fill(last, url)
+    assert (last.drawn, cache.url, part.exists()) == ([], url, False)
+    assert fsspec.filesystem("memory").cat("/bucket/drawn.h5") == local.path.read_bytes()
+
+    # Run again it finds all done, here and on another machine; other plans find it taken.
+    for place in (folder, tmp_path / "elsewhere"):
+        monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(place))
+        assert fill(last, url).done.all()
+        with pytest.raises(MismatchError, match=f"{url} was made for something else"):
+            fill(last, url, plan_of(seed=1))
+    os.replace(cache.path, part)  # as a kill leaves it before the store's answer
+    assert fill(last, url).done.all()
+    assert last.drawn == []
+
+    # Objects are not continued, nor replaced unasked.
+    begun = tmp_path / "begun.h5"
+    with pytest.raises(Killed):
+        fill(Noise(killed_at=5), begun, batch_size=2)
+    with pytest.raises(CacheError, match=f"{url} exists already, and is not {begun}"):
+        caches.upload(begun, url)
+    caches.upload(begun, url, overwrite=True)
+    with pytest.raises(CacheError, match=f"{url} has changed since"):
+        fill(last, url)
+    monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(tmp_path / "third"))
+    with pytest.raises(CacheError, match=f"{url} holds a cache with rows that are still to be"):
+        fill(last, url)
+
+    def asked_to_stop(self: MemoryFileSystem, *_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", asked_to_stop)
+    with pytest.raises(KeyboardInterrupt, match="only the upload is left"):
+        fill(Noise(), "memory://bucket/stopped.h5")
+
+
+def test_what_s3_holds_is_compared_by_its_own_sums(
+    s3: ThreadedMotoServer, local: SynthCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "s3://bucket/drawn.h5"
+    monkeypatch.setattr(S3FileSystem, "open", None)  # nothing is read back
+    assert fill(Noise(), url).read([0]).equal(local.read([0]))
+    with pytest.raises(CacheError, match=r"s3://absent/drawn\.h5 cannot be reached"):
+        fill(Noise(), "s3://absent/drawn.h5")
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(6 * 2**20))
+    monkeypatch.setattr(remote, "_PART", 5 * 2**20)
+    client = boto3.client("s3")
+    parts = TransferConfig(multipart_threshold=1, multipart_chunksize=5 * 2**20, use_threads=False)
+    client.upload_file(str(large), "bucket", "large", Config=parts)
+    tag = client.head_object(Bucket="bucket", Key="large")["ETag"]
+    assert tag.endswith('-2"')
+    assert tag.strip('"') in remote._sums(large)
 
 
 def test_processes_that_come_at_once_fetch_once(
@@ -191,12 +273,22 @@ def test_a_copy_is_not_written_and_urls_are_not_filled(stored: str, tmp_path: Pa
             change()
     with pytest.raises(ValueError, match="would change a copy only"):
         SynthCache(stored, on_corrupt="regenerate", synthesizer=Noise())
-    synthesizer = Noise()
-    with pytest.raises(CacheError, match=r"memory://.* Give a local path"):
-        generate(synthesizer, plan_of(), "memory://bucket/new.h5", progress=False)
-    assert synthesizer.drawn == []
-    with pytest.raises(CacheError, match=r"memory://.* Give a local path"):
-        caches.export(cache, "memory://bucket/out", format="folder")
+    new = "memory://bucket/new.h5"
+    for write in (
+        lambda: caches.export(cache, "memory://bucket/out", format="folder"),
+        lambda: caches.merge([stored], new),
+        lambda: caches.import_images([(cache[0][0], 0)], new),
+        lambda: SynthCache.create(new, plan_of(), image_shape=(1, 2, 2), manifest={}),
+    ):
+        with pytest.raises(CacheError, match=r"memory://.* Give a local path"):
+            write()
+    with pytest.raises(ValueError, match=r"memory://.* Give a local path"):
+        check_outputs("memory://bucket/report.html")
+    with pytest.raises(ValueError, match=r"memory://.* Give a local path"):
+        check_folder("memory://bucket/run")
+    with pytest.raises(ValueError, match="parts of several processes meet in a folder"):
+        generate(Noise(), plan_of(), new, shard="1/2")
+    assert caches.merge([stored], tmp_path / "merged.h5").done.all()
     with pytest.raises(CacheError, match=r"`url` is 'images\.h5', expected one such as"):
         caches.upload(cache.path, "images.h5")
     (tmp_path / "no.h5").write_bytes(b"no cache")

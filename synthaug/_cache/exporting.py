@@ -21,9 +21,8 @@ from PIL import PngImagePlugin
 
 from synthaug._cache.cards import Facts, card, croissant
 from synthaug._cache.credentials import MADE_BY_MODEL, ContentCredentials
-from synthaug._cache.files import Patient, new_file, new_folder
+from synthaug._cache.files import Patient, new_file, new_folder, refuse_remote
 from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5
-from synthaug._cache.remote import refuse_remote
 from synthaug._cache.serving import servable
 from synthaug._cache.store import SynthCache
 from synthaug._cache.stored_rows import data_set_of

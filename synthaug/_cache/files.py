@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from synthaug._support import files, locks, system
+from synthaug._support.reading import check_local
 from synthaug._types import StrPath
 from synthaug.errors import CacheError, MismatchError
 
@@ -24,6 +25,18 @@ def parts_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.parts")
 
 
+def refuse_remote(path: StrPath) -> None:
+    """Refuses a URL where a file is written.
+
+    Raises:
+        CacheError: Naming the URL and the remedy.
+    """
+    try:
+        check_local(path)
+    except ValueError as error:
+        raise CacheError(str(error)) from error
+
+
 @contextmanager
 def filling(path: StrPath, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Makes the block the only job that fills the cache at `path`; readers need no such leave.
@@ -34,8 +47,9 @@ def filling(path: StrPath, *, shared: bool = False, wait: bool = False) -> Itera
         wait: Wait until the job that fills it now has ended.
 
     Raises:
-        CacheError: Another job fills it; says whose it is.
+        CacheError: Another job fills it, and the text says whose it is; or `path` is a URL.
     """
+    refuse_remote(path)
     with locks.claimed(path, shared=shared, patience=math.inf if wait else 0) as mine:
         if not mine:
             raise CacheError(

@@ -8,6 +8,9 @@ import math
 import os
 import re
 import time
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +19,19 @@ from synthaug._support.extras import from_extra
 from synthaug._support.files import whole_file, write_text
 from synthaug._support.locks import claimed
 from synthaug._support.progress import bar
+from synthaug._support.reading import is_remote
 from synthaug._types import StrPath
 from synthaug.errors import CacheError
 
 logger = logging.getLogger("synthaug")
 
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]+://")
 _BLOCK = 8 * 2**20
+_PART = 50 * 2**20
+"""Bytes of the parts in which s3fs uploads."""
 _HOME = "SYNTHAUG_REMOTE_DIR"
+_UNFINISHED = "unfinished-"
 _NAME = 40
 """Characters of an object's name that the name of its copy has."""
-
-
-def is_remote(path: StrPath) -> bool:
-    """Whether a path is a URL of a store, such as "s3://bucket/cifar.h5"."""
-    return isinstance(path, str) and _URL.match(path) is not None
-
-
-def refuse_remote(path: StrPath) -> None:
-    """Refuses a URL where a file is written.
-
-    Raises:
-        CacheError: Naming the URL and the remedy.
-    """
-    if is_remote(path):
-        raise CacheError(
-            f"{path} is a URL, and files are written on a local disk, where a kill loses nothing. "
-            "Give a local path, and put what is finished into the store, a cache with "
-            "`synthaug.caches.upload`."
-        )
 
 
 def fetched(url: str, local_dir: StrPath | None = None) -> Path:
@@ -93,34 +80,155 @@ def fetched(url: str, local_dir: StrPath | None = None) -> Path:
     return path
 
 
-def upload(path: StrPath, url: str) -> None:
+def upload(path: StrPath, url: str, *, overwrite: bool = False) -> None:
     """Copies a cache file into a store, from which `SynthCache(url)` reads it.
 
         synthaug.caches.upload("cifar.h5", "s3://bucket/cifar.h5")
 
-    Fill the cache first: what is written to the file later is not in the store.
+    Fill the cache first: what is written to the file later is not in the store. The object is
+    compared with the file: by the MD5 that the store tells of it, or by reading it back.
 
     Args:
         path: A cache on this machine.
-        url: The new object; one of that name is replaced, by stores in one step.
+        url: The new object. One of that name with the same bytes is left as it is.
+        overwrite: Replace one with other bytes, by stores in one step.
 
     Raises:
         ImportError: The package for this kind of store is not installed.
-        CacheError: `path` is no cache, `url` no URL, or the store does not answer.
+        CacheError: `path` is no cache, `url` no URL; another object is there; the store does not
+            answer, or what it then holds is not the file.
     """
     from synthaug._cache.schema import inspect
 
     inspect(Path(path))
     if not is_remote(url):
         raise CacheError(f"`url` is {url!r}, expected one such as 's3://bucket/cifar.h5'.")
+    _put(Path(path), url, overwrite)
+
+
+def work_file(url: str) -> Path:
+    """Returns the local file in which a cache for a store is drawn.
+
+    Of a cache that the store has already it is the copy. The store is asked first, so that a wrong
+    name is met before the work.
+
+    Raises:
+        CacheError: The store does not answer, or its object is not what was drawn here for it.
+    """
+    copy = _place(url, None)
+    part = copy.with_name(f"{_UNFINISHED}{copy.name}")
     store, name = _store(url)
+    there = _object(store, name, url)
+    if not part.exists():
+        return part if there is None else fetched(url)
+    if there is not None and not _holds(store, name, url, there, part):
+        raise _occupied(url, part)
+    return part
+
+
+def is_copy(path: Path) -> bool:
+    """Whether a `work_file` is the copy of an object, and nothing is left to draw or upload."""
+    return not path.name.startswith(_UNFINISHED)
+
+
+def deliver(part: Path, url: str) -> None:
+    """Uploads what was drawn in `work_file(url)`, which then is the local copy of the object.
+
+    Raises:
+        CacheError: The store did not take it, or holds something else; the file stays.
+    """
+    if is_copy(part):
+        return
     try:
-        store.put_file(os.fspath(path), name)
-        size = _identity(store, name)["size"]
-    except Exception as error:  # each kind of store has errors of its own
-        raise _unreachable(url, error) from error
-    if size != os.path.getsize(path):
-        raise CacheError(f"{url} has {size:,} bytes, {path} {os.path.getsize(path):,}. Try again.")
+        there = _put(part, url, overwrite=False)
+    except (CacheError, KeyboardInterrupt) as error:
+        kept = (
+            f"All images are drawn and safe in {part}. Run the same again: only the upload is left."
+        )
+        if isinstance(error, KeyboardInterrupt):
+            error.args = (kept,)
+            raise
+        raise CacheError(f"{error} {kept}") from error
+    copy = _place(url, None)
+    with claimed(copy, patience=math.inf):
+        _record_path(copy).unlink(missing_ok=True)
+        os.replace(part, copy)
+        _record(copy, url, there)
+    logger.info("%s: uploaded and compared; the local copy is %s", url, copy)
+
+
+def _put(path: Path, url: str, overwrite: bool) -> dict[str, Any]:
+    """Makes an object of a file unless it is there, compares both, and returns its mark."""
+    store, name = _store(url)
+    there = _object(store, name, url)
+    same = there is not None and _holds(store, name, url, there, path)
+    if there is not None and not same and not overwrite:
+        raise _occupied(url, path)
+    if not same:
+        with _asking(url):
+            store.put_file(os.fspath(path), name)
+            there = _identity(store, name)
+        same = _holds(store, name, url, there, path)
+    if there is None or not same:
+        raise CacheError(
+            f"{url} does not hold the bytes of {path} after the upload. Delete that object, and "
+            "make sure that nobody else writes it. Then try again."
+        )
+    return there
+
+
+def _object(store: Any, name: str, url: str) -> dict[str, Any] | None:
+    """Returns the mark of an object; `None` if there is none of that name."""
+    with _asking(url):
+        try:
+            return _identity(store, name)
+        except FileNotFoundError as error:
+            if _is_network_fault(error.__cause__):
+                raise
+            return None
+
+
+def _holds(store: Any, name: str, url: str, there: dict[str, Any], path: Path) -> bool:
+    """Whether an object has the bytes of a file."""
+    if there["size"] != path.stat().st_size:
+        return False
+    with _asking(url):
+        facts = store.info(name)
+    told = {str(facts.get(key)).strip('"') for key in ("ETag", "etag", "md5Hash", "content_md5")}
+    if told & _sums(path):
+        return True
+    # An ETag may be something else than an MD5, so that another one says nothing.
+    with (
+        _asking(url),
+        store.open(name, "rb", block_size=_BLOCK, cache_type="none") as source,
+        path.open("rb") as file,
+    ):
+        while block := file.read(_BLOCK):
+            if source.read(len(block)) != block:
+                return False
+    return True
+
+
+def _sums(path: Path) -> set[str]:
+    """The MD5 of a file as stores tell it, and that of S3 if it came in parts."""
+    whole, parts = hashlib.md5(usedforsecurity=False), []
+    with path.open("rb") as file:
+        while block := file.read(_PART):
+            whole.update(block)
+            parts.append(hashlib.md5(block, usedforsecurity=False).digest())
+    of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+    return {
+        whole.hexdigest(),
+        b64encode(whole.digest()).decode(),
+        f"{of_parts}-{len(parts)}",
+    }
+
+
+def _occupied(url: str, path: Path) -> CacheError:
+    return CacheError(
+        f"{url} exists already, and is not {path}. Nothing was overwritten: choose another name, "
+        "delete that object, or replace it with `synthaug.caches.upload(..., overwrite=True)`."
+    )
 
 
 def _place(url: str, local_dir: StrPath | None) -> Path:
@@ -151,7 +259,10 @@ def _identity(store: Any, name: str) -> dict[str, Any]:
     facts = store.info(name)
     if facts.get("type") == "directory" or facts.get("size") is None:
         raise FileNotFoundError(name)
-    marks = ("ETag", "etag", "md5Hash", "checksum", "oid", "blob_id", "LastModified", "mtime")
+    marks = (
+        *("ETag", "etag", "md5Hash", "checksum", "oid", "blob_id"),
+        *("LastModified", "mtime", "created"),
+    )
     return {
         "size": int(facts["size"]),
         "mark": next((f"{key} {facts[key]}" for key in marks if facts.get(key)), None),
@@ -177,9 +288,7 @@ def _copy(url: str, store: Any, name: str, path: Path, found: dict[str, Any]) ->
                     f"{url} changed while it was copied ({copy.tell():,} of {size:,} bytes). Wait "
                     "until nobody writes it, then try again."
                 )
-        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        record = {"url": url, "object": found, "fetched": when}
-        write_text(_record_path(path), json.dumps(record))
+        _record(path, url, found)
     except CacheError:
         raise
     except OSError as error:
@@ -190,6 +299,13 @@ def _copy(url: str, store: Any, name: str, path: Path, found: dict[str, Any]) ->
     except Exception as error:  # each kind of store has errors of its own
         raise _unreachable(url, error) from error
     logger.info("%s: copied to %s (%s bytes)", url, path, f"{size:,}")
+
+
+def _record(path: Path, url: str, there: dict[str, Any]) -> None:
+    """Notes which version of the object a whole copy is."""
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    record = {"url": url, "object": there, "fetched": when}
+    write_text(_record_path(path), json.dumps(record))
 
 
 def _record_path(path: Path) -> Path:
@@ -215,6 +331,15 @@ def _not_stored(url: str, path: Path, error: OSError, remedy: str = "Choose") ->
     return CacheError(
         f"Cannot copy {url} to {path}: {error.strerror}. {remedy} another folder with `local_dir`."
     )
+
+
+@contextmanager
+def _asking(url: str) -> Iterator[None]:
+    """Names the URL in whatever a store raises; each kind has errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise _unreachable(url, error) from error
 
 
 def _unreachable(url: str, error: Exception) -> CacheError:

@@ -24,10 +24,11 @@ from synthaug._cache.compare import (
 from synthaug._cache.corrupt_rows import Substitutes, corrupt, redrawn
 from synthaug._cache.encoded_rows import Encoded
 from synthaug._cache.encodings import Encoding
+from synthaug._cache.files import refuse_remote
 from synthaug._cache.format import State, blocks, checksums, erased_checksum
 from synthaug._cache.opened import OpenedCache
 from synthaug._cache.readers import Reader, descriptor
-from synthaug._cache.remote import fetched, is_remote, refuse_remote
+from synthaug._cache.remote import fetched
 from synthaug._cache.synthesizer import Synthesizer, as_recorded
 from synthaug._cache.tombstones import rows_from_sources
 from synthaug._cache.verify import verify
@@ -37,6 +38,7 @@ from synthaug._plan import Plan, canonical_json
 from synthaug._support.arguments import check_whole
 from synthaug._support.differences import described
 from synthaug._support.files import remove_orphans
+from synthaug._support.reading import is_remote
 from synthaug._support.rows import row_numbers
 from synthaug._types import Bytes, Indices, Pixels, StrPath
 from synthaug.errors import CacheError, CachePendingError, MismatchError
@@ -467,7 +469,8 @@ class SynthCache(OpenedCache):
         if self.url is not None:
             raise CacheError(
                 f"{self.path} is a copy of {self.url}, and nobody else would see the change. Write "
-                "the original, and put it there again with `synthaug.caches.upload`."
+                "the original, and put it there again with "
+                "`synthaug.caches.upload(..., overwrite=True)`."
             )
         if not self.writable:
             raise CacheError(

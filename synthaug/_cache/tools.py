@@ -14,7 +14,7 @@ import numpy as np
 
 from synthaug._cache.compare import listed, manifest_differences, shape_differences
 from synthaug._cache.encodings import Encoding
-from synthaug._cache.files import filling
+from synthaug._cache.files import filling, refuse_remote
 from synthaug._cache.format import State, blocks
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import content_keys, rows_from_sources
@@ -227,8 +227,10 @@ def import_images(
 
     Raises:
         DataError: `source` cannot be read as labeled images of one shape.
-        CacheError: `out` exists with other images, is filled by another job, or cannot be written.
+        CacheError: `out` exists with other images, is filled by another job, or cannot be written,
+            as a URL cannot.
     """
+    refuse_remote(out)
     images = ImageSource.open(source, "`source`")
     labels, classes = images.labels, images.classes
     if classes is None:

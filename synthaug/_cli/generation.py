@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -533,6 +534,7 @@ def generate(
     Args:
         checkpoint: Directory in diffusers layout, trained by us or not; or hub:OWNER/NAME.
         out: The cache, an HDF5 file. Samples of it are shown in a picture of that name with .png.
+            Or a URL, such as s3://bucket/cifar.h5, into which it is put when it is whole.
         options: The images to draw.
         work: How it is done.
         ray: How to spread over a cluster.
@@ -540,13 +542,18 @@ def generate(
         licenses: For the record.
     """
     from synthaug._cache import State, contact_sheet
+    from synthaug._cache.remote import work_file
     from synthaug._generate import generate as fill
     from synthaug._support.files import check_outputs, picture_format, write_picture
+    from synthaug._support.reading import is_remote
 
-    sheet = str(Path(out).with_suffix(".png"))
-    picture_format(sheet)
-    check_outputs(out, sheet)
-    options = _expanded(_decided(out, options))
+    place = str(work_file(out)) if is_remote(out) else out
+    sheet = str(Path(place).with_suffix(".png")) if place == out else None
+    if sheet is not None:
+        picture_format(sheet)
+        check_outputs(sheet)
+    check_outputs(place)
+    options = _expanded(_decided(place, options))
     engine = ray.engine(work.engine, partial(_load_there, os.getcwd(), checkpoint, options))
     if work.engine == "ray":  # the actors draw: here nothing should take a GPU
         options = replace(options, device="cpu")
@@ -565,7 +572,7 @@ def generate(
         wait=work.wait,
     )
     picture, others = None, (cache.state == State.PENDING).any()
-    if cache.done.any() and not others:  # not if all were withdrawn
+    if sheet is not None and cache.done.any() and not others:  # not if all were withdrawn
         picture = sheet
         write_picture(picture, contact_sheet(cache, columns=8, most_classes=10))
     return Result(
@@ -573,6 +580,7 @@ def generate(
         text=f"{cache}\n{drawn_by}"
         + _started(rows, source)
         + (f"\nSamples: {picture}" if picture else "")
+        + ("" if sheet else f"\nSamples: synthaug cache info {shlex.quote(out)} --sheet OUT.png")
         + (
             "\nThis share is drawn. The last process to end puts all together. Next: run the other "
             "shares, if they do not run yet."

@@ -85,8 +85,9 @@ class ImageOptions:
     def synthetic(self, spec: str, files: FileOptions) -> Any:
         """A cache, which has its own size, or a data set brought to this one."""
         from synthaug._cache import SynthCache
+        from synthaug._support.reading import is_remote
 
-        if ":" in spec:
+        if ":" in spec and not is_remote(spec):
             return self.load(spec, files)
         cache = SynthCache(spec)
         if self.image_size is not None or self.channels is not None:

@@ -59,7 +59,7 @@ def split(
         raise ValueError(f"{out} exists already, and nothing is overwritten. Choose another name.")
     if target.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{out} lies in {where}, where it would be a class. Choose another place.")
-    check_folder(target.parent)
+    check_folder(out)
     real = files.opened(data, image_shape=_COMPARED)
     rows = split_for_audit(real, holdout=test, labels=real.labels, seed=seed)
     sides = dict(zip(("train", "test"), rows, strict=True))

@@ -6,12 +6,13 @@ a job that was killed is simply run again.
 
 import logging
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 from synthaug._cache import State, SynthCache
 from synthaug._cache.encodings import Encoding
 from synthaug._cache.files import filling, parts_folder
-from synthaug._cache.remote import refuse_remote
+from synthaug._cache.remote import deliver, is_copy, work_file
 from synthaug._cache.synthesizer import Declared, Synthesizer, as_recorded
 from synthaug._cluster import RayEngine, Share
 from synthaug._generate.actors import draw_on_ray, pack
@@ -23,6 +24,7 @@ from synthaug._plan import Plan
 from synthaug._support.arguments import check_choice, check_whole
 from synthaug._support.precision import recorded_precision
 from synthaug._support.progress import bar
+from synthaug._support.reading import is_remote
 from synthaug._support.stopping import kept_at_stop
 from synthaug._types import StrPath
 from synthaug.errors import CacheError, MismatchError
@@ -58,6 +60,8 @@ def generate(
         synthesizer: Has `draw(rows)` and `recipe()`.
         plan: One row per image, made for this synthesizer.
         path: The cache, an HDF5 file; created, or continued if it is of the same plan and recipe.
+            Or a URL that fsspec opens ("s3://bucket/cifar.h5"): it is drawn in a local file, put
+            into the store when it is whole, and compared with what the store then holds.
         batch_size: Rows per call of `draw`. Does not change the images. Halved if memory runs out.
         engine: "local" draws in this process. "torchrun" draws the share of this rank, by RANK and
             WORLD_SIZE. "ray", or a `RayEngine` with its settings, spreads the work over the actors
@@ -82,57 +86,104 @@ def generate(
             something that is not images in [-1, 1], or images of a pipeline depend on more than
             their row.
         MismatchError: If the file belongs to another plan or recipe; it is left untouched.
-        CacheError: If the disk cannot hold the file, or another job fills it and `wait` is false.
+        CacheError: If the disk cannot hold the file, or another job fills it and `wait` is false;
+            if a store does not answer, or has another object of that name.
         DivergedError: If an image is not finite. Rows already done stay.
         EngineError: If Ray's actors find no place, cannot load the synthesizer, or die on the same
             row again and again. Rows already done stay.
         ImportError: If `engine` is "ray" and Ray is not installed.
     """
     check_whole(1, batch_size=batch_size)
-    refuse_remote(path)
     if encoding is not None:
         Encoding.parse(encoding)
     share = _share(engine, shard)
     check_plan(synthesizer, plan)
+    place = path if not is_remote(path) else _place_for(str(path), share)
     with (
-        filling(path, shared=share is not None, wait=wait),
-        kept_at_stop(lambda: _drawn_rows(path, len(plan))),
+        filling(place, shared=share is not None, wait=wait),
+        kept_at_stop(lambda: _drawn_rows(place, len(plan))),
     ):
-        synthesizer, plan = as_begun(synthesizer, plan, path)
-        _try_rows(synthesizer, plan, path)
-        if engine == "ray":
-            engine = RayEngine()
-        parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
-        cache = open_cache(
-            synthesizer,
-            plan,
-            path,
-            source=source,
-            license=license,
-            command=command,
-            encoding=encoding,
-        )
-        mend(cache)
-        pending = cache.rows_in(State.PENDING)
-        shape = "x".join(map(str, cache.image_shape))
-        text = f"{len(pending):,} of {len(plan):,} rows to draw, {shape} each"
-        logger.info("%s: %s", path, text)
-        if not len(pending):
-            if parts_folder(cache.path).exists():  # a kill came when all was there, and no sooner
-                assemble(parts_of(cache.path, len(cache)), cache)
-            return cache
-        if isinstance(engine, RayEngine):
-            draw_on_ray(
-                synthesizer, cache, engine, parcel, batch_size=batch_size, progress=progress
+        try:
+            cache = _filled(
+                synthesizer,
+                plan,
+                place,
+                engine=RayEngine() if engine == "ray" else engine,
+                share=share,
+                batch_size=batch_size,
+                progress=progress,
+                record={
+                    "source": source,
+                    "license": license,
+                    "command": command,
+                    "encoding": encoding,
+                },
             )
-        elif share is not None or parts_folder(cache.path).exists():  # others may have begun it
-            share = share or Share(0, 1)
-            draw_share(synthesizer, cache, share, batch_size=batch_size, progress=progress)
-        else:
-            done = len(plan) - len(pending)
-            with bar(len(plan), "generate", "image", initial=done, progress=progress) as shown:
-                fill(synthesizer, cache, pending, batch_size=batch_size, drawn=shown.update)
-        return cache
+        except MismatchError as error:
+            raise MismatchError(str(error).replace(str(place), str(path))) from error
+        if place == path:
+            return cache
+        del cache  # some systems move no file that is mapped
+        deliver(Path(place), str(path))
+    return SynthCache(path)
+
+
+def _place_for(url: str, share: Share | None) -> Path:
+    """The local file to draw what goes into a store.
+
+    Raises:
+        ValueError: Several processes draw, which may be on machines that share no folder.
+        CacheError: The store does not answer, or has something else of that name.
+    """
+    if share is not None:
+        raise ValueError(
+            f"{url} is a URL, and the parts of several processes meet in a folder. Draw to a path "
+            "that all of them see, then use `synthaug.caches.upload`."
+        )
+    place = work_file(url)
+    if is_copy(place) and SynthCache(place).counts()[State.PENDING]:
+        raise CacheError(
+            f"{url} holds a cache with rows that are still to be drawn, and objects of a store are "
+            "not written. Copy it to this machine, continue it by its path, and put it back with "
+            "`synthaug.caches.upload(..., overwrite=True)`."
+        )
+    return place
+
+
+def _filled(
+    synthesizer: Synthesizer,
+    plan: Plan,
+    path: StrPath,
+    *,
+    engine: str | RayEngine,
+    share: Share | None,
+    batch_size: int,
+    progress: bool,
+    record: dict[str, Any],
+) -> SynthCache:
+    """The cache at a local path with all its rows; `record` holds arguments of `open_cache`."""
+    synthesizer, plan = as_begun(synthesizer, plan, path)
+    _try_rows(synthesizer, plan, path)
+    parcel = pack(synthesizer, engine) if isinstance(engine, RayEngine) else b""
+    cache = open_cache(synthesizer, plan, path, **record)
+    mend(cache)
+    pending = cache.rows_in(State.PENDING)
+    shape = "x".join(map(str, cache.image_shape))
+    text = f"{len(pending):,} of {len(plan):,} rows to draw, {shape} each"
+    logger.info("%s: %s", path, text)
+    if not len(pending):
+        if parts_folder(cache.path).exists():  # a kill came when all was there, and no sooner
+            assemble(parts_of(cache.path, len(cache)), cache)
+    elif isinstance(engine, RayEngine):
+        draw_on_ray(synthesizer, cache, engine, parcel, batch_size=batch_size, progress=progress)
+    elif share is not None or parts_folder(cache.path).exists():  # others may have begun it
+        share = share or Share(0, 1)
+        draw_share(synthesizer, cache, share, batch_size=batch_size, progress=progress)
+    else:
+        done = len(plan) - len(pending)
+        with bar(len(plan), "generate", "image", initial=done, progress=progress) as shown:
+            fill(synthesizer, cache, pending, batch_size=batch_size, drawn=shown.update)
+    return cache
 
 
 def _try_rows(synthesizer: Synthesizer, plan: Plan, path: StrPath) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthaug._support import system
-from synthaug._support.reading import check_replaceable
+from synthaug._support.reading import check_local, check_replaceable
 
 if TYPE_CHECKING:  # heavy, and nothing that checks the options of a command
     from PIL.Image import Image
@@ -28,8 +28,10 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     """Whether a folder can be written to, or made, before work starts whose results go into it.
 
     Raises:
-        ValueError: It, or a folder that it would lie in, is a file, or cannot be written to.
+        ValueError: It is a URL; or it, or a folder that it would lie in, is a file, or cannot be
+            written to.
     """
+    check_local(path)
     path = Path(path)
     place = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not place.is_dir():
@@ -54,14 +56,14 @@ def check_outputs(*paths: str | os.PathLike[str]) -> None:
     """Whether files can be written, before work starts whose results go into them.
 
     Raises:
-        ValueError: One of them is a folder, a pipe or a device, or lies where nothing can be
-            written.
+        ValueError: One of them is a URL, a folder, a pipe or a device, or lies where nothing can
+            be written.
     """
-    for path in map(Path, paths):
-        if path.is_dir():
+    for path in paths:
+        if os.path.isdir(path):
             raise ValueError(f"{path} is a folder, expected a file to write. Choose another name.")
         check_replaceable(path)
-        check_folder(path.parent)
+        check_folder(Path(path).parent)
 
 
 def sync_file(fd: int) -> None:

@@ -8,6 +8,7 @@ All of it is an `OSError` or a `ValueError` here, to which callers add what the 
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ MAX_JSON = 2**28
 MAX_DEPTH = 100
 """Levels of lists and objects in JSON. Ours has at most ten."""
 
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]+://")
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -66,12 +68,32 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | system.NO_WAIT)
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URL of a store, such as "s3://bucket/cifar.h5"."""
+    return isinstance(path, str) and _URL.match(path) is not None
+
+
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Looks at a name before something is written that no store takes from us.
+
+    Raises:
+        ValueError: It is a URL; the text has the remedy.
+    """
+    if is_remote(path):
+        raise ValueError(
+            f"{path} is a URL, and this is written on a local disk, where a kill loses nothing. "
+            "Give a local path, and put what is finished into the store, a cache with "
+            "`synthaug.caches.upload`."
+        )
+
+
 def check_replaceable(path: str | os.PathLike[str]) -> None:
     """Looks at a name before work starts whose result takes its place: a device would be lost.
 
     Raises:
-        ValueError: It is there, and is a folder, a pipe, a device or a socket.
+        ValueError: It is a URL; or it is there, and is a folder, a pipe, a device or a socket.
     """
+    check_local(path)
     if not os.path.exists(path) or os.path.isfile(path):
         return
     kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "a folder")

@@ -155,7 +155,7 @@ def train(
         CheckpointError: If it holds damaged ones only, or one cannot be written. The last one
             stays.
     """
-    check_folder(Path(output_dir))
+    check_folder(output_dir)
     with kept_at_stop(lambda: saved_progress(Path(output_dir))):
         return _train(task, config, Path(output_dir), progress=progress)
 

@@ -92,7 +92,7 @@ def improve(
     """
     config = config or ImproveConfig()
     folder = Path(output_dir)
-    check_folder(folder)
+    check_folder(output_dir)
     search = Search.open(train, validation, test, recipes, fit, config, folder, progress)
     report = search.planned() if dry_run else search.run()
     report.to_json(folder / "improve.json")
