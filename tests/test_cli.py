@@ -517,6 +517,22 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
     assert "it is read-only" in fail(2, "generate", "checkpoint", locked / "c.h5")
 
 
+def test_a_split_tells_of_names_that_other_systems_do_not_take(tmp_path, monkeypatch):
+    rng, names = np.random.default_rng(0), ("cat/1.png", "Cat/1.png", "aux/2.png")
+    for name in names:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "photos" / name)
+    line = ("split", f"folder:{tmp_path / 'photos'}", tmp_path / "parts")
+    outcome = run(*line)
+    assert "3 of 3 files cannot be copied to every system" in outcome.err
+    assert "Rename them if the folders will travel" in outcome.err
+    shutil.rmtree(tmp_path / "parts")
+    # A disk that takes both names for one file.
+    monkeypatch.setattr(os.path, "lexists", lambda path: str(path).endswith("1.png"))
+    assert "and another file have one name where" in fail(2, *line)
+    assert not (tmp_path / "parts").exists()
+
+
 def test_a_split_names_classes_that_cannot_be_tested_and_what_follows(tmp_path):
     rng = np.random.default_rng(0)
     for name, count in (("many", 8), ("one", 1)):

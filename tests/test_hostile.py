@@ -471,7 +471,12 @@ NAMES = {
     "": "on every system",
     "a\x1b": "on every system",
     "a\nb": "on every system",
+    "a/b": "on every system: it has a slash",
+    "what?": "on every system: .* characters that some systems refuse",
+    "conout$": "Windows keeps 'conout\\$' for a device",
+    "LPT\u00b9.png": "Windows keeps .* for a device",
     "x" * 256: "256 bytes",
+    "x" * 190: "the path has 209 characters",
 }
 
 

@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import tarfile
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -28,7 +27,8 @@ from synthaug._cache.store import SynthCache
 from synthaug._cache.stored_rows import data_set_of
 from synthaug._cache.synthesizer import texts_of
 from synthaug._pixels import to_pil
-from synthaug._printable import printable_line
+from synthaug._printable import shortened
+from synthaug._support.names import one_for_all_systems, path_fault
 from synthaug._support.progress import bar
 from synthaug._support.rows import row_numbers
 from synthaug._types import Array, Indices, StrPath
@@ -57,11 +57,6 @@ _XMP = (
 
 _OWN_FILES = ("croissant.json", "manifest.json", "provenance.jsonl")
 """What an export writes beside the class folders."""
-_RESERVED = {"con", "prn", "aux", "nul"} | {
-    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
-}
-"""Names that Windows keeps for devices, whatever follows after a dot."""
-_LONGEST_NAME = 255  # bytes, of most file systems
 
 logger = logging.getLogger("synthaug")
 
@@ -194,31 +189,21 @@ def _check_folder_names(classes: tuple[str, ...]) -> None:
         ValueError: Naming the class, and a form that has no class folders.
     """
     remedy = "Export as 'webdataset' or 'hdf5'."
-    taken = {_one_for_all_systems(name): f"{name}, a file of the export" for name in _OWN_FILES}
+    taken = {one_for_all_systems(name): f"{name}, a file of the export" for name in _OWN_FILES}
     for name in classes:
-        folded = _one_for_all_systems(name)
-        fits = name == printable_line(name) and not any(c in name for c in '/\\:*?"<>|')
-        reserved = folded.partition(".")[0].rstrip() in _RESERVED
-        if not fits or name[:1] in ("", ".", " ") or name[-1:] in (".", " ") or reserved:
+        inner = path_fault(f"train/{name}/00000000.png")
+        if fault := "it has a slash" if "/" in name else inner:
             raise ValueError(
-                f"Class {name!r} cannot be the name of a folder on every system. {remedy}"
+                f"Class {shortened(name)!r} cannot be the name of a folder on every system: "
+                f"{fault}. {remedy}"
             )
-        if len(name.encode()) > _LONGEST_NAME:
-            raise ValueError(
-                f"Class {name[:40] + '...'!r} has {len(name.encode()):,} bytes, more than the "
-                f"{_LONGEST_NAME} of a folder's name. {remedy}"
-            )
+        folded = one_for_all_systems(name)
         if folded in taken:
             raise ValueError(
                 f"Class {name!r} and {taken[folded]} would be one folder on systems that do not "
                 f"tell upper from lower case. {remedy}"
             )
         taken[folded] = f"class {name!r}"
-
-
-def _one_for_all_systems(name: str) -> str:
-    """The same for all names that some file system takes for one."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _png(image: Any) -> bytes:

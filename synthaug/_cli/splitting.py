@@ -3,6 +3,8 @@
 import os
 import shlex
 import shutil
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,11 +70,17 @@ def split(
             for file in map(real.paths.__getitem__, chosen.tolist()):
                 place = folder / side / Path(file).relative_to(root)
                 place.parent.mkdir(parents=True, exist_ok=True)
+                if os.path.lexists(place):
+                    raise ValueError(
+                        f"{file} and another file have one name where {out} lies, where upper and "
+                        "lower case are one. Nothing was written: rename one of them."
+                    )
                 if link:
                     place.symlink_to(file)
                 else:
                     shutil.copy2(file, place)
                 shown.update(1)
+    _warn_of_names([str(Path(file).relative_to(root).as_posix()) for file in real.paths])
     counts = [np.bincount(real.labels[rows], minlength=len(real.classes)) for rows in rows]
     classes = dict(zip(real.classes, np.stack(counts, 1).tolist(), strict=True))
     lines = [
@@ -84,6 +92,25 @@ def split(
     lines.append(f"Next: synthaug train {trained}")
     record = {**{side: str(Path(out) / side) for side in sides}, "classes": classes}
     return Result(record=record, text="\n".join(lines))
+
+
+def _warn_of_names(paths: Sequence[str]) -> None:
+    """Warns of files that another system cannot hold under the names that they have here."""
+    from synthaug._support.names import one_for_all_systems, path_fault
+
+    folded = Counter(map(one_for_all_systems, paths))
+    same = "another differs in upper and lower case alone"
+    faults = {
+        path: path_fault(f"train/{path}") or same * (folded[one_for_all_systems(path)] > 1)
+        for path in paths
+    }
+    odd = [path for path, fault in faults.items() if fault]
+    if odd:
+        warnings.warn(
+            f"{len(odd):,} of {len(paths):,} files cannot be copied to every system, the first is "
+            f"{odd[0]!r}: {faults[odd[0]]}. Rename them if the folders will travel.",
+            stacklevel=2,
+        )
 
 
 def _untested(classes: Sequence[str]) -> list[str]:

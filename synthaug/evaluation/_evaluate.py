@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from synthaug._plan import settings_digest
 from synthaug._printable import printable_line
 from synthaug._support import arguments, devices, reading, stopping, torch_state
 from synthaug._support.files import check_folder, write_text
+from synthaug._support.names import file_stem
 from synthaug._support.precision import Resolved, fastest_precision, resolve_precision
 from synthaug._support.progress import bar
 from synthaug._support.report import decode, encode
@@ -361,7 +361,7 @@ class Job:
             for seed in seeds:
                 run = {"arm": data, "seed": seed, "network": weights[seed]}
                 key = settings_digest({**shared, **run})
-                files[arm, seed] = Path(folder) / f"{_slug(arm)}-seed{seed}-{key}.json"
+                files[arm, seed] = Path(folder) / f"{file_stem(arm)}-seed{seed}-{key}.json"
         return files
 
     def _shared(self) -> dict[str, JSON]:
@@ -392,10 +392,6 @@ class Job:
         )
         with own_randomness(self.device), epochs.kept():
             yield
-
-
-def _slug(arm: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-") or "arm"
 
 
 def _digest_of(network: nn.Module) -> str:

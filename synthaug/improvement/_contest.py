@@ -5,7 +5,6 @@ that are missing.
 """
 
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 from synthaug._images.source import ImageSource
 from synthaug._plan import settings_digest
 from synthaug._support.files import write_text
+from synthaug._support.names import file_stem
 from synthaug._support.progress import bar
 from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
@@ -100,7 +100,7 @@ class YourClassifier:
                     key = settings_digest(
                         {"fit": name_of(self.fit), "arm": content, "test": held_out, "seed": seed}
                     )
-                    path = self.folder / f"{_slug(name)}-seed{seed}-{key[:16]}.json"
+                    path = self.folder / f"{file_stem(name)}-seed{seed}-{key[:16]}.json"
                     try:
                         run = self._run(path, datasets[name], name, seed, test, labels)
                         runs.append(replace(run, arm=name))
@@ -190,7 +190,3 @@ def _predicted(answers: Any, count: int) -> Integers:
     if not np.isfinite(values).all():
         raise _UserError("its `predict` returned NaN or infinity")
     return (values.argmax(1) if values.ndim == 2 else values).astype(np.int64)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "arm"
