@@ -56,6 +56,8 @@ def plan_of(quota: Any = (4, 0, 5), **changes: Any) -> Plan:
     return Plan.build(quota, **{**arguments, **changes})
 
 
-def fill(synthesizer: Any, path: Path, plan: Plan | None = None, **changes: Any) -> SynthCache:
+def fill(
+    synthesizer: Any, path: Path | str, plan: Plan | None = None, **changes: Any
+) -> SynthCache:
     rows = plan_of() if plan is None else plan
     return generate(synthesizer, rows, path, **{"progress": False, **changes})
