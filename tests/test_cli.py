@@ -529,7 +529,7 @@ def test_a_split_tells_of_names_that_other_systems_do_not_take(tmp_path, monkeyp
     shutil.rmtree(tmp_path / "parts")
     # A disk that takes both names for one file.
     monkeypatch.setattr(os.path, "lexists", lambda path: str(path).endswith("1.png"))
-    assert "and another file have one name where" in fail(2, *line)
+    assert "and another file have one name on this disk" in fail(2, *line)
     assert not (tmp_path / "parts").exists()
 
 

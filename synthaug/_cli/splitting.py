@@ -70,15 +70,7 @@ def split(
             for file in map(real.paths.__getitem__, chosen.tolist()):
                 place = folder / side / Path(file).relative_to(root)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                if os.path.lexists(place):
-                    raise ValueError(
-                        f"{file} and another file have one name where {out} lies, where upper and "
-                        "lower case are one. Nothing was written: rename one of them."
-                    )
-                if link:
-                    place.symlink_to(file)
-                else:
-                    shutil.copy2(file, place)
+                _put(file, place, link)
                 shown.update(1)
     _warn_of_names([str(Path(file).relative_to(root).as_posix()) for file in real.paths])
     counts = [np.bincount(real.labels[rows], minlength=len(real.classes)) for rows in rows]
@@ -92,6 +84,19 @@ def split(
     lines.append(f"Next: synthaug train {trained}")
     record = {**{side: str(Path(out) / side) for side in sides}, "classes": classes}
     return Result(record=record, text="\n".join(lines))
+
+
+def _put(file: str, place: Path, link: bool) -> None:
+    """Copies or links one file, and never in the place of another."""
+    if os.path.lexists(place):
+        raise ValueError(
+            f"{file} and another file have one name on this disk, where upper and lower case are "
+            "one. Nothing was written: rename one of them."
+        )
+    if link:
+        place.symlink_to(file)
+    else:
+        shutil.copy2(file, place)
 
 
 def _warn_of_names(paths: Sequence[str]) -> None:
