@@ -58,6 +58,14 @@ def model() -> Any:
     return tiny(num_inference_steps=3)
 
 
+def identity(synthesizer: Any) -> dict[str, Any]:
+    """Recipe, digest of a plan and one of its rows, as JSON."""
+    plan = synthesizer.plan(per_class=2, guidance_scale=[1.0, 2.0])
+    made = {"recipe": synthesizer.recipe(), "digest": plan.digest, "row": plan.row(3)}
+    plain: dict[str, Any] = json.loads(json.dumps(made))
+    return plain
+
+
 def images(synthesizer: Any) -> Any:
     """What it draws, and noise, both float (n, 1, 8, 8)."""
     from synthaug.synthesizers import streams
@@ -83,12 +91,13 @@ def thread_at_work() -> bool:
 
 def main(folder: Path) -> None:
     found = {"imported": imported(), "plan": planned()}
-    (folder / "found.json").write_text(json.dumps(found))
     import torch
 
     from synthaug.synthesizers import ClassConditional
 
     loaded = ClassConditional.from_pretrained(folder / "model", device="cpu")
+    found["drawn"] = identity(loaded)
+    (folder / "found.json").write_text(json.dumps(found))
     torch.save(images(loaded), folder / "images.pt")
     print(thread_at_work())
 

@@ -79,6 +79,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_arguments": {"_support"},
     "test_audit": {"_audit", "_neighbors", "_support"},
     "test_audit_review": {"_audit", "_plan"},
+    "test_families": {"synthesizers"},
     "test_fewest_copies": {"_audit"},
     "test_cache": {"_cache"},
     "test_cache_damage": {"_cache"},

@@ -829,6 +829,14 @@ def test_a_librarys_warning_keeps_the_names_of_its_own_arguments(capsys):
     assert capsys.readouterr().err.splitlines() == said
 
 
+def test_a_librarys_error_keeps_the_names_of_its_own_arguments(capsys):
+    request = _main.understand(["train", "DATA", "OUT"])
+    for module, name in (("diffusers.utils", "steps"), ("synthaug.synthesizers", "--steps")):
+        with pytest.raises(SystemExit), _main._exit_codes(request):
+            exec("raise ValueError('`steps` is 0.')", {"__name__": module})
+        assert capsys.readouterr().err.startswith(f"synthaug: error: `{name}` is 0.")
+
+
 EVALUATE = "evaluate DATA CACHE DATA --out OUT"
 NAMED_OTHERWISE = {
     "--width 0": "train DATA OUT",

@@ -241,7 +241,13 @@ def test_adapters_of_a_checkpoint_that_changed_are_refused(tuned, tmp_path, part
     folder = shutil.copytree(one.folder, tmp_path / "moved")
     record = folder / "synthaug.json"
     own = json.loads(record.read_text())
-    record.write_text(json.dumps({**own, "adapts": {**own["adapts"], "path": str(base)}}))
+    beside = own["adapts"]["beside"]
+    assert (one.folder / beside).resolve() == one.checkpoint.path.resolve()
+    record.write_text(json.dumps({**own, "adapts": {**own["adapts"], "path": "/gone"}}))
+    with pytest.raises(CheckpointError, match=r"adapters of the checkpoint /gone, .* `path` in"):
+        ClassConditional.from_pretrained(folder, device="cpu")
+    moved = {**own["adapts"], "path": "/gone", "beside": "../base"}
+    record.write_text(json.dumps({**own, "adapts": moved}))
     bfloat16: dict[str, Any] = {"device": "cpu", "dtype": torch.bfloat16}
     loaded = ClassConditional.from_pretrained(folder, **bfloat16)
     assert loaded.model.denoiser.dtype == torch.bfloat16
@@ -259,7 +265,7 @@ def test_adapters_of_a_checkpoint_that_changed_are_refused(tuned, tmp_path, part
 
 def test_adapters_alone_are_not_fine_tuned_and_no_pipeline(tuned, tmp_path):
     folder = tuned("stable_diffusion_3").folder
-    with pytest.raises(CheckpointError, match=r"holds adapters alone. Fine-tune what they belong"):
+    with pytest.raises(CheckpointError, match=r"holds adapters, which cannot be trained further"):
         ClassConditional.fine_tune(folder, real_images(8), tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"by `ClassConditional\.from_pre.*, with `lora` \("):
         FromPipeline.from_pretrained(folder, classes=CLASSES, device="cpu")
@@ -352,7 +358,11 @@ def test_a_family_that_cannot_be_fine_tuned_is_refused_with_those_that_can(
         ("flux", {"image_size": 6}, "a multiple of 4.*times 2, the side of the network's patches"),
     ],
 )
-def test_what_does_not_fit_a_family_is_refused(tiny_checkpoint, family, changes, message):
+def test_what_does_not_fit_a_family_is_refused(
+    tiny_checkpoint, family, changes, message, monkeypatch
+):
+    if "image_size" in changes:  # before prompts are embedded
+        monkeypatch.setattr("synthaug.synthesizers._model.embeddings_of", None)
     with pytest.raises(ValueError, match=message):
         loaded(tiny_checkpoint(family), **changes)
 

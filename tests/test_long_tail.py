@@ -153,6 +153,8 @@ def test_arms_that_count_rare_classes_twice_or_wrongly_are_refused(way, message)
         Arm(balanced(2), **way)
     with pytest.raises(ValueError, match="`names` must be one of 'balanced', 'effective-number'"):
         balanced_arms(balanced(2), ["focal"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="`names` holds 'balanced' more than once"):
+        balanced_arms(balanced(2), ["balanced", "balanced"])
     no: Any = "no"
     with pytest.raises(TypeError, match="`balanced` is a str, expected True or False"):
         Arm(balanced(2), balanced=no)

@@ -309,6 +309,8 @@ def test_variants_of_real_images_are_what_the_image_to_image_pipeline_draws(
     checkpoint, real = tiny_checkpoint(family), real_images()
     synthesizer = FromPipeline(checkpoint.pipeline, CLASSES, num_inference_steps=4)
     synthesizer = synthesizer.with_sources(real)
+    cut = synthesizer.plan(per_class=2, strength=[0.3, 0.7], guidance_scale=1.0)
+    assert synthesizer.evaluations(cut).tolist() == [1, 2] * 2  # steps are cut off, not rounded
     rows = synthesizer.plan(per_class=2, strength=[0.5, 1.0], seed=0)
     images = synthesizer.draw(rows)
     assert rows["label"].tolist() == [int(real.targets[i]) for i in rows["source"]]

@@ -24,7 +24,7 @@ from synthaug._plan import (
     time_text,
 )
 from synthaug._plan.plan import _hashable
-from tests.new_process import planned
+from tests.new_process import identity, model, planned
 
 CLASSES = ("cat", "dog", "emu")
 SETTINGS = {
@@ -181,8 +181,10 @@ def test_ten_thousand_seeds_differ_and_fill_all_64_bits():
 
 
 @pytest.mark.xdist_group("new process")
-def test_seeds_are_equal_in_a_process_with_another_hash_seed(new_process):
-    assert json.loads((new_process[1] / "found.json").read_text())["plan"] == planned()
+def test_seeds_digests_and_recipes_are_equal_in_a_process_with_another_hash_seed(new_process):
+    found = json.loads((new_process[1] / "found.json").read_text())
+    assert found["plan"] == planned()
+    assert found["drawn"] == identity(model())
 
 
 def test_seeds_are_those_of_every_earlier_release():

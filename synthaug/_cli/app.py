@@ -22,6 +22,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any, NoReturn
 
+from synthaug._cli.arguments import is_ours
 from synthaug._cli.audit import audit
 from synthaug._cli.caches import export, forget, import_, info, merge, verify
 from synthaug._cli.call import Call, Result
@@ -348,7 +349,8 @@ def _exit_codes(request: Request) -> Iterator[None]:
     except (SynthaugError, ValueError, ImportError, OSError) as error:
         if os.environ.get("SYNTHAUG_TRACEBACK"):
             raise
-        message = _as_options(str(error), _options(request.function))
+        options = _options(request.function) if is_ours(error) else set[str]()
+        message = _as_options(str(error), options)
         print(printable(f"synthaug: error: {message}"), file=sys.stderr)
         print("(Set SYNTHAUG_TRACEBACK=1 to see where.)", file=sys.stderr)
         sys.exit(2 if isinstance(error, DOES_NOT_FIT) else 4)

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,12 +29,18 @@ def spoken_of(**options: str) -> Iterator[None]:
     try:
         yield
     except (SynthaugError, ValueError, TypeError, ImportError) as error:
-        if len(error.args) == 1 and isinstance(error.args[0], str):
+        if is_ours(error) and len(error.args) == 1 and isinstance(error.args[0], str):
             text = re.sub(
                 _NAMED, lambda named: f"`{options.get(named[1], named[1])}", error.args[0]
             )
             error.args = (text,)
         raise
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error was raised in this package; a library's names arguments of its own."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("synthaug.")
 
 
 def names(given: str | Sequence[str]) -> list[str]:

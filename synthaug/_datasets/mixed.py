@@ -175,14 +175,14 @@ class MixedDataset(AbstractEpochDataset):
         )
         short = np.flatnonzero(self._shares.possible & (available == 0))
         if len(short):
-            raise self._unserved(int(short[0]))
+            raise self._unserved(int(short[0]), name)
         return rows, weights
 
     def _labels_of(self, rows: Indices | slice) -> Labels:
         """Labels of rows of the cache, as `real` counts classes."""
         return self._items.class_table[labels_of(self.synthetic, rows)]
 
-    def _unserved(self, c: int) -> MismatchError:
+    def _unserved(self, c: int, share: str) -> MismatchError:
         """Says why a class that needs synthetic images has none."""
         of_class = np.empty(num_rows(self.synthetic), bool)
         for span in spans(len(of_class)):
@@ -196,7 +196,7 @@ class MixedDataset(AbstractEpochDataset):
             f"Class {self.classes[c]!r} has no synthetic image that may be served: of "
             f"{of_class.sum()} rows, {done} are done{judged}{left}. Generate more images of it, "
             "leave the class out of `real`, or name the classes that get some: "
-            '`fraction={"NAME": ...}`.'
+            f'`{share}={{"NAME": ...}}`.'
         )
 
     # Choices

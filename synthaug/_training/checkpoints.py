@@ -3,10 +3,11 @@
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
@@ -398,6 +399,15 @@ def resolve(
         f"There is no directory {path}. Train a model with `synthaug train`, or give the path of a "
         "checkpoint in diffusers layout, or hub:OWNER/NAME."
     )
+
+
+def address_beside(folder: Path, address: str) -> dict[str, str]:
+    """A lasting address as `beside`, seen from a folder; nothing if no path leads there."""
+    if address.startswith("hub:"):
+        return {}
+    with suppress(ValueError):  # on another drive of Windows
+        return {"beside": os.path.relpath(os.path.realpath(address), os.path.realpath(folder))}
+    return {}
 
 
 def lasting_address(path: str | Path) -> str:

@@ -136,8 +136,9 @@ def augmentation_arms(
         Arms for `evaluate`, such as "real, cutmix".
 
     Raises:
-        ValueError: For an unknown name.
+        ValueError: For an unknown name, or one that is given twice.
     """
+    arguments.check_distinct(names=names)
     for name in names:
         arguments.check_choice(get_args(AugmentName), names=name)
     return {f"real, {name}": Arm(real, augment=name) for name in names}
@@ -166,13 +167,14 @@ def balanced_arms(
         Arms for `evaluate`, such as "real, balanced", or "real + synthetic, balanced".
 
     Raises:
-        ValueError: For an unknown name.
+        ValueError: For an unknown name, or one that is given twice.
     """
     ways: dict[str, dict[str, Any]] = {
         "balanced": {"balanced": True},
         "effective-number": {"effective_number": 0.9999},
         "logit-adjustment": {"logit_adjustment": 1.0},
     }
+    arguments.check_distinct(names=names)
     for name in names:
         arguments.check_choice(ways, names=name)
     images = "real" if synthetic is None else "real + synthetic"

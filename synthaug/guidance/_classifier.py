@@ -163,8 +163,8 @@ class ClassifierGuidance:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise MismatchError(
                 f"`model` returned {found} for 2 images, expected logits of {known} classes: "
-                f"{', '.join(self.classes or classes)}. If it knows others, name them in the order "
-                "of its logits: `classes=`."
+                f"{', '.join(self.classes or classes)}. If it knows others, name them in Python "
+                "in the order of its logits: `ClassifierGuidance(model, classes=[...])`."
             )
         with torch.no_grad():
             value = self.criterion_of(output, labels)

@@ -140,6 +140,8 @@ class Adapters:
     """The file that says so, with a section `adapts`."""
     path: str
     """Address of the checkpoint that they belong to."""
+    beside: str | None
+    """The same, as seen from the folder, for those who moved both."""
     digests: Mapping[str, str]
     """Of its `network` in float32, and of its other parts."""
 
@@ -164,8 +166,24 @@ class Adapters:
                 f"In {folder / record}, `adapts` is {shortened(said)}, expected the `path` of a "
                 "checkpoint and digests of its parts. Train the adapters anew."
             )
-        digests = {name: value for name, value in said.items() if name != "path"}
-        return cls(folder, folder / record, said["path"], digests)
+        digests = {name: value for name, value in said.items() if name not in ("path", "beside")}
+        return cls(folder, folder / record, said["path"], said.get("beside"), digests)
+
+    def base(self) -> Path:
+        """The folder of the checkpoint that they belong to.
+
+        Raises:
+            CheckpointError: If there is none where the record says.
+        """
+        if self.path.startswith("hub:") or Path(self.path).is_dir():
+            return checkpoints.resolve(self.path)
+        beside = None if self.beside is None else self.folder.resolve() / self.beside
+        if beside is None or not beside.is_dir():
+            raise CheckpointError(
+                f"{self.folder} holds adapters of the checkpoint {self.path}, which does not "
+                f"exist. Copy it there, or set `path` in {self.record} to where it is."
+            )
+        return beside
 
     def check(self, digests: Mapping[str, str]) -> None:
         """Refuses parts of other digests than the adapters were trained with.

@@ -110,7 +110,7 @@ class DiffusionModel:
             layout.settle_layout(self.vae)
         check_trained_for(config)
         self._check_weights()
-        self._check_size()
+        _check_size(self.denoiser, self.vae, self.image_shape)
         if isinstance(self.class_embeddings, Prompted):
             sized = self.class_embeddings.sized(*self.image_shape[1:])
             object.__setattr__(self, "class_embeddings", sized)
@@ -176,30 +176,6 @@ class DiffusionModel:
                 raise CheckpointError(
                     f"The network needs more than an image, a timestep and a prompt or label "
                     f"(`{name}` is {config[name]!r}), and we do not know what. {OWN_PIPELINE}"
-                )
-
-    def _check_size(self) -> None:
-        """A `UNet2DModel` joins halves to what they were before, so each must be even; the network
-        of SD3 has a table of places."""
-        _, height, width = self.image_shape
-        if min(height, width) < 1:
-            raise ValueError(f"`image_size` must be at least 1, got {min(height, width)}.")
-        if self.denoiser.kind == "UNet2DModel":
-            factor = 2 ** (len(self.denoiser.config.block_out_channels) - 1)
-            _, height, width = self.latent_shape
-            if height % factor or width % factor:
-                raise ValueError(
-                    f"`image_size` gives the network {height} x {width}, which must be a multiple "
-                    f"of {factor}."
-                )
-        places = self.denoiser.config.get("pos_embed_max_size")
-        if places is not None:
-            pixels, latents = max(self.image_shape[1:]), max(self.latent_shape[1:])
-            largest = int(places) * self.denoiser.patch * pixels // latents
-            if pixels > largest:
-                raise ValueError(
-                    f"`image_size` is {pixels}, and the network knows places of images up to "
-                    f"{largest} x {largest} (`pos_embed_max_size`). Take a smaller one."
                 )
 
     # -- conditions ------------------------------------------------------------------------------
@@ -456,10 +432,7 @@ class DiffusionModel:
             ValueError: If the autoencoder cannot halve the image size often enough, or the latents
                 have half a patch of a transformer's.
         """
-        if self.vae is None:
-            return self.image_shape
-        patch = self.denoiser.patch if self.denoiser.takes_prompts else 1
-        return _autoencoder.latent_shape(self.vae, self.image_shape, patch)
+        return _latent_shape(self.denoiser, self.vae, self.image_shape)
 
     def encode(self, pixels: Pixels) -> Images:
         """Real images uint8 (n, C, H, W) as the network's inputs, float32 (n, *latent_shape).
@@ -606,7 +579,7 @@ class DiffusionModel:
         path = checkpoints.resolve(path)
         own = checkpoints.read_record(path)
         adapters = Adapters.of(path, own, SETTINGS)
-        base = path if adapters is None else checkpoints.resolve(adapters.path)
+        base = path if adapters is None else adapters.base()
         index = read_index(base)
         if family_of(index) is None:
             check_parts(base, index)
@@ -620,13 +593,12 @@ class DiffusionModel:
         check_names(path, own, classes, names)
         if names != saved_names and Denoiser(network).takes_labels:
             settle_classes(path, index, network, names, saved_names, null_class)
+        denoiser = Denoiser(network)
+        shape = _checked_shape(network, vae, saved_shape, image_size)
         embeddings, prompts = embeddings_of(
-            path, own, index, names, Denoiser(network), (prompt_template, negative_prompt)
+            path, own, index, names, denoiser, (prompt_template, negative_prompt)
         )
-        shape: Any = saved_shape or default_shape(network, vae)
-        if image_size is not None:
-            shape = (shape[0], image_size, image_size)
-        has_table = Denoiser(network).config.get("num_class_embeds") is not None
+        has_table = denoiser.config.get("num_class_embeds") is not None
         if null_class and (saved_names or not has_table):
             raise ValueError(
                 "`null_class` has no effect: it is for a `UNet2DModel` with a table of classes "
@@ -648,6 +620,51 @@ class DiffusionModel:
         if adapters is not None:
             adapters.check(model.digests_beside())
         return model, own
+
+
+def _checked_shape(
+    network: nn.Module, vae: Any, saved: ImageShape | None, image_size: int | None
+) -> ImageShape:
+    """(C, H, W) of the images, checked before prompts are embedded, which takes long."""
+    shape = saved or default_shape(network, vae)
+    if image_size is not None:
+        shape = (shape[0], image_size, image_size)
+    _check_size(Denoiser(network), vae, shape)
+    return shape
+
+
+def _latent_shape(denoiser: Denoiser, vae: Any, image_shape: ImageShape) -> ImageShape:
+    """(C, H, W) of what a network denoises."""
+    if vae is None:
+        return image_shape
+    patch = denoiser.patch if denoiser.takes_prompts else 1
+    return _autoencoder.latent_shape(vae, image_shape, patch)
+
+
+def _check_size(denoiser: Denoiser, vae: Any, image_shape: ImageShape) -> None:
+    """A `UNet2DModel` joins halves to what they were before, so each must be even; the network
+    of SD3 has a table of places."""
+    _, height, width = image_shape
+    if min(height, width) < 1:
+        raise ValueError(f"`image_size` must be at least 1, got {min(height, width)}.")
+    latent_shape = _latent_shape(denoiser, vae, image_shape)
+    if denoiser.kind == "UNet2DModel":
+        factor = 2 ** (len(denoiser.config.block_out_channels) - 1)
+        _, height, width = latent_shape
+        if height % factor or width % factor:
+            raise ValueError(
+                f"`image_size` gives the network {height} x {width}, which must be a multiple of "
+                f"{factor}."
+            )
+    places = denoiser.config.get("pos_embed_max_size")
+    if places is not None:
+        pixels, latents = max(image_shape[1:]), max(latent_shape[1:])
+        largest = int(places) * denoiser.patch * pixels // latents
+        if pixels > largest:
+            raise ValueError(
+                f"`image_size` is {pixels}, and the network knows places of images up to "
+                f"{largest} x {largest} (`pos_embed_max_size`). Take a smaller one."
+            )
 
 
 def _read_scheduler_config(path: Path, index: Mapping[str, Any]) -> dict[str, Any]:

@@ -433,7 +433,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
             usual = stated if isinstance(stated, int | float) else otherwise
             return rows.get(name, float(usual))
 
-        steps = np.rint(values("num_inference_steps", 1) * values("strength", 1))
+        steps = np.trunc(values("num_inference_steps", 1) * values("strength", 1))  # as diffusers
         guided = values("guidance_scale", 1) > 1
         return (np.maximum(steps, 1) * (1 + guided)).astype(np.int64)
 

@@ -79,8 +79,8 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
         own = checkpoints.read_record(path)
         if (adapters := Adapters.of(path, own, SETTINGS)) is not None:
             raise CheckpointError(
-                f"{path} holds adapters alone. Fine-tune what they belong to, "
-                f"{adapters.path}, with all images."
+                f"{path} holds adapters, which cannot be trained further. Fine-tune the checkpoint "
+                f"that they belong to, {adapters.path}, with all images."
             )
         check_known(checkpoint, read_index(path), "fine-tune")
         self.real = ImageSource.open(real, "`real`")
@@ -250,7 +250,7 @@ class FineTuneJob(fit_job.AbstractFitJob[nn.Module]):
             save_adapters(network, self.base.denoiser.part, path / "lora")
         if adapted and self.base.denoiser.takes_prompts:
             adapts = {"path": self._origin, "network": self._base_weights["network"]}
-            adapts |= self.base.digests_beside()
+            adapts |= self.base.digests_beside() | checkpoints.address_beside(path, self._origin)
             self.base.save_adapted(path, {**settings, "adapts": adapts})
         else:
             self.model(network).save_pretrained(path, settings)
