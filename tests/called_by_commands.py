@@ -38,6 +38,8 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
         synthesizers.ClassConditional.fit,
         synthesizers.ClassConditional.fine_tune,
         synthesizers.FineTuningConfig,
+        synthesizers.ClassConditional.distill,
+        synthesizers.DistillationConfig,
         synthesizers.DiffusionInversion.fit_generator,
         synthesizers.TokenConfig,
         synthesizers.ColdDiffusion.fit,

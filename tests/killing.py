@@ -53,6 +53,10 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         *("train", SETS[0], "trained", "--method", "finetune", "--base", "run", *TUNE),
         *("--snapshots", "1,2"),
     ),
+    "train --method distill": (
+        *("train", SETS[0], "trained", "--method", "distill", "--base", "run", *TUNE),
+        *("--evaluations", "2", "--teacher-steps", "2"),
+    ),
     "cascade": ("cascade", "joined", "small", "stage"),
     "generate": ("generate", "run", "new.h5", "--per-class", "40", "--batch-size", "8", *DRAW),
     "generate --encoding": (

@@ -115,6 +115,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_density": {"density"},
     "test_devices": {"_training", "synthesizers"},
     "test_diffusion_inversion": {"_cache", "synthesizers"},
+    "test_distillation": {"_cache", "synthesizers"},
     "test_difficulty": {"_images", "selection"},
     "test_docs": {"_audit", "evaluation", "synthesizers"},
     "test_engines": {"_cluster", "_generate", "_support"},

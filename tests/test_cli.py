@@ -985,7 +985,7 @@ def test_so_few_steps_that_only_noise_comes_are_warned_of(caplog, steps, warned)
     kinds = [*TRAININGS, "--method registered"]
     for kind in kinds:
         _warn_of_few_steps(kind, TrainingConfig(steps=steps))
-    new = set(TRAININGS) - {"--method finetune", "--method hardness"}
+    new = set(TRAININGS) - {f"--method {name}" for name in ("finetune", "hardness", "distill")}
     assert caplog.text.count("expect noise") == warned * len(new)
 
 

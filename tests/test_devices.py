@@ -16,6 +16,8 @@ from synthaug.guidance import ClassifierGuidance
 from synthaug.images import LabeledImages
 from synthaug.synthesizers._fit import FitJob
 from synthaug.synthesizers._losses import LossGrid
+from synthaug.synthesizers.class_conditional._config import DistillationConfig
+from synthaug.synthesizers.class_conditional._distillation import DistillJob
 from synthaug.synthesizers.cold._config import RestorerConfig
 from synthaug.synthesizers.cold._fit import ColdFitJob
 from synthaug.synthesizers.inversion._config import TokenConfig
@@ -89,6 +91,7 @@ JOBS: dict[str, Callable[[], Any]] = {
         REAL, Blur(num_levels=4, kernel_size=5), RestorerConfig(**SMALL), seed=0
     ),
     "stage": cascades.job,
+    "student": lambda: DistillJob(tiny().model, REAL, DistillationConfig(guidance_scale=2.0)),
     "tokens": lambda: TokenFitJob(
         REAL, TokenConfig(num_tokens=2, token_width=8), DenoiserConfig(**SMALL)
     ),

@@ -74,6 +74,7 @@ SMALLER = {  # sizes and weights that the stand-ins do not have
     "docs/cascades.md": {"image_size=16": "image_size=4", "low_size=16": "low_size=4"}
     | {"--image-size 16": "--image-size 4", "--low-size 16": "--low-size 4"},
     "docs/diffusion_inversion.md": {"--snapshots 30": "--snapshots 1"},
+    "docs/few_steps.md": {"evaluations=3": "evaluations=2", "--evaluations 3": "--evaluations 2"},
     "docs/fine_tuning.md": {"[1000, 2000, 5000]": "[1, 2]", "00002000": "00000002"}
     | {"1000,2000,5000": "1,2"}
     | {"image_size=512": "image_size=8", "--image-size 512": "--image-size 8"}

@@ -80,7 +80,9 @@ _RULES: list[tuple[Callable[[_Facts], bool], Paper]] = [
         ),
     ),
     (
-        lambda facts: facts.any("prediction_type", "v_prediction"),
+        lambda facts: (
+            facts.any("prediction_type", "v_prediction") or "teacher_steps" in facts.settings
+        ),
         Paper(
             "salimans2022progressive",
             "Progressive Distillation for Fast Sampling of Diffusion Models",

@@ -20,7 +20,7 @@ from synthaug._support.reading import read_text
 from synthaug._support.stopping import kept_at_stop
 from synthaug._training.training_config import TrainingConfig
 from synthaug.synthesizers.cascade._config import StageConfig
-from synthaug.synthesizers.class_conditional._config import FineTuningConfig
+from synthaug.synthesizers.class_conditional._config import DistillationConfig, FineTuningConfig
 from synthaug.synthesizers.inversion._config import TokenConfig
 
 
@@ -147,10 +147,9 @@ def _hardness(job: TrainingRequest) -> Trained:
     from synthaug._cache import SynthCache
     from synthaug.synthesizers import LowDensity, _kinds
 
-    base, synthetic, real = str(job.options.base), job.options.synthetic, job.real
-    generator: Any = _kinds.load(**_kinds.origin_of(base, real.classes))
-    if real.image_shape != generator.image_shape:
-        real = job.options.shaped(job.data, generator.image_shape)
+    base, synthetic = str(job.options.base), job.options.synthetic
+    generator: Any = _kinds.load(**_kinds.origin_of(base, job.real.classes))
+    real = _fitted(job, generator)
     model, result = LowDensity.fit(
         real,
         base,
@@ -164,6 +163,27 @@ def _hardness(job: TrainingRequest) -> Trained:
     amount = "--per-class 100 --alpha 0.5 --beta 1.0 --scheduler ddpm"
     row = {name: [0.0, value] for name, value in model.default_strengths.items()}
     return _drawn(job, model, result, caption, amount, **row)
+
+
+def _distill(job: TrainingRequest) -> Trained:
+    """A student that draws in a few steps what a generator of ours draws in many."""
+    from synthaug.synthesizers import ClassConditional
+
+    teacher = ClassConditional.from_pretrained(str(job.options.base), device=job.config.device)
+    model, result = teacher.distill(
+        _fitted(job, teacher),
+        job.out,
+        configured(DistillationConfig, job.options),
+        config=job.config,
+    )
+    return _drawn(job, model, result, "Samples, a row per class", "--per-class 100")
+
+
+def _fitted(job: TrainingRequest, generator: Any) -> Any:
+    """The real images, loaded again in the generator's shape if they have another."""
+    if job.real.image_shape == generator.image_shape:
+        return job.real
+    return job.options.shaped(job.data, generator.image_shape)
 
 
 def _finetune(job: TrainingRequest) -> Trained:
@@ -209,6 +229,7 @@ METHODS: dict[str, tuple[Callable[[TrainingRequest], Trained], tuple[Any, ...]]]
         _finetune,
         (parts.BaseOptions, parts.FineTuningOptions, parts.SnapshotOptions, parts.CanaryOptions),
     ),
+    "--method distill": (_distill, (parts.BaseOptions, parts.DistillationOptions)),
 }
 """What each kind of training does, and the options that it takes besides `EVERY`."""
 EVERY = (ImageOptions, FileOptions, parts.OptimizerOptions)
@@ -216,6 +237,7 @@ NEEDS = {
     "--method upsample": ("low_size", "that of the model before it"),
     "--method hardness": ("base", "the generator to steer"),
     "--method finetune": ("base", "the checkpoint to start from"),
+    "--method distill": ("base", "the teacher"),
 }
 """An option that a kind of training cannot do without."""
 
@@ -249,6 +271,7 @@ def train(
     synthaug train folder:birds/train runs/birds --method finetune --base stable-diffusion-v1-5
     synthaug train folder:cifar10/train runs/8to32 --method upsample --low-size 8
     synthaug train folder:cifar10/train runs/hard --method hardness --base runs/cifar10
+    synthaug train folder:cifar10/train runs/3 --method distill --base runs/cifar10 --evaluations 3
 
     Args:
         data: Labeled images: folder:PATH, torchvision:NAME, hdf5:PATH or digits.
@@ -257,7 +280,8 @@ def train(
         method: diffusion learns to remove noise, cold (cold diffusion) to undo --degradation,
             upsample (a stage for synthaug cascade) to draw what --low-size leaves out, hardness to
             steer the generator --base to rare images of each class, finetune to draw the classes of
-            the data with the pretrained model --base.
+            the data with the pretrained model --base, distill to draw what --base draws in very few
+            steps.
         condition: The input of diffusion besides the noisy image: its label, or tokens of an
             encoder that is learned along with it, for synthaug invert.
         trial: Train a small network on small images, in OUT-trial, to see whether shapes come: a
@@ -432,7 +456,7 @@ def _tell_trial(real: Any, out: str, options: TrainOptions) -> None:
 
 
 def _begins_anew(kind: str) -> bool:
-    return kind in METHODS and kind not in ("--method finetune", "--method hardness")
+    return kind in METHODS and parts.BaseOptions not in METHODS[kind][1]
 
 
 _FEW_STEPS = 300

@@ -9,7 +9,7 @@ from synthaug._cli.options import FileOptions, ImageOptions, Tracker
 from synthaug._training.network_config import LabeledConfig
 from synthaug._training.training_config import TrainingConfig
 from synthaug.synthesizers.cascade._config import StageConfig
-from synthaug.synthesizers.class_conditional._config import FineTuningConfig
+from synthaug.synthesizers.class_conditional._config import DistillationConfig, FineTuningConfig
 from synthaug.synthesizers.cold._config import RestorerConfig
 from synthaug.synthesizers.inversion._config import TokenConfig
 from synthaug.synthesizers.low_density._config import GuideConfig
@@ -97,12 +97,13 @@ class UnlabeledOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseOptions:
-    """A generator to begin with (--method hardness, finetune).
+    """A generator to begin with (--method hardness, finetune, distill).
 
     Args:
         base: The checkpoint that --method finetune goes on from, to whose size --image-size and
             --channels bring the images. Or the generator that --method hardness steers: its network
-            sets the size of those that are trained, and images are brought to its size.
+            sets the size of those that are trained, and images are brought to its size. Or the
+            teacher of --method distill, to whose size images are brought as well.
     """
 
     base: str | None = None
@@ -182,6 +183,7 @@ class SteeringOptions:
 
 
 FineTuningOptions = config_options("Fine-tuning (--method finetune)", FineTuningConfig)
+DistillationOptions = config_options("Distillation (--method distill)", DistillationConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +221,7 @@ PARTS = (
     StageOptions,
     SteeringOptions,
     FineTuningOptions,
+    DistillationOptions,
     SnapshotOptions,
 )
 if TYPE_CHECKING:

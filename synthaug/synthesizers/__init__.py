@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from synthaug.synthesizers.cascade._config import StageConfig as StageConfig
     from synthaug.synthesizers.cascade._stage import CascadeStage as CascadeStage
     from synthaug.synthesizers.cascade._synthesizer import Cascade as Cascade
+    from synthaug.synthesizers.class_conditional._config import (
+        DistillationConfig as DistillationConfig,
+    )
     from synthaug.synthesizers.class_conditional._config import FineTuningConfig as FineTuningConfig
     from synthaug.synthesizers.class_conditional._synthesizer import (
         ClassConditional as ClassConditional,
@@ -57,6 +60,7 @@ _HOME = {
     "Constant": "constant",
     "DiffusionInversion": "inversion._synthesizer",
     "DiffusionModel": "_model",
+    "DistillationConfig": "class_conditional._config",
     "FineTuningConfig": "class_conditional._config",
     "FromPipeline": "pipeline",
     "InversionConfig": "inversion._config",
@@ -95,6 +99,7 @@ __all__ = [  # written out: documentation and type checkers read it without runn
     "Constant",
     "DiffusionInversion",
     "DiffusionModel",
+    "DistillationConfig",
     "FineTuningConfig",
     "FromPipeline",
     "InversionConfig",

@@ -32,10 +32,12 @@ def check_guidable(
     Raises:
         ValueError, MismatchError: Under the same conditions as `ClassifierGuidance.check_fits` and
             `check_pushable`.
+        CheckpointError: For a student that was distilled.
     """
     if guidance is not None:
         guidance.check_fits(model.image_shape, classes)
         if guidance.scale:
+            model.training_scheduler()  # refuses a student, whose steps are too long to be pushed
             check_pushable(model.scheduler(sampler))
 
 

@@ -65,9 +65,9 @@ def diffusion_losses(
     Raises:
         ValueError: For a network whose prediction we do not know.
     """
+    scheduler = model.training_scheduler()
     if predicts_flow(model.scheduler_config):
         return _flow_losses(model, x0, condition, grid, denoiser or model.denoiser)
-    scheduler = model.make_scheduler("ddpm")
     check_prediction_type(scheduler)
     steps = scheduler.config.num_train_timesteps
     losses = []

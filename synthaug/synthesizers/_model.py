@@ -98,6 +98,9 @@ class DiffusionModel:
     needs it."""
     trained_on: Mapping[str, JSON] | None = None
     """Fingerprint and number of the real images that it learned from, if we trained it."""
+    distilled: Mapping[str, JSON] | None = None
+    """Of a student, which draws in a few steps of its own: the fields of its `DistillationConfig`,
+    and the weights of its teacher."""
 
     def __post_init__(self) -> None:
         # Only what the file says: diffusers' private notes would not survive being saved.
@@ -212,11 +215,12 @@ class DiffusionModel:
         values = np.atleast_1d(np.asarray(scales, float))
         if self.can_be_guided or (values == 1).all():
             return []
-        lack = (
-            "knows no classes"
-            if self.num_conditions is None
-            else "was not trained without labels (`label_dropout` 0, or not a model of ours)"
-        )
+        if self.num_conditions is None:
+            lack = "knows no classes"
+        elif self.distilled is not None:
+            lack = f"was distilled at the scale {self.distilled['guidance_scale']}, and keeps it"
+        else:
+            lack = "was not trained without labels (`label_dropout` 0, or not a model of ours)"
         return [
             f"`guidance_scale` must be 1, got {', '.join(f'{scale:g}' for scale in values)}: "
             f"guidance compares with and without a class, and this network {lack}."
@@ -331,19 +335,24 @@ class DiffusionModel:
         """
         if guidance is None or not guidance.scale:
             return []
-        flow = predicts_flow(self.scheduler_config)
-        kind = "flow" if flow else self.scheduler_config.get("prediction_type", "epsilon")
         push = ClassifierPush(
             guidance=guidance,
             labels=guidance.numbered(labels, classes),
             denoiser=denoiser or self.denoiser,
             condition=condition,
-            prediction_type=kind,
+            prediction_type=self.prediction_type,
             decode=self.decode,
         )
         return [push]
 
     # -- pixels and latents ----------------------------------------------------------------------
+
+    @property
+    def prediction_type(self) -> str:
+        """The target of the network's predictions, as `samplers.denoised_estimate` takes it."""
+        if predicts_flow(self.scheduler_config):
+            return "flow"
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
     def make_scheduler(self, name: str | None, log_variance_mix: float | None = None) -> Any:
         """A fresh scheduler for this network; see `samplers.make_scheduler`."""
@@ -354,12 +363,21 @@ class DiffusionModel:
         if predicts_flow(self.scheduler_config):
             _, height, width = self.latent_shape
             patches = height * width // self.denoiser.patch**2
-            even = self.denoiser.kind == "FluxTransformer2DModel"
+            even = self.denoiser.kind == "FluxTransformer2DModel" or self.distilled is not None
             adapt_to_size(scheduler, patches, even=even)
         return scheduler
 
     def training_scheduler(self) -> Any:
-        """A fresh scheduler by which images are noised as in training."""
+        """A fresh scheduler by which images are noised as in training.
+
+        Raises:
+            CheckpointError: For a student, which knows the timesteps of its few steps alone.
+        """
+        if self.distilled is not None:
+            raise CheckpointError(
+                "This checkpoint is a student that was distilled, and knows the timesteps of its "
+                f"{self.distilled['evaluations']} steps alone. Take its teacher."
+            )
         return self.make_scheduler(None if predicts_flow(self.scheduler_config) else "ddpm")
 
     def scheduler(self, sampler: SamplerConfig) -> Any:
@@ -397,6 +415,7 @@ class DiffusionModel:
                 "timesteps."
             )
         step_arguments(scheduler, [], sampler.eta)
+        self._check_student_sampler(sampler, scheduler)
         try:
             set_timesteps(scheduler, steps)
         except Exception as error:  # at some values of its config diffusers looks only now
@@ -406,6 +425,19 @@ class DiffusionModel:
                 "scheduler_config.json."
             ) from error
         check_timesteps(scheduler, sampler.eta)
+
+    def _check_student_sampler(self, sampler: SamplerConfig, scheduler: Any) -> None:
+        """A student draws in the steps that it was distilled for, and in no others."""
+        if self.distilled is None:
+            return
+        few, own = self.distilled["evaluations"], type(self.make_scheduler("ddim"))
+        if (sampler.num_inference_steps, sampler.eta, type(scheduler)) != (few, 0.0, own):
+            raise ValueError(
+                f"`scheduler`, `num_inference_steps` and `eta` are {sampler.scheduler}, "
+                f"{sampler.num_inference_steps} and {sampler.eta:g}, but this checkpoint is a "
+                f"student that was distilled to draw in ddim, {few} and 0. Leave them out, or draw "
+                "with its teacher."
+            )
 
     def settings(self, sampler: SamplerConfig) -> dict[str, JSON]:
         """Returns the settings that determine an image besides weights and row, for a recipe."""
@@ -418,6 +450,8 @@ class DiffusionModel:
         }
         if sampler.guidance_rescale:
             settings["guidance_rescale"] = sampler.guidance_rescale
+        if self.distilled is not None:
+            settings["distilled"] = dict(self.distilled)
         if self.prompts is not None:
             settings["prompts"] = list(self.prompts)
         if canaries := recorded(self.trained_on, "canaries"):
@@ -550,6 +584,8 @@ class DiffusionModel:
             "unconditional_branch": self.unconditional_branch,
             "trained_on": None if self.trained_on is None else dict(self.trained_on),
         }
+        if self.distilled is not None:
+            own["distilled"] = dict(self.distilled)
         checkpoints.write_json(path / SETTINGS, own)
 
     @classmethod
@@ -615,7 +651,7 @@ class DiffusionModel:
             prompts=prompts,
             unconditional_branch=own.get("unconditional_branch", branch)
             or not (has_table or embeddings is not None),
-            trained_on=own.get("trained_on"),
+            **{name: own.get(name) for name in ("trained_on", "distilled")},
         )
         if adapters is not None:
             adapters.check(model.digests_beside())

@@ -122,8 +122,10 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
                         f"`truncated`: the chain before stage {k} runs in the latents of an "
                         "autoencoder, so it has no noisy image to stop at. Leave it out."
                     )
+                before.model.training_scheduler()  # refuses a student: its steps are not cut short
                 check_until(before.model.scheduler(before.sampler))
         base = self.base
+        base.model.check_sampler(base.sampler)
         if isinstance(base, AbstractDiffusionSynthesizer) and base.classifier_guidance is not None:
             raise ValueError(
                 "`base` has a `classifier_guidance`, which a cascade does not follow. Give it to "

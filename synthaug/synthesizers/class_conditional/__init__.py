@@ -8,7 +8,7 @@ METHOD = Method(
     name="ClassConditional",
     module=f"{__name__}._synthesizer",
     title="Class-conditional diffusion",
-    trainings=("diffusion", "finetune"),
+    trainings=("diffusion", "finetune", "distill"),
     row_parameters=(
         GUIDANCE_SCALE,
         RowParameter(

@@ -1,4 +1,4 @@
-"""How pretrained models are fine-tuned, for Python and the command line alike."""
+"""How pretrained models are fine-tuned and distilled, for Python and the command line alike."""
 
 from dataclasses import dataclass
 from typing import final
@@ -48,3 +48,26 @@ class FineTuningConfig:
         arguments.check_at_least(1, lora_rank=self.lora_rank, image_size=self.image_size)
         arguments.check_positive(class_learning_rate=self.class_learning_rate)
         arguments.check_finite(0, class_learning_rate=self.class_learning_rate)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """How few steps a student is to draw in, and what it learns from.
+
+    Raises:
+        ValueError: For a value out of range.
+    """
+
+    evaluations: int = 3
+    """Network evaluations of an image of the student: its steps."""
+    teacher_steps: int = 8
+    """Steps of the teacher that one step of the student stands for."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance of the teacher, which the student learns along with the rest: it
+    cannot be guided itself. 1 is no guidance."""
+
+    def __post_init__(self) -> None:
+        arguments.check_fields(self)
+        arguments.check_whole(1, evaluations=self.evaluations, teacher_steps=self.teacher_steps)
+        arguments.check_finite(0, guidance_scale=self.guidance_scale)

@@ -41,7 +41,8 @@ from synthaug.synthesizers._model import DiffusionModel
 from synthaug.synthesizers._sampler import SamplerConfig
 from synthaug.synthesizers._selection import snapshot_name
 from synthaug.synthesizers.class_conditional import METHOD
-from synthaug.synthesizers.class_conditional._config import FineTuningConfig
+from synthaug.synthesizers.class_conditional._config import DistillationConfig, FineTuningConfig
+from synthaug.synthesizers.class_conditional._distillation import DistillJob
 from synthaug.synthesizers.class_conditional._fine_tuning import FineTuneJob
 
 
@@ -336,3 +337,42 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             progress=progress,
         )
         return cls(model=job.model(network)), result
+
+    def distill(
+        self,
+        real: Any,
+        output_dir: str | Path,
+        distillation: DistillationConfig | None = None,
+        *,
+        config: TrainingConfig | None = None,
+        progress: bool = True,
+    ) -> tuple["ClassConditional", TrainingResult]:
+        """Trains a student that draws in very few steps what this model draws in many.
+
+        A step of the student arrives where `teacher_steps` deterministic steps of the teacher do
+        (Salimans and Ho 2022). It begins with the teacher's weights, and draws in its own number of
+        steps only; that, and the teacher's guidance, are part of its recipe. Run again with the
+        same arguments it resumes.
+
+        Args:
+            real: Labeled images of the teacher's classes and shape, as a rule those that it was
+                trained on: noise is added to them.
+            output_dir: Becomes a diffusers directory; not that of the teacher.
+            distillation: How few steps.
+            config: How to optimize; the teacher's network goes to the same device.
+            progress: Show a bar.
+
+        Raises:
+            MismatchError: For images that do not fit the teacher.
+            ValueError: For a setting out of range, or guidance that the teacher cannot follow.
+            DivergedError: If loss or weights stop being finite.
+            CheckpointError: For a teacher that predicts the noise, or is a student itself; if a
+                checkpoint cannot be read or written.
+        """
+        job = DistillJob(self.model, real, distillation or DistillationConfig())
+        return job.fit(
+            output_dir,
+            config,
+            lambda network: ClassConditional(model=job.model(network), sampler=job.sampler),
+            progress=progress,
+        )
