@@ -127,13 +127,15 @@ def load(runs: Path, name: str = "student", **sampler: Any) -> ClassConditional:
 def test_a_student_names_its_teacher_and_its_images_are_a_function_of_their_rows(runs):
     student, teacher = load(runs), load(runs, "teacher")
     assert student.sampler == SamplerConfig(scheduler="ddim", num_inference_steps=2)
-    assert student.recipe()["settings"]["distilled"] == {
+    recipe: Any = student.recipe()
+    trained_on: Any = student.trained_on
+    assert recipe["settings"]["distilled"] == {
         "evaluations": 2,
         "teacher_steps": 2,
         "guidance_scale": 2.0,
         "teacher": teacher.model.weights,
     }
-    assert student.trained_on["base"]["labeled"] == {"fingerprint": "of the teacher"}
+    assert trained_on["base"]["labeled"] == {"fingerprint": "of the teacher"}
     assert student.model.weights != teacher.model.weights
     plan = student.plan(per_class=1)
     assert (student.evaluations(plan) == 2).all()
