@@ -41,13 +41,13 @@ def remembered() -> Iterator[Memory]:
     fit_in_part: Any = Matcher._fit_in_part
 
     def known_index(matcher: Matcher, extractor: Any, part: Any, kind: str) -> Any:
-        place = (_whole(matcher.train), extractor.name, part, kind)
+        place = (_whole(matcher), extractor.name, part, kind)
         if place not in memory:
             memory[place] = index(matcher, extractor, part, kind)
         return memory[place]
 
     def known_search(matcher: Matcher, asked: Any, limit: int | None = None) -> list[list[Near]]:
-        real = (_whole(matcher.train), limit or matcher.k)
+        real = (_whole(matcher), limit or matcher.k)
         answers = []
         for samples, plainly in asked:
             places = [(*real, plainly, row) for row in _each(samples)]
@@ -65,6 +65,10 @@ def remembered() -> Iterator[Memory]:
     def known_distances(aligner: Aligner, pixels: Any, candidates: Any) -> Any:
         if "_each" not in vars(aligner):
             vars(aligner)["_each"] = [*_each(aligner._train), b"none"]
+            # What is kept of training images goes on to the next audit.
+            prepared = aligner._inverse_norms, aligner._compressed
+            place = ("prepared", b"".join(vars(aligner)["_each"]))
+            aligner._inverse_norms, aligner._compressed = memory.setdefault(place, prepared)
         of_train = vars(aligner)["_each"]
         places = [
             (image, b"".join(of_train[row] for row in rows))
@@ -86,8 +90,8 @@ def remembered() -> Iterator[Memory]:
         decoys: Matcher | None = None,
         known: Any = None,
     ) -> Aligned:
-        others = b"" if decoys is None else _whole(decoys.train)
-        real = ("register", _whole(matcher.train), others)
+        others = b"" if decoys is None else _whole(decoys)
+        real = ("register", _whole(matcher), others)
         places = [(*real, row) for row in _each(samples)]
         missing = _missing(places, memory)
         if missing:
@@ -109,8 +113,8 @@ def remembered() -> Iterator[Memory]:
         registered: Aligned,
         decoys: Matcher | None = None,
     ) -> Aligned:
-        others = b"" if decoys is None else _whole(decoys.train)
-        real = ("in part", _whole(matcher.train), others)
+        others = b"" if decoys is None else _whole(decoys)
+        real = ("in part", _whole(matcher), others)
         places = [(*real, row) for row in _each(samples)]
         missing = _missing(places, memory)
         if missing:
@@ -138,8 +142,12 @@ def _missing(places: list[Any], memory: Memory) -> list[int]:
     return sorted(first.values())
 
 
-def _whole(samples: Any) -> bytes:
-    return hashlib.sha1(torch.as_tensor(samples).numpy().tobytes()).digest()
+def _whole(matcher: Matcher) -> bytes:
+    if "_whole" not in vars(matcher):
+        pixels = torch.as_tensor(matcher.train).numpy()
+        vars(matcher)["_whole"] = hashlib.sha1(pixels.tobytes()).digest()
+    digest: bytes = vars(matcher)["_whole"]
+    return digest
 
 
 def _each(samples: Any) -> list[bytes]:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthaug._audit import alignment
 from synthaug._audit.alignment import REACH, SCALES, Aligner, small
 from synthaug._audit.disturbances import jpeg
 
@@ -103,13 +104,26 @@ def test_a_missing_candidate_is_infinitely_far() -> None:
     assert distance[0, 0] == pytest.approx(0, abs=5e-3)
 
 
-def test_results_do_not_depend_on_how_many_images_are_compared_together() -> None:
+@pytest.mark.parametrize("kept_bytes", [2**28, 2**15, 0])
+def test_results_depend_neither_on_other_images_nor_on_what_is_kept(
+    kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "_KEPT_BYTES", kept_bytes)
     queries, train = fields(300, seed=3), fields(20)
     candidates = np.random.default_rng(0).integers(0, 20, (300, 3))
-    together, _ = Aligner(train).distances(queries, candidates)
+    aligner = Aligner(train)
+    together, _ = aligner.distances(queries, candidates)
     for i in range(0, 300, 37):
-        alone, _ = Aligner(train).distances(queries[i : i + 1], candidates[i : i + 1])
-        np.testing.assert_allclose(alone[0], together[i], atol=1e-4)
+        for of in (aligner, Aligner(train)):
+            alone, _ = of.distances(queries[i : i + 1], candidates[i : i + 1])
+            np.testing.assert_allclose(alone[0], together[i], atol=1e-4)
+
+
+def test_an_exact_copy_of_little_contrast_is_all_but_at_distance_0() -> None:
+    """Were its mean not taken off first, an image far from black would be rounded to 0.1."""
+    train = (fields(8, c=3, h=32, w=32).float() / 25 + 200).round().to(torch.uint8)
+    distance, _ = aligned(train, train, [[i] for i in range(8)])
+    assert distance.max() < 0.03
 
 
 def test_a_little_blur_is_hardly_seen_beside_other_differences() -> None:

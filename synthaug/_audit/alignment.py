@@ -14,7 +14,7 @@ copies among 2,500 images at a false discovery rate of 0.1, that raised the powe
 for blurred copies, from 0.48 to 1.00 for brighter and from 0.14 to 1.00 for compressed ones.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,27 +38,32 @@ SCALES = (0.9, 0.8)
 _CLIPPED = 212
 """Highest gray level that stays below 255 in an image made brighter by 1.2."""
 
-_ROWS = 32
-"""Queries compared at a time: few enough for the caches of a processor."""
+_ROWS = 16
+"""Queries compared at a time: with their training images few enough for the caches of a
+processor."""
+
+_PREPARED = 64
+"""Training images prepared at a time, for the same reason."""
+
+_PLACES = 3
+"""Rows of places that share a matrix: with fewer the product is too narrow to be fast, with more
+most of the matrix is zeros."""
+
+_KEPT_BYTES = 2**28
+"""Of what is kept of training images, for the next queries that are compared with them."""
 
 _SMALLEST_NORM = 1e-3
 """Windows with less structure than this, in units of 255 gray levels, are of one color."""
 
 
 @dataclass(frozen=True)
-class _Template:
-    """Normalized windows of the queries, ready to be slid over training images."""
+class _Window:
+    """A size of windows that are slid over training images."""
 
-    windows: Tensor
-    """float32 (n, C, h, w)."""
-    spectrum: Tensor
-    """Complex conjugate of the Fourier transform, (n, C, H, W // 2 + 1)."""
+    height: int
+    width: int
     versions: int
     """How many versions of the training image they are slid over."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.windows.shape[-2], self.windows.shape[-1]
 
 
 class Aligner:
@@ -70,9 +75,13 @@ class Aligner:
 
     def __init__(self, train: Pixels) -> None:
         self._train = train
+        self._height, self._width = small(train[:1]).shape[-2:]
         # In large images compression changes nothing that is left when they are made small.
         self._compresses = max(train.shape[-2:]) <= SIDE
-        self._compressed: dict[int, Tensor] = {}
+        self._windows = _windows(self._height, self._width, 4 if self._compresses else 3)
+        self._compressed: dict[int, Pixels] = {}
+        self._inverse_norms: dict[int, Tensor] = {}
+        """Of all windows of a training image, one window size and version after the other."""
 
     def distances(
         self, pixels: Pixels, candidates: Indices
@@ -101,89 +110,172 @@ class Aligner:
             uint8 (C, h, w), the window that fits best: mid-gray (128) where both are equal once
             the training image has the brightness and contrast of the window.
         """
-        right = torch.zeros(1, dtype=torch.int64, device="cpu")
         best, shown = -2.0, small(image)[0]
-        versions = self._versions(np.array([row]))
-        for queries in (small(image), small(image).flip(-1)):
-            for template, version, r in _correlations(queries, versions, right, right):
-                place = int(r.flatten().argmax())
-                if float(r.flatten()[place]) <= best:
-                    continue
-                best = float(r.flatten()[place])
-                top, left = divmod(place, r.shape[-1])
-                h, w = template.size
-                window = version[0, :, top : top + h, left : left + w]
-                window = window - window.mean()
-                norm = window.norm().clamp(min=_SMALLEST_NORM)
-                shown = template.windows[0] * norm - best * window
+        versions, inverse_norms = self._versions(np.array([row]))
+        templates = self._templates(image)
+        for window, template, inverse in zip(self._windows, templates, inverse_norms, strict=True):
+            r = _correlations(template[0], versions[:, : window.versions]) * inverse
+            if float(r.max()) <= best:
+                continue
+            best = float(r.max())
+            mirrored, _, version, top, left = np.unravel_index(int(r.argmax()), r.shape)
+            h, w = window.height, window.width
+            original = versions[0, version, top : top + h, :, left : left + w].transpose(0, 1)
+            original = original - original.mean()
+            norm = original.norm().clamp(min=_SMALLEST_NORM)
+            shown = template[0, mirrored] * norm - best * original
         return (128 + 255 * shown).round().clamp(0, 255).to(torch.uint8)
 
     def _distances(
         self, pixels: Pixels, candidates: Indices
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        query, column = np.nonzero(candidates >= 0)
         distances = np.full(candidates.shape, np.inf)
         flipped = np.zeros(candidates.shape, bool)
-        if not len(query):
+        rows = np.unique(candidates[candidates >= 0])
+        if not len(rows):
             return distances, flipped
-        rows, which = np.unique(candidates[query, column], return_inverse=True)
-        left, right = torch.from_numpy(query), torch.from_numpy(which)
-        versions = self._versions(rows)
-        queries = small(pixels)
-        best = []
-        for images in (queries, queries.flip(-1)):
-            r = torch.full((len(query),), -1.0, dtype=torch.float32, device="cpu")
-            for _, _, correlation in _correlations(images, versions, left, right):
-                r = torch.maximum(r, correlation.flatten(1).amax(1))
-            best.append(r.clamp(-1, 1).double().numpy())
-        distances[query, column] = np.sqrt(2 - 2 * np.maximum(*best))
-        flipped[query, column] = best[1] > best[0]
+        versions, inverse_norms = self._versions(rows)
+        templates = self._templates(pixels)
+        for i, wanted in enumerate(candidates >= 0):
+            which = torch.from_numpy(np.searchsorted(rows, candidates[i, wanted]))
+            images = versions[which]
+            best = torch.full((2, len(which)), -1.0, dtype=torch.float32, device="cpu")
+            for window, template, inverse in zip(
+                self._windows, templates, inverse_norms, strict=True
+            ):
+                r = _correlations(template[i], images[:, : window.versions]) * inverse[which]
+                best = torch.maximum(best, r.amax((2, 3, 4)))
+            as_it_is, mirrored = best.clamp(-1, 1).double().numpy()
+            distances[i, wanted] = np.sqrt(2 - 2 * np.maximum(as_it_is, mirrored))
+            flipped[i, wanted] = mirrored > as_it_is
         return distances, flipped
 
-    def _versions(self, rows: Indices) -> list["_Version"]:
-        """The training images as they may look in a copy, as they are first."""
+    def _templates(self, pixels: Pixels) -> list[Tensor]:
+        """Windows of images, as they are and mirrored, with mean 0 and norm 1.
+
+        These are the middle of an image, and the image made smaller as if its original were larger.
+
+        Returns:
+            float32 (n, 2, C, height, width), for each size of windows.
+        """
+        images = small(pixels)
+        images = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)
+        top, left = ((s - t) // 2 for s, t in zip(images.shape[-2:], self._middle, strict=True))
+        shown = [images[..., top : top + self._middle[0], left : left + self._middle[1]]]
+        shown += [
+            F.interpolate(
+                images,
+                (window.height, window.width),
+                mode="bilinear",
+                antialias=True,
+                align_corners=False,
+            )
+            for window in self._windows[1:]
+        ]
+        return [_normalized(window).unflatten(0, (len(pixels), 2)) for window in shown]
+
+    @property
+    def _middle(self) -> tuple[int, int]:
+        return self._windows[0].height, self._windows[0].width
+
+    def _versions(self, rows: Indices) -> tuple[Tensor, list[Tensor]]:
+        """The training images as they may look in a copy, as they are first.
+
+        Returns:
+            float32 (n, versions, H, C, W), each with mean 0; and the inverse norms of the windows
+            in them, for each size of windows, (n, versions, y, x).
+        """
+        h, w, channels = self._height, self._width, self._train.shape[1]
+        count = self._windows[0].versions
+        versions = torch.empty(len(rows), count, h, channels, w, dtype=torch.float32, device="cpu")
+        inverse_norms = []
+        for start in range(0, len(rows), _PREPARED):
+            part = slice(start, start + _PREPARED)
+            images, norms = self._prepared(rows[part])
+            centered = images - images.mean((2, 3, 4), keepdim=True)
+            versions[part] = centered.transpose(2, 3)
+            inverse_norms.append(norms)
+        shapes = [(x.versions, h - x.height + 1, w - x.width + 1) for x in self._windows]
+        parts = torch.cat(inverse_norms).split([math.prod(shape) for shape in shapes], 1)
+        return versions, [x.unflatten(1, shape) for x, shape in zip(parts, shapes, strict=True)]
+
+    def _prepared(self, rows: Indices) -> tuple[Tensor, Tensor]:
+        """The versions of some training images, (n, versions, C, H, W), and inverse norms."""
         pixels = self._train[torch.from_numpy(rows)]
+        missing = [i for i, row in enumerate(rows.tolist()) if row not in self._inverse_norms]
+        new = rows[missing].tolist()
         plain = small(pixels)
         # Smoothed twice more they are blurred with a standard deviation of one pixel.
         versions = [plain, smoothed(smoothed(plain)), small(pixels.clamp(max=_CLIPPED))]
         if self._compresses:
-            missing = [row for row in rows.tolist() if row not in self._compressed]
-            if missing:
-                images = jpeg(self._train[missing], 50)
-                self._compressed.update(zip(missing, images, strict=True))
+            if new:
+                self._compressed.update(zip(new, jpeg(pixels[missing], 50), strict=True))
             versions.append(small(torch.stack([self._compressed[row] for row in rows.tolist()])))
-        return [_Version(images) for images in versions]
+        images = torch.stack(versions, 1)
+        if new:
+            norms = [
+                _inverse_norms(images[missing, : x.versions].flatten(0, 1), (x.height, x.width))
+                .unflatten(0, (len(new), x.versions))
+                .flatten(1)
+                for x in self._windows
+            ]
+            self._inverse_norms.update(zip(new, torch.cat(norms, 1), strict=True))
+        kept = torch.stack([self._inverse_norms[row] for row in rows.tolist()])
+        if len(self._inverse_norms) * (kept[0].nbytes + pixels[0].nbytes) > _KEPT_BYTES:
+            self._inverse_norms.clear()
+            self._compressed.clear()
+        return images, kept
 
 
-class _Version:
-    """Training images float32 (n, C, H, W), with what is computed of them once."""
+def _windows(h: int, w: int, versions: int) -> list[_Window]:
+    """The sizes of the windows in images of h x w pixels.
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-        self.spectra = torch.fft.rfft2(images)
-        self._inverse_norms: dict[tuple[int, int], Tensor] = {}
-
-    def inverse_norms(self, size: tuple[int, int]) -> Tensor:
-        if size not in self._inverse_norms:
-            self._inverse_norms[size] = _inverse_norms(self.images, size)
-        return self._inverse_norms[size]
-
-
-def _correlations(
-    queries: Tensor, versions: list[_Version], left: Tensor, right: Tensor
-) -> Iterator[tuple[_Template, Tensor, Tensor]]:
-    """Templates of queries, training images, and their correlations r for all places of the window.
-
-    Query `left[i]` is compared with training image `right[i]`: r is float32 (len(left), y, x).
+    Only the middle is compared with all versions, since each takes its time.
     """
-    h, w = queries.shape[-2:]
-    for template in _templates(queries, len(versions)):
-        for version in versions[: template.versions]:
-            inverse = version.inverse_norms(template.size)[right]
-            product = (template.spectrum[left] * version.spectra[right]).sum(1)
-            correlation = torch.fft.irfft2(product, s=(h, w))
-            valid = correlation[:, : inverse.shape[1], : inverse.shape[2]] * inverse
-            yield template, version.images, valid
+    scaled = [(max(1, round(h * scale)), max(1, round(w * scale)), 1) for scale in SCALES]
+    middle = h - 2 * round(h * REACH), w - 2 * round(w * REACH), versions
+    return [_Window(*size) for size in (middle, *scaled)]
+
+
+def _normalized(windows: Tensor) -> Tensor:
+    """Windows (n, C, h, w) with mean 0 and norm 1; 0 where they are of one color."""
+    windows = windows - windows.mean((1, 2, 3), keepdim=True)
+    norm = windows.flatten(1).norm(dim=1)[:, None, None, None]
+    return torch.where(norm > _SMALLEST_NORM, windows / norm.clamp(min=_SMALLEST_NORM), 0)
+
+
+def _correlations(windows: Tensor, images: Tensor) -> Tensor:
+    """Sums of the products of windows with images, for all places of the windows.
+
+    Args:
+        windows: float32 (m, C, h, w).
+        images: float32 (n, versions, H, C, W).
+
+    Returns:
+        float32 (m, n, versions, H - h + 1, W - w + 1).
+    """
+    n, versions, height, channels, width = images.shape
+    m, _, h, w = windows.shape
+    y, x = height - h + 1, width - w + 1
+    # A matrix holds the windows at some places, with zeros around them. A step of an image's rows
+    # later it holds them at the places below.
+    together = math.ceil(y / math.ceil(y / _PLACES))
+    rows = h + together - 1
+    matrix = windows.new_zeros(together, m, x, rows, channels, width)
+    down, of_window, right, row, channel, column = matrix.stride()
+    at_places = matrix.as_strided(
+        (together, m, x, h, channels, w),
+        (down + row, of_window, right + column, row, channel, column),
+    )
+    at_places.copy_(windows.transpose(1, 2)[None, :, None])
+    matrix = matrix.view(together * m * x, rows * channels * width)
+    images = images.flatten(0, 1)
+    sums = windows.new_empty(y, m, x, n * versions)
+    for top in range(0, y, together):
+        top = min(top, y - together)
+        shown = images[:, top : top + rows].flatten(1)
+        torch.mm(matrix, shown.T, out=sums[top : top + together].view(len(matrix), n * versions))
+    return sums.view(y, m, x, n, versions).permute(1, 3, 4, 0, 2)
 
 
 def small(pixels: Pixels) -> Tensor:
@@ -208,31 +300,6 @@ def smoothed(images: Tensor) -> Tensor:
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
     return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
-
-
-def _templates(images: Tensor, versions: int) -> list[_Template]:
-    """The middle of each image, and the image made smaller as if its original were larger.
-
-    Only the middle is compared with all versions, since each takes its time.
-    """
-    h, w = images.shape[-2:]
-    top, left = round(h * REACH), round(w * REACH)
-    windows = [images[..., top : h - top, left : w - left]]
-    for scale in SCALES:
-        size = max(1, round(h * scale)), max(1, round(w * scale))
-        windows.append(
-            F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
-        )
-    templates: list[_Template] = []
-    for window in windows:
-        size = window.shape[-2], window.shape[-1]
-        window = window - window.mean((1, 2, 3), keepdim=True)
-        norm = window.flatten(1).norm(dim=1)[:, None, None, None]
-        window = torch.where(norm > _SMALLEST_NORM, window / norm.clamp(min=_SMALLEST_NORM), 0)
-        padded = F.pad(window, (0, w - size[1], 0, h - size[0]))
-        spectrum = torch.fft.rfft2(padded).conj()
-        templates.append(_Template(window, spectrum, 1 if templates else versions))
-    return templates
 
 
 def _inverse_norms(images: Tensor, size: tuple[int, int]) -> Tensor:
