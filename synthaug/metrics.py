@@ -59,11 +59,8 @@ def frechet_distance(synthetic: Features, real: Features, *, force: bool = False
 
 
 def check_rank(n: int, d: int, *, name: str, force: bool = False) -> None:
-    """Refuses n images for a Fréchet distance in d dimensions if there are fewer than 2 d.
-
-    Raises:
-        ValueError: Unless `force`.
-    """
+    """Refuses n images for a Fréchet distance in d dimensions with a ValueError if there are fewer
+    than 2 d, unless `force`."""
     if n < 2 * d and not force:
         raise ValueError(
             f"{name} has {n} images for {d} features; a Fréchet distance needs at least "

@@ -60,11 +60,8 @@ class Encoded(Mapped):
         return pixels
 
     def files(self, rows: Indices) -> list[bytes]:
-        """The files of `rows` as they are stored.
-
-        Raises:
-            UndecodableError: The index names bytes that the file does not have.
-        """
+        """The files of `rows` as stored; an UndecodableError if the index points beyond the
+        file."""
         with self._readable():
             end = self._end(self._fd)
             return [bytes(self._file(self._fd, e, end)) for e in self._values("index", rows)]

@@ -57,11 +57,7 @@ class Encoding:
 
     @classmethod
     def parse(cls, text: str) -> "Encoding":
-        """Reads "raw", "png", "webp" or "jpeg:95".
-
-        Raises:
-            ValueError: It is something else.
-        """
+        """Reads "raw", "png", "webp" or "jpeg:95"; anything else is a ValueError."""
         match = re.fullmatch(r"(raw|png|webp)|jpeg:([1-9]\d?|100)", str(text))
         if match is None:
             raise ValueError(f"`encoding` must be {_KINDS} with 1 to 100, got {text!r}.")
@@ -134,11 +130,8 @@ class Encoding:
         return pixels
 
     def decode_into(self, data: Bytes, image: Bytes) -> None:
-        """Decodes a file, uint8 (n,), into an image, uint8 (C, H, W).
-
-        Raises:
-            UndecodableError: It is not an image of this encoding and shape.
-        """
+        """Decodes a file, uint8 (n,), into an image of its encoding, uint8 (C, H, W), or raises an
+        UndecodableError."""
         channels, height, width = image.shape
         header, decode, stored_channels = _FORMATS[self.kind]
         try:
@@ -234,11 +227,7 @@ def _file_of_one(kind: str) -> bytes:
 
 @cache
 def check_installed(encoding: Encoding) -> None:
-    """Refuses an encoding that Pillow was built without, where every row would look damaged.
-
-    Raises:
-        ImportError: Naming it.
-    """
+    """Refuses an encoding that Pillow was built without with an ImportError that names it."""
     if not encoding.raw:
         try:
             file = _file_of_one(encoding.kind)

@@ -176,11 +176,8 @@ class Patient(AbstractHDF5Target):
 
 
 def check_room(size: int, path: Path) -> None:
-    """Refuses a file for which there is no room, before anything is written.
-
-    Raises:
-        CacheError: Fewer than `size` bytes are free, as far as the system says.
-    """
+    """Refuses a file with a CacheError if fewer than `size` bytes are free, as far as the system
+    says."""
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
@@ -269,11 +266,8 @@ def _appearing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder for what becomes `path` once the block has ended without an error; as `new_file`.
-
-    Raises:
-        CacheError: `path` exists, or something cannot be written.
-    """
+    """A folder for what becomes `path` once the block has ended without an error; as `new_file`. A
+    CacheError if `path` exists or something cannot be written."""
     with _appearing(path):
         temporary = files.temporary_name(path)
         os.mkdir(temporary)

@@ -245,11 +245,7 @@ def check_arguments(plan: Plan, image_shape: tuple[int, ...]) -> None:
 
 
 def check_shape(image_shape: tuple[int, ...]) -> None:
-    """Refuses a shape that images of a cache cannot have.
-
-    Raises:
-        ValueError: It is not (C, H, W) within the limits.
-    """
+    """Refuses a shape that is not (C, H, W) within the limits of a cache with a ValueError."""
     if not valid_shape(image_shape):
         raise ValueError(
             f"`image_shape` must be (C, H, W) with C 1 or 3 and sides of 1 to {MAX_SIDE:,} pixels, "

@@ -38,11 +38,7 @@ class _Header(NamedTuple):
 
 
 def length_of(fd: int, header_address: int) -> int:
-    """How many bytes the data set has whose header is there.
-
-    Raises:
-        OSError: The header is damaged, or cannot be read.
-    """
+    """How many bytes the data set has whose header is there; an OSError if it cannot be read."""
     return _header(fd, header_address).length
 
 

@@ -267,11 +267,7 @@ class Unpacked:
 
 @contextmanager
 def descriptor(contents: CacheContents, flags: int) -> Iterator[int]:
-    """The open file of a cache, for one call.
-
-    Raises:
-        CacheError: In place of any system error inside.
-    """
+    """The open file of a cache, for one call; any system error inside becomes a CacheError."""
     doing = "read" if flags == os.O_RDONLY else "write"
     try:
         fd = os.open(contents.path, flags | system.OURS)

@@ -21,10 +21,7 @@ class Share:
     @classmethod
     def parse(cls, text: str) -> "Share":
         """From "1/3", "2/3" or "3/3": counted from 1, as test runners do and job arrays may.
-
-        Raises:
-            ValueError: For anything else.
-        """
+        Anything else is a ValueError."""
         found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         index, count = map(int, found.groups()) if found else (0, 0)
         if not 1 <= index <= count:

@@ -69,11 +69,7 @@ class RayEngine:
 
 
 def import_ray() -> Any:
-    """The library.
-
-    Raises:
-        ImportError: Names the extra that installs it.
-    """
+    """The library, or an ImportError that names the extra that installs it."""
     with from_extra("ray", "`engine='ray'` needs Ray", "ray"):
         import ray
     return ray

@@ -49,11 +49,8 @@ class Drawer:
     """The largest batch that may fit into memory."""
 
     def load(self, parcel: bytes, recipe: dict[str, Any]) -> None:
-        """Unpacks the synthesizer, in the precision of `recipe` if it may choose.
-
-        Raises:
-            EngineError: It cannot be unpacked here, or has another recipe.
-        """
+        """Unpacks the synthesizer, in the precision of `recipe` if it may choose. An EngineError if
+        it cannot be unpacked here or has another recipe."""
         import ray
 
         host = platform.node()

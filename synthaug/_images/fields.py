@@ -40,11 +40,8 @@ def field_key(item: Any, name: str) -> Any:
 
 
 def key_among(names: Iterable[str], name: str) -> str:
-    """The name of the "image" or the "label" among the keys or columns of a data set.
-
-    Raises:
-        TypeError: If there is none.
-    """
+    """The name of the "image" or the "label" among keys or columns; a TypeError if there is
+    none."""
     for key in _KEYS[name]:
         if key in names:
             return key

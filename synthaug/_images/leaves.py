@@ -171,11 +171,8 @@ def _one_list(leaf: Any, listed: dict[str, Labels]) -> Labels:
 
 
 def _list_of_items(leaf: Any, listed: dict[str, Labels], rows: Indices, key: Any) -> Labels:
-    """The first list of labels that agrees with those items of a foreign data set that are read.
-
-    Raises:
-        DataError: If none does.
-    """
+    """The first list of labels that agrees with those items of a foreign data set that are read; a
+    DataError if none does."""
     sample = label_sample(leaf, rows, key)
     agree = [x for x in listed.values() if all(x[i] == label for i, label in sample.items())]
     if not agree:
@@ -220,11 +217,7 @@ def label_sample(dataset: Any, rows: Indices, key: Any) -> dict[int, int]:
 
 
 def numbered_classes(labels: ArrayLike, where: str) -> tuple[str, ...]:
-    """Class names "0", "1", ... for labels that have none.
-
-    Raises:
-        DataError: There would be more of them than data sets have classes.
-    """
+    """Class names "0", "1", ... for labels that have none; too many of them are a DataError."""
     values = np.asarray(labels)
     largest = int(values.max(initial=0))
     if largest >= MAX_NUMBERED:

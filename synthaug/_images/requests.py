@@ -68,11 +68,7 @@ Loaded = tuple[Store, Labels, tuple[str, ...]]
 def check_labeled_images(
     labels: Iterable[int], classes: Sequence[str], where: str, asked: ImageRequest
 ) -> None:
-    """Refuses classes without an image.
-
-    Raises:
-        DataError: Naming them.
-    """
+    """Refuses classes without an image with a DataError that names them."""
     present = set(map(int, labels))
     empty = [repr(name) for label, name in enumerate(classes) if label not in present]
     if empty:
@@ -99,11 +95,7 @@ def ordered(
 
 
 def check_known(names: Sequence[str], wanted: Sequence[str] | None, what: str) -> None:
-    """Refuses class names that are not among those that were given.
-
-    Raises:
-        MismatchError: Naming them.
-    """
+    """Refuses class names that are not among those given with a MismatchError that names them."""
     known = set(wanted or ())
     unknown = [] if wanted is None else [repr(name) for name in names if name not in known]
     if wanted is not None and unknown:

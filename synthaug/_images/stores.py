@@ -65,11 +65,7 @@ class Conform:
 
     @classmethod
     def to(cls, image_shape: tuple[int, ...]) -> "Conform":
-        """Returns the conversion of images to a shape (C, H, W).
-
-        Raises:
-            ValueError: For a shape that images cannot have.
-        """
+        """Returns the conversion of images to a shape (C, H, W); another shape is a ValueError."""
         if len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape) < 1:
             raise ValueError(f"`image_shape` must be (C, H, W) with C 1 or 3, got {image_shape}.")
         return cls((image_shape[1], image_shape[2]), image_shape[0], upright=True)
@@ -351,11 +347,8 @@ def _orientation_of(path: str) -> int:
 
 
 def open_hdf5(path: str) -> Any:
-    """Opens an HDF5 file to read, also where it cannot be locked, as on some network file systems.
-
-    Raises:
-        OSError: If it cannot be read.
-    """
+    """Opens an HDF5 file to read, also where it cannot be locked, as on some network file systems;
+    an OSError if it cannot be read."""
     import h5py
 
     try:

@@ -356,11 +356,7 @@ def _kept(columns: Mapping[str, Array], num_classes: int) -> dict[str, Array]:
 
 
 def check_values(name: str, values: Array, num_classes: int) -> None:
-    """Refuses values that no column of a plan may hold.
-
-    Raises:
-        ValueError: A label is none of the classes, or a value is not finite.
-    """
+    """Refuses labels of no class and values that are not finite with a ValueError."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError(f"Column {name!r} holds a value that is not finite.")
     if name == "label":

@@ -12,11 +12,8 @@ from synthaug._types import JSON
 
 
 def canonical_json(value: JSON | Mapping[str, Any]) -> str:
-    """JSON in which equal settings are equal text: keys sorted, and 2.0 written as 2.
-
-    Raises:
-        ValueError: Naming the setting that is no JSON.
-    """
+    """JSON in which equal settings are equal text: keys sorted, and 2.0 written as 2. A ValueError
+    names the setting that is no JSON."""
 
     def plain(v: Any, name: str) -> Any:
         if isinstance(v, Mapping):

@@ -33,11 +33,7 @@ _loaders: WeakKeyDictionary[Any, Callable[[Any], Any]] = WeakKeyDictionary()
 
 
 def check_precision(precision: object) -> None:
-    """Refuses an unknown precision.
-
-    Raises:
-        ValueError: Listing those that there are.
-    """
+    """Refuses an unknown precision with a ValueError that lists the known ones."""
     check_choice(get_args(Precision), precision=precision)
 
 

@@ -32,20 +32,13 @@ _KINDS = {
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Looks at a name before a library opens it.
-
-    Raises:
-        OSError: There is no such file, or it is a folder, a pipe, a device or a socket.
-    """
+    """Refuses a name of anything but a regular file with an OSError, before a library opens it."""
     _refuse_others(path, os.stat(path))
 
 
 def check_regular_below(folder: str | os.PathLike[str]) -> None:
-    """Looks at all that lies in a folder, and in those in it, before a library opens some of it.
-
-    Raises:
-        OSError: Something is a pipe, a device or a socket.
-    """
+    """Refuses a folder with a pipe, a device or a socket anywhere in it with an OSError, before a
+    library opens some of it."""
     for where, _, names in os.walk(folder):
         for name in names:
             check_regular(Path(where, name))
@@ -53,11 +46,7 @@ def check_regular_below(folder: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file to read its bytes, and nothing that only looks like one.
-
-    Raises:
-        OSError: It cannot be opened, or is a folder, a pipe, a device or a socket.
-    """
+    """Opens a regular file to read its bytes; anything else is an OSError."""
     with open(path, "rb", opener=_open_at_once) as file:
         _refuse_others(path, os.fstat(file.fileno()))
         yield file

@@ -51,11 +51,8 @@ def row_number(row: Any, count: int, name: str = "index") -> int:
 
 
 def whole_numbers(values: Any, name: str) -> Integers:
-    """Row numbers or class indices as int64 (n,).
-
-    Raises:
-        TypeError: For floats, masks, and what is not a sequence.
-    """
+    """Row numbers or class indices as int64 (n,); floats, masks and no sequences are a
+    TypeError."""
     numbers = np.asarray(values)
     if numbers.shape == (0,):  # an empty list is float64 to numpy
         return np.empty(0, np.int64)

@@ -102,11 +102,7 @@ def _at_locked_byte(fd: int) -> Iterator[None]:
 
 
 def unlock(fd: int) -> None:
-    """Gives a lock back.
-
-    Raises:
-        OSError: There are no locks here.
-    """
+    """Gives a lock back; an OSError where there are no locks."""
     if fcntl is not None:
         fcntl.flock(fd, fcntl.LOCK_UN)
     elif msvcrt is not None:

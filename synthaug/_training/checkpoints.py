@@ -108,11 +108,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Turns whatever a damaged file raises into one error.
-
-    Raises:
-        CheckpointError: Naming the path, the cause and the remedy.
-    """
+    """Turns whatever a damaged file raises into a CheckpointError with path, cause and remedy."""
     try:
         yield
     except SynthaugError:
@@ -318,11 +314,8 @@ def run_record(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        CheckpointError: The file is missing, unreadable, or holds something else.
-    """
+    """Reads a JSON object; a CheckpointError if the file is missing, unreadable or another
+    thing."""
     try:
         value = parse_json(read_text(path))
     except FileNotFoundError:

@@ -118,11 +118,8 @@ class AbstractFitJob(ABC, Generic[Module]):
 
 
 def check_labels(labels: Labels, classes: Sequence[str]) -> None:
-    """Refuses labels beyond the classes, and classes without an image.
-
-    Raises:
-        DataError: Naming them.
-    """
+    """Refuses labels beyond the classes, and classes without an image, with a DataError that names
+    them."""
     if len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
         raise DataError(
             f"Labels must be in [0, {len(classes) - 1}], since there are {len(classes)} classes; "
@@ -136,11 +133,8 @@ def check_labels(labels: Labels, classes: Sequence[str]) -> None:
 
 
 def diffusion_config(prediction_type: str) -> dict[str, Any]:
-    """The scheduler config that our diffusion models are trained with.
-
-    Raises:
-        ValueError: For a prediction type that we do not know.
-    """
+    """The scheduler config that our diffusion models are trained with; an unknown prediction type
+    is a ValueError."""
     if prediction_type == FLOW:
         return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}
     arguments.check_choice(PREDICTION_TYPES, prediction_type=prediction_type)
@@ -214,11 +208,8 @@ def denoising_loss(
 
 
 def denoising_target(scheduler: Any, x0: Images, noise: Images, t: Tensor) -> Images:
-    """Returns the target of the network, by the scheduler's `prediction_type`.
-
-    Raises:
-        ValueError: For a type that we do not know.
-    """
+    """Returns the target of the network, by the scheduler's `prediction_type`; an unknown one is a
+    ValueError."""
     check_prediction_type(scheduler)
     if steps_flow(scheduler):
         return noise - x0
@@ -232,11 +223,7 @@ def denoising_target(scheduler: Any, x0: Images, noise: Images, t: Tensor) -> Im
 
 
 def check_prediction_type(scheduler: Any) -> None:
-    """Refuses a scheduler whose `prediction_type` has no `denoising_target`.
-
-    Raises:
-        ValueError: For such a type.
-    """
+    """Refuses a scheduler whose `prediction_type` has no `denoising_target` with a ValueError."""
     if steps_flow(scheduler):
         return
     arguments.check_choice(PREDICTION_TYPES, prediction_type=scheduler.config.prediction_type)

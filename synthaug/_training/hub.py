@@ -100,11 +100,7 @@ def download(
 
 
 def download_records(name: str) -> Path:
-    """The folder of a model of the hub, with its `RECORDS` alone.
-
-    Raises:
-        CheckpointError: Under the same conditions as `download`.
-    """
+    """The folder of a model of the hub, with its `RECORDS` alone; fails as `download` does."""
     return _snapshot(name, RECORDS)
 
 

@@ -89,11 +89,8 @@ def read_index(path: Path) -> dict[str, Any]:
 
 
 def code_free_json(path: Path) -> dict[str, Any]:
-    """Reads a config, and refuses one that names code to import.
-
-    Raises:
-        CheckpointError: Naming the setting.
-    """
+    """Reads a config; one that names code to import is a CheckpointError that says which
+    setting."""
     config = read_json(path)
     for setting in _CODE_SETTINGS:
         if config.get(setting) is not None:
@@ -192,12 +189,8 @@ def _tensors_in(path: Path) -> int:
 
 
 def _check_extent(path: Path, config: Mapping[str, Any], tensors: int) -> None:
-    """Refuses a config of more layers than its weights can be of, since to build these takes as
-    long as it says, before it comes out that their weights are missing.
-
-    Raises:
-        CheckpointError: Naming the setting.
-    """
+    """Refuses a config of more layers than its weights can be of with a CheckpointError, since to
+    build these takes as long as it says, before it comes out that their weights are missing."""
     for name, value in config.items():
         many: float = len(value) if isinstance(value, list) else 0
         if "layers" in name:
@@ -412,11 +405,7 @@ def _check_prompts(prompts: Sequence[str], tokens: Sequence[Sequence[int]], long
 
 
 def recorded_shape(record: Mapping[str, Any]) -> ImageShape | None:
-    """(C, H, W) that a file of ours says; `None` if it does not.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """(C, H, W) that a file of ours says, `None` if it does not; a ValueError if it is none."""
     shape = record.get("image_shape")
     if not shape:
         return None

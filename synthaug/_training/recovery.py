@@ -94,11 +94,7 @@ def _digest(path: Path) -> str:
 
 
 def _check_digests(folder: Path) -> None:
-    """Compares every file with its digest.
-
-    Raises:
-        ValueError: Naming a file that changed, is missing, or was not there.
-    """
+    """Refuses a folder with a ValueError that names a file that changed, is missing or is new."""
     digests: Any = parse_json(read_text(folder / _DIGESTS))
     for name in sorted({*digests, *(path.name for path in folder.iterdir())} - {_DIGESTS}):
         if not (folder / name).is_file() or digests.get(name) != _digest(folder / name):

@@ -44,11 +44,7 @@ class TrainingState:
         return [p for p in self.module.parameters() if p.requires_grad]
 
     def add_losses(self, losses: list[float], learning_rate: float) -> None:
-        """Adds the losses of the last steps.
-
-        Raises:
-            DivergedError: If one of them is not finite.
-        """
+        """Adds the losses of the last steps; one that is not finite is a DivergedError."""
         for step, value in enumerate(losses, self.step - len(losses) + 1):
             if not math.isfinite(value):
                 raise DivergedError(
@@ -77,11 +73,7 @@ class TrainingState:
         self.ema.restore(trained)
 
     def check_weights(self) -> None:
-        """Refuses weights that are not finite.
-
-        Raises:
-            DivergedError: Names the first of them.
-        """
+        """Refuses weights that are not finite with a DivergedError that names the first of them."""
         for name, weight in self.module.named_parameters():
             if not torch.isfinite(weight).all():
                 raise DivergedError(
@@ -194,11 +186,7 @@ class TrainingState:
 
 
 def _count(record: Mapping[str, Any], name: str) -> int:
-    """A number of steps.
-
-    Raises:
-        ValueError: If it is something else.
-    """
+    """A number of steps; anything else is a ValueError."""
     value = record[name]
     if type(value) is not int or value < 0:
         raise ValueError(f"`{name}` is {value!r}, expected a number of steps")

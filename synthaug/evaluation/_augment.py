@@ -227,11 +227,7 @@ def standard_augment(image_shape: ImageShape, *, horizontal_flip: bool) -> Augme
 
 
 def named_augment(name: Any, image_shape: ImageShape, *, horizontal_flip: bool) -> Augment:
-    """The augmentation of a name for images of shape (C, H, W).
-
-    Raises:
-        ValueError: For another name.
-    """
+    """The augmentation of a name for images of shape (C, H, W); another name is a ValueError."""
     from torchvision.transforms import v2
 
     standard = standard_augment(image_shape, horizontal_flip=horizontal_flip)

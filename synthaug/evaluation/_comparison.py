@@ -28,11 +28,8 @@ def common_classes(sources: Mapping[str, ImageSource]) -> tuple[str, ...]:
 
 
 def same_classes(classes: Mapping[str, Sequence[str] | None]) -> tuple[str, ...] | None:
-    """The first of several lists of class names, `None` if all of them are.
-
-    Raises:
-        MismatchError: If two lists have other names, in whatever order.
-    """
+    """The first of several lists of class names, `None` if all are; a MismatchError if two lists
+    have other names, in whatever order."""
     named = {name: tuple(map(str, one)) for name, one in classes.items() if one is not None}
     if not named:
         return None

@@ -322,11 +322,8 @@ class Job:
 
     @cached_property
     def augmented_samples(self) -> dict[str, str]:
-        """Digests of what the augmentation of each arm makes of its first images.
-
-        Raises:
-            ValueError: If an augmentation does not give what it must.
-        """
+        """Digests of what the augmentation of each arm makes of its first images, a ValueError if
+        that is not what it must be."""
         samples = {}
         for arm, augment in self.augments.items():
             images = self.images[arm].base

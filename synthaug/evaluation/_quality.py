@@ -268,11 +268,8 @@ class Measure:
     """Of the subsets that the kernel distance and the inception score are averaged over."""
 
     def check_size(self, n: int, dim: int, name: str) -> None:
-        """Refuses sets of n images in `dim` features that are too small.
-
-        Raises:
-            ValueError: For fewer images than twice the features, unless `force`, or than `k`.
-        """
+        """Refuses fewer images than twice the features, unless `force`, or than `k` with a
+        ValueError."""
         if n <= max(self.k, 3):
             raise ValueError(f"{name} has {n} images, not more than `k`={self.k} and 3.")
         check_rank(n, dim, name=name, force=self.force)

@@ -180,11 +180,8 @@ class ClassifierGuidance:
             )
 
     def numbered(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
-        """Labels as the classifier counts classes, int64 (n,), on the CPU.
-
-        Raises:
-            MismatchError: If the classifier does not know a class.
-        """
+        """Labels as the classifier counts classes, int64 (n,), on the CPU; a class that it does not
+        know is a MismatchError."""
         if self.classes is None:
             return labels
         place = {name: index for index, name in enumerate(map(str, self.classes))}

@@ -35,11 +35,8 @@ class Splits:
     def open(
         cls, train: Any, validation: Any, test: Any, config: ImproveConfig, progress: bool
     ) -> "Splits":
-        """Opens the sets, and sets aside what was not given.
-
-        Raises:
-            DataError: If one is too small.
-        """
+        """Opens the sets, and sets aside what was not given; a set that is too small is a
+        DataError."""
         real = ImageSource.open(train, "`train`")
         real.named_classes()
         given = {"validation": validation, "test": test}

@@ -71,11 +71,8 @@ class Candidates:
         return self._features[1][self.real.labels == label]
 
     def real_distances(self, label: int) -> Doubles:
-        """Distance of every real image of a class to the nearest other one, float64 (m,).
-
-        Raises:
-            DataError: If there is only one.
-        """
+        """Distance of every real image of a class to the nearest other one, float64 (m,); a
+        DataError if there is only one."""
         own = self.real_features(label)
         if len(own) < 2:
             raise DataError(

@@ -48,11 +48,8 @@ def _settings(synthesizer: Any) -> list[DeclaredSetting]:
 
 
 def combinations(grid: Mapping[str, Sequence[Any]]) -> list[Setting]:
-    """Every combination once; what a scheduler would ignore is left out of its combinations.
-
-    Raises:
-        ValueError: For a name without values.
-    """
+    """Every combination once; what a scheduler would ignore is left out of its combinations. A name
+    without values is a ValueError."""
     for name, values in grid.items():
         if isinstance(values, str) or not len(values):
             raise ValueError(f"`grid` needs a list of values for {name!r}, got {values!r}.")

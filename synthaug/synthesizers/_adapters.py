@@ -31,11 +31,7 @@ _DOWN, _UP, _ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 
 
 def peft_library() -> Any:
-    """The library peft.
-
-    Raises:
-        ImportError: If it is missing.
-    """
+    """The library peft, or an ImportError that names the extra that installs it."""
     try:
         import peft
     except ImportError:
@@ -186,11 +182,8 @@ class Adapters:
         return beside
 
     def check(self, digests: Mapping[str, str]) -> None:
-        """Refuses parts of other digests than the adapters were trained with.
-
-        Raises:
-            MismatchError: Naming the part.
-        """
+        """Refuses a part of another digest than the adapters were trained with with a
+        MismatchError."""
         for name, digest in digests.items():
             if self.digests.get(name, digest) != digest:
                 raise MismatchError(

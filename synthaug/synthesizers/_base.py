@@ -130,11 +130,8 @@ class AbstractSynthesizer(abc.ABC):
         del plan
 
     def check_classes(self, rows: Plan) -> None:
-        """Refuses rows of a plan about other classes than this synthesizer knows.
-
-        Raises:
-            ValueError: Naming both.
-        """
+        """Refuses rows about other classes than this synthesizer knows with a ValueError that names
+        both."""
         if rows.classes != self.classes:
             raise ValueError(
                 f"The plan is about the classes {', '.join(rows.classes)}; this synthesizer knows "

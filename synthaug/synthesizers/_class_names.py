@@ -100,11 +100,8 @@ def embeddings_of(
 def _embedded(
     path: Path, index: Mapping[str, Any], prompts: tuple[str, ...], denoiser: Denoiser
 ) -> Prompted:
-    """The prompts, the last of them the negative one, as the checkpoint's own pipeline embeds them.
-
-    Raises:
-        CheckpointError: If we do not know the pipeline.
-    """
+    """The prompts, the last of them the negative one, as the checkpoint's own pipeline embeds them;
+    a CheckpointError if we do not know the pipeline."""
     family = family_of(index)
     if family is None:
         raise CheckpointError(

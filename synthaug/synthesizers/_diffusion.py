@@ -56,11 +56,7 @@ def with_guidance(recipe: dict[str, Any], guidance: ClassifierGuidance | None) -
 
 
 def check_unguided(guidance: ClassifierGuidance | None) -> None:
-    """Refuses to save guidance by a classifier, which may be any code.
-
-    Raises:
-        TypeError: If there is some.
-    """
+    """Refuses to save guidance by a classifier, which may be any code, with a TypeError."""
     if guidance is not None:
         raise TypeError(
             "`classifier_guidance` cannot be saved: its classifier may be any code. Save the "

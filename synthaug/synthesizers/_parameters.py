@@ -142,11 +142,8 @@ class Method:
         return vars(import_module(self.module))[self.name]
 
     def check_choices(self, synthesizer: Any) -> None:
-        """Refuses values of its own settings that are not among those declared.
-
-        Raises:
-            ValueError: Listing those that there are.
-        """
+        """Refuses values of its settings that are not among those declared with a ValueError that
+        lists these."""
         for name, value in self.settings_of(synthesizer).items():
             declared = next(setting.type for setting in self.settings if setting.name == name)
             if get_origin(declared) is Literal:
@@ -157,11 +154,8 @@ class Method:
         return {setting.name: vars(synthesizer)[setting.name] for setting in self.settings}
 
     def chosen_settings(self, saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Its own settings as they were saved, or as they are given in their place.
-
-        Raises:
-            ValueError: For a setting that was not declared.
-        """
+        """Its own settings as they were saved, or as given in their place; others are a
+        ValueError."""
         check_settings(given, self.settings, self.row_parameters)
         return {s.name: saved[s.name] for s in self.settings if s.name in saved} | dict(given)
 
@@ -198,11 +192,7 @@ def known_names(name: str, known: Iterable[str]) -> str:
 def check_settings(
     given: Iterable[str], settings: Sequence[Setting], row_parameters: Sequence[RowParameter]
 ) -> None:
-    """Refuses settings that were not declared.
-
-    Raises:
-        ValueError: Naming all of them.
-    """
+    """Refuses settings that were not declared with a ValueError that names all of them."""
     rows = [parameter.name for parameter in row_parameters]
     known = [setting.name for setting in settings]
     raise_problems(

@@ -146,11 +146,7 @@ _FREE = (
 
 def check_adapter(file: Path) -> None:
     """Refuses an adapter whose config would have peft import something, allocate more than its
-    weights take, or match without end.
-
-    Raises:
-        CheckpointError: Naming the setting.
-    """
+    weights take, or match without end, with a CheckpointError that names the setting."""
     import peft
     from safetensors import safe_open
 

@@ -132,11 +132,8 @@ def prompt_table(
 
 
 def check_distinct_prompts(table: PromptTable) -> None:
-    """Refuses a text that stands for two classes, whose images would have random labels.
-
-    Raises:
-        ValueError: Naming the text.
-    """
+    """Refuses a text that stands for two classes, whose images would have random labels, with a
+    ValueError that quotes it."""
     owner: dict[str, int] = {}
     for label, (start, count) in enumerate(zip(table.starts, table.counts, strict=True)):
         for text in table.texts[start : start + count]:

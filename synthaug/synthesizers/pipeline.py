@@ -206,11 +206,8 @@ class FromPipeline(AbstractSourcedSynthesizer):
         return tables
 
     def _rows_of_labels(self) -> Integers | None:
-        """The label of each class in the pipeline's own order; `None` if it knows no labels.
-
-        Raises:
-            ValueError: For class names that do not fit them.
-        """
+        """The label of each class in the pipeline's own order; `None` if it knows no labels. Class
+        names that do not fit them are a ValueError."""
         if "class_labels" not in self._accepted:
             return None
         network: Any = self._parts.get("unet", self._parts.get("transformer"))
@@ -621,11 +618,8 @@ def _whole(value: float) -> float:
 
 
 def _parameters(pipeline: Any) -> dict[str, inspect.Parameter]:
-    """Returns the named parameters of a call.
-
-    Raises:
-        ValueError: If it cannot be called with a generator per image.
-    """
+    """Returns the named parameters of a call, or a ValueError if it takes no generator per
+    image."""
     found = dict(inspect.signature(type(pipeline).__call__).parameters)
     found.pop("self", None)
     missing = {"generator", "output_type"} - set(found)

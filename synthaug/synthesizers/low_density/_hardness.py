@@ -152,11 +152,8 @@ class NoiseAware:
     @classmethod
     @lasting_tensors()
     def load(cls, folder: Path, device: torch.device) -> "NoiseAware | None":
-        """Reads a network that `save` wrote, frozen; returns `None` if there is none.
-
-        Raises:
-            CheckpointError: If it is damaged.
-        """
+        """Reads a network that `save` wrote, frozen; `None` if there is none, a CheckpointError if
+        it is damaged."""
         checkpoints.restore(folder)
         if not folder.exists():
             return None
