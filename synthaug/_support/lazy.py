@@ -1,24 +1,27 @@
 """Public packages whose names are loaded when first used."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 
-def lazy_names(
-    package: str, homes: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Makes `__getattr__` and `__dir__` of a package.
+def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Makes `__getattr__` and `__dir__` of a package from what it imports for type checkers.
 
     Args:
         package: Its `__name__`.
-        homes: Public name => the module of the package that has it.
+        file: Its `__file__`. Every `from HOME import NAME as NAME` of its `if TYPE_CHECKING:`
+            is a name of the package, and is written there only.
     """
+    with open(file, encoding="utf-8") as source:
+        imported = re.findall(r"^    from (\S+) import \(?\s*(\w+) as", source.read(), re.MULTILINE)
+    homes = {name: home for home, name in imported}
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return vars(import_module(f"{package}.{homes[name]}"))[name]
+        return vars(import_module(homes[name]))[name]
 
     def names() -> list[str]:
         return sorted(homes)

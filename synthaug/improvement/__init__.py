@@ -24,15 +24,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "Gain", "ImproveConfig", "ImproveReport", "Recipe", "Round", "improve"]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "Candidate": "_report",
-        "Gain": "_gains",
-        "ImproveConfig": "_config",
-        "ImproveReport": "_report",
-        "Recipe": "_recipes",
-        "Round": "_report",
-        "improve": "_run",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__, __file__)

@@ -21,13 +21,4 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepConfig", "SweepReport", "SweepRow", "default_grid", "sweep"]
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "SweepConfig": "_config",
-        "SweepReport": "_report",
-        "SweepRow": "_report",
-        "default_grid": "_settings",
-        "sweep": "_run",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__, __file__)

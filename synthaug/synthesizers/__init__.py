@@ -1,7 +1,8 @@
 """Synthesizers: one paper, one file. Each knows how to fit itself and how to draw."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from synthaug._support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from synthaug._noise import streams as streams
@@ -47,45 +48,6 @@ if TYPE_CHECKING:
     from synthaug.synthesizers.low_density._synthesizer import LowDensity as LowDensity
     from synthaug.synthesizers.pipeline import FromPipeline as FromPipeline
 
-_HOME = {
-    "METHODS": "_registry",
-    "PUBLISHED": "_published",
-    "AbstractSynthesizer": "_base",
-    "Cascade": "cascade._synthesizer",
-    "CascadeSettings": "cascade",
-    "CascadeStage": "cascade._stage",
-    "ClassConditional": "class_conditional._synthesizer",
-    "ColdDiffusion": "cold._synthesizer",
-    "ColdSettings": "cold",
-    "Constant": "constant",
-    "DiffusionInversion": "inversion._synthesizer",
-    "DiffusionModel": "_model",
-    "DistillationConfig": "class_conditional._config",
-    "FineTuningConfig": "class_conditional._config",
-    "FromPipeline": "pipeline",
-    "InversionConfig": "inversion._config",
-    "InversionSettings": "inversion",
-    "LoadingConfig": "_loading",
-    "LossGrid": "_losses",
-    "LowDensity": "low_density._synthesizer",
-    "Method": "_parameters",
-    "Paper": "_papers",
-    "PublishedRecipe": "_published",
-    "RowParameter": "_parameters",
-    "SamplerConfig": "_sampler",
-    "Selection": "_selection",
-    "Setting": "_parameters",
-    "StageConfig": "cascade._config",
-    "SteeringSettings": "low_density",
-    "TokenConfig": "inversion._config",
-    "frechet_score": "_selection",
-    "published": "_published",
-    "register": "_registry",
-    "select_snapshot": "_selection",
-    "soft_labels": "inversion._variant_plan",
-    "streams": "_base",
-}
-
 __all__ = [  # written out: documentation and type checkers read it without running anything
     "METHODS",
     "PUBLISHED",
@@ -125,12 +87,4 @@ __all__ = [  # written out: documentation and type checkers read it without runn
     "streams",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, __file__)
