@@ -21,6 +21,7 @@ from synthaug._cache import (
 from synthaug._cache.citations import cite
 from synthaug._cache.credentials import ContentCredentials
 from synthaug._cache.licenses import LICENSES, license_of
+from synthaug._cache.masks import SourceMasks
 from synthaug._cache.remote import upload
 from synthaug._cluster import RayEngine
 from synthaug._generate.cost import estimate_cost, evaluations_per_second
@@ -30,6 +31,7 @@ __all__ = [
     "ContentCredentials",
     "Forgotten",
     "RayEngine",
+    "SourceMasks",
     "check_sources",
     "cite",
     "contact_sheet",

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import time
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import numpy as np
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
 
 from synthaug import OnTheFlyDataset, Plan, SynthCache, load_dataset
 from synthaug._cache import State
 from synthaug._cache.writing import Writer
-from synthaug.caches import export, forget, import_images, merge, upload
-from synthaug.errors import CacheError
+from synthaug._pixels import digest
+from synthaug.caches import SourceMasks, export, forget, import_images, merge, upload
+from synthaug.errors import CacheError, DataError, MismatchError
+from synthaug.images import LabeledImages
 from tests.drawing import SHAPE, Killed, Shaped, fill
 
 FORK = multiprocessing.get_context("fork")
@@ -96,6 +100,94 @@ def test_it_is_final_while_shards_are_drawn_and_put_together(tmp_path: Path) -> 
         assert (whole.state[gone] == State.WITHDRAWN).all()
         assert np.delete(whole.done, gone).all()
         assert len(whole.verify()) == 0
+
+
+def test_masks_of_the_sources_are_exported_and_forgotten_with_the_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (4, 3, 8, 8), np.uint8))
+    real = LabeledImages(pixels, [0, 0, 1, 1], CLASSES)
+    masks = rng.integers(0, 3, (4, 8, 8))
+    masks[3, 0, 0] = 300
+    sources = [np.arange(2), np.arange(2, 4)]
+    keys = np.array([digest(image) for image in pixels], np.uint64)
+    plan = Plan.build(
+        [2, 2], classes=CLASSES, settings={}, seed=0, sources=sources, source_keys=keys
+    )
+    cache = SynthCache.create(
+        tmp_path / "c.h5", plan, image_shape=(3, 8, 8), manifest={"recipe": Shaped().recipe()}
+    )
+    drawn = real.read(plan["source"]) // 2 + 40  # other contrast, the same outlines
+    moved = int(np.flatnonzero(plan["source"] == 1)[0])
+    drawn[moved] = drawn[moved].roll(3, dims=1)
+    cache.write(range(4), drawn)
+    of_sources = SourceMasks(real, masks)
+    folder = export(cache, tmp_path / "folder", format="folder", masks=of_sources)
+    assert "1 of 4 rows are left out: 0 have no source" in caplog.text
+    tars = export(cache, tmp_path / "tars", format="webdataset", masks=of_sources)
+
+    def held() -> tuple[dict[int, Any], dict[int, Any], list[str]]:
+        lines = (folder / "provenance.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        beside = {r["row"]: np.asarray(Image.open(folder / r["mask_file_name"])) for r in records}
+        assert len(list(folder.rglob("*.png"))) == 2 * len(records)
+        with tarfile.open(tars / "000000.tar") as archive:
+            names = archive.getnames()
+            packed = {
+                int(name[:8]): np.asarray(Image.open(file))
+                for name in names
+                if name.endswith(".mask.png") and (file := archive.extractfile(name))
+            }
+        return beside, packed, names
+
+    beside, packed, names = held()
+    assert sorted(beside) == sorted(packed) == sorted({0, 1, 2, 3} - {moved})
+    for row, mask in beside.items():
+        assert (mask == masks[plan["source"][row]]).all()
+        assert (mask == packed[row]).all()
+    images = load_dataset(f"folder:{folder / 'images'}")
+    assert len(images) == 3
+    for out, pattern in ((folder, "images/**/*.png"), (tars, "[0-9]*[0-9].png")):
+        described = json.loads((out / "croissant.json").read_text())["distribution"]
+        assert described[-1]["includes"] == pattern
+    assert sum(fnmatch(name, "[0-9]*[0-9].png") for name in names) == 3
+
+    assert forget([folder, tars], [int(keys[3])]) == {folder: 1, tars: 1}
+    beside, packed, names = held()
+    gone = int(np.flatnonzero(plan["source"] == 3)[0])
+    assert sorted(beside) == sorted(packed) == sorted({0, 1, 2, 3} - {moved, gone})
+    assert not any(name.startswith(f"{gone:08d}") for name in names)
+
+
+def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8))
+    real = LabeledImages(pixels, [0, 1], CLASSES)
+    keys = np.array([digest(image) for image in pixels], np.uint64)
+    sources = [np.array([0]), np.array([1])]
+    plan = Plan.build(
+        [1, 1], classes=CLASSES, settings={}, seed=0, sources=sources, source_keys=keys
+    )
+    manifest = {"recipe": Shaped().recipe()}
+    cache = SynthCache.create(tmp_path / "c.h5", plan, image_shape=(3, 8, 8), manifest=manifest)
+    cache.write([0, 1], pixels)
+    zeros = np.zeros((2, 8, 8), np.int64)
+    other = LabeledImages(255 - pixels, [0, 1], CLASSES)
+
+    def refused(kind: Any, text: str, masks: Any, form: Any = "folder", of: Any = real) -> None:
+        with pytest.raises(kind, match=text):
+            export(cache, tmp_path / "out", format=form, masks=SourceMasks(of, masks))
+        assert os.listdir(tmp_path) == ["c.h5"]
+
+    refused(ValueError, "`masks` has 1 masks, and `real` has 2 images", zeros[:1])
+    refused(ValueError, "takes no `masks`. Use 'folder' or 'webdataset'", zeros, "huggingface")
+    refused(ValueError, "takes no `masks`", zeros, "hdf5")
+    refused(DataError, r"Mask 0 is int64 \(4, 8\), expected integers \(8, 8\)", zeros[:, :4])
+    refused(DataError, "Mask 0 is float64", zeros.astype(float))
+    refused(DataError, "Mask 0 has values from -1 to -1", zeros - 1)
+    refused(MismatchError, "have other pixels", zeros, of=other)
+    cache.write([0, 1], pixels.roll(3, dims=2))
+    refused(DataError, "None of 2 rows of .* by 0.8. Draw variants of less strength", zeros)
 
 
 @pytest.mark.parametrize("form", ["folder", "huggingface", "webdataset"])

@@ -476,7 +476,7 @@ NAMES = {
     "conout$": "Windows keeps 'conout\\$' for a device",
     "LPT\u00b9.png": "Windows keeps .* for a device",
     "x" * 256: "256 bytes",
-    "x" * 190: "the path has 209 characters",
+    "x" * 190: "the path has 210 characters",
 }
 
 

@@ -86,6 +86,8 @@ class Facts:
     rows: Indices
     """Rows of the cache that are exported, int64, ascending."""
     audit: Judged | None
+    masks: bool = False
+    """Whether masks lie beside the images."""
 
     @property
     def about(self) -> str:
@@ -217,7 +219,7 @@ def croissant(facts: Facts, folder: Path) -> str:
         "@id": "images",
         "name": "images",
         "encodingFormat": "image/png",
-        "includes": "**/*.png" if not tars else "*.png",
+        "includes": _includes(facts.masks, tars=bool(tars)),
     }
     if tars:
         images["containedIn"] = [{"@id": tar["@id"]} for tar in tars]
@@ -259,6 +261,13 @@ def croissant(facts: Facts, folder: Path) -> str:
         },
         indent=2,
     )
+
+
+def _includes(masks: bool, *, tars: bool) -> str:
+    """The pattern of the images' names, which masks do not fit."""
+    if tars:
+        return "[0-9]*[0-9].png" if masks else "*.png"
+    return "images/**/*.png" if masks else "**/*.png"
 
 
 def refresh_croissant(folder: Path) -> None:

@@ -21,7 +21,9 @@ from PIL import PngImagePlugin
 from synthaug._cache.cards import Facts, card, croissant
 from synthaug._cache.credentials import MADE_BY_MODEL, ContentCredentials
 from synthaug._cache.files import Patient, new_file, new_folder, refuse_remote
+from synthaug._cache.forgetting import MASK_FILE, MASK_SUFFIX
 from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5
+from synthaug._cache.masks import SourceMasks
 from synthaug._cache.serving import servable
 from synthaug._cache.store import SynthCache
 from synthaug._cache.stored_rows import data_set_of
@@ -69,6 +71,7 @@ def export(
     rows: ArrayLike | None = None,
     audit: Any = None,
     credentials: ContentCredentials | None = None,
+    masks: SourceMasks | None = None,
     progress: bool = False,
 ) -> Path:
     """Writes images of a cache in a form that others read.
@@ -89,6 +92,10 @@ def export(
         audit: An audit's report about the cache. Rows that it withheld are left out, and card and
             `croissant.json` say its verdict, and the fewest copies that it would have noticed.
         credentials: Signs every PNG; by default they carry metadata without a signature.
+        masks: Masks of the real images that the rows were made from. Rows that keep the outlines of
+            their source get its mask, others are left out. "folder" then has images in
+            `images/CLASS` and masks of the same names in `masks/CLASS`, "webdataset" has them as
+            `.mask.png`; the other forms take none.
         progress: Show a bar.
 
     Returns:
@@ -96,18 +103,19 @@ def export(
 
     Raises:
         ValueError: Nothing to write, a row that is not done, a class name that cannot be the
-            name of a folder, or credentials for a form without PNG files.
-        DataError: The credentials sign nothing.
-        MismatchError: `audit` is about another cache.
+            name of a folder, credentials for a form without PNG files, or masks for one that takes
+            none.
+        DataError: The credentials sign nothing, or a mask does not fit its image.
+        MismatchError: `audit` is about another cache, or `masks` about other sources.
         CacheError: `out` exists, cannot be written, or is a URL; an image is not the one that was
             written, or was withdrawn while it was exported.
     """
-    writers: dict[str, Callable[[SynthCache, Path, PNGs], None]] = {
+    writers: dict[str, Callable[[SynthCache, Path, PNGs, SourceMasks | None], None]] = {
         "folder": _folder,
         "webdataset": _webdataset,
         "huggingface": _huggingface,
     }
-    if format != "hdf5" and format not in writers:
+    if format not in (*writers, "hdf5"):
         known = ", ".join(repr(name) for name in [*writers, "hdf5"])
         raise ValueError(f"`format` must be one of {known}, got {format!r}.")
     refuse_remote(out)
@@ -118,7 +126,10 @@ def export(
             asked[_chosen(cache, rows)] = True
             passed &= asked
         rows = passed
+    _check_form(format, rows, credentials, masks)
     chosen = _chosen(cache, rows)
+    if masks is not None:
+        chosen = masks.fitting(cache, chosen)
     target = Path(out).absolute()
     if not cache.manifest["license"].get("generator"):
         logger.warning(
@@ -126,16 +137,7 @@ def export(
             "be used. State it when images are made: `--generator-license`, or `license=`.",
             cache.path,
         )
-    if format == "hdf5":
-        if rows is not None:
-            raise ValueError(
-                "`format='hdf5'` copies every row. To leave some out, use another format."
-            )
-        if credentials is not None:
-            raise ValueError(
-                "`credentials` sign PNG files, and `format='hdf5'` writes none. Use another format."
-            )
-    elif format != "webdataset":
+    if format in ("folder", "huggingface"):
         _check_folder_names(tuple(cache.classes[i] for i in np.unique(cache.labels[chosen])))
     if credentials is not None:
         credentials.check()
@@ -144,14 +146,32 @@ def export(
             _compressed(cache, target, shown.update)
         else:
             with new_folder(target) as folder, _served_to_the_end(cache, chosen):
-                writers[format](cache, folder, _pngs(cache, chosen, credentials, shown.update))
+                images = _pngs(cache, chosen, credentials, shown.update)
+                writers[format](cache, folder, images, masks)
                 (folder / "manifest.json").write_text(_manifest(cache), encoding="utf-8")
-                facts = Facts(cache, chosen, audit)
+                facts = Facts(cache, chosen, audit, masks is not None)
                 described = croissant(facts, folder)
                 (folder / "croissant.json").write_text(described, encoding="utf-8")
                 if format == "huggingface":
                     (folder / "README.md").write_text(card(facts), encoding="utf-8")
     return target
+
+
+def _check_form(
+    form: ExportFormat,
+    rows: ArrayLike | None,
+    credentials: ContentCredentials | None,
+    masks: SourceMasks | None,
+) -> None:
+    """Refuses arguments that a form of export has no place for."""
+    if form == "hdf5" and rows is not None:
+        raise ValueError("`format='hdf5'` copies every row. To leave some out, use another format.")
+    if form == "hdf5" and credentials is not None:
+        raise ValueError(
+            "`credentials` sign PNG files, and `format='hdf5'` writes none. Use another format."
+        )
+    if masks is not None and form not in ("folder", "webdataset"):
+        raise ValueError(f"`format={form!r}` takes no `masks`. Use 'folder' or 'webdataset'.")
 
 
 @contextmanager
@@ -191,7 +211,7 @@ def _check_folder_names(classes: tuple[str, ...]) -> None:
     remedy = "Export as 'webdataset' or 'hdf5'."
     taken = {one_for_all_systems(name): f"{name}, a file of the export" for name in _OWN_FILES}
     for name in classes:
-        inner = path_fault(f"train/{name}/00000000.png")
+        inner = path_fault(f"images/{name}/00000000.png")
         if fault := "it has a slash" if "/" in name else inner:
             raise ValueError(
                 f"Class {shortened(name)!r} cannot be the name of a folder on every system: "
@@ -241,32 +261,40 @@ def _manifest(cache: SynthCache) -> str:
     return json.dumps({**cache.manifest, "identity": cache.identity}, indent=2)
 
 
-def _folder(cache: SynthCache, folder: Path, images: PNGs) -> None:
-    _class_folders(cache, folder, folder, images)
+def _folder(cache: SynthCache, folder: Path, images: PNGs, masks: SourceMasks | None) -> None:
+    _class_folders(cache, folder, folder if masks is None else folder / "images", images, masks)
 
 
-def _class_folders(cache: SynthCache, folder: Path, below: Path, images: PNGs) -> None:
+def _class_folders(
+    cache: SynthCache, folder: Path, below: Path, images: PNGs, masks: SourceMasks | None
+) -> None:
     """PNG files in class folders `below`, and `provenance.jsonl` in `folder`."""
     with (folder / "provenance.jsonl").open("w", encoding="utf-8") as records:
         for row, png in images:
             record = _record(cache, row)
-            path = below / cache.classes[record["label"]] / f"{row:08d}.png"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(png)
-            name = path.relative_to(folder).as_posix()
-            print(json.dumps({"file_name": name, **record}), file=records)
+            name = f"{cache.classes[record['label']]}/{row:08d}.png"
+            files = {"file_name": (below / name, png)}
+            if masks is not None:
+                files[MASK_FILE] = (folder / "masks" / name, masks.png(cache, row))
+            for path, data in files.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            names = {key: path.relative_to(folder).as_posix() for key, (path, _) in files.items()}
+            print(json.dumps({**names, **record}), file=records)
 
 
-def _webdataset(cache: SynthCache, folder: Path, images: PNGs) -> None:
+def _webdataset(cache: SynthCache, folder: Path, images: PNGs, masks: SourceMasks | None) -> None:
     number = 0
     while some := list(islice(images, 1)):
         with tarfile.open(folder / f"{number:06d}.tar", "w") as archive:
             for row, png in chain(some, islice(images, _PER_TAR - 1)):
                 record = _record(cache, row)
+                mask = [] if masks is None else [(MASK_SUFFIX, masks.png(cache, row))]
                 for suffix, data in (
                     ("png", png),
                     ("cls", str(record["label"]).encode()),
                     ("json", json.dumps(record).encode()),
+                    *mask,
                 ):
                     member = tarfile.TarInfo(f"{row:08d}.{suffix}")  # time 0: equal files
                     member.size = len(data)
@@ -274,9 +302,8 @@ def _webdataset(cache: SynthCache, folder: Path, images: PNGs) -> None:
         number += 1
 
 
-def _huggingface(cache: SynthCache, folder: Path, images: PNGs) -> None:
-    (folder / "train").mkdir()
-    _class_folders(cache, folder, folder / "train", images)
+def _huggingface(cache: SynthCache, folder: Path, images: PNGs, masks: SourceMasks | None) -> None:
+    _class_folders(cache, folder, folder / "train", images, masks)
 
 
 def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:

@@ -32,6 +32,10 @@ from synthaug.errors import CacheError
 _NO_RECORD = (AttributeError, KeyError, TypeError, ValueError)
 """What a record that is none of ours raises where it is read."""
 _FEATURES = re.compile(r"[0-9a-f]{32}\.npy")
+MASK_FILE = "mask_file_name"
+"""Where a record of an export names the mask of its image."""
+MASK_SUFFIX = "mask.png"
+"""What the name of a mask in a tar file ends with, after the row."""
 _ALWAYS = (
     "Copies, backups and exports that were not named: name them too, or delete them.",
     "Reports of audits and selections (HTML) and sheets (PNG) that show the images: delete them.",
@@ -230,10 +234,12 @@ def _from_records(folder: Path, keys: set[int]) -> int:
         if not derived(record, keys):
             kept.append(line)
             continue
-        image = (folder / record["file_name"]).resolve()
-        if not image.is_relative_to(root):  # the folder may be a stranger's
-            raise ValueError(f"a record names {record['file_name']!r}, outside of the folder")
-        image.unlink(missing_ok=True)
+        names = [record[key] for key in ("file_name", MASK_FILE) if key in record]
+        for name in names:
+            file = (folder / name).resolve()
+            if not file.is_relative_to(root):  # the folder may be a stranger's
+                raise ValueError(f"a record names {name!r}, outside of the folder")
+            file.unlink(missing_ok=True)
         count += 1
     if count:
         write_text(path, "".join(f"{line}\n" for line in kept))
@@ -253,7 +259,8 @@ def _from_tar(path: Path, keys: set[int]) -> int:
             return 0
         with whole_file(path) as temporary, tarfile.open(temporary, "w") as rest:
             for member in archive.getmembers():
-                if member.name.rpartition(".")[0] not in stems:
+                stem = member.name.removesuffix(f".{MASK_SUFFIX}").removesuffix(".png")
+                if stem not in stems and member.name.rpartition(".")[0] not in stems:
                     rest.addfile(member, archive.extractfile(member))
     return len(stems)
 
